@@ -1,0 +1,243 @@
+/* bq_api.h: the whole boundary between Python and the C core, read by gcc and by cffi (plain declarations, no preprocessor).
+ *
+ * Invariant: the core is an actor. One thread runs bq_wait and bq_turn (the I/O thread after bq_start, or the caller in
+ * stepped mode); one thread pushes commands and takes events. Nothing else is shared. Every function returns >= 0 or a
+ * negative BQ_E code; none calls back, none keeps a caller's pointer after it returns. Sizes are bytes, times say their unit.
+ */
+
+typedef struct bq bq_t;
+
+/* A connection's handle: generation << 32 | slot. A handle of a closed connection is never valid again. */
+typedef uint64_t bq_conn_t;
+
+enum bq_error {
+    BQ_OK = 0,
+    BQ_E_AGAIN = -1,    /* a ring is full: try again after the other side has drained it */
+    BQ_E_MEMORY = -2,   /* the allocator failed */
+    BQ_E_ARGUMENT = -3, /* a value is outside what the declaration allows */
+    BQ_E_SYSTEM = -4,   /* a system call failed: errno tells */
+    BQ_E_TOO_LARGE = -5
+};
+
+enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
+
+typedef struct bq_config {
+    uint64_t memory_bytes;             /* budget of the core; 0: none */
+    uint64_t subscriber_bytes;         /* per queue: encoded bytes waiting */
+    uint64_t default_ttl_ms;           /* for a publish with ttl_ms 0; 0: never expires */
+    uint64_t max_ttl_ms;               /* longer ones are cut to this */
+    uint32_t subscriber_messages;      /* per queue: messages waiting */
+    uint32_t overflow_policy;          /* enum bq_overflow */
+    uint32_t max_connections;          /* open at once */
+    uint32_t max_frame_bytes;          /* largest N accepted from an admitted connection */
+    uint32_t max_frame_bytes_unauth;   /* the same before admission (require_hello) */
+    uint32_t require_hello;            /* 1: nothing but HELLO before Python admits the connection */
+    uint32_t hello_timeout_ms;         /* time to be admitted in when require_hello is set */
+    uint32_t max_batch;                /* messages per flush of one subscriber */
+    uint32_t max_batch_bytes;          /* bytes per flush of one subscriber */
+    uint32_t flush_interval_ms;        /* how long a delivery may wait for company; 0: not at all */
+    uint32_t tick_ms;                  /* resolution of the timer wheel */
+    uint32_t segment_bytes;            /* size of a shared segment */
+    uint32_t route_cache_entries;      /* topics whose subscribers are remembered */
+    uint32_t pool_small_count;         /* free blocks kept per class: up to 1 KiB */
+    uint32_t pool_medium_count;        /* up to 16 KiB */
+    uint32_t pool_large_count;         /* above, segments included */
+    uint32_t tcp_nodelay;              /* 1: set on every accepted socket */
+    uint32_t send_buffer_bytes;        /* SO_SNDBUF of accepted sockets; 0: the system's */
+    uint32_t recv_buffer_bytes;        /* SO_RCVBUF of accepted sockets; 0: the system's */
+    uint32_t ring_bytes;               /* capacity of each ring, a power of two */
+} bq_config_t;
+
+/* ---- commands: Python to core ------------------------------------------------------------------------------------- */
+
+enum bq_command_type {
+    BQ_CMD_LISTEN = 1,      /* value: listening socket, owned by the core from now on */
+    BQ_CMD_UNLISTEN = 2,    /* stop accepting: close every listener */
+    BQ_CMD_ADOPT = 3,       /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED */
+    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
+    BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
+    BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
+    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter; SubAck goes out after the route is set */
+    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter; Reply for clients that said HELLO: 0, or 404 */
+    BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE */
+    BQ_CMD_CLOSE = 11,      /* conn, code: enum bq_close */
+    BQ_CMD_PUBLISH = 12,    /* text: topic, data: payload, value: ttl_ms */
+    BQ_CMD_STATS = 13,      /* answered by BQ_EV_STATS with this seq */
+    BQ_CMD_LIST = 14,       /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
+    BQ_CMD_LIMITS = 15,     /* data: a bq_config_t whose reloadable fields take effect */
+    BQ_CMD_STOP = 16        /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+};
+
+enum bq_command_flags {
+    BQ_REPLY_CLOSE = 1, /* close once the reply has been flushed */
+    BQ_CONN_TRUSTED = 2 /* an attached connection that needs no HELLO */
+};
+
+typedef struct bq_command {
+    uint16_t type;
+    uint16_t code;
+    uint32_t flags;
+    bq_conn_t conn;
+    uint64_t seq;
+    uint64_t value;
+} bq_command_t;
+
+/* ---- events: core to Python --------------------------------------------------------------------------------------- */
+
+/* HELLO, SUB, UNSUB and INFO stop the connection's input until ADMIT, SUBSCRIBE, UNSUBSCRIBE, REPLY or CLOSE answers
+ * them: requests of one connection take effect in the order they were sent, and at most one event per connection waits. */
+enum bq_event_type {
+    BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
+    BQ_EV_SUB = 2,      /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_PLAIN */
+    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; flags: BQ_EV_PLAIN */
+    BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
+    BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
+    BQ_EV_ATTACHED = 6, /* conn, seq */
+    BQ_EV_OUT = 7,      /* conn, data: bytes to send on a fed connection; answer with TAKEN */
+    BQ_EV_FED = 8,      /* conn, value: bytes consumed */
+    BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
+    BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
+    BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
+    BQ_EV_STOPPED = 12  /* value: messages that could not be flushed; the I/O thread ends after it */
+};
+
+enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2 };
+
+enum bq_close {
+    BQ_CLOSE_EOF = 0,      /* the client closed */
+    BQ_CLOSE_QUIT = 1,     /* the client said QUIT */
+    BQ_CLOSE_RESET = 2,    /* the socket failed */
+    BQ_CLOSE_FRAME = 3,    /* a frame that does not verify, or a request that may not be: detail says which */
+    BQ_CLOSE_TOO_LARGE = 4,
+    BQ_CLOSE_UNAUTH = 5,   /* a command before HELLO while authentication is on, or no HELLO in time */
+    BQ_CLOSE_REFUSED = 6,  /* over max_connections */
+    BQ_CLOSE_BROKER = 7,   /* Python asked for it */
+    BQ_CLOSE_SHUTDOWN = 8,
+    BQ_CLOSE_MEMORY = 9
+};
+
+typedef struct bq_event {
+    uint16_t type;
+    uint16_t code;
+    uint32_t flags;
+    bq_conn_t conn;
+    uint64_t seq;
+    uint64_t value;
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections */
+    uint16_t peer_port;
+    uint16_t reserved;
+    uint32_t text_size;
+    uint32_t data_size;
+    uint32_t reserved2;
+    const uint8_t *text; /* both point into the ring and hold until the next bq_event */
+    const uint8_t *data;
+} bq_event_t;
+
+/* Counters since start (uint64) and gauges. Per subscriber and message:
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued_messages, at every turn's end. */
+typedef struct bq_stats {
+    uint64_t published;            /* publishes accepted */
+    uint64_t published_bytes;      /* their payloads */
+    uint64_t unrouted;             /* accepted, but no one subscribed */
+    uint64_t enqueued;             /* messages put into subscriber queues */
+    uint64_t delivered;            /* messages handed to the kernel whole */
+    uint64_t delivered_bytes;      /* bytes handed to the kernel */
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t dropped_disconnect;   /* still queued when the subscriber's connection ended */
+    uint64_t frames_bad;
+    uint64_t frames_in;
+    uint64_t flushes;              /* sends with at least one message */
+    uint64_t flush_bytes;
+    uint64_t blocked_pauses;       /* times a publisher was held back by a full `block` queue */
+    uint64_t accepted;
+    uint64_t refused;              /* over max_connections */
+    uint64_t closed;
+    uint64_t wheel_insertions;
+    uint64_t wheel_expirations;
+    uint64_t wheel_cascades;
+    uint64_t pool_hits;
+    uint64_t pool_misses;
+    uint64_t pool_allocations;
+    uint64_t route_hits;
+    uint64_t route_misses;
+    uint64_t compacted_bytes;      /* copied out of segments that slow queues kept alive */
+    uint64_t last_message_id;
+    uint64_t turns;
+    uint64_t connections;          /* gauges from here */
+    uint64_t subscriptions;
+    uint64_t filters;              /* distinct */
+    uint64_t cached_topics;
+    uint64_t queued_messages;
+    uint64_t queued_bytes;
+    uint64_t segments;
+    uint64_t memory_used_bytes;    /* all the core has allocated, free blocks kept in pools included */
+    uint64_t memory_peak_bytes;
+    uint64_t pool_free_bytes;
+    uint64_t blocked_publishers;
+} bq_stats_t;
+
+typedef struct bq_subscriber {
+    bq_conn_t conn;
+    uint64_t enqueued;
+    uint64_t delivered;
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t queued_messages;
+    uint64_t queued_bytes;
+    uint32_t subscriptions;
+    uint32_t flags; /* 1: its socket takes no more at the moment */
+    uint8_t peer[16];
+    uint16_t peer_port;
+    uint16_t reserved;
+    uint32_t reserved2;
+} bq_subscriber_t;
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id); /* NULL: no memory or a value out of range */
+void bq_free(bq_t *bq);                                             /* after bq_join, or in stepped mode */
+int bq_start(bq_t *bq);                                             /* run in a thread of its own */
+int bq_join(bq_t *bq);                                              /* wait for the thread, which ends after BQ_EV_STOPPED */
+
+int bq_wait(bq_t *bq, int timeout_ms);                              /* stepped: collect readiness; -1 waits as long as timers allow */
+int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms);          /* stepped: one turn; returns > 0 if there was work */
+int64_t bq_next_timer_ms(bq_t *bq);                                 /* stepped: milliseconds to the next timer, -1 for none */
+int bq_poll_fd(bq_t *bq);                                           /* stepped: readable when bq_wait would not block; -1: none here */
+
+int bq_event_fd(bq_t *bq);                                          /* readable when events wait */
+int bq_event(bq_t *bq, bq_event_t *event);                          /* 1: filled; 0: none left, and the descriptor is armed again */
+int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data,
+               uint32_t data_size);
+
+/* ---- pure functions, for tests, tools and the client ---------------------------------------------------------------- */
+
+typedef struct bq_view {
+    const uint8_t *topic;
+    const uint8_t *payload;
+    const uint8_t *client_id;
+    const uint8_t *api_key;
+    const uint8_t *group;
+    uint32_t topic_size;
+    uint32_t payload_size;
+    uint32_t client_id_size;
+    uint32_t api_key_size;
+    uint32_t group_size;
+    uint16_t protocol;
+    uint8_t action;
+    uint8_t qos;
+    uint8_t durable;
+    uint8_t reserved[3];
+    uint64_t ttl_ms;
+    uint64_t seq;
+} bq_view_t;
+
+int bq_decode(const uint8_t *body, uint32_t size, bq_view_t *view); /* 0, or a negative code for bq_decode_error; pointers into body */
+const char *bq_decode_error(int code);                              /* one phrase, never NULL */
+int bq_topic_check(const uint8_t *topic, uint32_t size);            /* 0: a topic that can be published to */
+int bq_filter_check(const uint8_t *filter, uint32_t size);          /* 0: literal, 1: dot dialect, 2: slash dialect, < 0: bad */
+int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size); /* 1, 0, < 0: bad filter */
+int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
+                      uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
+uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size); /* IEEE 802.3, as zlib's crc32 */

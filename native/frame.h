@@ -1,0 +1,41 @@
+/* frame.h: the wire. Reads and verifies ClientCommand bodies, checks topics and filters, writes SubAck, Message and Reply.
+ *
+ * Invariant: nothing in a body is used before its bounds have been shown; all arithmetic on wire values is in uint64_t.
+ */
+#ifndef BQ_FRAME_H
+#define BQ_FRAME_H
+
+#include "base.h"
+
+enum frame_action { FRAME_PUB, FRAME_SUB, FRAME_UNSUB, FRAME_QUIT, FRAME_HELLO, FRAME_ACK, FRAME_PING, FRAME_INFO };
+
+#define FRAME_TOPIC_BYTES_MAX 256u
+#define FRAME_HEADER_BYTES 5u /* u32 big-endian length and the type byte of a frame to the client */
+
+/* Verify one ClientCommand body (what follows the length): structure, every present field's bounds, action and qos range,
+ * NUL-terminated strings. Topics are not read here: the publish path knows most of them already (see topic_check).
+ * Returns 0, or a negative code for frame_error. View pointers point into body; absent strings and vectors are NULL, 0. */
+int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view);
+
+/* The whole check of one command, as bq_decode does it: frame_verify, then topic_check or filter_check as the action asks
+ * and UTF-8 for client_id and group. PUB needs a topic, SUB and UNSUB a filter; other actions may carry none. */
+int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view);
+int frame_check_fields(const bq_view_t *view); /* the second half of frame_check, for a view that frame_verify filled */
+const char *frame_error(int code);
+
+int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
+int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */
+int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size);
+
+/* Message frames of one topic share everything up to the payload: encode that once per topic, then patch and copy. */
+uint32_t message_prefix_size(uint32_t topic_size);                                        /* bytes before the payload's first byte */
+void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size);       /* everything but the values below */
+void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, uint32_t payload_size);
+
+/* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */
+#define FRAME_REPLY_BYTES_MAX(text, payload) (96u + (text) + (payload))
+uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size, const char *info);
+uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
+                           const uint8_t *payload, uint32_t payload_size);
+
+#endif

@@ -1,0 +1,40 @@
+/* wheel.h: a hierarchical timer wheel. O(1) insert and remove; a timer costs its own four words and nothing else.
+ *
+ * Invariant: a timer due at tick T sits in the slot that wheel_advance reaches at T, or in a coarser slot that is cascaded
+ * down before T. Ticks are monotonic; the wheel never sees a wall clock.
+ */
+#ifndef BQ_WHEEL_H
+#define BQ_WHEEL_H
+
+#include "base.h"
+
+#define WHEEL_LEVELS 4
+#define WHEEL_SLOTS 256 /* per level: 2^32 ticks in all, 497 days of 10 ms; later timers are parked in the last slot and re-sorted */
+
+typedef struct wheel_timer {
+    struct wheel_timer *next;
+    struct wheel_timer **link; /* what points at this timer; NULL: not armed */
+    uint64_t tick;             /* due */
+} wheel_timer_t;
+
+typedef struct wheel {
+    wheel_timer_t *slots[WHEEL_LEVELS][WHEEL_SLOTS];
+    uint64_t occupied[WHEEL_LEVELS][WHEEL_SLOTS / 64];
+    uint64_t now; /* last tick that has been advanced to */
+    uint64_t armed;
+    uint64_t insertions, expirations, cascades;
+} wheel_t;
+
+void wheel_init(wheel_t *wheel, uint64_t now_tick);
+void wheel_insert(wheel_t *wheel, wheel_timer_t *timer, uint64_t tick); /* timer not armed; a tick <= now is due at the next advance */
+void wheel_remove(wheel_t *wheel, wheel_timer_t *timer);                /* no-op if not armed */
+static inline bool wheel_armed(const wheel_timer_t *timer) { return timer->link != NULL; }
+
+/* Move to tick `to` (never backwards) and return the due timers as a list through `next`, each no longer armed, or NULL.
+ * A large step costs what is armed, not the ticks between. Due timers come in tick order. */
+wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to);
+
+/* The earliest tick at which wheel_advance may have work (due timers or a cascade), or UINT64_MAX when nothing is armed. */
+uint64_t wheel_next(const wheel_t *wheel);
+
+#endif
