@@ -32,9 +32,8 @@ class CoreError(BlipMQError):
     """A call into the core failed. `code` is the negative BQ_E code."""
 
     def __init__(self, code: int, what: str, detail: str = "") -> None:
-        self.code = code
         text = _ERROR_TEXTS.get(code, f"error {code}")
-        super().__init__(f"{what}: {text}" + (f" ({detail})" if detail else ""))
+        super().__init__(f"{what}: {text}" + (f" ({detail})" if detail else ""), code=code)
 
 
 class CoreBusy(CoreError):
