@@ -84,7 +84,8 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(ASAN)
 	@cd $(ASAN) && BLIPMQ_SANITIZE=1 $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" LD_PRELOAD="$$(cc -print-file-name=libasan.so)" \
-	ASAN_OPTIONS="detect_leaks=0:log_path=$(CURDIR)/$(ASAN)/report" UBSAN_OPTIONS=print_stacktrace=1 && \
+	ASAN_OPTIONS="detect_leaks=0:log_path=$(CURDIR)/$(ASAN)/report" \
+	UBSAN_OPTIONS="print_stacktrace=1:log_path=$(CURDIR)/$(ASAN)/report" && \
 	$(CURDIR)/$(PY) -c 'import blipmq._native as m; assert m.__file__.startswith("$(CURDIR)/$(ASAN)"), m.__file__' && \
 	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --ignore=tests/test_house_rules.py --ignore=tests/test_promises.py $(ARGS)
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done

@@ -40,7 +40,6 @@ def compile_flags(sanitize: bool) -> list[str]:
             *flags,
             "-O1",
             "-g",
-            "-Werror",
             "-fno-omit-frame-pointer",
             "-fsanitize=address,undefined",
             "-fno-sanitize-recover=all",
