@@ -76,18 +76,21 @@ check: $(VENV)/.dev ## style and types: ruff, mypy, clang-format, compiler warni
 	@echo "==> house rules" && $(PY) -m pytest -q tests/test_house_rules.py tests/test_promises.py
 
 # The suite again on a copy of the tree whose core carries AddressSanitizer and UndefinedBehaviorSanitizer. Brokers that
-# tests start as processes of their own write their findings to files too, so none is lost with its standard error.
+# tests start as processes of their own write their findings to files too, so none is lost with its standard error;
+# libubsan comes first because gcc's two run-times share the name of the function that sets the file.
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
-	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/tests $(ASAN)/report.*
+	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/native/*.[ch] $(ASAN)/tests $(ASAN)/report.*
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(ASAN)
 	@cd $(ASAN) && BLIPMQ_SANITIZE=1 $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
-	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" LD_PRELOAD="$$(cc -print-file-name=libasan.so)" \
-	ASAN_OPTIONS="detect_leaks=0:log_path=$(CURDIR)/$(ASAN)/report" \
+	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" \
+	LD_PRELOAD="$$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libasan.so)" \
+	ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0:log_path=$(CURDIR)/$(ASAN)/report" \
 	UBSAN_OPTIONS="print_stacktrace=1:log_path=$(CURDIR)/$(ASAN)/report" && \
 	$(CURDIR)/$(PY) -c 'import blipmq._native as m; assert m.__file__.startswith("$(CURDIR)/$(ASAN)"), m.__file__' && \
-	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --ignore=tests/test_house_rules.py --ignore=tests/test_promises.py $(ARGS)
+	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --ignore=tests/test_house_rules.py --ignore=tests/test_promises.py $(ARGS) \
+	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
 
 bench: $(VENV)/.test ## measure against other brokers and the relay; a table and a chart in bench/results/
