@@ -280,15 +280,16 @@ _REFERENCE_HEAD = """\
 
 <!-- Made from blipmq/config.py: change it there, then `python -m blipmq.config > docs/CONFIGURATION.md`. -->
 
-`blipmq start --config FILE` reads FILE; without `--config` it reads the file `$BLIPMQ_CONFIG` names, else `./blipmq.toml`,
-else it runs on the defaults below. The first log line says which. `blipmq check` prints every setting in effect, where it
-comes from, and the memory it may need, and changes nothing.
+`blipmq start --config FILE` reads FILE; without `--config` it reads the file `$BLIPMQ_CONFIG` names, else
+`./blipmq.toml`, else it runs on the defaults below. The first log line says which. `blipmq check` prints every setting
+in effect, where it comes from, and the memory it may need, and changes nothing.
 
 Every key can also be set by an environment variable, which wins over the file: `BLIPMQ_`, the section, two underscores,
 the key, in capitals: `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979`, `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5`.
 
 An unknown key, a value of the wrong kind or outside its range is an error that names the line; all errors of a file are
-listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are fine.
+listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are
+fine.
 
 On SIGHUP the file is read again. Keys marked *reload* take effect at once, a change to another one is logged and waits
 for a restart, and a file with an error changes nothing."""

@@ -22,14 +22,14 @@ from blipmq.errors import ConfigError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_BYTES_MAX = 1 << 20
 LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
 class Loaded(NamedTuple):
-    """A configuration and where it comes from. `origins` maps section.key to default, FILE:LINE or a variable's name."""
+    """A configuration and where it comes from. `origins`: section.key to default, FILE:LINE or a variable's name."""
 
     config: Config
     source: str
@@ -44,7 +44,7 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
 
 
 def load(path: str | Path | None, environ: Mapping[str, str]) -> Loaded:
-    """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with every problem found."""
+    """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     if path is not None:
         text = _read(path)
@@ -112,14 +112,16 @@ def _read(path: str | Path) -> str:
 
 def _parse(text: str, path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
+        return table
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)", message)
         line = at[1] if at else str(text.count("\n") + 1)
         what = (message[: at.start()] if at else message.replace(" (at end of document)", "")).strip()
         raise ConfigError(
-            f"{path}:{line}: not valid TOML: {what}\nStrings need quotes, and each setting a line of its own: key = value"
+            f"{path}:{line}: not valid TOML: {what}\n"
+            "Strings need quotes, and each setting a line of its own: key = value"
         ) from None
 
 
@@ -222,7 +224,8 @@ class _Reading:
             self._clash(
                 "queues.subscriber_bytes",
                 f"{config.queues.subscriber_bytes} is less than server.max_message_size_bytes "
-                f"({config.server.max_message_size_bytes}), so the largest message would never fit; raise one or lower the other",
+                f"({config.server.max_message_size_bytes}), so the largest message would never fit; "
+                "raise one or lower the other",
             )
         if config.delivery.default_ttl_ms > config.performance.timer_config.max_timeout_ms:
             self._clash(
@@ -309,6 +312,12 @@ def _build(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def differences(old: Config, new: Config) -> list[Key]:
-    """The keys whose values differ."""
-    return [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
+def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
+    """What a running broker makes of a changed configuration: the one in effect now, the keys that took effect, and the
+    keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
+    changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
+    reading = _Reading()
+    for path, k in KEYS.items():
+        reading.values[path] = value_of(new if k.reload else old, path)
+    applied = [k for k in changed if k.reload]
+    return reading.finish("reload").config, applied, [k for k in changed if not k.reload]

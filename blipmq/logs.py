@@ -1,7 +1,7 @@
 """Log lines: one fact each, `event key=value` or JSON, to a descriptor.
 
-Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader does
-not take in time is held in a bounded buffer, then dropped and counted; the count is the next line that gets through.
+Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader
+does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through.
 """
 
 from __future__ import annotations

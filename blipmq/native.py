@@ -14,12 +14,12 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
 from blipmq.errors import BlipMQError
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 CData = Any  # what cffi hands out; only named here
 
 # Publishes and fed bytes that may wait in Python for room in the command ring. Answers to events are not counted: the
@@ -220,7 +220,7 @@ class Stopped(NamedTuple):
     unflushed: int
 
 
-Event = Union[Hello, Sub, Unsub, Info, Closed, Attached, Out, Fed, Stats, Listed, Accepting, Stopped]
+Event: TypeAlias = "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | Accepting | Stopped"
 
 
 def peer_name(address: bytes, port: int) -> str:
@@ -282,7 +282,7 @@ def _fed(e: CData) -> Event:
 
 
 def _stats(e: CData) -> Event:
-    return Stats(e.seq, dict(zip(STATS_FIELDS, _STATS_LAYOUT.unpack(_data(e)))))
+    return Stats(e.seq, dict(zip(STATS_FIELDS, _STATS_LAYOUT.unpack(_data(e)), strict=True)))
 
 
 def _list(e: CData) -> Event:

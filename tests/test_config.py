@@ -1,6 +1,7 @@
 """Settings: declared once, read from file and environment, refused with a sentence that helps."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def refused(tmp_path, text, environ=None):
         read(tmp_path, text, environ)
     assert caught.value.exit_status == 78
     return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def problem_with(key, value):
+    """The last words of what is wrong with this value, or nothing."""
+    try:
+        load(None, {key.variable: str(value)})
+    except ConfigError as error:
+        return str(error).rpartition("; ")[2]
+    return ""
 
 
 def test_nothing_given_means_the_defaults():
@@ -72,7 +82,7 @@ def test_variables_of_other_programs_and_of_the_command_line_are_left_alone():
 
 
 def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant():
-    with pytest.raises(ConfigError, match="BLIPMQ_SERVER__BIND_ADR: .* did you mean BLIPMQ_SERVER__BIND_ADDR?"):
+    with pytest.raises(ConfigError, match=r"BLIPMQ_SERVER__BIND_ADR: .* did you mean BLIPMQ_SERVER__BIND_ADDR\?"):
         load(None, {"BLIPMQ_SERVER__BIND_ADR": "127.0.0.1:1"})
 
 
@@ -88,13 +98,13 @@ def test_every_key_can_be_set_by_its_variable():
 @pytest.mark.parametrize("key", [k for k in KEYS.values() if k.type == "int"], ids=lambda k: k.path)
 def test_a_number_outside_its_range_is_refused_and_the_ends_are_taken(key):
     for value in (key.low - 1, key.high + 1):
-        with pytest.raises(ConfigError, match=key.path):
+        with pytest.raises(ConfigError, match=re.escape(key.path)):
             load(None, {key.variable: str(value)})
     for value in (key.low, key.high):
-        try:
-            load(None, {key.variable: str(value)})
-        except ConfigError as error:  # alone in range, but at odds with another setting's default: said so
-            assert "raise one or lower the other" in str(error)
+        assert problem_with(key, value) in (
+            "",
+            "raise one or lower the other",
+        )  # in range, though others may not allow it
 
 
 def test_an_unknown_key_names_file_line_and_what_was_meant(tmp_path):
@@ -172,7 +182,7 @@ def test_dotted_and_quoted_keys_are_found_on_their_lines(tmp_path):
 
 
 def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read: No such file or directory\nGive the right file"):
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory\nGive the right file"):
         load(tmp_path / "none.toml", {})
 
 
@@ -209,17 +219,17 @@ def test_addresses_are_split():
     "text", ["7878", "localhost", "::1:7878", "host:99999", "host:port", ":7878", "[::1]", "a b:1", "h:-1"]
 )
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(ValueError, match="expected|brackets|65535"):
+    with pytest.raises(ValueError, match=r"expected|brackets|65535"):
         split_address(text)
-    with pytest.raises(ConfigError, match="server.bind_addr"):
+    with pytest.raises(ConfigError, match=r"server\.bind_addr"):
         from_dict({"server": {"bind_addr": text}})
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    with pytest.raises(ConfigError, match="queues.subscriber_bytes: 4096 is less than server.max_message_size_bytes"):
+    with pytest.raises(ConfigError, match=r"queues.subscriber_bytes: 4096 is less than server.max_message_size_bytes"):
         from_dict({"queues": {"subscriber_bytes": 4096}})
     with pytest.raises(
-        ConfigError, match="delivery.default_ttl_ms: 5000 is over performance.timer_config.max_timeout_ms"
+        ConfigError, match=r"delivery.default_ttl_ms: 5000 is over performance.timer_config.max_timeout_ms"
     ):
         from_dict({"delivery": {"default_ttl_ms": 5000}, "performance": {"timer_config": {"max_timeout_ms": 1000}}})
 
