@@ -36,9 +36,12 @@ static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE
 #define FAIL(name) (ERROR_BASE - ERROR_##name)
 
 const char *frame_error(int code) {
-    if (code >= 0) return "no error";
-    return code <= ERROR_BASE && code > ERROR_BASE - ERROR_COUNT ? error_phrases[ERROR_BASE - code] : "unknown error";
+    int index = ERROR_BASE - code;
+    return code <= ERROR_BASE && index < ERROR_COUNT ? error_phrases[index] : code < 0 ? "unknown error" : "no error";
 }
+
+/* The stream itself cannot be trusted after these; the others are about one request. */
+bool frame_error_is_fatal(int code) { return (code <= FAIL(ROOT) && code >= FAIL(STRING)) || code == FAIL(UTF8); }
 
 /* ---- text ---------------------------------------------------------------------------------------------------------- */
 
@@ -331,6 +334,8 @@ void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_siz
     vector_write(buffer, payload_at, MESSAGE_PAYLOAD, NULL, 0, false);
     frame_finish(out, TYPE_MESSAGE, payload_at + 4);
 }
+
+const uint8_t *message_prefix_name(const uint8_t *prefix) { return prefix + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
 
 void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
                           uint32_t payload_size) {

@@ -5,6 +5,7 @@
  *
  * Invariant: a block belongs to the class of the size it was taken with, so giving it back needs that size and no header.
  */
+#include <assert.h>
 #include <stdlib.h>
 
 #include "pool.h"
