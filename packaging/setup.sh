@@ -79,9 +79,17 @@ make_venv() {
     "$python" -m venv "$1"
 }
 
+# Some releases keep clang's run-time in a package of its own, others have no such package.
+find_fuzzer() {
+    fuzzer_works && return
+    command -v clang >/dev/null 2>&1 || apt_install clang clang
+    fuzzer_works || apt_install "clang's run-time with libFuzzer" libclang-rt-dev
+    fuzzer_works || fail "clang is there but cannot link -fsanitize=fuzzer: install the run-time of its version (compiler-rt)."
+}
+
 case ${1:-} in
 venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
-clang) fuzzer_works || { apt_install "clang with libFuzzer" clang; fuzzer_works; } || fail "clang is there but cannot link -fsanitize=fuzzer. Install its runtime (Debian: libclang-rt-dev of clang's version)." ;;
+clang) find_fuzzer ;;
 *) fail "usage: setup.sh venv DIR | make | clang" ;;
 esac
