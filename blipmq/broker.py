@@ -10,6 +10,7 @@ commands and events. A broker shares nothing with another one, so a process may 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, BlipMQError, UsageError
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
@@ -42,9 +43,9 @@ from blipmq.native import (
     Unsub,
 )
 from blipmq.native_protocol import NativeProtocol
+from blipmq.publisher import Publisher
 from blipmq.sessions import Sessions
 from blipmq.status import Status
-from blipmq.topics import check_topic
 
 if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
@@ -112,6 +113,7 @@ class Broker:
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
+        self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
@@ -145,7 +147,9 @@ class Broker:
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
+        self._publisher = Publisher(self.open_transport)
         self._loop.add_reader(core.event_fd, self._drain)
+        self._drain()  # arms the descriptor
         self._tick()
 
     async def stop(self, timeout_ms: int | None = None) -> int:
@@ -159,6 +163,10 @@ class Broker:
             self._stopped = self._loop.create_future()
             flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
             self._core.unlisten()
+            assert self._publisher is not None
+            if self._publisher.waiting_bytes:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
             self._core.stop(flush_ms)
             # The core keeps to the time by itself; a turn of grace later something is wrong, and said.
             self._after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
@@ -193,8 +201,9 @@ class Broker:
         return self._status.address if self._status else ""
 
     def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
-        """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `CoreBusy` if too much waits."""
-        check_topic(topic)
+        """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `Refused` if too much waits."""
+        self._running()
+        assert self._publisher is not None
         data = payload.encode() if isinstance(payload, str) else payload
         if len(data) > self.config.server.max_message_size_bytes:
             raise UsageError(
@@ -203,7 +212,7 @@ class Broker:
             )
         if ttl_ms < 0:
             raise UsageError(f"ttl_ms is {ttl_ms}; 0 means the default, any other value counts milliseconds")
-        self._running().publish(topic, data, ttl_ms)
+        self._publisher.publish(topic, data, ttl_ms)
 
     async def connect(self, **options: Any) -> Client:
         """A client inside this process: no socket, the same protocol. `options` are those of `blipmq.connect`."""
@@ -288,6 +297,13 @@ class Broker:
 
     def _attached(self, event: Attached) -> None:
         core, waiter = self._running(), self._attaching.pop(event.seq, None)
+        if not event.conn:
+            if waiter is not None and not waiter.done():
+                limit = self.config.server.max_connections
+                waiter.set_exception(
+                    Refused(f"all {limit} connections of server.max_connections are in use", code=TOO_MANY)
+                )
+            return
         if waiter is None or waiter.done():  # whoever asked has given up
             core.close(event.conn)
             return
@@ -327,6 +343,7 @@ class Broker:
         for transport in list(self._fed.values()):
             transport.ended()
         self._fed.clear()
+        self.sessions.clear()
         for waiter in self._attaching.values():
             waiter.cancel()
         core.free()

@@ -36,9 +36,7 @@ class Server:
         "Where to listen: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT; port 0 takes a free one. "
         "Empty: no listener, for an embedded broker.",
     )
-    max_connections: int = key(
-        10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000, reload=True
-    )
+    max_connections: int = key(10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000)
     max_message_size_bytes: int = key(
         1 * MIB,
         "Largest message taken; a longer frame is refused from its length alone.",
@@ -101,7 +99,7 @@ class Delivery:
 class TimerConfig:
     resolution_ms: int = key(10, "How exactly a time to live is kept: the tick of the timer wheel.", "ms", 1, 1000)
     max_timeout_ms: int = key(
-        7 * DAY_MS, "Longest time to live; a longer one is cut to this.", "ms", 1000, 365 * DAY_MS
+        7 * DAY_MS, "Longest time to live; a longer one is cut to this.", "ms", 1000, 365 * DAY_MS, reload=True
     )
 
 

@@ -22,8 +22,8 @@ from blipmq.errors import BlipMQError
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 CData = Any  # what cffi hands out; only named here
 
-# Publishes and fed bytes that may wait in Python for room in the command ring. Answers to events are not counted: the
-# core waits for one per connection, so max_connections bounds them.
+# Fed bytes that may wait in Python for room in the command ring. Answers to events are not counted: the core waits for
+# one per connection, so max_connections bounds them.
 BACKLOG_COMMANDS_MAX = 4096
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024
 
@@ -37,7 +37,7 @@ class CoreError(BlipMQError):
 
 
 class CoreBusy(CoreError):
-    """The command ring and the bounded backlog behind it are full: publish again once the core has caught up."""
+    """The command ring and the bounded backlog behind it are full: feed again once the core has caught up."""
 
 
 _ERROR_TEXTS: dict[int, str] = {
@@ -420,7 +420,7 @@ class Core:
     def events(self, limit: int = 0) -> Iterator[Event]:
         """Yield what has happened, oldest first, at most `limit` events (0: until none is left).
 
-        Only a drained ring arms `event_fd` again: a caller that stops at `limit` comes back by itself.
+        Only a drained ring arms `event_fd`: drain once before waiting for it, and come back after stopping at `limit`.
         """
         event, taken = self._event, 0
         while not limit or taken < limit:
@@ -445,11 +445,11 @@ class Core:
         self._push(lib.BQ_CMD_ADOPT, value=fd)
 
     def attach(self, seq: int, trusted: bool = False) -> None:
-        """Open a fed connection; `Attached` with this seq brings its handle."""
+        """Open a fed connection; `Attached` with this seq brings its handle, or 0 when max_connections is reached."""
         self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=lib.BQ_CONN_TRUSTED if trusted else 0)
 
     def feed(self, conn: int, data: Buffer) -> None:
-        """Hand over bytes a fed connection received; `Fed` tells when they are consumed."""
+        """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""
         self._push(lib.BQ_CMD_FEED, conn=conn, data=data, counted=True)
 
     def taken(self, conn: int, size: int) -> None:
@@ -469,10 +469,19 @@ class Core:
         self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode())
 
     def reply(
-        self, conn: int, seq: int, code: int, text: str, payload: Buffer = b"", id: int = 0, close: bool = False
+        self,
+        conn: int,
+        seq: int,
+        code: int,
+        text: str,
+        payload: Buffer = b"",
+        *,
+        id: int = 0,
+        close: bool = False,
+        unasked: bool = False,
     ) -> None:
-        """Send a Reply; with `close` the connection ends once it has been flushed."""
-        flags = lib.BQ_REPLY_CLOSE if close else 0
+        """Send a Reply; with `close` the connection ends once it has been flushed. `unasked`: it answers no request."""
+        flags = (lib.BQ_REPLY_CLOSE if close else 0) | (lib.BQ_REPLY_UNASKED if unasked else 0)
         self._push(
             lib.BQ_CMD_REPLY, conn=conn, seq=seq, code=code, flags=flags, text=text.encode(), data=payload, value=id
         )
@@ -480,10 +489,6 @@ class Core:
     def close(self, conn: int, reason: CloseReason = CloseReason.BROKER) -> None:
         """End a connection now."""
         self._push(lib.BQ_CMD_CLOSE, conn=conn, code=reason)
-
-    def publish(self, topic: str, payload: Buffer, ttl_ms: int = 0) -> None:
-        """Publish from the broker itself. Raises `CoreBusy` when the ring and the backlog are full."""
-        self._push(lib.BQ_CMD_PUBLISH, text=topic.encode(), data=payload, value=ttl_ms, counted=True)
 
     def stats(self, seq: int) -> None:
         """Ask for a `Stats` event with this seq."""

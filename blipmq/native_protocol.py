@@ -112,7 +112,7 @@ class NativeProtocol:
     def _oust(self, older: Session, newer_peer: str) -> None:
         older.closing = True
         text = "another connection has taken this client_id"
-        self._core.reply(older.conn, 0, CLIENT_ID_IN_USE, text, close=True)
+        self._core.reply(older.conn, 0, CLIENT_ID_IN_USE, text, close=True, unasked=True)
         self._log.warning(
             "client_id_taken",
             client=older.client_id,

@@ -65,6 +65,11 @@ class Sessions:
         self._by_client[client_id] = session
         return ousted
 
+    def clear(self) -> None:
+        """Forget all connections."""
+        self._by_conn.clear()
+        self._by_client.clear()
+
     def drop(self, conn: int) -> Session | None:
         """Forget a connection that is gone."""
         session = self._by_conn.pop(conn, None)
