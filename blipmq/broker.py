@@ -43,13 +43,13 @@ from blipmq.native import (
     Unsub,
 )
 from blipmq.native_protocol import NativeProtocol
-from blipmq.publisher import Publisher
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 
 if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
-    from blipmq.client import Client
+    from blipmq.client import Client, Opening
+    from blipmq.publisher import Publisher
 
 Settings: TypeAlias = "Config | Mapping[str, Any] | str | Path | None"
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Broker:
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     def __repr__(self) -> str:
-        state = "stopping" if self._stopped else "running" if self._core else "stopped"
+        state = "stopped" if self._core is None else "stopping" if self._stopped else "running"
         return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
 
     # -- life
@@ -147,7 +147,6 @@ class Broker:
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
-        self._publisher = Publisher(self.open_transport)
         self._loop.add_reader(core.event_fd, self._drain)
         self._drain()  # arms the descriptor
         self._tick()
@@ -163,8 +162,7 @@ class Broker:
             self._stopped = self._loop.create_future()
             flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
             self._core.unlisten()
-            assert self._publisher is not None
-            if self._publisher.waiting_bytes:
+            if self._publisher is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
             self._core.stop(flush_ms)
@@ -203,7 +201,10 @@ class Broker:
     def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
         """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `Refused` if too much waits."""
         self._running()
-        assert self._publisher is not None
+        if self._publisher is None:
+            from blipmq.publisher import Publisher  # here, because a broker of its own never needs it
+
+            self._publisher = Publisher(self.open_transport)
         data = payload.encode() if isinstance(payload, str) else payload
         if len(data) > self.config.server.max_message_size_bytes:
             raise UsageError(
@@ -214,11 +215,12 @@ class Broker:
             raise UsageError(f"ttl_ms is {ttl_ms}; 0 means the default, any other value counts milliseconds")
         self._publisher.publish(topic, data, ttl_ms)
 
-    async def connect(self, **options: Any) -> Client:
+    def connect(self, **options: Any) -> Opening[Client]:
         """A client inside this process: no socket, the same protocol. `options` are those of `blipmq.connect`."""
-        from blipmq.client import Client
+        from blipmq.client import Client, Opening
 
-        return await Client.over(self.open_transport, **options)
+        client = Client("in-process:1", opener=self.open_transport, **{"reconnect": False, **options})
+        return Opening(client.open())
 
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> FedTransport:
         """Open a connection without a socket, and give it to `protocol` as its transport."""
@@ -344,6 +346,7 @@ class Broker:
             transport.ended()
         self._fed.clear()
         self.sessions.clear()
+        self._publisher = None
         for waiter in self._attaching.values():
             waiter.cancel()
         core.free()

@@ -6,7 +6,6 @@ everything that is wrong, each with file, line and what to write instead. Readin
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import socket
@@ -287,6 +286,8 @@ def _unknown(path: str, variable: bool = False) -> str:
 def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:
     if not isinstance(word, str):
         return ""
+    import difflib  # only errors need it, and starting must not wait for it
+
     near = difflib.get_close_matches(word, known, 1, 0.6)
     if not near:  # the right key in the wrong section
         near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]

@@ -50,8 +50,8 @@ class Publisher(asyncio.Protocol):
         frame = encoder.frame(payload)
         if self.waiting_bytes + len(frame) > WAITING_BYTES_MAX:
             raise Refused(
-                f"publish to {topic} was refused: {self.waiting_bytes} bytes wait already, because publishes come faster "
-                "than subscribers take them (overflow_policy = block) or than the loop runs. Publish again later.",
+                f"publish to {topic} was refused: {self.waiting_bytes} bytes wait already: publishes come faster "
+                "than the loop runs, or than subscribers take them (overflow_policy = block). Publish again later.",
                 code=NOT_NOW,
             )
         if self._transport is not None:
