@@ -12,9 +12,7 @@ buffered without a limit: a slow network holds publishers back, a slow reader st
 from __future__ import annotations
 
 import asyncio
-import json
 import random as random_module
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from itertools import islice
 from types import TracebackType
@@ -32,6 +30,8 @@ from blipmq.client_protocol import (
     Request,
     as_bytes,
     connection_ended,
+    decode_info,
+    keep_alive,
 )
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut
 from blipmq.wire import Message, Reply
@@ -171,14 +171,6 @@ class _Link(asyncio.Protocol):
         self.client.link_lost(self, self.error or exc)
 
 
-def keep_alive(sock: Any) -> None:
-    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # not on every system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 class Client:
     """A connection to one broker that comes back by itself. Make it with `blipmq.connect`; for one event loop."""
 
@@ -228,7 +220,7 @@ class Client:
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut.
         """
-        if not self._writable.is_set():
+        if self._link is None or not self._writable.is_set():
             await self._wait_writable()
         if qos:
             request = self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms)
@@ -246,7 +238,7 @@ class Client:
         """Send many messages of one topic with QoS 0; returns how many. As publish, and cheaper for each."""
         count, iterator = 0, iter(payloads)
         while chunk := [as_bytes(payload) for payload in islice(iterator, PUBLISH_MANY_CHUNK)]:
-            if not self._writable.is_set():
+            if self._link is None or not self._writable.is_set():
                 await self._wait_writable()
             self._protocol.publish_many(topic, chunk, ttl_ms)
             self._published = True
@@ -335,11 +327,12 @@ class Client:
                     await self.ping()
                 except BlipMQError:
                     pass  # closing does not fail: who must know that all has arrived calls flush
-        self._finish(None)
         link = self._link
-        if link is not None and link.transport is not None:
+        if link is not None:
             self._protocol.quit()
             self._flush()
+        self._finish(None)
+        if link is not None and link.transport is not None:
             link.transport.close()
             try:
                 await asyncio.wait_for(asyncio.shield(link.ended), self._timeout_s)
@@ -362,11 +355,11 @@ class Client:
         loop = asyncio.get_running_loop()
         link = _Link(self)
         try:
-            connecting = loop.create_connection(
-                lambda: link, self.address.host, self.address.port, happy_eyeballs_delay=0.25
-            )
+            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
             await asyncio.wait_for(connecting, self._timeout_s)
-        except (OSError, asyncio.TimeoutError) as error:
+        except asyncio.TimeoutError:
+            raise unreachable(self.address, TimeoutError()) from None
+        except OSError as error:
             raise unreachable(self.address, error) from error
         assert link.transport is not None
         request = self._protocol.open()
@@ -403,6 +396,7 @@ class Client:
     def _finish(self, error: BlipMQError | None) -> None:
         """There will be no other connection."""
         self._error = error
+        self._link = None
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._task = None
@@ -433,14 +427,12 @@ class Client:
                 self._writable.clear()
 
     def link_lost(self, link: _Link, cause: BaseException | None) -> None:
-        if link is not self._link:
+        if link is not self._link or self.state == "closed":
             return
         was_welcomed = self._protocol.welcomed
         error = connection_ended(self.address, cause, self._protocol.farewell)
         self._link = None
         self.reading_paused = False
-        if self.state == "closed":
-            return
         self._writable.clear()
         self._protocol.lost(error)
         if not was_welcomed:
@@ -521,10 +513,10 @@ class Client:
             except BaseException as error:
                 outage = isinstance(error, Disconnected) and self._reconnect and self.state != "closed"
                 if not outage:
-                    await self._abandon(subscription, told=isinstance(error, BlipMQError) and error.code != 0)
+                    self._abandon(subscription, told=isinstance(error, BlipMQError) and error.code != 0)
                     raise
 
-    async def _abandon(self, subscription: Subscription, *, told: bool) -> None:
+    def _abandon(self, subscription: Subscription, *, told: bool) -> None:
         """Take back a subscription that failed or was cancelled; the broker may have it even so."""
         last = self._protocol.drop(subscription)
         if last and not told and self._protocol.welcomed:
@@ -565,17 +557,6 @@ class Client:
             if room and not self._link.transport.is_closing():
                 self.reading_paused = False
                 self._link.transport.resume_reading()
-
-
-def decode_info(reply: Reply) -> dict[str, Any]:
-    """The JSON object in the answer to INFO."""
-    try:
-        info = json.loads(reply.payload)
-    except ValueError:
-        info = None
-    if not isinstance(info, dict):
-        raise ProtocolError("The answer to INFO is not a JSON object. Client and broker may be of different generations.")
-    return info
 
 
 def connect(

@@ -13,8 +13,10 @@ per connection even where several filters match; it goes here to each inbox whos
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from blipmq import errors, wire
 from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, refusal
@@ -33,7 +35,9 @@ FINAL_CODES = frozenset(
 """Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
 
 _IDENTITY_BYTES_MAX = 256
-_API_KEY_BYTES_MAX = 512  # with the client id and the table, HELLO stays below the 1 KiB a broker reads before it knows us
+_API_KEY_BYTES_MAX = (
+    512  # with the client id and the table, HELLO stays below the 1 KiB a broker reads before it knows us
+)
 _ENCODERS_MAX = 256
 _ROUTES_MAX = 1024
 _REFUSALS_MAX = 16
@@ -86,7 +90,9 @@ class Inbox:
 
     def __repr__(self) -> str:
         state = f"ended, error={self.error!r}" if self.ended else "open"
-        return f"{type(self).__name__}({self.filter!r}, queued={len(self.messages)}, bytes={self.queued_bytes}, {state})"
+        return (
+            f"{type(self).__name__}({self.filter!r}, queued={len(self.messages)}, bytes={self.queued_bytes}, {state})"
+        )
 
     def is_full(self, times: int = 1) -> bool:
         return len(self.messages) >= self.messages_max * times or self.queued_bytes >= self.bytes_max * times
@@ -123,7 +129,9 @@ def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
         return payload.encode("utf-8")
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
-    raise UsageError(f"A payload is bytes or str, not {type(payload).__name__}; encode it first (json.dumps, struct.pack).")
+    raise UsageError(
+        f"A payload is bytes or str, not {type(payload).__name__}; encode it first (json.dumps, struct.pack)."
+    )
 
 
 class ClientProtocol:
@@ -133,7 +141,9 @@ class ClientProtocol:
         if len(client_id.encode("utf-8")) > _IDENTITY_BYTES_MAX:
             raise UsageError(f"The client id is longer than {_IDENTITY_BYTES_MAX} bytes; shorten it.")
         if len(api_key.encode("utf-8")) > _API_KEY_BYTES_MAX:
-            raise ConfigError(f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?")
+            raise ConfigError(
+                f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
+            )
         self._client_id, self._api_key, self._frame_bytes_max = client_id, api_key, frame_bytes_max
         self._reader = wire.FrameReader(frame_bytes_max)
         self._seq = 0
@@ -331,9 +341,7 @@ class ClientProtocol:
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
         request = self._request(f"subscribe to {inbox.filter}")
-        self._send(
-            wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group)
-        )
+        self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
     def _subscribe_again(self) -> None:
@@ -388,3 +396,26 @@ def connection_ended(address: object, error: BaseException | None, farewell: Bli
         f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed; "
         "what was not answered may not have arrived."
     )
+
+
+def decode_info(reply: Reply) -> dict[str, Any]:
+    """The JSON object in the answer to INFO."""
+    import json  # only INFO needs it, and the command line must start fast
+
+    try:
+        info = json.loads(reply.payload)
+    except ValueError:
+        info = None
+    if not isinstance(info, dict):
+        raise ProtocolError(
+            "The answer to INFO is not a JSON object. Client and broker may be of different generations."
+        )
+    return info
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # not on every system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
