@@ -31,7 +31,17 @@ _HOMES = {
     "Config": "blipmq.config",
 }
 
-__all__ = ["BlockingClient", "Broker", "Client", "Config", "Message", "__version__", "connect", "connect_blocking", "errors"]
+__all__ = [
+    "BlockingClient",
+    "Broker",
+    "Client",
+    "Config",
+    "Message",
+    "__version__",
+    "connect",
+    "connect_blocking",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> Any:

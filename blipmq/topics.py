@@ -37,7 +37,9 @@ def check_topic(topic: str) -> None:
     _check_text(topic, "topic")
     for character in topic:
         if character in _WILDCARDS:
-            raise UsageError(f"The topic {topic!r} holds {character!r}; wildcards are for subscribing, publish to one topic.")
+            raise UsageError(
+                f"The topic {topic!r} holds {character!r}; wildcards are for subscribing, publish to one topic."
+            )
 
 
 def check_filter(filter_: str) -> int:
@@ -47,12 +49,16 @@ def check_filter(filter_: str) -> int:
     if not dialects:
         return LITERAL
     if len(dialects) > 1:
-        raise UsageError(f"The filter {filter_!r} mixes '*' '>' (dot levels) with '+' '#' (slash levels); keep to one kind.")
+        raise UsageError(
+            f"The filter {filter_!r} mixes '*' '>' (dot levels) with '+' '#' (slash levels); keep to one kind."
+        )
     dialect = dialects.pop()
     levels = filter_.split(_SEPARATOR[dialect])
     for index, level in enumerate(levels):
         if len(level) > 1 and any(character in _WILDCARDS for character in level):
-            raise UsageError(f"In the filter {filter_!r} the level {level!r} mixes a wildcard with text; it must stand alone.")
+            raise UsageError(
+                f"In the filter {filter_!r} the level {level!r} mixes a wildcard with text; it must stand alone."
+            )
         if level in (">", "#") and index != len(levels) - 1:
             raise UsageError(f"In the filter {filter_!r} {level!r} stands for all that follows, so it must come last.")
     return dialect

@@ -453,7 +453,9 @@ class _Shape:
         fields = table.fields[:7]
         if not 4 <= vtable < table.table or len(fields) < 5 or not fields[1] or not fields[4]:
             return None
-        widths = sorted((offset, offset + Struct("<" + code).size) for offset, code in zip(fields, _FIELD_CODES) if offset)
+        widths = sorted(
+            (offset, offset + Struct("<" + code).size) for offset, code in zip(fields, _FIELD_CODES) if offset
+        )
         starts_and_ends = [4, *(edge for pair in widths for edge in pair)]
         if starts_and_ends != sorted(starts_and_ends):
             return None  # fields overlap: legal to read, but nothing a builder makes
@@ -474,7 +476,9 @@ class FrameReader(_Splitter):
         self.broken: ProtocolError | None = None
         self._shape: _Shape | None = None
         self._shapes: list[_Shape] = []
-        self._topic_raw = b"\xff\xff\xff\xff"  # length, bytes and NUL of the topic seen last; at first what none can begin with
+        self._topic_raw = (
+            b"\xff\xff\xff\xff"  # length, bytes and NUL of the topic seen last; at first what none can begin with
+        )
         self._topic = ""
         self._topics: dict[bytes, str] = {}
 
@@ -538,14 +542,22 @@ class FrameReader(_Splitter):
         payload_at, topic_at = shape.payload_at, shape.topic_at
         topic, topic_raw = self._topic, self._topic_raw
         topic_raw_bytes = len(topic_raw)
-        startswith, length_at, u32_at, append, new = data.startswith, _LENGTH.unpack_from, _U32.unpack_from, frames.append, _new
+        startswith, length_at, u32_at, append, new = (
+            data.startswith,
+            _LENGTH.unpack_from,
+            _U32.unpack_from,
+            frames.append,
+            _new,
+        )
         size, most = len(data), self.frame_bytes_max
         while at + table_bytes <= size and startswith(head, at + 4):
             length = length_at(data, at)[0]
             stop = at + 4 + length
             if stop > size or at + table_bytes > stop or length > most:
                 break
-            id_, payload_offset, timestamp_ms, ttl_ms, topic_offset, qos, redelivered = pick(unpack(data, at + skip) + _ABSENT)
+            id_, payload_offset, timestamp_ms, ttl_ms, topic_offset, qos, redelivered = pick(
+                unpack(data, at + skip) + _ABSENT
+            )
             start = at + topic_at + topic_offset
             if startswith(topic_raw, start) and topic_offset and start + topic_raw_bytes <= stop:
                 pass
