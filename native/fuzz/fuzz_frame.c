@@ -56,6 +56,8 @@ static void write_reply(const bq_view_t *view) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *body = malloc(size);
     bq_view_t view, again;
+    memset(&view, 0, sizeof view); /* its padding too: the views are compared as bytes */
+    memset(&again, 0, sizeof again);
     REQUIRE(body != NULL || size == 0);
     if (size) memcpy(body, data, size);
     int code = frame_check(body, (uint32_t)size, &view);
