@@ -6,7 +6,8 @@
  *
  * Invariant: a message counts as sent when its last byte is written, and for each subscriber
  *     received <= expected = messages sent on the topics it has subscribed to.
- * What is missing when nothing more comes is reported as lost; what came beside it as extra. Neither is ever hidden.
+ * What is missing when nothing more comes is reported as lost; what came beside it as extra; with a rate, what was due and could
+ * not be written, as unsent. Nothing is ever hidden.
  *
  *     ring of one publisher        sent_bytes            issued_messages * message_bytes
  *     | m0 | m1 | m2 | m3 | m4 | ..... ^ written from here ...... ^ to here, then around
@@ -47,7 +48,8 @@ enum {
     EXIT_TROUBLE = 1,
     EXIT_USAGE = 2,
 };
-static const uint64_t second_ns = 1000000000u, stall_ns = 1000000000u, drain_ns = 2000000000u, settle_us = 20000;
+static const uint64_t second_ns = 1000000000u, stall_ns = 1000000000u, drain_ns = 2000000000u, overtime_ns = 10000000000u,
+                      settle_us = 20000;
 
 typedef struct {
     const wire_t *wire;
@@ -130,7 +132,8 @@ static const char usage[] =
     "  --payload BYTES       (64)     --ttl-ms MS    (0) BlipMQ only\n"
     "  --duration S          (1) measured, after --warmup S (0.2)\n"
     "  --window MESSAGES     outstanding for one subscriber at most (4 MiB worth; two a publisher with --single-writes)\n"
-    "  --rate N              messages a second in all; latency is then measured from the time each message was due\n"
+    "  --rate N              messages a second in all; latency is then measured from the time each message was due,\n"
+    "                        and no window holds them back\n"
     "  --single-writes       one message a write\n";
 
 static uint64_t number(const char *name, const char *text, uint64_t low, uint64_t high) {
@@ -236,7 +239,7 @@ static void options_check(const options_t *options) {
     if (options->publishers && options->topics > options->publishers && options->topics % options->publishers)
         stop_with(EXIT_USAGE, "%u topics do not divide among %u publishers: take a multiple", options->topics,
                   options->publishers);
-    if (raw && options->topics > options->publishers)
+    if (raw && options->publishers && options->subscribers && options->topics > options->publishers)
         stop_with(EXIT_USAGE, "the relay does not read topics: raw needs at least one publisher a topic");
     if (raw && options->publishers > options->topics && !options->single_writes)
         stop_with(EXIT_USAGE,
@@ -425,7 +428,7 @@ static void publisher_issue_due(run_t *run, connection_t *publisher) {
         uint64_t due = due_ns(run, publisher, publisher->issued_messages);
         bool room = (publisher->issued_messages + 1) * run->message_bytes - publisher->sent_bytes <= ring_bytes;
         if (due > run->now_ns || due >= run->stop_ns || !room) {
-            if (due < run->next_due_ns && room) run->next_due_ns = due;
+            if (due < run->next_due_ns) run->next_due_ns = due; /* without room that is in the past: the next pass tries again */
             return;
         }
         uint64_t slot = publisher->issued_messages % run->ring_messages;
@@ -505,17 +508,29 @@ static unsigned publish_pass(run_t *run) {
     return writes;
 }
 
-/* After the end only begun messages are finished. Returns whether every publisher is at a message's end. */
+/* After the end, begun messages are finished, and with a rate all that were due. Returns whether nothing is left to write. */
 static bool publishers_finish(run_t *run) {
     bool all = true;
+    run->next_due_ns = UINT64_MAX;
     for (unsigned i = 0; i < run->options.publishers; i++) {
         connection_t *publisher = &run->publishers[i];
         if (publisher->fd < 0) continue;
-        publisher->issued_messages = (publisher->sent_bytes + run->message_bytes - 1) / run->message_bytes;
+        if (run->options.rate > 0)
+            publisher_issue_due(run, publisher);
+        else
+            publisher->issued_messages = (publisher->sent_bytes + run->message_bytes - 1) / run->message_bytes;
         if (!publisher->blocked) publisher_write(run, publisher);
-        if (publisher->fd >= 0 && publisher->sent_bytes % run->message_bytes) all = false;
+        if (publisher->fd < 0) continue;
+        bool written = publisher->issued_messages * run->message_bytes == publisher->sent_bytes;
+        if (!written || (run->options.rate > 0 && due_ns(run, publisher, publisher->issued_messages) < run->stop_ns)) all = false;
     }
     return all;
+}
+
+/* Messages that were due in the run and were never written: the broker took them too slowly. */
+static uint64_t unsent_in_all(const run_t *run) {
+    uint64_t due = (uint64_t)((double)(run->stop_ns - run->start_ns) * run->options.rate / 1e9); /* 0 without a rate */
+    return due > run->sent ? due - run->sent : 0;
 }
 
 /* ---- receiving ---- */
@@ -637,7 +652,9 @@ static void run_load(run_t *run) {
         if (run->delivered != delivered_before) delivered_before = run->delivered, run->last_delivery_ns = run->now_ns;
         uint64_t silent_ns = run->now_ns - run->last_delivery_ns;
         if (sending && silent_ns > stall_ns) forgive_lost(run);
-        if (!sending && ((finished && run->delivered >= expected_in_all(run)) || silent_ns > drain_ns)) break;
+        if (!sending && ((finished && run->delivered >= expected_in_all(run)) || silent_ns > drain_ns ||
+                         run->now_ns > run->stop_ns + overtime_ns))
+            break;
     }
 }
 
@@ -650,51 +667,67 @@ static void run_idle(run_t *run) {
     run->last_delivery_ns = run->now_ns;
 }
 
+static void print_count(const char *name, uint64_t value) { printf(", \"%s\": %llu", name, (unsigned long long)value); }
+static void print_decimal(const char *name, double value) { printf(", \"%s\": %.5f", name, value); }
+
 static void print_latency(const histogram_t *latency) {
     const struct {
         const char *name;
         double quantile;
     } rows[] = {{"p50_us", .5}, {"p90_us", .9}, {"p99_us", .99}, {"p999_us", .999}};
-    if (!latency->count) return;
-    printf(", \"latency_count\": %llu", (unsigned long long)latency->count);
+    print_count("latency_count", latency->count);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-        printf(", \"%s\": %.2f", rows[i].name, (double)histogram_quantile_ns(latency, rows[i].quantile) / 1e3);
-    printf(", \"max_us\": %.2f", (double)latency->max_ns / 1e3);
+        print_decimal(rows[i].name, (double)histogram_quantile_ns(latency, rows[i].quantile) / 1e3);
+    print_decimal("max_us", (double)latency->max_ns / 1e3);
 }
 
+static void print_broker(const run_t *run, const mark_t *start, const mark_t *end, uint64_t sent, uint64_t delivered) {
+    double cpu_s = (double)(end->broker.cpu_ns - start->broker.cpu_ns) / 1e9;
+    print_decimal("broker_cpu_s", cpu_s);
+    print_decimal("broker_user_s", end->broker.user_s - start->broker.user_s);
+    print_decimal("broker_system_s", end->broker.system_s - start->broker.system_s);
+    if (delivered) print_decimal("cpu_us_per_delivered", cpu_s * 1e6 / (double)delivered);
+    if (sent) print_decimal("cpu_us_per_sent", cpu_s * 1e6 / (double)sent);
+    print_count("rss_before_bytes", run->before.rss_bytes);
+    print_count("rss_joined_bytes", run->joined.rss_bytes);
+    print_count("rss_after_bytes", end->broker.rss_bytes);
+    print_count("rss_peak_bytes", end->broker.peak_bytes);
+}
+
+/* Totals are of the whole run, warm-up and drain included; what begins with measured_, rates, CPU and latency leave the warm-up out. */
 static void print_report(run_t *run) {
     usleep(settle_us); /* the broker's last turn of its loop belongs to the run */
     mark_t end = mark_now(run), start = run->mark;
-    uint64_t expected = expected_in_all(run), delivered = end.delivered - start.delivered, sent = end.sent - start.sent, lost = 0,
-             extra = 0;
+    uint64_t delivered = end.delivered - start.delivered, sent = end.sent - start.sent, lost = 0, extra = 0;
     for (unsigned i = 0; i < run->reading_subscribers; i++) {
         uint64_t wanted = subscriber_expected(run, &run->subscribers[i]), got = run->subscribers[i].received;
-        lost += wanted > got ? wanted - got : 0, extra += got > wanted ? got - wanted : 0;
+        lost += wanted > got ? wanted - got : 0;
+        extra += got > wanted ? got - wanted : 0;
     }
     double seconds = run->last_delivery_ns > start.at_ns ? (double)(run->last_delivery_ns - start.at_ns) / 1e9 : 0;
-    double cpu_s = (double)(end.broker.cpu_ns - start.broker.cpu_ns) / 1e9, own_s = end.own_cpu_s - start.own_cpu_s;
-    printf("{\"protocol\": \"%s\", \"message_bytes\": %u, \"sent\": %llu, \"delivered\": %llu, \"expected\": %llu, \"lost\": "
-           "%llu, \"extra\": %llu",
-           run->options.wire->name, run->message_bytes, (unsigned long long)run->sent, (unsigned long long)run->delivered,
-           (unsigned long long)expected, (unsigned long long)lost, (unsigned long long)extra);
-    printf(", \"corrupt\": %llu, \"disconnected\": %llu, \"stalls\": %llu", (unsigned long long)run->corrupt,
-           (unsigned long long)run->disconnected, (unsigned long long)run->stalls);
-    printf(", \"seconds\": %.4f, \"measured_sent\": %llu, \"measured_delivered\": %llu", seconds, (unsigned long long)sent,
-           (unsigned long long)delivered);
-    if (seconds > 0)
-        printf(", \"sent_per_s\": %.0f, \"delivered_per_s\": %.0f, \"own_busy\": %.3f", (double)sent / seconds,
-               (double)delivered / seconds, own_s / seconds);
-    printf(", \"own_cpu_s\": %.4f", own_s);
-    if (run->options.pid) {
-        printf(", \"broker_cpu_s\": %.6f, \"broker_user_s\": %.2f, \"broker_system_s\": %.2f", cpu_s,
-               end.broker.user_s - start.broker.user_s, end.broker.system_s - start.broker.system_s);
-        if (delivered) printf(", \"cpu_us_per_delivered\": %.5f", cpu_s * 1e6 / (double)delivered);
-        if (sent) printf(", \"cpu_us_per_sent\": %.5f", cpu_s * 1e6 / (double)sent);
-        printf(", \"rss_before_bytes\": %llu, \"rss_joined_bytes\": %llu, \"rss_after_bytes\": %llu, \"rss_peak_bytes\": %llu",
-               (unsigned long long)run->before.rss_bytes, (unsigned long long)run->joined.rss_bytes,
-               (unsigned long long)end.broker.rss_bytes, (unsigned long long)end.broker.peak_bytes);
+    printf("{\"protocol\": \"%s\"", run->options.wire->name);
+    print_count("message_bytes", run->message_bytes);
+    print_count("sent", run->sent);
+    print_count("delivered", run->delivered);
+    print_count("expected", expected_in_all(run));
+    print_count("lost", lost);
+    print_count("extra", extra);
+    print_count("corrupt", run->corrupt);
+    print_count("unsent", unsent_in_all(run));
+    print_count("disconnected", run->disconnected);
+    print_count("stalls", run->stalls);
+    print_count("connections", run->connection_count);
+    print_decimal("seconds", seconds);
+    print_count("measured_sent", sent);
+    print_count("measured_delivered", delivered);
+    print_decimal("own_cpu_s", end.own_cpu_s - start.own_cpu_s);
+    if (seconds > 0) {
+        print_decimal("sent_per_s", (double)sent / seconds);
+        print_decimal("delivered_per_s", (double)delivered / seconds);
+        print_decimal("own_busy", (end.own_cpu_s - start.own_cpu_s) / seconds);
     }
-    print_latency(&run->latency);
+    if (run->options.pid) print_broker(run, &start, &end, sent, delivered);
+    if (run->latency.count) print_latency(&run->latency);
     printf("}\n");
 }
 
