@@ -7,7 +7,7 @@
 
 #include "base.h"
 
-#define POOL_CLASSES 40 /* 32 bytes to 512 KiB, four steps per doubling from 128 on; larger blocks go straight to malloc */
+#define POOL_CLASSES 52 /* 32 bytes to 512 KiB, four steps per doubling from 128 on; larger blocks go straight to malloc */
 
 typedef struct pool {
     void *free[POOL_CLASSES];

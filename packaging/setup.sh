@@ -1,0 +1,95 @@
+#!/bin/sh
+# Prepares a machine for building and testing BlipMQ: the one place that knows what is needed from the system.
+#
+#   packaging/setup.sh venv DIR     make a virtual environment from a Python that can build the core
+#   packaging/setup.sh make         a make to run the rest with
+#   packaging/setup.sh clang        a clang with libFuzzer
+#
+# Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
+# may (root, or sudo without a password); otherwise one line on stderr says what to install, and the exit status is 1.
+set -eu
+
+say() { printf '==> %s\n' "$*" >&2; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+may_install() {
+    command -v apt-get >/dev/null 2>&1 || return 1
+    [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; }
+}
+
+# apt_install WHAT PACKAGE...: WHAT is the sentence for a person who has to do it alone.
+apt_install() {
+    what=$1
+    shift
+    may_install || fail "$what is missing and cannot be installed from here. Debian, Ubuntu: sudo apt-get install $*; elsewhere install $what with your package manager, then run this again."
+    say "installing $* (apt-get)"
+    log=$(mktemp)
+    if as_root apt-get -q update >"$log" 2>&1 &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >>"$log" 2>&1; then
+        rm -f "$log"
+        return
+    fi
+    tail -n 15 "$log" >&2
+    rm -f "$log"
+    fail "apt-get could not install $* (its last lines are above). Check the network and the package sources, then run this again."
+}
+
+# Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. A version
+# manager leaves commands on the PATH that exist and do not run, so each is run.
+python_works() {
+    command -v "$1" >/dev/null 2>&1 || return 1
+    "$1" - 2>/dev/null <<'PYTHON'
+import ensurepip, os, sys, sysconfig, venv
+if sys.version_info < (3, 10) or not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    sys.exit(1)
+print(sys.executable)
+PYTHON
+}
+
+find_python() {
+    # shellcheck disable=SC2086  # PYTHON may be unset: then it names nothing
+    for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3.10 python3; do
+        python_works "$candidate" && return
+    done
+    return 1
+}
+
+compiler_works() {
+    printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' |
+        "${CC:-cc}" -x c -o /dev/null - >/dev/null 2>&1
+}
+
+fuzzer_works() {
+    printf '#include <stddef.h>\n#include <stdint.h>\nint LLVMFuzzerTestOneInput(const uint8_t *p, size_t n) { return p && n ? 0 : 0; }\n' |
+        clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - >/dev/null 2>&1
+}
+
+make_venv() {
+    compiler_works || apt_install "a C compiler" gcc libc6-dev
+    python=$(find_python) || {
+        apt_install "Python 3.10 or newer with its headers and venv" python3 python3-dev python3-venv
+        python=$(find_python) || fail "this system's Python is older than 3.10 or incomplete. Install Python 3.10 to 3.13 with headers and venv, or name one: make PYTHON=/path/to/python3"
+    }
+    say "virtual environment $1 from $python ($("$python" -c 'import platform; print(platform.python_version())'))"
+    rm -rf "$1"
+    "$python" -m venv "$1"
+}
+
+# Some releases keep clang's run-time in a package of its own, others have no such package.
+find_fuzzer() {
+    fuzzer_works && return
+    command -v clang >/dev/null 2>&1 || apt_install clang clang
+    fuzzer_works || apt_install "clang's run-time with libFuzzer" libclang-rt-dev
+    fuzzer_works || fail "clang is there but cannot link -fsanitize=fuzzer: install the run-time of its version (compiler-rt)."
+}
+
+case ${1:-} in
+venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
+make) command -v make >/dev/null 2>&1 || apt_install make make ;;
+clang) find_fuzzer ;;
+*) fail "usage: setup.sh venv DIR | make | clang" ;;
+esac
