@@ -331,9 +331,8 @@ def main(words: list[str] | None = None) -> int:
     available(session)
     host = report.machine()
     versions = {broker.name: version_of(broker, places) for broker in session.brokers}
-    say(
-        f"bench: {len(session.shapes)} shapes, {len(session.brokers)} brokers, {mode.rounds} rounds of {mode.duration} s a run"
-    )
+    counts = f"{len(session.shapes)} shapes, {len(session.brokers)} brokers, {mode.rounds} rounds"
+    say(f"bench: {counts} of {mode.duration} s a run")
     try:
         session.run()
     except KeyboardInterrupt:
