@@ -682,6 +682,9 @@ static void print_latency(const histogram_t *latency) {
 }
 
 static void print_broker(const run_t *run, const mark_t *start, const mark_t *end, uint64_t sent, uint64_t delivered) {
+    bool gone = end->broker.cpu_ns < start->broker.cpu_ns || !end->broker.rss_bytes;
+    print_count("broker_gone", gone);
+    if (gone) return; /* it ended during the run: no figure of it means anything */
     double cpu_s = (double)(end->broker.cpu_ns - start->broker.cpu_ns) / 1e9;
     print_decimal("broker_cpu_s", cpu_s);
     print_decimal("broker_user_s", end->broker.user_s - start->broker.user_s);

@@ -136,7 +136,7 @@ def _memory(shapes: list[Shape], brokers: list[str], results: Results) -> str:
 def _verdicts(verdicts: list[Verdict]) -> str:
     words = {True: "met", False: "**not met**", None: "not measured"}
     rows = []
-    for verdict in verdicts:
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.value is None):
         shape = f"{verdict.shape}, to {verdict.against}" if verdict.against else verdict.shape
         value = "–" if verdict.value is None else number(verdict.value)
         rows.append([verdict.goal.text, shape, value, number(verdict.goal.limit), words[verdict.met]])

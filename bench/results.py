@@ -78,12 +78,16 @@ class Results:
         return lines
 
     def verdicts(self, goals: list[Goal], subject: str, shapes: list[Shape]) -> list[Verdict]:
+        """For the shapes of this run only; a peer that cannot do a shape is no goal for it."""
+        names = {shape.name for shape in shapes} | {"start"}
+        unable = {(shape.name, broker) for shape in shapes for broker in shape.without}
         every = [shape.name for shape in shapes if shape.kind == "throughput"]
         verdicts = []
         for goal in goals:
             for shape in every if goal.shapes == ["*"] else goal.shapes:
-                verdicts += self._verdicts_of_shape(goal, shape, subject)
-        return verdicts
+                if shape in names:
+                    verdicts += self._verdicts_of_shape(goal, shape, subject)
+        return [verdict for verdict in verdicts if (verdict.shape, verdict.against) not in unable]
 
     def _verdicts_of_shape(self, goal: Goal, shape: str, subject: str) -> list[Verdict]:
         if goal.against_shape:

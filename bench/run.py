@@ -1,7 +1,7 @@
 """The command: builds the load generator, runs every shape against every broker in turn, writes what came out.
 
-Invariant: timing never fails a run. The exit code is 1 when nothing could be measured, 2 for a wrong command, else 0;
-what lost messages or did not start is in the report.
+Invariant: timing never fails a run. The exit code is 1 when the subject could not be measured, 2 for a wrong command,
+else 0; what lost messages or did not start is in the report.
 """
 
 from __future__ import annotations
@@ -87,6 +87,12 @@ class Session:
             self.notes.append(text)
             say(f"bench: {text}")
 
+    def leave_out(self, plan: BrokerPlan, why: str) -> None:
+        """Goes on without a peer; without the subject (unless --brokers left it out) there is nothing to find out."""
+        if plan.name == self.plan.subject:
+            raise SystemExit(f"bench: {why}")
+        self.note(f"Left out {plan.name}: {why}")
+
     def run_round(self, number: int) -> None:
         """Starts all brokers; then, shape by shape, loads each in turn, beginning with another one each round."""
         with contextlib.ExitStack() as stack:
@@ -109,7 +115,7 @@ class Session:
         try:
             yield
         except BrokerError as error:
-            self.note(f"Left out {plan.name}: {error}")
+            self.leave_out(plan, str(error))
 
     def add_start(self, broker: Broker, number: int) -> None:
         sample = {"ready_ms": broker.ready_ms, "rss_ready_mb": broker.rss_ready_bytes / 1e6}
@@ -142,6 +148,8 @@ class Session:
         words += ["--window", str(window)] if window else []
         with self.control_work(broker) if shape.control else contextlib.nullcontext():
             sample = self.loadgen(broker, words, duration)
+        if sample.get("broker_gone") or not broker.alive:
+            return {"failed": f"the broker ended during the run: {broker.last_words()}"}
         if shape.kind == "memory" and sample.get("connections"):
             grown = sample["rss_joined_bytes"] - sample["rss_before_bytes"]
             sample["bytes_per_connection"] = grown / sample["connections"]
@@ -278,7 +286,7 @@ def open_files_raise() -> int:
 def available(session: Session) -> None:
     """Leaves out what this machine cannot run, and says how to get it."""
     for plan in [plan for plan in session.brokers if missing(plan, session.places)]:
-        session.note(f"Left out {plan.name}: not installed; {plan.install or 'its command was not found'}")
+        session.leave_out(plan, f"{plan.name} is not installed; {plan.install or 'its command was not found'}")
         session.brokers.remove(plan)
     files = open_files_raise()
     for shape in [shape for shape in session.shapes if shape.files > files]:
