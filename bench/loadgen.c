@@ -81,7 +81,7 @@ enum { TOPIC_ALL = ~0u };
 /* What is subtracted from the end to leave the warm-up out. */
 typedef struct {
     uint64_t at_ns, sent, delivered;
-    double own_cpu_s;
+    double own_cpu_s, machine_cpu_s;
     process_t broker;
 } mark_t;
 
@@ -609,7 +609,11 @@ static uint64_t expected_in_all(const run_t *run) {
 }
 
 static mark_t mark_now(const run_t *run) {
-    mark_t mark = {.at_ns = run->now_ns, .sent = run->sent, .delivered = run->delivered, .own_cpu_s = own_cpu_s()};
+    mark_t mark = {.at_ns = clock_ns(),
+                   .sent = run->sent,
+                   .delivered = run->delivered,
+                   .own_cpu_s = own_cpu_s(),
+                   .machine_cpu_s = machine_cpu_s()};
     if (run->options.pid) process_read(run->options.pid, &mark.broker);
     return mark;
 }
@@ -686,6 +690,8 @@ static void print_broker(const run_t *run, const mark_t *start, const mark_t *en
     print_count("broker_gone", gone);
     if (gone) return; /* it ended during the run: no figure of it means anything */
     double cpu_s = (double)(end->broker.cpu_ns - start->broker.cpu_ns) / 1e9;
+    double others_s = end->machine_cpu_s - start->machine_cpu_s - cpu_s - (end->own_cpu_s - start->own_cpu_s);
+    print_decimal("other_cpus", others_s > 0 ? others_s * 1e9 / (double)(end->at_ns - start->at_ns) : 0);
     print_decimal("broker_cpu_s", cpu_s);
     print_decimal("broker_user_s", end->broker.user_s - start->broker.user_s);
     print_decimal("broker_system_s", end->broker.system_s - start->broker.system_s);

@@ -64,6 +64,16 @@ int process_read(pid_t pid, process_t *process) {
     return 0;
 }
 
+double machine_cpu_s(void) {
+    char text[512];
+    unsigned long long user, nice, system, idle, wait, interrupt, soft, steal;
+    if (read_small_file("/proc/stat", text, sizeof text) < 0) return 0;
+    if (sscanf(text, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system, &idle, &wait, &interrupt, &soft,
+               &steal) != 8)
+        return 0;
+    return (double)(user + nice + system + interrupt + soft + steal) / (double)sysconf(_SC_CLK_TCK);
+}
+
 static double timeval_s(struct timeval time) { return (double)time.tv_sec + (double)time.tv_usec / 1e6; }
 
 double own_cpu_s(void) {

@@ -21,6 +21,7 @@ typedef struct {
 /* Returns 0, or -1 when the process is gone or may not be read; *process is zeroed then. */
 int process_read(pid_t pid, process_t *process);
 double own_cpu_s(void);
+double machine_cpu_s(void); /* of all processors and everything that ran on them, in steps of a clock tick */
 
 /* Log-linear buckets: each power of two is cut into 128 equal parts. */
 enum { HISTOGRAM_PARTS_LOG2 = 7, HISTOGRAM_BUCKETS = (64 - HISTOGRAM_PARTS_LOG2 + 1) << HISTOGRAM_PARTS_LOG2 };

@@ -11,6 +11,7 @@ from bench.plan import Plan, Shape
 from bench.results import Results, Verdict
 
 OWN_BUSY_MAX = 0.85  # above it, the load generator was at its limit too, and the wall rate is not the broker's
+SPINNING_MIN = 0.85  # below it, a load generator that spins did not get its processor, and latency is the machine's
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +28,6 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory_kib / 2**20, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
     }
 
 
@@ -48,7 +48,8 @@ def markdown(plan: Plan, shapes: list[Shape], brokers: list[str], results: Resul
         f"`*`: the load generator was busy over {OWN_BUSY_MAX:.0%} of the time: the broker may be faster than shown.",
         _table(throughput, brokers, lambda s, b: _rate(results, s.name, b)),
         "## Latency, µs: p50 / p99 / p99.9",
-        "From the time each message was due, so waiting for a slow broker counts.",
+        "From the time each message was due, so waiting for a slow broker counts. "
+        "`†`: other programs kept the load generator waiting, so the figure says nothing about the broker.",
         _table(timed, brokers, lambda s, b: _latency(results, s.name, b)),
         "## Start and memory",
         _memory(shapes, brokers, results),
@@ -71,7 +72,7 @@ def _facts(facts: dict[str, Any]) -> str:
     host = facts["machine"]
     lines = [
         f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB, {host['system']};"
-        f" load average {host['load_average']:.1f} at the start.",
+        f" other programs kept {facts['other_cpus']:.1f} cores busy (median of all runs).",
         f"{facts['rounds']} rounds of {facts['duration']} s a run, brokers interleaved, everything on 127.0.0.1.",
         "Versions: " + "; ".join(f"{name} ({version})" for name, version in facts["versions"].items() if version) + ".",
     ]
@@ -114,7 +115,9 @@ def _rate(results: Results, shape: str, broker: str) -> str:
 
 def _latency(results: Results, shape: str, broker: str) -> str:
     spreads = [results.spread(shape, broker, field) for field in ("p50_us", "p99_us", "p999_us")]
-    return " / ".join(number(spread.median) for spread in spreads if spread)
+    busy = results.spread(shape, broker, "own_busy")
+    starved = " †" if busy and busy.median < SPINNING_MIN else ""
+    return " / ".join(number(spread.median) for spread in spreads if spread) + starved
 
 
 def _memory(shapes: list[Shape], brokers: list[str], results: Results) -> str:

@@ -63,6 +63,11 @@ class Results:
         ratios = [mine[number] / theirs[number] for number in mine if theirs.get(number)]
         return statistics.median(ratios) if ratios else None
 
+    def median_of_all(self, field: str) -> float:
+        """Over every run of every broker; 0 if none has the field."""
+        values = [sample[field] for rounds in self.samples.values() for sample in rounds.values() if field in sample]
+        return statistics.median(values) if values else 0.0
+
     def troubles(self) -> list[str]:
         """One line for each shape and broker where a run failed or something was lost."""
         lines = []

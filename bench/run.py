@@ -302,6 +302,7 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
     facts = {
         "date": datetime.datetime.now().isoformat(" ", "minutes"),
         "machine": host,
+        "other_cpus": session.results.median_of_all("other_cpus"),
         "versions": versions,
         "rounds": session.rounds,
         "duration": session.mode.duration,

@@ -394,8 +394,8 @@ static size_t mqtt_publish(uint8_t *out, const char *topic, const uint8_t *paylo
 
 static const char *mqtt_join(int fd, const wire_join_t *join) {
     uint8_t out[WIRE_OVERHEAD_BYTES_MAX], answer[5];
-    char client_id[24];
-    snprintf(client_id, sizeof client_id, "bench-%u", join->number);
+    char client_id[24]; /* two load generators beside each other must not take over each other's sessions */
+    snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
     size_t n = 2;
     n += mqtt_put_string(out + n, "MQTT");
     memcpy(out + n, "\4\2\0\0", 4); /* level 4, clean session, no keep-alive */
