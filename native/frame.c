@@ -36,8 +36,8 @@ static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE
 #define FAIL(name) (ERROR_BASE - ERROR_##name)
 
 const char *frame_error(int code) {
-    int index = ERROR_BASE - code;
-    return code <= ERROR_BASE && index < ERROR_COUNT ? error_phrases[index] : code < 0 ? "unknown error" : "no error";
+    if (code > ERROR_BASE - ERROR_COUNT && code <= ERROR_BASE) return error_phrases[ERROR_BASE - code];
+    return code < 0 ? "unknown error" : "no error";
 }
 
 /* The stream itself cannot be trusted after these; the others are about one request. */
