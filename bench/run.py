@@ -315,7 +315,9 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
         for number, sample in by_round.items()
     ]
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps({**facts, "samples": samples}, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(sample) for sample in samples)
+    head = json.dumps(facts, indent=1, ensure_ascii=False).removesuffix("\n}")
+    (output / f"{name}.json").write_text(f'{head},\n "samples": [\n{lines}\n]}}\n', encoding="utf-8")
     charted = [shape for shape in session.shapes if shape.kind != "memory"]
     if not chart.draw(output / f"{name}.png", f"BlipMQ benchmark, {facts['date']}", charted, brokers, session.results):
         session.note("No chart: it needs Pillow (pip install pillow) and at least one measured shape.")
