@@ -1,6 +1,6 @@
 """Brokers under test: started on a free port of 127.0.0.1 in a directory of their own, watched, stopped.
 
-Invariant: whatever happens, a process started here is ended here, by its own id.
+Invariant: a process started here is ended here, by its own id, however the run ends (but for a SIGKILL).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         config = self.directory / f"{plan.name}.{'toml' if plan.protocol == 'blipmq' else 'conf'}"
         self._places = {**places, "port": str(self.port), "dir": str(self.directory), "config": str(config)}
+        self._places["metrics_port"] = str(_free_port())
         config.write_text(filled(plan.config, self._places), encoding="utf-8")
         self.directory.chmod(0o755)  # mosquitto started by root reads its configuration as another user
 

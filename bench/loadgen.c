@@ -239,6 +239,8 @@ static void options_check(const options_t *options) {
     if (options->publishers && options->topics > options->publishers && options->topics % options->publishers)
         stop_with(EXIT_USAGE, "%u topics do not divide among %u publishers: take a multiple", options->topics,
                   options->publishers);
+    if (options->ttl_ms && strcmp(options->wire->name, "blipmq") != 0)
+        stop_with(EXIT_USAGE, "--ttl-ms is for blipmq only: %s publishes carry no time to live", options->wire->name);
     if (raw && options->publishers && options->subscribers && options->topics > options->publishers)
         stop_with(EXIT_USAGE, "the relay does not read topics: raw needs at least one publisher a topic");
     if (raw && options->publishers > options->topics && !options->single_writes)

@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -336,6 +337,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     if sys.platform != "linux":
         raise SystemExit("bench: CPU time and memory of the brokers are read from /proc: this runs on Linux only")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the brokers are to be ended then too
     build_programs()
     places = {"bench": str(BUILD), "blipmq": arguments.blipmq or find_blipmq() or "blipmq"}
     session = Session(plan, mode, shapes, list(plan.brokers), places)
