@@ -104,6 +104,9 @@ class CoreConfig(NamedTuple):
     lazy_expiry: int = 0
     warm_entries: int = 0
     warm_segments: int = 0
+    ack_timeout_ms: int = 30_000
+    max_in_flight: int = 256
+    max_deliveries: int = 16
     io_cpu: int = -1
 
 

@@ -51,6 +51,9 @@ typedef struct bq_config {
     uint32_t lazy_expiry;              /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
     uint32_t warm_entries;             /* queue entries allocated ahead */
     uint32_t warm_segments;            /* segments allocated ahead */
+    uint32_t ack_timeout_ms;           /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
+    uint32_t max_in_flight;            /* per subscription and client: sent and not acknowledged */
+    uint32_t max_deliveries;           /* then the message goes to $dlq/<topic> */
     int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
@@ -64,8 +67,11 @@ enum bq_command_type {
     BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
     BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
-    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter; SubAck goes out after the route is set */
-    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter; Reply for clients that said HELLO: 0, or 404 */
+    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
+                               flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
+                               subscription is on disk; Reply 503 when there is no log for it */
+    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter, data: client_id; ends a durable subscription of that client too. Reply for
+                               clients that said HELLO: 0 (when it is on disk), or 404 */
     BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
     BQ_CMD_CLOSE = 11,      /* conn, code: enum bq_close */
     BQ_CMD_STATS = 12,      /* answered by BQ_EV_STATS with this seq */
@@ -77,7 +83,9 @@ enum bq_command_type {
 enum bq_command_flags {
     BQ_REPLY_CLOSE = 1,  /* close once the reply has been flushed */
     BQ_CONN_TRUSTED = 2, /* an attached connection that needs no HELLO */
-    BQ_REPLY_UNASKED = 4 /* answers no request, so it does not end the wait for an answer */
+    BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
+    BQ_SUB_QOS1 = 8,
+    BQ_SUB_DURABLE = 16
 };
 
 typedef struct bq_command {
@@ -171,6 +179,17 @@ typedef struct bq_stats {
     uint64_t compacted_bytes;      /* copied out of segments that slow queues kept alive */
     uint64_t last_message_id;
     uint64_t turns;
+    uint64_t acked;                /* QoS 1 deliveries acknowledged */
+    uint64_t redelivered;
+    uint64_t dead_lettered;
+    uint64_t lost_lsns;            /* log positions that could not be read back for a subscriber */
+    uint64_t log_written_bytes;
+    uint64_t log_records;
+    uint64_t log_commits;
+    uint64_t log_sync_us_total;
+    uint64_t log_sync_us_max;
+    uint64_t log_sync_us_buckets[8]; /* syncs of at most 100 us, 300 us, 1 ms, 3 ms, 10 ms, 30 ms, 100 ms, more */
+    uint64_t log_reclaimed_segments;
     uint64_t connections;          /* gauges from here */
     uint64_t subscriptions;
     uint64_t filters;              /* distinct */
@@ -182,6 +201,19 @@ typedef struct bq_stats {
     uint64_t memory_peak_bytes;
     uint64_t pool_free_bytes;
     uint64_t blocked_publishers;
+    uint64_t sessions;             /* QoS 1 subscriptions and queue groups */
+    uint64_t sessions_behind;      /* reading back from the log */
+    uint64_t in_flight;
+    uint64_t held;                 /* publishes and answers that wait for the disk */
+    uint64_t log_bytes;
+    uint64_t log_segments;
+    uint64_t log_durable_lsn;
+    uint64_t log_next_lsn;
+    uint64_t log_checkpoint_lsn;
+    uint64_t log_sync_us_last;
+    uint64_t log_free_bytes;       /* of its file system */
+    uint64_t log_state;            /* 0: none, 1: well, 2: full, 3: failed */
+    uint64_t log_errno;
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -204,6 +236,32 @@ typedef struct bq_subscriber {
 
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id); /* NULL: no memory or a value out of range */
 void bq_free(bq_t *bq);                                             /* after bq_join, or in stepped mode */
+
+/* The log: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
+ * those of log.h: -22 locked by another broker, -23 written by a newer version), with *report filled as far as it went. */
+typedef struct bq_log_config {
+    uint64_t max_bytes;
+    uint64_t reserve_bytes;
+    uint32_t segment_bytes;
+    uint32_t flush_interval_ms;
+    uint32_t batch_bytes;
+    uint32_t block_bytes;
+    uint32_t no_sync; /* test hook of the storm's control run */
+    uint32_t reserved;
+} bq_log_config_t;
+typedef struct bq_log_report {
+    uint64_t records, bytes, segments;
+    uint64_t torn_bytes;
+    uint64_t lost_first_lsn, lost_last_lsn, lost_ranges;
+    uint64_t first_lsn, next_lsn, checkpoint_lsn;
+    uint64_t sessions, next_message_id;
+    uint32_t checkpoints_bad, clean;
+    int32_t error; /* errno, where a system call failed */
+    uint32_t reserved;
+} bq_log_report_t;
+int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
+uint32_t bq_log_progress(bq_t *bq);  /* 0 to 1000, from another thread while bq_log_open runs */
+
 int bq_start(bq_t *bq);                                             /* run in a thread of its own */
 int bq_join(bq_t *bq);                                              /* wait for the thread, which ends after BQ_EV_STOPPED */
 
