@@ -13,14 +13,15 @@ BUILD_CC = $$($(CURDIR)/$(PY) -c 'import os, sysconfig; print(os.environ.get("CC
 FUZZ_SECONDS ?= 20
 ASAN := build/asan
 FUZZ := build/fuzz
+C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test slow check bench bench-quick asan fuzz core clean
+.PHONY: help run test slow check format bench bench-quick asan fuzz core clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 # ---- what is installed ------------------------------------------------------------------------------------------------
 
@@ -67,10 +68,14 @@ slow: $(VENV)/.test $(CORE) ## run the tests marked slow
 check: $(VENV)/.dev $(CORE) ## style and types: ruff, mypy, clang-format, compiler warnings, house rules
 	@echo "==> ruff" && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --quiet --check .
 	@echo "==> mypy" && $(VENV)/bin/mypy --no-error-summary
-	@echo "==> clang-format" && find native bench -name '*.[ch]' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	@echo "==> clang-format" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	@for cc in cc clang; do if command -v $$cc >/dev/null; then echo "==> $$cc -Wall -Wextra -Werror"; \
 	for file in native/*.c; do $$cc -std=gnu11 -O2 -Wall -Wextra -Werror -c -o /dev/null "$$file" || exit 1; done; fi; done
 	@echo "==> house rules" && $(PY) -m pytest -q tests/test_house_rules.py tests/test_promises.py
+
+format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
+	@$(VENV)/bin/ruff check --quiet --fix-only --select I . && $(VENV)/bin/ruff format --quiet .
+	@$(VENV)/bin/clang-format -i $(C_FILES)
 
 # The suite again on a copy of the tree whose core carries AddressSanitizer and UndefinedBehaviorSanitizer. Brokers that
 # tests start as processes of their own write their findings to files too, so none is lost with its standard error;
@@ -102,12 +107,14 @@ fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 	@mkdir -p $(FUZZ)
 	@$(PY) native/fuzz/make_seeds.py $(FUZZ)/seeds
 	@for source in native/fuzz/fuzz_*.c; do name=$$(basename "$$source" .c) && name=$${name#fuzz_}; \
-	echo "==> fuzzing $$name, $(FUZZ_SECONDS) s"; \
+	echo "==> fuzzing $$name for $(FUZZ_SECONDS) s"; \
 	clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
 	-o $(FUZZ)/fuzz_$$name "$$source" native/*.c -pthread || exit 1; \
 	mkdir -p $(FUZZ)/corpus/$$name; \
-	$(FUZZ)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
-	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name || exit 1; done
+	$(FUZZ)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 \
+	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name >$(FUZZ)/$$name.log 2>&1 \
+	|| { tail -n 80 $(FUZZ)/$$name.log; exit 1; }; \
+	sed -n 's/^stat::number_of_executed_units: */    inputs tried: /p' $(FUZZ)/$$name.log; done
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so
