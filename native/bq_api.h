@@ -22,7 +22,7 @@ enum bq_error {
 enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
 
 typedef struct bq_config {
-    uint64_t memory_bytes;             /* budget of the core; 0: none */
+    uint64_t memory_bytes;             /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
     uint64_t subscriber_bytes;         /* per queue: encoded bytes waiting */
     uint64_t default_ttl_ms;           /* for a publish with ttl_ms 0; 0: never expires */
     uint64_t max_ttl_ms;               /* longer ones are cut to this */
@@ -46,6 +46,12 @@ typedef struct bq_config {
     uint32_t send_buffer_bytes;        /* SO_SNDBUF of accepted sockets; 0: the system's */
     uint32_t recv_buffer_bytes;        /* SO_RCVBUF of accepted sockets; 0: the system's */
     uint32_t ring_bytes;               /* capacity of each ring, a power of two */
+    uint32_t flush_subscribers;        /* subscribers sent to before input is looked at again */
+    uint32_t expire_batch;             /* timers fired before other work goes on */
+    uint32_t lazy_expiry;              /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
+    uint32_t warm_entries;             /* queue entries allocated ahead */
+    uint32_t warm_segments;            /* segments allocated ahead */
+    int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -60,18 +66,18 @@ enum bq_command_type {
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
     BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter; SubAck goes out after the route is set */
     BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter; Reply for clients that said HELLO: 0, or 404 */
-    BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE */
+    BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
     BQ_CMD_CLOSE = 11,      /* conn, code: enum bq_close */
-    BQ_CMD_PUBLISH = 12,    /* text: topic, data: payload, value: ttl_ms */
-    BQ_CMD_STATS = 13,      /* answered by BQ_EV_STATS with this seq */
-    BQ_CMD_LIST = 14,       /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
-    BQ_CMD_LIMITS = 15,     /* data: a bq_config_t whose reloadable fields take effect */
-    BQ_CMD_STOP = 16        /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+    BQ_CMD_STATS = 12,      /* answered by BQ_EV_STATS with this seq */
+    BQ_CMD_LIST = 13,       /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
+    BQ_CMD_LIMITS = 14,     /* data: a bq_config_t whose reloadable fields take effect */
+    BQ_CMD_STOP = 15        /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
 };
 
 enum bq_command_flags {
-    BQ_REPLY_CLOSE = 1, /* close once the reply has been flushed */
-    BQ_CONN_TRUSTED = 2 /* an attached connection that needs no HELLO */
+    BQ_REPLY_CLOSE = 1,  /* close once the reply has been flushed */
+    BQ_CONN_TRUSTED = 2, /* an attached connection that needs no HELLO */
+    BQ_REPLY_UNASKED = 4 /* answers no request, so it does not end the wait for an answer */
 };
 
 typedef struct bq_command {

@@ -21,7 +21,8 @@ int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view);
  * and UTF-8 for client_id and group. PUB needs a topic, SUB and UNSUB a filter; other actions may carry none. */
 int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view);
 int frame_check_fields(const bq_view_t *view); /* the second half of frame_check, for a view that frame_verify filled */
-const char *frame_error(int code);
+const char *frame_error(int code);        /* one phrase, never NULL */
+bool frame_error_is_fatal(int code);      /* the frame cannot be verified, so the connection must end (protocol.md) */
 
 int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
 int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */
@@ -30,6 +31,7 @@ int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *top
 /* Message frames of one topic share everything up to the payload: encode that once per topic, then patch and copy. */
 uint32_t message_prefix_size(uint32_t topic_size);                                        /* bytes before the payload's first byte */
 void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size);       /* everything but the values below */
+const uint8_t *message_prefix_name(const uint8_t *prefix);                                /* the topic's bytes inside the prefix */
 void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, uint32_t payload_size);
 
 /* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */

@@ -1,0 +1,61 @@
+"""Where a broker is: "host", "host:port", "1.2.3.4:port" or "[::1]:port", and what to say when nobody answers there.
+
+Invariant: parsing touches no network; text is taken apart here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import NamedTuple
+
+from blipmq.errors import Unreachable, UsageError
+
+PORT = 7878
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Take an address apart. Raises UsageError if it is not one."""
+    if "://" in text:
+        raise UsageError(f"The address {text!r} is a URL; write it as HOST:PORT, for example 127.0.0.1:{PORT}.")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise UsageError(f"The address {text!r} is not complete; write IPv6 as [::1]:{PORT}.")
+        port_text = rest[1:]
+    elif text.count(":") > 1:
+        raise UsageError(f"The address {text!r} has more than one colon; write IPv6 in brackets, as [::1]:{PORT}.")
+    else:
+        host, _, port_text = text.partition(":")
+        rest = text[len(host) :]
+    if not host or any(character.isspace() for character in host):
+        raise UsageError(f"The address {text!r} has no host; write HOST:PORT, for example 127.0.0.1:{PORT}.")
+    if not rest:
+        return Address(host, PORT)
+    if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text[:6]) <= 65535):
+        raise UsageError(f"The port of {text!r} is {port_text!r}; it must be a number between 1 and 65535.")
+    return Address(host, int(port_text))
+
+
+def unreachable(address: Address, error: BaseException) -> Unreachable:
+    """The sentence for a failed attempt to connect, from what the system said."""
+    if isinstance(error, socket.gaierror):
+        why = "the host name is not known. Check the spelling, or use the numeric address"
+    elif isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
+        # asyncio folds the errors of a name with several addresses into one text
+        why = "the machine is there, but nothing listens on this port. Start the broker (`blipmq start`) or check the port"
+    elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
+        why = "no answer in time. Check that the machine is on, and that no firewall is in between"
+    elif getattr(error, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        why = "there is no route to it. Check the cable or the wireless link, and the address"
+    else:
+        why = f"{error or type(error).__name__}. Check the address and the network"
+    return Unreachable(f"Cannot reach a broker at {address}: {why}.")

@@ -1,0 +1,104 @@
+"""What can go wrong, as exceptions: one class per thing a caller would do differently.
+
+Invariant: every message says what happened, then the likely cause, then the next step; `exit_status` is what a command
+line ends with, `code` is the broker's own code from the wire, or 0 where no broker was involved.
+"""
+
+from __future__ import annotations
+
+OK = 0
+BAD_REQUEST = 400
+NOT_AUTHENTICATED = 401
+NOT_ALLOWED = 403
+NO_SUBSCRIPTION = 404
+CLIENT_ID_IN_USE = 409
+TOO_LARGE = 413
+PROTOCOL_VERSION = 426
+TOO_MANY = 429
+INTERNAL = 500
+NOT_NOW = 503
+
+CLOSING_CODES = frozenset({NOT_AUTHENTICATED, TOO_LARGE, PROTOCOL_VERSION})
+"""Codes after which the broker closes the connection (as it does after a frame that cannot be verified)."""
+
+_ADVICE = {
+    BAD_REQUEST: "The request breaks a rule of the protocol; check topic, filter and QoS.",
+    NOT_AUTHENTICATED: "Set $BLIPMQ_API_KEY or --key-file to a key that `blipmq keys list` shows on the broker.",
+    NOT_ALLOWED: "The key has no right to this topic; use another key, or change its rights with `blipmq keys`.",
+    NO_SUBSCRIPTION: "Nothing by that name is subscribed; check the topic and the client id.",
+    CLIENT_ID_IN_USE: "Another connection has taken this client id; give each client its own.",
+    TOO_LARGE: "Send less at once, or raise server.max_message_size_bytes on the broker.",
+    PROTOCOL_VERSION: "Client and broker are of different generations; update the older one.",
+    TOO_MANY: "The broker is at one of its limits (connections, rate, subscriptions); try again later or raise the limit.",
+    INTERNAL: "The broker failed inside; its log has the cause.",
+    NOT_NOW: "The broker cannot do this now; its answer says why. Try again later.",
+}
+
+
+class BlipMQError(Exception):
+    """Base of all errors of this package. `str(error)` is a sentence a person can act on."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ConfigError(BlipMQError):
+    """A setting, key file or address is not usable as it stands. Nothing was sent."""
+
+    exit_status = 78
+
+
+class UsageError(BlipMQError, ValueError):
+    """The caller asked for something that cannot be: a bad topic, a QoS of 2. Nothing was sent."""
+
+    exit_status = 2
+
+
+class Unreachable(BlipMQError, ConnectionError):
+    """No broker answers at the address: nothing listens, no route, the name is unknown, or it took too long."""
+
+    exit_status = 69
+
+
+class Disconnected(BlipMQError, ConnectionError):
+    """The connection ended and did not come back in time. What was not yet answered may or may not have arrived."""
+
+    exit_status = 69
+
+
+class TimedOut(BlipMQError, TimeoutError):
+    """The broker is connected but did not answer in time."""
+
+    exit_status = 1
+
+
+class ProtocolError(BlipMQError):
+    """Bytes arrived that are not the BlipMQ protocol. The connection cannot be used any further."""
+
+    exit_status = 1
+
+
+class Refused(BlipMQError):
+    """The broker answered, and the answer is no. `code` holds the wire code, `reason` the broker's own words."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, code: int = 0, reason: str = "") -> None:
+        super().__init__(message, code=code)
+        self.reason = reason
+
+
+class NotAllowed(Refused):
+    """The broker does not know the key (401), or the key has no right to the topic (403)."""
+
+    exit_status = 77
+
+
+def refusal(what: str, code: int, reason: str) -> Refused:
+    """The exception for a Reply or SubAck with a code other than 0. `what` was attempted: "publish to orders"."""
+    kind = NotAllowed if code in (NOT_AUTHENTICATED, NOT_ALLOWED) else Refused
+    advice = _ADVICE.get(code, "The broker is newer than this client; its answer is all there is.")
+    return kind(f"{what} was refused ({code}): {reason or 'no reason given'}. {advice}", code=code, reason=reason)

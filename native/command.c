@@ -1,0 +1,186 @@
+/* command.c: what Python tells the core.
+ *
+ *      record    [bq_command_t][text_size, data_size, blob][text][data]       data over DATA_INLINE_MAX travels by pointer
+ *
+ * Invariant: commands take effect in the order they were pushed. One whose answer finds no room among the events stays at
+ * the head of the ring until it does.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define DATA_INLINE_MAX 4096u
+#define TEXT_MAX 4096u
+
+typedef struct record {
+    bq_command_t command;
+    uint32_t text_size, data_size;
+    uint8_t *blob; /* malloc'ed by the producer, freed by the core; NULL: data follows the text */
+} record_t;
+
+/* ---- Python's side --------------------------------------------------------------------------------------------------- */
+
+/* Room for one full INFO answer and some feeds on their way, whatever the frame limit is. */
+static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->config.max_frame_bytes + (4u << 20); }
+
+static uint8_t *blob_new(bq_t *bq, const uint8_t *data, uint32_t size) {
+    uint8_t *blob = malloc(size);
+    if (!blob) return NULL;
+    memcpy(blob, data, size);
+    atomic_fetch_add_explicit(&bq->blob_bytes, size, memory_order_relaxed);
+    return blob;
+}
+
+static void blob_free(bq_t *bq, record_t *record) {
+    if (!record->blob) return;
+    free(record->blob);
+    atomic_fetch_sub_explicit(&bq->blob_bytes, record->data_size, memory_order_relaxed);
+}
+
+int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data, uint32_t data_size) {
+    record_t record = {.command = *command, .text_size = text_size, .data_size = data_size};
+    bool inlined = data_size <= DATA_INLINE_MAX;
+    if (text_size > TEXT_MAX || data_size > blob_bytes_max(bq)) return BQ_E_TOO_LARGE;
+    if (!inlined && atomic_load_explicit(&bq->blob_bytes, memory_order_relaxed) + data_size > blob_bytes_max(bq)) return BQ_E_AGAIN;
+    uint8_t *to = ring_reserve(&bq->commands, (uint32_t)sizeof record + text_size + (inlined ? data_size : 0));
+    if (!to) return BQ_E_AGAIN;
+    if (!inlined && !(record.blob = blob_new(bq, data, data_size))) return BQ_E_MEMORY; /* a reservation may be dropped */
+    memcpy(to, &record, sizeof record);
+    if (text_size) memcpy(to + sizeof record, text, text_size);
+    if (inlined && data_size) memcpy(to + sizeof record + text_size, data, data_size);
+    if (ring_commit(&bq->commands)) poll_wake_signal(&bq->command_wake);
+    return BQ_OK;
+}
+
+/* ---- the core's side ------------------------------------------------------------------------------------------------- */
+
+static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
+    connection->admitted = true;
+    connection->hello = true;
+    wheel_remove(&bq->wheel, &connection->timer.wheel);
+    connection_reply_full(bq, connection, record->command.seq, 0, text, record->text_size, 0, NULL, 0);
+}
+
+static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
+    publish_run_close(bq);
+    int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
+    if (added == BQ_E_MEMORY) {
+        connection_reply(bq, connection, record->command.seq, 503, "the broker is out of memory");
+        return;
+    }
+    if (added == 1) connection->subscription_count++;
+    connection_suback(bq, connection, record->command.seq, filter, record->text_size);
+}
+
+static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
+    publish_run_close(bq);
+    bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
+    if (left) connection->subscription_count--;
+    if (!connection->hello) return;
+    if (left) connection_reply(bq, connection, record->command.seq, 0, "");
+    else connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");
+}
+
+static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    const bq_command_t *command = &record->command;
+    connection_reply_full(bq, connection, command->seq, command->code, text, record->text_size, command->value, data, record->data_size);
+    if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
+}
+
+static bool attach(bq_t *bq, const record_t *record) {
+    static const uint8_t no_peer[16];
+    if (bq->stopping || bq->open_count >= bq->config.max_connections) /* conn 0: refused */
+        return event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq});
+    connection_t *connection = connection_open(bq, -1, no_peer, 0, record->command.flags & BQ_CONN_TRUSTED);
+    if (!event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0})) {
+        if (connection) { /* as if it had never been: the command is run again */
+            connection->state = CONNECTION_FREE;
+            wheel_remove(&bq->wheel, &connection->timer.wheel);
+            bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
+        }
+        return false;
+    }
+    if (connection) {
+        connection->known = true;
+        bq->open_count++;
+        bq->stats.accepted++;
+    }
+    return true;
+}
+
+static void taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
+    connection->fed_in_flight -= bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
+    connection_flush(bq, connection);
+}
+
+/* Commands for a connection; one that has gone meanwhile is not an error, its end is on its way to Python. */
+static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    connection_t *connection = connection_find(bq, record->command.conn);
+    if (!connection || connection->state == CONNECTION_DEAD) return;
+    switch (record->command.type) {
+    case BQ_CMD_FEED: connection_feed(bq, connection, data, record->data_size); return;
+    case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return;
+    case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return;
+    case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
+    case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text); break;
+    case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text); break;
+    default: reply(bq, connection, record, text, data); break;
+    }
+    /* A Reply with seq 0 belongs to no request, so it does not end one. */
+    if (record->command.type != BQ_CMD_REPLY || !(record->command.flags & BQ_REPLY_UNASKED)) connection_resume(bq, connection, PAUSE_ANSWER);
+}
+
+static void adopt(bq_t *bq, int fd) {
+    static const uint8_t no_peer[16];
+    bool room = !bq->stopping && bq->open_count < bq->config.max_connections;
+    connection_t *connection = room ? connection_open(bq, fd, no_peer, 0, false) : NULL;
+    if (!connection) {
+        poll_close(fd);
+        return;
+    }
+    bq->open_count++;
+    bq->stats.accepted++;
+}
+
+static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    const bq_command_t *command = &record->command;
+    switch (command->type) {
+    case BQ_CMD_LISTEN: core_listen(bq, (int)command->value); return true;
+    case BQ_CMD_UNLISTEN: core_unlisten(bq); return true;
+    case BQ_CMD_ADOPT: adopt(bq, (int)command->value); return true;
+    case BQ_CMD_ATTACH: return attach(bq, record);
+    case BQ_CMD_STATS: return event_stats(bq, command->seq);
+    case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
+    case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
+    case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
+    default: for_connection(bq, record, text, data); return true;
+    }
+}
+
+bool command_run_all(bq_t *bq) {
+    uint32_t size;
+    const uint8_t *bytes;
+    uint32_t count = 0;
+    while (count < COMMANDS_MAX && (bytes = ring_peek(&bq->commands, &size))) {
+        record_t record;
+        memcpy(&record, bytes, sizeof record);
+        const uint8_t *text = bytes + sizeof record;
+        if (!run(bq, &record, text, record.blob ? record.blob : text + record.text_size)) return true;
+        blob_free(bq, &record);
+        ring_pop(&bq->commands);
+        count++;
+    }
+    return count > 0;
+}
+
+void command_discard_all(bq_t *bq) {
+    uint32_t size;
+    const uint8_t *bytes;
+    while ((bytes = ring_peek(&bq->commands, &size))) {
+        record_t record;
+        memcpy(&record, bytes, sizeof record);
+        blob_free(bq, &record);
+        ring_pop(&bq->commands);
+    }
+}

@@ -1,0 +1,604 @@
+/* connection.c: see connection.h for the states and the invariants. */
+#include "core.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+static bool chunk_add(bq_t *bq) {
+    connection_t *chunk = pool_take(&bq->pool, CONNECTION_CHUNK * sizeof *chunk);
+    if (!chunk) return false;
+    memset(chunk, 0, CONNECTION_CHUNK * sizeof *chunk);
+    uint32_t first = bq->chunk_count * CONNECTION_CHUNK;
+    bq->chunks[bq->chunk_count++] = chunk;
+    for (uint32_t i = CONNECTION_CHUNK; i-- > 0;) {
+        chunk[i].handle = first + i; /* generation 0: never used */
+        bq->free_slots[bq->free_count++] = first + i;
+    }
+    return true;
+}
+
+connection_t *connection_open(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port, bool trusted) {
+    if (!bq->free_count && (bq->chunk_count * CONNECTION_CHUNK >= bq->slots_max || !chunk_add(bq))) return NULL;
+    connection_t *connection = core_slot(bq, bq->free_slots[bq->free_count - 1]);
+    uint64_t handle = connection->handle + (1ull << 32);
+    if (handle >> 32 == 0) handle += 1ull << 32; /* generations wrap past 0, which no live handle has */
+    if (fd >= 0 && poll_set(bq->poller, fd, handle, 0, POLL_READ) < 0) return NULL;
+    bq->free_count--;
+    memset(connection, 0, sizeof *connection);
+    connection->handle = handle;
+    connection->fd = fd;
+    connection->state = CONNECTION_OPEN;
+    connection->interest = fd >= 0 ? POLL_READ : 0;
+    connection->admitted = trusted || !bq->config.require_hello;
+    connection->timer.kind = TIMER_CONNECTION;
+    memcpy(connection->peer, peer, sizeof connection->peer);
+    connection->peer_port = port;
+    if (!connection->admitted) core_timer_set(bq, &connection->timer, bq->config.hello_timeout_ms);
+    return connection;
+}
+
+connection_t *connection_find(bq_t *bq, bq_conn_t handle) {
+    uint32_t slot = (uint32_t)handle;
+    if (slot >= bq->chunk_count * CONNECTION_CHUNK) return NULL;
+    connection_t *connection = core_slot(bq, slot);
+    return connection->handle == handle && connection->state != CONNECTION_FREE ? connection : NULL;
+}
+
+static void wait_end(connection_t *connection) {
+    if (!connection->wait_link) return;
+    *connection->wait_link = connection->wait_next;
+    if (connection->wait_next) connection->wait_next->wait_link = connection->wait_link;
+    connection->wait_link = NULL;
+    connection->wait_next = NULL;
+}
+
+void connection_wait_on(connection_t *publisher, connection_t *full) {
+    publisher->pause |= PAUSE_BLOCK;
+    publisher->wait_next = full->waiters;
+    publisher->wait_link = &full->waiters;
+    if (full->waiters) full->waiters->wait_link = &publisher->wait_next;
+    full->waiters = publisher;
+}
+
+static void waiters_release(bq_t *bq, connection_t *connection) {
+    while (connection->waiters) {
+        connection_t *publisher = connection->waiters;
+        wait_end(publisher);
+        bq->stats.blocked_publishers--;
+        connection_resume(bq, publisher, PAUSE_BLOCK);
+    }
+}
+
+void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
+    if (connection->state == CONNECTION_DEAD || connection->state == CONNECTION_FREE) return;
+    if (connection->state == CONNECTION_OPEN) { /* a closing or lingering one has its reason already */
+        connection->close_code = code;
+        connection->close_detail = detail;
+    }
+    connection->state = CONNECTION_DEAD;
+    if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
+    connection->interest = 0;
+    wheel_remove(&bq->wheel, &connection->timer.wheel);
+    if (connection->wait_link) {
+        wait_end(connection);
+        bq->stats.blocked_publishers--;
+    }
+    waiters_release(bq, connection);
+    connection->dead_next = bq->dead;
+    bq->dead = connection;
+}
+
+/* Everything queued has left a closing connection: tell the client that no more comes, and give it time to read that. */
+static void linger(bq_t *bq, connection_t *connection) {
+    if (connection->fd < 0) {
+        connection_close(bq, connection, connection->close_code, connection->close_detail);
+        return;
+    }
+    connection->state = CONNECTION_LINGERING;
+    shutdown(connection->fd, SHUT_WR);
+    core_timer_set(bq, &connection->timer, LINGER_MS);
+    connection_update_interest(bq, connection);
+}
+
+void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
+    if (connection->state != CONNECTION_OPEN) return;
+    connection->close_code = code;
+    connection->close_detail = detail;
+    connection->state = CONNECTION_CLOSING;
+    core_timer_set(bq, &connection->timer, CLOSING_MS);
+    waiters_release(bq, connection);
+    connection_mark_dirty(bq, connection);
+    connection_update_interest(bq, connection);
+}
+
+static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
+    pool_give(&bq->pool, connection->in, connection->in_capacity);
+    bq->input_bytes += capacity;
+    bq->input_bytes -= connection->in_capacity;
+    connection->in = in;
+    connection->in_capacity = capacity;
+    connection->in_start = 0;
+    connection->in_size = size;
+}
+
+static bool worth_telling(const connection_t *connection) { return connection->known || connection->close_code > BQ_CLOSE_RESET; }
+
+static bool tell_closed(bq_t *bq, const connection_t *connection) {
+    const char *detail = connection->close_detail ? connection->close_detail : "";
+    bq_event_t event = {.type = BQ_EV_CLOSED,
+                        .code = connection->close_code,
+                        .conn = connection->handle,
+                        .peer_port = connection->peer_port,
+                        .text = (const uint8_t *)detail,
+                        .text_size = (uint32_t)strlen(detail)};
+    memcpy(event.peer, connection->peer, sizeof event.peer);
+    return event_push(bq, &event);
+}
+
+bool connection_bury(bq_t *bq, connection_t *connection) {
+    if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
+        close(connection->fd);
+        connection->fd = -1;
+    }
+    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
+    bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues);
+    input_replace(bq, connection, NULL, 0, 0);
+    /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
+    if (connection->ready || connection->retrying || connection->dirty) return false;
+    if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
+    if (connection->refused) bq->refused_count--;
+    else bq->open_count--;
+    bq->stats.closed++;
+    connection->state = CONNECTION_FREE;
+    bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
+    return true;
+}
+
+void connection_update_interest(bq_t *bq, connection_t *connection) {
+    if (connection->fd < 0 || connection->state == CONNECTION_DEAD) return;
+    uint8_t want = 0;
+    if (connection->state == CONNECTION_LINGERING || (connection->state == CONNECTION_OPEN && !connection->pause)) want |= POLL_READ;
+    if (connection->blocked) want |= POLL_WRITE;
+    if (want == connection->interest) return;
+    if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the poller refused the socket");
+        return;
+    }
+    connection->interest = want;
+}
+
+/* ---- output -------------------------------------------------------------------------------------------------------- */
+
+void connection_mark_dirty(bq_t *bq, connection_t *connection) {
+    if (connection->dirty) return;
+    connection->dirty = true;
+    bq->dirty[bq->dirty_count++] = connection;
+}
+
+void connection_wake_waiters(bq_t *bq, connection_t *connection) {
+    if (BQ_LIKELY(!connection->waiters)) return;
+    const queue_t *queue = &connection->queue;
+    if (queue->messages > bq->queues.messages_max / 4 * 3 || queue->bytes > bq->queues.bytes_max / 4 * 3) return;
+    waiters_release(bq, connection);
+}
+
+/* One flush takes whole entries up to the batch limits, at least one. */
+static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
+    uint64_t messages = 0;
+    int count = 0;
+    *bytes = 0;
+    for (const queue_entry_t *entry = queue->head; entry && count < SEND_ENTRIES_MAX; entry = entry->next) {
+        if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
+        parts[count++] = (struct iovec){entry->segment->bytes + entry->offset, entry->size};
+        messages += entry->count;
+        *bytes += entry->size;
+    }
+    return count;
+}
+
+static ssize_t send_parts(int fd, struct iovec *parts, int count) {
+    ssize_t sent;
+    do {
+        if (count == 1) {
+            sent = send(fd, parts->iov_base, parts->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } else {
+            struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+            sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        }
+    } while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+/* A fed connection's output goes to Python as events, as far as its window and the ring allow. */
+static uint64_t feed_out(bq_t *bq, connection_t *connection) {
+    uint64_t total = 0;
+    for (const queue_entry_t *entry = connection->queue.head; entry; entry = entry->next) {
+        for (uint32_t at = 0; at < entry->size;) {
+            uint32_t size = entry->size - at < FED_CHUNK_BYTES ? entry->size - at : FED_CHUNK_BYTES;
+            if (connection->fed_in_flight + size > FED_WINDOW_BYTES) return total;
+            bq_event_t event = {.type = BQ_EV_OUT, .conn = connection->handle, .data = entry->segment->bytes + entry->offset + at, .data_size = size};
+            if (!event_push(bq, &event)) {
+                event_retry(bq, connection);
+                return total;
+            }
+            connection->fed_in_flight += size;
+            total += size;
+            at += size;
+        }
+    }
+    return total;
+}
+
+static void sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
+    uint64_t delivered = bq->stats.delivered;
+    queue_sent(&connection->queue, &bq->queues, bytes);
+    bq->stats.delivered_bytes += bytes;
+    bq->stats.flush_bytes += bytes;
+    bq->stats.flushes += bq->stats.delivered != delivered;
+    if ((connection->pause & PAUSE_OUTPUT) && connection->queue.control_bytes <= CONTROL_BYTES_MAX / 2)
+        connection_resume(bq, connection, PAUSE_OUTPUT);
+    connection_wake_waiters(bq, connection);
+}
+
+static void flush_fed(bq_t *bq, connection_t *connection) {
+    uint64_t bytes = feed_out(bq, connection);
+    connection->blocked = false;
+    if (bytes) sent(bq, connection, bytes);
+    connection->blocked = connection->queue.head != NULL;
+}
+
+static void flush_socket(bq_t *bq, connection_t *connection) {
+    struct iovec parts[SEND_ENTRIES_MAX];
+    uint64_t bytes;
+    int count = gather(bq, &connection->queue, parts, &bytes);
+    ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
+    if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
+        return;
+    }
+    if (done > 0) sent(bq, connection, (uint64_t)done);
+    bool blocked = done < 0 || (uint64_t)done < bytes;
+    if (blocked != connection->blocked) {
+        connection->blocked = blocked;
+        connection_update_interest(bq, connection);
+    }
+    if (!blocked && connection->queue.head) connection_mark_dirty(bq, connection); /* more than a batch: next turn */
+}
+
+void connection_flush(bq_t *bq, connection_t *connection) {
+    if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
+    if (bq->config.lazy_expiry) queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+    if (connection->fd < 0) flush_fed(bq, connection);
+    else flush_socket(bq, connection);
+    if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
+}
+
+/* Put a written control frame into the queue, in order with what is there. */
+static void push_control(bq_t *bq, connection_t *connection, uint32_t size) {
+    segment_t *segment = bq->segments.open;
+    queue_run_t run = {.segment = segment, .offset = segment->used, .size = size};
+    segment_commit(&bq->segments, size);
+    if (!queue_push(&connection->queue, &bq->queues, &run)) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
+        return;
+    }
+    if (connection->queue.control_bytes > CONTROL_BYTES_MAX) connection->pause |= PAUSE_OUTPUT;
+    connection_mark_dirty(bq, connection);
+}
+
+static uint8_t *reserve_control(bq_t *bq, connection_t *connection, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN) return NULL;
+    publish_run_close(bq);
+    uint8_t *out = segment_reserve(&bq->segments, size);
+    if (!out) connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
+    return connection->state == CONNECTION_OPEN ? out : NULL; /* giving the run out may have closed it */
+}
+
+void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size,
+                           uint64_t id, const uint8_t *payload, uint32_t payload_size) {
+    uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));
+    if (out) push_control(bq, connection, frame_write_reply(out, seq, code, text, text_size, id, payload, payload_size));
+}
+
+void connection_reply(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text) {
+    connection_reply_full(bq, connection, seq, code, (const uint8_t *)text, (uint32_t)strlen(text), 0, NULL, 0);
+}
+
+void connection_suback(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size) {
+    uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(size, sizeof "subscribed"));
+    if (out) push_control(bq, connection, frame_write_suback(out, seq, 0, filter, size, "subscribed"));
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------------------ */
+
+/* What became of a frame: TAKEN, or KEPT because the connection is paused and the frame must be looked at again later. A
+ * frame that closes its connection is TAKEN: the loop looks at the state. */
+enum frame_outcome { FRAME_TAKEN, FRAME_KEPT };
+
+/* Refuse a request. Clients that said HELLO get a Reply; a plain client can only be closed, with one log line. */
+static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
+    if (connection->hello) connection_reply(bq, connection, seq, code, why);
+    else connection_close(bq, connection, BQ_CLOSE_FRAME, why);
+    return FRAME_TAKEN;
+}
+
+/* A frame after which the stream cannot be trusted, or that is against a limit: it ends the connection either way. */
+static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, uint8_t close_code, const char *why) {
+    if (connection->hello) {
+        connection_reply(bq, connection, seq, code, why);
+        connection_finish(bq, connection, close_code, why);
+    } else {
+        connection_close(bq, connection, close_code, why);
+    }
+}
+
+static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t seq, int error) {
+    bq->stats.frames_bad++;
+    const char *why = frame_error(error);
+    if (frame_error_is_fatal(error)) refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
+    else refuse(bq, connection, seq, 400, why);
+    return FRAME_TAKEN;
+}
+
+static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (view->qos && connection->hello) return refuse(bq, connection, view->seq, 503, "QoS 1 needs the log, which this version does not have: publish with qos 0");
+    int error = 0;
+    topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
+    if (BQ_UNLIKELY(!topic)) {
+        if (error == BQ_E_MEMORY) return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
+        return bad_frame(bq, connection, view->seq, error);
+    }
+    connection->last_topic = topic;
+    connection_t *blocker = NULL;
+    switch (publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker)) {
+    case PUBLISH_DONE: return FRAME_TAKEN;
+    case PUBLISH_NO_MEMORY: return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
+    case PUBLISH_BLOCKED: break;
+    }
+    connection_wait_on(connection, blocker);
+    bq->stats.blocked_publishers++;
+    bq->stats.blocked_pauses++;
+    return FRAME_KEPT;
+}
+
+/* Hand a request to Python and stop this connection's input until the answer. */
+static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
+    event->conn = connection->handle;
+    event->flags |= connection->hello ? 0 : BQ_EV_PLAIN;
+    memcpy(event->peer, connection->peer, sizeof event->peer);
+    event->peer_port = connection->peer_port;
+    if (!event_push(bq, event)) {
+        connection->pause |= PAUSE_EVENTS;
+        event_retry(bq, connection);
+        return FRAME_KEPT;
+    }
+    connection->known = true;
+    connection->pause |= PAUSE_ANSWER;
+    return FRAME_TAKEN;
+}
+
+static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (connection->refused) {
+        connection->hello = true;
+        refuse_and_close(bq, connection, view->seq, 429, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+        return FRAME_TAKEN;
+    }
+    return ask(bq, connection,
+               &(bq_event_t){.type = BQ_EV_HELLO,
+                             .seq = view->seq,
+                             .value = view->protocol,
+                             .text = view->client_id,
+                             .text_size = view->client_id_size,
+                             .data = view->api_key,
+                             .data_size = view->api_key_size});
+}
+
+static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    return ask(bq, connection,
+               &(bq_event_t){.type = BQ_EV_SUB,
+                             .seq = view->seq,
+                             .value = view->qos,
+                             .flags = view->durable ? BQ_EV_DURABLE : 0,
+                             .text = view->topic,
+                             .text_size = view->topic_size,
+                             .data = view->group,
+                             .data_size = view->group_size});
+}
+
+static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
+    if (view->payload_size > INFO_BYTES_MAX) return refuse(bq, connection, view->seq, 400, "an INFO request is at most 4 KiB");
+    return ask(bq, connection, &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
+}
+
+static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (!connection->admitted && view->action != FRAME_HELLO) {
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO, while authentication is on");
+        return FRAME_TAKEN;
+    }
+    if (connection->refused && view->action != FRAME_HELLO) {
+        connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+        return FRAME_TAKEN;
+    }
+    switch (view->action) {
+    case FRAME_PUB: return request_publish(bq, connection, view);
+    case FRAME_HELLO: return request_hello(bq, connection, view);
+    case FRAME_SUB: return request_subscribe(bq, connection, view);
+    case FRAME_UNSUB: return ask(bq, connection, &(bq_event_t){.type = BQ_EV_UNSUB, .seq = view->seq, .text = view->topic, .text_size = view->topic_size});
+    case FRAME_INFO: return request_info(bq, connection, view);
+    case FRAME_PING:
+        if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
+        return FRAME_TAKEN;
+    case FRAME_ACK: return FRAME_TAKEN; /* nothing is ever in flight at QoS 0 */
+    default: connection_close(bq, connection, BQ_CLOSE_QUIT, NULL); return FRAME_TAKEN;
+    }
+}
+
+static enum frame_outcome frame(bq_t *bq, connection_t *connection, const uint8_t *body, uint32_t size) {
+    bq_view_t view;
+    int error = frame_verify(body, size, &view);
+    /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
+    if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
+    if (BQ_UNLIKELY(error)) return bad_frame(bq, connection, view.seq, error);
+    bq->stats.frames_in++;
+    return request(bq, connection, &view);
+}
+
+/* ---- input --------------------------------------------------------------------------------------------------------- */
+
+static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
+    bq->stats.frames_bad++;
+    const char *why = size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows (or not BlipMQ at all)";
+    if (size == 0) refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
+    else refuse_and_close(bq, connection, 0, 413, BQ_CLOSE_TOO_LARGE, why);
+}
+
+/* Take whole frames off the front of the input; returns the bytes taken. */
+static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    uint32_t at = 0;
+    while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
+        uint32_t body_size = load_be32(bytes + at);
+        uint32_t limit = connection->admitted && !connection->refused ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
+        if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
+            too_large(bq, connection, body_size);
+            break;
+        }
+        if (size - at - 4 < body_size) break;
+        if (frame(bq, connection, bytes + at + 4, body_size) == FRAME_KEPT) break;
+        at += 4 + body_size;
+    }
+    return at;
+}
+
+/* Frames that are not whole yet may hold at most a quarter of the budget: many slow senders of large frames are cut off
+ * before they crowd out the queues. */
+static bool input_over_budget(const bq_t *bq, uint64_t more) {
+    return bq->config.memory_bytes && bq->input_bytes + more > bq->config.memory_bytes / 4;
+}
+
+/* Keep what was not parsed. `bytes` may lie in the connection's own buffer, which stays unless it is far too large by now. */
+static bool keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN || !size) {
+        input_replace(bq, connection, NULL, 0, 0);
+        return true;
+    }
+    bool own = connection->in && bytes >= connection->in && bytes < connection->in + connection->in_capacity;
+    if (own && connection->in_capacity / 8 <= size) {
+        connection->in_start = (uint32_t)(bytes - connection->in);
+        connection->in_size = size;
+        return true;
+    }
+    uint32_t capacity = (uint32_t)pool_good_size(size);
+    uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_take(&bq->pool, capacity);
+    if (!in) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        return false;
+    }
+    memcpy(in, bytes, size);
+    input_replace(bq, connection, in, capacity, size);
+    return true;
+}
+
+static void consumed(bq_t *bq, connection_t *connection, uint32_t bytes) {
+    if (connection->fd >= 0 || !bytes || connection->state == CONNECTION_DEAD) return;
+    connection->fed_consumed += bytes;
+    event_retry(bq, connection); /* reported with all else that waits for the event ring, at the end of the turn */
+}
+
+static void process(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    uint32_t used = parse(bq, connection, bytes, size);
+    consumed(bq, connection, used);
+    keep_rest(bq, connection, bytes + used, size - used);
+}
+
+/* Make room for `more` bytes behind what is kept. Grows as bytes really come, never from an announced length alone. */
+static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
+    if (connection->in_start) {
+        memmove(connection->in, connection->in + connection->in_start, connection->in_size);
+        connection->in_start = 0;
+    }
+    if (connection->in_capacity - connection->in_size >= more) return true;
+    size_t doubled = (size_t)connection->in_capacity * 2, need = (size_t)connection->in_size + more;
+    uint32_t capacity = (uint32_t)pool_good_size(need > doubled ? need : doubled);
+    bool over = input_over_budget(bq, capacity - connection->in_capacity);
+    uint8_t *in = over ? NULL : pool_resize(&bq->pool, connection->in, connection->in_capacity, capacity);
+    if (!in) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        return false;
+    }
+    bq->input_bytes += capacity - connection->in_capacity;
+    connection->in = in;
+    connection->in_capacity = capacity;
+    return true;
+}
+
+
+
+
+static void read_more(bq_t *bq, connection_t *connection) {
+    uint32_t limit = bq->config.overflow_policy == BQ_BLOCK ? READ_BYTES_BLOCKING : READ_BYTES;
+    bool gather_own = connection->in_size >= GATHER_BYTES;
+    if (gather_own && !reserve_in(bq, connection, limit)) return;
+    uint8_t *buffer = gather_own ? connection->in : bq->read_buffer;
+    uint32_t kept = connection->in_size;
+    if (!gather_own && kept) memcpy(buffer, connection->in + connection->in_start, kept);
+    ssize_t got;
+    do got = recv(connection->fd, buffer + kept, limit, 0);
+    while (got < 0 && errno == EINTR);
+    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+    if (got <= 0) {
+        connection_close(bq, connection, got == 0 ? BQ_CLOSE_EOF : BQ_CLOSE_RESET, got == 0 ? NULL : "the client reset the connection");
+        return;
+    }
+    bq->turn_bytes += (uint64_t)got;
+    process(bq, connection, buffer, kept + (uint32_t)got);
+}
+
+/* A lingering client's input is thrown away until it closes too. */
+static void discard(bq_t *bq, connection_t *connection) {
+    ssize_t got = recv(connection->fd, bq->read_buffer, READ_BYTES, 0);
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+        connection_close(bq, connection, connection->close_code, connection->close_detail);
+}
+
+void connection_readable(bq_t *bq, connection_t *connection) {
+    if (connection->state == CONNECTION_LINGERING) {
+        discard(bq, connection);
+    } else if (connection->state == CONNECTION_OPEN && connection->pause) {
+        connection_update_interest(bq, connection); /* told only now: most pauses end before more input comes */
+    } else if (connection->state == CONNECTION_OPEN) {
+        read_more(bq, connection);
+    }
+}
+
+void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN) return;
+    if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
+        connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
+        return;
+    }
+    if (!reserve_in(bq, connection, size)) return;
+    memcpy(connection->in + connection->in_size, bytes, size);
+    connection->in_size += size;
+    bq->turn_bytes += size;
+    connection_continue(bq, connection);
+}
+
+void connection_continue(bq_t *bq, connection_t *connection) {
+    if (connection->state != CONNECTION_OPEN || connection->pause) return;
+    if (connection->in_size) process(bq, connection, connection->in + connection->in_start, connection->in_size);
+    if (connection->state == CONNECTION_OPEN && !connection->pause) connection_update_interest(bq, connection);
+}
+
+void connection_resume(bq_t *bq, connection_t *connection, uint8_t pause) {
+    connection->pause &= (uint8_t)~pause;
+    if (connection->pause || connection->ready || connection->state != CONNECTION_OPEN) return;
+    connection->ready = true;
+    connection->ready_next = NULL;
+    *bq->ready_tail = connection;
+    bq->ready_tail = &connection->ready_next;
+}

@@ -1,0 +1,89 @@
+/* connection.h: one client: its socket (or its feed), its unparsed input, what it may do, what it waits for.
+ *
+ *      OPEN --(refused, bad frame of a client that said HELLO)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
+ *        \--------------------(EOF, reset, QUIT, bad frame)------------------------------------------------------^
+ *
+ * Invariants: no frame is parsed while pause is not 0. A connection stays where it is in memory until the turn that reaps
+ * it, so that target lists and poll results of that turn may still point at it; anything that would use it checks the state.
+ */
+#ifndef BQ_CONNECTION_H
+#define BQ_CONNECTION_H
+
+#include "base.h"
+#include "queue.h"
+#include "route.h"
+
+enum connection_state { CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_CLOSING, CONNECTION_LINGERING, CONNECTION_DEAD };
+
+enum connection_pause {
+    PAUSE_ANSWER = 1, /* a request is with Python */
+    PAUSE_BLOCK = 2,  /* a subscriber's queue is full and the policy is block */
+    PAUSE_OUTPUT = 4, /* it does not read its replies */
+    PAUSE_EVENTS = 8, /* the event ring is full */
+    PAUSE_STOPPING = 16
+};
+
+typedef struct connection {
+    bq_conn_t handle;
+    int fd; /* -1: fed */
+    uint8_t state;
+    uint8_t pause;
+    uint8_t interest;  /* what the poller has been told */
+    uint8_t close_code;
+    bool admitted;     /* may send commands other than HELLO */
+    bool hello;        /* said HELLO and was admitted: gets Replies */
+    bool known;        /* Python has heard of it and will hear of its end */
+    bool refused;      /* over max_connections: only here to be told so */
+    bool blocked;      /* the socket (or the feed's window) takes no more */
+    bool dirty;        /* on the flush list */
+    bool ready;        /* on the list of connections with input to go on with */
+    bool retrying;     /* on the list of those that wait for room in the event ring */
+    const char *close_detail; /* static text */
+    queue_t queue;
+    uint8_t *in; /* input that is not a whole frame yet, or came while paused: in_size bytes from in_start */
+    uint32_t in_start, in_size, in_capacity;
+    uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
+    uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
+    uint32_t subscription_count;
+    topic_t *last_topic;    /* a hint: compare the name before use */
+    subscription_t *subscriptions;
+    struct connection *waiters;              /* publishers that this one's full queue holds back */
+    struct connection *wait_next, **wait_link; /* this one's place in another's waiters */
+    struct connection *ready_next, *retry_next, *dead_next;
+    core_timer_t timer; /* HELLO in time, end of lingering */
+    uint64_t route_mark;
+    uint8_t peer[16];
+    uint16_t peer_port;
+} connection_t;
+
+struct bq;
+
+/* Life. */
+connection_t *connection_open(struct bq *bq, int fd, const uint8_t peer[16], uint16_t port, bool trusted); /* NULL: no slot or memory */
+connection_t *connection_find(struct bq *bq, bq_conn_t handle);                 /* NULL: gone */
+void connection_close(struct bq *bq, connection_t *connection, uint8_t code, const char *detail); /* at once; reaped at the turn's end */
+void connection_finish(struct bq *bq, connection_t *connection, uint8_t code, const char *detail); /* after what is queued has been sent */
+bool connection_bury(struct bq *bq, connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
+
+/* Input. */
+void connection_readable(struct bq *bq, connection_t *connection);
+void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
+void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
+
+/* Output. */
+void connection_mark_dirty(struct bq *bq, connection_t *connection);
+void connection_flush(struct bq *bq, connection_t *connection); /* one send of at most a batch */
+void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text);
+void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
+                           uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
+void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
+void connection_wake_waiters(struct bq *bq, connection_t *connection); /* if its queue has room again */
+void connection_wait_on(connection_t *publisher, connection_t *full);
+void connection_update_interest(struct bq *bq, connection_t *connection);
+
+static inline connection_t *connection_of_queue(queue_t *queue) {
+    return (connection_t *)(void *)((char *)queue - offsetof(connection_t, queue));
+}
+
+#endif

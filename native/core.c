@@ -1,0 +1,485 @@
+/* core.c: the page that tells the story. One thread owns everything here and turns the same wheel for ever:
+ *
+ *      commands    what Python decided takes effect first: a route is there before the messages it is for
+ *      timers      what has expired is gone before anything is delivered
+ *      resume      connections whose wait has ended go on with the input they left
+ *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
+ *      flush       each subscriber that got something is sent to once (connection.c)
+ *      compact     segments that slow queues keep alive for a few bytes are copied out
+ *      retry       what found no room in the event ring tries again
+ *      reap        dead connections are freed; nothing of this turn points at them any more
+ *      accept      last, so that the slots just freed count
+ *
+ * Invariant: at the end of a turn no run is open and every queue that can be sent from is either empty or on the dirty list.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <unistd.h>
+
+/* ---- timers -------------------------------------------------------------------------------------------------------- */
+
+static uint64_t tick_of(const bq_t *bq, uint64_t ms) { return ms / bq->config.tick_ms; }
+
+void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms) {
+    wheel_remove(&bq->wheel, &timer->wheel);
+    wheel_insert(&bq->wheel, &timer->wheel, tick_of(bq, bq->now_ms + after_ms + bq->config.tick_ms - 1));
+}
+
+static void connection_timeout(bq_t *bq, connection_t *connection) {
+    if (connection->refused) connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+    else connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time"); /* a closing one keeps the reason it has */
+}
+
+static void listeners_watch(bq_t *bq, bool watch) {
+    for (uint32_t i = 0; i < bq->listener_count; i++)
+        poll_set(bq->poller, bq->listeners[i], KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
+}
+
+static void accept_resume(bq_t *bq) {
+    bq->accept_paused = false;
+    bq->accept_pending = true;
+    listeners_watch(bq, true);
+    event_push(bq, &(bq_event_t){.type = BQ_EV_ACCEPT, .code = 0}); /* for the log only: losing it costs a line */
+}
+
+static void entry_timeout(bq_t *bq, queue_entry_t *entry) {
+    connection_t *connection = connection_of_queue(entry->queue);
+    queue_expire(entry, &bq->queues);
+    connection_wake_waiters(bq, connection);
+}
+
+static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
+    uint32_t count = 0;
+    for (; due; count++) {
+        core_timer_t *timer = (core_timer_t *)(void *)due;
+        due = due->next;
+        switch (timer->kind) {
+        case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
+        case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
+        default: accept_resume(bq); break;
+        }
+    }
+    return count;
+}
+
+/* Whole ticks at a time, so that nothing due is left hanging outside the wheel; what exceeds the batch is the next turn's. */
+static bool run_timers(bq_t *bq) {
+    uint64_t target = tick_of(bq, bq->now_ms);
+    uint32_t count = 0;
+    do {
+        uint64_t next = wheel_next(&bq->wheel);
+        count += fire(bq, wheel_advance(&bq->wheel, next > bq->wheel.now && next < target ? next : target));
+    } while (bq->wheel.now < target && count < bq->config.expire_batch);
+    return count > 0;
+}
+
+/* ---- accepting ----------------------------------------------------------------------------------------------------- */
+
+void core_listen(bq_t *bq, int fd) {
+    if (bq->stopping || bq->listener_count == LISTENERS_MAX || (!bq->accept_paused && poll_set(bq->poller, fd, KEY_LISTENER + bq->listener_count, 0, POLL_READ) < 0)) {
+        close(fd);
+        return;
+    }
+    bq->listeners[bq->listener_count++] = fd;
+}
+
+void core_unlisten(bq_t *bq) {
+    if (!bq->accept_paused) listeners_watch(bq, false);
+    for (uint32_t i = 0; i < bq->listener_count; i++) close(bq->listeners[i]);
+    bq->listener_count = 0;
+    bq->accept_pending = false;
+    wheel_remove(&bq->wheel, &bq->accept_timer.wheel);
+}
+
+/* Out of descriptors or memory: leave the backlog alone for a while instead of spinning on it. */
+static void accept_pause(bq_t *bq, int error) {
+    bq->accept_paused = true;
+    listeners_watch(bq, false);
+    core_timer_set(bq, &bq->accept_timer, ACCEPT_PAUSE_MS);
+    event_push(bq, &(bq_event_t){.type = BQ_EV_ACCEPT, .code = 1, .value = (uint64_t)error});
+}
+
+static void socket_options(const bq_t *bq, int fd) {
+    int one = 1, send_bytes = (int)bq->config.send_buffer_bytes, recv_bytes = (int)bq->config.recv_buffer_bytes;
+    if (bq->config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (send_bytes) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
+    if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
+}
+
+/* Over the limit: keep it just long enough to say so if it says HELLO; when even those are many, close at once. */
+static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
+    bool refused = bq->open_count >= bq->config.max_connections;
+    bool silent = refused && bq->refused_count >= REFUSED_MAX;
+    connection_t *connection = silent ? NULL : connection_open(bq, fd, peer, port, refused);
+    if (!connection) {
+        close(fd);
+        bq->stats.refused++;
+        return;
+    }
+    socket_options(bq, fd);
+    connection->refused = refused;
+    if (refused) {
+        bq->refused_count++;
+        bq->stats.refused++;
+        core_timer_set(bq, &connection->timer, REFUSED_MS);
+    } else {
+        bq->open_count++;
+        bq->stats.accepted++;
+    }
+}
+
+static void accept_from(bq_t *bq, int listener) {
+    for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
+        uint8_t peer[16];
+        uint16_t port;
+        int fd = poll_accept(listener, peer, &port);
+        if (fd >= 0) {
+            welcome(bq, fd, peer, port);
+            continue;
+        }
+        if (fd == BQ_E_SYSTEM && errno != ECONNABORTED && errno != EPROTO && errno != EPERM) accept_pause(bq, errno);
+        return;
+    }
+}
+
+static void accept_all(bq_t *bq) {
+    if (!bq->accept_pending) return;
+    bq->accept_pending = false;
+    for (uint32_t i = 0; i < bq->listener_count && !bq->accept_paused; i++) accept_from(bq, bq->listeners[i]);
+}
+
+/* ---- one turn ------------------------------------------------------------------------------------------------------ */
+
+static void run_ready_list(bq_t *bq) {
+    connection_t *connection = bq->ready;
+    bq->ready = NULL;
+    bq->ready_tail = &bq->ready;
+    while (connection) {
+        connection_t *next = connection->ready_next;
+        connection->ready = false;
+        connection_continue(bq, connection);
+        connection = next;
+    }
+}
+
+/* Flushing in the middle of a turn keeps what many publishers sent in the processor's cache on its way out. */
+#define TURN_BYTES_MAX (1u << 20)
+
+static void on_ready(bq_t *bq, const poll_event_t *event) {
+    if (event->key == KEY_WAKE) {
+        poll_wake_clear(&bq->command_wake);
+        return;
+    }
+    if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
+        bq->accept_pending = true;
+        return;
+    }
+    connection_t *connection = connection_find(bq, event->key);
+    if (!connection || connection->state == CONNECTION_DEAD) return;
+    if ((event->ready & POLL_WRITE) && (connection->interest & POLL_WRITE)) connection_flush(bq, connection);
+    if ((event->ready & POLL_READ) && (connection->interest & POLL_READ)) connection_readable(bq, connection);
+    /* An error is told even to a connection that asked for nothing but to write, and would be told for ever. */
+    if ((event->ready & POLL_ERROR) && !(connection->interest & POLL_READ) && connection->state != CONNECTION_DEAD)
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
+    if (bq->turn_bytes > TURN_BYTES_MAX) core_flush(bq);
+}
+
+void core_flush(bq_t *bq) {
+    publish_run_close(bq);
+    bq->turn_bytes = 0;
+    bq->flush_due_ms = 0;
+    uint32_t count = bq->dirty_count < bq->config.flush_subscribers ? bq->dirty_count : bq->config.flush_subscribers;
+    for (uint32_t i = 0; i < count; i++) {
+        connection_t *connection = bq->dirty[i];
+        connection->dirty = false;
+        if (!connection->blocked) connection_flush(bq, connection);
+    }
+    bq->dirty_count -= count; /* the rest, and what did not fit one batch and marked itself again, is the next turn's */
+    memmove(bq->dirty, bq->dirty + count, bq->dirty_count * sizeof *bq->dirty);
+}
+
+/* With a flush interval deliveries wait for company, until the oldest has waited long enough or a batch is full. */
+static void flush_when_due(bq_t *bq) {
+    publish_run_close(bq);
+    if (!bq->dirty_count) return;
+    if (bq->config.flush_interval_ms && !bq->stopping && bq->turn_bytes < bq->config.max_batch_bytes) {
+        if (!bq->flush_due_ms) bq->flush_due_ms = bq->now_ms + bq->config.flush_interval_ms;
+        if (bq->now_ms < bq->flush_due_ms) return;
+    }
+    core_flush(bq);
+}
+
+/* What waited for the event ring: reports of consumed input, output of fed connections, requests. */
+static void retry_one(bq_t *bq, connection_t *connection) {
+    if (connection->fed_consumed) {
+        if (!event_push(bq, &(bq_event_t){.type = BQ_EV_FED, .conn = connection->handle, .value = connection->fed_consumed})) {
+            event_retry(bq, connection);
+            return;
+        }
+        connection->fed_consumed = 0;
+    }
+    if (connection->fd < 0 && connection->queue.head) {
+        connection->blocked = false;
+        connection_mark_dirty(bq, connection);
+    }
+    connection_resume(bq, connection, PAUSE_EVENTS);
+}
+
+static void run_retry_list(bq_t *bq) {
+    connection_t *connection = bq->retry;
+    bq->retry = NULL;
+    while (connection) {
+        connection_t *next = connection->retry_next;
+        connection->retrying = false;
+        if (connection->state != CONNECTION_DEAD) retry_one(bq, connection);
+        connection = next;
+    }
+}
+
+static void reap(bq_t *bq) {
+    connection_t *connection = bq->dead;
+    bq->dead = NULL;
+    while (connection) {
+        connection_t *next = connection->dead_next;
+        if (!connection_bury(bq, connection)) {
+            connection->dead_next = bq->dead;
+            bq->dead = connection;
+        }
+        connection = next;
+    }
+}
+
+static void stop_when_flushed(bq_t *bq);
+
+int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
+    if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
+    bq->wall_ms = wall_ms;
+    bq->stats.turns++;
+    bool work = command_run_all(bq);
+    work |= run_timers(bq);
+    run_ready_list(bq);
+    for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
+    work |= bq->poll_count > 0;
+    bq->poll_count = 0;
+    flush_when_due(bq);
+    segment_compact(&bq->segments, COMPACT_BYTES);
+    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
+    run_retry_list(bq);
+    reap(bq);
+    accept_all(bq);
+    segment_rewind(&bq->segments);
+    if (bq->stopping) stop_when_flushed(bq);
+    return work || bq->ready;
+}
+
+/* ---- waiting ------------------------------------------------------------------------------------------------------- */
+
+int64_t bq_next_timer_ms(bq_t *bq) {
+    if (bq->ready || (bq->dirty_count && !bq->config.flush_interval_ms) || bq->segments.compact_head) return 0;
+    uint64_t due = UINT64_MAX;
+    uint64_t tick = wheel_next(&bq->wheel);
+    if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
+    if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
+    if (bq->stopping && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
+    if ((bq->retry || bq->dead) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    if (due == UINT64_MAX) return -1;
+    return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
+}
+
+static int shorter(int timeout_ms, int64_t timer_ms) {
+    if (timer_ms < 0) return timeout_ms;
+    if (timer_ms > INT_MAX) timer_ms = INT_MAX;
+    return timeout_ms < 0 || timer_ms < timeout_ms ? (int)timer_ms : timeout_ms;
+}
+
+int bq_wait(bq_t *bq, int timeout_ms) {
+    timeout_ms = shorter(timeout_ms, bq_next_timer_ms(bq));
+    if (!ring_wait_begin(&bq->commands)) timeout_ms = 0;
+    bq->poll_count = 0;
+    int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
+    ring_wait_end(&bq->commands);
+    if (count < 0) return count;
+    bq->poll_count = count;
+    return count;
+}
+
+int bq_poll_fd(bq_t *bq) { return bq->poller; }
+
+/* ---- stopping ------------------------------------------------------------------------------------------------------ */
+
+static void for_each_open(bq_t *bq, void (*visit)(bq_t *bq, connection_t *connection)) {
+    for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
+        connection_t *connection = core_slot(bq, slot);
+        if (connection->state != CONNECTION_FREE && connection->state != CONNECTION_DEAD) visit(bq, connection);
+    }
+}
+
+static void say_goodbye(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_STOPPING;
+    if (connection->hello) connection_reply(bq, connection, 0, 503, "shutting down");
+    connection_update_interest(bq, connection);
+}
+
+static void close_for_good(bq_t *bq, connection_t *connection) {
+    connection->known = false; /* Python is told once, by BQ_EV_STOPPED */
+    connection_close(bq, connection, BQ_CLOSE_EOF, NULL);
+}
+
+void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq) {
+    if (bq->stopping) { /* said again: at once */
+        bq->stop_deadline_ms = bq->now_ms;
+        return;
+    }
+    bq->stopping = true;
+    bq->stop_seq = seq;
+    bq->stop_deadline_ms = bq->now_ms + (within_ms < INT_MAX ? within_ms : INT_MAX);
+    core_unlisten(bq);
+    for_each_open(bq, say_goodbye);
+}
+
+static bool all_sent(bq_t *bq) {
+    for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
+        const connection_t *connection = core_slot(bq, slot);
+        if (connection->state != CONNECTION_FREE && connection->queue.head) return false;
+    }
+    return true;
+}
+
+static void stop_when_flushed(bq_t *bq) {
+    if (bq->stopped || (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq))) return;
+    uint64_t unsent = bq->stats.queued_messages;
+    for_each_open(bq, close_for_good);
+    reap(bq);
+    bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = unsent});
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+static bool config_valid(const bq_config_t *config) {
+    return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch && config->max_batch_bytes &&
+           config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) && config->max_frame_bytes_unauth >= 64 && config->tick_ms &&
+           config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
+           config->flush_subscribers && config->expire_batch;
+}
+
+/* The values that may change while running. */
+static void limits_apply(bq_t *bq, const bq_config_t *config) {
+    bq->config.subscriber_bytes = config->subscriber_bytes;
+    bq->config.subscriber_messages = config->subscriber_messages;
+    bq->config.default_ttl_ms = config->default_ttl_ms;
+    bq->config.max_ttl_ms = config->max_ttl_ms;
+    bq->config.overflow_policy = config->overflow_policy;
+    bq->config.max_batch = config->max_batch;
+    bq->config.max_batch_bytes = config->max_batch_bytes;
+    bq->config.flush_interval_ms = config->flush_interval_ms;
+    bq->queues.bytes_max = config->subscriber_bytes;
+    bq->queues.messages_max = config->subscriber_messages;
+    bq->queues.entry_messages_max = config->max_batch;
+    bq->queues.entry_bytes_max = config->max_batch_bytes;
+    bq->config.memory_bytes = config->memory_bytes;
+    bq->config.flush_subscribers = config->flush_subscribers;
+    bq->config.expire_batch = config->expire_batch;
+}
+
+static void recheck_waiters(bq_t *bq, connection_t *connection) { connection_wake_waiters(bq, connection); }
+
+void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
+    bq_config_t config;
+    if (size != sizeof config) return;
+    memcpy(&config, bytes, sizeof config);
+    if (!config_valid(&config)) return;
+    publish_run_close(bq);
+    limits_apply(bq, &config);
+    for_each_open(bq, recheck_waiters);
+}
+
+static bool parts_open(bq_t *bq) {
+    const bq_config_t *config = &bq->config;
+    if (ring_init(&bq->commands, config->ring_bytes) < 0 || ring_init(&bq->events, config->ring_bytes) < 0) return false;
+    if (poll_wake_open(&bq->command_wake) < 0 || poll_wake_open(&bq->event_wake) < 0) return false;
+    if ((bq->poller = poll_open()) < 0 || poll_set(bq->poller, bq->command_wake.read_fd, KEY_WAKE, 0, POLL_READ) < 0) return false;
+    bq->slots_max = (config->max_connections + REFUSED_MAX + CONNECTION_CHUNK - 1) / CONNECTION_CHUNK * CONNECTION_CHUNK;
+    bq->chunks = calloc(bq->slots_max / CONNECTION_CHUNK, sizeof *bq->chunks);
+    bq->free_slots = calloc(bq->slots_max, sizeof *bq->free_slots);
+    bq->dirty = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty); /* during a flush one may stand in it twice */
+    bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
+    bq->routes = route_new(&bq->pool, config->route_cache_entries);
+    return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->routes;
+}
+
+bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
+    if (!config_valid(config)) return NULL;
+    bq_t *bq = aligned_alloc(64, (sizeof *bq + 63) / 64 * 64);
+    if (!bq) return NULL;
+    memset(bq, 0, sizeof *bq);
+    bq->config = *config;
+    bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
+    bq->next_message_id = first_message_id ? first_message_id : 1;
+    bq->ready_tail = &bq->ready;
+    bq->accept_timer.kind = TIMER_ACCEPT;
+    pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
+    segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
+    bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};
+    bq->queues.lazy_expiry = config->lazy_expiry;
+    limits_apply(bq, config);
+    wheel_init(&bq->wheel, 0);
+    pool_warm(&bq->pool, sizeof(queue_entry_t), config->warm_entries);
+    pool_warm(&bq->pool, config->segment_bytes, config->warm_segments);
+    if (parts_open(bq)) return bq;
+    bq_free(bq);
+    return NULL;
+}
+
+void bq_free(bq_t *bq) {
+    if (!bq) return;
+    core_unlisten(bq);
+    for_each_open(bq, close_for_good);
+    for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
+        connection_t *connection = core_slot(bq, slot);
+        if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
+    }
+    if (bq->routes) route_free(bq->routes);
+    segment_store_release(&bq->segments);
+    for (uint32_t i = 0; i < bq->chunk_count; i++) pool_give(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));
+    pool_release(&bq->pool);
+    if (bq->commands.buffer) command_discard_all(bq);
+    ring_free(&bq->commands);
+    ring_free(&bq->events);
+    poll_wake_close(&bq->command_wake);
+    poll_wake_close(&bq->event_wake);
+    if (bq->poller >= 0) poll_close(bq->poller);
+    free(bq->chunks);
+    free(bq->free_slots);
+    free(bq->dirty);
+    free(bq->read_buffer);
+    free(bq);
+}
+
+static void *thread_main(void *argument) {
+    bq_t *bq = argument;
+    if (bq->config.io_cpu >= 0) poll_thread_pin(bq->config.io_cpu); /* an advice: a processor taken away is no reason to stop */
+    while (!bq->stopped) {
+        if (bq_wait(bq, -1) < 0) break; /* the poller itself is broken: nothing can go on */
+        bq_turn(bq, poll_clock_mono_ms(), poll_clock_wall_ms());
+    }
+    return NULL;
+}
+
+int bq_start(bq_t *bq) {
+    if (bq->threaded) return BQ_E_ARGUMENT;
+    int started = poll_thread_start(&bq->thread, "bq-io", thread_main, bq);
+    bq->threaded = started == BQ_OK;
+    return started;
+}
+
+int bq_join(bq_t *bq) {
+    if (!bq->threaded) return BQ_E_ARGUMENT;
+    bq->threaded = false;
+    return poll_thread_join(&bq->thread);
+}

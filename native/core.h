@@ -1,0 +1,118 @@
+/* core.h: the actor's whole state, shared by core.c, connection.c, publish.c, command.c and event.c, and by nothing else. */
+#ifndef BQ_CORE_H
+#define BQ_CORE_H
+
+#include "base.h"
+#include "connection.h"
+#include "frame.h"
+#include "poll.h"
+#include "pool.h"
+#include "queue.h"
+#include "ring.h"
+#include "route.h"
+#include "segment.h"
+#include "wheel.h"
+
+#define POLL_EVENTS_MAX 512
+#define LISTENERS_MAX 16
+#define CONNECTION_CHUNK 64u
+#define REFUSED_MAX 64u           /* connections over the limit that are being told so, at once */
+#define REFUSED_MS 1000u          /* how long such a one may take to say HELLO */
+#define LINGER_MS 1000u           /* how long a closed client may take to read its last Reply */
+#define CLOSING_MS 5000u          /* how long that Reply may take to leave */
+#define ACCEPTS_MAX 256u          /* per turn */
+#define ACCEPT_PAUSE_MS 100u      /* after descriptors have run out */
+#define RETRY_MS 2u               /* when the event ring is full */
+#define READ_BYTES (256u << 10)   /* per connection and turn */
+#define GATHER_BYTES (64u << 10)  /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
+#define READ_BYTES_BLOCKING (32u << 10) /* the same under the block policy: what a held-back publisher may leave with us */
+#define CONTROL_BYTES_MAX (64u << 10)   /* replies waiting for one connection before its input stops */
+#define FED_WINDOW_BYTES (256u << 10)   /* in BQ_EV_OUT events at once, per fed connection */
+#define FED_CHUNK_BYTES (16u << 10)
+#define COMMANDS_MAX 1024u        /* per turn: a burst of SUBs must not stall the flow */
+#define COMPACT_BYTES (1u << 20)  /* copied per turn */
+#define INFO_BYTES_MAX 4096u
+#define SEND_ENTRIES_MAX 64
+
+/* The open run: consecutive publishes to one topic with one expiry, not yet given to its queues. */
+typedef struct publish_run {
+    queue_run_t run; /* segment NULL: none open */
+    topic_t *topic;
+    uint32_t count_max, size_max; /* what every target still has room for, under the block policy; else one flush */
+} publish_run_t;
+
+struct bq {
+    bq_config_t config;
+    bq_stats_t stats; /* what is counted here directly; core_stats adds what the parts count */
+    pool_t pool;
+    wheel_t wheel;
+    segment_store_t segments;
+    queue_env_t queues;
+    routes_t *routes;
+    publish_run_t open;
+    uint64_t now_ms, wall_ms; /* of this turn */
+    uint64_t next_message_id;
+
+    connection_t **chunks; /* CONNECTION_CHUNK each, allocated as needed, kept */
+    uint32_t chunk_count, slots_max;
+    uint32_t *free_slots; /* a stack */
+    uint32_t free_count;
+    uint32_t open_count, refused_count;
+    connection_t **dirty;
+    uint32_t dirty_count;
+    connection_t *ready, **ready_tail;
+    connection_t *retry;
+    connection_t *dead;
+    uint64_t input_bytes;   /* in buffers of connections whose frames are not whole yet */
+    uint64_t turn_bytes;    /* read since the last flush */
+    uint64_t flush_due_ms;  /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
+
+    int poller;
+    poll_wake_t command_wake, event_wake;
+    ring_t commands, events;
+    bool event_held; /* Python's side: an event is handed out and not yet popped */
+    _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
+    int listeners[LISTENERS_MAX];
+    uint32_t listener_count;
+    bool accept_pending, accept_paused;
+    core_timer_t accept_timer;
+    poll_event_t poll_events[POLL_EVENTS_MAX];
+    int poll_count;
+    uint8_t *read_buffer;
+
+    bool stopping, stopped;
+    uint64_t stop_deadline_ms, stop_seq;
+    bool threaded;
+    poll_thread_t thread;
+};
+
+/* Poll keys: a connection's handle, or one of these. Generations start at 1, so a handle is never that small. */
+enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
+
+/* publish.c */
+enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY };
+enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker);
+topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
+void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */
+
+/* event.c */
+bool event_push(bq_t *bq, const bq_event_t *event); /* false: no room now */
+void event_retry(bq_t *bq, connection_t *connection);
+void core_stats(bq_t *bq, bq_stats_t *stats);
+bool event_stats(bq_t *bq, uint64_t seq);
+bool event_list(bq_t *bq, uint64_t seq, uint64_t first_slot);
+
+/* command.c */
+bool command_run_all(bq_t *bq);     /* true if any ran */
+void command_discard_all(bq_t *bq); /* at the end of life: free what they carry */
+
+/* core.c */
+void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms);
+void core_flush(bq_t *bq);
+void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq);
+void core_unlisten(bq_t *bq);
+void core_listen(bq_t *bq, int fd);
+void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
+static inline connection_t *core_slot(bq_t *bq, uint32_t slot) { return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK]; }
+
+#endif

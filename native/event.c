@@ -1,0 +1,108 @@
+/* event.c: what the core tells Python.
+ *
+ * Invariant: an event is either in the ring whole or its cause is kept: the connection waits on the retry list (or the
+ * command stays at the head of its ring) until there is room. Nothing that Python must know is dropped.
+ */
+#include "core.h"
+
+bool event_push(bq_t *bq, const bq_event_t *event) {
+    uint32_t size = (uint32_t)sizeof *event + event->text_size + event->data_size;
+    uint8_t *to = ring_reserve(&bq->events, size);
+    if (!to) return false;
+    memcpy(to, event, sizeof *event);
+    if (event->text_size) memcpy(to + sizeof *event, event->text, event->text_size);
+    if (event->data_size) memcpy(to + sizeof *event + event->text_size, event->data, event->data_size);
+    if (ring_commit(&bq->events)) poll_wake_signal(&bq->event_wake);
+    return true;
+}
+
+void event_retry(bq_t *bq, connection_t *connection) {
+    if (connection->retrying) return;
+    connection->retrying = true;
+    connection->retry_next = bq->retry;
+    bq->retry = connection;
+}
+
+int bq_event_fd(bq_t *bq) { return bq->event_wake.read_fd; }
+
+int bq_event(bq_t *bq, bq_event_t *event) {
+    uint32_t size;
+    if (bq->event_held) ring_pop(&bq->events); /* the one handed out last has been read by now */
+    bq->event_held = false;
+    const uint8_t *record = ring_peek(&bq->events, &size);
+    if (!record) {
+        poll_wake_clear(&bq->event_wake);
+        if (ring_wait_begin(&bq->events)) return 0;
+        ring_wait_end(&bq->events);
+        record = ring_peek(&bq->events, &size);
+        if (!record) return 0;
+    }
+    bq->event_held = true;
+    memcpy(event, record, sizeof *event);
+    event->text = record + sizeof *event;
+    event->data = event->text + event->text_size;
+    return 1;
+}
+
+void core_stats(bq_t *bq, bq_stats_t *stats) {
+    const route_counts_t *routes = route_counts(bq->routes);
+    *stats = bq->stats;
+    stats->wheel_insertions = bq->wheel.insertions;
+    stats->wheel_expirations = bq->wheel.expirations;
+    stats->wheel_cascades = bq->wheel.cascades;
+    stats->pool_hits = bq->pool.hits;
+    stats->pool_misses = bq->pool.misses;
+    stats->pool_allocations = bq->pool.allocations;
+    stats->pool_free_bytes = bq->pool.free_bytes;
+    stats->memory_used_bytes = bq->pool.used_bytes;
+    stats->memory_peak_bytes = bq->pool.peak_bytes;
+    stats->route_hits = routes->hits;
+    stats->route_misses = routes->misses;
+    stats->subscriptions = routes->subscriptions;
+    stats->filters = routes->filters;
+    stats->cached_topics = routes->topics;
+    stats->compacted_bytes = bq->segments.compacted_bytes;
+    stats->segments = bq->segments.count;
+    stats->last_message_id = bq->next_message_id - 1;
+    stats->connections = bq->open_count;
+}
+
+bool event_stats(bq_t *bq, uint64_t seq) {
+    bq_stats_t stats;
+    core_stats(bq, &stats);
+    return event_push(bq, &(bq_event_t){.type = BQ_EV_STATS, .seq = seq, .data = (const uint8_t *)&stats, .data_size = sizeof stats});
+}
+
+#define LIST_ROWS 32u
+#define LIST_SLOTS 1024u /* looked at per page, so that a page of a nearly empty table is not a long walk either */
+
+static void list_row(const connection_t *connection, bq_subscriber_t *row) {
+    const queue_t *queue = &connection->queue;
+    *row = (bq_subscriber_t){.conn = connection->handle,
+                             .enqueued = queue->enqueued,
+                             .delivered = queue->delivered,
+                             .dropped_ttl = queue->dropped_ttl,
+                             .dropped_queue_full = queue->dropped_queue_full,
+                             .queued_messages = queue->messages,
+                             .queued_bytes = queue->bytes,
+                             .subscriptions = connection->subscription_count,
+                             .flags = connection->blocked,
+                             .peer_port = connection->peer_port};
+    memcpy(row->peer, connection->peer, sizeof row->peer);
+}
+
+bool event_list(bq_t *bq, uint64_t seq, uint64_t first_slot) {
+    bq_subscriber_t rows[LIST_ROWS];
+    uint32_t count = 0;
+    uint64_t slots = (uint64_t)bq->chunk_count * CONNECTION_CHUNK;
+    uint64_t slot = first_slot, stop = first_slot + LIST_SLOTS < slots ? first_slot + LIST_SLOTS : slots;
+    for (; slot < stop && count < LIST_ROWS; slot++) {
+        const connection_t *connection = core_slot(bq, (uint32_t)slot);
+        if (connection->state == CONNECTION_OPEN && connection->subscription_count) list_row(connection, &rows[count++]);
+    }
+    return event_push(bq, &(bq_event_t){.type = BQ_EV_LIST,
+                                        .seq = seq,
+                                        .value = slot < slots ? slot : 0,
+                                        .data = (const uint8_t *)rows,
+                                        .data_size = count * (uint32_t)sizeof *rows});
+}

@@ -1,0 +1,128 @@
+/* publish.c: from one publish to the queues of everyone who wants it.
+ *
+ * Frames are encoded once into the open segment and gathered into a run; a run goes to each queue as one entry. That is what
+ * makes a message cost nanoseconds: the work per subscriber is done per run, not per message.
+ *
+ * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. Whoever changes routes,
+ * queues' order or the open segment closes it first.
+ */
+#include "core.h"
+
+topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error) {
+    if (BQ_LIKELY(hint && topic_is(hint, name, size))) return hint;
+    if (bq->open.run.segment && topic_is(bq->open.topic, name, size)) return bq->open.topic;
+    publish_run_close(bq); /* a new topic may evict the run's */
+    return route_topic(bq->routes, name, size, error);
+}
+
+/* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
+static bool over_budget(const bq_t *bq) {
+    return bq->config.memory_bytes && bq->pool.used_bytes - bq->pool.free_bytes > bq->config.memory_bytes;
+}
+
+/* Push under caps of a little less than the queue holds now, so that the policy makes it smaller by a sixteenth. */
+static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    const queue_t *queue = &target->queue;
+    queue_env_t squeezed = bq->queues;
+    squeezed.messages_max = queue->messages - queue->messages / 16;
+    squeezed.bytes_max = queue->bytes - queue->bytes / 16;
+    queue_push_dropping(&target->queue, &squeezed, run, bq->config.overflow_policy);
+}
+
+/* Give a run to one subscriber. A full queue whose socket may still take something is flushed before anything is dropped:
+ * messages are lost when the client is slow, never because many publishers were read in one turn. */
+static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    if (BQ_UNLIKELY(!queue_fits(&target->queue, &bq->queues, run->count, run->size) && !target->blocked)) {
+        connection_flush(bq, target);
+        if (target->state != CONNECTION_OPEN) return;
+    }
+    if (bq->config.overflow_policy == BQ_BLOCK) queue_push(&target->queue, &bq->queues, run);
+    else if (BQ_UNLIKELY(target->blocked && over_budget(bq))) push_squeezed(bq, target, run);
+    else queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
+    connection_mark_dirty(bq, target);
+}
+
+void publish_run_close(bq_t *bq) {
+    if (!bq->open.run.segment) return;
+    queue_run_t run = bq->open.run;
+    topic_t *topic = bq->open.topic;
+    bq->open.run.segment = NULL;
+    bq->open.topic = NULL;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run);
+    }
+}
+
+static uint64_t expiry_tick(const bq_t *bq, uint64_t *ttl_ms) {
+    if (!*ttl_ms) *ttl_ms = bq->config.default_ttl_ms;
+    if (BQ_LIKELY(!*ttl_ms)) return 0;
+    if (*ttl_ms > bq->config.max_ttl_ms) *ttl_ms = bq->config.max_ttl_ms;
+    return (bq->now_ms + *ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
+}
+
+/* Block policy: what the fullest target has room for; or the target without room for even one frame of `size` bytes. */
+static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
+    const queue_env_t *env = &bq->queues;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        if (target->state != CONNECTION_OPEN) continue;
+        const queue_t *queue = &target->queue;
+        if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
+        if (target->state != CONNECTION_OPEN) continue;
+        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && over_budget(bq))) return target;
+        uint32_t messages = env->messages_max - queue->messages;
+        uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
+        if (messages < *count_max) *count_max = messages;
+        if (bytes < *size_max) *size_max = (uint32_t)bytes;
+    }
+    if (*size_max < size) *size_max = size; /* a frame over the cap goes alone into an empty queue, see queue_fits */
+    return NULL;
+}
+
+/* True: open. Otherwise *blocker is the subscriber to wait for. */
+static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, connection_t **blocker) {
+    uint32_t count_max = bq->config.max_batch, size_max = bq->config.max_batch_bytes;
+    if (bq->config.overflow_policy == BQ_BLOCK) {
+        *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
+        if (*blocker) return false;
+    }
+    segment_t *segment = bq->segments.open;
+    bq->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
+    bq->open.run = (queue_run_t){.segment = segment, .offset = segment->used, .tick = tick};
+    return true;
+}
+
+/* Whether a frame of `size` bytes may join the open run. */
+static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint32_t size) {
+    const publish_run_t *open = &bq->open;
+    return open->run.segment && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
+           size <= open->size_max - open->run.size && size <= open->run.segment->capacity - open->run.segment->used;
+}
+
+enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker) {
+    uint64_t tick = expiry_tick(bq, &ttl_ms);
+    if (BQ_UNLIKELY(!route_resolve(bq->routes, topic))) return PUBLISH_NO_MEMORY;
+    if (topic->target_count) {
+        uint32_t frame_size = topic->prefix_size + size;
+        if (BQ_UNLIKELY(!run_takes(bq, topic, tick, frame_size))) {
+            publish_run_close(bq);
+            if (!segment_reserve(&bq->segments, frame_size)) return PUBLISH_NO_MEMORY;
+            if (!run_open(bq, topic, tick, frame_size, blocker)) return PUBLISH_BLOCKED;
+        }
+        segment_t *segment = bq->open.run.segment;
+        uint8_t *out = segment->bytes + segment->used;
+        memcpy(out, topic->prefix, topic->prefix_size);
+        message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
+        if (size) memcpy(out + topic->prefix_size, payload, size);
+        segment_commit(&bq->segments, frame_size);
+        bq->open.run.size += frame_size;
+        bq->open.run.count++;
+    } else {
+        bq->stats.unrouted++;
+    }
+    bq->next_message_id++;
+    bq->stats.published++;
+    bq->stats.published_bytes += size;
+    return PUBLISH_DONE;
+}

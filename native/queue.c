@@ -1,0 +1,271 @@
+/* queue.c: see queue.h for the picture and the invariants. */
+#include "queue.h"
+
+static uint32_t frame_size_at(const segment_t *segment, uint32_t offset) { return 4 + load_be32(segment->bytes + offset); }
+
+/* Bytes of the first `count` whole frames at `offset`. */
+static uint32_t frames_size(const segment_t *segment, uint32_t offset, uint32_t count) {
+    uint32_t at = offset;
+    for (uint32_t i = 0; i < count; i++) at += frame_size_at(segment, at);
+    return at - offset;
+}
+
+static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t bytes) {
+    queue->messages = (uint32_t)(queue->messages + messages);
+    queue->bytes += (uint64_t)bytes;
+    env->stats->queued_messages += (uint64_t)messages;
+    env->stats->queued_bytes += (uint64_t)bytes;
+}
+
+static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
+    queue_entry_t *entry = pool_take(env->pool, sizeof *entry);
+    if (!entry) return NULL;
+    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY}, .count = run->count, .tick = run->tick, .queue = queue, .offset = run->offset, .size = run->size};
+    segment_link(run->segment, entry);
+    if (run->tick && !env->lazy_expiry) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
+    return entry;
+}
+
+static void entry_insert_after(queue_t *queue, queue_entry_t *before, queue_entry_t *entry) {
+    entry->previous = before;
+    entry->next = before ? before->next : queue->head;
+    if (before) before->next = entry;
+    else queue->head = entry;
+    if (entry->next) entry->next->previous = entry;
+    else queue->tail = entry;
+}
+
+/* Take an entry out and free it. Its messages and bytes have been accounted for already. */
+static void entry_free(queue_env_t *env, queue_entry_t *entry) {
+    queue_t *queue = entry->queue;
+    if (entry->previous) entry->previous->next = entry->next;
+    else queue->head = entry->next;
+    if (entry->next) entry->next->previous = entry->previous;
+    else queue->tail = entry->previous;
+    wheel_remove(env->wheel, &entry->timer.wheel);
+    segment_unlink(env->segments, entry);
+    pool_give(env->pool, entry, sizeof *entry);
+}
+
+/* The entry's first `bytes` are no longer wanted. */
+static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
+    entry->offset += bytes;
+    entry->size -= bytes;
+    segment_shrink(env->segments, entry->segment, bytes);
+}
+
+static bool entry_extends(const queue_entry_t *tail, const queue_env_t *env, const queue_run_t *run) {
+    return tail && tail->count && run->count && tail->segment == run->segment && tail->offset + tail->size == run->offset &&
+           tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max && tail->size + run->size <= env->entry_bytes_max;
+}
+
+bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
+    queue->enqueued += run->count;
+    env->stats->enqueued += run->count;
+    queue_entry_t *tail = queue->tail;
+    if (entry_extends(tail, env, run)) {
+        tail->count += run->count;
+        tail->size += run->size;
+        tail->segment->live_bytes += run->size;
+    } else {
+        queue_entry_t *entry = entry_new(env, queue, run);
+        if (BQ_UNLIKELY(!entry)) {
+            queue->dropped_queue_full += run->count;
+            env->stats->dropped_queue_full += run->count;
+            return false;
+        }
+        entry_insert_after(queue, tail, entry);
+    }
+    if (run->count) account(queue, env, run->count, run->size);
+    else queue->control_bytes += run->size;
+    return true;
+}
+
+static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) {
+    queue->dropped_queue_full += messages;
+    env->stats->dropped_queue_full += messages;
+}
+
+/* Drop the first `count` messages of an entry whose first frame is untouched. Frees the entry when none is left. */
+static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t count) {
+    queue_t *queue = entry->queue;
+    uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->segment, entry->offset, count);
+    account(queue, env, -(int64_t)count, -(int64_t)bytes);
+    if (count == entry->count) {
+        entry_free(env, entry);
+        return;
+    }
+    entry_advance(env, entry, bytes);
+    entry->count -= count;
+}
+
+/* A frame that is partly on the wire must be finished, or the stream breaks. Leave it in an entry of its own, so that what
+ * follows can be dropped like any other. Returns the entry with the rest, or NULL when there is none (or no memory). */
+static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
+    if (entry->count <= 1) return NULL;
+    uint32_t rest = frame_size_at(entry->segment, entry->offset - entry->head_sent) - entry->head_sent;
+    queue_run_t tail = {.segment = entry->segment,
+                        .offset = entry->offset + rest,
+                        .size = entry->size - rest,
+                        .count = entry->count - 1,
+                        .tick = entry->tick};
+    queue_entry_t *fresh = entry_new(env, entry->queue, &tail);
+    if (!fresh) return NULL;
+    entry_insert_after(entry->queue, entry, fresh);
+    wheel_remove(env->wheel, &entry->timer.wheel);
+    entry->count = 1;
+    segment_shrink(env->segments, entry->segment, tail.size);
+    entry->size = rest;
+    return fresh;
+}
+
+/* The oldest entry that can be dropped from. */
+static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
+    queue_entry_t *entry = queue->head;
+    while (entry) {
+        if (entry->head_sent) {
+            queue_entry_t *rest = entry_split_head(env, entry);
+            if (rest) return rest;
+        } else if (entry->count) {
+            return entry;
+        }
+        entry = entry->next;
+    }
+    return NULL;
+}
+
+/* Make room for `messages` and `bytes` at the tail by dropping from the head. */
+static void make_room(queue_t *queue, queue_env_t *env, uint32_t messages, uint64_t bytes) {
+    while (!queue_fits(queue, env, messages, bytes)) {
+        queue_entry_t *entry = oldest_droppable(env, queue);
+        if (!entry) return;
+        uint64_t over = (uint64_t)queue->messages + messages;
+        over = over > env->messages_max ? over - env->messages_max : 1; /* short of bytes only: one at a time */
+        uint32_t count = over < entry->count ? (uint32_t)over : entry->count;
+        count_overflow(queue, env, count);
+        entry_drop_front(env, entry, count);
+    }
+}
+
+/* How many of the run's first messages fit, one by one. */
+static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queue_run_t *run, uint32_t *bytes) {
+    uint32_t count = 0;
+    *bytes = 0;
+    while (count < run->count) {
+        uint32_t next = *bytes + frame_size_at(run->segment, run->offset + *bytes);
+        if (!queue_fits(queue, env, count + 1, next)) break;
+        *bytes = next;
+        count++;
+    }
+    return count;
+}
+
+/* The run's last messages that fit an empty queue: what drop_oldest would have left had they come one by one. */
+static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
+    queue_run_t part = *run;
+    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max)) {
+        uint32_t size = frame_size_at(part.segment, part.offset);
+        part.offset += size;
+        part.size -= size;
+        part.count--;
+    }
+    return part;
+}
+
+static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
+    queue->enqueued += messages;
+    env->stats->enqueued += messages;
+    count_overflow(queue, env, messages);
+}
+
+bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy) {
+    if (BQ_LIKELY(queue_fits(queue, env, run->count, run->size))) return queue_push(queue, env, run);
+    queue_run_t part = *run;
+    if (overflow_policy == BQ_DROP_NEW) {
+        part.count = fitting(queue, env, run, &part.size);
+    } else {
+        part = newest_part(env, run);
+        make_room(queue, env, part.count, part.size);
+        /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
+        while (part.count && !queue_fits(queue, env, part.count, part.size)) {
+            uint32_t size = frame_size_at(part.segment, part.offset);
+            part.offset += size;
+            part.size -= size;
+            part.count--;
+        }
+    }
+    count_refused(queue, env, run->count - part.count);
+    return part.count == 0 || queue_push(queue, env, &part);
+}
+
+static void count_delivered(queue_t *queue, queue_env_t *env, uint32_t messages, uint64_t bytes) {
+    queue->delivered += messages;
+    env->stats->delivered += messages;
+    account(queue, env, -(int64_t)messages, -(int64_t)bytes);
+}
+
+/* The head entry has been sent for its first `bytes`, fewer than it has: walk the frames to count the whole ones. */
+static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
+    if (!entry->count) {
+        queue->control_bytes -= bytes;
+        entry_advance(env, entry, bytes);
+        return;
+    }
+    uint32_t left = bytes + entry->head_sent;
+    uint32_t at = entry->offset - entry->head_sent;
+    uint32_t whole = 0;
+    for (;;) {
+        uint32_t size = frame_size_at(entry->segment, at);
+        if (size > left) break;
+        left -= size;
+        at += size;
+        whole++;
+    }
+    entry->count -= whole;
+    entry->head_sent = left;
+    entry_advance(env, entry, bytes);
+    count_delivered(queue, env, whole, bytes);
+}
+
+void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
+    while (bytes) {
+        queue_entry_t *entry = queue->head;
+        if (bytes < entry->size) {
+            entry_sent_partly(queue, env, entry, (uint32_t)bytes);
+            return;
+        }
+        bytes -= entry->size;
+        if (entry->count) count_delivered(queue, env, entry->count, entry->size);
+        else queue->control_bytes -= entry->size;
+        entry_free(env, entry);
+    }
+}
+
+void queue_expire(queue_entry_t *entry, queue_env_t *env) {
+    queue_t *queue = entry->queue;
+    if (entry->head_sent) {
+        entry = entry_split_head(env, entry);
+        if (!entry) return; /* nothing but the frame that must be finished */
+    }
+    queue->dropped_ttl += entry->count;
+    env->stats->dropped_ttl += entry->count;
+    entry_drop_front(env, entry, entry->count);
+}
+
+void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->head_sent) entry = entry->next; /* must be finished, whatever its age */
+    while (entry && entry->tick && entry->tick <= now_tick) {
+        queue_entry_t *next = entry->next;
+        queue_expire(entry, env);
+        entry = next;
+    }
+}
+
+uint64_t queue_clear(queue_t *queue, queue_env_t *env) {
+    uint64_t dropped = queue->messages;
+    account(queue, env, -(int64_t)queue->messages, -(int64_t)queue->bytes);
+    while (queue->head) entry_free(env, queue->head);
+    queue->control_bytes = 0;
+    return dropped;
+}

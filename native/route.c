@@ -1,0 +1,382 @@
+/* route.c: see route.h for the picture and the invariant. */
+#include "route.h"
+#include "frame.h"
+#include "trie.h"
+#include "connection.h"
+
+#define FILTER_TABLE_SIZE_MIN 256u
+#define TOPIC_CHUNK 64u
+#define TARGETS_BYTES_MAX (16u << 20) /* merged target lists of the whole cache; past it the clock hand gives some back */
+
+typedef struct filter {
+    uint64_t hash;
+    struct filter *chain;
+    connection_t **members; /* parallel to subscriptions, so that a literal topic can use it as its targets */
+    subscription_t **subscriptions;
+    uint32_t count, capacity;
+    int dialect;       /* 0 literal, 1 dot, 2 slash */
+    trie_node_t *node; /* of a wildcard filter */
+    uint32_t size;
+    uint8_t text[];
+} filter_t;
+
+struct routes {
+    route_counts_t counts; /* must be first, see route_counts */
+    pool_t *pool;
+    filter_t **filters;
+    uint32_t filters_size; /* a power of two */
+    trie_t tries[2];       /* dot, slash */
+    topic_t **topics;      /* hash table */
+    uint32_t topics_size;  /* a power of two */
+    topic_t **chunks;      /* the slots, TOPIC_CHUNK at a time */
+    uint32_t topics_max, slots;
+    uint32_t hand; /* of the clock */
+    uint64_t targets_bytes;
+    uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
+    uint64_t seed;
+};
+
+static uint32_t power_of_two(uint32_t at_least) {
+    uint32_t size = 1;
+    while (size < at_least) size *= 2;
+    return size;
+}
+
+routes_t *route_new(pool_t *pool, uint32_t topics_max) {
+    routes_t *routes = pool_take(pool, sizeof *routes);
+    if (!routes) return NULL;
+    memset(routes, 0, sizeof *routes);
+    routes->pool = pool;
+    routes->topics_max = (topics_max + TOPIC_CHUNK - 1) / TOPIC_CHUNK * TOPIC_CHUNK;
+    routes->topics_size = power_of_two(routes->topics_max);
+    routes->filters_size = FILTER_TABLE_SIZE_MIN;
+    routes->seed = (uint64_t)(uintptr_t)routes * 0x9E3779B97F4A7C15ull;
+    routes->topics = pool_take(pool, routes->topics_size * sizeof(topic_t *));
+    routes->filters = pool_take(pool, routes->filters_size * sizeof(filter_t *));
+    routes->chunks = pool_take(pool, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    if (routes->topics) memset(routes->topics, 0, routes->topics_size * sizeof(topic_t *));
+    if (routes->filters) memset(routes->filters, 0, routes->filters_size * sizeof(filter_t *));
+    trie_init(&routes->tries[0], pool, '.', '*', '>');
+    trie_init(&routes->tries[1], pool, '/', '+', '#');
+    if (routes->topics && routes->filters && routes->chunks) return routes;
+    route_free(routes);
+    return NULL;
+}
+
+/* ---- topics -------------------------------------------------------------------------------------------------------- */
+
+static void targets_drop(routes_t *routes, topic_t *topic) {
+    if (topic->target_capacity) {
+        size_t bytes = topic->target_capacity * sizeof *topic->targets;
+        routes->targets_bytes -= bytes;
+        pool_give(routes->pool, topic->targets, bytes);
+    }
+    topic->targets = NULL;
+    topic->target_count = topic->target_capacity = 0;
+    topic->stale = true;
+}
+
+static topic_t *slot_at(const routes_t *routes, uint32_t index) { return &routes->chunks[index / TOPIC_CHUNK][index % TOPIC_CHUNK]; }
+
+static void topic_forget(routes_t *routes, topic_t *topic) {
+    topic_t **at = &routes->topics[topic->hash & (routes->topics_size - 1)];
+    while (*at != topic) at = &(*at)->chain;
+    *at = topic->chain;
+    targets_drop(routes, topic);
+    pool_give(routes->pool, topic->prefix, topic->prefix_size);
+    topic->prefix = NULL;
+    topic->name_size = 0;
+    routes->counts.topics--;
+}
+
+static bool slots_add(routes_t *routes) {
+    topic_t *chunk = pool_take(routes->pool, TOPIC_CHUNK * sizeof *chunk);
+    if (!chunk) return false;
+    memset(chunk, 0, TOPIC_CHUNK * sizeof *chunk);
+    routes->chunks[routes->slots / TOPIC_CHUNK] = chunk;
+    routes->slots += TOPIC_CHUNK;
+    return true;
+}
+
+/* A free slot: a fresh one while the cache may grow, else the first that was not used since the hand came by (second chance). */
+static topic_t *slot_find(routes_t *routes) {
+    if (routes->counts.topics == routes->slots && routes->slots < routes->topics_max) {
+        routes->hand = routes->slots;
+        if (!slots_add(routes)) return NULL;
+    }
+    for (;;) {
+        topic_t *topic = slot_at(routes, routes->hand);
+        routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
+        if (!topic->name_size) return topic;
+        if (routes->counts.topics < routes->slots) continue; /* a free one exists: do not evict on the way to it */
+        if (!topic->recent) {
+            topic_forget(routes, topic);
+            return topic;
+        }
+        topic->recent = false;
+    }
+}
+
+static topic_t *topic_lookup(const routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
+    topic_t *topic = routes->topics[hash & (routes->topics_size - 1)];
+    while (topic && !(topic->hash == hash && topic_is(topic, name, size))) topic = topic->chain;
+    return topic;
+}
+
+static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
+    topic_t *topic = slot_find(routes);
+    if (!topic) return NULL;
+    uint32_t prefix_size = message_prefix_size(size);
+    uint8_t *prefix = pool_take(routes->pool, prefix_size);
+    if (!prefix) return NULL;
+    message_prefix_write(prefix, name, size);
+    topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
+    *topic = (topic_t){.hash = hash, .chain = *head, .prefix = prefix, .prefix_size = prefix_size, .name_size = size, .stale = true};
+    topic->name = message_prefix_name(prefix);
+    *head = topic;
+    routes->counts.topics++;
+    return topic;
+}
+
+topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *error) {
+    if (BQ_UNLIKELY(size == 0 || size > FRAME_TOPIC_BYTES_MAX)) {
+        *error = topic_check(name, size);
+        return NULL;
+    }
+    uint64_t hash = hash_bytes(name, size, routes->seed);
+    topic_t *topic = topic_lookup(routes, hash, name, size);
+    if (BQ_LIKELY(topic != NULL)) {
+        routes->counts.hits++;
+        topic->recent = true;
+        return topic;
+    }
+    routes->counts.misses++;
+    *error = topic_check(name, size);
+    if (*error) return NULL;
+    topic = topic_enter(routes, hash, name, size);
+    if (!topic) *error = BQ_E_MEMORY;
+    return topic;
+}
+
+/* ---- filters ------------------------------------------------------------------------------------------------------- */
+
+static filter_t **filter_slot(const routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size) {
+    filter_t **at = &routes->filters[hash & (routes->filters_size - 1)];
+    while (*at && !((*at)->hash == hash && (*at)->size == size && !memcmp((*at)->text, text, size))) at = &(*at)->chain;
+    return at;
+}
+
+static void filters_grow(routes_t *routes) {
+    uint32_t size = routes->filters_size * 2;
+    filter_t **table = pool_take(routes->pool, size * sizeof *table);
+    if (!table) return; /* longer chains are slower, not wrong */
+    memset(table, 0, size * sizeof *table);
+    for (uint32_t i = 0; i < routes->filters_size; i++) {
+        for (filter_t *filter = routes->filters[i], *next; filter; filter = next) {
+            next = filter->chain;
+            filter_t **head = &table[filter->hash & (size - 1)];
+            filter->chain = *head;
+            *head = filter;
+        }
+    }
+    pool_give(routes->pool, routes->filters, routes->filters_size * sizeof *table);
+    routes->filters = table;
+    routes->filters_size = size;
+}
+
+static size_t filter_bytes(const filter_t *filter) { return sizeof *filter + filter->size; }
+
+static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size, int dialect) {
+    filter_t *filter = pool_take(routes->pool, sizeof *filter + size);
+    if (!filter) return NULL;
+    *filter = (filter_t){.hash = hash, .dialect = dialect, .size = size};
+    memcpy(filter->text, text, size);
+    if (dialect && !(filter->node = trie_insert(&routes->tries[dialect - 1], text, size, filter))) {
+        pool_give(routes->pool, filter, filter_bytes(filter));
+        return NULL;
+    }
+    if (routes->counts.filters >= routes->filters_size) filters_grow(routes);
+    filter_t **head = &routes->filters[hash & (routes->filters_size - 1)];
+    filter->chain = *head;
+    *head = filter;
+    routes->counts.filters++;
+    return filter;
+}
+
+static void filter_free(routes_t *routes, filter_t *filter) {
+    *filter_slot(routes, filter->hash, filter->text, filter->size) = filter->chain;
+    if (filter->dialect) trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
+    pool_give(routes->pool, filter->members, filter->capacity * sizeof *filter->members);
+    pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
+    pool_give(routes->pool, filter, filter_bytes(filter));
+    routes->counts.filters--;
+}
+
+/* The members of a filter change: topics that it matches must look again before they are used. */
+static void filter_changed(routes_t *routes, const filter_t *filter) {
+    if (filter->dialect) {
+        routes->counts.generation++;
+        return;
+    }
+    topic_t *topic = topic_lookup(routes, filter->hash, filter->text, filter->size);
+    if (topic) targets_drop(routes, topic);
+}
+
+static bool filter_reserve(routes_t *routes, filter_t *filter) {
+    if (filter->count < filter->capacity) return true;
+    uint32_t capacity = filter->capacity ? filter->capacity * 2 : 2;
+    connection_t **members = pool_take(routes->pool, capacity * sizeof *members);
+    subscription_t **subscriptions = pool_take(routes->pool, capacity * sizeof *subscriptions);
+    if (!members || !subscriptions) {
+        pool_give(routes->pool, members, capacity * sizeof *members);
+        pool_give(routes->pool, subscriptions, capacity * sizeof *subscriptions);
+        return false;
+    }
+    if (filter->count) {
+        memcpy(members, filter->members, filter->count * sizeof *members);
+        memcpy(subscriptions, filter->subscriptions, filter->count * sizeof *subscriptions);
+    }
+    pool_give(routes->pool, filter->members, filter->capacity * sizeof *members);
+    pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *subscriptions);
+    filter->members = members;
+    filter->subscriptions = subscriptions;
+    filter->capacity = capacity;
+    return true;
+}
+
+/* ---- subscriptions ------------------------------------------------------------------------------------------------- */
+
+/* Search whichever is shorter, the filter's members or the connection's subscriptions: walk both in step. */
+static subscription_t *subscription_find(const filter_t *filter, const connection_t *connection, subscription_t *list) {
+    uint32_t index = 0;
+    for (; list && index < filter->count; list = list->next, index++) {
+        if (list->filter == filter) return list;
+        if (filter->members[index] == connection) return filter->subscriptions[index];
+    }
+    return NULL;
+}
+
+int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
+    int dialect = filter_check(text, size);
+    if (dialect < 0) return BQ_E_ARGUMENT;
+    uint64_t hash = hash_bytes(text, size, routes->seed);
+    filter_t *filter = *filter_slot(routes, hash, text, size);
+    if (filter && subscription_find(filter, connection, *list)) return 0;
+    if (!filter && !(filter = filter_new(routes, hash, text, size, dialect))) return BQ_E_MEMORY;
+    filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
+    subscription_t *subscription = filter_reserve(routes, filter) ? pool_take(routes->pool, sizeof *subscription) : NULL;
+    if (!subscription) {
+        if (!filter->count) filter_free(routes, filter);
+        return BQ_E_MEMORY;
+    }
+    *subscription = (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
+    if (*list) (*list)->link = &subscription->next;
+    *list = subscription;
+    filter->members[filter->count] = connection;
+    filter->subscriptions[filter->count++] = subscription;
+    routes->counts.subscriptions++;
+    return 1;
+}
+
+void route_leave(routes_t *routes, subscription_t *subscription) {
+    filter_t *filter = subscription->filter;
+    filter_changed(routes, filter);
+    uint32_t last = --filter->count;
+    filter->members[subscription->index] = filter->members[last];
+    filter->subscriptions[subscription->index] = filter->subscriptions[last];
+    filter->subscriptions[subscription->index]->index = subscription->index;
+    *subscription->link = subscription->next;
+    if (subscription->next) subscription->next->link = subscription->link;
+    pool_give(routes->pool, subscription, sizeof *subscription);
+    routes->counts.subscriptions--;
+    if (!filter->count) filter_free(routes, filter);
+}
+
+bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text, uint32_t size) {
+    filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    subscription_t *subscription = filter ? subscription_find(filter, connection, list) : NULL;
+    if (subscription) route_leave(routes, subscription);
+    return subscription != NULL;
+}
+
+/* ---- resolving ----------------------------------------------------------------------------------------------------- */
+
+typedef struct merge {
+    routes_t *routes;
+    topic_t *topic;
+} merge_t;
+
+static bool targets_reserve(routes_t *routes, topic_t *topic, uint32_t more) {
+    uint32_t need = topic->target_count + more;
+    if (need <= topic->target_capacity) return true;
+    uint32_t capacity = power_of_two(need);
+    size_t old_bytes = topic->target_capacity * sizeof *topic->targets;
+    connection_t **targets = pool_resize(routes->pool, topic->targets, old_bytes, capacity * sizeof *targets);
+    if (!targets) return false;
+    routes->targets_bytes += capacity * sizeof *targets - old_bytes;
+    topic->targets = targets;
+    topic->target_capacity = capacity;
+    return true;
+}
+
+/* Add a filter's members to the topic's targets, each connection once. */
+static bool merge_filter(void *context, filter_t *filter) {
+    merge_t *merge = context;
+    topic_t *topic = merge->topic;
+    if (!targets_reserve(merge->routes, topic, filter->count)) return false;
+    for (uint32_t i = 0; i < filter->count; i++) {
+        connection_t *connection = filter->members[i];
+        if (connection->route_mark == merge->routes->mark) continue;
+        connection->route_mark = merge->routes->mark;
+        topic->targets[topic->target_count++] = connection;
+    }
+    return true;
+}
+
+/* Keep merged lists within their budget: the hand drops those of topics it passes; they are found again when needed. */
+static void targets_trim(routes_t *routes, const topic_t *keep) {
+    for (uint32_t i = 0; i < routes->slots && routes->targets_bytes > TARGETS_BYTES_MAX; i++) {
+        topic_t *topic = slot_at(routes, routes->hand);
+        routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
+        if (topic != keep && topic->target_capacity) targets_drop(routes, topic);
+    }
+}
+
+bool route_resolve_slow(routes_t *routes, topic_t *topic) {
+    targets_drop(routes, topic);
+    merge_t merge = {routes, topic};
+    routes->mark++;
+    bool whole = trie_match(&routes->tries[0], topic->name, topic->name_size, merge_filter, &merge) &&
+                 trie_match(&routes->tries[1], topic->name, topic->name_size, merge_filter, &merge);
+    filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
+    if (whole && literal && topic->target_count == 0) {
+        targets_drop(routes, topic);
+        topic->targets = literal->members;
+        topic->target_count = literal->count;
+    } else if (whole && literal) {
+        whole = merge_filter(&merge, literal);
+    }
+    if (!whole) {
+        targets_drop(routes, topic);
+        return false;
+    }
+    topic->stale = false;
+    topic->generation = routes->counts.generation;
+    if (routes->targets_bytes > TARGETS_BYTES_MAX) targets_trim(routes, topic);
+    return true;
+}
+
+void route_free(routes_t *routes) {
+    pool_t *pool = routes->pool;
+    for (uint32_t i = 0; i < routes->slots; i++) {
+        topic_t *topic = slot_at(routes, i);
+        if (topic->name_size) topic_forget(routes, topic);
+    }
+    for (uint32_t i = 0; i < routes->slots / TOPIC_CHUNK; i++) pool_give(pool, routes->chunks[i], TOPIC_CHUNK * sizeof(topic_t));
+    trie_release(&routes->tries[0]);
+    trie_release(&routes->tries[1]);
+    if (routes->topics) pool_give(pool, routes->topics, routes->topics_size * sizeof(topic_t *));
+    if (routes->filters) pool_give(pool, routes->filters, routes->filters_size * sizeof(filter_t *));
+    if (routes->chunks) pool_give(pool, routes->chunks, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    pool_give(pool, routes, sizeof *routes);
+}

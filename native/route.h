@@ -1,0 +1,79 @@
+/* route.h: from a topic to the connections that want it.
+ *
+ *      filters    "logs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
+ *      trie       levels of the wildcard filters, one root per dialect
+ *      topics     a bounded cache: topic -> prefix of its Message frames, targets
+ *
+ * Invariant: a topic's targets may be used only while route_resolve says they are current: subscribing to or leaving a
+ * literal filter makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each
+ * connection appears once in the targets, however many of its filters match.
+ */
+#ifndef BQ_ROUTE_H
+#define BQ_ROUTE_H
+
+#include "base.h"
+#include "pool.h"
+
+struct connection;
+struct filter;
+
+typedef struct subscription {
+    struct connection *connection;
+    struct filter *filter;
+    uint32_t index; /* in the filter's arrays */
+    struct subscription *next, **link; /* the connection's list */
+} subscription_t;
+
+/* One cached topic. Slots are never freed before the table is, only reused, so that a stale pointer to one is harmless: its
+ * holder compares the name. */
+typedef struct topic {
+    uint64_t hash;
+    uint64_t generation; /* of the routes when the targets were found */
+    struct topic *chain;
+    struct connection **targets;
+    uint32_t target_count;
+    uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
+    uint8_t *prefix;          /* encoded Message up to the payload, the name inside it */
+    uint32_t prefix_size;
+    uint32_t name_size;       /* 0: the slot is free */
+    const uint8_t *name;      /* in prefix */
+    bool stale;
+    bool recent;              /* looked up since the clock hand last passed */
+} topic_t;
+
+typedef struct routes routes_t;
+
+routes_t *route_new(pool_t *pool, uint32_t topics_max); /* NULL: no memory */
+void route_free(routes_t *routes);                      /* every subscription has left */
+
+/* Subscribe a connection to a filter that filter_check accepts. 1: new, 0: it was there already, BQ_E_MEMORY, BQ_E_ARGUMENT.
+ * `list` is the head of the connection's subscriptions. */
+int route_subscribe(routes_t *routes, struct connection *connection, subscription_t **list, const uint8_t *filter, uint32_t size);
+bool route_unsubscribe(routes_t *routes, const struct connection *connection, subscription_t *list, const uint8_t *filter, uint32_t size);
+void route_leave(routes_t *routes, subscription_t *subscription);
+
+static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t size) {
+    return topic->name_size == size && size && memcmp(topic->name, name, size) == 0; /* a free slot has size 0 */
+}
+
+/* The cached topic of that name, checked and entered when new (which may evict another). NULL with *error set to a
+ * topic_check code, or to BQ_E_MEMORY. */
+topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *error);
+
+/* Make topic->targets current. False: no memory (the targets are then empty). */
+bool route_resolve_slow(routes_t *routes, topic_t *topic);
+
+typedef struct route_counts {
+    uint64_t generation; /* first, so that the check inlines */
+    uint64_t hits, misses, subscriptions, filters, topics;
+} route_counts_t;
+
+/* The counters are the routes' first member. */
+static inline const route_counts_t *route_counts(const routes_t *routes) { return (const route_counts_t *)(const void *)routes; }
+
+static inline bool route_resolve(routes_t *routes, topic_t *topic) {
+    if (BQ_LIKELY(!topic->stale && topic->generation == route_counts(routes)->generation)) return true;
+    return route_resolve_slow(routes, topic);
+}
+
+#endif

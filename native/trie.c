@@ -1,0 +1,178 @@
+/* trie.c: see trie.h for the picture and the invariant. */
+#include "trie.h"
+#include "frame.h"
+
+#define TABLE_SIZE_MIN 64u
+
+/* Eight bytes a step, multiply and fold; constants are large odd numbers with well spread bits. */
+uint64_t hash_bytes(const uint8_t *bytes, uint32_t size, uint64_t seed) {
+    uint64_t hash = seed ^ (size * 0x9E3779B97F4A7C15ull);
+    while (size >= 8) {
+        hash = (hash ^ load_u64(bytes)) * 0xD6E8FEB86659FD93ull;
+        hash ^= hash >> 32;
+        bytes += 8;
+        size -= 8;
+    }
+    uint64_t tail = 0;
+    memcpy(&tail, bytes, size);
+    hash = (hash ^ tail) * 0xA0761D6478BD642Full;
+    return hash ^ (hash >> 29);
+}
+
+void trie_init(trie_t *trie, pool_t *pool, uint8_t separator, uint8_t wildcard_one, uint8_t wildcard_rest) {
+    *trie = (trie_t){.pool = pool, .separator = separator, .wildcard_one = wildcard_one, .wildcard_rest = wildcard_rest};
+}
+
+static void node_free(trie_t *trie, trie_node_t *node) { pool_give(trie->pool, node, sizeof *node + node->level_size); }
+
+void trie_release(trie_t *trie) {
+    if (trie->root) node_free(trie, trie->root);
+    pool_give(trie->pool, trie->table, trie->table_size * sizeof *trie->table);
+    trie->root = NULL;
+    trie->table = NULL;
+}
+
+static uint64_t child_hash(const trie_node_t *parent, const uint8_t *level, uint32_t size) {
+    return hash_bytes(level, size, (uint64_t)(uintptr_t)parent);
+}
+
+static trie_node_t *child_find(const trie_t *trie, const trie_node_t *parent, const uint8_t *level, uint32_t size) {
+    if (!parent->children) return NULL;
+    uint64_t hash = child_hash(parent, level, size);
+    trie_node_t *node = trie->table[hash & (trie->table_size - 1)];
+    for (; node; node = node->chain) {
+        if (node->hash == hash && node->parent == parent && node->level_size == size && !memcmp(node->level, level, size)) return node;
+    }
+    return NULL;
+}
+
+static bool table_grow(trie_t *trie) {
+    uint32_t size = trie->table_size ? trie->table_size * 2 : TABLE_SIZE_MIN;
+    trie_node_t **table = pool_take(trie->pool, size * sizeof *table);
+    if (!table) return false;
+    memset(table, 0, size * sizeof *table);
+    for (uint32_t i = 0; i < trie->table_size; i++) {
+        for (trie_node_t *node = trie->table[i], *next; node; node = next) {
+            next = node->chain;
+            trie_node_t **slot = &table[node->hash & (size - 1)];
+            node->chain = *slot;
+            *slot = node;
+        }
+    }
+    pool_give(trie->pool, trie->table, trie->table_size * sizeof *table);
+    trie->table = table;
+    trie->table_size = size;
+    return true;
+}
+
+static trie_node_t *node_new(trie_t *trie, trie_node_t *parent, const uint8_t *level, uint32_t size) {
+    trie_node_t *node = pool_take(trie->pool, sizeof *node + size);
+    if (!node) return NULL;
+    *node = (trie_node_t){.parent = parent, .level_size = size};
+    if (size) memcpy(node->level, level, size);
+    return node;
+}
+
+static trie_node_t *child_add(trie_t *trie, trie_node_t *parent, const uint8_t *level, uint32_t size) {
+    if (trie->node_count >= trie->table_size && !table_grow(trie)) return NULL;
+    trie_node_t *node = node_new(trie, parent, level, size);
+    if (!node) return NULL;
+    node->hash = child_hash(parent, level, size);
+    trie_node_t **slot = &trie->table[node->hash & (trie->table_size - 1)];
+    node->chain = *slot;
+    *slot = node;
+    parent->children++;
+    trie->node_count++;
+    return node;
+}
+
+static void child_unlink(trie_t *trie, trie_node_t *node) {
+    trie_node_t **at = &trie->table[node->hash & (trie->table_size - 1)];
+    while (*at != node) at = &(*at)->chain;
+    *at = node->chain;
+    node->parent->children--;
+    trie->node_count--;
+}
+
+/* Remove nodes from here up that nothing needs any more. The root stays. */
+static void prune(trie_t *trie, trie_node_t *node) {
+    while (node->parent && !node->here && !node->rest && !node->single && !node->children) {
+        trie_node_t *parent = node->parent;
+        if (parent->single == node) parent->single = NULL;
+        else child_unlink(trie, node);
+        node_free(trie, node);
+        node = parent;
+    }
+}
+
+static uint32_t level_end(const uint8_t *text, uint32_t from, uint32_t size, uint8_t separator) {
+    const uint8_t *at = from < size ? memchr(text + from, separator, size - from) : NULL;
+    return at ? (uint32_t)(at - text) : size;
+}
+
+static trie_node_t *child_for(trie_t *trie, trie_node_t *node, const uint8_t *level, uint32_t size) {
+    if (size == 1 && level[0] == trie->wildcard_one) {
+        if (!node->single) node->single = node_new(trie, node, NULL, 0);
+        return node->single;
+    }
+    trie_node_t *child = child_find(trie, node, level, size);
+    return child ? child : child_add(trie, node, level, size);
+}
+
+trie_node_t *trie_insert(trie_t *trie, const uint8_t *text, uint32_t size, struct filter *filter) {
+    if (!trie->root && !(trie->root = node_new(trie, NULL, NULL, 0))) return NULL;
+    trie_node_t *node = trie->root;
+    for (uint32_t at = 0; at <= size;) {
+        uint32_t end = level_end(text, at, size, trie->separator);
+        if (end - at == 1 && text[at] == trie->wildcard_rest) {
+            node->rest = filter;
+            return node;
+        }
+        trie_node_t *child = child_for(trie, node, text + at, end - at);
+        if (!child) {
+            prune(trie, node);
+            return NULL;
+        }
+        node = child;
+        at = end + 1;
+    }
+    node->here = filter;
+    return node;
+}
+
+void trie_remove(trie_t *trie, trie_node_t *node, struct filter *filter) {
+    if (node->here == filter) node->here = NULL;
+    if (node->rest == filter) node->rest = NULL;
+    prune(trie, node);
+}
+
+bool trie_match(const trie_t *trie, const uint8_t *topic, uint32_t size, trie_found found, void *context) {
+    struct { const trie_node_t *node; uint32_t at; } stack[FRAME_TOPIC_BYTES_MAX + 2];
+    uint32_t depth = 0;
+    if (!trie->root || size > FRAME_TOPIC_BYTES_MAX) return true;
+    bool slash = trie->wildcard_rest == '#';
+    stack[depth].node = trie->root;
+    stack[depth++].at = 0;
+    while (depth) {
+        const trie_node_t *node = stack[--depth].node;
+        uint32_t at = stack[depth].at;
+        if (at > size) { /* every level of the topic is used up; `site/#` matches `site` itself, `logs.>` does not match `logs` */
+            if (node->here && !found(context, node->here)) return false;
+            if (slash && node->rest && !found(context, node->rest)) return false;
+            continue;
+        }
+        bool own = at == 0 && topic[0] == '$'; /* the broker's own topics: only for filters that name them */
+        if (node->rest && !own && !found(context, node->rest)) return false;
+        uint32_t end = level_end(topic, at, size, trie->separator);
+        const trie_node_t *child = child_find(trie, node, topic + at, end - at);
+        if (child) {
+            stack[depth].node = child;
+            stack[depth++].at = end + 1;
+        }
+        if (node->single && !own) {
+            stack[depth].node = node->single;
+            stack[depth++].at = end + 1;
+        }
+    }
+    return true;
+}

@@ -1,0 +1,146 @@
+/* test_poll.c: readiness, wake-ups, accepting and the thread, each on real descriptors of this process.
+ *
+ * Invariant checked: what a descriptor reports is within what was asked for, but for errors; interest 0 is silence.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* pthread_getname_np */
+#endif
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "poll.h"
+
+#define KEY 0x123456789abcdef0ull
+
+/* What is ready now: the bits of the one descriptor there is, or 0. */
+static uint32_t ready_now(int poller) {
+    poll_event_t events[4];
+    int count = poll_wait(poller, events, 4, 0);
+    CHECK(count >= 0);
+    uint32_t ready = 0;
+    for (int i = 0; i < count; i++) {
+        CHECK(events[i].key == KEY);
+        ready |= events[i].ready;
+    }
+    return ready;
+}
+
+static void test_readiness_follows_interest(void) {
+    int ends[2], poller = poll_open();
+    CHECK(poller >= 0 && (fcntl(poller, F_GETFD) & FD_CLOEXEC));
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    CHECK(poll_set(poller, ends[0], KEY, 0, POLL_READ) == BQ_OK && ready_now(poller) == 0);
+    CHECK(write(ends[1], "x", 1) == 1 && ready_now(poller) == POLL_READ);
+    CHECK(ready_now(poller) == POLL_READ); /* level-triggered: still there */
+    CHECK(poll_set(poller, ends[0], KEY, POLL_READ, POLL_READ | POLL_WRITE) == BQ_OK);
+    CHECK(ready_now(poller) == (POLL_READ | POLL_WRITE));
+    CHECK(poll_set(poller, ends[0], KEY, POLL_READ | POLL_WRITE, POLL_WRITE) == BQ_OK && ready_now(poller) == POLL_WRITE);
+    CHECK(poll_set(poller, ends[0], KEY, POLL_WRITE, 0) == BQ_OK && ready_now(poller) == 0);
+    close(ends[1]);
+    CHECK(ready_now(poller) == 0); /* a hang-up does not reach who asked for nothing */
+    CHECK(poll_set(poller, ends[0], KEY, 0, POLL_READ) == BQ_OK && (ready_now(poller) & POLL_READ));
+    close(ends[0]);
+    CHECK(poll_set(poller, ends[0], KEY, 0, POLL_READ) == BQ_E_SYSTEM && errno == EBADF);
+    poll_close(poller);
+}
+
+static void test_any_number_of_signals_wakes_until_cleared(void) {
+    poll_wake_t wake;
+    int poller = poll_open();
+    CHECK(poll_wake_open(&wake) == BQ_OK);
+    CHECK((fcntl(wake.read_fd, F_GETFL) & O_NONBLOCK) && (fcntl(wake.write_fd, F_GETFD) & FD_CLOEXEC));
+    CHECK(poll_set(poller, wake.read_fd, KEY, 0, POLL_READ) == BQ_OK && ready_now(poller) == 0);
+    poll_wake_clear(&wake); /* nothing to clear must not block */
+    for (int i = 0; i < 100000; i++) poll_wake_signal(&wake);
+    CHECK(ready_now(poller) == POLL_READ);
+    poll_wake_clear(&wake);
+    CHECK(ready_now(poller) == 0);
+    poll_wake_close(&wake);
+    poll_wake_close(&wake);
+    poll_close(poller);
+}
+
+static void test_accept_names_the_peer(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}, own;
+    socklen_t size = sizeof address;
+    uint8_t peer[16];
+    uint16_t port;
+    int listener = socket(AF_INET, SOCK_STREAM, 0), client = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 4) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(fcntl(listener, F_SETFL, O_NONBLOCK) == 0 && poll_accept(listener, peer, &port) == BQ_E_AGAIN);
+
+    CHECK(connect(client, (struct sockaddr *)&address, sizeof address) == 0);
+    int accepted = poll_accept(listener, peer, &port);
+    CHECK(accepted >= 0 && (fcntl(accepted, F_GETFL) & O_NONBLOCK) && (fcntl(accepted, F_GETFD) & FD_CLOEXEC));
+    static const uint8_t mapped[16] = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1};
+    CHECK(getsockname(client, (struct sockaddr *)&own, &size) == 0);
+    CHECK(memcmp(peer, mapped, 16) == 0 && port == ntohs(own.sin_port));
+    close(accepted);
+    close(client);
+    close(listener);
+    CHECK(poll_accept(listener, peer, &port) == BQ_E_SYSTEM && errno == EBADF);
+}
+
+static void test_a_reset_connection_reports_an_error(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    socklen_t size = sizeof address;
+    uint8_t peer[16];
+    uint16_t port;
+    int poller = poll_open(), listener = socket(AF_INET, SOCK_STREAM, 0), client = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 4) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(connect(client, (struct sockaddr *)&address, sizeof address) == 0);
+    int accepted = poll_accept(listener, peer, &port);
+    CHECK(poll_set(poller, accepted, KEY, 0, POLL_READ) == BQ_OK);
+    CHECK(setsockopt(client, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
+    close(client);
+    poll_event_t event;
+    CHECK(poll_wait(poller, &event, 1, -1) == 1 && (event.ready & POLL_ERROR) && (event.ready & POLL_READ));
+    close(accepted);
+    close(listener);
+    poll_close(poller);
+}
+
+static void *report_thread(void *argument) {
+    sigset_t mask;
+    char *name = argument;
+    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && sigismember(&mask, SIGTERM) && sigismember(&mask, SIGUSR1));
+    CHECK(pthread_getname_np(pthread_self(), name, 16) == 0);
+    return NULL;
+}
+
+static void test_the_thread_has_its_name_and_takes_no_signals(void) {
+    char name[16];
+    sigset_t mask;
+    poll_thread_t thread;
+    CHECK(poll_thread_start(&thread, "a name longer than the limit", report_thread, name) == BQ_OK);
+    CHECK(poll_thread_join(&thread) == BQ_OK && poll_thread_join(&thread) == BQ_OK);
+    CHECK(strcmp(name, "a name longer t") == 0);
+    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && !sigismember(&mask, SIGTERM)); /* the starter's mask is restored */
+}
+
+static void test_clocks_go_forward(void) {
+    uint64_t mono_ms = poll_clock_mono_ms();
+    CHECK(poll_clock_mono_ms() >= mono_ms);
+    CHECK(poll_clock_wall_ms() > 1700000000000u); /* after 2023: milliseconds since 1970 */
+}
+
+int main(void) {
+    test_readiness_follows_interest();
+    test_any_number_of_signals_wakes_until_cleared();
+    test_accept_names_the_peer();
+    test_a_reset_connection_reports_an_error();
+    test_the_thread_has_its_name_and_takes_no_signals();
+    test_clocks_go_forward();
+    return 0;
+}
