@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .PHONY: help run test slow check format bench bench-quick asan fuzz core clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 # ---- what is installed ------------------------------------------------------------------------------------------------
 
@@ -45,6 +45,11 @@ $(VENV)/.dev: pyproject.toml setup.py | $(PY)
 	@echo "==> installing BlipMQ, its tests' needs and the linters into $(VENV)"
 	@$(INSTALL) '.[dev]'
 	@touch $(VENV)/.run $(VENV)/.test $@
+
+$(VENV)/.bench: pyproject.toml setup.py | $(PY)
+	@echo "==> installing BlipMQ and what the charts need into $(VENV)"
+	@$(INSTALL) '.[bench]'
+	@touch $(VENV)/.run $@
 
 $(CORE): setup.py native/build_native.py $(wildcard native/*.c native/*.h) | $(VENV)/.run
 	@echo "==> building the core"
@@ -96,10 +101,10 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
 
-bench: $(VENV)/.test $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
+bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)
 
-bench-quick: $(VENV)/.test $(CORE) ## the same in a minute or two, for a look
+bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
 
 fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
@@ -115,6 +120,10 @@ fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name >$(FUZZ)/$$name.log 2>&1 \
 	|| { tail -n 80 $(FUZZ)/$$name.log; exit 1; }; \
 	sed -n 's/^stat::number_of_executed_units: */    inputs tried: /p' $(FUZZ)/$$name.log; done
+
+# ---- binaries, packages, images ------------------------------------------------------------------------------------------
+
+-include packaging/packaging.mk
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so

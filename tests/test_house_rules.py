@@ -137,7 +137,7 @@ def project_files() -> Iterator[Path]:
     """Files that belong to the project: not what is built, installed or hidden by a leading dot, .ci excepted."""
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name == ".ci" or not is_product(name)]
-        yield from (Path(folder) / name for name in sorted(names))
+        yield from (Path(folder) / name for name in sorted(names) if name != ".git")  # a file in a linked work tree
 
 
 def project_texts() -> Iterator[tuple[str, str]]:
