@@ -269,7 +269,7 @@ class BlockingClient:
     def _open_socket(self, timeout_s: float) -> None:
         self._set_state("connecting", None)
         try:
-            sock = socket.create_connection(tuple(self.address), timeout=max(timeout_s, 0.01))
+            sock = socket.create_connection((self.address.host, self.address.port), timeout=max(timeout_s, 0.01))
         except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
             raise unreachable(self.address, error) from error
         self._socket = sock

@@ -195,7 +195,7 @@ class ClientProtocol:
         woken: set[Inbox] = set()
         topic, inboxes = "", tuple[Inbox, ...]()
         for frame in self._reader.feed(data):
-            if type(frame) is Message:
+            if isinstance(frame, Message):
                 if frame.topic != topic:
                     topic = frame.topic
                     inboxes = self._route(topic)

@@ -270,7 +270,7 @@ class _Table:
         start, size = at + offset, len(self.body)
         if offset == 0 or start + 4 > size:
             raise _broken(f"offset of field {slot} out of range")
-        stop = start + 4 + _U32.unpack_from(self.body, start)[0]
+        stop = start + 4 + int(_U32.unpack_from(self.body, start)[0])
         if stop + terminator_bytes > size:
             raise _broken(f"length of field {slot} out of range")
         return self.body[start + 4 : stop]
