@@ -115,6 +115,7 @@ class BlockingClient:
     ) -> None:
         self.address: Address = parse_address(address)
         self.state = "new"
+        self.reconnects = 0
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
         self._reconnect, self._timeout_s, self._on_state = reconnect, timeout_s, on_state
@@ -247,6 +248,16 @@ class BlockingClient:
                 pass  # closing does not fail: who must know that all has arrived calls flush
         self._finish(None)
 
+    def abort(self) -> None:
+        """End at once, without a word to the broker and without waiting. Does nothing after close."""
+        if self.state != "closed":
+            self._finish(None)
+
+    @property
+    def refusals(self) -> list[BlipMQError]:
+        """Refusals of QoS 0 publishes that have come since the last flush, which raises the first of them."""
+        return list(self._protocol.refusals)
+
     def fileno(self) -> int:
         """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call poll()."""
         return -1 if self._socket is None else self._socket.fileno()
@@ -292,6 +303,7 @@ class BlockingClient:
         if deadline_s is not None:
             delay_s = min(delay_s, max(deadline_s - self._clock(), 0.0))
         self._sleep(delay_s)
+        self.reconnects += 1
         try:
             self._open_socket(self._timeout_s)
         except BlipMQError as error:
