@@ -4,8 +4,9 @@
     broker to client   u32 big-endian N | u8 type | N-1 bytes: FlatBuffer, root SubAck (0), Message (1) or Reply (2)
 
 Invariant: no offset, length or string of a body is used before it is shown to lie inside that body; what fails raises
-ProtocolError and nothing else. Needs only `struct`: it is on the start-up path of the command line, and it knows nothing of
-the C core, so that each can be tested against the other. FlatBuffers layout: https://flatbuffers.dev/internals/
+ProtocolError and nothing else. Needs only `struct`: it is on the start-up path of the command line, and it knows
+nothing of the C core, so that each can be tested against the other. FlatBuffers layout:
+https://flatbuffers.dev/internals/
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class SubAck(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message, as a subscriber gets it. `timestamp_ms` counts from 1970 (UTC), `ttl_ms` 0 means it never expires."""
+    """One message, as a subscriber gets it. `timestamp_ms` counts from 1970 (UTC), `ttl_ms` 0 means it never
+    expires."""
 
     id: int
     topic: str
@@ -87,7 +89,7 @@ class Command(NamedTuple):
     group: str = ""
 
 
-# ---- encoding ---------------------------------------------------------------------------------------------------------
+# ---- encoding --------------------------------------------------------------------------------------------------------
 #
 # A body is written front to back: root offset, vtable, padding, table, strings, payload. Inside the table the widest
 # fields come first, behind a soffset placed so that they are aligned to eight bytes from the start of the body.
@@ -216,12 +218,12 @@ class PublishEncoder:
         return b"".join(parts)
 
 
-# ---- verified reading -------------------------------------------------------------------------------------------------
+# ---- verified reading ------------------------------------------------------------------------------------------------
 
 
 def _broken(what: str) -> ProtocolError:
     return ProtocolError(
-        f"A frame does not verify: {what}. The peer is probably not BlipMQ, or bytes were lost; check the address and port."
+        f"A frame does not verify: {what}. The peer is probably not BlipMQ; check the address and the port."
     )
 
 
@@ -348,7 +350,7 @@ def decode_command(body: bytes) -> Command:
     return command
 
 
-# ---- streams ----------------------------------------------------------------------------------------------------------
+# ---- streams ---------------------------------------------------------------------------------------------------------
 
 
 class _Splitter:
@@ -454,7 +456,9 @@ class _Shape:
         if not 4 <= vtable < table.table or len(fields) < 5 or not fields[1] or not fields[4]:
             return None
         widths = sorted(
-            (offset, offset + Struct("<" + code).size) for offset, code in zip(fields, _FIELD_CODES) if offset
+            (offset, offset + Struct("<" + code).size)
+            for offset, code in zip(fields, _FIELD_CODES, strict=False)
+            if offset
         )
         starts_and_ends = [4, *(edge for pair in widths for edge in pair)]
         if starts_and_ends != sorted(starts_and_ends):
@@ -534,8 +538,8 @@ class FrameReader(_Splitter):
                 self._shape = shape_or_none
 
     def _read_messages(self, data: bytes, at: int, frames: list[Frame]) -> int:
-        """Decode messages of the expected shape, up to the first frame that is of another, not whole, or in any way odd:
-        that one is left to _read, which decodes it in the general way and says what is wrong with it."""
+        """Decode messages of the expected shape, up to the first frame that is of another, not whole, or in any way
+        odd: that one is left to _read, which decodes it in the general way and says what is wrong with it."""
         shape = self._shape
         assert shape is not None
         head, skip, table_bytes, unpack, pick = shape.head, shape.skip, shape.table_bytes, shape.unpack, shape.pick

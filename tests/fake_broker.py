@@ -1,7 +1,8 @@
-"""A tiny broker built on the reference `flatbuffers` package, so that client and wire are tested against someone else's code.
+"""A tiny broker built on the reference `flatbuffers` package, so that client and wire are tested against someone
+else's code.
 
-It runs in a thread of its own and speaks to anyone: `with FakeBroker() as broker: connect(broker.address)`. Invariant: no
-encoder, decoder or matcher of blipmq is used in this file.
+It runs in a thread of its own and speaks to anyone: `with FakeBroker() as broker: connect(broker.address)`.
+Invariant: no encoder, decoder or matcher of blipmq is used in this file.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def read_command(body: bytes) -> dict[str, Any]:
 def write_table(
     kinds: tuple[Any, ...], values: tuple[Any, ...], *, order: list[int] | None = None, defaults: bool = False
 ) -> bytes:
-    """A FlatBuffer of these slots. `order`: in which the slots are put; `defaults`: write them even where they are 0."""
+    """A FlatBuffer of these slots. `order`: in which the slots are put; `defaults`: write them even where they are
+    0."""
     builder = flatbuffers.Builder(64)
     builder.ForceDefaults(defaults)
     offsets = {}
@@ -195,8 +197,8 @@ class _Connection(asyncio.Protocol):
 
 
 class FakeBroker:
-    """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting` bytes.
-    Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
+    """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
+    bytes. Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
 
     def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
         self.api_key, self.host, self.port = api_key, host, 0

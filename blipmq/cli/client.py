@@ -1,8 +1,8 @@
 """blipmq-cli: publish, subscribe, end durable subscriptions, ask a broker how it is.
 
-Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard error.
-Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 77 not allowed, 78 bad configuration, 130 interrupted, 141 the
-reader of the output has gone.
+Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
+error. Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 77 not allowed, 78 bad configuration, 130 interrupted,
+141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Terminal:
         self.notice("❌", text if self.fancy_err else f"blipmq-cli: {text}")
 
 
-# ---- arguments --------------------------------------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------------------------------------
 
 
 def _whole_number(least: int) -> Callable[[str], int]:
@@ -75,7 +75,9 @@ def _whole_number(least: int) -> Callable[[str], int]:
 
 def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    common.add_argument("--addr", metavar="HOST:PORT", help=f"where the broker is; else $BLIPMQ_ADDR, else {DEFAULT_ADDR}")
+    common.add_argument(
+        "--addr", metavar="HOST:PORT", help=f"where the broker is; else $BLIPMQ_ADDR, else {DEFAULT_ADDR}"
+    )
     common.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
@@ -88,7 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, alias: str, run: Callable[..., int], help_: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, aliases=[alias], parents=[common], help=help_, description=help_, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, aliases=[alias], parents=[common], help=help_, description=help_, allow_abbrev=False
+        )
         sub.set_defaults(run=run)
         return sub
 
@@ -96,7 +100,13 @@ def make_parser() -> argparse.ArgumentParser:
     pub.add_argument("topic", metavar="TOPIC")
     pub.add_argument("message", metavar="MESSAGE", nargs="?", help="the payload; - reads lines from standard input")
     pub.add_argument("--file", metavar="F", help="publish this whole file as one message")
-    pub.add_argument("--ttl", metavar="MS", type=_whole_number(0), default=0, help="milliseconds until it expires; 0: broker's default")
+    pub.add_argument(
+        "--ttl",
+        metavar="MS",
+        type=_whole_number(0),
+        default=0,
+        help="milliseconds until it expires; 0: broker's default",
+    )
     pub.add_argument("--qos", type=int, choices=(0, 1), default=0, help="1: return when the broker has it on disk")
 
     sub = command("sub", "s", subscribe, "print the messages of a topic or filter as they come")
@@ -135,7 +145,12 @@ def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> s
 
 
 def open_client(
-    arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal, *, reconnect: bool, client_id: str = ""
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    terminal: Terminal,
+    *,
+    reconnect: bool,
+    client_id: str = "",
 ) -> BlockingClient:
     address = arguments.addr
     if address is None:
@@ -145,26 +160,18 @@ def open_client(
         except UsageError as error:
             raise ConfigError(f"$BLIPMQ_ADDR is not usable. {error}") from None
 
-    def on_state(state: str, error: BlipMQError | None) -> None:
-        if state == "connected":
-            if client.reconnects:
-                terminal.notice("✅", "Connected again.") if not terminal.quiet else None
-            else:
-                terminal.detail("✅", f"Connected to {client.address}.")
-        elif state == "disconnected" and error is not None and not terminal.quiet:
-            terminal.notice("❌", f"{error} Trying again.")
-
     client = BlockingClient(
         address,
         api_key=read_key(arguments, environment),
         client_id=client_id,
         reconnect=reconnect,
-        on_state=on_state,
-    )
-    return client.open()
+        on_state=None if terminal.quiet else render.OutageNotices(terminal.notice),
+    ).open()
+    terminal.detail("✅", f"Connected to {client.address}.")
+    return client
 
 
-# ---- pub --------------------------------------------------------------------------------------------------------------
+# ---- pub -------------------------------------------------------------------------------------------------------------
 
 
 def publish(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -243,16 +250,14 @@ def read_lines(descriptor: int) -> Iterator[list[bytes]]:
         yield [b"".join(begun)]
 
 
-# ---- sub, unsub -------------------------------------------------------------------------------------------------------
+# ---- sub, unsub ------------------------------------------------------------------------------------------------------
 
 
 def subscribe(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     check_filter(arguments.topic)
     if arguments.durable and not (arguments.client_id and arguments.qos):
         raise UsageError("A durable subscription needs a name to come back to and QoS 1: add --client-id ID --qos 1.")
-    renderer = render.message_renderer(
-        quiet=terminal.quiet, json=arguments.format == "json", fancy=terminal.fancy_out
-    )
+    renderer = render.message_renderer(quiet=terminal.quiet, json=arguments.format == "json", fancy=terminal.fancy_out)
     client = open_client(arguments, environment, terminal, reconnect=True, client_id=arguments.client_id)
     began_s, counted = time.monotonic(), [0]
     try:
@@ -300,7 +305,7 @@ def unsubscribe(arguments: argparse.Namespace, environment: Mapping[str, str], t
     return 0
 
 
-# ---- info -------------------------------------------------------------------------------------------------------------
+# ---- info ------------------------------------------------------------------------------------------------------------
 
 
 def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -329,7 +334,7 @@ def render_answer(info: Mapping[str, Any], arguments: argparse.Namespace, termin
     return text.encode("utf-8", "backslashreplace")
 
 
-# ---- main -------------------------------------------------------------------------------------------------------------
+# ---- main ------------------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """How the command line shows things: messages, answers, errors, and what a broker says about itself.
 
-Invariant: nothing here does I/O. Bytes that came over the network reach a terminal only with control characters escaped;
-a pipe gets a payload exactly as it was published.
+Invariant: nothing here does I/O. Bytes that came over the network reach a terminal only with control characters
+escaped; a pipe gets a payload exactly as it was published.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from blipmq.errors import BlipMQError
 from blipmq.wire import Message
 
 Renderer = Callable[[list[Message]], bytes]
@@ -34,7 +35,23 @@ def printable(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").translate(_ESCAPES)
 
 
-# ---- messages ---------------------------------------------------------------------------------------------------------
+class OutageNotices:
+    """A client's on_state that says when an outage begins and when it is over, not each attempt in between."""
+
+    def __init__(self, say: Callable[[str, str], None]) -> None:
+        self._say = say
+        self._out = False
+
+    def __call__(self, state: str, error: BlipMQError | None) -> None:
+        if state == "disconnected" and not self._out:
+            self._out = True
+            self._say("❌", f"{error} Trying again.")
+        elif state == "connected" and self._out:
+            self._out = False
+            self._say("✅", "Connected again.")
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
 
 
 def render_payloads(messages: list[Message]) -> bytes:
@@ -99,7 +116,7 @@ def message_renderer(*, quiet: bool, json: bool, fancy: bool) -> Renderer:
     return render_fancy if fancy else render_plain
 
 
-# ---- quantities -------------------------------------------------------------------------------------------------------
+# ---- quantities ------------------------------------------------------------------------------------------------------
 
 
 def count(number: int, noun: str) -> str:
@@ -111,13 +128,13 @@ def bytes_text(size_bytes: float) -> str:
     """A size in words that can be read out: 512 bytes, 1.5 KiB, 64 MiB."""
     if size_bytes < 1024:
         return count(int(size_bytes), "byte")
-    for unit in ("KiB", "MiB", "GiB"):
-        size_bytes /= 1024
-        if size_bytes < 1023.95:
-            break
-    else:
-        size_bytes, unit = size_bytes / 1024, "TiB"
-    return f"{size_bytes:.0f} {unit}" if size_bytes >= 100 or size_bytes == int(size_bytes) else f"{size_bytes:.1f} {unit}"
+    units = ["TiB", "GiB", "MiB", "KiB"]
+    amount = size_bytes / 1024
+    while amount >= 1023.95 and len(units) > 1:
+        amount /= 1024
+        units.pop()
+    digits = 0 if amount >= 100 or amount == int(amount) else 1
+    return f"{amount:.{digits}f} {units[-1]}"
 
 
 def duration_text(seconds: float) -> str:
@@ -130,11 +147,12 @@ def duration_text(seconds: float) -> str:
     return " ".join(parts[:2]) or "less than a second"
 
 
-# ---- info -------------------------------------------------------------------------------------------------------------
+# ---- info ------------------------------------------------------------------------------------------------------------
 
 
 def render_info(info: Mapping[str, Any], *, fancy: bool) -> str:
-    """What a technician reads out over the phone. A key that the broker does not send is left out, or shown as unknown."""
+    """What a technician reads out over the phone. A key that the broker does not send is left out, or shown as
+    unknown."""
     title = f"BlipMQ {_text(info.get('version'))} at {_text(info.get('address'))}"
     rows = [(label, value) for label, value in _info_rows(info) if value]
     width = max(len(label) for label, _ in rows)
@@ -196,7 +214,10 @@ def _subscription_lines(info: Mapping[str, Any]) -> Iterator[str]:
         name = _text(entry.get("client") or entry.get("peer"))
         filters = ", ".join(_text(filter_) for filter_ in _list(entry, "filters"))
         expired, full = (entry.get(key, 0) for key in ("dropped_ttl", "dropped_queue_full"))
-        parts = [f"{_number(entry.get('queued_messages', 0))} waiting", f"{_number(entry.get('delivered', 0))} delivered"]
+        parts = [
+            f"{_number(entry.get('queued_messages', 0))} waiting",
+            f"{_number(entry.get('delivered', 0))} delivered",
+        ]
         if _is_number(expired) and _is_number(full) and expired + full:
             parts.append(f"{expired + full:,} dropped (expired {expired:,}, queue full {full:,})")
         if entry.get("blocked"):
@@ -240,5 +261,3 @@ def _share(used_bytes: Any, budget_bytes: Any) -> str:
     if not _is_number(budget_bytes) or not budget_bytes:
         return bytes_text(used_bytes)
     return f"{bytes_text(used_bytes)} of {bytes_text(budget_bytes)} ({100 * used_bytes / budget_bytes:.0f} %)"
-
-
