@@ -223,7 +223,7 @@ def _subscription_lines(info: Mapping[str, Any]) -> Iterator[str]:
         if entry.get("blocked"):
             parts.append("its network takes no more at the moment")
         yield f"  {name}  {filters}: {', '.join(parts)}"
-    shown, total = len(_list(info, "subscriptions")), info.get("subscriptions_total")
+    shown, total = len(_list(info, "subscriptions")), info.get("subscriptions_total", 0)
     if _is_number(total) and 0 < shown < total:
         yield f"  … and more, {total:,} in all"
 
