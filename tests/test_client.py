@@ -507,6 +507,33 @@ def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
     run(main)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not made for Windows")
+def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeBroker) -> None:
+    import uvloop
+
+    async def main() -> None:
+        assert type(asyncio.get_running_loop()).__module__ == "uvloop"
+        states = States()
+        async with connect(broker, on_state=states) as client, connect(broker) as publisher:
+            messages = await client.subscribe("a", queue_messages_max=10)
+            for _ in range(200):
+                await publisher.publish("a", bytes(50_000))
+            await publisher.flush()
+            await until(lambda: client.reading_paused)
+            assert [(await messages.next(10)).id for _ in range(200)] == list(range(1, 201))
+            broker.kick()
+            await states.until("connected", 2)
+            await client.ping()
+        with pytest.raises(Unreachable, match="nothing listens"):
+            await blipmq.connect(f"127.0.0.1:{fake_broker.free_port()}")
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+    finally:
+        loop.close()
+
+
 # ---- asyncio: back-pressure ------------------------------------------------------------------------------------------
 
 
