@@ -1,0 +1,10 @@
+"""`python -m blipmq` and the `blipmq` command. Invariant: nothing but the arguments decides what is imported."""
+
+from __future__ import annotations
+
+import sys
+
+from blipmq.cli.server import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""A broker for programs without an event loop: the same verbs, each waiting for its result.
+
+Invariant: the broker and its loop live in one thread of their own; what is called here only hands over and waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from blipmq.errors import UsageError
+
+if TYPE_CHECKING:
+    from blipmq.broker import Broker
+
+T = TypeVar("T")
+
+
+class BlockingBroker:
+    """What `with Broker(...) as broker:` gives. Its methods may be called from any thread."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="blipmq-broker", daemon=True)
+        self._thread.start()
+        try:
+            self._wait(broker.start())
+        except BaseException:
+            self._end()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<BlockingBroker of {self._broker!r}>"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the real port; "" without a listener."""
+        return self._broker.address
+
+    def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
+        """As `Broker.publish`."""
+
+        async def publish() -> None:
+            self._broker.publish(topic, payload, ttl_ms)
+
+        self._wait(publish())
+
+    def stats(self) -> dict[str, int]:
+        """As `Broker.stats`."""
+        return self._wait(self._broker.stats())
+
+    def info(self) -> dict[str, Any]:
+        """As `Broker.info`."""
+        return self._wait(self._broker.info())
+
+    def stop(self, timeout_ms: int | None = None) -> int:
+        """As `Broker.stop`; the thread has ended when it returns."""
+        if self._loop.is_closed():
+            return 0
+        try:
+            return self._wait(self._broker.stop(timeout_ms))
+        finally:
+            self._end()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise UsageError("this broker is not running; use it inside `with`")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()

@@ -1,0 +1,404 @@
+"""A broker, whole: the core, the policy around it, and the verbs to use it from the same process.
+
+    async with Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker:
+        broker.publish("site/1/temp", b"21.5")
+
+Invariant: everything here runs in the thread of one event loop; only the core has a thread of its own, reached through
+commands and events. A broker shares nothing with another one, so a process may hold several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from blipmq import config_reader, memory
+from blipmq.config import Config
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
+from blipmq.fed import FedTransport
+from blipmq.listener import address_of, open_listener
+from blipmq.logs import Log
+from blipmq.native import (
+    Accepting,
+    Attached,
+    Closed,
+    Core,
+    CoreConfig,
+    Fed,
+    Hello,
+    Info,
+    Listed,
+    Out,
+    Overflow,
+    Stats,
+    Stopped,
+    Sub,
+    Unsub,
+)
+from blipmq.native_protocol import NativeProtocol
+from blipmq.sessions import Sessions
+from blipmq.status import Status
+
+if TYPE_CHECKING:
+    from blipmq.blocking_broker import BlockingBroker
+    from blipmq.client import Client, Opening
+    from blipmq.publisher import Publisher
+
+Settings: TypeAlias = "Config | Mapping[str, Any] | str | Path | None"
+T = TypeVar("T")
+
+# Events handled before the loop gets to do something else.
+EVENTS_PER_TURN = 512
+TICK_SECONDS = 1.0
+RETRY_SECONDS = 0.002
+# Beyond the time given for flushing: what the core needs to close everything.
+STOP_GRACE_SECONDS = 5.0
+
+
+def core_config(config: Config) -> CoreConfig:
+    """The core's share of the settings."""
+    network, pool, timer = (
+        config.performance.network_optimizations,
+        config.performance.pool_config,
+        config.performance.timer_config,
+    )
+    return CoreConfig(
+        subscriber_bytes=config.queues.subscriber_bytes,
+        subscriber_messages=config.queues.subscriber_capacity,
+        overflow_policy=Overflow[config.queues.overflow_policy.upper()],
+        default_ttl_ms=config.delivery.default_ttl_ms,
+        max_ttl_ms=timer.max_timeout_ms,
+        max_connections=config.server.max_connections,
+        max_frame_bytes=memory.max_frame_bytes(config),
+        max_batch=config.delivery.max_batch,
+        max_batch_bytes=config.delivery.max_batch_bytes,
+        flush_interval_ms=config.delivery.flush_interval_ms,
+        tick_ms=timer.resolution_ms,
+        segment_bytes=memory.SEGMENT_BYTES,
+        route_cache_entries=config.limits.route_cache_entries,
+        pool_small_count=pool.buffer_small_count,
+        pool_medium_count=pool.buffer_medium_count,
+        pool_large_count=pool.buffer_large_count,
+        tcp_nodelay=int(network.tcp_nodelay),
+        send_buffer_bytes=network.send_buffer_size,
+        recv_buffer_bytes=network.recv_buffer_size,
+        ring_bytes=memory.ring_bytes(config),
+    )
+
+
+class Broker:
+    """An embedded broker. Use it as `async with`, or as `with` to get a `BlockingBroker` that runs in a thread.
+
+    `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults; unlike the
+    command line, an embedded broker reads no environment. `server.bind_addr = ""` makes one without a listener, used
+    through `connect` and `publish` alone. Raises `ConfigError`, and `AddressInUse` when it is started.
+    """
+
+    def __init__(self, config: Settings = None, *, log: Log | None = None) -> None:
+        self.config = _as_config(config)
+        # Quiet unless told otherwise: an embedding program's standard error is its own.
+        self.log = log or Log(level="warning", format=self.config.logging.format)
+        self.sessions = Sessions()
+        self._core: Core | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._status: Status | None = None
+        self._protocol: NativeProtocol | None = None
+        self._fed: dict[int, FedTransport] = {}
+        self._attaching: dict[int, asyncio.Future[int]] = {}
+        self._attach_seq = 0
+        self._publisher: Publisher | None = None
+        self._stopped: asyncio.Future[int] | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._thread: BlockingBroker | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {}
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._core is None else "stopping" if self._stopped else "running"
+        return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
+
+    # -- life
+
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken over instead."""
+        if self._core is not None:
+            raise UsageError("this broker has been started already")
+        if listener is None and self.config.server.bind_addr:
+            listener = open_listener(self.config.server.bind_addr)
+        try:
+            core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
+            core.start()
+        except BaseException:
+            if listener is not None:
+                listener.close()
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._core = core
+        self._stopped = None
+        self._status = Status(core, self.sessions, time.monotonic)
+        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status.ask_json)
+        self._handlers = self._handler_table(self._protocol, self._status)
+        if listener is not None:
+            self._status.address = address_of(listener)
+            core.listen(listener.detach())
+        self._loop.add_reader(core.event_fd, self._drain)
+        self._drain()  # arms the descriptor
+        self._tick()
+
+    async def stop(self, timeout_ms: int | None = None) -> int:
+        """Stop accepting, send what is queued for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all.
+
+        Returns how many messages could not be sent. Stopping twice is harmless.
+        """
+        if self._core is None or self._loop is None:
+            return 0
+        if self._stopped is None:
+            self._stopped = self._loop.create_future()
+            flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
+            self._core.unlisten()
+            if self._publisher is not None:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
+            self._core.stop(flush_ms)
+            # The core keeps to the time by itself; a turn of grace later something is wrong, and said.
+            self._after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
+        return await asyncio.shield(self._stopped)
+
+    async def __aenter__(self) -> Broker:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def __enter__(self) -> BlockingBroker:
+        from blipmq.blocking_broker import BlockingBroker
+
+        self._thread = BlockingBroker(self)
+        return self._thread
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._thread is not None
+        self._thread.stop()
+
+    # -- verbs
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the real port; "" without a listener."""
+        return self._status.address if self._status else ""
+
+    def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
+        """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `Refused` if too much waits."""
+        self._running()
+        if self._publisher is None:
+            from blipmq.publisher import Publisher  # here, because a broker of its own never needs it
+
+            self._publisher = Publisher(self.open_transport)
+        data = payload.encode() if isinstance(payload, str) else payload
+        if len(data) > self.config.server.max_message_size_bytes:
+            raise UsageError(
+                f"a payload of {len(data)} bytes is over server.max_message_size_bytes "
+                f"({self.config.server.max_message_size_bytes}); send less or raise the limit"
+            )
+        if ttl_ms < 0:
+            raise UsageError(f"ttl_ms is {ttl_ms}; 0 means the default, any other value counts milliseconds")
+        self._publisher.publish(topic, data, ttl_ms)
+
+    def connect(self, **options: Any) -> Opening[Client]:
+        """A client inside this process: no socket, the same protocol. `options` are those of `blipmq.connect`."""
+        from blipmq.client import Client, Opening
+
+        client = Client("in-process:1", opener=self.open_transport, **{"reconnect": False, **options})
+        return Opening(client.open())
+
+    async def open_transport(self, protocol: asyncio.BaseProtocol) -> FedTransport:
+        """Open a connection without a socket, and give it to `protocol` as its transport."""
+        core, loop = self._running(), asyncio.get_running_loop()
+        self._attach_seq += 1
+        seq = self._attach_seq
+        attached: asyncio.Future[int] = loop.create_future()
+        self._attaching[seq] = attached
+        core.attach(seq, trusted=True)
+        conn = await attached
+        transport = self._fed[conn]
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        transport.resume_reading()
+        return transport
+
+    async def stats(self) -> dict[str, int]:
+        """The core's counters and gauges, by their names in `bq_stats_t`."""
+        return await self._ask(self._status_running().ask_counters)
+
+    async def info(self) -> dict[str, Any]:
+        """The state of the broker, as INFO answers it."""
+        return await self._ask(self._status_running().ask_report)
+
+    def apply(self, config: Config) -> None:
+        """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""
+        core = self._running()
+        assert self._protocol is not None
+        self.config = self._protocol.config = config
+        self.log.set(config.logging.level, config.logging.format)
+        core.limits(core_config(config))
+
+    # -- events
+
+    def _handler_table(self, protocol: NativeProtocol, status: Status) -> dict[type, Callable[[Any], None]]:
+        return {
+            Hello: protocol.hello,
+            Sub: protocol.subscribe,
+            Unsub: protocol.unsubscribe,
+            Info: protocol.info,
+            Closed: self._closed,
+            Attached: self._attached,
+            Out: self._out,
+            Fed: self._consumed,
+            Stats: status.stats,
+            Listed: status.listed,
+            Accepting: self._accepting,
+            Stopped: self._has_stopped,
+        }
+
+    def _drain(self) -> None:
+        core = self._core
+        if core is None:
+            return
+        count = 0
+        for event in core.events(EVENTS_PER_TURN):
+            count += 1
+            try:
+                self._handlers[type(event)](event)
+            except Exception as error:  # one connection's trouble must not end the broker
+                self._failed(core, event, error)
+        if count == EVENTS_PER_TURN and self._core is not None and self._loop is not None:
+            self._loop.call_soon(self._drain)
+
+    def _failed(self, core: Core, event: Any, error: Exception) -> None:
+        self.log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
+        if isinstance(event, (Hello, Sub, Unsub, Info)):
+            core.reply(event.conn, event.seq, INTERNAL, "the broker failed inside; its log has the cause", close=True)
+
+    def _closed(self, event: Closed) -> None:
+        assert self._protocol is not None
+        transport = self._fed.pop(event.conn, None)
+        if transport is not None:
+            transport.ended()
+        self._protocol.closed(event)
+
+    def _attached(self, event: Attached) -> None:
+        core, waiter = self._running(), self._attaching.pop(event.seq, None)
+        if not event.conn:
+            if waiter is not None and not waiter.done():
+                limit = self.config.server.max_connections
+                waiter.set_exception(
+                    Refused(f"all {limit} connections of server.max_connections are in use", code=TOO_MANY)
+                )
+            return
+        if waiter is None or waiter.done():  # whoever asked has given up
+            core.close(event.conn)
+            return
+        assert self._loop is not None
+        # Paused until its protocol is there: nothing the core sends meanwhile is lost.
+        transport = FedTransport(core, event.conn, asyncio.BaseProtocol(), self._loop)
+        transport.pause_reading()
+        self._fed[event.conn] = transport
+        waiter.set_result(event.conn)
+
+    def _out(self, event: Out) -> None:
+        transport = self._fed.get(event.conn)
+        if transport is not None:
+            transport.arrived(event.data)
+
+    def _consumed(self, event: Fed) -> None:
+        transport = self._fed.get(event.conn)
+        if transport is not None:
+            transport.consumed(event.size)
+
+    def _accepting(self, event: Accepting) -> None:
+        assert self._status is not None
+        self._status.accepting(event)
+        if event.paused:
+            self.log.error("accept_paused", error=os.strerror(event.errno))
+        else:
+            self.log.info("accept_resumed")
+
+    def _has_stopped(self, event: Stopped) -> None:
+        core, loop = self._running(), self._loop
+        assert loop is not None and self._stopped is not None
+        loop.remove_reader(core.event_fd)
+        core.join()
+        self._core = None  # before free: nothing may send a command from here on
+        for timer in self._timers.values():
+            timer.cancel()
+        for transport in list(self._fed.values()):
+            transport.ended()
+        self._fed.clear()
+        self.sessions.clear()
+        self._publisher = None
+        for waiter in self._attaching.values():
+            waiter.cancel()
+        core.free()
+        if not self._stopped.done():
+            self._stopped.set_result(event.unflushed)
+
+    # -- timers
+
+    def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._timers[name] = self._loop.call_later(seconds, call)
+
+    def _tick(self) -> None:
+        if self._core is not None and self._status is not None:
+            self._status.tick()
+            self.log.flush()
+            self._after("tick", TICK_SECONDS, self._tick)
+
+    def _backlog(self) -> None:
+        if self._loop is not None:
+            self._after("retry", RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        if self._core is not None and not self._core.retry():
+            self._backlog()
+
+    def _stop_overdue(self) -> None:
+        self.log.error("stop_overdue", hint="the core did not end in time; the process can be killed without loss")
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(BlipMQError("the core did not stop in time"))
+
+    # -- inside
+
+    def _running(self) -> Core:
+        if self._core is None:
+            raise UsageError("this broker is not running; use it inside `async with` or between start and stop")
+        return self._core
+
+    def _status_running(self) -> Status:
+        self._running()
+        assert self._status is not None
+        return self._status
+
+    async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        ask(lambda value: None if answer.done() else answer.set_result(value))
+        return await answer
+
+
+def _as_config(config: Settings) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return config_reader.from_dict(config)
+    return config_reader.load(config, {}).config

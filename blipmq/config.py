@@ -1,0 +1,303 @@
+"""The settings of a broker: what there is, each declared once.
+
+Invariant: every key below changes what the broker does. The file reader, the BLIPMQ_SECTION__KEY variables,
+`blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config` never changes after it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
+
+KIB, MIB = 1 << 10, 1 << 20
+HOUR_MS = 3600 * 1000
+DAY_MS = 24 * HOUR_MS
+
+
+def key(
+    default: Any,
+    help: str,
+    unit: str = "",
+    low: int = 0,
+    high: int = 0,
+    choices: tuple[str, ...] = (),
+    reload: bool = False,
+) -> Any:
+    """Declare one key. Numbers have a unit and an inclusive range; `reload`: SIGHUP puts a new value into effect."""
+    about = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "reload": reload}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Server:
+    bind_addr: str = key(
+        "127.0.0.1:7878",
+        "Where to listen: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT; port 0 takes a free one. "
+        "Empty: no listener, for an embedded broker.",
+    )
+    max_connections: int = key(10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000)
+    max_message_size_bytes: int = key(
+        1 * MIB,
+        "Largest message taken; a longer frame is refused from its length alone.",
+        "bytes",
+        64,
+        16 * MIB,
+    )
+
+
+@dataclass(frozen=True)
+class Auth:
+    allow_anonymous: bool = key(
+        False, "Serve clients without a key on an address that others can reach. Loopback needs no permission."
+    )
+
+
+@dataclass(frozen=True)
+class Queues:
+    subscriber_capacity: int = key(
+        262_144, "Messages that may wait for one subscriber.", "messages", 1, 100_000_000, reload=True
+    )
+    subscriber_bytes: int = key(
+        64 * MIB, "Encoded bytes that may wait for one subscriber.", "bytes", 4 * KIB, 1 << 40, reload=True
+    )
+    overflow_policy: str = key(
+        "drop_oldest",
+        "What a full queue does: drop its oldest message, drop the new one, or hold the publisher back.",
+        choices=("drop_oldest", "drop_new", "block"),
+        reload=True,
+    )
+
+
+@dataclass(frozen=True)
+class Delivery:
+    max_batch: int = key(
+        65_536, "Messages sent to one subscriber before the next has its turn.", "messages", 1, 1_000_000, reload=True
+    )
+    max_batch_bytes: int = key(
+        1 * MIB,
+        "Bytes sent to one subscriber before the next has its turn.",
+        "bytes",
+        4 * KIB,
+        64 * MIB,
+        reload=True,
+    )
+    flush_interval_ms: int = key(
+        0,
+        "How long a delivery may wait for company. 0 sends at once; a few milliseconds save CPU.",
+        "ms",
+        0,
+        1000,
+        reload=True,
+    )
+    default_ttl_ms: int = key(
+        0, "Time to live of a message that names none. 0: it never expires.", "ms", 0, 365 * DAY_MS, reload=True
+    )
+
+
+@dataclass(frozen=True)
+class TimerConfig:
+    resolution_ms: int = key(10, "How exactly a time to live is kept: the tick of the timer wheel.", "ms", 1, 1000)
+    max_timeout_ms: int = key(
+        7 * DAY_MS, "Longest time to live; a longer one is cut to this.", "ms", 1000, 365 * DAY_MS, reload=True
+    )
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    buffer_small_count: int = key(1024, "Free blocks of up to 1 KiB kept for reuse.", "blocks", 0, 1_000_000)
+    buffer_medium_count: int = key(256, "Free blocks of up to 16 KiB kept for reuse.", "blocks", 0, 100_000)
+    buffer_large_count: int = key(32, "Free larger blocks (message segments) kept for reuse.", "blocks", 0, 10_000)
+
+
+@dataclass(frozen=True)
+class NetworkOptimizations:
+    tcp_nodelay: bool = key(True, "Send small messages at once instead of waiting to fill a packet.")
+    send_buffer_size: int = key(0, "SO_SNDBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
+    recv_buffer_size: int = key(0, "SO_RCVBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
+
+
+@dataclass(frozen=True)
+class Performance:
+    timer_config: TimerConfig = field(default_factory=TimerConfig)
+    pool_config: PoolConfig = field(default_factory=PoolConfig)
+    network_optimizations: NetworkOptimizations = field(default_factory=NetworkOptimizations)
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_subscriptions_per_connection: int = key(
+        1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
+    )
+    route_cache_entries: int = key(
+        4096,
+        "Topics whose subscribers are remembered; more topics than this cost a search each.",
+        "topics",
+        16,
+        1_000_000,
+    )
+    shutdown_timeout_ms: int = key(
+        5000,
+        "Time that queues have to be sent at shutdown before connections are closed.",
+        "ms",
+        0,
+        600_000,
+        reload=True,
+    )
+
+
+@dataclass(frozen=True)
+class Logging:
+    level: str = key(
+        "info", "The least important line written.", choices=("debug", "info", "warning", "error"), reload=True
+    )
+    format: str = key("text", "One line a fact: `event key=value`, or JSON.", choices=("text", "json"), reload=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one broker. `Config()` is the defaults; `config_reader` makes one from a file or a dict."""
+
+    server: Server = field(default_factory=Server)
+    auth: Auth = field(default_factory=Auth)
+    queues: Queues = field(default_factory=Queues)
+    delivery: Delivery = field(default_factory=Delivery)
+    performance: Performance = field(default_factory=Performance)
+    limits: Limits = field(default_factory=Limits)
+    logging: Logging = field(default_factory=Logging)
+
+
+class Key(NamedTuple):
+    """One key as it was declared."""
+
+    path: str  # section.key
+    type: str  # int, bool or str
+    default: Any
+    help: str
+    unit: str
+    low: int
+    high: int
+    choices: tuple[str, ...]
+    reload: bool
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "BLIPMQ_" + self.path.upper().replace(".", "__")
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for an error message and the reference."""
+        if self.type == "bool":
+            return "true or false"
+        if self.type == "int":
+            return f"a whole number from {self.low} to {self.high} ({self.unit})"
+        return "one of " + ", ".join(f'"{c}"' for c in self.choices) if self.choices else "a string"
+
+
+def _declared(section: Any, prefix: str) -> Iterator[Key]:
+    item: Field[Any]
+    for item in fields(section):
+        path = f"{prefix}{item.name}"
+        if item.metadata:
+            yield Key(path=path, type=str(item.type), default=item.default, **item.metadata)
+        else:
+            yield from _declared(getattr(section, item.name), path + ".")
+
+
+KEYS: dict[str, Key] = {k.path: k for k in _declared(Config(), "")}
+
+# Documented keys that no code honours yet: named here so that they are refused with the true reason, never ignored.
+PLANNED: frozenset[str] = frozenset(
+    {
+        "metrics.bind_addr",
+        "auth.api_keys",
+        "auth.keys_file",
+        "queues.topic_capacity",
+        "wal.enabled",
+        "wal.directory",
+        "wal.segment_size_bytes",
+        "wal.flush_interval_ms",
+        "wal.max_bytes",
+        "delivery.fanout_shards",
+        "qos1.ack_timeout_ms",
+        "qos1.max_in_flight",
+        "qos1.max_deliveries",
+        "performance.enable_timer_wheel",
+        "performance.enable_memory_pools",
+        "performance.enable_batch_processing",
+        "performance.warm_up_pools",
+        "performance.pool_config.message_batch_count",
+        "performance.batch_config.ttl_max_batch_size",
+        "performance.batch_config.fanout_max_batch_size",
+        "performance.batch_config.channel_capacity",
+        "performance.network_optimizations.cpu_affinity",
+        "limits.memory_bytes",
+    }
+)
+
+
+def value_of(config: Config, path: str) -> Any:
+    """The value of `section.key`."""
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def literal(value: Any) -> str:
+    """`value` as it is written in the file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def reference() -> str:
+    """docs/CONFIGURATION.md, all of it."""
+    lines = [_REFERENCE_HEAD]
+    section = ""
+    for k in KEYS.values():
+        head, name = k.path.rsplit(".", 1)
+        if head != section:
+            section = head
+            lines += [
+                "",
+                f"## `[{head}]`",
+                "",
+                "| key | default | allowed | reload | meaning |",
+                "|---|---|---|---|---|",
+            ]
+        allowed = k.expected.replace('"', "`")
+        lines.append(f"| `{name}` | `{literal(k.default)}` | {allowed} | {'yes' if k.reload else 'no'} | {k.help} |")
+    lines += ["", _REFERENCE_TAIL, *(f"- `{path}`" for path in sorted(PLANNED)), ""]
+    return "\n".join(lines)
+
+
+_REFERENCE_HEAD = """\
+# Configuration
+
+<!-- Made from blipmq/config.py: change it there, then `python -m blipmq.config > docs/CONFIGURATION.md`. -->
+
+`blipmq start --config FILE` reads FILE; without `--config` it reads the file `$BLIPMQ_CONFIG` names, else
+`./blipmq.toml`, else it runs on the defaults below. The first log line says which. `blipmq check` prints every setting
+in effect, where it comes from, and the memory it may need, and changes nothing.
+
+Every key can also be set by an environment variable, which wins over the file: `BLIPMQ_`, the section, two underscores,
+the key, in capitals: `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979`, `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5`.
+
+An unknown key, a value of the wrong kind or outside its range is an error that names the line; all errors of a file are
+listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are
+fine.
+
+On SIGHUP the file is read again. Keys marked *reload* take effect at once, a change to another one is logged and waits
+for a restart, and a file with an error changes nothing."""
+
+_REFERENCE_TAIL = """\
+## Documented, but not in this version
+
+These are refused by name, because the code that would honour them does not exist yet:
+"""
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

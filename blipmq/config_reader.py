@@ -1,0 +1,324 @@
+"""Reads settings: from a TOML file, from the environment, from a dict.
+
+Invariant: what comes out is complete and valid, and each value's origin is known; otherwise one `ConfigError` lists
+everything that is wrong, each with file, line and what to write instead. Reading has no side effects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blipmq.config import KEYS, PLANNED, Config, Key, literal, value_of
+from blipmq.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+FILE_BYTES_MAX = 1 << 20
+LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+
+
+class Loaded(NamedTuple):
+    """A configuration and where it comes from. `origins`: section.key to default, FILE:LINE or a variable's name."""
+
+    config: Config
+    source: str
+    origins: Mapping[str, str]
+
+
+def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
+    """The file to read: `--config`, else $BLIPMQ_CONFIG, else ./blipmq.toml if there is one, else None."""
+    if argument is not None:
+        return argument
+    return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
+
+
+def load(path: str | Path | None, environ: Mapping[str, str]) -> Loaded:
+    """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
+    reading = _Reading()
+    if path is not None:
+        text = _read(path)
+        reading.take_table(_parse(text, str(path)), "", str(path), Lines(text))
+    reading.take_environment(environ)
+    return reading.finish(str(path) if path is not None else "built-in defaults")
+
+
+def from_dict(settings: Mapping[str, Any]) -> Config:
+    """A `Config` from nested dicts shaped like the file: `{"server": {"bind_addr": "127.0.0.1:0"}}`."""
+    reading = _Reading()
+    reading.take_table(settings, "", "settings", None)
+    return reading.finish("settings").config
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPv6]:PORT` in its parts. Raises ValueError that says what is wrong."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:\s]+)):([0-9]{1,5})", text)
+    if match is None:
+        if text.count(":") > 1 and not text.startswith("["):
+            raise ValueError("an IPv6 address goes in brackets: [::1]:7878")
+        raise ValueError("expected ADDRESS:PORT, [IPv6]:PORT or NAME:PORT, such as 127.0.0.1:7878")
+    port = int(match[3])
+    if port > 65535:
+        raise ValueError(f"port {port} is over 65535")
+    return match[1] or match[2], port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost counts as reachable."""
+    if host.lower() in LOOPBACK_NAMES:
+        return True
+    try:
+        return socket.inet_pton(socket.AF_INET, host)[0] == 127
+    except OSError:
+        pass
+    try:
+        return socket.inet_pton(socket.AF_INET6, host) == _IPV6_LOOPBACK
+    except OSError:
+        return False
+
+
+_IPV6_LOOPBACK = bytes(15) + b"\x01"
+
+
+def _read(path: str | Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}\n"
+            "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
+        ) from None
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a configuration of this broker")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x}); save the file as UTF-8"
+        ) from None
+
+
+def _parse(text: str, path: str) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = tomllib.loads(text)
+        return table
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        at = re.search(r" \(at line (\d+), column (\d+)\)", message)
+        line = at[1] if at else str(text.count("\n") + 1)
+        what = (message[: at.start()] if at else message.replace(" (at end of document)", "")).strip()
+        raise ConfigError(
+            f"{path}:{line}: not valid TOML: {what}\n"
+            "Strings need quotes, and each setting a line of its own: key = value"
+        ) from None
+
+
+class Lines:
+    """Where each key of a TOML text stands. The text is known to parse, so a scan for headers and keys is enough."""
+
+    _HEADER = re.compile(r"\s*\[+([^\]]+)\]+")
+    _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)""")
+    _PART = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[str, int] = {}
+        section, inside = "", ""
+        for number, line in enumerate(text.splitlines(), 1):
+            if inside:  # a multi-line string: nothing in it is a key
+                inside = "" if inside in line else inside
+            elif found := self._HEADER.match(line):
+                section = self._path(found[1])
+                self._remember(section, number)
+            elif found := self._KEY.match(line):
+                self._remember(f"{section}.{self._path(found[1])}".lstrip("."), number)
+                inside = next((q for q in ('"""', "'''") if found[2].count(q) == 1), "")
+
+    def _path(self, dotted: str) -> str:
+        return ".".join(part.strip("\"'") for part in self._PART.findall(dotted))
+
+    def _remember(self, path: str, number: int) -> None:
+        self._lines.setdefault(path, number)
+
+    def find(self, path: str) -> int | None:
+        """The line of `path`, or of the nearest table around it."""
+        while path:
+            if path in self._lines:
+                return self._lines[path]
+            path = path.rpartition(".")[0]
+        return None
+
+
+class _Reading:
+    """One configuration in the making: values, their origins, and the problems found so far."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = dict.fromkeys(KEYS, "default")
+        self.problems: list[str] = []
+
+    def take_table(self, table: Mapping[str, Any], prefix: str, name: str, lines: Lines | None) -> None:
+        for word, value in table.items():
+            path = f"{prefix}{word}"
+            number = lines.find(path) if lines else None
+            origin = f"{name}:{number}" if number else name
+            if path in KEYS:
+                self._take(KEYS[path], value, origin)
+            elif _is_section(path) and isinstance(value, Mapping):
+                self.take_table(value, path + ".", name, lines)
+            elif _is_section(path):
+                self.problems.append(
+                    f"{origin}: {path} is a section, not a setting; write [{path}] on a line of its own"
+                )
+            else:
+                self.problems.append(f"{origin}: {_unknown(path)}")
+
+    def take_environment(self, environ: Mapping[str, str]) -> None:
+        by_variable = {k.variable: k for k in KEYS.values()}
+        for name in sorted(environ):
+            if not name.startswith("BLIPMQ_") or "__" not in name:
+                continue
+            if name in by_variable:
+                self._take(by_variable[name], _from_text(by_variable[name], environ[name]), name)
+            else:
+                path = name[len("BLIPMQ_") :].lower().replace("__", ".")
+                self.problems.append(f"{name}: {_unknown(path, variable=True)}")
+
+    def _take(self, k: Key, value: Any, origin: str) -> None:
+        problem = _problem(k, value)
+        if problem:
+            self.problems.append(f"{origin}: {k.path}: {problem}")
+        else:
+            self.values[k.path] = value
+            self.origins[k.path] = origin
+
+    def finish(self, source: str) -> Loaded:
+        config = _build(self.values)
+        if not self.problems:  # how settings go together can be judged only when each is right by itself
+            self._check_together(config)
+        if self.problems:
+            count = len(self.problems)
+            raise ConfigError("\n".join([f"{count} problem{'s'[: count != 1]} in the configuration:", *self.problems]))
+        return Loaded(config, source, self.origins)
+
+    def _check_together(self, config: Config) -> None:
+        addr = config.server.bind_addr
+        if addr and not config.auth.allow_anonymous and not is_loopback(split_address(addr)[0]):
+            self._clash(
+                "server.bind_addr",
+                f'"{addr}" can be reached from other machines, and this version asks no one for a key. '
+                "Listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can reach it may use it",
+            )
+        if config.queues.subscriber_bytes < config.server.max_message_size_bytes:
+            self._clash(
+                "queues.subscriber_bytes",
+                f"{config.queues.subscriber_bytes} is less than server.max_message_size_bytes "
+                f"({config.server.max_message_size_bytes}), so the largest message would never fit; "
+                "raise one or lower the other",
+            )
+        if config.delivery.default_ttl_ms > config.performance.timer_config.max_timeout_ms:
+            self._clash(
+                "delivery.default_ttl_ms",
+                f"{config.delivery.default_ttl_ms} is over performance.timer_config.max_timeout_ms "
+                f"({config.performance.timer_config.max_timeout_ms}), which would cut it; raise one or lower the other",
+            )
+
+    def _clash(self, path: str, what: str) -> None:
+        self.problems.append(f"{self.origins[path]}: {path}: {what}")
+
+
+def _is_section(path: str) -> bool:
+    return any(known.startswith(path + ".") for known in (*KEYS, *PLANNED))
+
+
+def _problem(k: Key, value: Any) -> str:
+    """What is wrong with `value` for this key, or nothing."""
+    if k.type == "int":
+        right = isinstance(value, int) and not isinstance(value, bool) and k.low <= value <= k.high
+    elif k.type == "bool":
+        right = isinstance(value, bool)
+    else:
+        right = isinstance(value, str) and (not k.choices or value in k.choices)
+    if not right:
+        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices)
+    if k.path == "server.bind_addr" and value:
+        try:
+            split_address(value)
+        except ValueError as error:
+            return f"{_shown(value)}: {error}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else literal(value) if isinstance(value, (bool, int)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _from_text(k: Key, text: str) -> Any:
+    """An environment variable's text as this key's type; what does not convert stays text and is refused as such."""
+    if k.type == "bool":
+        return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
+    if k.type == "int" and re.fullmatch(r"-?[0-9]{1,19}", text.replace("_", "")):
+        return int(text.replace("_", ""))
+    return text
+
+
+def _unknown(path: str, variable: bool = False) -> str:
+    name = f"[{path}]" if "." not in path else path
+    if path in PLANNED or (_is_section(path) and not any(k.startswith(path + ".") for k in KEYS)):
+        return f"{name} is documented, but this version does not have it yet; take it out"
+    if variable:
+        return f"there is no setting {path}" + _meant(path, tuple(KEYS), as_variable=True)
+    sections = {k.rpartition(".")[0] for k in KEYS}
+    return f"there is no setting {path}" + _meant(path, (*KEYS, *sections))
+
+
+def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:
+    if not isinstance(word, str):
+        return ""
+    import difflib  # only errors need it, and starting must not wait for it
+
+    near = difflib.get_close_matches(word, known, 1, 0.6)
+    if not near:  # the right key in the wrong section
+        near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    if not near:
+        return ""
+    return f"; did you mean {KEYS[near[0]].variable if as_variable else near[0]}?"
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    """`Config()` with `values` (by section.key) put in; every path is a declared one."""
+
+    def put(section: Any, prefix: str) -> Any:
+        changes = {}
+        for name in section.__dataclass_fields__:
+            path = prefix + name
+            if path in KEYS:
+                changes[name] = values.get(path, getattr(section, name))
+            else:
+                changes[name] = put(getattr(section, name), path + ".")
+        return replace(section, **changes)
+
+    config: Config = put(Config(), "")
+    return config
+
+
+def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
+    """What a running broker makes of a changed configuration: the one in effect now, the keys that took effect, and the
+    keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
+    changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
+    reading = _Reading()
+    for path, k in KEYS.items():
+        reading.values[path] = value_of(new if k.reload else old, path)
+    applied = [k for k in changed if k.reload]
+    return reading.finish("reload").config, applied, [k for k in changed if not k.reload]

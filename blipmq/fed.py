@@ -1,0 +1,156 @@
+"""Connections without a socket: an asyncio transport whose far end is the core, in this process.
+
+Invariant: at most WINDOW_BYTES fed bytes are on their way to the core; what is written beyond that waits here and
+pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the protocol has
+got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from blipmq.native import Core, CoreBusy
+
+CHUNK_BYTES = 64 * 1024
+WINDOW_BYTES = 4 * CHUNK_BYTES
+HIGH_WATER_BYTES = 64 * 1024
+RETRY_SECONDS = 0.005
+
+
+class FedTransport(asyncio.Transport):
+    """One fed connection. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
+
+    def __init__(self, core: Core, conn: int, protocol: asyncio.BaseProtocol, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__({"peername": ("in-process", 0)})
+        self._core = core
+        self._conn = conn
+        self._loop = loop
+        self._protocol: Any = protocol
+        self._outgoing: deque[memoryview] = deque()
+        self._outgoing_bytes = 0
+        self._flying_bytes = 0
+        self._held: deque[bytes] = deque()  # arrived while reading was paused; the core's window bounds it
+        self._high, self._low = HIGH_WATER_BYTES, HIGH_WATER_BYTES // 4
+        self._reading = True
+        self._writer_paused = False
+        self._closing = False
+        self._ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "closing" if self._closing else "open"
+        return f"<FedTransport conn={self._conn:#x} {state} waiting={self._outgoing_bytes} flying={self._flying_bytes}>"
+
+    # -- asyncio.Transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing or self._ended or not len(data):
+            return
+        self._outgoing.append(memoryview(bytes(data)))
+        self._outgoing_bytes += len(data)
+        self._pump()
+        if self._outgoing_bytes > self._high and not self._writer_paused:
+            self._writer_paused = True
+            self._protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._outgoing_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = HIGH_WATER_BYTES if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self._closing or self._ended
+
+    def is_reading(self) -> bool:
+        return self._reading and not self.is_closing()
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        while self._held and self._reading and not self._ended:
+            self._deliver(self._held.popleft())
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol  # type: ignore[no-any-return]
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def close(self) -> None:
+        """End the connection once what was written has been consumed."""
+        if not self._closing:
+            self._closing = True
+            self._finish()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._closing = True
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        if not self._ended:
+            self._core.close(self._conn)
+
+    # -- the core's events
+
+    def consumed(self, size: int) -> None:
+        """The core has consumed so many fed bytes."""
+        self._flying_bytes -= size
+        self._pump()
+        if self._writer_paused and self._outgoing_bytes <= self._low:
+            self._writer_paused = False
+            self._protocol.resume_writing()
+        self._finish()
+
+    def arrived(self, data: bytes) -> None:
+        """The core has sent bytes."""
+        if self._reading and not self._held:
+            self._deliver(data)
+        else:
+            self._held.append(data)
+
+    def ended(self, error: Exception | None = None) -> None:
+        """The connection is gone."""
+        if not self._ended:
+            self._ended = True
+            self._outgoing.clear()
+            self._outgoing_bytes = 0
+            self._loop.call_soon(self._protocol.connection_lost, error)
+
+    # -- inside
+
+    def _pump(self) -> None:
+        while self._outgoing and self._flying_bytes < WINDOW_BYTES and not self._ended:
+            piece = self._outgoing[0]
+            chunk = piece[:CHUNK_BYTES]
+            try:
+                self._core.feed(self._conn, chunk)
+            except CoreBusy:
+                self._loop.call_later(RETRY_SECONDS, self._pump)
+                return
+            self._flying_bytes += len(chunk)
+            self._outgoing_bytes -= len(chunk)
+            if len(chunk) == len(piece):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = piece[len(chunk) :]
+
+    def _finish(self) -> None:
+        if self._closing and not self._ended and not self._outgoing and self._flying_bytes <= 0:
+            self._core.close(self._conn)
+
+    def _deliver(self, data: bytes) -> None:
+        if not self._closing:
+            self._protocol.data_received(data)
+        if not self._ended:
+            self._core.taken(self._conn, len(data))

@@ -1,0 +1,45 @@
+"""What a Raspberry Pi says of itself: temperature, throttling, under-voltage.
+
+Invariant: reads a few files of the kernel, never waits, never raises; on any other machine there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+# Bits of the firmware's get_throttled word: now, not since boot.
+UNDERVOLTAGE, FREQUENCY_CAPPED, THROTTLED = 1 << 0, 1 << 1, 1 << 2
+
+
+class Hardware(TypedDict):
+    """`temperature_c` is None where there is no sensor; the flags are None where the firmware does not tell."""
+
+    temperature_c: float | None
+    throttled: bool | None
+    undervoltage: bool | None
+
+
+def read_hardware(root: Path = Path("/")) -> Hardware | None:
+    """The state of the board, or None if it is not a Raspberry Pi. `root` is where /proc and /sys are."""
+    if not _text(root / "proc/device-tree/model").startswith("Raspberry Pi"):
+        return None
+    millidegrees = _text(root / "sys/class/thermal/thermal_zone0/temp")
+    word = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    try:
+        temperature = int(millidegrees) / 1000
+    except ValueError:
+        temperature = None
+    try:
+        flags = int(word, 16)
+    except ValueError:
+        return {"temperature_c": temperature, "throttled": None, "undervoltage": None}
+    throttled = bool(flags & (THROTTLED | FREQUENCY_CAPPED))
+    return {"temperature_c": temperature, "throttled": throttled, "undervoltage": bool(flags & UNDERVOLTAGE)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes()[:256].decode("ascii", "replace").strip("\0\n ")
+    except OSError:
+        return ""

@@ -1,0 +1,159 @@
+"""Log lines: one fact each, `event key=value` or JSON, to a descriptor.
+
+Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader
+does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+BUFFER_BYTES_MAX = 256 * 1024
+VALUE_CHARS_MAX = 512
+
+# A pipe that polls writable takes at least this much without waiting (PIPE_BUF), blocking or not.
+WRITE_BYTES_MAX: int = getattr(select, "PIPE_BUF", 512)
+
+_BARE = re.compile(r"[\w.:/@%+,*>#$\[\]()-]+", re.ASCII)
+_ESCAPES = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+
+
+def _escape(text: str) -> str:
+    """`text` on one line and without anything a terminal would obey."""
+    text = text.translate(_ESCAPES)
+    return "".join(
+        c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text
+    )
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = str(value)
+    if len(text) > VALUE_CHARS_MAX:
+        text = text[:VALUE_CHARS_MAX] + "…"
+    return text if _BARE.fullmatch(text) else f'"{_escape(text)}"'
+
+
+class Log:
+    """Writes lines of at least `level` to `fd`. `clock` gives seconds since 1970."""
+
+    def __init__(
+        self, fd: int = 2, level: str = "info", format: str = "text", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._fd = fd
+        self._clock = clock
+        self._buffer: deque[bytes] = deque()
+        self._buffer_bytes = 0
+        self.dropped = 0
+        self.set(level, format)
+
+    def __repr__(self) -> str:
+        return f"<Log fd={self._fd} level={self.level} waiting={len(self._buffer)} dropped={self.dropped}>"
+
+    def set(self, level: str, format: str) -> None:
+        """Change level and format from the next line on."""
+        self.level = level
+        self._threshold = LEVELS[level]
+        self._render = _json_line if format == "json" else _text_line
+
+    def debug(self, event: str, **facts: Any) -> None:
+        self._line("debug", event, facts)
+
+    def info(self, event: str, **facts: Any) -> None:
+        self._line("info", event, facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        self._line("warning", event, facts)
+
+    def error(self, event: str, **facts: Any) -> None:
+        self._line("error", event, facts)
+
+    def flush(self) -> bool:
+        """Write what waits, as far as the descriptor takes it. True if nothing waits any more."""
+        while self._buffer and self._writable():
+            line = self._buffer[0]
+            try:
+                written = os.write(self._fd, line[:WRITE_BYTES_MAX])
+            except BlockingIOError:
+                return False
+            except OSError:  # closed, or the disk behind it is full: no one to tell
+                self._forget()
+                return True
+            self._buffer_bytes -= written
+            if written < len(line):
+                self._buffer[0] = line[written:]  # finish it before anything else, or lines mix
+            else:
+                self._buffer.popleft()
+        return not self._buffer
+
+    def _line(self, level: str, event: str, facts: dict[str, Any]) -> None:
+        if LEVELS[level] < self._threshold:
+            return
+        try:
+            line = self._render(self._clock(), level, event, facts)
+        except Exception as error:  # a value whose __str__ fails must not take the broker down
+            line = _text_line(self._clock(), "error", "log_failed", {"event": event, "error": type(error).__name__})
+        self.flush()
+        if self.dropped and self._room(line):
+            count, self.dropped = self.dropped, 0
+            self._keep(self._render(self._clock(), "warning", "logs_dropped", {"count": count}))
+        if self._room(line):
+            self._keep(line)
+            self.flush()
+        else:
+            self.dropped += 1
+
+    def _room(self, line: bytes) -> bool:
+        # 256: the logs_dropped line goes in front and counts too.
+        return self._buffer_bytes + len(line) + 256 <= BUFFER_BYTES_MAX
+
+    def _keep(self, line: bytes) -> None:
+        self._buffer.append(line)
+        self._buffer_bytes += len(line)
+
+    def _forget(self) -> None:
+        self.dropped += len(self._buffer)
+        self._buffer.clear()
+        self._buffer_bytes = 0
+
+    def _writable(self) -> bool:
+        """Whether a write will not wait. The descriptor is shared with the shell, so it is not made non-blocking."""
+        try:
+            if hasattr(select, "poll"):
+                poller = select.poll()
+                poller.register(self._fd, select.POLLOUT)
+                return bool(poller.poll(0))
+            return True
+        except (OSError, ValueError):
+            return True  # let the write say what is wrong
+
+
+def _stamp(now: float) -> str:
+    millis = int(now * 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(millis // 1000)) + f".{millis % 1000:03d}Z"
+
+
+def _text_line(now: float, level: str, event: str, facts: dict[str, Any]) -> bytes:
+    words = [_stamp(now), level, event, *(f"{name}={_value(value)}" for name, value in facts.items())]
+    return (" ".join(words) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _json_line(now: float, level: str, event: str, facts: dict[str, Any]) -> bytes:
+    import json  # here, because most brokers write text and start sooner without it
+
+    short = {
+        name: v[:VALUE_CHARS_MAX] + "…" if isinstance(v, str) and len(v) > VALUE_CHARS_MAX else v
+        for name, v in facts.items()
+    }
+    record = {"time": _stamp(now), "level": level, "event": event, **short}
+    return (json.dumps(record, ensure_ascii=True, default=str, separators=(",", ":")) + "\n").encode()

@@ -1,0 +1,156 @@
+"""The native protocol's control frames: what HELLO, SUB, UNSUB and INFO mean, and what is logged when a client goes.
+
+Invariant: each request event is answered exactly once, by admit, subscribe, unsubscribe, reply or close: until then the
+core keeps that connection's input standing still. Messages do not come through here; the core answers PUB, ACK, PING
+and QUIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blipmq.config import Config
+from blipmq.errors import BAD_REQUEST, CLIENT_ID_IN_USE, NOT_NOW, PROTOCOL_VERSION, TOO_MANY
+from blipmq.logs import Log
+from blipmq.native import Closed, CloseReason, Core, Hello, Info, Sub, Unsub
+from blipmq.sessions import Session, Sessions
+from blipmq.version import __version__
+
+PROTOCOL = 1
+CLIENT_ID_BYTES_MAX = 256
+GREETING = f"BlipMQ {__version__}"
+NO_LOG = "QoS 1 needs the log, which this version does not have"
+_ORDINARY = (CloseReason.EOF, CloseReason.QUIT)
+
+
+class NativeProtocol:
+    """Answers the events of native connections. `ask_status` takes what to call with INFO's payload once it is made."""
+
+    def __init__(
+        self,
+        core: Core,
+        sessions: Sessions,
+        config: Config,
+        log: Log,
+        ask_status: Callable[[Callable[[bytes], None]], None],
+    ) -> None:
+        self.config = config
+        self._core = core
+        self._sessions = sessions
+        self._log = log
+        self._ask_status = ask_status
+
+    def hello(self, event: Hello) -> None:
+        """Let a client in, oust the older connection of the same client_id, or say why not."""
+        session = self._sessions.open(event.conn, event.peer)
+        if session.closing:
+            return
+        if session.said_hello:
+            self._core.reply(event.conn, event.seq, BAD_REQUEST, "HELLO was said already on this connection")
+            return
+        if event.protocol != PROTOCOL:
+            session.closing = True
+            text = f"this broker speaks protocol {PROTOCOL}, the client asked for {event.protocol}"
+            self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
+            self._refused(session, "hello", PROTOCOL_VERSION, text)
+            return
+        problem = _client_id_problem(event.client_id)
+        if problem:
+            self._core.reply(event.conn, event.seq, BAD_REQUEST, problem)
+            self._refused(session, "hello", BAD_REQUEST, problem)
+            return
+        ousted = self._sessions.identify(session, event.client_id)
+        if ousted is not None:
+            self._oust(ousted, event.peer)
+        self._core.admit(event.conn, event.seq, GREETING)
+        self._log.info("hello", client=event.client_id, peer=_peer(event.peer))
+
+    def subscribe(self, event: Sub) -> None:
+        """Route a filter to the connection, or refuse."""
+        session = self._sessions.find(event.conn)
+        if session is not None and session.closing:
+            return
+        limit = self.config.limits.max_subscriptions_per_connection
+        if event.qos or event.durable or event.group:
+            self._refuse(event, NOT_NOW, NO_LOG)
+        elif session is not None and len(session.filters) >= limit and event.filter not in session.filters:
+            self._refuse(event, TOO_MANY, f"{limit} subscriptions are the most one connection may have")
+        else:
+            self._sessions.open(event.conn, event.peer).filters[event.filter] = None
+            self._core.subscribe(event.conn, event.seq, event.filter)
+
+    def unsubscribe(self, event: Unsub) -> None:
+        """Take a route away; the core knows whether there was one and answers."""
+        session = self._sessions.find(event.conn)
+        if session is not None:
+            if session.closing:
+                return
+            session.filters.pop(event.filter, None)
+        self._core.unsubscribe(event.conn, event.seq, event.filter)
+
+    def info(self, event: Info) -> None:
+        """Answer with the broker's state as JSON, once it has been gathered."""
+        session = self._sessions.find(event.conn)
+        if session is not None and session.closing:
+            return
+        # A handle that has been closed meanwhile is never valid again: the core drops the reply.
+        self._ask_status(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload))
+
+    def closed(self, event: Closed) -> None:
+        """Forget the connection; say so if it was known or went for cause."""
+        session = self._sessions.drop(event.conn)
+        if session is None and event.reason in _ORDINARY:
+            return
+        write = self._log.warning
+        if event.reason in _ORDINARY:
+            write = self._log.info
+        elif event.reason in (CloseReason.SHUTDOWN, CloseReason.BROKER):
+            write = self._log.debug  # the cause has its own line
+        client = session.client_id if session else ""
+        write("closed", client=client, peer=_peer(event.peer), reason=event.reason.name.lower(), detail=event.detail)
+
+    def _oust(self, older: Session, newer_peer: str) -> None:
+        older.closing = True
+        text = "another connection has taken this client_id"
+        self._core.reply(older.conn, 0, CLIENT_ID_IN_USE, text, close=True, unasked=True)
+        self._log.warning(
+            "client_id_taken",
+            client=older.client_id,
+            older=_peer(older.peer),
+            newer=_peer(newer_peer),
+            code=CLIENT_ID_IN_USE,
+        )
+
+    def _refuse(self, event: Sub, code: int, text: str) -> None:
+        """Say no to a SUB: with a Reply, or by closing where the client knows no Reply."""
+        session = self._sessions.find(event.conn)
+        if event.plain:
+            if session is not None:
+                session.closing = True
+            self._core.close(event.conn)
+        else:
+            self._core.reply(event.conn, event.seq, code, text)
+        self._refused(session or Session(event.conn, event.peer), "sub", code, text, filter=event.filter)
+
+    def _refused(self, session: Session, what: str, code: int, reason: str, filter: str = "") -> None:
+        self._log.warning(
+            "refused",
+            what=what,
+            client=session.client_id,
+            peer=_peer(session.peer),
+            code=code,
+            reason=reason,
+            **({"filter": filter} if filter else {}),
+        )
+
+
+def _client_id_problem(client_id: str) -> str:
+    if len(client_id.encode()) > CLIENT_ID_BYTES_MAX:
+        return f"the client_id is longer than {CLIENT_ID_BYTES_MAX} bytes"
+    if not client_id.isprintable():
+        return "the client_id holds control characters"
+    return ""
+
+
+def _peer(peer: str) -> str:
+    return peer or "in-process"

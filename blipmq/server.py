@@ -1,0 +1,150 @@
+"""The broker as a process: descriptors, signals, start and end.
+
+Invariant: the first SIGTERM or SIGINT ends it in order and with status 0; a second one ends it at once with 128 + its
+number. SIGHUP reads the configuration again; one that is wrong changes nothing.
+
+Exit statuses: 0 stopped as asked, 1 the core failed, 69 the address is in use, 77 not allowed to listen there,
+78 the configuration is wrong or asks for more than the system gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from blipmq import config_reader, memory
+from blipmq.broker import Broker
+from blipmq.config import Config
+from blipmq.config_reader import Loaded
+from blipmq.errors import BlipMQError, ConfigError
+from blipmq.logs import Log
+from blipmq.version import __version__
+
+# Beside the connections: listener, rings, poller, log, libraries.
+DESCRIPTORS_RESERVED = 64
+# One key press or one `systemctl stop` can arrive twice (a launcher passes on what the group got anyway).
+SAME_SIGNAL_SECONDS = 0.1
+
+
+def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
+    """Serve until a signal says otherwise; returns the exit status. `reload` reads the configuration again."""
+    config = loaded.config
+    if not config.server.bind_addr:
+        raise ConfigError(
+            "server.bind_addr is empty, so no one could connect. Write an address, such as 127.0.0.1:7878."
+        )
+    raise_descriptor_limit(config)
+    log = Log(level=config.logging.level, format=config.logging.format)
+    loop, loop_name = _new_loop()
+    log.info(
+        "starting",
+        version=__version__,
+        pid=os.getpid(),
+        address=config.server.bind_addr,
+        config=loaded.source,
+        memory_at_rest=memory.size(memory.at_rest_bytes(config)),
+        memory_worst=memory.size(memory.worst_bytes(config)),
+        loop=loop_name,
+    )
+    try:
+        return loop.run_until_complete(Process(Broker(config, log=log), reload, log).serve())
+    finally:
+        loop.close()
+
+
+class Process:
+    """Ties one broker to the signals of the process."""
+
+    def __init__(self, broker: Broker, reload: Callable[[], Loaded], log: Log) -> None:
+        self._broker = broker
+        self._read = reload
+        self._log = log
+        self._end: asyncio.Event = asyncio.Event()
+        self._signal_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Process ending={self._end.is_set()} {self._broker!r}>"
+
+    async def serve(self) -> int:
+        """Start, wait for the end, stop."""
+        self._take_signals(asyncio.get_running_loop())
+        await self._broker.start()
+        self._log.info("ready", address=self._broker.address)
+        await self._end.wait()
+        unflushed = await self._broker.stop()
+        self._log.info("stopped", unflushed=unflushed)
+        self._log.flush()
+        return 0
+
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if sys.platform == "win32":
+                signal.signal(number, lambda n, _: loop.call_soon_threadsafe(self._ended_by, signal.Signals(n)))
+            else:
+                loop.add_signal_handler(number, self._ended_by, number)
+        if hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _ended_by(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if not self._end.is_set():
+            self._signal_at = now
+            timeout_ms = self._broker.config.limits.shutdown_timeout_ms
+            self._log.info("stopping", signal=number.name, timeout_ms=timeout_ms)
+            self._end.set()
+        elif now - self._signal_at >= SAME_SIGNAL_SECONDS:
+            self._log.warning("killed", signal=number.name, hint="second signal: queues were not sent")
+            self._log.flush()
+            os._exit(128 + number)
+
+    def _reload(self) -> None:
+        old = self._broker.config
+        try:
+            config, applied, waiting = config_reader.reloaded(old, self._read().config)
+            self._broker.apply(config)
+        except BlipMQError as error:
+            self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
+            return
+        for k in waiting:
+            self._log.warning("reload_needs_restart", key=k.path)
+        self._log.info("reloaded", applied=",".join(k.path for k in applied))
+
+
+def descriptors_needed(config: Config) -> int:
+    """Open files the broker may come to need."""
+    return config.server.max_connections + DESCRIPTORS_RESERVED
+
+
+def raise_descriptor_limit(config: Config) -> None:
+    """Raise the limit on open files to what max_connections needs. Raises `ConfigError` if that is not allowed."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    need = descriptors_needed(config)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return
+    try:
+        # Only a privileged process may raise the hard limit; it is tried, because then nothing else needs to change.
+        enough = hard == resource.RLIM_INFINITY or hard >= need
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard if enough else need))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"server.max_connections = {config.server.max_connections} needs {need} open files, but this process may "
+            f"have {hard} at most. Raise the limit (LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), "
+            f"or set server.max_connections to {max(1, hard - DESCRIPTORS_RESERVED)}."
+        ) from None
+
+
+def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
+    """An event loop, uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop(), "asyncio"
+    return uvloop.new_event_loop(), "uvloop"

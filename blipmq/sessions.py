@@ -1,0 +1,78 @@
+"""Sessions: what Python knows of a connection that said HELLO or subscribed.
+
+Invariant: a client_id belongs to at most one session, the newest that claimed it. Connections that did neither, the
+many that only publish, have no session and cost Python nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class Session:
+    """One connection: who it is and what it subscribes to. `conn` is the core's handle."""
+
+    __slots__ = ("client_id", "closing", "conn", "filters", "peer", "said_hello")
+
+    def __init__(self, conn: int, peer: str) -> None:
+        self.conn = conn
+        self.peer = peer
+        self.client_id = ""
+        self.said_hello = False
+        self.closing = False  # told to close: what it still sends is not answered
+        self.filters: dict[str, None] = {}  # in the order they were subscribed
+
+    def __repr__(self) -> str:
+        state = " closing" if self.closing else ""
+        who = f"conn={self.conn:#x} client={self.client_id!r} peer={self.peer}"
+        return f"<Session {who} filters={len(self.filters)}{state}>"
+
+
+class Sessions:
+    """All sessions, by connection and by client_id. The core's limit on connections bounds both."""
+
+    def __init__(self) -> None:
+        self._by_conn: dict[int, Session] = {}
+        self._by_client: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_conn)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_conn.values())
+
+    def __repr__(self) -> str:
+        return f"<Sessions connections={len(self._by_conn)} client_ids={len(self._by_client)}>"
+
+    def find(self, conn: int) -> Session | None:
+        """The session of a connection, if it has one."""
+        return self._by_conn.get(conn)
+
+    def open(self, conn: int, peer: str) -> Session:
+        """The session of a connection, made now if it has none."""
+        session = self._by_conn.get(conn)
+        if session is None:
+            session = self._by_conn[conn] = Session(conn, peer)
+        return session
+
+    def identify(self, session: Session, client_id: str) -> Session | None:
+        """Record that `session` said HELLO as `client_id` ("": nobody in particular). Returns the session it ousts."""
+        session.said_hello = True
+        session.client_id = client_id
+        if not client_id:
+            return None
+        ousted = self._by_client.get(client_id)
+        self._by_client[client_id] = session
+        return ousted
+
+    def clear(self) -> None:
+        """Forget all connections."""
+        self._by_conn.clear()
+        self._by_client.clear()
+
+    def drop(self, conn: int) -> Session | None:
+        """Forget a connection that is gone."""
+        session = self._by_conn.pop(conn, None)
+        if session is not None and self._by_client.get(session.client_id) is session:
+            del self._by_client[session.client_id]
+        return session

@@ -1,0 +1,203 @@
+"""The broker's state in words and numbers: what INFO answers and what an operator reads out.
+
+Invariant: gathering never blocks and is never done twice at a time. Counters come as `Stats`, subscribers as `Listed`
+pages; whoever asks while a round is under way shares its result, so a thousand INFO requests cost as much as one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from blipmq.hardware import read_hardware
+from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
+from blipmq.sessions import Sessions
+from blipmq.version import __version__
+
+SUBSCRIBERS_MAX = 100
+FILTERS_MAX = 16
+INFO_BYTES_MAX = 256 * 1024
+RATE_SECONDS = 5
+
+Counters = dict[str, int]
+Report = dict[str, Any]
+
+
+class Status:
+    """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
+
+    def __init__(self, core: Core, sessions: Sessions, clock: Callable[[], float]) -> None:
+        self.address = ""
+        self._core = core
+        self._sessions = sessions
+        self._clock = clock
+        self._started = clock()
+        self._accept_errno = 0
+        self._history: deque[tuple[float, Counters]] = deque(maxlen=RATE_SECONDS + 1)
+        self._seq = 0
+        self._counters_for: dict[int, Callable[[Counters], None]] = {}
+        self._reports_for: list[Callable[[Report], None]] = []
+        self._round = 0  # seq of the round under way, 0: none
+        self._counters: Counters = {}
+        self._deepest: list[Subscriber] = []
+
+    def __repr__(self) -> str:
+        return f"<Status waiting={len(self._reports_for)} round={self._round} history={len(self._history)}>"
+
+    # -- asking
+
+    def tick(self) -> None:
+        """Take one sample for the rates."""
+        self.ask_counters(lambda counters: self._history.append((self._clock(), counters)))
+
+    def ask_counters(self, answer: Callable[[Counters], None]) -> None:
+        """Call `answer` with the core's counters, by their names in `bq_stats_t`."""
+        self._seq += 1
+        self._counters_for[self._seq] = answer
+        self._core.stats(self._seq)
+
+    def ask_report(self, answer: Callable[[Report], None]) -> None:
+        """Call `answer` with the report that INFO gives as JSON."""
+        self._reports_for.append(answer)
+        if not self._round:
+            self.ask_counters(self._begin_round)
+            self._round = self._seq
+
+    def ask_json(self, answer: Callable[[bytes], None]) -> None:
+        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes."""
+        self.ask_report(lambda report: answer(_bounded_json(report)))
+
+    # -- what the core answers
+
+    def stats(self, event: Stats) -> None:
+        answer = self._counters_for.pop(event.seq, None)
+        if answer is not None:
+            answer(event.counters)
+
+    def listed(self, event: Listed) -> None:
+        if event.seq != self._round:
+            return
+        deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *event.subscribers], key=_depth)
+        self._deepest = deepest
+        if event.next_slot:
+            self._core.list(self._round, event.next_slot)
+        else:
+            self._end_round()
+
+    def accepting(self, event: Accepting) -> None:
+        self._accept_errno = event.errno if event.paused else 0
+
+    # -- the report
+
+    def _begin_round(self, counters: Counters) -> None:
+        self._counters, self._deepest = counters, []
+        self._core.list(self._round, 0)
+
+    def _end_round(self) -> None:
+        report = self._report(self._counters, self._deepest)
+        answers, self._reports_for = self._reports_for, []
+        self._round, self._deepest = 0, []
+        for answer in answers:
+            answer(report)
+
+    def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
+        rates, dropping = self._rates(counters)
+        hardware = read_hardware()
+        reasons = self._reasons(dropping)
+        if hardware and hardware["undervoltage"]:
+            reasons.append("under-voltage: the power supply or its cable is too weak")
+        if hardware and hardware["throttled"]:
+            reasons.append("throttled: the processor is too hot or short of power")
+        return {
+            "version": __version__,
+            "uptime_s": int(self._clock() - self._started),
+            "address": self.address,
+            "state": "degraded" if reasons else "ok",
+            "reasons": reasons,
+            "clients": counters["connections"],
+            "topics": counters["cached_topics"],
+            "subscriptions": [self._subscriber(row) for row in subscribers],
+            "subscriptions_total": counters["subscriptions"],
+            "messages": {
+                "published": counters["published"],
+                "enqueued": counters["enqueued"],
+                "delivered": counters["delivered"],
+                "queued": counters["queued_messages"],
+                "unrouted": counters["unrouted"],
+                "dropped": {
+                    "ttl": counters["dropped_ttl"],
+                    "queue_full": counters["dropped_queue_full"],
+                    "disconnect": counters["dropped_disconnect"],
+                },
+            },
+            "rates": rates,
+            "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": 0},  # 0: no budget is set
+            "log": None,
+            "disk_free_bytes": _disk_free_bytes(),
+            "hardware": hardware,
+        }
+
+    def _subscriber(self, row: Subscriber) -> Report:
+        session = self._sessions.find(row.conn)
+        filters = list(session.filters) if session else []
+        return {
+            "client": session.client_id if session else "",
+            "peer": row.peer or "in-process",
+            "filters": filters[:FILTERS_MAX],
+            "filters_total": len(filters),
+            "queued_messages": row.queued_messages,
+            "queued_bytes": row.queued_bytes,
+            "enqueued": row.enqueued,
+            "delivered": row.delivered,
+            "dropped_ttl": row.dropped_ttl,
+            "dropped_queue_full": row.dropped_queue_full,
+            "blocked": row.blocked,
+        }
+
+    def _rates(self, counters: Counters) -> tuple[dict[str, float], int]:
+        """Messages per second in and out over the last seconds, and how many full queues dropped in them."""
+        if not self._history:
+            return {"in_per_s": 0.0, "out_per_s": 0.0}, 0
+        then, old = self._history[0]
+        seconds = max(self._clock() - then, 0.001)
+        came, went = counters["published"] - old["published"], counters["delivered"] - old["delivered"]
+        dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
+        return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
+
+    def _reasons(self, dropping: int) -> list[str]:
+        reasons = []
+        if self._accept_errno:
+            why = os.strerror(self._accept_errno)
+            reasons.append(
+                f"new connections wait: {why}; raise the limit on open files or lower server.max_connections"
+            )
+        if dropping > 0:
+            reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
+        return reasons
+
+
+def _depth(row: Subscriber) -> tuple[int, int]:
+    return row.queued_messages, row.dropped_queue_full
+
+
+def _bounded_json(report: Report) -> bytes:
+    """The report as JSON; rows are left out from the end until it fits."""
+    rows = report["subscriptions"]
+    while True:
+        text = json.dumps({**report, "subscriptions": rows}, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= INFO_BYTES_MAX or not rows:
+            return text
+        rows = rows[: len(rows) // 2]
+
+
+def _disk_free_bytes() -> int | None:
+    """Room on the file system the broker runs in."""
+    try:
+        about = os.statvfs(".")
+    except (OSError, AttributeError):
+        return None
+    return about.f_bavail * about.f_frsize

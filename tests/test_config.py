@@ -1,0 +1,300 @@
+"""Settings: declared once, read from file and environment, refused with a sentence that helps."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from blipmq import config_reader, memory
+from blipmq.config import KEYS, PLANNED, Config, literal, reference, value_of
+from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address
+from blipmq.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(tmp_path, text, environ=None):
+    file = tmp_path / "blipmq.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(file, environ or {})
+
+
+def refused(tmp_path, text, environ=None):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text, environ)
+    assert caught.value.exit_status == 78
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def problem_with(key, value):
+    """The last words of what is wrong with this value, or nothing."""
+    try:
+        load(None, {key.variable: str(value)})
+    except ConfigError as error:
+        return str(error).rpartition("; ")[2]
+    return ""
+
+
+def test_nothing_given_means_the_defaults():
+    loaded = load(None, {})
+    assert loaded.config == Config()
+    assert loaded.source == "built-in defaults"
+    assert set(loaded.origins.values()) == {"default"}
+
+
+def test_the_documented_defaults_are_the_defaults():
+    config = Config()
+    assert config.server.bind_addr == "127.0.0.1:7878"
+    assert config.server.max_connections == 10_000
+    assert config.server.max_message_size_bytes == 1_048_576
+    assert config.queues.subscriber_capacity == 262_144
+    assert config.queues.subscriber_bytes == 67_108_864
+    assert config.queues.overflow_policy == "drop_oldest"
+    assert config.delivery.max_batch == 65_536
+    assert config.delivery.max_batch_bytes == 1_048_576
+    assert config.delivery.flush_interval_ms == 0
+    assert config.delivery.default_ttl_ms == 0
+    assert config.performance.timer_config.resolution_ms == 10
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+    loaded = read(tmp_path, '[server]\nbind_addr = "127.0.0.1:1"\n\n[performance.timer_config]\nresolution_ms = 5\n')
+    assert loaded.config.server.bind_addr == "127.0.0.1:1"
+    assert loaded.config.performance.timer_config.resolution_ms == 5
+    assert loaded.config.queues == Config().queues
+    assert loaded.origins["server.bind_addr"].endswith("blipmq.toml:2")
+    assert loaded.origins["performance.timer_config.resolution_ms"].endswith("blipmq.toml:5")
+    assert loaded.origins["server.max_connections"] == "default"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    environ = {"BLIPMQ_SERVER__MAX_CONNECTIONS": "7", "BLIPMQ_PERFORMANCE__NETWORK_OPTIMIZATIONS__TCP_NODELAY": "false"}
+    loaded = read(tmp_path, "[server]\nmax_connections = 5\n[delivery]\nmax_batch = 9\n", environ)
+    assert loaded.config.server.max_connections == 7
+    assert loaded.origins["server.max_connections"] == "BLIPMQ_SERVER__MAX_CONNECTIONS"
+    assert loaded.config.delivery.max_batch == 9
+    assert loaded.config.performance.network_optimizations.tcp_nodelay is False
+
+
+def test_variables_of_other_programs_and_of_the_command_line_are_left_alone():
+    assert load(None, {"BLIPMQ_ADDR": "x", "BLIPMQ_API_KEY": "y", "BLIPMQ_CONFIG": "z", "HOME": "/"}).config == Config()
+
+
+def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"BLIPMQ_SERVER__BIND_ADR: .* did you mean BLIPMQ_SERVER__BIND_ADDR\?"):
+        load(None, {"BLIPMQ_SERVER__BIND_ADR": "127.0.0.1:1"})
+
+
+def test_every_key_can_be_set_by_its_variable():
+    for k in KEYS.values():
+        value = k.default
+        text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+        loaded = load(None, {k.variable: text})
+        assert loaded.origins[k.path] == k.variable
+        assert value_of(loaded.config, k.path) == value
+
+
+@pytest.mark.parametrize("key", [k for k in KEYS.values() if k.type == "int"], ids=lambda k: k.path)
+def test_a_number_outside_its_range_is_refused_and_the_ends_are_taken(key):
+    for value in (key.low - 1, key.high + 1):
+        with pytest.raises(ConfigError, match=re.escape(key.path)):
+            load(None, {key.variable: str(value)})
+    for value in (key.low, key.high):
+        assert problem_with(key, value) in (
+            "",
+            "raise one or lower the other",
+        )  # in range, though others may not allow it
+
+
+def test_an_unknown_key_names_file_line_and_what_was_meant(tmp_path):
+    message = refused(tmp_path, "[server]\n\nbind_adr = 'x'\n")
+    assert "blipmq.toml:3: there is no setting server.bind_adr; did you mean server.bind_addr?" in message
+
+
+def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path):
+    assert "did you mean delivery.max_batch?" in refused(tmp_path, "[queues]\nmax_batch = 3\n")
+
+
+def test_an_unknown_section_is_refused(tmp_path):
+    assert "blipmq.toml:1: there is no setting servr; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
+
+
+def test_a_section_written_as_a_value_is_refused(tmp_path):
+    assert "blipmq.toml:1: server is a section" in refused(tmp_path, "server = 1\n")
+
+
+def test_all_errors_of_a_file_come_at_once_each_with_its_line(tmp_path):
+    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[wal]\nenabled = true\n"
+    message = refused(tmp_path, text, {"BLIPMQ_LOGGING__LEVEL": "loud"})
+    assert message.startswith("5 problems in the configuration:\n")
+    assert "blipmq.toml:2: server.max_connections: 0 is not a whole number from 1 to 1000000 (connections)" in message
+    assert "blipmq.toml:3: there is no setting server.port" in message
+    assert "blipmq.toml:5: queues.overflow_policy: 'drop_oldst' is not one of " in message
+    assert "did you mean drop_oldest?" in message
+    assert "blipmq.toml:7: wal.enabled is documented, but this version does not have it yet" in message
+    assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
+
+
+@pytest.mark.parametrize("path", sorted(PLANNED))
+def test_a_documented_key_that_does_not_exist_yet_is_refused_as_such(tmp_path, path):
+    section, name = path.rsplit(".", 1)
+    text = f"[{section}]\n{name} = 1\n"
+    assert f"blipmq.toml:2: {path} is documented, but this version does not have it yet" in refused(tmp_path, text)
+
+
+def test_no_key_is_both_declared_and_planned():
+    assert not PLANNED & set(KEYS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['"many"', "1.5", "true", "[1]", "1979-05-27", "{ a = 1 }"],
+    ids=["text", "float", "bool", "list", "date", "table"],
+)
+def test_a_value_of_the_wrong_kind_is_refused(tmp_path, value):
+    assert "blipmq.toml:2: server.max_connections: " in refused(tmp_path, f"[server]\nmax_connections = {value}\n")
+
+
+def test_text_that_is_no_toml_is_refused_with_its_line(tmp_path):
+    assert "blipmq.toml:2: not valid TOML" in refused(tmp_path, "[server]\nbind_addr = 127.0.0.1:1\n")
+    assert "blipmq.toml:1: not valid TOML" in refused(tmp_path, "[server")
+
+
+def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path):
+    assert "blipmq.toml:2: not UTF-8" in refused(tmp_path, b"[server]\nbind_addr = '\xff'\n")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
+    loaded = read(tmp_path, b'\xef\xbb\xbf[server]\r\nbind_addr = "127.0.0.1:9"\r\n')
+    assert loaded.config.server.bind_addr == "127.0.0.1:9"
+    assert loaded.origins["server.bind_addr"].endswith(":2")
+
+
+def test_lines_inside_a_multi_line_string_are_not_taken_for_keys(tmp_path):
+    text = '[logging]\nlevel = """\nmax_connections = 1\n[server]\n"""\n[server]\nmax_connections = 0\n'
+    message = refused(tmp_path, text)
+    assert "blipmq.toml:2: logging.level" in message and "blipmq.toml:7: server.max_connections" in message
+
+
+def test_dotted_and_quoted_keys_are_found_on_their_lines(tmp_path):
+    assert "blipmq.toml:2: server.x" in refused(tmp_path, '\nserver."x" = 1\n').replace("there is no setting ", "")
+
+
+def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory\nGive the right file"):
+        load(tmp_path / "none.toml", {})
+
+
+def test_a_file_too_large_to_be_a_configuration_is_refused(tmp_path):
+    assert "larger than" in refused(tmp_path, b"#" * (config_reader.FILE_BYTES_MAX + 1))
+
+
+def test_an_address_others_can_reach_needs_permission(tmp_path):
+    for addr in ("0.0.0.0:7878", "[::]:7878", "192.168.1.5:7878", "gateway.local:7878"):
+        message = refused(tmp_path, f'[server]\nbind_addr = "{addr}"\n')
+        assert "blipmq.toml:2: server.bind_addr" in message and "auth.allow_anonymous = true" in message
+        assert read(tmp_path, f'[server]\nbind_addr = "{addr}"\n[auth]\nallow_anonymous = true\n')
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost"])
+def test_loopback_addresses_need_no_permission(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "::ffff:10.0.0.1", "example.org", "127.0.0.1.example.org"]
+)
+def test_everything_else_counts_as_reachable(host):
+    assert not is_loopback(host)
+
+
+def test_addresses_are_split():
+    assert split_address("127.0.0.1:7878") == ("127.0.0.1", 7878)
+    assert split_address("[::1]:0") == ("::1", 0)
+    assert split_address("gateway.local:1") == ("gateway.local", 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["7878", "localhost", "::1:7878", "host:99999", "host:port", ":7878", "[::1]", "a b:1", "h:-1"]
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected|brackets|65535"):
+        split_address(text)
+    with pytest.raises(ConfigError, match=r"server\.bind_addr"):
+        from_dict({"server": {"bind_addr": text}})
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match=r"queues.subscriber_bytes: 4096 is less than server.max_message_size_bytes"):
+        from_dict({"queues": {"subscriber_bytes": 4096}})
+    with pytest.raises(
+        ConfigError, match=r"delivery.default_ttl_ms: 5000 is over performance.timer_config.max_timeout_ms"
+    ):
+        from_dict({"delivery": {"default_ttl_ms": 5000}, "performance": {"timer_config": {"max_timeout_ms": 1000}}})
+
+
+def test_a_configuration_does_not_change_after_it_is_made():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().server.max_connections = 1
+
+
+def test_the_file_is_looked_for_where_the_documentation_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate(None, {}) is None
+    (tmp_path / "blipmq.toml").write_text("")
+    assert locate(None, {}) == "blipmq.toml"
+    assert locate(None, {"BLIPMQ_CONFIG": "/etc/b.toml"}) == "/etc/b.toml"
+    assert locate("here.toml", {"BLIPMQ_CONFIG": "/etc/b.toml"}) == "here.toml"
+
+
+def test_the_reference_in_docs_is_what_the_declarations_say():
+    assert (ROOT / "docs" / "CONFIGURATION.md").read_text() == reference()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.toml")), ids=lambda f: f.stem)
+def test_each_profile_is_valid_and_holds_only_lines_that_differ(file):
+    loaded = load(file, {})
+    changed = {path for path, origin in loaded.origins.items() if origin != "default"}
+    assert changed
+    for path in changed:
+        assert value_of(loaded.config, path) != KEYS[path].default, (
+            f"{path} = {literal(KEYS[path].default)} is the default"
+        )
+
+
+def test_the_profiles_that_are_documented_exist():
+    names = {file.stem for file in (ROOT / "config").glob("*.toml")}
+    assert names == {
+        "blipmq-dev",
+        "blipmq-production",
+        "blipmq-ultra",
+        *(f"blipmq-edge-{n}" for n in ("256m", "512m", "1g")),
+    }
+
+
+@pytest.mark.parametrize("megabytes", [256, 512, 1024])
+def test_an_edge_profile_fits_its_device_even_at_its_worst(megabytes):
+    name = "1g" if megabytes == 1024 else f"{megabytes}m"
+    config = load(ROOT / "config" / f"blipmq-edge-{name}.toml", {}).config
+    assert memory.worst_bytes(config) <= megabytes * memory.MIB // 2  # the system and its caches need the other half
+
+
+def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
+    base = memory.worst_bytes(Config())
+    for path, value in {
+        "server.max_connections": 20_000,
+        "server.max_message_size_bytes": 4 << 20,
+        "queues.subscriber_bytes": 128 << 20,
+        "performance.pool_config.buffer_large_count": 64,
+        "limits.route_cache_entries": 8192,
+        "limits.max_subscriptions_per_connection": 2048,
+    }.items():
+        assert memory.worst_bytes(load(None, {KEYS[path].variable: str(value)}).config) > base, path
+
+
+def test_the_total_is_the_sum_of_the_terms_that_are_printed():
+    text = memory.table(Config())
+    for term in memory.terms(Config()):
+        assert f"  {term.name:<22} {memory.size(term.worst):>11}" in text
+    assert memory.size(sum(t.worst for t in memory.terms(Config()))) in text
