@@ -322,6 +322,7 @@ def test_a_refused_qos_0_publish_is_reported_and_raised_by_flush(broker: FakeBro
         (("a.*", "x"), "wildcards are for subscribing"),
         (("", "x"), "empty"),
         (("a", 5), "bytes or str, not int"),
+        (("a", "\udcff"), "not UTF-8"),
     ],
 )
 def test_a_mistake_of_the_caller_is_raised_at_once_and_nothing_is_sent(
@@ -806,6 +807,8 @@ def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
         ClientProtocol(client_id="x" * 257)
     with pytest.raises(ConfigError, match="API key"):
         ClientProtocol(api_key="x" * 513)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        ClientProtocol(client_id="\udcff")
     hello = ClientProtocol(client_id="x" * 256, api_key="k" * 512)
     hello.open()
     assert len(hello.take()) <= 1024
