@@ -311,7 +311,9 @@ class Broker:
             return
         assert self._loop is not None
         # Paused until its protocol is there: nothing the core sends meanwhile is lost.
-        transport = FedTransport(core, event.conn, asyncio.BaseProtocol(), self._loop)
+        transport = FedTransport(
+            core, event.conn, memory.max_frame_bytes(self.config), asyncio.BaseProtocol(), self._loop
+        )
         transport.pause_reading()
         self._fed[event.conn] = transport
         waiter.set_result(event.conn)
@@ -362,7 +364,7 @@ class Broker:
     def _tick(self) -> None:
         if self._core is not None and self._status is not None:
             self._status.tick()
-            self.log.flush()
+            self.log.settle()
             self._after("tick", TICK_SECONDS, self._tick)
 
     def _backlog(self) -> None:
