@@ -181,7 +181,7 @@ class _Reading:
                     f"{origin}: {path} is a section, not a setting; write [{path}] on a line of its own"
                 )
             else:
-                self.problems.append(f"{origin}: {_unknown(path)}")
+                self.problems.append(f"{origin}: {_unknown(path, section=isinstance(value, Mapping))}")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         by_variable = {k.variable: k for k in KEYS.values()}
@@ -273,14 +273,15 @@ def _from_text(k: Key, text: str) -> Any:
     return text
 
 
-def _unknown(path: str, variable: bool = False) -> str:
+def _unknown(path: str, section: bool = False, variable: bool = False) -> str:
     name = f"[{path}]" if "." not in path else path
     if path in PLANNED or (_is_section(path) and not any(k.startswith(path + ".") for k in KEYS)):
         return f"{name} is documented, but this version does not have it yet; take it out"
     if variable:
         return f"there is no setting {path}" + _meant(path, tuple(KEYS), as_variable=True)
-    sections = {k.rpartition(".")[0] for k in KEYS}
-    return f"there is no setting {path}" + _meant(path, (*KEYS, *sections))
+    if section:
+        return f"there is no section [{path}]" + _meant(path, tuple({k.rpartition(".")[0] for k in KEYS}))
+    return f"there is no setting {path}" + _meant(path, tuple(KEYS))
 
 
 def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:

@@ -117,7 +117,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path):
 
 
 def test_an_unknown_section_is_refused(tmp_path):
-    assert "blipmq.toml:1: there is no setting servr; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
+    assert "blipmq.toml:1: there is no section [servr]; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
 
 
 def test_a_section_written_as_a_value_is_refused(tmp_path):
