@@ -5,8 +5,9 @@
             await client.publish("site/1/temp", "21.5")
             async for message in readings: ...
 
-Invariant: everything goes out in the order of the calls, gathered: the publishes of one loop turn are one send. Nothing is
-buffered without a limit: a slow network holds publishers back, a slow reader stops the socket from being read.
+Invariant: everything goes out in the order of the calls, gathered: the publishes of one loop turn are one send.
+Nothing is buffered without a limit: a slow network holds publishers back, a slow reader stops the socket from being
+read.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class Subscription(Inbox):
             raise Disconnected(f"The subscription to {self.filter} has been closed.") from None
 
     async def batch(self) -> list[Message]:
-        """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by one."""
+        """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by
+        one."""
         if not self.messages:
             await self._wait()
             if not self.messages and self.error is not None:
@@ -219,8 +221,9 @@ class Client:
     # ---- verbs ----
 
     async def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> int:
-        """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the message's id
-        once the broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
+        """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the
+        message's id once the broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for
+        the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut.
         """
@@ -252,8 +255,8 @@ class Client:
         return count
 
     async def flush(self) -> None:
-        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish since
-        the last flush, Disconnected or TimedOut."""
+        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        since the last flush, Disconnected or TimedOut."""
         await self.ping()
         self._published = False
         refusals = self._protocol.refusals
@@ -274,8 +277,8 @@ class Client:
     ) -> Opening[Subscription]:
         """Subscribe to a topic or filter: `await` it, or `async with client.subscribe("a.*") as messages`.
 
-        When a subscription's queue is full, nothing more is read from the broker until its reader has caught up, for all
-        subscriptions of this client. Raises UsageError, Refused, Disconnected, TimedOut.
+        When a subscription's queue is full, nothing more is read from the broker until its reader has caught up, for
+        all subscriptions of this client. Raises UsageError, Refused, Disconnected, TimedOut.
         """
         subscription = Subscription(
             self,
@@ -289,7 +292,8 @@ class Client:
         return Opening(self._subscribe(subscription))
 
     async def unsubscribe(self, filter_: str) -> None:
-        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is none."""
+        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is
+        none."""
         await self._wait_writable()
         request = self._protocol.unsubscribe(filter_)
         await self._answer(request)
@@ -318,7 +322,8 @@ class Client:
         self._schedule_flush()
 
     async def close(self) -> None:
-        """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's timeout."""
+        """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's
+        timeout."""
         if self.state == "closed":
             return
         for inbox in self._protocol.all_inboxes():
@@ -438,7 +443,7 @@ class Client:
         if link is not self._link or self.state == "closed":
             return
         was_welcomed = self._protocol.welcomed
-        error = connection_ended(self.address, cause, self._protocol.farewell)
+        error = connection_ended(self.address, cause, self._protocol.farewell, welcomed=was_welcomed)
         self._link = None
         self.reading_paused = False
         self._writable.clear()
@@ -589,7 +594,8 @@ def connect(
     on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
     random, sleep  where the jitter comes from and how it is waited for
 
-    Raises UsageError (address), Unreachable, NotAllowed, Refused, ProtocolError, TimedOut. The first attempt is the only one.
+    Raises UsageError (address), Unreachable, NotAllowed, Refused, ProtocolError, TimedOut. The first attempt is the
+    only one.
     """
 
     async def opened() -> Client:
