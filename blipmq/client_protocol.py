@@ -177,7 +177,7 @@ class ClientProtocol:
         self._out.clear()
         self.out_bytes = 0
         self.farewell = None
-        request = self._request("say HELLO")
+        request = self._request("HELLO")
         self._send(
             wire.encode_command(
                 wire.HELLO, seq=request.seq, client_id=self._client_id, api_key=self._api_key, protocol=wire.PROTOCOL
@@ -256,7 +256,7 @@ class ClientProtocol:
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
         """QoS 1: answered with the message's id once it is safe."""
         check_topic(topic)
-        request = self._request(f"publish to {topic}")
+        request = self._request(f"Publish to {topic}")
         self._send(wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms, qos=1, seq=request.seq))
         return request
 
@@ -293,17 +293,17 @@ class ClientProtocol:
 
     def unsubscribe(self, filter_: str) -> Request:
         check_filter(filter_)
-        request = self._request(f"unsubscribe from {filter_}")
+        request = self._request(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq))
         return request
 
     def ping(self) -> Request:
-        request = self._request("ping")
+        request = self._request("Ping")
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
     def info(self) -> Request:
-        request = self._request("ask for info")
+        request = self._request("Info")
         self._send(wire.encode_command(wire.INFO, seq=request.seq))
         return request
 
@@ -343,7 +343,7 @@ class ClientProtocol:
 
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
-        request = self._request(f"subscribe to {inbox.filter}")
+        request = self._request(f"Subscribe to {inbox.filter}")
         self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
@@ -375,7 +375,7 @@ class ClientProtocol:
         if request is not None:
             if isinstance(frame, Reply):
                 request.reply = frame
-            error = refusal(request.what.capitalize(), frame.code, reason) if frame.code else None
+            error = refusal(request.what, frame.code, reason) if frame.code else None
             if error is not None and error.code in errors.CLOSING_CODES:
                 self.farewell = error
             request.finish(error)

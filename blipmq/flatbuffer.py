@@ -77,12 +77,14 @@ class Table:
             raise broken("vtable length")
         if table_bytes < 4 or table + table_bytes > size:
             raise broken("table out of range")
-        self.body, self.table, self.end = body, table, table + table_bytes
-        self.fields = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
+        self.body = body
+        self.table: int = table
+        self.end: int = table + table_bytes
+        self.fields: tuple[int, ...] = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
 
     def _at(self, slot: int, width: int) -> int:
         """Where the slot's inline value is, or 0 if the field is absent."""
-        offset: int = self.fields[slot] if slot < len(self.fields) else 0
+        offset = self.fields[slot] if slot < len(self.fields) else 0
         if offset == 0:
             return 0
         at = self.table + offset
