@@ -13,8 +13,8 @@ from raw_client import RawClient
 import blipmq
 from blipmq import fed, memory, native, publisher, status, wire
 from blipmq.config_reader import from_dict
-from blipmq.errors import Refused, UsageError
-from blipmq.listener import AddressInUse, open_listener
+from blipmq.errors import ConfigError, Refused, UsageError
+from blipmq.listener import AddressInUse, address_of, open_listener
 from blipmq.logs import Log
 from blipmq.version import __version__
 
@@ -535,10 +535,27 @@ def test_a_broker_leaves_no_descriptor_open():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-def test_ipv6_addresses_are_listened_on():
-    with open_listener("[::1]:0") as listener:
+def test_ipv6_addresses_are_listened_on_or_said_not_to_be_there():
+    try:
+        listener = open_listener("[::1]:0")
+    except ConfigError as error:  # a container without IPv6
+        assert "[::1]:0" in str(error)
+        return
+    with listener:
         assert listener.family == socket.AF_INET6
+        assert address_of(listener) == f"[::1]:{listener.getsockname()[1]}"
+
+
+def test_a_name_that_resolves_to_both_kinds_is_listened_on_by_ipv4():
+    with open_listener("localhost:0") as listener:
+        assert address_of(listener).startswith("127.0.0.1:")
+
+
+def test_a_name_that_does_not_resolve_is_an_error_that_says_what_to_write():
+    with pytest.raises(
+        ConfigError, match=r"'no-such-host.invalid' is not a name this machine can resolve .* Write an address"
+    ):
+        open_listener("no-such-host.invalid:7878")
 
 
 def test_new_limits_take_effect_while_running(connect):
