@@ -15,7 +15,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from blipmq.client import Client, Opening
     from blipmq.publisher import Publisher
 
-Settings: TypeAlias = "Config | Mapping[str, Any] | str | Path | None"
+Settings: TypeAlias = "Config | Mapping[str, Any] | str | os.PathLike[str] | None"
 T = TypeVar("T")
 
 # Events handled before the loop gets to do something else.
