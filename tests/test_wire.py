@@ -177,7 +177,7 @@ def expected_message(fields: dict[str, Any]) -> wire.Message:
 def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
     written: list[tuple[dict[str, Any], list[int], bool]], data: st.DataObject
 ) -> None:
-    """Each message thrice, so that the layouts learned from the first are used for the others, in pieces of any size."""
+    """Each message thrice, so that layouts learned from the first are used for the others, in pieces of any size."""
     items = data.draw(st.permutations(written * 3))
     stream = b"".join(built(*item) for item in items)
     reader = wire.FrameReader()
