@@ -334,6 +334,7 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
     keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
+    reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")
     for path, k in KEYS.items():
         reading.values[path] = value_of(new if k.reload else old, path)
     applied = [k for k in changed if k.reload]
