@@ -138,8 +138,7 @@ class Broker:
         if listener is None and self.config.server.bind_addr:
             listener = open_listener(self.config.server.bind_addr)
         try:
-            core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
-            core.start()
+            core = self._start_core()
         except BaseException:
             if listener is not None:
                 listener.close()
@@ -361,6 +360,15 @@ class Broker:
         core.free()
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
+
+    def _start_core(self) -> Core:
+        core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
+        try:
+            core.start()
+        except BaseException:
+            core.free()
+            raise
+        return core
 
     # -- timers
 

@@ -19,7 +19,9 @@ from blipmq.logs import Log
 from blipmq.version import __version__
 
 ROOT = Path(__file__).parent.parent
-VECTORS = {v["name"]: v for v in json.loads((ROOT / "tests/vectors.json").read_text())["valid"]}
+ALL_VECTORS = json.loads((ROOT / "tests/vectors.json").read_text())
+VECTORS = {v["name"]: v for v in ALL_VECTORS["valid"]}
+COMMANDS = [v for v in ALL_VECTORS["valid"] if v["direction"] == "up"]
 LOCAL = {"server": {"bind_addr": "127.0.0.1:0"}}
 NO_LISTENER = {"server": {"bind_addr": ""}}
 
@@ -30,7 +32,7 @@ def settings(**sections):
 
 @pytest.fixture
 def broker():
-    with blipmq.Broker(LOCAL) as running:
+    with blipmq.Broker(LOCAL, log=Log(level="error")) as running:
         yield running
 
 
@@ -123,6 +125,39 @@ def test_a_bad_frame_of_a_plain_client_closes_it_with_one_line(connect, log_line
     closed = [line for line in lines() if " closed " in line]
     assert len(closed) == 1
     assert closed[0].startswith(f'warning closed client="" peer={client.name} reason=frame detail=')
+
+
+@pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
+def test_a_broken_frame_ends_a_plain_connection_and_nothing_else(broker, connect, vector):
+    plain, other = connect(broker), connect(broker).hello("other").subscribe("t")
+    plain.send(bytes.fromhex(vector["frame"]))
+    plain.socket.shutdown(socket.SHUT_WR)  # some announce more than they bring
+    assert plain.raw() == b""
+    broker.publish("t", b"still here")
+    assert other.next().payload == b"still here"
+
+
+@pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
+def test_a_broken_frame_is_answered_to_a_client_that_said_hello(broker, connect, vector):
+    client = connect(broker).hello("a")
+    client.send(bytes.fromhex(vector["frame"]))
+    client.socket.shutdown(socket.SHUT_WR)
+    replies = []
+    while (reply := client.next()) is not None:
+        replies.append((type(reply), reply.code))
+    assert set(replies) <= {(wire.Reply, 400), (wire.Reply, 413)}
+
+
+@pytest.mark.parametrize("vector", COMMANDS, ids=lambda v: v["name"])
+def test_a_valid_frame_leaves_the_broker_serving(broker, connect, vector):
+    client, other = connect(broker), connect(broker).hello("other").subscribe("t")
+    client.send(bytes.fromhex(vector["frame"]))
+    client.socket.shutdown(socket.SHUT_WR)
+    while client.raw():
+        pass
+    broker.publish("t", b"still here")
+    assert other.next().payload == b"still here"
+    assert broker.stats()["frames_bad"] == 0
 
 
 # ---- HELLO
