@@ -24,6 +24,7 @@ VECTORS = {v["name"]: v for v in ALL_VECTORS["valid"]}
 COMMANDS = [v for v in ALL_VECTORS["valid"] if v["direction"] == "up"]
 LOCAL = {"server": {"bind_addr": "127.0.0.1:0"}}
 NO_LISTENER = {"server": {"bind_addr": ""}}
+AT_ONCE = {"shutdown_timeout_ms": 0}  # a subscriber that does not read would use up whatever time there is
 
 
 def settings(**sections):
@@ -158,6 +159,28 @@ def test_a_valid_frame_leaves_the_broker_serving(broker, connect, vector):
     broker.publish("t", b"still here")
     assert other.next().payload == b"still here"
     assert broker.stats()["frames_bad"] == 0
+
+
+# ---- one beside others
+
+
+def test_a_subscriber_that_does_not_read_harms_only_itself(connect):
+    count, payload = 5000, bytes(2000)  # ten megabytes: more than its socket takes
+    with blipmq.Broker(
+        settings(queues={"subscriber_capacity": 100}, delivery={"max_batch": 10}, limits=AT_ONCE)
+    ) as broker:
+        stuck, feeder = connect(broker).subscribe("t"), connect(broker).hello("feeder")
+        fast = [connect(broker).subscribe("t") for _ in range(5)]
+        for number in range(0, count, 50):  # less at a time than a queue holds: who reads loses nothing
+            feeder.send(*[wire.encode_command(wire.PUB, "t", b"%d|" % n + payload) for n in range(number, number + 50)])
+            for client in fast:
+                got = [int(client.next().payload.partition(b"|")[0]) for _ in range(50)]
+                assert got == list(range(number, number + 50))
+        counters = broker.stats()
+        assert counters["delivered"] >= 5 * count
+        rows = {row["peer"]: row for row in broker.info()["subscriptions"]}
+        assert rows[stuck.name]["blocked"] and rows[stuck.name]["dropped_queue_full"] > 0
+        assert [rows[client.name]["dropped_queue_full"] for client in fast] == [0] * 5
 
 
 # ---- HELLO
@@ -336,7 +359,7 @@ def test_info_lists_the_hundred_deepest_queues_and_counts_the_rest(broker, conne
 
 
 def test_info_shows_a_subscriber_that_does_not_read_and_says_what_it_lost(connect):
-    with blipmq.Broker(settings(queues={"subscriber_capacity": 10})) as broker:
+    with blipmq.Broker(settings(queues={"subscriber_capacity": 10}, limits=AT_ONCE)) as broker:
         stuck = connect(broker).hello("stuck").subscribe("a")
         feeder = connect(broker).hello("feeder")
         row = {"blocked": False, "dropped_queue_full": 0}
