@@ -31,6 +31,7 @@ from blipmq.native import (
     Closed,
     Core,
     CoreConfig,
+    CoreError,
     Fed,
     Hello,
     Info,
@@ -288,6 +289,8 @@ class Broker:
                 self._handlers[type(event)](event)
             except Exception as error:  # one connection's trouble must not end the broker
                 self._failed(core, event, error)
+        if self._core is not None and self._core.has_backlog:
+            self._retry()
         if count == EVENTS_PER_TURN and self._core is not None and self._loop is not None:
             self._loop.call_soon(self._drain)
 
@@ -350,6 +353,7 @@ class Broker:
         self._core = None  # before free: nothing may send a command from here on
         for timer in self._timers.values():
             timer.cancel()
+        self._timers.clear()
         for transport in list(self._fed.values()):
             transport.ended()
         self._fed.clear()
@@ -383,11 +387,19 @@ class Broker:
             self._after("tick", TICK_SECONDS, self._tick)
 
     def _backlog(self) -> None:
-        if self._loop is not None:
-            self._after("retry", RETRY_SECONDS, self._retry)
+        if self._loop is not None and "retry" not in self._timers:  # one at a time
+            self._after("retry", RETRY_SECONDS, self._retry_due)
+
+    def _retry_due(self) -> None:
+        del self._timers["retry"]
+        self._retry()
 
     def _retry(self) -> None:
-        if self._core is not None and not self._core.retry():
+        try:
+            if self._core is not None and not self._core.retry():
+                self._backlog()
+        except CoreError as error:  # that command is gone; those behind it go on
+            self.log.error("internal_error", on="command", error=str(error))
             self._backlog()
 
     def _stop_overdue(self) -> None:

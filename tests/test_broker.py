@@ -642,3 +642,16 @@ def test_the_rings_hold_the_largest_frame_an_event_can_carry():
     for size in (64, 1 << 16, 1 << 20, 16 << 20):
         config = from_dict({"server": {"max_message_size_bytes": size}})
         assert memory.ring_bytes(config) // 2 >= memory.max_frame_bytes(config) + native.ffi.sizeof("bq_event_t") + 16
+
+
+def test_commands_that_find_no_room_are_all_answered_in_the_end():
+    config = {"server": {"bind_addr": "", "max_message_size_bytes": 4096}}
+
+    async def scene():
+        async with blipmq.Broker(config) as broker:
+            answers = await asyncio.gather(*(broker.stats() for _ in range(30_000)))  # the ring holds half as many
+            assert len(answers) == 30_000
+            assert not broker._core.has_backlog
+            assert len(broker._timers) <= 2
+
+    run(scene())

@@ -21,7 +21,9 @@ def step(core, advance_ms=1):
     core.now_ms += advance_ms
     core.wait(0)
     core.turn(core.now_ms, 1_700_000_000_000 + core.now_ms)
-    return list(core.events())
+    events = list(core.events())
+    core.retry()
+    return events
 
 
 def events_until(core, wanted):
@@ -119,6 +121,22 @@ def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatc
     while not any(isinstance(event, Stats) for event in events):
         events += step(core)
     assert core._backlog_count == core._backlog_bytes == 0
+
+
+def test_a_command_that_can_never_be_taken_does_not_hold_up_those_behind_it(core):
+    conn = attach(core)
+    while not core._backlog:
+        core.stats(0)
+    core.reply(conn, 1, 0, "", bytes(64 << 20))
+    core.stats(7)
+    seqs, errors = [], 0
+    while 7 not in seqs:
+        try:
+            seqs += [event.seq for event in step(core)]
+        except CoreError as error:
+            assert "larger than the core accepts" in str(error)
+            errors += 1
+    assert (errors, len(core._backlog)) == (1, 0)
 
 
 def test_a_closed_connection_is_reported_and_its_handle_is_dead(core):
