@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from blipmq import config_reader, memory
 from blipmq.affinity import choose_processors
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
@@ -120,6 +120,7 @@ class Broker:
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
+        self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -237,7 +238,9 @@ class Broker:
         self._attaching[seq] = attached
         core.attach(seq, trusted=True)
         conn = await attached
-        transport = self._fed[conn]
+        transport = self._fed.get(conn)
+        if transport is None:
+            raise Disconnected("the broker stopped before the connection was there")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         transport.resume_reading()
@@ -359,8 +362,10 @@ class Broker:
         self._fed.clear()
         self.sessions.clear()
         self._publisher = None
-        for waiter in self._attaching.values():
-            waiter.cancel()
+        for waiter in (*self._attaching.values(), *self._asked):
+            if not waiter.done():
+                waiter.set_exception(Disconnected("the broker stopped before it could answer"))
+        self._attaching.clear()
         core.free()
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
@@ -421,8 +426,12 @@ class Broker:
 
     async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        ask(lambda value: None if answer.done() else answer.set_result(value))
-        return await answer
+        self._asked.add(answer)
+        try:
+            ask(lambda value: None if answer.done() else answer.set_result(value))
+            return await answer
+        finally:
+            self._asked.discard(answer)
 
 
 def _as_config(config: Settings) -> Config:

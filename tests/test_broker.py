@@ -13,7 +13,7 @@ from raw_client import RawClient
 import blipmq
 from blipmq import fed, memory, native, publisher, status, wire
 from blipmq.config_reader import from_dict
-from blipmq.errors import ConfigError, Refused, UsageError
+from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
 from blipmq.listener import AddressInUse, address_of, open_listener
 from blipmq.logs import Log
 from blipmq.version import __version__
@@ -568,6 +568,19 @@ def test_stopping_twice_is_harmless_and_a_stopped_broker_can_be_started_again():
         async with broker.connect() as client:
             await client.ping()
         await broker.stop()
+
+    run(scene())
+
+
+def test_who_asks_while_the_broker_stops_gets_an_answer_or_an_error_and_does_not_wait_for_ever():
+    async def scene():
+        broker = blipmq.Broker(NO_LISTENER)
+        await broker.start()
+        asked = [broker.stats() if n % 2 else broker.open_transport(asyncio.Protocol()) for n in range(100)]
+        asked.insert(50, broker.stop())
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers.pop(50) == 0
+        assert all(isinstance(answer, (dict, fed.FedTransport, BlipMQError)) for answer in answers), answers
 
     run(scene())
 
