@@ -508,7 +508,6 @@ def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
     run(main)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not made for Windows")
 def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeBroker) -> None:
     import uvloop
 

@@ -92,7 +92,6 @@ def test_a_message_appears_above_the_line_being_typed(broker: FakeBroker) -> Non
 
 
 def test_the_last_line_comes_back_with_the_arrow_key(broker: FakeBroker) -> None:
-    pytest.importorskip("readline")
     with sit_down(broker) as terminal:
         terminal.type("pub a first\n")
         terminal.expect("Sent 5 bytes")
