@@ -132,7 +132,7 @@ def test_mistakes_are_explained_and_the_shell_goes_on(broker: FakeBroker) -> Non
             terminal.expect(PROMPT)
         broker.refusals["PUB"] = (403, "read only key")
         terminal.type("pub a x\n")
-        terminal.expect("❌ A request was refused (403): read only key.")
+        terminal.expect("❌ A publish was refused (403): read only key.")
         terminal.expect(PROMPT)
         terminal.type("exit\n")
         assert terminal.end() == 0
