@@ -157,7 +157,8 @@ class _Link(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but does not inherit from it
         self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
         self.hello = self.client.link_made(self, self.transport)
-        keep_alive(transport.get_extra_info("socket"))
+        if (sock := transport.get_extra_info("socket")) is not None:  # a connection inside the process has none
+            keep_alive(sock)
 
     def data_received(self, data: bytes) -> None:
         self.client.link_received(self, data)
@@ -189,13 +190,16 @@ class Client:
         on_refusal: Callable[[BlipMQError], None] | None = None,
         random: Callable[[], float] = random_module.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        opener: Callable[[asyncio.Protocol], Awaitable[object]] | None = None,
     ) -> None:
+        """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
         self.address: Address = parse_address(address)
         self.state = "new"
         self.reading_paused = False
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
         self._reconnect, self._timeout_s, self._on_state, self._sleep = reconnect, timeout_s, on_state, sleep
+        self._opener = opener
         self._backoff = Backoff(random)
         self._link: _Link | None = None
         self._writable = asyncio.Event()
@@ -358,8 +362,12 @@ class Client:
         return self
 
     async def _connect_link(self, link: _Link) -> None:
-        loop = asyncio.get_running_loop()
-        connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
+        connecting: Awaitable[object]
+        if self._opener is not None:
+            connecting = self._opener(link)
+        else:
+            loop = asyncio.get_running_loop()
+            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
         try:
             await asyncio.wait_for(connecting, self._timeout_s)
         except asyncio.TimeoutError:
