@@ -1,4 +1,4 @@
-"""Publish and subscribe with asyncio. Start a broker first (`blipmq start`), then: python examples/basic_async.py [HOST:PORT]
+"""Publish and subscribe with asyncio. Start a broker (`blipmq start`), then: python examples/basic_async.py [HOST:PORT]
 
 The client reconnects and subscribes again by itself; a slow reader holds the broker back instead of filling the memory.
 """

@@ -1,4 +1,4 @@
-"""The same without asyncio, for scripts and threads. Start a broker first, then: python examples/basic_blocking.py [HOST:PORT]
+"""Publish and subscribe without asyncio. Start a broker, then: python examples/basic_blocking.py [HOST:PORT]
 
 Nothing runs in the background: messages are taken in while a call waits for them.
 """

@@ -199,7 +199,8 @@ class _Connection(asyncio.Protocol):
 
 class FakeBroker:
     """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
-    bytes, `durables` {(client_id, filter)} that UNSUB may end. Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
+    bytes, `durables` {(client_id, filter)} that UNSUB may end.
+    Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
 
     def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
         self.api_key, self.host, self.port = api_key, host, 0

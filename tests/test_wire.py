@@ -79,6 +79,12 @@ def test_every_broken_command_is_refused(vector: dict[str, Any]) -> None:
             list(reader.feed(frame))
 
 
+def test_an_api_key_may_be_any_bytes() -> None:
+    key = b"\xff\xfe key".decode("utf-8", "surrogateescape")
+    (command,) = wire.CommandReader().feed(wire.encode_command(wire.HELLO, api_key=key))
+    assert command.api_key == key
+
+
 @pytest.mark.parametrize("action", [-1, 8])
 def test_an_action_that_does_not_exist_is_not_encoded(action: int) -> None:
     with pytest.raises(UsageError, match="action"):
