@@ -88,8 +88,8 @@ def test_sigterm_ends_it_in_order_with_status_0(start):
     with RawClient(process.address) as client:
         client.hello("a").subscribe("t")
         client.say(wire.PUB, "t", b"last words")
-        process.signal(signal.SIGTERM)
         assert client.next().payload == b"last words"
+        process.signal(signal.SIGTERM)
         assert client.next() == wire.Reply(0, 503, "shutting down", 0, b"")
         assert client.next() is None
     assert process.log("stopping") == "info stopping signal=SIGTERM timeout_ms=5000"
