@@ -99,6 +99,12 @@ class CoreConfig(NamedTuple):
     send_buffer_bytes: int = 0
     recv_buffer_bytes: int = 0
     ring_bytes: int = 4 << 20
+    flush_subscribers: int = 1024
+    expire_batch: int = 65_536
+    lazy_expiry: int = 0
+    warm_entries: int = 0
+    warm_segments: int = 0
+    io_cpu: int = -1
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------

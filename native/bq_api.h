@@ -22,7 +22,7 @@ enum bq_error {
 enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
 
 typedef struct bq_config {
-    uint64_t memory_bytes;             /* budget of the core; 0: none */
+    uint64_t memory_bytes;             /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
     uint64_t subscriber_bytes;         /* per queue: encoded bytes waiting */
     uint64_t default_ttl_ms;           /* for a publish with ttl_ms 0; 0: never expires */
     uint64_t max_ttl_ms;               /* longer ones are cut to this */
@@ -46,6 +46,12 @@ typedef struct bq_config {
     uint32_t send_buffer_bytes;        /* SO_SNDBUF of accepted sockets; 0: the system's */
     uint32_t recv_buffer_bytes;        /* SO_RCVBUF of accepted sockets; 0: the system's */
     uint32_t ring_bytes;               /* capacity of each ring, a power of two */
+    uint32_t flush_subscribers;        /* subscribers sent to before input is looked at again */
+    uint32_t expire_batch;             /* timers fired before other work goes on */
+    uint32_t lazy_expiry;              /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
+    uint32_t warm_entries;             /* queue entries allocated ahead */
+    uint32_t warm_segments;            /* segments allocated ahead */
+    int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */

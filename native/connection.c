@@ -115,6 +115,16 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     connection_update_interest(bq, connection);
 }
 
+static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
+    pool_give(&bq->pool, connection->in, connection->in_capacity);
+    bq->input_bytes += capacity;
+    bq->input_bytes -= connection->in_capacity;
+    connection->in = in;
+    connection->in_capacity = capacity;
+    connection->in_start = 0;
+    connection->in_size = size;
+}
+
 static bool worth_telling(const connection_t *connection) { return connection->known || connection->close_code > BQ_CLOSE_RESET; }
 
 static bool tell_closed(bq_t *bq, const connection_t *connection) {
@@ -136,9 +146,7 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     }
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues);
-    pool_give(&bq->pool, connection->in, connection->in_capacity);
-    connection->in = NULL;
-    connection->in_size = connection->in_capacity = 0;
+    input_replace(bq, connection, NULL, 0, 0);
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
     if (connection->ready || connection->retrying || connection->dirty) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
@@ -263,6 +271,7 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
 
 void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
+    if (bq->config.lazy_expiry) queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
     if (connection->fd < 0) flush_fed(bq, connection);
     else flush_socket(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
@@ -465,12 +474,16 @@ static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
     return at;
 }
 
+/* Frames that are not whole yet may hold at most a quarter of the budget: many slow senders of large frames are cut off
+ * before they crowd out the queues. */
+static bool input_over_budget(const bq_t *bq, uint64_t more) {
+    return bq->config.memory_bytes && bq->input_bytes + more > bq->config.memory_bytes / 4;
+}
+
 /* Keep what was not parsed. `bytes` may lie in the connection's own buffer, which stays unless it is far too large by now. */
 static bool keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->state != CONNECTION_OPEN || !size) {
-        pool_give(&bq->pool, connection->in, connection->in_capacity);
-        connection->in = NULL;
-        connection->in_start = connection->in_size = connection->in_capacity = 0;
+        input_replace(bq, connection, NULL, 0, 0);
         return true;
     }
     bool own = connection->in && bytes >= connection->in && bytes < connection->in + connection->in_capacity;
@@ -480,17 +493,13 @@ static bool keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
         return true;
     }
     uint32_t capacity = (uint32_t)pool_good_size(size);
-    uint8_t *in = pool_take(&bq->pool, capacity);
+    uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_take(&bq->pool, capacity);
     if (!in) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
         return false;
     }
     memcpy(in, bytes, size);
-    pool_give(&bq->pool, connection->in, connection->in_capacity);
-    connection->in = in;
-    connection->in_capacity = capacity;
-    connection->in_start = 0;
-    connection->in_size = size;
+    input_replace(bq, connection, in, capacity, size);
     return true;
 }
 
@@ -515,11 +524,13 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
     if (connection->in_capacity - connection->in_size >= more) return true;
     size_t doubled = (size_t)connection->in_capacity * 2, need = (size_t)connection->in_size + more;
     uint32_t capacity = (uint32_t)pool_good_size(need > doubled ? need : doubled);
-    uint8_t *in = pool_resize(&bq->pool, connection->in, connection->in_capacity, capacity);
+    bool over = input_over_budget(bq, capacity - connection->in_capacity);
+    uint8_t *in = over ? NULL : pool_resize(&bq->pool, connection->in, connection->in_capacity, capacity);
     if (!in) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
         return false;
     }
+    bq->input_bytes += capacity - connection->in_capacity;
     connection->in = in;
     connection->in_capacity = capacity;
     return true;

@@ -54,10 +54,9 @@ static void entry_timeout(bq_t *bq, queue_entry_t *entry) {
     connection_wake_waiters(bq, connection);
 }
 
-static bool run_timers(bq_t *bq) {
-    wheel_timer_t *due = wheel_advance(&bq->wheel, tick_of(bq, bq->now_ms));
-    bool any = due != NULL;
-    while (due) {
+static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
+    uint32_t count = 0;
+    for (; due; count++) {
         core_timer_t *timer = (core_timer_t *)(void *)due;
         due = due->next;
         switch (timer->kind) {
@@ -66,7 +65,18 @@ static bool run_timers(bq_t *bq) {
         default: accept_resume(bq); break;
         }
     }
-    return any;
+    return count;
+}
+
+/* Whole ticks at a time, so that nothing due is left hanging outside the wheel; what exceeds the batch is the next turn's. */
+static bool run_timers(bq_t *bq) {
+    uint64_t target = tick_of(bq, bq->now_ms);
+    uint32_t count = 0;
+    do {
+        uint64_t next = wheel_next(&bq->wheel);
+        count += fire(bq, wheel_advance(&bq->wheel, next > bq->wheel.now && next < target ? next : target));
+    } while (bq->wheel.now < target && count < bq->config.expire_batch);
+    return count > 0;
 }
 
 /* ---- accepting ----------------------------------------------------------------------------------------------------- */
@@ -184,13 +194,13 @@ void core_flush(bq_t *bq) {
     publish_run_close(bq);
     bq->turn_bytes = 0;
     bq->flush_due_ms = 0;
-    uint32_t count = bq->dirty_count;
+    uint32_t count = bq->dirty_count < bq->config.flush_subscribers ? bq->dirty_count : bq->config.flush_subscribers;
     for (uint32_t i = 0; i < count; i++) {
         connection_t *connection = bq->dirty[i];
         connection->dirty = false;
         if (!connection->blocked) connection_flush(bq, connection);
     }
-    bq->dirty_count -= count; /* what did not fit one batch has marked itself again, behind the others */
+    bq->dirty_count -= count; /* the rest, and what did not fit one batch and marked itself again, is the next turn's */
     memmove(bq->dirty, bq->dirty + count, bq->dirty_count * sizeof *bq->dirty);
 }
 
@@ -259,6 +269,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bq->poll_count = 0;
     flush_when_due(bq);
     segment_compact(&bq->segments, COMPACT_BYTES);
+    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
     reap(bq);
     accept_all(bq);
@@ -353,7 +364,8 @@ static void stop_when_flushed(bq_t *bq) {
 static bool config_valid(const bq_config_t *config) {
     return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch && config->max_batch_bytes &&
            config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) && config->max_frame_bytes_unauth >= 64 && config->tick_ms &&
-           config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536;
+           config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
+           config->flush_subscribers && config->expire_batch;
 }
 
 /* The values that may change while running. */
@@ -370,6 +382,9 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->queues.messages_max = config->subscriber_messages;
     bq->queues.entry_messages_max = config->max_batch;
     bq->queues.entry_bytes_max = config->max_batch_bytes;
+    bq->config.memory_bytes = config->memory_bytes;
+    bq->config.flush_subscribers = config->flush_subscribers;
+    bq->config.expire_batch = config->expire_batch;
 }
 
 static void recheck_waiters(bq_t *bq, connection_t *connection) { connection_wake_waiters(bq, connection); }
@@ -411,8 +426,11 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
     bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};
+    bq->queues.lazy_expiry = config->lazy_expiry;
     limits_apply(bq, config);
     wheel_init(&bq->wheel, 0);
+    pool_warm(&bq->pool, sizeof(queue_entry_t), config->warm_entries);
+    pool_warm(&bq->pool, config->segment_bytes, config->warm_segments);
     if (parts_open(bq)) return bq;
     bq_free(bq);
     return NULL;
@@ -445,6 +463,7 @@ void bq_free(bq_t *bq) {
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;
+    if (bq->config.io_cpu >= 0) poll_thread_pin(bq->config.io_cpu); /* an advice: a processor taken away is no reason to stop */
     while (!bq->stopped) {
         if (bq_wait(bq, -1) < 0) break; /* the poller itself is broken: nothing can go on */
         bq_turn(bq, poll_clock_mono_ms(), poll_clock_wall_ms());

@@ -63,6 +63,7 @@ struct bq {
     connection_t *ready, **ready_tail;
     connection_t *retry;
     connection_t *dead;
+    uint64_t input_bytes;   /* in buffers of connections whose frames are not whole yet */
     uint64_t turn_bytes;    /* read since the last flush */
     uint64_t flush_due_ms;  /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
 

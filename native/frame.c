@@ -36,8 +36,8 @@ static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE
 #define FAIL(name) (ERROR_BASE - ERROR_##name)
 
 const char *frame_error(int code) {
-    int index = ERROR_BASE - code;
-    return code <= ERROR_BASE && index < ERROR_COUNT ? error_phrases[index] : code < 0 ? "unknown error" : "no error";
+    if (code > ERROR_BASE - ERROR_COUNT && code <= ERROR_BASE) return error_phrases[ERROR_BASE - code];
+    return code < 0 ? "unknown error" : "no error";
 }
 
 /* The stream itself cannot be trusted after these; the others are about one request. */
@@ -249,8 +249,18 @@ static inline __attribute__((always_inline)) int fields_read(const struct table 
     return BQ_UNLIKELY(view->qos > 1) ? FAIL(QOS) : 0;
 }
 
+/* Field by field, because gcc makes of a memset of this size a `rep stos` that takes three times as long as all the rest. */
+static inline void view_clear(bq_view_t *view) {
+    view->topic = view->payload = view->client_id = view->api_key = view->group = NULL;
+    view->topic_size = view->payload_size = view->client_id_size = view->api_key_size = view->group_size = 0;
+    view->protocol = 0;
+    view->action = view->qos = view->durable = 0;
+    view->reserved[0] = view->reserved[1] = view->reserved[2] = 0;
+    view->ttl_ms = view->seq = 0;
+}
+
 int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view) {
-    memset(view, 0, sizeof *view);
+    view_clear(view);
     if (BQ_UNLIKELY(size < 8)) return FAIL(ROOT);
     uint64_t at = load_u32(body);
     if (BQ_UNLIKELY(at < 4 || at > size - 4u)) return FAIL(ROOT);

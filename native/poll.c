@@ -257,3 +257,16 @@ int poll_thread_join(poll_thread_t *handle) {
     handle->handle = NULL;
     return BQ_OK;
 }
+
+int poll_thread_pin(int cpu) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (cpu < 0 || cpu >= CPU_SETSIZE) return BQ_E_ARGUMENT;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0 ? BQ_OK : BQ_E_SYSTEM;
+#else
+    (void)cpu;
+    return BQ_E_SYSTEM;
+#endif
+}

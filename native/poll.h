@@ -39,6 +39,7 @@ uint64_t poll_clock_wall_ms(void);
 /* Start a thread that takes no signals. `name` is what top shows. */
 typedef struct poll_thread { void *handle; } poll_thread_t;
 int poll_thread_start(poll_thread_t *thread, const char *name, void *(*run)(void *), void *argument);
+int poll_thread_pin(int cpu); /* keep the calling thread on one processor; BQ_E_SYSTEM where that cannot be done */
 int poll_thread_join(poll_thread_t *thread);
 
 #endif

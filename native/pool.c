@@ -127,3 +127,18 @@ void *pool_resize(pool_t *pool, void *block, size_t old_size, size_t new_size) {
 }
 
 size_t pool_good_size(size_t size) { return size > CLASS_BYTES_MAX ? size : class_bytes(class_of(size)); }
+
+void pool_warm(pool_t *pool, size_t size, uint32_t count) {
+    void *taken = NULL; /* linked through their first words until all are there: giving one back at once would take it again */
+    for (uint32_t i = 0; i < count; i++) {
+        void *block = pool_take(pool, size);
+        if (!block) break;
+        memcpy(block, &taken, sizeof taken);
+        taken = block;
+    }
+    while (taken) {
+        void *block = taken;
+        memcpy(&taken, block, sizeof taken);
+        pool_give(pool, block, size);
+    }
+}

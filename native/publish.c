@@ -15,6 +15,20 @@ topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t si
     return route_topic(bq->routes, name, size, error);
 }
 
+/* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
+static bool over_budget(const bq_t *bq) {
+    return bq->config.memory_bytes && bq->pool.used_bytes - bq->pool.free_bytes > bq->config.memory_bytes;
+}
+
+/* Push under caps of a little less than the queue holds now, so that the policy makes it smaller by a sixteenth. */
+static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    const queue_t *queue = &target->queue;
+    queue_env_t squeezed = bq->queues;
+    squeezed.messages_max = queue->messages - queue->messages / 16;
+    squeezed.bytes_max = queue->bytes - queue->bytes / 16;
+    queue_push_dropping(&target->queue, &squeezed, run, bq->config.overflow_policy);
+}
+
 /* Give a run to one subscriber. A full queue whose socket may still take something is flushed before anything is dropped:
  * messages are lost when the client is slow, never because many publishers were read in one turn. */
 static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
@@ -23,6 +37,7 @@ static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
         if (target->state != CONNECTION_OPEN) return;
     }
     if (bq->config.overflow_policy == BQ_BLOCK) queue_push(&target->queue, &bq->queues, run);
+    else if (BQ_UNLIKELY(target->blocked && over_budget(bq))) push_squeezed(bq, target, run);
     else queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
     connection_mark_dirty(bq, target);
 }
@@ -55,7 +70,7 @@ static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size,
         const queue_t *queue = &target->queue;
         if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
         if (target->state != CONNECTION_OPEN) continue;
-        if (!queue_fits(queue, env, 1, size)) return target;
+        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && over_budget(bq))) return target;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
         if (messages < *count_max) *count_max = messages;

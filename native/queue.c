@@ -20,9 +20,9 @@ static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t 
 static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
     queue_entry_t *entry = pool_take(env->pool, sizeof *entry);
     if (!entry) return NULL;
-    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY}, .count = run->count, .queue = queue, .offset = run->offset, .size = run->size};
+    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY}, .count = run->count, .tick = run->tick, .queue = queue, .offset = run->offset, .size = run->size};
     segment_link(run->segment, entry);
-    if (run->tick) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
+    if (run->tick && !env->lazy_expiry) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
     return entry;
 }
 
@@ -56,8 +56,7 @@ static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes
 
 static bool entry_extends(const queue_entry_t *tail, const queue_env_t *env, const queue_run_t *run) {
     return tail && tail->count && run->count && tail->segment == run->segment && tail->offset + tail->size == run->offset &&
-           (wheel_armed(&tail->timer.wheel) ? tail->timer.wheel.tick : 0) == run->tick &&
-           tail->count + run->count <= env->entry_messages_max && tail->size + run->size <= env->entry_bytes_max;
+           tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max && tail->size + run->size <= env->entry_bytes_max;
 }
 
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
@@ -109,7 +108,7 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
                         .offset = entry->offset + rest,
                         .size = entry->size - rest,
                         .count = entry->count - 1,
-                        .tick = wheel_armed(&entry->timer.wheel) ? entry->timer.wheel.tick : 0};
+                        .tick = entry->tick};
     queue_entry_t *fresh = entry_new(env, entry->queue, &tail);
     if (!fresh) return NULL;
     entry_insert_after(entry->queue, entry, fresh);
@@ -251,6 +250,16 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
     queue->dropped_ttl += entry->count;
     env->stats->dropped_ttl += entry->count;
     entry_drop_front(env, entry, entry->count);
+}
+
+void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->head_sent) entry = entry->next; /* must be finished, whatever its age */
+    while (entry && entry->tick && entry->tick <= now_tick) {
+        queue_entry_t *next = entry->next;
+        queue_expire(entry, env);
+        entry = next;
+    }
 }
 
 uint64_t queue_clear(queue_t *queue, queue_env_t *env) {

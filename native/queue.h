@@ -28,8 +28,9 @@ typedef struct timer {
 } core_timer_t;
 
 typedef struct queue_entry {
-    core_timer_t timer; /* armed when the messages expire; timer.wheel.tick tells runs of different expiry apart, 0: never */
-    uint32_t count; /* messages not wholly sent */
+    core_timer_t timer; /* armed when the messages expire (unless expiry is lazy) */
+    uint32_t count;     /* messages not wholly sent */
+    uint64_t tick;      /* when they expire; 0: never. Runs of different expiry never share an entry */
     struct queue_entry *next, *previous;
     struct queue_entry *segment_next, **segment_link;
     segment_t *segment;
@@ -64,6 +65,7 @@ typedef struct queue_env {
     uint32_t messages_max;
     uint32_t entry_messages_max; /* an entry never grows past one flush: flushes then take whole entries */
     uint32_t entry_bytes_max;
+    bool lazy_expiry; /* see bq_config_t */
 } queue_env_t;
 
 /* Room under both caps. An empty queue takes one message of any size: a cap below the message size must not stop the flow. */
@@ -83,6 +85,9 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes);
 
 /* The wheel reached an entry's tick: drop it, all but a frame that is partly on the wire. */
 void queue_expire(queue_entry_t *entry, queue_env_t *env);
+
+/* Lazy expiry: drop what has expired at the head, before the head is sent. */
+void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick);
 
 /* Drop everything; returns the messages dropped (counted by the caller, who knows the reason). */
 uint64_t queue_clear(queue_t *queue, queue_env_t *env);

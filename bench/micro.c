@@ -1,0 +1,208 @@
+/* micro.c: what one operation of each leaf costs, in nanoseconds, without sockets or threads.
+ *
+ *      cc -std=c11 -O2 -DNDEBUG -Inative bench/micro.c native/frame.c native/wheel.c native/pool.c native/ring.c \
+ *          native/crc32.c -o build/micro
+ *      build/micro
+ *
+ * Invariant: each figure is the best of ROUNDS rounds, the least disturbed one; results go to `sink`, so that none is
+ * optimised away. Compare figures of one machine and one run only.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* clock_gettime */
+#endif
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "crc32.h"
+#include "frame.h"
+#include "pool.h"
+#include "ring.h"
+#include "wheel.h"
+
+#define ROUNDS 7
+#define TIMERS 100000u
+#define PAYLOAD_BYTES 64u
+
+static volatile uint64_t sink;
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void report(const char *name, uint64_t (*round)(void), const char *unit) {
+    double best_ns = 1e30;
+    for (int i = 0; i < ROUNDS; i++) {
+        uint64_t start_ns = now_ns(), operations = round();
+        double ns = (double)(now_ns() - start_ns) / (double)operations;
+        if (ns < best_ns) best_ns = ns;
+    }
+    printf("%-44s %9.2f ns/%-3s %9.1f M/s\n", name, best_ns, unit, 1000.0 / best_ns);
+}
+
+/* ---- the wheel ------------------------------------------------------------------------------------------------------ */
+
+static wheel_t wheel;
+static wheel_timer_t timers[TIMERS];
+
+/* Publishes arrive at a steady rate with one TTL each: insert a few per tick, advance, and everything expires. */
+static uint64_t wheel_steady(uint64_t ttl_ticks) {
+    const uint32_t per_tick = 100;
+    uint64_t expired = 0;
+    wheel_init(&wheel, 12345);
+    for (uint32_t next = 0; next < TIMERS;) {
+        for (uint32_t i = 0; i < per_tick; i++, next++) wheel_insert(&wheel, &timers[next], wheel.now + ttl_ticks);
+        for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + 1); timer; timer = timer->next) expired++;
+    }
+    for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + ttl_ticks); timer; timer = timer->next) expired++;
+    if (expired != TIMERS) abort();
+    return TIMERS;
+}
+
+static uint64_t wheel_1_s(void) { return wheel_steady(100); }       /* of 10 ms: level 0 only */
+static uint64_t wheel_60_s(void) { return wheel_steady(6000); }     /* one cascade each */
+static uint64_t wheel_1_day(void) { return wheel_steady(8640000); } /* two cascades each */
+
+/* Each timer with a TTL of its own, 10 ms to 80 s, so that neighbours in memory are strangers in the wheel. */
+static uint64_t wheel_scattered(void) {
+    uint64_t expired = 0, random = 1;
+    wheel_init(&wheel, 12345);
+    for (uint32_t i = 0; i < TIMERS; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        wheel_insert(&wheel, &timers[i], wheel.now + 1 + (random >> 51));
+    }
+    while (wheel.armed)
+        for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + 1); timer; timer = timer->next) expired++;
+    if (expired != TIMERS) abort();
+    return TIMERS;
+}
+
+static uint64_t wheel_insert_remove(void) {
+    wheel_init(&wheel, 12345);
+    for (uint32_t i = 0; i < TIMERS; i++) wheel_insert(&wheel, &timers[i], wheel.now + 1 + i % 5000);
+    for (uint32_t i = 0; i < TIMERS; i++) wheel_remove(&wheel, &timers[i]);
+    sink += wheel.armed;
+    return TIMERS;
+}
+
+/* ---- the pool and the ring ------------------------------------------------------------------------------------------ */
+
+static pool_t pool;
+
+static uint64_t pool_take_give(void) {
+    static const size_t sizes[] = {64, 96, 200, 500, 1500, 4000, 90, 65536};
+    void *blocks[8];
+    const uint64_t operations = 2000000;
+    for (uint64_t i = 0; i < operations; i += 8) {
+        for (int k = 0; k < 8; k++) blocks[k] = pool_take(&pool, sizes[k]);
+        for (int k = 0; k < 8; k++) pool_give(&pool, blocks[k], sizes[k]);
+    }
+    return operations;
+}
+
+static ring_t ring;
+
+static uint64_t ring_push_pop(void) {
+    const uint64_t operations = 2000000;
+    uint32_t size = 0;
+    for (uint64_t i = 0; i < operations; i++) {
+        store_u64(ring_reserve(&ring, 48), i);
+        ring_commit(&ring);
+        sink += load_u64(ring_peek(&ring, &size));
+        ring_pop(&ring);
+    }
+    return operations;
+}
+
+/* ---- crc32 ---------------------------------------------------------------------------------------------------------- */
+
+static uint8_t bulk[1 << 20];
+
+static uint64_t crc32_bulk(void) {
+    for (int i = 0; i < 32; i++) sink += crc32_update(0, bulk, sizeof bulk);
+    return 32u * sizeof bulk / 1000; /* ns per kB are ms per GB */
+}
+
+static uint64_t crc32_short(void) {
+    const uint64_t operations = 1000000;
+    for (uint64_t i = 0; i < operations; i++) sink += crc32_update(0, bulk + (i & 1023), 100);
+    return operations;
+}
+
+/* ---- frames --------------------------------------------------------------------------------------------------------- */
+
+/* The vector "v1 publish with ttl": action, topic, payload, ttl_ms, as the flatbuffers builders lay them out. */
+static const uint8_t publish[] = {0x14, 0,   0,    0,   0,    0, 0,    0, 0x0c, 0,   0x14, 0,   0,   0,   0x08, 0,    0x04, 0,
+                                  0x0c, 0,   0x0c, 0,   0,    0, 0x10, 0, 0,    0,   0x20, 0,   0,   0,   0x88, 0x13, 0,    0,
+                                  0,    0,   0,    0,   0x0e, 0, 0,    0, 'S',  'e', 'r',  'v', 'e', 'r', ' ',  's',  't',  'a',
+                                  'r',  't', 'e',  'd', 0,    0, 0x06, 0, 0,    0,   'e',  'v', 'e', 'n', 't',  's',  0,    0};
+
+static uint64_t verify_publish(void) {
+    const uint64_t operations = 5000000;
+    for (uint64_t i = 0; i < operations; i++) {
+        bq_view_t view;
+        if (frame_verify(publish, sizeof publish, &view) != 0) abort();
+        sink += view.topic_size;
+    }
+    return operations;
+}
+
+static const char topic[] = "plant/7/line/3/temperature";
+
+static uint64_t check_topic(void) {
+    const uint64_t operations = 5000000;
+    for (uint64_t i = 0; i < operations; i++) sink += (uint64_t)topic_check((const uint8_t *)topic, sizeof topic - 1);
+    return operations;
+}
+
+static uint64_t match_filter(void) {
+    static const char filter[] = "plant/+/line/+/temperature";
+    const uint64_t operations = 2000000;
+    for (uint64_t i = 0; i < operations; i++)
+        sink += (uint64_t)filter_match((const uint8_t *)filter, sizeof filter - 1, (const uint8_t *)topic, sizeof topic - 1);
+    return operations;
+}
+
+static uint8_t prefix[512];
+
+/* As the publish path does it: copy the topic's prefix to the open segment, patch its numbers, copy the payload behind it. */
+static uint64_t encode_message(void) {
+    const uint64_t operations = 5000000;
+    uint32_t prefix_size = message_prefix_size(sizeof topic - 1);
+    size_t frame_bytes = prefix_size + PAYLOAD_BYTES, at = 0;
+    for (uint64_t i = 0; i < operations; i++, at += frame_bytes) {
+        if (at + frame_bytes > sizeof bulk) at = 0;
+        memcpy(bulk + at, prefix, prefix_size);
+        message_prefix_patch(bulk + at, prefix_size, i, i, 0, PAYLOAD_BYTES);
+        memcpy(bulk + at + prefix_size, publish, PAYLOAD_BYTES);
+    }
+    sink += bulk[at / 2];
+    return operations;
+}
+
+int main(void) {
+    pool_init(&pool, 64, 16, 4);
+    if (ring_init(&ring, 1 << 16) != BQ_OK) return 1;
+    message_prefix_write(prefix, (const uint8_t *)topic, sizeof topic - 1);
+
+    report("wheel insert+expire, 1 s at 10 ms", wheel_1_s, "op");
+    report("wheel insert+expire, 60 s", wheel_60_s, "op");
+    report("wheel insert+expire, 1 day", wheel_1_day, "op");
+    report("wheel insert+expire, scattered over 80 s", wheel_scattered, "op");
+    report("wheel insert+remove", wheel_insert_remove, "op");
+    report("pool take+give", pool_take_give, "op");
+    report("ring reserve+commit+peek+pop, one thread", ring_push_pop, "op");
+    report("crc32, 1 MiB at a time (M/s: GB/s)", crc32_bulk, "kB");
+    report("crc32, 100 bytes", crc32_short, "op");
+    report("frame_verify, publish with ttl", verify_publish, "op");
+    report("topic_check, 26 bytes", check_topic, "op");
+    report("filter_match, 26 bytes, two +", match_filter, "op");
+    report("message prefix patch+copy, 64 B payload", encode_message, "op");
+
+    ring_free(&ring);
+    pool_release(&pool);
+    return 0;
+}

@@ -1,0 +1,79 @@
+/* fuzz_filter.c: any bytes as a filter and a topic, split at the first 0x00 or in the middle.
+ *
+ *      clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
+ *          native/fuzz/fuzz_filter.c native/frame.c -o build/fuzz_filter
+ *      python native/fuzz/make_seeds.py build/seeds
+ *      build/fuzz_filter -max_total_time=120 -max_len=600 build/corpus_filter build/seeds/filter
+ *
+ * Invariant: the checks and the match agree with each other and with what follows from the protocol's sentences alone.
+ */
+#include <stdlib.h>
+
+#include "frame.h"
+
+#define REQUIRE(condition) ((condition) ? (void)0 : abort())
+
+struct name {
+    uint8_t *bytes;
+    uint32_t size;
+};
+
+static struct name name_of(const uint8_t *bytes, size_t size) {
+    struct name name = {malloc(size), (uint32_t)size}; /* exactly its size: a read beyond it is seen */
+    REQUIRE(name.bytes != NULL || size == 0);
+    if (size) memcpy(name.bytes, bytes, size);
+    return name;
+}
+
+static bool has_any(struct name name, const char *characters) {
+    for (uint32_t i = 0; i < name.size; i++)
+        if (name.bytes[i] && strchr(characters, name.bytes[i])) return true;
+    return false;
+}
+
+static int match(struct name filter, struct name topic) {
+    return filter_match(filter.bytes, filter.size, topic.bytes, topic.size);
+}
+
+static bool match_text(const char *filter, struct name topic) {
+    return filter_match((const uint8_t *)filter, (uint32_t)strlen(filter), topic.bytes, topic.size) == 1;
+}
+
+static void check_topic(struct name topic) {
+    if (topic_check(topic.bytes, topic.size) != 0) return;
+    REQUIRE(!has_any(topic, "*>+#") && topic.size >= 1 && topic.size <= FRAME_TOPIC_BYTES_MAX);
+    REQUIRE(filter_check(topic.bytes, topic.size) == 0 && match(topic, topic) == 1); /* every topic is a literal filter */
+    bool own = topic.bytes[0] == '$';
+    REQUIRE(match_text(">", topic) == !own && match_text("#", topic) == !own);
+    if (!has_any(topic, ".")) REQUIRE(match_text("*", topic) == !own);
+    if (!has_any(topic, "/")) REQUIRE(match_text("+", topic) == !own);
+}
+
+static void check_pair(struct name filter, struct name topic) {
+    int kind = filter_check(filter.bytes, filter.size), matched = match(filter, topic);
+    REQUIRE(kind <= 2);
+    if (kind < 0) {
+        REQUIRE(matched == kind && strcmp(frame_error(kind), "unknown error") != 0);
+        return;
+    }
+    REQUIRE(filter.size >= 1 && filter.size <= FRAME_TOPIC_BYTES_MAX);
+    REQUIRE(matched == 0 || matched == 1);
+    REQUIRE(has_any(filter, "*>") == (kind == 1) && has_any(filter, "+#") == (kind == 2));
+    REQUIRE(kind != 0 || topic_check(filter.bytes, filter.size) == 0);
+    bool equal = filter.size == topic.size && memcmp(filter.bytes, topic.bytes, topic.size) == 0;
+    if (kind == 0) REQUIRE(matched == equal);
+    if (matched && topic.bytes[0] == '$') REQUIRE(filter.bytes[0] == '$');
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    const uint8_t *cut = size ? memchr(data, 0, size) : NULL;
+    size_t filter_size = cut ? (size_t)(cut - data) : size / 2;
+    size_t topic_at = cut ? filter_size + 1 : filter_size;
+    struct name filter = name_of(data, filter_size), topic = name_of(data + topic_at, size - topic_at);
+    check_pair(filter, topic);
+    check_topic(topic);
+    check_topic(filter);
+    free(filter.bytes);
+    free(topic.bytes);
+    return 0;
+}

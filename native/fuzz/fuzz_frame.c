@@ -1,0 +1,73 @@
+/* fuzz_frame.c: any bytes as a ClientCommand body (without its length).
+ *
+ *      clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
+ *          native/fuzz/fuzz_frame.c native/frame.c -o build/fuzz_frame
+ *      python native/fuzz/make_seeds.py build/seeds
+ *      build/fuzz_frame -max_total_time=120 -max_len=4096 build/corpus_frame build/seeds/frame
+ *
+ * Invariant: the body lies in memory of exactly its size, so a read outside it is seen; what is accepted can be read whole,
+ * and a publish can be written out again as a Message.
+ */
+#include <stdlib.h>
+
+#include "frame.h"
+
+#define REQUIRE(condition) ((condition) ? (void)0 : abort())
+
+static uint64_t sum; /* of every byte a view leads to: reads the compiler must not drop */
+
+static void read_range(const uint8_t *bytes, uint32_t size, bool terminated) {
+    REQUIRE(bytes || size == 0);
+    if (!bytes) return;
+    for (uint32_t i = 0; i < size; i++) sum += bytes[i];
+    REQUIRE(!terminated || bytes[size] == 0);
+}
+
+static void read_view(const bq_view_t *view) {
+    read_range(view->topic, view->topic_size, true);
+    read_range(view->payload, view->payload_size, false);
+    read_range(view->client_id, view->client_id_size, true);
+    read_range(view->api_key, view->api_key_size, true);
+    read_range(view->group, view->group_size, true);
+    REQUIRE(view->action <= FRAME_INFO && view->qos <= 1 && view->durable <= 1);
+}
+
+static void write_message(const bq_view_t *view) {
+    uint32_t prefix_size = message_prefix_size(view->topic_size);
+    uint8_t *out = malloc((size_t)prefix_size + view->payload_size);
+    REQUIRE(out != NULL);
+    message_prefix_write(out, view->topic, view->topic_size);
+    message_prefix_patch(out, prefix_size, view->seq, view->seq, view->ttl_ms, view->payload_size);
+    if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
+    REQUIRE(load_be32(out) == prefix_size - 4 + view->payload_size && out[4] == 1);
+    free(out);
+}
+
+static void write_reply(const bq_view_t *view) {
+    uint32_t room = FRAME_REPLY_BYTES_MAX(view->topic_size, view->payload_size);
+    uint8_t *out = malloc(room);
+    REQUIRE(out != NULL);
+    uint32_t written = frame_write_reply(out, view->seq, view->protocol, view->topic, view->topic_size, view->ttl_ms,
+                                         view->payload, view->payload_size);
+    REQUIRE(written <= room && load_be32(out) == written - 4);
+    free(out);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    uint8_t *body = malloc(size);
+    bq_view_t view, again;
+    memset(&view, 0, sizeof view); /* its padding too: the views are compared as bytes */
+    memset(&again, 0, sizeof again);
+    REQUIRE(body != NULL || size == 0);
+    if (size) memcpy(body, data, size);
+    int code = frame_check(body, (uint32_t)size, &view);
+    REQUIRE(code <= 0 && (code == 0 || strcmp(frame_error(code), "unknown error") != 0));
+    if (code == 0) {
+        read_view(&view);
+        REQUIRE(frame_verify(body, (uint32_t)size, &again) == 0 && memcmp(&view, &again, sizeof view) == 0);
+        if (view.action == FRAME_PUB) write_message(&view);
+        write_reply(&view);
+    }
+    free(body);
+    return 0;
+}
