@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where the C core is built from, and that one wheel serves every Python from 3.10 on."""
+"""What pyproject.toml cannot say: what builds the C core, and that one wheel serves every Python from 3.10 on."""
 
 import sysconfig
 

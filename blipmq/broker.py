@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
+from blipmq.affinity import choose_processors
 from blipmq.config import Config
 from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
 from blipmq.fed import FedTransport
@@ -64,12 +65,12 @@ STOP_GRACE_SECONDS = 5.0
 
 def core_config(config: Config) -> CoreConfig:
     """The core's share of the settings."""
-    network, pool, timer = (
-        config.performance.network_optimizations,
-        config.performance.pool_config,
-        config.performance.timer_config,
-    )
+    performance = config.performance
+    network, pool, timer = performance.network_optimizations, performance.pool_config, performance.timer_config
+    keep, warm, batch = performance.enable_memory_pools, performance.warm_up_pools, performance.enable_batch_processing
+    io_cpu, _ = choose_processors(network.cpu_affinity)
     return CoreConfig(
+        memory_bytes=config.limits.memory_bytes,
         subscriber_bytes=config.queues.subscriber_bytes,
         subscriber_messages=config.queues.subscriber_capacity,
         overflow_policy=Overflow[config.queues.overflow_policy.upper()],
@@ -77,19 +78,25 @@ def core_config(config: Config) -> CoreConfig:
         max_ttl_ms=timer.max_timeout_ms,
         max_connections=config.server.max_connections,
         max_frame_bytes=memory.max_frame_bytes(config),
-        max_batch=config.delivery.max_batch,
+        max_batch=config.delivery.max_batch if batch else 1,
         max_batch_bytes=config.delivery.max_batch_bytes,
-        flush_interval_ms=config.delivery.flush_interval_ms,
+        flush_interval_ms=config.delivery.flush_interval_ms if batch else 0,
         tick_ms=timer.resolution_ms,
         segment_bytes=memory.SEGMENT_BYTES,
         route_cache_entries=config.limits.route_cache_entries,
-        pool_small_count=pool.buffer_small_count,
-        pool_medium_count=pool.buffer_medium_count,
-        pool_large_count=pool.buffer_large_count,
+        pool_small_count=pool.buffer_small_count if keep else 0,
+        pool_medium_count=pool.buffer_medium_count if keep else 0,
+        pool_large_count=pool.buffer_large_count if keep else 0,
         tcp_nodelay=int(network.tcp_nodelay),
         send_buffer_bytes=network.send_buffer_size,
         recv_buffer_bytes=network.recv_buffer_size,
         ring_bytes=memory.ring_bytes(config),
+        flush_subscribers=performance.batch_config.fanout_max_batch_size,
+        expire_batch=performance.batch_config.ttl_max_batch_size,
+        lazy_expiry=int(not performance.enable_timer_wheel),
+        warm_entries=pool.message_batch_count if keep and warm else 0,
+        warm_segments=pool.buffer_large_count if keep and warm else 0,
+        io_cpu=io_cpu,
     )
 
 
@@ -141,8 +148,8 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._stopped = None
-        self._status = Status(core, self.sessions, time.monotonic)
-        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status.ask_json)
+        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes)
+        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status)
         self._handlers = self._handler_table(self._protocol, self._status)
         if listener is not None:
             self._status.address = address_of(listener)
@@ -248,8 +255,9 @@ class Broker:
     def apply(self, config: Config) -> None:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""
         core = self._running()
-        assert self._protocol is not None
+        assert self._protocol is not None and self._status is not None
         self.config = self._protocol.config = config
+        self._status.budget_bytes = config.limits.memory_bytes
         self.log.set(config.logging.level, config.logging.format)
         core.limits(core_config(config))
 

@@ -1,8 +1,8 @@
 """Connections without a socket: an asyncio transport whose far end is the core, in this process.
 
 Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core; what is written beyond that waits
-here and pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the protocol has
-got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
+here and pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the
+protocol has got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
 """
 
 from __future__ import annotations
