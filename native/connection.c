@@ -444,8 +444,9 @@ static enum frame_outcome frame(bq_t *bq, connection_t *connection, const uint8_
     /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
     if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
     if (BQ_UNLIKELY(error)) return bad_frame(bq, connection, view.seq, error);
-    bq->stats.frames_in++;
-    return request(bq, connection, &view);
+    enum frame_outcome outcome = request(bq, connection, &view);
+    bq->stats.frames_in += outcome == FRAME_TAKEN; /* one that is kept comes by again */
+    return outcome;
 }
 
 /* ---- input --------------------------------------------------------------------------------------------------------- */
