@@ -64,10 +64,19 @@ void connection_wait_on(connection_t *publisher, connection_t *full) {
     full->waiters = publisher;
 }
 
+/* In the order in which they were held back: another order would let some of them starve. */
 static void waiters_release(bq_t *bq, connection_t *connection) {
+    connection_t *first = NULL; /* the list has the last one first */
     while (connection->waiters) {
         connection_t *publisher = connection->waiters;
         wait_end(publisher);
+        publisher->wait_next = first;
+        first = publisher;
+    }
+    while (first) {
+        connection_t *publisher = first;
+        first = publisher->wait_next;
+        publisher->wait_next = NULL;
         bq->stats.blocked_publishers--;
         connection_resume(bq, publisher, PAUSE_BLOCK);
     }
