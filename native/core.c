@@ -1,7 +1,7 @@
 /* core.c: the page that tells the story. One thread owns everything here and turns the same wheel for ever:
  *
- *      commands    what Python decided takes effect first: a route is there before the messages it is for
  *      timers      what has expired is gone before anything is delivered
+ *      commands    what Python decided takes effect: a route is there before the messages it is for
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
  *      flush       each subscriber that got something is sent to once (connection.c)
@@ -261,8 +261,8 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
     bq->wall_ms = wall_ms;
     bq->stats.turns++;
-    bool work = command_run_all(bq);
-    work |= run_timers(bq);
+    bool work = run_timers(bq);
+    work |= command_run_all(bq);
     run_ready_list(bq);
     for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
     work |= bq->poll_count > 0;
