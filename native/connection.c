@@ -65,7 +65,7 @@ void connection_wait_on(connection_t *publisher, connection_t *full) {
 }
 
 /* In the order in which they were held back: another order would let some of them starve. */
-static void waiters_release(bq_t *bq, connection_t *connection) {
+void connection_release_waiters(bq_t *bq, connection_t *connection) {
     connection_t *first = NULL; /* the list has the last one first */
     while (connection->waiters) {
         connection_t *publisher = connection->waiters;
@@ -96,7 +96,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
         wait_end(connection);
         bq->stats.blocked_publishers--;
     }
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
     connection->dead_next = bq->dead;
     bq->dead = connection;
 }
@@ -119,7 +119,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     connection->close_detail = detail;
     connection->state = CONNECTION_CLOSING;
     core_timer_set(bq, &connection->timer, CLOSING_MS);
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
     connection_mark_dirty(bq, connection);
     connection_update_interest(bq, connection);
 }
@@ -192,7 +192,7 @@ void connection_wake_waiters(bq_t *bq, connection_t *connection) {
     if (BQ_LIKELY(!connection->waiters)) return;
     const queue_t *queue = &connection->queue;
     if (queue->messages > bq->queues.messages_max / 4 * 3 || queue->bytes > bq->queues.bytes_max / 4 * 3) return;
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
 }
 
 /* One flush takes whole entries up to the batch limits, at least one. */

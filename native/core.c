@@ -387,8 +387,6 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.expire_batch = config->expire_batch;
 }
 
-static void recheck_waiters(bq_t *bq, connection_t *connection) { connection_wake_waiters(bq, connection); }
-
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     bq_config_t config;
     if (size != sizeof config) return;
@@ -396,7 +394,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     if (!config_valid(&config)) return;
     publish_run_close(bq);
     limits_apply(bq, &config);
-    for_each_open(bq, recheck_waiters);
+    for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
 }
 
 static bool parts_open(bq_t *bq) {
