@@ -40,7 +40,7 @@ TOPICS = st.one_of(
     st.sampled_from(MANY_TOPICS),
 ).filter(bool)
 PAYLOADS = st.one_of(st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size))
-TTLS_MS = st.one_of(st.just(0), st.integers(1, 60))
+TTLS_MS = st.sampled_from([0, 0, 1, 10, 11, 25, 60])
 PUBLISHES = st.builds(Publish, TOPICS, PAYLOADS, TTLS_MS)
 # Runs of one topic and one lifetime are what the core handles together; small ones make the caps by messages count.
 RUNS = st.builds(
@@ -160,6 +160,11 @@ class CoreAndTwin(RuleBasedStateMachine):
         self.clients[self.client(name)].read()
         self.bench.settle()
         self.twin.read(name)
+
+    @rule(batch=BATCHES, name=NAMES, ms=st.integers(1, 30))
+    def publish_and_advance(self, batch: list[Publish], name: str, ms: int) -> None:
+        self.publish(name, [publish._replace(topic=HOT_TOPIC) for publish in batch], [], False)
+        self.advance(ms)
 
     @rule(name=NAMES)
     def close(self, name: str) -> None:
