@@ -105,7 +105,10 @@ static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint3
 
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker) {
     uint64_t tick = expiry_tick(bq, &ttl_ms);
-    if (BQ_UNLIKELY(!route_resolve(bq->routes, topic))) return PUBLISH_NO_MEMORY;
+    if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
+        publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
+        if (!route_resolve(bq->routes, topic)) return PUBLISH_NO_MEMORY;
+    }
     if (topic->target_count) {
         uint32_t frame_size = topic->prefix_size + size;
         if (BQ_UNLIKELY(!run_takes(bq, topic, tick, frame_size))) {
