@@ -264,11 +264,12 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
 
 void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     queue_entry_t *entry = queue->head;
-    if (entry && entry->head_sent) entry = entry->next; /* must be finished, whatever its age */
-    while (entry && entry->tick && entry->tick <= now_tick) {
+    bool begun = entry && entry->head_sent; /* its first frame must be finished, whatever its age; what follows need not */
+    while (entry && (begun || (entry->tick && entry->tick <= now_tick))) {
         queue_entry_t *next = entry->next;
-        queue_expire(entry, env);
+        if (entry->tick && entry->tick <= now_tick) queue_expire(entry, env);
         entry = next;
+        begun = false;
     }
 }
 
