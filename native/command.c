@@ -65,8 +65,9 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
 static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
     publish_run_close(bq);
     int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
-    if (added == BQ_E_MEMORY) {
-        connection_reply(bq, connection, record->command.seq, 503, "the broker is out of memory");
+    if (added < 0) {
+        bool memory = added == BQ_E_MEMORY;
+        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
         return;
     }
     if (added == 1) connection->subscription_count++;

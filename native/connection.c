@@ -376,6 +376,9 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
 
 /* Hand a request to Python and stop this connection's input until the answer. */
 static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
+    /* An event that can never find room in the ring would be tried for ever. */
+    if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
+        return refuse(bq, connection, event->seq, 400, "client_id, api_key, group and what INFO asks for are at most 4 KiB each");
     event->conn = connection->handle;
     event->flags |= connection->hello ? 0 : BQ_EV_PLAIN;
     memcpy(event->peer, connection->peer, sizeof event->peer);
@@ -420,7 +423,6 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
 
 static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
-    if (view->payload_size > INFO_BYTES_MAX) return refuse(bq, connection, view->seq, 400, "an INFO request is at most 4 KiB");
     return ask(bq, connection, &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 

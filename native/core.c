@@ -202,6 +202,7 @@ void core_flush(bq_t *bq) {
     }
     bq->dirty_count -= count; /* the rest, and what did not fit one batch and marked itself again, is the next turn's */
     memmove(bq->dirty, bq->dirty + count, bq->dirty_count * sizeof *bq->dirty);
+    if (bq->dirty_count) bq->flush_due_ms = bq->now_ms; /* it has waited once */
 }
 
 /* With a flush interval deliveries wait for company, until the oldest has waited long enough or a batch is full. */
@@ -232,6 +233,7 @@ static void retry_one(bq_t *bq, connection_t *connection) {
 }
 
 static void run_retry_list(bq_t *bq) {
+    if (!event_room(bq)) return; /* RETRY_MS later; trying at once would spin until Python comes */
     connection_t *connection = bq->retry;
     bq->retry = NULL;
     while (connection) {
@@ -286,8 +288,8 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     uint64_t tick = wheel_next(&bq->wheel);
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
-    if (bq->stopping && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    if ((bq->retry || bq->dead) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
+    if ((bq->retry || bq->dead || (bq->stop_closed && !bq->stopped)) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
@@ -352,11 +354,15 @@ static bool all_sent(bq_t *bq) {
 }
 
 static void stop_when_flushed(bq_t *bq) {
-    if (bq->stopped || (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq))) return;
-    uint64_t unsent = bq->stats.queued_messages;
-    for_each_open(bq, close_for_good);
-    reap(bq);
-    bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = unsent});
+    if (bq->stopped) return;
+    if (!bq->stop_closed) {
+        if (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq)) return;
+        bq->stop_unsent = bq->stats.queued_messages;
+        for_each_open(bq, close_for_good);
+        reap(bq);
+        bq->stop_closed = true;
+    }
+    bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
