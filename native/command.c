@@ -77,7 +77,10 @@ static void subscribe(bq_t *bq, connection_t *connection, const record_t *record
 static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
     publish_run_close(bq);
     bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
-    if (left) connection->subscription_count--;
+    if (left) {
+        connection->subscription_count--;
+        connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
+    }
     if (!connection->hello) return;
     if (left) connection_reply(bq, connection, record->command.seq, 0, "");
     else connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");

@@ -64,14 +64,15 @@ class Client:
         assert self.replies.pop().code == 0
         return self
 
-    def stall(self) -> None:
-        """Stop reading at a frame's end, the core's window for this client exactly used up. Needs nothing queued."""
+    def stall(self, room_bytes: int = 0) -> None:
+        """Stop reading at a frame's end, the core's window for this client used up, all but at most `room_bytes`."""
         self.reading = False
         assert self.untaken == 0
-        for size in STALL_FRAMES:
+        sizes = STALL_FRAMES[room_bytes // STALL_FRAMES[0] :]
+        for size in sizes:
             self.bench.core.reply(self.conn, 0, FILLER, "", payload=bytes(size - REPLY_BYTES))
         self.bench.settle()
-        assert self.untaken == WINDOW_BYTES
+        assert self.untaken == sum(sizes)
         self.replies = [reply for reply in self.replies if reply.code != FILLER]
 
     def read(self) -> None:
@@ -105,19 +106,14 @@ class Client:
 
 
 class SocketClient(Client):
-    """The same over a socketpair whose buffers are as small as the system lets them be. It reads only when told to."""
+    """The same over a socket. It reads only when told to."""
 
-    def __init__(self, bench: Bench, buffer_bytes: int) -> None:
+    def __init__(self, bench: Bench, ours: socket.socket) -> None:
         super().__init__(bench, 0)
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        ours.setblocking(False)
         self.socket = ours
         self.reading = False
         self.eof = False
-        bench.core.adopt(theirs.detach())
 
     def feed(self, data: bytes) -> None:
         """Send all of it, turning the core meanwhile."""
@@ -153,7 +149,8 @@ class SocketClient(Client):
     def drain(self) -> None:
         """Read until nothing more comes."""
         for _ in range(STEPS_MAX):
-            if not self.receive() and not self.bench.turn():
+            self.bench.settle()
+            if not self.receive():
                 return
         raise AssertionError("the core does not come to rest")
 
@@ -167,6 +164,8 @@ class Bench:
         self.now_ms = 1_000
         self.wall_offset_ms = 1_700_000_000_000
         self.answering = True
+        self.present = True  # False: the Python side is away and takes no events
+        self.address: Any = None
         self.asked: list[native.Event] = []
         self.closed: list[native.Closed] = []
         self.stopped: native.Stopped | None = None
@@ -199,9 +198,30 @@ class Bench:
         return client.hello() if hello else client
 
     def adopt(self, buffer_bytes: int = 4096) -> SocketClient:
-        client = SocketClient(self, buffer_bytes)
-        self._sockets.append(client)
+        """A client over a socketpair whose buffers are as small as the system lets them be."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        self.core.adopt(theirs.detach())
+        return self._over(ours)
+
+    def listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        self.address = listener.getsockname()
+        self.core.listen(listener.detach())
         self.turn()
+
+    def connect(self) -> SocketClient:
+        """A client over TCP, once `listen` has been called."""
+        return self._over(socket.create_connection(self.address))
+
+    def _over(self, ours: socket.socket) -> SocketClient:
+        client = SocketClient(self, ours)
+        self._sockets.append(client)
+        self.settle()
         return client
 
     def close(self, client: Client) -> None:
@@ -219,14 +239,18 @@ class Bench:
 
     def settle(self, advance_ms: int = 0) -> None:
         """Turn until nothing is left to do at this time."""
-        if self.turn(advance_ms):
-            for _ in range(STEPS_MAX):
-                if not self.turn() and self.core.next_timer_ms() != 0:
-                    return
-            raise AssertionError("the core does not come to rest")
+        work = self.turn(advance_ms)
+        for _ in range(STEPS_MAX):
+            if not work and self.core.next_timer_ms() != 0:
+                return
+            work = self.turn()
+        raise AssertionError("the core does not come to rest")
 
     def drain_events(self) -> bool:
         any_ = False
+        if not self.present:
+            self.core.retry()
+            return False
         for event in self.core.events():
             any_ = True
             self._handle(event)

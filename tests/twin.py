@@ -83,7 +83,9 @@ class Twin:
 
     def unsubscribe(self, name: str, filter: str) -> None:
         self.frames += 1
-        self.clients[name].filters.discard(filter)
+        if filter in self.clients[name].filters:
+            self.clients[name].filters.discard(filter)
+            self._wake(name)  # its full queue may no longer be in the way
 
     def publish(self, name: str, batch: list[Publish]) -> None:
         """A publisher that is held back waits with all it sends, so its messages keep their order."""
