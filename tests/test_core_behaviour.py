@@ -671,30 +671,33 @@ def test_two_thousand_subscribers_are_listed_page_by_page_each_once() -> None:
 
 
 def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -> None:
-    """1,024 subscribers of everything and 2,200 topics take more than the lists may hold, so each look-up drops another
-    topic's. Sooner or later that is the topic whose messages wait to be handed out."""
+    """1,024 subscribers of everything and 2,200 topics take more than the lists may hold, so what is looked up drops another
+    topic's list, each in its turn. Here every turn drops one while messages of `waiting` wait to be handed out."""
     topics = [f"t.{number}" for number in range(2200)]
     with Bench(ring_bytes=65_536, subscriber_messages=2, max_connections=1100) as bench:
-        first, second = bench.attach(), bench.attach()
+        first, second, third = bench.attach(), bench.attach(), bench.attach()
         everyone = [bench.attach() for _ in range(1024)]
         for client in everyone:
             bench.core.subscribe(client.conn, 0, ">")
+        bench.core.subscribe(everyone[0].conn, 0, "hot")
         bench.settle()
         bench.present = False  # nobody reads from here on: queues stay at two messages
-        first.publish("hot", b"")
+        first.publish("hot")
         for topic in topics:
-            second.publish(topic, b"")
+            third.publish(topic)
             bench.turn()
-        for number, topic in enumerate(topics):
+        second.publish(waiting := topics[1000])
+        for number, topic in enumerate(topics[:1500]):
             change = bench.core.unsubscribe if number % 2 else bench.core.subscribe
-            change(everyone[0].conn, 0, "hot")
-            second.publish(topic, b"")
-            first.publish("hot", b"")
+            change(everyone[1].conn, 0, "hot")  # its list is dropped, and will be found again
+            third.publish(topic)  # whose list was dropped a while ago: takes half the room of hot's
+            second.publish(waiting)
+            first.publish("hot")
             bench.turn()
         bench.present = True
         for _ in range(100):
             bench.turn(2)
-        assert bench.stats()["enqueued"] == 1024 * (1 + 3 * len(topics))
+        assert bench.stats()["enqueued"] == 1024 * (2 + len(topics) + 3 * 1500)
 
 
 # ---- the end ----------------------------------------------------------------------------------------------------------
