@@ -167,7 +167,9 @@ def parse_line(line):
     words = line.split(" ", 3)
     if len(words) < 3:
         return {}
-    facts = {key: value[1:-1] if value[:1] == '"' else value for key, value in _FACT.findall(words[3] if words[3:] else "")}
+    facts = {
+        key: value[1:-1] if value[:1] == '"' else value for key, value in _FACT.findall(words[3] if words[3:] else "")
+    }
     return {"time": words[0], "level": words[1], "event": words[2], **facts}
 
 

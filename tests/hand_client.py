@@ -61,7 +61,9 @@ def table(slots):
     `slots`: for each slot None (left out), bytes from byte(), short() or long() (stored in the table), or a one-element
     list with str or bytes (stored behind it, strings with a NUL).
     """
-    widths = {slot: 4 if isinstance(value, list) else len(value) for slot, value in enumerate(slots) if value is not None}
+    widths = {
+        slot: 4 if isinstance(value, list) else len(value) for slot, value in enumerate(slots) if value is not None
+    }
     vtable_size = 4 + 2 * (max(widths, default=-1) + 1)
     table_at = 4 + vtable_size
     table_at += (4 - table_at) % 8  # so that the first field, four bytes in, may be a ulong

@@ -415,7 +415,11 @@ def test_filters_that_overlap_deliver_a_message_once(broker, connect):
 
 
 def test_a_filter_that_comes_or_goes_takes_effect_on_a_topic_in_use(broker, connect):
-    early, late, writer = connect(broker, hello=True).subscribe("a.b"), connect(broker, hello=True), connect(broker, hello=True)
+    early, late, writer = (
+        connect(broker, hello=True).subscribe("a.b"),
+        connect(broker, hello=True),
+        connect(broker, hello=True),
+    )
     writer.publish("a.b", b"1")
     assert early.next().payload == b"1"
     late.subscribe("a.*")
