@@ -262,7 +262,7 @@ def test_status_2_when_the_command_line_is_wrong_and_the_message_says_how(broker
 
 def test_status_69_when_no_one_answers():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = "127.0.0.1:{}".format(taken.getsockname()[1])
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
     for arguments in (["pub", "t", "x"], ["sub", "t"], ["info"], ["unsub", "t", "--client-id", "me"]):
         assert address in failed(run_cli(address, *arguments), 69)
 
@@ -273,7 +273,7 @@ def test_status_77_when_the_broker_does_not_allow_it(code):
         listener.settimeout(60)
         refuser = threading.Thread(target=refuse_one, args=(listener, code))
         refuser.start()
-        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         assert "unknown API key" in failed(run_cli(address, "pub", "t", "x"), 77)
         refuser.join()
 
