@@ -63,7 +63,7 @@ class BrokerProcess:
 
     def __init__(self, directory, settings):
         self.config = directory / "blipmq.toml"
-        self.config.write_text(toml({"server.bind_addr": "127.0.0.1:0", **settings}))
+        self.configure(settings)
         self.log = []
         self._log_grew = threading.Condition()
         self.child = subprocess.Popen(
@@ -77,6 +77,10 @@ class BrokerProcess:
         self._collector.start()
         self.address = ""
         self.pid = 0
+
+    def configure(self, settings):
+        """Write the file it reads at start and at SIGHUP."""
+        self.config.write_text(toml({"server.bind_addr": "127.0.0.1:0", **settings}))
 
     def get_ready(self):
         """Wait until it serves."""
