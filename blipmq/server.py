@@ -79,7 +79,7 @@ class Process:
         await self._end.wait()
         unflushed = await self._broker.stop()
         self._log.info("stopped", unflushed=unflushed)
-        self._log.flush()
+        self._log.finish()
         return 0
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -100,7 +100,7 @@ class Process:
             self._end.set()
         elif now - self._signal_at >= SAME_SIGNAL_SECONDS:
             self._log.warning("killed", signal=number.name, hint="second signal: queues were not sent")
-            self._log.flush()
+            self._log.finish()
             os._exit(128 + number)
 
     def _reload(self) -> None:

@@ -426,6 +426,13 @@ static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const
     return ask(bq, connection, &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 
+/* What was asked for before QUIT is still answered. */
+static void quit(bq_t *bq, connection_t *connection) {
+    publish_run_close(bq); /* it may hold messages for this client */
+    if (connection->queue.head) connection_finish(bq, connection, BQ_CLOSE_QUIT, NULL);
+    else connection_close(bq, connection, BQ_CLOSE_QUIT, NULL);
+}
+
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->admitted && view->action != FRAME_HELLO) {
         connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO, while authentication is on");
@@ -445,7 +452,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
         return FRAME_TAKEN;
     case FRAME_ACK: return FRAME_TAKEN; /* nothing is ever in flight at QoS 0 */
-    default: connection_close(bq, connection, BQ_CLOSE_QUIT, NULL); return FRAME_TAKEN;
+    default: quit(bq, connection); return FRAME_TAKEN;
     }
 }
 

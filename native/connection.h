@@ -1,7 +1,7 @@
 /* connection.h: one client: its socket (or its feed), its unparsed input, what it may do, what it waits for.
  *
- *      OPEN --(refused, bad frame of a client that said HELLO)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
- *        \--------------------(EOF, reset, QUIT, bad frame)------------------------------------------------------^
+ *      OPEN --(refused, bad frame of a client that said HELLO, QUIT)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
+ *        \--------------------(EOF, reset, QUIT with nothing to send, bad frame)---------------------------------------^
  *
  * Invariants: no frame is parsed while pause is not 0. A connection stays where it is in memory until the turn that reaps
  * it, so that target lists and poll results of that turn may still point at it; anything that would use it checks the state.
