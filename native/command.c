@@ -84,8 +84,9 @@ static void subscribe(bq_t *bq, connection_t *connection, const record_t *record
         return;
     }
     int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
-    if (added == BQ_E_MEMORY) {
-        connection_reply(bq, connection, record->command.seq, 503, "the broker is out of memory");
+    if (added < 0) {
+        bool memory = added == BQ_E_MEMORY;
+        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
         connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }
@@ -104,7 +105,10 @@ static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     request.group_size = 0;
     publish_run_close(bq);
     bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
-    if (left) connection->subscription_count--;
+    if (left) {
+        connection->subscription_count--;
+        connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
+    }
     if (session_unsubscribe(bq, connection, record->command.seq, &request)) return;
     connection_resume(bq, connection, PAUSE_ANSWER);
     if (!connection->hello) return;
