@@ -149,7 +149,8 @@ typedef struct bq_event {
 } bq_event_t;
 
 /* Counters since start (uint64) and gauges. Per subscriber and message:
- * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued_messages, at every turn's end. */
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dead_lettered + queued_messages, at every turn's
+ * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
 typedef struct bq_stats {
     uint64_t published;            /* publishes accepted */
     uint64_t published_bytes;      /* their payloads */

@@ -244,7 +244,7 @@ void commit_turn(bq_t *bq) {
     while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
     if (log_state(bq->log) == LOG_E_FAILED)
         while (bq->held) held_let_go(bq, bq->held, false);
-    bq->fanned_lsn = bq->held ? bq->held->lsn - 1 : durable;
+    bq->fanned_lsn = durable;
     log_read_t read;
     while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
     if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);

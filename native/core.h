@@ -110,6 +110,7 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
 uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                          /* with the default and the maximum applied */
 uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms);  /* 0: never */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                 /* block policy: someone has no room */
+bool publish_over_budget(const bq_t *bq);                                         /* the pools hold more than memory_bytes */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                  /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
 void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */

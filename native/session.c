@@ -78,7 +78,7 @@ static void floor_update(bq_t *bq, session_t *session) {
     else session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
 }
 
-static void delivery_remove(bq_t *bq, delivery_t *delivery) {
+static void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     if (delivery->member) flight_leave(bq, delivery);
     if (session->cursor == delivery) session->cursor = delivery->next;
@@ -88,15 +88,25 @@ static void delivery_remove(bq_t *bq, delivery_t *delivery) {
     else session->tail = delivery->previous;
     session->window_count--;
     session->window_bytes -= delivery->hold.size;
-    session->settled++;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
     segment_unlink(&bq->segments, &delivery->hold);
     pool_give(&bq->pool, delivery, sizeof *delivery);
+}
+
+/* One delivery is done with, for the reason that `counter` counts. */
+static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, uint64_t *total) {
+    session_t *session = delivery->session;
+    (*counter)++;
+    (*total)++;
+    bq->stats.enqueued++; /* counted when it is settled, so that the sum over all outcomes holds at any time */
+    session->settled++;
+    delivery_free(bq, delivery);
     floor_update(bq, session);
     pump_later(bq, session);
 }
 
 static bool window_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
+    if (session->window_count && publish_over_budget(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (session->member_count > 1 ? session->member_count + 1 : 2);
     return session->window_count == 0 || (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
 }
@@ -284,7 +294,9 @@ static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uin
     if (filter_match(session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
     if (!expiry_of(bq, &record, &tick)) {
         session->dropped_ttl++;
+        session->settled++;
         bq->stats.dropped_ttl++;
+        bq->stats.enqueued++;
         return TAKE_SKIP;
     }
     uint32_t prefix_size = message_qos1_prefix_size(record.topic_size);
@@ -342,9 +354,8 @@ void session_ack(bq_t *bq, connection_t *connection, uint64_t id) {
     while (delivery) {
         delivery_t *next = delivery->chain;
         if (delivery->id == id && delivery->member->connection == connection) {
-            delivery->session->acked++;
-            bq->stats.acked++;
-            delivery_remove(bq, delivery);
+            bq->stats.delivered++;
+            delivery_settle(bq, delivery, &delivery->session->acked, &bq->stats.acked);
         }
         delivery = next;
     }
@@ -381,18 +392,14 @@ static void give_up(bq_t *bq, delivery_t *delivery) {
         core_timer_set(bq, &delivery->hold.timer, DEAD_LETTER_RETRY_MS);
         return;
     }
-    session->dead_lettered++;
-    bq->stats.dead_lettered++;
-    delivery_remove(bq, delivery);
+    delivery_settle(bq, delivery, &session->dead_lettered, &bq->stats.dead_lettered);
 }
 
 void session_timeout(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
     if (expired) {
-        session->dropped_ttl++;
-        bq->stats.dropped_ttl++;
-        delivery_remove(bq, delivery);
+        delivery_settle(bq, delivery, &session->dropped_ttl, &bq->stats.dropped_ttl);
     } else if (delivery->member && delivery->deliveries >= bq->config.max_deliveries) {
         give_up(bq, delivery);
     } else if (delivery->member) {
@@ -402,6 +409,18 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
 
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
+
+/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. */
+static void window_leave_to_log(bq_t *bq, session_t *session) {
+    if (!session->head) return;
+    fall_behind(session, session->head->lsn);
+    session->next_lsn = session->head->lsn;
+    while (session->head) {
+        if (session->head->redelivered && session->head->lsn > session->doubtful_lsn) session->doubtful_lsn = session->head->lsn;
+        delivery_free(bq, session->head);
+    }
+    floor_update(bq, session);
+}
 
 static void member_remove(bq_t *bq, member_t *member) {
     session_t *session = member->session;
@@ -414,6 +433,7 @@ static void member_remove(bq_t *bq, member_t *member) {
     if (member->connection_next) member->connection_next->connection_link = member->connection_link;
     session->member_count--;
     pool_give(&bq->pool, member, sizeof *member);
+    if (!session->member_count && session->durable) window_leave_to_log(bq, session);
 }
 
 static member_t *member_find(const session_t *session, const connection_t *connection) {
@@ -469,9 +489,9 @@ static session_t *session_new(bq_t *bq, const session_request_t *request) {
 static void session_free(bq_t *bq, session_t *session) {
     publish_run_close(bq);
     while (session->members) member_remove(bq, session->members);
-    uint64_t dropped = session->window_count;
-    while (session->head) delivery_remove(bq, session->head);
-    bq->stats.dropped_disconnect += session->durable ? 0 : dropped;
+    bq->stats.dropped_disconnect += session->window_count; /* an ended durable session has left its window to the log */
+    bq->stats.enqueued += session->window_count;
+    while (session->head) delivery_free(bq, session->head);
     if (session->read_slot >= 0) bq->sessions.readers[session->read_slot] = NULL; /* the buffer stays the reader's until it is done */
     if (session->pumping) {
         session_t **at = &bq->sessions.pump;
