@@ -220,11 +220,12 @@ connection_t *session_turn(session_t *session) {
 static void read_start(bq_t *bq, session_t *session) {
     sessions_t *sessions = &bq->sessions;
     for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) {
-        if (sessions->readers[slot]) continue;
+        if (sessions->reading[slot]) continue;
         uint8_t *buffer = sessions->read_buffers[slot];
         if (!buffer) buffer = sessions->read_buffers[slot] = malloc(READ_BUFFER_BYTES + bq->config.max_frame_bytes);
         if (!buffer || log_read_start(bq->log, slot, session->next_lsn, buffer, READ_BUFFER_BYTES + bq->config.max_frame_bytes) < 0) return;
         sessions->readers[slot] = session;
+        sessions->reading[slot] = true;
         session->read_slot = (int8_t)slot;
         return;
     }
@@ -332,7 +333,8 @@ static void take_items(bq_t *bq, session_t *session, const uint8_t *items, uint3
 void session_read_finished(bq_t *bq, const log_read_t *read) {
     session_t *session = bq->sessions.readers[read->slot];
     bq->sessions.readers[read->slot] = NULL;
-    if (!session) return; /* it has ended meanwhile */
+    bq->sessions.reading[read->slot] = false;
+    if (!session) return; /* it was given up meanwhile */
     session->read_slot = -1;
     if (read->result >= 0) {
         take_items(bq, session, bq->sessions.read_buffers[read->slot], read->used);
@@ -410,10 +412,16 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
 
+static void read_abandon(bq_t *bq, session_t *session) {
+    if (session->read_slot >= 0) bq->sessions.readers[session->read_slot] = NULL;
+    session->read_slot = -1;
+}
+
 /* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. */
 static void window_leave_to_log(bq_t *bq, session_t *session) {
     if (!session->head) return;
-    fall_behind(session, session->head->lsn);
+    read_abandon(bq, session); /* what it brings would come before what is given back here */
+    session->behind = true;
     session->next_lsn = session->head->lsn;
     while (session->head) {
         if (session->head->redelivered && session->head->lsn > session->doubtful_lsn) session->doubtful_lsn = session->head->lsn;
@@ -492,7 +500,7 @@ static void session_free(bq_t *bq, session_t *session) {
     bq->stats.dropped_disconnect += session->window_count; /* an ended durable session has left its window to the log */
     bq->stats.enqueued += session->window_count;
     while (session->head) delivery_free(bq, session->head);
-    if (session->read_slot >= 0) bq->sessions.readers[session->read_slot] = NULL; /* the buffer stays the reader's until it is done */
+    read_abandon(bq, session);
     if (session->pumping) {
         session_t **at = &bq->sessions.pump;
         while (*at != session) at = &(*at)->pump_next;
