@@ -280,7 +280,10 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
 
 void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
-    if (bq->config.lazy_expiry) queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+    if (bq->config.lazy_expiry) {
+        queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+        connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
+    }
     if (connection->fd < 0) flush_fed(bq, connection);
     else flush_socket(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
