@@ -591,7 +591,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
 }
 
 void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN) return;
+    if (connection->state != CONNECTION_OPEN || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;

@@ -734,7 +734,11 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
 
 def test_stop_flushes_what_is_read_says_so_and_reports_what_nobody_read() -> None:
     with Bench() as bench:
-        publisher, reader, stuck = bench.attach(), bench.attach(hello=True).subscribe("t"), bench.attach().subscribe("t")
+        publisher, reader, stuck = (
+            bench.attach(),
+            bench.attach(hello=True).subscribe("t"),
+            bench.attach().subscribe("t"),
+        )
         stuck.stall()
         publisher.feed(publish_frame("t", b"x") * 5)
         bench.core.stop(1000)

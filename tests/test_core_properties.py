@@ -7,6 +7,7 @@ part of a frame, a window half used) are in the second half: what must hold for 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stepped import Bench, Client, SocketClient, conserved
 from twin import Publish, Twin, message_bytes
 
-from blipmq import native, topics, wire
+from blipmq import native, wire
 from blipmq.native import Overflow
 
 SEGMENT_BYTES = 4096
@@ -31,7 +32,9 @@ def names(separator: str, one: str, rest: str) -> st.SearchStrategy[str]:
     return st.builds(lambda levels, end: separator.join([*levels, *end]), levels, st.sampled_from([[], [rest]]))
 
 
-FILTERS = st.one_of(names(".", "*", ">"), names("/", "+", "#"), st.sampled_from(["many.*", "many.7", "#", ">"])).filter(bool)
+FILTERS = st.one_of(names(".", "*", ">"), names("/", "+", "#"), st.sampled_from(["many.*", "many.7", "#", ">"])).filter(
+    bool
+)
 HOT_TOPIC = "a.b"  # so that queues fill
 TOPICS = st.one_of(
     st.just(HOT_TOPIC),
@@ -39,7 +42,9 @@ TOPICS = st.one_of(
     st.builds(str.join, st.sampled_from([".", "/"]), st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4)),
     st.sampled_from(MANY_TOPICS),
 ).filter(bool)
-PAYLOADS = st.one_of(st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size))
+PAYLOADS = st.one_of(
+    st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size)
+)
 TTLS_MS = st.sampled_from([0, 0, 1, 10, 11, 25, 60])
 PUBLISHES = st.builds(Publish, TOPICS, PAYLOADS, TTLS_MS)
 # Runs of one topic and one lifetime are what the core handles together; small ones make the caps by messages count.
@@ -77,7 +82,9 @@ class CoreAndTwin(RuleBasedStateMachine):
 
     @initialize(limits=LIMITS, tick_ms=st.sampled_from([1, 10]), filters=HOT_FILTERS, stalled=st.booleans())
     def start(self, limits: dict[str, Any], tick_ms: int, filters: list[str], stalled: bool) -> None:
-        self.bench = Bench(**limits, tick_ms=tick_ms, segment_bytes=SEGMENT_BYTES, route_cache_entries=64, max_connections=4)
+        self.bench = Bench(
+            **limits, tick_ms=tick_ms, segment_bytes=SEGMENT_BYTES, route_cache_entries=64, max_connections=4
+        )
         self.twin = Twin(self.bench.config, self.bench.now_ms, self.bench.wall_offset_ms)
         self.clients: dict[str, Client] = {}
         self.attach("ann")
@@ -129,7 +136,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         client = self.clients[self.client(name)]
         data = frames_of(batch)
         edges = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             client.feed(data[start:stop])
             if slowly:
                 self.bench.settle()
@@ -219,15 +226,19 @@ class CoreAndTwin(RuleBasedStateMachine):
             row = rows.pop(self.clients[name].conn, None)
             assert (row is not None) == bool(client.filters)
             if row is not None:
-                assert row._asdict() | {
-                    "subscriptions": len(client.filters),
-                    "queued_messages": len(client.queue),
-                    "queued_bytes": client.queued_bytes,
-                    "enqueued": client.enqueued,
-                    "delivered": client.delivered,
-                    "dropped_ttl": client.dropped_ttl,
-                    "dropped_queue_full": client.dropped_queue_full,
-                } == row._asdict()
+                assert (
+                    row._asdict()
+                    | {
+                        "subscriptions": len(client.filters),
+                        "queued_messages": len(client.queue),
+                        "queued_bytes": client.queued_bytes,
+                        "enqueued": client.enqueued,
+                        "delivered": client.delivered,
+                        "dropped_ttl": client.dropped_ttl,
+                        "dropped_queue_full": client.dropped_queue_full,
+                    }
+                    == row._asdict()
+                )
         assert not rows
 
 
@@ -241,7 +252,9 @@ TestTheCoreAndItsTwinAgree = CoreAndTwin.TestCase
 
 FRAME_BYTES_MAX = message_bytes("t.a", bytes(3 * SEGMENT_BYTES))
 ACTIONS = st.one_of(
-    st.tuples(st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 3 * SEGMENT_BYTES), min_size=1, max_size=8)),
+    st.tuples(
+        st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 3 * SEGMENT_BYTES), min_size=1, max_size=8)
+    ),
     st.tuples(st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 50), min_size=1, max_size=60)),
     st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 30_000)),
     st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 300)),
@@ -294,7 +307,7 @@ class Readers:
             client.read()
         for _ in range(10_000):
             self.bench.settle()
-            if not any([client.receive() for client in self.sockets]) and not self.bench.turn():
+            if sum(client.receive() for client in self.sockets) == 0 and not self.bench.turn():
                 return
         raise AssertionError("the core does not come to rest")
 
@@ -346,7 +359,7 @@ def check_streams(readers: Readers, policy: Overflow, ttl_ms: int) -> None:
     stats = readers.bench.stats()
     sent = [payload for own in readers.sent for payload in own]
     assert stats["published"] == len(sent) and stats["blocked_publishers"] == 0 and stats["queued_messages"] == 0
-    rows = [row for row in readers.bench.subscribers().values()]
+    rows = list(readers.bench.subscribers().values())
     assert sorted(row.delivered for row in rows) == sorted(len(client.messages) for client in readers.everyone)
     for row in rows:
         assert row.enqueued == len(sent) == row.delivered + row.dropped_ttl + row.dropped_queue_full
