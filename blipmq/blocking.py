@@ -454,7 +454,7 @@ class BlockingClient:
                 self._protocol.forget(request)
         if not request.done:
             raise TimedOut(
-                f"{request.what.capitalize()}: the broker at {self.address} did not answer in {self._timeout_s} s. "
+                f"{request.what}: the broker at {self.address} did not answer in {self._timeout_s} s. "
                 "It is overloaded, or it is not a BlipMQ broker."
             )
         if request.error is not None:

@@ -17,7 +17,7 @@ import random as random_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from blipmq.address import Address, parse_address, unreachable
 from blipmq.backoff import Backoff
@@ -150,12 +150,13 @@ class _Link(asyncio.Protocol):
         self.client = client
         self.transport: asyncio.Transport | None = None
         self.error: BlipMQError | None = None
+        self.hello: Request | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but does not inherit from it
+        self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
+        self.hello = self.client.link_made(self, self.transport)
         if (sock := transport.get_extra_info("socket")) is not None:  # a connection inside the process has none
             keep_alive(sock)
 
@@ -360,29 +361,30 @@ class Client:
             raise
         return self
 
-    async def _open_link(self) -> None:
-        loop = asyncio.get_running_loop()
-        link = _Link(self)
+    async def _connect_link(self, link: _Link) -> None:
+        connecting: Awaitable[object]
+        if self._opener is not None:
+            connecting = self._opener(link)
+        else:
+            loop = asyncio.get_running_loop()
+            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
         try:
-            connecting: Awaitable[object]
-            if self._opener is not None:
-                connecting = self._opener(link)
-            else:
-                connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
             await asyncio.wait_for(connecting, self._timeout_s)
         except asyncio.TimeoutError:
             raise unreachable(self.address, TimeoutError()) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
             raise unreachable(self.address, error) from error
-        assert link.transport is not None
-        request = self._protocol.open()
-        link.transport.write(self._protocol.take())
-        self._link = link
+
+    async def _open_link(self) -> None:
+        link = _Link(self)
         try:
-            await self._answer(request)
+            await self._connect_link(link)
+            assert link.hello is not None
+            await self._answer(link.hello)
         except BaseException:
             self._link = None
-            link.transport.abort()
+            if link.transport is not None:
+                link.transport.abort()
             raise
         self._backoff.reset()
         self._writable.set()
@@ -418,6 +420,13 @@ class Client:
         self._writable.set()  # whoever waits to publish learns of the end
 
     # ---- what links report ----
+
+    def link_made(self, link: _Link, transport: asyncio.Transport) -> Request:
+        """Say HELLO before a byte of the other side can be read."""
+        self._link = link
+        request = self._protocol.open()
+        transport.write(self._protocol.take())
+        return request
 
     def link_received(self, link: _Link, data: bytes) -> None:
         if link is not self._link:
@@ -505,7 +514,7 @@ class Client:
                 await asyncio.wait_for(future, self._timeout_s)
             except asyncio.TimeoutError:
                 raise TimedOut(
-                    f"{request.what.capitalize()}: the broker at {self.address} did not answer in {self._timeout_s} s. "
+                    f"{request.what}: the broker at {self.address} did not answer in {self._timeout_s} s. "
                     "It is overloaded, or this client's subscriptions are not being read."
                 ) from None
             finally:

@@ -80,6 +80,7 @@ class Inbox:
         bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         check_filter(filter_)
+        _check_identity("group", group)
         if messages_max < 1 or bytes_max < 1:
             raise UsageError("A subscription's queue must hold at least one message and one byte.")
         self.filter = filter_
@@ -123,12 +124,24 @@ class Inbox:
         """Messages have come, or the end has. Called once per batch received."""
 
 
+def _check_identity(noun: str, text: str) -> None:
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
+    if size_bytes > _IDENTITY_BYTES_MAX:
+        raise UsageError(f"The {noun} has {size_bytes} bytes; {_IDENTITY_BYTES_MAX} is the most. Shorten it.")
+
+
 def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
     """A payload as it goes out: text as UTF-8, everything else as it is."""
     if type(payload) is bytes:
         return payload
     if isinstance(payload, str):
-        return payload.encode("utf-8")
+        try:
+            return payload.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError("The payload's text is not UTF-8; publish it as bytes (os.fsencode).") from None
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     raise UsageError(
@@ -140,9 +153,8 @@ class ClientProtocol:
     """See the top of the file. Not thread-safe: one driver, one thread or one loop."""
 
     def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
-        if len(client_id.encode("utf-8")) > _IDENTITY_BYTES_MAX:
-            raise UsageError(f"The client id is longer than {_IDENTITY_BYTES_MAX} bytes; shorten it.")
-        if len(api_key.encode("utf-8")) > _API_KEY_BYTES_MAX:
+        _check_identity("client id", client_id)
+        if len(api_key.encode("utf-8", "surrogateescape")) > _API_KEY_BYTES_MAX:
             raise ConfigError(
                 f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
             )
@@ -177,7 +189,7 @@ class ClientProtocol:
         self._out.clear()
         self.out_bytes = 0
         self.farewell = None
-        request = self._request("say HELLO")
+        request = self._request("HELLO")
         self._send(
             wire.encode_command(
                 wire.HELLO, seq=request.seq, client_id=self._client_id, api_key=self._api_key, protocol=wire.PROTOCOL
@@ -256,7 +268,7 @@ class ClientProtocol:
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
         """QoS 1: answered with the message's id once it is safe."""
         check_topic(topic)
-        request = self._request(f"publish to {topic}")
+        request = self._request(f"Publish to {topic}")
         self._send(wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms, qos=1, seq=request.seq))
         return request
 
@@ -293,17 +305,17 @@ class ClientProtocol:
 
     def unsubscribe(self, filter_: str) -> Request:
         check_filter(filter_)
-        request = self._request(f"unsubscribe from {filter_}")
+        request = self._request(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq))
         return request
 
     def ping(self) -> Request:
-        request = self._request("ping")
+        request = self._request("Ping")
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
     def info(self) -> Request:
-        request = self._request("ask for info")
+        request = self._request("Info")
         self._send(wire.encode_command(wire.INFO, seq=request.seq))
         return request
 
@@ -343,7 +355,7 @@ class ClientProtocol:
 
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
-        request = self._request(f"subscribe to {inbox.filter}")
+        request = self._request(f"Subscribe to {inbox.filter}")
         self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
@@ -375,12 +387,13 @@ class ClientProtocol:
         if request is not None:
             if isinstance(frame, Reply):
                 request.reply = frame
-            error = refusal(request.what.capitalize(), frame.code, reason) if frame.code else None
+            error = refusal(request.what, frame.code, reason) if frame.code else None
             if error is not None and error.code in errors.CLOSING_CODES:
                 self.farewell = error
             request.finish(error)
         elif frame.code:
-            error = refusal("A request", frame.code, reason)
+            about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
+            error = refusal("This client" if about_client else "A publish", frame.code, reason)
             if error.code in errors.CLOSING_CODES or error.code == errors.CLIENT_ID_IN_USE:
                 self.farewell = error
             self.refusals.append(error)

@@ -10,11 +10,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from blipmq import memory
+from blipmq.affinity import processor_numbers
 from blipmq.config import KEYS, PLANNED, Config, Key, literal, value_of
 from blipmq.errors import ConfigError
 
@@ -42,7 +43,7 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
     return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
 
 
-def load(path: str | Path | None, environ: Mapping[str, str]) -> Loaded:
+def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loaded:
     """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     if path is not None:
@@ -89,7 +90,7 @@ def is_loopback(host: str) -> bool:
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
 
-def _read(path: str | Path) -> str:
+def _read(path: str | os.PathLike[str]) -> str:
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -226,6 +227,13 @@ class _Reading:
                 f"({config.server.max_message_size_bytes}), so the largest message would never fit; "
                 "raise one or lower the other",
             )
+        budget, frame = config.limits.memory_bytes, memory.max_frame_bytes(config)
+        if budget and budget < 4 * frame:
+            self._clash(
+                "limits.memory_bytes",
+                f"{budget} is less than four frames of server.max_message_size_bytes ({4 * frame} bytes), and messages "
+                "on their way in may hold a quarter of it; raise one or lower the other",
+            )
         if config.delivery.default_ttl_ms > config.performance.timer_config.max_timeout_ms:
             self._clash(
                 "delivery.default_ttl_ms",
@@ -251,12 +259,19 @@ def _problem(k: Key, value: Any) -> str:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
     if not right:
         return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices)
-    if k.path == "server.bind_addr" and value:
+    check = _CHECKS.get(k.path)
+    if check is not None and value:
         try:
-            split_address(value)
+            check(value)
         except ValueError as error:
             return f"{_shown(value)}: {error}"
     return ""
+
+
+_CHECKS: dict[str, Callable[[str], object]] = {
+    "server.bind_addr": split_address,
+    "performance.network_optimizations.cpu_affinity": processor_numbers,
+}
 
 
 def _shown(value: Any) -> str:
@@ -319,6 +334,7 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
     keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
+    reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")
     for path, k in KEYS.items():
         reading.values[path] = value_of(new if k.reload else old, path)
     applied = [k for k in changed if k.reload]

@@ -77,16 +77,18 @@ class Table:
             raise broken("vtable length")
         if table_bytes < 4 or table + table_bytes > size:
             raise broken("table out of range")
-        self.body, self.table, self.end = body, table, table + table_bytes
-        self.fields = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
+        self.body = body
+        self.table: int = table
+        self.end: int = table + table_bytes
+        self.fields: tuple[int, ...] = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
 
     def _at(self, slot: int, width: int) -> int:
         """Where the slot's inline value is, or 0 if the field is absent."""
-        offset: int = self.fields[slot] if slot < len(self.fields) else 0
+        offset = self.fields[slot] if slot < len(self.fields) else 0
         if offset == 0:
             return 0
         at = self.table + offset
-        if at + width > self.end:
+        if offset < 4 or at + width > self.end:  # the first four bytes lead to the vtable
             raise broken(f"field {slot} out of range")
         return at
 
@@ -109,8 +111,8 @@ class Table:
             raise broken(f"length of field {slot} out of range")
         return self.body[start + 4 : stop]
 
-    def text(self, slot: int) -> str:
-        """A string; "" if absent."""
+    def text(self, slot: int, errors: str = "strict") -> str:
+        """A string; "" if absent. `errors`: what to do with bytes that are not UTF-8, as in bytes.decode."""
         data = self.vector(slot, terminator_bytes=1)
         if data is None:
             return ""
@@ -120,6 +122,6 @@ class Table:
         if self.body[end] != 0:
             raise broken(f"text of field {slot} is not terminated")
         try:
-            return data.decode("utf-8")
+            return data.decode("utf-8", errors)
         except UnicodeDecodeError:
             raise broken(f"text of field {slot} is not UTF-8") from None

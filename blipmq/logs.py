@@ -2,7 +2,7 @@
 
 Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader
 does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through. An
-event that comes too often in one second, because a client makes it happen, is counted instead of written until the next.
+event that comes too often in one second, because a client makes it happen, is counted instead of written for a while.
 """
 
 from __future__ import annotations

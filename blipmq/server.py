@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from blipmq import config_reader, memory
+from blipmq.affinity import choose_processors, stay_on
 from blipmq.broker import Broker
 from blipmq.config import Config
 from blipmq.config_reader import Loaded
@@ -38,6 +39,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
             "server.bind_addr is empty, so no one could connect. Write an address, such as 127.0.0.1:7878."
         )
     raise_descriptor_limit(config)
+    stay_on(choose_processors(config.performance.network_optimizations.cpu_affinity)[1])
     log = Log(level=config.logging.level, format=config.logging.format)
     loop, loop_name = _new_loop()
     log.info(
@@ -143,6 +145,8 @@ def raise_descriptor_limit(config: Config) -> None:
 
 def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
     """An event loop, uvloop's where it is installed."""
+    if sys.platform == "win32":  # the loop there by default cannot watch a descriptor
+        return asyncio.SelectorEventLoop(), "asyncio"
     try:
         import uvloop
     except ImportError:

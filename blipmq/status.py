@@ -22,6 +22,7 @@ SUBSCRIBERS_MAX = 100
 FILTERS_MAX = 16
 INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
+NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
 Counters = dict[str, int]
 Report = dict[str, Any]
@@ -30,8 +31,9 @@ Report = dict[str, Any]
 class Status:
     """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
 
-    def __init__(self, core: Core, sessions: Sessions, clock: Callable[[], float]) -> None:
+    def __init__(self, core: Core, sessions: Sessions, clock: Callable[[], float], budget_bytes: int) -> None:
         self.address = ""
+        self.budget_bytes = budget_bytes  # 0: none
         self._core = core
         self._sessions = sessions
         self._clock = clock
@@ -47,6 +49,11 @@ class Status:
 
     def __repr__(self) -> str:
         return f"<Status waiting={len(self._reports_for)} round={self._round} history={len(self._history)}>"
+
+    @property
+    def memory_is_short(self) -> bool:
+        """Whether the core was over its budget when it was last asked, at most a second ago."""
+        return bool(self.budget_bytes and self._history and _in_use(self._history[-1][1]) > self.budget_bytes)
 
     # -- asking
 
@@ -107,7 +114,7 @@ class Status:
     def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
         rates, dropping = self._rates(counters)
         hardware = read_hardware()
-        reasons = self._reasons(dropping)
+        reasons = self._reasons(dropping, _in_use(counters))
         if hardware and hardware["undervoltage"]:
             reasons.append("under-voltage: the power supply or its cable is too weak")
         if hardware and hardware["throttled"]:
@@ -135,7 +142,7 @@ class Status:
                 },
             },
             "rates": rates,
-            "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": 0},  # 0: no budget is set
+            "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": self.budget_bytes},
             "log": None,
             "disk_free_bytes": _disk_free_bytes(),
             "hardware": hardware,
@@ -168,8 +175,12 @@ class Status:
         dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
-    def _reasons(self, dropping: int) -> list[str]:
+    def _reasons(self, dropping: int, in_use: int) -> list[str]:
         reasons = []
+        if self.budget_bytes and in_use > self.budget_bytes * NEARLY_FULL:
+            reasons.append(
+                f"memory: {in_use} of {self.budget_bytes} bytes in use; slow subscribers lose messages first, see subscriptions"
+            )
         if self._accept_errno:
             why = os.strerror(self._accept_errno)
             reasons.append(
@@ -178,6 +189,11 @@ class Status:
         if dropping > 0:
             reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
         return reasons
+
+
+def _in_use(counters: Counters) -> int:
+    """What the core holds, without the free blocks it keeps and would give back first."""
+    return counters["memory_used_bytes"] - counters["pool_free_bytes"]
 
 
 def _depth(row: Subscriber) -> tuple[int, int]:
