@@ -33,6 +33,7 @@ def send_until_it_waits(client, piece):
 # ---- what is not read --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # because a build with sanitizers, which takes many times the memory, does not run the slow ones
 @pytest.mark.parametrize("broker", [{"performance.network_optimizations.send_buffer_size": 65_536}], indirect=True)
 @pytest.mark.parametrize("action", [PING, UNSUB], ids=["PING", "UNSUB"])
 def test_who_asks_and_does_not_read_the_answers_is_not_listened_to_any_more(broker, connect, action):
@@ -71,6 +72,7 @@ def test_a_stuck_client_loses_its_name_to_the_newer_connection_all_the_same(brok
 # ---- what is announced and never comes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # for the same reason
 def test_a_length_that_is_announced_costs_no_memory_until_the_bytes_come(broker, connect):
     before = broker.rss_bytes()
     clients = [connect(broker) for _ in range(500)]
