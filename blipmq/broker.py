@@ -120,6 +120,7 @@ class Broker:
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
+        self._asking: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -127,7 +128,7 @@ class Broker:
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     def __repr__(self) -> str:
-        state = "stopped" if self._core is None else "stopping" if self._stopped else "running"
+        state = self.unready or "running"
         return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
 
     # -- life
@@ -201,6 +202,13 @@ class Broker:
     # -- verbs
 
     @property
+    def unready(self) -> str:
+        """Why new clients are not served at the moment: starting, stopping, stopped or a sentence; "" if they are."""
+        if self._core is None or self._status is None:
+            return "starting" if self._stopped is None else "stopped"
+        return "stopping" if self._stopped is not None else self._status.accept_problem
+
+    @property
     def address(self) -> str:
         """Where it listens, with the real port; "" without a listener."""
         return self._status.address if self._status else ""
@@ -251,6 +259,10 @@ class Broker:
     async def info(self) -> dict[str, Any]:
         """The state of the broker, as INFO answers it."""
         return await self._ask(self._status_running().ask_report)
+
+    async def reasons(self) -> list[str]:
+        """What is not as it should be, a sentence each; nothing in it: all is well."""
+        return await self._ask(self._status_running().ask_reasons)
 
     def apply(self, config: Config) -> None:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""
@@ -359,6 +371,9 @@ class Broker:
         self._publisher = None
         for waiter in self._attaching.values():
             waiter.cancel()
+        for question in list(self._asking):
+            if not question.done():
+                question.set_exception(UsageError("the broker stopped before it could answer"))
         core.free()
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
@@ -402,6 +417,8 @@ class Broker:
 
     async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._asking.add(answer)
+        answer.add_done_callback(self._asking.discard)
         ask(lambda value: None if answer.done() else answer.set_result(value))
         return await answer
 
