@@ -82,7 +82,7 @@ class Process:
         admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
         try:
             await self._broker.start()
-            self._log.info("ready", address=self._broker.address, metrics=admin.address if admin else "")
+            self._log.info("ready", address=self._broker.address)
             await self._end.wait()
             unflushed = await self._broker.stop()
         finally:
@@ -106,6 +106,7 @@ class Process:
                 "metrics_off", error=str(error), hint="set metrics.bind_addr to an address, or to nothing"
             )
             return None
+        self._log.info("metrics", address=admin.address)
         return admin
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:

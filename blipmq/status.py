@@ -75,7 +75,7 @@ class Status:
 
     def ask_reasons(self, answer: Callable[[list[str]], None]) -> None:
         """Call `answer` with what is not as it should be, a sentence each; nothing in it: all is well."""
-        self.ask_counters(lambda counters: answer(self._reasons(counters, read_hardware())))
+        self.ask_counters(lambda counters: answer(self._all_reasons(counters, read_hardware())))
 
     def ask_report(self, answer: Callable[[Report], None]) -> None:
         """Call `answer` with the report that INFO gives as JSON."""
@@ -126,7 +126,7 @@ class Status:
     def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
-        reasons = self._reasons(counters, hardware)
+        reasons = self._all_reasons(counters, hardware)
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
@@ -184,8 +184,15 @@ class Status:
         dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
-    def _reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
-        (_, dropping), in_use = self._rates(counters), _in_use(counters)
+    def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
+        reasons = self._reasons(self._rates(counters)[1], _in_use(counters))
+        if hardware and hardware["undervoltage"]:
+            reasons.append("under-voltage: the power supply or its cable is too weak")
+        if hardware and hardware["throttled"]:
+            reasons.append("throttled: the processor is too hot or short of power")
+        return reasons
+
+    def _reasons(self, dropping: int, in_use: int) -> list[str]:
         reasons = []
         if self.budget_bytes and in_use > self.budget_bytes * NEARLY_FULL:
             reasons.append(
@@ -195,10 +202,6 @@ class Status:
             reasons.append(f"{self.accept_problem}; raise the limit on open files or lower server.max_connections")
         if dropping > 0:
             reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
-        if hardware and hardware["undervoltage"]:
-            reasons.append("under-voltage: the power supply or its cable is too weak")
-        if hardware and hardware["throttled"]:
-            reasons.append("throttled: the processor is too hot or short of power")
         return reasons
 
 
