@@ -4,7 +4,8 @@ Invariant: a name below is exposed under one type with one help text, whatever t
 and docs/METRICS.md are both derived from METRICS. What a scrape is made of comes in as a `Snapshot`: nothing here asks.
 
 The documented names of version 1.0.0 are counters without `_total`, which the text format allows and OpenMetrics does
-not; there they are of type `unknown`. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0.
+not; there they are of type `unknown`. No newer name is a documented one with `_total` added, because some readers add it
+by themselves. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Series(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric, by the name that queries use: a counter's ends in `_total`, an info's in `_info`."""
+    """One metric, by the name that queries use: a counter's ends in `_total` unless documented, an info's in `_info`."""
 
     name: str
     type: str  # counter, gauge or info
@@ -238,9 +239,10 @@ METRICS: tuple[Metric, ...] = (
         _by("result", "hit", "stats.pool_hits", "blipmq_pool_cache_hits"),
         _by("result", "miss", "stats.pool_misses", "blipmq_pool_cache_misses"),
     ),
+    # No newer name: hits and misses add up to it.
     _counter(
-        "blipmq_pool_allocations_total",
-        "Blocks taken from the memory pools in all.",
+        "blipmq_pool_allocations",
+        "Blocks taken from the memory pools, hits and misses.",
         Series("stats.pool_allocations", documented="blipmq_pool_allocations"),
     ),
     _gauge("blipmq_segments", "Segments that hold messages still wanted, and the open one.", "stats.segments"),
@@ -373,7 +375,8 @@ def _head(metric: Metric, openmetrics: bool) -> list[str]:
     if not openmetrics:
         kind = "gauge" if metric.type == "info" else metric.type
         return [f"# HELP {metric.name} {_escape(metric.help, False)}", f"# TYPE {metric.name} {kind}"]
-    lines = [f"# TYPE {metric.family} {metric.type}"]
+    legal = metric.type != "counter" or metric.name.endswith("_total")
+    lines = [f"# TYPE {metric.family} {metric.type if legal else 'unknown'}"]
     if metric.unit:
         lines.append(f"# UNIT {metric.family} {metric.unit}")
     return [*lines, f"# HELP {metric.family} {_escape(metric.help, True)}"]
