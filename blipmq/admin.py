@@ -89,7 +89,7 @@ class Admin:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: Exchange(self, loop), sock=listener, backlog=CONNECTIONS_MAX
+                lambda: Exchange(self, loop), sock=listener, backlog=4 * CONNECTIONS_MAX
             )
         except BaseException:
             listener.close()

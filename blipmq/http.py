@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 HEAD_BYTES_MAX = 8 * 1024
 # For the request to arrive, for the answer to leave.
@@ -181,8 +181,7 @@ class Exchange(asyncio.Protocol):
         return self._task is None and not self._answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         address, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
         self.peer = f"{address}:{port}"
         self._end_in(EXCHANGE_SECONDS[0])

@@ -394,7 +394,9 @@ def test_names_end_as_their_type_and_unit_want():
         assert (metric.type == "info") == metric.name.endswith("_info")
         if metric.name not in DOCUMENTED:
             assert (metric.type == "counter") == metric.name.endswith("_total")
-        assert [unit for unit in ("bytes", "seconds", "celsius") if unit in metric.name] == [metric.unit] * bool(metric.unit)
+        assert [unit for unit in ("bytes", "seconds", "celsius") if unit in metric.name] == [metric.unit] * bool(
+            metric.unit
+        )
 
 
 def test_every_figure_of_the_core_is_exposed():

@@ -103,8 +103,8 @@ def check_openmetrics(text):
 class WatchedBroker:
     """Broker and edge, run by a loop in a thread of its own. `broker` may be any object that stands in for one."""
 
-    def __init__(self, settings=None, broker=None):
-        self._loop = asyncio.new_event_loop()
+    def __init__(self, settings=None, broker=None, new_loop=asyncio.new_event_loop):
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         own = {"bind_addr": "127.0.0.1:0", **(settings or {}).get("server", {})}
@@ -126,8 +126,8 @@ class WatchedBroker:
         self._thread.join(TIMEOUT_S)
         self._loop.close()
 
-    def run(self, coroutine):
-        return self.start(coroutine).result(TIMEOUT_S)
+    def run(self, coroutine, seconds=TIMEOUT_S):
+        return self.start(coroutine).result(seconds)
 
     def start(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
