@@ -100,8 +100,12 @@ class Status:
             return
         self._listed += len(event.subscribers)
         self._stuck += sum(row.blocked for row in event.subscribers)
-        deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *event.subscribers], key=_depth)
-        self._deepest = deepest
+        rows = event.subscribers
+        if len(self._deepest) == SUBSCRIBERS_MAX:  # from here on most rows are out at once
+            least = _depth(self._deepest[-1])
+            rows = [row for row in rows if _depth(row) > least]
+        if rows:
+            self._deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *rows], key=_depth)
         if event.next_slot:
             self._core.list(self._round, event.next_slot)
         else:
