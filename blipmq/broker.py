@@ -15,14 +15,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
 from blipmq.affinity import choose_processors
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
@@ -32,6 +31,7 @@ from blipmq.native import (
     Closed,
     Core,
     CoreConfig,
+    CoreError,
     Fed,
     Hello,
     Info,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from blipmq.client import Client, Opening
     from blipmq.publisher import Publisher
 
-Settings: TypeAlias = "Config | Mapping[str, Any] | str | Path | None"
+Settings: TypeAlias = "Config | Mapping[str, Any] | str | os.PathLike[str] | None"
 T = TypeVar("T")
 
 # Events handled before the loop gets to do something else.
@@ -120,7 +120,7 @@ class Broker:
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
-        self._asking: set[asyncio.Future[Any]] = set()
+        self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -140,8 +140,7 @@ class Broker:
         if listener is None and self.config.server.bind_addr:
             listener = open_listener(self.config.server.bind_addr)
         try:
-            core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
-            core.start()
+            core = self._start_core()
         except BaseException:
             if listener is not None:
                 listener.close()
@@ -246,7 +245,9 @@ class Broker:
         self._attaching[seq] = attached
         core.attach(seq, trusted=True)
         conn = await attached
-        transport = self._fed[conn]
+        transport = self._fed.get(conn)
+        if transport is None:
+            raise Disconnected("the broker stopped before the connection was there")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         transport.resume_reading()
@@ -302,6 +303,8 @@ class Broker:
                 self._handlers[type(event)](event)
             except Exception as error:  # one connection's trouble must not end the broker
                 self._failed(core, event, error)
+        if self._core is not None and self._core.has_backlog:
+            self._retry()
         if count == EVENTS_PER_TURN and self._core is not None and self._loop is not None:
             self._loop.call_soon(self._drain)
 
@@ -364,19 +367,28 @@ class Broker:
         self._core = None  # before free: nothing may send a command from here on
         for timer in self._timers.values():
             timer.cancel()
+        self._timers.clear()
         for transport in list(self._fed.values()):
             transport.ended()
         self._fed.clear()
         self.sessions.clear()
         self._publisher = None
-        for waiter in self._attaching.values():
-            waiter.cancel()
-        for question in list(self._asking):
-            if not question.done():
-                question.set_exception(UsageError("the broker stopped before it could answer"))
+        for waiter in (*self._attaching.values(), *self._asked):
+            if not waiter.done():
+                waiter.set_exception(Disconnected("the broker stopped before it could answer"))
+        self._attaching.clear()
         core.free()
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
+
+    def _start_core(self) -> Core:
+        core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
+        try:
+            core.start()
+        except BaseException:
+            core.free()
+            raise
+        return core
 
     # -- timers
 
@@ -391,11 +403,19 @@ class Broker:
             self._after("tick", TICK_SECONDS, self._tick)
 
     def _backlog(self) -> None:
-        if self._loop is not None:
-            self._after("retry", RETRY_SECONDS, self._retry)
+        if self._loop is not None and "retry" not in self._timers:  # one at a time
+            self._after("retry", RETRY_SECONDS, self._retry_due)
+
+    def _retry_due(self) -> None:
+        del self._timers["retry"]
+        self._retry()
 
     def _retry(self) -> None:
-        if self._core is not None and not self._core.retry():
+        try:
+            if self._core is not None and not self._core.retry():
+                self._backlog()
+        except CoreError as error:  # that command is gone; those behind it go on
+            self.log.error("internal_error", on="command", error=str(error))
             self._backlog()
 
     def _stop_overdue(self) -> None:
@@ -417,10 +437,12 @@ class Broker:
 
     async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._asking.add(answer)
-        answer.add_done_callback(self._asking.discard)
-        ask(lambda value: None if answer.done() else answer.set_result(value))
-        return await answer
+        self._asked.add(answer)
+        try:
+            ask(lambda value: None if answer.done() else answer.set_result(value))
+            return await answer
+        finally:
+            self._asked.discard(answer)
 
 
 def _as_config(config: Settings) -> Config:

@@ -17,7 +17,7 @@ import random as random_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from blipmq.address import Address, parse_address, unreachable
 from blipmq.backoff import Backoff
@@ -154,10 +154,9 @@ class _Link(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
-        self.hello = self.client.link_made(self, transport)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but does not inherit from it
+        self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
+        self.hello = self.client.link_made(self, self.transport)
         if (sock := transport.get_extra_info("socket")) is not None:  # a connection inside the process has none
             keep_alive(sock)
 

@@ -80,6 +80,7 @@ class Inbox:
         bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         check_filter(filter_)
+        _check_identity("group", group)
         if messages_max < 1 or bytes_max < 1:
             raise UsageError("A subscription's queue must hold at least one message and one byte.")
         self.filter = filter_
@@ -123,12 +124,24 @@ class Inbox:
         """Messages have come, or the end has. Called once per batch received."""
 
 
+def _check_identity(noun: str, text: str) -> None:
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
+    if size_bytes > _IDENTITY_BYTES_MAX:
+        raise UsageError(f"The {noun} has {size_bytes} bytes; {_IDENTITY_BYTES_MAX} is the most. Shorten it.")
+
+
 def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
     """A payload as it goes out: text as UTF-8, everything else as it is."""
     if type(payload) is bytes:
         return payload
     if isinstance(payload, str):
-        return payload.encode("utf-8")
+        try:
+            return payload.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError("The payload's text is not UTF-8; publish it as bytes (os.fsencode).") from None
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     raise UsageError(
@@ -140,9 +153,8 @@ class ClientProtocol:
     """See the top of the file. Not thread-safe: one driver, one thread or one loop."""
 
     def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
-        if len(client_id.encode("utf-8")) > _IDENTITY_BYTES_MAX:
-            raise UsageError(f"The client id is longer than {_IDENTITY_BYTES_MAX} bytes; shorten it.")
-        if len(api_key.encode("utf-8")) > _API_KEY_BYTES_MAX:
+        _check_identity("client id", client_id)
+        if len(api_key.encode("utf-8", "surrogateescape")) > _API_KEY_BYTES_MAX:
             raise ConfigError(
                 f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
             )

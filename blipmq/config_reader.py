@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from blipmq import memory
@@ -44,7 +43,7 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
     return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
 
 
-def load(path: str | Path | None, environ: Mapping[str, str]) -> Loaded:
+def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loaded:
     """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     if path is not None:
@@ -91,7 +90,7 @@ def is_loopback(host: str) -> bool:
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
 
-def _read(path: str | Path) -> str:
+def _read(path: str | os.PathLike[str]) -> str:
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -342,6 +341,7 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
     keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
+    reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")
     for path, k in KEYS.items():
         reading.values[path] = value_of(new if k.reload else old, path)
     applied = [k for k in changed if k.reload]

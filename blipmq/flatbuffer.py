@@ -88,7 +88,7 @@ class Table:
         if offset == 0:
             return 0
         at = self.table + offset
-        if at + width > self.end:
+        if offset < 4 or at + width > self.end:  # the first four bytes lead to the vtable
             raise broken(f"field {slot} out of range")
         return at
 
@@ -111,8 +111,8 @@ class Table:
             raise broken(f"length of field {slot} out of range")
         return self.body[start + 4 : stop]
 
-    def text(self, slot: int) -> str:
-        """A string; "" if absent."""
+    def text(self, slot: int, errors: str = "strict") -> str:
+        """A string; "" if absent. `errors`: what to do with bytes that are not UTF-8, as in bytes.decode."""
         data = self.vector(slot, terminator_bytes=1)
         if data is None:
             return ""
@@ -122,6 +122,6 @@ class Table:
         if self.body[end] != 0:
             raise broken(f"text of field {slot} is not terminated")
         try:
-            return data.decode("utf-8")
+            return data.decode("utf-8", errors)
         except UnicodeDecodeError:
             raise broken(f"text of field {slot} is not UTF-8") from None

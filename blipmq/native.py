@@ -423,6 +423,7 @@ class Core:
         """Yield what has happened, oldest first, at most `limit` events (0: until none is left).
 
         Only a drained ring arms `event_fd`: drain once before waiting for it, and come back after stopping at `limit`.
+        Commands that wait are the caller's to `retry` afterwards: the core may have made room.
         """
         event, taken = self._event, 0
         while not limit or taken < limit:
@@ -430,7 +431,6 @@ class Core:
                 break
             taken += 1
             yield _READERS[event.type](event)
-        self.retry()
 
     # -- commands
 
@@ -509,18 +509,32 @@ class Core:
         """Flush for at most `flush_ms`, close everything, then report `Stopped`."""
         self._push(lib.BQ_CMD_STOP, value=flush_ms)
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether commands wait for room in the ring."""
+        return bool(self._backlog)
+
     def retry(self) -> bool:
-        """Push what waits, in order. True if nothing waits any more."""
-        backlog = self._backlog
-        while backlog:
-            command = backlog[0]
-            if not self._try(command):
+        """Push what waits, in order. True if nothing waits any more.
+
+        A command that can never be taken raises `CoreError` once, and is gone: those behind it must not wait for ever.
+        """
+        while self._backlog:
+            try:
+                taken = self._try(self._backlog[0])
+            except CoreError:
+                self._pop_backlog()
+                raise
+            if not taken:
                 return False
-            backlog.popleft()
-            if command.counted:
-                self._backlog_count -= 1
-                self._backlog_bytes -= len(command.text) + len(command.data)
+            self._pop_backlog()
         return True
+
+    def _pop_backlog(self) -> None:
+        command = self._backlog.popleft()
+        if command.counted:
+            self._backlog_count -= 1
+            self._backlog_bytes -= len(command.text) + len(command.data)
 
     def _push(
         self,

@@ -172,6 +172,8 @@ def raise_descriptor_limit(config: Config) -> None:
 
 def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
     """An event loop, uvloop's where it is installed."""
+    if sys.platform == "win32":  # the loop there by default cannot watch a descriptor
+        return asyncio.SelectorEventLoop(), "asyncio"
     try:
         import uvloop
     except ImportError:

@@ -121,8 +121,13 @@ def encode_command(
     _check_range("protocol", protocol, 0xFFFF)
     numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable)}
     vectors = [
-        (slot, text.encode("utf-8"), b"\0")
-        for slot, text in ((1, topic), (6, client_id), (7, api_key), (10, group))
+        (slot, text.encode("utf-8", errors), b"\0")
+        for slot, text, errors in (
+            (1, topic, "strict"),
+            (6, client_id, "strict"),
+            (7, api_key, "surrogateescape"),  # a secret is bytes: environment and files may hold any
+            (10, group, "strict"),
+        )
         if text
     ]
     if payload is not None:
@@ -225,7 +230,7 @@ def decode_command(body: bytes) -> Command:
         qos=table.number(4, U8),
         seq=table.number(5, U64),
         client_id=table.text(6),
-        api_key=table.text(7),
+        api_key=table.text(7, "surrogateescape"),
         protocol=table.number(8, U16),
         durable=table.number(9, U8) != 0,
         group=table.text(10),

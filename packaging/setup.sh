@@ -79,7 +79,10 @@ make_venv() {
     compiler_works "$python" || fail "$python builds extensions with '$compiler', which does not work here. Install it, or name another: CC=gcc make ..."
     say "virtual environment $1 from $python ($("$python" -c 'import platform; print(platform.python_version())'))"
     rm -rf "$1"
-    "$python" -m venv "$1"
+    # Half an environment would be taken for a whole one by the next run.
+    trap 'rm -rf "$1"; exit 130' INT TERM
+    "$python" -m venv "$1" || { rm -rf "$1"; fail "$python could not make a virtual environment in $1; its message is above."; }
+    trap - INT TERM
 }
 
 # Some releases keep clang's run-time in a package of its own, others have no such package.

@@ -116,7 +116,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
         self.filters: list[str] = []
-        self.hello = False
+        self.client_id = ""
         self.buffer = b""
         self.transport: asyncio.Transport
 
@@ -160,7 +160,7 @@ class _Connection(asyncio.Protocol):
             self.transport.write(reply(seq, 401, "unknown API key"))
             self.transport.close()
             return
-        self.hello = True
+        self.client_id = command["client_id"]
         self.transport.write(reply(seq, 0, "welcome"))
 
     def on_sub(self, command: dict[str, Any], seq: int) -> None:
@@ -172,9 +172,10 @@ class _Connection(asyncio.Protocol):
         self.transport.write(suback(command["topic"], "subscribed", seq))
 
     def on_unsub(self, command: dict[str, Any], seq: int) -> None:
-        known = command["topic"] in self.filters
-        if known:
-            self.filters.remove(command["topic"])
+        durable = (self.client_id, command["topic"])
+        known = command["topic"] in self.filters or durable in self.broker.durables
+        self.filters = [filter_ for filter_ in self.filters if filter_ != command["topic"]]
+        self.broker.durables.discard(durable)
         self.transport.write(reply(seq, 0 if known else 404, "" if known else "no such subscription"))
 
     def on_pub(self, command: dict[str, Any], seq: int) -> None:
@@ -198,13 +199,15 @@ class _Connection(asyncio.Protocol):
 
 class FakeBroker:
     """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
-    bytes. Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
+    bytes, `durables` {(client_id, filter)} that UNSUB may end.
+    Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
 
     def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
         self.api_key, self.host, self.port = api_key, host, 0
         self.refusals: dict[str, tuple[int, str]] = {}
         self.silent: set[str] = set()
         self.greeting = b""
+        self.durables: set[tuple[str, str]] = set()
         self.info: dict[str, Any] = {"version": "fake", "state": "ok"}
         self.commands: list[dict[str, Any]] = []
         self.connections: list[_Connection] = []

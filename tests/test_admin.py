@@ -19,7 +19,7 @@ from watched_broker import OPENMETRICS, WatchedBroker, exchange, get, parse_resp
 from blipmq import admin, http, metrics, wire
 from blipmq.admin import Shared
 from blipmq.config import Config
-from blipmq.errors import UsageError
+from blipmq.errors import BlipMQError, UsageError
 from blipmq.http import BadRequest, quality, read_request
 from blipmq.version import __version__
 
@@ -301,7 +301,7 @@ def test_asking_a_broker_that_stops_fails_instead_of_waiting_for_ever():
         await asyncio.sleep(0)
         broker._core.list = lambda *_: None  # the next page is never asked for, as if the stop came in between
         await broker.stop()
-        with pytest.raises(UsageError, match="stopped before"):
+        with pytest.raises(BlipMQError, match="stopped before"):
             await asking
 
     asyncio.run(ask())

@@ -13,15 +13,18 @@ from raw_client import RawClient
 import blipmq
 from blipmq import fed, memory, native, publisher, status, wire
 from blipmq.config_reader import from_dict
-from blipmq.errors import Refused, UsageError
-from blipmq.listener import AddressInUse, open_listener
+from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
+from blipmq.listener import AddressInUse, address_of, open_listener
 from blipmq.logs import Log
 from blipmq.version import __version__
 
 ROOT = Path(__file__).parent.parent
-VECTORS = {v["name"]: v for v in json.loads((ROOT / "tests/vectors.json").read_text())["valid"]}
+ALL_VECTORS = json.loads((ROOT / "tests/vectors.json").read_text())
+VECTORS = {v["name"]: v for v in ALL_VECTORS["valid"]}
+COMMANDS = [v for v in ALL_VECTORS["valid"] if v["direction"] == "up"]
 LOCAL = {"server": {"bind_addr": "127.0.0.1:0"}}
 NO_LISTENER = {"server": {"bind_addr": ""}}
+AT_ONCE = {"shutdown_timeout_ms": 0}  # a subscriber that does not read would use up whatever time there is
 
 
 def settings(**sections):
@@ -30,7 +33,7 @@ def settings(**sections):
 
 @pytest.fixture
 def broker():
-    with blipmq.Broker(LOCAL) as running:
+    with blipmq.Broker(LOCAL, log=Log(level="error")) as running:
         yield running
 
 
@@ -123,6 +126,61 @@ def test_a_bad_frame_of_a_plain_client_closes_it_with_one_line(connect, log_line
     closed = [line for line in lines() if " closed " in line]
     assert len(closed) == 1
     assert closed[0].startswith(f'warning closed client="" peer={client.name} reason=frame detail=')
+
+
+@pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
+def test_a_broken_frame_ends_a_plain_connection_and_nothing_else(broker, connect, vector):
+    plain, other = connect(broker), connect(broker).hello("other").subscribe("t")
+    plain.send(bytes.fromhex(vector["frame"]))
+    plain.socket.shutdown(socket.SHUT_WR)  # some announce more than they bring
+    assert plain.raw() == b""
+    broker.publish("t", b"still here")
+    assert other.next().payload == b"still here"
+
+
+@pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
+def test_a_broken_frame_is_answered_to_a_client_that_said_hello(broker, connect, vector):
+    client = connect(broker).hello("a")
+    client.send(bytes.fromhex(vector["frame"]))
+    client.socket.shutdown(socket.SHUT_WR)
+    replies = []
+    while (reply := client.next()) is not None:
+        replies.append((type(reply), reply.code))
+    assert set(replies) <= {(wire.Reply, 400), (wire.Reply, 413)}
+
+
+@pytest.mark.parametrize("vector", COMMANDS, ids=lambda v: v["name"])
+def test_a_valid_frame_leaves_the_broker_serving(broker, connect, vector):
+    client, other = connect(broker), connect(broker).hello("other").subscribe("t")
+    client.send(bytes.fromhex(vector["frame"]))
+    client.socket.shutdown(socket.SHUT_WR)
+    while client.raw():
+        pass
+    broker.publish("t", b"still here")
+    assert other.next().payload == b"still here"
+    assert broker.stats()["frames_bad"] == 0
+
+
+# ---- one beside others
+
+
+def test_a_subscriber_that_does_not_read_harms_only_itself(connect):
+    count, payload = 5000, bytes(2000)  # ten megabytes: more than its socket takes
+    with blipmq.Broker(
+        settings(queues={"subscriber_capacity": 100}, delivery={"max_batch": 10}, limits=AT_ONCE)
+    ) as broker:
+        stuck, feeder = connect(broker).subscribe("t"), connect(broker).hello("feeder")
+        fast = [connect(broker).subscribe("t") for _ in range(5)]
+        for number in range(0, count, 50):  # less at a time than a queue holds: who reads loses nothing
+            feeder.send(*[wire.encode_command(wire.PUB, "t", b"%d|" % n + payload) for n in range(number, number + 50)])
+            for client in fast:
+                got = [int(client.next().payload.partition(b"|")[0]) for _ in range(50)]
+                assert got == list(range(number, number + 50))
+        counters = broker.stats()
+        assert counters["delivered"] >= 5 * count
+        rows = {row["peer"]: row for row in broker.info()["subscriptions"]}
+        assert rows[stuck.name]["blocked"] and rows[stuck.name]["dropped_queue_full"] > 0
+        assert [rows[client.name]["dropped_queue_full"] for client in fast] == [0] * 5
 
 
 # ---- HELLO
@@ -301,7 +359,7 @@ def test_info_lists_the_hundred_deepest_queues_and_counts_the_rest(broker, conne
 
 
 def test_info_shows_a_subscriber_that_does_not_read_and_says_what_it_lost(connect):
-    with blipmq.Broker(settings(queues={"subscriber_capacity": 10})) as broker:
+    with blipmq.Broker(settings(queues={"subscriber_capacity": 10}, limits=AT_ONCE)) as broker:
         stuck = connect(broker).hello("stuck").subscribe("a")
         feeder = connect(broker).hello("feeder")
         row = {"blocked": False, "dropped_queue_full": 0}
@@ -514,6 +572,19 @@ def test_stopping_twice_is_harmless_and_a_stopped_broker_can_be_started_again():
     run(scene())
 
 
+def test_who_asks_while_the_broker_stops_gets_an_answer_or_an_error_and_does_not_wait_for_ever():
+    async def scene():
+        broker = blipmq.Broker(NO_LISTENER)
+        await broker.start()
+        asked = [broker.stats() if n % 2 else broker.open_transport(asyncio.Protocol()) for n in range(100)]
+        asked.insert(50, broker.stop())
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers.pop(50) == 0
+        assert all(isinstance(answer, (dict, fed.FedTransport, BlipMQError)) for answer in answers), answers
+
+    run(scene())
+
+
 def test_an_address_in_use_is_one_clear_error_and_leaves_nothing_open(broker):
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(AddressInUse, match=r"is in use: another process.*listens there") as caught:
@@ -535,10 +606,27 @@ def test_a_broker_leaves_no_descriptor_open():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-def test_ipv6_addresses_are_listened_on():
-    with open_listener("[::1]:0") as listener:
+def test_ipv6_addresses_are_listened_on_or_said_not_to_be_there():
+    try:
+        listener = open_listener("[::1]:0")
+    except ConfigError as error:  # a container without IPv6
+        assert "[::1]:0" in str(error)
+        return
+    with listener:
         assert listener.family == socket.AF_INET6
+        assert address_of(listener) == f"[::1]:{listener.getsockname()[1]}"
+
+
+def test_a_name_that_resolves_to_both_kinds_is_listened_on_by_ipv4():
+    with open_listener("localhost:0") as listener:
+        assert address_of(listener).startswith("127.0.0.1:")
+
+
+def test_a_name_that_does_not_resolve_is_an_error_that_says_what_to_write():
+    with pytest.raises(
+        ConfigError, match=r"'no-such-host.invalid' is not a name this machine can resolve .* Write an address"
+    ):
+        open_listener("no-such-host.invalid:7878")
 
 
 def test_new_limits_take_effect_while_running(connect):
@@ -567,3 +655,16 @@ def test_the_rings_hold_the_largest_frame_an_event_can_carry():
     for size in (64, 1 << 16, 1 << 20, 16 << 20):
         config = from_dict({"server": {"max_message_size_bytes": size}})
         assert memory.ring_bytes(config) // 2 >= memory.max_frame_bytes(config) + native.ffi.sizeof("bq_event_t") + 16
+
+
+def test_commands_that_find_no_room_are_all_answered_in_the_end():
+    config = {"server": {"bind_addr": "", "max_message_size_bytes": 4096}}
+
+    async def scene():
+        async with blipmq.Broker(config) as broker:
+            answers = await asyncio.gather(*(broker.stats() for _ in range(30_000)))  # the ring holds half as many
+            assert len(answers) == 30_000
+            assert not broker._core.has_backlog
+            assert len(broker._timers) <= 2
+
+    run(scene())

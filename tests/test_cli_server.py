@@ -116,3 +116,11 @@ def test_output_that_is_cut_off_is_no_error():
         command, shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("configuration: built-in defaults\n", "")
+
+
+def test_connect_to_where_nothing_listens_is_status_69(capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: no one else can take the port meanwhile
+        status, _, err = run(capsys, "connect", f"127.0.0.1:{unused.getsockname()[1]}")
+    assert status == 69
+    assert "nothing listens there" in err

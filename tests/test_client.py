@@ -322,6 +322,7 @@ def test_a_refused_qos_0_publish_is_reported_and_raised_by_flush(broker: FakeBro
         (("a.*", "x"), "wildcards are for subscribing"),
         (("", "x"), "empty"),
         (("a", 5), "bytes or str, not int"),
+        (("a", "\udcff"), "not UTF-8"),
     ],
 )
 def test_a_mistake_of_the_caller_is_raised_at_once_and_nothing_is_sent(
@@ -505,6 +506,33 @@ def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
             assert [command["topic"] for command in broker.wait_for("UNSUB")] == ["a"]
 
     run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not made for Windows")
+def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeBroker) -> None:
+    import uvloop
+
+    async def main() -> None:
+        assert type(asyncio.get_running_loop()).__module__ == "uvloop"
+        states = States()
+        async with connect(broker, on_state=states) as client, connect(broker) as publisher:
+            messages = await client.subscribe("a", queue_messages_max=10)
+            for _ in range(200):
+                await publisher.publish("a", bytes(50_000))
+            await publisher.flush()
+            await until(lambda: client.reading_paused)
+            assert [(await messages.next(10)).id for _ in range(200)] == list(range(1, 201))
+            broker.kick()
+            await states.until("connected", 2)
+            await client.ping()
+        with pytest.raises(Unreachable, match="nothing listens"):
+            await blipmq.connect(f"127.0.0.1:{fake_broker.free_port()}")
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+    finally:
+        loop.close()
 
 
 # ---- asyncio: back-pressure ------------------------------------------------------------------------------------------
@@ -779,6 +807,8 @@ def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
         ClientProtocol(client_id="x" * 257)
     with pytest.raises(ConfigError, match="API key"):
         ClientProtocol(api_key="x" * 513)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        ClientProtocol(client_id="\udcff")
     hello = ClientProtocol(client_id="x" * 256, api_key="k" * 512)
     hello.open()
     assert len(hello.take()) <= 1024

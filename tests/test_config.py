@@ -311,3 +311,17 @@ def test_the_budget_bounds_the_sum_however_large_the_queues_may_grow():
 def test_a_budget_too_small_for_the_largest_message_is_refused():
     with pytest.raises(ConfigError, match=r"limits.memory_bytes: 1048576 is less than four frames of server.max_mess"):
         from_dict({"limits": {"memory_bytes": 1 << 20}})
+
+
+def test_a_reload_takes_what_can_change_and_names_what_has_to_wait():
+    old, new = from_dict({}), from_dict({"delivery": {"max_batch": 5}, "server": {"max_connections": 6}})
+    config, applied, waiting = config_reader.reloaded(old, new)
+    assert (config.delivery.max_batch, config.server.max_connections) == (5, 10_000)
+    assert [k.path for k in applied] == ["delivery.max_batch"]
+    assert [k.path for k in waiting] == ["server.max_connections"]
+
+
+def test_a_reload_that_only_goes_together_after_a_restart_is_refused():
+    new = from_dict({"server": {"max_message_size_bytes": 4096}, "queues": {"subscriber_bytes": 8192}})
+    with pytest.raises(ConfigError, match=r"with what cannot change before a restart: queues.subscriber_bytes: 8192"):
+        config_reader.reloaded(from_dict({}), new)

@@ -137,7 +137,7 @@ def project_files() -> Iterator[Path]:
     """Files that belong to the project: not what is built, installed or hidden by a leading dot, .ci excepted."""
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name == ".ci" or not is_product(name)]
-        yield from (Path(folder) / name for name in sorted(names))
+        yield from (Path(folder) / name for name in sorted(names) if name != ".git")  # a file in a linked work tree
 
 
 def project_texts() -> Iterator[tuple[str, str]]:
@@ -168,7 +168,7 @@ def test_a_file_named_for_no_noun_is_found() -> None:
 def machine_paths(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
     """Paths of one person's machine: in a home folder, or present here and outside the standard hierarchy."""
     found = re.findall(r"(?<![\w.}$*-])(/(?:root|home|Users)/[\w.]+)", text)
-    for path in re.findall(r"(?<![\w.}$:/*-])(/[\w.-]+/[\w.-]+)", text):
+    for path in re.findall(r"(?<![\w.}$:/*-])(/\w[\w.-]*/\w[\w.-]*)", text):
         if path.split("/")[1] not in STANDARD_FOLDERS and exists(path):
             found.append(path)
     return sorted({*found, *re.findall(re.escape(str(ROOT)) + r"\b", text if len(ROOT.parts) > 2 else "")})
@@ -183,7 +183,7 @@ def test_a_path_of_one_machine_is_found() -> None:
         assert machine_paths(f"see '/{path}'")
     assert machine_paths("cp /depot/tree/x .", lambda path: path == "/depot/tree") == ["/depot/tree"]
     assert not machine_paths("cp /depot/tree/x .", lambda path: False)
-    assert not machine_paths("/usr/bin/env, $DIR/home/x, docs/home/x, http://depot/tree", lambda path: True)
+    assert not machine_paths("/usr/bin/env, $DIR/home/x, docs/home/x, http://depot/tree, /../..", lambda path: True)
 
 
 # The words are spelt in two parts so that this file does not hold them.

@@ -21,7 +21,9 @@ def step(core, advance_ms=1):
     core.now_ms += advance_ms
     core.wait(0)
     core.turn(core.now_ms, 1_700_000_000_000 + core.now_ms)
-    return list(core.events())
+    events = list(core.events())
+    core.retry()
+    return events
 
 
 def events_until(core, wanted):
@@ -121,6 +123,22 @@ def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatc
     assert core._backlog_count == core._backlog_bytes == 0
 
 
+def test_a_command_that_can_never_be_taken_does_not_hold_up_those_behind_it(core):
+    conn = attach(core)
+    while not core._backlog:
+        core.stats(0)
+    core.reply(conn, 1, 0, "", bytes(64 << 20))
+    core.stats(7)
+    seqs, errors = [], 0
+    while 7 not in seqs:
+        try:
+            seqs += [event.seq for event in step(core)]
+        except CoreError as error:
+            assert "larger than the core accepts" in str(error)
+            errors += 1
+    assert (errors, len(core._backlog)) == (1, 0)
+
+
 def test_a_closed_connection_is_reported_and_its_handle_is_dead(core):
     conn = attach(core)
     core.close(conn)
@@ -158,6 +176,66 @@ def test_events_can_be_taken_a_few_at_a_time(core):
     assert [event.seq for event in core.events(4)] == [0, 1, 2, 3]
     assert [event.seq for event in core.events(4)] == [4, 5, 6, 7]
     assert [event.seq for event in core.events()] == [8, 9]
+
+
+# ---- time to live, by advancing time
+
+
+def stuck_subscriber(core):
+    """A subscriber whose window is full, so that what comes next waits in its queue. Returns it and a publisher."""
+    subscriber, publisher = attach(core, 1), attach(core, 2)
+    core.feed(subscriber, wire.encode_command(wire.SUB, "t"))
+    step(core)
+    core.subscribe(subscriber, 0, "t")
+    for _ in range(8):
+        core.feed(publisher, wire.encode_command(wire.PUB, "t", bytes(60_000)))
+        step(core, advance_ms=0)
+    return subscriber, publisher
+
+
+def counters(core):
+    core.stats(99)
+    return next(event.counters for event in events_until(core, 1) if isinstance(event, Stats))
+
+
+@pytest.mark.parametrize("lazy", [0, 1], ids=["timers", "lazily"])
+def test_a_message_lives_as_long_as_it_says_and_is_counted_when_it_is_dropped(lazy):
+    core = Core(SMALL._replace(tick_ms=10, lazy_expiry=lazy))
+    core.now_ms = 1000
+    subscriber, publisher = stuck_subscriber(core)
+    before = counters(core)["queued_messages"]
+    for ttl_ms in (50, 200, 0):
+        core.feed(publisher, wire.encode_command(wire.PUB, "t", b"ttl %d" % ttl_ms, ttl_ms=ttl_ms))
+    step(core, advance_ms=0)
+    assert counters(core)["queued_messages"] == before + 3
+    step(core, advance_ms=100)
+    if not lazy:  # the timers do not wait until it is the message's turn to be sent
+        assert (counters(core)["queued_messages"], counters(core)["dropped_ttl"]) == (before + 2, 1)
+    received = bytearray()
+    for _ in range(200):  # the subscriber reads on
+        core.taken(subscriber, 1 << 20)
+        for event in step(core, advance_ms=0):
+            if isinstance(event, Out):
+                received += event.data
+    after = counters(core)
+    assert (after["queued_messages"], after["dropped_ttl"]) == (0, 1)
+    assert b"ttl 50" not in received and b"ttl 200" in received and b"ttl 0" in received
+    core.free()
+
+
+def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
+    core = Core(SMALL._replace(tick_ms=10, default_ttl_ms=100, max_ttl_ms=1000))
+    core.now_ms = 1000
+    _, publisher = stuck_subscriber(core)
+    core.feed(publisher, wire.encode_command(wire.PUB, "t", b"a week, it wishes", ttl_ms=7 * 86_400_000))
+    step(core, advance_ms=0)
+    queued = counters(core)["queued_messages"]
+    step(core, advance_ms=200)
+    # What named none is gone, but for the one that has been sent in part: a frame begun is finished.
+    assert counters(core)["queued_messages"] == 2 < queued
+    step(core, advance_ms=1000)
+    assert counters(core)["queued_messages"] == 1
+    core.free()
 
 
 def test_peers_are_written_as_people_write_them():

@@ -1,5 +1,7 @@
 """The broker as a process: what it logs, what signals do, how it ends. Each test starts the real thing."""
 
+import contextlib
+import json
 import os
 import resource
 import signal
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from raw_client import RawClient
 
-from blipmq import server, wire
+from blipmq import config_reader, memory, server, wire
 from blipmq.config import Config
 from blipmq.config_reader import from_dict
 from blipmq.errors import ConfigError
@@ -86,8 +88,8 @@ def test_sigterm_ends_it_in_order_with_status_0(start):
     with RawClient(process.address) as client:
         client.hello("a").subscribe("t")
         client.say(wire.PUB, "t", b"last words")
-        process.signal(signal.SIGTERM)
         assert client.next().payload == b"last words"
+        process.signal(signal.SIGTERM)
         assert client.next() == wire.Reply(0, 503, "shutting down", 0, b"")
         assert client.next() is None
     assert process.log("stopping") == "info stopping signal=SIGTERM timeout_ms=5000"
@@ -202,6 +204,83 @@ def test_a_log_that_no_one_reads_does_not_stop_the_broker(start):
         client.hello("still there")
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
+
+
+# ---- what it takes: slow, so that a build with sanitizers, which takes many times the memory, does not run these
+
+
+def resident_bytes(process):
+    pages = Path(f"/proc/{process.child.pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def info(client):
+    client.say(wire.INFO, seq=1)
+    return json.loads(client.next().payload)
+
+
+@pytest.mark.slow
+def test_an_idle_broker_takes_what_the_sum_says_and_no_more(start):
+    process = start()
+    with RawClient(process.address) as client:
+        client.hello()
+        assert resident_bytes(process) < memory.at_rest_bytes(Config()) + memory.MIB * 4
+
+
+@pytest.mark.slow
+def test_stuck_subscribers_and_a_flood_stay_within_the_memory_that_was_announced(start):
+    toml = """
+        [server]
+        max_connections = 64
+        max_message_size_bytes = 65536
+        [queues]
+        subscriber_bytes = 67108864
+        [limits]
+        memory_bytes = 16777216
+        max_subscriptions_per_connection = 16
+    """
+    process = start(toml)
+    address, budget = process.address, 16 << 20
+    announced = memory.worst_bytes(config_reader.load(process.config, {}).config)
+    payload_bytes, batch = 30_000, 100
+    with contextlib.ExitStack() as stack:
+        stuck = [stack.enter_context(RawClient(address)).subscribe("flood") for _ in range(20)]
+        feeder = stack.enter_context(RawClient(address)).hello("feeder")
+        published = highest = 0
+        while published * payload_bytes < 20 * budget:  # each of them could hold it four times over
+            feeder.send(*[wire.encode_command(wire.PUB, "flood", bytes(payload_bytes))] * batch)
+            published += batch
+            described = info(feeder)
+            highest = max(highest, described["memory"]["used_bytes"])
+        assert described["messages"]["published"] == published
+        assert described["state"] == "degraded"
+        assert sum(row["dropped_queue_full"] for row in described["subscriptions"]) > 0
+        assert highest < budget * 1.25
+        assert resident_bytes(process) < announced
+        assert stuck[0].next().payload == bytes(payload_bytes)
+
+
+@pytest.mark.slow
+def test_ten_thousand_connections_are_served(start):
+    count = 10_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, count + 500)), hard))
+    process = start()
+    address = process.address
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(address)) for _ in range(count)]
+        idle = resident_bytes(process)
+        for number, client in enumerate(clients[1:]):
+            client.say(wire.SUB, f"site/{number % 100}/temp", seq=1)
+        for client in clients[1:]:
+            assert client.next().info == "subscribed"
+        feeder = clients[0].hello("feeder")
+        assert info(feeder)["clients"] == count
+        for site in range(100):
+            feeder.say(wire.PUB, f"site/{site}/temp", b"21.5")
+        for client in clients[1:]:
+            assert client.next().payload == b"21.5"
+        assert idle - memory.at_rest_bytes(Config()) < count * memory.CONNECTION_BYTES
 
 
 # ---- the limit on open files

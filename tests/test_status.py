@@ -214,7 +214,7 @@ def board(root, model="Raspberry Pi 4 Model B Rev 1.4\0", temperature="48312\n",
         if text is not None:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text)
-    return read_hardware(root)
+    return read_hardware(str(root))
 
 
 def test_a_pi_tells_its_temperature(tmp_path):
@@ -231,7 +231,7 @@ def test_the_firmware_word_is_read_as_of_now_and_not_since_boot(tmp_path, word, 
 
 
 def test_other_machines_have_nothing_to_tell(tmp_path):
-    assert read_hardware(tmp_path) is None
+    assert read_hardware(str(tmp_path)) is None
     assert board(tmp_path, model="Some Other Board") is None
 
 

@@ -79,6 +79,12 @@ def test_every_broken_command_is_refused(vector: dict[str, Any]) -> None:
             list(reader.feed(frame))
 
 
+def test_an_api_key_may_be_any_bytes() -> None:
+    key = b"\xff\xfe key".decode("utf-8", "surrogateescape")
+    (command,) = wire.CommandReader().feed(wire.encode_command(wire.HELLO, api_key=key))
+    assert command.api_key == key
+
+
 @pytest.mark.parametrize("action", [-1, 8])
 def test_an_action_that_does_not_exist_is_not_encoded(action: int) -> None:
     with pytest.raises(UsageError, match="action"):
@@ -177,7 +183,7 @@ def expected_message(fields: dict[str, Any]) -> wire.Message:
 def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
     written: list[tuple[dict[str, Any], list[int], bool]], data: st.DataObject
 ) -> None:
-    """Each message thrice, so that the layouts learned from the first are used for the others, in pieces of any size."""
+    """Each message thrice, so that layouts learned from the first are used for the others, in pieces of any size."""
     items = data.draw(st.permutations(written * 3))
     stream = b"".join(built(*item) for item in items)
     reader = wire.FrameReader()

@@ -288,8 +288,8 @@ def print_messages(
         messages: list[Message] = subscription.batch()
         if limit is not None:
             messages = messages[: limit - counted[0]]
-        terminal.write(renderer(messages))
         counted[0] += len(messages)
+        terminal.write(renderer(messages))
         if subscription.options[0]:
             client.ack(*(message for message in messages if message.qos))
 

@@ -1,0 +1,180 @@
+"""Brokers under test: started on a free port of 127.0.0.1 in a directory of their own, watched, stopped.
+
+Invariant: a process started here is ended here, by its own id, however the run ends (but for a SIGKILL).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.plan import BrokerPlan
+
+START_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.002
+
+
+class BrokerError(Exception):
+    """A broker could not be used; the text says why and what to do."""
+
+
+def find_blipmq() -> str | None:
+    """The `blipmq` beside this interpreter, else the one on PATH."""
+    beside = Path(sys.executable).with_name("blipmq")
+    return str(beside) if beside.exists() else shutil.which("blipmq")
+
+
+class Broker:
+    """One running broker: `port`, `pid` of the process that listens, `ready_ms`, `rss_ready_bytes`."""
+
+    def __init__(self, plan: BrokerPlan, places: dict[str, str]) -> None:
+        self.plan = plan
+        self.directory = Path(tempfile.mkdtemp(prefix=f"bench-{plan.name}-"))
+        self.log_path = self.directory / "output.log"
+        self.port = _free_port()
+        self.pid = 0
+        self.ready_ms = 0.0
+        self.rss_ready_bytes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        config = self.directory / f"{plan.name}.{'toml' if plan.protocol == 'blipmq' else 'conf'}"
+        self._places = {**places, "port": str(self.port), "dir": str(self.directory), "config": str(config)}
+        self._places["metrics_port"] = str(_free_port())
+        config.write_text(filled(plan.config, self._places), encoding="utf-8")
+        self.directory.chmod(0o755)  # mosquitto started by root reads its configuration as another user
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.plan.name} pid={self.pid} port={self.port} alive={self.alive}>"
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Returns once the port accepts. Raises BrokerError with the end of the broker's own output if it does not."""
+        command = [filled(word, self._places) for word in self.plan.command]
+        begin = time.monotonic()
+        with self.log_path.open("wb") as log:
+            try:
+                self._process = subprocess.Popen(
+                    command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            except OSError as error:
+                raise BrokerError(f"{self.plan.name}: cannot run {command[0]}: {error.strerror}") from None
+        while not _accepts(self.port):
+            if not self.alive:
+                raise BrokerError(f"{self.plan.name} ended with code {self._process.returncode}: {self.last_words()}")
+            if time.monotonic() - begin > START_TIMEOUT_S:
+                raise BrokerError(
+                    f"{self.plan.name} does not listen after {START_TIMEOUT_S:.0f} s: {self.last_words()}"
+                )
+            time.sleep(POLL_S)
+        self.ready_ms = (time.monotonic() - begin) * 1000
+        self.pid = _listener(self.port, self._process.pid)
+        time.sleep(0.05)  # what it still does behind its first accept is not the load's
+        self.rss_ready_bytes = _rss_bytes(self.pid)
+
+    def last_words(self) -> str:
+        """The last lines of the broker's output, as one."""
+        with contextlib.suppress(OSError):
+            lines = self.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            return " / ".join(lines[-5:]) or "it said nothing"
+        return "its output could not be read"
+
+    def stop(self) -> None:
+        if self._process is not None and self.alive:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(plan: BrokerPlan, places: dict[str, str]) -> Iterator[Broker]:
+    broker = Broker(plan, places)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+def filled(text: str, places: dict[str, str]) -> str:
+    """`{name}` replaced for the names in places; other braces stay as they are (configurations have their own)."""
+    for name, value in places.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def missing(plan: BrokerPlan, places: dict[str, str]) -> bool:
+    """Whether the broker's program is not on this machine."""
+    return shutil.which(filled(plan.command[0], places)) is None
+
+
+def version_of(plan: BrokerPlan, places: dict[str, str]) -> str:
+    """The first line of the broker's own version command; empty if it has none."""
+    if not plan.version:
+        return ""
+    command = [filled(word, places) for word in plan.version]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    lines = (shown.stdout or shown.stderr).strip().splitlines()
+    return " ".join(lines[0].split()[:4]) if lines else "unknown"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _listener(port: int, started: int) -> int:
+    """The process among `started` and what it started that listens on port: a shell around a broker uses no CPU."""
+    inode = ""
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+            inode = fields[9]
+    for pid in [started, *_descendants(started)]:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(entry.path) == f"socket:[{inode}]":
+                        return pid
+    return started
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text(encoding="ascii").split():
+                found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def _rss_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -1,0 +1,117 @@
+"""What is to be measured: shapes.toml as checked values.
+
+Invariant: a key that nobody reads is refused, so a typing error in shapes.toml never measures something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PLAN_FILE = Path(__file__).with_name("shapes.toml")
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokerPlan:
+    """How one broker is started. `{port}`, `{dir}`, `{config}` and the like in its words are filled in at start."""
+
+    name: str
+    protocol: str
+    command: list[str]
+    version: list[str] = dataclasses.field(default_factory=list)
+    install: str = ""
+    config: str = ""
+    window: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One load. Fields named as options of the load generator are passed on to it; see `load_options`."""
+
+    name: str
+    kind: str = "throughput"
+    quick: bool = False
+    fresh: bool = False
+    once: bool = False
+    control: bool = False
+    files: int = 0
+    without: list[str] = dataclasses.field(default_factory=list)
+    rate_of: str = ""
+    rate_factor: float = 1.0
+    publishers: int = 1
+    subscribers: int = 1
+    wildcards: int = 0
+    stalled: int = 0
+    idle: int = 0
+    topics: int = 1
+    payload: int = 64
+    rate: float = 0
+    duration: float = 0
+    window: int = 0
+    single_writes: bool = False
+
+    def load_options(self) -> list[str]:
+        """The load generator's words for this shape, but for rate, duration and window, which depend on more."""
+        words = []
+        for field in ("publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"):
+            words += [f"--{field}", str(getattr(self, field))]
+        return words + (["--single-writes"] if self.single_writes else [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What must hold for the subject: a value, or its ratio to others, at most `limit`."""
+
+    text: str
+    of: str
+    shapes: list[str]
+    limit: float
+    against: list[str] = dataclasses.field(default_factory=list)
+    against_shape: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How long: `duration` and `warmup` of one run, and the seconds after which no further round begins."""
+
+    rounds: int
+    duration: float
+    warmup: float
+    budget_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    subject: str
+    floor: str
+    modes: dict[str, Mode]
+    brokers: list[BrokerPlan]
+    shapes: list[Shape]
+    goals: list[Goal]
+
+
+def read_plan(path: Path = PLAN_FILE) -> Plan:
+    """Raises ValueError naming the entry for a key that is unknown or missing."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Plan(
+        subject=table["subject"],
+        floor=table["floor"],
+        modes={name: _entry(Mode, entry, f"modes.{name}") for name, entry in table["modes"].items()},
+        brokers=[_entry(BrokerPlan, entry, "brokers") for entry in table["brokers"]],
+        shapes=[_entry(Shape, entry, "shapes") for entry in table["shapes"]],
+        goals=[_entry(Goal, entry, "goals") for entry in table["goals"]],
+    )
+
+
+def _entry(kind: Any, entry: dict[str, Any], where: str) -> Any:
+    try:
+        return kind(**entry)
+    except TypeError as error:
+        raise ValueError(f"{PLAN_FILE.name}: {where} {entry.get('name', '')!r}: {error}") from None

@@ -1,0 +1,522 @@
+#define _GNU_SOURCE
+#include "wire.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- blocking conversation while a connection joins ---- */
+
+static __thread char trouble[256];
+
+static const char *troubled(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(trouble, sizeof trouble, format, arguments);
+    va_end(arguments);
+    return trouble;
+}
+
+static const char *write_all(int fd, const void *bytes, size_t size) {
+    for (size_t done = 0; done < size;) {
+        ssize_t n = write(fd, (const char *)bytes + done, size - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return troubled("cannot write to the broker: %s", strerror(errno));
+        done += (size_t)n;
+    }
+    return NULL;
+}
+
+static const char *read_all(int fd, void *bytes, size_t size, const char *what) {
+    for (size_t done = 0; done < size;) {
+        ssize_t n = read(fd, (char *)bytes + done, size - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) return troubled("the broker closed the connection while %s was awaited", what);
+        if (n < 0) return troubled("no %s from the broker: %s", what, errno == EAGAIN ? "timed out" : strerror(errno));
+        done += (size_t)n;
+    }
+    return NULL;
+}
+
+/* One line up to '\n', byte by byte so that nothing behind it is taken. A longer line is cut, not refused. */
+static const char *read_line(int fd, char *line, size_t room, const char *what) {
+    size_t size = 0;
+    for (char byte = 0; byte != '\n';) {
+        const char *error = read_all(fd, &byte, 1, what);
+        if (error) return error;
+        if (size + 1 < room) line[size++] = byte;
+    }
+    line[size] = 0;
+    return NULL;
+}
+
+/* ---- numbers ---- */
+
+static uint32_t get_u32_be(const uint8_t *at) {
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+static void put_u32_be(uint8_t *at, uint32_t value) {
+    at[0] = (uint8_t)(value >> 24), at[1] = (uint8_t)(value >> 16), at[2] = (uint8_t)(value >> 8), at[3] = (uint8_t)value;
+}
+static uint32_t get_u32_le(const uint8_t *at) {
+    return (uint32_t)at[3] << 24 | (uint32_t)at[2] << 16 | (uint32_t)at[1] << 8 | at[0];
+}
+static uint16_t get_u16_le(const uint8_t *at) { return (uint16_t)(at[0] | at[1] << 8); }
+static void put_u32_le(uint8_t *at, uint32_t value) {
+    at[0] = (uint8_t)value, at[1] = (uint8_t)(value >> 8), at[2] = (uint8_t)(value >> 16), at[3] = (uint8_t)(value >> 24);
+}
+static void put_u16_le(uint8_t *at, uint32_t value) { at[0] = (uint8_t)value, at[1] = (uint8_t)(value >> 8); }
+static void put_u16_be(uint8_t *at, uint32_t value) { at[0] = (uint8_t)(value >> 8), at[1] = (uint8_t)value; }
+
+/* The decimal number that ends at '\r\n'; -1 incomplete, -2 not a number of at most nine digits. *at is moved behind it. */
+static int64_t get_decimal_line(const uint8_t **at, const uint8_t *end) {
+    int64_t value = 0;
+    for (const uint8_t *byte = *at; byte < end; byte++) {
+        if (*byte == '\r') {
+            if (byte == *at) return -2;
+            if (byte + 1 == end) return -1;
+            if (byte[1] != '\n') return -2;
+            *at = byte + 2;
+            return value;
+        }
+        if (*byte < '0' || *byte > '9' || byte - *at >= 9) return -2;
+        value = value * 10 + (*byte - '0');
+    }
+    return end - *at >= 11 ? -2 : -1;
+}
+
+/* ---- scanning: one loop for all, specialised by the compiler for each protocol's frame reader ---- */
+
+enum { FRAME_OTHER, FRAME_MESSAGE, FRAME_PING };
+typedef struct {
+    int kind;
+    const uint8_t *payload;
+    size_t payload_size;
+} frame_t;
+
+typedef ssize_t (*frame_reader_t)(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink);
+
+static inline __attribute__((always_inline)) ssize_t scan_frames(frame_reader_t read_frame, wire_reader_t *reader,
+                                                                 const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    size_t used = 0;
+    uint64_t before = sink->messages;
+    while (used < size) {
+        frame_t frame = {0};
+        ssize_t n = read_frame(reader, bytes + used, size - used, &frame, sink);
+        if (n < 0) return -1;
+        if (n == 0) break;
+        used += (size_t)n;
+        if (frame.kind == FRAME_MESSAGE) {
+            if (sink->every || sink->messages == before) sink->take(sink, frame.payload, frame.payload_size);
+            sink->messages++;
+        } else if (frame.kind == FRAME_PING)
+            sink->pings++;
+    }
+    return (ssize_t)used;
+}
+
+static ssize_t refuse(wire_sink_t *sink, const char *error) {
+    sink->error = error;
+    return -1;
+}
+
+static ssize_t refuse_line(wire_sink_t *sink, const char *who, const uint8_t *at, size_t size) {
+    int shown = 0;
+    while (shown < 120 && (size_t)shown < size && at[shown] >= ' ') shown++;
+    return refuse(sink, troubled("%s said: %.*s", who, shown, (const char *)at));
+}
+
+/* Remembers the header before the payload, so that the next frame that starts alike needs no parsing. */
+static void reader_learn(wire_reader_t *reader, const uint8_t *at, size_t prefix_size, size_t frame_size) {
+    reader->prefix_size = 0;
+    if (prefix_size > WIRE_PREFIX_BYTES_MAX) return;
+    memcpy(reader->prefix, at, prefix_size);
+    reader->prefix_size = (uint16_t)prefix_size;
+    reader->frame_size = (uint32_t)frame_size;
+}
+
+static inline bool reader_knows(const wire_reader_t *reader, const uint8_t *at, size_t size) {
+    return reader->prefix_size && size >= reader->frame_size && memcmp(at, reader->prefix, reader->prefix_size) == 0;
+}
+
+static ssize_t known_frame(const wire_reader_t *reader, const uint8_t *at, size_t trailer_size, frame_t *frame) {
+    frame->kind = FRAME_MESSAGE;
+    frame->payload = at + reader->prefix_size;
+    frame->payload_size = reader->frame_size - reader->prefix_size - trailer_size;
+    return reader->frame_size;
+}
+
+/* ---- BlipMQ: u32 big-endian length, then a FlatBuffer (see the protocol page); towards the client a type byte between ----
+ *
+ *   offset 0   root offset          4..   vtable: own size, table size, one u16 a slot
+ *          T   table: offset to vtable, topic offset, [payload offset,] [ttl_ms on a multiple of 8,] [action]
+ *          S   topic: u32 size, bytes, NUL, padding to 4          V   payload: u32 size, bytes
+ * Defaults are left out as the reference builder leaves them out: action 0 (PUB) and ttl_ms 0 take no room. */
+static size_t blipmq_command(uint8_t *out, uint8_t action, const char *topic, const uint8_t *payload, uint32_t size,
+                             uint64_t ttl_ms, size_t *payload_at) {
+    uint8_t *body = out + 4;
+    const uint32_t table = 16, topic_size = (uint32_t)strlen(topic), slots = ttl_ms ? 4 : 3;
+    uint32_t table_size = 4, ttl_field = 0, payload_field = 0, action_field = 0;
+    const uint32_t topic_field = table_size;
+    table_size += 4;
+    if (ttl_ms) ttl_field = table_size, table_size += 8; /* table + 8 = 24: on a multiple of 8 */
+    if (payload) payload_field = table_size, table_size += 4;
+    if (action) action_field = table_size, table_size += 4;
+    const uint32_t topic_at = table + table_size;
+    const uint32_t vector_at = (topic_at + 4 + topic_size + 1 + 3) & ~3u;
+    memset(body, 0, vector_at + 4);
+    put_u32_le(body, table);
+    put_u16_le(body + 4, 4 + 2 * slots);
+    put_u16_le(body + 6, table_size);
+    put_u16_le(body + 8, action_field);
+    put_u16_le(body + 10, topic_field);
+    put_u16_le(body + 12, payload_field);
+    if (ttl_ms) put_u16_le(body + 14, ttl_field);
+    put_u32_le(body + table, table - 4);
+    put_u32_le(body + table + topic_field, topic_at - (table + topic_field));
+    if (ttl_ms)
+        put_u32_le(body + table + ttl_field, (uint32_t)ttl_ms),
+            put_u32_le(body + table + ttl_field + 4, (uint32_t)(ttl_ms >> 32));
+    if (action) body[table + action_field] = action;
+    put_u32_le(body + topic_at, topic_size);
+    memcpy(body + topic_at + 4, topic, topic_size);
+    uint32_t body_size = vector_at;
+    if (payload) {
+        put_u32_le(body + table + payload_field, vector_at - (table + payload_field));
+        put_u32_le(body + vector_at, size);
+        memcpy(body + vector_at + 4, payload, size);
+        body_size = vector_at + 4 + size;
+        *payload_at = 4 + vector_at + 4;
+    }
+    put_u32_be(out, body_size);
+    return 4 + body_size;
+}
+
+enum { BLIPMQ_PUB = 0, BLIPMQ_SUB = 1, BLIPMQ_SUBACK = 0, BLIPMQ_MESSAGE = 1, BLIPMQ_FRAME_BYTES_MAX = 2 << 20 };
+
+static size_t blipmq_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                             size_t *payload_at) {
+    return blipmq_command(out, BLIPMQ_PUB, topic, payload, size, ttl_ms, payload_at);
+}
+
+/* A plain client, as v1.0.0 is one: no HELLO, a SubAck for SUB. */
+static const char *blipmq_join(int fd, const wire_join_t *join) {
+    uint8_t bytes[WIRE_OVERHEAD_BYTES_MAX], rest[WIRE_OVERHEAD_BYTES_MAX];
+    if (!join->topic) return NULL;
+    const char *error = write_all(fd, bytes, blipmq_command(bytes, BLIPMQ_SUB, join->topic, NULL, 0, 0, NULL));
+    if (!error) error = read_all(fd, bytes, 5, "SubAck");
+    if (error) return error;
+    uint32_t size = get_u32_be(bytes);
+    if (bytes[4] != BLIPMQ_SUBACK || size < 1 || size - 1 > sizeof rest)
+        return troubled("SUB was answered by a frame of type %u and %u bytes, not by a SubAck", bytes[4], size);
+    return read_all(fd, rest, size - 1, "the rest of SubAck");
+}
+
+static bool blipmq_payload(const uint8_t *body, size_t size, unsigned slot, frame_t *frame) {
+    if (size < 8) return false;
+    uint64_t table = get_u32_le(body);
+    if (table + 4 > size) return false;
+    int64_t vtable = (int64_t)table - (int32_t)get_u32_le(body + table);
+    const uint32_t entry = 4 + 2 * slot;
+    if (vtable < 0 || (uint64_t)vtable + entry + 2 > size || get_u16_le(body + vtable) < entry + 2) return false;
+    uint64_t field = table + get_u16_le(body + vtable + entry);
+    if (field == table || field + 4 > size) return false;
+    uint64_t vector = field + get_u32_le(body + field);
+    if (vector + 4 > size || vector + 4 + get_u32_le(body + vector) > size) return false;
+    frame->payload = body + vector + 4;
+    frame->payload_size = get_u32_le(body + vector);
+    return true;
+}
+
+static inline ssize_t blipmq_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    (void)reader;
+    if (size < 5) return 0;
+    uint32_t frame_size = get_u32_be(at);
+    if (frame_size < 1 || frame_size > BLIPMQ_FRAME_BYTES_MAX || at[4] != BLIPMQ_MESSAGE)
+        return refuse(sink, troubled("a frame of type %u and %u bytes came where a Message was due", at[4], frame_size));
+    if (size - 4 < frame_size) return 0;
+    frame->kind = FRAME_MESSAGE;
+    frame->payload = at + 5; /* the whole table: table_take finds the payload in it, for the messages that are looked at */
+    frame->payload_size = frame_size - 1;
+    return (ssize_t)frame_size + 4;
+}
+
+/* Stands between a scan and its sink: finds the payload inside a table, in its slot. */
+typedef struct {
+    wire_sink_t sink;
+    wire_sink_t *outer;
+    unsigned slot;
+} table_sink_t;
+
+static void table_take(wire_sink_t *sink, const uint8_t *body, size_t size) {
+    table_sink_t *inner = (table_sink_t *)sink;
+    frame_t frame = {.payload = body}; /* a table without a readable payload is shown as an empty one: the run ends there */
+    blipmq_payload(body, size, inner->slot, &frame);
+    inner->outer->take(inner->outer, frame.payload, frame.payload_size);
+}
+
+static inline __attribute__((always_inline)) ssize_t scan_tables(frame_reader_t read_frame, unsigned slot, wire_reader_t *reader,
+                                                                 const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    table_sink_t inner = {.sink = {.every = sink->every, .take = table_take}, .outer = sink, .slot = slot};
+    ssize_t used = scan_frames(read_frame, reader, bytes, size, &inner.sink);
+    sink->messages += inner.sink.messages;
+    if (inner.sink.error) sink->error = inner.sink.error;
+    return used;
+}
+
+static ssize_t blipmq_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_tables(blipmq_frame, 1, reader, bytes, size, sink);
+}
+
+/* ---- raw: the relay passes on the very bytes; what arrives are PUB frames ---- */
+
+static const char *raw_join(int fd, const wire_join_t *join) {
+    const char roles[] = {[ROLE_SUBSCRIBER] = 'S', [ROLE_PUBLISHER] = 'P', [ROLE_IDLE] = 'I'};
+    uint8_t bytes[3] = {(uint8_t)roles[join->role]};
+    put_u16_be(bytes + 1, join->channel);
+    const char *error = write_all(fd, bytes, sizeof bytes);
+    if (!error) error = read_all(fd, bytes, 1, "the relay's answer");
+    if (!error && bytes[0] != 'A') error = troubled("the relay answered %u", bytes[0]);
+    return error;
+}
+
+static inline ssize_t raw_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    (void)reader;
+    if (size < 4) return 0;
+    uint32_t frame_size = get_u32_be(at);
+    if (frame_size < 8 || frame_size > BLIPMQ_FRAME_BYTES_MAX)
+        return refuse(sink,
+                      "the relay mixed two publishers' bytes: it passes on bytes, so one channel takes one publisher, or whole "
+                      "messages a write");
+    if (size - 4 < frame_size) return 0;
+    frame->kind = FRAME_MESSAGE;
+    frame->payload = at + 4;
+    frame->payload_size = frame_size;
+    return (ssize_t)frame_size + 4;
+}
+
+static ssize_t raw_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_tables(raw_frame, 2, reader, bytes, size, sink);
+}
+
+/* ---- NATS ---- */
+
+static size_t nats_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                           size_t *payload_at) {
+    (void)ttl_ms;
+    size_t n = (size_t)sprintf((char *)out, "PUB %s %u\r\n", topic, size);
+    *payload_at = n;
+    memcpy(out + n, payload, size);
+    memcpy(out + n + size, "\r\n", 2);
+    return n + size + 2;
+}
+
+static const char *nats_join(int fd, const wire_join_t *join) {
+    char line[512];
+    const char *error = read_line(fd, line, sizeof line, "INFO");
+    if (!error && strncmp(line, "INFO ", 5) != 0) error = troubled("a NATS server opens with INFO, this one with: %.60s", line);
+    if (error) return error;
+    int n =
+        snprintf(line, sizeof line,
+                 "CONNECT {\"verbose\":false,\"pedantic\":false,\"tls_required\":false,\"lang\":\"c\",\"version\":\"1\"}\r\n");
+    if (join->topic) n += snprintf(line + n, sizeof line - (size_t)n, "SUB %s 1\r\n", join->topic);
+    n += snprintf(line + n, sizeof line - (size_t)n, "PING\r\n");
+    error = write_all(fd, line, (size_t)n);
+    while (!error) {
+        if ((error = read_line(fd, line, sizeof line, "PONG"))) return error;
+        if (strncmp(line, "PONG", 4) == 0) return NULL;
+        if (strncmp(line, "PING", 4) == 0)
+            error = write_all(fd, "PONG\r\n", 6);
+        else if (strncmp(line, "INFO", 4) != 0)
+            error = troubled("nats-server said: %.120s", line);
+    }
+    return error;
+}
+
+/* MSG <subject> <sid> <#bytes>\r\n<payload>\r\n */
+static inline ssize_t nats_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    if (reader_knows(reader, at, size)) return known_frame(reader, at, 2, frame);
+    const uint8_t *line_end = memchr(at, '\n', size < 4096 ? size : 4096);
+    if (!line_end) return size < 4096 ? 0 : refuse(sink, "nats-server sent a line over 4096 bytes");
+    size_t line_size = (size_t)(line_end - at) + 1;
+    if (line_size >= 5 && memcmp(at, "MSG ", 4) == 0) {
+        const uint8_t *digits = memrchr(at, ' ', line_size);
+        int64_t payload_size = digits ? (digits++, get_decimal_line(&digits, line_end + 1)) : -2;
+        if (payload_size < 0) return refuse_line(sink, "nats-server", at, size);
+        reader_learn(reader, at, line_size, line_size + (size_t)payload_size + 2);
+        if (size < line_size + (size_t)payload_size + 2) return 0;
+        frame->kind = FRAME_MESSAGE;
+        frame->payload = at + line_size;
+        frame->payload_size = (size_t)payload_size;
+        return (ssize_t)(line_size + (size_t)payload_size + 2);
+    }
+    if (memcmp(at, "PING", 4) == 0)
+        frame->kind = FRAME_PING;
+    else if (memcmp(at, "INFO", 4) != 0 && memcmp(at, "PONG", 4) != 0)
+        return refuse_line(sink, "nats-server", at, size);
+    return (ssize_t)line_size;
+}
+
+static ssize_t nats_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(nats_frame, reader, bytes, size, sink);
+}
+
+/* ---- MQTT 3.1.1, QoS 0 ---- */
+
+static size_t mqtt_put_remaining(uint8_t *out, uint32_t value) {
+    size_t n = 0;
+    do {
+        out[n++] = (uint8_t)((value & 127) | (value > 127 ? 128 : 0));
+        value >>= 7;
+    } while (value);
+    return n;
+}
+
+static size_t mqtt_put_string(uint8_t *out, const char *text) {
+    size_t size = strlen(text);
+    put_u16_be(out, (uint32_t)size);
+    memcpy(out + 2, text, size);
+    return size + 2;
+}
+
+static size_t mqtt_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                           size_t *payload_at) {
+    (void)ttl_ms;
+    out[0] = 0x30;
+    size_t n = 1 + mqtt_put_remaining(out + 1, 2 + (uint32_t)strlen(topic) + size);
+    n += mqtt_put_string(out + n, topic);
+    *payload_at = n;
+    memcpy(out + n, payload, size);
+    return n + size;
+}
+
+static const char *mqtt_join(int fd, const wire_join_t *join) {
+    uint8_t out[WIRE_OVERHEAD_BYTES_MAX], answer[5];
+    char client_id[24]; /* two load generators beside each other must not take over each other's sessions */
+    snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
+    size_t n = 2;
+    n += mqtt_put_string(out + n, "MQTT");
+    memcpy(out + n, "\4\2\0\0", 4); /* level 4, clean session, no keep-alive */
+    n += 4;
+    n += mqtt_put_string(out + n, client_id);
+    out[0] = 0x10, out[1] = (uint8_t)(n - 2);
+    const char *error = write_all(fd, out, n);
+    if (!error) error = read_all(fd, answer, 4, "CONNACK");
+    if (error) return error;
+    if (answer[0] != 0x20 || answer[3] != 0) return troubled("CONNECT was refused: packet 0x%02x, code %u", answer[0], answer[3]);
+    if (!join->topic) return NULL;
+    n = 4;
+    n += mqtt_put_string(out + n, join->topic);
+    out[n++] = 0; /* QoS 0 */
+    out[0] = 0x82, out[1] = (uint8_t)(n - 2), out[2] = 0, out[3] = 1;
+    error = write_all(fd, out, n);
+    if (!error) error = read_all(fd, answer, 5, "SUBACK");
+    if (!error && (answer[0] != 0x90 || answer[4] > 2))
+        error = troubled("SUBSCRIBE was refused: packet 0x%02x, code %u", answer[0], answer[4]);
+    return error;
+}
+
+static inline ssize_t mqtt_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    if (reader_knows(reader, at, size)) return known_frame(reader, at, 0, frame);
+    uint32_t remaining = 0;
+    size_t header = 1;
+    for (unsigned shift = 0;; shift += 7) {
+        if (header == size) return 0;
+        if (shift > 21) return refuse(sink, "mosquitto sent a remaining length of more than four bytes");
+        remaining |= (uint32_t)(at[header] & 127) << shift;
+        if (!(at[header++] & 128)) break;
+    }
+    if (size - header < remaining) return 0;
+    size_t frame_size = header + remaining;
+    if (at[0] == 0xd0) return (ssize_t)frame_size; /* PINGRESP */
+    if (at[0] != 0x30 || remaining < 2)
+        return refuse(sink, troubled("an MQTT packet 0x%02x came where PUBLISH at QoS 0 was due", at[0]));
+    size_t payload_at = header + 2 + ((size_t)at[header] << 8 | at[header + 1]);
+    if (payload_at > frame_size) return refuse(sink, "an MQTT PUBLISH has a topic longer than itself");
+    reader_learn(reader, at, payload_at, frame_size);
+    frame->kind = FRAME_MESSAGE;
+    frame->payload = at + payload_at;
+    frame->payload_size = frame_size - payload_at;
+    return (ssize_t)frame_size;
+}
+
+static ssize_t mqtt_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(mqtt_frame, reader, bytes, size, sink);
+}
+
+/* ---- Redis ---- */
+
+static size_t redis_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                            size_t *payload_at) {
+    (void)ttl_ms;
+    size_t n = (size_t)sprintf((char *)out, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%u\r\n", strlen(topic), topic, size);
+    *payload_at = n;
+    memcpy(out + n, payload, size);
+    memcpy(out + n + size, "\r\n", 2);
+    return n + size + 2;
+}
+
+/* Publishers ask for no replies: the others' publishers get none either. */
+static const char *redis_join(int fd, const wire_join_t *join) {
+    char line[256];
+    if (!join->topic) {
+        const char *text = join->role == ROLE_PUBLISHER ? "PING\r\nCLIENT REPLY OFF\r\n" : "PING\r\n";
+        const char *error = write_all(fd, text, strlen(text));
+        if (!error) error = read_line(fd, line, sizeof line, "PONG");
+        if (!error && strncmp(line, "+PONG", 5) != 0) error = troubled("redis-server said: %.120s", line);
+        return error;
+    }
+    const char *verb = join->wildcard ? "PSUBSCRIBE" : "SUBSCRIBE";
+    int n =
+        snprintf(line, sizeof line, "*2\r\n$%zu\r\n%s\r\n$%zu\r\n%s\r\n", strlen(verb), verb, strlen(join->topic), join->topic);
+    const char *error = write_all(fd, line, (size_t)n);
+    for (int i = 0; i < 6 && !error; i++) { /* *3, $9, subscribe, $n, topic, :1 */
+        error = read_line(fd, line, sizeof line, "subscribe");
+        if (!error && line[0] == '-') error = troubled("redis-server said: %.120s", line);
+    }
+    return error;
+}
+
+/* *3 message topic payload, or *4 pmessage pattern topic payload: each part is $size\r\n bytes\r\n */
+static inline ssize_t redis_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    if (reader_knows(reader, at, size)) return known_frame(reader, at, 2, frame);
+    const uint8_t *cursor = at + 1, *end = at + size, *part = NULL;
+    int64_t part_size = 0, parts;
+    if (at[0] != '*') return refuse_line(sink, "redis-server", at, size);
+    if ((parts = get_decimal_line(&cursor, end)) == -1) return 0;
+    if (parts != 3 && parts != 4) return refuse_line(sink, "redis-server", at, size);
+    for (int64_t i = 0; i < parts; i++) {
+        if (cursor == end) return 0;
+        if (*cursor++ != '$') return refuse_line(sink, "redis-server", at, size);
+        if ((part_size = get_decimal_line(&cursor, end)) == -1) return 0;
+        if (part_size < 0) return refuse_line(sink, "redis-server", at, size);
+        if (end - cursor < part_size + 2) return 0;
+        part = cursor;
+        cursor += part_size + 2;
+    }
+    reader_learn(reader, at, (size_t)(part - at), (size_t)(cursor - at));
+    frame->kind = FRAME_MESSAGE;
+    frame->payload = part;
+    frame->payload_size = (size_t)part_size;
+    return cursor - at;
+}
+
+static ssize_t redis_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(redis_frame, reader, bytes, size, sink);
+}
+
+static const wire_t wires[] = {
+    {"blipmq", "bench/t%04u", "bench/#", "", blipmq_publish, blipmq_join, blipmq_scan},
+    {"nats", "bench.t%04u", "bench.>", "PONG\r\n", nats_publish, nats_join, nats_scan},
+    {"mqtt", "bench/t%04u", "bench/#", "", mqtt_publish, mqtt_join, mqtt_scan},
+    {"redis", "bench/t%04u", "bench/*", "", redis_publish, redis_join, redis_scan},
+    {"raw", "bench/t%04u", "bench/#", "", blipmq_publish, raw_join, raw_scan},
+};
+
+const wire_t *wire_named(const char *name) {
+    for (size_t i = 0; i < sizeof wires / sizeof wires[0]; i++)
+        if (strcmp(wires[i].name, name) == 0) return &wires[i];
+    return NULL;
+}
