@@ -392,7 +392,8 @@ class ClientProtocol:
                 self.farewell = error
             request.finish(error)
         elif frame.code:
-            error = refusal("A request", frame.code, reason)
+            about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
+            error = refusal("This client" if about_client else "A publish", frame.code, reason)
             if error.code in errors.CLOSING_CODES or error.code == errors.CLIENT_ID_IN_USE:
                 self.farewell = error
             self.refusals.append(error)

@@ -93,6 +93,11 @@ class Log:
         self._turn_second(int(self._clock()))
         self.flush()
 
+    def finish(self) -> None:
+        """At the end: write what waits and what the second under way has kept back, so that every line is accounted for."""
+        self._turn_second(self._second + 1)
+        self.flush()
+
     def flush(self) -> bool:
         """Write what waits, as far as the descriptor takes it. True if nothing waits any more."""
         while self._buffer and self._writable():

@@ -89,7 +89,7 @@ class Process:
             if admin is not None:
                 await admin.stop()
         self._log.info("stopped", unflushed=unflushed)
-        self._log.flush()
+        self._log.finish()
         return 0
 
     async def _start_admin(self, bind_addr: str, by_default: bool) -> Admin | None:
@@ -127,7 +127,7 @@ class Process:
             self._end.set()
         elif now - self._signal_at >= SAME_SIGNAL_SECONDS:
             self._log.warning("killed", signal=number.name, hint="second signal: queues were not sent")
-            self._log.flush()
+            self._log.finish()
             os._exit(128 + number)
 
     def _reload(self) -> None:

@@ -90,6 +90,12 @@ def test_the_map_in_the_docs_names_every_module_and_no_other(layers: list[set[st
     assert on_disk - on_map == set(), "modules without a place on the map of docs/ARCHITECTURE.md"
 
 
+def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
+    table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Map of the core")[1]
+    named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"\w+\.c", line)}
+    assert named == {path.name for path in NATIVE.glob("*.c")}
+
+
 def test_imports_point_downwards(layers: list[set[str]]) -> None:
     offenders = {name: found for name, source in modules() if (found := upward_imports(name, source, layers))}
     assert offenders == {}

@@ -136,3 +136,11 @@ def test_an_event_that_comes_too_often_is_counted_instead_of_written(pipe):
     assert [line.split(" ", 1)[1] for line in lines(pipe[0])] == ["warning logs_suppressed of=closed count=7"]
     log.warning("closed", number=10)
     assert [line.split(" ", 2)[2] for line in lines(pipe[0])] == ["closed number=10"]
+
+
+def test_what_the_last_second_kept_back_is_counted_before_the_end(pipe):
+    log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=3)
+    for number in range(10):
+        log.warning("closed", number=number)
+    log.finish()
+    assert [line.split(" ", 1)[1] for line in lines(pipe[0])][3:] == ["warning logs_suppressed of=closed count=7"]

@@ -92,7 +92,6 @@ def test_a_message_appears_above_the_line_being_typed(broker: FakeBroker) -> Non
 
 
 def test_the_last_line_comes_back_with_the_arrow_key(broker: FakeBroker) -> None:
-    pytest.importorskip("readline")
     with sit_down(broker) as terminal:
         terminal.type("pub a first\n")
         terminal.expect("Sent 5 bytes")
@@ -133,7 +132,7 @@ def test_mistakes_are_explained_and_the_shell_goes_on(broker: FakeBroker) -> Non
             terminal.expect(PROMPT)
         broker.refusals["PUB"] = (403, "read only key")
         terminal.type("pub a x\n")
-        terminal.expect("❌ A request was refused (403): read only key.")
+        terminal.expect("❌ A publish was refused (403): read only key.")
         terminal.expect(PROMPT)
         terminal.type("exit\n")
         assert terminal.end() == 0
