@@ -247,9 +247,13 @@ class _Reading:
     def _check_log(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
         if not wal.directory:
-            self._clash("wal.directory", "empty, but the log needs a place; name a directory, or set wal.enabled = false")
+            self._clash(
+                "wal.directory", "empty, but the log needs a place; name a directory, or set wal.enabled = false"
+            )
         if segment % 4096:
-            self._clash("wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up")
+            self._clash(
+                "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up"
+            )
         if wal.block_bytes & (wal.block_bytes - 1):
             self._clash("wal.block_bytes", f"{wal.block_bytes} is not a power of two, such as 4096; round it up")
         if segment > wal.max_bytes // 4:

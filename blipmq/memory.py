@@ -78,7 +78,11 @@ def _log_terms(config: Config) -> list[Term]:
     places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
     return [
         Term("log batches", f"2 x {size(batch)}", 2 * batch),
-        Term("log readers", f"{LOG_READERS} x {size(reader)} + {size(LOG_SCAN_BYTES)}", LOG_READERS * reader + LOG_SCAN_BYTES),
+        Term(
+            "log readers",
+            f"{LOG_READERS} x {size(reader)} + {size(LOG_SCAN_BYTES)}",
+            LOG_READERS * reader + LOG_SCAN_BYTES,
+        ),
         Term("log places", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
     ]
 

@@ -134,7 +134,9 @@ class Wal:
             "written_bytes": counters["log_written_bytes"],
             "records": counters["log_records"],
             "commits": counters["log_commits"],
-            "lost": {"first_lsn": report.lost_first_lsn, "last_lsn": report.lost_last_lsn, "ranges": lost} if lost else None,
+            "lost": {"first_lsn": report.lost_first_lsn, "last_lsn": report.lost_last_lsn, "ranges": lost}
+            if lost
+            else None,
         }
 
     def reasons(self, counters: Counters) -> list[str]:
@@ -143,7 +145,9 @@ class Wal:
         state, report = LogState(counters["log_state"]), self.report
         if state == LogState.FAILED:
             why = os.strerror(counters["log_errno"])
-            reasons.append(f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker")
+            reasons.append(
+                f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
+            )
         if state == LogState.FULL:
             size, free = memory.size(counters["log_bytes"]), memory.size(counters["log_free_bytes"])
             reasons.append(
@@ -157,5 +161,7 @@ class Wal:
                 "`blipmq wal verify` lists them"
             )
         if counters["lost_lsns"]:
-            reasons.append(f"log: {counters['lost_lsns']} records could not be read back for a subscriber; check the disk")
+            reasons.append(
+                f"log: {counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
+            )
         return reasons
