@@ -79,6 +79,83 @@ class Queues:
 
 
 @dataclass(frozen=True)
+class Wal:
+    enabled: bool = key(
+        True,
+        "Keep a log on disk, which QoS 1 needs. An embedded broker keeps one only if it is given `wal.directory`.",
+    )
+    directory: str = key(
+        "data/wal",
+        "Where the log lies, made if it is not there. Not on a RAM disk, and no other broker's.",
+    )
+    segment_size_bytes: int = key(
+        32 * MIB,
+        "Size of one file of the log, allocated ahead. The log shrinks by whole files.",
+        "bytes",
+        64 * KIB,
+        512 * MIB,
+    )
+    flush_interval_ms: int = key(
+        0,
+        "How long a QoS 1 publish may wait for company before it is written and synced. 0: not at all; what comes during a "
+        "sync shares the next one.",
+        "ms",
+        0,
+        1000,
+    )
+    max_bytes: int = key(
+        1024 * MIB,
+        "All files of the log together. A full log refuses QoS 1 publishes (503) until subscribers have caught up.",
+        "bytes",
+        256 * KIB,
+        1 << 44,
+    )
+    reserve_bytes: int = key(
+        64 * MIB,
+        "Free space of its file system that publishes leave alone: it is for acknowledgements, and for the rest of the system.",
+        "bytes",
+        0,
+        1 << 44,
+    )
+    block_bytes: int = key(
+        0,
+        "What is synced together is padded to a multiple of this, so that no flash page is written twice: 4096 for SD cards. "
+        "0: to 8 bytes.",
+        "bytes",
+        0,
+        64 * KIB,
+    )
+
+
+@dataclass(frozen=True)
+class Qos1:
+    ack_timeout_ms: int = key(
+        30_000,
+        "Time a subscriber has to acknowledge a message before it comes again; doubles each time, up to 32 times this.",
+        "ms",
+        100,
+        HOUR_MS,
+        reload=True,
+    )
+    max_in_flight: int = key(
+        256,
+        "Messages sent to one subscriber of a QoS 1 subscription and not acknowledged yet.",
+        "messages",
+        1,
+        65_536,
+        reload=True,
+    )
+    max_deliveries: int = key(
+        16,
+        "How often a message is delivered without an acknowledgement before it goes to `$dlq/<topic>`.",
+        "deliveries",
+        1,
+        10_000,
+        reload=True,
+    )
+
+
+@dataclass(frozen=True)
 class Delivery:
     max_batch: int = key(
         65_536, "Messages sent to one subscriber before the next has its turn.", "messages", 1, 1_000_000, reload=True
@@ -209,7 +286,9 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     auth: Auth = field(default_factory=Auth)
     queues: Queues = field(default_factory=Queues)
+    wal: Wal = field(default_factory=Wal)
     delivery: Delivery = field(default_factory=Delivery)
+    qos1: Qos1 = field(default_factory=Qos1)
     performance: Performance = field(default_factory=Performance)
     limits: Limits = field(default_factory=Limits)
     logging: Logging = field(default_factory=Logging)
@@ -261,15 +340,7 @@ PLANNED: frozenset[str] = frozenset(
         "auth.api_keys",
         "auth.keys_file",
         "queues.topic_capacity",
-        "wal.enabled",
-        "wal.directory",
-        "wal.segment_size_bytes",
-        "wal.flush_interval_ms",
-        "wal.max_bytes",
         "delivery.fanout_shards",
-        "qos1.ack_timeout_ms",
-        "qos1.max_in_flight",
-        "qos1.max_deliveries",
         "performance.batch_config.channel_capacity",
     }
 )

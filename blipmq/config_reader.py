@@ -247,6 +247,40 @@ class _Reading:
                 f"({config.performance.timer_config.max_timeout_ms}), which would cut it; raise one or lower the other",
             )
 
+        if config.wal.enabled:
+            self._check_log(config)
+
+    def _check_log(self, config: Config) -> None:
+        wal, segment = config.wal, config.wal.segment_size_bytes
+        if not wal.directory:
+            self._clash(
+                "wal.directory", "empty, but the log needs a place; name a directory, or set wal.enabled = false"
+            )
+        if segment % 4096:
+            self._clash(
+                "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up"
+            )
+        if wal.block_bytes & (wal.block_bytes - 1):
+            self._clash("wal.block_bytes", f"{wal.block_bytes} is not a power of two, such as 4096; round it up")
+        if segment > wal.max_bytes // 4:
+            self._clash(
+                "wal.segment_size_bytes",
+                f"{segment} is over a quarter of wal.max_bytes ({wal.max_bytes}), so the log could hardly ever shrink; "
+                "raise one or lower the other",
+            )
+        batch = memory.log_batch_bytes(config)
+        if segment < 2 * batch:
+            self._clash(
+                "wal.segment_size_bytes",
+                f"{segment} is less than {2 * batch}, which messages of server.max_message_size_bytes "
+                f"({config.server.max_message_size_bytes}) need; raise one or lower the other",
+            )
+        if wal.block_bytes > segment // 8:
+            self._clash(
+                "wal.block_bytes",
+                f"{wal.block_bytes} is over an eighth of wal.segment_size_bytes ({segment}); raise one or lower the other",
+            )
+
     def _clash(self, path: str, what: str) -> None:
         self.problems.append(f"{self.origins[path]}: {path}: {what}")
 

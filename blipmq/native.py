@@ -8,6 +8,7 @@ commands and takes events; in threaded mode the core's own I/O thread does every
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
-from blipmq.errors import BlipMQError
+from blipmq.errors import BlipMQError, LogLocked, LogUnusable
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 CData = Any  # what cffi hands out; only named here
@@ -47,6 +48,8 @@ _ERROR_TEXTS: dict[int, str] = {
     lib.BQ_E_SYSTEM: "a system call failed",
     lib.BQ_E_TOO_LARGE: "larger than the core accepts",
 }
+# Those of the log (native/log.h), which open_log may return besides.
+LOG_LOCKED, LOG_VERSION = -22, -23
 
 
 class Overflow(IntEnum):
@@ -108,6 +111,49 @@ class CoreConfig(NamedTuple):
     max_in_flight: int = 256
     max_deliveries: int = 16
     io_cpu: int = -1
+
+
+class LogConfig(NamedTuple):
+    """The fields of `bq_log_config_t`, by the same names and in the same units. A test keeps the two in step."""
+
+    max_bytes: int = 1 << 30
+    reserve_bytes: int = 64 << 20
+    segment_bytes: int = 16 << 20
+    flush_interval_ms: int = 0
+    batch_bytes: int = 4 << 20
+    block_bytes: int = 0
+    no_sync: int = 0
+    reserved: int = 0
+
+
+class LogReport(NamedTuple):
+    """What opening the log found: `bq_log_report_t`. Zero stands for none; LSNs count the log's records."""
+
+    records: int
+    bytes: int
+    segments: int
+    torn_bytes: int
+    lost_first_lsn: int
+    lost_last_lsn: int
+    lost_ranges: int
+    first_lsn: int
+    next_lsn: int
+    checkpoint_lsn: int
+    sessions: int
+    next_message_id: int
+    checkpoints_bad: int
+    clean: int
+    error: int
+    reserved: int
+
+
+class LogState(IntEnum):
+    """`log_state` of the counters."""
+
+    NONE = 0
+    WELL = 1
+    FULL = 2
+    FAILED = 3
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -384,6 +430,19 @@ class Core:
 
     # -- life
 
+    def open_log(self, directory: str, config: LogConfig) -> LogReport:
+        """Open the log in `directory`, made if it is not there, and recover it: before `start`, and as long as that
+        takes (other threads run meanwhile). Raises `LogLocked`, or `LogUnusable` with the cause."""
+        report = ffi.new("bq_log_report_t *")
+        code = lib.bq_log_open(self._bq, os.fsencode(directory), ffi.new("bq_log_config_t *", config._asdict()), report)
+        if code < 0:
+            raise _log_error(code, directory, report.error)
+        return LogReport(*(getattr(report, name) for name in LogReport._fields))
+
+    def log_progress(self) -> float:
+        """How much of the log has been read, 0 to 1, while `open_log` runs in another thread."""
+        return int(lib.bq_log_progress(self._bq)) / 1000
+
     def start(self) -> None:
         """Run in a thread of its own from here on."""
         self._check(lib.bq_start(self._bq), "the core's thread did not start")
@@ -465,13 +524,35 @@ class Core:
         """Let a client that said HELLO go on; it gets Reply code 0 with `text`."""
         self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode())
 
-    def subscribe(self, conn: int, seq: int, filter: str) -> None:
-        """Route `filter` to this connection; SubAck goes out after the route is set."""
-        self._push(lib.BQ_CMD_SUBSCRIBE, conn=conn, seq=seq, text=filter.encode())
+    def subscribe(
+        self,
+        conn: int,
+        seq: int,
+        filter: str,
+        *,
+        qos: int = 0,
+        durable: bool = False,
+        client_id: str = "",
+        group: str = "",
+    ) -> None:
+        """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
+        new durable subscription is on disk; without a log that takes more, QoS 1 is answered 503."""
+        flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
+        name = client_id.encode()
+        self._push(
+            lib.BQ_CMD_SUBSCRIBE,
+            conn=conn,
+            seq=seq,
+            flags=flags,
+            value=len(name),
+            text=filter.encode(),
+            data=name + group.encode(),
+        )
 
-    def unsubscribe(self, conn: int, seq: int, filter: str) -> None:
-        """Take the route away; clients that said HELLO are answered 0 or 404."""
-        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode())
+    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "") -> None:
+        """Take the route away, and end the durable subscription of `client_id`. Clients that said HELLO are answered 0
+        (once it is on disk) or 404."""
+        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode(), data=client_id.encode())
 
     def reply(
         self,
@@ -587,6 +668,26 @@ class Core:
             return code
         detail = os.strerror(ffi.errno) if code == lib.BQ_E_SYSTEM else ""
         raise CoreError(code, what, detail)
+
+
+def _log_error(code: int, directory: str, error: int) -> BlipMQError:
+    if code == LOG_LOCKED:
+        return LogLocked(
+            f"another broker uses the log in {directory}. Stop that one, or give this one a wal.directory of its own."
+        )
+    if code == LOG_VERSION:
+        return LogUnusable(
+            f"the log in {directory} was written by a newer version of BlipMQ, and nothing in it was changed. "
+            "Start that version, or give this one another wal.directory."
+        )
+    if code != lib.BQ_E_SYSTEM:
+        return CoreError(code, f"the log in {directory} cannot be opened")
+    why = os.strerror(error) if error else "a system call failed"
+    text = f"the log in {directory} cannot be opened: {why}. "
+    if error in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text += "Let the broker's user write there, give it another wal.directory, or do without QoS 1: wal.enabled = false."
+        return LogUnusable(text, exit_status=77)
+    return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")
 
 
 # ---- pure functions -------------------------------------------------------------------------------------------------

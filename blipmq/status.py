@@ -17,6 +17,7 @@ from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.version import __version__
+from blipmq.wal import Wal
 
 SUBSCRIBERS_MAX = 100
 FILTERS_MAX = 16
@@ -31,11 +32,19 @@ Report = dict[str, Any]
 class Status:
     """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
 
-    def __init__(self, core: Core, sessions: Sessions, clock: Callable[[], float], budget_bytes: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        sessions: Sessions,
+        clock: Callable[[], float],
+        budget_bytes: int,
+        wal: Wal | None = None,
+    ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
         self._core = core
         self._sessions = sessions
+        self._wal = wal
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -64,8 +73,8 @@ class Status:
     # -- asking
 
     def tick(self) -> None:
-        """Take one sample for the rates."""
-        self.ask_counters(lambda counters: self._history.append((self._clock(), counters)))
+        """Take one sample, for the rates and for what the log has to say."""
+        self.ask_counters(self._sampled)
 
     def ask_counters(self, answer: Callable[[Counters], None]) -> None:
         """Call `answer` with the core's counters, by their names in `bq_stats_t`."""
@@ -114,6 +123,11 @@ class Status:
     def accepting(self, event: Accepting) -> None:
         self._accept_errno = event.errno if event.paused else 0
 
+    def _sampled(self, counters: Counters) -> None:
+        self._history.append((self._clock(), counters))
+        if self._wal is not None:
+            self._wal.observe(counters)
+
     # -- the report
 
     def _begin_round(self, counters: Counters) -> None:
@@ -130,7 +144,7 @@ class Status:
     def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
-        reasons = self._all_reasons(counters, hardware)
+        reasons = (self._wal.reasons(counters) if self._wal else []) + self._all_reasons(counters, hardware)
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
@@ -156,8 +170,16 @@ class Status:
             },
             "rates": rates,
             "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": self.budget_bytes},
-            "log": None,
-            "disk_free_bytes": _disk_free_bytes(),
+            "sessions": {
+                "total": counters["sessions"],
+                "behind": counters["sessions_behind"],
+                "in_flight": counters["in_flight"],
+                "acked": counters["acked"],
+                "redelivered": counters["redelivered"],
+                "dead_lettered": counters["dead_lettered"],
+            },
+            "log": self._wal.facts(counters) if self._wal else None,
+            "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
 
