@@ -142,19 +142,6 @@ static void overflow(bq_t *bq, session_t *session) {
     bq->stats.enqueued++;
 }
 
-void session_offer(bq_t *bq, session_t *session, const held_t *held) {
-    for (member_t *member = session->members; member && !session->grouped; member = member->next) member->connection->fan_mark = held->lsn;
-    session->enqueued++;
-    if (session->behind) return; /* it is in the log, at next_lsn or later */
-    bool room = window_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
-    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id, held->expiry_tick)) {
-        pump_later(bq, session);
-        return;
-    }
-    if (session->durable) fall_behind(session, held->lsn);
-    else overflow(bq, session);
-}
-
 /* ---- sending ---------------------------------------------------------------------------------------------------------- */
 
 /* The frame again, marked. The old bytes may be on their way to somebody else and stay as they are. */
@@ -257,6 +244,19 @@ static void pump(bq_t *bq, session_t *session) {
         session->cursor = delivery->next;
     }
     if (hungry(bq, session)) read_start(bq, session);
+}
+
+void session_offer(bq_t *bq, session_t *session, const held_t *held) {
+    for (member_t *member = session->members; member && !session->grouped; member = member->next) member->connection->fan_mark = held->lsn;
+    session->enqueued++;
+    if (session->behind) return; /* it is in the log, at next_lsn or later */
+    bool room = window_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
+    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id, held->expiry_tick)) {
+        pump(bq, session); /* at once, so that it keeps its place among QoS 0 messages that follow it */
+        return;
+    }
+    if (session->durable) fall_behind(session, held->lsn);
+    else overflow(bq, session);
 }
 
 void session_pump_all(bq_t *bq) {
