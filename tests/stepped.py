@@ -250,8 +250,8 @@ class Bench:
 
     def drain_events(self) -> bool:
         any_ = False
+        self.core.retry()
         if not self.present:
-            self.core.retry()
             return False
         for event in self.core.events():
             any_ = True
