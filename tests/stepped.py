@@ -251,6 +251,7 @@ class Bench:
 
     def drain_events(self) -> bool:
         any_ = False
+        self.core.retry()
         if not self.present:
             return False
         for event in self.core.events():
