@@ -184,10 +184,10 @@ static void limits_set(log_t *log) {
         more_urgent = smaller(more_urgent, free_bytes / segment);
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
-    uint64_t publish = room + more_publish * usable;
+    uint64_t publish = log->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
     atomic_store(&log->limit_urgent, log->charged_done + room + more_urgent * usable);
     atomic_store(&log->limit_publish, log->charged_done + (publish > usable ? publish - usable : 0));
-    if (atomic_load(&log->full) && atomic_load(&log->limit_publish) >= atomic_load(&log->refused_at)) {
+    if (atomic_load(&log->full) && !log->stuck && atomic_load(&log->limit_publish) >= atomic_load(&log->refused_at)) {
         atomic_store(&log->full, false);
         log_wake(log);
     }
@@ -343,11 +343,11 @@ static void *log_run(void *argument) {
         ahead_make(log);
         if (!atomic_load(&log->failed)) limits_set(log);
         gate_enter(&log->work);
-        bool again = log->stuck || !log->ahead || atomic_load(&log->full);
-        if (!log->stop && (!log->handed || log->stuck)) {
+        bool failed = atomic_load(&log->failed), again = !failed && (log->stuck || !log->ahead || atomic_load(&log->full));
+        if (!log->stop && (!log->handed || (log->stuck && !failed))) {
             log->log_waits = true;
             gate_signal(&log->work);
-            gate_wait(&log->work, again && !atomic_load(&log->failed) ? LOG_RETRY_MS : -1);
+            gate_wait(&log->work, again ? LOG_RETRY_MS : -1);
             log->log_waits = false;
         }
         batch_t *batch = log->handed;

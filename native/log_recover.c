@@ -132,6 +132,13 @@ static int number_compare(const void *a, const void *b) {
 
 static void finding_add(recover_t *recover, recover_finding_t finding) { recover->findings[recover->findings_count++] = finding; }
 
+/* A card that stumbles once is asked again: what is judged here may be moved out of the way. */
+static int64_t read_patiently(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    int64_t count = -EIO;
+    for (uint32_t tries = 0; count == -EIO && tries < 3; tries++) count = storage->read(storage, file, offset, bytes, size);
+    return count;
+}
+
 /* Both copies of a segment's header. The better verdict counts, but a newer version in either one stops everything. */
 static int header_read(recover_t *recover, uint64_t name_number, segment_header_t *header, uint64_t *size) {
     char name[FORMAT_NAME_BYTES];
@@ -140,7 +147,7 @@ static int header_read(recover_t *recover, uint64_t name_number, segment_header_
     format_segment_name(name, name_number);
     int file = storage->open(storage, name, false);
     if (file < 0) return system_error(file);
-    int64_t bytes = storage->size(storage, file), got = storage->read(storage, file, 0, room, sizeof room);
+    int64_t bytes = storage->size(storage, file), got = read_patiently(storage, file, 0, room, sizeof room);
     if (got == -EIO) got = 0; /* a sector that cannot be read is a damaged one */
     storage->close(storage, file);
     if (bytes < 0 || got < 0) return system_error((int)(bytes < 0 ? bytes : got));
@@ -237,17 +244,21 @@ static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_h
     int file = storage->open(storage, name, false);
     if (file < 0) return system_error(file);
     int64_t size = storage->size(storage, file);
-    int result = storage->read(storage, file, 0, head, sizeof head) == (int64_t)sizeof head
-                     ? format_checkpoint_decode(head, header)
-                     : FORMAT_BAD;
-    if (result == FORMAT_GOOD &&
-        (header->generation != generation || header->size > LOG_CHECKPOINT_BYTES_MAX ||
-         size != (int64_t)sizeof head + header->size || (recover->count && header->log_id != recover->log_id)))
-        result = FORMAT_BAD;
-    *bytes = result == FORMAT_GOOD ? malloc(header->size + 1u) : NULL;
-    if (result == FORMAT_GOOD && !*bytes)
+    int result = size < 0 ? system_error((int)size) : FORMAT_BAD;
+    int64_t got = size >= (int64_t)sizeof head ? read_patiently(storage, file, 0, head, sizeof head) : 0;
+    if (got == (int64_t)sizeof head) result = format_checkpoint_decode(head, header);
+    if (got < 0 && got != -EIO) result = system_error((int)got);
+    bool of_ours = result == FORMAT_GOOD && header->generation == generation && header->size <= LOG_CHECKPOINT_BYTES_MAX &&
+                   size == (int64_t)sizeof head + header->size && (!recover->count || header->log_id == recover->log_id);
+    if (result == FORMAT_GOOD && !of_ours) result = FORMAT_BAD;
+    *bytes = of_ours ? malloc(header->size + 1u) : NULL;
+    if (of_ours && !*bytes)
         result = BQ_E_MEMORY;
-    else if (result == FORMAT_GOOD && (storage->read(storage, file, sizeof head, *bytes, header->size) != (int64_t)header->size ||
+    else if (of_ours)
+        got = read_patiently(storage, file, sizeof head, *bytes, header->size);
+    if (result == FORMAT_GOOD && got < 0 && got != -EIO)
+        result = system_error((int)got);
+    else if (result == FORMAT_GOOD && (got != (int64_t)header->size ||
                                        crc32_update(crc32_update(0, head, 48), *bytes, header->size) != header->payload_crc))
         result = FORMAT_BAD;
     storage->close(storage, file);
