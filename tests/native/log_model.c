@@ -80,6 +80,7 @@ static bool visit(void *context, const log_record_t *record) {
 
 int model_open(model_t *model) {
     model->visit_next = 1;
+    model->opens++;
     model->visited_checkpoint = false;
     int result = log_open(&model->log, sim_disk_storage(model->disk), &model->config, visit, model, &model->report, NULL);
     if (result != BQ_OK) return result;

@@ -17,7 +17,7 @@ typedef struct model {
     log_config_t config;
     uint64_t random, seed;
     uint32_t tags[MODEL_LSN_MAX]; /* what was appended last under each LSN; size and bytes follow from it */
-    uint64_t next_lsn, acked;
+    uint64_t next_lsn, acked, opens;
     uint64_t checkpoint_lsn, keep_from; /* of the last checkpoint that was confirmed, and the highest keep_from ever asked for */
     uint64_t visit_next;                /* while recovering */
     bool visited_checkpoint;

@@ -62,12 +62,13 @@ static void work(model_t *model, uint32_t plan) {
     if (model_open(model) != BQ_OK) return;
     known = sim_disk_failed(model->disk, NULL); /* what recovery does about a failure is its own business */
     for (uint32_t i = 0; i < STEPS && model->log && !model->fault[0]; i++) {
-        const log_t *before = model->log;
+        uint64_t opens = model->opens;
         uint64_t durable = log_durable(model->log);
         bool failed = log_state(model->log) == LOG_E_FAILED;
         model_run(model, 1);
-        if (model->log != before) known = known || sim_disk_failed(model->disk, NULL);
-        if (model->log != before) continue;
+        bool same = model->log && model->opens == opens;
+        if (!same) known = known || sim_disk_failed(model->disk, NULL);
+        if (!same) continue;
         if (failed && log_durable(model->log) != durable)
             snprintf(model->fault, sizeof model->fault, "something became durable after the failure");
         if (!known && sim_disk_failed(model->disk, NULL)) check_state(model, plan);
