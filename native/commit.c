@@ -22,6 +22,8 @@ const char *commit_refusal(const bq_t *bq) {
     }
 }
 
+bool commit_is_full(const bq_t *bq) { return bq->log && log_state(bq->log) == LOG_E_FULL; }
+
 /* ---- holding ------------------------------------------------------------------------------------------------------- */
 
 static held_t *held_new(bq_t *bq, connection_t *connection, enum held_kind kind, uint32_t size) {

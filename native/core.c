@@ -163,7 +163,6 @@ static void run_ready_list(bq_t *bq) {
     connection_t *connection = bq->ready;
     bq->ready = NULL;
     bq->ready_tail = &bq->ready;
-    bq->held_tail = &bq->held;
     while (connection) {
         connection_t *next = connection->ready_next;
         connection->ready = false;
@@ -440,6 +439,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
     bq->next_message_id = first_message_id ? first_message_id : 1;
     bq->ready_tail = &bq->ready;
+    bq->held_tail = &bq->held;
     bq->accept_timer.kind = TIMER_ACCEPT;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
