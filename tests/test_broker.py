@@ -674,6 +674,6 @@ def test_commands_that_find_no_room_are_all_answered_in_the_end():
 
 
 def test_message_ids_begin_at_the_time_and_can_be_read_as_doubles():
-    assert first_message_id(1_795_507_674.5) == (1_795_507_674 - 1_735_689_600) << 22
+    assert first_message_id(1_795_507_674.5) == (1_795_507_674_500 - 1_735_689_600_000) << 12
     assert first_message_id(0) == 1  # a clock that was never set
     assert first_message_id(3_880_000_000) < 2**53  # in the year 2092
