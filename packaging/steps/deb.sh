@@ -10,6 +10,7 @@ rm -rf "$root"
 install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system,usr/share/man/man1} "$doc/examples"
 
 cp -a "$OUT/onedir/blipmq" "$root/usr/lib/blipmq"
+rm "$root/usr/lib/blipmq/_internal/libz.so.1"
 ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq"
 ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq-cli"
 cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"
