@@ -257,7 +257,12 @@ def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "suite", "chosen"),
     [
-        ("x64", ["test_server.py", "test_cli_server.py", "test_cli_client.py", "test_shell.py"], []),
+        # On libedit a Ctrl-C that falls between two keys may be seen only with the next key: docs/PACKAGING.md.
+        (
+            "x64",
+            ["test_server.py", "test_cli_server.py", "test_cli_client.py", "test_shell.py"],
+            ["-k", "not an_interrupt_gives_a_fresh_prompt"],
+        ),
         # Its slow tests measure the memory of the process, which is the emulator's here.
         ("arm64", ["test_server.py"], ["-m", "not slow"]),
     ],
