@@ -1,7 +1,7 @@
 # The Debian package: the onedir with a systemd unit, its own user and one settings file.
 # needs: freeze
-# inputs: packaging/deb packaging/release config LICENSE HEAD
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+# inputs: packaging/deb packaging/release config LICENSE EPOCH
+SOURCE_DATE_EPOCH=$(packaging/epoch)
 export SOURCE_DATE_EPOCH
 version=$(packaging/version debian)
 root=$OUT/deb

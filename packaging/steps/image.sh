@@ -1,7 +1,7 @@
 # The two layers of the container image for one platform: the C library with zlib, and BlipMQ.
 # needs: freeze
-# inputs: packaging/oci packaging/release LICENSE HEAD
-epoch=$(git log -1 --format=%ct)
+# inputs: packaging/oci packaging/release LICENSE EPOCH
+epoch=$(packaging/epoch)
 mirror=$(packaging/mirror main)
 security=$(packaging/mirror security)
 root=$OUT/image/root
