@@ -55,6 +55,7 @@ PROGRAM = {
     "libedit": ("libedit2", "BSD-3-Clause", "line editing in `blipmq connect`"),
     "libbsd": ("libbsd0", "BSD-3-Clause", "needed by libedit"),
     "libmd": ("libmd0", "BSD-3-Clause", "needed by libbsd"),
+    "zlib1g": ("zlib1g", "Zlib", "needed by the start-up code"),
     "ncurses": ("libtinfo6", "MIT", "needed by libedit"),
 }
 
