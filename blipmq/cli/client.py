@@ -291,7 +291,7 @@ def print_messages(
         counted[0] += len(messages)
         terminal.write(renderer(messages))
         if subscription.options[0]:
-            client.ack(*(message for message in messages if message.qos))
+            subscription.ack(*messages)
 
 
 def unsubscribe(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
