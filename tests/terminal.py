@@ -18,7 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def environment(**extra: str) -> dict[str, str]:
     """The environment of the tests without what would change the output, and with the package in the path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ") and name != "NO_COLOR"}
-    return {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm", "LANG": "C.UTF-8", "PYTHONUTF8": "1", **extra}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "XDG_STATE_HOME": os.devnull,
+        **extra,
+    }
 
 
 class Terminal:
