@@ -60,6 +60,16 @@ class Terminal:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
+    def interrupt_until(self, text: str, timeout_s: float = 20.0) -> None:
+        """Interrupt, again and again as a person would, until the screen shows `text`: Python's line editor does not see
+        a signal that comes between two of its reads before the next key."""
+        deadline_s = time.monotonic() + timeout_s
+        while text not in self.screen:
+            assert time.monotonic() < deadline_s, f"{text!r} did not come; the screen shows {self.screen!r}"
+            self.interrupt()
+            self._read(1.0)
+        self.screen = self.screen.rpartition(text)[2]
+
     def expect(self, text: str, timeout_s: float = 20.0) -> str:
         """Read until the screen shows `text`, and return what came up to and with it; later calls look behind it."""
         deadline_s = time.monotonic() + timeout_s
