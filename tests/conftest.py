@@ -1,8 +1,16 @@
-"""Fixtures that every test may use: a real broker in a process of its own, and clients that are closed in the end."""
+"""Fixtures that every test may use: a real broker in a process of its own, and clients that are closed in the end.
+
+Invariant: no test fails because the machine was slow; a hang is caught by a limit of its own.
+"""
 
 import pytest
 from broker_process import BrokerProcess
 from hand_client import HelloClient, PlainClient
+from hypothesis import settings
+
+# hypothesis would fail an example that takes over 200 ms, which a shared machine or a sanitizer does to any of them.
+settings.register_profile("blipmq", settings(), deadline=None, print_blob=True)
+settings.load_profile("blipmq")
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ class Terminal:
         while text not in self.screen:
             assert time.monotonic() < deadline_s, f"{text!r} did not come; the screen shows {self.screen!r}"
             self.interrupt()
-            self._read(1.0)
+            patience_s = time.monotonic() + 2.0
+            while text not in self.screen and time.monotonic() < patience_s:
+                self._read(0.1)
         self.screen = self.screen.rpartition(text)[2]
 
     def expect(self, text: str, timeout_s: float = 20.0) -> str:

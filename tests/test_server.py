@@ -206,7 +206,7 @@ def test_a_log_that_no_one_reads_does_not_stop_the_broker(start):
     assert process.wait() == 0
 
 
-# ---- what it takes
+# ---- what it takes: slow, so that a build with sanitizers, which takes many times the memory, does not run these
 
 
 def resident_bytes(process):
@@ -219,6 +219,7 @@ def info(client):
     return json.loads(client.next().payload)
 
 
+@pytest.mark.slow
 def test_an_idle_broker_takes_what_the_sum_says_and_no_more(start):
     process = start()
     with RawClient(process.address) as client:
@@ -226,6 +227,7 @@ def test_an_idle_broker_takes_what_the_sum_says_and_no_more(start):
         assert resident_bytes(process) < memory.at_rest_bytes(Config()) + memory.MIB * 4
 
 
+@pytest.mark.slow
 def test_stuck_subscribers_and_a_flood_stay_within_the_memory_that_was_announced(start):
     toml = """
         [server]

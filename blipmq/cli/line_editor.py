@@ -133,7 +133,8 @@ class LineEditor:
             readline.add_history(line)
         readline.set_completer_delims(" \t\n")  # a topic is one word, whatever it holds
         readline.set_completer(self._complete)
-        libedit = "libedit" in (readline.__doc__ or "")  # macOS
+        # macOS and the frozen binaries have libedit; before Python 3.13 only the docstring says so
+        libedit = getattr(readline, "backend", "") == "editline" or "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
     def typed(self) -> str:

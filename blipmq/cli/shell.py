@@ -168,9 +168,9 @@ class Worker(threading.Thread):
         for filter_, subscription in list(self._subscriptions.items()):
             if subscription.messages:
                 messages = subscription.pop_all()
-                self._screen.show(self._render(messages))
                 for topic in {message.topic for message in messages}:
                     self._vocabulary.saw_topic(topic)
+                self._screen.show(self._render(messages))
             if subscription.ended:
                 del self._subscriptions[filter_]
                 self._vocabulary.subscribed(self._subscriptions)
