@@ -24,13 +24,14 @@ Run = Callable[[argparse.Namespace, Mapping[str, str], Terminal], int]
 
 EXAMPLES = """\
 examples:
-  blipmq-cli sub 'site/+/temp'                   print what comes, each line as TOPIC, tab, payload
-  blipmq-cli pub site/1/temp 21.5 --ttl 60000    it expires after a minute
-  tail -f log | blipmq-cli pub logs.web - --qos 1      every line, on the broker's disk before the next is read
+  blipmq-cli sub 'site/+/temp'                       print what comes, each line as TOPIC, tab, payload
+  blipmq-cli pub site/1/temp 21.5 --ttl 60000        it expires after a minute
+  tail -f log | blipmq-cli pub logs.web - --qos 1    each line; "sent" means on the broker's disk
   blipmq-cli sub 'logs.>' --qos 1 --durable --client-id archive >> archive.log
-                                                 what comes while this is not running is kept for it
-  blipmq-cli info --watch                        how the broker is, refreshed in place
-  blipmq-cli bench --rate 1000 --seconds 30      latencies at a load you choose
+                                                     what comes while this is not running is kept for it
+  blipmq-cli unsub 'logs.>' --client-id archive      keep nothing for it any more
+  blipmq-cli info --watch                            how the broker is, refreshed in place
+  blipmq-cli bench --rate 1000 --seconds 30          latencies at a load you choose
 
 environment:
   BLIPMQ_ADDR      HOST:PORT of the broker
