@@ -54,14 +54,27 @@ def test_the_screen_is_painted_over_in_place_and_keeps_the_last_state(broker: Fa
         assert "Traceback" not in terminal.screen
 
 
-def test_an_outage_is_shown_above_the_last_state_and_ends_by_itself(broker: FakeBroker) -> None:
+def test_an_outage_is_shown_above_the_last_state_and_watching_goes_on_after_it(broker: FakeBroker) -> None:
     broker.info = {"version": "1", "address": "here", "state": "ok"}
     with Terminal(WATCH, {"BLIPMQ_ADDR": broker.address}) as terminal:
         terminal.expect("State")
-        broker.kick()
-        broker.refusals["INFO"] = (503, "shutting down")
-        terminal.expect("shutting down")
-        assert terminal.end() == 1
+        broker.stop()
+        terminal.expect("ended. The broker was stopped or restarted")
+        terminal.expect("BlipMQ 1 at here")
+        broker.info = {**broker.info, "state": "degraded"}
+        broker.start()
+        terminal.expect("degraded")
+        terminal.interrupt()
+        assert terminal.end() == 130
+
+
+def test_a_refusal_ends_the_watching_with_its_reason(broker: FakeBroker) -> None:
+    with Terminal(WATCH, {"BLIPMQ_ADDR": broker.address}) as terminal:
+        terminal.expect("State")
+        broker.refusals["INFO"] = (403, "no right to look")
+        terminal.expect("\x1b[?25h")
+        terminal.expect("no right to look")
+        assert terminal.end() == 77
 
 
 def test_a_subscriber_is_shown_with_depth_drops_and_rates_between_two_answers() -> None:

@@ -53,6 +53,7 @@ def open_client(
     reconnect: bool,
     client_id: str = "",
     announce: bool = True,
+    timeout_s: float = 10.0,
 ) -> BlockingClient:
     """A connected client. `announce`: say on standard error when an outage begins and ends."""
     client = BlockingClient(
@@ -60,6 +61,7 @@ def open_client(
         api_key=read_key(arguments, environment),
         client_id=client_id,
         reconnect=reconnect,
+        timeout_s=timeout_s,
         on_state=None if terminal.quiet or not announce else render.OutageNotices(terminal.notice),
     ).open()
     terminal.detail("✅", f"Connected to {client.address}.")

@@ -20,11 +20,20 @@ from blipmq.cli.terminal import Repaint, Terminal, repaints
 from blipmq.errors import Disconnected, TimedOut
 
 WATCH_INTERVAL_S = 2.0
+TIMEOUT_S = 10.0
+WATCH_TIMEOUT_S = 4.0  # a screen that stands still for longer says why
 
 
 def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     in_place = arguments.watch and arguments.format == "text" and repaints(sys.stdout.buffer, environment)
-    client = open_client(arguments, environment, terminal, reconnect=arguments.watch, announce=not in_place)
+    client = open_client(
+        arguments,
+        environment,
+        terminal,
+        reconnect=arguments.watch,
+        announce=not in_place,
+        timeout_s=WATCH_TIMEOUT_S if in_place else TIMEOUT_S,
+    )
     try:
         if in_place:
             watch_in_place(client, terminal)
