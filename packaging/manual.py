@@ -48,6 +48,12 @@ class Command(NamedTuple):
     help: str
     options: tuple[Option, ...]
     arguments: tuple[Argument, ...]
+    actions: tuple[Command, ...]  # as in `blipmq wal verify`
+
+    @property
+    def every_option(self) -> tuple[Option, ...]:
+        """Its own and those of its actions, each once."""
+        return tuple(dict.fromkeys([*self.options, *(option for action in self.actions for option in action.options)]))
 
 
 class Program(NamedTuple):
@@ -64,17 +70,21 @@ class Program(NamedTuple):
 
 def read_program(parser: argparse.ArgumentParser, sections: dict[str, str]) -> Program:
     """`sections` come first; those of the parser's own text follow."""
+    told = re.findall(r"^(\w[\w ]*):\n((?:  .*\n|\n)+)", (parser.epilog or "") + "\n", re.MULTILINE)
+    every = {**sections, **{title: text.rstrip() for title, text in told}}
+    return Program(parser.prog, parser.description or "", every, read_options(parser), read_commands(parser))
+
+
+def read_commands(parser: argparse.ArgumentParser) -> tuple[Command, ...]:
     commands: list[Command] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            for name, help_ in helps.items():
-                sub = action.choices[name]
-                names = [name, *(other for other, known in action.choices.items() if known is sub and other != name)]
-                commands.append(Command(tuple(names), help_, read_options(sub), read_arguments(sub)))
-    told = re.findall(r"^(\w[\w ]*):\n((?:  .*\n|\n)+)", (parser.epilog or "") + "\n", re.MULTILINE)
-    every = {**sections, **{title: text.rstrip() for title, text in told}}
-    return Program(parser.prog, parser.description or "", every, read_options(parser), tuple(commands))
+            for choice in action._choices_actions:
+                sub = action.choices[choice.dest]
+                names = [name for name, known in action.choices.items() if known is sub]
+                parts = (read_options(sub), read_arguments(sub), read_commands(sub))
+                commands.append(Command(tuple(names), choice.help or "", *parts))
+    return tuple(commands)
 
 
 def read_options(parser: argparse.ArgumentParser) -> tuple[Option, ...]:
@@ -130,14 +140,14 @@ def man_page(program: Program, others: list[Program]) -> str:
         f"{roff(program.name)} \\- {roff(program.summary.rstrip('.')[:1].lower() + program.summary.rstrip('.')[1:])}",
         ".SH SYNOPSIS",
         ".nf",
-        *(synopsis(program, command) for command in program.commands),
+        *(synopsis(program, command) for command in flat(program.commands)),
         ".fi",
         ".SH OPTIONS",
         *(line for option in program.options for line in man_option(option)),
         ".SH COMMANDS",
     ]
     common = set(program.options)
-    for command in program.commands:
+    for command in flat(program.commands):
         lines += [f".SS {', '.join(roff(name) for name in command.names)}", f"{roff(sentence(command.help))}"]
         for argument in command.arguments:
             if argument.help:
@@ -148,6 +158,19 @@ def man_page(program: Program, others: list[Program]) -> str:
         lines += [f".SH {title.upper()}", *([".nf"] if is_table else []), roff(text), *([".fi"] if is_table else [])]
     lines += [".SH SEE ALSO", ",\n".join(f".BR {roff(other.name)} (1)" for other in others)]
     return "\n".join(lines) + "\n"
+
+
+def flat(commands: tuple[Command, ...]) -> list[Command]:
+    """Commands with actions replaced by their actions, under both names."""
+    every: list[Command] = []
+    for command in commands:
+        every += [
+            action._replace(names=tuple(f"{command.names[0]} {name}" for name in action.names))
+            for action in flat(command.actions)
+        ]
+        if not command.actions:
+            every.append(command)
+    return every
 
 
 def sentence(text: str) -> str:
@@ -174,6 +197,10 @@ def man_option(option: Option) -> Iterator[str]:
 
 def words_of(options: tuple[Option, ...]) -> list[str]:
     return [name for option in options for name in option.names]
+
+
+def action_names(command: Command) -> list[str]:
+    return [action.names[0] for action in command.actions]
 
 
 def bash_values(options: tuple[Option, ...], indent: str) -> Iterator[str]:
@@ -216,8 +243,8 @@ def bash_completion(program: Program) -> str:
         lines += [
             f"        {' | '.join(command.names)})",
             "            case $before in",
-            *bash_values(command.options, "                "),
-            f'                *) words="{" ".join(words_of(command.options))}" ;;',
+            *bash_values(command.every_option, "                "),
+            f'                *) words="{" ".join(action_names(command) + words_of(command.every_option))}" ;;',
             "            esac ;;",
         ]
     lines += [
@@ -281,10 +308,15 @@ def zsh_completion(program: Program) -> str:
         "            case $words[1] in",
     ]
     for command in program.commands:
-        options = [f"                        {zsh_option(option)} \\" for option in command.options]
-        arguments = [
-            f"'{place}:{zsh_quote(zsh_text(argument.name))}: '" for place, argument in enumerate(command.arguments, 1)
-        ]
+        options = [f"                        {zsh_option(option)} \\" for option in command.every_option]
+        arguments = (
+            [f"'1:action:({' '.join(action_names(command))})'"]
+            if command.actions
+            else [
+                f"'{place}:{zsh_quote(zsh_text(argument.name))}: '"
+                for place, argument in enumerate(command.arguments, 1)
+            ]
+        )
         lines += [
             f"                {'|'.join(command.names)})",
             "                    _arguments \\",
@@ -318,7 +350,8 @@ def fish_completion(program: Program) -> str:
     lines += [fish_option(program, "__fish_use_subcommand", option) for option in program.options]
     for command in program.commands:
         condition = f"__fish_seen_subcommand_from {' '.join(command.names)}"
-        lines += [fish_option(program, condition, option) for option in command.options]
+        lines += [f"complete -c {program.name} -n {fish_quote(condition)} -a {name}" for name in action_names(command)]
+        lines += [fish_option(program, condition, option) for option in command.every_option]
     return "\n".join(lines) + "\n"
 
 

@@ -155,7 +155,7 @@ def test_losses_drops_and_repeats_are_said_in_words() -> None:
     result.compare({}, {"messages": None})
     assert "Broker dropped  it does not say" in render_result(result, json=False, fancy=True).decode()
     assert render_progress(result, 1.0, fancy=False).startswith(
-        "100% of 1,000  1.0 s  published 1,000/s  delivered 1,900/s"
+        "100% of 1,000  1.0 s  published 500/s  delivered 1,900/s"
     )
 
 

@@ -159,3 +159,14 @@ def test_a_screen_of_another_size_is_cleared_before_it_is_painted(monkeypatch: p
         f"\x1b[H\x1b[2J{'x' * 79}…\x1b[K\n\x1b[J"
         "\x1b[?25h"
     )
+
+
+def test_the_log_and_what_waits_in_it_are_told_in_words() -> None:
+    log = {"state": "well", "bytes": 64 << 20, "segments": 2, "last_fsync_ms": 1.04, "durable_id": 5003, "unsynced": 20}
+    sessions = {"total": 3, "behind": 1, "in_flight": 20, "redelivered": 0, "dead_lettered": 2, "acked": 7}
+    text = render_info({"log": log, "sessions": sessions}, fancy=False)
+    assert "Log            well, 64 MiB in 2 segments, last sync 1.0 ms, durable id 5,003, 20 unsynced\n" in text
+    assert "QoS 1          3 subscriptions, 1 reading back from the log, 20 not acknowledged yet, 2 given up\n" in text
+    odd = {"state": "failed", "bytes": None, "lost": {"first_lsn": 5, "last_lsn": 9}}
+    text = render_info({"log": odd, "sessions": {"total": "x"}}, fancy=False)
+    assert "failed, LOST records 5 to 9\n" in text and "QoS 1" not in text

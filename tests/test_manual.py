@@ -38,7 +38,7 @@ def test_there_is_no_page_or_completion_of_a_program_that_is_gone(manual: Module
 def test_every_command_option_and_argument_is_in_the_man_page(manual: ModuleType) -> None:
     for program in manual.programs():
         page = manual.files()[f"man/{program.name}.1"]
-        for command in program.commands:
+        for command in manual.flat(program.commands):
             assert f".SS {', '.join(command.names)}\n" in page
             for option in command.options:
                 assert all(f"\\fB{manual.roff(name)}\\fP" in page for name in option.names)
@@ -57,7 +57,26 @@ def test_text_that_roff_would_take_for_its_own_is_escaped(manual: ModuleType) ->
     assert ".SH NOTES\n.nf\n  a\n\n  b\n.fi\n" in page
 
 
-def complete(line: str, program: str = "blipmq-cli", folder: Path | None = None) -> set[str]:
+def test_commands_of_two_words_are_described_and_completed(manual: ModuleType, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser(prog="x", description="Do it.")
+    log = parser.add_subparsers().add_parser("log", help="look at it").add_subparsers()
+    for name in ("verify", "export"):
+        log.add_parser(name, help=f"{name} all").add_argument("--format", choices=("text", "json"), help="how")
+    program = manual.read_program(parser, {})
+    page = manual.man_page(program, [])
+    assert "\\fBx log verify\\fP [\\fIoptions\\fP]\n" in page
+    assert ".SS log export\nExport all.\n.TP\n" in page
+    (tmp_path / "completions").mkdir()
+    (tmp_path / "completions" / "x.bash").write_text(manual.bash_completion(program))
+    assert complete("log ", "x", packaging=tmp_path) == {"verify", "export", "-h", "--help", "--format"}
+    assert complete("log verify --format ", "x", packaging=tmp_path) == {"text", "json"}
+    assert "'1:action:(verify export)'" in manual.zsh_completion(program)
+    assert "'__fish_seen_subcommand_from log' -a verify\n" in manual.fish_completion(program)
+
+
+def complete(
+    line: str, program: str = "blipmq-cli", folder: Path | None = None, packaging: Path = PACKAGING
+) -> set[str]:
     """What bash offers behind this line, split into words as bash does."""
     script = (
         'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); '
@@ -65,7 +84,7 @@ def complete(line: str, program: str = "blipmq-cli", folder: Path | None = None)
     )
     words = f"{program} {line}".replace("=", " = ").replace(":", " : ").split(" ")
     done = subprocess.run(
-        ["bash", "--norc", "-c", script, "bash", PACKAGING / "completions" / f"{program}.bash", *words],
+        ["bash", "--norc", "-c", script, "bash", packaging / "completions" / f"{program}.bash", *words],
         capture_output=True,
         text=True,
         check=True,

@@ -106,9 +106,8 @@ def render_progress(result: Result, elapsed_s: float, *, fancy: bool) -> str:
         share, goal = result.published / result.wanted_messages, f"{result.wanted_messages:,}"
     else:
         share, goal = elapsed_s / result.wanted_s, f"{result.wanted_s} s"
-    published, delivered = (
-        f"{rate_text(_per_s(number, elapsed_s))}/s" for number in (result.published, result.delivered)
-    )
+    published = f"{rate_text(_per_s(result.published, result.publish_s or elapsed_s))}/s"  # of the time it took
+    delivered = f"{rate_text(_per_s(result.delivered, elapsed_s))}/s"
     line = f"{min(share, 1.0):4.0%} of {goal}  {elapsed_s:.1f} s  published {published}  delivered {delivered}"
     if result.latency.count:
         line += f"  p99 {_ms_text(result.latency.percentile_ns(99.0))}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
-from blipmq.cli.render import bytes_text, duration_text, printable, rate_text, table
+from blipmq.cli.render import bytes_text, count, duration_text, printable, rate_text, table
 
 
 def render_info(info: Mapping[str, Any], *, fancy: bool, rates: SubscriptionRates | None = None) -> str:
@@ -35,6 +35,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Dropped", _dropped(_map(messages, "dropped"))
     yield "Without reader", _number(messages.get("unrouted"))
     yield "Memory", _share(memory.get("used_bytes"), memory.get("budget_bytes"))
+    yield "QoS 1", _sessions(_map(info, "sessions"))
     if "log" in info:
         yield "Log", _log(info["log"])
     yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
@@ -58,7 +59,36 @@ def _dropped(dropped: Mapping[str, Any]) -> str:
 def _log(log: object) -> str:
     if not isinstance(log, Mapping):
         return "off"
-    return ", ".join(f"{_text(key).replace('_', ' ')} {_text(value)}" for key, value in log.items()) or "on"
+    parts = [_text(log.get("state", "on"))]
+    if _is_number(log.get("bytes")):
+        segments = log.get("segments")
+        parts.append(
+            bytes_text(log["bytes"]) + (f" in {count(int(segments), 'segment')}" if _is_number(segments) else "")
+        )
+    if _is_number(log.get("last_fsync_ms")):
+        parts.append(f"last sync {log['last_fsync_ms']:,.1f} ms")
+    if _is_number(log.get("durable_id")):
+        parts.append(f"durable id {log['durable_id']:,}")
+    if _is_number(log.get("unsynced")):
+        parts.append(f"{log['unsynced']:,} unsynced")
+    lost = _map(log, "lost")
+    if lost:
+        parts.append(f"LOST records {_text(lost.get('first_lsn'))} to {_text(lost.get('last_lsn'))}")
+    return ", ".join(parts)
+
+
+def _sessions(sessions: Mapping[str, Any]) -> str:
+    """QoS 1 subscriptions and groups, the absent ones too."""
+    names = (
+        ("behind", "reading back from the log"),
+        ("in_flight", "not acknowledged yet"),
+        ("redelivered", "sent again"),
+        ("dead_lettered", "given up"),
+    )
+    if not _is_number(sessions.get("total")):
+        return ""
+    known = [f"{sessions[key]:,} {text}" for key, text in names if _is_number(sessions.get(key)) and sessions[key]]
+    return ", ".join([count(int(sessions["total"]), "subscription"), *known])
 
 
 def _hardware_rows(hardware: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
