@@ -221,6 +221,13 @@ def test_a_pi_tells_its_temperature(tmp_path):
     assert board(tmp_path) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
 
 
+def test_a_pi_is_known_to_a_service_that_sees_only_processes_in_proc(tmp_path):
+    board(tmp_path, model=None)
+    (tmp_path / "sys/firmware/devicetree/base").mkdir(parents=True)
+    (tmp_path / "sys/firmware/devicetree/base/model").write_text("Raspberry Pi 4 Model B Rev 1.4\0")
+    assert read_hardware(str(tmp_path)) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
+
+
 @pytest.mark.parametrize(
     ("word", "throttled", "undervoltage"),
     [("1", False, True), ("4", True, False), ("2", True, False), ("50005", True, True), ("50000", False, False)],
