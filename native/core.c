@@ -403,6 +403,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.ack_timeout_ms = config->ack_timeout_ms;
     bq->config.max_in_flight = config->max_in_flight;
     bq->config.max_deliveries = config->max_deliveries;
+    bq->config.run_messages = config->run_messages;
 }
 
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {

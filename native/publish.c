@@ -97,6 +97,7 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, con
     /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
+    if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
     uint32_t size_max = config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (bq->config.overflow_policy == BQ_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);

@@ -11,7 +11,9 @@ import pytest
 from raw_client import RawClient
 
 import blipmq
+from blipmq import broker as broker_module
 from blipmq import fed, memory, native, publisher, status, wire
+from blipmq.config import KEYS
 from blipmq.config_reader import from_dict
 from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
 from blipmq.listener import AddressInUse, address_of, open_listener
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 ALL_VECTORS = json.loads((ROOT / "tests/vectors.json").read_text())
 VECTORS = {v["name"]: v for v in ALL_VECTORS["valid"]}
 COMMANDS = [v for v in ALL_VECTORS["valid"] if v["direction"] == "up"]
+TIMEOUT_S = 60
 LOCAL = {"server": {"bind_addr": "127.0.0.1:0"}}
 NO_LISTENER = {"server": {"bind_addr": ""}}
 AT_ONCE = {"shutdown_timeout_ms": 0}  # a subscriber that does not read would use up whatever time there is
@@ -654,10 +657,35 @@ def test_the_embedding_example_runs(capsys):
     ]
 
 
-def test_the_rings_hold_the_largest_frame_an_event_can_carry():
-    for size in (64, 1 << 16, 1 << 20, 16 << 20):
-        config = from_dict({"server": {"max_message_size_bytes": size}, "wal": {"enabled": False}})
-        assert memory.ring_bytes(config) // 2 >= memory.max_frame_bytes(config) + native.ffi.sizeof("bq_event_t") + 16
+def test_the_smallest_ring_serves_the_largest_message_in_and_out():
+    sizes = {"max_message_size_bytes": 1 << 20, "max_connections": 10}
+    least = {
+        "performance": {"batch_config": {"channel_capacity": KEYS["performance.batch_config.channel_capacity"].low}}
+    }
+
+    async def scene():
+        async with blipmq.Broker({"server": {"bind_addr": "", **sizes}, **least}) as broker:
+            assert memory.ring_bytes(broker.config) == 1 << 16
+            async with broker.connect() as client, client.subscribe("t") as messages:
+                for fill in (b"a", b"b"):
+                    await client.publish("t", fill * (1 << 20))
+                    assert (await messages.next(timeout_s=TIMEOUT_S)).payload == fill * (1 << 20)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("records", [256, 257, 4096])
+def test_channel_capacity_is_how_many_requests_may_wait_between_python_and_the_core(records):
+    config = from_dict({"performance": {"batch_config": {"channel_capacity": records}}})
+    core = native.Core(broker_module.core_config(config))
+    try:
+        taken = 0
+        while not core.has_backlog:
+            core.subscribe(1, taken, "x" * 150)  # with what surrounds it, a record of just under 256 bytes
+            taken += 1
+    finally:
+        core.free()
+    assert records <= taken <= 2.5 * records
 
 
 def test_commands_that_find_no_room_are_all_answered_in_the_end():

@@ -143,6 +143,14 @@ def test_a_documented_key_that_does_not_exist_yet_is_refused_as_such(tmp_path, p
     assert f"blipmq.toml:2: {path} is documented, but this version does not have it yet" in refused(tmp_path, text)
 
 
+def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
+    for count in (0, 1):
+        assert read(tmp_path, f"[delivery]\nfanout_shards = {count}\n").config.delivery.fanout_shards == count
+    message = refused(tmp_path, "[delivery]\nfanout_shards = 2\n")
+    assert "blipmq.toml:2: delivery.fanout_shards: 2 is not" in message
+    assert "one I/O thread is what there is, because a second one saves no processor time" in message
+
+
 def test_no_key_is_both_declared_and_planned():
     assert not PLANNED & set(KEYS)
 
