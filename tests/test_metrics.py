@@ -284,13 +284,13 @@ def the_log_fails(scene):
     """Its directory is gone, so it cannot make the next file."""
     shutil.rmtree("log")
     writer = scene.client("writer")
-    while publish_qos1(writer, "orders", bytes(4000)) == 0:
-        pass
+    until_stats(scene, lambda now: now["log_errno"], lambda: publish_qos1(writer, "orders", bytes(4000)))
 
 
 def the_disk_returns_something_else(scene):
     subscribe_qos1(scene, "orders", "away", durable=True).close()
     assert publish_qos1(scene.client("writer"), "orders", b"a payload to be found") == 0
+    until_stats(scene, lambda now: now["sessions_behind"])  # from here on the log alone has it
     for file in Path("log").glob("wal-*"):
         content = file.read_bytes()
         at = content.find(b"a payload to be found")
