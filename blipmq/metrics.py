@@ -36,6 +36,7 @@ class Snapshot:
     config: Config
     report: Mapping[str, Any] | None  # as INFO answers
     state: Mapping[str, Number]  # ready, degraded
+    reloads: Mapping[str, Number]  # applied, refused, ok
     process: Mapping[str, Number]  # blipmq.process, and started_at
     admin: Mapping[str, Number] = field(default_factory=dict)  # the HTTP edge itself
 
@@ -103,6 +104,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge("blipmq_ready", "1 while new clients are served, as /readyz tells.", "state.ready"),
     _gauge("blipmq_degraded", "1 while something is not as it should be; /healthz says what.", "state.degraded"),
+    _counter(
+        "blipmq_config_reloads_total",
+        "Changed configurations, by whether they were applied or refused.",
+        _by("result", "applied", "reloads.applied"),
+        _by("result", "refused", "reloads.refused"),
+    ),
+    _gauge("blipmq_config_last_reload_successful", "0 while a changed configuration stands refused.", "reloads.ok"),
     # messages
     _counter(
         "blipmq_messages_published_total",
@@ -465,6 +473,9 @@ scrape goes out without, and `blipmq_scrape_incomplete` is 1.
 
 For every subscriber and message, at any time: enqueued = delivered + dropped + waiting.
 `packaging/monitoring/` holds a Grafana dashboard and alert rules.
+
+A program that embeds a broker serves the same with `async with Broker(...) as broker, Admin(broker, "127.0.0.1:9090"):`
+(`Admin` is in `blipmq.admin`); the setting `metrics.bind_addr` is for `blipmq start`.
 
 ## All metrics"""
 

@@ -137,6 +137,7 @@ class Process:
             self._broker.apply(config)
         except BlipMQError as error:
             self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
+            self._broker.reload_refused(str(error))
             return
         for k in waiting:
             self._log.warning("reload_needs_restart", key=k.path)
