@@ -40,6 +40,7 @@ class Snapshot:
     config: Config
     report: Mapping[str, Any] | None  # as INFO answers
     state: Mapping[str, Number]  # ready, degraded
+    reloads: Mapping[str, Number]  # applied, refused, ok
     process: Mapping[str, Number]  # blipmq.process, and started_at
     admin: Mapping[str, Number] = field(default_factory=dict)  # the HTTP edge itself
 
@@ -119,6 +120,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge("blipmq_ready", "1 while new clients are served, as /readyz tells.", "state.ready"),
     _gauge("blipmq_degraded", "1 while something is not as it should be; /healthz says what.", "state.degraded"),
+    _counter(
+        "blipmq_config_reloads_total",
+        "Changed configurations, by whether they were applied or refused.",
+        _by("result", "applied", "reloads.applied"),
+        _by("result", "refused", "reloads.refused"),
+    ),
+    _gauge("blipmq_config_last_reload_successful", "0 while a changed configuration stands refused.", "reloads.ok"),
     # messages
     _counter(
         "blipmq_messages_published_total",
@@ -604,6 +612,9 @@ however little was in it. So an hour's wear is the larger of the bytes written a
 `increase(blipmq_log_sync_seconds_count[1h])` pages. `wal.flush_interval_ms` lets more records share a sync, and
 `wal.block_bytes` keeps two syncs off one page. QoS 0 messages are not written: with both kinds, the bytes for one message
 are a mean over all. A broker without a log exposes `blipmq_log_state` 0 and no other `blipmq_log_*`.
+
+A program that embeds a broker serves the same with `async with Broker(...) as broker, Admin(broker, "127.0.0.1:9090"):`
+(`Admin` is in `blipmq.admin`); the setting `metrics.bind_addr` is for `blipmq start`.
 
 ## All metrics"""
 

@@ -148,6 +148,7 @@ class Process:
         except BlipMQError as error:
             self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
             self._service.reloaded(str(error))
+            self._broker.reload_refused(str(error))
             return
         for k in waiting:
             self._log.warning("reload_needs_restart", key=k.path)

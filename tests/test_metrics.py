@@ -178,6 +178,10 @@ def settings_are_reloaded(scene):
     scene.watched.call(scene.watched.broker.apply, new)
 
 
+def a_changed_configuration_is_refused(scene):
+    scene.watched.call(scene.watched.broker.reload_refused, "1 problem in the configuration:\nblipmq.toml:3: no")
+
+
 def the_broker_begins_to_stop(scene):
     scene.stuck()
     scene.publish("slow", BIG, 15).say(wire.PING, seq=5)
@@ -346,7 +350,12 @@ CAUSES = [
     (http_is_abused, {}, "blipmq_admin_bad_requests_total blipmq_admin_connections_cut_total"),
     (
         settings_are_reloaded, {},
-        "blipmq_queue_limit_messages blipmq_queue_limit_bytes blipmq_memory_budget_bytes",
+        """blipmq_queue_limit_messages blipmq_queue_limit_bytes blipmq_memory_budget_bytes
+        blipmq_config_reloads_total{result="applied"}""",
+    ),
+    (
+        a_changed_configuration_is_refused, {},
+        'blipmq_config_reloads_total{result="refused"} blipmq_config_last_reload_successful',
     ),
     (the_broker_begins_to_stop, FEW, "blipmq_ready"),
     (a_file_is_written, {}, "blipmq_disk_free_bytes"),
@@ -423,6 +432,7 @@ def snapshot(report=None, config=None, **stats):
         config=config or Config(),
         report=report,
         state={"ready": 1, "degraded": 0},
+        reloads={"applied": 0, "refused": 0, "ok": 1},
         process={"cpu_seconds": 1.5, "started_at": 1.7e9},
         admin={"requests": 1, "bad": 0, "cut": 0},
     )
