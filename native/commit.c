@@ -290,7 +290,7 @@ void commit_begin(bq_t *bq) {
 
 int64_t commit_due_ms(bq_t *bq) {
     if (!bq->log) return -1;
-    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : -1;
+    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
     if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
     return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
 }
