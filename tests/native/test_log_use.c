@@ -270,6 +270,24 @@ static void test_padded_batches_begin_on_block_boundaries(void) {
     sim_disk_free(disk);
 }
 
+static void test_kills_again_and_again_do_not_fill_the_disk(void) {
+    sim_disk_t *disk = sim_disk_new(1);
+    log_config_t config = {.max_bytes = 4u << 20, .segment_bytes = 64u << 10, .batch_bytes_max = 1024};
+    for (int round = 0; round < 40; round++) {
+        log_t *log = open_plain(disk, &config);
+        for (int i = 0; i < 10; i++) {
+            CHECK(append(log, 400, false) == round * 10 + i + 1);
+            flush(log);
+        }
+        CHECK(stats_of(log).bytes < 2 * (64u << 10) + (uint64_t)(round + 1) * 10 * 424 * 2);
+        sim_disk_fail_at(disk, sim_disk_calls(disk), EIO, SIM_FOR_EVER);
+        log_close(log);
+        sim_disk_end_process(disk);
+        sim_disk_heal(disk);
+    }
+    sim_disk_free(disk);
+}
+
 static void test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not_repeated(void) {
     sim_disk_t *disk = sim_disk_new(1);
     log_t *log = open_plain(disk, &plain);
@@ -307,6 +325,7 @@ static const struct {
     TEST(test_a_record_that_went_bad_is_never_handed_out),
     TEST(test_checkpoints_come_one_at_a_time_and_only_of_what_is_durable),
     TEST(test_padded_batches_begin_on_block_boundaries),
+    TEST(test_kills_again_and_again_do_not_fill_the_disk),
     TEST(test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not_repeated),
 };
 
