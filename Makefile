@@ -8,76 +8,84 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CORE := blipmq/_native.abi3.so
 # As [build-system] in pyproject.toml says (a house rule compares them): builds in place run outside pip.
 BUILD_REQUIRES := "setuptools>=77" "cffi>=1.17"
+# What the interpreter builds extensions with, run by the shell: `cc` may be another compiler with other run-times.
+BUILD_CC = $$($(CURDIR)/$(PY) -c 'import os, sysconfig; print(os.environ.get("CC") or sysconfig.get_config_var("CC"))')
 FUZZ_SECONDS ?= 20
 ASAN := build/asan
 FUZZ := build/fuzz
+C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test slow check bench bench-quick asan fuzz core clean
+.NOTPARALLEL:
+.PHONY: help run test slow check format bench bench-quick asan fuzz core clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 # ---- what is installed ------------------------------------------------------------------------------------------------
 
 $(PY):
 	@packaging/setup.sh venv $(VENV)
 
+# Installing leaves the core to the rule below: built once, and its compiler's messages come without pip's around them.
+INSTALL = $(PIP) $(BUILD_REQUIRES) && BLIPMQ_WITHOUT_CORE=1 $(PIP) --no-build-isolation --editable
+
 $(VENV)/.run: pyproject.toml setup.py | $(PY)
 	@echo "==> installing BlipMQ into $(VENV)"
-	@$(PIP) $(BUILD_REQUIRES)
-	@$(PIP) --no-build-isolation --editable .
+	@$(INSTALL) .
 	@touch $@
 
 $(VENV)/.test: pyproject.toml setup.py | $(PY)
 	@echo "==> installing BlipMQ and what its tests need into $(VENV)"
-	@$(PIP) $(BUILD_REQUIRES)
-	@$(PIP) --no-build-isolation --editable '.[test]'
+	@$(INSTALL) '.[test]'
 	@touch $(VENV)/.run $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(PY)
 	@echo "==> installing BlipMQ, its tests' needs and the linters into $(VENV)"
-	@$(PIP) $(BUILD_REQUIRES)
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(INSTALL) '.[dev]'
 	@touch $(VENV)/.run $(VENV)/.test $@
 
-$(CORE): setup.py native/build_native.py $(wildcard native/*.c native/*.h)
+$(VENV)/.bench: pyproject.toml setup.py | $(PY)
+	@echo "==> installing BlipMQ and what the charts need into $(VENV)"
+	@$(INSTALL) '.[bench]'
+	@touch $(VENV)/.run $@
+
+$(CORE): setup.py native/build_native.py $(wildcard native/*.c native/*.h) | $(VENV)/.run
 	@echo "==> building the core"
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# A second make, because installing may have built the core already and this one has looked at its age before that.
-core: $(VENV)/.run
-	@$(MAKE) --silent --no-print-directory $(CORE)
+core: $(CORE) ## build the core alone
 
 # ---- what is done with it ---------------------------------------------------------------------------------------------
 
-run: $(VENV)/.run ## start a broker in the foreground; CONFIG=file.toml to configure it
-	@$(MAKE) --silent --no-print-directory $(CORE)
+run: $(VENV)/.run $(CORE) ## start a broker in the foreground; CONFIG=file.toml to configure it
 	@exec $(VENV)/bin/blipmq start $(if $(CONFIG),--config '$(CONFIG)')
 
-test: $(VENV)/.test ## run the test suite, slow tests excepted; ARGS='-k name' to choose
-	@$(MAKE) --silent --no-print-directory $(CORE)
+test: $(VENV)/.test $(CORE) ## run the test suite, slow tests excepted; ARGS='-k name' to choose
 	@$(PY) -m pytest -q -n auto -m 'not slow' $(ARGS)
 
-slow: $(VENV)/.test ## run the tests marked slow
-	@$(MAKE) --silent --no-print-directory $(CORE)
+slow: $(VENV)/.test $(CORE) ## run the tests marked slow
 	@if $(PY) -m pytest -q --collect-only -m slow $(ARGS) >/dev/null; then $(PY) -m pytest -q -m slow $(ARGS); \
 	elif [ $$? = 5 ]; then echo "no test is marked slow"; else $(PY) -m pytest -q --collect-only -m slow $(ARGS); fi
 
-check: $(VENV)/.dev ## style and types: ruff, mypy, clang-format, compiler warnings, house rules
-	@$(MAKE) --silent --no-print-directory $(CORE)
+check: $(VENV)/.dev $(CORE) ## style and types: ruff, mypy, clang-format, compiler warnings, house rules
 	@echo "==> ruff" && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --quiet --check .
 	@echo "==> mypy" && $(VENV)/bin/mypy --no-error-summary
-	@echo "==> clang-format" && find native bench -name '*.[ch]' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	@echo "==> clang-format" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	@for cc in cc clang; do if command -v $$cc >/dev/null; then echo "==> $$cc -Wall -Wextra -Werror"; \
 	for file in native/*.c; do $$cc -std=gnu11 -O2 -Wall -Wextra -Werror -c -o /dev/null "$$file" || exit 1; done; fi; done
 	@echo "==> house rules" && $(PY) -m pytest -q tests/test_house_rules.py tests/test_promises.py
 
+format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
+	@$(VENV)/bin/ruff check --quiet --fix-only --select I . && $(VENV)/bin/ruff format --quiet .
+	@$(VENV)/bin/clang-format -i $(C_FILES)
+
 # The suite again on a copy of the tree whose core carries AddressSanitizer and UndefinedBehaviorSanitizer. Brokers that
 # tests start as processes of their own write their findings to files too, so none is lost with its standard error;
 # libubsan comes first because gcc's two run-times share the name of the function that sets the file.
+WITHOUT_CORE := test_house_rules.py test_promises.py test_native_leaves.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
@@ -85,32 +93,37 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(ASAN)
 	@cd $(ASAN) && BLIPMQ_SANITIZE=1 $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" \
-	LD_PRELOAD="$$(cc -print-file-name=libubsan.so) $$(cc -print-file-name=libasan.so)" \
+	LD_PRELOAD="$$($(BUILD_CC) -print-file-name=libubsan.so) $$($(BUILD_CC) -print-file-name=libasan.so)" \
 	ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0:log_path=$(CURDIR)/$(ASAN)/report" \
 	UBSAN_OPTIONS="print_stacktrace=1:log_path=$(CURDIR)/$(ASAN)/report" && \
 	$(CURDIR)/$(PY) -c 'import blipmq._native as m; assert m.__file__.startswith("$(CURDIR)/$(ASAN)"), m.__file__' && \
-	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --ignore=tests/test_house_rules.py --ignore=tests/test_promises.py $(ARGS) \
+	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' $(addprefix --ignore=tests/,$(WITHOUT_CORE)) $(ARGS) \
 	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
 
-bench: $(VENV)/.test ## measure against other brokers and the relay; a table and a chart in bench/results/
-	@$(MAKE) --silent --no-print-directory $(CORE)
+bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)
 
-bench-quick: $(VENV)/.test ## the same in a minute or two, for a look
-	@$(MAKE) --silent --no-print-directory $(CORE)
+bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
 
 fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 	@packaging/setup.sh clang
 	@mkdir -p $(FUZZ)
 	@$(PY) native/fuzz/make_seeds.py $(FUZZ)/seeds
-	@for source in native/fuzz/fuzz_*.c; do name=$$(basename "$$source" .c); echo "==> $$name, $(FUZZ_SECONDS) s"; \
+	@for source in native/fuzz/fuzz_*.c; do name=$$(basename "$$source" .c) && name=$${name#fuzz_}; \
+	echo "==> fuzzing $$name for $(FUZZ_SECONDS) s"; \
 	clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
-	-o $(FUZZ)/$$name "$$source" native/*.c -pthread || exit 1; \
-	mkdir -p $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name; \
-	$(FUZZ)/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=0 \
-	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name || exit 1; done
+	-o $(FUZZ)/fuzz_$$name "$$source" native/*.c -pthread || exit 1; \
+	mkdir -p $(FUZZ)/corpus/$$name; \
+	$(FUZZ)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 \
+	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name >$(FUZZ)/$$name.log 2>&1 \
+	|| { tail -n 80 $(FUZZ)/$$name.log; exit 1; }; \
+	sed -n 's/^stat::number_of_executed_units: */    inputs tried: /p' $(FUZZ)/$$name.log; done
+
+# ---- binaries, packages, images ------------------------------------------------------------------------------------------
+
+-include packaging/packaging.mk
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so

@@ -1,13 +1,18 @@
-"""What pyproject.toml cannot say: where the C core is built from, and that one wheel serves every Python from 3.10 on."""
+"""What pyproject.toml cannot say: what builds the C core, and that one wheel serves every Python from 3.10 on.
 
+`BLIPMQ_WITHOUT_CORE=1` leaves the core out, for an editable install whose core is built in place by make.
+"""
+
+import os
 import sysconfig
 
 from setuptools import setup
 
+with_core = os.environ.get("BLIPMQ_WITHOUT_CORE") != "1"
 # The core uses the limited API, which a free-threaded interpreter does not offer.
-LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(
-    cffi_modules=["native/build_native.py:ffibuilder"],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
+    cffi_modules=["native/build_native.py:ffibuilder"] if with_core else [],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if with_core and limited_api else {},
 )

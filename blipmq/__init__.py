@@ -1,7 +1,8 @@
 """BlipMQ: an edge message broker, and its client.
 
-Invariant: `import blipmq` loads nothing but this file and the version; every name below is loaded when it is first used, so
-that the command line starts at once and an embedded broker does not pay for the client, nor a client for the core.
+Invariant: `import blipmq` loads nothing but this file and the version; every name below is loaded when it is first
+used, so that the command line starts at once and an embedded broker does not pay for the client, nor a client for the
+core.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def unreachable(address: Address, error: BaseException) -> Unreachable:
         why = "the host name is not known. Check the spelling, or use the numeric address"
     elif isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
         # asyncio folds the errors of a name with several addresses into one text
-        why = "the machine is there, but nothing listens on this port. Start the broker (`blipmq start`) or check the port"
+        why = "nothing listens there. Start the broker (`blipmq start`), or check the port"
     elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         why = "no answer in time. Check that the machine is on, and that no firewall is in between"
     elif getattr(error, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH):

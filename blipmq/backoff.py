@@ -1,6 +1,8 @@
-"""How long to wait before the next attempt: exponential, with full jitter, so that a thousand clients come back spread out.
+"""How long to wait before the next attempt: exponential, with full jitter, so that a thousand clients come back
+spread out.
 
-Invariant: a delay is never longer than `most_s`, and every value between 0 and the current bound is as likely as any other.
+Invariant: a delay is never longer than `most_s`, and every value between 0 and the current bound is as likely as any
+other.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@
         client.publish("site/1/temp", "21.5")
         for message in client.subscribe("site/+/temp"): ...
 
-Invariant: the socket is only touched inside a call. A call that sends also takes in what arrives, so that two peers that
-send to each other cannot wait for one another; a call that waits for one subscription reads for all of them.
+Invariant: the socket is only touched inside a call. A call that sends also takes in what arrives, so that two peers
+that send to each other cannot wait for one another; a call that waits for one subscription reads for all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random as random_module
 import selectors
 import socket
@@ -164,8 +165,8 @@ class BlockingClient:
         return count
 
     def flush(self) -> None:
-        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish since
-        the last flush, Disconnected or TimedOut."""
+        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        since the last flush, Disconnected or TimedOut."""
         self.ping()
         self._published = False
         refusals = self._protocol.refusals
@@ -205,7 +206,8 @@ class BlockingClient:
                     raise
 
     def unsubscribe(self, filter_: str) -> None:
-        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is none."""
+        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is
+        none."""
         self._wait_connected()
         self._answer(self._protocol.unsubscribe(filter_))
         for inbox in self._protocol.inboxes(filter_):
@@ -225,7 +227,8 @@ class BlockingClient:
         return decode_info(self._answer(self._protocol.info()))
 
     def ack(self, *messages: Message) -> None:
-        """Acknowledge messages of a QoS 1 subscription, so that they do not come again. Without a connection they will."""
+        """Acknowledge messages of a QoS 1 subscription, so that they do not come again. Without a connection they
+        will."""
         for message in messages:
             self._protocol.ack(message.id)
         self._send()
@@ -247,8 +250,19 @@ class BlockingClient:
                 pass  # closing does not fail: who must know that all has arrived calls flush
         self._finish(None)
 
+    def abort(self) -> None:
+        """End at once, without a word to the broker and without waiting. Does nothing after close."""
+        if self.state != "closed":
+            self._finish(None)
+
+    @property
+    def refusals(self) -> list[BlipMQError]:
+        """Refusals of QoS 0 publishes that have come since the last flush, which raises the first of them."""
+        return list(self._protocol.refusals)
+
     def fileno(self) -> int:
-        """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call poll()."""
+        """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call
+        poll()."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -269,7 +283,7 @@ class BlockingClient:
     def _open_socket(self, timeout_s: float) -> None:
         self._set_state("connecting", None)
         try:
-            sock = socket.create_connection(tuple(self.address), timeout=max(timeout_s, 0.01))
+            sock = socket.create_connection((self.address.host, self.address.port), timeout=max(timeout_s, 0.01))
         except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
             raise unreachable(self.address, error) from error
         self._socket = sock
@@ -315,7 +329,7 @@ class BlockingClient:
     def _lost(self, cause: BaseException | None) -> None:
         """The connection is over. Requests fail now; the next call that needs a connection makes the next attempt."""
         was_welcomed = self._protocol.welcomed
-        error = connection_ended(self.address, cause, self._protocol.farewell)
+        error = connection_ended(self.address, cause, self._protocol.farewell, welcomed=was_welcomed)
         self._drop_socket()
         self._protocol.lost(error)
         if was_welcomed and (not self._reconnect or error.code in FINAL_CODES):
@@ -334,7 +348,8 @@ class BlockingClient:
     # ---- waiting ----
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
-        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue that no one reads is full."""
+        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue that no one reads is
+        full."""
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         while not ready():
             if deadline_s is not None and self._clock() >= deadline_s:
@@ -342,8 +357,8 @@ class BlockingClient:
             for inbox in self._protocol.all_inboxes():
                 if inbox is not reader and inbox.is_full(OVERRUN):
                     raise UsageError(
-                        f"The subscription to {inbox.filter} holds {len(inbox.messages)} messages that are not being read, "
-                        "so nothing behind them can be. Read it, close it, or use a client for each."
+                        f"The subscription to {inbox.filter} holds {len(inbox.messages)} messages that nobody reads, "
+                        "so nothing behind them can be read. Read it, close it, or use a client for each."
                     )
             self._step(deadline_s)
 
@@ -378,24 +393,25 @@ class BlockingClient:
             return
         data = memoryview(self._protocol.take())
         while data and self._socket is not None:
-            try:
-                data = data[self._socket.send(data) :]
-            except (BlockingIOError, InterruptedError):
-                self._wait_for_room()
-            except OSError as error:
-                # What the broker said before it closed may still wait to be read, and says why
-                self._receive_the_rest()
-                self._lost(error)
+            data = data[self._send_some(data) :]
+
+    def _send_some(self, data: memoryview) -> int:
+        """Send what the system takes, waiting for room if it takes nothing; returns how many bytes that was."""
+        assert self._socket is not None
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            self._wait_for_room()
+        except OSError as error:
+            self._receive_the_rest()
+            self._lost(error)
+        return 0
 
     def _receive_the_rest(self) -> None:
-        while self._socket is not None:
-            try:
-                data = self._socket.recv(_RECEIVE_BYTES)
-                if not data:
-                    return
+        """What the broker said before it closed may still wait to be read, and says why."""
+        with contextlib.suppress(OSError, ProtocolError):
+            while self._socket is not None and (data := self._socket.recv(_RECEIVE_BYTES)):
                 self._protocol.receive(data)
-            except (OSError, ProtocolError):
-                return
 
     def _wait_for_room(self) -> None:
         assert self._socket is not None
@@ -438,7 +454,7 @@ class BlockingClient:
                 self._protocol.forget(request)
         if not request.done:
             raise TimedOut(
-                f"{request.what.capitalize()}: the broker at {self.address} did not answer in {self._timeout_s} s. "
+                f"{request.what}: the broker at {self.address} did not answer in {self._timeout_s} s. "
                 "It is overloaded, or it is not a BlipMQ broker."
             )
         if request.error is not None:
@@ -478,7 +494,8 @@ def connect_blocking(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> BlockingClient:
-    """Connect to a broker without asyncio. Parameters and errors are those of `blipmq.connect`; `clock` gives seconds."""
+    """Connect to a broker without asyncio. Parameters and errors are those of `blipmq.connect`; `clock` gives
+    seconds."""
     client = BlockingClient(
         address,
         client_id=client_id,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from blipmq.errors import UsageError
 
 if TYPE_CHECKING:
+    from blipmq.blocking import BlockingClient
     from blipmq.broker import Broker
 
 T = TypeVar("T")
@@ -47,6 +48,17 @@ class BlockingBroker:
             self._broker.publish(topic, payload, ttl_ms)
 
         self._wait(publish())
+
+    def connect(self, **options: Any) -> BlockingClient:
+        """A client for one thread, over loopback. Raises `UsageError` if the broker has no listener."""
+        if not self.address:
+            raise UsageError(
+                "this broker has no listener, and a blocking client needs one; set server.bind_addr to 127.0.0.1:0, "
+                "or use `async with Broker(...)`, whose clients need none"
+            )
+        from blipmq.blocking import connect_blocking
+
+        return connect_blocking(self.address, **options)
 
     def stats(self) -> dict[str, int]:
         """As `Broker.stats`."""

@@ -15,13 +15,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
+from blipmq.affinity import choose_processors
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Refused, UsageError
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
@@ -31,6 +31,7 @@ from blipmq.native import (
     Closed,
     Core,
     CoreConfig,
+    CoreError,
     Fed,
     Hello,
     Info,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from blipmq.client import Client, Opening
     from blipmq.publisher import Publisher
 
-Settings: TypeAlias = "Config | Mapping[str, Any] | str | Path | None"
+Settings: TypeAlias = "Config | Mapping[str, Any] | str | os.PathLike[str] | None"
 T = TypeVar("T")
 
 # Events handled before the loop gets to do something else.
@@ -64,12 +65,12 @@ STOP_GRACE_SECONDS = 5.0
 
 def core_config(config: Config) -> CoreConfig:
     """The core's share of the settings."""
-    network, pool, timer = (
-        config.performance.network_optimizations,
-        config.performance.pool_config,
-        config.performance.timer_config,
-    )
+    performance = config.performance
+    network, pool, timer = performance.network_optimizations, performance.pool_config, performance.timer_config
+    keep, warm, batch = performance.enable_memory_pools, performance.warm_up_pools, performance.enable_batch_processing
+    io_cpu, _ = choose_processors(network.cpu_affinity)
     return CoreConfig(
+        memory_bytes=config.limits.memory_bytes,
         subscriber_bytes=config.queues.subscriber_bytes,
         subscriber_messages=config.queues.subscriber_capacity,
         overflow_policy=Overflow[config.queues.overflow_policy.upper()],
@@ -77,19 +78,25 @@ def core_config(config: Config) -> CoreConfig:
         max_ttl_ms=timer.max_timeout_ms,
         max_connections=config.server.max_connections,
         max_frame_bytes=memory.max_frame_bytes(config),
-        max_batch=config.delivery.max_batch,
+        max_batch=config.delivery.max_batch if batch else 1,
         max_batch_bytes=config.delivery.max_batch_bytes,
-        flush_interval_ms=config.delivery.flush_interval_ms,
+        flush_interval_ms=config.delivery.flush_interval_ms if batch else 0,
         tick_ms=timer.resolution_ms,
         segment_bytes=memory.SEGMENT_BYTES,
         route_cache_entries=config.limits.route_cache_entries,
-        pool_small_count=pool.buffer_small_count,
-        pool_medium_count=pool.buffer_medium_count,
-        pool_large_count=pool.buffer_large_count,
+        pool_small_count=pool.buffer_small_count if keep else 0,
+        pool_medium_count=pool.buffer_medium_count if keep else 0,
+        pool_large_count=pool.buffer_large_count if keep else 0,
         tcp_nodelay=int(network.tcp_nodelay),
         send_buffer_bytes=network.send_buffer_size,
         recv_buffer_bytes=network.recv_buffer_size,
         ring_bytes=memory.ring_bytes(config),
+        flush_subscribers=performance.batch_config.fanout_max_batch_size,
+        expire_batch=performance.batch_config.ttl_max_batch_size,
+        lazy_expiry=int(not performance.enable_timer_wheel),
+        warm_entries=pool.message_batch_count if keep and warm else 0,
+        warm_segments=pool.buffer_large_count if keep and warm else 0,
+        io_cpu=io_cpu,
     )
 
 
@@ -113,6 +120,7 @@ class Broker:
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
+        self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -120,7 +128,7 @@ class Broker:
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     def __repr__(self) -> str:
-        state = "stopped" if self._core is None else "stopping" if self._stopped else "running"
+        state = self.unready or "running"
         return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
 
     # -- life
@@ -132,8 +140,7 @@ class Broker:
         if listener is None and self.config.server.bind_addr:
             listener = open_listener(self.config.server.bind_addr)
         try:
-            core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
-            core.start()
+            core = self._start_core()
         except BaseException:
             if listener is not None:
                 listener.close()
@@ -141,8 +148,8 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._stopped = None
-        self._status = Status(core, self.sessions, time.monotonic)
-        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status.ask_json)
+        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes)
+        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status)
         self._handlers = self._handler_table(self._protocol, self._status)
         if listener is not None:
             self._status.address = address_of(listener)
@@ -194,6 +201,13 @@ class Broker:
     # -- verbs
 
     @property
+    def unready(self) -> str:
+        """Why new clients are not served at the moment: starting, stopping, stopped or a sentence; "" if they are."""
+        if self._core is None or self._status is None:
+            return "starting" if self._stopped is None else "stopped"
+        return "stopping" if self._stopped is not None else self._status.accept_problem
+
+    @property
     def address(self) -> str:
         """Where it listens, with the real port; "" without a listener."""
         return self._status.address if self._status else ""
@@ -231,7 +245,9 @@ class Broker:
         self._attaching[seq] = attached
         core.attach(seq, trusted=True)
         conn = await attached
-        transport = self._fed[conn]
+        transport = self._fed.get(conn)
+        if transport is None:
+            raise Disconnected("the broker stopped before the connection was there")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         transport.resume_reading()
@@ -245,11 +261,16 @@ class Broker:
         """The state of the broker, as INFO answers it."""
         return await self._ask(self._status_running().ask_report)
 
+    async def reasons(self) -> list[str]:
+        """What is not as it should be, a sentence each; nothing in it: all is well."""
+        return await self._ask(self._status_running().ask_reasons)
+
     def apply(self, config: Config) -> None:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""
         core = self._running()
-        assert self._protocol is not None
+        assert self._protocol is not None and self._status is not None
         self.config = self._protocol.config = config
+        self._status.budget_bytes = config.limits.memory_bytes
         self.log.set(config.logging.level, config.logging.format)
         core.limits(core_config(config))
 
@@ -282,6 +303,8 @@ class Broker:
                 self._handlers[type(event)](event)
             except Exception as error:  # one connection's trouble must not end the broker
                 self._failed(core, event, error)
+        if self._core is not None and self._core.has_backlog:
+            self._retry()
         if count == EVENTS_PER_TURN and self._core is not None and self._loop is not None:
             self._loop.call_soon(self._drain)
 
@@ -311,7 +334,9 @@ class Broker:
             return
         assert self._loop is not None
         # Paused until its protocol is there: nothing the core sends meanwhile is lost.
-        transport = FedTransport(core, event.conn, asyncio.BaseProtocol(), self._loop)
+        transport = FedTransport(
+            core, event.conn, memory.max_frame_bytes(self.config), asyncio.BaseProtocol(), self._loop
+        )
         transport.pause_reading()
         self._fed[event.conn] = transport
         waiter.set_result(event.conn)
@@ -342,16 +367,28 @@ class Broker:
         self._core = None  # before free: nothing may send a command from here on
         for timer in self._timers.values():
             timer.cancel()
+        self._timers.clear()
         for transport in list(self._fed.values()):
             transport.ended()
         self._fed.clear()
         self.sessions.clear()
         self._publisher = None
-        for waiter in self._attaching.values():
-            waiter.cancel()
+        for waiter in (*self._attaching.values(), *self._asked):
+            if not waiter.done():
+                waiter.set_exception(Disconnected("the broker stopped before it could answer"))
+        self._attaching.clear()
         core.free()
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
+
+    def _start_core(self) -> Core:
+        core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
+        try:
+            core.start()
+        except BaseException:
+            core.free()
+            raise
+        return core
 
     # -- timers
 
@@ -362,15 +399,23 @@ class Broker:
     def _tick(self) -> None:
         if self._core is not None and self._status is not None:
             self._status.tick()
-            self.log.flush()
+            self.log.settle()
             self._after("tick", TICK_SECONDS, self._tick)
 
     def _backlog(self) -> None:
-        if self._loop is not None:
-            self._after("retry", RETRY_SECONDS, self._retry)
+        if self._loop is not None and "retry" not in self._timers:  # one at a time
+            self._after("retry", RETRY_SECONDS, self._retry_due)
+
+    def _retry_due(self) -> None:
+        del self._timers["retry"]
+        self._retry()
 
     def _retry(self) -> None:
-        if self._core is not None and not self._core.retry():
+        try:
+            if self._core is not None and not self._core.retry():
+                self._backlog()
+        except CoreError as error:  # that command is gone; those behind it go on
+            self.log.error("internal_error", on="command", error=str(error))
             self._backlog()
 
     def _stop_overdue(self) -> None:
@@ -392,8 +437,12 @@ class Broker:
 
     async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        ask(lambda value: None if answer.done() else answer.set_result(value))
-        return await answer
+        self._asked.add(answer)
+        try:
+            ask(lambda value: None if answer.done() else answer.set_result(value))
+            return await answer
+        finally:
+            self._asked.discard(answer)
 
 
 def _as_config(config: Settings) -> Config:

@@ -5,8 +5,9 @@
             await client.publish("site/1/temp", "21.5")
             async for message in readings: ...
 
-Invariant: everything goes out in the order of the calls, gathered: the publishes of one loop turn are one send. Nothing is
-buffered without a limit: a slow network holds publishers back, a slow reader stops the socket from being read.
+Invariant: everything goes out in the order of the calls, gathered: the publishes of one loop turn are one send.
+Nothing is buffered without a limit: a slow network holds publishers back, a slow reader stops the socket from being
+read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import random as random_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from blipmq.address import Address, parse_address, unreachable
 from blipmq.backoff import Backoff
@@ -113,7 +114,8 @@ class Subscription(Inbox):
             raise Disconnected(f"The subscription to {self.filter} has been closed.") from None
 
     async def batch(self) -> list[Message]:
-        """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by one."""
+        """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by
+        one."""
         if not self.messages:
             await self._wait()
             if not self.messages and self.error is not None:
@@ -148,13 +150,15 @@ class _Link(asyncio.Protocol):
         self.client = client
         self.transport: asyncio.Transport | None = None
         self.error: BlipMQError | None = None
+        self.hello: Request | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
-        keep_alive(transport.get_extra_info("socket"))
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but does not inherit from it
+        self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
+        self.hello = self.client.link_made(self, self.transport)
+        if (sock := transport.get_extra_info("socket")) is not None:  # a connection inside the process has none
+            keep_alive(sock)
 
     def data_received(self, data: bytes) -> None:
         self.client.link_received(self, data)
@@ -186,13 +190,16 @@ class Client:
         on_refusal: Callable[[BlipMQError], None] | None = None,
         random: Callable[[], float] = random_module.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        opener: Callable[[asyncio.Protocol], Awaitable[object]] | None = None,
     ) -> None:
+        """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
         self.address: Address = parse_address(address)
         self.state = "new"
         self.reading_paused = False
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
         self._reconnect, self._timeout_s, self._on_state, self._sleep = reconnect, timeout_s, on_state, sleep
+        self._opener = opener
         self._backoff = Backoff(random)
         self._link: _Link | None = None
         self._writable = asyncio.Event()
@@ -215,8 +222,9 @@ class Client:
     # ---- verbs ----
 
     async def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> int:
-        """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the message's id
-        once the broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
+        """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the
+        message's id once the broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for
+        the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut.
         """
@@ -248,8 +256,8 @@ class Client:
         return count
 
     async def flush(self) -> None:
-        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish since
-        the last flush, Disconnected or TimedOut."""
+        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        since the last flush, Disconnected or TimedOut."""
         await self.ping()
         self._published = False
         refusals = self._protocol.refusals
@@ -270,8 +278,8 @@ class Client:
     ) -> Opening[Subscription]:
         """Subscribe to a topic or filter: `await` it, or `async with client.subscribe("a.*") as messages`.
 
-        When a subscription's queue is full, nothing more is read from the broker until its reader has caught up, for all
-        subscriptions of this client. Raises UsageError, Refused, Disconnected, TimedOut.
+        When a subscription's queue is full, nothing more is read from the broker until its reader has caught up, for
+        all subscriptions of this client. Raises UsageError, Refused, Disconnected, TimedOut.
         """
         subscription = Subscription(
             self,
@@ -285,7 +293,8 @@ class Client:
         return Opening(self._subscribe(subscription))
 
     async def unsubscribe(self, filter_: str) -> None:
-        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is none."""
+        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is
+        none."""
         await self._wait_writable()
         request = self._protocol.unsubscribe(filter_)
         await self._answer(request)
@@ -314,7 +323,8 @@ class Client:
         self._schedule_flush()
 
     async def close(self) -> None:
-        """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's timeout."""
+        """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's
+        timeout."""
         if self.state == "closed":
             return
         for inbox in self._protocol.all_inboxes():
@@ -351,25 +361,30 @@ class Client:
             raise
         return self
 
-    async def _open_link(self) -> None:
-        loop = asyncio.get_running_loop()
-        link = _Link(self)
-        try:
+    async def _connect_link(self, link: _Link) -> None:
+        connecting: Awaitable[object]
+        if self._opener is not None:
+            connecting = self._opener(link)
+        else:
+            loop = asyncio.get_running_loop()
             connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
+        try:
             await asyncio.wait_for(connecting, self._timeout_s)
         except asyncio.TimeoutError:
             raise unreachable(self.address, TimeoutError()) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
             raise unreachable(self.address, error) from error
-        assert link.transport is not None
-        request = self._protocol.open()
-        link.transport.write(self._protocol.take())
-        self._link = link
+
+    async def _open_link(self) -> None:
+        link = _Link(self)
         try:
-            await self._answer(request)
+            await self._connect_link(link)
+            assert link.hello is not None
+            await self._answer(link.hello)
         except BaseException:
             self._link = None
-            link.transport.abort()
+            if link.transport is not None:
+                link.transport.abort()
             raise
         self._backoff.reset()
         self._writable.set()
@@ -406,6 +421,13 @@ class Client:
 
     # ---- what links report ----
 
+    def link_made(self, link: _Link, transport: asyncio.Transport) -> Request:
+        """Say HELLO before a byte of the other side can be read."""
+        self._link = link
+        request = self._protocol.open()
+        transport.write(self._protocol.take())
+        return request
+
     def link_received(self, link: _Link, data: bytes) -> None:
         if link is not self._link:
             return
@@ -430,7 +452,7 @@ class Client:
         if link is not self._link or self.state == "closed":
             return
         was_welcomed = self._protocol.welcomed
-        error = connection_ended(self.address, cause, self._protocol.farewell)
+        error = connection_ended(self.address, cause, self._protocol.farewell, welcomed=was_welcomed)
         self._link = None
         self.reading_paused = False
         self._writable.clear()
@@ -492,7 +514,7 @@ class Client:
                 await asyncio.wait_for(future, self._timeout_s)
             except asyncio.TimeoutError:
                 raise TimedOut(
-                    f"{request.what.capitalize()}: the broker at {self.address} did not answer in {self._timeout_s} s. "
+                    f"{request.what}: the broker at {self.address} did not answer in {self._timeout_s} s. "
                     "It is overloaded, or this client's subscriptions are not being read."
                 ) from None
             finally:
@@ -581,7 +603,8 @@ def connect(
     on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
     random, sleep  where the jitter comes from and how it is waited for
 
-    Raises UsageError (address), Unreachable, NotAllowed, Refused, ProtocolError, TimedOut. The first attempt is the only one.
+    Raises UsageError (address), Unreachable, NotAllowed, Refused, ProtocolError, TimedOut. The first attempt is the
+    only one.
     """
 
     async def opened() -> Client:

@@ -1,4 +1,5 @@
-"""What a client knows about its connection, without any I/O: requests and their answers, subscriptions and their queues.
+"""What a client knows about its connection, without any I/O: requests and their answers, subscriptions and their
+queues.
 
     driver                                ClientProtocol
     connected        open()           ->  HELLO; when it is answered, SUB again for every filter
@@ -7,8 +8,8 @@
     connection over  lost(error)      ->  unanswered requests fail, inboxes stay
     for good         finish(error)    ->  inboxes end
 
-Invariant: each Request is finished exactly once, by its answer, by lost(), or by forget(). The broker sends a message once
-per connection even where several filters match; it goes here to each inbox whose filter does.
+Invariant: each Request is finished exactly once, by its answer, by lost(), or by forget(). The broker sends a message
+once per connection even where several filters match; it goes here to each inbox whose filter does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ PENDING_MAX = 65_536
 QUEUE_MESSAGES_MAX = 10_000
 QUEUE_BYTES_MAX = 16 << 20
 OVERRUN = 4
-"""An inbox may grow to this many times its limit while a request waits for its answer, which comes behind the messages."""
+"""An inbox may grow to this many times its limit while a request waits for its answer, which comes behind the
+messages."""
 
 FINAL_CODES = frozenset(
     {errors.BAD_REQUEST, errors.NOT_AUTHENTICATED, errors.NOT_ALLOWED, errors.CLIENT_ID_IN_USE, errors.PROTOCOL_VERSION}
@@ -78,6 +80,7 @@ class Inbox:
         bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         check_filter(filter_)
+        _check_identity("group", group)
         if messages_max < 1 or bytes_max < 1:
             raise UsageError("A subscription's queue must hold at least one message and one byte.")
         self.filter = filter_
@@ -121,12 +124,24 @@ class Inbox:
         """Messages have come, or the end has. Called once per batch received."""
 
 
+def _check_identity(noun: str, text: str) -> None:
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
+    if size_bytes > _IDENTITY_BYTES_MAX:
+        raise UsageError(f"The {noun} has {size_bytes} bytes; {_IDENTITY_BYTES_MAX} is the most. Shorten it.")
+
+
 def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
     """A payload as it goes out: text as UTF-8, everything else as it is."""
     if type(payload) is bytes:
         return payload
     if isinstance(payload, str):
-        return payload.encode("utf-8")
+        try:
+            return payload.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError("The payload's text is not UTF-8; publish it as bytes (os.fsencode).") from None
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     raise UsageError(
@@ -138,9 +153,8 @@ class ClientProtocol:
     """See the top of the file. Not thread-safe: one driver, one thread or one loop."""
 
     def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
-        if len(client_id.encode("utf-8")) > _IDENTITY_BYTES_MAX:
-            raise UsageError(f"The client id is longer than {_IDENTITY_BYTES_MAX} bytes; shorten it.")
-        if len(api_key.encode("utf-8")) > _API_KEY_BYTES_MAX:
+        _check_identity("client id", client_id)
+        if len(api_key.encode("utf-8", "surrogateescape")) > _API_KEY_BYTES_MAX:
             raise ConfigError(
                 f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
             )
@@ -157,7 +171,8 @@ class ClientProtocol:
         self.farewell: BlipMQError | None = None
         """Why the broker is about to close, if it said so."""
         self.refusals: deque[BlipMQError] = deque(maxlen=_REFUSALS_MAX)
-        """Refusals that belong to no request: those of QoS 0 publishes. The newest few are kept until someone takes them."""
+        """Refusals that belong to no request: those of QoS 0 publishes. The newest few are kept until someone takes
+        them."""
         self.on_refusal: Callable[[BlipMQError], None] | None = None
 
     def __repr__(self) -> str:
@@ -174,7 +189,7 @@ class ClientProtocol:
         self._out.clear()
         self.out_bytes = 0
         self.farewell = None
-        request = self._request("say HELLO")
+        request = self._request("HELLO")
         self._send(
             wire.encode_command(
                 wire.HELLO, seq=request.seq, client_id=self._client_id, api_key=self._api_key, protocol=wire.PROTOCOL
@@ -195,7 +210,7 @@ class ClientProtocol:
         woken: set[Inbox] = set()
         topic, inboxes = "", tuple[Inbox, ...]()
         for frame in self._reader.feed(data):
-            if type(frame) is Message:
+            if isinstance(frame, Message):
                 if frame.topic != topic:
                     topic = frame.topic
                     inboxes = self._route(topic)
@@ -253,7 +268,7 @@ class ClientProtocol:
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
         """QoS 1: answered with the message's id once it is safe."""
         check_topic(topic)
-        request = self._request(f"publish to {topic}")
+        request = self._request(f"Publish to {topic}")
         self._send(wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms, qos=1, seq=request.seq))
         return request
 
@@ -290,17 +305,17 @@ class ClientProtocol:
 
     def unsubscribe(self, filter_: str) -> Request:
         check_filter(filter_)
-        request = self._request(f"unsubscribe from {filter_}")
+        request = self._request(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq))
         return request
 
     def ping(self) -> Request:
-        request = self._request("ping")
+        request = self._request("Ping")
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
     def info(self) -> Request:
-        request = self._request("ask for info")
+        request = self._request("Info")
         self._send(wire.encode_command(wire.INFO, seq=request.seq))
         return request
 
@@ -340,7 +355,7 @@ class ClientProtocol:
 
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
-        request = self._request(f"subscribe to {inbox.filter}")
+        request = self._request(f"Subscribe to {inbox.filter}")
         self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
@@ -372,12 +387,13 @@ class ClientProtocol:
         if request is not None:
             if isinstance(frame, Reply):
                 request.reply = frame
-            error = refusal(request.what.capitalize(), frame.code, reason) if frame.code else None
+            error = refusal(request.what, frame.code, reason) if frame.code else None
             if error is not None and error.code in errors.CLOSING_CODES:
                 self.farewell = error
             request.finish(error)
         elif frame.code:
-            error = refusal("A request", frame.code, reason)
+            about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
+            error = refusal("This client" if about_client else "A publish", frame.code, reason)
             if error.code in errors.CLOSING_CODES or error.code == errors.CLIENT_ID_IN_USE:
                 self.farewell = error
             self.refusals.append(error)
@@ -385,12 +401,19 @@ class ClientProtocol:
                 self.on_refusal(error)
 
 
-def connection_ended(address: object, error: BaseException | None, farewell: BlipMQError | None) -> BlipMQError:
+def connection_ended(
+    address: object, error: BaseException | None, farewell: BlipMQError | None, *, welcomed: bool
+) -> BlipMQError:
     """Why a connection is over: what the broker said, what was wrong with its bytes, or what the system reports."""
     if farewell is not None:
         return farewell
     if isinstance(error, ProtocolError):
         return error
+    if not welcomed:
+        return Disconnected(
+            f"{address} took the connection and ended it without answering HELLO. "
+            "It is not a BlipMQ 2 broker, or it is at its limit of connections; check the address and the broker's log."
+        )
     why = f" ({error})" if error is not None and str(error) else ""
     return Disconnected(
         f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed; "
@@ -414,7 +437,8 @@ def decode_info(reply: Reply) -> dict[str, Any]:
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
+    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could
+    fail."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):  # not on every system

@@ -47,6 +47,15 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    bind_addr: str = key(
+        "127.0.0.1:9090",
+        "Where `blipmq start` serves /metrics, /livez, /readyz and /healthz over HTTP: ADDRESS:PORT, [IPv6]:PORT or "
+        "NAME:PORT. Empty: nowhere. If it was left at the default and is taken, the broker warns and runs without.",
+    )
+
+
+@dataclass(frozen=True)
 class Auth:
     allow_anonymous: bool = key(
         False, "Serve clients without a key on an address that others can reach. Loopback needs no permission."
@@ -108,6 +117,19 @@ class PoolConfig:
     buffer_small_count: int = key(1024, "Free blocks of up to 1 KiB kept for reuse.", "blocks", 0, 1_000_000)
     buffer_medium_count: int = key(256, "Free blocks of up to 16 KiB kept for reuse.", "blocks", 0, 100_000)
     buffer_large_count: int = key(32, "Free larger blocks (message segments) kept for reuse.", "blocks", 0, 10_000)
+    message_batch_count: int = key(
+        4096, "Queue entries, each a batch of messages, that `warm_up_pools` allocates ahead.", "entries", 0, 1_000_000
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    ttl_max_batch_size: int = key(
+        65_536, "Expired entries removed before other work goes on.", "entries", 1, 10_000_000, reload=True
+    )
+    fanout_max_batch_size: int = key(
+        1024, "Subscribers sent to before input is looked at again.", "subscribers", 1, 1_000_000, reload=True
+    )
 
 
 @dataclass(frozen=True)
@@ -115,17 +137,42 @@ class NetworkOptimizations:
     tcp_nodelay: bool = key(True, "Send small messages at once instead of waiting to fill a packet.")
     send_buffer_size: int = key(0, "SO_SNDBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
     recv_buffer_size: int = key(0, "SO_RCVBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
+    cpu_affinity: str = key(
+        "",
+        "Processors to stay on: `auto`, or numbers such as `0,2`: the first for the I/O thread, the others for the rest. "
+        "Empty: the system decides.",
+    )
 
 
 @dataclass(frozen=True)
 class Performance:
+    enable_timer_wheel: bool = key(
+        True,
+        "Drop messages the moment they expire. false: when it is their turn to be sent, which saves the timers and "
+        "lets expired messages hold their place in the queue.",
+    )
+    enable_memory_pools: bool = key(True, "Keep free blocks for reuse. false: give each back to the system at once.")
+    enable_batch_processing: bool = key(
+        True, "Send what waits for a subscriber together. false: one message a send, for comparison."
+    )
+    warm_up_pools: bool = key(False, "Allocate pools at start instead of when they are first needed.")
     timer_config: TimerConfig = field(default_factory=TimerConfig)
     pool_config: PoolConfig = field(default_factory=PoolConfig)
+    batch_config: BatchConfig = field(default_factory=BatchConfig)
     network_optimizations: NetworkOptimizations = field(default_factory=NetworkOptimizations)
 
 
 @dataclass(frozen=True)
 class Limits:
+    memory_bytes: int = key(
+        512 * MIB,
+        "Memory the core may use. Past it slow subscribers' queues only shrink, as `queues.overflow_policy` says, and new "
+        "subscriptions are refused. 0: no budget.",
+        "bytes",
+        0,
+        1 << 40,
+        reload=True,
+    )
     max_subscriptions_per_connection: int = key(
         1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
     )
@@ -159,6 +206,7 @@ class Config:
     """All settings of one broker. `Config()` is the defaults; `config_reader` makes one from a file or a dict."""
 
     server: Server = field(default_factory=Server)
+    metrics: Metrics = field(default_factory=Metrics)
     auth: Auth = field(default_factory=Auth)
     queues: Queues = field(default_factory=Queues)
     delivery: Delivery = field(default_factory=Delivery)
@@ -210,7 +258,6 @@ KEYS: dict[str, Key] = {k.path: k for k in _declared(Config(), "")}
 # Documented keys that no code honours yet: named here so that they are refused with the true reason, never ignored.
 PLANNED: frozenset[str] = frozenset(
     {
-        "metrics.bind_addr",
         "auth.api_keys",
         "auth.keys_file",
         "queues.topic_capacity",
@@ -223,16 +270,7 @@ PLANNED: frozenset[str] = frozenset(
         "qos1.ack_timeout_ms",
         "qos1.max_in_flight",
         "qos1.max_deliveries",
-        "performance.enable_timer_wheel",
-        "performance.enable_memory_pools",
-        "performance.enable_batch_processing",
-        "performance.warm_up_pools",
-        "performance.pool_config.message_batch_count",
-        "performance.batch_config.ttl_max_batch_size",
-        "performance.batch_config.fanout_max_batch_size",
         "performance.batch_config.channel_capacity",
-        "performance.network_optimizations.cpu_affinity",
-        "limits.memory_bytes",
     }
 )
 

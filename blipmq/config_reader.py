@@ -10,11 +10,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from blipmq import memory
+from blipmq.affinity import processor_numbers
 from blipmq.config import KEYS, PLANNED, Config, Key, literal, value_of
 from blipmq.errors import ConfigError
 
@@ -42,7 +43,7 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
     return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
 
 
-def load(path: str | Path | None, environ: Mapping[str, str]) -> Loaded:
+def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loaded:
     """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     if path is not None:
@@ -89,7 +90,7 @@ def is_loopback(host: str) -> bool:
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
 
-def _read(path: str | Path) -> str:
+def _read(path: str | os.PathLike[str]) -> str:
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -181,7 +182,7 @@ class _Reading:
                     f"{origin}: {path} is a section, not a setting; write [{path}] on a line of its own"
                 )
             else:
-                self.problems.append(f"{origin}: {_unknown(path)}")
+                self.problems.append(f"{origin}: {_unknown(path, section=isinstance(value, Mapping))}")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         by_variable = {k.variable: k for k in KEYS.values()}
@@ -219,12 +220,25 @@ class _Reading:
                 f'"{addr}" can be reached from other machines, and this version asks no one for a key. '
                 "Listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can reach it may use it",
             )
+        if addr and addr == config.metrics.bind_addr and split_address(addr)[1]:
+            self._clash(
+                "metrics.bind_addr",
+                f'"{addr}" is where server.bind_addr listens already; give the metrics a port of their own, '
+                'or "" to have none',
+            )
         if config.queues.subscriber_bytes < config.server.max_message_size_bytes:
             self._clash(
                 "queues.subscriber_bytes",
                 f"{config.queues.subscriber_bytes} is less than server.max_message_size_bytes "
                 f"({config.server.max_message_size_bytes}), so the largest message would never fit; "
                 "raise one or lower the other",
+            )
+        budget, frame = config.limits.memory_bytes, memory.max_frame_bytes(config)
+        if budget and budget < 4 * frame:
+            self._clash(
+                "limits.memory_bytes",
+                f"{budget} is less than four frames of server.max_message_size_bytes ({4 * frame} bytes), and messages "
+                "on their way in may hold a quarter of it; raise one or lower the other",
             )
         if config.delivery.default_ttl_ms > config.performance.timer_config.max_timeout_ms:
             self._clash(
@@ -251,12 +265,20 @@ def _problem(k: Key, value: Any) -> str:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
     if not right:
         return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices)
-    if k.path == "server.bind_addr" and value:
+    check = _CHECKS.get(k.path)
+    if check is not None and value:
         try:
-            split_address(value)
+            check(value)
         except ValueError as error:
             return f"{_shown(value)}: {error}"
     return ""
+
+
+_CHECKS: dict[str, Callable[[str], object]] = {
+    "server.bind_addr": split_address,
+    "metrics.bind_addr": split_address,
+    "performance.network_optimizations.cpu_affinity": processor_numbers,
+}
 
 
 def _shown(value: Any) -> str:
@@ -273,14 +295,15 @@ def _from_text(k: Key, text: str) -> Any:
     return text
 
 
-def _unknown(path: str, variable: bool = False) -> str:
+def _unknown(path: str, section: bool = False, variable: bool = False) -> str:
     name = f"[{path}]" if "." not in path else path
     if path in PLANNED or (_is_section(path) and not any(k.startswith(path + ".") for k in KEYS)):
         return f"{name} is documented, but this version does not have it yet; take it out"
     if variable:
         return f"there is no setting {path}" + _meant(path, tuple(KEYS), as_variable=True)
-    sections = {k.rpartition(".")[0] for k in KEYS}
-    return f"there is no setting {path}" + _meant(path, (*KEYS, *sections))
+    if section:
+        return f"there is no section [{path}]" + _meant(path, tuple({k.rpartition(".")[0] for k in KEYS}))
+    return f"there is no setting {path}" + _meant(path, tuple(KEYS))
 
 
 def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:
@@ -318,6 +341,7 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
     keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
+    reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")
     for path, k in KEYS.items():
         reading.values[path] = value_of(new if k.reload else old, path)
     applied = [k for k in changed if k.reload]

@@ -29,7 +29,7 @@ _ADVICE = {
     CLIENT_ID_IN_USE: "Another connection has taken this client id; give each client its own.",
     TOO_LARGE: "Send less at once, or raise server.max_message_size_bytes on the broker.",
     PROTOCOL_VERSION: "Client and broker are of different generations; update the older one.",
-    TOO_MANY: "The broker is at one of its limits (connections, rate, subscriptions); try again later or raise the limit.",
+    TOO_MANY: "The broker is at one of its limits (connections, rate, subscriptions); try later or raise the limit.",
     INTERNAL: "The broker failed inside; its log has the cause.",
     NOT_NOW: "The broker cannot do this now; its answer says why. Try again later.",
 }

@@ -1,8 +1,8 @@
 """Connections without a socket: an asyncio transport whose far end is the core, in this process.
 
-Invariant: at most WINDOW_BYTES fed bytes are on their way to the core; what is written beyond that waits here and
-pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the protocol has
-got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
+Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core; what is written beyond that waits
+here and pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the
+protocol has got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 from blipmq.native import Core, CoreBusy
 
 CHUNK_BYTES = 64 * 1024
-WINDOW_BYTES = 4 * CHUNK_BYTES
+WINDOW_BYTES = (
+    4 * CHUNK_BYTES
+)  # beside one whole frame: the core reports bytes as consumed when their frame is complete
 HIGH_WATER_BYTES = 64 * 1024
 RETRY_SECONDS = 0.005
 
@@ -22,10 +24,18 @@ RETRY_SECONDS = 0.005
 class FedTransport(asyncio.Transport):
     """One fed connection. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
 
-    def __init__(self, core: Core, conn: int, protocol: asyncio.BaseProtocol, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        core: Core,
+        conn: int,
+        max_frame_bytes: int,
+        protocol: asyncio.BaseProtocol,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__({"peername": ("in-process", 0)})
         self._core = core
         self._conn = conn
+        self._window_bytes = max_frame_bytes + WINDOW_BYTES
         self._loop = loop
         self._protocol: Any = protocol
         self._outgoing: deque[memoryview] = deque()
@@ -130,7 +140,7 @@ class FedTransport(asyncio.Transport):
     # -- inside
 
     def _pump(self) -> None:
-        while self._outgoing and self._flying_bytes < WINDOW_BYTES and not self._ended:
+        while self._outgoing and self._flying_bytes < self._window_bytes and not self._ended:
             piece = self._outgoing[0]
             chunk = piece[:CHUNK_BYTES]
             try:

@@ -5,7 +5,6 @@ Invariant: reads a few files of the kernel, never waits, never raises; on any ot
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypedDict
 
 # Bits of the firmware's get_throttled word: now, not since boot.
@@ -20,12 +19,12 @@ class Hardware(TypedDict):
     undervoltage: bool | None
 
 
-def read_hardware(root: Path = Path("/")) -> Hardware | None:
-    """The state of the board, or None if it is not a Raspberry Pi. `root` is where /proc and /sys are."""
-    if not _text(root / "proc/device-tree/model").startswith("Raspberry Pi"):
+def read_hardware(root: str = "") -> Hardware | None:
+    """The state of the board, or None if it is not a Raspberry Pi. `root` goes before /proc and /sys."""
+    if not _text(f"{root}/proc/device-tree/model").startswith("Raspberry Pi"):
         return None
-    millidegrees = _text(root / "sys/class/thermal/thermal_zone0/temp")
-    word = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    millidegrees = _text(f"{root}/sys/class/thermal/thermal_zone0/temp")
+    word = _text(f"{root}/sys/devices/platform/soc/soc:firmware/get_throttled")
     try:
         temperature = int(millidegrees) / 1000
     except ValueError:
@@ -38,8 +37,9 @@ def read_hardware(root: Path = Path("/")) -> Hardware | None:
     return {"temperature_c": temperature, "throttled": throttled, "undervoltage": bool(flags & UNDERVOLTAGE)}
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str:
     try:
-        return path.read_bytes()[:256].decode("ascii", "replace").strip("\0\n ")
+        with open(path, "rb") as file:
+            return file.read(256).decode("ascii", "replace").strip("\0\n ")
     except OSError:
         return ""

@@ -1,7 +1,8 @@
 """Log lines: one fact each, `event key=value` or JSON, to a descriptor.
 
 Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader
-does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through.
+does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through. An
+event that comes too often in one second, because a client makes it happen, is counted instead of written for a while.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 BUFFER_BYTES_MAX = 256 * 1024
 VALUE_CHARS_MAX = 512
+LINES_PER_EVENT_MAX = 50  # in one second
 
 # A pipe that polls writable takes at least this much without waiting (PIPE_BUF), blocking or not.
 WRITE_BYTES_MAX: int = getattr(select, "PIPE_BUF", 512)
@@ -48,10 +50,18 @@ class Log:
     """Writes lines of at least `level` to `fd`. `clock` gives seconds since 1970."""
 
     def __init__(
-        self, fd: int = 2, level: str = "info", format: str = "text", clock: Callable[[], float] = time.time
+        self,
+        fd: int = 2,
+        level: str = "info",
+        format: str = "text",
+        clock: Callable[[], float] = time.time,
+        lines_per_event_max: int = LINES_PER_EVENT_MAX,
     ) -> None:
         self._fd = fd
         self._clock = clock
+        self._lines_per_event_max = lines_per_event_max
+        self._second = 0
+        self._counts: dict[str, int] = {}  # of this second, by event; events are words of the code, so there are few
         self._buffer: deque[bytes] = deque()
         self._buffer_bytes = 0
         self.dropped = 0
@@ -78,6 +88,16 @@ class Log:
     def error(self, event: str, **facts: Any) -> None:
         self._line("error", event, facts)
 
+    def settle(self) -> None:
+        """Write what waits, and how many lines the second that has ended kept back. To be called once a second."""
+        self._turn_second(int(self._clock()))
+        self.flush()
+
+    def finish(self) -> None:
+        """At the end: write what waits and what the second under way has kept back, so that every line is accounted for."""
+        self._turn_second(self._second + 1)
+        self.flush()
+
     def flush(self) -> bool:
         """Write what waits, as far as the descriptor takes it. True if nothing waits any more."""
         while self._buffer and self._writable():
@@ -99,10 +119,28 @@ class Log:
     def _line(self, level: str, event: str, facts: dict[str, Any]) -> None:
         if LEVELS[level] < self._threshold:
             return
+        now = self._clock()
+        if int(now) != self._second:
+            self._turn_second(int(now))
+        self._counts[event] = self._counts.get(event, 0) + 1
+        if self._counts[event] > self._lines_per_event_max:
+            return
         try:
-            line = self._render(self._clock(), level, event, facts)
+            line = self._render(now, level, event, facts)
         except Exception as error:  # a value whose __str__ fails must not take the broker down
-            line = _text_line(self._clock(), "error", "log_failed", {"event": event, "error": type(error).__name__})
+            line = _text_line(now, "error", "log_failed", {"event": event, "error": type(error).__name__})
+        self._put(line)
+
+    def _turn_second(self, second: int) -> None:
+        if second == self._second:
+            return
+        counts, self._counts, self._second = self._counts, {}, second
+        for event, count in counts.items():
+            if count > self._lines_per_event_max:
+                facts = {"of": event, "count": count - self._lines_per_event_max}
+                self._put(self._render(self._clock(), "warning", "logs_suppressed", facts))
+
+    def _put(self, line: bytes) -> None:
         self.flush()
         if self.dropped and self._room(line):
             count, self.dropped = self.dropped, 0

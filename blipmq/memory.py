@@ -1,6 +1,6 @@
 """How much memory a configuration can come to need, term by term.
 
-Invariant: the sum is made of the same `CoreConfig` the core is started with, so a setting that changes the need changes
+Invariant: the core is started with the sizes this sum is made of, so a setting that changes the need changes
 the sum. `at rest` is what an idle broker keeps; `worst case` has every limit reached at once.
 """
 
@@ -12,12 +12,12 @@ from blipmq.config import KIB, MIB, Config
 
 # The interpreter with this package and uvloop loaded, before the first connection (measured resident size, rounded up).
 INTERPRETER_BYTES = 28 * MIB
-# One idle connection in the core: slot, timer, routes of a few filters.
+# One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
-# What Python keeps for a connection that said HELLO or subscribed.
-SESSION_BYTES = 2 * KIB
-# One subscription: the filter, its place in the route table and in the session.
-SUBSCRIPTION_BYTES = 512
+# One subscription in the core: the filter and its place in the route table.
+SUBSCRIPTION_BYTES = 384
+# What Python keeps of a connection that said HELLO or subscribed, and of each of its filters.
+SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
 # One remembered topic with the list of its subscribers.
 ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
@@ -26,12 +26,25 @@ POOL_SMALL_BYTES, POOL_MEDIUM_BYTES = 1 * KIB, 16 * KIB
 
 
 class Term(NamedTuple):
-    """One line of the sum."""
+    """One line of the sum: bytes with this limit reached everywhere at once."""
 
     name: str
     formula: str
-    at_rest: int
     worst: int
+
+
+class Memory(NamedTuple):
+    """The sum. `core` are the terms that `limits.memory_bytes` bounds together; `held` is what that comes to."""
+
+    outside: list[Term]
+    core: list[Term]
+    budget: int  # 0: none
+    held: int
+
+    @property
+    def worst(self) -> int:
+        """Every connection open, every queue full, every subscriber stuck."""
+        return sum(term.worst for term in self.outside) + self.held
 
 
 def max_frame_bytes(config: Config) -> int:
@@ -40,52 +53,56 @@ def max_frame_bytes(config: Config) -> int:
 
 
 def ring_bytes(config: Config) -> int:
-    """Capacity of each ring: a power of two that holds the largest message at least twice."""
+    """Capacity of each ring: a power of two that holds an event with the largest frame's strings at least twice."""
     return max(1 * MIB, 1 << (2 * (max_frame_bytes(config) + 4 * KIB) - 1).bit_length())
 
 
-def terms(config: Config) -> list[Term]:
-    """The sum's terms, in bytes."""
-    n = config.server.max_connections
-    pool = config.performance.pool_config
+def memory_of(config: Config) -> Memory:
+    """The sum for this configuration."""
+    n, budget = config.server.max_connections, config.limits.memory_bytes
+    filters = n * config.limits.max_subscriptions_per_connection
+    core, frame = _core_terms(config), max_frame_bytes(config)
+    demand = sum(term.worst for term in core)
+    if budget:
+        # New subscriptions are refused past the budget, so it bounds them and what Python keeps of each.
+        filters = min(filters, budget // SUBSCRIPTION_BYTES)
+    outside = [
+        Term("interpreter", "measured", INTERPRETER_BYTES),
+        Term("rings", f"2 x {size(ring_bytes(config))}", 2 * ring_bytes(config)),
+        Term("large commands", f"4 x {size(frame)} + 4 MiB", 4 * frame + 4 * MIB),
+        Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
+        Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
+    ]
+    # Connections are admitted whatever the budget says; everything else stays within it.
+    held = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
+    return Memory(outside, core, budget, held)
+
+
+def _core_terms(config: Config) -> list[Term]:
+    n, pool, frame = config.server.max_connections, config.performance.pool_config, max_frame_bytes(config)
+    filters, queue = config.limits.max_subscriptions_per_connection, config.queues.subscriber_bytes
     small, medium, large = pool.buffer_small_count, pool.buffer_medium_count, pool.buffer_large_count
+    routes = config.limits.route_cache_entries
     pools = small * POOL_SMALL_BYTES + medium * POOL_MEDIUM_BYTES + large * SEGMENT_BYTES
-    ring, frame = ring_bytes(config), max_frame_bytes(config)
-    filters = config.limits.max_subscriptions_per_connection
-    queue = config.queues.subscriber_bytes
     return [
-        Term("interpreter", "measured", INTERPRETER_BYTES, INTERPRETER_BYTES),
-        Term("rings", f"2 x {size(ring)}", 0, 2 * ring),
-        Term("pools", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", 0, pools),
-        Term(
-            "route cache",
-            f"{config.limits.route_cache_entries} topics x {ROUTE_BYTES} B",
-            0,
-            config.limits.route_cache_entries * ROUTE_BYTES,
-        ),
-        Term(
-            "connections", f"{n} x {size(CONNECTION_BYTES + SESSION_BYTES)}", 0, n * (CONNECTION_BYTES + SESSION_BYTES)
-        ),
-        Term(
-            "subscriptions",
-            f"{n} connections x {filters} filters x {SUBSCRIPTION_BYTES} B",
-            0,
-            n * filters * SUBSCRIPTION_BYTES,
-        ),
-        Term("frames being received", f"{n} connections x {size(frame)}", 0, n * frame),
-        Term("queues", f"{n} subscribers x {size(queue)}", 0, n * queue),
-        Term("open segment", size(SEGMENT_BYTES), SEGMENT_BYTES, SEGMENT_BYTES),
+        Term("connections", f"{n} x {size(CONNECTION_BYTES)}", n * CONNECTION_BYTES),
+        Term("subscriptions", f"{n} x {filters} x {SUBSCRIPTION_BYTES} B", n * filters * SUBSCRIPTION_BYTES),
+        Term("route cache", f"{routes} topics x {ROUTE_BYTES} B", routes * ROUTE_BYTES),
+        Term("frames coming in", f"{n} x {size(frame)}", n * frame),
+        Term("queues", f"{n} x {size(queue)}", n * queue),
+        Term("open segment", size(SEGMENT_BYTES), SEGMENT_BYTES),
+        Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
     ]
 
 
 def at_rest_bytes(config: Config) -> int:
-    """What the broker keeps with no one connected."""
-    return sum(term.at_rest for term in terms(config))
+    """What the broker keeps with no one connected; the rings are touched only as they are used."""
+    return INTERPRETER_BYTES + SEGMENT_BYTES
 
 
 def worst_bytes(config: Config) -> int:
-    """What it can come to with every connection open, every queue full and every subscriber stuck."""
-    return sum(term.worst for term in terms(config))
+    """What it can come to with every limit reached at once."""
+    return memory_of(config).worst
 
 
 def size(count: int) -> str:
@@ -100,7 +117,16 @@ def size(count: int) -> str:
 
 def table(config: Config) -> str:
     """The sum as `blipmq check` prints it."""
-    rows = [(t.name, size(t.worst), t.formula) for t in terms(config)]
-    rows.append(("worst case", size(worst_bytes(config)), "every limit reached at once, every subscriber stuck"))
+    total = memory_of(config)
+    bound = (
+        f"limits.memory_bytes = {size(total.budget)}, and the connections"
+        if total.budget
+        else "limits.memory_bytes = 0"
+    )
+    demand = sum(term.worst for term in total.core)
+    rows = [(term.name, size(term.worst), term.formula) for term in total.outside]
+    rows.append(("core", size(total.held), f"{bound}; its limits alone would come to {size(demand)}:"))
+    rows += [("  " + term.name, size(term.worst), term.formula) for term in total.core]
+    rows.append(("worst case", size(total.worst), "every limit reached at once, every subscriber stuck"))
     rows.append(("at rest", size(at_rest_bytes(config)), "no one connected"))
     return "\n".join(f"  {name:<22} {amount:>11}  {formula}" for name, amount, formula in rows)

@@ -191,18 +191,29 @@ class Stats(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """One connection that subscribes, and its queue."""
+    """One connection that subscribes, and its queue: `bq_subscriber_t`, in its order."""
 
     conn: int
-    peer: str
-    subscriptions: int
-    queued_messages: int
-    queued_bytes: int
     enqueued: int
     delivered: int
     dropped_ttl: int
     dropped_queue_full: int
-    blocked: bool
+    queued_messages: int
+    queued_bytes: int
+    subscriptions: int
+    flags: int
+    peer_address: bytes
+    peer_port: int
+
+    @property
+    def peer(self) -> str:
+        """Who it is, as people write it; "" for a fed connection."""
+        return peer_name(self.peer_address, self.peer_port)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its socket takes no more at the moment."""
+        return bool(self.flags & 1)
 
 
 class Listed(NamedTuple):
@@ -292,25 +303,7 @@ def _stats(e: CData) -> Event:
 
 
 def _list(e: CData) -> Event:
-    # Copied first: the ring gives no alignment for the structs in it.
-    page = ffi.new("bq_subscriber_t[]", e.data_size // ffi.sizeof("bq_subscriber_t"))
-    ffi.memmove(page, e.data, ffi.sizeof(page))
-    return Listed(e.seq, e.value, [_subscriber(row) for row in page])
-
-
-def _subscriber(row: CData) -> Subscriber:
-    return Subscriber(
-        conn=row.conn,
-        peer=peer_name(bytes(ffi.buffer(row.peer)), row.peer_port),
-        subscriptions=row.subscriptions,
-        queued_messages=row.queued_messages,
-        queued_bytes=row.queued_bytes,
-        enqueued=row.enqueued,
-        delivered=row.delivered,
-        dropped_ttl=row.dropped_ttl,
-        dropped_queue_full=row.dropped_queue_full,
-        blocked=bool(row.flags & 1),
-    )
+    return Listed(e.seq, e.value, [Subscriber._make(row) for row in _SUBSCRIBER_LAYOUT.iter_unpack(_data(e))])
 
 
 def _accepting(e: CData) -> Event:
@@ -323,6 +316,9 @@ def _stopped(e: CData) -> Event:
 
 STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
+# Unpacked rather than read field by field: a scrape goes through every subscriber there is.
+_SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
+assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
 
 _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_HELLO: _hello,
@@ -427,6 +423,7 @@ class Core:
         """Yield what has happened, oldest first, at most `limit` events (0: until none is left).
 
         Only a drained ring arms `event_fd`: drain once before waiting for it, and come back after stopping at `limit`.
+        Commands that wait are the caller's to `retry` afterwards: the core may have made room.
         """
         event, taken = self._event, 0
         while not limit or taken < limit:
@@ -434,7 +431,6 @@ class Core:
                 break
             taken += 1
             yield _READERS[event.type](event)
-        self.retry()
 
     # -- commands
 
@@ -513,18 +509,32 @@ class Core:
         """Flush for at most `flush_ms`, close everything, then report `Stopped`."""
         self._push(lib.BQ_CMD_STOP, value=flush_ms)
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether commands wait for room in the ring."""
+        return bool(self._backlog)
+
     def retry(self) -> bool:
-        """Push what waits, in order. True if nothing waits any more."""
-        backlog = self._backlog
-        while backlog:
-            command = backlog[0]
-            if not self._try(command):
+        """Push what waits, in order. True if nothing waits any more.
+
+        A command that can never be taken raises `CoreError` once, and is gone: those behind it must not wait for ever.
+        """
+        while self._backlog:
+            try:
+                taken = self._try(self._backlog[0])
+            except CoreError:
+                self._pop_backlog()
+                raise
+            if not taken:
                 return False
-            backlog.popleft()
-            if command.counted:
-                self._backlog_count -= 1
-                self._backlog_bytes -= len(command.text) + len(command.data)
+            self._pop_backlog()
         return True
+
+    def _pop_backlog(self) -> None:
+        command = self._backlog.popleft()
+        if command.counted:
+            self._backlog_count -= 1
+            self._backlog_bytes -= len(command.text) + len(command.data)
 
     def _push(
         self,

@@ -7,13 +7,12 @@ and QUIT.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from blipmq.config import Config
 from blipmq.errors import BAD_REQUEST, CLIENT_ID_IN_USE, NOT_NOW, PROTOCOL_VERSION, TOO_MANY
 from blipmq.logs import Log
 from blipmq.native import Closed, CloseReason, Core, Hello, Info, Sub, Unsub
 from blipmq.sessions import Session, Sessions
+from blipmq.status import Status
 from blipmq.version import __version__
 
 PROTOCOL = 1
@@ -24,7 +23,7 @@ _ORDINARY = (CloseReason.EOF, CloseReason.QUIT)
 
 
 class NativeProtocol:
-    """Answers the events of native connections. `ask_status` takes what to call with INFO's payload once it is made."""
+    """Answers the events of native connections. `status` gathers what INFO asks for."""
 
     def __init__(
         self,
@@ -32,13 +31,13 @@ class NativeProtocol:
         sessions: Sessions,
         config: Config,
         log: Log,
-        ask_status: Callable[[Callable[[bytes], None]], None],
+        status: Status,
     ) -> None:
         self.config = config
         self._core = core
         self._sessions = sessions
         self._log = log
-        self._ask_status = ask_status
+        self._status = status
 
     def hello(self, event: Hello) -> None:
         """Let a client in, oust the older connection of the same client_id, or say why not."""
@@ -75,6 +74,8 @@ class NativeProtocol:
             self._refuse(event, NOT_NOW, NO_LOG)
         elif session is not None and len(session.filters) >= limit and event.filter not in session.filters:
             self._refuse(event, TOO_MANY, f"{limit} subscriptions are the most one connection may have")
+        elif self._status.memory_is_short:
+            self._refuse(event, NOT_NOW, "memory is short: limits.memory_bytes is reached")
         else:
             self._sessions.open(event.conn, event.peer).filters[event.filter] = None
             self._core.subscribe(event.conn, event.seq, event.filter)
@@ -94,7 +95,7 @@ class NativeProtocol:
         if session is not None and session.closing:
             return
         # A handle that has been closed meanwhile is never valid again: the core drops the reply.
-        self._ask_status(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload))
+        self._status.ask_json(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload))
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""

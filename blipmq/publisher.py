@@ -15,7 +15,7 @@ from blipmq.errors import NOT_NOW, BlipMQError, Refused
 from blipmq.wire import PublishEncoder
 
 WAITING_BYTES_MAX = 8 * 1024 * 1024
-ENCODERS_MAX = 256
+ENCODERS_MAX = 64  # each may keep a hundred kilobytes of frame heads
 
 
 class Publisher(asyncio.Protocol):

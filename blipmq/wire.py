@@ -4,8 +4,9 @@
     broker to client   u32 big-endian N | u8 type | N-1 bytes: FlatBuffer, root SubAck (0), Message (1) or Reply (2)
 
 Invariant: no offset, length or string of a body is used before it is shown to lie inside that body; what fails raises
-ProtocolError and nothing else. Needs only `struct`: it is on the start-up path of the command line, and it knows nothing of
-the C core, so that each can be tested against the other. FlatBuffers layout: https://flatbuffers.dev/internals/
+ProtocolError and nothing else. Needs only `struct`: it is on the start-up path of the command line, and it knows
+nothing of the C core, so that each can be tested against the other. FlatBuffers layout:
+https://flatbuffers.dev/internals/
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from struct import Struct
 from typing import Any, NamedTuple, TypeAlias
 
 from blipmq.errors import ProtocolError, UsageError
+from blipmq.flatbuffer import I32, U8, U16, U32, U64, Table, assemble, broken
 from blipmq.topics import check_filter, check_topic
 
 PROTOCOL = 1
@@ -26,7 +28,6 @@ SUBACK, MESSAGE, REPLY = range(3)
 FRAME_BYTES_MAX = 64 << 20
 """Default limit for a frame from the peer; a longer one is refused from its length alone."""
 
-_U8, _U16, _U32, _U64, _I32 = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q"), Struct("<i")
 _LENGTH = Struct(">I")
 _HEADER = Struct(">IB")
 _U64_MAX = (1 << 64) - 1
@@ -42,7 +43,8 @@ class SubAck(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message, as a subscriber gets it. `timestamp_ms` counts from 1970 (UTC), `ttl_ms` 0 means it never expires."""
+    """One message, as a subscriber gets it. `timestamp_ms` counts from 1970 (UTC), `ttl_ms` 0 means it never
+    expires."""
 
     id: int
     topic: str
@@ -87,44 +89,9 @@ class Command(NamedTuple):
     group: str = ""
 
 
-# ---- encoding ---------------------------------------------------------------------------------------------------------
-#
-# A body is written front to back: root offset, vtable, padding, table, strings, payload. Inside the table the widest
-# fields come first, behind a soffset placed so that they are aligned to eight bytes from the start of the body.
+# ---- encoding --------------------------------------------------------------------------------------------------------
 
-_SCALARS = {3: _U64, 5: _U64, 4: _U8, 8: _U16, 9: _U8, 0: _U8}  # slot: width, widest first
-_SLOTS = 11
-
-
-def _assemble(scalars: dict[int, int], vectors: list[tuple[int, bytes, bytes]]) -> bytes:
-    """The body of a table with these scalar slots and, in this order, these (slot, bytes, terminator) vectors."""
-    slots = [0] * _SLOTS
-    wide = [slot for slot in (3, 5) if slot in scalars]
-    narrow = [slot for slot in (8, 4, 9, 0) if slot in scalars]
-    vtable_bytes = 4 + 2 * (1 + max([*scalars, *(vector[0] for vector in vectors)], default=-1))
-    table = (4 + vtable_bytes + 3) // 8 * 8 + 4  # the first place behind the vtable that is 4 more than a multiple of 8
-    if table < 4 + vtable_bytes:
-        table += 8
-    at = table + 4
-    for slot in (*wide, *(vector[0] for vector in vectors), *narrow):
-        slots[slot] = at - table
-        at += _SCALARS[slot].size if slot in _SCALARS else 4
-    table_bytes = at - table
-    body = bytearray(at + -at % 4)
-    _U32.pack_into(body, 0, table)
-    _U16.pack_into(body, 4, vtable_bytes)
-    _U16.pack_into(body, 6, table_bytes)
-    for slot in range((vtable_bytes - 4) // 2):
-        _U16.pack_into(body, 8 + 2 * slot, slots[slot])
-    _I32.pack_into(body, table, table - 4)
-    for slot, value in scalars.items():
-        _SCALARS[slot].pack_into(body, table + slots[slot], value)
-    for slot, data, terminator in vectors:
-        body += bytes(-len(body) % 4)
-        field = table + slots[slot]
-        _U32.pack_into(body, field, len(body) - field)
-        body += _U32.pack(len(data)) + data + terminator
-    return bytes(body)
+_SCALARS = {3: U64, 5: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
 
 
 def _check_range(name: str, value: int, most: int) -> None:
@@ -154,13 +121,18 @@ def encode_command(
     _check_range("protocol", protocol, 0xFFFF)
     numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable)}
     vectors = [
-        (slot, text.encode("utf-8"), b"\0")
-        for slot, text in ((1, topic), (6, client_id), (7, api_key), (10, group))
+        (slot, text.encode("utf-8", errors), b"\0")
+        for slot, text, errors in (
+            (1, topic, "strict"),
+            (6, client_id, "strict"),
+            (7, api_key, "surrogateescape"),  # a secret is bytes: environment and files may hold any
+            (10, group, "strict"),
+        )
         if text
     ]
     if payload is not None:
         vectors.append((2, payload, b""))
-    body = _assemble({slot: value for slot, value in numbers.items() if value}, vectors)
+    body = assemble([(slot, width, numbers[slot]) for slot, width in _SCALARS.items() if numbers[slot]], vectors)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -197,7 +169,7 @@ class PublishEncoder:
         frame_bytes = len(self._stem) + 4 + size_bytes
         if frame_bytes > 0x7FFFFFFF:  # FlatBuffers offsets end at 2 GiB
             raise UsageError(f"A payload of {size_bytes} bytes does not fit into one message; split it.")
-        return _LENGTH.pack(frame_bytes) + self._stem + _U32.pack(size_bytes)
+        return _LENGTH.pack(frame_bytes) + self._stem + U32.pack(size_bytes)
 
     def frame(self, payload: bytes, seq: int = 0) -> bytes:
         """One frame. With a `seq` (wanted for QoS 1, where it is answered) the fast way does not apply."""
@@ -216,102 +188,31 @@ class PublishEncoder:
         return b"".join(parts)
 
 
-# ---- verified reading -------------------------------------------------------------------------------------------------
-
-
-def _broken(what: str) -> ProtocolError:
-    return ProtocolError(
-        f"A frame does not verify: {what}. The peer is probably not BlipMQ, or bytes were lost; check the address and port."
-    )
-
-
-class _Table:
-    """The root table of one body. Each read checks its own bounds; the structure is checked on the way in."""
-
-    __slots__ = ("body", "end", "fields", "table")
-
-    def __init__(self, body: bytes) -> None:
-        size = len(body)
-        if size < 8:
-            raise _broken(f"{size} bytes are too short for a table")
-        table = _U32.unpack_from(body, 0)[0]
-        if table < 4 or table + 4 > size:
-            raise _broken("root offset out of range")
-        vtable = table - _I32.unpack_from(body, table)[0]
-        if vtable < 0 or vtable + 4 > size:
-            raise _broken("vtable out of range")
-        vtable_bytes, table_bytes = _U16.unpack_from(body, vtable)[0], _U16.unpack_from(body, vtable + 2)[0]
-        if vtable_bytes < 4 or vtable_bytes % 2 or vtable + vtable_bytes > size:
-            raise _broken("vtable length")
-        if table_bytes < 4 or table + table_bytes > size:
-            raise _broken("table out of range")
-        self.body, self.table, self.end = body, table, table + table_bytes
-        self.fields = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
-
-    def _at(self, slot: int, width: int) -> int:
-        """Where the slot's inline value is, or 0 if the field is absent."""
-        offset: int = self.fields[slot] if slot < len(self.fields) else 0
-        if offset == 0:
-            return 0
-        at = self.table + offset
-        if at + width > self.end:
-            raise _broken(f"field {slot} out of range")
-        return at
-
-    def number(self, slot: int, width: Struct) -> int:
-        at = self._at(slot, width.size)
-        return int(width.unpack_from(self.body, at)[0]) if at else 0
-
-    def vector(self, slot: int, terminator_bytes: int = 0) -> bytes | None:
-        at = self._at(slot, 4)
-        if at == 0:
-            return None
-        offset: int = _U32.unpack_from(self.body, at)[0]
-        start, size = at + offset, len(self.body)
-        if offset == 0 or start + 4 > size:
-            raise _broken(f"offset of field {slot} out of range")
-        stop = start + 4 + _U32.unpack_from(self.body, start)[0]
-        if stop + terminator_bytes > size:
-            raise _broken(f"length of field {slot} out of range")
-        return self.body[start + 4 : stop]
-
-    def text(self, slot: int) -> str:
-        data = self.vector(slot, terminator_bytes=1)
-        if data is None:
-            return ""
-        # vector() has shown that the byte behind the string is inside the body
-        at = self._at(slot, 4)
-        end = at + _U32.unpack_from(self.body, at)[0] + 4 + len(data)
-        if self.body[end] != 0:
-            raise _broken(f"text of field {slot} is not terminated")
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise _broken(f"text of field {slot} is not UTF-8") from None
+# ---- decoding --------------------------------------------------------------------------------------------------------
 
 
 def decode_suback(body: bytes) -> SubAck:
-    table = _Table(body)
-    return SubAck(table.text(0), table.text(1), table.number(2, _U64), table.number(3, _U16))
+    table = Table(body)
+    return SubAck(table.text(0), table.text(1), table.number(2, U64), table.number(3, U16))
 
 
 def decode_message(body: bytes) -> Message:
-    table = _Table(body)
+    table = Table(body)
     return Message(
-        table.number(0, _U64),
+        table.number(0, U64),
         table.text(4),
         table.vector(1) or b"",
-        table.number(2, _U64),
-        table.number(3, _U64),
-        table.number(5, _U8),
-        table.number(6, _U8) != 0,
+        table.number(2, U64),
+        table.number(3, U64),
+        table.number(5, U8),
+        table.number(6, U8) != 0,
     )
 
 
 def decode_reply(body: bytes) -> Reply:
-    table = _Table(body)
+    table = Table(body)
     return Reply(
-        table.number(0, _U64), table.number(1, _U16), table.text(2), table.number(3, _U64), table.vector(4) or b""
+        table.number(0, U64), table.number(1, U16), table.text(2), table.number(3, U64), table.vector(4) or b""
     )
 
 
@@ -320,35 +221,35 @@ _DECODERS: tuple[Callable[[bytes], Frame], ...] = (decode_suback, decode_message
 
 def decode_command(body: bytes) -> Command:
     """Verify and read one ClientCommand: structure, action, QoS, and the topic or filter that the action needs."""
-    table = _Table(body)
+    table = Table(body)
     command = Command(
-        action=table.number(0, _U8),
+        action=table.number(0, U8),
         topic=table.text(1),
         payload=table.vector(2) or b"",
-        ttl_ms=table.number(3, _U64),
-        qos=table.number(4, _U8),
-        seq=table.number(5, _U64),
+        ttl_ms=table.number(3, U64),
+        qos=table.number(4, U8),
+        seq=table.number(5, U64),
         client_id=table.text(6),
-        api_key=table.text(7),
-        protocol=table.number(8, _U16),
-        durable=table.number(9, _U8) != 0,
+        api_key=table.text(7, "surrogateescape"),
+        protocol=table.number(8, U16),
+        durable=table.number(9, U8) != 0,
         group=table.text(10),
     )
     if command.action > INFO:
-        raise _broken(f"there is no action {command.action}")
+        raise broken(f"there is no action {command.action}")
     if command.qos > 1:
-        raise _broken(f"QoS {command.qos} is not 0 or 1")
+        raise broken(f"QoS {command.qos} is not 0 or 1")
     try:
         if command.action == PUB:
             check_topic(command.topic)
         elif command.action in (SUB, UNSUB):
             check_filter(command.topic)
     except UsageError as error:
-        raise _broken(str(error)) from None
+        raise broken(str(error)) from None
     return command
 
 
-# ---- streams ----------------------------------------------------------------------------------------------------------
+# ---- streams ---------------------------------------------------------------------------------------------------------
 
 
 class _Splitter:
@@ -385,9 +286,9 @@ class _Splitter:
 
     def _check_length(self, length: int, least: int) -> None:
         if length < least:
-            raise _broken(f"a length of {length}")
+            raise broken(f"a length of {length}")
         if length > self.frame_bytes_max:
-            raise _broken(f"a length of {length} bytes is over the limit of {self.frame_bytes_max}")
+            raise broken(f"a length of {length} bytes is over the limit of {self.frame_bytes_max}")
 
 
 class CommandReader(_Splitter):
@@ -428,7 +329,7 @@ class _Shape:
 
     __slots__ = ("head", "payload_at", "pick", "skip", "table_bytes", "topic_at", "unpack")
 
-    def __init__(self, head: bytes, table: _Table) -> None:
+    def __init__(self, head: bytes, table: Table) -> None:
         placed = sorted((offset, slot) for slot, offset in enumerate(table.fields[:7]) if offset)
         layout, order, at = "<", [7] * 7, 4
         for index, (offset, slot) in enumerate(placed):
@@ -448,13 +349,15 @@ class _Shape:
     @classmethod
     def learn(cls, frame: bytes) -> _Shape | None:
         """The shape of a frame whose body has just been decoded, if it is one that the fast way can take."""
-        table = _Table(frame[5:])
-        vtable = table.table - _I32.unpack_from(table.body, table.table)[0]
+        table = Table(frame[5:])
+        vtable = table.table - I32.unpack_from(table.body, table.table)[0]
         fields = table.fields[:7]
         if not 4 <= vtable < table.table or len(fields) < 5 or not fields[1] or not fields[4]:
             return None
         widths = sorted(
-            (offset, offset + Struct("<" + code).size) for offset, code in zip(fields, _FIELD_CODES) if offset
+            (offset, offset + Struct("<" + code).size)
+            for offset, code in zip(fields, _FIELD_CODES, strict=False)
+            if offset
         )
         starts_and_ends = [4, *(edge for pair in widths for edge in pair)]
         if starts_and_ends != sorted(starts_and_ends):
@@ -514,7 +417,7 @@ class FrameReader(_Splitter):
                 break
             kind = data[at + 4]
             if kind > REPLY:
-                raise _broken(f"there is no frame type {kind}")
+                raise broken(f"there is no frame type {kind}")
             frames.append(_DECODERS[kind](data[at + 5 : stop]))
             if kind == MESSAGE:
                 self._choose_shape(data[at:stop])
@@ -534,8 +437,8 @@ class FrameReader(_Splitter):
                 self._shape = shape_or_none
 
     def _read_messages(self, data: bytes, at: int, frames: list[Frame]) -> int:
-        """Decode messages of the expected shape, up to the first frame that is of another, not whole, or in any way odd:
-        that one is left to _read, which decodes it in the general way and says what is wrong with it."""
+        """Decode messages of the expected shape, up to the first frame that is of another, not whole, or in any way
+        odd: that one is left to _read, which decodes it in the general way and says what is wrong with it."""
         shape = self._shape
         assert shape is not None
         head, skip, table_bytes, unpack, pick = shape.head, shape.skip, shape.table_bytes, shape.unpack, shape.pick
@@ -545,7 +448,7 @@ class FrameReader(_Splitter):
         startswith, length_at, u32_at, append, new = (
             data.startswith,
             _LENGTH.unpack_from,
-            _U32.unpack_from,
+            U32.unpack_from,
             frames.append,
             _new,
         )
@@ -601,7 +504,7 @@ def _topic_raw_at(data: bytes, start: int, stop: int) -> bytes | None:
     """Length, bytes and NUL of the string at `start`, or None if it does not end before `stop`."""
     if start + 5 > stop:
         return None
-    end = start + 5 + int(_U32.unpack_from(data, start)[0])
+    end = start + 5 + int(U32.unpack_from(data, start)[0])
     if end > stop or data[end - 1] != 0:
         return None
     return data[start:end]

@@ -1,8 +1,8 @@
 """Builds blipmq._native from every native/*.c and the declarations of bq_api.h (cffi, API mode).
 
-Invariant: bq_api.h is the only description of the boundary. gcc and cffi read the same text, so a structure that differs
-between the two sides cannot be built. Run through setup.py, from the root of the source tree; `BLIPMQ_SANITIZE=1` builds
-with AddressSanitizer and UndefinedBehaviorSanitizer and stops at the first finding.
+Invariant: bq_api.h is the only description of the boundary. gcc and cffi read the same text, so a structure that
+differs between the two sides cannot be built. Run through setup.py, from the root of the source tree;
+`BLIPMQ_SANITIZE=1` builds with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at a finding.
 """
 
 import os
@@ -27,7 +27,7 @@ def compile_flags(sanitize: bool) -> list[str]:
         # cffi's generated functions ignore the arguments CPython passes them.
         "-Wno-unused-parameter",
         "-fvisibility=hidden",
-        # The rings hand out structures from byte arrays; a breach of the aliasing rules is one fault no sanitizer shows.
+        # The rings hold structures in byte arrays, and a breach of the aliasing rules is a fault no sanitizer shows.
         "-fno-strict-aliasing",
         "-fstack-protector-strong",
         "-pthread",

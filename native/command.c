@@ -65,8 +65,9 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
 static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
     publish_run_close(bq);
     int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
-    if (added == BQ_E_MEMORY) {
-        connection_reply(bq, connection, record->command.seq, 503, "the broker is out of memory");
+    if (added < 0) {
+        bool memory = added == BQ_E_MEMORY;
+        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
         return;
     }
     if (added == 1) connection->subscription_count++;
@@ -76,7 +77,10 @@ static void subscribe(bq_t *bq, connection_t *connection, const record_t *record
 static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
     publish_run_close(bq);
     bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
-    if (left) connection->subscription_count--;
+    if (left) {
+        connection->subscription_count--;
+        connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
+    }
     if (!connection->hello) return;
     if (left) connection_reply(bq, connection, record->command.seq, 0, "");
     else connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");

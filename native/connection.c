@@ -64,10 +64,19 @@ void connection_wait_on(connection_t *publisher, connection_t *full) {
     full->waiters = publisher;
 }
 
-static void waiters_release(bq_t *bq, connection_t *connection) {
+/* In the order in which they were held back: another order would let some of them starve. */
+void connection_release_waiters(bq_t *bq, connection_t *connection) {
+    connection_t *first = NULL; /* the list has the last one first */
     while (connection->waiters) {
         connection_t *publisher = connection->waiters;
         wait_end(publisher);
+        publisher->wait_next = first;
+        first = publisher;
+    }
+    while (first) {
+        connection_t *publisher = first;
+        first = publisher->wait_next;
+        publisher->wait_next = NULL;
         bq->stats.blocked_publishers--;
         connection_resume(bq, publisher, PAUSE_BLOCK);
     }
@@ -87,7 +96,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
         wait_end(connection);
         bq->stats.blocked_publishers--;
     }
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
     connection->dead_next = bq->dead;
     bq->dead = connection;
 }
@@ -110,7 +119,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     connection->close_detail = detail;
     connection->state = CONNECTION_CLOSING;
     core_timer_set(bq, &connection->timer, CLOSING_MS);
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
     connection_mark_dirty(bq, connection);
     connection_update_interest(bq, connection);
 }
@@ -183,7 +192,7 @@ void connection_wake_waiters(bq_t *bq, connection_t *connection) {
     if (BQ_LIKELY(!connection->waiters)) return;
     const queue_t *queue = &connection->queue;
     if (queue->messages > bq->queues.messages_max / 4 * 3 || queue->bytes > bq->queues.bytes_max / 4 * 3) return;
-    waiters_release(bq, connection);
+    connection_release_waiters(bq, connection);
 }
 
 /* One flush takes whole entries up to the batch limits, at least one. */
@@ -271,7 +280,10 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
 
 void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
-    if (bq->config.lazy_expiry) queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+    if (bq->config.lazy_expiry) {
+        queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+        connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
+    }
     if (connection->fd < 0) flush_fed(bq, connection);
     else flush_socket(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
@@ -367,6 +379,9 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
 
 /* Hand a request to Python and stop this connection's input until the answer. */
 static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
+    /* An event that can never find room in the ring would be tried for ever. */
+    if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
+        return refuse(bq, connection, event->seq, 400, "client_id, api_key, group and what INFO asks for are at most 4 KiB each");
     event->conn = connection->handle;
     event->flags |= connection->hello ? 0 : BQ_EV_PLAIN;
     memcpy(event->peer, connection->peer, sizeof event->peer);
@@ -411,8 +426,14 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
 
 static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
-    if (view->payload_size > INFO_BYTES_MAX) return refuse(bq, connection, view->seq, 400, "an INFO request is at most 4 KiB");
     return ask(bq, connection, &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
+}
+
+/* What was asked for before QUIT is still answered. */
+static void quit(bq_t *bq, connection_t *connection) {
+    publish_run_close(bq); /* it may hold messages for this client */
+    if (connection->queue.head) connection_finish(bq, connection, BQ_CLOSE_QUIT, NULL);
+    else connection_close(bq, connection, BQ_CLOSE_QUIT, NULL);
 }
 
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
@@ -434,7 +455,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
         return FRAME_TAKEN;
     case FRAME_ACK: return FRAME_TAKEN; /* nothing is ever in flight at QoS 0 */
-    default: connection_close(bq, connection, BQ_CLOSE_QUIT, NULL); return FRAME_TAKEN;
+    default: quit(bq, connection); return FRAME_TAKEN;
     }
 }
 
@@ -444,8 +465,9 @@ static enum frame_outcome frame(bq_t *bq, connection_t *connection, const uint8_
     /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
     if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
     if (BQ_UNLIKELY(error)) return bad_frame(bq, connection, view.seq, error);
-    bq->stats.frames_in++;
-    return request(bq, connection, &view);
+    enum frame_outcome outcome = request(bq, connection, &view);
+    bq->stats.frames_in += outcome == FRAME_TAKEN; /* one that is kept comes by again */
+    return outcome;
 }
 
 /* ---- input --------------------------------------------------------------------------------------------------------- */
@@ -576,7 +598,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
 }
 
 void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN) return;
+    if (connection->state != CONNECTION_OPEN || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;

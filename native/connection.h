@@ -1,7 +1,7 @@
 /* connection.h: one client: its socket (or its feed), its unparsed input, what it may do, what it waits for.
  *
- *      OPEN --(refused, bad frame of a client that said HELLO)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
- *        \--------------------(EOF, reset, QUIT, bad frame)------------------------------------------------------^
+ *      OPEN --(refused, bad frame of a client that said HELLO, QUIT)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
+ *        \--------------------(EOF, reset, QUIT with nothing to send, bad frame)---------------------------------------^
  *
  * Invariants: no frame is parsed while pause is not 0. A connection stays where it is in memory until the turn that reaps
  * it, so that target lists and poll results of that turn may still point at it; anything that would use it checks the state.
@@ -79,6 +79,7 @@ void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq
                            uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
 void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
 void connection_wake_waiters(struct bq *bq, connection_t *connection); /* if its queue has room again */
+void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
 void connection_wait_on(connection_t *publisher, connection_t *full);
 void connection_update_interest(struct bq *bq, connection_t *connection);
 

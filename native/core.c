@@ -1,7 +1,7 @@
 /* core.c: the page that tells the story. One thread owns everything here and turns the same wheel for ever:
  *
- *      commands    what Python decided takes effect first: a route is there before the messages it is for
  *      timers      what has expired is gone before anything is delivered
+ *      commands    what Python decided takes effect: a route is there before the messages it is for
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
  *      flush       each subscriber that got something is sent to once (connection.c)
@@ -202,6 +202,7 @@ void core_flush(bq_t *bq) {
     }
     bq->dirty_count -= count; /* the rest, and what did not fit one batch and marked itself again, is the next turn's */
     memmove(bq->dirty, bq->dirty + count, bq->dirty_count * sizeof *bq->dirty);
+    if (bq->dirty_count) bq->flush_due_ms = bq->now_ms; /* it has waited once */
 }
 
 /* With a flush interval deliveries wait for company, until the oldest has waited long enough or a batch is full. */
@@ -232,6 +233,7 @@ static void retry_one(bq_t *bq, connection_t *connection) {
 }
 
 static void run_retry_list(bq_t *bq) {
+    if (!event_room(bq)) return; /* RETRY_MS later; trying at once would spin until Python comes */
     connection_t *connection = bq->retry;
     bq->retry = NULL;
     while (connection) {
@@ -261,8 +263,8 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
     bq->wall_ms = wall_ms;
     bq->stats.turns++;
-    bool work = command_run_all(bq);
-    work |= run_timers(bq);
+    bool work = run_timers(bq);
+    work |= command_run_all(bq);
     run_ready_list(bq);
     for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
     work |= bq->poll_count > 0;
@@ -286,8 +288,8 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     uint64_t tick = wheel_next(&bq->wheel);
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
-    if (bq->stopping && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    if ((bq->retry || bq->dead) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
+    if ((bq->retry || bq->dead || (bq->stop_closed && !bq->stopped)) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
@@ -352,11 +354,15 @@ static bool all_sent(bq_t *bq) {
 }
 
 static void stop_when_flushed(bq_t *bq) {
-    if (bq->stopped || (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq))) return;
-    uint64_t unsent = bq->stats.queued_messages;
-    for_each_open(bq, close_for_good);
-    reap(bq);
-    bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = unsent});
+    if (bq->stopped) return;
+    if (!bq->stop_closed) {
+        if (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq)) return;
+        bq->stop_unsent = bq->stats.queued_messages;
+        for_each_open(bq, close_for_good);
+        reap(bq);
+        bq->stop_closed = true;
+    }
+    bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
@@ -387,8 +393,6 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.expire_batch = config->expire_batch;
 }
 
-static void recheck_waiters(bq_t *bq, connection_t *connection) { connection_wake_waiters(bq, connection); }
-
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     bq_config_t config;
     if (size != sizeof config) return;
@@ -396,7 +400,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     if (!config_valid(&config)) return;
     publish_run_close(bq);
     limits_apply(bq, &config);
-    for_each_open(bq, recheck_waiters);
+    for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
 }
 
 static bool parts_open(bq_t *bq) {

@@ -31,7 +31,7 @@
 #define FED_CHUNK_BYTES (16u << 10)
 #define COMMANDS_MAX 1024u        /* per turn: a burst of SUBs must not stall the flow */
 #define COMPACT_BYTES (1u << 20)  /* copied per turn */
-#define INFO_BYTES_MAX 4096u
+#define REQUEST_BYTES_MAX 4096u          /* of each part of a request that Python is asked: client_id, api_key, group, INFO */
 #define SEND_ENTRIES_MAX 64
 
 /* The open run: consecutive publishes to one topic with one expiry, not yet given to its queues. */
@@ -80,8 +80,8 @@ struct bq {
     int poll_count;
     uint8_t *read_buffer;
 
-    bool stopping, stopped;
-    uint64_t stop_deadline_ms, stop_seq;
+    bool stopping, stop_closed, stopped; /* closed: all connections are; stopped: Python has been told */
+    uint64_t stop_deadline_ms, stop_seq, stop_unsent;
     bool threaded;
     poll_thread_t thread;
 };
@@ -97,6 +97,7 @@ void publish_run_close(bq_t *bq); /* before anything that changes a route, a que
 
 /* event.c */
 bool event_push(bq_t *bq, const bq_event_t *event); /* false: no room now */
+bool event_room(bq_t *bq);                          /* for any one event */
 void event_retry(bq_t *bq, connection_t *connection);
 void core_stats(bq_t *bq, bq_stats_t *stats);
 bool event_stats(bq_t *bq, uint64_t seq);

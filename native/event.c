@@ -16,6 +16,8 @@ bool event_push(bq_t *bq, const bq_event_t *event) {
     return true;
 }
 
+bool event_room(bq_t *bq) { return ring_reserve(&bq->events, (uint32_t)sizeof(bq_event_t) + FED_CHUNK_BYTES) != NULL; }
+
 void event_retry(bq_t *bq, connection_t *connection) {
     if (connection->retrying) return;
     connection->retrying = true;

@@ -82,7 +82,10 @@ static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size,
 
 /* True: open. Otherwise *blocker is the subscriber to wait for. */
 static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, connection_t **blocker) {
-    uint32_t count_max = bq->config.max_batch, size_max = bq->config.max_batch_bytes;
+    /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
+    const bq_config_t *config = &bq->config;
+    uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
+    uint32_t size_max = config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (bq->config.overflow_policy == BQ_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
         if (*blocker) return false;
@@ -102,7 +105,10 @@ static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint3
 
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker) {
     uint64_t tick = expiry_tick(bq, &ttl_ms);
-    if (BQ_UNLIKELY(!route_resolve(bq->routes, topic))) return PUBLISH_NO_MEMORY;
+    if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
+        publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
+        if (!route_resolve(bq->routes, topic)) return PUBLISH_NO_MEMORY;
+    }
     if (topic->target_count) {
         uint32_t frame_size = topic->prefix_size + size;
         if (BQ_UNLIKELY(!run_takes(bq, topic, tick, frame_size))) {

@@ -103,7 +103,7 @@ static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t co
  * follows can be dropped like any other. Returns the entry with the rest, or NULL when there is none (or no memory). */
 static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     if (entry->count <= 1) return NULL;
-    uint32_t rest = frame_size_at(entry->segment, entry->offset - entry->head_sent) - entry->head_sent;
+    uint32_t rest = entry->head_left;
     queue_run_t tail = {.segment = entry->segment,
                         .offset = entry->offset + rest,
                         .size = entry->size - rest,
@@ -123,7 +123,7 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
 static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
     queue_entry_t *entry = queue->head;
     while (entry) {
-        if (entry->head_sent) {
+        if (entry->head_left) {
             queue_entry_t *rest = entry_split_head(env, entry);
             if (rest) return rest;
         } else if (entry->count) {
@@ -147,6 +147,12 @@ static void make_room(queue_t *queue, queue_env_t *env, uint32_t messages, uint6
     }
 }
 
+static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
+    queue->enqueued += messages;
+    env->stats->enqueued += messages;
+    count_overflow(queue, env, messages);
+}
+
 /* How many of the run's first messages fit, one by one. */
 static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queue_run_t *run, uint32_t *bytes) {
     uint32_t count = 0;
@@ -160,40 +166,44 @@ static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queu
     return count;
 }
 
+static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
+    run->offset += bytes;
+    run->size -= bytes;
+    run->count -= messages;
+}
+
 /* The run's last messages that fit an empty queue: what drop_oldest would have left had they come one by one. */
 static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
     queue_run_t part = *run;
-    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max)) {
-        uint32_t size = frame_size_at(part.segment, part.offset);
-        part.offset += size;
-        part.size -= size;
-        part.count--;
-    }
+    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max)) run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
     return part;
 }
 
-static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
-    queue->enqueued += messages;
-    env->stats->enqueued += messages;
-    count_overflow(queue, env, messages);
+/* Push what fits and refuse the rest, message by message: a small one behind a large one that did not fit may still fit, so
+ * that what is lost does not depend on how messages were gathered into runs. */
+static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
+    bool pushed = true;
+    while (run.count && queue->messages < env->messages_max) {
+        queue_run_t part = run;
+        part.count = fitting(queue, env, &run, &part.size);
+        if (part.count) pushed &= queue_push(queue, env, &part);
+        run_cut_front(&run, part.count, part.size);
+        if (!run.count) return pushed;
+        count_refused(queue, env, 1);
+        run_cut_front(&run, 1, frame_size_at(run.segment, run.offset));
+    }
+    count_refused(queue, env, run.count);
+    return pushed;
 }
 
 bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy) {
     if (BQ_LIKELY(queue_fits(queue, env, run->count, run->size))) return queue_push(queue, env, run);
-    queue_run_t part = *run;
-    if (overflow_policy == BQ_DROP_NEW) {
-        part.count = fitting(queue, env, run, &part.size);
-    } else {
-        part = newest_part(env, run);
-        make_room(queue, env, part.count, part.size);
-        /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
-        while (part.count && !queue_fits(queue, env, part.count, part.size)) {
-            uint32_t size = frame_size_at(part.segment, part.offset);
-            part.offset += size;
-            part.size -= size;
-            part.count--;
-        }
-    }
+    if (overflow_policy == BQ_DROP_NEW) return push_fitting(queue, env, *run);
+    queue_run_t part = newest_part(env, run);
+    make_room(queue, env, part.count, part.size);
+    /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
+    while (part.count && !queue_fits(queue, env, part.count, part.size))
+        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
     count_refused(queue, env, run->count - part.count);
     return part.count == 0 || queue_push(queue, env, &part);
 }
@@ -211,18 +221,16 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
         entry_advance(env, entry, bytes);
         return;
     }
-    uint32_t left = bytes + entry->head_sent;
-    uint32_t at = entry->offset - entry->head_sent;
-    uint32_t whole = 0;
-    for (;;) {
-        uint32_t size = frame_size_at(entry->segment, at);
-        if (size > left) break;
+    uint32_t left = bytes, at = entry->offset, whole = 0;
+    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->segment, at);
+    while (size <= left) {
         left -= size;
         at += size;
         whole++;
+        size = frame_size_at(entry->segment, at);
     }
     entry->count -= whole;
-    entry->head_sent = left;
+    entry->head_left = left ? size - left : 0;
     entry_advance(env, entry, bytes);
     count_delivered(queue, env, whole, bytes);
 }
@@ -243,7 +251,7 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
 
 void queue_expire(queue_entry_t *entry, queue_env_t *env) {
     queue_t *queue = entry->queue;
-    if (entry->head_sent) {
+    if (entry->head_left) {
         entry = entry_split_head(env, entry);
         if (!entry) return; /* nothing but the frame that must be finished */
     }
@@ -254,11 +262,12 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
 
 void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     queue_entry_t *entry = queue->head;
-    if (entry && entry->head_sent) entry = entry->next; /* must be finished, whatever its age */
-    while (entry && entry->tick && entry->tick <= now_tick) {
+    bool begun = entry && entry->head_left; /* its first frame must be finished, whatever its age; what follows need not */
+    while (entry && (begun || (entry->tick && entry->tick <= now_tick))) {
         queue_entry_t *next = entry->next;
-        queue_expire(entry, env);
+        if (entry->tick && entry->tick <= now_tick) queue_expire(entry, env);
         entry = next;
+        begun = false;
     }
 }
 

@@ -342,7 +342,7 @@ static void targets_trim(routes_t *routes, const topic_t *keep) {
     }
 }
 
-bool route_resolve_slow(routes_t *routes, topic_t *topic) {
+bool route_resolve(routes_t *routes, topic_t *topic) {
     targets_drop(routes, topic);
     merge_t merge = {routes, topic};
     routes->mark++;

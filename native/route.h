@@ -4,9 +4,9 @@
  *      trie       levels of the wildcard filters, one root per dialect
  *      topics     a bounded cache: topic -> prefix of its Message frames, targets
  *
- * Invariant: a topic's targets may be used only while route_resolve says they are current: subscribing to or leaving a
- * literal filter makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each
- * connection appears once in the targets, however many of its filters match.
+ * Invariant: a topic's targets may be used only while route_is_current says so: subscribing to or leaving a literal filter
+ * makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each connection appears
+ * once in the targets, however many of its filters match.
  */
 #ifndef BQ_ROUTE_H
 #define BQ_ROUTE_H
@@ -60,8 +60,8 @@ static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t 
  * topic_check code, or to BQ_E_MEMORY. */
 topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *error);
 
-/* Make topic->targets current. False: no memory (the targets are then empty). */
-bool route_resolve_slow(routes_t *routes, topic_t *topic);
+/* Make topic->targets current; may drop the targets of other topics. False: no memory (the targets are then empty). */
+bool route_resolve(routes_t *routes, topic_t *topic);
 
 typedef struct route_counts {
     uint64_t generation; /* first, so that the check inlines */
@@ -71,9 +71,8 @@ typedef struct route_counts {
 /* The counters are the routes' first member. */
 static inline const route_counts_t *route_counts(const routes_t *routes) { return (const route_counts_t *)(const void *)routes; }
 
-static inline bool route_resolve(routes_t *routes, topic_t *topic) {
-    if (BQ_LIKELY(!topic->stale && topic->generation == route_counts(routes)->generation)) return true;
-    return route_resolve_slow(routes, topic);
+static inline bool route_is_current(const routes_t *routes, const topic_t *topic) {
+    return !topic->stale && topic->generation == route_counts(routes)->generation;
 }
 
 #endif

@@ -58,9 +58,11 @@ find_python() {
     return 1
 }
 
+# Extensions are built with the compiler that Python $1 was built with, whatever `cc` is, unless CC names another.
 compiler_works() {
-    printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' |
-        "${CC:-cc}" -x c -o /dev/null - >/dev/null 2>&1
+    compiler=${CC:-$("$1" -c 'import sysconfig; print(sysconfig.get_config_var("CC") or "cc")')}
+    # shellcheck disable=SC2086  # it may come with flags
+    printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' | $compiler -x c -o /dev/null - >/dev/null 2>&1
 }
 
 fuzzer_works() {
@@ -69,14 +71,18 @@ fuzzer_works() {
 }
 
 make_venv() {
-    compiler_works || apt_install "a C compiler" gcc libc6-dev
     python=$(find_python) || {
-        apt_install "Python 3.10 or newer with its headers and venv" python3 python3-dev python3-venv
+        apt_install "Python 3.10 or newer with its headers and venv, and a C compiler" python3 python3-dev python3-venv gcc libc6-dev
         python=$(find_python) || fail "this system's Python is older than 3.10 or incomplete. Install Python 3.10 to 3.13 with headers and venv, or name one: make PYTHON=/path/to/python3"
     }
+    compiler_works "$python" || apt_install "a C compiler" gcc libc6-dev
+    compiler_works "$python" || fail "$python builds extensions with '$compiler', which does not work here. Install it, or name another: CC=gcc make ..."
     say "virtual environment $1 from $python ($("$python" -c 'import platform; print(platform.python_version())'))"
     rm -rf "$1"
-    "$python" -m venv "$1"
+    # Half an environment would be taken for a whole one by the next run.
+    trap 'rm -rf "$1"; exit 130' INT TERM
+    "$python" -m venv "$1" || { rm -rf "$1"; fail "$python could not make a virtual environment in $1; its message is above."; }
+    trap - INT TERM
 }
 
 # Some releases keep clang's run-time in a package of its own, others have no such package.

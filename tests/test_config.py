@@ -117,7 +117,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path):
 
 
 def test_an_unknown_section_is_refused(tmp_path):
-    assert "blipmq.toml:1: there is no setting servr; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
+    assert "blipmq.toml:1: there is no section [servr]; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
 
 
 def test_a_section_written_as_a_value_is_refused(tmp_path):
@@ -281,7 +281,8 @@ def test_an_edge_profile_fits_its_device_even_at_its_worst(megabytes):
 
 
 def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
-    base = memory.worst_bytes(Config())
+    unbounded = {KEYS["limits.memory_bytes"].variable: "0"}
+    base = memory.worst_bytes(load(None, unbounded).config)
     for path, value in {
         "server.max_connections": 20_000,
         "server.max_message_size_bytes": 4 << 20,
@@ -290,11 +291,37 @@ def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
         "limits.route_cache_entries": 8192,
         "limits.max_subscriptions_per_connection": 2048,
     }.items():
-        assert memory.worst_bytes(load(None, {KEYS[path].variable: str(value)}).config) > base, path
+        assert memory.worst_bytes(load(None, {**unbounded, KEYS[path].variable: str(value)}).config) > base, path
 
 
 def test_the_total_is_the_sum_of_the_terms_that_are_printed():
-    text = memory.table(Config())
-    for term in memory.terms(Config()):
-        assert f"  {term.name:<22} {memory.size(term.worst):>11}" in text
-    assert memory.size(sum(t.worst for t in memory.terms(Config()))) in text
+    config = load(None, {KEYS["limits.memory_bytes"].variable: "0"}).config
+    total, text = memory.memory_of(config), " ".join(memory.table(config).split())
+    for term in (*total.outside, *total.core):
+        assert f"{term.name} {memory.size(term.worst)} {term.formula}" in text
+    assert f"worst case {memory.size(sum(t.worst for t in (*total.outside, *total.core)))} " in text
+
+
+def test_the_budget_bounds_the_sum_however_large_the_queues_may_grow():
+    small = from_dict({"limits": {"memory_bytes": 64 << 20}})
+    large = from_dict({"limits": {"memory_bytes": 64 << 20}, "queues": {"subscriber_bytes": 1 << 40}})
+    assert memory.worst_bytes(small) == memory.worst_bytes(large) < 256 << 20
+
+
+def test_a_budget_too_small_for_the_largest_message_is_refused():
+    with pytest.raises(ConfigError, match=r"limits.memory_bytes: 1048576 is less than four frames of server.max_mess"):
+        from_dict({"limits": {"memory_bytes": 1 << 20}})
+
+
+def test_a_reload_takes_what_can_change_and_names_what_has_to_wait():
+    old, new = from_dict({}), from_dict({"delivery": {"max_batch": 5}, "server": {"max_connections": 6}})
+    config, applied, waiting = config_reader.reloaded(old, new)
+    assert (config.delivery.max_batch, config.server.max_connections) == (5, 10_000)
+    assert [k.path for k in applied] == ["delivery.max_batch"]
+    assert [k.path for k in waiting] == ["server.max_connections"]
+
+
+def test_a_reload_that_only_goes_together_after_a_restart_is_refused():
+    new = from_dict({"server": {"max_message_size_bytes": 4096}, "queues": {"subscriber_bytes": 8192}})
+    with pytest.raises(ConfigError, match=r"with what cannot change before a restart: queues.subscriber_bytes: 8192"):
+        config_reader.reloaded(from_dict({}), new)

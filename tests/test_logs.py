@@ -78,7 +78,7 @@ def test_long_values_are_cut(pipe):
 
 
 def test_a_reader_that_does_not_read_costs_lines_but_no_time_and_is_told_the_count(pipe):
-    log = Log(pipe[1], clock=lambda: NOON)
+    log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=1_000_000)
     sent = 20_000
     for number in range(sent):  # far more than the pipe and the buffer hold: the writer must come through
         log.info("line", number=number)
@@ -97,7 +97,7 @@ def test_a_reader_that_does_not_read_costs_lines_but_no_time_and_is_told_the_cou
 
 
 def test_the_buffer_has_a_limit(pipe):
-    log = Log(pipe[1], clock=lambda: NOON)
+    log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=1_000_000)
     for number in range(20_000):
         log.info("line", number=number)
     assert log._buffer_bytes <= logs.BUFFER_BYTES_MAX
@@ -117,3 +117,30 @@ def test_a_value_that_cannot_be_shown_is_no_error(pipe):
 
     Log(pipe[1], clock=lambda: NOON).info("hello", value=Broken())
     assert lines(pipe[0]) == [f"{STAMP} error log_failed event=hello error=RuntimeError"]
+
+
+def test_an_event_that_comes_too_often_is_counted_instead_of_written(pipe):
+    now = NOON
+    log = Log(pipe[1], clock=lambda: now, lines_per_event_max=3)
+    for number in range(10):
+        log.warning("closed", number=number)
+    log.info("other")
+    assert [line.split(" ", 2)[2] for line in lines(pipe[0])] == [
+        "closed number=0",
+        "closed number=1",
+        "closed number=2",
+        "other",
+    ]
+    now += 1
+    log.settle()
+    assert [line.split(" ", 1)[1] for line in lines(pipe[0])] == ["warning logs_suppressed of=closed count=7"]
+    log.warning("closed", number=10)
+    assert [line.split(" ", 2)[2] for line in lines(pipe[0])] == ["closed number=10"]
+
+
+def test_what_the_last_second_kept_back_is_counted_before_the_end(pipe):
+    log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=3)
+    for number in range(10):
+        log.warning("closed", number=number)
+    log.finish()
+    assert [line.split(" ", 1)[1] for line in lines(pipe[0])][3:] == ["warning logs_suppressed of=closed count=7"]

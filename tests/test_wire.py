@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fake_broker
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blipmq import wire
 from blipmq.errors import ProtocolError, UsageError
+from blipmq.flatbuffer import Table
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text("utf-8"))
 UP = [vector for vector in VECTORS["valid"] if vector["direction"] == "up"]
@@ -75,7 +79,217 @@ def test_every_broken_command_is_refused(vector: dict[str, Any]) -> None:
             list(reader.feed(frame))
 
 
+def test_an_api_key_may_be_any_bytes() -> None:
+    key = b"\xff\xfe key".decode("utf-8", "surrogateescape")
+    (command,) = wire.CommandReader().feed(wire.encode_command(wire.HELLO, api_key=key))
+    assert command.api_key == key
+
+
 @pytest.mark.parametrize("action", [-1, 8])
 def test_an_action_that_does_not_exist_is_not_encoded(action: int) -> None:
     with pytest.raises(UsageError, match="action"):
         wire.encode_command(action)
+
+
+# ---- against the reference package -----------------------------------------------------------------------------------
+
+text = st.text(max_size=40).filter(lambda value: "\0" not in value and is_utf8(value))
+u64 = st.integers(0, (1 << 64) - 1)
+commands = st.fixed_dictionaries(
+    {
+        "action": st.integers(0, 7),
+        "topic": text,
+        "payload": st.none() | st.binary(max_size=300),
+        "ttl_ms": u64,
+        "qos": st.integers(0, 1),
+        "seq": u64,
+        "client_id": text,
+        "api_key": text,
+        "protocol": st.integers(0, 0xFFFF),
+        "durable": st.booleans(),
+        "group": text,
+    }
+)
+
+
+def is_utf8(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@given(commands)
+def test_the_reference_reads_every_command_as_it_was_written(fields: dict[str, Any]) -> None:
+    frame = wire.encode_command(**fields)
+    assert int.from_bytes(frame[:4], "big") == len(frame) - 4
+    expected = {**fields, "payload": fields["payload"] or b"", "action": wire.ACTIONS[fields["action"]]}
+    assert fake_broker.read_command(frame[4:]) == expected
+
+
+@given(commands)
+def test_wide_fields_are_aligned_for_readers_that_insist(fields: dict[str, Any]) -> None:
+    body = wire.encode_command(**fields)[4:]
+    table = Table(body)
+    for slot, alignment in ((1, 4), (2, 4), (3, 8), (5, 8), (6, 4), (7, 4), (8, 2), (10, 4)):
+        offset = table.fields[slot] if slot < len(table.fields) else 0
+        assert offset == 0 or (table.table + offset) % alignment == 0
+
+
+@given(st.binary(max_size=3000), st.integers(0, 1 << 40), st.integers(0, 1))
+def test_a_publish_made_from_a_kept_head_reads_like_any_other(payload: bytes, ttl_ms: int, qos: int) -> None:
+    encoder = wire.PublishEncoder("site/1/temp", ttl_ms=ttl_ms, qos=qos)
+    expected = wire.Command(wire.PUB, "site/1/temp", payload, ttl_ms, qos)
+    assert list(wire.CommandReader().feed(encoder.frame(payload))) == [expected]
+    assert list(wire.CommandReader().feed(encoder.frame(payload, seq=7))) == [expected._replace(seq=7)]
+    assert encoder.frames([payload, b"", payload]) == b"".join(map(encoder.frame, (payload, b"", payload)))
+    assert fake_broker.read_command(encoder.frame(payload)[4:])["payload"] == payload
+
+
+messages = st.fixed_dictionaries(
+    {
+        "id": u64,
+        "payload": st.none() | st.binary(max_size=200),
+        "timestamp": u64,
+        "ttl_ms": st.sampled_from((0, 1, 5000)) | u64,
+        "topic": st.none() | st.sampled_from(("a", "site/1/temp", "t" * 255, "température/küche")),
+        "qos": st.integers(0, 1),
+        "redelivered": st.booleans(),
+    }
+)
+
+
+def built(fields: dict[str, Any], order: list[int], defaults: bool) -> bytes:
+    values = tuple(fields[name] for name in fake_broker.MESSAGE_SLOTS)
+    return fake_broker.frame(
+        1, fake_broker.write_table(fake_broker.MESSAGE_KINDS, values, order=order, defaults=defaults)
+    )
+
+
+def expected_message(fields: dict[str, Any]) -> wire.Message:
+    return wire.Message(
+        fields["id"],
+        fields["topic"] or "",
+        fields["payload"] or b"",
+        fields["timestamp"],
+        fields["ttl_ms"],
+        fields["qos"],
+        fields["redelivered"],
+    )
+
+
+@given(st.lists(st.tuples(messages, st.permutations(range(7)), st.booleans()), max_size=4), st.data())
+def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
+    written: list[tuple[dict[str, Any], list[int], bool]], data: st.DataObject
+) -> None:
+    """Each message thrice, so that layouts learned from the first are used for the others, in pieces of any size."""
+    items = data.draw(st.permutations(written * 3))
+    stream = b"".join(built(*item) for item in items)
+    reader = wire.FrameReader()
+    got: list[wire.Frame] = []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        got += reader.feed(stream[:size])
+        stream = stream[size:]
+    assert got == [expected_message(item[0]) for item in items]
+
+
+@given(messages, st.integers(0, 400), st.integers(0, 255), st.booleans())
+def test_a_damaged_message_reads_the_same_with_and_without_a_learned_layout(
+    fields: dict[str, Any], at: int, value: int, defaults: bool
+) -> None:
+    good = built(fields, list(range(7)), defaults)
+    bad = bytearray(good)
+    bad[5 + at % (len(bad) - 5)] = value
+    try:
+        expected: list[wire.Frame] = [wire.decode_message(bytes(bad[5:]))]
+    except ProtocolError:
+        expected = []
+    reader = wire.FrameReader()
+    assert reader.feed(good + bytes(bad) + good)[:1] == [expected_message(fields)]
+    again = wire.FrameReader()
+    again.feed(good)
+    try:
+        got = again.feed(bytes(bad))
+    except ProtocolError:
+        got = []
+    assert got == expected
+
+
+@given(st.binary(max_size=200), st.integers(0, 2))
+def test_random_bodies_are_refused_or_read_but_nothing_else_happens(body: bytes, kind: int) -> None:
+    try:
+        assert len(wire.FrameReader().feed(fake_broker.frame(kind, body))) == 1
+    except ProtocolError:
+        pass
+    try:
+        wire.decode_command(body)
+    except ProtocolError:
+        pass
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 65535), text, st.none() | st.binary(max_size=50))
+def test_answers_read_as_the_reference_wrote_them(seq: int, code: int, words: str, payload: bytes | None) -> None:
+    stream = fake_broker.suback(words, "subscribed", seq, code) + fake_broker.reply(seq, code, words, 42, payload)
+    assert wire.FrameReader().feed(stream) == [
+        wire.SubAck(words, "subscribed", seq, code),
+        wire.Reply(seq, code, words, 42, payload or b""),
+    ]
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_frames_before_a_broken_one_are_returned_and_the_break_is_remembered() -> None:
+    reader = wire.FrameReader()
+    good = fake_broker.message(1, b"x", "a")
+    assert len(reader.feed(good + good + b"\0\0\0\0")) == 2
+    assert reader.broken is not None
+    with pytest.raises(ProtocolError, match="length of 0"):
+        reader.feed(good)
+
+
+def test_a_length_over_the_limit_is_refused_from_the_length_alone() -> None:
+    with pytest.raises(ProtocolError, match="limit"):
+        wire.FrameReader(frame_bytes_max=1000).feed(b"\x00\x00\x03\xe9")
+    with pytest.raises(ProtocolError, match="limit"):
+        list(wire.CommandReader(frame_bytes_max=1000).feed(b"GET / HTTP/1.0\r\n\r\n"))
+
+
+def test_a_message_over_the_limit_is_refused_after_the_layout_is_known() -> None:
+    reader = wire.FrameReader(frame_bytes_max=200)
+    assert len(reader.feed(fake_broker.message(1, b"x", "a") * 2)) == 2
+    with pytest.raises(ProtocolError, match="limit"):
+        reader.feed(fake_broker.message(1, b"x" * 200, "a"))
+
+
+def test_a_frame_type_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="frame type 3"):
+        wire.FrameReader().feed(b"\0\0\0\x09\x03" + bytes(8))
+
+
+def test_a_large_frame_in_small_pieces_is_put_together_once() -> None:
+    frame = fake_broker.message(1, bytes(1 << 20), "a")
+    reader = wire.FrameReader()
+    for at in range(0, len(frame) - 1, 1000):
+        assert reader.feed(frame[at : min(at + 1000, len(frame) - 1)]) == []
+    (message,) = reader.feed(frame[-1:])
+    assert isinstance(message, wire.Message)
+    assert len(message.payload) == 1 << 20
+
+
+def test_more_topics_and_layouts_than_are_remembered_still_read_right() -> None:
+    reader = wire.FrameReader()
+    for number in range(3000):
+        (message,) = reader.feed(fake_broker.message(number + 1, b"x", f"t{number}", ttl_ms=number % 2))
+        assert isinstance(message, wire.Message)
+        assert (message.id, message.topic) == (number + 1, f"t{number}")
+
+
+@pytest.mark.parametrize(
+    "field", [{"ttl_ms": -1}, {"ttl_ms": 1 << 64}, {"qos": 2}, {"seq": -1}, {"protocol": 1 << 16}], ids=str
+)
+def test_a_value_outside_its_field_is_an_error_of_the_caller(field: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(field))):
+        wire.encode_command(wire.PUB, "a", b"", **field)

@@ -1,0 +1,54 @@
+"""Which processors the broker stays on.
+
+Invariant: a processor is only named if this process may use it; where the system offers no choice, asking for one is an
+error and not a wish.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from blipmq.errors import ConfigError
+
+ANY = -1
+
+
+def processor_numbers(text: str) -> list[int]:
+    """The numbers in "0,2"; none for "auto" and "". Raises ValueError that says what is expected."""
+    if text in ("", "auto"):
+        return []
+    if not re.fullmatch(r"[0-9]{1,4}( *, *[0-9]{1,4})*", text):
+        raise ValueError('expected "auto" or processor numbers such as "0,2"')
+    return [int(number) for number in text.split(",")]
+
+
+def choose_processors(text: str) -> tuple[int, frozenset[int]]:
+    """For the I/O thread (ANY: no matter) and for all other threads (empty: no matter). Raises `ConfigError`."""
+    if not text:
+        return ANY, frozenset()
+    if sys.platform != "linux":
+        raise ConfigError(
+            "performance.network_optimizations.cpu_affinity: this system does not let a program choose its processors; "
+            "take the line out"
+        )
+    allowed = os.sched_getaffinity(0)
+    if text == "auto":
+        if len(allowed) < 2:
+            return ANY, frozenset()
+        return max(allowed), frozenset(allowed - {max(allowed)})
+    numbers = processor_numbers(text)
+    foreign = [number for number in numbers if number not in allowed]
+    if foreign:
+        raise ConfigError(
+            f"performance.network_optimizations.cpu_affinity: processor {foreign[0]} is not one that this process may use "
+            f'({", ".join(map(str, sorted(allowed)))}). Name one of these, or write "auto".'
+        )
+    return numbers[0], frozenset(numbers[1:])
+
+
+def stay_on(processors: frozenset[int]) -> None:
+    """Keep the calling thread, and those it starts, on these processors; an empty set changes nothing."""
+    if processors and sys.platform == "linux":
+        os.sched_setaffinity(0, processors)

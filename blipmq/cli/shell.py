@@ -1,0 +1,304 @@
+"""`blipmq connect HOST:PORT`: an interactive shell. Type commands; messages appear above the line being typed.
+
+Two threads, because reading a line with history blocks: the main thread reads lines, the worker owns the client.
+Invariant: after the worker has started, only the worker touches the client; a line is handed over, and the next is
+read when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+from blipmq.blocking import BlockingClient, BlockingSubscription
+from blipmq.cli import render
+from blipmq.errors import BlipMQError, UsageError
+
+PROMPT = "blipmq> "
+HELP = """\
+pub TOPIC [TTL] TEXT   publish TEXT; it expires after TTL milliseconds, if given
+sub TOPIC              show messages of a topic or filter: a.* a.> (dots), a/+ a/# (slashes)
+unsub TOPIC            show them no more
+help                   this list
+exit                   leave (so does Ctrl-D)
+"""
+TIMEOUT_S = 5.0
+SUBSCRIPTIONS_MAX = 256
+INTERRUPTED = 130
+
+
+class Screen:
+    """Standard output, shared by the line being typed and by what arrives meanwhile."""
+
+    def __init__(self, *, fancy: bool, typing: Callable[[], str] | None) -> None:
+        self.fancy = fancy
+        self._typing = typing
+        self._lock = threading.Lock()
+        self._prompting = False
+
+    def read_line(self, read: Callable[[str], str]) -> str:
+        """Prompt for a line and wait for it. Raises EOFError and KeyboardInterrupt as input() does."""
+        with self._lock:
+            self._prompting = True
+        try:
+            return read(PROMPT if self._typing else "")
+        finally:
+            with self._lock:
+                self._prompting = False
+
+    def show(self, data: bytes) -> None:
+        """Write whole lines, above the prompt if there is one. With no one left to read it, say nothing."""
+        with self._lock:
+            above = self._typing is not None and self._prompting
+            if above and self._typing is not None:
+                data = b"\r\x1b[K" + data + (PROMPT + self._typing()).encode("utf-8", "replace")
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def say(self, emoji: str, text: str) -> None:
+        text = render.printable(text.encode("utf-8", "backslashreplace"))
+        self.show((f"{emoji} {text}\n" if self.fancy else f"{text}\n").encode())
+
+    def fail(self, error: BlipMQError) -> None:
+        """An error goes where the person looks; in a script, to standard error."""
+        if self._typing is not None:
+            self.say("❌", str(error))
+        else:
+            print(f"blipmq connect: {error}", file=sys.stderr, flush=True)
+
+
+class Worker(threading.Thread):
+    """Owns the client: takes lines, shows messages, lives through outages."""
+
+    def __init__(self, address: str, api_key: str, screen: Screen) -> None:
+        super().__init__(name="blipmq-shell", daemon=True)
+        self.status = 0
+        """The exit status of the first command that failed, or of the error that ended the client."""
+        self.ended = False
+        self._screen = screen
+        self._render = render.message_renderer(quiet=False, json=False, fancy=screen.fancy)
+        self._lines: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
+        self._wake, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._subscriptions: dict[str, BlockingSubscription] = {}
+        self._client = BlockingClient(
+            address,
+            api_key=api_key,
+            timeout_s=TIMEOUT_S,
+            on_state=render.OutageNotices(screen.say),
+            on_refusal=self._failed,
+            sleep=lambda delay_s: self._wait(delay_s, None),
+        )
+        self.address = self._client.address
+
+    def connect(self) -> None:
+        """The first connection, before start(). Raises Unreachable, NotAllowed and so on."""
+        try:
+            self._client.open()
+        except BaseException:
+            self._close_wake()
+            raise
+
+    def submit(self, line: str) -> None:
+        """From the main thread: run a line and wait until it is done."""
+        done = threading.Event()
+        self._lines.put((line, done))
+        self._wake.send(b"\0")
+        while not done.wait(0.2):
+            if not self.is_alive():
+                return
+
+    def run(self) -> None:
+        try:
+            while self._turn():
+                pass
+            self._client.close()
+        except BlipMQError as error:
+            self._failed(error)
+            self.ended = True
+            _interrupt_main()
+        finally:
+            self._client.abort()
+            self._close_wake()
+
+    def _close_wake(self) -> None:
+        self._wake.close()
+        self._woken.close()
+
+    def _turn(self) -> bool:
+        """Wait for a line or a message, and act on it. False: the shell is to end."""
+        descriptor = self._client.fileno()
+        if descriptor >= 0:
+            self._wait(None, descriptor)
+        going = True
+        while going and not self._lines.empty():
+            line, done = self._lines.get()
+            going = self._run_line(line)
+            done.set()
+        if going:
+            # Offline, poll waits out its back-off and makes one attempt; a line that is submitted cuts the wait short
+            self._client.poll(0.0 if self._client.fileno() >= 0 else 60.0)
+            self._show_messages()
+        return going
+
+    def _wait(self, timeout_s: float | None, descriptor: int | None) -> None:
+        """Until a line is submitted, the descriptor is readable, or the time is over."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            if descriptor is not None:
+                selector.register(descriptor, selectors.EVENT_READ)
+            if any(key.fileobj is self._woken for key, _ in selector.select(timeout_s)):
+                self._woken.recv(4096)
+
+    def _show_messages(self) -> None:
+        for filter_, subscription in list(self._subscriptions.items()):
+            if subscription.messages:
+                self._screen.show(self._render(subscription.pop_all()))
+            if subscription.ended:
+                del self._subscriptions[filter_]
+                if subscription.error is not None:
+                    self._failed(subscription.error)
+
+    def _failed(self, error: BlipMQError) -> None:
+        self.status = self.status or error.exit_status
+        self._screen.fail(error)
+
+    # ---- commands ----
+
+    def _run_line(self, line: str) -> bool:
+        verb, _, rest = line.strip().partition(" ")
+        commands = {"pub": self._publish, "sub": self._subscribe, "unsub": self._unsubscribe, "help": self._help}
+        try:
+            if verb in ("exit", "quit"):
+                if self._client.state == "connected":
+                    self._client.ping()  # what is on its way here comes before the answer, or never
+                    self._show_messages()
+                return False
+            if verb:
+                if verb not in commands:
+                    raise UsageError(f"There is no command {verb!r}. Type help for the list.")
+                commands[verb](rest.strip())
+        except BlipMQError as error:
+            if self._client.state == "closed":
+                raise
+            self._failed(error)
+        self._show_messages()
+        return True
+
+    def _publish(self, rest: str) -> None:
+        topic, _, text = rest.partition(" ")
+        text = text.lstrip(" ")
+        first, space, after = text.partition(" ")
+        ttl_ms = 0
+        if space and first.isascii() and first.isdigit():
+            ttl_ms, text = int(first), after.lstrip(" ")
+        if not topic or not text:
+            raise UsageError("Write it as: pub TOPIC [TTL] TEXT")
+        payload = text.encode("utf-8", "surrogateescape")
+        self._client.publish(topic, payload, ttl_ms=ttl_ms)
+        try:
+            self._client.flush()
+        except BlipMQError as error:
+            if not error.code:
+                raise
+            return  # on_refusal has said it
+        expiry = f", expires in {ttl_ms:,} ms" if ttl_ms else ""
+        self._screen.say("📤", f"Sent {render.bytes_text(len(payload))} to {topic}{expiry}.")
+
+    def _subscribe(self, filter_: str) -> None:
+        if not filter_:
+            raise UsageError("Write it as: sub TOPIC")
+        if filter_ in self._subscriptions:
+            raise UsageError(f"{filter_} is subscribed already.")
+        if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
+            raise UsageError(f"{SUBSCRIPTIONS_MAX} subscriptions are the most in one shell; unsub one first.")
+        self._subscriptions[filter_] = self._client.subscribe(filter_)
+        self._screen.say("✅", f"Subscribed to {filter_}.")
+
+    def _unsubscribe(self, filter_: str) -> None:
+        subscription = self._subscriptions.pop(filter_, None)
+        if subscription is None:
+            raise UsageError(
+                f"{filter_ or 'Nothing'} is not subscribed. Subscribed: {', '.join(self._subscriptions) or 'nothing'}."
+            )
+        subscription.close()
+        self._screen.say("✅", f"Unsubscribed from {filter_}.")
+
+    def _help(self, rest: str) -> None:
+        self._screen.show(HELP.encode())
+
+
+def _interrupt_main() -> None:
+    """Get the main thread out of reading a line."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _read_plain(prompt: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+def _typed_so_far() -> Callable[[], str]:
+    """Turn on line editing and history; returns what tells the line being typed."""
+    try:
+        import readline
+    except ImportError:  # not on every system; typing works without, only history does not
+        return lambda: ""
+    return readline.get_line_buffer
+
+
+def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, interactive: bool) -> int:
+    """Read and run lines until exit, the end of input, or the end of the client; returns the exit status."""
+    while worker.is_alive():
+        try:
+            line = screen.read_line(read)
+        except EOFError:
+            line = "exit"
+            if interactive:
+                screen.show(b"\n")
+        except KeyboardInterrupt:
+            if worker.ended:
+                break
+            if not interactive:
+                return INTERRUPTED
+            screen.show(b"\n")
+            continue
+        worker.submit(line)
+        if line.strip() in ("exit", "quit"):
+            worker.join(TIMEOUT_S * 2)
+            break
+    return 0 if interactive and not worker.ended else worker.status
+
+
+def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
+    """`argv` holds one address. Returns the exit status; errors are printed to standard error."""
+    environment = os.environ if environment is None else environment
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    fancy = render.is_fancy(sys.stdout, environment)
+    screen = Screen(fancy=fancy, typing=_typed_so_far() if interactive else None)
+    try:
+        (address,) = argv
+        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), screen)
+        worker.connect()
+    except BlipMQError as error:
+        prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if interactive:
+        screen.say("✅", f"Connected to {worker.address}. Type help for the commands.")
+    worker.start()
+    return read_lines(worker, screen, input if interactive else _read_plain, interactive=interactive)

@@ -1,0 +1,312 @@
+"""A tiny broker built on the reference `flatbuffers` package, so that client and wire are tested against someone
+else's code.
+
+It runs in a thread of its own and speaks to anyone: `with FakeBroker() as broker: connect(broker.address)`.
+Invariant: no encoder, decoder or matcher of blipmq is used in this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flatbuffers
+from flatbuffers import number_types as number
+from flatbuffers.table import Table
+
+ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO")
+COMMAND_SLOTS = {
+    "action": (0, number.Uint8Flags),
+    "topic": (1, str),
+    "payload": (2, bytes),
+    "ttl_ms": (3, number.Uint64Flags),
+    "qos": (4, number.Uint8Flags),
+    "seq": (5, number.Uint64Flags),
+    "client_id": (6, str),
+    "api_key": (7, str),
+    "protocol": (8, number.Uint16Flags),
+    "durable": (9, number.BoolFlags),
+    "group": (10, str),
+}
+MESSAGE_SLOTS = ("id", "payload", "timestamp", "ttl_ms", "topic", "qos", "redelivered")
+MESSAGE_KINDS = ("Uint64", bytes, "Uint64", "Uint64", str, "Uint8", "Bool")
+SUBACK_KINDS = (str, str, "Uint64", "Uint16")
+REPLY_KINDS = ("Uint64", "Uint16", str, "Uint64", bytes)
+
+
+def read_command(body: bytes) -> dict[str, Any]:
+    """A ClientCommand, read by the reference package; bytes and text fields are "" and b"" when absent."""
+    root = struct.unpack_from("<I", body)[0]
+    table = Table(bytearray(body), root)
+    command: dict[str, Any] = {}
+    for name, (slot, kind) in COMMAND_SLOTS.items():
+        at = table.Offset(4 + 2 * slot)
+        if kind is str:
+            command[name] = table.String(at + root).decode() if at else ""
+        elif kind is bytes:
+            start = table.Vector(at) if at else 0
+            command[name] = bytes(table.Bytes[start : start + table.VectorLen(at)]) if at else b""
+        else:
+            command[name] = table.Get(kind, at + root) if at else 0
+    command["action"] = ACTIONS[command["action"]]
+    return command
+
+
+def write_table(
+    kinds: tuple[Any, ...], values: tuple[Any, ...], *, order: list[int] | None = None, defaults: bool = False
+) -> bytes:
+    """A FlatBuffer of these slots. `order`: in which the slots are put; `defaults`: write them even where they are
+    0."""
+    builder = flatbuffers.Builder(64)
+    builder.ForceDefaults(defaults)
+    offsets = {}
+    for slot, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+        if value is not None and kind is str:
+            offsets[slot] = builder.CreateString(value)
+        elif value is not None and kind is bytes:
+            offsets[slot] = builder.CreateByteVector(value)
+    builder.StartObject(len(kinds))
+    for slot in order if order is not None else range(len(kinds)):
+        if slot in offsets:
+            builder.PrependUOffsetTRelativeSlot(slot, offsets[slot], 0)
+        elif kinds[slot] not in (str, bytes) and values[slot] is not None:
+            getattr(builder, f"Prepend{kinds[slot]}Slot")(slot, values[slot], 0)
+    builder.Finish(builder.EndObject())
+    return bytes(builder.Output())
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    return struct.pack(">IB", len(body) + 1, kind) + body
+
+
+def suback(topic: str, info: str, seq: int, code: int = 0) -> bytes:
+    return frame(0, write_table(SUBACK_KINDS, (topic, info, seq, code)))
+
+
+def message(
+    id_: int, payload: bytes, topic: str | None, timestamp: int = 1_760_000_000_123, ttl_ms: int = 0, qos: int = 0
+) -> bytes:
+    return frame(1, write_table(MESSAGE_KINDS, (id_, payload, timestamp, ttl_ms, topic, qos, False)))
+
+
+def reply(seq: int, code: int = 0, text: str | None = "", id_: int = 0, payload: bytes | None = None) -> bytes:
+    return frame(2, write_table(REPLY_KINDS, (seq, code, text, id_, payload)))
+
+
+def matches(filter_: str, topic: str) -> bool:
+    """The rules of the protocol page, as a regular expression."""
+    if re.search(r"[*>+#]", filter_) and topic.startswith("$") and not filter_.startswith("$"):
+        return False
+    level = r"[^/]*" if re.search(r"[+#]", filter_) else r"[^.]*"
+    pattern = re.escape(filter_).replace(r"\*", level).replace(r"\+", level)
+    pattern = re.sub(r"(^|\\\.)>$", r"\1.*", pattern)
+    pattern = re.sub(r"/\\#$", r"(/.*)?", pattern)
+    pattern = re.sub(r"^\\#$", r".*", pattern)
+    return re.fullmatch(pattern, topic, re.DOTALL) is not None
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+        self.filters: list[str] = []
+        self.client_id = ""
+        self.buffer = b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.broker.connections.append(self)
+        if self.broker.greeting:
+            transport.write(self.broker.greeting)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.broker.connections.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.broker.reads += 1
+        self.buffer += data
+        at = 0
+        while len(self.buffer) - at >= 4:
+            size = struct.unpack_from(">I", self.buffer, at)[0]
+            if len(self.buffer) - at < 4 + size:
+                break
+            self.handle(read_command(self.buffer[at + 4 : at + 4 + size]))
+            at += 4 + size
+        self.buffer = self.buffer[at:]
+
+    def handle(self, command: dict[str, Any]) -> None:
+        broker, action, seq = self.broker, command["action"], command["seq"]
+        broker.commands.append(command)
+        if action in broker.silent:
+            return
+        if action in broker.refusals:
+            code, text = broker.refusals[action]
+            self.transport.write(reply(seq, code, text))
+            if code in (401, 413, 426):
+                self.transport.close()
+            return
+        getattr(self, f"on_{action.lower()}")(command, seq)
+
+    def on_hello(self, command: dict[str, Any], seq: int) -> None:
+        if self.broker.api_key is not None and command["api_key"] != self.broker.api_key:
+            self.transport.write(reply(seq, 401, "unknown API key"))
+            self.transport.close()
+            return
+        self.client_id = command["client_id"]
+        self.transport.write(reply(seq, 0, "welcome"))
+
+    def on_sub(self, command: dict[str, Any], seq: int) -> None:
+        if command["qos"] or command["durable"] or command["group"]:
+            self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+            return
+        if command["topic"] not in self.filters:
+            self.filters.append(command["topic"])
+        self.transport.write(suback(command["topic"], "subscribed", seq))
+
+    def on_unsub(self, command: dict[str, Any], seq: int) -> None:
+        durable = (self.client_id, command["topic"])
+        known = command["topic"] in self.filters or durable in self.broker.durables
+        self.filters = [filter_ for filter_ in self.filters if filter_ != command["topic"]]
+        self.broker.durables.discard(durable)
+        self.transport.write(reply(seq, 0 if known else 404, "" if known else "no such subscription"))
+
+    def on_pub(self, command: dict[str, Any], seq: int) -> None:
+        if command["qos"]:
+            self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+            return
+        self.broker.publish(command["topic"], command["payload"], command["ttl_ms"])
+
+    def on_ping(self, command: dict[str, Any], seq: int) -> None:
+        self.transport.write(reply(seq))
+
+    def on_info(self, command: dict[str, Any], seq: int) -> None:
+        self.transport.write(reply(seq, payload=json.dumps(self.broker.info).encode()))
+
+    def on_ack(self, command: dict[str, Any], seq: int) -> None:
+        pass
+
+    def on_quit(self, command: dict[str, Any], seq: int) -> None:
+        self.transport.close()
+
+
+class FakeBroker:
+    """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
+    bytes, `durables` {(client_id, filter)} that UNSUB may end.
+    Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
+
+    def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
+        self.api_key, self.host, self.port = api_key, host, 0
+        self.refusals: dict[str, tuple[int, str]] = {}
+        self.silent: set[str] = set()
+        self.greeting = b""
+        self.durables: set[tuple[str, str]] = set()
+        self.info: dict[str, Any] = {"version": "fake", "state": "ok"}
+        self.commands: list[dict[str, Any]] = []
+        self.connections: list[_Connection] = []
+        self.reads = 0
+        self.next_id = 1
+        self._loop: asyncio.AbstractEventLoop
+        self._server: asyncio.Server
+        self._thread: threading.Thread | None = None
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __enter__(self) -> FakeBroker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen; after a stop on the same port as before."""
+        ready = threading.Event()
+
+        async def listen() -> None:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Connection(self), self.host, self.port, reuse_address=True
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+            ready.set()
+
+        def run() -> None:
+            self._loop = asyncio.new_event_loop()
+            self._loop.run_until_complete(listen())
+            self._loop.run_forever()
+            self._loop.close()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+
+    def stop(self) -> None:
+        if self._thread is None:
+            return
+
+        async def end() -> None:
+            self._server.close()
+            for connection in self.connections:
+                connection.transport.abort()
+            for _ in range(100):
+                if not self.connections:
+                    break
+                await asyncio.sleep(0)
+            self._loop.stop()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
+        self._thread.join(10)
+        self._thread = None
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run something in the broker's thread and wait for it."""
+        done = threading.Event()
+
+        def run() -> None:
+            function()
+            done.set()
+
+        self._loop.call_soon_threadsafe(run)
+        assert done.wait(10)
+
+    def kick(self) -> None:
+        """Cut every connection, as a crash would, but go on listening."""
+        self.call(lambda: [connection.transport.abort() for connection in self.connections] and None)
+
+    def publish(self, topic: str, payload: bytes, ttl_ms: int = 0) -> None:
+        """Deliver once to each connection that has a matching filter. In the broker's thread only."""
+        data = message(self.next_id, payload, topic, ttl_ms=ttl_ms)
+        self.next_id += 1
+        for connection in self.connections:
+            if any(matches(filter_, topic) for filter_ in connection.filters):
+                connection.transport.write(data)
+
+    def send(self, data: bytes) -> None:
+        """Send these bytes to every connection."""
+        self.call(lambda: [connection.transport.write(data) for connection in self.connections] and None)
+
+    def wait_for(self, action: str, count: int = 1, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """The commands of this action, once there are `count`."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            found = [command for command in self.commands if command["action"] == action]
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline_s, f"{len(found)} of {count} {action} came: {self.commands}"
+            time.sleep(0.002)
+
+
+def free_port() -> int:
+    """A port where nobody listens at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,333 @@
+"""A core stepped by hand, for tests: no sockets unless a test wants one, no threads, no sleeping, time as an argument.
+
+Invariant: what a `Client` has in its lists came out of the core as bytes and was read by `blipmq.wire`. The bench does the
+duties of the Python side (admit, subscribe, unsubscribe, answer INFO) as plainly as they can be done; `answering = False`
+leaves requests in `asked` instead.
+"""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+from typing import Any
+
+from blipmq import native, wire
+
+STEPS_MAX = 100_000
+WINDOW_BYTES = 256 << 10
+"""What the core hands out for one fed connection before some of it is taken."""
+FILLER = 999
+REPLY_BYTES = 69
+"""A Reply without text or payload on the wire; payloads are padded to four bytes."""
+STALL_FRAMES = [13_105] * 19 + [WINDOW_BYTES - 19 * 13_105]
+"""Frames that fill the window without a gap: each leaves as one event."""
+
+
+class Client:
+    """One connection as its far end sees it. `reading = False`: what comes is kept (`untaken`), the core is told nothing."""
+
+    def __init__(self, bench: Bench, conn: int) -> None:
+        self.bench = bench
+        self.conn = conn
+        self.reading = True
+        self.untaken = 0
+        self.received_bytes = 0
+        self.consumed = 0
+        self.messages: list[wire.Message] = []
+        self.replies: list[wire.Reply] = []
+        self.subacks: list[wire.SubAck] = []
+        self.closed: native.Closed | None = None
+        self._reader = wire.FrameReader()
+
+    def __repr__(self) -> str:
+        state = "open" if self.closed is None else self.closed.reason.name
+        return f"<Client conn={self.conn:#x} {state} messages={len(self.messages)} untaken={self.untaken}>"
+
+    def feed(self, data: bytes) -> None:
+        self.bench.core.feed(self.conn, data)
+
+    def send(self, action: int, topic: str = "", payload: bytes | None = None, **fields: Any) -> None:
+        self.feed(wire.encode_command(action, topic, payload, **fields))
+
+    def publish(self, topic: str, payload: bytes = b"", ttl_ms: int = 0) -> None:
+        self.send(wire.PUB, topic, payload, ttl_ms=ttl_ms)
+
+    def subscribe(self, *filters: str) -> Client:
+        for filter in filters:
+            self.send(wire.SUB, filter)
+            self.bench.settle()
+        return self
+
+    def hello(self) -> Client:
+        self.send(wire.HELLO, seq=1, client_id="client", protocol=wire.PROTOCOL)
+        self.bench.settle()
+        assert self.replies.pop().code == 0
+        return self
+
+    def stall(self, room_bytes: int = 0) -> None:
+        """Stop reading at a frame's end, the core's window for this client used up, all but at most `room_bytes`."""
+        self.reading = False
+        assert self.untaken == 0
+        sizes = STALL_FRAMES[room_bytes // STALL_FRAMES[0] :]
+        for size in sizes:
+            self.bench.core.reply(self.conn, 0, FILLER, "", payload=bytes(size - REPLY_BYTES))
+        self.bench.settle()
+        assert self.untaken == sum(sizes)
+        self.replies = [reply for reply in self.replies if reply.code != FILLER]
+
+    def read(self) -> None:
+        """Read all that has come, and go on reading."""
+        self.reading = True
+        if self.untaken:
+            self.bench.core.taken(self.conn, self.untaken)
+            self.untaken = 0
+
+    def take(self, size: int) -> None:
+        """Read `size` bytes of what has come, without going on."""
+        assert size <= self.untaken
+        self.untaken -= size
+        self.bench.core.taken(self.conn, size)
+
+    def arrived(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        for frame in self._reader.feed(data):
+            if isinstance(frame, wire.Message):
+                self.messages.append(frame)
+            elif isinstance(frame, wire.Reply):
+                self.replies.append(frame)
+            else:
+                self.subacks.append(frame)
+        if self._reader.broken is not None:
+            raise self._reader.broken
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [message.payload for message in self.messages]
+
+
+class SocketClient(Client):
+    """The same over a socket. It reads only when told to."""
+
+    def __init__(self, bench: Bench, ours: socket.socket) -> None:
+        super().__init__(bench, 0)
+        ours.setblocking(False)
+        self.socket = ours
+        self.reading = False
+        self.eof = False
+
+    def feed(self, data: bytes) -> None:
+        """Send all of it, turning the core meanwhile."""
+        view = memoryview(data)
+        for _ in range(STEPS_MAX):
+            if not view:
+                return
+            try:
+                view = view[self.socket.send(view) :]
+            except BlockingIOError:
+                self.bench.turn()
+        raise AssertionError("the core does not read")
+
+    def offer(self, data: bytes) -> int:
+        """Send as much as goes without waiting."""
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+
+    def receive(self, size: int = 1 << 16) -> int:
+        """Read at most `size` bytes of what is there; returns how many."""
+        try:
+            data = self.socket.recv(size)
+        except BlockingIOError:
+            return 0
+        except ConnectionResetError:
+            data = b""
+        self.eof = not data
+        self.arrived(data)
+        return len(data)
+
+    def drain(self) -> None:
+        """Read until nothing more comes."""
+        for _ in range(STEPS_MAX):
+            self.bench.settle()
+            if not self.receive():
+                return
+        raise AssertionError("the core does not come to rest")
+
+
+class Bench:
+    """A core in stepped mode and the clients attached to it. Keyword arguments are fields of CoreConfig."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.config = native.CoreConfig(**limits)
+        self.core = native.Core(self.config)
+        self.now_ms = 1_000
+        self.wall_offset_ms = 1_700_000_000_000
+        self.answering = True
+        self.present = True  # False: the Python side is away and takes no events
+        self.address: Any = None
+        self.asked: list[native.Event] = []
+        self.closed: list[native.Closed] = []
+        self.stopped: native.Stopped | None = None
+        self.accepting: list[native.Accepting] = []
+        self._seq = 0
+        self._clients: dict[int, Client] = {}
+        self._sockets: list[SocketClient] = []
+        self._answers: dict[int, Any] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.core.free()
+        for client in self._sockets:
+            client.socket.close()
+
+    def __repr__(self) -> str:
+        return f"<Bench at {self.now_ms} ms clients={len(self._clients)} asked={len(self.asked)}>"
+
+    # -- clients
+
+    def attach(self, hello: bool = False, trusted: bool = False) -> Client:
+        self._seq += 1
+        self.core.attach(self._seq, trusted)
+        event = self._await(self._seq)
+        client = Client(self, event.conn)
+        if event.conn:
+            self._clients[event.conn] = client
+        return client.hello() if hello else client
+
+    def adopt(self, buffer_bytes: int = 4096) -> SocketClient:
+        """A client over a socketpair whose buffers are as small as the system lets them be."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        self.core.adopt(theirs.detach())
+        return self._over(ours)
+
+    def listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        self.address = listener.getsockname()
+        self.core.listen(listener.detach())
+        self.turn()
+
+    def connect(self) -> SocketClient:
+        """A client over TCP, once `listen` has been called."""
+        return self._over(socket.create_connection(self.address))
+
+    def _over(self, ours: socket.socket) -> SocketClient:
+        client = SocketClient(self, ours)
+        self._sockets.append(client)
+        self.settle()
+        return client
+
+    def close(self, client: Client) -> None:
+        self.core.close(client.conn)
+        self.settle()
+
+    # -- time
+
+    def turn(self, advance_ms: int = 0) -> bool:
+        """One turn, then what it reported. True if there was anything to do."""
+        self.now_ms += advance_ms
+        self.core.wait(0)
+        work = self.core.turn(self.now_ms, self.now_ms + self.wall_offset_ms)
+        return self.drain_events() or work
+
+    def settle(self, advance_ms: int = 0) -> None:
+        """Turn until nothing is left to do at this time."""
+        work = self.turn(advance_ms)
+        for _ in range(STEPS_MAX):
+            if not work and self.core.next_timer_ms() != 0:
+                return
+            work = self.turn()
+        raise AssertionError("the core does not come to rest")
+
+    def drain_events(self) -> bool:
+        any_ = False
+        if not self.present:
+            self.core.retry()
+            return False
+        for event in self.core.events():
+            any_ = True
+            self._handle(event)
+        return any_
+
+    # -- questions
+
+    def stats(self) -> dict[str, int]:
+        self._seq += 1
+        self.core.stats(self._seq)
+        counters: dict[str, int] = self._await(self._seq).counters
+        return counters
+
+    def subscribers(self) -> dict[int, native.Subscriber]:
+        rows: dict[int, native.Subscriber] = {}
+        slot, pages = 0, 0
+        while pages == 0 or slot:
+            self._seq += 1
+            self.core.list(self._seq, slot)
+            page = self._await(self._seq)
+            for row in page.subscribers:
+                assert row.conn not in rows
+                rows[row.conn] = row
+            slot, pages = page.next_slot, pages + 1
+        return rows
+
+    # -- the Python side's part
+
+    def _await(self, seq: int) -> Any:
+        for _ in range(STEPS_MAX):
+            self.turn()
+            if seq in self._answers:
+                return self._answers.pop(seq)
+        raise AssertionError("no answer from the core")
+
+    def _handle(self, event: native.Event) -> None:
+        if isinstance(event, native.Out):
+            client = self._clients[event.conn]
+            client.arrived(event.data)
+            if client.reading:
+                self.core.taken(event.conn, len(event.data))
+            else:
+                client.untaken += len(event.data)
+        elif isinstance(event, native.Fed):
+            if event.conn in self._clients:
+                self._clients[event.conn].consumed += event.size
+        elif isinstance(event, native.Closed):
+            self.closed.append(event)
+            if event.conn in self._clients:
+                self._clients.pop(event.conn).closed = event
+        elif isinstance(event, native.Attached | native.Stats | native.Listed):
+            self._answers[event.seq] = event
+        elif isinstance(event, native.Stopped):
+            self.stopped = event
+        elif isinstance(event, native.Accepting):
+            self.accepting.append(event)
+        elif self.answering:
+            self.answer(event)
+        else:
+            self.asked.append(event)
+
+    def answer(self, event: native.Event) -> None:
+        if isinstance(event, native.Hello):
+            self.core.admit(event.conn, event.seq, "welcome")
+        elif isinstance(event, native.Sub):
+            self.core.subscribe(event.conn, event.seq, event.filter)
+        elif isinstance(event, native.Unsub):
+            self.core.unsubscribe(event.conn, event.seq, event.filter)
+        elif isinstance(event, native.Info):
+            self.core.reply(event.conn, event.seq, 0, "", payload=b"{}")
+        else:
+            raise AssertionError(f"nobody asked for {event}")
+
+
+def conserved(stats: dict[str, int]) -> bool:
+    """The sum that holds at every turn's end."""
+    gone = stats["delivered"] + stats["dropped_ttl"] + stats["dropped_queue_full"] + stats["dropped_disconnect"]
+    return stats["enqueued"] == gone + stats["queued_messages"]

@@ -1,0 +1,827 @@
+"""The asyncio and the blocking client against the fake broker, over real sockets: each test reads as a transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import fake_broker
+import pytest
+from fake_broker import FakeBroker
+
+import blipmq
+from blipmq.address import Address, parse_address, unreachable
+from blipmq.backoff import Backoff
+from blipmq.blocking import BlockingClient
+from blipmq.client import Client
+from blipmq.client_protocol import PENDING_MAX, ClientProtocol
+from blipmq.errors import (
+    BlipMQError,
+    ConfigError,
+    Disconnected,
+    NotAllowed,
+    ProtocolError,
+    Refused,
+    TimedOut,
+    Unreachable,
+    UsageError,
+)
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    with FakeBroker() as running:
+        yield running
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+async def no_sleep(delay_s: float) -> None:
+    await asyncio.sleep(0.005)
+
+
+def connect(broker: FakeBroker, **options: Any) -> Any:
+    return blipmq.connect(broker.address, random=lambda: 0.5, sleep=no_sleep, **options)
+
+
+def connect_blocking(broker: FakeBroker, **options: Any) -> BlockingClient:
+    return blipmq.connect_blocking(broker.address, random=lambda: 0.0, **options)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """What another thread brings about is polled for; the whole test has a time limit."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+class States:
+    """An on_state callback that remembers, and can be waited for."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.errors: list[BlipMQError | None] = []
+
+    def __call__(self, state: str, error: BlipMQError | None) -> None:
+        self.seen.append(state)
+        self.errors.append(error)
+
+    async def until(self, state: str, count: int = 1) -> None:
+        await until(lambda: self.seen.count(state) >= count)
+
+
+# ---- asyncio: verbs --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_comes_back_as_it_was(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client, client.subscribe("site/+/temp") as readings:
+            assert await client.publish("site/1/temp", "21.5 °C") == 0
+            await client.publish("site/2/temp", bytes(range(256)), ttl_ms=5000)
+            first, second = await readings.next(10), await readings.next(10)
+        assert (first.topic, first.text, first.ttl_ms, first.id) == ("site/1/temp", "21.5 °C", 0, 1)
+        assert (second.topic, second.payload, second.ttl_ms, second.qos) == ("site/2/temp", bytes(range(256)), 5000, 0)
+        assert second.timestamp_ms == 1_760_000_000_123
+        assert not second.redelivered
+
+    run(main)
+
+
+def test_hello_comes_first_and_says_who_we_are(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker, client_id="gateway-17", api_key="secret") as client:
+            await client.ping()
+
+    run(main)
+    hello = broker.commands[0]
+    assert [hello[key] for key in ("action", "protocol", "client_id", "api_key")] == [
+        "HELLO",
+        1,
+        "gateway-17",
+        "secret",
+    ]
+    assert broker.wait_for("QUIT")
+
+
+def test_a_message_that_several_filters_match_is_sent_once_and_reaches_each_subscription(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            one, two, all_, other = [await client.subscribe(name) for name in ("a.b", "a.*", ">", "c")]
+            await client.publish("a.b", "x")
+            await client.flush()
+            assert [(await each.next(10)).id for each in (one, two, all_)] == [1, 1, 1]
+            assert not any(each.messages for each in (one, two, all_, other))
+
+    run(main)
+
+
+def test_two_subscriptions_of_one_filter_are_ended_on_the_broker_with_the_second(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            one, two = await client.subscribe("a"), await client.subscribe("a")
+            await one.close()
+            await client.publish("a", "x")
+            assert (await two.next(10)).payload == b"x"
+            assert not any(command["action"] == "UNSUB" for command in broker.commands)
+            await two.close()
+            assert len(broker.wait_for("UNSUB")) == 1
+
+    run(main)
+
+
+def test_iteration_ends_when_the_subscription_is_closed_after_what_is_queued(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            messages = await client.subscribe("a")
+            await client.publish_many("a", ["1", "2", b"3"])
+            await client.flush()
+            await until(lambda: len(messages.messages) >= 3)
+            await messages.close()
+            assert [message.text async for message in messages] == ["1", "2", "3"]
+            with pytest.raises(Disconnected, match="closed"):
+                await messages.next()
+            assert await messages.batch() == []
+
+    run(main)
+
+
+def test_closing_the_client_ends_an_iteration_that_waits(broker: FakeBroker) -> None:
+    async def main() -> None:
+        client = await connect(broker)
+        messages = await client.subscribe("a")
+
+        async def read() -> list[str]:
+            return [message.text async for message in messages]
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        await client.close()
+        await client.close()
+        assert await reading == []
+        with pytest.raises(Disconnected, match="closed"):
+            await client.publish("a", "x")
+        with pytest.raises(Disconnected, match="closed"):
+            await client.subscribe("a")
+
+    run(main)
+
+
+def test_publishes_of_one_loop_turn_are_one_send(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            await client.ping()
+            reads_before = broker.reads
+            for number in range(500):
+                await client.publish("a", str(number))
+            await client.flush()
+            assert broker.reads - reads_before <= 3
+            published = [command["payload"] for command in broker.commands if command["action"] == "PUB"]
+            assert published == [str(number).encode() for number in range(500)]
+
+    run(main)
+
+
+def test_a_loop_that_only_publishes_lets_others_run(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0)
+
+            ticking = asyncio.create_task(tick())
+            for _ in range(64):
+                await client.publish("a", bytes(16 << 10))
+            ticking.cancel()
+            assert ticks >= 5
+
+    run(main)
+
+
+def test_many_are_published_in_order_and_counted(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client, client.subscribe("n") as numbers:
+            publishing = asyncio.create_task(
+                client.publish_many("n", (str(number) for number in range(5000)), ttl_ms=9)
+            )
+            got = []
+            while len(got) < 5000:
+                got += [message.text for message in await numbers.batch()]
+            assert await publishing == 5000
+            assert got == [str(number) for number in range(5000)]
+
+    run(main)
+
+
+def test_info_is_a_dict_and_anything_else_is_a_protocol_error(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            assert (await client.info())["version"] == "fake"
+            broker.info = []  # type: ignore[assignment]
+            with pytest.raises(ProtocolError, match="INFO"):
+                await client.info()
+
+    run(main)
+
+
+def test_acknowledging_sends_the_id(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client, client.subscribe("a") as messages:
+            broker.next_id = 77
+            await client.publish("a", "x")
+            client.ack(await messages.next(10))
+            await client.ping()
+
+    run(main)
+    assert [command["seq"] for command in broker.wait_for("ACK")] == [77]
+
+
+# ---- asyncio: refusals -----------------------------------------------------------------------------------------------
+
+
+def test_qos_1_raises_what_the_broker_answers_and_the_connection_stays(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            with pytest.raises(Refused, match=r"Publish to a was refused \(503\): QoS 1 needs the log") as caught:
+                await client.publish("a", "x", qos=1)
+            assert (caught.value.code, caught.value.exit_status) == (503, 1)
+            with pytest.raises(Refused, match=r"^Subscribe to Orders/EU was refused"):
+                await client.subscribe("Orders/EU", qos=1)
+            await client.ping()
+
+    run(main)
+
+
+def test_qos_1_returns_the_id_once_it_is_answered(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            broker.silent.add("PUB")
+            publishing = asyncio.create_task(client.publish("a", "x", qos=1))
+            await until(lambda: any(command["action"] == "PUB" for command in broker.commands))
+            assert not publishing.done()
+            broker.send(fake_broker.reply(broker.commands[-1]["seq"], id_=4711))
+            assert await publishing == 4711
+
+    run(main)
+
+
+def test_an_unknown_key_is_not_allowed_and_not_tried_again() -> None:
+    async def main() -> None:
+        with FakeBroker(api_key="right") as broker:
+            with pytest.raises(NotAllowed, match="unknown API key") as caught:
+                await connect(broker, api_key="wrong")
+            assert (caught.value.code, caught.value.exit_status) == (401, 77)
+            async with connect(broker, api_key="right") as client:
+                await client.ping()
+
+    run(main)
+
+
+def test_a_refused_subscription_raises_and_leaves_nothing_behind(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            broker.refusals["SUB"] = (403, "no right to read this topic")
+            with pytest.raises(NotAllowed, match="no right"):
+                await client.subscribe("secret")
+            broker.refusals.clear()
+            async with client.subscribe("secret") as messages:
+                await client.publish("secret", "x")
+                assert (await messages.next(10)).payload == b"x"
+
+    run(main)
+
+
+def test_a_refused_qos_0_publish_is_reported_and_raised_by_flush(broker: FakeBroker) -> None:
+    async def main() -> None:
+        told: list[BlipMQError] = []
+        async with connect(broker, on_refusal=told.append) as client:
+            broker.refusals["PUB"] = (403, "read only key")
+            await client.publish("a", "x")
+            with pytest.raises(NotAllowed, match="read only key"):
+                await client.flush()
+            broker.refusals.clear()
+            await client.publish("a", "x")
+            await client.flush()
+            assert [error.code for error in told] == [403]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("a.*", "x"), "wildcards are for subscribing"),
+        (("", "x"), "empty"),
+        (("a", 5), "bytes or str, not int"),
+        (("a", "\udcff"), "not UTF-8"),
+    ],
+)
+def test_a_mistake_of_the_caller_is_raised_at_once_and_nothing_is_sent(
+    broker: FakeBroker, arguments: tuple[str, Any], words: str
+) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            with pytest.raises(UsageError, match=words):
+                await client.publish(*arguments)
+            with pytest.raises(UsageError, match="ttl_ms"):
+                await client.publish("a", "x", ttl_ms=-1)
+            with pytest.raises(UsageError, match="stand alone"):
+                client.subscribe("a*")
+
+    run(main)
+    assert not any(command["action"] in ("PUB", "SUB") for command in broker.commands)
+
+
+def test_an_answer_that_does_not_come_is_timed_out_and_forgotten(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker, timeout_s=0.1) as client:
+            broker.silent.add("PING")
+            with pytest.raises(TimedOut, match="Ping"):
+                await client.ping()
+            broker.silent.clear()
+            assert await client.ping() >= 0
+            with pytest.raises(TimedOut, match="No message on a"):
+                await (await client.subscribe("a")).next(0.01)
+
+    run(main)
+
+
+# ---- asyncio: connecting and coming back -----------------------------------------------------------------------------
+
+
+def test_nobody_at_the_address_is_unreachable() -> None:
+    async def main() -> None:
+        with pytest.raises(Unreachable, match="nothing listens") as caught:
+            await blipmq.connect(f"127.0.0.1:{fake_broker.free_port()}")
+        assert caught.value.exit_status == 69
+
+    run(main)
+
+
+def test_a_peer_that_is_no_broker_is_told_apart(broker: FakeBroker) -> None:
+    async def main() -> None:
+        broker.greeting = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+        with pytest.raises(ProtocolError, match="probably not BlipMQ"):
+            await connect(broker)
+        broker.greeting = b""
+        broker.silent.add("HELLO")
+        with pytest.raises(TimedOut, match=r"^HELLO: the broker at"):
+            await connect(broker, timeout_s=0.1)
+        broker.commands.clear()
+        opening = asyncio.ensure_future(connect(broker))
+        await until(lambda: broker.commands)
+        broker.kick()
+        with pytest.raises(Disconnected, match="without answering HELLO"):
+            await opening
+
+    run(main)
+
+
+def test_after_an_outage_the_client_is_back_and_subscribed(broker: FakeBroker) -> None:
+    async def main() -> None:
+        states = States()
+        async with connect(broker, on_state=states) as client, client.subscribe("a.*") as messages:
+            broker.stop()
+            await states.until("disconnected", 2)
+            publishing = asyncio.create_task(client.publish("a.b", "after"))
+            broker.start()
+            await publishing
+            while not messages.messages:  # the publish may have been faster than the subscription
+                await client.publish("a.b", "after")
+                await client.ping()
+            assert (await messages.next(10)).text == "after"
+        assert states.seen[:4] == ["connecting", "connected", "disconnected", "connecting"]
+        assert states.seen[-2:] == ["connected", "closed"]
+        assert isinstance(states.errors[2], Disconnected)
+
+    run(main)
+
+
+def test_a_publish_during_an_outage_waits_and_then_says_so(broker: FakeBroker) -> None:
+    async def main() -> None:
+        states = States()
+        client = await connect(broker, on_state=states, timeout_s=0.2)
+        broker.stop()
+        await states.until("disconnected")
+        with pytest.raises(Disconnected, match="No connection"):
+            await client.publish("a", "x")
+        await client.close()
+
+    run(main)
+
+
+def test_without_reconnect_a_loss_is_the_end(broker: FakeBroker) -> None:
+    async def main() -> None:
+        states = States()
+        client = await connect(broker, on_state=states, reconnect=False)
+        messages = await client.subscribe("a")
+        broker.silent.add("PING")
+        pinging = asyncio.create_task(client.ping())
+        await asyncio.sleep(0.01)
+        broker.kick()
+        with pytest.raises(Disconnected):
+            await pinging
+        with pytest.raises(Disconnected, match="ended"):
+            await messages.next(10)
+        with pytest.raises(Disconnected, match="ended"):
+            await client.publish("a", "x")
+        await states.until("closed")
+        assert "disconnected" not in states.seen
+
+    run(main)
+
+
+def test_a_client_whose_id_is_taken_does_not_fight_for_it(broker: FakeBroker) -> None:
+    async def main() -> None:
+        states = States()
+        client = await connect(broker, client_id="me", on_state=states)
+        broker.send(fake_broker.reply(0, 409, "this client id has connected again"))
+        await client.ping()
+        broker.kick()
+        await states.until("closed")
+        with pytest.raises(Refused, match=r"^This client was refused \(409\)"):
+            await client.publish("a", "x")
+
+    run(main)
+
+
+def test_a_subscription_refused_after_a_reconnect_raises_to_its_reader(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client, client.subscribe("a") as messages:
+            broker.refusals["SUB"] = (403, "your rights were taken away")
+            broker.kick()
+            with pytest.raises(NotAllowed, match="taken away"):
+                await messages.next(10)
+            await client.ping()
+
+    run(main)
+
+
+def test_a_subscribe_that_an_outage_interrupts_is_finished_after_it(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            broker.silent.add("SUB")
+            subscribing = asyncio.ensure_future(client.subscribe("a"))
+            await until(lambda: any(command["action"] == "SUB" for command in broker.commands))
+            broker.silent.clear()
+            broker.kick()
+            messages = await subscribing
+            await client.publish("a", "x")
+            assert (await messages.next(10)).payload == b"x"
+
+    run(main)
+
+
+def test_bytes_that_are_not_the_protocol_end_the_connection_and_it_is_made_anew(broker: FakeBroker) -> None:
+    async def main() -> None:
+        states = States()
+        async with connect(broker, on_state=states) as client:
+            broker.send(b"\xff" * 8)
+            await states.until("connected", 2)
+            await client.ping()
+        assert isinstance(states.errors[2], ProtocolError)
+
+    run(main)
+
+
+def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            broker.silent.add("SUB")
+            subscribing = asyncio.ensure_future(client.subscribe("a"))
+            await until(lambda: any(command["action"] == "SUB" for command in broker.commands))
+            subscribing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await subscribing
+            await client.ping()
+            assert [command["topic"] for command in broker.wait_for("UNSUB")] == ["a"]
+
+    run(main)
+
+
+def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeBroker) -> None:
+    import uvloop
+
+    async def main() -> None:
+        assert type(asyncio.get_running_loop()).__module__ == "uvloop"
+        states = States()
+        async with connect(broker, on_state=states) as client, connect(broker) as publisher:
+            messages = await client.subscribe("a", queue_messages_max=10)
+            for _ in range(200):
+                await publisher.publish("a", bytes(50_000))
+            await publisher.flush()
+            await until(lambda: client.reading_paused)
+            assert [(await messages.next(10)).id for _ in range(200)] == list(range(1, 201))
+            broker.kick()
+            await states.until("connected", 2)
+            await client.ping()
+        with pytest.raises(Unreachable, match="nothing listens"):
+            await blipmq.connect(f"127.0.0.1:{fake_broker.free_port()}")
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 30))
+    finally:
+        loop.close()
+
+
+# ---- asyncio: back-pressure ------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_stops_the_reading_and_a_reader_that_catches_up_gets_all(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client, connect(broker) as publisher:
+            messages = await client.subscribe("a", queue_messages_max=10)
+            payload = bytes(50_000)
+            for _ in range(400):
+                await publisher.publish("a", payload)
+            await publisher.flush()
+            await until(lambda: client.reading_paused)
+            assert 10 <= len(messages.messages) < 400
+            for number in range(400):
+                assert (await messages.next(10)).id == number + 1
+            assert not client.reading_paused
+
+    run(main)
+
+
+def test_a_full_queue_does_not_keep_answers_from_coming(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            messages = await client.subscribe("a", queue_messages_max=4)
+            broker.send(b"".join(fake_broker.message(number + 1, b"x", "a") for number in range(4)))
+            await until(lambda: client.reading_paused)
+            await client.ping()
+            assert len(messages.messages) == 4
+
+    run(main)
+
+
+def test_a_queue_that_has_overrun_its_limit_lets_no_answer_through(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker, timeout_s=0.2) as client:
+            messages = await client.subscribe("a", queue_bytes_max=100)
+            broker.send(fake_broker.message(1, bytes(1000), "a"))
+            await until(lambda: client.reading_paused)
+            with pytest.raises(TimedOut, match="not being read"):
+                await client.ping()
+            await messages.next(10)
+            await client.ping()
+
+    run(main)
+
+
+def test_a_network_that_takes_nothing_holds_publishers_back() -> None:
+    """A listener that never reads: after its buffers and ours are full, publish says so instead of eating memory."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = Client(f"127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5, reconnect=False)
+            opening = asyncio.create_task(client.open())
+            server.setblocking(False)
+            peer, _ = await asyncio.get_running_loop().sock_accept(server)
+            with peer:
+                hello = await asyncio.get_running_loop().sock_recv(peer, 4096)
+                peer.send(fake_broker.reply(fake_broker.read_command(hello[4:])["seq"]))
+                await opening
+                with pytest.raises(TimedOut, match="taken nothing"):
+                    for _ in range(4000):
+                        await client.publish("a", bytes(64 << 10))
+                await client.close()
+
+    run(main)
+
+
+# ---- blocking --------------------------------------------------------------------------------------------------------
+
+
+def test_the_blocking_client_speaks_the_same_verbs(broker: FakeBroker) -> None:
+    with connect_blocking(broker) as client, client.subscribe("a.*") as messages:
+        client.publish("a.b", "x", ttl_ms=5)
+        assert client.publish_many("a.c", ["1", b"2"]) == 2
+        client.flush()
+        got = [messages.next(10) for _ in range(3)]
+        assert [(message.topic, message.payload, message.ttl_ms) for message in got] == [
+            ("a.b", b"x", 5),
+            ("a.c", b"1", 0),
+            ("a.c", b"2", 0),
+        ]
+        assert client.ping() >= 0
+        assert client.info()["state"] == "ok"
+        client.ack(got[0])
+        with pytest.raises(Refused, match="503"):
+            client.publish("a.b", "x", qos=1)
+        with pytest.raises(Refused, match="404"):
+            client.unsubscribe("never")
+        client.unsubscribe("a.*")
+        assert list(messages) == []
+    assert broker.wait_for("QUIT")
+    with pytest.raises(Disconnected, match="closed"):
+        client.publish("a", "x")
+
+
+def test_the_blocking_client_needs_no_asyncio() -> None:
+    code = (
+        "import blipmq, sys; blipmq.connect_blocking; sys.exit(bool({'asyncio', 'blipmq.client'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_blocking_client_waits_out_an_outage(broker: FakeBroker) -> None:
+    states = States()
+    with connect_blocking(broker, on_state=states) as client:
+        messages = client.subscribe("a")
+        broker.stop()
+        timer = threading.Timer(0.2, broker.start)
+        timer.start()
+        with pytest.raises(TimedOut):
+            messages.next(0.05)
+        timer.join()
+        client.publish("a", "after")
+        while not messages.messages:
+            client.publish("a", "after")
+            client.ping()
+        assert messages.next(10).text == "after"
+    assert states.seen[:3] == ["connecting", "connected", "disconnected"]
+    assert states.seen[-2:] == ["connected", "closed"]
+
+
+def test_the_blocking_client_gives_up_a_publish_in_time(broker: FakeBroker) -> None:
+    with connect_blocking(broker, timeout_s=0.2) as client:
+        broker.stop()
+        with pytest.raises(Disconnected):
+            for _ in range(100):
+                client.publish("a", "x")
+                client.ping()
+        with pytest.raises(Disconnected, match="No connection"):
+            client.publish("a", "x")
+
+
+def test_the_blocking_client_ends_at_the_first_loss_without_reconnect(broker: FakeBroker) -> None:
+    client = connect_blocking(broker, reconnect=False)
+    messages = client.subscribe("a")
+    broker.kick()
+    with pytest.raises(Disconnected, match="ended"):
+        next(messages)
+    with pytest.raises(Disconnected, match="ended"):
+        client.publish("a", "x")
+    assert client.state == "closed"
+
+
+def test_the_blocking_client_tells_refusals_and_wrong_peers(broker: FakeBroker) -> None:
+    broker.api_key = "right"
+    with pytest.raises(NotAllowed, match="401"):
+        connect_blocking(broker, api_key="wrong")
+    broker.greeting = b"SSH-2.0-OpenSSH\r\n"
+    with pytest.raises(ProtocolError, match="probably not BlipMQ"):
+        connect_blocking(broker)
+    with pytest.raises(Unreachable, match="nothing listens"):
+        blipmq.connect_blocking(f"127.0.0.1:{fake_broker.free_port()}")
+
+
+def test_a_blocking_publisher_that_also_subscribes_does_not_stand_still(broker: FakeBroker) -> None:
+    """All that it publishes comes back to it: more than any socket buffer holds, both ways at once."""
+    with connect_blocking(broker) as client:
+        messages = client.subscribe("a", queue_messages_max=10_000)
+        payload = bytes(100_000)
+        client.publish_many("a", [payload] * 300)
+        assert sum(len(messages.next(10).payload) for _ in range(300)) == 300 * 100_000
+
+
+def test_a_blocking_subscription_that_nobody_reads_is_named(broker: FakeBroker) -> None:
+    with connect_blocking(broker) as client:
+        client.subscribe("a", queue_messages_max=1)
+        other = client.subscribe("b")
+        broker.send(b"".join(fake_broker.message(number + 1, b"x", "a") for number in range(4)))
+        with pytest.raises(UsageError, match="subscription to a holds 4 messages"):
+            other.next(10)
+
+
+def test_413_reaches_the_publisher_even_though_the_broker_closes(broker: FakeBroker) -> None:
+    with connect_blocking(broker, reconnect=False) as client:
+        broker.refusals["PUB"] = (413, "over server.max_message_size_bytes")
+        client.publish("a", bytes(100_000))
+        with pytest.raises(Refused, match=r"^A publish was refused \(413\): over server.max_message_size_bytes"):
+            client.flush()
+
+
+# ---- addresses, back-off, errors, the package ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:7000", "127.0.0.1", 7000),
+        ("broker.local", "broker.local", 7878),
+        ("[::1]:7000", "::1", 7000),
+        ("[fe80::1%eth0]", "fe80::1%eth0", 7878),
+    ],
+)
+def test_an_address_is_taken_apart(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == Address(host, port)
+    assert parse_address(str(parse_address(text))) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":7878", "a:", "a:0", "a:65536", "a:x", "a:-1", "::1", "[::1", "[::1]x", "http://a", "a b"]
+)
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"address|port"):
+        parse_address(text)
+
+
+def test_ipv6_works_from_end_to_end() -> None:
+    try:
+        broker = FakeBroker(host="::1")
+        broker.start()
+    except AssertionError:
+        assert not socket.has_ipv6 or not ipv6_is_up()
+        return
+    with connect_blocking(broker) as client:
+        assert client.ping() >= 0
+    broker.stop()
+
+
+def ipv6_is_up() -> bool:
+    with socket.socket(socket.AF_INET6) as sock:
+        try:
+            sock.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "name is not known"),
+        (TimeoutError(), "no answer in time"),
+        (OSError(113, "No route to host"), "no route"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_why_a_broker_cannot_be_reached_is_said_in_words(error: OSError, words: str) -> None:
+    assert words in str(unreachable(Address("h", 1), error))
+
+
+def test_back_off_doubles_is_bounded_and_spread_over_its_whole_range() -> None:
+    half = Backoff(lambda: 0.5, first_s=1.0, most_s=10.0)
+    assert [half.next_s() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    half.reset()
+    assert half.next_s() == 0.5
+    assert Backoff(lambda: 0.0).next_s() == 0.0
+    patient = Backoff(lambda: 0.5)
+    assert all(patient.next_s() <= 5.0 for _ in range(2000))
+
+
+def test_more_requests_in_flight_than_the_limit_are_refused_here() -> None:
+    protocol = ClientProtocol()
+    for _ in range(PENDING_MAX):
+        protocol.ping()
+    with pytest.raises(UsageError, match="wait for an answer"):
+        protocol.ping()
+
+
+def test_every_waiting_request_fails_once_when_the_connection_is_lost() -> None:
+    protocol = ClientProtocol()
+    request, finished = protocol.ping(), []
+    request.on_done = lambda: finished.append(request.error)
+    error = Disconnected("gone")
+    protocol.lost(error)
+    protocol.receive(fake_broker.reply(request.seq))
+    assert finished == [error]
+
+
+def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
+    with pytest.raises(UsageError, match="client id"):
+        ClientProtocol(client_id="x" * 257)
+    with pytest.raises(ConfigError, match="API key"):
+        ClientProtocol(api_key="x" * 513)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        ClientProtocol(client_id="\udcff")
+    hello = ClientProtocol(client_id="x" * 256, api_key="k" * 512)
+    hello.open()
+    assert len(hello.take()) <= 1024
+
+
+def test_the_package_shows_its_names_and_no_others() -> None:
+    assert blipmq.Message.__module__ == "blipmq.wire"
+    assert blipmq.errors.BlipMQError is BlipMQError
+    assert set(blipmq.__all__) <= set(dir(blipmq))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        blipmq.nothing_of_the_kind  # noqa: B018
+
+
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import blipmq; print(sorted(set(sys.modules) - before))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"asyncio", "socket", "argparse", "json", "cffi", "uvloop", "msgspec"} & set(eval(out))

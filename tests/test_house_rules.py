@@ -1,0 +1,298 @@
+"""The house rules that a machine can check. Each rule is a function over text, and each is also shown what it forbids.
+
+Invariant: a rule that finds nothing anywhere is not a rule. Every one has a test that feeds it an offender.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "blipmq"
+NATIVE = ROOT / "native"
+PRODUCTS = {"build", "dist", "__pycache__", "node_modules", "results"}
+TEXT = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".sh", ".cfg", ".yml", ".yaml", ".service", ".json", ".env", ""}
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def read_map(text: str) -> list[set[str]]:
+    """The layers of docs/ARCHITECTURE.md, top first: lines `layer  name · name` of the block that begins with `shell`."""
+    block = re.search(r"```\n(shell .*?)```", text, re.DOTALL)
+    assert block, "docs/ARCHITECTURE.md has no map: a block whose first line begins with `shell`"
+    layers: list[set[str]] = []
+    for line in block.group(1).splitlines():
+        names = set(re.findall(r"[a-z_][\w/]*", line[8:]))
+        if line[:8].strip():
+            layers.append(names)
+        else:  # a layer that goes on
+            layers[-1] |= names
+    return layers
+
+
+def noun(module: str) -> str:
+    """The name on the map of a module in the package: `cli.client` is `cli/`, `topics` is itself."""
+    head, _, rest = module.partition(".")
+    return f"{head}/" if rest or (PACKAGE / head).is_dir() else head
+
+
+def imported(source: str, module: str) -> Iterator[str]:
+    """Modules of the package that a text imports, without the package's name; `__init__` for the package itself."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "blipmq":
+                    yield alias.name.partition(".")[2] or "__init__"
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: -node.level] if node.level else []
+                base = ".".join(["blipmq", *above, *([base] if base else [])])
+            if base == "blipmq":
+                for alias in node.names:
+                    known = (PACKAGE / f"{alias.name}.py").exists() or (PACKAGE / alias.name).is_dir()
+                    yield alias.name if known or alias.name == "_native" else "__init__"
+            elif base.startswith("blipmq."):
+                yield base.removeprefix("blipmq.")
+
+
+def upward_imports(module: str, source: str, layers: list[set[str]]) -> list[str]:
+    """Imports of a layer above the module's own. `__init__` is above all; what has no place on the map is not judged."""
+    rank = {name: depth for depth, names in enumerate(layers) for name in names} | {"__init__": -1}
+    own = rank.get(noun(module), 0)
+    return [name for name in imported(source, module) if rank.get(noun(name), own) < own]
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Every module of the package by its dotted name below the package, with its text."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+        yield name, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[set[str]]:
+    return read_map((ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+
+
+def test_the_map_in_the_docs_names_every_module_and_no_other(layers: list[set[str]]) -> None:
+    on_disk = {noun(name) for name, _ in modules()} - {"__init__"}
+    on_map = set().union(*layers)
+    assert on_map - on_disk == set(), "docs/ARCHITECTURE.md names modules that do not exist"
+    assert on_disk - on_map == set(), "modules without a place on the map of docs/ARCHITECTURE.md"
+
+
+def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
+    table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Map of the core")[1]
+    named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"\w+\.c", line)}
+    assert named == {path.name for path in NATIVE.glob("*.c")}
+
+
+def test_imports_point_downwards(layers: list[set[str]]) -> None:
+    offenders = {name: found for name, source in modules() if (found := upward_imports(name, source, layers))}
+    assert offenders == {}
+
+
+def test_an_upward_import_is_found_however_it_is_written() -> None:
+    layers = [{"server"}, {"topics"}, {"wire", "native"}]
+    for line in ("import blipmq.server", "from blipmq.server import start", "from .server import start"):
+        assert upward_imports("wire", line, layers) == ["server"]
+        assert upward_imports("wire", f"def late():\n    {line}", layers) == ["server"]
+    assert upward_imports("topics", "from blipmq import __version__", layers) == ["__init__"]
+    assert upward_imports("server", "from .topics import match\nfrom . import _native", layers) == []
+
+
+def imports_the_core(source: str) -> bool:
+    tree = ast.walk(ast.parse(source))
+    names = [alias.name for node in tree if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    bases = [node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return any(name.split(".")[-1] == "_native" or name.split(".")[0] == "cffi" for name in [*names, *bases])
+
+
+def test_only_native_py_imports_the_c_module() -> None:
+    assert [name for name, source in modules() if imports_the_core(source)] == ["native"]
+
+
+def test_an_import_of_the_c_module_is_found_however_it_is_written() -> None:
+    for line in (
+        "from blipmq import _native",
+        "from blipmq._native import ffi",
+        "from . import _native",
+        "import cffi",
+    ):
+        assert imports_the_core(line)
+    assert not imports_the_core("from blipmq.native import Core")
+
+
+# ---- names and texts -------------------------------------------------------------------------------------------------
+
+
+def is_product(folder: str) -> bool:
+    return folder in PRODUCTS or folder.startswith(".") or folder.endswith(".egg-info")
+
+
+def project_files() -> Iterator[Path]:
+    """Files that belong to the project: not what is built, installed or hidden by a leading dot, .ci excepted."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name == ".ci" or not is_product(name)]
+        yield from (Path(folder) / name for name in sorted(names) if name != ".git")  # a file in a linked work tree
+
+
+def project_texts() -> Iterator[tuple[str, str]]:
+    for path in project_files():
+        if path.suffix in TEXT and path.stat().st_size < 1 << 20:
+            try:
+                yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+
+
+STANDARD_FOLDERS = set("bin boot dev etc lib lib64 media mnt opt proc run sbin srv sys tmp usr var".split())
+
+
+def is_named_for_no_noun(path: Path) -> bool:
+    return path.stem.strip("_") in {"util", "utils", "helper", "helpers", "manager", "common", "misc"}
+
+
+def test_no_file_is_named_utils_helpers_or_manager() -> None:
+    assert [str(path) for path in project_files() if is_named_for_no_noun(path)] == []
+
+
+def test_a_file_named_for_no_noun_is_found() -> None:
+    assert is_named_for_no_noun(Path("blipmq/utils.py")) and is_named_for_no_noun(Path("native/helpers.c"))
+    assert not is_named_for_no_noun(Path("blipmq/topics.py"))
+
+
+def machine_paths(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
+    """Paths of one person's machine: in a home folder, or present here and outside the standard hierarchy."""
+    found = re.findall(r"(?<![\w.}$*-])(/(?:root|home|Users)/[\w.]+)", text)
+    for path in re.findall(r"(?<![\w.}$:/*-])(/\w[\w.-]*/\w[\w.-]*)", text):
+        if path.split("/")[1] not in STANDARD_FOLDERS and exists(path):
+            found.append(path)
+    return sorted({*found, *re.findall(re.escape(str(ROOT)) + r"\b", text if len(ROOT.parts) > 2 else "")})
+
+
+def test_no_file_holds_a_path_of_one_machine() -> None:
+    assert {name: found for name, text in project_texts() if (found := machine_paths(text))} == {}
+
+
+def test_a_path_of_one_machine_is_found() -> None:
+    for path in ("root/.cache/x", "home/someone/blipmq", "Users/someone/blipmq"):
+        assert machine_paths(f"see '/{path}'")
+    assert machine_paths("cp /depot/tree/x .", lambda path: path == "/depot/tree") == ["/depot/tree"]
+    assert not machine_paths("cp /depot/tree/x .", lambda path: False)
+    assert not machine_paths("/usr/bin/env, $DIR/home/x, docs/home/x, http://depot/tree, /../..", lambda path: True)
+
+
+# The words are spelt in two parts so that this file does not hold them.
+UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X")) + r")\b")
+SKIPPED = re.compile(r"pytest\.(mark\.)?(" + "|".join(("sk" + "ip", "xf" + "ail")) + ")")
+
+
+def test_nothing_is_marked_as_left_to_do_and_no_test_is_skipped() -> None:
+    assert [name for name, text in project_texts() if UNFINISHED.search(text)] == []
+    assert [name for name, text in project_texts() if name.startswith("tests/") and SKIPPED.search(text)] == []
+
+
+def test_a_mark_of_unfinished_work_is_found() -> None:
+    assert UNFINISHED.search("# TO" + "DO: later") and SKIPPED.search("@pytest.mark.sk" + "ip")
+
+
+def names_no_sentence(text: str) -> list[str]:
+    """Names of tests with fewer than three words: they name a thing and do not say what holds."""
+    return re.findall(r"^ *(?:async )?def (test_[^_\W]+(?:_[^_\W]+)?)\(", text, re.MULTILINE)
+
+
+def test_every_test_is_named_by_a_sentence() -> None:
+    tests = [(name, text) for name, text in project_texts() if name.startswith("tests/")]
+    assert {name: found for name, text in tests if (found := names_no_sentence(text))} == {}
+
+
+def test_a_test_named_by_a_word_or_two_is_found() -> None:
+    indented = "    async def test_the_wheel(self): ..."
+    assert names_no_sentence(f"def test_wheel():\n    pass\n{indented}") == ["test_wheel", "test_the_wheel"]
+    assert names_no_sentence("def test_the_wheel_turns(): ...\ndef check_wheel(): ...") == []
+
+
+def test_the_makefile_builds_with_what_pyproject_requires() -> None:
+    required = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    installed = re.search(r"^BUILD_REQUIRES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert required and installed
+    assert re.findall(r'"(.*?)"', required.group(1)) == re.findall(r'"(.*?)"', installed.group(1))
+
+
+# ---- the C core ------------------------------------------------------------------------------------------------------
+
+BANNED = re.compile(r"\b(strcpy|strcat|sprintf|vsprintf|gets|alloca)\s*\(")
+ONE_SYSTEM = re.compile(r"#\s*include\s*<(sys/(?:epoll|eventfd|timerfd|signalfd|event|inotify)|linux/\w+)\.h>")
+
+
+def strip_comments(text: str) -> str:
+    """C without comments and string contents; good enough for code that keeps quotes out of character constants."""
+    return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', " ", text, flags=re.DOTALL)
+
+
+def native_files() -> list[Path]:
+    return sorted([*NATIVE.glob("*.c"), *NATIVE.glob("*.h")])
+
+
+def test_the_core_calls_no_function_that_cannot_be_bounded() -> None:
+    found = {path.name: BANNED.findall(strip_comments(path.read_text(encoding="utf-8"))) for path in native_files()}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_a_banned_call_is_found_and_a_comment_is_not() -> None:
+    assert BANNED.findall(strip_comments('sprintf (out, "%d", n); strcpy(a, b);')) == ["sprintf", "strcpy"]
+    assert not BANNED.search(strip_comments('/* strcpy(a, b) */ snprintf(out, n, "gets(x)"); // alloca(3)'))
+
+
+def test_only_poll_c_includes_what_one_system_has() -> None:
+    found = {path.name: ONE_SYSTEM.findall(path.read_text(encoding="utf-8")) for path in native_files()}
+    assert {name for name, headers in found.items() if headers} <= {"poll.c"}
+    assert found["poll.c"], "poll.c no longer includes what this rule is about: the rule looks in the wrong place"
+
+
+def compile_core(source: Path, target: Path) -> None:
+    """Without position independence constant tables stay in .rodata, so what nm shows in .data or .bss can change."""
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler: packaging/setup.sh installs one"
+    flags = ["-std=gnu11", "-O1", "-fno-pic", "-fno-common", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
+    subprocess.run([compiler, *flags, "-c", "-o", target, source], check=True, timeout=120)
+
+
+def mutable_symbols(object_file: Path) -> list[str]:
+    """Names in .data, .bss and common, static ones and those inside functions included."""
+    listing = subprocess.run(["nm", object_file], check=True, capture_output=True, text=True, timeout=60).stdout
+    return [line.split()[-1] for line in listing.splitlines() if line.split()[-2] in "BbCDdGgSs"]
+
+
+def test_the_core_compiles_without_a_warning_and_has_no_mutable_globals(tmp_path: Path) -> None:
+    found = {}
+    for source in sorted(NATIVE.glob("*.c")):
+        compile_core(source, tmp_path / "object.o")
+        if symbols := mutable_symbols(tmp_path / "object.o"):
+            found[source.name] = symbols
+    assert found == {}
+
+
+def test_a_mutable_global_is_found_wherever_it_hides(tmp_path: Path) -> None:
+    source = tmp_path / "globals.c"
+    source.write_text(
+        'int zeroed; static int set = 3; static const char *const names[] = {"a", "b"};\n'
+        "int f(int i) { static int calls; return ++calls + ++set + names[i & 1][0] + zeroed; }\n",
+        encoding="utf-8",
+    )
+    compile_core(source, tmp_path / "globals.o")
+    assert [name.split(".")[0] for name in sorted(mutable_symbols(tmp_path / "globals.o"))] == [
+        "calls",
+        "set",
+        "zeroed",
+    ]

@@ -1,0 +1,261 @@
+"""The boundary as Python uses it: a core stepped by hand, commands that wait for room, what is declared."""
+
+import pytest
+
+from blipmq import native, wire
+from blipmq.native import Attached, Closed, CloseReason, Core, CoreBusy, CoreConfig, CoreError, Fed, Out, Stats, Sub
+
+SMALL = CoreConfig(ring_bytes=1 << 16)
+
+
+@pytest.fixture
+def core():
+    core = Core(SMALL)
+    core.now_ms = 0
+    yield core
+    core.free()
+
+
+def step(core, advance_ms=1):
+    """One turn, then all events."""
+    core.now_ms += advance_ms
+    core.wait(0)
+    core.turn(core.now_ms, 1_700_000_000_000 + core.now_ms)
+    events = list(core.events())
+    core.retry()
+    return events
+
+
+def events_until(core, wanted):
+    """Turns until `wanted` events have come; a core that does not bring them fails the test."""
+    got = []
+    for _ in range(10_000):
+        got += step(core)
+        if len(got) >= wanted:
+            return got
+    raise AssertionError(f"{len(got)} events of {wanted}: {got[-3:]}")
+
+
+def attach(core, seq=1):
+    core.attach(seq, trusted=True)
+    (event,) = events_until(core, 1)
+    assert isinstance(event, Attached) and event.seq == seq
+    return event.conn
+
+
+def test_the_settings_have_the_fields_of_the_declaration_in_its_order():
+    assert CoreConfig._fields == tuple(name for name, _ in native.ffi.typeof("bq_config_t").fields)
+
+
+def test_the_counters_are_unsigned_64_bit_without_gaps():
+    fields = native.ffi.typeof("bq_stats_t").fields
+    assert {field.type.cname for _, field in fields} == {"uint64_t"}
+    assert native.ffi.sizeof("bq_stats_t") == 8 * len(fields)
+
+
+def test_every_event_of_the_declaration_has_a_reader():
+    names = [name for name in dir(native.lib) if name.startswith("BQ_EV_")]
+    flags = {"BQ_EV_PLAIN", "BQ_EV_DURABLE"}
+    assert {getattr(native.lib, name) for name in names if name not in flags} == set(native._READERS)
+
+
+def test_settings_out_of_range_are_an_error_and_no_core():
+    with pytest.raises(CoreError, match="did not start"):
+        Core(CoreConfig(tick_ms=0))
+
+
+def test_a_core_stepped_by_hand_serves_a_connection_without_a_socket(core):
+    conn = attach(core)
+    core.feed(conn, wire.encode_command(wire.SUB, "t", seq=5))
+    events = events_until(core, 2)
+    assert Sub(conn, 5, "t", "", 0, False, True, "") in events
+    core.subscribe(conn, 5, "t")
+    core.feed(conn, wire.encode_command(wire.PUB, "t", b"payload"))
+    out = b"".join(event.data for event in events_until(core, 2) if isinstance(event, Out))
+    ack, message = wire.FrameReader().feed(out)
+    assert ack == wire.SubAck("t", "subscribed", 5, 0)
+    assert (message.id, message.payload, message.timestamp_ms // 1000) == (1, b"payload", 1_700_000_000)
+
+
+def test_commands_that_find_the_ring_full_wait_and_arrive_in_order(core):
+    count = 5000
+    for seq in range(1, count + 1):
+        core.stats(seq)
+    assert core._backlog, "the ring held everything: the test needs more commands"
+    assert [event.seq for event in events_until(core, count)] == list(range(1, count + 1))
+    assert not core._backlog
+
+
+def test_commands_do_not_overtake_those_that_wait(core):
+    seqs = []
+    for seq in range(1, 4001):
+        core.stats(seq)
+        if seq % 7 == 0:
+            seqs += [event.seq for event in step(core)]
+    seqs += [event.seq for event in events_until(core, 4000 - len(seqs))]
+    assert seqs == list(range(1, 4001))
+
+
+def test_the_owner_is_told_once_that_commands_wait():
+    calls = []
+    core = Core(SMALL, on_backlog=lambda: calls.append(1))
+    core.now_ms = 0
+    for seq in range(5000):
+        core.stats(seq)
+    assert calls == [1]
+    while not core.retry():
+        step(core)
+    core.free()
+
+
+def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatch):
+    monkeypatch.setattr(native, "BACKLOG_COMMANDS_MAX", 10)
+    conn = attach(core)
+    with pytest.raises(CoreBusy):
+        for _ in range(10_000):
+            core.feed(conn, b"\0" * 1000)
+    assert core._backlog_count == 10
+    core.close(conn)
+    core.stats(1)
+    events = []
+    while not any(isinstance(event, Stats) for event in events):
+        events += step(core)
+    assert core._backlog_count == core._backlog_bytes == 0
+
+
+def test_a_command_that_can_never_be_taken_does_not_hold_up_those_behind_it(core):
+    conn = attach(core)
+    while not core._backlog:
+        core.stats(0)
+    core.reply(conn, 1, 0, "", bytes(64 << 20))
+    core.stats(7)
+    seqs, errors = [], 0
+    while 7 not in seqs:
+        try:
+            seqs += [event.seq for event in step(core)]
+        except CoreError as error:
+            assert "larger than the core accepts" in str(error)
+            errors += 1
+    assert (errors, len(core._backlog)) == (1, 0)
+
+
+def test_a_closed_connection_is_reported_and_its_handle_is_dead(core):
+    conn = attach(core)
+    core.close(conn)
+    (closed,) = events_until(core, 1)
+    assert closed == Closed(conn, CloseReason.BROKER, "", "")
+    core.feed(conn, b"x")
+    core.reply(conn, 1, 0, "hello?")
+    core.stats(9)
+    assert [type(event) for event in events_until(core, 1)] == [Stats]
+
+
+def test_fed_bytes_are_reported_as_consumed_frame_by_frame(core):
+    conn = attach(core)
+    frame = wire.encode_command(wire.PUB, "t", bytes(5000))
+    core.feed(conn, frame[:3000])
+    core.stats(1)
+    assert not any(isinstance(event, Fed) for event in events_until(core, 1))
+    core.feed(conn, frame[3000:])
+    assert events_until(core, 1) == [Fed(conn, len(frame))]
+
+
+def test_a_bytearray_and_a_memoryview_are_copied_before_the_call_returns(core):
+    conn = attach(core)
+    data = bytearray(wire.encode_command(wire.PUB, "t", b"x"))
+    core.feed(conn, memoryview(data))
+    size, data[:] = len(data), bytes(len(data))
+    assert events_until(core, 1) == [Fed(conn, size)]
+
+
+def test_events_can_be_taken_a_few_at_a_time(core):
+    for seq in range(10):
+        core.stats(seq)
+    core.wait(0)
+    core.turn(1, 1)
+    assert [event.seq for event in core.events(4)] == [0, 1, 2, 3]
+    assert [event.seq for event in core.events(4)] == [4, 5, 6, 7]
+    assert [event.seq for event in core.events()] == [8, 9]
+
+
+# ---- time to live, by advancing time
+
+
+def stuck_subscriber(core):
+    """A subscriber whose window is full, so that what comes next waits in its queue. Returns it and a publisher."""
+    subscriber, publisher = attach(core, 1), attach(core, 2)
+    core.feed(subscriber, wire.encode_command(wire.SUB, "t"))
+    step(core)
+    core.subscribe(subscriber, 0, "t")
+    for _ in range(8):
+        core.feed(publisher, wire.encode_command(wire.PUB, "t", bytes(60_000)))
+        step(core, advance_ms=0)
+    return subscriber, publisher
+
+
+def counters(core):
+    core.stats(99)
+    return next(event.counters for event in events_until(core, 1) if isinstance(event, Stats))
+
+
+@pytest.mark.parametrize("lazy", [0, 1], ids=["timers", "lazily"])
+def test_a_message_lives_as_long_as_it_says_and_is_counted_when_it_is_dropped(lazy):
+    core = Core(SMALL._replace(tick_ms=10, lazy_expiry=lazy))
+    core.now_ms = 1000
+    subscriber, publisher = stuck_subscriber(core)
+    before = counters(core)["queued_messages"]
+    for ttl_ms in (50, 200, 0):
+        core.feed(publisher, wire.encode_command(wire.PUB, "t", b"ttl %d" % ttl_ms, ttl_ms=ttl_ms))
+    step(core, advance_ms=0)
+    assert counters(core)["queued_messages"] == before + 3
+    step(core, advance_ms=100)
+    if not lazy:  # the timers do not wait until it is the message's turn to be sent
+        assert (counters(core)["queued_messages"], counters(core)["dropped_ttl"]) == (before + 2, 1)
+    received = bytearray()
+    for _ in range(200):  # the subscriber reads on
+        core.taken(subscriber, 1 << 20)
+        for event in step(core, advance_ms=0):
+            if isinstance(event, Out):
+                received += event.data
+    after = counters(core)
+    assert (after["queued_messages"], after["dropped_ttl"]) == (0, 1)
+    assert b"ttl 50" not in received and b"ttl 200" in received and b"ttl 0" in received
+    core.free()
+
+
+def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
+    core = Core(SMALL._replace(tick_ms=10, default_ttl_ms=100, max_ttl_ms=1000))
+    core.now_ms = 1000
+    _, publisher = stuck_subscriber(core)
+    core.feed(publisher, wire.encode_command(wire.PUB, "t", b"a week, it wishes", ttl_ms=7 * 86_400_000))
+    step(core, advance_ms=0)
+    queued = counters(core)["queued_messages"]
+    step(core, advance_ms=200)
+    # What named none is gone, but for the one that has been sent in part: a frame begun is finished.
+    assert counters(core)["queued_messages"] == 2 < queued
+    step(core, advance_ms=1000)
+    assert counters(core)["queued_messages"] == 1
+    core.free()
+
+
+def test_peers_are_written_as_people_write_them():
+    assert native.peer_name(bytes(16), 0) == ""
+    assert native.peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
+    assert native.peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
+
+
+def test_freeing_twice_is_harmless(core):
+    core.free()
+    assert list(core.events()) == []
+    assert "freed" in repr(core)
+
+
+def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
+    fields = dict(native.ffi.typeof("bq_subscriber_t").fields)
+    names = [name for name in fields if not name.startswith("reserved")]
+    assert [{"peer_address": "peer"}.get(name, name) for name in native.Subscriber._fields] == names
+    row = native.ffi.new("bq_subscriber_t *", {name: number for number, name in enumerate(names, 1) if name != "peer"})
+    row.peer = bytes(range(16))
+    (unpacked,) = native._SUBSCRIBER_LAYOUT.iter_unpack(bytes(native.ffi.buffer(row)))
+    expected = [bytes(range(16)) if name == "peer" else number for number, name in enumerate(names, 1)]
+    assert list(unpacked) == expected

@@ -1,0 +1,264 @@
+"""What INFO and operators are told: degraded and why, the board's own sensors, the memory budget."""
+
+import asyncio
+import errno
+
+import pytest
+from raw_client import RawClient
+
+import blipmq
+from blipmq import hardware, native, status, wire
+from blipmq.affinity import ANY, choose_processors, processor_numbers
+from blipmq.broker import core_config
+from blipmq.config_reader import from_dict
+from blipmq.errors import ConfigError
+from blipmq.hardware import read_hardware
+from blipmq.native import Accepting, Core, CoreConfig
+from blipmq.sessions import Sessions
+from blipmq.status import Status
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def stepped():
+    """A core that is stepped by hand, its status, and a function that brings the next report."""
+    core, clock = Core(CoreConfig(ring_bytes=1 << 16)), Clock()
+    gathering = Status(core, Sessions(), clock, budget_bytes=0)
+
+    def settle():
+        while True:
+            core.wait(0)
+            core.turn(int(clock.seconds * 1000), 0)
+            events = list(core.events())
+            for event in events:
+                {native.Stats: gathering.stats, native.Listed: gathering.listed}[type(event)](event)
+            if not events:
+                return
+
+    def report():
+        reports = []
+        gathering.ask_report(reports.append)
+        settle()
+        return reports[0]
+
+    gathering.settle, gathering.now = settle, clock
+    yield gathering, report
+    core.free()
+
+
+def test_a_quiet_broker_is_ok(stepped):
+    assert (stepped[1]()["state"], stepped[1]()["reasons"]) == ("ok", [])
+
+
+def test_uptime_counts_from_the_start(stepped):
+    gathering, report = stepped
+    gathering.now.seconds += 90.5
+    assert report()["uptime_s"] == 90
+
+
+def test_accepting_that_has_paused_is_a_reason_until_it_resumes(stepped):
+    gathering, report = stepped
+    gathering.accepting(Accepting(True, errno.EMFILE))
+    (reason,) = report()["reasons"]
+    assert reason.startswith("new connections wait: Too many open files; raise the limit on open files")
+    gathering.accepting(Accepting(False, 0))
+    assert report()["state"] == "ok"
+
+
+def test_memory_near_its_budget_is_a_reason(stepped):
+    gathering, report = stepped
+    gathering.budget_bytes = 1
+    described = report()
+    assert described["state"] == "degraded" and described["reasons"][0].startswith("memory: ")
+    assert described["memory"]["budget_bytes"] == 1
+    assert not gathering.memory_is_short  # not asked yet
+    gathering.tick()
+    gathering.settle()
+    assert gathering.memory_is_short
+
+
+def test_all_who_ask_during_one_round_get_one_answer(stepped):
+    gathering, _ = stepped
+    answers = []
+    for _ in range(1000):
+        gathering.ask_report(answers.append)
+    gathering.settle()
+    assert len(answers) == 1000
+    assert all(answer is answers[0] for answer in answers)
+
+
+def test_rates_are_over_the_last_seconds(stepped):
+    gathering, _ = stepped
+    base = dict.fromkeys(native.STATS_FIELDS, 0)
+    gathering._history.append((1000.0, base))
+    gathering.now.seconds = 1002.0
+    rates, dropping = gathering._rates({**base, "published": 300, "delivered": 500, "dropped_queue_full": 7})
+    assert (rates, dropping) == ({"in_per_s": 150.0, "out_per_s": 250.0}, 7)
+    assert "full queues dropped 7 messages" in gathering._reasons(dropping, 0)[0]
+
+
+def test_history_is_bounded(stepped):
+    gathering, _ = stepped
+    for _ in range(100):
+        gathering.tick()
+        gathering.settle()
+    assert len(gathering._history) == status.RATE_SECONDS + 1
+
+
+def test_subscriptions_past_the_memory_budget_are_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(Status, "memory_is_short", True)
+    with blipmq.Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker, RawClient(broker.address) as client:
+        client.hello("a").say(wire.SUB, "t", seq=4)
+        assert client.next() == wire.Reply(4, 503, "memory is short: limits.memory_bytes is reached", 0, b"")
+
+
+def test_a_flood_of_subscriptions_ends_at_the_budget():
+    config = {"server": {"bind_addr": "", "max_message_size_bytes": 4096}, "limits": {"memory_bytes": 1 << 20}}
+
+    async def scene():
+        async with blipmq.Broker(config) as broker, broker.connect() as client:
+            refusals = 0
+            for number in range(1000):
+                try:
+                    await client.subscribe(f"{'x' * 240}.{number}")
+                except blipmq.errors.Refused:
+                    refusals += 1
+                if number % 50 == 0:
+                    broker._status.tick()
+            counters = await broker.stats()
+            assert counters["subscriptions"] == 1000 - refusals
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+# ---- settings on their way to the core
+
+
+def test_every_setting_reaches_the_core():
+    changed = {
+        "server": {"max_connections": 7, "max_message_size_bytes": 5000},
+        "queues": {"subscriber_capacity": 9, "subscriber_bytes": 8192, "overflow_policy": "block"},
+        "delivery": {"max_batch": 3, "max_batch_bytes": 4096, "flush_interval_ms": 4, "default_ttl_ms": 5},
+        "performance": {
+            "enable_timer_wheel": False,
+            "warm_up_pools": True,
+            "timer_config": {"resolution_ms": 2, "max_timeout_ms": 6000},
+            "pool_config": {
+                "buffer_small_count": 11, "buffer_medium_count": 12, "buffer_large_count": 13, "message_batch_count": 14,
+            },
+            "batch_config": {"ttl_max_batch_size": 15, "fanout_max_batch_size": 16},
+            "network_optimizations": {"tcp_nodelay": False, "send_buffer_size": 17, "recv_buffer_size": 18},
+        },
+        "limits": {"memory_bytes": 1 << 22, "route_cache_entries": 19},
+    }  # fmt: skip
+    core = core_config(from_dict(changed))
+    assert core == CoreConfig(
+        max_connections=7, max_frame_bytes=6024, subscriber_messages=9, subscriber_bytes=8192, overflow_policy=2,
+        max_batch=3, max_batch_bytes=4096, flush_interval_ms=4, default_ttl_ms=5, lazy_expiry=1, warm_entries=14,
+        warm_segments=13, tick_ms=2, max_ttl_ms=6000, pool_small_count=11, pool_medium_count=12, pool_large_count=13,
+        expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
+        memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 20,
+    )  # fmt: skip
+
+
+def test_pools_and_batches_can_be_switched_off():
+    off = {"performance": {"enable_memory_pools": False, "enable_batch_processing": False, "warm_up_pools": True}}
+    core = core_config(from_dict({**off, "delivery": {"flush_interval_ms": 9}}))
+    assert (core.pool_small_count, core.pool_medium_count, core.pool_large_count) == (0, 0, 0)
+    assert (core.warm_entries, core.warm_segments) == (0, 0)
+    assert (core.max_batch, core.flush_interval_ms) == (1, 0)
+
+
+# ---- processors
+
+
+def test_processors_are_chosen_among_those_allowed(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3})
+    assert choose_processors("") == (ANY, frozenset())
+    assert choose_processors("auto") == (3, {0, 2})
+    assert choose_processors("2") == (2, frozenset())
+    assert choose_processors("0, 2,3") == (0, {2, 3})
+    with pytest.raises(ConfigError, match=r"processor 1 is not one that this process may use \(0, 2, 3\)"):
+        choose_processors("0,1")
+
+
+def test_a_single_processor_is_shared_whatever_auto_would_like(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert choose_processors("auto") == (ANY, frozenset())
+
+
+@pytest.mark.parametrize("text", ["Auto", "0;1", "-1", "0,", "all"])
+def test_what_names_no_processors_is_refused(text):
+    with pytest.raises(ValueError, match="expected"):
+        processor_numbers(text)
+    with pytest.raises(ConfigError, match="cpu_affinity"):
+        from_dict({"performance": {"network_optimizations": {"cpu_affinity": text}}})
+
+
+# ---- the board
+
+
+def board(root, model="Raspberry Pi 4 Model B Rev 1.4\0", temperature="48312\n", throttled="0\n"):
+    for path, text in {
+        "proc/device-tree/model": model,
+        "sys/class/thermal/thermal_zone0/temp": temperature,
+        "sys/devices/platform/soc/soc:firmware/get_throttled": throttled,
+    }.items():
+        if text is not None:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+    return read_hardware(str(root))
+
+
+def test_a_pi_tells_its_temperature(tmp_path):
+    assert board(tmp_path) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
+
+
+@pytest.mark.parametrize(
+    ("word", "throttled", "undervoltage"),
+    [("1", False, True), ("4", True, False), ("2", True, False), ("50005", True, True), ("50000", False, False)],
+)
+def test_the_firmware_word_is_read_as_of_now_and_not_since_boot(tmp_path, word, throttled, undervoltage):
+    described = board(tmp_path, throttled=word)
+    assert (described["throttled"], described["undervoltage"]) == (throttled, undervoltage)
+
+
+def test_other_machines_have_nothing_to_tell(tmp_path):
+    assert read_hardware(str(tmp_path)) is None
+    assert board(tmp_path, model="Some Other Board") is None
+
+
+def test_a_pi_without_sensors_says_so(tmp_path):
+    assert board(tmp_path, temperature=None, throttled="?") == {
+        "temperature_c": None, "throttled": None, "undervoltage": None,
+    }  # fmt: skip
+
+
+def test_a_weak_power_supply_is_a_reason(stepped, monkeypatch):
+    weak: hardware.Hardware = {"temperature_c": 85.0, "throttled": True, "undervoltage": True}
+    monkeypatch.setattr(status, "read_hardware", lambda: weak)
+    described = stepped[1]()
+    assert described["hardware"] == weak
+    assert [reason.split(":")[0] for reason in described["reasons"]] == ["under-voltage", "throttled"]
+
+
+def test_the_deepest_queues_are_found_wherever_they_are_listed(stepped):
+    gathering, _ = stepped
+    empty = native.Subscriber(0, 0, 0, 0, 0, 0, 0, 1, 0, bytes(16), 0)
+    depths = [(number * 7919) % 1000 for number in range(1000)]
+    reports = []
+    gathering.ask_report(reports.append)
+    gathering.stats(native.Stats(gathering._round, dict.fromkeys(native.STATS_FIELDS, 0)))
+    for at in range(0, 1000, 32):
+        rows = [empty._replace(queued_messages=depth, flags=depth % 2) for depth in depths[at : at + 32]]
+        gathering.listed(native.Listed(gathering._round, at + 32 if at + 32 < 1000 else 0, rows))
+    listed = [row["queued_messages"] for row in reports[0]["subscriptions"]]
+    assert listed == sorted(depths, reverse=True)[: status.SUBSCRIBERS_MAX]
+    assert reports[0]["subscribers"] == {"total": 1000, "blocked": 500}

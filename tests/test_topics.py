@@ -1,0 +1,82 @@
+"""The rules of topics and filters: the protocol page's examples, and the regular expressions of the fake broker."""
+
+from __future__ import annotations
+
+import fake_broker
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blipmq.errors import UsageError
+from blipmq.topics import DOT, LITERAL, SLASH, check_filter, check_topic, match
+
+levels = st.lists(st.sampled_from(["", "a", "b", "$c", "x y"]), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("topic", ["a", "a.b/c", "température/küche", "$SYS/x", "t" * 256, "a b", "."])
+def test_these_are_topics(topic: str) -> None:
+    check_topic(topic)
+    assert check_filter(topic) == LITERAL
+
+
+@pytest.mark.parametrize(
+    "topic", ["", "t" * 257, "é" * 129, "a\nb", "a\0", "\x7f", "\x85", "a.*", "a>", "a+b", "#", "\ud800"]
+)
+def test_these_are_not_topics(topic: str) -> None:
+    with pytest.raises(UsageError, match="topic"):
+        check_topic(topic)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "dialect"), [("user.*", DOT), ("logs.>", DOT), ("*", DOT), ("site/+/temp", SLASH), ("#", SLASH)]
+)
+def test_these_are_filters_of_their_dialect(filter_: str, dialect: int) -> None:
+    assert check_filter(filter_) == dialect
+
+
+@pytest.mark.parametrize("filter_", ["a.*/+", "a*", "a.b>", "a.>.b", "#/a", "a/b+", "a/*/b", "**", "a.+", "a\tb", ""])
+def test_these_are_not_filters(filter_: str) -> None:
+    with pytest.raises(UsageError, match="filter"):
+        check_filter(filter_)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "topic", "matched"),
+    [
+        ("a", "a", True),
+        ("a", "b", False),
+        ("user.*", "user.1", True),
+        ("user.*", "user", False),
+        ("user.*", "user.1.2", False),
+        ("user.*", "user.", True),
+        ("logs.>", "logs.a.b", True),
+        ("logs.>", "logs", False),
+        ("*.b", "a.b", True),
+        ("site/+/temp", "site/1/temp", True),
+        ("site/+/temp", "site/1/2/temp", False),
+        ("site/#", "site", True),
+        ("site/#", "site/1/2", True),
+        ("site/#", "sites", False),
+        ("#", "a/b", True),
+        ("#", "$SYS/a", False),
+        (">", "$SYS.a", False),
+        ("*", "$SYS", False),
+        ("$SYS/#", "$SYS/a", True),
+        ("$SYS", "$SYS", True),
+        ("a.*", "a.b/c", True),
+    ],
+)
+def test_a_filter_matches_what_the_protocol_page_says(filter_: str, topic: str, matched: bool) -> None:
+    assert match(filter_, topic) is matched
+    assert fake_broker.matches(filter_, topic) is matched
+
+
+@given(levels, levels, st.sampled_from([("*", ">", "."), ("+", "#", "/")]), st.data())
+def test_matching_agrees_with_the_regular_expressions(
+    wanted: list[str], given_: list[str], dialect: tuple[str, str, str], data: st.DataObject
+) -> None:
+    one, rest, separator = dialect
+    wanted = [data.draw(st.sampled_from([level, one])) for level in wanted] + data.draw(st.sampled_from([[], [rest]]))
+    filter_, topic = separator.join(wanted), separator.join(given_)
+    if filter_ and topic:
+        assert match(filter_, topic) is fake_broker.matches(filter_, topic)

@@ -1,0 +1,343 @@
+"""Transcripts of the two command lines against a broker in a process of its own: what people's scripts rely on."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import threading
+
+import pytest
+from broker_process import broker_command, cli_command, environment, run_cli, start_cli, until
+from hand_client import HelloClient, reply
+
+pytestmark = pytest.mark.blackbox
+
+BINARY = bytes(range(256)) * 300
+
+
+class Subscriber:
+    """`blipmq-cli ... sub ...` in the background; `output()` waits for its end."""
+
+    def __init__(self, broker, *arguments):
+        self.process = start_cli(broker.address, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def output(self):
+        out, err = self.process.communicate(timeout=60)
+        assert (self.process.returncode, err) == (0, b"")
+        return out
+
+
+@pytest.fixture
+def sub(broker):
+    """Start `blipmq-cli ARGUMENTS` that subscribes, and go on once the broker knows of it."""
+    running = []
+
+    def start(*arguments):
+        running.append(Subscriber(broker, *arguments))
+        broker.wait_for_subscriptions(len(running))
+        return running[-1]
+
+    yield start
+    for subscriber in running:
+        if subscriber.process.poll() is None:
+            subscriber.process.kill()
+            subscriber.process.communicate()
+
+
+def done(result, out=None):
+    """A command that ended well; its standard output."""
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert out is None or result.stdout == out
+    return result.stdout
+
+
+def failed(result, status):
+    """A command that ended with this status, nothing on standard output and a message of sentences; the message."""
+    assert (result.returncode, result.stdout) == (status, b""), result
+    text = result.stderr.decode()
+    assert text.startswith("blipmq-cli: ") and len(text) > 40, text
+    assert "Traceback" not in text
+    return text
+
+
+# ---- pub and sub -----------------------------------------------------------------------------------------------------
+
+
+def test_hello_goes_from_pub_to_sub(broker, sub):
+    reader = sub("sub", "chat", "-n", "1")
+    done(run_cli(broker.address, "pub", "chat", "Hello"), b"Sent 5 bytes to chat.\n")
+    assert reader.output() == b"chat\tHello\n"
+
+
+def test_the_short_names_are_the_same_commands(broker, sub):
+    reader = sub("s", "chat", "-n", "1")
+    done(run_cli(broker.address, "p", "chat", "Hello"))
+    assert reader.output() == b"chat\tHello\n"
+    assert done(run_cli(broker.address, "stats", "-f", "json"))
+
+
+def test_quiet_prints_messages_and_nothing_else(broker, sub):
+    reader = sub("-q", "sub", "chat", "--count", "2")
+    done(run_cli(broker.address, "-q", "pub", "chat", "one"), b"")
+    done(run_cli(broker.address, "pub", "-q", "chat", "two words"), b"")
+    assert reader.output() == b"one\ntwo words\n"
+
+
+def test_lines_of_standard_input_are_messages_in_order(broker, sub):
+    reader = sub("sub", "-q", "log", "-n", "5")
+    text = "first\n\n  third, indented\nvierte Zeile äöü\nno newline at the end".encode()
+    done(run_cli(broker.address, "pub", "log", "-", stdin=text), b"Sent 5 messages to log.\n")
+    assert reader.output() == text + b"\n"
+
+
+def test_standard_input_that_is_empty_sends_nothing(broker):
+    done(run_cli(broker.address, "pub", "log", "-"), b"Sent 0 messages to log.\n")
+
+
+def test_a_file_goes_as_one_message_byte_for_byte(broker, sub, tmp_path):
+    (tmp_path / "image.bin").write_bytes(BINARY)
+    reader = sub("sub", "-q", "files", "-n", "1")
+    done(run_cli(broker.address, "pub", "files", "--file", str(tmp_path / "image.bin")))
+    assert hashlib.sha256(reader.output()).digest() == hashlib.sha256(BINARY + b"\n").digest()
+
+
+def test_json_is_one_object_a_line_with_all_that_is_known_of_a_message(broker, sub):
+    reader = sub("sub", "user.*", "--format", "json", "--count", "2")
+    done(run_cli(broker.address, "pub", "user.1", 'He said "hi" äöü\t😀', "--ttl", "60000"))
+    done(run_cli(broker.address, "pub", "user.2", "second"))
+    first, second = [json.loads(line) for line in reader.output().splitlines()]
+    assert 1_700_000_000_000 < first.pop("timestamp") <= second.pop("timestamp")
+    assert second.pop("id") == first.pop("id") + 1
+    assert first == {
+        "topic": "user.1",
+        "payload": 'He said "hi" äöü\t😀',
+        "ttl_ms": 60000,
+        "qos": 0,
+        "redelivered": False,
+        "sequence": 1,
+    }
+    assert (second["ttl_ms"], second["sequence"]) == (0, 2)
+
+
+def test_json_gives_what_is_not_utf_8_in_base64(broker, sub, tmp_path):
+    (tmp_path / "raw").write_bytes(b"\xff\xfe\0")
+    reader = sub("sub", "raw", "-f", "json", "-n", "1")
+    done(run_cli(broker.address, "pub", "raw", "--file", str(tmp_path / "raw")))
+    message = json.loads(reader.output())
+    assert message["payload_base64"] == "//4A"
+    assert "payload" not in message
+
+
+def test_sub_ends_by_itself_only_when_it_has_counted(broker, sub):
+    reader = sub("sub", "-q", "t", "-n", "3")
+    done(run_cli(broker.address, "pub", "t", "-", stdin=b"1\n2\n"))
+    done(run_cli(broker.address, "pub", "t", "-", stdin=b"3\n4\n5\n"))
+    assert reader.output() == b"1\n2\n3\n"
+
+
+def test_a_message_that_looks_like_an_option_can_be_sent(broker, sub):
+    reader = sub("sub", "-q", "t", "-n", "1")
+    done(run_cli(broker.address, "pub", "t", "--", "--ttl"))
+    assert reader.output() == b"--ttl\n"
+
+
+def test_verbose_says_what_is_done_on_standard_error(broker):
+    result = run_cli(broker.address, "-v", "pub", "t", "x")
+    assert result.returncode == 0
+    assert result.stderr.decode() == f"Connected to {broker.address}.\n"
+
+
+def test_the_address_can_be_given_before_and_after_the_command(broker):
+    done(run_cli("", "--addr", broker.address, "pub", "t", "x"))
+    done(run_cli("127.0.0.1:1", "pub", "t", "x", "--addr", broker.address))
+    done(run_cli("", "pub", "t", "x", "--addr", "localhost:" + broker.address.rpartition(":")[2]))
+
+
+# ---- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_can_be_read_out_and_be_parsed(broker, sub):
+    sub("sub", "site/+/temp")
+    text = done(run_cli(broker.address, "info")).decode()
+    assert text.startswith("BlipMQ ") and broker.address in text.splitlines()[0]
+    assert "site/+/temp" in text
+    assert not any(ord(c) > 0x2000 for c in text)
+    info = json.loads(done(run_cli(broker.address, "info", "--format", "json")))
+    assert (info["state"], info["subscriptions_total"]) == ("ok", 1)
+
+
+# ---- at a terminal ---------------------------------------------------------------------------------------------------
+
+
+def at_a_terminal(command, **variables):
+    """Run a command with standard output on a pseudo-terminal; what a person sees."""
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as screen:
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**variables))
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the terminal is gone with its last user
+            while piece := screen.read(4096):
+                seen += piece
+        assert process.wait(60) == 0, seen
+    return seen.decode()
+
+
+def cli_at_a_terminal(broker, *arguments, **variables):
+    return at_a_terminal([*cli_command(), *arguments], BLIPMQ_ADDR=broker.address, TERM="xterm", **variables)
+
+
+def test_a_person_at_a_terminal_gets_emoji_and_no_color_means_plain(broker):
+    assert cli_at_a_terminal(broker, "pub", "chat", "Hello") == "📤 Sent 5 bytes to chat.\r\n"
+    assert cli_at_a_terminal(broker, "pub", "chat", "Hello", NO_COLOR="1") == "Sent 5 bytes to chat.\r\n"
+    assert cli_at_a_terminal(broker, "info").startswith("📊 BlipMQ ")
+
+
+def test_what_others_publish_cannot_move_the_cursor_of_a_terminal(broker):
+    ready = threading.Thread(target=publish_when_subscribed, args=(broker, b"\x1b[2J\x07bell"))
+    ready.start()
+    seen = cli_at_a_terminal(broker, "sub", "chat", "-n", "1")
+    ready.join()
+    assert seen == "📥 chat  \\x1b[2J\\x07bell\r\n"
+
+
+def publish_when_subscribed(broker, payload):
+    broker.wait_for_subscriptions(1)
+    with HelloClient(broker.address) as client:
+        client.publish("chat", payload)
+        assert client.is_open()
+
+
+def test_the_shell_takes_lines_from_a_pipe(broker):
+    lines = b"sub chat\npub chat 60000 hello from the shell\nunsub chat\npub chat unheard\nexit\n"
+    result = subprocess.run(
+        [*broker_command(), "connect", broker.address], input=lines, capture_output=True, timeout=60, env=environment()
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"chat\thello from the shell\n" in result.stdout
+    assert b"chat\tunheard\n" not in result.stdout
+
+
+# ---- exit statuses ---------------------------------------------------------------------------------------------------
+
+
+def test_status_1_when_the_broker_refuses(broker):
+    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "pub", "t", "x", "--qos", "1"), 1)
+    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "sub", "t", "--group", "g"), 1)
+    failed(run_cli(broker.address, "unsub", "never", "--client-id", "me"), 1)
+
+
+@pytest.mark.parametrize("broker", [{"server.max_message_size_bytes": 1000}], indirect=True)
+def test_status_1_when_a_message_is_too_large(broker, tmp_path):
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    assert "max_message_size_bytes" in failed(run_cli(broker.address, "pub", "t", "--file", str(tmp_path / "large")), 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["publish", "t", "x"],
+        ["pub", "t"],
+        ["pub", "t", "x", "--ttl", "soon"],
+        ["pub", "t", "x", "--qos", "2"],
+        ["sub", "t", "--count", "0"],
+        ["sub", "t", "--format", "xml"],
+        ["pub", "logs.*", "x"],
+        ["sub", "a.*/+"],
+        ["sub", "t", "--durable"],
+        ["pub", "t", "--file", "/nonexistent"],
+        ["--addr", "localhost:port", "pub", "t", "x"],
+        ["-q", "-v", "pub", "t", "x"],
+    ],
+    ids=" ".join,
+)
+def test_status_2_when_the_command_line_is_wrong_and_the_message_says_how(broker, arguments):
+    result = run_cli(broker.address, *arguments)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert len(result.stderr) > 40 and b"Traceback" not in result.stderr
+
+
+def test_status_69_when_no_one_answers():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    for arguments in (["pub", "t", "x"], ["sub", "t"], ["info"], ["unsub", "t", "--client-id", "me"]):
+        assert address in failed(run_cli(address, *arguments), 69)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_status_77_when_the_broker_does_not_allow_it(code):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        refuser = threading.Thread(target=refuse_one, args=(listener, code))
+        refuser.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert "unknown API key" in failed(run_cli(address, "pub", "t", "x"), 77)
+        refuser.join()
+
+
+def refuse_one(listener, code):
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(reply(1, code, "unknown API key"))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+
+
+def test_status_78_when_the_configuration_is_of_no_use(broker, tmp_path):
+    assert "$BLIPMQ_ADDR" in failed(run_cli("localhost:port", "pub", "t", "x"), 78)
+    missing = str(tmp_path / "missing")
+    assert missing in failed(run_cli(broker.address, "--key-file", missing, "pub", "t", "x"), 78)
+    (tmp_path / "bad.toml").write_text("[server]\nbind_adr = 'x'\n")
+    result = subprocess.run(
+        [*broker_command(), "start", "--config", str(tmp_path / "bad.toml")],
+        capture_output=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert result.returncode == 78
+    assert b"bad.toml:2" in result.stderr and b"did you mean" in result.stderr
+
+
+def test_a_reader_that_goes_away_ends_sub_without_a_traceback(broker, sub):
+    reader = sub("sub", "-q", "t")
+    reader.process.stdout.close()
+    with HelloClient(broker.address) as client:
+
+        def ended():
+            client.publish("t", b"is anyone there?")
+            return client.is_open() and reader.process.poll() is not None
+
+        until(ended, "sub notices")
+    assert reader.process.stderr.read() == b""
+    assert reader.process.returncode == 141
+    reader.process.stderr.close()
+
+
+# ---- the broker's own command ----------------------------------------------------------------------------------------
+
+
+def blipmq(*arguments, **variables):
+    return subprocess.run(
+        [*broker_command(), *arguments], capture_output=True, timeout=60, env=environment(**variables)
+    )
+
+
+def test_blipmq_says_its_version_and_so_does_the_broker(broker):
+    version = done(blipmq("version")).decode().strip()
+    assert version.startswith("BlipMQ ")
+    with HelloClient(broker.address) as client:
+        assert client.greeting.message == version
+
+
+def test_check_shows_where_each_setting_comes_from_and_starts_nothing(tmp_path):
+    (tmp_path / "b.toml").write_text('[server]\nbind_addr = "127.0.0.1:0"\n[queues]\nsubscriber_capacity = 77\n')
+    result = blipmq("check", "--config", str(tmp_path / "b.toml"), BLIPMQ_SERVER__MAX_CONNECTIONS="88")
+    text = done(result).decode()
+    assert "subscriber_capacity = 77" in text and "max_connections = 88" in text
+    assert "BLIPMQ_SERVER__MAX_CONNECTIONS" in text
+    assert os.listdir(tmp_path) == ["b.toml"]

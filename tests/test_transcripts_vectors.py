@@ -1,0 +1,175 @@
+"""Every frame of vectors.json through a live broker: byte by byte, in odd splits, and in one piece."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from broker_process import parse_line
+from hand_client import PING, QUIT, SUB, Reply, SubAck, command, v1_command
+
+pytestmark = pytest.mark.blackbox
+
+VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
+COMMANDS = [vector for vector in VECTORS["valid"] if vector["direction"] == "up"]
+BROKEN = [vector for vector in VECTORS["broken"] if not vector["name"].startswith("bit flips")]
+FLIPPED = [vector for vector in VECTORS["broken"] if vector["name"].startswith("bit flips")]
+PUBLISHED = [vector["expect"] for vector in COMMANDS if vector["expect"]["action"] == "PUB"]
+
+# Verified, and still not a request: a client that said HELLO is told so and may go on.
+REFUSED_AND_KEPT = {
+    "topic empty",
+    "topic missing",
+    "topic of 257 bytes",
+    "topic with a NUL",
+    "topic with a newline",
+    "publish to a wildcard",
+    "unknown action",
+    "negative action",
+    "qos 2",
+}
+
+
+def byte_by_byte(frame):
+    return [frame[at : at + 1] for at in range(len(frame))]
+
+
+def in_odd_splits(frame):
+    """Pieces of 1 to 7, 1 to 64 or 1 to 1,000 bytes, the same in every run."""
+    dice, pieces, at = random.Random(frame), [], 0
+    while at < len(frame):
+        size = dice.randint(1, dice.choice([7, 64, 1000]))
+        pieces.append(frame[at : at + size])
+        at += size
+    return pieces
+
+
+def in_one_piece(frame):
+    return [frame]
+
+
+splits = pytest.mark.parametrize("split", [byte_by_byte, in_odd_splits, in_one_piece], ids=lambda split: split.__name__)
+
+
+def send(client, vector, split):
+    for piece in split(bytes.fromhex(vector["frame"])):
+        client.send(piece)
+
+
+def expected_answer(expect):
+    """What the protocol says to a client that said HELLO: (seq, code), a SubAck, or None for silence."""
+    action, seq = expect["action"], expect.get("seq", 0)
+    if action == "PUB":
+        return (seq, 503) if expect.get("qos") else None
+    if action == "SUB":
+        return (seq, 503) if expect.get("qos") else SubAck(expect["topic"], "subscribed", seq)
+    if action == "UNSUB":
+        return (seq, 0)  # the vector before it subscribed to the same topic
+    return {"HELLO": (seq, 400), "PING": (seq, 0), "INFO": (seq, 0), "ACK": None}[action]
+
+
+@splits
+def test_each_valid_command_does_what_it_says_and_keeps_the_connection(broker, connect, split):
+    client = connect(broker, hello=True)
+    for vector in COMMANDS:
+        expect = vector["expect"]
+        if expect["action"] == "QUIT":
+            continue
+        send(client, vector, split)
+        wanted = expected_answer(expect)
+        if wanted is not None:
+            got = client.next()
+            assert got == wanted or got[:2] == wanted, vector["name"]
+        assert client.is_open(), vector["name"]
+
+
+@splits
+def test_each_valid_publish_reaches_a_subscriber_with_identical_bytes(broker, connect, split):
+    reader, writer = connect(broker).subscribe("#"), connect(broker)
+    for vector in COMMANDS:
+        if vector["expect"]["action"] == "PUB":
+            send(writer, vector, split)
+    for expect in PUBLISHED:
+        message = reader.next()
+        assert (message.topic, message.payload.hex()) == (expect["topic"], expect["payload_hex"])
+        assert message.qos == 0
+
+
+def test_all_commands_in_one_stream_are_read_as_one_by_one(broker, connect):
+    """Frames glued together and cut at all the wrong places."""
+    reader, writer = connect(broker).subscribe("#"), connect(broker)
+    stream = b"".join(bytes.fromhex(v["frame"]) for v in COMMANDS if v["expect"]["action"] == "PUB") * 20
+    for piece in in_odd_splits(stream):
+        writer.send(piece)
+    for expect in PUBLISHED * 20:
+        message = reader.next()
+        assert (message.topic, message.payload.hex()) == (expect["topic"], expect["payload_hex"])
+
+
+@splits
+def test_the_quit_vector_closes(broker, connect, split):
+    (vector,) = [vector for vector in COMMANDS if vector["expect"]["action"] == "QUIT"]
+    client = connect(broker, hello=True)
+    send(client, vector, split)
+    assert client.is_closed()
+
+
+def send_broken(client, vector, split):
+    """The broker may refuse from the length alone and close before the rest is sent."""
+    try:
+        send(client, vector, split)
+    except ConnectionError:
+        assert split is not in_one_piece, vector["name"]
+
+
+@splits
+def test_each_broken_command_closes_a_plain_client_with_one_line(broker, connect, split):
+    clients = {}
+    for vector in BROKEN:
+        client = clients[vector["name"]] = connect(broker)
+        send_broken(client, vector, split)
+        assert client.is_closed(), vector["name"]
+    broker.stop()
+    assert not broker.lines("logs_suppressed")
+    for name, client in clients.items():
+        lines = [line for line in map(parse_line, broker.log) if line.get("peer") == client.peer]
+        assert [line["event"] for line in lines] == ["closed"], name
+        assert lines[0]["level"] == "warning" and lines[0]["detail"], name
+
+
+@splits
+def test_each_broken_command_is_answered_to_a_client_that_said_hello(broker, connect, split):
+    for vector in BROKEN:
+        client = connect(broker, hello=True)
+        send_broken(client, vector, split)
+        answer = client.next()
+        too_large = vector["why"].endswith("limit") or vector["why"].startswith("refused from the length")
+        kept = vector["name"] in REFUSED_AND_KEPT
+        assert answer.code == (413 if too_large and not kept else 400), vector["name"]
+        assert answer.message, vector["name"]
+        if kept:
+            assert client.is_open(), vector["name"]
+        else:
+            assert client.is_closed(), vector["name"]
+
+
+@splits
+def test_a_flipped_bit_is_refused_or_read_as_some_command_and_nobody_else_notices(broker, connect, split):
+    witness = connect(broker, hello=True)
+    for vector in FLIPPED:
+        client = connect(broker)
+        send_broken(client, vector, split)
+        try:
+            client.send(v1_command(SUB, "after"), v1_command(QUIT))
+            frames = list(iter(client.next, None))
+        except ConnectionError:  # closed at the frame, before all this was sent
+            frames = []
+        assert frames == [] or SubAck("after", "subscribed") in frames, vector["name"]
+        assert witness.is_open()
+
+
+def test_request_numbers_of_all_sizes_come_back(broker, connect):
+    client = connect(broker, hello=True)
+    for bits in range(64):
+        client.send(command(PING, seq=1 << bits))
+        assert client.next() == Reply(1 << bits, 0, "", 0, b"")
