@@ -596,6 +596,22 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
 }
 static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
 
+/* Give back what was allocated for records that never came: a broker killed again and again would fill the disk with it.
+ * Damaged segments stay as they are. */
+static void segments_trim(log_t *log, const recover_t *recover) {
+    storage_t *storage = log->storage;
+    for (uint32_t i = 0; i < recover->count; i++) {
+        segment_t *segment = recover->segments[i];
+        char name[FORMAT_NAME_BYTES];
+        if (segment->damaged || segment->file_bytes < segment->end + log->config.segment_bytes / 8) continue;
+        format_segment_name(name, segment->name_number);
+        int file = storage->open(storage, name, false);
+        if (file < 0) continue;
+        if (storage->truncate(storage, file, segment->end) >= 0) segment->file_bytes = segment->end;
+        storage->close(storage, file);
+    }
+}
+
 /* After the last record: the disk is made to hold what was recovered, in a form that this process has synced itself. */
 static int recovered_settle(log_t *log, recover_t *recover) {
     storage_t *storage = log->storage;
@@ -615,6 +631,7 @@ static int recovered_settle(log_t *log, recover_t *recover) {
         tail.source->next_lsn = tail.first_lsn;
     }
     segments_drop(log, recover, has_no_records);
+    segments_trim(log, recover);
     log->segments = recover->segments;
     log->count = recover->count;
     log->capacity = recover->capacity;

@@ -326,6 +326,35 @@ static void test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone(void)
     sim_disk_free(disk);
 }
 
+static int64_t (*read_all)(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size);
+
+static int64_t read_but_one_page(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    return offset < 12288 && offset + size > 8192 ? -5 : read_all(storage, file, offset, bytes, size); /* -EIO */
+}
+
+static void test_a_page_that_cannot_be_read_costs_the_records_in_it(void) {
+    log_config_t large = config;
+    large.segment_bytes = 16384;
+    sim_disk_t *disk = sim_disk_new(1);
+    log_t *log;
+    seen_t seen = {0};
+    CHECK(log_open(&log, sim_disk_storage(disk), &large, visit, &seen, NULL, NULL) == BQ_OK);
+    append(log, 100);
+    log_close(log);
+    for (int round = 0; round < 2; round++) {
+        storage_t *storage = sim_disk_storage(disk);
+        read_all = storage->read;
+        storage->read = read_but_one_page;
+        seen = (seen_t){0};
+        CHECK(log_open(&log, storage, &large, visit, &seen, &seen.report, NULL) == BQ_OK);
+        log_settle(log);
+        CHECK(seen.count == 68 && seen.report.lost_first_lsn == 57 && seen.report.lost_last_lsn == 88 &&
+              seen.report.next_lsn == 101);
+        log_close(log);
+    }
+    sim_disk_free(disk);
+}
+
 static void test_no_more_than_eight_torn_ends_are_kept(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     for (uint32_t round = 0; round < 12; round++) {
@@ -383,6 +412,7 @@ static const struct {
     TEST(test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else),
     TEST(test_a_newer_major_version_is_refused_and_nothing_is_changed),
     TEST(test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone),
+    TEST(test_a_page_that_cannot_be_read_costs_the_records_in_it),
     TEST(test_no_more_than_eight_torn_ends_are_kept),
 };
 

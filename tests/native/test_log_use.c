@@ -270,6 +270,79 @@ static void test_padded_batches_begin_on_block_boundaries(void) {
     sim_disk_free(disk);
 }
 
+static void test_kills_again_and_again_do_not_fill_the_disk(void) {
+    sim_disk_t *disk = sim_disk_new(1);
+    log_config_t config = {.max_bytes = 4u << 20, .segment_bytes = 64u << 10, .batch_bytes_max = 1024};
+    for (int round = 0; round < 40; round++) {
+        log_t *log = open_plain(disk, &config);
+        for (int i = 0; i < 10; i++) {
+            CHECK(append(log, 400, false) == round * 10 + i + 1);
+            flush(log);
+        }
+        CHECK(stats_of(log).bytes < 2 * (64u << 10) + (uint64_t)(round + 1) * 10 * 424 * 2);
+        sim_disk_fail_at(disk, sim_disk_calls(disk), EIO, SIM_FOR_EVER);
+        log_close(log);
+        sim_disk_end_process(disk);
+        sim_disk_heal(disk);
+    }
+    sim_disk_free(disk);
+}
+
+typedef struct reader {
+    uint64_t next, records;
+    bool asked;
+    uint8_t buffer[4096];
+} reader_t;
+
+/* Take a finished read and start the next one. Every record is the one expected, or it was reclaimed. */
+static void reader_turn(log_t *log, reader_t *reader) {
+    log_read_t read;
+    if (log_read_done(log, &read)) {
+        CHECK(read.result >= 0 || read.result == LOG_E_GONE);
+        for (uint32_t at = 0; read.result > 0 && at < read.used; reader->next++, reader->records++) {
+            CHECK(load_u64(reader->buffer + at) == reader->next && load_u64(reader->buffer + at + 16) == reader->next * 3);
+            at += 16 + (uint32_t)format_padded(load_u32(reader->buffer + at + 8));
+        }
+        CHECK(read.next_lsn >= reader->next);
+        reader->next = read.next_lsn;
+        reader->asked = false;
+    }
+    if (!reader->asked) reader->asked = log_read_start(log, 0, reader->next, reader->buffer, sizeof reader->buffer) == BQ_OK;
+}
+
+/* No waiting for each other here: this is what the thread sanitizer looks at. */
+static void test_writing_reading_and_checkpoints_at_the_same_time_agree(void) {
+    static reader_t reader;
+    sim_disk_t *disk = sim_disk_new(1);
+    log_t *log = open_plain(disk, &plain);
+    log_stats_t stats;
+    reader = (reader_t){.next = 1};
+    for (uint64_t lsn = 1; lsn <= 3000;) {
+        uint8_t bytes[120] = {0};
+        store_u64(bytes, lsn * 3);
+        int64_t got = log_append(log, LOG_PUBLISH, 0, &(log_part_t){bytes, 8 + lsn % 100}, 1, false);
+        if (got > 0) CHECK((uint64_t)got == lsn++);
+        CHECK(got > 0 || got == BQ_E_AGAIN || got == LOG_E_FULL);
+        log_commit(log);
+        reader_turn(log, &reader);
+        uint64_t durable = log_durable(log);
+        if ((got < 0 || lsn % 64 == 0) && durable) log_checkpoint(log, durable, zeros, 100, durable > 50 ? durable - 50 : 1);
+        log_stats(log, &stats);
+        CHECK(stats.durable_lsn < stats.next_lsn && stats.bytes <= plain.max_bytes);
+    }
+    while (log_durable(log) < 3000 || reader.next <= 3000) {
+        log_commit(log);
+        reader_turn(log, &reader);
+    }
+    CHECK(reader.records > 0 && stats.reclaimed_segments > 0);
+    while (reader.asked) {
+        log_read_t read;
+        reader.asked = !log_read_done(log, &read);
+    }
+    log_close(log);
+    sim_disk_free(disk);
+}
+
 static void test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not_repeated(void) {
     sim_disk_t *disk = sim_disk_new(1);
     log_t *log = open_plain(disk, &plain);
@@ -307,6 +380,8 @@ static const struct {
     TEST(test_a_record_that_went_bad_is_never_handed_out),
     TEST(test_checkpoints_come_one_at_a_time_and_only_of_what_is_durable),
     TEST(test_padded_batches_begin_on_block_boundaries),
+    TEST(test_kills_again_and_again_do_not_fill_the_disk),
+    TEST(test_writing_reading_and_checkpoints_at_the_same_time_agree),
     TEST(test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not_repeated),
 };
 
