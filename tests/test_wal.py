@@ -188,7 +188,7 @@ def wal_with(**found):
 
 
 def counters(**values):
-    return {**dict.fromkeys(native.STATS_FIELDS, 0), "log_state": LogState.WELL, **values}
+    return {**dict.fromkeys(native.STATS_FIELDS, 0), "log_state": LogState.OK, **values}
 
 
 def test_a_log_that_fails_is_said_once_and_is_a_reason_in_plain_words():
@@ -205,7 +205,7 @@ def test_a_log_that_fails_is_said_once_and_is_a_reason_in_plain_words():
 
 def test_a_log_that_fills_up_and_has_room_again_is_said_each_time():
     log = wal_with()
-    for state in (LogState.WELL, LogState.FULL, LogState.FULL, LogState.WELL):
+    for state in (LogState.OK, LogState.FULL, LogState.FULL, LogState.OK):
         log.observe(counters(log_state=state))
     assert [event for _, event, _ in log._log.written] == ["log_full", "log_has_room"]
     assert log.reasons(counters()) == []
@@ -215,7 +215,8 @@ def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
     log = wal_with(lost_first_lsn=5, lost_last_lsn=9, lost_ranges=1)
     (reason,) = log.reasons(counters())
     assert reason.startswith("log: damaged; records 5 to 9 (1 range) are gone")
-    assert log.facts(counters())["lost"] == {"first_lsn": 5, "last_lsn": 9, "ranges": 1}
+    facts = log.facts(counters())
+    assert (facts["lost_ranges"], facts["lost_first_id"], facts["lost_last_id"]) == (1, 5, 9)
     log._tell(0.1)
     assert [event for _, event, _ in log._log.written] == ["log_opened", "log_damaged"]
 
