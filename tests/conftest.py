@@ -1,20 +1,28 @@
-"""Fixtures that every test may use: a real broker in a process of its own, and clients that are closed in the end."""
+"""Fixtures that every test may use: a real broker in a process of its own, and clients that are closed in the end.
+
+Invariant: no test fails because the machine was slow; a hang is caught by a limit of its own.
+"""
 
 import pytest
 from broker_process import BrokerProcess
 from hand_client import HelloClient, PlainClient
+from hypothesis import settings
+
+# hypothesis would fail an example that takes over 200 ms, which a shared machine or a sanitizer does to any of them.
+settings.register_profile("blipmq", settings(), deadline=None, print_blob=True)
+settings.load_profile("blipmq")
 
 
 @pytest.fixture
 def start_broker(tmp_path):
-    """Start a broker with `settings`, {"section.key": value}, where the broker `after` has been if one is given. When the
-    test has passed, each that was not killed must end in order."""
+    """Start a broker with `settings`, {"section.key": value}, where the broker `after` has been if one is given, in an
+    environment with `variables`. When the test has passed, each that was not killed must end in order."""
     started = []
 
-    def start(settings=None, after=None):
+    def start(settings=None, after=None, **variables):
         directory = after.config.parent if after else tmp_path / f"broker{len(started)}"
         directory.mkdir(exist_ok=True)
-        started.append(BrokerProcess(directory, settings or {}))
+        started.append(BrokerProcess(directory, settings or {}, **variables))
         return started[-1].get_ready()
 
     try:
