@@ -152,7 +152,7 @@ class LogState(IntEnum):
     """`log_state` of the counters."""
 
     NONE = 0
-    WELL = 1
+    OK = 1
     FULL = 2
     FAILED = 3
 

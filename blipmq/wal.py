@@ -7,6 +7,7 @@ what is gone, only one that another broker holds, a newer version wrote or the s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import Any
@@ -77,7 +78,7 @@ class Wal:
         self.directory = os.path.abspath(directory)
         self.report = report
         self._log = log
-        self._state = LogState.WELL
+        self._state = LogState.OK
 
     def __repr__(self) -> str:
         return f"<Wal {self.directory} {self._state.name.lower()} opened at LSN {self.report.next_lsn}>"
@@ -93,9 +94,10 @@ class Wal:
         try:
             while not (await asyncio.wait((opening,), timeout=PROGRESS_SECONDS))[0]:
                 log.info("log_replay", progress=f"{core.log_progress():.1%}")
-        except asyncio.CancelledError:
-            await asyncio.wait((opening,))  # the core is the thread's until it has returned
-            raise
+        finally:  # cancelled, however often: the core is the thread's until it has returned
+            while not opening.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((opening,))
         wal = cls(config.wal.directory, opening.result(), log)
         wal._tell(time.monotonic() - started)
         return wal
@@ -147,8 +149,7 @@ class Wal:
         self._state = state
 
     def facts(self, counters: Counters) -> dict[str, Any]:
-        """The log's part of what INFO answers."""
-        report, lost = self.report, self.report.lost_ranges
+        """The log's part of what INFO answers. Ids are those of the log's records, which rise by one for ever."""
         return {
             "state": LogState(counters["log_state"]).name.lower(),
             "directory": self.directory,
@@ -156,15 +157,15 @@ class Wal:
             "segments": counters["log_segments"],
             "durable_id": counters["log_durable_lsn"],
             "unsynced": counters["log_next_lsn"] - 1 - counters["log_durable_lsn"],
-            "last_fsync_ms": round(counters["log_sync_us_last"] / 1000, 3),
+            "last_fsync_ms": counters["log_sync_us_last"] / 1000,
             "disk_free_bytes": counters["log_free_bytes"],
             "checkpoint_id": counters["log_checkpoint_lsn"],
             "written_bytes": counters["log_written_bytes"],
             "records": counters["log_records"],
             "commits": counters["log_commits"],
-            "lost": {"first_lsn": report.lost_first_lsn, "last_lsn": report.lost_last_lsn, "ranges": lost}
-            if lost
-            else None,
+            "lost_ranges": self.report.lost_ranges,
+            "lost_first_id": self.report.lost_first_lsn,
+            "lost_last_id": self.report.lost_last_lsn,
         }
 
     def reasons(self, counters: Counters) -> list[str]:

@@ -257,7 +257,7 @@ class Bench:
         for event in self.core.events():
             any_ = True
             self._handle(event)
-        return any_
+        return not self.core.retry() or any_
 
     # -- questions
 

@@ -6,6 +6,9 @@ That nothing more comes is shown by what comes next, never by waiting.
 
 import base64
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 from broker_process import BrokerProcess, until
@@ -15,6 +18,18 @@ pytestmark = pytest.mark.blackbox
 
 QUICK = {"qos1.ack_timeout_ms": 100}
 # The smallest log there is: four files of twice what is gathered for one sync.
+FAILING_DISK = """
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int fdatasync(int file) {
+    if (access(getenv("DISK_BROKEN"), F_OK)) return (int)syscall(SYS_fdatasync, file);
+    errno = EIO;
+    return -1;
+}
+"""
 SMALL_LOG = {"server.max_message_size_bytes": 4096, "wal.segment_size_bytes": 524288, "wal.max_bytes": 2097152}
 
 
@@ -317,7 +332,7 @@ def test_a_second_broker_on_the_same_log_ends_with_status_69_and_one_clear_line(
     second = BrokerProcess(broker.config.parent, {})
     assert second.wait() == 69
     assert second.log[-2].startswith("blipmq: another broker uses the log in data/wal. Stop that one, or give this one")
-    assert broker.info()["log"]["state"] == "well"
+    assert broker.info()["log"]["state"] == "ok"
 
 
 def test_many_publishers_at_once_are_each_answered_and_nothing_is_lost(broker, connect):
@@ -357,7 +372,7 @@ def test_what_a_member_leaves_behind_when_it_dies_goes_to_another(broker, connec
     assert all(m.redelivered for m in again)
 
 
-# ---- a full log, a damaged log -----------------------------------------------------------------------------------------
+# ---- a full log, a broken disk, a damaged log ---------------------------------------------------------------------------
 
 
 def fill(writer, payload):
@@ -390,6 +405,46 @@ def test_a_full_log_refuses_until_the_subscriber_has_caught_up_and_nothing_is_lo
     assert broker.info()["state"] == "ok"
 
 
+@pytest.fixture
+def failing_disk(tmp_path):
+    """Variables with which a broker's fdatasync fails as soon as the file `broken` exists, and that file."""
+    source, library, broken = (tmp_path / name for name in ("disk.c", "disk.so", "broken"))
+    source.write_text(FAILING_DISK)
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler: packaging/setup.sh installs one"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
+    return {"LD_PRELOAD": preloaded, "DISK_BROKEN": str(broken)}, broken
+
+
+def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart_and_qos_0_goes_on(
+    start_broker, connect, failing_disk
+):
+    variables, broken = failing_disk
+    first = start_broker(**variables)
+    durable(connect, first, "orders").close()
+    writer, light = connect(first, hello=True), connect(first).subscribe("orders")
+    ids = publish(writer, "orders", b"safe")
+    assert light.next().payload == b"safe"
+    broken.touch()
+    answer = writer.ask(PUB, "orders", b"not safe", qos=1)
+    assert (answer.code, answer.id) == (503, 0) and "the log has failed" in answer.message, answer
+    broken.unlink()  # a disk that answers again is not believed
+    assert writer.ask(PUB, "orders", b"nor this", qos=1).code == 503
+    writer.publish("orders", b"QoS 0")
+    assert light.next().payload == b"QoS 0"
+    line = first.wait_for("log_failed")
+    assert (line["level"], line["error"]) == ("error", "Input/output error")
+    described = first.info()
+    assert (described["state"], described["log"]["state"]) == ("degraded", "failed")
+    assert described["reasons"][0].startswith("log: the disk failed (Input/output error); QoS 1 publishes are refused")
+    first.stop()
+    second = start_broker(after=first)
+    reader = durable(connect, second, "orders")
+    assert (reader.next().id, second.info()["state"]) == (ids[0], "ok")
+    assert publish(connect(second, hello=True), "orders", b"again")[0] > ids[0]
+
+
 def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(start_broker, connect):
     first = start_broker()
     durable(connect, first, "orders").close()
@@ -407,11 +462,12 @@ def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(s
     assert (line["level"], line["first_lsn"], line["last_lsn"]) == ("error", line["last_lsn"], line["first_lsn"])
     described = second.info()
     assert described["state"] == "degraded" and "damaged" in described["reasons"][0]
-    assert described["log"]["lost"] == {
-        "first_lsn": int(line["first_lsn"]),
-        "last_lsn": int(line["last_lsn"]),
-        "ranges": 1,
-    }
+    log = described["log"]
+    assert (log["lost_ranges"], log["lost_first_id"], log["lost_last_id"]) == (
+        1,
+        int(line["first_lsn"]),
+        log["lost_first_id"],
+    )
     got = firsts(durable(connect, second, "orders"), 199)
     assert list(got.values()) == payloads[:100] + payloads[101:]
     assert list(got) == ids[:100] + ids[101:]
