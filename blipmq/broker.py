@@ -136,7 +136,7 @@ class Broker:
         self._handlers: dict[type, Callable[[Any], None]] = {}
 
     def __repr__(self) -> str:
-        state = "stopped" if self._core is None else "stopping" if self._stopped else "running"
+        state = self.unready or "running"
         return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
 
     # -- life
@@ -219,6 +219,13 @@ class Broker:
     # -- verbs
 
     @property
+    def unready(self) -> str:
+        """Why new clients are not served at the moment: starting, stopping, stopped or a sentence; "" if they are."""
+        if self._core is None or self._status is None:
+            return "starting" if self._stopped is None else "stopped"
+        return "stopping" if self._stopped is not None else self._status.accept_problem
+
+    @property
     def address(self) -> str:
         """Where it listens, with the real port; "" without a listener."""
         return self._status.address if self._status else ""
@@ -271,6 +278,10 @@ class Broker:
     async def info(self) -> dict[str, Any]:
         """The state of the broker, as INFO answers it."""
         return await self._ask(self._status_running().ask_report)
+
+    async def reasons(self) -> list[str]:
+        """What is not as it should be, a sentence each; nothing in it: all is well."""
+        return await self._ask(self._status_running().ask_reasons)
 
     def apply(self, config: Config) -> None:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""

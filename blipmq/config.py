@@ -47,6 +47,15 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    bind_addr: str = key(
+        "127.0.0.1:9090",
+        "Where `blipmq start` serves /metrics, /livez, /readyz and /healthz over HTTP: ADDRESS:PORT, [IPv6]:PORT or "
+        "NAME:PORT. Empty: nowhere. If it was left at the default and is taken, the broker warns and runs without.",
+    )
+
+
+@dataclass(frozen=True)
 class Auth:
     allow_anonymous: bool = key(
         False, "Serve clients without a key on an address that others can reach. Loopback needs no permission."
@@ -274,6 +283,7 @@ class Config:
     """All settings of one broker. `Config()` is the defaults; `config_reader` makes one from a file or a dict."""
 
     server: Server = field(default_factory=Server)
+    metrics: Metrics = field(default_factory=Metrics)
     auth: Auth = field(default_factory=Auth)
     queues: Queues = field(default_factory=Queues)
     wal: Wal = field(default_factory=Wal)
@@ -327,7 +337,6 @@ KEYS: dict[str, Key] = {k.path: k for k in _declared(Config(), "")}
 # Documented keys that no code honours yet: named here so that they are refused with the true reason, never ignored.
 PLANNED: frozenset[str] = frozenset(
     {
-        "metrics.bind_addr",
         "auth.api_keys",
         "auth.keys_file",
         "queues.topic_capacity",

@@ -220,6 +220,12 @@ class _Reading:
                 f'"{addr}" can be reached from other machines, and this version asks no one for a key. '
                 "Listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can reach it may use it",
             )
+        if addr and addr == config.metrics.bind_addr and split_address(addr)[1]:
+            self._clash(
+                "metrics.bind_addr",
+                f'"{addr}" is where server.bind_addr listens already; give the metrics a port of their own, '
+                'or "" to have none',
+            )
         if config.queues.subscriber_bytes < config.server.max_message_size_bytes:
             self._clash(
                 "queues.subscriber_bytes",
@@ -304,6 +310,7 @@ def _problem(k: Key, value: Any) -> str:
 
 _CHECKS: dict[str, Callable[[str], object]] = {
     "server.bind_addr": split_address,
+    "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
 }
 

@@ -22,15 +22,18 @@ class AddressInUse(BlipMQError):
     exit_status = 69
 
 
-def open_listener(bind_addr: str) -> socket.socket:
-    """Listen at HOST:PORT or [IPv6]:PORT. Raises `AddressInUse`, `NotAllowed` (a privileged port) or `ConfigError`."""
+def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socket:
+    """Listen at HOST:PORT or [IPv6]:PORT, which the setting `key` names.
+
+    Raises `AddressInUse`, `NotAllowed` (a privileged port) or `ConfigError`.
+    """
     host, port = split_address(bind_addr)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
-            f"server.bind_addr: {host!r} is not a name this machine can resolve ({reason}). "
+            f"{key}: {host!r} is not a name this machine can resolve ({reason}). "
             "Write an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
         ) from None
     # A name may have addresses of both kinds; IPv4 first, because that is what people expect of localhost.
@@ -47,7 +50,7 @@ def open_listener(bind_addr: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _explained(error, bind_addr, port) from None
+        raise _explained(error, bind_addr, port, key) from None
     return listener
 
 
@@ -57,12 +60,12 @@ def address_of(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _explained(error: OSError, bind_addr: str, port: int) -> BlipMQError:
+def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQError:
     if error.errno == errno.EADDRINUSE:
         look = f"ss -ltnp 'sport = :{port}'" if sys.platform == "linux" else f"lsof -i :{port}"
         return AddressInUse(
             f"{bind_addr} is in use: another process, perhaps another broker, listens there. "
-            f"Find it with `{look}`, or choose another server.bind_addr."
+            f"Find it with `{look}`, or choose another {key}."
         )
     if error.errno == errno.EACCES:
         return NotAllowed(
@@ -71,7 +74,7 @@ def _explained(error: OSError, bind_addr: str, port: int) -> BlipMQError:
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigError(
-            f"server.bind_addr: {bind_addr} is not an address of this machine. `ip address` lists those it has; "
+            f"{key}: {bind_addr} is not an address of this machine. `ip address` lists those it has; "
             "0.0.0.0 stands for all of them."
         )
-    return ConfigError(f"server.bind_addr: cannot listen on {bind_addr}: {error.strerror}.")
+    return ConfigError(f"{key}: cannot listen on {bind_addr}: {error.strerror}.")

@@ -240,18 +240,29 @@ class Stats(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """One connection that subscribes, and its queue."""
+    """One connection that subscribes, and its queue: `bq_subscriber_t`, in its order."""
 
     conn: int
-    peer: str
-    subscriptions: int
-    queued_messages: int
-    queued_bytes: int
     enqueued: int
     delivered: int
     dropped_ttl: int
     dropped_queue_full: int
-    blocked: bool
+    queued_messages: int
+    queued_bytes: int
+    subscriptions: int
+    flags: int
+    peer_address: bytes
+    peer_port: int
+
+    @property
+    def peer(self) -> str:
+        """Who it is, as people write it; "" for a fed connection."""
+        return peer_name(self.peer_address, self.peer_port)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its socket takes no more at the moment."""
+        return bool(self.flags & 1)
 
 
 class Listed(NamedTuple):
@@ -341,25 +352,7 @@ def _stats(e: CData) -> Event:
 
 
 def _list(e: CData) -> Event:
-    # Copied first: the ring gives no alignment for the structs in it.
-    page = ffi.new("bq_subscriber_t[]", e.data_size // ffi.sizeof("bq_subscriber_t"))
-    ffi.memmove(page, e.data, ffi.sizeof(page))
-    return Listed(e.seq, e.value, [_subscriber(row) for row in page])
-
-
-def _subscriber(row: CData) -> Subscriber:
-    return Subscriber(
-        conn=row.conn,
-        peer=peer_name(bytes(ffi.buffer(row.peer)), row.peer_port),
-        subscriptions=row.subscriptions,
-        queued_messages=row.queued_messages,
-        queued_bytes=row.queued_bytes,
-        enqueued=row.enqueued,
-        delivered=row.delivered,
-        dropped_ttl=row.dropped_ttl,
-        dropped_queue_full=row.dropped_queue_full,
-        blocked=bool(row.flags & 1),
-    )
+    return Listed(e.seq, e.value, [Subscriber._make(row) for row in _SUBSCRIBER_LAYOUT.iter_unpack(_data(e))])
 
 
 def _accepting(e: CData) -> Event:
@@ -379,6 +372,9 @@ STATS_FIELDS: tuple[str, ...] = tuple(
     counter for name, field in ffi.typeof("bq_stats_t").fields for counter in _counter_names(name, field.type)
 )
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
+# Unpacked rather than read field by field: a scrape goes through every subscriber there is.
+_SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
+assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
 
 _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_HELLO: _hello,

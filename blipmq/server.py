@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable
 
 from blipmq import config_reader, memory
+from blipmq.admin import Admin
 from blipmq.affinity import choose_processors, stay_on
 from blipmq.broker import Broker
 from blipmq.config import Config
 from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
+from blipmq.listener import AddressInUse
 from blipmq.logs import Log
 from blipmq.version import __version__
 
@@ -53,7 +55,10 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         loop=loop_name,
     )
     try:
-        return loop.run_until_complete(Process(Broker(config, log=log), reload, log).serve())
+        process = Process(Broker(config, log=log), reload, log)
+        return loop.run_until_complete(
+            process.serve(metrics_by_default=loaded.origins["metrics.bind_addr"] == "default")
+        )
     finally:
         loop.close()
 
@@ -71,16 +76,38 @@ class Process:
     def __repr__(self) -> str:
         return f"<Process ending={self._end.is_set()} {self._broker!r}>"
 
-    async def serve(self) -> int:
+    async def serve(self, metrics_by_default: bool) -> int:
         """Start, wait for the end, stop."""
         self._take_signals(asyncio.get_running_loop())
-        await self._broker.start()
-        self._log.info("ready", address=self._broker.address)
-        await self._end.wait()
-        unflushed = await self._broker.stop()
+        admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
+        try:
+            await self._broker.start()
+            self._log.info("ready", address=self._broker.address)
+            await self._end.wait()
+            unflushed = await self._broker.stop()
+        finally:
+            if admin is not None:
+                await admin.stop()
         self._log.info("stopped", unflushed=unflushed)
         self._log.finish()
         return 0
+
+    async def _start_admin(self, bind_addr: str, by_default: bool) -> Admin | None:
+        """Serve metrics and health. An address no one asked for, the default, may be taken: nothing depends on it."""
+        if not bind_addr:
+            return None
+        admin = Admin(self._broker, bind_addr, self._log)
+        try:
+            await admin.start()
+        except AddressInUse as error:
+            if not by_default:
+                raise
+            self._log.warning(
+                "metrics_off", error=str(error), hint="set metrics.bind_addr to an address, or to nothing"
+            )
+            return None
+        self._log.info("metrics", address=admin.address)
+        return admin
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from blipmq.hardware import read_hardware
+from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.version import __version__
@@ -55,9 +55,15 @@ class Status:
         self._round = 0  # seq of the round under way, 0: none
         self._counters: Counters = {}
         self._deepest: list[Subscriber] = []
+        self._listed = self._stuck = 0
 
     def __repr__(self) -> str:
         return f"<Status waiting={len(self._reports_for)} round={self._round} history={len(self._history)}>"
+
+    @property
+    def accept_problem(self) -> str:
+        """Why new connections are not accepted at the moment; "" if they are."""
+        return f"new connections wait: {os.strerror(self._accept_errno)}" if self._accept_errno else ""
 
     @property
     def memory_is_short(self) -> bool:
@@ -75,6 +81,10 @@ class Status:
         self._seq += 1
         self._counters_for[self._seq] = answer
         self._core.stats(self._seq)
+
+    def ask_reasons(self, answer: Callable[[list[str]], None]) -> None:
+        """Call `answer` with what is not as it should be, a sentence each; nothing in it: all is well."""
+        self.ask_counters(lambda counters: answer(self._all_reasons(counters, read_hardware())))
 
     def ask_report(self, answer: Callable[[Report], None]) -> None:
         """Call `answer` with the report that INFO gives as JSON."""
@@ -97,8 +107,14 @@ class Status:
     def listed(self, event: Listed) -> None:
         if event.seq != self._round:
             return
-        deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *event.subscribers], key=_depth)
-        self._deepest = deepest
+        self._listed += len(event.subscribers)
+        self._stuck += sum(row.blocked for row in event.subscribers)
+        rows = event.subscribers
+        if len(self._deepest) == SUBSCRIBERS_MAX:  # from here on most rows are out at once
+            least = _depth(self._deepest[-1])
+            rows = [row for row in rows if _depth(row) > least]
+        if rows:
+            self._deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *rows], key=_depth)
         if event.next_slot:
             self._core.list(self._round, event.next_slot)
         else:
@@ -115,7 +131,7 @@ class Status:
     # -- the report
 
     def _begin_round(self, counters: Counters) -> None:
-        self._counters, self._deepest = counters, []
+        self._counters, self._deepest, self._listed, self._stuck = counters, [], 0, 0
         self._core.list(self._round, 0)
 
     def _end_round(self) -> None:
@@ -126,14 +142,9 @@ class Status:
             answer(report)
 
     def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
-        rates, dropping = self._rates(counters)
+        rates, _ = self._rates(counters)
         hardware = read_hardware()
-        reasons = self._wal.reasons(counters) if self._wal else []
-        reasons += self._reasons(dropping, _in_use(counters))
-        if hardware and hardware["undervoltage"]:
-            reasons.append("under-voltage: the power supply or its cable is too weak")
-        if hardware and hardware["throttled"]:
-            reasons.append("throttled: the processor is too hot or short of power")
+        reasons = self._all_reasons(counters, hardware)
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
@@ -144,6 +155,7 @@ class Status:
             "topics": counters["cached_topics"],
             "subscriptions": [self._subscriber(row) for row in subscribers],
             "subscriptions_total": counters["subscriptions"],
+            "subscribers": {"total": self._listed, "blocked": self._stuck},
             "messages": {
                 "published": counters["published"],
                 "enqueued": counters["enqueued"],
@@ -198,6 +210,15 @@ class Status:
         dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
+    def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
+        reasons = self._wal.reasons(counters) if self._wal else []
+        reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if hardware and hardware["undervoltage"]:
+            reasons.append("under-voltage: the power supply or its cable is too weak")
+        if hardware and hardware["throttled"]:
+            reasons.append("throttled: the processor is too hot or short of power")
+        return reasons
+
     def _reasons(self, dropping: int, in_use: int) -> list[str]:
         reasons = []
         if self.budget_bytes and in_use > self.budget_bytes * NEARLY_FULL:
@@ -205,10 +226,7 @@ class Status:
                 f"memory: {in_use} of {self.budget_bytes} bytes in use; slow subscribers lose messages first, see subscriptions"
             )
         if self._accept_errno:
-            why = os.strerror(self._accept_errno)
-            reasons.append(
-                f"new connections wait: {why}; raise the limit on open files or lower server.max_connections"
-            )
+            reasons.append(f"{self.accept_problem}; raise the limit on open files or lower server.max_connections")
         if dropping > 0:
             reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
         return reasons

@@ -282,7 +282,10 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
 
 void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
-    if (bq->config.lazy_expiry) queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+    if (bq->config.lazy_expiry) {
+        queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+        connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
+    }
     if (connection->fd < 0) flush_fed(bq, connection);
     else flush_socket(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
@@ -621,7 +624,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
 }
 
 void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN) return;
+    if (connection->state != CONNECTION_OPEN || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;

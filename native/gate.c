@@ -11,6 +11,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
+
+#if defined(_POSIX_CLOCK_SELECTION) && _POSIX_CLOCK_SELECTION > 0
+#define HAS_CONDITION_CLOCK 1
+#else
+#define HAS_CONDITION_CLOCK 0 /* a wait takes a span of time there instead */
+#endif
 
 static void require(int failure) {
     if (failure) abort();
@@ -20,7 +27,7 @@ int gate_init(gate_t *gate) {
     pthread_condattr_t attributes;
     if (pthread_mutex_init(&gate->mutex, NULL) != 0) return BQ_E_SYSTEM;
     int failure = pthread_condattr_init(&attributes);
-#if !defined(__APPLE__) /* which waits for a span of time instead */
+#if HAS_CONDITION_CLOCK
     if (!failure) failure = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 #endif
     if (!failure) failure = pthread_cond_init(&gate->condition, &attributes);
@@ -45,7 +52,7 @@ void gate_wait(gate_t *gate, int timeout_ms) {
         return;
     }
     struct timespec until = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L};
-#if defined(__APPLE__)
+#if !HAS_CONDITION_CLOCK
     int failure = pthread_cond_timedwait_relative_np(&gate->condition, &gate->mutex, &until);
 #else
     struct timespec now;

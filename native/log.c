@@ -185,12 +185,14 @@ static void limits_set(log_t *log) {
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
     uint64_t publish = log->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
+    bool full = atomic_load(&log->full);
+    publish = publish > usable ? publish - usable : 0;
+    if (full && publish < segment / 4) publish = 0; /* no flapping: once refused, publishes wait for room that lasts a while */
     atomic_store(&log->limit_urgent, log->charged_done + room + more_urgent * usable);
-    atomic_store(&log->limit_publish, log->charged_done + (publish > usable ? publish - usable : 0));
-    if (atomic_load(&log->full) && !log->stuck && atomic_load(&log->limit_publish) >= atomic_load(&log->refused_at)) {
-        atomic_store(&log->full, false);
-        log_wake(log);
-    }
+    atomic_store(&log->limit_publish, log->charged_done + publish);
+    if (!full || !publish) return;
+    atomic_store(&log->full, false);
+    log_wake(log);
 }
 
 /* ---- committing ------------------------------------------------------------------------------------------------------ */
@@ -363,9 +365,8 @@ static void *log_run(void *argument) {
 
 /* ---- the core's side --------------------------------------------------------------------------------------------------- */
 
-static int refuse(log_t *log, uint64_t charged, bool urgent) {
+static int refuse(log_t *log, bool urgent) {
     if (urgent) return LOG_E_FULL;
-    atomic_store(&log->refused_at, charged);
     if (!atomic_exchange(&log->full, true)) { /* from now on the thread looks for room by itself */
         gate_enter(&log->work);
         gate_signal(&log->work);
@@ -386,7 +387,7 @@ int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *pa
     if (batch->used + bytes > log->config.batch_bytes_max || place >= FORMAT_PLACE_MAX) return BQ_E_AGAIN;
     uint64_t charged = log->charged + bytes + (batch->used ? 0 : pad_bytes_max(log));
     if (charged > atomic_load_explicit(urgent ? &log->limit_urgent : &log->limit_publish, memory_order_relaxed))
-        return refuse(log, charged, urgent);
+        return refuse(log, urgent);
 
     uint64_t lsn = log->next_lsn++;
     uint8_t *record = batch->bytes + batch->used, *out = record + FORMAT_RECORD_BYTES;
@@ -544,8 +545,8 @@ static int tail_end(log_t *log, uint64_t next_lsn) {
 static int active_begin(log_t *log, recover_t *recover, const tail_t *tail) {
     segment_header_t header;
     uint64_t carried = tail->source ? tail->source->end - tail->offset : 0;
-    uint64_t wanted = header_bytes(log) + carried + log->config.block_bytes + log->config.batch_bytes_max + 4096;
-    wanted = wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
+    uint64_t wanted = header_bytes(log) + carried + batch_room(log) + pad_bytes_max(log) + 2 * FORMAT_FOOTER_BYTES;
+    wanted = carried && wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
     int error = header_make(log, &header, tail->first_lsn, (uint32_t)wanted);
     if (error < 0) return error;
     log->active = segment_new(&header, header.number, header.segment_bytes);
@@ -595,6 +596,22 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
 }
 static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
 
+/* Give back what was allocated for records that never came: a broker killed again and again would fill the disk with it.
+ * Damaged segments stay as they are. */
+static void segments_trim(log_t *log, const recover_t *recover) {
+    storage_t *storage = log->storage;
+    for (uint32_t i = 0; i < recover->count; i++) {
+        segment_t *segment = recover->segments[i];
+        char name[FORMAT_NAME_BYTES];
+        if (segment->damaged || segment->file_bytes < segment->end + log->config.segment_bytes / 8) continue;
+        format_segment_name(name, segment->name_number);
+        int file = storage->open(storage, name, false);
+        if (file < 0) continue;
+        if (storage->truncate(storage, file, segment->end) >= 0) segment->file_bytes = segment->end;
+        storage->close(storage, file);
+    }
+}
+
 /* After the last record: the disk is made to hold what was recovered, in a form that this process has synced itself. */
 static int recovered_settle(log_t *log, recover_t *recover) {
     storage_t *storage = log->storage;
@@ -614,6 +631,7 @@ static int recovered_settle(log_t *log, recover_t *recover) {
         tail.source->next_lsn = tail.first_lsn;
     }
     segments_drop(log, recover, has_no_records);
+    segments_trim(log, recover);
     log->segments = recover->segments;
     log->count = recover->count;
     log->capacity = recover->capacity;

@@ -195,7 +195,8 @@ void scan_file(scan_t *scan, int file, uint64_t size, const segment_header_t *he
 static int64_t read_by_sector(scan_t *scan, uint64_t offset, uint8_t *bytes, uint64_t size) {
     uint64_t done = 0;
     while (done < size) {
-        uint64_t left = size - done, piece = left < SECTOR_BYTES ? left : SECTOR_BYTES;
+        uint64_t left = size - done, piece = SECTOR_BYTES - (offset + done) % SECTOR_BYTES;
+        if (piece > left) piece = left;
         int64_t count = scan->storage->read(scan->storage, scan->file, offset + done, bytes + done, piece);
         if (count < 0 && count != -EIO) return count;
         if (count < 0) {

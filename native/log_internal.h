@@ -162,7 +162,6 @@ struct log {
     _Atomic uint64_t durable, shown_next_lsn;
     _Atomic uint64_t limit_publish, limit_urgent; /* `charged` may not pass them */
     _Atomic int32_t failed;                       /* the errno that stopped the log */
-    _Atomic uint64_t refused_at;                  /* `charged` that the last refused publish would have made */
     _Atomic bool full, busy;
 
     /* the log thread and its gate */

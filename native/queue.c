@@ -111,7 +111,7 @@ static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t co
  * follows can be dropped like any other. Returns the entry with the rest, or NULL when there is none (or no memory). */
 static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     if (entry->count <= 1) return NULL;
-    uint32_t rest = frame_size_at(entry->segment, entry->offset - entry->head_sent) - entry->head_sent;
+    uint32_t rest = entry->head_left;
     queue_run_t tail = {.segment = entry->segment,
                         .offset = entry->offset + rest,
                         .size = entry->size - rest,
@@ -131,7 +131,7 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
 static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
     queue_entry_t *entry = queue->head;
     while (entry) {
-        if (entry->head_sent) {
+        if (entry->head_left) {
             queue_entry_t *rest = entry_split_head(env, entry);
             if (rest) return rest;
         } else if (entry->count) {
@@ -229,18 +229,16 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
         entry_advance(env, entry, bytes);
         return;
     }
-    uint32_t left = bytes + entry->head_sent;
-    uint32_t at = entry->offset - entry->head_sent;
-    uint32_t whole = 0;
-    for (;;) {
-        uint32_t size = frame_size_at(entry->segment, at);
-        if (size > left) break;
+    uint32_t left = bytes, at = entry->offset, whole = 0;
+    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->segment, at);
+    while (size <= left) {
         left -= size;
         at += size;
         whole++;
+        size = frame_size_at(entry->segment, at);
     }
     entry->count -= whole;
-    entry->head_sent = left;
+    entry->head_left = left ? size - left : 0;
     entry_advance(env, entry, bytes);
     count_delivered(queue, env, whole, bytes);
 }
@@ -261,7 +259,7 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
 
 void queue_expire(queue_entry_t *entry, queue_env_t *env) {
     queue_t *queue = entry->queue;
-    if (entry->head_sent) {
+    if (entry->head_left) {
         entry = entry_split_head(env, entry);
         if (!entry) return; /* nothing but the frame that must be finished */
     }
@@ -272,7 +270,7 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
 
 void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     queue_entry_t *entry = queue->head;
-    bool begun = entry && entry->head_sent; /* its first frame must be finished, whatever its age; what follows need not */
+    bool begun = entry && entry->head_left; /* its first frame must be finished, whatever its age; what follows need not */
     while (entry && (begun || (entry->tick && entry->tick <= now_tick))) {
         queue_entry_t *next = entry->next;
         if (entry->tick && entry->tick <= now_tick) queue_expire(entry, env);

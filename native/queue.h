@@ -3,7 +3,7 @@
  *      head                                       tail
  *       v                                          v
  *      [entry: 3 frames of segment 7] <-> [entry: 2,000 frames of segment 8] <-> ...
- *        ^ offset: next byte to send. head_sent > 0: the first frame is partly on the wire and can no longer be dropped
+ *        ^ offset: next byte to send. head_left > 0: the first frame is partly on the wire and can no longer be dropped
  *
  * Invariants: messages, bytes and control_bytes are the sums over the entries; enqueued = delivered + dropped_ttl +
  * dropped_queue_full + messages (+ what is dropped when the connection ends). An entry is either `count` whole messages of
@@ -39,7 +39,7 @@ typedef struct queue_entry {
     uint32_t offset;    /* in segment->bytes */
     uint32_t size;      /* bytes from there on */
     bool kept;          /* a QoS 1 delivery: bounded by its session's window, so neither dropped nor counted as a reply */
-    uint32_t head_sent; /* bytes of the first frame that are on the wire already (they lie before offset) */
+    uint32_t head_left; /* what is left of a first frame that is partly on the wire; 0: none is */
 } queue_entry_t;
 
 typedef struct queue {

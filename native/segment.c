@@ -93,16 +93,15 @@ void segment_shrink(segment_store_t *store, segment_t *segment, uint64_t bytes) 
     compact_consider(store, segment);
 }
 
-/* Move one entry's bytes to the cold segment; the entry keeps its place in its queue. A frame that is partly sent moves
- * whole: its length, which lies in the part already sent, is still needed to find its end. */
+/* Move one entry's bytes to the cold segment; the entry keeps its place in its queue. Only live bytes are moved: a cold
+ * segment is then as dense as what was put into it, and what is copied is not soon worth copying again. */
 static bool entry_copy_out(segment_store_t *store, queue_entry_t *entry) {
-    uint32_t size = entry->head_sent + entry->size;
-    uint8_t *to = reserve_in(store, &store->cold, size);
+    uint8_t *to = reserve_in(store, &store->cold, entry->size);
     if (!to) return false;
-    memcpy(to, entry->segment->bytes + entry->offset - entry->head_sent, size);
+    memcpy(to, entry->segment->bytes + entry->offset, entry->size);
     segment_unlink(store, entry);
-    entry->offset = store->cold->used + entry->head_sent;
-    store->cold->used += size;
+    entry->offset = store->cold->used;
+    store->cold->used += entry->size;
     segment_link(store->cold, entry);
     store->compacted_bytes += entry->size;
     return true;

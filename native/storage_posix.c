@@ -84,7 +84,7 @@ static int disk_truncate(storage_t *storage, int file, uint64_t size) {
 /* Where blocks cannot be reserved (FAT, some network file systems) the file is only made as long: a write may then meet a full
  * disk, which log.c holds the batch for. Writing zeros instead would wear a card twice. */
 static int disk_allocate(storage_t *storage, int file, uint64_t size) {
-#if defined(__linux__)
+#if defined(FALLOC_FL_KEEP_SIZE)
     int result;
     do result = fallocate(file, 0, 0, (off_t)size);
     while (result < 0 && errno == EINTR);
@@ -112,10 +112,10 @@ static int full_sync(int file) {
 
 static int disk_sync_data(storage_t *storage, int file) {
     (void)storage;
-#if defined(__linux__)
-    return result_of(fdatasync(file));
-#else
+#if defined(F_FULLFSYNC)
     return full_sync(file);
+#else
+    return result_of(fdatasync(file));
 #endif
 }
 

@@ -128,6 +128,25 @@ def test_a_frame_that_is_partly_sent_survives_being_moved() -> None:
         assert stuck.payloads == [payload] and len(fast.messages) == 20
 
 
+def test_two_large_frames_that_are_nearly_sent_are_not_moved_again_and_again() -> None:
+    with Bench(segment_bytes=4096) as bench:
+        publisher, stuck, other = bench.attach(), bench.attach().subscribe("t"), bench.attach().subscribe("u")
+        for client, topic in ((stuck, "t"), (other, "u")):
+            client.stall()
+            client.take(16_500)  # all but the last few KiB of the frame leave
+            publisher.publish(topic, bytes(17_920))
+        publisher.publish("nobody", bytes(20_000))
+        publisher.subscribe("own")
+        publisher.publish("own", bytes(20_000))
+        bench.settle()
+        compacted = bench.stats()["compacted_bytes"]
+        for _ in range(100):
+            bench.turn()
+        stats = bench.stats()
+        assert stats["queued_messages"] == 2 and stats["compacted_bytes"] == compacted <= stats["queued_bytes"] * 2
+        assert bench.core.next_timer_ms() == -1
+
+
 def test_clients_that_come_subscribe_and_go_leave_nothing_behind() -> None:
     with Bench() as bench:
         used = []
@@ -247,6 +266,16 @@ def test_a_held_back_publisher_goes_on_when_what_is_in_the_way_expires() -> None
         stuck.read()
         bench.settle()
         assert stuck.payloads == [b"2"]
+
+
+def test_a_held_back_publisher_goes_on_when_lazy_expiry_leaves_the_reader_nothing_to_read() -> None:
+    bench, _, stuck = blocked_bench(lazy_expiry=1)
+    with bench:
+        bench.settle(advance_ms=60)
+        assert bench.stats()["blocked_publishers"] == 1
+        stuck.read()
+        bench.settle()
+        assert stuck.payloads == [b"2"] and bench.stats()["dropped_ttl"] == 2
 
 
 def test_a_held_back_publisher_goes_on_when_the_full_subscriber_unsubscribes() -> None:
@@ -705,7 +734,11 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
 
 def test_stop_flushes_what_is_read_says_so_and_reports_what_nobody_read() -> None:
     with Bench() as bench:
-        publisher, reader, stuck = bench.attach(), bench.attach(hello=True).subscribe("t"), bench.attach().subscribe("t")
+        publisher, reader, stuck = (
+            bench.attach(),
+            bench.attach(hello=True).subscribe("t"),
+            bench.attach().subscribe("t"),
+        )
         stuck.stall()
         publisher.feed(publish_frame("t", b"x") * 5)
         bench.core.stop(1000)

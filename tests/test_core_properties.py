@@ -7,6 +7,7 @@ part of a frame, a window half used) are in the second half: what must hold for 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stepped import Bench, Client, SocketClient, conserved
 from twin import Publish, Twin, message_bytes
 
-from blipmq import native, topics, wire
+from blipmq import native, wire
 from blipmq.native import Overflow
 
 SEGMENT_BYTES = 4096
@@ -31,7 +32,9 @@ def names(separator: str, one: str, rest: str) -> st.SearchStrategy[str]:
     return st.builds(lambda levels, end: separator.join([*levels, *end]), levels, st.sampled_from([[], [rest]]))
 
 
-FILTERS = st.one_of(names(".", "*", ">"), names("/", "+", "#"), st.sampled_from(["many.*", "many.7", "#", ">"])).filter(bool)
+FILTERS = st.one_of(names(".", "*", ">"), names("/", "+", "#"), st.sampled_from(["many.*", "many.7", "#", ">"])).filter(
+    bool
+)
 HOT_TOPIC = "a.b"  # so that queues fill
 TOPICS = st.one_of(
     st.just(HOT_TOPIC),
@@ -39,7 +42,9 @@ TOPICS = st.one_of(
     st.builds(str.join, st.sampled_from([".", "/"]), st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4)),
     st.sampled_from(MANY_TOPICS),
 ).filter(bool)
-PAYLOADS = st.one_of(st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size))
+PAYLOADS = st.one_of(
+    st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size)
+)
 TTLS_MS = st.sampled_from([0, 0, 1, 10, 11, 25, 60])
 PUBLISHES = st.builds(Publish, TOPICS, PAYLOADS, TTLS_MS)
 # Runs of one topic and one lifetime are what the core handles together; small ones make the caps by messages count.
@@ -77,7 +82,9 @@ class CoreAndTwin(RuleBasedStateMachine):
 
     @initialize(limits=LIMITS, tick_ms=st.sampled_from([1, 10]), filters=HOT_FILTERS, stalled=st.booleans())
     def start(self, limits: dict[str, Any], tick_ms: int, filters: list[str], stalled: bool) -> None:
-        self.bench = Bench(**limits, tick_ms=tick_ms, segment_bytes=SEGMENT_BYTES, route_cache_entries=64, max_connections=4)
+        self.bench = Bench(
+            **limits, tick_ms=tick_ms, segment_bytes=SEGMENT_BYTES, route_cache_entries=64, max_connections=4
+        )
         self.twin = Twin(self.bench.config, self.bench.now_ms, self.bench.wall_offset_ms)
         self.clients: dict[str, Client] = {}
         self.attach("ann")
@@ -129,7 +136,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         client = self.clients[self.client(name)]
         data = frames_of(batch)
         edges = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             client.feed(data[start:stop])
             if slowly:
                 self.bench.settle()
@@ -219,15 +226,19 @@ class CoreAndTwin(RuleBasedStateMachine):
             row = rows.pop(self.clients[name].conn, None)
             assert (row is not None) == bool(client.filters)
             if row is not None:
-                assert row._asdict() | {
-                    "subscriptions": len(client.filters),
-                    "queued_messages": len(client.queue),
-                    "queued_bytes": client.queued_bytes,
-                    "enqueued": client.enqueued,
-                    "delivered": client.delivered,
-                    "dropped_ttl": client.dropped_ttl,
-                    "dropped_queue_full": client.dropped_queue_full,
-                } == row._asdict()
+                assert (
+                    row._asdict()
+                    | {
+                        "subscriptions": len(client.filters),
+                        "queued_messages": len(client.queue),
+                        "queued_bytes": client.queued_bytes,
+                        "enqueued": client.enqueued,
+                        "delivered": client.delivered,
+                        "dropped_ttl": client.dropped_ttl,
+                        "dropped_queue_full": client.dropped_queue_full,
+                    }
+                    == row._asdict()
+                )
         assert not rows
 
 
@@ -235,3 +246,134 @@ CoreAndTwin.TestCase.settings = settings(
     max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTheCoreAndItsTwinAgree = CoreAndTwin.TestCase
+
+
+# ---- subscribers that read a part ---------------------------------------------------------------------------------------
+
+FRAME_BYTES_MAX = message_bytes("t.a", bytes(3 * SEGMENT_BYTES))
+ACTIONS = st.one_of(
+    st.tuples(
+        st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 3 * SEGMENT_BYTES), min_size=1, max_size=8)
+    ),
+    st.tuples(st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 50), min_size=1, max_size=60)),
+    st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 30_000)),
+    st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 300)),
+    st.tuples(st.just("advance"), st.just(0), st.integers(1, 40)),
+)
+
+
+class Readers:
+    """Two publishers and four subscribers, two of them over sockets with small buffers, two with most of their window used."""
+
+    def __init__(self, bench: Bench, ttl_ms: int, rooms: list[int]) -> None:
+        self.bench = bench
+        self.ttl_ms = ttl_ms
+        self.publishers = [bench.attach(), bench.attach()]
+        self.sockets: list[SocketClient] = [bench.adopt(), bench.adopt()]
+        for client in self.sockets:
+            client.feed(wire.encode_command(wire.SUB, "t.>"))
+            bench.settle()
+            client.drain()
+        self.fed = [bench.attach().subscribe("t.*") for _ in rooms]
+        for client, room in zip(self.fed, rooms, strict=True):
+            client.stall(room)
+        self.sent: list[list[bytes]] = [[], []]
+
+    @property
+    def everyone(self) -> list[Client]:
+        return [*self.sockets, *self.fed]
+
+    def publish(self, publisher: int, sizes: list[int]) -> None:
+        """Payloads that tell who sent them, and which one they are; the topic changes now and then, and ends a run."""
+        batch = []
+        for size in sizes:
+            number = len(self.sent[publisher])
+            payload = b"%d:%d:" % (publisher, number) + random.Random(number).randbytes(size)
+            self.sent[publisher].append(payload)
+            batch.append(Publish("t.a" if number % 7 else "t.b", payload, self.ttl_ms))
+        self.publishers[publisher].feed(frames_of(batch))
+        self.bench.settle()
+
+    def read(self, index: int, size: int) -> None:
+        if index < 2:
+            self.sockets[index].receive(size)
+        else:
+            client = self.fed[index - 2]
+            client.take(min(size, client.untaken))
+        self.bench.settle()
+
+    def read_everything(self) -> None:
+        for client in self.fed:
+            client.read()
+        for _ in range(10_000):
+            self.bench.settle()
+            if sum(client.receive() for client in self.sockets) == 0 and not self.bench.turn():
+                return
+        raise AssertionError("the core does not come to rest")
+
+    def check_caps(self) -> None:
+        config = self.bench.config
+        assert conserved(self.bench.stats())
+        for row in self.bench.subscribers().values():
+            assert row.queued_messages <= config.subscriber_messages
+            assert row.queued_bytes <= config.subscriber_bytes
+
+
+@pytest.mark.parametrize("policy", list(Overflow))
+@pytest.mark.parametrize("ttl_ms", [0, 30], ids=["forever", "ttl"])
+@given(
+    actions=st.lists(ACTIONS, max_size=40),
+    caps=st.tuples(st.sampled_from([2, 3, 20, 1000]), st.sampled_from([2, 4, 30])),
+    max_batch=st.sampled_from([1, 4, 1000]),
+    lazy_expiry=st.booleans(),
+    rooms=st.tuples(st.integers(0, 60_000), st.integers(0, 60_000)),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_part_subscribers_read_their_streams_are_whole_in_order_and_what_is_missing_is_counted(
+    policy: Overflow,
+    ttl_ms: int,
+    actions: list[Any],
+    caps: tuple[int, int],
+    max_batch: int,
+    lazy_expiry: bool,
+    rooms: tuple[int, int],
+) -> None:
+    """A frame partly on the wire keeps its place, so the byte cap here has room for one more beside it."""
+    limits: dict[str, Any] = {"subscriber_messages": caps[0], "subscriber_bytes": caps[1] * FRAME_BYTES_MAX}
+    with Bench(
+        overflow_policy=policy, max_batch=max_batch, lazy_expiry=lazy_expiry, segment_bytes=SEGMENT_BYTES, **limits
+    ) as bench:
+        readers = Readers(bench, ttl_ms, list(rooms))
+        readers.publish(0, [0])
+        for name, who, what in actions:
+            if name == "advance":
+                bench.settle(advance_ms=what)
+            else:
+                getattr(readers, name)(who, what)
+            readers.check_caps()
+        readers.read_everything()
+        check_streams(readers, policy, ttl_ms)
+
+
+def check_streams(readers: Readers, policy: Overflow, ttl_ms: int) -> None:
+    stats = readers.bench.stats()
+    sent = [payload for own in readers.sent for payload in own]
+    assert stats["published"] == len(sent) and stats["blocked_publishers"] == 0 and stats["queued_messages"] == 0
+    rows = list(readers.bench.subscribers().values())
+    assert sorted(row.delivered for row in rows) == sorted(len(client.messages) for client in readers.everyone)
+    for row in rows:
+        assert row.enqueued == len(sent) == row.delivered + row.dropped_ttl + row.dropped_queue_full
+        assert policy != Overflow.BLOCK or row.dropped_queue_full == 0
+        assert ttl_ms or row.dropped_ttl == 0
+    last_id = stats["last_message_id"]
+    for client in readers.everyone:
+        ids = [message.id for message in client.messages]
+        assert ids == sorted(set(ids))
+        for number, own in enumerate(readers.sent):
+            theirs = [payload for payload in client.payloads if payload.startswith(b"%d:" % number)]
+            positions = [int(payload.split(b":", 2)[1]) for payload in theirs]
+            assert positions == sorted(positions) and theirs == [own[position] for position in positions]
+        if policy == Overflow.DROP_NEW and not ttl_ms:
+            assert ids[0] == 1
+        if policy == Overflow.DROP_OLDEST and not ttl_ms:
+            assert ids[-1] == last_id

@@ -254,3 +254,14 @@ def test_freeing_twice_is_harmless(core):
     core.free()
     assert list(core.events()) == []
     assert "freed" in repr(core)
+
+
+def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
+    fields = dict(native.ffi.typeof("bq_subscriber_t").fields)
+    names = [name for name in fields if not name.startswith("reserved")]
+    assert [{"peer_address": "peer"}.get(name, name) for name in native.Subscriber._fields] == names
+    row = native.ffi.new("bq_subscriber_t *", {name: number for number, name in enumerate(names, 1) if name != "peer"})
+    row.peer = bytes(range(16))
+    (unpacked,) = native._SUBSCRIBER_LAYOUT.iter_unpack(bytes(native.ffi.buffer(row)))
+    expected = [bytes(range(16)) if name == "peer" else number for number, name in enumerate(names, 1)]
+    assert list(unpacked) == expected

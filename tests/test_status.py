@@ -247,3 +247,18 @@ def test_a_weak_power_supply_is_a_reason(stepped, monkeypatch):
     described = stepped[1]()
     assert described["hardware"] == weak
     assert [reason.split(":")[0] for reason in described["reasons"]] == ["under-voltage", "throttled"]
+
+
+def test_the_deepest_queues_are_found_wherever_they_are_listed(stepped):
+    gathering, _ = stepped
+    empty = native.Subscriber(0, 0, 0, 0, 0, 0, 0, 1, 0, bytes(16), 0)
+    depths = [(number * 7919) % 1000 for number in range(1000)]
+    reports = []
+    gathering.ask_report(reports.append)
+    gathering.stats(native.Stats(gathering._round, dict.fromkeys(native.STATS_FIELDS, 0)))
+    for at in range(0, 1000, 32):
+        rows = [empty._replace(queued_messages=depth, flags=depth % 2) for depth in depths[at : at + 32]]
+        gathering.listed(native.Listed(gathering._round, at + 32 if at + 32 < 1000 else 0, rows))
+    listed = [row["queued_messages"] for row in reports[0]["subscriptions"]]
+    assert listed == sorted(depths, reverse=True)[: status.SUBSCRIBERS_MAX]
+    assert reports[0]["subscribers"] == {"total": 1000, "blocked": 500}

@@ -1,4 +1,4 @@
-"""Every frame of vectors.json through the C core: decoded at once, and fed to a stepped core whole, byte by byte, in odd pieces."""
+"""Every frame of vectors.json through the C core: decoded at once, and fed to a core whole, byte by byte and in odd pieces."""
 
 from __future__ import annotations
 

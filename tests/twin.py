@@ -39,6 +39,7 @@ def message_bytes(topic: str, payload: bytes) -> int:
 class TwinClient:
     filters: set[str] = field(default_factory=set)
     reading: bool = True
+    gone: bool = False  # on the way out: still on the routes for what its end sets free, and given nothing
     queue: deque[Queued] = field(default_factory=deque)
     messages: list[Message] = field(default_factory=list)
     held: deque[Publish] = field(default_factory=deque)  # its own publishes, while someone's full queue holds it back
@@ -105,7 +106,8 @@ class Twin:
 
     def close(self, name: str) -> None:
         """A publisher's end does not take back what it published; a subscriber's end drops what it did not read."""
-        client = self.clients.pop(name)
+        client = self.clients[name]
+        client.gone = True
         self.dropped_disconnect += len(client.queue)
         client.queue.clear()
         self._closed.append(client)
@@ -113,6 +115,7 @@ class Twin:
             if name in waiting:
                 waiting.remove(name)
         self._wake(name)
+        del self.clients[name]
 
     # -- what happens to them
 
@@ -141,7 +144,7 @@ class Twin:
             targets = {key: client for key, client in self.clients.items() if client.wants(publish.topic)}
             size = message_bytes(publish.topic, publish.payload)
             if self.config.overflow_policy == Overflow.BLOCK:
-                full = [key for key, client in targets.items() if not client.reading and not self._fits(client, size)]
+                full = [key for key, client in targets.items() if self._is_full(client, size)]
                 if full:
                     self.pauses += 1
                     self.waiting.setdefault(full[0], []).append(name)
@@ -162,6 +165,8 @@ class Twin:
             self._give(client, Queued(message, size, tick))
 
     def _give(self, client: TwinClient, queued: Queued) -> None:
+        if client.gone:
+            return
         client.enqueued += 1
         if client.reading:
             self._deliver(client, queued.message)
@@ -177,6 +182,9 @@ class Twin:
     def _deliver(self, client: TwinClient, message: Message) -> None:
         client.delivered += 1
         client.messages.append(message)
+
+    def _is_full(self, client: TwinClient, size: int) -> bool:
+        return not client.reading and not client.gone and not self._fits(client, size)
 
     def _fits(self, client: TwinClient, size: int) -> bool:
         """Both caps hold, but an empty queue takes one message of any size."""

@@ -1,0 +1,258 @@
+"""One HTTP/1.1 exchange: a request read under strict limits, an answer, the end of the connection.
+
+Invariant: a connection holds at most HEAD_BYTES_MAX of input and one answer, and both for EXCHANGE_SECONDS at most. One
+request a connection, GET or HEAD: what probes and Prometheus need, and nothing that can be held open. Pipelined requests
+after the first are not answered, which `Connection: close` announces (RFC 9112, 9.6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, cast
+
+HEAD_BYTES_MAX = 8 * 1024
+# For the request to arrive, for the answer to leave.
+EXCHANGE_SECONDS = 5.0, 10.0
+# Read and thrown away after a request, so that closing does not take the answer back from a client that sent more.
+EXCESS_BYTES_MAX = 64 * 1024
+GZIP_BYTES_MIN = 1024
+
+PLAIN = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+class Request(NamedTuple):
+    """A request's path, without its query, and its header fields by lower-case names."""
+
+    method: str
+    path: str
+    fields: Mapping[str, str]
+
+
+class Answer(NamedTuple):
+    """A response: `extra` are header fields beside those every response has."""
+
+    status: int
+    body: bytes
+    type: str = PLAIN
+    extra: tuple[tuple[str, str], ...] = ()
+
+
+class BadRequest(Exception):
+    """What came is not a request this edge takes; `answer` says so."""
+
+    def __init__(self, status: int, sentence: str, *extra: tuple[str, str]) -> None:
+        super().__init__(sentence)
+        self.answer = Answer(status, (sentence + "\n").encode(), extra=extra)
+
+
+def read_request(head: bytes) -> Request:
+    """Read a request's head, the empty line excluded. Raises `BadRequest`."""
+    first, *rest = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/"):
+        raise BadRequest(400, "this is not HTTP; try: curl http://ADDRESS/metrics")
+    method, target, version = words
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadRequest(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+    fields = _read_fields(rest)
+    if version == "HTTP/1.1" and "host" not in fields:
+        raise BadRequest(400, "a request of HTTP/1.1 needs a Host field")
+    if method not in ("GET", "HEAD"):
+        raise BadRequest(405, "GET and HEAD are answered here", ("Allow", "GET, HEAD"))
+    if target.startswith("http://"):  # as to a proxy
+        target = "/" + target[len("http://") :].partition("/")[2]
+    return Request(method, target.partition("?")[0], fields)
+
+
+def _read_fields(lines: list[str]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():  # a folded line too: long obsolete, and used for smuggling
+            raise BadRequest(400, "a header field is not NAME: VALUE")
+        name, value = name.lower(), value.strip()
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
+
+
+def quality(field: str, wanted: str) -> float:
+    """How much a client wants `wanted` by its Accept or Accept-Encoding field, 0 to 1; a `*` does not count as naming it."""
+    best = 0.0
+    for item in field.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        if name == wanted:
+            text = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+            with contextlib.suppress(ValueError):
+                best = max(best, min(float(text), 1.0))
+    return best
+
+
+def render(request: Request | None, answer: Answer, now: float) -> bytes:
+    """A response as it goes out. `request` is None when there was none; `now` is seconds since 1970."""
+    body, extra = answer.body, list(answer.extra)
+    if (
+        request is not None
+        and len(body) >= GZIP_BYTES_MIN
+        and quality(request.fields.get("accept-encoding", ""), "gzip")
+    ):
+        import zlib  # here, because a broker that no one scrapes does not need it
+
+        packer = zlib.compressobj(1, wbits=31)
+        body = packer.compress(body) + packer.flush()
+        extra.append(("Content-Encoding", "gzip"))
+    fields = [
+        ("Date", _date(now)),
+        ("Content-Type", answer.type),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        ("Vary", "Accept, Accept-Encoding"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Connection", "close"),
+        *extra,
+    ]
+    head = (
+        f"HTTP/1.1 {answer.status} {PHRASES[answer.status]}\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields) + "\r\n"
+    )
+    return head.encode("latin-1") + (b"" if request is not None and request.method == "HEAD" else body)
+
+
+_DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
+_MONTHS = "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"
+
+
+def _date(now: float) -> str:
+    """As HTTP writes it, in English whatever the embedding program's locale is."""
+    t = time.gmtime(now)
+    day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
+    return f"{day}, {t.tm_mday:02d} {month} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT"
+
+
+class Host(Protocol):
+    """Who takes exchanges in and answers them. `answer` never raises; `cut` ends an exchange that is in the way."""
+
+    def opened(self, exchange: Exchange) -> None: ...
+
+    def closed(self, exchange: Exchange) -> None: ...
+
+    def cut(self, exchange: Exchange, why: str) -> None: ...
+
+    def refused(self, exchange: Exchange, why: str) -> None: ...
+
+    async def answer(self, request: Request) -> Answer: ...
+
+
+class Exchange(asyncio.Protocol):
+    """One connection: a request, an answer, the end."""
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._head = bytearray()
+        self._excess = 0
+        self._task: asyncio.Task[None] | None = None
+        self._answered = False
+        self._half_closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.peer = ""
+
+    def __repr__(self) -> str:
+        state = "answered" if self._answered else "reading" if self.reading else "answering"
+        return f"<Exchange {state} peer={self.peer} head={len(self._head)}>"
+
+    @property
+    def reading(self) -> bool:
+        """Whether the request is not there yet."""
+        return self._task is None and not self._answered
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        address, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
+        self.peer = f"{address}:{port}"
+        self._end_in(EXCHANGE_SECONDS[0])
+        self._host.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.reading:
+            self._excess += len(data)
+            if self._excess > EXCESS_BYTES_MAX:
+                self.abort()
+            return
+        searched = max(0, len(self._head) - 3)
+        self._head += data
+        end = self._head.find(b"\r\n\r\n", searched, HEAD_BYTES_MAX)
+        if end >= 0:
+            self._take(bytes(self._head[:end]))
+        elif len(self._head) >= HEAD_BYTES_MAX:
+            self._refuse(BadRequest(431, f"a request's head is at most {HEAD_BYTES_MAX} bytes here"))
+
+    def eof_received(self) -> bool:
+        self._half_closed = True
+        return (
+            self._task is not None and not self._answered
+        )  # it may have sent all it will, and still wait for the answer
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._forget_timer()
+        if self._task is not None:
+            self._task.cancel()
+        self._host.closed(self)
+
+    def abort(self) -> None:
+        """End it now, whatever is unsent."""
+        self._transport.abort()
+
+    def _take(self, head: bytes) -> None:
+        self._head.clear()
+        try:
+            request = read_request(head)
+        except BadRequest as error:
+            self._refuse(error)
+            return
+        self._end_in(EXCHANGE_SECONDS[1])
+        self._task = self._loop.create_task(self._serve(request))
+
+    async def _serve(self, request: Request) -> None:
+        self._send(request, await self._host.answer(request))
+
+    def _refuse(self, error: BadRequest) -> None:
+        self._head.clear()
+        self._host.refused(self, str(error))
+        self._end_in(EXCHANGE_SECONDS[1])
+        self._send(None, error.answer)
+
+    def _send(self, request: Request | None, answer: Answer) -> None:
+        self._answered = True
+        if self._transport.is_closing():
+            return
+        self._transport.write(render(request, answer, time.time()))
+        if self._half_closed:
+            self._transport.close()
+        else:  # the client closes; the timer and EXCESS_BYTES_MAX bound how long and how much is read until then
+            self._transport.write_eof()
+
+    def _end_in(self, seconds: float) -> None:
+        self._forget_timer()
+        self._timer = self._loop.call_later(seconds, self._too_slow)
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _too_slow(self) -> None:
+        self._host.cut(self, "too slow")

@@ -1,0 +1,480 @@
+"""The metrics of a broker: what there is, each declared once, and the two text formats Prometheus reads.
+
+Invariant: a name below is exposed under one type with one help text, whatever the state of the broker; the exposition
+and docs/METRICS.md are both derived from METRICS. What a scrape is made of comes in as a `Snapshot`: nothing here asks.
+
+The documented names of version 1.0.0 are counters without `_total`, which the text format allows and OpenMetrics does
+not; there they are of type `unknown`. No newer name is a documented one with `_total` added, because some readers add it
+by themselves. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from blipmq.config import Config, value_of
+from blipmq.version import __version__
+
+# Subscribers that have series of their own, those with the deepest queues; all are in the totals.
+SUBSCRIBERS_MAX = 50
+LABEL_CHARS_MAX = 256
+
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one scrape is made of. `report` is None when the subscribers were not listed in time."""
+
+    stats: Mapping[str, int]  # bq_stats_t
+    config: Config
+    report: Mapping[str, Any] | None  # as INFO answers
+    state: Mapping[str, Number]  # ready, degraded
+    process: Mapping[str, Number]  # blipmq.process, and started_at
+    admin: Mapping[str, Number] = field(default_factory=dict)  # the HTTP edge itself
+
+
+class Series(NamedTuple):
+    """One series of a metric. `source` is where its value is: `stats.NAME`, `report.NAME.NAME`, `config.SECTION.KEY` …
+
+    `documented` is a name of version 1.0.0 under which the value is exposed as well.
+    """
+
+    source: str
+    labels: tuple[tuple[str, str], ...] = ()
+    documented: str = ""
+
+
+class Metric(NamedTuple):
+    """One metric, by the name that queries use: a counter's ends in `_total` unless documented, an info's in `_info`."""
+
+    name: str
+    type: str  # counter, gauge or info
+    help: str
+    series: tuple[Series, ...]
+    per_subscriber: bool = False
+
+    @property
+    def family(self) -> str:
+        """The name in OpenMetrics, which adds the ending of counters and infos itself."""
+        ending = {"counter": "_total", "info": "_info"}.get(self.type, "")
+        return self.name.removesuffix(ending) if ending else self.name
+
+    @property
+    def unit(self) -> str:
+        """The base unit the name ends in, as OpenMetrics wants it; "" for what is merely counted."""
+        return next((unit for unit in _UNITS if self.family.endswith("_" + unit)), "")
+
+
+_UNITS = ("bytes", "seconds", "ratio", "celsius")
+
+
+def _counter(name: str, help: str, *series: Series | str) -> Metric:
+    return Metric(name, "counter", help, _series(series))
+
+
+def _gauge(name: str, help: str, *series: Series | str) -> Metric:
+    return Metric(name, "gauge", help, _series(series))
+
+
+def _of_each(name: str, type: str, help: str, *series: Series | str) -> Metric:
+    return Metric(name, type, help, _series(series), per_subscriber=True)
+
+
+def _series(series: Iterable[Series | str]) -> tuple[Series, ...]:
+    return tuple(Series(s) if isinstance(s, str) else s for s in series)
+
+
+def _by(label: str, value: str, source: str, documented: str = "") -> Series:
+    return Series(source, ((label, value),), documented)
+
+
+# ---- what there is --------------------------------------------------------------------------------------------------
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "blipmq_build_info", "info", "Version of the broker and of the Python under it; always 1.", (Series("build"),)
+    ),
+    _gauge("blipmq_ready", "1 while new clients are served, as /readyz tells.", "state.ready"),
+    _gauge("blipmq_degraded", "1 while something is not as it should be; /healthz says what.", "state.degraded"),
+    # messages
+    _counter(
+        "blipmq_messages_published_total",
+        "Publishes accepted.",
+        Series("stats.published", documented="blipmq_published"),
+    ),
+    _counter("blipmq_messages_unrouted_total", "Publishes accepted that no one had subscribed to.", "stats.unrouted"),
+    _counter(
+        "blipmq_messages_enqueued_total",
+        "Messages put into subscribers' queues, counted for each subscriber.",
+        Series("stats.enqueued", documented="blipmq_enqueued"),
+    ),
+    _counter("blipmq_messages_delivered_total", "Messages handed to the kernel whole.", "stats.delivered"),
+    _counter(
+        "blipmq_messages_dropped_total",
+        "Messages that left a queue undelivered: expired, pushed out of a full queue, or left by a connection that ended.",
+        _by("reason", "ttl", "stats.dropped_ttl", "blipmq_dropped_ttl"),
+        _by("reason", "queue_full", "stats.dropped_queue_full", "blipmq_dropped_sub_queue_full"),
+        _by("reason", "disconnect", "stats.dropped_disconnect"),
+    ),
+    _counter("blipmq_payload_published_bytes_total", "Payloads of the publishes accepted.", "stats.published_bytes"),
+    _counter("blipmq_frames_received_total", "Frames received whole.", "stats.frames_in"),
+    _counter("blipmq_frames_bad_total", "Frames refused: they did not verify, or may not be.", "stats.frames_bad"),
+    _gauge("blipmq_last_message_id", "Number of the message published last.", "stats.last_message_id"),
+    # delivery
+    _counter(
+        "blipmq_flushes_total",
+        "Sends to one subscriber with at least one message in them.",
+        Series("stats.flushes", documented="blipmq_flush_batches"),
+    ),
+    # The core counts these bytes twice, as delivered_bytes and as flush_bytes: nothing is sent but by a flush.
+    _counter(
+        "blipmq_sent_bytes_total",
+        "Bytes handed to the kernel for clients: messages, acknowledgements, replies.",
+        Series("stats.flush_bytes", documented="blipmq_flush_bytes"),
+    ),
+    _gauge(
+        "blipmq_batch_processing_efficiency",
+        "Share of sends that batching saved since the start: 0 is a send for each message, 0.99 a hundred messages a send.",
+        Series("derived.batching", documented="blipmq_batch_processing_efficiency"),
+    ),
+    _gauge("blipmq_queue_messages", "Messages waiting in all subscribers' queues.", "stats.queued_messages"),
+    _gauge("blipmq_queue_bytes", "Encoded bytes waiting in all subscribers' queues.", "stats.queued_bytes"),
+    _gauge(
+        "blipmq_queue_limit_messages", "Messages that may wait for one subscriber.", "config.queues.subscriber_capacity"
+    ),
+    _gauge("blipmq_queue_limit_bytes", "Bytes that may wait for one subscriber.", "config.queues.subscriber_bytes"),
+    _counter(
+        "blipmq_publisher_pauses_total", "Times a publisher was held back by a full queue.", "stats.blocked_pauses"
+    ),
+    _gauge("blipmq_publishers_blocked", "Publishers held back at the moment.", "stats.blocked_publishers"),
+    # connections and subscriptions
+    _gauge("blipmq_connections", "Connections open.", "stats.connections"),
+    _gauge("blipmq_connections_max", "Connections that may be open at once.", "config.server.max_connections"),
+    _counter("blipmq_connections_accepted_total", "Connections taken.", "stats.accepted"),
+    _counter("blipmq_connections_refused_total", "Connections refused: as many as may be were open.", "stats.refused"),
+    _counter("blipmq_connections_closed_total", "Connections that ended.", "stats.closed"),
+    _gauge("blipmq_subscriptions", "Subscriptions: filters, counted for each connection.", "stats.subscriptions"),
+    _gauge("blipmq_filters", "Distinct filters subscribed to.", "stats.filters"),
+    _gauge(
+        "blipmq_subscribers",
+        "Connections that subscribe. Absent after an incomplete scrape.",
+        "report.subscribers.total",
+    ),
+    _gauge(
+        "blipmq_subscribers_blocked",
+        "Subscribers whose socket takes no more at the moment. Absent after an incomplete scrape.",
+        "report.subscribers.blocked",
+    ),
+    _of_each(
+        "blipmq_subscriber_queue_messages", "gauge", "Messages waiting for this subscriber.", "row.queued_messages"
+    ),
+    _of_each(
+        "blipmq_subscriber_queue_bytes", "gauge", "Encoded bytes waiting for this subscriber.", "row.queued_bytes"
+    ),
+    _of_each("blipmq_subscriber_blocked", "gauge", "1 while this subscriber's socket takes no more.", "row.blocked"),
+    _of_each(
+        "blipmq_subscriber_enqueued_total", "counter", "Messages put into this subscriber's queue.", "row.enqueued"
+    ),
+    _of_each(
+        "blipmq_subscriber_delivered_total",
+        "counter",
+        "Messages handed to the kernel for this subscriber.",
+        "row.delivered",
+    ),
+    _of_each(
+        "blipmq_subscriber_dropped_total",
+        "counter",
+        "Messages this subscriber did not get.",
+        _by("reason", "ttl", "row.dropped_ttl"),
+        _by("reason", "queue_full", "row.dropped_queue_full"),
+    ),
+    # routing
+    _gauge("blipmq_route_cache_topics", "Topics whose subscribers are remembered.", "stats.cached_topics"),
+    _counter(
+        "blipmq_route_lookups_total",
+        "Searches for a topic's subscribers, by whether they were remembered.",
+        _by("result", "hit", "stats.route_hits"),
+        _by("result", "miss", "stats.route_misses"),
+    ),
+    # timers
+    _counter(
+        "blipmq_timers_armed_total",
+        "Timers put on the timer wheel: times to live, and time limits of connections.",
+        Series("stats.wheel_insertions", documented="blipmq_timer_wheel_insertions"),
+    ),
+    _counter(
+        "blipmq_timers_expired_total",
+        "Timers that ran out.",
+        Series("stats.wheel_expirations", documented="blipmq_timer_wheel_expirations"),
+    ),
+    _counter(
+        "blipmq_timers_cascaded_total",
+        "Timers moved to a finer level of the wheel as their time came nearer.",
+        Series("stats.wheel_cascades", documented="blipmq_timer_wheel_cascades"),
+    ),
+    # memory
+    _gauge(
+        "blipmq_memory_used_bytes",
+        "All that the core has allocated, free blocks it keeps included.",
+        "stats.memory_used_bytes",
+    ),
+    _gauge("blipmq_memory_free_bytes", "Free blocks that the core keeps for reuse.", "stats.pool_free_bytes"),
+    _gauge("blipmq_memory_peak_bytes", "The most that the core has had allocated.", "stats.memory_peak_bytes"),
+    _gauge("blipmq_memory_budget_bytes", "Memory the core may use; 0: no budget.", "config.limits.memory_bytes"),
+    _gauge(
+        "blipmq_memory_pool_utilization",
+        "Share of the core's memory that is in use, the rest being free blocks kept for reuse.",
+        Series("derived.pool_use", documented="blipmq_memory_pool_utilization"),
+    ),
+    _counter(
+        "blipmq_pool_takes_total",
+        "Blocks taken from the memory pools, by whether a kept one served (hit) or the system's allocator (miss).",
+        _by("result", "hit", "stats.pool_hits", "blipmq_pool_cache_hits"),
+        _by("result", "miss", "stats.pool_misses", "blipmq_pool_cache_misses"),
+    ),
+    # No newer name: hits and misses add up to it.
+    _counter(
+        "blipmq_pool_allocations",
+        "Blocks taken from the memory pools, hits and misses.",
+        Series("stats.pool_allocations", documented="blipmq_pool_allocations"),
+    ),
+    _gauge("blipmq_segments", "Segments that hold messages still wanted, and the open one.", "stats.segments"),
+    _counter(
+        "blipmq_segment_compacted_bytes_total",
+        "Bytes copied out of segments that slow queues kept alive.",
+        "stats.compacted_bytes",
+    ),
+    # the machinery
+    _counter("blipmq_core_turns_total", "Turns of the I/O thread.", "stats.turns"),
+    _gauge("blipmq_disk_free_bytes", "Room on the file system the broker runs in.", "report.disk_free_bytes"),
+    _gauge(
+        "blipmq_board_temperature_celsius",
+        "Temperature of a Raspberry Pi's processor.",
+        "report.hardware.temperature_c",
+    ),
+    _gauge("blipmq_board_throttled", "1 while a Raspberry Pi's processor is slowed down.", "report.hardware.throttled"),
+    _gauge("blipmq_board_undervoltage", "1 while a Raspberry Pi's supply is too weak.", "report.hardware.undervoltage"),
+    _counter("blipmq_admin_requests_total", "Requests to this HTTP endpoint that were answered.", "admin.requests"),
+    _counter(
+        "blipmq_admin_bad_requests_total", "Requests to this HTTP endpoint that were refused as such.", "admin.bad"
+    ),
+    _counter(
+        "blipmq_admin_connections_cut_total",
+        "Connections to this HTTP endpoint cut off: too slow, or in the way of newer ones.",
+        "admin.cut",
+    ),
+    _gauge(
+        "blipmq_scrape_incomplete",
+        "1 if the subscribers were not listed in time for this scrape.",
+        "derived.incomplete",
+    ),
+    _counter("process_cpu_seconds_total", "Processor time used, in user and kernel mode.", "process.cpu_seconds"),
+    _gauge("process_resident_memory_bytes", "Resident memory.", "process.resident_bytes"),
+    _gauge("process_virtual_memory_bytes", "Address space.", "process.virtual_bytes"),
+    _gauge("process_open_fds", "Open file descriptors.", "process.open_fds"),
+    _gauge("process_max_fds", "File descriptors that may be open.", "process.max_fds"),
+    _gauge("process_threads", "Threads.", "process.threads"),
+    _gauge("process_start_time_seconds", "When the process began, since 1970.", "process.started_at"),
+)
+
+
+# ---- where values come from ------------------------------------------------------------------------------------------
+
+
+def _batching(snapshot: Snapshot) -> float:
+    delivered = snapshot.stats["delivered"]
+    return 1 - snapshot.stats["flushes"] / delivered if delivered else 0.0
+
+
+def _pool_use(snapshot: Snapshot) -> float:
+    used = snapshot.stats["memory_used_bytes"]
+    return 1 - snapshot.stats["pool_free_bytes"] / used if used else 0.0
+
+
+_DERIVED: dict[str, tuple[Callable[[Snapshot], Number], str]] = {
+    "batching": (_batching, "1 - flushes / delivered"),
+    "pool_use": (_pool_use, "1 - pool_free_bytes / memory_used_bytes"),
+    "incomplete": (lambda snapshot: int(snapshot.report is None), "no list of subscribers"),
+}
+
+
+def _value(snapshot: Snapshot, source: str) -> Number | None:
+    """The value at `source`; None if there is none at the moment, or on this machine."""
+    where, _, path = source.partition(".")
+    if where == "config":
+        number: Number = value_of(snapshot.config, path)
+        return number
+    if where == "derived":
+        return _DERIVED[path][0](snapshot)
+    value: Any = getattr(snapshot, where)
+    for part in path.split("."):
+        if value is None:
+            return None
+        value = value.get(part) if where != "stats" else value[part]
+    return value  # type: ignore[no-any-return]
+
+
+def _rows(snapshot: Snapshot) -> dict[str, Mapping[str, Number]]:
+    """Subscribers with series of their own, by their labels. In-process ones without a name are one: nothing tells
+    them apart."""
+    rows: dict[str, Mapping[str, Number]] = {}
+    for row in (snapshot.report or {}).get("subscriptions", ())[:SUBSCRIBERS_MAX]:
+        labels = _labels((("client", row["client"]), ("peer", row["peer"])))
+        numbers = {name: value for name, value in row.items() if isinstance(value, int)}
+        before = rows.get(labels, {})
+        rows[labels] = {name: value + before.get(name, 0) for name, value in numbers.items()}
+    return rows
+
+
+# ---- the formats -----------------------------------------------------------------------------------------------------
+
+
+def expose(snapshot: Snapshot, openmetrics: bool = False) -> bytes:
+    """The exposition: Prometheus text 0.0.4, or OpenMetrics 1.0. Its size is bounded by SUBSCRIBERS_MAX."""
+    rows = _rows(snapshot)
+    lines: list[str] = []
+    for metric in METRICS:
+        own = list(_samples(metric, snapshot, rows))
+        if own:
+            lines += _head(metric, openmetrics)
+            lines += [f"{metric.name}{labels} {_number(value)}" for labels, value in own]
+        for series in metric.series:
+            if series.documented not in ("", metric.name):
+                lines += _documented(metric, series, _value(snapshot, series.source), openmetrics)
+    if openmetrics:
+        lines.append("# EOF")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _samples(
+    metric: Metric, snapshot: Snapshot, rows: Mapping[str, Mapping[str, Number]]
+) -> Iterator[tuple[str, Number]]:
+    """A metric's labels, in braces, and values."""
+    if metric.type == "info":
+        yield "{" + _labels((("version", __version__), ("python", sys.version.split()[0]))) + "}", 1
+    elif metric.per_subscriber:
+        for series in metric.series:
+            extra = "," + _labels(series.labels) if series.labels else ""
+            for labels, row in rows.items():
+                yield "{" + labels + extra + "}", row[series.source.removeprefix("row.")]
+    else:
+        for series in metric.series:
+            value = _value(snapshot, series.source)
+            if value is not None:
+                yield "{" + _labels(series.labels) + "}" if series.labels else "", value
+
+
+def _head(metric: Metric, openmetrics: bool) -> list[str]:
+    if not openmetrics:
+        kind = "gauge" if metric.type == "info" else metric.type
+        return [f"# HELP {metric.name} {_escape(metric.help, False)}", f"# TYPE {metric.name} {kind}"]
+    legal = metric.type != "counter" or metric.name.endswith("_total")
+    lines = [f"# TYPE {metric.family} {metric.type if legal else 'unknown'}"]
+    if metric.unit:
+        lines.append(f"# UNIT {metric.family} {metric.unit}")
+    return [*lines, f"# HELP {metric.family} {_escape(metric.help, True)}"]
+
+
+def _documented(metric: Metric, series: Series, value: Number | None, openmetrics: bool) -> list[str]:
+    name = series.documented
+    kind = metric.type if not openmetrics or metric.type != "counter" else "unknown"
+    return [
+        f"# HELP {name} The name of version 1.0.0 for {_escape(_query(metric, series), openmetrics)}.",
+        f"# TYPE {name} {kind}",
+        f"{name} {_number(value or 0)}",
+    ]
+
+
+def _query(metric: Metric, series: Series) -> str:
+    return metric.name + ("{" + _labels(series.labels) + "}" if series.labels else "")
+
+
+def _number(value: Number) -> str:
+    return str(int(value)) if isinstance(value, int) else repr(round(value, 6))
+
+
+def _labels(labels: Iterable[tuple[str, str]]) -> str:
+    return ",".join(f'{name}="{_escape(value[:LABEL_CHARS_MAX], True)}"' for name, value in labels)
+
+
+def _escape(text: str, quotes: bool) -> str:
+    """`text` on one line. Help texts of the text format do not escape quotes, all else does."""
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quotes else text
+
+
+# ---- the reference ---------------------------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """docs/METRICS.md, all of it."""
+    lines = [_REFERENCE_HEAD, "", "| name | type | what it is | from |", "|---|---|---|---|"]
+    for metric in METRICS:
+        for index, series in enumerate(metric.series):
+            name = f"`{_query(metric, series)}`"
+            what = metric.help if index == 0 else "″"
+            if series.documented not in ("", metric.name):
+                name += f"<br>also `{series.documented}`"
+            lines.append(f"| {name} | {metric.type} | {what} | {_origin(series.source)} |")
+    return "\n".join([*lines, "", _REFERENCE_TAIL, ""])
+
+
+def _origin(source: str) -> str:
+    where, _, path = source.partition(".")
+    origins = {
+        "stats": f"core, `{path}`",
+        "row": f"core, for each subscriber, `{path}`",
+        "report": f"`info`, `{path}`",
+        "config": f"setting `{path}`",
+        "derived": f"computed: {_DERIVED[path][1]}" if where == "derived" else "",
+        "process": "operating system",
+    }
+    return origins.get(where, "broker")
+
+
+_REFERENCE_HEAD = f"""\
+# Metrics and health
+
+<!-- Made from blipmq/metrics.py: change it there, then `python -m blipmq.metrics > docs/METRICS.md`. -->
+
+`blipmq start` serves HTTP on `metrics.bind_addr` (127.0.0.1:9090 unless told otherwise; empty turns it off). It speaks
+to `GET` and `HEAD`, one request a connection.
+
+| path | answer |
+|---|---|
+| `/metrics` | everything below, as Prometheus text 0.0.4 or, if `Accept` prefers it, OpenMetrics 1.0; gzip if asked for |
+| `/livez` | 200 if the event loop runs and the core's I/O thread has answered a question in time, else 503: restart it |
+| `/readyz` | 200 while new clients are served, else 503 and why: starting, stopping, out of descriptors |
+| `/healthz` | JSON: `status` ok, degraded or failing, `live`, `ready`, `reasons`, `version`; 503 only if not live or not ready |
+
+A broker that drops messages of a slow subscriber is *degraded*, and does its duty: `/healthz` answers 200 and names the
+reason, so that nothing restarts it for that.
+
+A scrape asks the core one question, which it answers between two turns, and never touches what the core works with. The
+{SUBSCRIBERS_MAX} subscribers with the deepest queues have series of their own (`client`, the client_id, and `peer`);
+the others are in the totals only, so that a scrape stays small whatever the number of clients. Scrapes at the same time
+share one collection, and a list of subscribers not older than a second serves again. Should listing take too long, the
+scrape goes out without, and `blipmq_scrape_incomplete` is 1.
+
+For every subscriber and message, at any time: enqueued = delivered + dropped + waiting.
+`packaging/monitoring/` holds a Grafana dashboard and alert rules.
+
+## All metrics"""
+
+_REFERENCE_TAIL = """\
+## Names of version 1.0.0
+
+Every documented name exists as it is written. Most say in the table which newer name carries the same value. In
+OpenMetrics, where a counter must end in `_total`, they are of type `unknown`; `rate()` works on them all the same.
+What a system does not tell (`process_*` outside Linux, `blipmq_board_*` on what is no Raspberry Pi) is absent."""
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,31 @@
+# Binaries and packages, included by the Makefile. docs/PACKAGING.md says what comes out and what it was tried on.
+# Each target brings its steps up to date (packaging/build, in a cache outside of the tree) and copies the result to dist/.
+
+.PHONY: binary binary-arm64 deb oci wheels release
+
+binary: ## freeze blipmq for linux x64: dist/linux-x64/blipmq, one file that needs no Python (root, Debian)
+	@packaging/build x64 onefile
+
+binary-arm64: ## the same for linux arm64, under qemu-user
+	@packaging/build arm64 onefile
+
+deb: ## Debian packages for amd64 and arm64
+	@packaging/build x64 deb
+	@packaging/build arm64 deb
+
+oci: ## a container image for amd64 and arm64, made without a container engine
+	@packaging/build x64 image
+	@packaging/build arm64 image
+	@packaging/oci/join
+
+wheels: ## Python wheels for x86_64 and aarch64
+	@packaging/build x64 manylinux
+	@packaging/build arm64 manylinux
+
+release: ## all of it in dist/release, with hashes and, if BLIPMQ_SIGNING_KEY names a key, a signature
+	@rm -rf dist/release
+	@packaging/build x64 archive
+	@packaging/build arm64 archive
+	@$(MAKE) --silent --no-print-directory deb oci wheels
+	@packaging/release/sign dist/release
+	@ls -l dist/release

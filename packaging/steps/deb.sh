@@ -1,0 +1,40 @@
+# The Debian package: the onedir with a systemd unit, its own user and one settings file.
+# needs: freeze
+# inputs: packaging/deb packaging/release config LICENSE HEAD
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+version=$(packaging/version debian)
+root=$OUT/deb
+doc=$root/usr/share/doc/blipmq
+rm -rf "$root"
+install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system,usr/share/man/man1} "$doc/examples"
+
+cp -a "$OUT/onedir/blipmq" "$root/usr/lib/blipmq"
+ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq"
+ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq-cli"
+cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"
+cp packaging/deb/blipmq.toml "$root/etc/blipmq/"
+cp config/*.toml "$doc/examples/"
+for page in blipmq blipmq-cli; do
+    sed "s/@VERSION@/$version/; s/@DATE@/$(date --utc --date="@$SOURCE_DATE_EPOCH" +%F)/" "packaging/deb/$page.1" |
+        gzip -9n >"$root/usr/share/man/man1/$page.1.gz"
+done
+python3 packaging/release/copyright.py "$CACHE" "$TARGET" "$doc"
+printf 'blipmq (%s) unstable; urgency=medium\n\n  * Built from the source of this version; see CHANGELOG.md there.\n\n -- %s  %s\n' \
+    "$version" "the BlipMQ authors <blipmq@example.org>" "$(date --utc --date="@$SOURCE_DATE_EPOCH" -R)" | gzip -9n >"$doc/changelog.gz"
+install -D -m 0644 packaging/deb/lintian-overrides "$root/usr/share/lintian/overrides/blipmq"
+
+find "$root" -type d -exec chmod 0755 {} +
+find "$root" -type f ! -path '*/DEBIAN/*' -exec chmod 0644 {} +
+chmod 0755 "$root/usr/lib/blipmq/blipmq"
+size=$(du -ks --exclude=DEBIAN "$root" | cut -f1)
+sed "s/@VERSION@/$version/; s/@ARCH@/$DEBIAN_ARCH/; s/@SIZE@/$size/; s/@GLIBC@/$USERLAND_GLIBC/" packaging/deb/control >"$root/DEBIAN/control"
+install -m 0644 packaging/deb/conffiles "$root/DEBIAN/conffiles"
+install -m 0755 packaging/deb/{postinst,prerm,postrm} "$root/DEBIAN/"
+(cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
+chmod 0644 "$root/DEBIAN/md5sums"
+find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+
+mkdir -p "$DELIVER/release"
+dpkg-deb --build --root-owner-group -Zxz "$root" "$DELIVER/release/blipmq_${version}_$DEBIAN_ARCH.deb"
+if command -v lintian >/dev/null; then lintian --fail-on error,warning "$DELIVER/release/blipmq_${version}_$DEBIAN_ARCH.deb"; fi

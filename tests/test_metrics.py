@@ -1,0 +1,453 @@
+"""Metrics: what is declared is exposed, in both formats, and each moves when what it counts happens."""
+
+import mmap
+import os
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from raw_client import RawClient
+from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
+
+from blipmq import metrics, native, wire
+from blipmq.config import Config
+from blipmq.config_reader import from_dict
+from blipmq.metrics import METRICS, Snapshot, expose, reference
+from blipmq.process import read_process, started_at
+from blipmq.version import __version__
+
+ROOT = Path(__file__).parent.parent
+SCRAPES_MAX = 3000
+
+DOCUMENTED = [
+    "blipmq_published", "blipmq_enqueued", "blipmq_dropped_ttl", "blipmq_dropped_sub_queue_full", "blipmq_flush_bytes",
+    "blipmq_flush_batches", "blipmq_timer_wheel_insertions", "blipmq_timer_wheel_expirations",
+    "blipmq_timer_wheel_cascades", "blipmq_pool_cache_hits", "blipmq_pool_cache_misses", "blipmq_pool_allocations",
+    "blipmq_batch_processing_efficiency", "blipmq_memory_pool_utilization",
+]  # fmt: skip
+
+
+def declared():
+    """Every series that does not belong to one subscriber, as a query names it, with its documented names."""
+    for metric in METRICS:
+        for series in metric.series:
+            labels = ",".join(f'{name}="{value}"' for name, value in series.labels)
+            yield metric.name + (f"{{{labels}}}" if labels else "")
+            if series.documented:
+                yield series.documented
+
+
+# ---- each moves when its cause happens
+
+
+class Scene:
+    """One broker, the clients of one test, and the scrapes before and after."""
+
+    def __init__(self, watched):
+        self.watched = watched
+        self.clients = []
+        self.open = []
+
+    def client(self, name="", small_window=False):
+        if not small_window:
+            client = RawClient(self.watched.address)
+        else:  # a receive buffer of a few KiB, so that little fills it
+            client = RawClient.__new__(RawClient)
+            client.socket = socket.socket()
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.socket.settimeout(20)
+            host, _, port = self.watched.address.rpartition(":")
+            client.socket.connect((host, int(port)))
+            client._stream = client.socket.makefile("rb")
+        self.clients.append(client)
+        return client.hello(name) if name else client
+
+    def stuck(self, name="stuck", filter_="slow"):
+        """A subscriber that does not read, and whose socket is full."""
+        client = self.client(name, small_window=True).subscribe(filter_)
+        return client
+
+    def publish(self, topic, payload=b"x", count=1, ttl_ms=0):
+        """Publish, and wait until the broker has taken all of it."""
+        feeder = self.client("feeder-" + str(len(self.clients)))
+        frame = wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms)
+        feeder.send(*[frame] * count)
+        return feeder
+
+    def close(self):
+        for client in self.clients:
+            client.close()
+        for item in self.open:
+            item.close()
+
+
+BIG = bytes(60_000)
+FEW = {"queues": {"subscriber_capacity": 20}, "performance": {"network_optimizations": {"send_buffer_size": 4096}}}
+
+
+def messages_flow(scene):
+    reader = scene.client("reader").subscribe("a.*")
+    scene.publish("a.b", b"hello", 200)
+    scene.publish("nobody.listens", b"x", 3)
+    scene.publish("a.b", b"again")  # a burst is routed once, what comes after others have spoken is looked up
+    for _ in range(201):
+        reader.next()
+
+
+def a_subscriber_is_stuck(scene):
+    scene.stuck()
+    scene.publish("slow", BIG, 100)
+
+
+def messages_expire(scene):
+    scene.stuck()
+    scene.publish("slow", BIG, 15, ttl_ms=400)
+
+
+def a_stuck_subscriber_leaves(scene):
+    stuck = scene.stuck()
+    scene.publish("slow", BIG, 15).say(wire.PING, seq=5)
+    scene.clients[-1].next()
+    stuck.close()
+
+
+def publishers_are_held_back(scene):
+    scene.stuck()
+    scene.publish("slow", BIG, 60)
+
+
+def a_client_talks_nonsense(scene):
+    scene.client().send(b"\x00\x00\x00\x08GET / HT")
+
+
+def too_many_connect(scene):
+    for _ in range(4):
+        scene.client()
+
+
+def a_client_leaves(scene):
+    scene.client("short").close()
+
+
+def slow_queues_are_compacted(scene):
+    scene.stuck("rare", "rare")
+    reader = scene.client("bulk").subscribe("bulk")
+    feeder = scene.client("feeder")
+    for _ in range(6):  # each segment holds one message that waits, and many that have left
+        feeder.say(wire.PUB, "rare", bytes(9_000))
+        for _ in range(5):
+            feeder.say(wire.PUB, "bulk", BIG)
+            reader.next()
+
+
+def the_process_works(scene):
+    scene.open.append(open(os.devnull))
+    block = mmap.mmap(-1, 64 << 20)
+    for at in range(0, len(block), mmap.PAGESIZE):
+        block[at] = 1
+    scene.open.append(block)
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()
+    scene.open.append(SimpleNamespace(close=lambda: (release.set(), thread.join())))
+    sum(range(3_000_000))
+
+
+def http_is_abused(scene):
+    address = scene.watched.admin.address
+    host, _, port = address.rpartition(":")
+    for _ in range(20):
+        scene.open.append(socket.create_connection((host, int(port)), 20))
+    scene.open[-1].sendall(b"nonsense\r\n\r\n")
+
+
+def settings_are_reloaded(scene):
+    new = from_dict(
+        {
+            "server": {"bind_addr": "127.0.0.1:0"},
+            "queues": {"subscriber_capacity": 77, "subscriber_bytes": 2_000_000},
+            "limits": {"memory_bytes": 0},
+        }
+    )
+    scene.watched.call(scene.watched.broker.apply, new)
+
+
+def the_broker_begins_to_stop(scene):
+    scene.stuck()
+    scene.publish("slow", BIG, 15).say(wire.PING, seq=5)
+    scene.clients[-1].next()
+    scene.stopping = scene.watched.start(scene.watched.broker.stop(20_000))
+
+
+def a_file_is_written(scene):
+    file = open("filler", "wb")
+    scene.open.append(file)
+    file.write(os.urandom(1 << 20))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+CAUSES = [
+    (
+        messages_flow, {},
+        """blipmq_messages_published_total blipmq_published blipmq_messages_unrouted_total blipmq_messages_enqueued_total
+        blipmq_enqueued blipmq_messages_delivered_total blipmq_payload_published_bytes_total
+        blipmq_frames_received_total blipmq_last_message_id blipmq_flushes_total blipmq_flush_batches
+        blipmq_sent_bytes_total blipmq_flush_bytes blipmq_batch_processing_efficiency blipmq_connections
+        blipmq_connections_accepted_total blipmq_subscriptions blipmq_filters blipmq_subscribers
+        blipmq_subscriber_enqueued_total blipmq_subscriber_delivered_total blipmq_route_cache_topics
+        blipmq_route_lookups_total{result="hit"} blipmq_route_lookups_total{result="miss"} blipmq_memory_used_bytes
+        blipmq_memory_peak_bytes blipmq_memory_free_bytes blipmq_memory_pool_utilization
+        blipmq_pool_takes_total{result="hit"} blipmq_pool_takes_total{result="miss"} blipmq_pool_cache_hits
+        blipmq_pool_cache_misses blipmq_pool_allocations blipmq_core_turns_total
+        blipmq_admin_requests_total""",
+    ),
+    (
+        a_subscriber_is_stuck, FEW,
+        """blipmq_messages_dropped_total{reason="queue_full"} blipmq_dropped_sub_queue_full blipmq_queue_messages
+        blipmq_queue_bytes blipmq_subscribers_blocked blipmq_subscriber_queue_messages blipmq_subscriber_queue_bytes
+        blipmq_subscriber_blocked blipmq_subscriber_dropped_total{reason="queue_full"} blipmq_segments
+        blipmq_degraded""",
+    ),
+    (
+        messages_expire, {"performance": {"timer_config": {"resolution_ms": 1}, **FEW["performance"]}},
+        """blipmq_messages_dropped_total{reason="ttl"} blipmq_dropped_ttl blipmq_timers_armed_total
+        blipmq_timer_wheel_insertions blipmq_timers_expired_total blipmq_timer_wheel_expirations
+        blipmq_timers_cascaded_total blipmq_timer_wheel_cascades blipmq_subscriber_dropped_total{reason="ttl"}""",
+    ),
+    (a_stuck_subscriber_leaves, FEW, 'blipmq_messages_dropped_total{reason="disconnect"}'),
+    (
+        publishers_are_held_back, {**FEW, "queues": {"subscriber_capacity": 5, "overflow_policy": "block"}},
+        "blipmq_publisher_pauses_total blipmq_publishers_blocked",
+    ),
+    (a_client_talks_nonsense, {}, "blipmq_frames_bad_total"),
+    (too_many_connect, {"server": {"max_connections": 2}}, "blipmq_connections_refused_total"),
+    (a_client_leaves, {}, "blipmq_connections_closed_total"),
+    (slow_queues_are_compacted, FEW, "blipmq_segment_compacted_bytes_total"),
+    (
+        the_process_works, {},
+        """process_cpu_seconds_total process_resident_memory_bytes process_virtual_memory_bytes process_open_fds
+        process_threads""",
+    ),
+    (http_is_abused, {}, "blipmq_admin_bad_requests_total blipmq_admin_connections_cut_total"),
+    (
+        settings_are_reloaded, {},
+        "blipmq_queue_limit_messages blipmq_queue_limit_bytes blipmq_memory_budget_bytes",
+    ),
+    (the_broker_begins_to_stop, FEW, "blipmq_ready"),
+    (a_file_is_written, {}, "blipmq_disk_free_bytes"),
+]  # fmt: skip
+
+# What does not move, or not on this machine; each has a test of its own below.
+FIXED = """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
+    blipmq_board_temperature_celsius blipmq_board_throttled blipmq_board_undervoltage""".split()
+
+
+def matching(scrape, query):
+    """The values of the series a query names, labels beside the ones it gives allowed."""
+    name, _, labels = query.rstrip("}").partition("{")
+    return {
+        key: value
+        for key, value in scrape.items()
+        if key.partition("{")[0] == name and all(label in key for label in labels.split(",") if label)
+    }
+
+
+@pytest.mark.parametrize(("cause", "settings", "moved"), CAUSES, ids=[cause[0].__name__ for cause in CAUSES])
+def test_each_metric_moves_when_its_cause_happens(cause, settings, moved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with WatchedBroker(settings) as watched:
+        scene = Scene(watched)
+        try:
+            still = set(moved.split())
+            before = watched.scrape()
+            cause(scene)
+            for _ in range(SCRAPES_MAX):
+                after = watched.scrape()
+                still = {query for query in still if matching(after, query) == matching(before, query)}
+                if not still:
+                    break
+            assert not still
+        finally:
+            scene.close()
+
+
+def test_every_declared_series_is_moved_by_some_cause():
+    moved = {query for _, _, queries in CAUSES for query in queries.split()}
+    assert set(declared()) == moved | set(FIXED)
+
+
+# ---- what does not move
+
+
+def snapshot(report=None, config=None, **stats):
+    return Snapshot(
+        stats={**dict.fromkeys(native.STATS_FIELDS, 0), **stats},
+        config=config or Config(),
+        report=report,
+        state={"ready": 1, "degraded": 0},
+        process={"cpu_seconds": 1.5, "started_at": 1.7e9},
+        admin={"requests": 1, "bad": 0, "cut": 0},
+    )
+
+
+def report(*rows, **more):
+    return {"subscriptions": rows, "subscribers": {"total": len(rows), "blocked": 0}, "hardware": None, **more}
+
+
+def row(client="", peer="127.0.0.1:9", **numbers):
+    names = "queued_messages", "queued_bytes", "enqueued", "delivered", "dropped_ttl", "dropped_queue_full"
+    return {"client": client, "peer": peer, "filters": ["a"], "blocked": False, **dict.fromkeys(names, 0), **numbers}
+
+
+def series(*args, **more):
+    return read_series(expose(snapshot(*args, **more)).decode())
+
+
+def test_settings_that_need_a_restart_are_told_as_they_are():
+    config = from_dict({"server": {"max_connections": 123, "bind_addr": "127.0.0.1:0"}})
+    assert series(config=config)["blipmq_connections_max"] == 123
+
+
+def test_the_build_says_which_version_runs_on_which_python():
+    (key,) = matching(series(), "blipmq_build_info")
+    assert f'version="{__version__}"' in key and 'python="3.' in key
+
+
+def test_a_raspberry_pi_tells_its_temperature_and_supply_and_other_machines_nothing():
+    board = {"temperature_c": 61.25, "throttled": True, "undervoltage": False}
+    told = series(report(hardware=board))
+    assert told["blipmq_board_temperature_celsius"] == 61.25
+    assert (told["blipmq_board_throttled"], told["blipmq_board_undervoltage"]) == (1, 0)
+    assert not [key for key in series(report()) if key.startswith("blipmq_board")]
+    silent = series(report(hardware={"temperature_c": None, "throttled": None, "undervoltage": None}))
+    assert not [key for key in silent if key.startswith("blipmq_board")]
+
+
+def test_a_scrape_without_a_list_of_subscribers_says_so_and_has_all_totals():
+    without, with_ = series(enqueued=5), series(report(row()), enqueued=5)
+    assert (without["blipmq_scrape_incomplete"], with_["blipmq_scrape_incomplete"]) == (1, 0)
+    assert "blipmq_subscribers" not in without and with_["blipmq_subscribers"] == 1
+    assert without["blipmq_messages_enqueued_total"] == 5
+
+
+def test_the_process_figures_are_those_of_the_operating_system(tmp_path):
+    self = tmp_path / "proc/self"
+    (self / "task").mkdir(parents=True)
+    for thread in "17", "18":
+        (self / "task" / thread).mkdir()
+    (self / "fd").mkdir()
+    (self / "statm").write_text("1000 250 100 1 0 200 0\n")
+    figures = read_process(tmp_path)
+    assert figures["virtual_bytes"] == 4 * figures["resident_bytes"] == 1000 * mmap.PAGESIZE
+    assert figures["threads"] == 2
+    assert read_process()["max_fds"] > 0 and read_process()["open_fds"] > 0
+    assert figures["cpu_seconds"] > 0
+
+
+def test_a_system_that_tells_nothing_is_asked_in_vain_and_nothing_is_made_up(tmp_path):
+    assert set(read_process(tmp_path)) == {"cpu_seconds"}
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/stat").write_text("1 (blip) mq) S 1 1")
+    assert started_at(tmp_path) > started_at()
+
+
+def test_the_start_of_the_process_does_not_move():
+    assert abs(started_at() - started_at()) < 0.05
+
+
+# ---- the formats
+
+
+def test_every_documented_name_is_exposed_as_it_is_written_in_both_formats():
+    for openmetrics in (False, True):
+        text = expose(snapshot(report()), openmetrics).decode()
+        exposed = read_series(text, openmetrics)
+        assert [name for name in DOCUMENTED if name not in exposed] == []
+
+
+def test_both_formats_have_the_same_series_with_the_same_values():
+    taken = snapshot(
+        report(row("a", queued_messages=3), row("b"), disk_free_bytes=7), published=9, flushes=2, delivered=8
+    )
+    assert read_series(expose(taken).decode()) == read_series(expose(taken, True).decode(), True)
+
+
+def test_a_documented_counter_that_openmetrics_forbids_is_of_unknown_type_there():
+    text, openmetrics = expose(snapshot()).decode(), expose(snapshot(), True).decode()
+    assert "# TYPE blipmq_published counter\n" in text
+    assert "# TYPE blipmq_published unknown\n" in openmetrics
+    assert "# TYPE blipmq_messages_published_total counter\n" in text
+    assert "# TYPE blipmq_messages_published counter\n" in openmetrics
+    assert "# TYPE blipmq_batch_processing_efficiency gauge\n" in openmetrics
+
+
+def test_no_newer_name_is_a_documented_one_with_an_ending_that_readers_add():
+    assert not {f"{name}_total" for name in DOCUMENTED} & {metric.name for metric in METRICS}
+
+
+def test_names_end_as_their_type_and_unit_want():
+    for metric in METRICS:
+        assert metric.help.endswith(".")
+        assert (metric.type == "info") == metric.name.endswith("_info")
+        if metric.name not in DOCUMENTED:
+            assert (metric.type == "counter") == metric.name.endswith("_total")
+        assert [unit for unit in ("bytes", "seconds", "celsius") if unit in metric.name] == [metric.unit] * bool(
+            metric.unit
+        )
+
+
+def test_every_figure_of_the_core_is_exposed():
+    used = {s.source.partition(".")[2] for metric in METRICS for s in metric.series if s.source.startswith("stats.")}
+    assert used == set(native.STATS_FIELDS) - {"delivered_bytes"}  # flush_bytes by another name
+
+
+def test_the_core_counts_the_same_bytes_as_delivered_and_as_flushed():
+    with WatchedBroker() as watched:
+        scene = Scene(watched)
+        messages_flow(scene)
+        stats = watched.run(watched.broker.stats())
+        assert stats["delivered_bytes"] == stats["flush_bytes"] > 0
+        scene.close()
+
+
+@pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "new\nline", '\\"\n', "é漢🎈", "}", 'x",y="z', "a" * 300])
+def test_a_hostile_client_id_stays_inside_its_label(name):
+    for openmetrics in (False, True):
+        text = expose(snapshot(report(row(name, queued_messages=4))), openmetrics).decode()
+        read_series(text, openmetrics)
+        parse = parse_openmetrics if openmetrics else parse_text
+        (sample,) = [
+            s for family in parse(text) for s in family.samples if s.name == "blipmq_subscriber_queue_messages"
+        ]
+        assert sample.labels == {"client": name[: metrics.LABEL_CHARS_MAX], "peer": "127.0.0.1:9"}
+        assert sample.value == 4
+
+
+def test_subscribers_that_nothing_tells_apart_are_one_series():
+    twins = row(peer="in-process", queued_messages=3), row(peer="in-process", queued_messages=4)
+    assert series(report(*twins))['blipmq_subscriber_queue_messages{client="",peer="in-process"}'] == 7
+
+
+def test_only_the_deepest_queues_have_series_of_their_own():
+    rows = [row(f"c{number}", queued_messages=1000 - number) for number in range(100)]
+    own = matching(series(report(*rows)), "blipmq_subscriber_queue_messages")
+    assert len(own) == metrics.SUBSCRIBERS_MAX
+    assert min(own.values()) == 1000 - (metrics.SUBSCRIBERS_MAX - 1)
+
+
+def test_the_efficiency_of_batching_is_the_share_of_sends_it_saved():
+    assert series()["blipmq_batch_processing_efficiency"] == 0
+    assert series(delivered=100, flushes=100)["blipmq_batch_processing_efficiency"] == 0
+    assert series(delivered=100, flushes=1)["blipmq_batch_processing_efficiency"] == 0.99
+
+
+def test_the_utilization_of_the_pools_is_the_share_that_is_not_free():
+    assert series()["blipmq_memory_pool_utilization"] == 0
+    assert series(memory_used_bytes=400, pool_free_bytes=100)["blipmq_memory_pool_utilization"] == 0.75
+
+
+def test_the_reference_in_docs_is_what_the_declarations_say():
+    assert (ROOT / "docs/METRICS.md").read_text(encoding="utf-8") == reference()

@@ -1,0 +1,120 @@
+"""The dashboard and the alert rules: every series they ask for is one that a broker exposes.
+
+Invariant: a query is taken apart here by a reader that knows no more of PromQL than selectors; what it does not know it
+reports, so a name misspelt in a query fails.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from raw_client import RawClient
+from watched_broker import WatchedBroker
+
+from blipmq import wire
+
+ROOT = Path(__file__).parent.parent
+MONITORING = ROOT / "packaging/monitoring"
+DASHBOARD = MONITORING / "blipmq-dashboard.json"
+ALERTS = MONITORING / "blipmq-alerts.yml"
+
+WORDS = {"and", "or", "unless", "bool", "offset"}
+MADE_BY_PROMETHEUS = {"up"}
+ADDED_BY_PROMETHEUS = {"instance", "job"}
+
+
+def selectors(query):
+    """The series a query asks for: pairs of a metric's name and its label matchers (label, operator, value)."""
+    query = re.sub(r"\[[^\]]*\]", "", query)
+    query = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
+    for match in re.finditer(r'([a-zA-Z_:][\w:]*)\s*(\{(?:[^}"]|"[^"]*")*\})?(\s*\()?', query):
+        name, braces, call = match.groups()
+        if not call and name not in WORDS:
+            yield name, re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', braces or "")
+
+
+def absent(query, exposed):
+    """What a query asks for and no series has."""
+    found = []
+    for name, matchers in selectors(query):
+        own = [(label, operator, value) for label, operator, value in matchers if label not in ADDED_BY_PROMETHEUS]
+        assert all(operator == "=" for _, operator, _ in own), "this reader knows = alone"
+        wanted = [f'{label}="{value}"' for label, _, value in own]
+        series = [key for key in exposed if key.partition("{")[0] == name]
+        if name not in MADE_BY_PROMETHEUS and not any(all(label in key for label in wanted) for key in series):
+            found.append(f"{name} {wanted}")
+    return found
+
+
+def dashboard_queries():
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel.get("targets", ())]
+
+
+def alerts():
+    """Name, expression and everything else of each rule. The file keeps each value on one line."""
+    text = ALERTS.read_text(encoding="utf-8")
+    for rule in re.split(r"^ *- alert: ", text, flags=re.MULTILINE)[1:]:
+        name, *lines = rule.splitlines()
+        yield name, dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+
+
+@pytest.fixture(scope="module")
+def exposed():
+    """What a broker exposes that has a subscriber, and runs on a Raspberry Pi."""
+    board = {"temperature_c": 50.0, "throttled": False, "undervoltage": False}
+    with pytest.MonkeyPatch.context() as patch, WatchedBroker() as watched:
+        patch.setattr("blipmq.status.read_hardware", lambda: board)
+        with RawClient(watched.address).hello("reader").subscribe("a") as client:
+            client.say(wire.PUB, "a", b"x")
+            yield watched.scrape()
+
+
+def test_every_query_of_the_dashboard_names_series_that_exist(exposed):
+    queries = dashboard_queries()
+    assert len(queries) > 40
+    assert {title: found for title, query in queries if (found := absent(query, exposed))} == {}
+
+
+def test_every_alert_names_series_that_exist(exposed):
+    rules = dict(alerts())
+    assert len(rules) > 15
+    assert {name: found for name, rule in rules.items() if (found := absent(rule["expr"], exposed))} == {}
+
+
+def test_the_broker_that_the_dashboard_lists_is_found_by_a_metric_that_exists(exposed):
+    (query,) = re.findall(
+        r"label_values\((\w+), instance\)", DASHBOARD.read_text(encoding="utf-8").split('"query": "')[2]
+    )
+    assert absent(query, exposed) == []
+
+
+def test_every_alert_says_how_bad_it_is_what_happened_and_what_to_do():
+    for name, rule in alerts():
+        assert re.fullmatch(r"\{severity: (info|warning|critical)\}", rule["labels"]), name
+        assert len(rule["summary"]) > 20 and len(rule["description"]) > 60, name
+
+
+def test_the_dashboard_filters_every_query_by_the_broker_chosen():
+    for title, query in dashboard_queries():
+        for name, matchers in selectors(query):
+            assert ("instance", "=~", "$instance") in matchers, (title, name)
+
+
+def test_no_two_panels_lie_on_one_another():
+    taken = set()
+    for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+
+
+def test_a_name_or_label_that_does_not_exist_is_found(exposed):
+    assert absent("rate(blipmq_mesages_published_total[5m]) > 0", exposed)
+    assert absent('blipmq_messages_dropped_total{reason="lost"}', exposed)
+    assert absent("sum by (client) (topk(3, nothing)) / on(instance) group_left() blipmq_connections", exposed)
+    assert not absent(
+        'sum by (reason) (rate(blipmq_messages_dropped_total{instance=~"a{2}", reason="ttl"}[5m]))', exposed
+    )
