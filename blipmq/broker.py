@@ -100,6 +100,7 @@ def core_config(config: Config) -> CoreConfig:
         ack_timeout_ms=config.qos1.ack_timeout_ms,
         max_in_flight=config.qos1.max_in_flight,
         max_deliveries=config.qos1.max_deliveries,
+        run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,
     )
 
@@ -289,8 +290,26 @@ class Broker:
         assert self._protocol is not None and self._status is not None
         self.config = self._protocol.config = config
         self._status.budget_bytes = config.limits.memory_bytes
+        self._status.reloads_applied += 1
+        self._status.reload_error = ""
         self.log.set(config.logging.level, config.logging.format)
         core.limits(core_config(config))
+
+    def reload_refused(self, error: str) -> None:
+        """Note that a changed configuration was refused: a reason to look until one is applied."""
+        if self._status is not None:
+            self._status.reloads_refused += 1
+            self._status.reload_error = error
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """How many changed configurations were `applied` and `refused`, and whether the last one was `ok` (1) or not."""
+        status = self._status_running()
+        return {
+            "applied": status.reloads_applied,
+            "refused": status.reloads_refused,
+            "ok": int(not status.reload_error),
+        }
 
     # -- events
 

@@ -2,135 +2,36 @@
 queues.
 
     driver                                ClientProtocol
-    connected        open()           ->  HELLO; when it is answered, SUB again for every filter
+    connected        open()           ->  HELLO; when it is answered, SUB again for every filter, then the QoS 1
+                                          publishes that were not answered, in order
     bytes arrived    receive(bytes)   ->  requests are answered, messages go into the inboxes
     may send         take()           ->  all bytes to send, in order, once
-    connection over  lost(error)      ->  unanswered requests fail, inboxes stay
-    for good         finish(error)    ->  inboxes end
+    connection over  lost(error)      ->  unanswered requests fail, QoS 1 publishes and inboxes stay
+    for good         finish(error)    ->  everything ends
 
-Invariant: each Request is finished exactly once, by its answer, by lost(), or by forget(). The broker sends a message
-once per connection even where several filters match; it goes here to each inbox whose filter does.
+Invariant: nothing but HELLO is sent before its answer. The broker sends a message once per connection even where
+several filters match; it goes here to each inbox whose filter does, and is acknowledged when the last of them is done.
 """
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from blipmq import errors, wire
 from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, refusal
-from blipmq.topics import check_filter, check_topic, match
+from blipmq.inbox import Inbox, check_identity
+from blipmq.topics import check_filter, match
+from blipmq.unanswered import PENDING_MAX as PENDING_MAX
+from blipmq.unanswered import Request, Unanswered
 from blipmq.wire import Message, PublishEncoder, Reply, SubAck
 
-PENDING_MAX = 65_536
-QUEUE_MESSAGES_MAX = 10_000
-QUEUE_BYTES_MAX = 16 << 20
-OVERRUN = 4
-"""An inbox may grow to this many times its limit while a request waits for its answer, which comes behind the
-messages."""
-
-FINAL_CODES = frozenset(
-    {errors.BAD_REQUEST, errors.NOT_AUTHENTICATED, errors.NOT_ALLOWED, errors.CLIENT_ID_IN_USE, errors.PROTOCOL_VERSION}
-)
-"""Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
-
-_IDENTITY_BYTES_MAX = 256
-_API_KEY_BYTES_MAX = (
-    512  # with the client id and the table, HELLO stays below the 1 KiB a broker reads before it knows us
-)
+# With the client id and the table, HELLO stays below the 1 KiB that a broker reads before it knows us.
+_API_KEY_BYTES_MAX = 512
 _ENCODERS_MAX = 256
 _ROUTES_MAX = 1024
 _REFUSALS_MAX = 16
-
-
-class Request:
-    """One question that the broker will answer. `on_done` is called once, when `done` becomes true."""
-
-    __slots__ = ("done", "error", "on_done", "reply", "seq", "what")
-
-    def __init__(self, seq: int, what: str) -> None:
-        self.seq, self.what = seq, what
-        self.done = False
-        self.reply = Reply(seq, 0, "", 0, b"")
-        self.error: BlipMQError | None = None
-        self.on_done: Callable[[], None] | None = None
-
-    def __repr__(self) -> str:
-        return f"Request(seq={self.seq}, {self.what!r}, done={self.done}, error={self.error!r})"
-
-    def finish(self, error: BlipMQError | None) -> None:
-        self.done, self.error = True, error
-        if self.on_done is not None:
-            self.on_done()
-
-
-class Inbox:
-    """The messages of one local subscription that its reader has not taken yet. Drivers add the ways to read it."""
-
-    def __init__(
-        self,
-        filter_: str,
-        *,
-        qos: int = 0,
-        durable: bool = False,
-        group: str = "",
-        messages_max: int = QUEUE_MESSAGES_MAX,
-        bytes_max: int = QUEUE_BYTES_MAX,
-    ) -> None:
-        check_filter(filter_)
-        _check_identity("group", group)
-        if messages_max < 1 or bytes_max < 1:
-            raise UsageError("A subscription's queue must hold at least one message and one byte.")
-        self.filter = filter_
-        self.options = (qos, durable, group)
-        self.messages_max, self.bytes_max = messages_max, bytes_max
-        self.messages: deque[Message] = deque()
-        self.queued_bytes = 0
-        self.ended = False
-        self.error: BlipMQError | None = None
-
-    def __repr__(self) -> str:
-        state = f"ended, error={self.error!r}" if self.ended else "open"
-        return (
-            f"{type(self).__name__}({self.filter!r}, queued={len(self.messages)}, bytes={self.queued_bytes}, {state})"
-        )
-
-    def is_full(self, times: int = 1) -> bool:
-        return len(self.messages) >= self.messages_max * times or self.queued_bytes >= self.bytes_max * times
-
-    def is_half_empty(self) -> bool:
-        return len(self.messages) * 2 <= self.messages_max and self.queued_bytes * 2 <= self.bytes_max
-
-    def pop(self) -> Message:
-        message = self.messages.popleft()
-        self.queued_bytes -= len(message.payload)
-        return message
-
-    def pop_all(self) -> list[Message]:
-        messages = list(self.messages)
-        self.messages.clear()
-        self.queued_bytes = 0
-        return messages
-
-    def end(self, error: BlipMQError | None) -> None:
-        """No more will come. What is queued can still be read; after it, the reader gets `error`, or a plain end."""
-        if not self.ended:
-            self.ended, self.error = True, error
-            self.wake()
-
-    def wake(self) -> None:
-        """Messages have come, or the end has. Called once per batch received."""
-
-
-def _check_identity(noun: str, text: str) -> None:
-    try:
-        size_bytes = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
-    if size_bytes > _IDENTITY_BYTES_MAX:
-        raise UsageError(f"The {noun} has {size_bytes} bytes; {_IDENTITY_BYTES_MAX} is the most. Shorten it.")
 
 
 def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
@@ -153,22 +54,23 @@ class ClientProtocol:
     """See the top of the file. Not thread-safe: one driver, one thread or one loop."""
 
     def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
-        _check_identity("client id", client_id)
+        check_identity("client id", client_id)
         if len(api_key.encode("utf-8", "surrogateescape")) > _API_KEY_BYTES_MAX:
             raise ConfigError(
                 f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
             )
         self._client_id, self._api_key, self._frame_bytes_max = client_id, api_key, frame_bytes_max
         self._reader = wire.FrameReader(frame_bytes_max)
-        self._seq = 0
-        self._pending: dict[int, Request] = {}
+        self.unanswered = Unanswered()
         self._inboxes: dict[str, list[Inbox]] = {}
         self._routes: dict[str, tuple[Inbox, ...]] = {}
+        self._shared: dict[int, set[Inbox]] = {}
         self._encoders: dict[tuple[str, int, int], PublishEncoder] = {}
         self._out: list[bytes] = []
         self.out_bytes = 0
         self.welcomed = False
         self.farewell: BlipMQError | None = None
+        self._blames_nobody = False
         """Why the broker is about to close, if it said so."""
         self.refusals: deque[BlipMQError] = deque(maxlen=_REFUSALS_MAX)
         """Refusals that belong to no request: those of QoS 0 publishes. The newest few are kept until someone takes
@@ -177,7 +79,7 @@ class ClientProtocol:
 
     def __repr__(self) -> str:
         return (
-            f"ClientProtocol(welcomed={self.welcomed}, pending={len(self._pending)}, filters={list(self._inboxes)}, "
+            f"ClientProtocol(welcomed={self.welcomed}, {self.unanswered!r}, filters={list(self._inboxes)}, "
             f"out_bytes={self.out_bytes}, farewell={self.farewell!r})"
         )
 
@@ -189,7 +91,8 @@ class ClientProtocol:
         self._out.clear()
         self.out_bytes = 0
         self.farewell = None
-        request = self._request("HELLO")
+        self._blames_nobody = False
+        request = self.unanswered.add("HELLO")
         self._send(
             wire.encode_command(
                 wire.HELLO, seq=request.seq, client_id=self._client_id, api_key=self._api_key, protocol=wire.PROTOCOL
@@ -201,6 +104,8 @@ class ClientProtocol:
             if request.error is None:
                 self.welcomed = True
                 self._subscribe_again()
+                for frame in self.unanswered.frames():
+                    self._send(frame)
 
         request.on_done = welcome
         return request
@@ -215,6 +120,9 @@ class ClientProtocol:
                     topic = frame.topic
                     inboxes = self._route(topic)
                     woken.update(inboxes)
+                if frame.qos:
+                    self._put(frame, inboxes)
+                    continue
                 for inbox in inboxes:
                     inbox.messages.append(frame)
                     inbox.queued_bytes += len(frame.payload)
@@ -234,22 +142,27 @@ class ClientProtocol:
         return data
 
     def lost(self, error: BlipMQError) -> None:
-        """The connection is over: whatever waits for an answer fails with `error`."""
+        """The connection is over: whatever waits for an answer fails with `error`, QoS 1 publishes excepted."""
         self.welcomed = False
         self._out.clear()
         self.out_bytes = 0
-        pending, self._pending = self._pending, {}
-        for request in pending.values():
-            request.finish(error)
+        self._shared.clear()
+        for inbox in self.all_inboxes():
+            inbox.take_back()
+        if error.code == errors.TOO_LARGE and self._blames_nobody:
+            self.unanswered.fail_largest(error)
+        self.unanswered.lost(error)
 
     def finish(self, error: BlipMQError | None) -> None:
-        """There will be no other connection: end every subscription."""
-        self.lost(error or Disconnected("The client was closed before the broker answered."))
-        inboxes = [inbox for group in self._inboxes.values() for inbox in group]
+        """There will be no other connection: end every subscription and every wait for an answer."""
+        gone = error or Disconnected("The client was closed before the broker answered.")
+        self.lost(gone)
+        inboxes = self.all_inboxes()
         self._inboxes.clear()
         self._routes.clear()
         for inbox in inboxes:
             inbox.end(error)
+        self.unanswered.finish(gone)
 
     def quit(self) -> None:
         self._send(wire.encode_command(wire.QUIT))
@@ -266,14 +179,16 @@ class ClientProtocol:
         self._send(self.encoder(topic, ttl_ms).frames(payloads))
 
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
-        """QoS 1: answered with the message's id once it is safe."""
-        check_topic(topic)
-        request = self._request(f"Publish to {topic}")
-        self._send(wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms, qos=1, seq=request.seq))
+        """QoS 1: answered with the message's id once it is safe. Until then it is kept, and sent on each connection."""
+        frame = self.encoder(topic, ttl_ms, 1).frame(payload, self.unanswered.next_seq())
+        request = self.unanswered.add(f"Publish to {topic}", frame)
+        self._send(frame)
         return request
 
     def subscribe(self, inbox: Inbox) -> Request:
         """Route messages into the inbox and tell the broker. If the answer is no, the driver must call drop()."""
+        if inbox.durable and not self._client_id:
+            raise UsageError(f"A durable subscription to {inbox.filter} needs a client_id: the name it is kept under.")
         group = self._inboxes.get(inbox.filter, [])
         if any(other.options != inbox.options for other in group):
             raise UsageError(
@@ -295,6 +210,10 @@ class ClientProtocol:
         else:
             self._inboxes.pop(inbox.filter, None)
         self._routes.clear()
+        for id_, holders in list(self._shared.items()):
+            holders.discard(inbox)
+            if not holders:
+                del self._shared[id_]
         return was_last
 
     def inboxes(self, filter_: str) -> list[Inbox]:
@@ -305,39 +224,44 @@ class ClientProtocol:
 
     def unsubscribe(self, filter_: str) -> Request:
         check_filter(filter_)
-        request = self._request(f"Unsubscribe from {filter_}")
+        request = self.unanswered.add(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq))
         return request
 
     def ping(self) -> Request:
-        request = self._request("Ping")
+        request = self.unanswered.add("Ping")
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
     def info(self) -> Request:
-        request = self._request("Info")
+        request = self.unanswered.add("Info")
         self._send(wire.encode_command(wire.INFO, seq=request.seq))
         return request
 
-    def ack(self, message_id: int) -> None:
-        self._send(wire.encode_command(wire.ACK, seq=message_id))
+    def acknowledge(self, ids: Iterable[int], inbox: Inbox | None = None) -> None:
+        """Messages have been dealt with by the reader of this inbox, or (None) by all. Without a connection nothing is
+        kept: they come again."""
+        if self._shared:
+            ids = [id_ for id_ in ids if self._is_last(id_, inbox)]
+        if self.welcomed and (frames := wire.encode_acks(ids)):
+            self._send(frames)
 
     def forget(self, request: Request) -> None:
         """No one waits for this answer any more."""
-        self._pending.pop(request.seq, None)
+        self.unanswered.take(request.seq)
 
     @property
     def waiting(self) -> bool:
         """Whether any request has yet to be answered."""
-        return bool(self._pending)
+        return bool(self.unanswered)
 
-    def encoder(self, topic: str, ttl_ms: int) -> PublishEncoder:
-        key = (topic, ttl_ms, 0)
+    def encoder(self, topic: str, ttl_ms: int, qos: int = 0) -> PublishEncoder:
+        key = (topic, ttl_ms, qos)
         encoder = self._encoders.get(key)
         if encoder is None:
             if len(self._encoders) >= _ENCODERS_MAX:
                 self._encoders.clear()
-            encoder = self._encoders[key] = PublishEncoder(topic, ttl_ms=ttl_ms)
+            encoder = self._encoders[key] = PublishEncoder(topic, ttl_ms=ttl_ms, qos=qos)
         return encoder
 
     # ---- inside ----
@@ -346,16 +270,30 @@ class ClientProtocol:
         self._out.append(frame)
         self.out_bytes += len(frame)
 
-    def _request(self, what: str) -> Request:
-        if len(self._pending) >= PENDING_MAX:
-            raise UsageError(f"{PENDING_MAX} requests wait for an answer; await some before you send more.")
-        self._seq += 1
-        request = self._pending[self._seq] = Request(self._seq, what)
-        return request
+    def _put(self, message: Message, inboxes: tuple[Inbox, ...]) -> None:
+        """A QoS 1 message into its inboxes; where several acknowledge it, they are noted until the last has done so."""
+        holders = {inbox for inbox in inboxes if inbox.acknowledges}
+        if len(holders) > 1:
+            self._shared.setdefault(message.id, set()).update(holders)
+        for inbox in inboxes:
+            inbox.put(message)
+
+    def _is_last(self, id_: int, inbox: Inbox | None) -> bool:
+        """Whether nobody else has yet to acknowledge the message."""
+        holders = self._shared.get(id_)
+        if holders is None:
+            return True
+        if inbox is None:
+            holders.clear()
+        else:
+            holders.discard(inbox)
+        if not holders:
+            del self._shared[id_]
+        return not holders
 
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
-        request = self._request(f"Subscribe to {inbox.filter}")
+        request = self.unanswered.add(f"Subscribe to {inbox.filter}")
         self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
@@ -382,7 +320,7 @@ class ClientProtocol:
         return inboxes
 
     def _answered(self, frame: SubAck | Reply) -> None:
-        request = self._pending.pop(frame.seq, None)
+        request = self.unanswered.take(frame.seq)
         reason = frame.info if isinstance(frame, SubAck) else frame.message
         if request is not None:
             if isinstance(frame, Reply):
@@ -395,30 +333,10 @@ class ClientProtocol:
             about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
             error = refusal("This client" if about_client else "A publish", frame.code, reason)
             if error.code in errors.CLOSING_CODES or error.code == errors.CLIENT_ID_IN_USE:
-                self.farewell = error
+                self.farewell, self._blames_nobody = error, True
             self.refusals.append(error)
             if self.on_refusal is not None:
                 self.on_refusal(error)
-
-
-def connection_ended(
-    address: object, error: BaseException | None, farewell: BlipMQError | None, *, welcomed: bool
-) -> BlipMQError:
-    """Why a connection is over: what the broker said, what was wrong with its bytes, or what the system reports."""
-    if farewell is not None:
-        return farewell
-    if isinstance(error, ProtocolError):
-        return error
-    if not welcomed:
-        return Disconnected(
-            f"{address} took the connection and ended it without answering HELLO. "
-            "It is not a BlipMQ 2 broker, or it is at its limit of connections; check the address and the broker's log."
-        )
-    why = f" ({error})" if error is not None and str(error) else ""
-    return Disconnected(
-        f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed; "
-        "what was not answered may not have arrived."
-    )
 
 
 def decode_info(reply: Reply) -> dict[str, Any]:
@@ -434,12 +352,3 @@ def decode_info(reply: Reply) -> dict[str, Any]:
             "The answer to INFO is not a JSON object. Client and broker may be of different generations."
         )
     return info
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could
-    fail."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # not on every system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

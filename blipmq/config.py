@@ -1,7 +1,8 @@
 """The settings of a broker: what there is, each declared once.
 
-Invariant: every key below changes what the broker does. The file reader, the BLIPMQ_SECTION__KEY variables,
-`blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config` never changes after it is made.
+Invariant: every key below changes what the broker does, or allows one value and says why. The file reader, the
+BLIPMQ_SECTION__KEY variables, `blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config`
+never changes after it is made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ class Auth:
 
 @dataclass(frozen=True)
 class Queues:
+    topic_capacity: int = key(
+        65_536,
+        "Messages of one topic gathered before they are handed to its subscribers' queues. They never wait for more to come; "
+        "a small number costs work for every subscriber more often.",
+        "messages",
+        1,
+        1_000_000,
+        reload=True,
+    )
     subscriber_capacity: int = key(
         262_144, "Messages that may wait for one subscriber.", "messages", 1, 100_000_000, reload=True
     )
@@ -176,6 +186,14 @@ class Delivery:
         1000,
         reload=True,
     )
+    fanout_shards: int = key(
+        1,
+        "I/O threads. There is one: 1 says so, 0 leaves it to the broker, which comes to the same. What a second one would "
+        "bring is in docs/PERFORMANCE.md.",
+        "threads",
+        0,
+        1,
+    )
     default_ttl_ms: int = key(
         0, "Time to live of a message that names none. 0: it never expires.", "ms", 0, 365 * DAY_MS, reload=True
     )
@@ -206,6 +224,14 @@ class BatchConfig:
     )
     fanout_max_batch_size: int = key(
         1024, "Subscribers sent to before input is looked at again.", "subscribers", 1, 1_000_000, reload=True
+    )
+    channel_capacity: int = key(
+        4096,
+        "Requests, and answers, that may wait between Python and the core: each way has room for this many of 256 bytes, "
+        "rounded up to a power of two. When it is full each side holds its own back.",
+        "records",
+        256,
+        1_000_000,
     )
 
 
@@ -339,9 +365,6 @@ PLANNED: frozenset[str] = frozenset(
     {
         "auth.api_keys",
         "auth.keys_file",
-        "queues.topic_capacity",
-        "delivery.fanout_shards",
-        "performance.batch_config.channel_capacity",
     }
 )
 

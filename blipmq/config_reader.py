@@ -298,7 +298,7 @@ def _problem(k: Key, value: Any) -> str:
     else:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
     if not right:
-        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices)
+        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
     check = _CHECKS.get(k.path)
     if check is not None and value:
         try:
@@ -312,6 +312,13 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "server.bind_addr": split_address,
     "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
+}
+
+
+# Why a range is what it is, where that is not plain.
+_REASONS = {
+    "delivery.fanout_shards": ": one I/O thread is what there is, because a second one saves no processor time and would "
+    "only help where a core has nothing else to do (docs/PERFORMANCE.md); for more, run a second broker beside this one"
 }
 
 

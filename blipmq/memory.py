@@ -22,6 +22,9 @@ SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
 ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
 SEGMENT_BYTES = 256 * KIB
+# A command or an event with a topic in it. The largest, a piece of a fed connection's output, is far below what the smallest
+# ring holds; what is longer travels beside the ring.
+RING_RECORD_BYTES = 256
 # QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
 DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
 # The log: its smallest batch, its readers, what each buffer of theirs holds beside the largest record, and the places it
@@ -60,8 +63,8 @@ def max_frame_bytes(config: Config) -> int:
 
 
 def ring_bytes(config: Config) -> int:
-    """Capacity of each ring: a power of two that holds an event with the largest frame's strings at least twice."""
-    return max(1 * MIB, 1 << (2 * (max_frame_bytes(config) + 4 * KIB) - 1).bit_length())
+    """Capacity of each ring: a power of two with room for `channel_capacity` records of the usual size."""
+    return 1 << (config.performance.batch_config.channel_capacity * RING_RECORD_BYTES - 1).bit_length()
 
 
 def log_batch_bytes(config: Config) -> int:

@@ -110,6 +110,7 @@ class CoreConfig(NamedTuple):
     ack_timeout_ms: int = 30_000
     max_in_flight: int = 256
     max_deliveries: int = 16
+    run_messages: int = 0
     io_cpu: int = -1
 
 
@@ -233,7 +234,7 @@ class Fed(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """`bq_stats_t` by its field names; those of an array have their place behind: `log_sync_us_buckets_0`."""
+    """`bq_stats_t` by its field names."""
 
     seq: int
     counters: dict[str, int]
@@ -363,14 +364,7 @@ def _stopped(e: CData) -> Event:
     return Stopped(e.value)
 
 
-def _counter_names(name: str, type: CData) -> list[str]:
-    """One counter, or those of an array: `name_0` and so on."""
-    return [name] if type.kind == "primitive" else [f"{name}_{i}" for i in range(type.length)]
-
-
-STATS_FIELDS: tuple[str, ...] = tuple(
-    counter for name, field in ffi.typeof("bq_stats_t").fields for counter in _counter_names(name, field.type)
-)
+STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")

@@ -23,6 +23,7 @@ SUBSCRIBERS_MAX = 100
 FILTERS_MAX = 16
 INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
+REASON_CHARS_MAX = 500
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
 Counters = dict[str, int]
@@ -42,6 +43,8 @@ class Status:
     ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
+        self.reloads_applied = self.reloads_refused = 0
+        self.reload_error = ""  # why the last reload changed nothing; "" after one that did
         self._core = core
         self._sessions = sessions
         self._wal = wal
@@ -213,6 +216,11 @@ class Status:
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
         reasons = self._wal.reasons(counters) if self._wal else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if self.reload_error:
+            why = "; ".join(self.reload_error.splitlines())
+            reasons.append(
+                f"the changed configuration was refused and the old one is in effect: {why[:REASON_CHARS_MAX]}"
+            )
         if hardware and hardware["undervoltage"]:
             reasons.append("under-voltage: the power supply or its cable is too weak")
         if hardware and hardware["throttled"]:

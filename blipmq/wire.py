@@ -1,6 +1,6 @@
-"""The wire in plain Python: encodes commands, decodes what the broker sends, verifies before it reads.
+"""The wire in plain Python: what the broker sends, decoded and verified, and the readers of both directions.
 
-    client to broker   u32 big-endian N | N bytes: FlatBuffer, root ClientCommand
+    client to broker   u32 big-endian N | N bytes: FlatBuffer, root ClientCommand (command.py; its names are here too)
     broker to client   u32 big-endian N | u8 type | N-1 bytes: FlatBuffer, root SubAck (0), Message (1) or Reply (2)
 
 Invariant: no offset, length or string of a body is used before it is shown to lie inside that body; what fails raises
@@ -11,26 +11,32 @@ https://flatbuffers.dev/internals/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from struct import Struct
 from typing import Any, NamedTuple, TypeAlias
 
-from blipmq.errors import ProtocolError, UsageError
-from blipmq.flatbuffer import I32, U8, U16, U32, U64, Table, assemble, broken
-from blipmq.topics import check_filter, check_topic
+from blipmq.command import ACK as ACK
+from blipmq.command import ACTIONS as ACTIONS
+from blipmq.command import HELLO as HELLO
+from blipmq.command import INFO as INFO
+from blipmq.command import PING as PING
+from blipmq.command import PROTOCOL as PROTOCOL
+from blipmq.command import PUB as PUB
+from blipmq.command import QUIT as QUIT
+from blipmq.command import SUB as SUB
+from blipmq.command import UNSUB as UNSUB
+from blipmq.command import Command as Command
+from blipmq.command import PublishEncoder as PublishEncoder
+from blipmq.command import decode_command as decode_command
+from blipmq.command import encode_acks as encode_acks
+from blipmq.command import encode_command as encode_command
+from blipmq.errors import ProtocolError
+from blipmq.flatbuffer import I32, U8, U16, U32, U64, Table, broken
+from blipmq.splitter import FRAME_BYTES_MAX as FRAME_BYTES_MAX
+from blipmq.splitter import LENGTH, Splitter
 
-PROTOCOL = 1
-PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO = range(8)
-ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO")
 SUBACK, MESSAGE, REPLY = range(3)
-
-FRAME_BYTES_MAX = 64 << 20
-"""Default limit for a frame from the peer; a longer one is refused from its length alone."""
-
-_LENGTH = Struct(">I")
-_HEADER = Struct(">IB")
-_U64_MAX = (1 << 64) - 1
 
 
 class SubAck(NamedTuple):
@@ -73,124 +79,6 @@ class Reply(NamedTuple):
 Frame: TypeAlias = "SubAck | Message | Reply"
 
 
-class Command(NamedTuple):
-    """One ClientCommand, as a broker reads it; fields left out are at their defaults."""
-
-    action: int
-    topic: str = ""
-    payload: bytes = b""
-    ttl_ms: int = 0
-    qos: int = 0
-    seq: int = 0
-    client_id: str = ""
-    api_key: str = ""
-    protocol: int = 0
-    durable: bool = False
-    group: str = ""
-
-
-# ---- encoding --------------------------------------------------------------------------------------------------------
-
-_SCALARS = {3: U64, 5: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
-
-
-def _check_range(name: str, value: int, most: int) -> None:
-    if not 0 <= value <= most:
-        raise UsageError(f"{name} is {value}; it must be between 0 and {most}.")
-
-
-def encode_command(
-    action: int,
-    topic: str = "",
-    payload: bytes | None = None,
-    *,
-    ttl_ms: int = 0,
-    qos: int = 0,
-    seq: int = 0,
-    client_id: str = "",
-    api_key: str = "",
-    protocol: int = 0,
-    durable: bool = False,
-    group: str = "",
-) -> bytes:
-    """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
-    _check_range("action", action, INFO)
-    _check_range("ttl_ms", ttl_ms, _U64_MAX)
-    _check_range("qos", qos, 1)
-    _check_range("seq", seq, _U64_MAX)
-    _check_range("protocol", protocol, 0xFFFF)
-    numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable)}
-    vectors = [
-        (slot, text.encode("utf-8", errors), b"\0")
-        for slot, text, errors in (
-            (1, topic, "strict"),
-            (6, client_id, "strict"),
-            (7, api_key, "surrogateescape"),  # a secret is bytes: environment and files may hold any
-            (10, group, "strict"),
-        )
-        if text
-    ]
-    if payload is not None:
-        vectors.append((2, payload, b""))
-    body = assemble([(slot, width, numbers[slot]) for slot, width in _SCALARS.items() if numbers[slot]], vectors)
-    return _LENGTH.pack(len(body)) + body
-
-
-class PublishEncoder:
-    """Encodes publishes of one topic, TTL and QoS: all but the lengths is the same in each, so it is made once.
-
-    The payload comes last and needs no terminator, so a frame is a head that depends only on the payload's size, then
-    the payload. Heads of short payloads are kept.
-    """
-
-    __slots__ = ("_heads", "_qos", "_stem", "_topic", "_ttl_ms")
-
-    _HEADS_MAX = 1024
-
-    def __init__(self, topic: str, *, ttl_ms: int = 0, qos: int = 0) -> None:
-        check_topic(topic)
-        self._topic, self._ttl_ms, self._qos = topic, ttl_ms, qos
-        self._stem = encode_command(PUB, topic, b"", ttl_ms=ttl_ms, qos=qos)[4:-4]
-        self._heads: list[bytes | None] = [None] * self._HEADS_MAX
-
-    def __repr__(self) -> str:
-        return f"PublishEncoder({self._topic!r}, ttl_ms={self._ttl_ms}, qos={self._qos})"
-
-    def head(self, size_bytes: int) -> bytes:
-        """What goes before a payload of this size."""
-        if size_bytes < self._HEADS_MAX:
-            head = self._heads[size_bytes]
-            if head is None:
-                head = self._heads[size_bytes] = self._make_head(size_bytes)
-            return head
-        return self._make_head(size_bytes)
-
-    def _make_head(self, size_bytes: int) -> bytes:
-        frame_bytes = len(self._stem) + 4 + size_bytes
-        if frame_bytes > 0x7FFFFFFF:  # FlatBuffers offsets end at 2 GiB
-            raise UsageError(f"A payload of {size_bytes} bytes does not fit into one message; split it.")
-        return _LENGTH.pack(frame_bytes) + self._stem + U32.pack(size_bytes)
-
-    def frame(self, payload: bytes, seq: int = 0) -> bytes:
-        """One frame. With a `seq` (wanted for QoS 1, where it is answered) the fast way does not apply."""
-        if seq:
-            return encode_command(PUB, self._topic, payload, ttl_ms=self._ttl_ms, qos=self._qos, seq=seq)
-        return self.head(len(payload)) + payload
-
-    def frames(self, payloads: Iterable[bytes]) -> bytes:
-        """The frames of all these payloads, in order, as one run of bytes."""
-        head = self.head
-        parts: list[bytes] = []
-        append = parts.append
-        for payload in payloads:
-            append(head(len(payload)))
-            append(payload)
-        return b"".join(parts)
-
-
-# ---- decoding --------------------------------------------------------------------------------------------------------
-
-
 def decode_suback(body: bytes) -> SubAck:
     table = Table(body)
     return SubAck(table.text(0), table.text(1), table.number(2, U64), table.number(3, U16))
@@ -219,79 +107,7 @@ def decode_reply(body: bytes) -> Reply:
 _DECODERS: tuple[Callable[[bytes], Frame], ...] = (decode_suback, decode_message, decode_reply)
 
 
-def decode_command(body: bytes) -> Command:
-    """Verify and read one ClientCommand: structure, action, QoS, and the topic or filter that the action needs."""
-    table = Table(body)
-    command = Command(
-        action=table.number(0, U8),
-        topic=table.text(1),
-        payload=table.vector(2) or b"",
-        ttl_ms=table.number(3, U64),
-        qos=table.number(4, U8),
-        seq=table.number(5, U64),
-        client_id=table.text(6),
-        api_key=table.text(7, "surrogateescape"),
-        protocol=table.number(8, U16),
-        durable=table.number(9, U8) != 0,
-        group=table.text(10),
-    )
-    if command.action > INFO:
-        raise broken(f"there is no action {command.action}")
-    if command.qos > 1:
-        raise broken(f"QoS {command.qos} is not 0 or 1")
-    try:
-        if command.action == PUB:
-            check_topic(command.topic)
-        elif command.action in (SUB, UNSUB):
-            check_filter(command.topic)
-    except UsageError as error:
-        raise broken(str(error)) from None
-    return command
-
-
-# ---- streams ---------------------------------------------------------------------------------------------------------
-
-
-class _Splitter:
-    """Keeps the bytes of a frame that is not whole yet, without copying them again for each piece that arrives."""
-
-    __slots__ = ("_have", "_need", "_parts", "frame_bytes_max")
-
-    def __init__(self, frame_bytes_max: int) -> None:
-        self.frame_bytes_max = frame_bytes_max
-        self._parts: list[bytes] = []
-        self._have = 0
-        self._need = 4
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(waiting={self._have}, need={self._need}, frame_bytes_max={self.frame_bytes_max})"
-
-    def _gather(self, data: bytes) -> bytes:
-        """All bytes not consumed yet if they may hold a whole frame, else b"" with the bytes kept."""
-        if not self._parts and len(data) >= self._need:
-            return data
-        self._parts.append(data)
-        self._have += len(data)
-        if self._have < self._need:
-            return b""
-        data = b"".join(self._parts)
-        self._parts, self._have, self._need = [], 0, 4
-        return data
-
-    def _keep(self, data: bytes, at: int) -> None:
-        """Keep data[at:], which is shorter than the frame it begins."""
-        rest = data[at:]
-        self._parts, self._have = [rest] if rest else [], len(rest)
-        self._need = 4 + _LENGTH.unpack_from(rest)[0] if len(rest) >= 4 else 4
-
-    def _check_length(self, length: int, least: int) -> None:
-        if length < least:
-            raise broken(f"a length of {length}")
-        if length > self.frame_bytes_max:
-            raise broken(f"a length of {length} bytes is over the limit of {self.frame_bytes_max}")
-
-
-class CommandReader(_Splitter):
+class CommandReader(Splitter):
     """A broker's side of the stream: bytes in, Commands out. For tests and tools; the broker itself reads in C."""
 
     __slots__ = ()
@@ -304,7 +120,7 @@ class CommandReader(_Splitter):
         data = self._gather(data)
         at, size = 0, len(data)
         while size - at >= 4:
-            length = _LENGTH.unpack_from(data, at)[0]
+            length = LENGTH.unpack_from(data, at)[0]
             self._check_length(length, 1)
             if at + 4 + length > size:
                 break
@@ -365,7 +181,7 @@ class _Shape:
         return cls(frame[4 : 5 + table.table + 4], table)
 
 
-class FrameReader(_Splitter):
+class FrameReader(Splitter):
     """The client's side of the stream: bytes in, SubAck, Message and Reply out.
 
     `broken` is set when the stream cannot be read on; frames before the broken one are still returned. feed() raises it
@@ -410,7 +226,7 @@ class FrameReader(_Splitter):
                 at = self._read_messages(data, at, frames)
                 if size - at < 4:
                     break
-            length = _LENGTH.unpack_from(data, at)[0]
+            length = LENGTH.unpack_from(data, at)[0]
             self._check_length(length, 2)
             stop = at + 4 + length
             if stop > size:
@@ -447,7 +263,7 @@ class FrameReader(_Splitter):
         topic_raw_bytes = len(topic_raw)
         startswith, length_at, u32_at, append, new = (
             data.startswith,
-            _LENGTH.unpack_from,
+            LENGTH.unpack_from,
             U32.unpack_from,
             frames.append,
             _new,

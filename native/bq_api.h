@@ -54,6 +54,7 @@ typedef struct bq_config {
     uint32_t ack_timeout_ms;           /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
     uint32_t max_in_flight;            /* per subscription and client: sent and not acknowledged */
     uint32_t max_deliveries;           /* then the message goes to $dlq/<topic> */
+    uint32_t run_messages;             /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
     int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
@@ -148,8 +149,9 @@ typedef struct bq_event {
     const uint8_t *data;
 } bq_event_t;
 
-/* Counters since start (uint64) and gauges. Per subscriber and message:
- * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued_messages, at every turn's end. */
+/* Counters since start and gauges, all of them uint64. Per subscriber and message:
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dead_lettered + queued_messages, at every turn's
+ * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
 typedef struct bq_stats {
     uint64_t published;            /* publishes accepted */
     uint64_t published_bytes;      /* their payloads */
@@ -188,7 +190,14 @@ typedef struct bq_stats {
     uint64_t log_commits;
     uint64_t log_sync_us_total;
     uint64_t log_sync_us_max;
-    uint64_t log_sync_us_buckets[8]; /* syncs of at most 100 us, 300 us, 1 ms, 3 ms, 10 ms, 30 ms, 100 ms, more */
+    uint64_t log_syncs_100us;      /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */
+    uint64_t log_syncs_300us;
+    uint64_t log_syncs_1ms;
+    uint64_t log_syncs_3ms;
+    uint64_t log_syncs_10ms;
+    uint64_t log_syncs_30ms;
+    uint64_t log_syncs_100ms;
+    uint64_t log_syncs_longer;
     uint64_t log_reclaimed_segments;
     uint64_t connections;          /* gauges from here */
     uint64_t subscriptions;

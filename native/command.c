@@ -74,9 +74,8 @@ static session_request_t session_request(const record_t *record, const uint8_t *
 static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     session_request_t request = session_request(record, filter, data);
     publish_run_close(bq);
-    const char *refusal = request.qos || request.durable ? commit_refusal(bq) : NULL;
-    if (refusal && !commit_is_full(bq)) { /* a full log is emptied by those who subscribe */
-        connection_reply(bq, connection, record->command.seq, 503, refusal);
+    if ((request.qos || request.durable) && !bq->log) { /* a full or failed log still delivers what it has */
+        connection_reply(bq, connection, record->command.seq, 503, commit_refusal(bq));
         connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }

@@ -8,6 +8,8 @@
 
 #define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
 #define CHECKPOINT_MS 30000u
+#define CHECKPOINT_LOOK_MS 1000u
+#define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
 #define IDS_BLOCK (1ull << 32) /* ids reserved ahead by one record: after a crash they go on behind it */
 
 const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
@@ -21,8 +23,6 @@ const char *commit_refusal(const bq_t *bq) {
     default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
     }
 }
-
-bool commit_is_full(const bq_t *bq) { return bq->log && log_state(bq->log) == LOG_E_FULL; }
 
 /* ---- holding ------------------------------------------------------------------------------------------------------- */
 
@@ -246,7 +246,7 @@ void commit_turn(bq_t *bq) {
     while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
     if (log_state(bq->log) == LOG_E_FAILED)
         while (bq->held) held_let_go(bq, bq->held, false);
-    bq->fanned_lsn = bq->held ? bq->held->lsn - 1 : durable;
+    bq->fanned_lsn = durable;
     log_read_t read;
     while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
     if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
@@ -254,8 +254,10 @@ void commit_turn(bq_t *bq) {
 
 static void checkpoint_when_due(bq_t *bq) {
     log_stats_t stats;
-    if (bq->now_ms < bq->checkpoint_due_ms || log_state(bq->log) == LOG_E_FAILED) return;
-    bq->checkpoint_due_ms = bq->now_ms + CHECKPOINT_MS / 30;
+    int state = log_state(bq->log);
+    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS;
+    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms) return;
+    bq->checkpoint_looked_ms = bq->now_ms;
     log_stats(bq->log, &stats);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
@@ -287,7 +289,9 @@ void commit_begin(bq_t *bq) {
 }
 
 int64_t commit_due_ms(bq_t *bq) {
-    if (!bq->log || !log_gathered(bq->log) || log_busy(bq->log)) return -1; /* busy: its end wakes the core */
+    if (!bq->log) return -1;
+    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
+    if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
     return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
 }
 

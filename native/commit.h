@@ -62,6 +62,5 @@ int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *con
 int64_t commit_due_ms(struct bq *bq); /* milliseconds to the next commit that only waits for time; -1: none */
 void commit_close(struct bq *bq); /* at the end of life: checkpoint, close the log, drop what is held */
 const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
-bool commit_is_full(const struct bq *bq);        /* publishes are refused for a while; subscriptions, acks and deliveries go on */
 
 #endif

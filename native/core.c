@@ -175,10 +175,7 @@ static void run_ready_list(bq_t *bq) {
 #define TURN_BYTES_MAX (1u << 20)
 
 static void on_ready(bq_t *bq, const poll_event_t *event) {
-    if (event->key == KEY_WAKE) {
-        poll_wake_clear(&bq->command_wake);
-        return;
-    }
+    if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
         bq->accept_pending = true;
         return;
@@ -316,6 +313,9 @@ int bq_wait(bq_t *bq, int timeout_ms) {
     int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
     ring_wait_end(&bq->commands);
     if (count < 0) return count;
+    /* Now, before the turn looks at what it was woken for: a signal that comes later in the turn must wake the next one. */
+    for (int i = 0; i < count; i++)
+        if (bq->poll_events[i].key == KEY_WAKE) poll_wake_clear(&bq->command_wake);
     bq->poll_count = count;
     return count;
 }
@@ -403,6 +403,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.ack_timeout_ms = config->ack_timeout_ms;
     bq->config.max_in_flight = config->max_in_flight;
     bq->config.max_deliveries = config->max_deliveries;
+    bq->config.run_messages = config->run_messages;
 }
 
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {

@@ -91,7 +91,7 @@ struct bq {
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;
     uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes;
-    uint64_t commit_due_ms, checkpoint_due_ms, checkpoint_ms, checkpoint_written;
+    uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
     bool commit_wanted; /* something gathered should not wait longer than log_flush_ms */
     _Atomic uint32_t log_progress;
 
@@ -110,6 +110,7 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
 uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                          /* with the default and the maximum applied */
 uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms);  /* 0: never */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                 /* block policy: someone has no room */
+bool publish_over_budget(const bq_t *bq);                                         /* the pools hold more than memory_bytes */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                  /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
 void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */

@@ -55,7 +55,7 @@ static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
     stats->log_sync_us_total = log.sync_us_total;
     stats->log_sync_us_max = log.sync_us_max;
     stats->log_sync_us_last = log.sync_us_last;
-    memcpy(stats->log_sync_us_buckets, log.sync_us_buckets, sizeof stats->log_sync_us_buckets);
+    memcpy(&stats->log_syncs_100us, log.sync_us_buckets, sizeof log.sync_us_buckets);
     stats->log_reclaimed_segments = log.reclaimed_segments;
     stats->log_bytes = log.bytes;
     stats->log_segments = log.segments;

@@ -16,7 +16,7 @@ topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t si
 }
 
 /* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
-static bool over_budget(const bq_t *bq) {
+bool publish_over_budget(const bq_t *bq) {
     return bq->config.memory_bytes && bq->pool.used_bytes - bq->pool.free_bytes > bq->config.memory_bytes;
 }
 
@@ -37,7 +37,7 @@ static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
         if (target->state != CONNECTION_OPEN) return;
     }
     if (bq->config.overflow_policy == BQ_BLOCK) queue_push(&target->queue, &bq->queues, run);
-    else if (BQ_UNLIKELY(target->blocked && over_budget(bq))) push_squeezed(bq, target, run);
+    else if (BQ_UNLIKELY(target->blocked && publish_over_budget(bq))) push_squeezed(bq, target, run);
     else queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
     connection_mark_dirty(bq, target);
 }
@@ -82,7 +82,7 @@ static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size,
         const queue_t *queue = &target->queue;
         if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
         if (target->state != CONNECTION_OPEN) continue;
-        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && over_budget(bq))) return target;
+        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && publish_over_budget(bq))) return target;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
         if (messages < *count_max) *count_max = messages;
@@ -97,6 +97,7 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, con
     /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
+    if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
     uint32_t size_max = config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (bq->config.overflow_policy == BQ_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);

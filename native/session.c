@@ -78,7 +78,7 @@ static void floor_update(bq_t *bq, session_t *session) {
     else session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
 }
 
-static void delivery_remove(bq_t *bq, delivery_t *delivery) {
+static void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     if (delivery->member) flight_leave(bq, delivery);
     if (session->cursor == delivery) session->cursor = delivery->next;
@@ -88,15 +88,25 @@ static void delivery_remove(bq_t *bq, delivery_t *delivery) {
     else session->tail = delivery->previous;
     session->window_count--;
     session->window_bytes -= delivery->hold.size;
-    session->settled++;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
     segment_unlink(&bq->segments, &delivery->hold);
     pool_give(&bq->pool, delivery, sizeof *delivery);
+}
+
+/* One delivery is done with, for the reason that `counter` counts. */
+static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, uint64_t *total) {
+    session_t *session = delivery->session;
+    (*counter)++;
+    (*total)++;
+    bq->stats.enqueued++; /* counted when it is settled, so that the sum over all outcomes holds at any time */
+    session->settled++;
+    delivery_free(bq, delivery);
     floor_update(bq, session);
     pump_later(bq, session);
 }
 
 static bool window_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
+    if (session->window_count && publish_over_budget(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (session->member_count > 1 ? session->member_count + 1 : 2);
     return session->window_count == 0 || (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
 }
@@ -130,19 +140,6 @@ static void overflow(bq_t *bq, session_t *session) {
     session->dropped_queue_full++;
     bq->stats.dropped_queue_full++;
     bq->stats.enqueued++;
-}
-
-void session_offer(bq_t *bq, session_t *session, const held_t *held) {
-    for (member_t *member = session->members; member && !session->grouped; member = member->next) member->connection->fan_mark = held->lsn;
-    session->enqueued++;
-    if (session->behind) return; /* it is in the log, at next_lsn or later */
-    bool room = window_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
-    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id, held->expiry_tick)) {
-        pump_later(bq, session);
-        return;
-    }
-    if (session->durable) fall_behind(session, held->lsn);
-    else overflow(bq, session);
 }
 
 /* ---- sending ---------------------------------------------------------------------------------------------------------- */
@@ -210,11 +207,12 @@ connection_t *session_turn(session_t *session) {
 static void read_start(bq_t *bq, session_t *session) {
     sessions_t *sessions = &bq->sessions;
     for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) {
-        if (sessions->readers[slot]) continue;
+        if (sessions->reading[slot]) continue;
         uint8_t *buffer = sessions->read_buffers[slot];
         if (!buffer) buffer = sessions->read_buffers[slot] = malloc(READ_BUFFER_BYTES + bq->config.max_frame_bytes);
         if (!buffer || log_read_start(bq->log, slot, session->next_lsn, buffer, READ_BUFFER_BYTES + bq->config.max_frame_bytes) < 0) return;
         sessions->readers[slot] = session;
+        sessions->reading[slot] = true;
         session->read_slot = (int8_t)slot;
         return;
     }
@@ -246,6 +244,19 @@ static void pump(bq_t *bq, session_t *session) {
         session->cursor = delivery->next;
     }
     if (hungry(bq, session)) read_start(bq, session);
+}
+
+void session_offer(bq_t *bq, session_t *session, const held_t *held) {
+    for (member_t *member = session->members; member && !session->grouped; member = member->next) member->connection->fan_mark = held->lsn;
+    session->enqueued++;
+    if (session->behind) return; /* it is in the log, at next_lsn or later */
+    bool room = window_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
+    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id, held->expiry_tick)) {
+        pump(bq, session); /* at once, so that it keeps its place among QoS 0 messages that follow it */
+        return;
+    }
+    if (session->durable) fall_behind(session, held->lsn);
+    else overflow(bq, session);
 }
 
 void session_pump_all(bq_t *bq) {
@@ -284,7 +295,9 @@ static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uin
     if (filter_match(session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
     if (!expiry_of(bq, &record, &tick)) {
         session->dropped_ttl++;
+        session->settled++;
         bq->stats.dropped_ttl++;
+        bq->stats.enqueued++;
         return TAKE_SKIP;
     }
     uint32_t prefix_size = message_qos1_prefix_size(record.topic_size);
@@ -320,7 +333,8 @@ static void take_items(bq_t *bq, session_t *session, const uint8_t *items, uint3
 void session_read_finished(bq_t *bq, const log_read_t *read) {
     session_t *session = bq->sessions.readers[read->slot];
     bq->sessions.readers[read->slot] = NULL;
-    if (!session) return; /* it has ended meanwhile */
+    bq->sessions.reading[read->slot] = false;
+    if (!session) return; /* it was given up meanwhile */
     session->read_slot = -1;
     if (read->result >= 0) {
         take_items(bq, session, bq->sessions.read_buffers[read->slot], read->used);
@@ -342,9 +356,8 @@ void session_ack(bq_t *bq, connection_t *connection, uint64_t id) {
     while (delivery) {
         delivery_t *next = delivery->chain;
         if (delivery->id == id && delivery->member->connection == connection) {
-            delivery->session->acked++;
-            bq->stats.acked++;
-            delivery_remove(bq, delivery);
+            bq->stats.delivered++;
+            delivery_settle(bq, delivery, &delivery->session->acked, &bq->stats.acked);
         }
         delivery = next;
     }
@@ -381,18 +394,14 @@ static void give_up(bq_t *bq, delivery_t *delivery) {
         core_timer_set(bq, &delivery->hold.timer, DEAD_LETTER_RETRY_MS);
         return;
     }
-    session->dead_lettered++;
-    bq->stats.dead_lettered++;
-    delivery_remove(bq, delivery);
+    delivery_settle(bq, delivery, &session->dead_lettered, &bq->stats.dead_lettered);
 }
 
 void session_timeout(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
     if (expired) {
-        session->dropped_ttl++;
-        bq->stats.dropped_ttl++;
-        delivery_remove(bq, delivery);
+        delivery_settle(bq, delivery, &session->dropped_ttl, &bq->stats.dropped_ttl);
     } else if (delivery->member && delivery->deliveries >= bq->config.max_deliveries) {
         give_up(bq, delivery);
     } else if (delivery->member) {
@@ -402,6 +411,24 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
 
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
+
+static void read_abandon(bq_t *bq, session_t *session) {
+    if (session->read_slot >= 0) bq->sessions.readers[session->read_slot] = NULL;
+    session->read_slot = -1;
+}
+
+/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. */
+static void window_leave_to_log(bq_t *bq, session_t *session) {
+    if (!session->head) return;
+    read_abandon(bq, session); /* what it brings would come before what is given back here */
+    session->behind = true;
+    session->next_lsn = session->head->lsn;
+    while (session->head) {
+        if (session->head->redelivered && session->head->lsn > session->doubtful_lsn) session->doubtful_lsn = session->head->lsn;
+        delivery_free(bq, session->head);
+    }
+    floor_update(bq, session);
+}
 
 static void member_remove(bq_t *bq, member_t *member) {
     session_t *session = member->session;
@@ -414,6 +441,7 @@ static void member_remove(bq_t *bq, member_t *member) {
     if (member->connection_next) member->connection_next->connection_link = member->connection_link;
     session->member_count--;
     pool_give(&bq->pool, member, sizeof *member);
+    if (!session->member_count && session->durable) window_leave_to_log(bq, session);
 }
 
 static member_t *member_find(const session_t *session, const connection_t *connection) {
@@ -469,10 +497,10 @@ static session_t *session_new(bq_t *bq, const session_request_t *request) {
 static void session_free(bq_t *bq, session_t *session) {
     publish_run_close(bq);
     while (session->members) member_remove(bq, session->members);
-    uint64_t dropped = session->window_count;
-    while (session->head) delivery_remove(bq, session->head);
-    bq->stats.dropped_disconnect += session->durable ? 0 : dropped;
-    if (session->read_slot >= 0) bq->sessions.readers[session->read_slot] = NULL; /* the buffer stays the reader's until it is done */
+    bq->stats.dropped_disconnect += session->window_count; /* an ended durable session has left its window to the log */
+    bq->stats.enqueued += session->window_count;
+    while (session->head) delivery_free(bq, session->head);
+    read_abandon(bq, session);
     if (session->pumping) {
         session_t **at = &bq->sessions.pump;
         while (*at != session) at = &(*at)->pump_next;

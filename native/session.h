@@ -81,7 +81,8 @@ typedef struct sessions {
     uint32_t flight_size, flight_count;
     session_t *pump; /* those that may have something to do */
     uint8_t *read_buffers[SESSION_SLOTS];
-    session_t *readers[SESSION_SLOTS];
+    session_t *readers[SESSION_SLOTS]; /* whom a read is for; NULL: nobody (any more) */
+    bool reading[SESSION_SLOTS];       /* the buffer is the reader's until the read is done */
 } sessions_t;
 
 bool sessions_init(struct bq *bq);

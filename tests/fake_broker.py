@@ -91,9 +91,15 @@ def suback(topic: str, info: str, seq: int, code: int = 0) -> bytes:
 
 
 def message(
-    id_: int, payload: bytes, topic: str | None, timestamp: int = 1_760_000_000_123, ttl_ms: int = 0, qos: int = 0
+    id_: int,
+    payload: bytes,
+    topic: str | None,
+    timestamp: int = 1_760_000_000_123,
+    ttl_ms: int = 0,
+    qos: int = 0,
+    redelivered: bool = False,
 ) -> bytes:
-    return frame(1, write_table(MESSAGE_KINDS, (id_, payload, timestamp, ttl_ms, topic, qos, False)))
+    return frame(1, write_table(MESSAGE_KINDS, (id_, payload, timestamp, ttl_ms, topic, qos, redelivered)))
 
 
 def reply(seq: int, code: int = 0, text: str | None = "", id_: int = 0, payload: bytes | None = None) -> bytes:
@@ -110,6 +116,36 @@ def matches(filter_: str, topic: str) -> bool:
     pattern = re.sub(r"/\\#$", r"(/.*)?", pattern)
     pattern = re.sub(r"^\\#$", r".*", pattern)
     return re.fullmatch(pattern, topic, re.DOTALL) is not None
+
+
+class Session:
+    """A QoS 1 subscription, or a group of them: every message stays until it is acknowledged."""
+
+    def __init__(self, filter_: str, durable: bool) -> None:
+        self.filter, self.durable = filter_, durable
+        self.members: list[_Connection] = []
+        self.waiting: dict[int, tuple[str, bytes]] = {}
+        self.sent: dict[int, _Connection] = {}
+        self.sent_before: set[int] = set()
+
+    def offer(self, id_: int, topic: str, payload: bytes) -> None:
+        self.waiting[id_] = (topic, payload)
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what nobody has yet, to the members in turn."""
+        for id_, (topic, payload) in self.waiting.items():
+            if id_ not in self.sent and self.members:
+                member = self.sent[id_] = self.members[id_ % len(self.members)]
+                again = id_ in self.sent_before
+                member.transport.write(message(id_, payload, topic, qos=1, redelivered=again))
+                self.sent_before.add(id_)
+
+    def leave(self, connection: _Connection) -> None:
+        if connection in self.members:
+            self.members.remove(connection)
+        self.sent = {id_: member for id_, member in self.sent.items() if member is not connection}
+        self.pump()
 
 
 class _Connection(asyncio.Protocol):
@@ -129,6 +165,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.broker.connections.remove(self)
+        for session in self.broker.sessions.values():
+            session.leave(self)
 
     def data_received(self, data: bytes) -> None:
         self.broker.reads += 1
@@ -165,7 +203,11 @@ class _Connection(asyncio.Protocol):
 
     def on_sub(self, command: dict[str, Any], seq: int) -> None:
         if command["qos"] or command["durable"] or command["group"]:
-            self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+            if not self.broker.has_log:
+                self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+                return
+            self.transport.write(suback(command["topic"], "subscribed", seq))
+            self.broker.join(self, command)
             return
         if command["topic"] not in self.filters:
             self.filters.append(command["topic"])
@@ -176,13 +218,22 @@ class _Connection(asyncio.Protocol):
         known = command["topic"] in self.filters or durable in self.broker.durables
         self.filters = [filter_ for filter_ in self.filters if filter_ != command["topic"]]
         self.broker.durables.discard(durable)
+        for key, session in list(self.broker.sessions.items()):
+            if session.filter == command["topic"] and (self in session.members or key[0] == self.client_id):
+                known = True
+                session.leave(self)
+                if not session.members:
+                    del self.broker.sessions[key]
         self.transport.write(reply(seq, 0 if known else 404, "" if known else "no such subscription"))
 
     def on_pub(self, command: dict[str, Any], seq: int) -> None:
-        if command["qos"]:
+        broker = self.broker
+        if command["qos"] and not broker.has_log:
             self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
             return
-        self.broker.publish(command["topic"], command["payload"], command["ttl_ms"])
+        broker.publish(command["topic"], command["payload"], command["ttl_ms"], command["qos"])
+        if command["qos"] and not broker.loses_answers:
+            self.transport.write(reply(seq, id_=broker.next_id - 1))
 
     def on_ping(self, command: dict[str, Any], seq: int) -> None:
         self.transport.write(reply(seq))
@@ -191,7 +242,9 @@ class _Connection(asyncio.Protocol):
         self.transport.write(reply(seq, payload=json.dumps(self.broker.info).encode()))
 
     def on_ack(self, command: dict[str, Any], seq: int) -> None:
-        pass
+        for session in self.broker.sessions.values():
+            if session.sent.get(seq) is self:
+                del session.sent[seq], session.waiting[seq]
 
     def on_quit(self, command: dict[str, Any], seq: int) -> None:
         self.transport.close()
@@ -199,7 +252,8 @@ class _Connection(asyncio.Protocol):
 
 class FakeBroker:
     """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
-    bytes, `durables` {(client_id, filter)} that UNSUB may end.
+    bytes, `durables` {(client_id, filter)} that UNSUB may end, `has_log` (QoS 1 works), `loses_answers` (a QoS 1 publish
+    is kept, but its answer is not sent).
     Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
 
     def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
@@ -208,6 +262,10 @@ class FakeBroker:
         self.silent: set[str] = set()
         self.greeting = b""
         self.durables: set[tuple[str, str]] = set()
+        self.has_log = self.loses_answers = False
+        self.sessions: dict[tuple[Any, str], Session] = {}
+        self.kept: list[tuple[str, bytes]] = []
+        """All that was published with QoS 1, in order."""
         self.info: dict[str, Any] = {"version": "fake", "state": "ok"}
         self.commands: list[dict[str, Any]] = []
         self.connections: list[_Connection] = []
@@ -282,10 +340,43 @@ class FakeBroker:
         """Cut every connection, as a crash would, but go on listening."""
         self.call(lambda: [connection.transport.abort() for connection in self.connections] and None)
 
-    def publish(self, topic: str, payload: bytes, ttl_ms: int = 0) -> None:
-        """Deliver once to each connection that has a matching filter. In the broker's thread only."""
-        data = message(self.next_id, payload, topic, ttl_ms=ttl_ms)
-        self.next_id += 1
+    def join(self, connection: _Connection, command: dict[str, Any]) -> None:
+        """A QoS 1 subscription: a durable one by the client's name, one of a group by the group's."""
+        durable, group = bool(command["durable"]), command["group"]
+        owner = f"group {group}" if group else connection.client_id if durable else connection
+        session = self.sessions.setdefault((owner, command["topic"]), Session(command["topic"], durable))
+        if connection not in session.members:
+            session.members.append(connection)
+        session.pump()
+
+    def redeliver(self) -> None:
+        """Nobody has acknowledged in time: send everything again."""
+
+        def run() -> None:
+            for session in self.sessions.values():
+                session.sent.clear()
+                session.pump()
+
+        self.call(run)
+
+    def unacknowledged(self) -> list[int]:
+        """Ids that some session has yet to see acknowledged."""
+        return sorted({id_ for session in self.sessions.values() for id_ in session.waiting})
+
+    def publish(self, topic: str, payload: bytes, ttl_ms: int = 0, qos: int = 0) -> None:
+        """Deliver once to each connection that has a matching filter, and to each session. In the broker's thread
+        only."""
+        id_, self.next_id = self.next_id, self.next_id + 1
+        data = message(id_, payload, topic, ttl_ms=ttl_ms)
+        if qos:
+            self.kept.append((topic, payload))
+        for session in list(self.sessions.values()):
+            if matches(session.filter, topic):
+                if qos:
+                    session.offer(id_, topic, payload)
+                else:
+                    for member in session.members[:1]:
+                        member.transport.write(data)
         for connection in self.connections:
             if any(matches(filter_, topic) for filter_ in connection.filters):
                 connection.transport.write(data)

@@ -18,7 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def environment(**extra: str) -> dict[str, str]:
     """The environment of the tests without what would change the output, and with the package in the path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ") and name != "NO_COLOR"}
-    return {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm", "LANG": "C.UTF-8", "PYTHONUTF8": "1", **extra}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "XDG_STATE_HOME": os.devnull,
+        **extra,
+    }
 
 
 class Terminal:
@@ -51,6 +59,18 @@ class Terminal:
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
+
+    def interrupt_until(self, text: str, timeout_s: float = 20.0) -> None:
+        """Interrupt, again and again as a person would, until the screen shows `text`: Python's line editor does not see
+        a signal that comes between two of its reads before the next key."""
+        deadline_s = time.monotonic() + timeout_s
+        while text not in self.screen:
+            assert time.monotonic() < deadline_s, f"{text!r} did not come; the screen shows {self.screen!r}"
+            self.interrupt()
+            patience_s = time.monotonic() + 2.0
+            while text not in self.screen and time.monotonic() < patience_s:
+                self._read(0.1)
+        self.screen = self.screen.rpartition(text)[2]
 
     def expect(self, text: str, timeout_s: float = 20.0) -> str:
         """Read until the screen shows `text`, and return what came up to and with it; later calls look behind it."""

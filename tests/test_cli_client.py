@@ -18,7 +18,8 @@ from fake_broker import FakeBroker
 from terminal import Terminal, environment
 
 from blipmq.cli import render
-from blipmq.cli.client import make_parser, read_lines
+from blipmq.cli.client import make_parser
+from blipmq.cli.publish import read_lines
 from blipmq.errors import Disconnected
 from blipmq.wire import Message
 
@@ -81,7 +82,7 @@ Temperature     61 °C
 Processor       full speed
 Power           UNDER-VOLTAGE: use a stronger supply or a shorter cable
 Subscriptions   3
-  gateway-17  site/+/temp, alarm: 1,200 waiting, 3,700 delivered, 100 dropped (expired 60, queue full 40), \
+  gateway-17  site/+/temp, alarm: 1,200 waiting (87.9 KiB), 3,700 delivered, 100 dropped (expired 60, queue full 40), \
 its network takes no more at the moment
   10.0.0.8:1  #: 0 waiting, 1 delivered
   … and more, 3 in all

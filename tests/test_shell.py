@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import fake_broker
 import pytest
 from fake_broker import FakeBroker
 from terminal import Terminal, environment
+
+from blipmq.cli.line_editor import HISTORY_LINES_MAX, TOPICS_MAX, History, Vocabulary, history_path
 
 SHELL = ["-c", "import sys; from blipmq.cli.shell import main; sys.exit(main(sys.argv[1:]))"]
 PROMPT = "blipmq> "
@@ -108,8 +111,7 @@ def test_an_interrupt_gives_a_fresh_prompt_and_ctrl_d_leaves(broker: FakeBroker)
     with sit_down(broker) as terminal:
         terminal.type("pub a never")
         terminal.expect("never")
-        terminal.interrupt()
-        terminal.expect("\n" + PROMPT)
+        terminal.interrupt_until("\n" + PROMPT)
         terminal.type("pub a yes\n")
         terminal.expect("Sent 3 bytes")
         terminal.expect(PROMPT)
@@ -172,6 +174,103 @@ def test_no_color_gives_plain_text(broker: FakeBroker) -> None:
         terminal.expect(PROMPT)
         terminal.type("\x04")
         assert terminal.end() == 0
+
+
+# ---- history and completion ------------------------------------------------------------------------------------------
+
+
+def test_lines_of_an_earlier_session_come_back_and_are_nobody_elses(broker: FakeBroker, tmp_path: Path) -> None:
+    with sit_down(broker, XDG_STATE_HOME=str(tmp_path)) as terminal:
+        for line in ("pub a first", " pub a secret"):
+            terminal.type(line + "\n")
+            terminal.expect("Sent")
+            terminal.expect(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    kept = tmp_path / "blipmq" / "history"
+    assert kept.read_text() == "pub a first\n"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in kept.parent.iterdir()] == ["history"]
+    with sit_down(broker, XDG_STATE_HOME=str(tmp_path)) as terminal:
+        terminal.type("\x1b[A\n")
+        terminal.expect("Sent 5 bytes")
+        terminal.expect(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    assert [command["payload"] for command in broker.wait_for("PUB", 3)] == [b"first", b"secret", b"first"]
+
+
+def test_where_no_history_can_be_kept_the_shell_works_without(broker: FakeBroker) -> None:
+    with sit_down(broker, XDG_STATE_HOME="/dev/null/nowhere") as terminal:
+        terminal.type("pub a x\n")
+        terminal.expect("Sent 1 byte to a.")
+        terminal.expect(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+def test_the_tab_key_completes_commands_and_topics_that_were_seen(broker: FakeBroker) -> None:
+    with sit_down(broker) as terminal:
+        terminal.type("su\tsite/+/temp\n")
+        terminal.expect("✅ Subscribed to site/+/temp.")
+        terminal.expect(PROMPT)
+        deliver(broker, "site/kitchen/temp", b"21")
+        terminal.expect("📥 site/kitchen/temp  21")
+        terminal.type("pu\tsite/k\t21.5\n")
+        terminal.expect("📤 Sent 4 bytes to site/kitchen/temp.")
+        terminal.expect(PROMPT)
+        terminal.type("uns\t\t\n")
+        terminal.expect("✅ Unsubscribed from site/+/temp.")
+        terminal.expect(PROMPT)
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+def test_what_tab_offers_depends_on_the_words_before() -> None:
+    words = Vocabulary(("pub", "sub", "unsub"))
+    for topic in ("b.one", "a.two", "a two", "a.\x1b"):
+        words.saw_topic(topic)
+    words.subscribed(["a.*"])
+    assert words.completions("", "") == ["pub ", "sub ", "unsub "]
+    assert words.completions("pub ", "a") == ["a.two "]
+    assert words.completions("sub ", "") == ["a.* ", "a.two ", "b.one "]
+    assert words.completions("unsub ", "") == ["a.* "]
+    assert words.completions("pub a.two ", "") == words.completions("help ", "") == []
+    for number in range(2000):
+        words.saw_topic(f"t{number}")
+    assert len(words.completions("pub ", "")) == TOPICS_MAX
+
+
+def test_a_history_is_bounded_and_two_sessions_keep_both_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "history"
+    one, two = History(path), History(path)
+    for number in range(HISTORY_LINES_MAX + 5):
+        one.add(f"one {number}")
+    for line in ("two", "two", " hidden", "", "x" * 5000, "\x1b[2J"):
+        two.add(line)
+    one.save()
+    two.save()
+    two.save()
+    lines = History(path).load()
+    assert len(lines) == HISTORY_LINES_MAX
+    assert lines[-2:] == [f"one {HISTORY_LINES_MAX + 4}", "two"]
+    path.write_bytes(b"\xff\x00\n" + b"long " * 400_000 + b"\nok\n")
+    assert History(path).load()[-1] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("variables", "path"),
+    [
+        ({"XDG_STATE_HOME": "/var/state", "HOME": "/srv"}, "/var/state/blipmq/history"),
+        ({"XDG_STATE_HOME": "relative", "HOME": "/srv"}, "/srv/.local/state/blipmq/history"),
+        ({"HOME": "/"}, "/.local/state/blipmq/history"),
+        ({}, None),
+    ],
+)
+def test_the_history_is_where_the_specification_of_base_directories_says(
+    variables: dict[str, str], path: str | None
+) -> None:
+    assert history_path(variables) == (None if path is None else Path(path))
 
 
 # ---- a script --------------------------------------------------------------------------------------------------------

@@ -143,8 +143,15 @@ def test_a_publish_made_from_a_kept_head_reads_like_any_other(payload: bytes, tt
     expected = wire.Command(wire.PUB, "site/1/temp", payload, ttl_ms, qos)
     assert list(wire.CommandReader().feed(encoder.frame(payload))) == [expected]
     assert list(wire.CommandReader().feed(encoder.frame(payload, seq=7))) == [expected._replace(seq=7)]
+    numbered = wire.encode_command(wire.PUB, "site/1/temp", payload, ttl_ms=ttl_ms, qos=qos, seq=1 << 63)
+    assert encoder.frame(payload, seq=1 << 63) == numbered
     assert encoder.frames([payload, b"", payload]) == b"".join(map(encoder.frame, (payload, b"", payload)))
     assert fake_broker.read_command(encoder.frame(payload)[4:])["payload"] == payload
+
+
+@given(st.lists(st.integers(1, (1 << 64) - 1), max_size=20))
+def test_a_run_of_acknowledgements_is_one_command_for_each_id(ids: list[int]) -> None:
+    assert wire.encode_acks(ids) == b"".join(wire.encode_command(wire.ACK, seq=id_) for id_ in ids)
 
 
 messages = st.fixed_dictionaries(

@@ -6,8 +6,8 @@ escaped; a pipe gets a payload exactly as it was published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from blipmq.errors import BlipMQError
 from blipmq.wire import Message
@@ -147,117 +147,17 @@ def duration_text(seconds: float) -> str:
     return " ".join(parts[:2]) or "less than a second"
 
 
-# ---- info ------------------------------------------------------------------------------------------------------------
+def rate_text(per_s: float) -> str:
+    """A rate in few figures: 0, 0.5, 950, 12.3 k, 1.2 M."""
+    if per_s < 10 and per_s != int(per_s):
+        return f"{per_s:.1f}"
+    if per_s < 9_999.5:
+        return f"{per_s:,.0f}"
+    return f"{per_s / 1e3:.1f} k" if per_s < 999_950 else f"{per_s / 1e6:.1f} M"
 
 
-def render_info(info: Mapping[str, Any], *, fancy: bool) -> str:
-    """What a technician reads out over the phone. A key that the broker does not send is left out, or shown as
-    unknown."""
-    title = f"BlipMQ {_text(info.get('version'))} at {_text(info.get('address'))}"
-    rows = [(label, value) for label, value in _info_rows(info) if value]
-    width = max(len(label) for label, _ in rows)
-    lines = [f"📊 {title}" if fancy else title, *(f"{label:<{width}}  {value}" for label, value in rows)]
-    return "\n".join([*lines, *_subscription_lines(info)]) + "\n"
-
-
-def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    messages, rates, memory = _map(info, "messages"), _map(info, "rates"), _map(info, "memory")
-    yield "State", _state(info)
-    yield "Up for", duration_text(info["uptime_s"]) if _is_number(info.get("uptime_s")) else ""
-    yield "Clients", _number(info.get("clients"))
-    yield "Topics", _number(info.get("topics"))
-    yield "Messages in", _flow(messages.get("published"), rates.get("in_per_s"))
-    yield "Messages out", _flow(messages.get("delivered"), rates.get("out_per_s"))
-    yield "Waiting", _number(messages.get("queued"))
-    yield "Dropped", _dropped(_map(messages, "dropped"))
-    yield "Without reader", _number(messages.get("unrouted"))
-    yield "Memory", _share(memory.get("used_bytes"), memory.get("budget_bytes"))
-    if "log" in info:
-        yield "Log", _log(info["log"])
-    yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
-    yield from _hardware_rows(_map(info, "hardware"))
-    yield "Subscriptions", _number(info.get("subscriptions_total", len(_list(info, "subscriptions"))))
-
-
-def _state(info: Mapping[str, Any]) -> str:
-    reasons = ", ".join(_text(reason) for reason in _list(info, "reasons"))
-    return _text(info.get("state")) + (f", because: {reasons}" if reasons else "")
-
-
-def _dropped(dropped: Mapping[str, Any]) -> str:
-    names = (("ttl", "expired"), ("queue_full", "queue full"), ("disconnect", "reader gone"))
-    known = [(text, dropped[key]) for key, text in names if _is_number(dropped.get(key))]
-    total = sum(number for _, number in known)
-    detail = ", ".join(f"{text} {number:,}" for text, number in known)
-    return f"{total:,} ({detail})" if total else "none" if known else ""
-
-
-def _log(log: object) -> str:
-    if not isinstance(log, Mapping):
-        return "off"
-    return ", ".join(f"{_text(key).replace('_', ' ')} {_text(value)}" for key, value in log.items()) or "on"
-
-
-def _hardware_rows(hardware: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if _is_number(hardware.get("temperature_c")):
-        yield "Temperature", f"{hardware['temperature_c']:.0f} °C"
-    if "throttled" in hardware:
-        yield "Processor", "slowed down, too hot or too little power" if hardware["throttled"] else "full speed"
-    if "undervoltage" in hardware:
-        yield "Power", "UNDER-VOLTAGE: use a stronger supply or a shorter cable" if hardware["undervoltage"] else "good"
-
-
-def _subscription_lines(info: Mapping[str, Any]) -> Iterator[str]:
-    for entry in _list(info, "subscriptions"):
-        if not isinstance(entry, Mapping):
-            continue
-        name = _text(entry.get("client") or entry.get("peer"))
-        filters = ", ".join(_text(filter_) for filter_ in _list(entry, "filters"))
-        expired, full = (entry.get(key, 0) for key in ("dropped_ttl", "dropped_queue_full"))
-        parts = [
-            f"{_number(entry.get('queued_messages', 0))} waiting",
-            f"{_number(entry.get('delivered', 0))} delivered",
-        ]
-        if _is_number(expired) and _is_number(full) and expired + full:
-            parts.append(f"{expired + full:,} dropped (expired {expired:,}, queue full {full:,})")
-        if entry.get("blocked"):
-            parts.append("its network takes no more at the moment")
-        yield f"  {name}  {filters}: {', '.join(parts)}"
-    shown, total = len(_list(info, "subscriptions")), info.get("subscriptions_total", 0)
-    if _is_number(total) and 0 < shown < total:
-        yield f"  … and more, {total:,} in all"
-
-
-def _map(info: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = info.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(info: Mapping[str, Any], key: str) -> list[Any]:
-    value = info.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _text(value: object) -> str:
-    return "unknown" if value is None else printable(str(value).encode("utf-8", "replace")).replace("\n", " ")
-
-
-def _number(value: Any) -> str:
-    return f"{value:,}" if _is_number(value) else ""
-
-
-def _flow(total: Any, per_s: Any) -> str:
-    rate = f", {per_s:,.0f} a second now" if _is_number(per_s) else ""
-    return _number(total) + rate if _is_number(total) else ""
-
-
-def _share(used_bytes: Any, budget_bytes: Any) -> str:
-    if not _is_number(used_bytes):
-        return ""
-    if not _is_number(budget_bytes) or not budget_bytes:
-        return bytes_text(used_bytes)
-    return f"{bytes_text(used_bytes)} of {bytes_text(budget_bytes)} ({100 * used_bytes / budget_bytes:.0f} %)"
+def table(rows: list[tuple[str, ...]], aligned: str) -> list[str]:
+    """Rows in columns as wide as their widest cell, two spaces between; `aligned` holds < or > for each column."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(aligned))]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(aligned, widths, strict=True))
+    return [form.format(*row).rstrip() for row in rows]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 from blipmq.blocking import BlockingClient, BlockingSubscription
 from blipmq.cli import render
+from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
 from blipmq.errors import BlipMQError, UsageError
 
 PROMPT = "blipmq> "
@@ -27,7 +28,11 @@ sub TOPIC              show messages of a topic or filter: a.* a.> (dots), a/+ a
 unsub TOPIC            show them no more
 help                   this list
 exit                   leave (so does Ctrl-D)
+
+Tab completes commands and topics that were seen, the arrow keys bring back lines, those of earlier sessions too. A line
+that begins with a space is not kept.
 """
+VERBS = ("pub", "sub", "unsub", "help", "exit")
 TIMEOUT_S = 5.0
 SUBSCRIPTIONS_MAX = 256
 INTERRUPTED = 130
@@ -79,12 +84,12 @@ class Screen:
 class Worker(threading.Thread):
     """Owns the client: takes lines, shows messages, lives through outages."""
 
-    def __init__(self, address: str, api_key: str, screen: Screen) -> None:
+    def __init__(self, address: str, api_key: str, screen: Screen, vocabulary: Vocabulary) -> None:
         super().__init__(name="blipmq-shell", daemon=True)
         self.status = 0
         """The exit status of the first command that failed, or of the error that ended the client."""
         self.ended = False
-        self._screen = screen
+        self._screen, self._vocabulary = screen, vocabulary
         self._render = render.message_renderer(quiet=False, json=False, fancy=screen.fancy)
         self._lines: queue.SimpleQueue[tuple[str, threading.Event]] = queue.SimpleQueue()
         self._wake, self._woken = socket.socketpair()
@@ -162,9 +167,13 @@ class Worker(threading.Thread):
     def _show_messages(self) -> None:
         for filter_, subscription in list(self._subscriptions.items()):
             if subscription.messages:
-                self._screen.show(self._render(subscription.pop_all()))
+                messages = subscription.pop_all()
+                for topic in {message.topic for message in messages}:
+                    self._vocabulary.saw_topic(topic)
+                self._screen.show(self._render(messages))
             if subscription.ended:
                 del self._subscriptions[filter_]
+                self._vocabulary.subscribed(self._subscriptions)
                 if subscription.error is not None:
                     self._failed(subscription.error)
 
@@ -211,6 +220,7 @@ class Worker(threading.Thread):
             if not error.code:
                 raise
             return  # on_refusal has said it
+        self._vocabulary.saw_topic(topic)
         expiry = f", expires in {ttl_ms:,} ms" if ttl_ms else ""
         self._screen.say("📤", f"Sent {render.bytes_text(len(payload))} to {topic}{expiry}.")
 
@@ -222,6 +232,7 @@ class Worker(threading.Thread):
         if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
             raise UsageError(f"{SUBSCRIPTIONS_MAX} subscriptions are the most in one shell; unsub one first.")
         self._subscriptions[filter_] = self._client.subscribe(filter_)
+        self._vocabulary.subscribed(self._subscriptions)
         self._screen.say("✅", f"Subscribed to {filter_}.")
 
     def _unsubscribe(self, filter_: str) -> None:
@@ -230,6 +241,7 @@ class Worker(threading.Thread):
             raise UsageError(
                 f"{filter_ or 'Nothing'} is not subscribed. Subscribed: {', '.join(self._subscriptions) or 'nothing'}."
             )
+        self._vocabulary.subscribed(self._subscriptions)
         subscription.close()
         self._screen.say("✅", f"Unsubscribed from {filter_}.")
 
@@ -248,15 +260,6 @@ def _read_plain(prompt: str) -> str:
     if not line:
         raise EOFError
     return line
-
-
-def _typed_so_far() -> Callable[[], str]:
-    """Turn on line editing and history; returns what tells the line being typed."""
-    try:
-        import readline
-    except ImportError:  # not on every system; typing works without, only history does not
-        return lambda: ""
-    return readline.get_line_buffer
 
 
 def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, interactive: bool) -> int:
@@ -287,10 +290,12 @@ def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
-    screen = Screen(fancy=fancy, typing=_typed_so_far() if interactive else None)
+    vocabulary = Vocabulary(VERBS)
+    editor = LineEditor(History(history_path(environment)), vocabulary) if interactive else None
+    screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
         (address,) = argv
-        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), screen)
+        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
@@ -301,4 +306,4 @@ def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
     if interactive:
         screen.say("✅", f"Connected to {worker.address}. Type help for the commands.")
     worker.start()
-    return read_lines(worker, screen, input if interactive else _read_plain, interactive=interactive)
+    return read_lines(worker, screen, editor.read if editor else _read_plain, interactive=interactive)

@@ -1,0 +1,262 @@
+"""The blocking connection of a client: one broker, through outages; a socket, a selector, no threads, no asyncio.
+
+Invariant: the socket is only touched inside a call. A call that sends also takes in what arrives, so that two peers
+that send to each other cannot wait for one another; a call that waits for one subscription reads for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Callable
+
+from blipmq.address import Address, unreachable
+from blipmq.backoff import Backoff
+from blipmq.client_protocol import ClientProtocol
+from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
+from blipmq.inbox import OVERRUN, Inbox
+from blipmq.outage import FINAL_CODES, connection_ended, keep_alive
+from blipmq.unanswered import Request
+from blipmq.wire import Reply
+
+StateCallback = Callable[[str, "BlipMQError | None"], object]
+
+_RECEIVE_BYTES = 256 << 10
+
+
+class BlockingConnection:
+    """See the top of the file. For one thread."""
+
+    def __init__(
+        self,
+        address: Address,
+        protocol: ClientProtocol,
+        *,
+        reconnect: bool,
+        timeout_s: float,
+        on_state: StateCallback | None,
+        random: Callable[[], float],
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.address, self.protocol = address, protocol
+        self.state = "new"
+        self.reconnects, self.timeout_s, self.clock = reconnect, timeout_s, clock
+        self._on_state, self._sleep = on_state, sleep
+        self._backoff = Backoff(random)
+        self._selector = selectors.DefaultSelector()
+        self._socket: socket.socket | None = None
+        self._error: BlipMQError | None = None
+
+    def __repr__(self) -> str:
+        return f"BlockingConnection({self.address}, {self.state}, {self.protocol!r})"
+
+    @property
+    def is_up(self) -> bool:
+        return self._socket is not None
+
+    def fileno(self) -> int:
+        """The socket's descriptor, or -1 during an outage."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    # ---- connecting ----
+
+    def open(self) -> None:
+        """The first connection. Raises what went wrong, without a second attempt."""
+        try:
+            self._open_socket(self.timeout_s)
+        except BaseException as error:
+            self.finish(error if isinstance(error, BlipMQError) else None)
+            raise
+
+    def _open_socket(self, timeout_s: float) -> None:
+        self._set_state("connecting", None)
+        try:
+            sock = socket.create_connection((self.address.host, self.address.port), timeout=max(timeout_s, 0.01))
+        except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
+            raise unreachable(self.address, error) from error
+        self._socket = sock
+        self._selector.register(sock, selectors.EVENT_READ)
+        try:
+            keep_alive(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            self.answer(self.protocol.open())
+        except BaseException:
+            self._drop_socket()
+            raise
+        self._backoff.reset()
+        self._set_state("connected", None)
+        self.send()
+
+    def _connect_again(self, deadline_s: float | None) -> None:
+        """One attempt, after its delay."""
+        delay_s = self._backoff.next_s()
+        if deadline_s is not None:
+            delay_s = min(delay_s, max(deadline_s - self.clock(), 0.0))
+        self._sleep(delay_s)
+        try:
+            self._open_socket(self.timeout_s)
+        except BlipMQError as error:
+            if error.code in FINAL_CODES:
+                self.finish(error)
+                raise
+            self._set_state("disconnected", error)
+
+    def _set_state(self, state: str, error: BlipMQError | None) -> None:
+        if state != self.state:
+            self.state = state
+            if self._on_state is not None:
+                self._on_state(state, error)
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._selector.unregister(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _lost(self, cause: BaseException | None) -> None:
+        """The connection is over. Requests fail now; the next call that needs a connection makes the next attempt."""
+        was_welcomed = self.protocol.welcomed
+        error = connection_ended(self.address, cause, self.protocol.farewell, welcomed=was_welcomed)
+        self._drop_socket()
+        self.protocol.lost(error)
+        if was_welcomed and (not self.reconnects or error.code in FINAL_CODES):
+            self.finish(error)
+        elif was_welcomed:
+            self._set_state("disconnected", error)
+
+    def finish(self, error: BlipMQError | None) -> None:
+        """There will be no other connection."""
+        self._error = error
+        self._drop_socket()
+        self._selector.close()
+        self.protocol.finish(error)
+        self._set_state("closed", error)
+
+    # ---- waiting ----
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
+        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue that no one reads is
+        full."""
+        deadline_s = None if timeout_s is None else self.clock() + timeout_s
+        while not ready():
+            if deadline_s is not None and self.clock() >= deadline_s:
+                return
+            for inbox in self.protocol.all_inboxes():
+                if inbox is not reader and inbox.is_full(OVERRUN):
+                    raise UsageError(
+                        f"The subscription to {inbox.filter} holds {len(inbox.messages)} messages that nobody reads, "
+                        "so nothing behind them can be read. Read it, close it, or use a client for each."
+                    )
+            self.step(deadline_s)
+
+    def step(self, deadline_s: float | None) -> None:
+        """Wait once, for bytes or for room to send the rest, and act on it."""
+        if self._socket is None:
+            if self.state == "closed":
+                raise self._error or Disconnected("The client is closed. Open a new one with blipmq.connect_blocking.")
+            return self._connect_again(deadline_s)
+        timeout_s = None if deadline_s is None else max(deadline_s - self.clock(), 0.0)
+        if self._selector.select(timeout_s):
+            self._receive()
+
+    def _receive(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            return self._lost(error)
+        if not data:
+            return self._lost(None)
+        try:
+            self.protocol.receive(data)
+        except ProtocolError as error:
+            self._lost(error)
+
+    def send(self) -> None:
+        """Send all that waits. What arrives meanwhile is taken in while the queues allow."""
+        if self._socket is None or not self.protocol.out_bytes:
+            return
+        data = memoryview(self.protocol.take())
+        while data and self._socket is not None:
+            data = data[self._send_some(data) :]
+
+    def _send_some(self, data: memoryview) -> int:
+        """Send what the system takes, waiting for room if it takes nothing; returns how many bytes that was."""
+        assert self._socket is not None
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            self._wait_for_room()
+        except OSError as error:
+            self._receive_the_rest()
+            self._lost(error)
+        return 0
+
+    def _receive_the_rest(self) -> None:
+        """What the broker said before it closed may still wait to be read, and says why."""
+        with contextlib.suppress(OSError, ProtocolError):
+            while self._socket is not None and (data := self._socket.recv(_RECEIVE_BYTES)):
+                self.protocol.receive(data)
+
+    def _wait_for_room(self) -> None:
+        assert self._socket is not None
+        events = selectors.EVENT_WRITE
+        if not any(inbox.is_full(OVERRUN) for inbox in self.protocol.all_inboxes()):
+            events |= selectors.EVENT_READ
+        self._selector.modify(self._socket, events)
+        try:
+            ready = self._selector.select(self.timeout_s)
+        finally:
+            self._selector.modify(self._socket, selectors.EVENT_READ)
+        if not ready:
+            error = TimedOut(
+                f"The broker at {self.address} has taken nothing for {self.timeout_s} s. "
+                "It is overloaded or holds publishers back because a queue is full; try again, or slower."
+            )
+            self._lost(error)  # half a frame may have been sent: this connection cannot be used again
+            raise error
+        if ready[0][1] & selectors.EVENT_READ:
+            self._receive()
+
+    def wait_connected(self) -> None:
+        if self._socket is not None:
+            return
+        self.wait(lambda: self._socket is not None, self.timeout_s)
+        if self._socket is None:
+            raise Disconnected(
+                f"No connection to {self.address} for {self.timeout_s} s. "
+                "The broker is down or the network is; the client keeps trying with each call."
+            )
+
+    def answer(self, request: Request) -> Reply:
+        """Wait for the answer; raises what the broker refused, Disconnected or TimedOut."""
+        try:
+            if not request.done:
+                self.send()
+            if not request.done:
+                self.wait(lambda: request.done, self.timeout_s)
+        finally:
+            if not request.done:
+                self.protocol.forget(request)
+        if not request.done:
+            raise self.unanswered(request)
+        if request.error is not None:
+            raise request.error
+        return request.reply
+
+    def unanswered(self, request: Request) -> BlipMQError:
+        """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
+        if self._socket is None:
+            return Disconnected(
+                f"{request.what}: no connection to {self.address}, and no answer in {self.timeout_s} s. "
+                "The broker is down or the network is; what was not answered may not have arrived."
+            )
+        return TimedOut(
+            f"{request.what}: the broker at {self.address} did not answer in {self.timeout_s} s. "
+            "It is overloaded, or it is not a BlipMQ broker."
+        )

@@ -1,0 +1,108 @@
+"""The blocking side of a subscription: an iterator over its inbox.
+
+QoS 1 messages are acknowledged as subscription.py says: when their reader comes back for more or closes the subscription
+in order; with auto_ack=False, when ack() is called. An acknowledgement is sent at once: the next call may be long after.
+
+Invariant: nothing is acknowledged that its reader may still be working on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from blipmq.blocking_connection import BlockingConnection
+from blipmq.errors import BlipMQError, Disconnected, TimedOut
+from blipmq.inbox import Inbox
+from blipmq.wire import Message
+
+
+class BlockingSubscription(Inbox):
+    """Messages of one filter: an iterator, and a context manager that closes it in the end.
+
+    Iterating waits for the next message, through reconnects. It ends when the subscription or its client is closed.
+    """
+
+    def __init__(self, connection: BlockingConnection, filter_: str, **options: Any) -> None:
+        super().__init__(filter_, **options)
+        self._connection = connection
+
+    def __iter__(self) -> Iterator[Message]:
+        return self
+
+    def __next__(self) -> Message:
+        if self.taken:
+            self._settle()
+        if not self.messages:
+            self._wait(None)
+            if not self.messages:
+                raise StopIteration
+        return self.pop()
+
+    def next(self, timeout_s: float | None = None) -> Message:
+        """The next message. Raises TimedOut after `timeout_s`, Disconnected if the subscription has ended."""
+        self._wait(timeout_s)
+        if self.messages:
+            return self.pop()
+        if self.ended:
+            raise Disconnected(f"The subscription to {self.filter} has been closed.")
+        raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?")
+
+    def batch(self, timeout_s: float | None = None) -> list[Message]:
+        """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once it has ended. Of
+        QoS 1, the whole batch is acknowledged by the next call."""
+        self._wait(timeout_s)
+        return self.pop_all()
+
+    def ack(self, *messages: Message) -> None:
+        """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
+        self._acknowledge([message.id for message in messages if message.qos])
+
+    def _wait(self, timeout_s: float | None) -> None:
+        if self.taken:
+            self._settle()
+        self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)
+        if not self.messages and self.error is not None:
+            raise self.error
+
+    def _settle(self) -> None:
+        taken, self.taken = self.taken, []
+        self._acknowledge(taken)
+
+    def _acknowledge(self, ids: list[int]) -> None:
+        self._connection.protocol.acknowledge(ids, self)
+        self._connection.send()
+
+    def __enter__(self) -> BlockingSubscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.taken.clear()  # whoever raised has not dealt with the message: let it come again
+        self.close()
+
+    def close(self) -> None:
+        """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
+        at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""
+        if self.ended:
+            return
+        if self.taken:
+            self._settle()
+        connection, protocol = self._connection, self._connection.protocol
+        last = protocol.drop(self)
+        self.end(None)
+        if last and not self.durable and protocol.welcomed:
+            try:
+                connection.answer(protocol.unsubscribe(self.filter))
+            except BlipMQError:
+                pass  # it has ended here; on the broker it ends with the connection at the latest
+
+    def abandon(self, *, told: bool) -> None:
+        """Take back a subscription that failed or was interrupted; the broker may have it even so, unless it has `told`
+        us."""
+        protocol = self._connection.protocol
+        if protocol.drop(self) and not told and not self.durable and protocol.welcomed:
+            protocol.forget(protocol.unsubscribe(self.filter))

@@ -1,0 +1,68 @@
+"""Which broker a command talks to, and with which key: from the command line, else from the environment.
+
+Invariant: a secret is never taken from the command line, where every user of the machine can read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from blipmq.address import parse_address
+from blipmq.blocking import BlockingClient
+from blipmq.cli import render
+from blipmq.cli.terminal import Terminal
+from blipmq.errors import ConfigError, UsageError
+
+DEFAULT_ADDR = "127.0.0.1:7878"
+
+
+def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    """--addr, else $BLIPMQ_ADDR, else the default. Raises ConfigError if the variable holds none."""
+    if arguments.addr is not None:
+        return str(arguments.addr)
+    address = environment.get("BLIPMQ_ADDR") or DEFAULT_ADDR
+    try:
+        parse_address(address)
+    except UsageError as error:
+        raise ConfigError(f"$BLIPMQ_ADDR is not usable. {error}") from None
+    return address
+
+
+def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    """The API key from --key-file, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
+    path = arguments.key_file
+    if path is None:
+        return environment.get("BLIPMQ_API_KEY", "").strip()
+    try:
+        with open(path, encoding="utf-8") as file:
+            key = file.read(64 << 10).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"Cannot read the key file {path}: {why}. Check the path and its permissions.") from None
+    if not key or len(key.split()) > 1:
+        raise ConfigError(f"The key file {path} must hold one key and nothing else; it holds {len(key.split())} words.")
+    return key
+
+
+def open_client(
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    terminal: Terminal,
+    *,
+    reconnect: bool,
+    client_id: str = "",
+    announce: bool = True,
+    timeout_s: float = 10.0,
+) -> BlockingClient:
+    """A connected client. `announce`: say on standard error when an outage begins and ends."""
+    client = BlockingClient(
+        find_address(arguments, environment),
+        api_key=read_key(arguments, environment),
+        client_id=client_id,
+        reconnect=reconnect,
+        timeout_s=timeout_s,
+        on_state=None if terminal.quiet or not announce else render.OutageNotices(terminal.notice),
+    ).open()
+    terminal.detail("✅", f"Connected to {client.address}.")
+    return client

@@ -1,0 +1,104 @@
+"""blipmq-cli pub: one message, a file, or every line of standard input.
+
+Invariant: it says "sent" only of what the broker has read (QoS 0) or has on disk (QoS 1), and a line of a live pipe leaves
+before the next is waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+from blipmq.blocking import BlockingClient
+from blipmq.cli import render
+from blipmq.cli.access import open_client
+from blipmq.cli.terminal import Terminal
+from blipmq.errors import BlipMQError, Disconnected, UsageError
+from blipmq.topics import check_topic
+
+READ_BYTES = 256 << 10
+LINE_BYTES_MAX = 64 << 20
+
+
+def publish(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
+    check_topic(arguments.topic)
+    if (arguments.message is None) == (arguments.file is None):
+        raise UsageError("Give one of MESSAGE, - for standard input, or --file F.")
+    payload: bytes | None = None
+    if arguments.file is not None:
+        payload = read_file(arguments.file)
+    elif arguments.message != "-":
+        payload = os.fsencode(arguments.message)
+    # With QoS 1 what is not answered is sent again after an outage; with QoS 0 nobody would know what was lost in it
+    client = open_client(arguments, environment, terminal, reconnect=arguments.qos > 0)
+    try:
+        if payload is not None:
+            id_ = client.publish(arguments.topic, payload, ttl_ms=arguments.ttl, qos=arguments.qos)
+            client.flush()
+            as_id = f" as {id_}" if id_ else ""
+            terminal.done("📤", f"Sent {render.bytes_text(len(payload))} to {arguments.topic}{as_id}.")
+        else:
+            sent = publish_lines(client, arguments, read_lines(sys.stdin.fileno()))
+            terminal.done("📤", f"Sent {render.count(sent, 'message')} to {arguments.topic}.")
+        client.close()
+    finally:
+        client.abort()
+    return 0
+
+
+def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches: Iterator[list[bytes]]) -> int:
+    """Publish the lines of each read before the next; returns how many, once the broker has read them all (QoS 0) or
+    has them on disk (QoS 1)."""
+    sent = 0
+    try:
+        for lines in batches:
+            sent += client.publish_many(arguments.topic, lines, ttl_ms=arguments.ttl, qos=arguments.qos)
+            if not arguments.qos:
+                client.poll()
+                if client.refusals:
+                    break
+        client.flush()
+    except BlipMQError as error:
+        if arguments.qos or isinstance(error, Disconnected):
+            error.args = (f"{error} {how_far(sent, arguments.qos)}",)
+        raise
+    return sent
+
+
+def how_far(sent: int, qos: int) -> str:
+    if qos:
+        return f"{render.count(sent, 'line')} before are on the broker's disk; some of those behind may be."
+    return f"Of {render.count(sent, 'line')} sent, it is not known how many arrived."
+
+
+def read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}. Check the path and its permissions.") from None
+
+
+def read_lines(descriptor: int) -> Iterator[list[bytes]]:
+    """The lines that each read completes, without their newline; the last one also where it has none."""
+    begun: list[bytes] = []
+    begun_bytes = 0
+    while data := os.read(descriptor, READ_BYTES):
+        head, newline, rest = data.partition(b"\n") if begun else (b"", b"", data)
+        if begun:
+            begun.append(head)
+            begun_bytes += len(head)
+            if begun_bytes > LINE_BYTES_MAX:
+                raise UsageError(f"A line is longer than {LINE_BYTES_MAX} bytes; use --file for one large message.")
+            if not newline:
+                continue
+            rest = b"".join(begun) + b"\n" + rest
+        lines = rest.split(b"\n")
+        last = lines.pop()
+        begun, begun_bytes = ([last], len(last)) if last else ([], 0)
+        if lines:
+            yield lines
+    if begun:
+        yield [b"".join(begun)]

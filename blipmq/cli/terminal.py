@@ -1,0 +1,120 @@
+"""The streams of one command, and a few lines of a terminal that are painted over again and again.
+
+Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
+error. A repaint is one write, of lines that fit, so that nothing flickers or scrolls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import unicodedata
+from collections.abc import Mapping
+from types import TracebackType
+from typing import BinaryIO
+
+from blipmq.cli import render
+from blipmq.errors import BlipMQError
+
+Size = tuple[int, int]  # columns, lines
+
+
+class Terminal:
+    """The three streams, and what kind of feedback is wanted on them."""
+
+    def __init__(self, arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+        self.quiet: bool = arguments.quiet
+        self.verbose: bool = arguments.verbose
+        self.fancy_out = render.is_fancy(sys.stdout, environment)
+        self.fancy_err = render.is_fancy(sys.stderr, environment)
+
+    def write(self, data: bytes) -> None:
+        """To standard output, now: a pipe is live. Raises BrokenPipeError."""
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    def done(self, emoji: str, text: str) -> None:
+        """The result of a command that has no other output."""
+        if not self.quiet:
+            self.write((f"{emoji} {text}\n" if self.fancy_out else f"{text}\n").encode("utf-8", "backslashreplace"))
+
+    def notice(self, emoji: str, text: str) -> None:
+        print(f"{emoji} {text}" if self.fancy_err else text, file=sys.stderr, flush=True)
+
+    def detail(self, emoji: str, text: str) -> None:
+        if self.verbose:
+            self.notice(emoji, text)
+
+    def error(self, error: BlipMQError) -> None:
+        text = render.printable(str(error).encode("utf-8", "backslashreplace"))
+        self.notice("❌", text if self.fancy_err else f"blipmq-cli: {text}")
+
+
+def repaints(stream: BinaryIO, environment: Mapping[str, str]) -> bool:
+    """Whether the stream is a terminal on which the cursor can be moved."""
+    return stream.isatty() and environment.get("TERM", "dumb") != "dumb"
+
+
+class Repaint:
+    """Lines at the end of a terminal, replaced by each paint; the last ones stay. `with` hides the cursor meanwhile."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._painted_lines = 0
+        self._size: Size = (0, 0)
+
+    def __enter__(self) -> Repaint:
+        self._write("\x1b[?25l")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._write("\x1b[?25h")
+
+    def paint(self, text: str) -> None:
+        """Show these lines in place of those before. What does not fit the terminal is cut off, with a mark."""
+        size = self._measure()
+        lines = fit(text.splitlines(), size)
+        if self._painted_lines and size != self._size:  # old lines have been wrapped, nobody knows how: start afresh
+            head = "\x1b[H\x1b[2J"
+        else:
+            head = f"\x1b[{self._painted_lines}A\r" if self._painted_lines else "\r"
+        self._write(head + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self._painted_lines, self._size = len(lines), size
+
+    def _measure(self) -> Size:
+        try:
+            columns, lines = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            columns, lines = 80, 24
+        return columns or 80, lines or 24  # a serial console reports 0
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text.encode("utf-8", "backslashreplace"))
+        self._stream.flush()
+
+
+def fit(lines: list[str], size: Size) -> list[str]:
+    """Lines cut to a terminal's columns, and to its lines but one, which the cursor needs."""
+    columns, room = size[0], max(size[1] - 1, 1)
+    if len(lines) > room:
+        lines = [*lines[: room - 1], f"… {len(lines) - room + 1:,} more lines; make the terminal higher"]
+    return [crop(line, columns) for line in lines]
+
+
+def crop(text: str, columns: int) -> str:
+    """The text as far as it fits, ending in … where it does not. Wide characters take two columns, marks none."""
+    if text.isascii() and len(text) <= columns:
+        return text
+    used, fits = 0, 0
+    for index, character in enumerate(text):
+        if unicodedata.combining(character):
+            continue
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > columns:
+            return text[:fits] + "…"
+        if used < columns:
+            fits = index + 1
+    return text

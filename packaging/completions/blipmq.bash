@@ -1,0 +1,50 @@
+# bash completion for blipmq, made by packaging/manual.py from the parser of its command line
+_blipmq() {
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+    local command= files= words= index IFS=$' \t\n'
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        case ${COMP_WORDS[index]} in
+            --)
+                [[ ${COMP_WORDS[index + 1]} == "=" ]] && ((index++))
+                ((index++)) ;;
+            :) ((index++)) ;; # bash takes HOST:PORT apart
+            -*) ;;
+            *) command=${COMP_WORDS[index]} && break ;;
+        esac
+    done
+    [[ $before == "=" ]] && before=${COMP_WORDS[COMP_CWORD - 2]}
+    case $command in
+        "")
+            case $before in
+                *) words="start check connect version -h --help --version" ;;
+            esac ;;
+        start)
+            case $before in
+                --config)
+                    files=yes ;;
+                *) words="-h --help --config" ;;
+            esac ;;
+        check)
+            case $before in
+                --config)
+                    files=yes ;;
+                *) words="-h --help --config" ;;
+            esac ;;
+        connect)
+            case $before in
+                *) words="-h --help" ;;
+            esac ;;
+        version)
+            case $before in
+                *) words="-h --help" ;;
+            esac ;;
+    esac
+    if [[ $files ]]; then
+        IFS=$'\n'
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=($(compgen -f -- "$current"))
+    else
+        COMPREPLY=($(compgen -W "$words" -- "$current"))
+    fi
+}
+complete -F _blipmq blipmq

@@ -1,0 +1,14 @@
+# fish completion for blipmq, made by packaging/manual.py from the parser of its command line
+complete -c blipmq -f
+complete -c blipmq -n __fish_use_subcommand -a start -d 'run the broker in the foreground'
+complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configuration; prints the settings and the memory they need'
+complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
+complete -c blipmq -n __fish_use_subcommand -a version -d 'print the version'
+complete -c blipmq -n '__fish_use_subcommand' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_use_subcommand' -l version -d 'show program\'s version number and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from start' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
+complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from version' -s h -l help -d 'show this help message and exit'
