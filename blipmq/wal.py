@@ -163,10 +163,14 @@ class Wal:
             "written_bytes": counters["log_written_bytes"],
             "records": counters["log_records"],
             "commits": counters["log_commits"],
-            "lost_ranges": self.report.lost_ranges,
-            "lost_first_id": self.report.lost_first_lsn,
-            "lost_last_id": self.report.lost_last_lsn,
+            "lost": self._lost(),
         }
+
+    def _lost(self) -> dict[str, int] | None:
+        report = self.report
+        if not report.lost_ranges:
+            return None
+        return {"first_lsn": report.lost_first_lsn, "last_lsn": report.lost_last_lsn, "ranges": report.lost_ranges}
 
     def reasons(self, counters: Counters) -> list[str]:
         """Why the broker is degraded, as far as the log has to do with it."""

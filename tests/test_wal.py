@@ -215,8 +215,7 @@ def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
     log = wal_with(lost_first_lsn=5, lost_last_lsn=9, lost_ranges=1)
     (reason,) = log.reasons(counters())
     assert reason.startswith("log: damaged; records 5 to 9 (1 range) are gone")
-    facts = log.facts(counters())
-    assert (facts["lost_ranges"], facts["lost_first_id"], facts["lost_last_id"]) == (1, 5, 9)
+    assert log.facts(counters())["lost"] == {"first_lsn": 5, "last_lsn": 9, "ranges": 1}
     log._tell(0.1)
     assert [event for _, event, _ in log._log.written] == ["log_opened", "log_damaged"]
 
