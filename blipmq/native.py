@@ -233,7 +233,7 @@ class Fed(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """`bq_stats_t` by its field names."""
+    """`bq_stats_t` by its field names; those of an array have their place behind: `log_sync_us_buckets_0`."""
 
     seq: int
     counters: dict[str, int]
@@ -363,7 +363,14 @@ def _stopped(e: CData) -> Event:
     return Stopped(e.value)
 
 
-STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)
+def _counter_names(name: str, type: CData) -> list[str]:
+    """One counter, or those of an array: `name_0` and so on."""
+    return [name] if type.kind == "primitive" else [f"{name}_{i}" for i in range(type.length)]
+
+
+STATS_FIELDS: tuple[str, ...] = tuple(
+    counter for name, field in ffi.typeof("bq_stats_t").fields for counter in _counter_names(name, field.type)
+)
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
@@ -682,10 +689,14 @@ def _log_error(code: int, directory: str, error: int) -> BlipMQError:
         )
     if code != lib.BQ_E_SYSTEM:
         return CoreError(code, f"the log in {directory} cannot be opened")
-    why = os.strerror(error) if error else "a system call failed"
-    text = f"the log in {directory} cannot be opened: {why}. "
+    return log_denied(directory, error)
+
+
+def log_denied(directory: str, error: int) -> LogUnusable:
+    """The system does not let the log be opened: `error` is its errno."""
+    text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
     if error in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += "Let the broker's user write there, give it another wal.directory, or do without QoS 1: wal.enabled = false."
+        text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)
     return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")
 

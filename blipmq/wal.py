@@ -14,7 +14,7 @@ from typing import Any
 from blipmq import memory
 from blipmq.config import Config
 from blipmq.logs import Log
-from blipmq.native import Core, LogConfig, LogReport, LogState
+from blipmq.native import Core, LogConfig, LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
 # Message ids begin at the seconds since this moment, shifted: ids of 53 bits (JSON's exact whole numbers) last until 2093,
@@ -43,6 +43,32 @@ def log_config(config: Config) -> LogConfig:
     )
 
 
+def make_parents(directory: str) -> None:
+    """Make the directories above `directory`, each with its entry on disk: a power cut must not take the whole log. The
+    core makes the last one. Raises `LogUnusable`."""
+    missing, path = [], os.path.dirname(os.path.abspath(directory))
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    try:
+        for path in reversed(missing):
+            os.mkdir(path, 0o755)
+            sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise log_denied(directory, error.errno or 0) from None
+
+
+def sync_directory(path: str) -> None:
+    """Put a directory's entries on disk, where the system lets one do so."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Wal:
     """One broker's log: where it is, what was found when it was opened, how it has done since."""
 
@@ -60,6 +86,7 @@ class Wal:
         """Open and recover the log in a thread, with a line about it for every second that takes. Raises `LogLocked` or
         `LogUnusable`."""
         started = time.monotonic()
+        make_parents(config.wal.directory)
         loop = asyncio.get_running_loop()
         opening = loop.run_in_executor(None, core.open_log, config.wal.directory, log_config(config))
         try:
@@ -83,7 +110,7 @@ class Wal:
             subscriptions=report.sessions,
             next_lsn=report.next_lsn,
             next_id=report.next_message_id,
-            clean=bool(report.clean),
+            clean=bool(report.clean or not report.segments),
             ms=int(seconds * 1000),
         )
         if report.torn_bytes:

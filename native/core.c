@@ -163,7 +163,6 @@ static void run_ready_list(bq_t *bq) {
     connection_t *connection = bq->ready;
     bq->ready = NULL;
     bq->ready_tail = &bq->ready;
-    bq->held_tail = &bq->held;
     while (connection) {
         connection_t *next = connection->ready_next;
         connection->ready = false;
@@ -176,10 +175,7 @@ static void run_ready_list(bq_t *bq) {
 #define TURN_BYTES_MAX (1u << 20)
 
 static void on_ready(bq_t *bq, const poll_event_t *event) {
-    if (event->key == KEY_WAKE) {
-        poll_wake_clear(&bq->command_wake);
-        return;
-    }
+    if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
         bq->accept_pending = true;
         return;
@@ -317,6 +313,9 @@ int bq_wait(bq_t *bq, int timeout_ms) {
     int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
     ring_wait_end(&bq->commands);
     if (count < 0) return count;
+    /* Now, before the turn looks at what it was woken for: a signal that comes later in the turn must wake the next one. */
+    for (int i = 0; i < count; i++)
+        if (bq->poll_events[i].key == KEY_WAKE) poll_wake_clear(&bq->command_wake);
     bq->poll_count = count;
     return count;
 }
@@ -440,6 +439,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
     bq->next_message_id = first_message_id ? first_message_id : 1;
     bq->ready_tail = &bq->ready;
+    bq->held_tail = &bq->held;
     bq->accept_timer.kind = TIMER_ACCEPT;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);

@@ -158,7 +158,7 @@ class BrokerProcess:
         assert "Traceback" not in text and " internal_error" not in text, text
 
     def kill(self):
-        """At the end of a test that failed: leave nothing behind."""
+        """End it at once, as a crash would; and at the end of a test that failed, to leave nothing behind."""
         if self.child.returncode is None:
             self.child.kill()
             self.wait()

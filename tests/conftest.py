@@ -15,12 +15,13 @@ settings.load_profile("blipmq")
 
 @pytest.fixture
 def start_broker(tmp_path):
-    """Start a broker with `settings`, {"section.key": value}. When the test has passed, each must end in order."""
+    """Start a broker with `settings`, {"section.key": value}, where the broker `after` has been if one is given. When the
+    test has passed, each that was not killed must end in order."""
     started = []
 
-    def start(settings=None):
-        directory = tmp_path / f"broker{len(started)}"
-        directory.mkdir()
+    def start(settings=None, after=None):
+        directory = after.config.parent if after else tmp_path / f"broker{len(started)}"
+        directory.mkdir(exist_ok=True)
         started.append(BrokerProcess(directory, settings or {}))
         return started[-1].get_ready()
 
