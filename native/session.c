@@ -721,13 +721,14 @@ bool session_restore(void *context, const log_record_t *entry) {
     }
 }
 
-/* Every session reads on from its floor. What may have been sent before the stop is marked, as far as a window reaches. */
+/* Every session reads on from its floor. Floors are logged lazily, so nobody knows how far beyond it was sent before the stop:
+ * all of it may have been, and says so. */
 void session_restored(bq_t *bq) {
     for (session_t *session = bq->sessions.all; session; session = session->next) {
         if (session->floor_lsn >= bq->fanned_lsn || !session->qos) continue;
         session->behind = true;
         session->next_lsn = session->floor_lsn + 1;
-        session->doubtful_lsn = session->floor_lsn + 2ull * bq->config.max_in_flight;
+        session->doubtful_lsn = bq->fanned_lsn;
     }
 }
 

@@ -182,7 +182,7 @@ class Subscriber(Client):
             self.storm.ledger.fault(f"{self.client_id} could not subscribe: {answer}")
         self.view.begin()
         self.subscribed.set()
-        while self.is_open and not (self.absent and not self.storm.absent_may_come):
+        while self.is_open and not self.storm.over and not (self.absent and not self.storm.absent_may_come):
             if self.to_ack:
                 self.link.send(ack_frame(self.to_ack.pop(0)))
                 await asyncio.sleep(0 if self.storm.publishing_over else self.ack_seconds)

@@ -36,14 +36,14 @@ class Lane:
 class View:
     """What one subscriber has got: by lane a flag for each number, and the last one in order."""
 
-    def __init__(self, ledger, name, topics, ordered=True):
-        self.ledger, self.name, self.topics, self.ordered = ledger, name, set(topics), ordered
+    def __init__(self, ledger, name, topics, members=1):
+        self.ledger, self.name, self.topics, self.members = ledger, name, set(topics), members
         self.since = {}  # lane: first number that must come; empty until its first SubAck
         self.seen = {}
         self.last = {}
-        self.delivered = self.duplicates = self.unmarked = 0
+        self.delivered = self.duplicates = 0
         self.duplicates_since_crash = self.duplicates_most = 0
-        self.connects_since_crash = 0
+        self.connects_since_crash = 0  # subscriptions of its members
 
     def begin(self):
         """The subscription holds from now on: what is sent later must come."""
@@ -51,6 +51,11 @@ class View:
             self.since = {key: len(lane.state) for key, lane in self.ledger.lanes.items() if key[1] in self.topics}
 
     def crash(self):
+        """Twice a window may come again after a crash, and one whenever a member comes back."""
+        window = self.ledger.max_in_flight
+        back = max(0, self.connects_since_crash - self.members)
+        if self.duplicates_since_crash > window * (2 * self.members + back):
+            self.ledger.fault(f"{self.name} got {self.duplicates_since_crash} duplicates between two crashes, {back} reconnects")
         self.duplicates_most = max(self.duplicates_most, self.duplicates_since_crash)
         self.duplicates_since_crash = self.connects_since_crash = 0
 
@@ -76,7 +81,7 @@ class View:
             seen.extend(bytes(number + 1 - len(seen)))
         if seen[number]:
             self._again(key, number, redelivered)
-        elif self.ordered and number < self.last.get(key, -1):
+        elif self.members == 1 and number < self.last.get(key, -1):
             fault(f"{self.name} got {number} of {key} for the first time after {self.last[key]}")
         if not seen[number]:
             self.last[key] = number
@@ -86,7 +91,6 @@ class View:
         self.duplicates += 1
         self.duplicates_since_crash += 1
         if not redelivered:
-            self.unmarked += 1
             self.ledger.fault(f"{self.name} got {number} of {key} again, and it did not say so")
 
     def missing(self):
@@ -104,8 +108,8 @@ class View:
 
 
 class Ledger:
-    def __init__(self, topics, publishers, salt):
-        self.topics, self.salt = topics, salt
+    def __init__(self, topics, publishers, salt, max_in_flight):
+        self.topics, self.salt, self.max_in_flight = topics, salt, max_in_flight
         self.lanes = {(publisher, topic): Lane() for publisher in range(publishers) for topic in range(len(topics))}
         self.views = []
         self.faults, self.faults_count = [], 0
@@ -118,8 +122,8 @@ class Ledger:
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append(text)
 
-    def view(self, name, topics, ordered=True):
-        self.views.append(View(self, name, topics, ordered))
+    def view(self, name, topics, members=1):
+        self.views.append(View(self, name, topics, members))
         return self.views[-1]
 
     def send(self, publisher, topic):
