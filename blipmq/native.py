@@ -233,7 +233,7 @@ class Fed(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """`bq_stats_t` by its field names; those of an array have their place behind: `log_sync_us_buckets_0`."""
+    """`bq_stats_t` by its field names."""
 
     seq: int
     counters: dict[str, int]
@@ -363,14 +363,7 @@ def _stopped(e: CData) -> Event:
     return Stopped(e.value)
 
 
-def _counter_names(name: str, type: CData) -> list[str]:
-    """One counter, or those of an array: `name_0` and so on."""
-    return [name] if type.kind == "primitive" else [f"{name}_{i}" for i in range(type.length)]
-
-
-STATS_FIELDS: tuple[str, ...] = tuple(
-    counter for name, field in ffi.typeof("bq_stats_t").fields for counter in _counter_names(name, field.type)
-)
+STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
@@ -699,6 +692,94 @@ def log_denied(directory: str, error: int) -> LogUnusable:
         text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)
     return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")
+
+
+# ---- the log without a broker ---------------------------------------------------------------------------------------
+
+
+class WalMode(IntEnum):
+    """What is done with a log that no broker runs on."""
+
+    VERIFY = lib.BQ_WAL_VERIFY
+    EXPORT = lib.BQ_WAL_EXPORT
+    REPAIR = lib.BQ_WAL_REPAIR
+
+
+class WalProgress(NamedTuple):
+    """So much of the log has been read."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class WalFinding(NamedTuple):
+    """Something that is not as it should be: `name` in capitals, `text` what it means. LSNs are 0 if no records are gone."""
+
+    name: str
+    text: str
+    segment: int
+    offset: int
+    bytes: int
+    first_lsn: int
+    last_lsn: int
+
+
+class WalRecord(NamedTuple):
+    """One record of an export; `type` is log.h's log_type, 0 for the checkpoint."""
+
+    lsn: int
+    type: int
+    data: bytes
+
+
+class WalSums(NamedTuple):
+    """The end of a walk through the log."""
+
+    records: int
+    bytes: int
+    segments: int
+    first_lsn: int
+    last_lsn: int
+    torn_bytes: int
+    lost_ranges: int
+    lost_records: int
+    checkpoint_lsn: int
+    checkpoints_bad: int
+    clean: int
+
+
+WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"
+
+
+def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
+    """Verify, export or repair the log in `directory`, item by item; the last one is `WalSums`. Verify and export change
+    nothing. Raises `LogLocked` while a broker runs on it, and `LogUnusable`."""
+    error = ffi.new("int *")
+    wal = lib.bq_wal_open(os.fsencode(directory), mode, error)
+    if wal == ffi.NULL:
+        if error[0] == LOG_LOCKED:
+            raise LogLocked(f"a broker runs on the log in {directory}. Stop it first, or look at a copy.")
+        raise _log_error(error[0], directory, ffi.errno)
+    try:
+        item = ffi.new("bq_wal_item_t *")
+        while (code := lib.bq_wal_step(wal, item)) == 1:
+            yield _wal_item(item)
+        if code < 0:
+            raise _log_error(code, directory, ffi.errno)
+    finally:
+        lib.bq_wal_close(wal)
+
+
+def _wal_item(item: CData) -> WalItem:
+    if item.kind == lib.BQ_WAL_PROGRESS:
+        return WalProgress(item.done_bytes, item.total_bytes)
+    if item.kind == lib.BQ_WAL_FINDING:
+        name, text = (ffi.string(field).decode() for field in (item.name, item.text))
+        return WalFinding(name, text, item.segment, item.offset, item.bytes, item.first_lsn, item.last_lsn)
+    if item.kind == lib.BQ_WAL_DONE:
+        return WalSums(*(getattr(item, name) for name in WalSums._fields))
+    data = bytes(ffi.buffer(item.data, item.data_size)) if item.data_size else b""
+    return WalRecord(item.lsn, item.type, data)
 
 
 # ---- pure functions -------------------------------------------------------------------------------------------------

@@ -17,17 +17,18 @@ from blipmq.logs import Log
 from blipmq.native import Core, LogConfig, LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
-# Message ids begin at the seconds since this moment, shifted: ids of 53 bits (JSON's exact whole numbers) last until 2093,
-# and a broker without a log goes on above its earlier ids if it published less than four million messages a second.
-IDS_SINCE_S = 1_735_689_600  # 2025-01-01T00:00:00Z
-IDS_SHIFT = 22
+# Where the ids of a broker begin that has none in its log: at the milliseconds since this moment, shifted. They stay below
+# 2**53 (JSON's exact whole numbers) until 2094, and do not go back over a restart unless more than four million messages a
+# second were published, or the clock went back.
+IDS_SINCE_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
+IDS_SHIFT = 12
 
 Counters = dict[str, int]
 
 
 def first_message_id(wall_s: float) -> int:
-    """Where the ids of a broker begin that has none in its log, so that they do not go back over a restart."""
-    return max(1, (int(wall_s) - IDS_SINCE_S) << IDS_SHIFT)
+    """Where the ids of a broker begin that has none in its log: later than those of any earlier start."""
+    return max(1, (int(wall_s * 1000) - IDS_SINCE_MS) << IDS_SHIFT)
 
 
 def log_config(config: Config) -> LogConfig:

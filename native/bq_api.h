@@ -313,3 +313,51 @@ int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *
 int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
                       uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
 uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size); /* IEEE 802.3, as zlib's crc32 */
+
+/* ---- the log, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
+
+/* A handle that is stepped: no threads, no callbacks. It locks the log, so it does not run beside a broker. Verify and export
+ * change nothing (but make the LOCK file); repair does what a starting broker does: it moves aside what cannot be used, drops a
+ * torn end, writes the newest records anew and closes the log in order. */
+typedef struct bq_wal bq_wal_t;
+
+enum bq_wal_mode { BQ_WAL_VERIFY = 0, BQ_WAL_EXPORT = 1, BQ_WAL_REPAIR = 2 };
+enum bq_wal_error { BQ_WAL_E_FULL = -20, BQ_WAL_E_LOCKED = -22, BQ_WAL_E_VERSION = -23 };
+enum bq_wal_kind {
+    BQ_WAL_PROGRESS = 1,   /* done_bytes of total_bytes have been read */
+    BQ_WAL_FINDING = 2,    /* name, text, segment; offset and bytes of the bad range; first_lsn to last_lsn of LOST */
+    BQ_WAL_CHECKPOINT = 3, /* export: lsn, data */
+    BQ_WAL_RECORD = 4,     /* export: lsn, type, flags, data; in LSN order */
+    BQ_WAL_DONE = 5        /* the sums */
+};
+
+typedef struct bq_wal_item {
+    uint32_t kind;
+    uint32_t data_size;
+    const uint8_t *data; /* holds until the next step */
+    const char *name;    /* of the case, in capitals: LOST, TORN, DAMAGED ... */
+    const char *text;    /* what it means */
+    uint64_t lsn;
+    uint64_t segment;    /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
+    uint64_t offset;
+    uint64_t bytes;      /* of the bad range; DONE: of all payloads */
+    uint64_t first_lsn;  /* DONE: of the log */
+    uint64_t last_lsn;
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+    uint64_t records;    /* DONE, as the rest */
+    uint64_t segments;
+    uint64_t torn_bytes;
+    uint64_t lost_ranges;
+    uint64_t lost_records; /* LSNs in those ranges */
+    uint64_t checkpoint_lsn;
+    uint32_t checkpoints_bad;
+    uint8_t clean;       /* 1: the log was closed in order */
+    uint8_t type;
+    uint8_t flags;
+    uint8_t reserved;
+} bq_wal_item_t;
+
+bq_wal_t *bq_wal_open(const char *directory, uint32_t mode, int *error); /* NULL: *error is a code; BQ_E_SYSTEM with errno */
+int bq_wal_step(bq_wal_t *wal, bq_wal_item_t *item);                     /* 1: item filled; 0: it was DONE before; or a code */
+void bq_wal_close(bq_wal_t *wal);

@@ -2,6 +2,10 @@
  *
  * Invariant: a failing mutex or condition is a programming error and stops the process: going on would share data unguarded.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* pthread_condattr_setclock */
+#endif
+
 #include "gate.h"
 
 #include <errno.h>

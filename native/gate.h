@@ -18,7 +18,8 @@ int gate_init(gate_t *gate); /* BQ_OK or BQ_E_SYSTEM */
 void gate_free(gate_t *gate);
 void gate_enter(gate_t *gate);
 void gate_leave(gate_t *gate);
-void gate_wait(gate_t *gate, int timeout_ms); /* inside; -1: until gate_signal. May return early: look again at what you wait for */
-void gate_signal(gate_t *gate);               /* inside: wakes every waiter */
+void gate_wait(gate_t *gate,
+               int timeout_ms); /* inside; -1: until gate_signal. May return early: look again at what you wait for */
+void gate_signal(gate_t *gate); /* inside: wakes every waiter */
 
 #endif

@@ -7,6 +7,10 @@
  * Invariant: `durable` is stored after fdatasync returned 0, never otherwise. Every error but a full disk ends in log_fail.
  * A write that met a full disk is tried again (it overwrites the same bytes); a sync never is.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* clock_gettime */
+#endif
+
 #include "log_internal.h"
 
 #include <errno.h>
@@ -54,7 +58,9 @@ int log_sync_data(log_t *log, int file) {
 /* ---- segments of the log thread -------------------------------------------------------------------------------------- */
 
 static uint32_t record_bytes_max(const log_t *log) { return log->config.batch_bytes_max / 2; }
-static uint32_t pad_bytes_max(const log_t *log) { return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0; }
+static uint32_t pad_bytes_max(const log_t *log) {
+    return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0;
+}
 static uint32_t batch_room(const log_t *log) { return log->config.batch_bytes_max + pad_bytes_max(log); }
 static uint32_t header_bytes(const log_t *log) {
     return log->config.block_bytes > FORMAT_HEADER_ROOM ? log->config.block_bytes : FORMAT_HEADER_ROOM;
@@ -63,7 +69,8 @@ static uint32_t header_bytes(const log_t *log) {
 static int header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes) {
     uint8_t salt[4];
     int error = log->storage->random(log->storage, salt, sizeof salt);
-    *header = (segment_header_t){.log_id = log->log_id, .number = log->number_next, .first_lsn = first_lsn, .salt = load_u32(salt)};
+    *header =
+        (segment_header_t){.log_id = log->log_id, .number = log->number_next, .first_lsn = first_lsn, .salt = load_u32(salt)};
     header->header_bytes = header_bytes(log);
     header->segment_bytes = segment_bytes;
     header->batch_bytes = batch_room(log);
@@ -177,13 +184,15 @@ static void limits_set(log_t *log) {
         more_urgent = smaller(more_urgent, free_bytes / segment);
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
-    uint64_t publish = room + more_publish * usable;
+    uint64_t publish = log->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
+    bool full = atomic_load(&log->full);
+    publish = publish > usable ? publish - usable : 0;
+    if (full && publish < segment / 4) publish = 0; /* no flapping: once refused, publishes wait for room that lasts a while */
     atomic_store(&log->limit_urgent, log->charged_done + room + more_urgent * usable);
-    atomic_store(&log->limit_publish, log->charged_done + (publish > usable ? publish - usable : 0));
-    if (atomic_load(&log->full) && atomic_load(&log->limit_publish) >= atomic_load(&log->refused_at)) {
-        atomic_store(&log->full, false);
-        log_wake(log);
-    }
+    atomic_store(&log->limit_publish, log->charged_done + publish);
+    if (!full || !publish) return;
+    atomic_store(&log->full, false);
+    log_wake(log);
 }
 
 /* ---- committing ------------------------------------------------------------------------------------------------------ */
@@ -198,7 +207,8 @@ typedef struct part {
 static part_t part_seal(log_t *log, batch_t *batch) {
     part_t part = {.first_lsn = load_u64(batch->bytes + batch->done + 8)};
     uint32_t seed = format_seed(&log->active->header);
-    uint64_t room = log->active->header.segment_bytes - log->position, left = room > FORMAT_FOOTER_BYTES ? room - FORMAT_FOOTER_BYTES : 0;
+    uint64_t room = log->active->header.segment_bytes - log->position,
+             left = room > FORMAT_FOOTER_BYTES ? room - FORMAT_FOOTER_BYTES : 0;
     if (log->active_sealed) left = 0;
     part.next_lsn = part.first_lsn;
     while (batch->done + part.bytes < batch->used) {
@@ -252,7 +262,8 @@ static void durable_set(log_t *log, batch_t *batch, const part_t *part) {
     log->position += part->bytes;
     log->segment_records += part->records;
     batch->done += part->consumed;
-    if (part->next_lsn - 1 > atomic_load(&log->durable)) atomic_store_explicit(&log->durable, part->next_lsn - 1, memory_order_release);
+    if (part->next_lsn - 1 > atomic_load(&log->durable))
+        atomic_store_explicit(&log->durable, part->next_lsn - 1, memory_order_release);
 }
 
 /* One write and one sync: what of the batch fits the active segment, and its footer if there is more. */
@@ -334,11 +345,11 @@ static void *log_run(void *argument) {
         ahead_make(log);
         if (!atomic_load(&log->failed)) limits_set(log);
         gate_enter(&log->work);
-        bool again = log->stuck || !log->ahead || atomic_load(&log->full);
-        if (!log->stop && (!log->handed || log->stuck)) {
+        bool failed = atomic_load(&log->failed), again = !failed && (log->stuck || !log->ahead || atomic_load(&log->full));
+        if (!log->stop && (!log->handed || (log->stuck && !failed))) {
             log->log_waits = true;
             gate_signal(&log->work);
-            gate_wait(&log->work, again && !atomic_load(&log->failed) ? LOG_RETRY_MS : -1);
+            gate_wait(&log->work, again ? LOG_RETRY_MS : -1);
             log->log_waits = false;
         }
         batch_t *batch = log->handed;
@@ -354,9 +365,8 @@ static void *log_run(void *argument) {
 
 /* ---- the core's side --------------------------------------------------------------------------------------------------- */
 
-static int refuse(log_t *log, uint64_t charged, bool urgent) {
+static int refuse(log_t *log, bool urgent) {
     if (urgent) return LOG_E_FULL;
-    atomic_store(&log->refused_at, charged);
     if (!atomic_exchange(&log->full, true)) { /* from now on the thread looks for room by itself */
         gate_enter(&log->work);
         gate_signal(&log->work);
@@ -377,13 +387,15 @@ int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *pa
     if (batch->used + bytes > log->config.batch_bytes_max || place >= FORMAT_PLACE_MAX) return BQ_E_AGAIN;
     uint64_t charged = log->charged + bytes + (batch->used ? 0 : pad_bytes_max(log));
     if (charged > atomic_load_explicit(urgent ? &log->limit_urgent : &log->limit_publish, memory_order_relaxed))
-        return refuse(log, charged, urgent);
+        return refuse(log, urgent);
 
     uint64_t lsn = log->next_lsn++;
     uint8_t *record = batch->bytes + batch->used, *out = record + FORMAT_RECORD_BYTES;
     if (!batch->used) batch->first_lsn = lsn;
-    format_record_begin(record, &(format_record_t){.lsn = lsn, .size = (uint32_t)size, .place = (uint16_t)place, .type = type, .flags = flags});
-    store_u64(record + bytes - 8, 0); /* the padding, before the payload covers what is not padding; or the CRCs of an empty one */
+    format_record_begin(
+        record, &(format_record_t){.lsn = lsn, .size = (uint32_t)size, .place = (uint16_t)place, .type = type, .flags = flags});
+    store_u64(record + bytes - 8,
+              0); /* the padding, before the payload covers what is not padding; or the CRCs of an empty one */
     for (uint32_t i = 0; i < count; i++) {
         if (parts[i].size) memcpy(out, parts[i].bytes, parts[i].size);
         out += parts[i].size;
@@ -429,20 +441,26 @@ void log_stats(log_t *log, log_stats_t *stats) {
     stats->full = atomic_load(&log->full);
 }
 
+static bool read_asked(const log_t *log) {
+    bool asked = false;
+    for (uint32_t i = 0; i < LOG_READS_MAX; i++) asked = asked || log->slots[i].state == READ_ASKED;
+    return asked;
+}
+
 void log_settle(log_t *log) {
     gate_enter(&log->work);
     while (!log->log_waits || (log->handed && !log->stuck)) gate_wait(&log->work, 10);
     gate_leave(&log->work);
     gate_enter(&log->reads);
-    while (!log->reads_wait || log->checkpoint_busy) gate_wait(&log->reads, 10);
+    while (!log->reads_wait || log->checkpoint_busy || read_asked(log)) gate_wait(&log->reads, 10);
     gate_leave(&log->reads);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------------------- */
 
 static bool config_holds(const log_config_t *config) {
-    return config->segment_bytes >= 4096 && config->segment_bytes <= FORMAT_SEGMENT_BYTES_MAX / 2 && config->segment_bytes % 8 == 0 &&
-           config->batch_bytes_max >= 512 && config->batch_bytes_max % 16 == 0 &&
+    return config->segment_bytes >= 4096 && config->segment_bytes <= FORMAT_SEGMENT_BYTES_MAX / 2 &&
+           config->segment_bytes % 8 == 0 && config->batch_bytes_max >= 512 && config->batch_bytes_max % 16 == 0 &&
            config->batch_bytes_max <= config->segment_bytes / 2 && config->batch_bytes_max <= FORMAT_BATCH_BYTES_MAX / 2 &&
            config->block_bytes % 8 == 0 && config->block_bytes <= config->segment_bytes / 8 &&
            config->max_bytes / 4 >= config->segment_bytes;
@@ -451,7 +469,7 @@ static bool config_holds(const log_config_t *config) {
 typedef struct tail {
     segment_t *source; /* whose last records are carried over; NULL: none */
     uint64_t offset, first_lsn;
-    bool whole;        /* all of its records */
+    bool whole; /* all of its records */
 } tail_t;
 
 /* The records that the last fdatasync of the broker before may not have reached, and some more: no more than one batch was
@@ -487,7 +505,8 @@ static int tail_copy(log_t *log, recover_t *recover, const tail_t *tail) {
     int error = copy ? 0 : -ENOMEM;
     format_record_t record;
     const uint8_t *payload;
-    while (error == 0 && scan_resync(scan, expected, &record, &junk) == SCAN_RECORD && scan_look(scan, &record, &payload) == SCAN_RECORD) {
+    while (error == 0 && scan_resync(scan, expected, &record, &junk) == SCAN_RECORD &&
+           scan_look(scan, &record, &payload) == SCAN_RECORD) {
         uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(record.size);
         if (record.type != LOG_PAD && record.type != FORMAT_FOOTER) {
             record.place = 0;
@@ -526,8 +545,8 @@ static int tail_end(log_t *log, uint64_t next_lsn) {
 static int active_begin(log_t *log, recover_t *recover, const tail_t *tail) {
     segment_header_t header;
     uint64_t carried = tail->source ? tail->source->end - tail->offset : 0;
-    uint64_t wanted = header_bytes(log) + carried + log->config.block_bytes + log->config.batch_bytes_max + 4096;
-    wanted = wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
+    uint64_t wanted = header_bytes(log) + carried + batch_room(log) + pad_bytes_max(log) + 2 * FORMAT_FOOTER_BYTES;
+    wanted = carried && wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
     int error = header_make(log, &header, tail->first_lsn, (uint32_t)wanted);
     if (error < 0) return error;
     log->active = segment_new(&header, header.number, header.segment_bytes);
@@ -640,7 +659,8 @@ static int replay(log_t *log, recover_t *recover, opening_t *opening) {
     recover_finding_t finding;
     bool visits = opening->restore != NULL;
     if (recover->checkpoint.generation && visits) {
-        record = (log_record_t){.lsn = recover->checkpoint.lsn, .bytes = recover->checkpoint_bytes, .size = recover->checkpoint.size};
+        record =
+            (log_record_t){.lsn = recover->checkpoint.lsn, .bytes = recover->checkpoint_bytes, .size = recover->checkpoint.size};
         visits = opening->restore(opening->context, &record);
     }
     for (;;) {
@@ -648,7 +668,8 @@ static int replay(log_t *log, recover_t *recover, opening_t *opening) {
         if (event < 0) return event;
         if (event == RECOVER_END) break;
         if (event == RECOVER_FINDING) recover_keep_aside(recover, &finding); /* best effort: a full disk must not keep us down */
-        if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && visits) visits = opening->restore(opening->context, &record);
+        if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && visits)
+            visits = opening->restore(opening->context, &record);
         uint64_t done = recover->done_bytes + recover->scan.offset;
         if (opening->progress && done - opening->shown >= PROGRESS_BYTES) {
             opening->progress(opening->context, done, recover->total_bytes);
@@ -712,7 +733,8 @@ static int gates_init(log_t *log) {
 static int buffers_init(log_t *log) {
     log->batches[0].bytes = malloc(batch_room(log));
     log->batches[1].bytes = malloc(batch_room(log));
-    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_SCAN_BYTES / 4) : BQ_E_MEMORY;
+    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_SCAN_BYTES / 4)
+                                                          : BQ_E_MEMORY;
 }
 
 static void threads_stop(log_t *log) {

@@ -18,7 +18,8 @@ static const uint8_t checkpoint_magic[8] = {'B', 'L', 'I', 'P', 'C', 'K', 'P', 0
 
 /* The version is looked at only once the CRC holds: a flipped bit in it is damage, not a newer program's work. */
 static int envelope_check(const uint8_t *bytes, const uint8_t magic[8], uint16_t *major, uint16_t *minor) {
-    if (memcmp(bytes, magic, 8) != 0 || crc32_update(0, bytes, HEADER_CRC_AT) != load_u32(bytes + HEADER_CRC_AT)) return FORMAT_BAD;
+    if (memcmp(bytes, magic, 8) != 0 || crc32_update(0, bytes, HEADER_CRC_AT) != load_u32(bytes + HEADER_CRC_AT))
+        return FORMAT_BAD;
     *major = load_u16(bytes + 8);
     *minor = load_u16(bytes + 10);
     return *major == FORMAT_MAJOR ? FORMAT_GOOD : *major > FORMAT_MAJOR ? FORMAT_NEWER : FORMAT_BAD;
@@ -103,9 +104,10 @@ format_record_t format_record_of(const uint8_t *bytes) {
                              .flags = bytes[1]};
 }
 
-uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, uint64_t next_lsn, uint64_t records, uint16_t place,
-                              uint8_t flags) {
-    format_record_begin(out, &(format_record_t){.type = FORMAT_FOOTER, .flags = flags, .place = place, .size = 16, .lsn = next_lsn});
+uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, uint64_t next_lsn, uint64_t records,
+                              uint16_t place, uint8_t flags) {
+    format_record_begin(out,
+                        &(format_record_t){.type = FORMAT_FOOTER, .flags = flags, .place = place, .size = 16, .lsn = next_lsn});
     store_u64(out + FORMAT_RECORD_BYTES, next_lsn - 1);
     store_u64(out + FORMAT_RECORD_BYTES + 8, records);
     format_record_seal(out, seed);

@@ -14,15 +14,15 @@
 #define FORMAT_MAJOR 1u
 #define FORMAT_MINOR 0u
 #define FORMAT_HEADER_BYTES 64u
-#define FORMAT_HEADER_COPY 512u    /* where the second copy lies: another sector than the first */
-#define FORMAT_HEADER_ROOM 1024u   /* records begin here, or at the block size if that is larger */
-#define FORMAT_RECORD_BYTES 24u    /* a record's header */
-#define FORMAT_FOOTER_BYTES 40u    /* the footer with its header */
-#define FORMAT_PLACE_MAX 65535u    /* records before this one in its batch */
+#define FORMAT_HEADER_COPY 512u  /* where the second copy lies: another sector than the first */
+#define FORMAT_HEADER_ROOM 1024u /* records begin here, or at the block size if that is larger */
+#define FORMAT_RECORD_BYTES 24u  /* a record's header */
+#define FORMAT_FOOTER_BYTES 40u  /* the footer with its header */
+#define FORMAT_PLACE_MAX 65535u  /* records before this one in its batch */
 #define FORMAT_BATCH_BYTES_MAX (128u << 20)
 #define FORMAT_SEGMENT_BYTES_MAX (1u << 30)
-#define FORMAT_FOOTER 14           /* log_type of the record that seals a segment */
-#define FORMAT_FOOTER_CLEAN 1      /* its flag: the log was closed in order here */
+#define FORMAT_FOOTER 14      /* log_type of the record that seals a segment */
+#define FORMAT_FOOTER_CLEAN 1 /* its flag: the log was closed in order here */
 
 static inline uint64_t format_padded(uint64_t size) { return (size + 7) & ~(uint64_t)7; }
 
@@ -54,8 +54,8 @@ typedef struct format_record {
 void format_record_begin(uint8_t *out, const format_record_t *record); /* all but the CRCs */
 void format_record_seal(uint8_t *record, uint32_t seed);               /* CRCs over what begin and the payload's writer left */
 format_record_t format_record_of(const uint8_t *bytes);
-uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, uint64_t next_lsn, uint64_t records, uint16_t place,
-                              uint8_t flags);
+uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, uint64_t next_lsn, uint64_t records,
+                              uint16_t place, uint8_t flags);
 
 /* Checkpoints: a header like a segment's, then the core's bytes. */
 #define FORMAT_CHECKPOINT_BYTES 64u
@@ -85,10 +85,10 @@ typedef struct scan {
     uint32_t seed, batch_bytes;
     uint8_t *buffer;
     uint32_t capacity;
-    uint64_t at;     /* file offset of buffer[0] */
+    uint64_t at; /* file offset of buffer[0] */
     uint32_t used;
     uint64_t unreadable; /* bytes the disk would not give; they read as 0xff, which is no record */
-    int error;       /* -errno of a read that failed otherwise; sticks */
+    int error;           /* -errno of a read that failed otherwise; sticks */
 } scan_t;
 
 enum scan_result { SCAN_RECORD = 1, SCAN_STOP = 0 }; /* SCAN_STOP: no valid record here: the end, or damage */

@@ -12,7 +12,7 @@
 #include "log_format.h"
 #include "poll.h"
 
-#define LOG_MARK_BYTES (256u << 10)   /* a remembered record every so often: where to begin looking for an LSN */
+#define LOG_MARK_BYTES (256u << 10) /* a remembered record every so often: where to begin looking for an LSN */
 #define LOG_SEGMENTS_MAX 65536u
 #define LOG_SCAN_BYTES (1u << 20)
 #define LOG_CHECKPOINT_BYTES_MAX (256u << 20)
@@ -30,14 +30,14 @@ typedef struct log_mark {
 
 typedef struct segment {
     segment_header_t header;
-    uint64_t name_number; /* of its file; differs from header.number only if somebody renamed it */
+    uint64_t name_number;         /* of its file; differs from header.number only if somebody renamed it */
     uint64_t first_lsn, next_lsn; /* of the records taken from it: first_lsn <= lsn < next_lsn */
     uint64_t records;
     uint64_t file_bytes;
-    uint64_t end;         /* offset behind the last valid record */
+    uint64_t end; /* offset behind the last valid record */
     log_mark_t *marks;
     uint32_t marks_count, marks_capacity;
-    bool damaged;         /* bytes of it are bad: never unlinked, moved aside when nothing more is taken from it */
+    bool damaged; /* bytes of it are bad: never unlinked, moved aside when nothing more is taken from it */
 } segment_t;
 
 segment_t *segment_new(const segment_header_t *header, uint64_t name_number, uint64_t file_bytes); /* NULL: no memory */
@@ -73,7 +73,7 @@ enum recover_case {
 #define X(name, action, text) RECOVER_##name,
     RECOVER_CASES(X)
 #undef X
-    RECOVER_CASES_COUNT
+        RECOVER_CASES_COUNT
 };
 typedef struct recover_rule {
     const char *name;
@@ -99,18 +99,18 @@ typedef struct recover {
     uint64_t *generations; /* of the checkpoint files there are, rising */
     uint32_t generations_count;
     uint64_t generation_before, keep_before; /* the readable checkpoint before the newest; 0: none */
-    checkpoint_header_t checkpoint; /* the newest readable one; generation 0: none */
+    checkpoint_header_t checkpoint;          /* the newest readable one; generation 0: none */
     uint8_t *checkpoint_bytes;
     bool leftovers; /* temporary files */
     log_report_t report;
     /* the walk */
     scan_t scan;
     int file;
-    uint32_t at;           /* segment being read */
-    uint32_t newest;       /* the last one with a valid record; count if there is none */
-    uint64_t expected;     /* LSN that comes next; 0: not known yet */
-    uint64_t bound;        /* the segments behind begin here; 0: not said */
-    uint64_t proof;        /* newest segment: everything below was durable; 0: not looked for yet */
+    uint32_t at;       /* segment being read */
+    uint32_t newest;   /* the last one with a valid record; count if there is none */
+    uint64_t expected; /* LSN that comes next; 0: not known yet */
+    uint64_t bound;    /* the segments behind begin here; 0: not said */
+    uint64_t proof;    /* newest segment: everything below was durable; 0: not looked for yet */
     uint64_t done_bytes, total_bytes;
     bool finished;
 } recover_t;
@@ -130,9 +130,9 @@ int system_error(int error); /* -errno to BQ_E_SYSTEM with errno set, or BQ_E_ME
 typedef struct batch {
     uint8_t *bytes;
     uint32_t used;
-    uint32_t done;      /* log thread: bytes on disk and synced */
+    uint32_t done; /* log thread: bytes on disk and synced */
     uint64_t first_lsn;
-    uint64_t charged;   /* log->charged at its end */
+    uint64_t charged; /* log->charged at its end */
 } batch_t;
 
 enum read_state { READ_IDLE, READ_ASKED, READ_DONE };
@@ -161,23 +161,22 @@ struct log {
     /* shared */
     _Atomic uint64_t durable, shown_next_lsn;
     _Atomic uint64_t limit_publish, limit_urgent; /* `charged` may not pass them */
-    _Atomic int32_t failed; /* the errno that stopped the log */
-    _Atomic uint64_t refused_at; /* `charged` that the last refused publish would have made */
+    _Atomic int32_t failed;                       /* the errno that stopped the log */
     _Atomic bool full, busy;
 
     /* the log thread and its gate */
     gate_t work;
     batch_t *handed; /* inside work */
     bool stop, log_waits, room_came;
-    uint32_t stuck;            /* inside work: times in a row that the disk was full for a batch that is already accepted */
+    uint32_t stuck; /* inside work: times in a row that the disk was full for a batch that is already accepted */
     poll_thread_t log_thread;
     segment_t *active, *ahead; /* ahead: made but not used yet, and not in the table */
     int active_file, ahead_file;
-    uint64_t position;         /* where the active segment goes on */
+    uint64_t position; /* where the active segment goes on */
     bool active_sealed;
     uint64_t segment_records;
     uint64_t number_next, charged_done;
-    uint64_t look_at_us;       /* when a full disk is looked at again */
+    uint64_t look_at_us; /* when a full disk is looked at again */
 
     /* the table of segments, oldest first, and the counters */
     gate_t table;
@@ -197,7 +196,7 @@ struct log {
     poll_thread_t read_thread;
     scan_t read_scan;
     int read_file;
-    uint64_t read_number; /* segment that read_file is; 0: none */
+    uint64_t read_number;                   /* segment that read_file is; 0: none */
     uint64_t generations[2], keep_below[2]; /* the two checkpoints kept, the newer first; generation 0: none */
 };
 

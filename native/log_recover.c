@@ -132,6 +132,13 @@ static int number_compare(const void *a, const void *b) {
 
 static void finding_add(recover_t *recover, recover_finding_t finding) { recover->findings[recover->findings_count++] = finding; }
 
+/* A card that stumbles once is asked again: what is judged here may be moved out of the way. */
+static int64_t read_patiently(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    int64_t count = -EIO;
+    for (uint32_t tries = 0; count == -EIO && tries < 3; tries++) count = storage->read(storage, file, offset, bytes, size);
+    return count;
+}
+
 /* Both copies of a segment's header. The better verdict counts, but a newer version in either one stops everything. */
 static int header_read(recover_t *recover, uint64_t name_number, segment_header_t *header, uint64_t *size) {
     char name[FORMAT_NAME_BYTES];
@@ -140,7 +147,7 @@ static int header_read(recover_t *recover, uint64_t name_number, segment_header_
     format_segment_name(name, name_number);
     int file = storage->open(storage, name, false);
     if (file < 0) return system_error(file);
-    int64_t bytes = storage->size(storage, file), got = storage->read(storage, file, 0, room, sizeof room);
+    int64_t bytes = storage->size(storage, file), got = read_patiently(storage, file, 0, room, sizeof room);
     if (got == -EIO) got = 0; /* a sector that cannot be read is a damaged one */
     storage->close(storage, file);
     if (bytes < 0 || got < 0) return system_error((int)(bytes < 0 ? bytes : got));
@@ -237,18 +244,22 @@ static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_h
     int file = storage->open(storage, name, false);
     if (file < 0) return system_error(file);
     int64_t size = storage->size(storage, file);
-    int result = storage->read(storage, file, 0, head, sizeof head) == (int64_t)sizeof head ? format_checkpoint_decode(head, header)
-                                                                                              : FORMAT_BAD;
-    if (result == FORMAT_GOOD && (header->generation != generation || header->size > LOG_CHECKPOINT_BYTES_MAX ||
-                                  size != (int64_t)sizeof head + header->size ||
-                                  (recover->count && header->log_id != recover->log_id)))
-        result = FORMAT_BAD;
-    *bytes = result == FORMAT_GOOD ? malloc(header->size + 1u) : NULL;
-    if (result == FORMAT_GOOD && !*bytes)
+    int result = size < 0 ? system_error((int)size) : FORMAT_BAD;
+    int64_t got = size >= (int64_t)sizeof head ? read_patiently(storage, file, 0, head, sizeof head) : 0;
+    if (got == (int64_t)sizeof head) result = format_checkpoint_decode(head, header);
+    if (got < 0 && got != -EIO) result = system_error((int)got);
+    bool of_ours = result == FORMAT_GOOD && header->generation == generation && header->size <= LOG_CHECKPOINT_BYTES_MAX &&
+                   size == (int64_t)sizeof head + header->size && (!recover->count || header->log_id == recover->log_id);
+    if (result == FORMAT_GOOD && !of_ours) result = FORMAT_BAD;
+    *bytes = of_ours ? malloc(header->size + 1u) : NULL;
+    if (of_ours && !*bytes)
         result = BQ_E_MEMORY;
-    else if (result == FORMAT_GOOD &&
-             (storage->read(storage, file, sizeof head, *bytes, header->size) != (int64_t)header->size ||
-              crc32_update(crc32_update(0, head, 48), *bytes, header->size) != header->payload_crc))
+    else if (of_ours)
+        got = read_patiently(storage, file, sizeof head, *bytes, header->size);
+    if (result == FORMAT_GOOD && got < 0 && got != -EIO)
+        result = system_error((int)got);
+    else if (result == FORMAT_GOOD && (got != (int64_t)header->size ||
+                                       crc32_update(crc32_update(0, head, 48), *bytes, header->size) != header->payload_crc))
         result = FORMAT_BAD;
     storage->close(storage, file);
     if (result == FORMAT_GOOD) return FORMAT_GOOD;
@@ -260,7 +271,7 @@ static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_h
 static int checkpoints_load(recover_t *recover, const numbers_t *numbers) {
     for (uint32_t i = numbers->count; i-- > 0;) {
         checkpoint_header_t header;
-        uint8_t *bytes;
+        uint8_t *bytes = NULL;
         int verdict = checkpoint_read(recover, numbers->values[i], &header, &bytes);
         if (verdict == FORMAT_BAD) {
             recover->report.checkpoints_bad++;
@@ -367,7 +378,9 @@ void recover_free(recover_t *recover) {
 
 /* ---- the walk ------------------------------------------------------------------------------------------------------ */
 
-static uint64_t needed_from(const recover_t *recover) { return recover->checkpoint.generation ? recover->checkpoint.keep_from : 1; }
+static uint64_t needed_from(const recover_t *recover) {
+    return recover->checkpoint.keep_from ? recover->checkpoint.keep_from : 1; /* 0 without a checkpoint too */
+}
 
 /* `lsn` is what the log goes on with. What a checkpoint has made superfluous is not lost: a power cut may bring some of the
  * reclaimed segments back and not others. */
@@ -420,7 +433,8 @@ static int next_segment(recover_t *recover, recover_finding_t *finding) {
     recover->proof = 0;
     uint64_t previous = recover->at ? recover->segments[recover->at - 1]->header.number : segment->header.number - 1;
     uint64_t first = segment->header.first_lsn;
-    if (first && first > recover->expected && lost_before(recover, first, finding)) return RECOVER_FINDING;
+    bool superseded = recover->bound && recover->bound <= first; /* what it would jump over is in the segment behind */
+    if (first > recover->expected && !superseded && lost_before(recover, first, finding)) return RECOVER_FINDING;
     if (segment->header.number != previous + 1 && recover->segments[recover->at - 1]->records && !first) {
         *finding = (recover_finding_t){.kind = RECOVER_MISSING, .number = previous + 1};
         return RECOVER_FINDING;
@@ -483,7 +497,8 @@ static int record_take(recover_t *recover, const format_record_t *found, const u
     segment_mark(segment, found->lsn, offset);
     recover->report.records++;
     recover->report.bytes += found->size;
-    *record = (log_record_t){.lsn = found->lsn, .bytes = payload, .size = found->size, .type = found->type, .flags = found->flags};
+    *record =
+        (log_record_t){.lsn = found->lsn, .bytes = payload, .size = found->size, .type = found->type, .flags = found->flags};
     return RECOVER_RECORD;
 }
 
@@ -538,7 +553,8 @@ static int copy_range(storage_t *storage, const char *from, const char *to, uint
     if (source < 0) return source;
     int target = storage->open(storage, to, true), error = target;
     for (uint64_t done = 0; error >= 0 && done < bytes && done < ASIDE_COPY_BYTES_MAX;) {
-        int64_t count = storage->read(storage, source, offset + done, buffer, bytes - done < sizeof buffer ? bytes - done : sizeof buffer);
+        int64_t count =
+            storage->read(storage, source, offset + done, buffer, bytes - done < sizeof buffer ? bytes - done : sizeof buffer);
         if (count <= 0) {
             error = (int)count;
             break;
@@ -567,6 +583,7 @@ int recover_keep_aside(recover_t *recover, const recover_finding_t *finding) {
     storage->list(storage, aside_visit, &aside);
     if (torn && aside.count >= ASIDE_TORN_MAX) storage->unlink(storage, aside.oldest);
     if (!torn && aside.count >= ASIDE_DAMAGED_MAX) return 0;
-    snprintf(to, sizeof to, "%s%010llu-%010llu", aside.prefix, (unsigned long long)finding->number, (unsigned long long)finding->offset);
+    snprintf(to, sizeof to, "%s%010llu-%010llu", aside.prefix, (unsigned long long)finding->number,
+             (unsigned long long)finding->offset);
     return copy_range(storage, from, to, finding->offset, finding->bytes);
 }

@@ -63,7 +63,8 @@ static int64_t disk_read(storage_t *storage, int file, uint64_t offset, uint8_t 
     uint64_t done = 0;
     while (done < size) {
         uint64_t left = size - done;
-        ssize_t count = pread(file, bytes + done, left < CHUNK_BYTES_MAX ? (size_t)left : CHUNK_BYTES_MAX, (off_t)(offset + done));
+        ssize_t count =
+            pread(file, bytes + done, left < CHUNK_BYTES_MAX ? (size_t)left : CHUNK_BYTES_MAX, (off_t)(offset + done));
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) return -errno;
         if (count == 0) break;
@@ -197,10 +198,23 @@ static void disk_release(storage_t *storage) {
 }
 
 static const storage_t disk_calls = {
-    .open = disk_open, .close = disk_close, .write = disk_write, .read = disk_read, .allocate = disk_allocate,
-    .truncate = disk_truncate, .size = disk_size, .sync_data = disk_sync_data, .sync = disk_sync,
-    .sync_directory = disk_sync_directory, .rename = disk_rename, .unlink = disk_unlink, .list = disk_list,
-    .free_bytes = disk_free_bytes, .random = disk_random, .lock = disk_lock, .release = disk_release,
+    .open = disk_open,
+    .close = disk_close,
+    .write = disk_write,
+    .read = disk_read,
+    .allocate = disk_allocate,
+    .truncate = disk_truncate,
+    .size = disk_size,
+    .sync_data = disk_sync_data,
+    .sync = disk_sync,
+    .sync_directory = disk_sync_directory,
+    .rename = disk_rename,
+    .unlink = disk_unlink,
+    .list = disk_list,
+    .free_bytes = disk_free_bytes,
+    .random = disk_random,
+    .lock = disk_lock,
+    .release = disk_release,
 };
 
 /* The directory's own entry is synced too: a log in a directory that a power cut takes away is no log. */

@@ -125,14 +125,14 @@ def test_a_section_written_as_a_value_is_refused(tmp_path):
 
 
 def test_all_errors_of_a_file_come_at_once_each_with_its_line(tmp_path):
-    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[wal]\nenabled = true\n"
+    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\ntopic_capacity = 1\n"
     message = refused(tmp_path, text, {"BLIPMQ_LOGGING__LEVEL": "loud"})
     assert message.startswith("5 problems in the configuration:\n")
     assert "blipmq.toml:2: server.max_connections: 0 is not a whole number from 1 to 1000000 (connections)" in message
     assert "blipmq.toml:3: there is no setting server.port" in message
     assert "blipmq.toml:5: queues.overflow_policy: 'drop_oldst' is not one of " in message
     assert "did you mean drop_oldest?" in message
-    assert "blipmq.toml:7: wal.enabled is documented, but this version does not have it yet" in message
+    assert "blipmq.toml:6: queues.topic_capacity is documented, but this version does not have it yet" in message
     assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
 
 

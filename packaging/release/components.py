@@ -30,7 +30,6 @@ WHEELS = {
     "uvloop": ("MIT OR Apache-2.0", "the event loop", "uvloop"),
     "cffi": ("MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
     "msgspec": ("BSD-3-Clause", "decoding", "msgspec"),
-    "prometheus_client": ("Apache-2.0 AND BSD-2-Clause", "metrics", "prometheus_client"),
     "pyinstaller": (
         "GPL-2.0-or-later WITH Bootloader-exception",
         "start-up code; its exception covers frozen programs",
