@@ -86,6 +86,13 @@ static bool reserve_ids(bq_t *bq) {
     return true;
 }
 
+/* The first block is on disk before anybody gets an id of it. A full disk is no reason not to start: commit_begin tries again. */
+static void reserve_first_ids(bq_t *bq) {
+    if (!reserve_ids(bq) || !log_commit(bq->log)) return;
+    bq->commit_wanted = false;
+    while (log_busy(bq->log) && !log_state(bq->log)) poll_sleep_ms(1);
+}
+
 static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
     if (error == BQ_E_AGAIN) return COMMIT_LATER;
     const char *refusal = commit_refusal(bq);
@@ -276,6 +283,7 @@ static void checkpoint_when_due(bq_t *bq) {
 void commit_begin(bq_t *bq) {
     if (!bq->log) return;
     checkpoint_when_due(bq);
+    reserve_ids(bq);
     uint64_t gathered = log_gathered(bq->log);
     if (!gathered || log_busy(bq->log)) return;
     if (!bq->commit_due_ms) bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
@@ -334,6 +342,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     bq->ids_reserved = 0; /* reserve anew before the first use */
     bq->fanned_lsn = found.next_lsn - 1;
     session_restored(bq);
+    reserve_first_ids(bq);
     report_fill(bq, &found, report);
     return BQ_OK;
 }

@@ -223,10 +223,30 @@ static bool floor_log(bq_t *bq, session_t *session) {
     if (!session->durable || session->settled == session->settled_logged || session->floor_lsn <= session->floor_logged) return true;
     uint64_t ack[2] = {session->id, session->floor_lsn};
     log_part_t part = {ack, sizeof ack};
-    if (log_append(bq->log, LOG_ACK, 0, &part, 1, true) < 0) return false;
+    int64_t lsn = log_append(bq->log, LOG_ACK, 0, &part, 1, true);
+    if (lsn < 0) return false;
     session->floor_logged = session->floor_lsn;
     session->settled_logged = session->settled;
+    session->floor_record_lsn = (uint64_t)lsn;
     return true;
+}
+
+/* What was settled since the newest floor on disk, and what is in flight, would come again after a crash: two windows of that
+ * and no more. True: the next one waits for the commit that this asks for. A log that takes nothing holds nobody up. */
+static bool waits_for_floor(bq_t *bq, session_t *session) {
+    if (!session->durable || log_state(bq->log)) return false;
+    uint64_t durable = log_durable(bq->log);
+    if (durable >= session->waited_lsn) { /* a record only when it is durable: newer ones follow each other without end */
+        session->settled_safe = session->waited_settled;
+        session->waited_lsn = session->floor_record_lsn;
+        session->waited_settled = session->settled_logged;
+    }
+    if (durable >= session->floor_record_lsn) session->settled_safe = session->settled_logged;
+    uint64_t unsafe = session->settled_logged - session->settled_safe;
+    if (session->floor_lsn > session->floor_logged) unsafe += session->settled - session->settled_logged;
+    if (unsafe + session->flight_count < 2ull * bq->config.max_in_flight * session->member_count) return false;
+    bq->commit_wanted |= unsafe > 0;
+    return unsafe > 0;
 }
 
 static bool hungry(const bq_t *bq, const session_t *session) {
@@ -238,6 +258,10 @@ static void pump(bq_t *bq, session_t *session) {
     while (session->cursor && session->member_count) {
         delivery_t *delivery = session->cursor;
         if (!delivery->member) {
+            if (waits_for_floor(bq, session)) {
+                pump_later(bq, session);
+                break;
+            }
             member_t *member = member_for_next(bq, session);
             if (!member || !send_to(bq, delivery, member)) break;
         }
@@ -721,13 +745,14 @@ bool session_restore(void *context, const log_record_t *entry) {
     }
 }
 
-/* Every session reads on from its floor. What may have been sent before the stop is marked, as far as a window reaches. */
+/* Every session reads on from its floor. Floors are logged lazily, so nobody knows how far beyond it was sent before the stop:
+ * all of it may have been, and says so. */
 void session_restored(bq_t *bq) {
     for (session_t *session = bq->sessions.all; session; session = session->next) {
         if (session->floor_lsn >= bq->fanned_lsn || !session->qos) continue;
         session->behind = true;
         session->next_lsn = session->floor_lsn + 1;
-        session->doubtful_lsn = session->floor_lsn + 2ull * bq->config.max_in_flight;
+        session->doubtful_lsn = bq->fanned_lsn;
     }
 }
 

@@ -8,7 +8,8 @@
  *
  * Invariants: every message up to floor_lsn is acknowledged, expired or given up; every later one that matches is in the
  * window, or, while `behind`, in the log at next_lsn or later. A delivery is first sent in LSN order. Only the floor is
- * logged: what was acknowledged above it comes again after a crash, at most a window of duplicates, never a loss.
+ * logged: what was acknowledged above it comes again after a crash: duplicates, never a loss, and no more than two windows of
+ * them, because sending waits for the log there (out of order they may be more: the floor waits for the gap to close).
  */
 #ifndef BQ_SESSION_H
 #define BQ_SESSION_H
@@ -62,6 +63,9 @@ typedef struct session {
     int8_t read_slot;                   /* < 0: no read under way */
     uint8_t qos;
     uint64_t settled, settled_logged;   /* deliveries done with, one way or another: the floor is logged when this has moved */
+    uint64_t settled_safe;              /* how many were when the newest floor that is on disk was logged */
+    uint64_t floor_record_lsn;          /* of the newest floor logged */
+    uint64_t waited_lsn, waited_settled; /* of an older one, whose commit is waited for */
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t text[];                     /* filter, client_id, group */

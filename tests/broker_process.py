@@ -59,15 +59,16 @@ def until(happened, what):
 
 
 class BrokerProcess:
-    """`blipmq start` on a free port of 127.0.0.1, its log collected. `settings`: {"section.key": value}."""
+    """`blipmq start` on a free port of 127.0.0.1, its log collected. `settings`: {"section.key": value}. `command` takes
+    the place of `blipmq`; `variables` are added to its environment."""
 
-    def __init__(self, directory, settings, **variables):
+    def __init__(self, directory, settings, command=None, **variables):
         self.config = directory / "blipmq.toml"
         self.configure(settings)
         self.log = []
         self._log_grew = threading.Condition()
         self.child = subprocess.Popen(
-            [*broker_command(), "start", "--config", str(self.config)],
+            [*(command or broker_command()), "start", "--config", str(self.config)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=directory,

@@ -1,0 +1,126 @@
+"""A subscriber that was away while a great many messages were published, and a broker that may not keep them in memory.
+
+Invariant: the broker is looked at from outside only: its memory is what /proc says of its process.
+"""
+
+import struct
+import time
+
+from hand_client import HELLO, PUB, SUB, PlainClient, Reader, SubAck, command
+
+from crash.clients import ack_frame
+
+FILTER, TOPIC, CLIENT = "far/behind", "far/behind", "traveller"
+WINDOW = 4096
+MARK = 0x1122334455667788
+MARK_BYTES = struct.pack("<Q", MARK)
+
+
+class Frames:
+    """Whole frames from a socket, many at a time."""
+
+    def __init__(self, client):
+        self.socket, self.held = client.socket, b""
+
+    def some(self):
+        data = self.held + self.socket.recv(1 << 18)
+        bodies, at = [], 0
+        while at + 4 <= len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            if at + 4 + size > len(data):
+                break
+            bodies.append(data[at + 4 : at + 4 + size])
+            at += 4 + size
+        assert len(data) > len(self.held), "the broker closed the connection"
+        self.held = data[at:]
+        return bodies
+
+
+def connect(broker, client_id):
+    client = PlainClient(broker.address)
+    client.send(command(HELLO, client_id=client_id, protocol=1, seq=1))
+    assert client.next().code == 0
+    return client
+
+
+def subscribe(broker):
+    client = connect(broker, CLIENT)
+    client.send(command(SUB, FILTER, qos=1, durable=True, seq=2))
+    assert client.next() == SubAck(FILTER, "subscribed", 2)
+    return client
+
+
+def publish(broker, count, payload_bytes):
+    """Publish `count` messages with QoS 1, each numbered; all must be acknowledged. Returns the broker's largest memory."""
+    frame = command(PUB, TOPIC, MARK_BYTES + bytes(payload_bytes - 8), qos=1, seq=MARK)
+    first, second = frame.index(MARK_BYTES), frame.rindex(MARK_BYTES)
+    assert first != second
+    sent = answered = rss_most = 0
+    with connect(broker, "publisher") as client:
+        frames = Frames(client)
+        while answered < count:
+            batch = bytearray()
+            for number in range(sent, min(count, answered + WINDOW)):
+                at = len(batch)
+                batch += frame
+                struct.pack_into("<Q", batch, at + first, number)
+                struct.pack_into("<Q", batch, at + second, number)
+                sent += 1
+            if batch:
+                client.socket.sendall(batch)
+            for body in frames.some():
+                code = Reader(memoryview(body)[1:]).number(1, "<H")
+                assert code == 0, f"publish {answered} was refused with {code}"
+                answered += 1
+            if answered % 64 == 0:
+                rss_most = max(rss_most, broker.rss_bytes())
+    return rss_most
+
+
+def catch_up(broker, count):
+    """Receive and acknowledge all of them, in order. Returns the broker's largest memory."""
+    expected = rss_most = 0
+    with subscribe(broker) as client:
+        frames = Frames(client)
+        while expected < count:
+            acks = bytearray()
+            for body in frames.some():
+                message = Reader(memoryview(body)[1:])
+                place = message.place(1)
+                start = place + struct.unpack_from("<I", message.data, place)[0] + 4
+                (number,) = struct.unpack_from("<Q", message.data, start)
+                assert number == expected, f"{number} came where {expected} was due"
+                acks += ack_frame(message.number(0, "<Q"))
+                expected += 1
+            client.socket.sendall(acks)
+            rss_most = max(rss_most, broker.rss_bytes())
+        assert client_is_quiet(client), "more came than was sent"
+    return rss_most
+
+
+def client_is_quiet(client):
+    """True if the next thing the broker says is the answer to a PING."""
+    client.send(command(6, seq=99))
+    answer = client.next()
+    return getattr(answer, "seq", None) == 99
+
+
+def fall_behind(start, settings, count, payload_bytes):
+    """Away for `count` messages, over a restart. Figures: seconds and bytes."""
+    broker = start(settings)
+    subscribe(broker).close()
+    began = time.monotonic()
+    rss = publish(broker, count, payload_bytes)
+    published = time.monotonic()
+    broker.stop()
+    began_again = time.monotonic()
+    broker = start(settings)
+    ready = time.monotonic()
+    rss = max(rss, catch_up(broker, count))
+    return {
+        "messages": count,
+        "publish_seconds": round(published - began, 1),
+        "ready_seconds": round(ready - began_again, 2),
+        "catch_up_seconds": round(time.monotonic() - ready, 1),
+        "rss_bytes_most": rss,
+    }

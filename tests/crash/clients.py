@@ -1,0 +1,205 @@
+"""The load: publishers with windows of outstanding publishes and subscribers of several habits, in one event loop.
+
+Invariant: frames are made and read by hand (hand_client). A client that loses its connection comes back for as long as the
+storm lasts; a publish without an answer is not sent again, so that every copy of a message is the broker's doing.
+"""
+
+import asyncio
+import struct
+
+from hand_client import ACK, HELLO, MESSAGE, PUB, SUB, SUBACK, Reader, command, decode
+
+RETRY_SECONDS = 0.02
+ANSWER_SECONDS = 30
+MARK = 0x1122334455667788
+ACK_FRAME = command(ACK, seq=MARK)
+ACK_AT = ACK_FRAME.index(struct.pack("<Q", MARK))
+
+
+def ack_frame(id_):
+    return ACK_FRAME[:ACK_AT] + struct.pack("<Q", id_) + ACK_FRAME[ACK_AT + 8 :]
+
+
+class Link(asyncio.Protocol):
+    """One connection: whole frames in, `closed` set at its end."""
+
+    def __init__(self, on_frame):
+        self.on_frame = on_frame
+        self.held = b""
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        data = self.held + data
+        at = 0
+        while at + 4 <= len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            if at + 4 + size > len(data):
+                break
+            self.on_frame(data[at + 4 : at + 4 + size])
+            at += 4 + size
+        self.held = data[at:]
+
+    def connection_lost(self, _error):
+        self.closed.set()
+
+    def send(self, data):
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+
+class Client:
+    """Connects, says HELLO, stays until the connection ends, and comes back."""
+
+    def __init__(self, storm, client_id):
+        self.storm, self.client_id = storm, client_id
+        self.link = None
+        self.answers = {}  # seq: future
+        self.seq = 0
+
+    @property
+    def is_open(self):
+        return self.link is not None and not self.link.closed.is_set()
+
+    async def connect(self):
+        """True if the broker took it."""
+        loop = asyncio.get_running_loop()
+        try:
+            _, self.link = await loop.create_connection(lambda: Link(self.frame), "127.0.0.1", self.storm.port)
+        except OSError:
+            self.link = None
+            return False
+        return await self.ask(HELLO, client_id=self.client_id, protocol=1) is not None
+
+    async def ask(self, action, *args, **fields):
+        """Send a request; its answer, or None if the connection ended first."""
+        self.seq += 1
+        answer = self.answers[self.seq] = asyncio.get_running_loop().create_future()
+        self.link.send(command(action, *args, seq=self.seq, **fields))
+        closed = asyncio.ensure_future(self.link.closed.wait())
+        done, _ = await asyncio.wait((answer, closed), timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        closed.cancel()
+        if not done:
+            self.storm.ledger.fault(f"{self.client_id} was not answered in {ANSWER_SECONDS} s")
+        self.answers.pop(self.seq, None)
+        return answer.result() if answer.done() else None
+
+    def frame(self, body):
+        if body[0] != MESSAGE:
+            answer = decode(body)
+            waiting = self.answers.get(answer.seq)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+            else:
+                self.reply(answer)
+
+    def reply(self, answer):
+        """An answer that nobody waits for."""
+
+    def leave(self):
+        if self.is_open:
+            self.link.transport.abort()
+
+    async def run(self):
+        while not self.storm.over:
+            if await self.connect():
+                await self.stay()
+            self.leave()
+            await asyncio.sleep(self.pause())
+
+    def pause(self):
+        return RETRY_SECONDS
+
+
+class Publisher(Client):
+    def __init__(self, storm, number, topics, window):
+        super().__init__(storm, f"publisher-{number}")
+        self.number, self.topics, self.window = number, topics, window
+        self.outstanding = {}
+
+    async def stay(self):
+        self.outstanding = {}
+        dice, ledger = self.storm.dice, self.storm.ledger
+        while self.is_open and not self.storm.publishing_over:
+            burst = []
+            for _ in range(min(dice.randint(1, self.window), self.window - len(self.outstanding))):
+                topic = dice.choice(self.topics)
+                number, payload = ledger.send(self.number, topic)
+                self.seq += 1
+                self.outstanding[self.seq] = (topic, number)
+                burst.append(command(PUB, ledger.topics[topic], payload, qos=1, seq=self.seq))
+            self.link.send(b"".join(burst))
+            await asyncio.sleep(self.storm.pace * dice.random())
+        while self.is_open and self.outstanding:
+            await asyncio.sleep(RETRY_SECONDS)
+        while self.is_open and not self.storm.over:
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def reply(self, answer):
+        sent = self.outstanding.pop(answer.seq, None)
+        if sent is None:
+            self.storm.ledger.fault(f"{self.client_id} got an answer to nothing: {answer}")
+        elif answer.code == 0:
+            self.storm.ledger.acknowledge(self.number, *sent, answer.id)
+        elif answer.code == 503:
+            self.storm.ledger.refused += 1
+        else:
+            self.storm.ledger.fault(f"{self.client_id} was refused: {answer}")
+
+
+class Subscriber(Client):
+    """Habits: `ack_seconds` each acknowledgement takes; `away_seconds` it stays away at most after each connection;
+    `leaves_after` messages at most it goes by itself; `absent`: it comes only when the storm lets it."""
+
+    def __init__(self, storm, view, filter_, client_id=None, group=None, ack_seconds=0.0, away_seconds=0.0, leaves_after=0,
+                 absent=False):  # fmt: skip
+        super().__init__(storm, client_id or view.name)
+        self.view, self.filter, self.group = view, filter_, group
+        self.ack_seconds, self.away_seconds, self.leaves_after, self.absent = (
+            ack_seconds, away_seconds, leaves_after, absent,
+        )  # fmt: skip
+        self.subscribed = asyncio.Event()
+        self.to_ack = []
+
+    def pause(self):
+        away = 0 if self.storm.publishing_over else self.away_seconds * self.storm.dice.random()
+        return RETRY_SECONDS + away
+
+    async def stay(self):
+        self.to_ack = []
+        self.left = self.storm.dice.randint(1, self.leaves_after) if self.leaves_after else -1
+        while self.absent and self.subscribed.is_set() and not self.storm.absent_may_come:
+            self.leave()
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        self.view.connects_since_crash += 1
+        answer = await self.ask(SUB, self.filter, qos=1, durable=True, group=self.group)
+        if answer is None or answer.code == 503:
+            return
+        if answer.code:
+            self.storm.ledger.fault(f"{self.client_id} could not subscribe: {answer}")
+        self.view.begin()
+        self.subscribed.set()
+        while self.is_open and not self.storm.over and not (self.absent and not self.storm.absent_may_come):
+            if self.to_ack:
+                self.link.send(ack_frame(self.to_ack.pop(0)))
+                await asyncio.sleep(0 if self.storm.publishing_over else self.ack_seconds)
+            else:
+                await asyncio.sleep(RETRY_SECONDS / 4)
+
+    def frame(self, body):
+        if body[0] == SUBACK or body[0] != MESSAGE:
+            return super().frame(body)
+        message = Reader(memoryview(body)[1:])
+        id_ = message.number(0, "<Q")
+        self.view.deliver(message.string(4), message.vector(1), id_, bool(message.number(6, "<B")))
+        if self.ack_seconds:
+            self.to_ack.append(id_)
+        else:
+            self.link.send(ack_frame(id_))
+        if not self.storm.publishing_over:
+            self.left -= 1
+            if self.left == 0:
+                self.leave()

@@ -1,0 +1,162 @@
+"""What was sent, what was acknowledged, who has got what: the checker of the storm.
+
+Invariant: it learns only from what clients see. A message is known by its lane (publisher, topic) and its number in it, both
+in the payload, with a checksum; each number is sent once, so a second copy is the broker's doing.
+"""
+
+import struct
+from array import array
+from random import Random
+from zlib import crc32
+
+HEAD = struct.Struct(">HHQ")
+FILL = Random(7).randbytes(1024)
+FAULTS_KEPT = 20
+
+SENT, ACKNOWLEDGED = 0, 1
+
+
+def payload_of(publisher, topic, number, salt):
+    """Of 20 to 430 bytes: all of it follows from the arguments, so that any byte that changes shows."""
+    body = HEAD.pack(publisher, topic, number) + salt
+    mark = crc32(body)
+    start, size = mark % 600, mark % 411
+    body += FILL[start : start + size]
+    return body + struct.pack(">I", crc32(body))
+
+
+class Lane:
+    """One publisher's messages of one topic."""
+
+    def __init__(self):
+        self.state = bytearray()  # by number
+        self.ids = array("Q")  # by number; 0: not known
+
+
+class View:
+    """What one subscriber has got: by lane a flag for each number, and the last one in order."""
+
+    def __init__(self, ledger, name, topics, members=1):
+        self.ledger, self.name, self.topics, self.members = ledger, name, set(topics), members
+        self.since = {}  # lane: first number that must come; empty until its first SubAck
+        self.seen = {}
+        self.last = {}
+        self.delivered = self.duplicates = 0
+        self.duplicates_since_crash = self.duplicates_most = 0
+        self.connects_since_crash = 0  # subscriptions of its members
+
+    def begin(self):
+        """The subscription holds from now on: what is sent later must come."""
+        if not self.since:
+            self.since = {key: len(lane.state) for key, lane in self.ledger.lanes.items() if key[1] in self.topics}
+
+    def crash(self):
+        """Twice a window may come again after a crash, and one whenever a member comes back."""
+        window = self.ledger.max_in_flight
+        back = max(0, self.connects_since_crash - self.members)
+        if self.duplicates_since_crash > window * (2 * self.members + back):
+            self.ledger.fault(f"{self.name} got {self.duplicates_since_crash} duplicates between two crashes, {back} reconnects")
+        self.duplicates_most = max(self.duplicates_most, self.duplicates_since_crash)
+        self.duplicates_since_crash = self.connects_since_crash = 0
+
+    def deliver(self, topic, payload, id_, redelivered):
+        self.delivered += 1
+        fault = self.ledger.fault
+        if len(payload) < HEAD.size:
+            return fault(f"{self.name} got {payload!r}, which nobody sent")
+        publisher, topic_index, number = HEAD.unpack_from(payload)
+        key = (publisher, topic_index)
+        lane = self.ledger.lanes.get(key)
+        if lane is None or number >= len(lane.state) or topic != self.ledger.topics[topic_index]:
+            return fault(f"{self.name} got {number} of {key} on {topic}, which nobody sent")
+        if payload != payload_of(*key, number, self.ledger.salt):
+            return fault(f"{self.name} got {number} of {key} with changed bytes")
+        if topic_index not in self.topics:
+            return fault(f"{self.name} got a message of {topic}, which it did not ask for")
+        if lane.ids[number] not in (0, id_):
+            fault(f"{number} of {key} had id {lane.ids[number]} and came to {self.name} as {id_}")
+        lane.ids[number] = id_
+        seen = self.seen.setdefault(key, bytearray())
+        if len(seen) <= number:
+            seen.extend(bytes(number + 1 - len(seen)))
+        if seen[number]:
+            self._again(key, number, redelivered)
+        elif self.members == 1 and number < self.last.get(key, -1):
+            fault(f"{self.name} got {number} of {key} for the first time after {self.last[key]}")
+        if not seen[number]:
+            self.last[key] = number
+        seen[number] = 1
+
+    def _again(self, key, number, redelivered):
+        self.duplicates += 1
+        self.duplicates_since_crash += 1
+        if not redelivered:
+            self.ledger.fault(f"{self.name} got {number} of {key} again, and it did not say so")
+
+    def missing(self):
+        """[(lane, number)] of what was acknowledged and has not come."""
+        return [
+            (key, number)
+            for key, first in self.since.items()
+            for number in range(first, len(self.ledger.lanes[key].state))
+            if self.ledger.lanes[key].state[number] == ACKNOWLEDGED and not self.has(key, number)
+        ]
+
+    def has(self, key, number):
+        seen = self.seen.get(key, b"")
+        return number < len(seen) and seen[number] == 1
+
+
+class Ledger:
+    def __init__(self, topics, publishers, salt, max_in_flight):
+        self.topics, self.salt, self.max_in_flight = topics, salt, max_in_flight
+        self.lanes = {(publisher, topic): Lane() for publisher in range(publishers) for topic in range(len(topics))}
+        self.views = []
+        self.faults, self.faults_count = [], 0
+        self.sent = self.acknowledged = self.refused = 0
+        self.last_ids = {}  # by publisher
+        self.id_most = self.id_floor = 0  # floor: the highest one acknowledged before the last crash
+
+    def fault(self, text):
+        self.faults_count += 1
+        if len(self.faults) < FAULTS_KEPT:
+            self.faults.append(text)
+
+    def view(self, name, topics, members=1):
+        self.views.append(View(self, name, topics, members))
+        return self.views[-1]
+
+    def send(self, publisher, topic):
+        """The next number and payload of a lane."""
+        lane = self.lanes[publisher, topic]
+        number = len(lane.state)
+        lane.state.append(SENT)
+        lane.ids.append(0)
+        self.sent += 1
+        return number, payload_of(publisher, topic, number, self.salt)
+
+    def acknowledge(self, publisher, topic, number, id_):
+        lane = self.lanes[publisher, topic]
+        last = max(self.last_ids.get(publisher, 0), self.id_floor)
+        if id_ <= last:
+            self.fault(f"publisher {publisher} got id {id_} after {last}")
+        if lane.ids[number] not in (0, id_):
+            self.fault(f"{number} of {(publisher, topic)} was delivered as {lane.ids[number]} and acknowledged as {id_}")
+        lane.ids[number] = id_
+        lane.state[number] = ACKNOWLEDGED
+        self.acknowledged += 1
+        self.last_ids[publisher] = id_
+        self.id_most = max(self.id_most, id_)
+
+    def crash(self):
+        self.id_floor = self.id_most
+        for view in self.views:
+            view.crash()
+
+    def ids_are_unique(self):
+        ids = [id_ for lane in self.lanes.values() for id_ in lane.ids if id_]
+        return len(ids) == len(set(ids))
+
+    def lost(self):
+        """{subscriber: [(lane, number)]} of what was acknowledged and not delivered."""
+        return {view.name: missing for view in self.views if (missing := view.missing())}

@@ -1,0 +1,313 @@
+"""What was promised holds when the broker is killed, the power goes, or the disk fails. `make crash` runs the long forms.
+
+Invariant: every test sees the broker from outside only, and each way to find a loss is also shown a loss.
+"""
+
+import errno
+import os
+import signal
+import sys
+
+import pytest
+from broker_process import BrokerProcess, until
+from crash import behind, disk, storm
+from crash.disk import Faults
+from hand_client import ACK, PUB, SUB, HelloClient, Reply, command
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the disk is preloaded into the broker: Linux only")
+
+BINARY = "BLIPMQ_BINARY" in os.environ  # a launcher may start the broker itself: what is preloaded or killed is not it
+SEED = int(os.environ.get("CRASH_SEED", "2026"))
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    return disk.build(tmp_path_factory.mktemp("shim"))
+
+
+def kept_its_word(figures, ledger):
+    told = f"CRASH_SEED={figures['seed']}: {figures}\n" + "\n".join(ledger.faults)
+    assert not ledger.faults, told
+    assert not ledger.lost(), f"{told}\n{ledger.lost()}"
+    assert figures["acknowledged"] > 20 * figures["cycles"], f"too little was acknowledged to prove anything: {told}"
+    assert figures["log_damaged"] == 0, told
+
+
+# ---- kills and power cuts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path):
+    kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=30))
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_to_power_cuts(tmp_path, shim):
+    kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=30, shim=shim))
+
+
+def test_a_few_kills_and_power_cuts_lose_nothing(tmp_path, shim):
+    kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=5, shim=shim))
+
+
+def test_the_same_power_cuts_without_syncs_lose_data_and_the_checker_sees_it(tmp_path, shim):
+    figures, ledger = storm.run(tmp_path, seed=SEED, cycles=8, shim=shim, no_sync=True)
+    assert figures["lost"] or ledger.faults, figures
+
+
+# ---- a disk that fails ---------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """A broker on a disk with faults, started and started again."""
+
+    def __init__(self, directory, shim, **settings):
+        self.directory = directory
+        (directory / "wal").mkdir()
+        self.faults = Faults(directory / "faults")
+        self.settings = {**storm.SETTINGS, "wal.directory": str(directory / "wal"), **settings}
+        self.variables = {
+            "LD_PRELOAD": str(shim),
+            "CRASH_DIRECTORY": str(directory / "wal"),
+            "CRASH_FAULTS": str(self.faults.path),
+        }
+        self.broker = None
+
+    def start(self):
+        self.broker = BrokerProcess(self.directory, self.settings, **self.variables)
+        return self.broker.get_ready()
+
+    def restart(self):
+        self.broker.stop()
+        return self.start()
+
+
+@pytest.fixture
+def place(tmp_path, shim):
+    places = []
+
+    def make(**settings):
+        places.append(Place(tmp_path, shim, **settings))
+        return places[-1]
+
+    yield make
+    for each in places:
+        if each.broker:
+            each.broker.kill()
+
+
+def publish(client, text):
+    """A QoS 1 publish; its Reply."""
+    return client.ask(PUB, "disk/fails", text.encode(), qos=1)
+
+
+def collect(broker, last=None):
+    """What the durable subscriber gets up to `last`, each acknowledged; without `last` nothing may come."""
+    texts = []
+    with HelloClient(broker.address, client_id="collector") as client:
+        assert client.ask(SUB, "disk/#", qos=1, durable=True).code == 0
+        while last is not None and texts[-1:] != [last]:
+            message = client.next()
+            client.send(command(ACK, seq=message.id))
+            texts.append(message.payload.decode())
+        assert client.is_open()  # and nothing comes behind them
+    return texts
+
+
+@pytest.mark.parametrize("times", [1, -1], ids=["once", "for ever"])
+@pytest.mark.parametrize("after", [0, 1, 7])
+@pytest.mark.parametrize("call", ["sync_data", "write"])
+def test_after_a_failed_write_or_sync_nothing_is_acknowledged_until_a_restart(place, call, after, times):
+    here = place()
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as client, HelloClient(broker.address) as other:
+        here.faults.fail(call, errno.EIO, after, times)
+        replies = [publish(client, str(number)) for number in range(after + 8)]
+        codes = [reply.code for reply in replies]
+        good = codes.index(503)
+        assert good <= after and codes == [0] * good + [503] * (len(codes) - good), codes
+        assert all(reply.message for reply in replies[good:])
+
+        other.subscribe("disk/fails")
+        client.publish("disk/fails", b"without a log")
+        assert other.next().payload == b"without a log"
+
+        until(lambda: other.info()["state"] == "degraded", "INFO says degraded")
+        reasons = " ".join(other.info()["reasons"])
+        assert os.strerror(errno.EIO) in reasons and "restart" in reasons
+    assert broker.wait_for("log_failed")["error"] == os.strerror(errno.EIO)
+
+    here.faults.heal()
+    broker = here.restart()
+    with HelloClient(broker.address) as client:
+        assert client.info()["state"] == "ok"
+        assert publish(client, "after the restart").code == 0
+    got = collect(broker, last="after the restart")
+    acknowledged = [str(number) for number in range(good)]
+    unknown = [str(number) for number in range(good, after + 8)]
+    assert got[: len(acknowledged)] == acknowledged and got[-1] == "after the restart"
+    assert [text for text in got[len(acknowledged) : -1] if text not in unknown] == []
+
+
+
+@pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open"])
+def test_a_disk_that_fails_when_a_file_is_made_costs_nothing_that_was_acknowledged(place, call):
+    here = place()
+    broker = here.start()
+    collect(broker)
+    fill = "x" * 12_000
+    with HelloClient(broker.address) as client:
+        here.faults.fail(call, errno.EIO)
+        acknowledged = []
+        while len(acknowledged) < 500 and publish(client, f"{len(acknowledged)} {fill}").code == 0:
+            acknowledged.append(f"{len(acknowledged)} {fill}")
+        assert len(acknowledged) < 500, f"{call} failed for ever, and nobody noticed"
+        assert [publish(client, "refused").code for _ in range(3)] == [503] * 3
+    here.faults.heal()
+    broker = here.restart()
+    with HelloClient(broker.address) as client:
+        assert publish(client, "after the restart").code == 0
+    assert collect(broker, last="after the restart")[: len(acknowledged)] == acknowledged
+
+
+@pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open", "write"])
+def test_a_disk_that_fails_at_start_is_named_and_a_later_start_finds_everything(place, call):
+    here = place()
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as client:
+        assert publish(client, "before").code == 0
+    broker.signal(signal.SIGKILL)
+    broker.wait()
+    here.faults.fail(call, errno.EIO)
+    broken = BrokerProcess(here.directory, here.settings, **here.variables)
+    status = broken.wait()
+    text = "\n".join(broken.log)
+    assert status not in (0, -signal.SIGKILL) and os.strerror(errno.EIO) in text and "Traceback" not in text, text
+    here.faults.heal()
+    broker = here.start()
+    assert collect(broker, last="before") == ["before"]
+
+
+# ---- a disk that is full -------------------------------------------------------------------------------------------------
+
+
+def fill_up(here, full, room):
+    """Publish while `full()` holds and after `room()`: what was acknowledged; a full disk must refuse and then take again."""
+    broker = here.start()
+    collect(broker)
+    acknowledged, number = [], 0
+    fill = "x" * 3_000
+
+    def one(client):
+        nonlocal number
+        number += 1
+        reply = publish(client, f"{number} {fill}")
+        assert isinstance(reply, Reply) and reply.code in (0, 503), reply
+        if reply.code == 0:
+            acknowledged.append(f"{number} {fill}")
+        return reply.code
+
+    with HelloClient(broker.address) as client:
+        assert one(client) == 0
+        full()
+        for _ in range(5000):
+            if one(client):
+                break
+        assert number < 5000, "it was never full"
+        assert [one(client) for _ in range(20)] == [503] * 20
+        until(lambda: client.info()["state"] == "degraded", "INFO says degraded")
+        assert client.is_open()
+        room(broker, acknowledged)
+        until(lambda: one(client) == 0, "it takes messages again, by itself")
+        assert [one(client) for _ in range(20)] == [0] * 20
+        until(lambda: client.info()["state"] == "ok", "INFO says ok")
+        assert publish(client, "the end").code == 0
+    return broker, acknowledged
+
+
+def test_a_full_disk_refuses_and_goes_on_by_itself_when_it_has_room(place):
+    here = place()
+
+    def full():
+        here.faults.fail("allocate", errno.ENOSPC)
+        here.faults.page.free_bytes = 0
+
+    broker, acknowledged = fill_up(here, full, lambda *_: here.faults.heal())
+    assert [text for text in collect(broker, last="the end") if text in set(acknowledged)] == acknowledged
+
+
+def test_a_write_that_meets_a_full_disk_is_answered_when_there_is_room(place):
+    here = place()
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as first, HelloClient(broker.address) as second:
+        here.faults.fail("write", errno.ENOSPC)
+        first.send(command(PUB, "disk/fails", b"held", qos=1, seq=7))
+        until(lambda: second.info()["state"] == "degraded", "INFO says degraded")
+        assert publish(second, "refused").code == 503
+        here.faults.heal()
+        answer = first.next()
+        assert (answer.seq, answer.code) == (7, 0)
+        until(lambda: publish(second, "the end").code == 0, "it takes messages again, by itself")
+    assert collect(broker, last="the end") == ["held", "the end"]
+
+
+def test_a_log_at_its_quota_refuses_until_its_subscriber_has_caught_up(place):
+    here = place(**{"wal.max_bytes": 4 * 1024 * 1024})
+    early = []
+
+    def room(broker, acknowledged):
+        early.extend(collect(broker, last=acknowledged[-1]))
+
+    broker, acknowledged = fill_up(here, lambda: None, room)
+    assert early + collect(broker, last="the end")[:-1] == acknowledged
+
+
+# ---- ids -----------------------------------------------------------------------------------------------------------------
+
+
+def ids_of(broker, count=3):
+    """Ids of messages published without the log."""
+    with HelloClient(broker.address).subscribe("ids") as subscriber, HelloClient(broker.address) as publisher:
+        for _ in range(count):
+            publisher.publish("ids", b"")
+        return [subscriber.next().id for _ in range(count)]
+
+
+def test_ids_never_go_back_even_if_only_qos_0_was_published_between_two_crashes(place):
+    here = place()
+    ids = []
+    for life in range(4):
+        broker = here.start()
+        if life == 0:
+            with HelloClient(broker.address) as client:
+                ids.append(publish(client, "one record").id)
+        ids += ids_of(broker)
+        broker.signal(signal.SIGKILL)
+        broker.wait()
+    assert ids == sorted(set(ids))
+
+
+# ---- far behind ----------------------------------------------------------------------------------------------------------
+
+MEMORY_BYTES = 64 * 1024 * 1024
+BESIDE_BYTES = 64 * 1024 * 1024  # the interpreter, the log's batches and read buffers, what the allocator keeps
+FAR_BEHIND = {
+    **storm.SETTINGS,
+    "limits.memory_bytes": MEMORY_BYTES,
+    "queues.subscriber_bytes": 8 * 1024 * 1024,
+    "qos1.max_in_flight": 1024,
+    "wal.segment_size_bytes": 8 * 1024 * 1024,
+    "wal.max_bytes": 1 << 30,
+}
+
+
+@pytest.mark.parametrize("count", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_subscriber_that_was_away_gets_all_in_order_and_memory_stays_bounded(tmp_path, start_broker, count, capsys):
+    settings = {**FAR_BEHIND, "wal.directory": str(tmp_path / "wal")}
+    figures = behind.fall_behind(start_broker, settings, count, payload_bytes=200)
+    with capsys.disabled():
+        print(f"\n    {figures}")
+    assert figures["rss_bytes_most"] < MEMORY_BYTES + BESIDE_BYTES
