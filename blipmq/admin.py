@@ -44,6 +44,9 @@ class Watched(Protocol):
     @property
     def unready(self) -> str: ...
 
+    @property
+    def reloads(self) -> dict[str, int]: ...
+
     async def stats(self) -> dict[str, int]: ...
 
     async def reasons(self) -> list[str]: ...
@@ -215,6 +218,7 @@ class Admin:
             config=self._broker.config,
             report=await self._listing.ask(LISTING_SECONDS),
             state={"ready": int(not self._broker.unready), "degraded": int(bool(reasons))},
+            reloads=self._broker.reloads,
             process={**read_process(), "started_at": self._started_at},
             admin=dict(self._counts),
         )

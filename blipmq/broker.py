@@ -46,6 +46,7 @@ from blipmq.native import (
 from blipmq.native_protocol import NativeProtocol
 from blipmq.sessions import Sessions
 from blipmq.status import Status
+from blipmq.wal import Wal, first_message_id
 
 if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
@@ -96,6 +97,10 @@ def core_config(config: Config) -> CoreConfig:
         lazy_expiry=int(not performance.enable_timer_wheel),
         warm_entries=pool.message_batch_count if keep and warm else 0,
         warm_segments=pool.buffer_large_count if keep and warm else 0,
+        ack_timeout_ms=config.qos1.ack_timeout_ms,
+        max_in_flight=config.qos1.max_in_flight,
+        max_deliveries=config.qos1.max_deliveries,
+        run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,
     )
 
@@ -105,7 +110,10 @@ class Broker:
 
     `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults; unlike the
     command line, an embedded broker reads no environment. `server.bind_addr = ""` makes one without a listener, used
-    through `connect` and `publish` alone. Raises `ConfigError`, and `AddressInUse` when it is started.
+    through `connect` and `publish` alone. QoS 1 needs a log: from dicts or without settings there is one only if
+    `wal.directory` is given, for a program's working directory is its own.
+
+    Raises `ConfigError`; when it is started `AddressInUse`, `LogLocked` and `LogUnusable`.
     """
 
     def __init__(self, config: Settings = None, *, log: Log | None = None) -> None:
@@ -114,6 +122,7 @@ class Broker:
         self.log = log or Log(level="warning", format=self.config.logging.format)
         self.sessions = Sessions()
         self._core: Core | None = None
+        self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._status: Status | None = None
         self._protocol: NativeProtocol | None = None
@@ -134,21 +143,31 @@ class Broker:
     # -- life
 
     async def start(self, listener: socket.socket | None = None) -> None:
-        """Start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken over instead."""
-        if self._core is not None:
+        """Recover the log, start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken
+        over instead. Returns when the broker serves."""
+        if self._core is not None or self._starting:
             raise UsageError("this broker has been started already")
-        if listener is None and self.config.server.bind_addr:
-            listener = open_listener(self.config.server.bind_addr)
+        self._starting = True
+        core = Core(core_config(self.config), first_message_id(time.time()), on_backlog=self._backlog)
         try:
-            core = self._start_core()
+            wal = await Wal.open(core, self.config, self.log) if self.config.wal.enabled else None
+            if listener is None and self.config.server.bind_addr:
+                listener = open_listener(self.config.server.bind_addr)
+            core.start()
         except BaseException:
+            core.free()
             if listener is not None:
                 listener.close()
             raise
+        finally:
+            self._starting = False
+        self._begin(core, wal, listener)
+
+    def _begin(self, core: Core, wal: Wal | None, listener: socket.socket | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._stopped = None
-        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes)
+        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal)
         self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status)
         self._handlers = self._handler_table(self._protocol, self._status)
         if listener is not None:
@@ -271,8 +290,26 @@ class Broker:
         assert self._protocol is not None and self._status is not None
         self.config = self._protocol.config = config
         self._status.budget_bytes = config.limits.memory_bytes
+        self._status.reloads_applied += 1
+        self._status.reload_error = ""
         self.log.set(config.logging.level, config.logging.format)
         core.limits(core_config(config))
+
+    def reload_refused(self, error: str) -> None:
+        """Note that a changed configuration was refused: a reason to look until one is applied."""
+        if self._status is not None:
+            self._status.reloads_refused += 1
+            self._status.reload_error = error
+
+    @property
+    def reloads(self) -> dict[str, int]:
+        """How many changed configurations were `applied` and `refused`, and whether the last one was `ok` (1) or not."""
+        status = self._status_running()
+        return {
+            "applied": status.reloads_applied,
+            "refused": status.reloads_refused,
+            "ok": int(not status.reload_error),
+        }
 
     # -- events
 
@@ -381,15 +418,6 @@ class Broker:
         if not self._stopped.done():
             self._stopped.set_result(event.unflushed)
 
-    def _start_core(self) -> Core:
-        core = Core(core_config(self.config), first_message_id=1, on_backlog=self._backlog)
-        try:
-            core.start()
-        except BaseException:
-            core.free()
-            raise
-        return core
-
     # -- timers
 
     def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
@@ -448,6 +476,13 @@ class Broker:
 def _as_config(config: Settings) -> Config:
     if isinstance(config, Config):
         return config
-    if isinstance(config, Mapping):
-        return config_reader.from_dict(config)
+    if config is None or isinstance(config, Mapping):
+        return config_reader.from_dict(_with_log_where_told({} if config is None else config))
     return config_reader.load(config, {}).config
+
+
+def _with_log_where_told(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    wal = settings.get("wal", {})
+    if isinstance(wal, Mapping) and not wal.keys() & {"enabled", "directory"}:
+        return {**settings, "wal": {**wal, "enabled": False}}
+    return settings

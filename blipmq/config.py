@@ -1,7 +1,8 @@
 """The settings of a broker: what there is, each declared once.
 
-Invariant: every key below changes what the broker does. The file reader, the BLIPMQ_SECTION__KEY variables,
-`blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config` never changes after it is made.
+Invariant: every key below changes what the broker does, or allows one value and says why. The file reader, the
+BLIPMQ_SECTION__KEY variables, `blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config`
+never changes after it is made.
 """
 
 from __future__ import annotations
@@ -64,6 +65,15 @@ class Auth:
 
 @dataclass(frozen=True)
 class Queues:
+    topic_capacity: int = key(
+        65_536,
+        "Messages of one topic gathered before they are handed to its subscribers' queues. They never wait for more to come; "
+        "a small number costs work for every subscriber more often.",
+        "messages",
+        1,
+        1_000_000,
+        reload=True,
+    )
     subscriber_capacity: int = key(
         262_144, "Messages that may wait for one subscriber.", "messages", 1, 100_000_000, reload=True
     )
@@ -74,6 +84,83 @@ class Queues:
         "drop_oldest",
         "What a full queue does: drop its oldest message, drop the new one, or hold the publisher back.",
         choices=("drop_oldest", "drop_new", "block"),
+        reload=True,
+    )
+
+
+@dataclass(frozen=True)
+class Wal:
+    enabled: bool = key(
+        True,
+        "Keep a log on disk, which QoS 1 needs. An embedded broker keeps one only if it is given `wal.directory`.",
+    )
+    directory: str = key(
+        "data/wal",
+        "Where the log lies, made if it is not there. Not on a RAM disk, and no other broker's.",
+    )
+    segment_size_bytes: int = key(
+        32 * MIB,
+        "Size of one file of the log, allocated ahead. The log shrinks by whole files.",
+        "bytes",
+        64 * KIB,
+        512 * MIB,
+    )
+    flush_interval_ms: int = key(
+        0,
+        "How long a QoS 1 publish may wait for company before it is written and synced. 0: not at all; what comes during a "
+        "sync shares the next one.",
+        "ms",
+        0,
+        1000,
+    )
+    max_bytes: int = key(
+        1024 * MIB,
+        "All files of the log together. A full log refuses QoS 1 publishes (503) until subscribers have caught up.",
+        "bytes",
+        256 * KIB,
+        1 << 44,
+    )
+    reserve_bytes: int = key(
+        64 * MIB,
+        "Free space of its file system that publishes leave alone: it is for acknowledgements, and for the rest of the system.",
+        "bytes",
+        0,
+        1 << 44,
+    )
+    block_bytes: int = key(
+        0,
+        "What is synced together is padded to a multiple of this, so that no flash page is written twice: 4096 for SD cards. "
+        "0: to 8 bytes.",
+        "bytes",
+        0,
+        64 * KIB,
+    )
+
+
+@dataclass(frozen=True)
+class Qos1:
+    ack_timeout_ms: int = key(
+        30_000,
+        "Time a subscriber has to acknowledge a message before it comes again; doubles each time, up to 32 times this.",
+        "ms",
+        100,
+        HOUR_MS,
+        reload=True,
+    )
+    max_in_flight: int = key(
+        256,
+        "Messages sent to one subscriber of a QoS 1 subscription and not acknowledged yet.",
+        "messages",
+        1,
+        65_536,
+        reload=True,
+    )
+    max_deliveries: int = key(
+        16,
+        "How often a message is delivered without an acknowledgement before it goes to `$dlq/<topic>`.",
+        "deliveries",
+        1,
+        10_000,
         reload=True,
     )
 
@@ -98,6 +185,14 @@ class Delivery:
         0,
         1000,
         reload=True,
+    )
+    fanout_shards: int = key(
+        1,
+        "I/O threads. There is one: 1 says so, 0 leaves it to the broker, which comes to the same. What a second one would "
+        "bring is in docs/PERFORMANCE.md.",
+        "threads",
+        0,
+        1,
     )
     default_ttl_ms: int = key(
         0, "Time to live of a message that names none. 0: it never expires.", "ms", 0, 365 * DAY_MS, reload=True
@@ -129,6 +224,14 @@ class BatchConfig:
     )
     fanout_max_batch_size: int = key(
         1024, "Subscribers sent to before input is looked at again.", "subscribers", 1, 1_000_000, reload=True
+    )
+    channel_capacity: int = key(
+        4096,
+        "Requests, and answers, that may wait between Python and the core: each way has room for this many of 256 bytes, "
+        "rounded up to a power of two. When it is full each side holds its own back.",
+        "records",
+        256,
+        1_000_000,
     )
 
 
@@ -209,7 +312,9 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     auth: Auth = field(default_factory=Auth)
     queues: Queues = field(default_factory=Queues)
+    wal: Wal = field(default_factory=Wal)
     delivery: Delivery = field(default_factory=Delivery)
+    qos1: Qos1 = field(default_factory=Qos1)
     performance: Performance = field(default_factory=Performance)
     limits: Limits = field(default_factory=Limits)
     logging: Logging = field(default_factory=Logging)
@@ -260,17 +365,6 @@ PLANNED: frozenset[str] = frozenset(
     {
         "auth.api_keys",
         "auth.keys_file",
-        "queues.topic_capacity",
-        "wal.enabled",
-        "wal.directory",
-        "wal.segment_size_bytes",
-        "wal.flush_interval_ms",
-        "wal.max_bytes",
-        "delivery.fanout_shards",
-        "qos1.ack_timeout_ms",
-        "qos1.max_in_flight",
-        "qos1.max_deliveries",
-        "performance.batch_config.channel_capacity",
     }
 )
 

@@ -247,6 +247,40 @@ class _Reading:
                 f"({config.performance.timer_config.max_timeout_ms}), which would cut it; raise one or lower the other",
             )
 
+        if config.wal.enabled:
+            self._check_log(config)
+
+    def _check_log(self, config: Config) -> None:
+        wal, segment = config.wal, config.wal.segment_size_bytes
+        if not wal.directory:
+            self._clash(
+                "wal.directory", "empty, but the log needs a place; name a directory, or set wal.enabled = false"
+            )
+        if segment % 4096:
+            self._clash(
+                "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up"
+            )
+        if wal.block_bytes & (wal.block_bytes - 1):
+            self._clash("wal.block_bytes", f"{wal.block_bytes} is not a power of two, such as 4096; round it up")
+        if segment > wal.max_bytes // 4:
+            self._clash(
+                "wal.segment_size_bytes",
+                f"{segment} is over a quarter of wal.max_bytes ({wal.max_bytes}), so the log could hardly ever shrink; "
+                "raise one or lower the other",
+            )
+        batch = memory.log_batch_bytes(config)
+        if segment < 2 * batch:
+            self._clash(
+                "wal.segment_size_bytes",
+                f"{segment} is less than {2 * batch}, which messages of server.max_message_size_bytes "
+                f"({config.server.max_message_size_bytes}) need; raise one or lower the other",
+            )
+        if wal.block_bytes > segment // 8:
+            self._clash(
+                "wal.block_bytes",
+                f"{wal.block_bytes} is over an eighth of wal.segment_size_bytes ({segment}); raise one or lower the other",
+            )
+
     def _clash(self, path: str, what: str) -> None:
         self.problems.append(f"{self.origins[path]}: {path}: {what}")
 
@@ -264,7 +298,7 @@ def _problem(k: Key, value: Any) -> str:
     else:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
     if not right:
-        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices)
+        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
     check = _CHECKS.get(k.path)
     if check is not None and value:
         try:
@@ -278,6 +312,13 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "server.bind_addr": split_address,
     "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
+}
+
+
+# Why a range is what it is, where that is not plain.
+_REASONS = {
+    "delivery.fanout_shards": ": one I/O thread is what there is, because a second one saves no processor time and would "
+    "only help where a core has nothing else to do (docs/PERFORMANCE.md); for more, run a second broker beside this one"
 }
 
 

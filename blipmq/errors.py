@@ -51,6 +51,20 @@ class ConfigError(BlipMQError):
     exit_status = 78
 
 
+class LogLocked(BlipMQError):
+    """Another broker has the directory of the log: one that is stopping, perhaps, so trying again can help."""
+
+    exit_status = 69
+
+
+class LogUnusable(BlipMQError):
+    """The log cannot be opened: a newer version wrote it (exit status 78), or the system says no (77: not allowed)."""
+
+    def __init__(self, message: str, *, exit_status: int = 78) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class UsageError(BlipMQError, ValueError):
     """The caller asked for something that cannot be: a bad topic, a QoS of 2. Nothing was sent."""
 

@@ -21,7 +21,9 @@ class Hardware(TypedDict):
 
 def read_hardware(root: str = "") -> Hardware | None:
     """The state of the board, or None if it is not a Raspberry Pi. `root` goes before /proc and /sys."""
-    if not _text(f"{root}/proc/device-tree/model").startswith("Raspberry Pi"):
+    # The same file twice: a service that may see only processes in /proc (ProcSubset=pid) has it in /sys.
+    model = _text(f"{root}/proc/device-tree/model") or _text(f"{root}/sys/firmware/devicetree/base/model")
+    if not model.startswith("Raspberry Pi"):
         return None
     millidegrees = _text(f"{root}/sys/class/thermal/thermal_zone0/temp")
     word = _text(f"{root}/sys/devices/platform/soc/soc:firmware/get_throttled")

@@ -22,6 +22,16 @@ SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
 ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
 SEGMENT_BYTES = 256 * KIB
+# A command or an event with a topic in it. The largest, a piece of a fed connection's output, is far below what the smallest
+# ring holds; what is longer travels beside the ring.
+RING_RECORD_BYTES = 256
+# QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
+DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
+# The log: its smallest batch, its readers, what each buffer of theirs holds beside the largest record, and the places it
+# remembers in its files.
+LOG_BATCH_BYTES_MIN = 256 * KIB
+LOG_READERS, LOG_READ_BYTES, LOG_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
+LOG_MARK_BYTES, LOG_MARK_EVERY_BYTES = 16, 256 * KIB
 POOL_SMALL_BYTES, POOL_MEDIUM_BYTES = 1 * KIB, 16 * KIB
 
 
@@ -53,8 +63,31 @@ def max_frame_bytes(config: Config) -> int:
 
 
 def ring_bytes(config: Config) -> int:
-    """Capacity of each ring: a power of two that holds an event with the largest frame's strings at least twice."""
-    return max(1 * MIB, 1 << (2 * (max_frame_bytes(config) + 4 * KIB) - 1).bit_length())
+    """Capacity of each ring: a power of two with room for `channel_capacity` records of the usual size."""
+    return 1 << (config.performance.batch_config.channel_capacity * RING_RECORD_BYTES - 1).bit_length()
+
+
+def log_batch_bytes(config: Config) -> int:
+    """What the log gathers for one sync. A record may fill half of it, and the largest is a dead letter: the largest
+    message in base64, its topic twice, and what is said about it."""
+    record = max_frame_bytes(config) // 3 * 4 + 8 * KIB
+    return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
+
+
+def _log_terms(config: Config) -> list[Term]:
+    if not config.wal.enabled:
+        return []
+    batch, reader = log_batch_bytes(config), LOG_READ_BYTES + max_frame_bytes(config)
+    places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
+    return [
+        Term("log batches", f"2 x {size(batch)}", 2 * batch),
+        Term(
+            "log readers",
+            f"{LOG_READERS} x {size(reader)} + {size(LOG_SCAN_BYTES)}",
+            LOG_READERS * reader + LOG_SCAN_BYTES,
+        ),
+        Term("log places", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
+    ]
 
 
 def memory_of(config: Config) -> Memory:
@@ -72,6 +105,7 @@ def memory_of(config: Config) -> Memory:
         Term("large commands", f"4 x {size(frame)} + 4 MiB", 4 * frame + 4 * MIB),
         Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
         Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
+        *_log_terms(config),
     ]
     # Connections are admitted whatever the budget says; everything else stays within it.
     held = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
@@ -90,13 +124,24 @@ def _core_terms(config: Config) -> list[Term]:
         Term("route cache", f"{routes} topics x {ROUTE_BYTES} B", routes * ROUTE_BYTES),
         Term("frames coming in", f"{n} x {size(frame)}", n * frame),
         Term("queues", f"{n} x {size(queue)}", n * queue),
+        *_qos1_terms(config),
         Term("open segment", size(SEGMENT_BYTES), SEGMENT_BYTES),
         Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
     ]
 
 
+def _qos1_terms(config: Config) -> list[Term]:
+    """One QoS 1 subscription of each connection with its window full; a second one adds as much."""
+    if not config.wal.enabled:
+        return []
+    n, window = config.server.max_connections, 2 * config.qos1.max_in_flight
+    each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
+    formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
+    return [Term("QoS 1 windows", formula, n * each)]
+
+
 def at_rest_bytes(config: Config) -> int:
-    """What the broker keeps with no one connected; the rings are touched only as they are used."""
+    """What the broker keeps with no one connected; rings and log batches are touched only as they are used."""
     return INTERPRETER_BYTES + SEGMENT_BYTES
 
 

@@ -8,6 +8,7 @@ commands and takes events; in threaded mode the core's own I/O thread does every
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,7 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
-from blipmq.errors import BlipMQError
+from blipmq.errors import BlipMQError, LogLocked, LogUnusable
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 CData = Any  # what cffi hands out; only named here
@@ -47,6 +48,8 @@ _ERROR_TEXTS: dict[int, str] = {
     lib.BQ_E_SYSTEM: "a system call failed",
     lib.BQ_E_TOO_LARGE: "larger than the core accepts",
 }
+# Those of the log (native/log.h), which open_log may return besides.
+LOG_LOCKED, LOG_VERSION = -22, -23
 
 
 class Overflow(IntEnum):
@@ -104,7 +107,54 @@ class CoreConfig(NamedTuple):
     lazy_expiry: int = 0
     warm_entries: int = 0
     warm_segments: int = 0
+    ack_timeout_ms: int = 30_000
+    max_in_flight: int = 256
+    max_deliveries: int = 16
+    run_messages: int = 0
     io_cpu: int = -1
+
+
+class LogConfig(NamedTuple):
+    """The fields of `bq_log_config_t`, by the same names and in the same units. A test keeps the two in step."""
+
+    max_bytes: int = 1 << 30
+    reserve_bytes: int = 64 << 20
+    segment_bytes: int = 16 << 20
+    flush_interval_ms: int = 0
+    batch_bytes: int = 4 << 20
+    block_bytes: int = 0
+    no_sync: int = 0
+    reserved: int = 0
+
+
+class LogReport(NamedTuple):
+    """What opening the log found: `bq_log_report_t`. Zero stands for none; LSNs count the log's records."""
+
+    records: int
+    bytes: int
+    segments: int
+    torn_bytes: int
+    lost_first_lsn: int
+    lost_last_lsn: int
+    lost_ranges: int
+    first_lsn: int
+    next_lsn: int
+    checkpoint_lsn: int
+    sessions: int
+    next_message_id: int
+    checkpoints_bad: int
+    clean: int
+    error: int
+    reserved: int
+
+
+class LogState(IntEnum):
+    """`log_state` of the counters."""
+
+    NONE = 0
+    OK = 1
+    FULL = 2
+    FAILED = 3
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -314,7 +364,7 @@ def _stopped(e: CData) -> Event:
     return Stopped(e.value)
 
 
-STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)
+STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
@@ -380,6 +430,19 @@ class Core:
         return f"<Core {mode} backlog={len(self._backlog)} backlog_bytes={self._backlog_bytes}>"
 
     # -- life
+
+    def open_log(self, directory: str, config: LogConfig) -> LogReport:
+        """Open the log in `directory`, made if it is not there, and recover it: before `start`, and as long as that
+        takes (other threads run meanwhile). Raises `LogLocked`, or `LogUnusable` with the cause."""
+        report = ffi.new("bq_log_report_t *")
+        code = lib.bq_log_open(self._bq, os.fsencode(directory), ffi.new("bq_log_config_t *", config._asdict()), report)
+        if code < 0:
+            raise _log_error(code, directory, report.error)
+        return LogReport(*(getattr(report, name) for name in LogReport._fields))
+
+    def log_progress(self) -> float:
+        """How much of the log has been read, 0 to 1, while `open_log` runs in another thread."""
+        return int(lib.bq_log_progress(self._bq)) / 1000
 
     def start(self) -> None:
         """Run in a thread of its own from here on."""
@@ -462,13 +525,35 @@ class Core:
         """Let a client that said HELLO go on; it gets Reply code 0 with `text`."""
         self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode())
 
-    def subscribe(self, conn: int, seq: int, filter: str) -> None:
-        """Route `filter` to this connection; SubAck goes out after the route is set."""
-        self._push(lib.BQ_CMD_SUBSCRIBE, conn=conn, seq=seq, text=filter.encode())
+    def subscribe(
+        self,
+        conn: int,
+        seq: int,
+        filter: str,
+        *,
+        qos: int = 0,
+        durable: bool = False,
+        client_id: str = "",
+        group: str = "",
+    ) -> None:
+        """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
+        new durable subscription is on disk; without a log that takes more, QoS 1 is answered 503."""
+        flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
+        name = client_id.encode()
+        self._push(
+            lib.BQ_CMD_SUBSCRIBE,
+            conn=conn,
+            seq=seq,
+            flags=flags,
+            value=len(name),
+            text=filter.encode(),
+            data=name + group.encode(),
+        )
 
-    def unsubscribe(self, conn: int, seq: int, filter: str) -> None:
-        """Take the route away; clients that said HELLO are answered 0 or 404."""
-        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode())
+    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "") -> None:
+        """Take the route away, and end the durable subscription of `client_id`. Clients that said HELLO are answered 0
+        (once it is on disk) or 404."""
+        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode(), data=client_id.encode())
 
     def reply(
         self,
@@ -584,6 +669,118 @@ class Core:
             return code
         detail = os.strerror(ffi.errno) if code == lib.BQ_E_SYSTEM else ""
         raise CoreError(code, what, detail)
+
+
+def _log_error(code: int, directory: str, error: int) -> BlipMQError:
+    if code == LOG_LOCKED:
+        return LogLocked(
+            f"another broker uses the log in {directory}. Stop that one, or give this one a wal.directory of its own."
+        )
+    if code == LOG_VERSION:
+        return LogUnusable(
+            f"the log in {directory} was written by a newer version of BlipMQ, and nothing in it was changed. "
+            "Start that version, or give this one another wal.directory."
+        )
+    if code != lib.BQ_E_SYSTEM:
+        return CoreError(code, f"the log in {directory} cannot be opened")
+    return log_denied(directory, error)
+
+
+def log_denied(directory: str, error: int) -> LogUnusable:
+    """The system does not let the log be opened: `error` is its errno."""
+    text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
+    if error in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
+        return LogUnusable(text, exit_status=77)
+    return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")
+
+
+# ---- the log without a broker ---------------------------------------------------------------------------------------
+
+
+class WalMode(IntEnum):
+    """What is done with a log that no broker runs on."""
+
+    VERIFY = lib.BQ_WAL_VERIFY
+    EXPORT = lib.BQ_WAL_EXPORT
+    REPAIR = lib.BQ_WAL_REPAIR
+
+
+class WalProgress(NamedTuple):
+    """So much of the log has been read."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class WalFinding(NamedTuple):
+    """Something that is not as it should be: `name` in capitals, `text` what it means. LSNs are 0 if no records are gone."""
+
+    name: str
+    text: str
+    segment: int
+    offset: int
+    bytes: int
+    first_lsn: int
+    last_lsn: int
+
+
+class WalRecord(NamedTuple):
+    """One record of an export; `type` is log.h's log_type, 0 for the checkpoint."""
+
+    lsn: int
+    type: int
+    data: bytes
+
+
+class WalSums(NamedTuple):
+    """The end of a walk through the log."""
+
+    records: int
+    bytes: int
+    segments: int
+    first_lsn: int
+    last_lsn: int
+    torn_bytes: int
+    lost_ranges: int
+    lost_records: int
+    checkpoint_lsn: int
+    checkpoints_bad: int
+    clean: int
+
+
+WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"
+
+
+def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
+    """Verify, export or repair the log in `directory`, item by item; the last one is `WalSums`. Verify and export change
+    nothing. Raises `LogLocked` while a broker runs on it, and `LogUnusable`."""
+    error = ffi.new("int *")
+    wal = lib.bq_wal_open(os.fsencode(directory), mode, error)
+    if wal == ffi.NULL:
+        if error[0] == LOG_LOCKED:
+            raise LogLocked(f"a broker runs on the log in {directory}. Stop it first, or look at a copy.")
+        raise _log_error(error[0], directory, ffi.errno)
+    try:
+        item = ffi.new("bq_wal_item_t *")
+        while (code := lib.bq_wal_step(wal, item)) == 1:
+            yield _wal_item(item)
+        if code < 0:
+            raise _log_error(code, directory, ffi.errno)
+    finally:
+        lib.bq_wal_close(wal)
+
+
+def _wal_item(item: CData) -> WalItem:
+    if item.kind == lib.BQ_WAL_PROGRESS:
+        return WalProgress(item.done_bytes, item.total_bytes)
+    if item.kind == lib.BQ_WAL_FINDING:
+        name, text = (ffi.string(field).decode() for field in (item.name, item.text))
+        return WalFinding(name, text, item.segment, item.offset, item.bytes, item.first_lsn, item.last_lsn)
+    if item.kind == lib.BQ_WAL_DONE:
+        return WalSums(*(getattr(item, name) for name in WalSums._fields))
+    data = bytes(ffi.buffer(item.data, item.data_size)) if item.data_size else b""
+    return WalRecord(item.lsn, item.type, data)
 
 
 # ---- pure functions -------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from blipmq.status import Status
 from blipmq.version import __version__
 
 PROTOCOL = 1
-CLIENT_ID_BYTES_MAX = 256
+NAME_BYTES_MAX = 256  # of a client_id or a group
 GREETING = f"BlipMQ {__version__}"
-NO_LOG = "QoS 1 needs the log, which this version does not have"
+NO_LOG = "QoS 1 needs the log: set wal.enabled = true, or ask for qos 0"
+NO_CLIENT_ID = "a durable subscription is known by its client_id: say HELLO with one first"
+NO_QOS1 = "a durable subscription collects QoS 1 messages: ask for qos 1"
 _ORDINARY = (CloseReason.EOF, CloseReason.QUIT)
 
 
@@ -53,7 +55,7 @@ class NativeProtocol:
             self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
             self._refused(session, "hello", PROTOCOL_VERSION, text)
             return
-        problem = _client_id_problem(event.client_id)
+        problem = _name_problem("client_id", event.client_id)
         if problem:
             self._core.reply(event.conn, event.seq, BAD_REQUEST, problem)
             self._refused(session, "hello", BAD_REQUEST, problem)
@@ -65,29 +67,51 @@ class NativeProtocol:
         self._log.info("hello", client=event.client_id, peer=_peer(event.peer))
 
     def subscribe(self, event: Sub) -> None:
-        """Route a filter to the connection, or refuse."""
+        """Route a filter to the connection or its group, or refuse."""
         session = self._sessions.find(event.conn)
         if session is not None and session.closing:
             return
+        client_id = session.client_id if session is not None else ""
+        code, problem = self._sub_problem(event, session, client_id)
+        if problem:
+            self._refuse(event, code, problem)
+            return
+        self._sessions.open(event.conn, event.peer).filters[event.filter] = None
+        self._core.subscribe(
+            event.conn,
+            event.seq,
+            event.filter,
+            qos=event.qos,
+            durable=event.durable,
+            client_id=client_id,
+            group=event.group,
+        )
+
+    def _sub_problem(self, event: Sub, session: Session | None, client_id: str) -> tuple[int, str]:
+        """Code and reason to refuse a SUB with; an empty reason: it may go on. Whether the log takes it, the core knows."""
         limit = self.config.limits.max_subscriptions_per_connection
-        if event.qos or event.durable or event.group:
-            self._refuse(event, NOT_NOW, NO_LOG)
-        elif session is not None and len(session.filters) >= limit and event.filter not in session.filters:
-            self._refuse(event, TOO_MANY, f"{limit} subscriptions are the most one connection may have")
-        elif self._status.memory_is_short:
-            self._refuse(event, NOT_NOW, "memory is short: limits.memory_bytes is reached")
-        else:
-            self._sessions.open(event.conn, event.peer).filters[event.filter] = None
-            self._core.subscribe(event.conn, event.seq, event.filter)
+        if event.durable and not event.qos:
+            return BAD_REQUEST, NO_QOS1
+        if event.durable and not client_id:
+            return BAD_REQUEST, NO_CLIENT_ID
+        if problem := _name_problem("group", event.group):
+            return BAD_REQUEST, problem
+        if event.qos and not self.config.wal.enabled:
+            return NOT_NOW, NO_LOG
+        if session is not None and len(session.filters) >= limit and event.filter not in session.filters:
+            return TOO_MANY, f"{limit} subscriptions are the most one connection may have"
+        if self._status.memory_is_short:
+            return NOT_NOW, "memory is short: limits.memory_bytes is reached"
+        return 0, ""
 
     def unsubscribe(self, event: Unsub) -> None:
-        """Take a route away; the core knows whether there was one and answers."""
+        """Take a route away and end the client's durable subscription; the core knows whether there was one and answers."""
         session = self._sessions.find(event.conn)
         if session is not None:
             if session.closing:
                 return
             session.filters.pop(event.filter, None)
-        self._core.unsubscribe(event.conn, event.seq, event.filter)
+        self._core.unsubscribe(event.conn, event.seq, event.filter, session.client_id if session is not None else "")
 
     def info(self, event: Info) -> None:
         """Answer with the broker's state as JSON, once it has been gathered."""
@@ -145,11 +169,11 @@ class NativeProtocol:
         )
 
 
-def _client_id_problem(client_id: str) -> str:
-    if len(client_id.encode()) > CLIENT_ID_BYTES_MAX:
-        return f"the client_id is longer than {CLIENT_ID_BYTES_MAX} bytes"
-    if not client_id.isprintable():
-        return "the client_id holds control characters"
+def _name_problem(what: str, name: str) -> str:
+    if len(name.encode()) > NAME_BYTES_MAX:
+        return f"the {what} is longer than {NAME_BYTES_MAX} bytes"
+    if not name.isprintable():
+        return f"the {what} holds control characters"
     return ""
 
 

@@ -25,6 +25,8 @@ from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
 from blipmq.listener import AddressInUse
 from blipmq.logs import Log
+from blipmq.notify import Notifier
+from blipmq.service import Service
 from blipmq.version import __version__
 
 # Beside the connections: listener, rings, poller, log, libraries.
@@ -55,7 +57,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         loop=loop_name,
     )
     try:
-        process = Process(Broker(config, log=log), reload, log)
+        process = Process(Broker(config, log=log), reload, log, Notifier(os.environ))
         return loop.run_until_complete(
             process.serve(metrics_by_default=loaded.origins["metrics.bind_addr"] == "default")
         )
@@ -64,12 +66,15 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
 
 
 class Process:
-    """Ties one broker to the signals of the process."""
+    """Ties one broker to the signals of the process, and to whoever manages it as a service."""
 
-    def __init__(self, broker: Broker, reload: Callable[[], Loaded], log: Log) -> None:
+    def __init__(
+        self, broker: Broker, reload: Callable[[], Loaded], log: Log, notifier: Notifier | None = None
+    ) -> None:
         self._broker = broker
         self._read = reload
         self._log = log
+        self._service = Service(notifier or Notifier({}), broker.reasons)
         self._end: asyncio.Event = asyncio.Event()
         self._signal_at = 0.0
 
@@ -81,11 +86,14 @@ class Process:
         self._take_signals(asyncio.get_running_loop())
         admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
         try:
+            self._service.starting()
             await self._broker.start()
             self._log.info("ready", address=self._broker.address)
+            self._service.ready(self._broker.address)
             await self._end.wait()
             unflushed = await self._broker.stop()
         finally:
+            self._service.end()
             if admin is not None:
                 await admin.stop()
         self._log.info("stopped", unflushed=unflushed)
@@ -124,6 +132,7 @@ class Process:
             self._signal_at = now
             timeout_ms = self._broker.config.limits.shutdown_timeout_ms
             self._log.info("stopping", signal=number.name, timeout_ms=timeout_ms)
+            self._service.stopping(timeout_ms)
             self._end.set()
         elif now - self._signal_at >= SAME_SIGNAL_SECONDS:
             self._log.warning("killed", signal=number.name, hint="second signal: queues were not sent")
@@ -131,16 +140,20 @@ class Process:
             os._exit(128 + number)
 
     def _reload(self) -> None:
+        self._service.reloading()
         old = self._broker.config
         try:
             config, applied, waiting = config_reader.reloaded(old, self._read().config)
             self._broker.apply(config)
         except BlipMQError as error:
             self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
+            self._service.reloaded(str(error))
+            self._broker.reload_refused(str(error))
             return
         for k in waiting:
             self._log.warning("reload_needs_restart", key=k.path)
         self._log.info("reloaded", applied=",".join(k.path for k in applied))
+        self._service.reloaded()
 
 
 def descriptors_needed(config: Config) -> int:

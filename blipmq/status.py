@@ -17,11 +17,13 @@ from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.version import __version__
+from blipmq.wal import Wal
 
 SUBSCRIBERS_MAX = 100
 FILTERS_MAX = 16
 INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
+REASON_CHARS_MAX = 500
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
 Counters = dict[str, int]
@@ -31,11 +33,21 @@ Report = dict[str, Any]
 class Status:
     """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
 
-    def __init__(self, core: Core, sessions: Sessions, clock: Callable[[], float], budget_bytes: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        sessions: Sessions,
+        clock: Callable[[], float],
+        budget_bytes: int,
+        wal: Wal | None = None,
+    ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
+        self.reloads_applied = self.reloads_refused = 0
+        self.reload_error = ""  # why the last reload changed nothing; "" after one that did
         self._core = core
         self._sessions = sessions
+        self._wal = wal
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -64,8 +76,8 @@ class Status:
     # -- asking
 
     def tick(self) -> None:
-        """Take one sample for the rates."""
-        self.ask_counters(lambda counters: self._history.append((self._clock(), counters)))
+        """Take one sample, for the rates and for what the log has to say."""
+        self.ask_counters(self._sampled)
 
     def ask_counters(self, answer: Callable[[Counters], None]) -> None:
         """Call `answer` with the core's counters, by their names in `bq_stats_t`."""
@@ -114,6 +126,11 @@ class Status:
     def accepting(self, event: Accepting) -> None:
         self._accept_errno = event.errno if event.paused else 0
 
+    def _sampled(self, counters: Counters) -> None:
+        self._history.append((self._clock(), counters))
+        if self._wal is not None:
+            self._wal.observe(counters)
+
     # -- the report
 
     def _begin_round(self, counters: Counters) -> None:
@@ -156,8 +173,16 @@ class Status:
             },
             "rates": rates,
             "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": self.budget_bytes},
-            "log": None,
-            "disk_free_bytes": _disk_free_bytes(),
+            "sessions": {
+                "total": counters["sessions"],
+                "behind": counters["sessions_behind"],
+                "in_flight": counters["in_flight"],
+                "acked": counters["acked"],
+                "redelivered": counters["redelivered"],
+                "dead_lettered": counters["dead_lettered"],
+            },
+            "log": self._wal.facts(counters) if self._wal else None,
+            "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
 
@@ -189,7 +214,13 @@ class Status:
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
-        reasons = self._reasons(self._rates(counters)[1], _in_use(counters))
+        reasons = self._wal.reasons(counters) if self._wal else []
+        reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if self.reload_error:
+            why = "; ".join(self.reload_error.splitlines())
+            reasons.append(
+                f"the changed configuration was refused and the old one is in effect: {why[:REASON_CHARS_MAX]}"
+            )
         if hardware and hardware["undervoltage"]:
             reasons.append("under-voltage: the power supply or its cable is too weak")
         if hardware and hardware["throttled"]:

@@ -51,6 +51,10 @@ typedef struct bq_config {
     uint32_t lazy_expiry;              /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
     uint32_t warm_entries;             /* queue entries allocated ahead */
     uint32_t warm_segments;            /* segments allocated ahead */
+    uint32_t ack_timeout_ms;           /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
+    uint32_t max_in_flight;            /* per subscription and client: sent and not acknowledged */
+    uint32_t max_deliveries;           /* then the message goes to $dlq/<topic> */
+    uint32_t run_messages;             /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
     int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
@@ -64,8 +68,11 @@ enum bq_command_type {
     BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
     BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
-    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter; SubAck goes out after the route is set */
-    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter; Reply for clients that said HELLO: 0, or 404 */
+    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
+                               flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
+                               subscription is on disk; Reply 503 when there is no log for it */
+    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter, data: client_id; ends a durable subscription of that client too. Reply for
+                               clients that said HELLO: 0 (when it is on disk), or 404 */
     BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
     BQ_CMD_CLOSE = 11,      /* conn, code: enum bq_close */
     BQ_CMD_STATS = 12,      /* answered by BQ_EV_STATS with this seq */
@@ -77,7 +84,9 @@ enum bq_command_type {
 enum bq_command_flags {
     BQ_REPLY_CLOSE = 1,  /* close once the reply has been flushed */
     BQ_CONN_TRUSTED = 2, /* an attached connection that needs no HELLO */
-    BQ_REPLY_UNASKED = 4 /* answers no request, so it does not end the wait for an answer */
+    BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
+    BQ_SUB_QOS1 = 8,
+    BQ_SUB_DURABLE = 16
 };
 
 typedef struct bq_command {
@@ -140,8 +149,9 @@ typedef struct bq_event {
     const uint8_t *data;
 } bq_event_t;
 
-/* Counters since start (uint64) and gauges. Per subscriber and message:
- * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued_messages, at every turn's end. */
+/* Counters since start and gauges, all of them uint64. Per subscriber and message:
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dead_lettered + queued_messages, at every turn's
+ * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
 typedef struct bq_stats {
     uint64_t published;            /* publishes accepted */
     uint64_t published_bytes;      /* their payloads */
@@ -171,6 +181,24 @@ typedef struct bq_stats {
     uint64_t compacted_bytes;      /* copied out of segments that slow queues kept alive */
     uint64_t last_message_id;
     uint64_t turns;
+    uint64_t acked;                /* QoS 1 deliveries acknowledged */
+    uint64_t redelivered;
+    uint64_t dead_lettered;
+    uint64_t lost_lsns;            /* log positions that could not be read back for a subscriber */
+    uint64_t log_written_bytes;
+    uint64_t log_records;
+    uint64_t log_commits;
+    uint64_t log_sync_us_total;
+    uint64_t log_sync_us_max;
+    uint64_t log_syncs_100us;      /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */
+    uint64_t log_syncs_300us;
+    uint64_t log_syncs_1ms;
+    uint64_t log_syncs_3ms;
+    uint64_t log_syncs_10ms;
+    uint64_t log_syncs_30ms;
+    uint64_t log_syncs_100ms;
+    uint64_t log_syncs_longer;
+    uint64_t log_reclaimed_segments;
     uint64_t connections;          /* gauges from here */
     uint64_t subscriptions;
     uint64_t filters;              /* distinct */
@@ -182,6 +210,19 @@ typedef struct bq_stats {
     uint64_t memory_peak_bytes;
     uint64_t pool_free_bytes;
     uint64_t blocked_publishers;
+    uint64_t sessions;             /* QoS 1 subscriptions and queue groups */
+    uint64_t sessions_behind;      /* reading back from the log */
+    uint64_t in_flight;
+    uint64_t held;                 /* publishes and answers that wait for the disk */
+    uint64_t log_bytes;
+    uint64_t log_segments;
+    uint64_t log_durable_lsn;
+    uint64_t log_next_lsn;
+    uint64_t log_checkpoint_lsn;
+    uint64_t log_sync_us_last;
+    uint64_t log_free_bytes;       /* of its file system */
+    uint64_t log_state;            /* 0: none, 1: well, 2: full, 3: failed */
+    uint64_t log_errno;
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -204,6 +245,32 @@ typedef struct bq_subscriber {
 
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id); /* NULL: no memory or a value out of range */
 void bq_free(bq_t *bq);                                             /* after bq_join, or in stepped mode */
+
+/* The log: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
+ * those of log.h: -22 locked by another broker, -23 written by a newer version), with *report filled as far as it went. */
+typedef struct bq_log_config {
+    uint64_t max_bytes;
+    uint64_t reserve_bytes;
+    uint32_t segment_bytes;
+    uint32_t flush_interval_ms;
+    uint32_t batch_bytes;
+    uint32_t block_bytes;
+    uint32_t no_sync; /* test hook of the storm's control run */
+    uint32_t reserved;
+} bq_log_config_t;
+typedef struct bq_log_report {
+    uint64_t records, bytes, segments;
+    uint64_t torn_bytes;
+    uint64_t lost_first_lsn, lost_last_lsn, lost_ranges;
+    uint64_t first_lsn, next_lsn, checkpoint_lsn;
+    uint64_t sessions, next_message_id;
+    uint32_t checkpoints_bad, clean;
+    int32_t error; /* errno, where a system call failed */
+    uint32_t reserved;
+} bq_log_report_t;
+int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
+uint32_t bq_log_progress(bq_t *bq);  /* 0 to 1000, from another thread while bq_log_open runs */
+
 int bq_start(bq_t *bq);                                             /* run in a thread of its own */
 int bq_join(bq_t *bq);                                              /* wait for the thread, which ends after BQ_EV_STOPPED */
 
@@ -247,3 +314,51 @@ int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *
 int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
                       uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
 uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size); /* IEEE 802.3, as zlib's crc32 */
+
+/* ---- the log, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
+
+/* A handle that is stepped: no threads, no callbacks. It locks the log, so it does not run beside a broker. Verify and export
+ * change nothing (but make the LOCK file); repair does what a starting broker does: it moves aside what cannot be used, drops a
+ * torn end, writes the newest records anew and closes the log in order. */
+typedef struct bq_wal bq_wal_t;
+
+enum bq_wal_mode { BQ_WAL_VERIFY = 0, BQ_WAL_EXPORT = 1, BQ_WAL_REPAIR = 2 };
+enum bq_wal_error { BQ_WAL_E_FULL = -20, BQ_WAL_E_LOCKED = -22, BQ_WAL_E_VERSION = -23 };
+enum bq_wal_kind {
+    BQ_WAL_PROGRESS = 1,   /* done_bytes of total_bytes have been read */
+    BQ_WAL_FINDING = 2,    /* name, text, segment; offset and bytes of the bad range; first_lsn to last_lsn of LOST */
+    BQ_WAL_CHECKPOINT = 3, /* export: lsn, data */
+    BQ_WAL_RECORD = 4,     /* export: lsn, type, flags, data; in LSN order */
+    BQ_WAL_DONE = 5        /* the sums */
+};
+
+typedef struct bq_wal_item {
+    uint32_t kind;
+    uint32_t data_size;
+    const uint8_t *data; /* holds until the next step */
+    const char *name;    /* of the case, in capitals: LOST, TORN, DAMAGED ... */
+    const char *text;    /* what it means */
+    uint64_t lsn;
+    uint64_t segment;    /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
+    uint64_t offset;
+    uint64_t bytes;      /* of the bad range; DONE: of all payloads */
+    uint64_t first_lsn;  /* DONE: of the log */
+    uint64_t last_lsn;
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+    uint64_t records;    /* DONE, as the rest */
+    uint64_t segments;
+    uint64_t torn_bytes;
+    uint64_t lost_ranges;
+    uint64_t lost_records; /* LSNs in those ranges */
+    uint64_t checkpoint_lsn;
+    uint32_t checkpoints_bad;
+    uint8_t clean;       /* 1: the log was closed in order */
+    uint8_t type;
+    uint8_t flags;
+    uint8_t reserved;
+} bq_wal_item_t;
+
+bq_wal_t *bq_wal_open(const char *directory, uint32_t mode, int *error); /* NULL: *error is a code; BQ_E_SYSTEM with errno */
+int bq_wal_step(bq_wal_t *wal, bq_wal_item_t *item);                     /* 1: item filled; 0: it was DONE before; or a code */
+void bq_wal_close(bq_wal_t *wal);

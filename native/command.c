@@ -62,25 +62,55 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     connection_reply_full(bq, connection, record->command.seq, 0, text, record->text_size, 0, NULL, 0);
 }
 
-static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
+static session_request_t session_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
+    uint32_t client_id_size = record->command.value < record->data_size ? (uint32_t)record->command.value : record->data_size;
+    return (session_request_t){.filter = text, .filter_size = record->text_size, .client_id = data, .client_id_size = client_id_size,
+                               .group = data + client_id_size, .group_size = record->data_size - client_id_size,
+                               .qos = (record->command.flags & BQ_SUB_QOS1) != 0, .durable = (record->command.flags & BQ_SUB_DURABLE) != 0};
+}
+
+/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a session for what is
+ * published with QoS 1, as a plain subscriber for the rest. */
+static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
+    session_request_t request = session_request(record, filter, data);
     publish_run_close(bq);
+    if ((request.qos || request.durable) && !bq->log) { /* a full or failed log still delivers what it has */
+        connection_reply(bq, connection, record->command.seq, 503, commit_refusal(bq));
+        connection_resume(bq, connection, PAUSE_ANSWER);
+        return;
+    }
+    if (request.group_size) {
+        session_subscribe(bq, connection, record->command.seq, &request);
+        return;
+    }
     int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
     if (added < 0) {
         bool memory = added == BQ_E_MEMORY;
         connection_reply(bq, connection, record->command.seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
+        connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }
     if (added == 1) connection->subscription_count++;
+    if (request.qos || request.durable) {
+        session_subscribe(bq, connection, record->command.seq, &request);
+        return;
+    }
     connection_suback(bq, connection, record->command.seq, filter, record->text_size);
+    connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
-static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter) {
+static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
+    session_request_t request = session_request(record, filter, data);
+    request.client_id_size = record->data_size;
+    request.group_size = 0;
     publish_run_close(bq);
     bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
     if (left) {
         connection->subscription_count--;
         connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
     }
+    if (session_unsubscribe(bq, connection, record->command.seq, &request)) return;
+    connection_resume(bq, connection, PAUSE_ANSWER);
     if (!connection->hello) return;
     if (left) connection_reply(bq, connection, record->command.seq, 0, "");
     else connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");
@@ -127,8 +157,8 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return;
     case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
-    case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text); break;
-    case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text); break;
+    case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text, data); return; /* these two may wait for the disk */
+    case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text, data); return;
     default: reply(bq, connection, record, text, data); break;
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */

@@ -1,5 +1,6 @@
 /* connection.c: see connection.h for the states and the invariants. */
 #include "core.h"
+#include "commit.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -154,10 +155,11 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
         connection->fd = -1;
     }
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
+    session_leave_all(bq, connection);
     bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues);
     input_replace(bq, connection, NULL, 0, 0);
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
-    if (connection->ready || connection->retrying || connection->dirty) return false;
+    if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
     if (connection->refused) bq->refused_count--;
     else bq->open_count--;
@@ -356,8 +358,27 @@ static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t
     return FRAME_TAKEN;
 }
 
+static void wait_for_log(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_LOG;
+    if (connection->log_waiting) return;
+    connection->log_waiting = true;
+    connection->log_next = bq->log_waiters;
+    bq->log_waiters = connection;
+}
+
+/* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. */
+static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, const topic_t *topic, const bq_view_t *view) {
+    const char *why;
+    if (bq->config.overflow_policy == BQ_BLOCK && publish_full(bq, topic, view->payload_size))
+        return refuse(bq, connection, view->seq, 503, "a subscriber's queue is full and the policy is block: try again later");
+    switch (commit_publish(bq, connection, view, &why)) {
+    case COMMIT_HELD: return FRAME_TAKEN;
+    case COMMIT_LATER: wait_for_log(bq, connection); return FRAME_KEPT;
+    default: return refuse(bq, connection, view->seq, 503, why);
+    }
+}
+
 static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, const bq_view_t *view) {
-    if (view->qos && connection->hello) return refuse(bq, connection, view->seq, 503, "QoS 1 needs the log, which this version does not have: publish with qos 0");
     int error = 0;
     topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
     if (BQ_UNLIKELY(!topic)) {
@@ -365,6 +386,11 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         return bad_frame(bq, connection, view->seq, error);
     }
     connection->last_topic = topic;
+    if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
+    if (BQ_UNLIKELY(connection->held_count)) {
+        if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
+        return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
+    }
     connection_t *blocker = NULL;
     switch (publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker)) {
     case PUBLISH_DONE: return FRAME_TAKEN;
@@ -454,7 +480,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     case FRAME_PING:
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
         return FRAME_TAKEN;
-    case FRAME_ACK: return FRAME_TAKEN; /* nothing is ever in flight at QoS 0 */
+    case FRAME_ACK: session_ack(bq, connection, view->seq); return FRAME_TAKEN;
     default: quit(bq, connection); return FRAME_TAKEN;
     }
 }

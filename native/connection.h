@@ -20,7 +20,8 @@ enum connection_pause {
     PAUSE_BLOCK = 2,  /* a subscriber's queue is full and the policy is block */
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
-    PAUSE_STOPPING = 16
+    PAUSE_STOPPING = 16,
+    PAUSE_LOG = 32    /* the log's batch is full: a commit will make room */
 };
 
 typedef struct connection {
@@ -37,6 +38,7 @@ typedef struct connection {
     bool blocked;      /* the socket (or the feed's window) takes no more */
     bool dirty;        /* on the flush list */
     bool ready;        /* on the list of connections with input to go on with */
+    bool log_waiting;  /* on the list of those that wait for the log */
     bool retrying;     /* on the list of those that wait for room in the event ring */
     const char *close_detail; /* static text */
     queue_t queue;
@@ -47,9 +49,12 @@ typedef struct connection {
     uint32_t subscription_count;
     topic_t *last_topic;    /* a hint: compare the name before use */
     subscription_t *subscriptions;
+    struct member *members; /* its part in sessions */
+    uint32_t held_count;    /* its publishes that wait for the disk */
+    uint64_t fan_mark;      /* LSN of the last message it got through a session */
     struct connection *waiters;              /* publishers that this one's full queue holds back */
     struct connection *wait_next, **wait_link; /* this one's place in another's waiters */
-    struct connection *ready_next, *retry_next, *dead_next;
+    struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
     uint64_t route_mark;
     uint8_t peer[16];

@@ -2,8 +2,10 @@
  *
  *      timers      what has expired is gone before anything is delivered
  *      commands    what Python decided takes effect: a route is there before the messages it is for
+ *      commits     what the disk has confirmed is answered and offered to its subscribers (commit.c, session.c)
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
+ *      sessions    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
  *      flush       each subscriber that got something is sent to once (connection.c)
  *      compact     segments that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
@@ -62,6 +64,7 @@ static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
         switch (timer->kind) {
         case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
         case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
+        case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
         default: accept_resume(bq); break;
         }
     }
@@ -172,10 +175,7 @@ static void run_ready_list(bq_t *bq) {
 #define TURN_BYTES_MAX (1u << 20)
 
 static void on_ready(bq_t *bq, const poll_event_t *event) {
-    if (event->key == KEY_WAKE) {
-        poll_wake_clear(&bq->command_wake);
-        return;
-    }
+    if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
         bq->accept_pending = true;
         return;
@@ -265,10 +265,13 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bq->stats.turns++;
     bool work = run_timers(bq);
     work |= command_run_all(bq);
+    commit_turn(bq);
     run_ready_list(bq);
     for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
     work |= bq->poll_count > 0;
     bq->poll_count = 0;
+    session_pump_all(bq);
+    commit_begin(bq);
     flush_when_due(bq);
     segment_compact(&bq->segments, COMPACT_BYTES);
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
@@ -290,6 +293,9 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
     if ((bq->retry || bq->dead || (bq->stop_closed && !bq->stopped)) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    int64_t commit = commit_due_ms(bq);
+    if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
+    if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
@@ -307,6 +313,9 @@ int bq_wait(bq_t *bq, int timeout_ms) {
     int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
     ring_wait_end(&bq->commands);
     if (count < 0) return count;
+    /* Now, before the turn looks at what it was woken for: a signal that comes later in the turn must wake the next one. */
+    for (int i = 0; i < count; i++)
+        if (bq->poll_events[i].key == KEY_WAKE) poll_wake_clear(&bq->command_wake);
     bq->poll_count = count;
     return count;
 }
@@ -356,7 +365,7 @@ static bool all_sent(bq_t *bq) {
 static void stop_when_flushed(bq_t *bq) {
     if (bq->stopped) return;
     if (!bq->stop_closed) {
-        if (bq->now_ms < bq->stop_deadline_ms && !all_sent(bq)) return;
+        if (bq->now_ms < bq->stop_deadline_ms && (bq->held || !all_sent(bq))) return;
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
         reap(bq);
@@ -371,7 +380,7 @@ static bool config_valid(const bq_config_t *config) {
     return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch && config->max_batch_bytes &&
            config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) && config->max_frame_bytes_unauth >= 64 && config->tick_ms &&
            config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
-           config->flush_subscribers && config->expire_batch;
+           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight && config->max_deliveries;
 }
 
 /* The values that may change while running. */
@@ -391,6 +400,10 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.memory_bytes = config->memory_bytes;
     bq->config.flush_subscribers = config->flush_subscribers;
     bq->config.expire_batch = config->expire_batch;
+    bq->config.ack_timeout_ms = config->ack_timeout_ms;
+    bq->config.max_in_flight = config->max_in_flight;
+    bq->config.max_deliveries = config->max_deliveries;
+    bq->config.run_messages = config->run_messages;
 }
 
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
@@ -414,6 +427,7 @@ static bool parts_open(bq_t *bq) {
     bq->dirty = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty); /* during a flush one may stand in it twice */
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->routes = route_new(&bq->pool, config->route_cache_entries);
+    if (!sessions_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->routes;
 }
 
@@ -426,6 +440,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
     bq->next_message_id = first_message_id ? first_message_id : 1;
     bq->ready_tail = &bq->ready;
+    bq->held_tail = &bq->held;
     bq->accept_timer.kind = TIMER_ACCEPT;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
@@ -448,6 +463,8 @@ void bq_free(bq_t *bq) {
         connection_t *connection = core_slot(bq, slot);
         if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
     }
+    commit_close(bq);
+    if (bq->routes) sessions_release(bq);
     if (bq->routes) route_free(bq->routes);
     segment_store_release(&bq->segments);
     for (uint32_t i = 0; i < bq->chunk_count; i++) pool_give(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));
@@ -464,6 +481,14 @@ void bq_free(bq_t *bq) {
     free(bq->read_buffer);
     free(bq);
 }
+
+int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
+    if (bq->threaded || bq->log) return BQ_E_ARGUMENT;
+    bq->run = poll_clock_wall_ms() * 1000003u ^ (uint64_t)(uintptr_t)bq ^ (uint64_t)getpid() << 32;
+    return commit_open(bq, directory, config, report);
+}
+
+uint32_t bq_log_progress(bq_t *bq) { return atomic_load_explicit(&bq->log_progress, memory_order_relaxed); }
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;

@@ -11,6 +11,8 @@
 #include "ring.h"
 #include "route.h"
 #include "segment.h"
+#include "session.h"
+#include "commit.h"
 #include "wheel.h"
 
 #define POLL_EVENTS_MAX 512
@@ -80,6 +82,19 @@ struct bq {
     int poll_count;
     uint8_t *read_buffer;
 
+    log_t *log; /* NULL: QoS 0 only */
+    sessions_t sessions;
+    held_t *held, **held_tail; /* what waits for the disk, in LSN order */
+    uint64_t held_count, held_last_lsn;
+    uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
+    uint64_t ids_reserved;
+    uint64_t run; /* tells this process's records from an earlier one's */
+    connection_t *log_waiters;
+    uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes;
+    uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
+    bool commit_wanted; /* something gathered should not wait longer than log_flush_ms */
+    _Atomic uint32_t log_progress;
+
     bool stopping, stop_closed, stopped; /* closed: all connections are; stopped: Python has been told */
     uint64_t stop_deadline_ms, stop_seq, stop_unsent;
     bool threaded;
@@ -92,6 +107,11 @@ enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
 /* publish.c */
 enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY };
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker);
+uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                          /* with the default and the maximum applied */
+uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms);  /* 0: never */
+bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                 /* block policy: someone has no room */
+bool publish_over_budget(const bq_t *bq);                                         /* the pools hold more than memory_bytes */
+void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                  /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
 void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */
 

@@ -46,6 +46,27 @@ int bq_event(bq_t *bq, bq_event_t *event) {
     return 1;
 }
 
+static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
+    log_stats_t log;
+    log_stats(bq->log, &log);
+    stats->log_written_bytes = log.written_bytes;
+    stats->log_records = log.records;
+    stats->log_commits = log.commits;
+    stats->log_sync_us_total = log.sync_us_total;
+    stats->log_sync_us_max = log.sync_us_max;
+    stats->log_sync_us_last = log.sync_us_last;
+    memcpy(&stats->log_syncs_100us, log.sync_us_buckets, sizeof log.sync_us_buckets);
+    stats->log_reclaimed_segments = log.reclaimed_segments;
+    stats->log_bytes = log.bytes;
+    stats->log_segments = log.segments;
+    stats->log_durable_lsn = log.durable_lsn;
+    stats->log_next_lsn = log.next_lsn;
+    stats->log_checkpoint_lsn = log.checkpoint_lsn;
+    stats->log_free_bytes = log.free_bytes > 0 ? (uint64_t)log.free_bytes : 0;
+    stats->log_state = log.failed ? 3 : log.full ? 2 : 1;
+    stats->log_errno = (uint64_t)log.error;
+}
+
 void core_stats(bq_t *bq, bq_stats_t *stats) {
     const route_counts_t *routes = route_counts(bq->routes);
     *stats = bq->stats;
@@ -67,6 +88,11 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->segments = bq->segments.count;
     stats->last_message_id = bq->next_message_id - 1;
     stats->connections = bq->open_count;
+    stats->sessions = bq->sessions.count;
+    stats->sessions_behind = sessions_behind(bq);
+    stats->in_flight = bq->sessions.flight_count;
+    stats->held = bq->held_count;
+    if (bq->log) stats_of_log(bq, stats);
 }
 
 bool event_stats(bq_t *bq, uint64_t seq) {

@@ -298,22 +298,27 @@ int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
 
 /* Where things are in the buffers written here, all known beforehand: the vtable ends where the table begins, at 20, so that
  * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
-enum { TABLE_AT = 20, MESSAGE_BODY = 56, SUBACK_BODY = 44, REPLY_BODY = 52 };
+enum { TABLE_AT = 20, MESSAGE_BODY = 56, SUBACK_BODY = 44, REPLY_BODY = 52, QOS1_TABLE_AT = 28, QOS1_BODY = 68 };
 enum message_at { MESSAGE_ID = 24, MESSAGE_TIMESTAMP = 32, MESSAGE_TTL = 40, MESSAGE_PAYLOAD = 48, MESSAGE_TOPIC = 52 };
+enum qos1_at { QOS1_ID = 32, QOS1_TIMESTAMP = 40, QOS1_TTL = 48, QOS1_PAYLOAD = 56, QOS1_TOPIC = 60, QOS1_QOS = 64, QOS1_REDELIVERED = 65 };
 enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
 enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
 enum frame_type { TYPE_SUBACK, TYPE_MESSAGE, TYPE_REPLY };
 
 /* The root offset, the vtable for fields at these places, and the table's way back to it; other bytes up to `end` are zero. */
-static void table_write(uint8_t *buffer, const uint8_t *fields, uint32_t count, uint32_t table_end, uint32_t end) {
+static void table_write_at(uint8_t *buffer, uint32_t table_at, const uint8_t *fields, uint32_t count, uint32_t table_end, uint32_t end) {
     uint32_t vtable_bytes = 4 + 2 * count;
-    uint8_t *vtable = buffer + TABLE_AT - vtable_bytes;
+    uint8_t *vtable = buffer + table_at - vtable_bytes;
     memset(buffer, 0, end);
-    store_u32(buffer, TABLE_AT);
+    store_u32(buffer, table_at);
     store_u16(vtable, (uint16_t)vtable_bytes);
-    store_u16(vtable + 2, (uint16_t)(table_end - TABLE_AT));
-    for (uint32_t slot = 0; slot < count; slot++) store_u16(vtable + 4 + 2 * slot, (uint16_t)(fields[slot] - TABLE_AT));
-    store_u32(buffer + TABLE_AT, vtable_bytes);
+    store_u16(vtable + 2, (uint16_t)(table_end - table_at));
+    for (uint32_t slot = 0; slot < count; slot++) store_u16(vtable + 4 + 2 * slot, (uint16_t)(fields[slot] - table_at));
+    store_u32(buffer + table_at, vtable_bytes);
+}
+
+static void table_write(uint8_t *buffer, const uint8_t *fields, uint32_t count, uint32_t table_end, uint32_t end) {
+    table_write_at(buffer, TABLE_AT, fields, count, table_end, end);
 }
 
 /* A vector and what `field` needs to find it; zeros up to the next multiple of 4, at least one when it is a string. */
@@ -356,6 +361,30 @@ void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint6
     store_u64(buffer + MESSAGE_TTL, ttl_ms);
     store_u32(out + prefix_size - 4, payload_size);
 }
+
+static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_qos1_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + qos1_payload_at(topic_size) + 4; }
+
+void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
+                        uint32_t payload_size, bool redelivered) {
+    static const uint8_t fields[] = {QOS1_ID, QOS1_PAYLOAD, QOS1_TIMESTAMP, QOS1_TTL, QOS1_TOPIC, QOS1_QOS, QOS1_REDELIVERED};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_REDELIVERED + 1, QOS1_BODY);
+    store_u64(buffer + QOS1_ID, id);
+    store_u64(buffer + QOS1_TIMESTAMP, timestamp_ms);
+    store_u64(buffer + QOS1_TTL, ttl_ms);
+    buffer[QOS1_QOS] = 1;
+    buffer[QOS1_REDELIVERED] = redelivered;
+    uint32_t payload_at = vector_write(buffer, QOS1_BODY, QOS1_TOPIC, topic, topic_size, true);
+    store_u32(buffer + QOS1_PAYLOAD, payload_at - QOS1_PAYLOAD);
+    store_u32(buffer + payload_at, payload_size);
+    frame_finish(out, TYPE_MESSAGE, payload_at + 4 + payload_size);
+}
+
+void message_qos1_mark_redelivered(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
+const uint8_t *message_qos1_name(const uint8_t *frame) { return frame + FRAME_HEADER_BYTES + QOS1_BODY + 4; }
+uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(frame + FRAME_HEADER_BYTES + QOS1_BODY); }
 
 uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
                             const char *info) {

@@ -34,6 +34,14 @@ void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_siz
 const uint8_t *message_prefix_name(const uint8_t *prefix);                                /* the topic's bytes inside the prefix */
 void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, uint32_t payload_size);
 
+/* The same for QoS 1: two more fields, so that a subscriber knows to acknowledge, and whether it may have seen it before. */
+uint32_t message_qos1_prefix_size(uint32_t topic_size);
+void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
+                        uint32_t payload_size, bool redelivered); /* all but the payload's bytes */
+void message_qos1_mark_redelivered(uint8_t *frame);
+const uint8_t *message_qos1_name(const uint8_t *frame);
+uint32_t message_qos1_name_size(const uint8_t *frame);
+
 /* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */
 #define FRAME_REPLY_BYTES_MAX(text, payload) (96u + (text) + (payload))
 uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size, const char *info);

@@ -30,13 +30,13 @@ enum log_type {
     LOG_SESSION = 3,
     LOG_SESSION_END = 4,
     LOG_IDS = 5,
-    LOG_PAD = 15         /* fills a block; takes an LSN like any record; never handed to a visitor */
+    LOG_PAD = 15         /* fills a block; takes no LSN (its own is that of the record behind it); never handed to a visitor */
 };
 
 typedef struct log_config {
     uint64_t max_bytes;       /* of all segment files together */
     uint64_t reserve_bytes;   /* free space of the file system that publishes leave alone; acks and checkpoints may use it */
-    uint32_t segment_bytes;
+    uint32_t segment_bytes;   /* at least twice batch_bytes_max and a quarter of max_bytes at most; 4 KiB to 512 MiB */
     uint32_t batch_bytes_max; /* gathering batch; a record is at most half of it */
     uint32_t block_bytes;     /* a batch is padded to a multiple of this; 0: to 8 */
     uint32_t no_sync;         /* test hook for the control run of the storm: fdatasync is not called */
@@ -74,14 +74,15 @@ typedef struct log_stats {
     int64_t free_bytes;
     uint32_t full, failed;
     int32_t error; /* the errno that stopped it */
-    uint32_t reserved;
+    uint32_t read_damage; /* records that did not verify when they were read back */
 } log_stats_t;
 
 typedef bool (*log_visit)(void *context, const log_record_t *record); /* false stops */
 
 /* Open, lock and recover. First *restore is given the newest readable checkpoint (type 0, lsn: its LSN; not called if there is
  * none), then each record after it, in LSN order; records before it are verified but not visited. Takes the storage over.
- * `progress` may be NULL: called every few MB with bytes done and bytes in all. */
+ * `progress` may be NULL: called every few MB with bytes done and bytes in all. LOG_E_LOCKED, LOG_E_VERSION, BQ_E_ARGUMENT,
+ * BQ_E_MEMORY, LOG_E_FULL (no room for the recovered tail's copy), or BQ_E_SYSTEM with errno; the storage is released then. */
 int log_open(log_t **log, storage_t *storage, const log_config_t *config, log_visit restore, void *context, log_report_t *report,
              void (*progress)(void *context, uint64_t done, uint64_t total));
 void log_close(log_t *log); /* commits what is gathered, marks the end as clean */
@@ -99,7 +100,10 @@ int log_state(const log_t *log);        /* 0, LOG_E_FULL or LOG_E_FAILED */
 void log_stats(log_t *log, log_stats_t *stats);
 
 /* Write a checkpoint (temporary file, fsync, rename, fsync of the directory; two generations kept) and, once it is durable,
- * delete sealed segments whose last LSN is below `keep_from`. One at a time: BQ_E_AGAIN while one is under way. */
+ * delete sealed segments whose last LSN is below `keep_from` (cut to lsn + 1) of both generations: so a bad checkpoint costs a
+ * longer replay and no more, and what the first one frees goes with the second. The read thread writes it from a copy of
+ * `bytes`; wake follows, and stats show checkpoint_lsn. A full disk leaves things as they were: ask again. One at a time:
+ * BQ_E_AGAIN while one is under way. BQ_E_ARGUMENT if lsn is not durable yet, LOG_E_FAILED, BQ_E_MEMORY, BQ_E_TOO_LARGE. */
 int log_checkpoint(log_t *log, uint64_t lsn, const uint8_t *bytes, uint32_t size, uint64_t keep_from);
 
 /* Read records back from `lsn` on, as many as fit `capacity`, up to the durable LSN, without stopping the caller: the reader

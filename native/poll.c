@@ -270,3 +270,8 @@ int poll_thread_pin(int cpu) {
     return BQ_E_SYSTEM;
 #endif
 }
+
+void poll_sleep_ms(uint32_t ms) {
+    struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L};
+    nanosleep(&time, NULL);
+}

@@ -35,6 +35,7 @@ int poll_accept(int listener, uint8_t peer[16], uint16_t *port);
 /* Clocks: monotonic and wall milliseconds; the wall clock only stamps messages. */
 uint64_t poll_clock_mono_ms(void);
 uint64_t poll_clock_wall_ms(void);
+void poll_sleep_ms(uint32_t ms);
 
 /* Start a thread that takes no signals. `name` is what top shows. */
 typedef struct poll_thread { void *handle; } poll_thread_t;

@@ -16,7 +16,7 @@ topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t si
 }
 
 /* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
-static bool over_budget(const bq_t *bq) {
+bool publish_over_budget(const bq_t *bq) {
     return bq->config.memory_bytes && bq->pool.used_bytes - bq->pool.free_bytes > bq->config.memory_bytes;
 }
 
@@ -37,9 +37,18 @@ static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
         if (target->state != CONNECTION_OPEN) return;
     }
     if (bq->config.overflow_policy == BQ_BLOCK) queue_push(&target->queue, &bq->queues, run);
-    else if (BQ_UNLIKELY(target->blocked && over_budget(bq))) push_squeezed(bq, target, run);
+    else if (BQ_UNLIKELY(target->blocked && publish_over_budget(bq))) push_squeezed(bq, target, run);
     else queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
     connection_mark_dirty(bq, target);
+}
+
+/* Each queue group gives the run to one of its live members. Groups of QoS 1 take QoS 0 messages too (`all`). */
+static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *run, bool all) {
+    for (uint32_t i = 0; i < topic->session_count; i++) {
+        session_t *session = topic->sessions[i];
+        connection_t *target = session->grouped && (all || !session->qos) ? session_turn(session) : NULL;
+        if (target) push_to(bq, target, run);
+    }
 }
 
 void publish_run_close(bq_t *bq) {
@@ -52,13 +61,16 @@ void publish_run_close(bq_t *bq) {
         connection_t *target = topic->targets[i];
         if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run);
     }
+    if (BQ_UNLIKELY(topic->grouped)) push_to_groups(bq, topic, &run, true);
 }
 
-static uint64_t expiry_tick(const bq_t *bq, uint64_t *ttl_ms) {
-    if (!*ttl_ms) *ttl_ms = bq->config.default_ttl_ms;
-    if (BQ_LIKELY(!*ttl_ms)) return 0;
-    if (*ttl_ms > bq->config.max_ttl_ms) *ttl_ms = bq->config.max_ttl_ms;
-    return (bq->now_ms + *ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
+uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms) {
+    if (!ttl_ms) ttl_ms = bq->config.default_ttl_ms;
+    return ttl_ms > bq->config.max_ttl_ms ? bq->config.max_ttl_ms : ttl_ms;
+}
+
+uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms) {
+    return BQ_LIKELY(!ttl_ms) ? 0 : (from_ms + ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
 }
 
 /* Block policy: what the fullest target has room for; or the target without room for even one frame of `size` bytes. */
@@ -70,7 +82,7 @@ static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size,
         const queue_t *queue = &target->queue;
         if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
         if (target->state != CONNECTION_OPEN) continue;
-        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && over_budget(bq))) return target;
+        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && publish_over_budget(bq))) return target;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
         if (messages < *count_max) *count_max = messages;
@@ -85,11 +97,13 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, con
     /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
+    if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
     uint32_t size_max = config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (bq->config.overflow_policy == BQ_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
         if (*blocker) return false;
     }
+    if (topic->grouped) count_max = 1; /* members take turns message by message */
     segment_t *segment = bq->segments.open;
     bq->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
     bq->open.run = (queue_run_t){.segment = segment, .offset = segment->used, .tick = tick};
@@ -104,12 +118,13 @@ static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint3
 }
 
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker) {
-    uint64_t tick = expiry_tick(bq, &ttl_ms);
+    ttl_ms = publish_ttl_ms(bq, ttl_ms);
+    uint64_t tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
         publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
         if (!route_resolve(bq->routes, topic)) return PUBLISH_NO_MEMORY;
     }
-    if (topic->target_count) {
+    if (topic->target_count || topic->grouped) {
         uint32_t frame_size = topic->prefix_size + size;
         if (BQ_UNLIKELY(!run_takes(bq, topic, tick, frame_size))) {
             publish_run_close(bq);
@@ -131,4 +146,31 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
     bq->stats.published++;
     bq->stats.published_bytes += size;
     return PUBLISH_DONE;
+}
+
+bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
+    uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
+    if (!route_resolve(bq->routes, (topic_t *)topic)) return false;
+    return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
+}
+
+/* One message that has been on disk first: encoded anew for those who subscribed with QoS 0. Order is the log's, so it goes
+ * into the queues at once, as a run of its own; what it waits for has been waited for. */
+void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
+    if (!topic->target_count && !topic->grouped) return;
+    uint32_t size = topic->prefix_size + held->payload_size;
+    publish_run_close(bq);
+    uint8_t *out = segment_reserve(&bq->segments, size);
+    if (!out) return; /* QoS 0 subscribers may lose it, counted as unrouted by nobody: memory is at its end */
+    memcpy(out, topic->prefix, topic->prefix_size);
+    message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
+    if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
+    queue_run_t run = {.segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
+    segment_commit(&bq->segments, size);
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
+        if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run);
+    }
+    if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
 }

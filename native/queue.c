@@ -81,6 +81,14 @@ bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
     return true;
 }
 
+bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
+    queue_entry_t *entry = entry_new(env, queue, run);
+    if (!entry) return false;
+    entry->kept = true;
+    entry_insert_after(queue, queue->tail, entry);
+    return true;
+}
+
 static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) {
     queue->dropped_queue_full += messages;
     env->stats->dropped_queue_full += messages;
@@ -217,7 +225,7 @@ static void count_delivered(queue_t *queue, queue_env_t *env, uint32_t messages,
 /* The head entry has been sent for its first `bytes`, fewer than it has: walk the frames to count the whole ones. */
 static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
     if (!entry->count) {
-        queue->control_bytes -= bytes;
+        if (!entry->kept) queue->control_bytes -= bytes;
         entry_advance(env, entry, bytes);
         return;
     }
@@ -244,7 +252,7 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
         }
         bytes -= entry->size;
         if (entry->count) count_delivered(queue, env, entry->count, entry->size);
-        else queue->control_bytes -= entry->size;
+        else if (!entry->kept) queue->control_bytes -= entry->size;
         entry_free(env, entry);
     }
 }

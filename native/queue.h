@@ -7,7 +7,8 @@
  *
  * Invariants: messages, bytes and control_bytes are the sums over the entries; enqueued = delivered + dropped_ttl +
  * dropped_queue_full + messages (+ what is dropped when the connection ends). An entry is either `count` whole messages of
- * one topic and one expiry tick, or control data (count 0), which is never dropped and not counted against the caps.
+ * one topic and one expiry tick, or data with a count of 0, which is never dropped and not counted against the caps:
+ * replies, and QoS 1 deliveries, which their session counts.
  */
 #ifndef BQ_QUEUE_H
 #define BQ_QUEUE_H
@@ -19,7 +20,7 @@
 struct queue;
 struct connection;
 
-enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT };
+enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY };
 
 /* What the wheel fires: the kind says which structure the timer is part of. */
 typedef struct timer {
@@ -37,6 +38,7 @@ typedef struct queue_entry {
     struct queue *queue;
     uint32_t offset;    /* in segment->bytes */
     uint32_t size;      /* bytes from there on */
+    bool kept;          /* a QoS 1 delivery: bounded by its session's window, so neither dropped nor counted as a reply */
     uint32_t head_left; /* what is left of a first frame that is partly on the wire; 0: none is */
 } queue_entry_t;
 
@@ -76,6 +78,9 @@ static inline bool queue_fits(const queue_t *queue, const queue_env_t *env, uint
 
 /* Append a run, or control bytes (count 0, not counted as messages). False: no memory; the messages are counted as dropped. */
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run);
+
+/* Append one QoS 1 delivery. False: no memory, nothing has changed. */
+bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run);
 
 /* Append a run the policy's way: at the caps, drop_oldest makes room from the head, drop_new cuts the run. */
 bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy);

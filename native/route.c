@@ -3,6 +3,7 @@
 #include "frame.h"
 #include "trie.h"
 #include "connection.h"
+#include "session.h"
 
 #define FILTER_TABLE_SIZE_MIN 256u
 #define TOPIC_CHUNK 64u
@@ -14,6 +15,8 @@ typedef struct filter {
     connection_t **members; /* parallel to subscriptions, so that a literal topic can use it as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
+    session_t **sessions;
+    uint32_t session_count, session_capacity;
     int dialect;       /* 0 literal, 1 dot, 2 slash */
     trie_node_t *node; /* of a wildcard filter */
     uint32_t size;
@@ -71,8 +74,15 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
         routes->targets_bytes -= bytes;
         pool_give(routes->pool, topic->targets, bytes);
     }
+    if (topic->session_capacity) {
+        size_t bytes = topic->session_capacity * sizeof *topic->sessions;
+        routes->targets_bytes -= bytes;
+        pool_give(routes->pool, topic->sessions, bytes);
+    }
     topic->targets = NULL;
-    topic->target_count = topic->target_capacity = 0;
+    topic->sessions = NULL;
+    topic->target_count = topic->target_capacity = topic->session_count = topic->session_capacity = 0;
+    topic->grouped = false;
     topic->stale = true;
 }
 
@@ -208,6 +218,7 @@ static void filter_free(routes_t *routes, filter_t *filter) {
     if (filter->dialect) trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
     pool_give(routes->pool, filter->members, filter->capacity * sizeof *filter->members);
     pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
+    pool_give(routes->pool, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
     pool_give(routes->pool, filter, filter_bytes(filter));
     routes->counts.filters--;
 }
@@ -220,6 +231,10 @@ static void filter_changed(routes_t *routes, const filter_t *filter) {
     }
     topic_t *topic = topic_lookup(routes, filter->hash, filter->text, filter->size);
     if (topic) targets_drop(routes, topic);
+}
+
+static void filter_free_if_unused(routes_t *routes, filter_t *filter) {
+    if (!filter->count && !filter->session_count) filter_free(routes, filter);
 }
 
 static bool filter_reserve(routes_t *routes, filter_t *filter) {
@@ -256,17 +271,25 @@ static subscription_t *subscription_find(const filter_t *filter, const connectio
     return NULL;
 }
 
-int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
+/* The filter of that text, made if it is new. NULL with *error. */
+static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t size, int *error) {
     int dialect = filter_check(text, size);
-    if (dialect < 0) return BQ_E_ARGUMENT;
+    *error = dialect < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
+    if (dialect < 0) return NULL;
     uint64_t hash = hash_bytes(text, size, routes->seed);
     filter_t *filter = *filter_slot(routes, hash, text, size);
-    if (filter && subscription_find(filter, connection, *list)) return 0;
-    if (!filter && !(filter = filter_new(routes, hash, text, size, dialect))) return BQ_E_MEMORY;
+    return filter ? filter : filter_new(routes, hash, text, size, dialect);
+}
+
+int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
+    int error;
+    filter_t *filter = filter_enter(routes, text, size, &error);
+    if (!filter) return error;
+    if (subscription_find(filter, connection, *list)) return 0;
     filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
     subscription_t *subscription = filter_reserve(routes, filter) ? pool_take(routes->pool, sizeof *subscription) : NULL;
     if (!subscription) {
-        if (!filter->count) filter_free(routes, filter);
+        filter_free_if_unused(routes, filter);
         return BQ_E_MEMORY;
     }
     *subscription = (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
@@ -289,7 +312,7 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
     if (subscription->next) subscription->next->link = subscription->link;
     pool_give(routes->pool, subscription, sizeof *subscription);
     routes->counts.subscriptions--;
-    if (!filter->count) filter_free(routes, filter);
+    filter_free_if_unused(routes, filter);
 }
 
 bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text, uint32_t size) {
@@ -297,6 +320,39 @@ bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscri
     subscription_t *subscription = filter ? subscription_find(filter, connection, list) : NULL;
     if (subscription) route_leave(routes, subscription);
     return subscription != NULL;
+}
+
+int route_session(routes_t *routes, session_t *session, session_route_t *at, const uint8_t *text, uint32_t size) {
+    int error;
+    filter_t *filter = filter_enter(routes, text, size, &error);
+    if (!filter) return error;
+    filter_changed(routes, filter);
+    if (filter->session_count == filter->session_capacity) {
+        uint32_t capacity = filter->session_capacity ? filter->session_capacity * 2 : 1;
+        size_t old_bytes = filter->session_capacity * sizeof *filter->sessions;
+        session_t **sessions = pool_resize(routes->pool, filter->sessions, old_bytes, capacity * sizeof *sessions);
+        if (!sessions) {
+            filter_free_if_unused(routes, filter);
+            return BQ_E_MEMORY;
+        }
+        filter->sessions = sessions;
+        filter->session_capacity = capacity;
+    }
+    *at = (session_route_t){filter, filter->session_count};
+    filter->sessions[filter->session_count++] = session;
+    routes->counts.subscriptions++;
+    return 1;
+}
+
+void route_session_leave(routes_t *routes, session_route_t *at) {
+    filter_t *filter = at->filter;
+    filter_changed(routes, filter);
+    session_t *last = filter->sessions[--filter->session_count];
+    filter->sessions[at->index] = last;
+    last->route.index = at->index;
+    at->filter = NULL;
+    routes->counts.subscriptions--;
+    filter_free_if_unused(routes, filter);
 }
 
 /* ---- resolving ----------------------------------------------------------------------------------------------------- */
@@ -319,10 +375,29 @@ static bool targets_reserve(routes_t *routes, topic_t *topic, uint32_t more) {
     return true;
 }
 
-/* Add a filter's members to the topic's targets, each connection once. */
+static bool merge_sessions(routes_t *routes, topic_t *topic, const filter_t *filter) {
+    uint32_t need = topic->session_count + filter->session_count;
+    if (need > topic->session_capacity) {
+        uint32_t capacity = power_of_two(need);
+        size_t old_bytes = topic->session_capacity * sizeof *topic->sessions;
+        session_t **sessions = pool_resize(routes->pool, topic->sessions, old_bytes, capacity * sizeof *sessions);
+        if (!sessions) return false;
+        routes->targets_bytes += capacity * sizeof *sessions - old_bytes;
+        topic->sessions = sessions;
+        topic->session_capacity = capacity;
+    }
+    for (uint32_t i = 0; i < filter->session_count; i++) {
+        topic->sessions[topic->session_count++] = filter->sessions[i];
+        topic->grouped |= filter->sessions[i]->grouped;
+    }
+    return true;
+}
+
+/* Add a filter's members to the topic's targets, each connection once, and its sessions. */
 static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
     topic_t *topic = merge->topic;
+    if (filter->session_count && !merge_sessions(merge->routes, topic, filter)) return false;
     if (!targets_reserve(merge->routes, topic, filter->count)) return false;
     for (uint32_t i = 0; i < filter->count; i++) {
         connection_t *connection = filter->members[i];
@@ -338,7 +413,7 @@ static void targets_trim(routes_t *routes, const topic_t *keep) {
     for (uint32_t i = 0; i < routes->slots && routes->targets_bytes > TARGETS_BYTES_MAX; i++) {
         topic_t *topic = slot_at(routes, routes->hand);
         routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
-        if (topic != keep && topic->target_capacity) targets_drop(routes, topic);
+        if (topic != keep && (topic->target_capacity || topic->session_capacity)) targets_drop(routes, topic);
     }
 }
 
@@ -349,10 +424,10 @@ bool route_resolve(routes_t *routes, topic_t *topic) {
     bool whole = trie_match(&routes->tries[0], topic->name, topic->name_size, merge_filter, &merge) &&
                  trie_match(&routes->tries[1], topic->name, topic->name_size, merge_filter, &merge);
     filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
-    if (whole && literal && topic->target_count == 0) {
-        targets_drop(routes, topic);
+    if (whole && literal && topic->target_capacity == 0) { /* nobody else: borrow instead of copying */
         topic->targets = literal->members;
         topic->target_count = literal->count;
+        whole = !literal->session_count || merge_sessions(routes, topic, literal);
     } else if (whole && literal) {
         whole = merge_filter(&merge, literal);
     }

@@ -2,7 +2,7 @@
  * simulated disk or a failing one in its place.
  *
  * Invariant: names are plain file names inside one directory. Every call returns >= 0 or -errno, does all it was asked for
- * (short writes and EINTR are its business) or says that it did not.
+ * (short writes and EINTR are its business) or says that it did not. The log's threads call it at the same time.
  */
 #ifndef BQ_STORAGE_H
 #define BQ_STORAGE_H
@@ -27,6 +27,7 @@ struct storage {
     int (*unlink)(storage_t *storage, const char *name);
     int (*list)(storage_t *storage, storage_visit visit, void *context);
     int64_t (*free_bytes)(storage_t *storage);       /* of the file system, for this user */
+    int (*random)(storage_t *storage, uint8_t *bytes, uint32_t size); /* unpredictable, at most 256; a simulated disk repeats its own */
     int (*lock)(storage_t *storage, const char *name); /* -EWOULDBLOCK: another process holds it; held until release */
     void (*release)(storage_t *storage);             /* close the directory and free the structure */
 };

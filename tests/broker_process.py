@@ -61,7 +61,7 @@ def until(happened, what):
 class BrokerProcess:
     """`blipmq start` on a free port of 127.0.0.1, its log collected. `settings`: {"section.key": value}."""
 
-    def __init__(self, directory, settings):
+    def __init__(self, directory, settings, **variables):
         self.config = directory / "blipmq.toml"
         self.configure(settings)
         self.log = []
@@ -71,7 +71,7 @@ class BrokerProcess:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=directory,
-            env=environment(),
+            env=environment(**variables),
         )
         self._collector = threading.Thread(target=self._collect, daemon=True)
         self._collector.start()
@@ -157,7 +157,7 @@ class BrokerProcess:
         assert "Traceback" not in text and " internal_error" not in text, text
 
     def kill(self):
-        """At the end of a test that failed: leave nothing behind."""
+        """End it at once, as a crash would; and at the end of a test that failed, to leave nothing behind."""
         if self.child.returncode is None:
             self.child.kill()
             self.wait()

@@ -15,13 +15,14 @@ settings.load_profile("blipmq")
 
 @pytest.fixture
 def start_broker(tmp_path):
-    """Start a broker with `settings`, {"section.key": value}. When the test has passed, each must end in order."""
+    """Start a broker with `settings`, {"section.key": value}, where the broker `after` has been if one is given, in an
+    environment with `variables`. When the test has passed, each that was not killed must end in order."""
     started = []
 
-    def start(settings=None):
-        directory = tmp_path / f"broker{len(started)}"
-        directory.mkdir()
-        started.append(BrokerProcess(directory, settings or {}))
+    def start(settings=None, after=None, **variables):
+        directory = after.config.parent if after else tmp_path / f"broker{len(started)}"
+        directory.mkdir(exist_ok=True)
+        started.append(BrokerProcess(directory, settings or {}, **variables))
         return started[-1].get_ready()
 
     try:

@@ -235,9 +235,10 @@ class Bench:
     def turn(self, advance_ms: int = 0) -> bool:
         """One turn, then what it reported. True if there was anything to do."""
         self.now_ms += advance_ms
+        waiting = not self.core.retry()
         self.core.wait(0)
         work = self.core.turn(self.now_ms, self.now_ms + self.wall_offset_ms)
-        return self.drain_events() or work
+        return self.drain_events() or work or waiting
 
     def settle(self, advance_ms: int = 0) -> None:
         """Turn until nothing is left to do at this time."""
@@ -250,13 +251,13 @@ class Bench:
 
     def drain_events(self) -> bool:
         any_ = False
+        self.core.retry()
         if not self.present:
-            self.core.retry()
             return False
         for event in self.core.events():
             any_ = True
             self._handle(event)
-        return any_
+        return not self.core.retry() or any_
 
     # -- questions
 

@@ -130,6 +130,7 @@ class StandIn:
         self.slow_to_list = False
         self.asked = {"stats": 0, "reasons": 0, "info": 0}
         self.error = None
+        self.reloads = {"applied": 0, "refused": 0, "ok": 1}
 
     async def _answer(self, name, answer):
         self.asked[name] += 1
@@ -385,7 +386,7 @@ def test_a_request_that_trickles_is_cut_off_in_time(watched, dial, monkeypatch):
 def test_one_who_does_not_read_the_answer_or_does_not_go_is_cut_off(watched, dial, monkeypatch):
     monkeypatch.setattr(http, "EXCHANGE_SECONDS", (5.0, 0.2))
     connection = dial(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    while watched.scrape()["blipmq_admin_connections_cut_total"] == 0:
+    while not watched.call(lambda: watched.admin._counts["cut"]):  # not by a scrape: a slow one would be cut off too
         pass
     with pytest.raises(OSError):
         while True:
@@ -524,14 +525,14 @@ def started(tmp_path):
         )  # fmt: skip
         processes.append(process)
 
-        process.seen = seen = []
+        process.file, process.seen = file, []
 
         def line(event):
             for text in process.stderr:
-                seen.append(text)
+                process.seen.append(text)
                 if text.split(" ")[2].strip() == event:
                     return text
-            raise AssertionError(f"no {event}: {seen}")
+            raise AssertionError(f"no {event}: {process.seen}")
 
         return process, line
 
@@ -550,6 +551,27 @@ def test_a_started_broker_serves_its_metrics_where_its_log_says(started):
     assert read_series(get(address, "/metrics").body.decode())["process_threads"] >= 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
+
+
+def test_a_refused_configuration_is_a_reason_until_a_right_one_is_applied(started):
+    process, line = started('[metrics]\nbind_addr = "127.0.0.1:0"\n')
+    address = line("metrics").rpartition("address=")[2].strip()
+    line("ready")
+    right = process.file.read_text()
+
+    def reload(text, event):
+        process.file.write_text(text)
+        process.send_signal(signal.SIGHUP)
+        line(event)
+        return json.loads(get(address, "/healthz").body), read_series(get(address, "/metrics").body.decode())
+
+    health, scrape = reload(right + "[queues]\nsubscriber_capacity = 0\nsubscriber_bites = 1\n", "reload_failed")
+    (reason,) = health["reasons"]
+    assert health["status"] == "degraded" and scrape["blipmq_config_last_reload_successful"] == 0
+    assert "2 problems" in reason and "blipmq.toml:6" in reason and "did you mean" in reason
+    health, scrape = reload(right, "reloaded")
+    assert health["status"] == "ok" and scrape["blipmq_config_last_reload_successful"] == 1
+    assert scrape['blipmq_config_reloads_total{result="refused"}'] == 1
 
 
 def test_an_empty_address_turns_the_endpoint_off(started):

@@ -125,14 +125,14 @@ def test_a_section_written_as_a_value_is_refused(tmp_path):
 
 
 def test_all_errors_of_a_file_come_at_once_each_with_its_line(tmp_path):
-    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[wal]\nenabled = true\n"
+    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[auth]\napi_keys = []\n"
     message = refused(tmp_path, text, {"BLIPMQ_LOGGING__LEVEL": "loud"})
     assert message.startswith("5 problems in the configuration:\n")
     assert "blipmq.toml:2: server.max_connections: 0 is not a whole number from 1 to 1000000 (connections)" in message
     assert "blipmq.toml:3: there is no setting server.port" in message
     assert "blipmq.toml:5: queues.overflow_policy: 'drop_oldst' is not one of " in message
     assert "did you mean drop_oldest?" in message
-    assert "blipmq.toml:7: wal.enabled is documented, but this version does not have it yet" in message
+    assert "blipmq.toml:7: auth.api_keys is documented, but this version does not have it yet" in message
     assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
 
 
@@ -141,6 +141,14 @@ def test_a_documented_key_that_does_not_exist_yet_is_refused_as_such(tmp_path, p
     section, name = path.rsplit(".", 1)
     text = f"[{section}]\n{name} = 1\n"
     assert f"blipmq.toml:2: {path} is documented, but this version does not have it yet" in refused(tmp_path, text)
+
+
+def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
+    for count in (0, 1):
+        assert read(tmp_path, f"[delivery]\nfanout_shards = {count}\n").config.delivery.fanout_shards == count
+    message = refused(tmp_path, "[delivery]\nfanout_shards = 2\n")
+    assert "blipmq.toml:2: delivery.fanout_shards: 2 is not" in message
+    assert "one I/O thread is what there is, because a second one saves no processor time" in message
 
 
 def test_no_key_is_both_declared_and_planned():

@@ -92,6 +92,31 @@ def test_a_flush_interval_is_waited_once_however_many_batches_there_are() -> Non
         assert reader.payloads == [bytes([number]) for number in range(5)]
 
 
+@pytest.mark.parametrize(("run_messages", "flushes"), [(0, 3), (100, 3), (30, 4), (60, 5)])
+def test_a_run_is_handed_over_when_its_topic_has_gathered_as_many_messages_as_it_may(
+    run_messages: int, flushes: int
+) -> None:
+    # A queue of a hundred takes whole runs, and is sent when the next one does not fit: at 100, at 3 x 30, at 60.
+    with Bench(subscriber_messages=100, run_messages=run_messages) as bench:
+        publisher, reader = bench.attach(), bench.attach().subscribe("t")
+        before = bench.stats()["flushes"]
+        publisher.feed(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
+        bench.settle()
+        assert reader.payloads == [b"%d" % number for number in range(300)]
+        assert bench.stats()["flushes"] - before == flushes
+
+
+def test_how_much_a_topic_gathers_can_be_changed_while_it_runs() -> None:
+    with Bench(subscriber_messages=100) as bench:
+        publisher, _ = bench.attach(), bench.attach().subscribe("t")
+        bench.core.limits(bench.config._replace(run_messages=60))
+        bench.settle()
+        before = bench.stats()["flushes"]
+        publisher.feed(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
+        bench.settle()
+        assert bench.stats()["flushes"] - before == 5
+
+
 # ---- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -374,8 +399,7 @@ def test_a_full_command_ring_refuses_what_it_cannot_keep_and_keeps_the_rest() ->
                 publisher.publish("t", b"%d" % taken)
                 taken += 1
         assert taken > native.BACKLOG_COMMANDS_MAX
-        for _ in range(50):
-            bench.settle()
+        bench.settle()
         assert reader.payloads == [b"%d" % number for number in range(taken)]
 
 

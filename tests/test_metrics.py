@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -20,6 +21,7 @@ from blipmq.version import __version__
 
 ROOT = Path(__file__).parent.parent
 SCRAPES_MAX = 3000
+ACTS_MAX = 30_000
 
 DOCUMENTED = [
     "blipmq_published", "blipmq_enqueued", "blipmq_dropped_ttl", "blipmq_dropped_sub_queue_full", "blipmq_flush_bytes",
@@ -34,7 +36,7 @@ def declared():
     for metric in METRICS:
         for series in metric.series:
             labels = ",".join(f'{name}="{value}"' for name, value in series.labels)
-            yield metric.name + (f"{{{labels}}}" if labels else "")
+            yield metric.name + series.ending + (f"{{{labels}}}" if labels else "")
             if series.documented:
                 yield series.documented
 
@@ -49,6 +51,7 @@ class Scene:
         self.watched = watched
         self.clients = []
         self.open = []
+        self.finish = lambda: None  # what must end before the clients do
 
     def client(self, name="", small_window=False):
         if not small_window:
@@ -77,6 +80,7 @@ class Scene:
         return feeder
 
     def close(self):
+        self.finish()
         for client in self.clients:
             client.close()
         for item in self.open:
@@ -174,6 +178,10 @@ def settings_are_reloaded(scene):
     scene.watched.call(scene.watched.broker.apply, new)
 
 
+def a_changed_configuration_is_refused(scene):
+    scene.watched.call(scene.watched.broker.reload_refused, "1 problem in the configuration:\nblipmq.toml:3: no")
+
+
 def the_broker_begins_to_stop(scene):
     scene.stuck()
     scene.publish("slow", BIG, 15).say(wire.PING, seq=5)
@@ -187,6 +195,114 @@ def a_file_is_written(scene):
     file.write(os.urandom(1 << 20))
     file.flush()
     os.fsync(file.fileno())
+
+
+# ---- QoS 1
+
+
+LOGGED = {"wal": {"directory": "log"}}
+QUICK = {"qos1": {"ack_timeout_ms": 100, "max_deliveries": 2}}
+# The smallest log there is: four files of twice what is gathered for one sync.
+SMALL_LOG = {
+    "server": {"max_message_size_bytes": 4096},
+    "wal": {"directory": "log", "segment_size_bytes": 512 << 10, "max_bytes": 2 << 20, "reserve_bytes": 0},
+}
+
+
+def subscribe_qos1(scene, filter_, client_id="", durable=False):
+    client = scene.client(client_id or f"reader-{len(scene.clients)}")
+    client.say(wire.SUB, filter_, qos=1, seq=3, durable=durable)
+    assert client.next().code == 0
+    return client
+
+
+def publish_qos1(client, topic, payload=b"x"):
+    """Publish and wait for the answer; its code."""
+    client.say(wire.PUB, topic, payload, qos=1, seq=4)
+    return client.next().code
+
+
+def until_stats(scene, change, act=lambda: None):
+    """Act until the core's figures are as wanted."""
+    for _ in range(ACTS_MAX):
+        if change(scene.watched.run(scene.watched.broker.stats())):
+            return
+        act()
+    raise AssertionError("it never happened")
+
+
+def qos1_messages_flow(scene):
+    reader, writer = subscribe_qos1(scene, "orders"), scene.client("writer")
+    for settled in True, False:
+        assert publish_qos1(writer, "orders") == 0
+        message = reader.next()
+        if settled:
+            reader.say(wire.ACK, seq=message.id)
+    before = scene.watched.run(scene.watched.broker.stats())
+    until_stats(  # a sync of no microsecond, or of as many as the one before, shows nowhere
+        scene,
+        lambda now: all(now[name] != before[name] for name in ("log_sync_us_last", "log_sync_us_total")),
+        lambda: publish_qos1(writer, "elsewhere"),
+    )
+
+
+def what_is_not_acknowledged_comes_again(scene):
+    reader = subscribe_qos1(scene, "orders")
+    assert publish_qos1(scene.client("writer"), "orders") == 0
+    assert not reader.next().redelivered and reader.next().redelivered
+
+
+def publishes_wait_for_the_disk(scene):
+    """One waits at almost any time: the next is sent as soon as one is answered."""
+    writer, ended = scene.client("writer"), threading.Event()
+
+    def work():
+        while not ended.is_set():
+            publish_qos1(writer, "orders")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    scene.finish = lambda: (ended.set(), thread.join())
+
+
+def a_subscriber_goes_away_and_the_log_fills_up(scene):
+    subscribe_qos1(scene, "orders", "away", durable=True).close()
+    writer = scene.client("writer")
+    for _ in range((2 << 20) // 4000):
+        if publish_qos1(writer, "orders", bytes(4000)):
+            return
+    raise AssertionError("the log holds more than wal.max_bytes")
+
+
+def the_log_goes_round(scene):
+    reader, writer = subscribe_qos1(scene, "orders"), scene.client("writer")
+
+    def one():
+        if publish_qos1(writer, "orders", bytes(4000)) == 0:  # else it is full until the next checkpoint frees some
+            reader.say(wire.ACK, seq=reader.next().id)
+
+    until_stats(scene, lambda now: now["log_reclaimed_segments"], one)
+
+
+def the_log_fails(scene):
+    """Its directory is gone, so it cannot make the next file."""
+    shutil.rmtree("log")
+    writer = scene.client("writer")
+    until_stats(scene, lambda now: now["log_errno"], lambda: publish_qos1(writer, "orders", bytes(4000)))
+
+
+def the_disk_returns_something_else(scene):
+    subscribe_qos1(scene, "orders", "away", durable=True).close()
+    assert publish_qos1(scene.client("writer"), "orders", b"a payload to be found") == 0
+    until_stats(scene, lambda now: now["sessions_behind"])  # from here on the log alone has it
+    for file in Path("log").glob("wal-*"):
+        content = file.read_bytes()
+        at = content.find(b"a payload to be found")
+        if at >= 0:
+            with file.open("r+b") as stream:
+                stream.seek(at)
+                stream.write(b"A")
+    subscribe_qos1(scene, "orders", "away", durable=True)
 
 
 CAUSES = [
@@ -234,15 +350,43 @@ CAUSES = [
     (http_is_abused, {}, "blipmq_admin_bad_requests_total blipmq_admin_connections_cut_total"),
     (
         settings_are_reloaded, {},
-        "blipmq_queue_limit_messages blipmq_queue_limit_bytes blipmq_memory_budget_bytes",
+        """blipmq_queue_limit_messages blipmq_queue_limit_bytes blipmq_memory_budget_bytes
+        blipmq_config_reloads_total{result="applied"}""",
+    ),
+    (
+        a_changed_configuration_is_refused, {},
+        'blipmq_config_reloads_total{result="refused"} blipmq_config_last_reload_successful',
     ),
     (the_broker_begins_to_stop, FEW, "blipmq_ready"),
     (a_file_is_written, {}, "blipmq_disk_free_bytes"),
+    (
+        qos1_messages_flow, LOGGED,
+        """blipmq_messages_acknowledged_total blipmq_messages_in_flight blipmq_sessions blipmq_log_next_lsn
+        blipmq_log_durable_lsn blipmq_log_records_total blipmq_log_written_bytes_total blipmq_log_sync_seconds_sum
+        blipmq_log_sync_seconds_count blipmq_log_sync_seconds_bucket{le="+Inf"} blipmq_log_sync_last_seconds
+        blipmq_log_sync_max_seconds""",
+    ),
+    (
+        what_is_not_acknowledged_comes_again, {**LOGGED, **QUICK},
+        "blipmq_messages_redelivered_total blipmq_messages_dead_lettered_total",
+    ),
+    (publishes_wait_for_the_disk, {"wal": {**LOGGED["wal"], "flush_interval_ms": 1000}}, "blipmq_log_held"),
+    (
+        a_subscriber_goes_away_and_the_log_fills_up, SMALL_LOG,
+        "blipmq_log_state blipmq_sessions_behind blipmq_log_bytes blipmq_log_segments",
+    ),
+    (the_log_goes_round, SMALL_LOG, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
+    (the_log_fails, SMALL_LOG, "blipmq_log_errno"),
+    (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total"),
 ]  # fmt: skip
 
 # What does not move, or not on this machine; each has a test of its own below.
-FIXED = """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
-    blipmq_board_temperature_celsius blipmq_board_throttled blipmq_board_undervoltage""".split()
+FIXED = (
+    """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
+    blipmq_log_limit_bytes blipmq_log_reserve_bytes blipmq_board_temperature_celsius blipmq_board_throttled
+    blipmq_board_undervoltage""".split()
+    + [f'blipmq_log_sync_seconds_bucket{{le="{le}"}}' for le in "0.0001 0.0003 0.001 0.003 0.01 0.03 0.1".split()]
+)
 
 
 def matching(scrape, query):
@@ -288,6 +432,7 @@ def snapshot(report=None, config=None, **stats):
         config=config or Config(),
         report=report,
         state={"ready": 1, "degraded": 0},
+        reloads={"applied": 0, "refused": 0, "ok": 1},
         process={"cpu_seconds": 1.5, "started_at": 1.7e9},
         admin={"requests": 1, "bad": 0, "cut": 0},
     )
@@ -307,8 +452,23 @@ def series(*args, **more):
 
 
 def test_settings_that_need_a_restart_are_told_as_they_are():
-    config = from_dict({"server": {"max_connections": 123, "bind_addr": "127.0.0.1:0"}})
-    assert series(config=config)["blipmq_connections_max"] == 123
+    config = from_dict(
+        {
+            "server": {"max_connections": 123, "bind_addr": "127.0.0.1:0"},
+            "wal": {"max_bytes": 234_000_000, "reserve_bytes": 345},
+        }
+    )
+    told = series(config=config, log_state=1)
+    assert told["blipmq_connections_max"] == 123
+    assert (told["blipmq_log_limit_bytes"], told["blipmq_log_reserve_bytes"]) == (234_000_000, 345)
+
+
+def test_a_broker_without_a_log_tells_no_figure_of_one_but_that_there_is_none():
+    without, with_ = series(), series(log_state=1)
+    assert [key for key in without if key.startswith("blipmq_log_")] == ["blipmq_log_state"]
+    assert without["blipmq_log_state"] == 0
+    assert len([key for key in with_ if key.startswith("blipmq_log_")]) > 25
+    assert set(without) < set(with_)
 
 
 def test_the_build_says_which_version_runs_on_which_python():
@@ -413,6 +573,30 @@ def test_the_core_counts_the_same_bytes_as_delivered_and_as_flushed():
         scene.close()
 
 
+def test_syncs_are_a_histogram_whose_buckets_hold_those_before_them():
+    names = [f"log_syncs_{name}" for name in ("100us", "300us", "1ms", "3ms", "10ms", "30ms", "100ms", "longer")]
+    counted = dict(zip(names, [5, 0, 7, 1, 2, 3, 4, 6], strict=True))
+    taken = snapshot(log_state=1, log_commits=28, log_sync_us_total=2_345_678, **counted)
+    for openmetrics in False, True:
+        text = expose(taken, openmetrics).decode()
+        own = {key: value for key, value in read_series(text, openmetrics).items() if "sync_seconds" in key}
+        assert list(own.values()) == [5, 5, 12, 13, 15, 18, 22, 28, 28, 2.345678]
+        assert "# TYPE blipmq_log_sync_seconds histogram\n" in text
+    bounds = [float(key.split('"')[1]) for key in own if "_bucket" in key]
+    assert bounds == [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, float("inf")]
+
+
+def test_a_running_log_counts_each_sync_in_one_bucket(tmp_path):
+    with WatchedBroker({"wal": {"directory": str(tmp_path)}}) as watched:
+        scene = Scene(watched)
+        writer = scene.client("writer")
+        for _ in range(20):
+            assert publish_qos1(writer, "orders") == 0
+        stats = watched.run(watched.broker.stats())
+        scene.close()
+    assert sum(stats[name] for name in stats if name.startswith("log_syncs_")) == stats["log_commits"] >= 20
+
+
 @pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "new\nline", '\\"\n', "é漢🎈", "}", 'x",y="z', "a" * 300])
 def test_a_hostile_client_id_stays_inside_its_label(name):
     for openmetrics in (False, True):
@@ -442,6 +626,7 @@ def test_the_efficiency_of_batching_is_the_share_of_sends_it_saved():
     assert series()["blipmq_batch_processing_efficiency"] == 0
     assert series(delivered=100, flushes=100)["blipmq_batch_processing_efficiency"] == 0
     assert series(delivered=100, flushes=1)["blipmq_batch_processing_efficiency"] == 0.99
+    assert series(delivered=1, flushes=3)["blipmq_batch_processing_efficiency"] == 0  # sent thrice, acknowledged once
 
 
 def test_the_utilization_of_the_pools_is_the_share_that_is_not_free():

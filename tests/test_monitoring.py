@@ -61,10 +61,11 @@ def alerts():
 
 
 @pytest.fixture(scope="module")
-def exposed():
-    """What a broker exposes that has a subscriber, and runs on a Raspberry Pi."""
+def exposed(tmp_path_factory):
+    """What a broker exposes that has a subscriber and a log, and runs on a Raspberry Pi."""
+    log = str(tmp_path_factory.mktemp("log"))
     board = {"temperature_c": 50.0, "throttled": False, "undervoltage": False}
-    with pytest.MonkeyPatch.context() as patch, WatchedBroker() as watched:
+    with pytest.MonkeyPatch.context() as patch, WatchedBroker({"wal": {"directory": log}}) as watched:
         patch.setattr("blipmq.status.read_hardware", lambda: board)
         with RawClient(watched.address).hello("reader").subscribe("a") as client:
             client.say(wire.PUB, "a", b"x")
@@ -73,13 +74,13 @@ def exposed():
 
 def test_every_query_of_the_dashboard_names_series_that_exist(exposed):
     queries = dashboard_queries()
-    assert len(queries) > 40
+    assert len(queries) > 70
     assert {title: found for title, query in queries if (found := absent(query, exposed))} == {}
 
 
 def test_every_alert_names_series_that_exist(exposed):
     rules = dict(alerts())
-    assert len(rules) > 15
+    assert len(rules) > 23
     assert {name: found for name, rule in rules.items() if (found := absent(rule["expr"], exposed))} == {}
 
 

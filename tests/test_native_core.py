@@ -50,7 +50,12 @@ def test_the_settings_have_the_fields_of_the_declaration_in_its_order():
 def test_the_counters_are_unsigned_64_bit_without_gaps():
     fields = native.ffi.typeof("bq_stats_t").fields
     assert {field.type.cname for _, field in fields} == {"uint64_t"}
-    assert native.ffi.sizeof("bq_stats_t") == 8 * len(fields)
+    assert native.ffi.sizeof("bq_stats_t") == 8 * len(native.STATS_FIELDS)
+
+
+def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_its_order():
+    for declared, ours in (("bq_log_config_t", native.LogConfig), ("bq_log_report_t", native.LogReport)):
+        assert ours._fields == tuple(name for name, _ in native.ffi.typeof(declared).fields)
 
 
 def test_every_event_of_the_declaration_has_a_reader():

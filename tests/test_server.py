@@ -133,20 +133,20 @@ def test_a_second_signal_ends_it_at_once(start, number):
 def test_an_address_in_use_ends_with_status_69_and_one_clear_line(start):
     first = start()
     address = first.address
-    second = start(BLIPMQ_SERVER__BIND_ADDR=address)
+    second = start(BLIPMQ_SERVER__BIND_ADDR=address, BLIPMQ_WAL__DIRECTORY="another")
     assert second.wait() == 69
     error = second.child.stderr.read().splitlines()[-1]
     assert error.startswith(f"blipmq: {address} is in use: another process")
 
 
 def test_a_wrong_configuration_ends_with_status_78_before_anything_is_opened(start):
-    process = start("[server]\nbind_adr = '127.0.0.1:1'\n[wal]\nenabled = true\n")
+    process = start("[server]\nbind_adr = '127.0.0.1:1'\n[auth]\napi_keys = []\n")
     assert process.wait() == 78
     error = process.child.stderr.read().splitlines()
     assert error[0] == "blipmq: 2 problems in the configuration:"
     assert error[1].endswith("broker.toml:2: there is no setting server.bind_adr; did you mean server.bind_addr?")
     assert error[2].endswith(
-        "broker.toml:4: wal.enabled is documented, but this version does not have it yet; take it out"
+        "broker.toml:4: auth.api_keys is documented, but this version does not have it yet; take it out"
     )
 
 

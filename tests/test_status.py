@@ -144,7 +144,9 @@ def test_a_flood_of_subscriptions_ends_at_the_budget():
 def test_every_setting_reaches_the_core():
     changed = {
         "server": {"max_connections": 7, "max_message_size_bytes": 5000},
-        "queues": {"subscriber_capacity": 9, "subscriber_bytes": 8192, "overflow_policy": "block"},
+        "queues": {
+            "topic_capacity": 8, "subscriber_capacity": 9, "subscriber_bytes": 8192, "overflow_policy": "block",
+        },
         "delivery": {"max_batch": 3, "max_batch_bytes": 4096, "flush_interval_ms": 4, "default_ttl_ms": 5},
         "performance": {
             "enable_timer_wheel": False,
@@ -153,7 +155,7 @@ def test_every_setting_reaches_the_core():
             "pool_config": {
                 "buffer_small_count": 11, "buffer_medium_count": 12, "buffer_large_count": 13, "message_batch_count": 14,
             },
-            "batch_config": {"ttl_max_batch_size": 15, "fanout_max_batch_size": 16},
+            "batch_config": {"ttl_max_batch_size": 15, "fanout_max_batch_size": 16, "channel_capacity": 300},
             "network_optimizations": {"tcp_nodelay": False, "send_buffer_size": 17, "recv_buffer_size": 18},
         },
         "limits": {"memory_bytes": 1 << 22, "route_cache_entries": 19},
@@ -164,7 +166,7 @@ def test_every_setting_reaches_the_core():
         max_batch=3, max_batch_bytes=4096, flush_interval_ms=4, default_ttl_ms=5, lazy_expiry=1, warm_entries=14,
         warm_segments=13, tick_ms=2, max_ttl_ms=6000, pool_small_count=11, pool_medium_count=12, pool_large_count=13,
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
-        memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 20,
+        memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
     )  # fmt: skip
 
 
@@ -219,6 +221,13 @@ def board(root, model="Raspberry Pi 4 Model B Rev 1.4\0", temperature="48312\n",
 
 def test_a_pi_tells_its_temperature(tmp_path):
     assert board(tmp_path) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
+
+
+def test_a_pi_is_known_to_a_service_that_sees_only_processes_in_proc(tmp_path):
+    board(tmp_path, model=None)
+    (tmp_path / "sys/firmware/devicetree/base").mkdir(parents=True)
+    (tmp_path / "sys/firmware/devicetree/base/model").write_text("Raspberry Pi 4 Model B Rev 1.4\0")
+    assert read_hardware(str(tmp_path)) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
 
 
 @pytest.mark.parametrize(

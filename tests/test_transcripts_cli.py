@@ -223,9 +223,10 @@ def test_the_shell_takes_lines_from_a_pipe(broker):
 # ---- exit statuses ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
 def test_status_1_when_the_broker_refuses(broker):
     assert "QoS 1 needs the log" in failed(run_cli(broker.address, "pub", "t", "x", "--qos", "1"), 1)
-    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "sub", "t", "--group", "g"), 1)
+    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "sub", "t", "--qos", "1"), 1)
     failed(run_cli(broker.address, "unsub", "never", "--client-id", "me"), 1)
 
 

@@ -189,10 +189,10 @@ def test_nothing_a_client_sends_can_start_a_line_of_its_own_in_the_log(broker, c
     forged = 'x" level=error\n2026-01-01T00:00:00.000Z error forged by=client'
     for filter_ in (forged, "\x1b[31mred", "\udcff\udcfe"):
         client = connect(broker)
-        client.send(command(SUB, filter_, qos=1))
+        client.send(command(SUB, filter_, durable=True))
         assert client.is_closed()
     greeted = connect(broker, hello=True)
-    greeted.ask(SUB, 'quo"te = \\ é', qos=1)
+    greeted.ask(SUB, 'quo"te = \\ é', durable=True)  # refused: it gave no client_id
     broker.stop()
     assert not broker.lines("forged")
     assert all(line.isprintable() for line in broker.log)

@@ -60,9 +60,9 @@ def expected_answer(expect):
     """What the protocol says to a client that said HELLO: (seq, code), a SubAck, or None for silence."""
     action, seq = expect["action"], expect.get("seq", 0)
     if action == "PUB":
-        return (seq, 503) if expect.get("qos") else None
+        return (seq, 0) if expect.get("qos") else None
     if action == "SUB":
-        return (seq, 503) if expect.get("qos") else SubAck(expect["topic"], "subscribed", seq)
+        return SubAck(expect["topic"], "subscribed", seq)
     if action == "UNSUB":
         return (seq, 0)  # the vector before it subscribed to the same topic
     return {"HELLO": (seq, 400), "PING": (seq, 0), "INFO": (seq, 0), "ACK": None}[action]
@@ -70,7 +70,7 @@ def expected_answer(expect):
 
 @splits
 def test_each_valid_command_does_what_it_says_and_keeps_the_connection(broker, connect, split):
-    client = connect(broker, hello=True)
+    client = connect(broker, hello=True, client_id="vectors")
     for vector in COMMANDS:
         expect = vector["expect"]
         if expect["action"] == "QUIT":
@@ -83,7 +83,12 @@ def test_each_valid_command_does_what_it_says_and_keeps_the_connection(broker, c
         assert client.is_open(), vector["name"]
 
 
+# Some of the vectors live for a millisecond. Without a log nothing waits for a disk first.
+without_log = pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
+
+
 @splits
+@without_log
 def test_each_valid_publish_reaches_a_subscriber_with_identical_bytes(broker, connect, split):
     reader, writer = connect(broker).subscribe("#"), connect(broker)
     for vector in COMMANDS:
@@ -95,6 +100,7 @@ def test_each_valid_publish_reaches_a_subscriber_with_identical_bytes(broker, co
         assert message.qos == 0
 
 
+@without_log
 def test_all_commands_in_one_stream_are_read_as_one_by_one(broker, connect):
     """Frames glued together and cut at all the wrong places."""
     reader, writer = connect(broker).subscribe("#"), connect(broker)

@@ -78,7 +78,7 @@ SAMPLE = re.compile(rf"({NAME})(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9]+(?:\.[0-9
 
 def check_text(text):
     """What text 0.0.4 says and its parser lets pass: each metric once, in one group, HELP and TYPE before its samples."""
-    seen, current, helped = set(), "", ""
+    seen, own, current, helped = set(), set(), "", ""
     assert text.endswith("\n")
     for line in text.splitlines():
         if line.startswith("# HELP "):
@@ -86,11 +86,12 @@ def check_text(text):
             assert re.fullmatch(NAME, helped) and len(line.split(" ", 3)) == 4, line
         elif line.startswith("# TYPE "):
             _, _, current, kind = line.split(" ")
-            assert current == helped and current not in seen and kind in ("counter", "gauge"), line
+            assert current == helped and current not in seen and kind in ("counter", "gauge", "histogram"), line
             seen.add(current)
+            own = {current} if kind != "histogram" else {current + end for end in ("_bucket", "_sum", "_count")}
         else:
             match = SAMPLE.fullmatch(line)
-            assert match and match[1] == current, line
+            assert match and match[1] in own, line
 
 
 def check_openmetrics(text):

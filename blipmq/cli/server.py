@@ -1,4 +1,4 @@
-"""The `blipmq` command: start, check, connect, version.
+"""The `blipmq` command: start, check, connect, wal, version.
 
 Invariant: `check` and `version` open no socket and write no file; whatever goes wrong is one message on standard error
 and an exit status that says which kind of thing it was.
@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+_WAL_ACTIONS = {
+    "verify": "read all of it and say what is damaged; changes nothing",
+    "export": "write every record as a line of JSON; changes nothing",
+    "repair": "do what a starting broker does: set aside what is damaged, keep the rest",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="blipmq", description="An edge message broker.")
     parser.add_argument("--version", action="version", version=f"BlipMQ {__version__}")
@@ -49,6 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
     connect.add_argument("addr", metavar="HOST:PORT")
     connect.set_defaults(run=_connect)
+
+    wal = commands.add_parser("wal", help="look at the log of a broker that does not run: verify, export, repair")
+    actions = wal.add_subparsers(metavar="ACTION", required=True, dest="action")
+    for action, help_ in _WAL_ACTIONS.items():
+        command = actions.add_parser(action, help=help_)
+        place = command.add_mutually_exclusive_group()
+        place.add_argument("--directory", metavar="DIR", help="the log; else wal.directory of the configuration")
+        place.add_argument("--config", metavar="FILE", help="configuration that names it, found as `blipmq start` does")
+        if action != "export":
+            command.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
+        command.set_defaults(run=_wal)
 
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
@@ -85,6 +103,13 @@ def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
     return int(shell.main([arguments.addr]))
+
+
+def _wal(arguments: argparse.Namespace) -> int:
+    from blipmq.cli import wal  # here, because `check` and `version` need no core
+
+    directory = arguments.directory or _load(arguments.config, os.environ).config.wal.directory
+    return wal.run(arguments.action, directory, getattr(arguments, "format", "json"))
 
 
 def _version(arguments: argparse.Namespace) -> int:

@@ -292,6 +292,16 @@ static void unpack(payload_t *payload) {
         fail(EXIT_BROKEN_FILE, "this file ends too early; download it again and compare its SHA-256 with the published list");
 }
 
+/* Where the start-up code finds zlib on a system that has none; what the caller had set goes on behind it. */
+static void library_path_set(void) {
+    const char *before = getenv("LD_LIBRARY_PATH");
+    char *path = NULL;
+    if (asprintf(&path, "%s/_internal%s%s", folder, before && *before ? ":" : "", before ? before : "") < 0 ||
+        setenv("LD_LIBRARY_PATH", path, 1) < 0)
+        fail(EXIT_SYSTEM, "not enough memory to start");
+    free(path);
+}
+
 int main(int argc, char **argv) {
     payload_t payload;
     char path[PATH_MAX + 16], note[PATH_MAX + 16];
@@ -302,6 +312,7 @@ int main(int argc, char **argv) {
     snprintf(path, sizeof path, "%s/%s", folder, PROGRAM);
     snprintf(note, sizeof note, "%d:%s", folder_fd, folder);
     setenv("_BLIPMQ_UNPACKED", note, 1);
+    library_path_set();
     execv(path, argv);
     if (errno == ENOENT)
         fail(EXIT_SYSTEM, "this system has no glibc, or not where Debian, Fedora and the like keep it; use the container image, "

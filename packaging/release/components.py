@@ -30,7 +30,6 @@ WHEELS = {
     "uvloop": ("MIT OR Apache-2.0", "the event loop", "uvloop"),
     "cffi": ("MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
     "msgspec": ("BSD-3-Clause", "decoding", "msgspec"),
-    "prometheus_client": ("Apache-2.0 AND BSD-2-Clause", "metrics", "prometheus_client"),
     "pyinstaller": (
         "GPL-2.0-or-later WITH Bootloader-exception",
         "start-up code; its exception covers frozen programs",
@@ -56,6 +55,7 @@ PROGRAM = {
     "libedit": ("libedit2", "BSD-3-Clause", "line editing in `blipmq connect`"),
     "libbsd": ("libbsd0", "BSD-3-Clause", "needed by libedit"),
     "libmd": ("libmd0", "BSD-3-Clause", "needed by libbsd"),
+    "zlib1g": ("zlib1g", "Zlib", "needed by the start-up code"),
     "ncurses": ("libtinfo6", "MIT", "needed by libedit"),
 }
 

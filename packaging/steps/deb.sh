@@ -1,7 +1,7 @@
 # The Debian package: the onedir with a systemd unit, its own user and one settings file.
 # needs: freeze
-# inputs: packaging/deb packaging/release config LICENSE HEAD
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+# inputs: packaging/deb packaging/release config LICENSE EPOCH
+SOURCE_DATE_EPOCH=$(packaging/epoch)
 export SOURCE_DATE_EPOCH
 version=$(packaging/version debian)
 root=$OUT/deb
@@ -10,6 +10,7 @@ rm -rf "$root"
 install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system,usr/share/man/man1} "$doc/examples"
 
 cp -a "$OUT/onedir/blipmq" "$root/usr/lib/blipmq"
+rm "$root/usr/lib/blipmq/_internal/libz.so.1"
 ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq"
 ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq-cli"
 cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"

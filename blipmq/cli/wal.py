@@ -1,0 +1,185 @@
+"""`blipmq wal verify|export|repair`: the log of a broker that does not run, looked at, written out, mended.
+
+Invariant: standard output carries findings or records and nothing else; how far it has got goes to standard error, and
+only to a terminal. Exit status: 0 nothing is damaged (a torn end is not damage: no one was told it was there), 1 damage
+was found or records are gone, 69 a broker runs on the log, 77 not allowed, 78 it cannot be read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from blipmq.memory import size
+from blipmq.native import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
+
+TORN = "TORN"
+
+Fact = dict[str, Any]
+
+# As commit.c and session.c write them, in the byte order of the machine.
+_PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, reserved
+_ACK = struct.Struct("=2Q")  # subscription, floor
+_SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, reserved
+
+
+def run(action: str, directory: str, form: str) -> int:
+    """Walk through the log; returns the exit status. Raises `LogLocked` and `LogUnusable`."""
+    write = _write_json if form == "json" else _write_text
+    progress = _Progress(sys.stderr.isatty())
+    damaged = False
+    for item in walk_log(directory, WalMode[action.upper()]):
+        if isinstance(item, WalProgress):
+            progress.show(item)
+            continue
+        progress.clear()
+        if isinstance(item, WalFinding):
+            damaged = damaged or item.name != TORN
+        elif isinstance(item, WalSums):
+            damaged = damaged or bool(item.lost_ranges)
+            if action == "export":
+                continue
+        write(action, item)
+    sys.stdout.flush()
+    return int(damaged)
+
+
+class _Progress:
+    """One line of a terminal, written over and over."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._dirty = False
+
+    def show(self, item: WalProgress) -> None:
+        if self._shown and item.total_bytes:
+            share = item.done_bytes / item.total_bytes
+            sys.stderr.write(f"\r{share:6.1%} of {size(item.total_bytes)} read")
+            sys.stderr.flush()
+            self._dirty = True
+
+    def clear(self) -> None:
+        if self._dirty:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._dirty = False
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _write_text(action: str, item: WalItem) -> None:
+    if isinstance(item, WalFinding):
+        print(_finding_line(item))
+    elif isinstance(item, WalSums):
+        print(_sums_line(action, item))
+
+
+def _finding_line(item: WalFinding) -> str:
+    where = f"segment {item.segment}" if item.segment else "the log"
+    if item.bytes:
+        where += f", {item.bytes} bytes at {item.offset}"
+    if item.last_lsn:
+        where += f", records {item.first_lsn} to {item.last_lsn}"
+    return f"{item.name.lower()}: {where}: {item.text}"
+
+
+def _sums_line(action: str, item: WalSums) -> str:
+    parts = [f"{item.records} records of {size(item.bytes)} in {item.segments} segments"]
+    if item.records:
+        parts.append(f"{item.first_lsn} to {item.last_lsn}")
+    parts.append("closed in order" if item.clean else "not closed in order")
+    if item.lost_ranges:
+        parts.append(f"{item.lost_records} records are gone in {item.lost_ranges} ranges")
+    else:
+        parts.append("no record is missing")
+    return f"{'repaired' if action == 'repair' else 'verified'}: " + "; ".join(parts)
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _write_json(action: str, item: WalItem) -> None:
+    if isinstance(item, WalFinding):
+        fact: Fact = {"finding": item.name.lower(), **item._asdict()}
+        del fact["name"]
+    elif isinstance(item, WalRecord):
+        fact = {"lsn": item.lsn, **record_fact(item)}
+    else:
+        fact = {"done": action, **item._asdict()}
+    print(json.dumps(fact, ensure_ascii=False, separators=(",", ":")), file=_stream(action, item))
+
+
+def _stream(action: str, item: WalItem) -> Any:
+    """Of an export standard output holds the records; what is wrong with the log is said beside them."""
+    return sys.stderr if action == "export" and not isinstance(item, WalRecord) else sys.stdout
+
+
+def record_fact(record: WalRecord) -> Fact:
+    """What a record says. Payloads are base64; a record this version does not know, or cannot read, is given whole."""
+    read = _RECORDS.get(record.type)
+    if read is not None:
+        try:
+            return read(record.data)
+        except (struct.error, UnicodeDecodeError):
+            pass
+    return {"type": f"type {record.type}", "data_base64": _base64(record.data)}
+
+
+def _publish_fact(data: bytes) -> Fact:
+    id_, timestamp_ms, ttl_ms, _, _, topic_size, _ = _PUBLISH.unpack_from(data)
+    topic_end = _PUBLISH.size + topic_size
+    return {
+        "type": "publish",
+        "id": id_,
+        "topic": data[_PUBLISH.size : topic_end].decode(),
+        "timestamp": timestamp_ms,
+        "ttl_ms": ttl_ms,
+        "payload_base64": _base64(data[topic_end:]),
+    }
+
+
+def _ack_fact(data: bytes) -> Fact:
+    subscription, floor = _ACK.unpack_from(data)
+    return {"type": "ack", "subscription": subscription, "up_to_lsn": floor}
+
+
+def _session_fact(data: bytes) -> Fact:
+    id_, _, filter_size, client_id_size, group_size, qos, *_ = _SESSION.unpack_from(data)
+    texts, at = [], _SESSION.size
+    for length in (filter_size, client_id_size, group_size):
+        texts.append(data[at : at + length].decode())
+        at += length
+    filter_, client_id, group = texts
+    about = {"subscription": id_, "filter": filter_, "client_id": client_id, "group": group, "qos": qos}
+    return {"type": "subscribe", **about}
+
+
+def _end_fact(data: bytes) -> Fact:
+    return {"type": "unsubscribe", "subscription": struct.unpack_from("=Q", data)[0]}
+
+
+def _ids_fact(data: bytes) -> Fact:
+    return {"type": "ids", "below": struct.unpack_from("=Q", data)[0]}
+
+
+def _checkpoint_fact(data: bytes) -> Fact:
+    return {"type": "checkpoint", "data_base64": _base64(data)}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+_RECORDS: dict[int, Callable[[bytes], Fact]] = {
+    0: _checkpoint_fact,
+    1: _publish_fact,
+    2: _ack_fact,
+    3: _session_fact,
+    4: _end_fact,
+    5: _ids_fact,
+}

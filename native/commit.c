@@ -1,0 +1,357 @@
+/* commit.c: see commit.h for the invariant. */
+#include "commit.h"
+#include "core.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
+#define CHECKPOINT_MS 30000u
+#define CHECKPOINT_LOOK_MS 1000u
+#define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
+#define IDS_BLOCK (1ull << 32) /* ids reserved ahead by one record: after a crash they go on behind it */
+
+const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
+const uint8_t *held_payload(const held_t *held) { return held_frame(held) + message_qos1_prefix_size(held->topic_size); }
+
+const char *commit_refusal(const bq_t *bq) {
+    if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
+    switch (log_state(bq->log)) {
+    case 0: return NULL;
+    case LOG_E_FULL: return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached; free space or let subscribers catch up";
+    default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
+    }
+}
+
+/* ---- holding ------------------------------------------------------------------------------------------------------- */
+
+static held_t *held_new(bq_t *bq, connection_t *connection, enum held_kind kind, uint32_t size) {
+    publish_run_close(bq);
+    held_t *held = segment_reserve(&bq->segments, size) ? pool_take(&bq->pool, sizeof *held) : NULL;
+    if (!held) return NULL;
+    segment_t *segment = bq->segments.open;
+    *held = (held_t){.kind = kind, .conn = connection ? connection->handle : 0};
+    held->hold.offset = segment->used;
+    held->hold.size = size;
+    segment_link(segment, &held->hold);
+    segment_commit(&bq->segments, size);
+    return held;
+}
+
+static void held_free(bq_t *bq, held_t *held) {
+    segment_unlink(&bq->segments, &held->hold);
+    pool_give(&bq->pool, held, sizeof *held);
+}
+
+static void held_append(bq_t *bq, connection_t *connection, held_t *held) {
+    bq->held_last_lsn = held->lsn;
+    *bq->held_tail = held;
+    bq->held_tail = &held->next;
+    bq->held_count++;
+    if (connection) connection->held_count++;
+}
+
+static held_t *held_message(bq_t *bq, connection_t *connection, enum held_kind kind, const bq_view_t *view, uint64_t ttl_ms) {
+    uint32_t prefix_size = message_qos1_prefix_size(view->topic_size);
+    held_t *held = held_new(bq, connection, kind, prefix_size + view->payload_size);
+    if (!held) return NULL;
+    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    message_qos1_write(out, view->topic, view->topic_size, bq->next_message_id, bq->wall_ms, ttl_ms, view->payload_size, false);
+    if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
+    held->seq = view->seq;
+    held->id = bq->next_message_id;
+    held->timestamp_ms = bq->wall_ms;
+    held->ttl_ms = ttl_ms;
+    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
+    held->payload_size = view->payload_size;
+    held->topic_size = (uint16_t)view->topic_size;
+    return held;
+}
+
+static void count_publish(bq_t *bq, uint32_t size) {
+    bq->next_message_id++;
+    bq->stats.published++;
+    bq->stats.published_bytes += size;
+}
+
+/* Ids must not go back after a crash, and QoS 0 publishes are not in the log: reserve a block of ids before it is begun. */
+static bool reserve_ids(bq_t *bq) {
+    if (bq->next_message_id + IDS_BLOCK / 2 < bq->ids_reserved) return true;
+    uint64_t upper = bq->next_message_id + IDS_BLOCK;
+    log_part_t part = {&upper, sizeof upper};
+    if (log_append(bq->log, LOG_IDS, 0, &part, 1, true) < 0) return false;
+    bq->ids_reserved = upper;
+    bq->commit_wanted = true;
+    return true;
+}
+
+static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
+    if (error == BQ_E_AGAIN) return COMMIT_LATER;
+    const char *refusal = commit_refusal(bq);
+    *why = error == BQ_E_TOO_LARGE ? "the message is larger than the log takes" : refusal ? refusal : "the log refused the message";
+    return COMMIT_REFUSED;
+}
+
+enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_view_t *view, const char **why) {
+    uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
+    *why = commit_refusal(bq);
+    if (*why) return COMMIT_REFUSED;
+    if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
+    held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
+    *why = "the broker is out of memory";
+    if (!held) return COMMIT_REFUSED;
+    publish_record_t record = {.id = held->id, .timestamp_ms = held->timestamp_ms, .ttl_ms = ttl_ms, .mono_ms = bq->now_ms, .run = bq->run, .topic_size = view->topic_size};
+    log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
+    int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, false);
+    if (lsn < 0) {
+        held_free(bq, held);
+        return refused(bq, lsn, why);
+    }
+    held->lsn = (uint64_t)lsn;
+    held_append(bq, connection, held);
+    count_publish(bq, view->payload_size);
+    bq->commit_wanted = true;
+    return COMMIT_HELD;
+}
+
+/* ---- dead letters -------------------------------------------------------------------------------------------------- */
+
+static uint32_t base64_write(char *out, const uint8_t *bytes, uint32_t size) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    char *to = out;
+    for (uint32_t at = 0; at < size; at += 3) {
+        uint32_t left = size - at < 3 ? size - at : 3;
+        uint32_t group = (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) | (left > 2 ? bytes[at + 2] : 0);
+        for (uint32_t digit = 0; digit < 4; digit++) *to++ = digit > left ? '=' : digits[group >> (18 - 6 * digit) & 63];
+    }
+    return (uint32_t)(to - out);
+}
+
+static uint32_t json_text_write(char *out, const uint8_t *text, uint32_t size) {
+    char *to = out;
+    for (uint32_t i = 0; i < size; i++) { /* topics hold no control characters, so these two are all there is to escape */
+        if (text[i] == '"' || text[i] == '\\') *to++ = '\\';
+        *to++ = (char)text[i];
+    }
+    return (uint32_t)(to - out);
+}
+
+/* {"reason":"max_deliveries","id":7,"deliveries":16,"topic":"jobs","payload_base64":"..."} */
+bool commit_dead_letter(bq_t *bq, const uint8_t *topic, uint32_t topic_size, const delivery_t *delivery, const uint8_t *payload, uint32_t payload_size) {
+    const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
+    size_t size = 256 + 2 * FRAME_TOPIC_BYTES_MAX + (size_t)payload_size / 3 * 4 + 8;
+    char *json = malloc(size);
+    if (!json) return false;
+    int head = snprintf(json, size, "{\"reason\":\"max_deliveries\",\"id\":%llu,\"deliveries\":%u,\"topic\":\"", (unsigned long long)delivery->id, delivery->deliveries);
+    uint32_t at = (uint32_t)head;
+    at += json_text_write(json + at, message_qos1_name(frame), message_qos1_name_size(frame));
+    at += (uint32_t)snprintf(json + at, size - at, "\",\"payload_base64\":\"");
+    at += base64_write(json + at, payload, payload_size);
+    memcpy(json + at, "\"}", 2);
+    const char *why;
+    bq_view_t view = {.topic = topic, .topic_size = topic_size, .payload = (const uint8_t *)json, .payload_size = at + 2};
+    bool held = commit_publish(bq, NULL, &view, &why) == COMMIT_HELD;
+    free(json);
+    return held;
+}
+
+bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    held_t *held = held_message(bq, connection, HELD_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
+    if (!held) return false;
+    held->lsn = bq->held_last_lsn; /* nothing newer is held: the one it follows, or one after that */
+    held_append(bq, connection, held);
+    count_publish(bq, view->payload_size);
+    return true;
+}
+
+bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text, uint32_t size) {
+    held_t *held = held_new(bq, connection, kind, size ? size : 1);
+    if (!held) return false;
+    if (size) memcpy(held->hold.segment->bytes + held->hold.offset, text, size);
+    held->seq = seq;
+    held->lsn = lsn;
+    held->topic_size = (uint16_t)size;
+    held_append(bq, connection, held);
+    bq->commit_wanted = true;
+    return true;
+}
+
+/* ---- letting go ---------------------------------------------------------------------------------------------------- */
+
+/* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. */
+static void fan_out(bq_t *bq, const held_t *held) {
+    int error = 0;
+    topic_t *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
+    if (!topic || !route_resolve(bq->routes, topic)) {
+        bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
+        sessions_missed(bq, held->lsn);
+        return;
+    }
+    if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
+    if (held->kind == HELD_PUBLISH) {
+        for (uint32_t i = 0; i < topic->session_count; i++) {
+            session_t *session = topic->sessions[i];
+            if (session->qos && held->lsn > session->born_lsn) session_offer(bq, session, held);
+        }
+    }
+    publish_held(bq, topic, held);
+}
+
+static void answer(bq_t *bq, connection_t *connection, const held_t *held) {
+    switch (held->kind) {
+    case HELD_PUBLISH:
+        if (connection->hello) connection_reply_full(bq, connection, held->seq, 0, NULL, 0, held->id, NULL, 0);
+        break;
+    case HELD_SUBACK: connection_suback(bq, connection, held->seq, held_frame(held), held->topic_size); break;
+    case HELD_REPLY: connection_reply(bq, connection, held->seq, 0, ""); break;
+    default: break;
+    }
+}
+
+static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
+    const char *why = commit_refusal(bq);
+    if (held->kind != HELD_FOLLOW && connection->hello) connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
+}
+
+static void held_let_go(bq_t *bq, held_t *held, bool durable) {
+    bq->held = held->next;
+    if (!bq->held) bq->held_tail = &bq->held;
+    bq->held_count--;
+    if (durable && (held->kind == HELD_PUBLISH || held->kind == HELD_FOLLOW)) fan_out(bq, held);
+    connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
+    if (connection) {
+        connection->held_count--;
+        if (durable) answer(bq, connection, held);
+        else refuse_held(bq, connection, held);
+        if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
+    }
+    held_free(bq, held);
+}
+
+static void log_waiters_resume(bq_t *bq) {
+    connection_t *connection = bq->log_waiters;
+    bq->log_waiters = NULL;
+    while (connection) {
+        connection_t *next = connection->log_next;
+        connection->log_waiting = false;
+        connection_resume(bq, connection, PAUSE_LOG);
+        connection = next;
+    }
+}
+
+void commit_turn(bq_t *bq) {
+    if (!bq->log) return;
+    uint64_t durable = log_durable(bq->log);
+    while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
+    if (log_state(bq->log) == LOG_E_FAILED)
+        while (bq->held) held_let_go(bq, bq->held, false);
+    bq->fanned_lsn = durable;
+    log_read_t read;
+    while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
+    if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
+}
+
+static void checkpoint_when_due(bq_t *bq) {
+    log_stats_t stats;
+    int state = log_state(bq->log);
+    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS;
+    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms) return;
+    bq->checkpoint_looked_ms = bq->now_ms;
+    log_stats(bq->log, &stats);
+    bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
+    bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
+    if (!grown && !old && !stats.full) return;
+    uint32_t size;
+    uint64_t keep_from;
+    uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
+    if (!bytes) return;
+    if (log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+        bq->checkpoint_written = stats.written_bytes;
+        bq->checkpoint_ms = bq->now_ms;
+    }
+    free(bytes);
+}
+
+void commit_begin(bq_t *bq) {
+    if (!bq->log) return;
+    checkpoint_when_due(bq);
+    uint64_t gathered = log_gathered(bq->log);
+    if (!gathered || log_busy(bq->log)) return;
+    if (!bq->commit_due_ms) bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
+    else if (bq->commit_wanted && bq->now_ms + bq->log_flush_ms < bq->commit_due_ms) bq->commit_due_ms = bq->now_ms + bq->log_flush_ms;
+    bool full = bq->log_waiters || gathered >= bq->log_batch_bytes / 2;
+    if (!full && !bq->stopping && bq->now_ms < bq->commit_due_ms) return;
+    if (!log_commit(bq->log)) return;
+    bq->commit_due_ms = 0;
+    bq->commit_wanted = false;
+    log_waiters_resume(bq);
+}
+
+int64_t commit_due_ms(bq_t *bq) {
+    if (!bq->log) return -1;
+    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
+    if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
+    return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+static void wake_core(void *context) { poll_wake_signal(&((bq_t *)context)->command_wake); }
+
+static void show_progress(void *context, uint64_t done, uint64_t total) {
+    bq_t *bq = context;
+    atomic_store_explicit(&bq->log_progress, total ? (uint32_t)(done * 1000 / total) : 1000, memory_order_relaxed);
+}
+
+static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_t *to) {
+    *to = (bq_log_report_t){.records = from->records, .bytes = from->bytes, .segments = from->segments, .torn_bytes = from->torn_bytes,
+                            .lost_first_lsn = from->lost_first_lsn, .lost_last_lsn = from->lost_last_lsn, .lost_ranges = from->lost_ranges,
+                            .first_lsn = from->first_lsn, .next_lsn = from->next_lsn, .checkpoint_lsn = from->checkpoint_lsn,
+                            .sessions = bq->sessions.count, .next_message_id = bq->next_message_id,
+                            .checkpoints_bad = from->checkpoints_bad, .clean = from->clean};
+}
+
+int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
+    int error = 0;
+    log_report_t found = {0};
+    storage_t *storage = storage_posix(directory, &error);
+    *report = (bq_log_report_t){.error = -error};
+    if (!storage) return BQ_E_SYSTEM;
+    log_config_t log_config = {.max_bytes = config->max_bytes, .reserve_bytes = config->reserve_bytes, .segment_bytes = config->segment_bytes,
+                               .batch_bytes_max = config->batch_bytes, .block_bytes = config->block_bytes, .no_sync = config->no_sync,
+                               .wake = wake_core, .wake_context = bq};
+    int opened = log_open(&bq->log, storage, &log_config, session_restore, bq, &found, show_progress);
+    if (opened < 0) {
+        bq->log = NULL;
+        report->error = errno;
+        return opened;
+    }
+    bq->log_flush_ms = config->flush_interval_ms;
+    bq->log_batch_bytes = config->batch_bytes;
+    bq->log_segment_bytes = config->segment_bytes;
+    if (!found.clean && bq->ids_reserved > bq->next_message_id) bq->next_message_id = bq->ids_reserved;
+    bq->ids_reserved = 0; /* reserve anew before the first use */
+    bq->fanned_lsn = found.next_lsn - 1;
+    session_restored(bq);
+    report_fill(bq, &found, report);
+    return BQ_OK;
+}
+
+/* The last checkpoint makes the next start short and its ids exact. */
+static void checkpoint_last(bq_t *bq) {
+    uint32_t size;
+    uint64_t keep_from;
+    uint8_t *bytes = log_state(bq->log) == LOG_E_FAILED ? NULL : sessions_serialize(bq, &size, &keep_from);
+    for (uint32_t tries = 0; bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
+        poll_sleep_ms(10); /* one is being written */
+    free(bytes);
+}
+
+void commit_close(bq_t *bq) {
+    if (!bq->log) return;
+    while (bq->held) held_let_go(bq, bq->held, false);
+    checkpoint_last(bq);
+    log_close(bq->log);
+    bq->log = NULL;
+}

@@ -1,0 +1,66 @@
+/* commit.h: what waits for the disk: QoS 1 publishes and the answers to durable requests, in LSN order.
+ *
+ * Invariant: nothing leaves this queue before log_durable has passed its LSN, and all that does leaves in LSN order:
+ * replies to publishers and deliveries to subscribers begin after the same fdatasync.
+ */
+#ifndef BQ_COMMIT_H
+#define BQ_COMMIT_H
+
+#include "base.h"
+#include "queue.h"
+
+struct bq;
+struct connection;
+struct session;
+struct topic;
+
+enum held_kind {
+    HELD_PUBLISH, /* QoS 1 */
+    HELD_FOLLOW,  /* QoS 0 behind an unsynced QoS 1 publish of the same connection: order is kept, nothing is logged */
+    HELD_SUBACK,  /* to a durable subscriber */
+    HELD_REPLY    /* to the end of a durable subscription */
+};
+
+typedef struct held {
+    queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (HELD_SUBACK) */
+    struct held *next;
+    bq_conn_t conn; /* 0: nobody is answered */
+    uint64_t seq;
+    uint64_t lsn, id;
+    uint64_t timestamp_ms, ttl_ms, expiry_tick;
+    uint32_t payload_size;
+    uint16_t topic_size;
+    uint8_t kind;
+} held_t;
+
+static inline const uint8_t *held_frame(const held_t *held) { return held->hold.segment->bytes + held->hold.offset; }
+const uint8_t *held_topic(const held_t *held);
+const uint8_t *held_payload(const held_t *held);
+
+/* What LOG_PUBLISH records begin with; topic and payload follow. */
+typedef struct publish_record {
+    uint64_t id, timestamp_ms, ttl_ms;
+    uint64_t mono_ms; /* of the process that wrote it: what was left of the ttl is known while `run` is the same */
+    uint64_t run;
+    uint32_t topic_size, reserved;
+} publish_record_t;
+
+enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };
+
+/* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
+enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, const bq_view_t *view, const char **why);
+struct delivery;
+/* A message that was delivered too often goes to the dead-letter topic, with the reason. False: the log takes nothing now. */
+bool commit_dead_letter(struct bq *bq, const uint8_t *topic, uint32_t topic_size, const struct delivery *delivery, const uint8_t *payload,
+                        uint32_t payload_size);
+bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
+bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text, uint32_t size);
+
+void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
+void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
+int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
+int64_t commit_due_ms(struct bq *bq); /* milliseconds to the next commit that only waits for time; -1: none */
+void commit_close(struct bq *bq); /* at the end of life: checkpoint, close the log, drop what is held */
+const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
+
+#endif

@@ -1,0 +1,828 @@
+/* log.c: the writer: the gathering batch, the thread that commits it, segments made ahead, quota and reserve.
+ *
+ * The core copies records into one of two buffers; log_commit hands that buffer over and the other one gathers. The log thread
+ * seals the records (CRCs), writes them and syncs, part by part where a batch crosses into the next segment; a part's
+ * predecessor is sealed and synced first. After each sync `durable` rises.
+ *
+ * Invariant: `durable` is stored after fdatasync returned 0, never otherwise. Every error but a full disk ends in log_fail.
+ * A write that met a full disk is tried again (it overwrites the same bytes); a sync never is.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* clock_gettime */
+#endif
+
+#include "log_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+static const uint32_t sync_bounds_us[7] = {100, 300, 1000, 3000, 10000, 30000, 100000};
+
+static uint64_t now_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+void log_wake(log_t *log) {
+    if (log->config.wake) log->config.wake(log->config.wake_context);
+}
+
+/* The first error counts. The batch that met it is given up: nobody was told that it is durable, and nobody will be. */
+void log_fail(log_t *log, int error) {
+    int32_t none = 0;
+    if (atomic_compare_exchange_strong(&log->failed, &none, -error)) log_wake(log);
+}
+
+int log_sync_data(log_t *log, int file) {
+    if (log->config.no_sync) return 0;
+    uint64_t begin = now_us();
+    int error = log->storage->sync_data(log->storage, file);
+#ifdef BUG_RETRY_FSYNC
+    if (error < 0) error = log->storage->sync_data(log->storage, file);
+#endif
+    uint64_t took = now_us() - begin;
+    uint32_t bucket = 0;
+    while (bucket < 7 && took > sync_bounds_us[bucket]) bucket++;
+    gate_enter(&log->table);
+    log->stats.commits++;
+    log->stats.sync_us_last = took;
+    log->stats.sync_us_total += took;
+    if (took > log->stats.sync_us_max) log->stats.sync_us_max = took;
+    log->stats.sync_us_buckets[bucket]++;
+    gate_leave(&log->table);
+    return error < 0 ? error : 0;
+}
+
+/* ---- segments of the log thread -------------------------------------------------------------------------------------- */
+
+static uint32_t record_bytes_max(const log_t *log) { return log->config.batch_bytes_max / 2; }
+static uint32_t pad_bytes_max(const log_t *log) {
+    return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0;
+}
+static uint32_t batch_room(const log_t *log) { return log->config.batch_bytes_max + pad_bytes_max(log); }
+static uint32_t header_bytes(const log_t *log) {
+    return log->config.block_bytes > FORMAT_HEADER_ROOM ? log->config.block_bytes : FORMAT_HEADER_ROOM;
+}
+
+static int header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes) {
+    uint8_t salt[4];
+    int error = log->storage->random(log->storage, salt, sizeof salt);
+    *header =
+        (segment_header_t){.log_id = log->log_id, .number = log->number_next, .first_lsn = first_lsn, .salt = load_u32(salt)};
+    header->header_bytes = header_bytes(log);
+    header->segment_bytes = segment_bytes;
+    header->batch_bytes = batch_room(log);
+    return error;
+}
+
+/* The table has room for one more after this: adding a segment to it cannot fail. */
+static bool table_grow(log_t *log) {
+    bool ok = true;
+    gate_enter(&log->table);
+    if (log->count + 2 > log->capacity) {
+        segment_t **segments = realloc(log->segments, (log->capacity * 2 + 16) * sizeof *segments);
+        if (segments) {
+            log->segments = segments;
+            log->capacity = log->capacity * 2 + 16;
+        }
+        ok = segments && log->count + 2 <= LOG_SEGMENTS_MAX;
+    }
+    gate_leave(&log->table);
+    return ok;
+}
+
+/* Make the segment that will be used next. 0, -ENOSPC (temporary file removed), or an error that stops the log. */
+static int ahead_create(log_t *log) {
+    segment_header_t header;
+    int error = table_grow(log) ? header_make(log, &header, 0, log->config.segment_bytes) : -ENOSPC;
+    if (error < 0) return error;
+    segment_t *segment = segment_new(&header, header.number, header.segment_bytes);
+    if (!segment) return -ENOSPC; /* memory comes back like disk space: wait for it */
+    int file;
+    error = segment_create(log->storage, &header, &file);
+    if (error == 0) {
+        error = segment_publish(log->storage, file, header.number);
+        if (error < 0) log->storage->close(log->storage, file);
+    }
+    if (error < 0) {
+        segment_free(segment);
+        return error == -EDQUOT ? -ENOSPC : error;
+    }
+    log->number_next++;
+    log->ahead = segment;
+    log->ahead_file = file;
+    gate_enter(&log->table);
+    log->stats.bytes += segment->file_bytes;
+    log->stats.segments++;
+    gate_leave(&log->table);
+    return 0;
+}
+
+static uint64_t quota_left(log_t *log) {
+    gate_enter(&log->table);
+    uint64_t bytes = log->stats.bytes;
+    gate_leave(&log->table);
+    return log->config.max_bytes > bytes ? log->config.max_bytes - bytes : 0;
+}
+
+static int64_t free_look(log_t *log) {
+    int64_t bytes = log->storage->free_bytes(log->storage);
+    gate_enter(&log->table);
+    log->stats.free_bytes = bytes;
+    gate_leave(&log->table);
+    return bytes < 0 ? INT64_MAX : bytes; /* a system that does not say is one where only the quota counts */
+}
+
+/* Ahead of need, within quota and reserve; looked at no more than once per LOG_RETRY_MS while there is no room. */
+static void ahead_make(log_t *log) {
+    if (log->ahead || atomic_load(&log->failed) || now_us() < log->look_at_us) return;
+    log->look_at_us = now_us() + LOG_RETRY_MS * 1000ull;
+    uint64_t wanted = log->config.segment_bytes;
+    if (quota_left(log) < wanted || (uint64_t)free_look(log) < wanted + log->config.reserve_bytes) return;
+    int error = ahead_create(log);
+    if (error < 0 && error != -ENOSPC) log_fail(log, error);
+    if (error == 0) log->look_at_us = 0;
+}
+
+/* Go on in the next segment. The one left behind is sealed and synced. 0 or as ahead_create. */
+static int segment_switch(log_t *log, uint64_t first_lsn) {
+    int error = log->ahead ? 0 : ahead_create(log); /* records that were accepted may use the reserve and the last of the quota */
+    if (error < 0) return error;
+    log->storage->close(log->storage, log->active_file);
+    segment_t *segment = log->ahead;
+    segment->first_lsn = segment->next_lsn = first_lsn;
+    log->active_file = log->ahead_file;
+    log->position = segment->header.header_bytes;
+    log->active_sealed = false;
+    log->segment_records = 0;
+    log->ahead = NULL;
+    log->ahead_file = -1;
+    gate_enter(&log->table);
+    log->active = segment;
+    log->segments[log->count++] = segment;
+    gate_leave(&log->table);
+    return 0;
+}
+
+/* ---- quota and reserve ----------------------------------------------------------------------------------------------- */
+
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* How much may still be appended. What a segment may waste at its end, because records do not span segments, is taken off
+ * for each; publishes stop one segment before urgent records do, and where the reserve begins. */
+static void limits_set(log_t *log) {
+    uint64_t waste = FORMAT_FOOTER_BYTES + FORMAT_RECORD_BYTES + (uint64_t)record_bytes_max(log);
+    uint64_t capacity = log->active->header.segment_bytes, segment = log->config.segment_bytes;
+    uint64_t usable = segment - header_bytes(log) - waste;
+    uint64_t room = !log->active_sealed && capacity > log->position + waste ? capacity - log->position - waste : 0;
+    if (log->ahead) room += usable;
+    uint64_t more_urgent = quota_left(log) / segment, more_publish = more_urgent;
+    if (!log->ahead || atomic_load(&log->full)) { /* else there is room for a while, whatever the disk says */
+        uint64_t free_bytes = (uint64_t)free_look(log), reserve = log->config.reserve_bytes;
+        more_urgent = smaller(more_urgent, free_bytes / segment);
+        more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
+    }
+    uint64_t publish = log->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
+    bool full = atomic_load(&log->full);
+    publish = publish > usable ? publish - usable : 0;
+    if (full && publish < segment / 4) publish = 0; /* no flapping: once refused, publishes wait for room that lasts a while */
+    atomic_store(&log->limit_urgent, log->charged_done + room + more_urgent * usable);
+    atomic_store(&log->limit_publish, log->charged_done + publish);
+    if (!full || !publish) return;
+    atomic_store(&log->full, false);
+    log_wake(log);
+}
+
+/* ---- committing ------------------------------------------------------------------------------------------------------ */
+
+typedef struct part {
+    uint32_t bytes;    /* whole records, and the pad if any */
+    uint32_t consumed; /* of the batch */
+    uint64_t records, first_lsn, next_lsn;
+} part_t;
+
+/* As many records as the active segment takes, sealed for it. */
+static part_t part_seal(log_t *log, batch_t *batch) {
+    part_t part = {.first_lsn = load_u64(batch->bytes + batch->done + 8)};
+    uint32_t seed = format_seed(&log->active->header);
+    uint64_t room = log->active->header.segment_bytes - log->position,
+             left = room > FORMAT_FOOTER_BYTES ? room - FORMAT_FOOTER_BYTES : 0;
+    if (log->active_sealed) left = 0;
+    part.next_lsn = part.first_lsn;
+    while (batch->done + part.bytes < batch->used) {
+        uint8_t *record = batch->bytes + batch->done + part.bytes;
+        uint64_t size = FORMAT_RECORD_BYTES + format_padded(load_u32(record + 4));
+        if (size > left) break;
+        format_record_seal(record, seed);
+        left -= size;
+        part.bytes += (uint32_t)size;
+        part.records++;
+        part.next_lsn++;
+    }
+    part.consumed = part.bytes;
+    return part;
+}
+
+/* Fill up to the next block, so that no later write touches a flash page that holds durable records. */
+static void part_pad(log_t *log, batch_t *batch, part_t *part) {
+    uint32_t block = log->config.block_bytes;
+    uint64_t end = log->position + part->bytes;
+    if (!block || end % block == 0) return;
+    uint32_t pad = block - (uint32_t)(end % block);
+    if (pad < FORMAT_RECORD_BYTES) pad += block;
+    if (end + pad + FORMAT_FOOTER_BYTES > log->active->header.segment_bytes) return; /* the next batch begins a segment */
+    uint8_t *record = batch->bytes + batch->used;
+    memset(record, 0, pad);
+    format_record_begin(record, &(format_record_t){.type = LOG_PAD,
+                                                   .size = pad - FORMAT_RECORD_BYTES,
+                                                   .lsn = part->next_lsn,
+                                                   .place = (uint16_t)(part->next_lsn - batch->first_lsn)});
+    format_record_seal(record, format_seed(&log->active->header));
+    part->bytes += pad;
+}
+
+static int footer_write(log_t *log, uint64_t next_lsn, uint16_t place, uint8_t flags) {
+    uint8_t footer[FORMAT_FOOTER_BYTES];
+    format_footer_encode(footer, format_seed(&log->active->header), next_lsn, log->segment_records, place, flags);
+    return log->storage->write(log->storage, log->active_file, log->position, footer, sizeof footer);
+}
+
+static void durable_set(log_t *log, batch_t *batch, const part_t *part) {
+    segment_t *segment = log->active;
+    gate_enter(&log->table);
+    if (part->records) segment_mark(segment, part->first_lsn, log->position);
+    segment->records += part->records;
+    segment->next_lsn = part->next_lsn;
+    segment->end = log->position + part->bytes;
+    log->stats.records += part->records;
+    log->stats.written_bytes += part->bytes;
+    gate_leave(&log->table);
+    log->position += part->bytes;
+    log->segment_records += part->records;
+    batch->done += part->consumed;
+    if (part->next_lsn - 1 > atomic_load(&log->durable))
+        atomic_store_explicit(&log->durable, part->next_lsn - 1, memory_order_release);
+}
+
+/* One write and one sync: what of the batch fits the active segment, and its footer if there is more. */
+static int part_commit(log_t *log, batch_t *batch) {
+    part_t part = part_seal(log, batch);
+    bool whole = batch->done + part.consumed == batch->used;
+    if (whole) part_pad(log, batch, &part);
+    storage_t *storage = log->storage;
+    int error = 0;
+    if (part.bytes) {
+        /* The pad lies behind the batch's last record, which this part ends with. */
+        error = storage->write(storage, log->active_file, log->position, batch->bytes + batch->done, part.bytes);
+        if (error < 0) return error;
+    }
+#ifdef BUG_REPLY_BEFORE_FSYNC
+    atomic_store(&log->durable, part.next_lsn - 1);
+    log_wake(log);
+#endif
+    if (!whole && !log->active_sealed) {
+        log->position += part.bytes;
+        log->segment_records += part.records;
+        error = footer_write(log, part.next_lsn, (uint16_t)(part.next_lsn - batch->first_lsn), 0);
+        log->position -= part.bytes;
+        log->segment_records -= part.records;
+        if (error < 0) return error;
+    }
+    if (part.bytes || !log->active_sealed) {
+        error = log_sync_data(log, log->active_file);
+        if (error < 0) return error == -ENOSPC || error == -EDQUOT ? -EIO : error; /* a failed sync is final, whatever it says */
+    }
+    durable_set(log, batch, &part);
+    if (whole) return 0;
+    if (!log->active_sealed) log->position += FORMAT_FOOTER_BYTES;
+    log->active_sealed = true;
+    log_wake(log);
+    return segment_switch(log, part.next_lsn);
+}
+
+/* 0: all of it is durable. -ENOSPC: go on from batch->done when there is room. Anything else stops the log. */
+static int batch_commit(log_t *log, batch_t *batch) {
+    int error = 0;
+    while (error == 0 && batch->done < batch->used) error = part_commit(log, batch);
+    if (error == -EDQUOT) error = -ENOSPC;
+    if (error < 0 && error != -ENOSPC) log_fail(log, error);
+    return error;
+}
+
+static void batch_finish(log_t *log, batch_t *batch, int error) {
+    gate_enter(&log->work);
+    if (error == -ENOSPC) {
+        log->stuck++;
+        atomic_store(&log->full, true);
+    } else {
+        log->stuck = 0;
+        log->handed = NULL;
+        log->charged_done = batch->charged;
+        atomic_store(&log->busy, false);
+    }
+    gate_signal(&log->work);
+    gate_leave(&log->work);
+    log_wake(log);
+}
+
+/* The end in order: a clean footer, and the file cut to what it holds. */
+static void close_clean(log_t *log) {
+    storage_t *storage = log->storage;
+    char name[FORMAT_NAME_BYTES];
+    if (atomic_load(&log->failed) || log->active_sealed) return;
+    if (footer_write(log, log->next_lsn, 0, FORMAT_FOOTER_CLEAN) < 0 || log_sync_data(log, log->active_file) < 0) return;
+    storage->truncate(storage, log->active_file, log->position + FORMAT_FOOTER_BYTES);
+    if (!log->ahead) return;
+    format_segment_name(name, log->ahead->name_number);
+    storage->unlink(storage, name);
+}
+
+static void *log_run(void *argument) {
+    log_t *log = argument;
+    for (;;) {
+        ahead_make(log);
+        if (!atomic_load(&log->failed)) limits_set(log);
+        gate_enter(&log->work);
+        bool failed = atomic_load(&log->failed), again = !failed && (log->stuck || !log->ahead || atomic_load(&log->full));
+        if (!log->stop && (!log->handed || (log->stuck && !failed))) {
+            log->log_waits = true;
+            gate_signal(&log->work);
+            gate_wait(&log->work, again ? LOG_RETRY_MS : -1);
+            log->log_waits = false;
+        }
+        batch_t *batch = log->handed;
+        bool stop = log->stop;
+        if (log->room_came) log->look_at_us = 0;
+        log->room_came = false;
+        gate_leave(&log->work);
+        if (stop) break; /* log_close has waited for what was handed over */
+        if (batch) batch_finish(log, batch, atomic_load(&log->failed) ? -EIO : batch_commit(log, batch));
+    }
+    return NULL;
+}
+
+/* ---- the core's side --------------------------------------------------------------------------------------------------- */
+
+static int refuse(log_t *log, bool urgent) {
+    if (urgent) return LOG_E_FULL;
+    if (!atomic_exchange(&log->full, true)) { /* from now on the thread looks for room by itself */
+        gate_enter(&log->work);
+        gate_signal(&log->work);
+        gate_leave(&log->work);
+    }
+    return LOG_E_FULL;
+}
+
+int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, bool urgent) {
+    batch_t *batch = &log->batches[log->gathering];
+    uint64_t size = 0;
+    if (BQ_UNLIKELY(atomic_load_explicit(&log->failed, memory_order_relaxed))) return LOG_E_FAILED;
+    if (type == 0 || type == FORMAT_FOOTER || type == LOG_PAD) return BQ_E_ARGUMENT;
+    for (uint32_t i = 0; i < count; i++) size += parts[i].size;
+    uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(size);
+    if (bytes > record_bytes_max(log)) return BQ_E_TOO_LARGE;
+    uint64_t place = batch->used ? log->next_lsn - batch->first_lsn : 0;
+    if (batch->used + bytes > log->config.batch_bytes_max || place >= FORMAT_PLACE_MAX) return BQ_E_AGAIN;
+    uint64_t charged = log->charged + bytes + (batch->used ? 0 : pad_bytes_max(log));
+    if (charged > atomic_load_explicit(urgent ? &log->limit_urgent : &log->limit_publish, memory_order_relaxed))
+        return refuse(log, urgent);
+
+    uint64_t lsn = log->next_lsn++;
+    uint8_t *record = batch->bytes + batch->used, *out = record + FORMAT_RECORD_BYTES;
+    if (!batch->used) batch->first_lsn = lsn;
+    format_record_begin(
+        record, &(format_record_t){.lsn = lsn, .size = (uint32_t)size, .place = (uint16_t)place, .type = type, .flags = flags});
+    store_u64(record + bytes - 8,
+              0); /* the padding, before the payload covers what is not padding; or the CRCs of an empty one */
+    for (uint32_t i = 0; i < count; i++) {
+        if (parts[i].size) memcpy(out, parts[i].bytes, parts[i].size);
+        out += parts[i].size;
+    }
+    batch->used += (uint32_t)bytes;
+    batch->charged = log->charged = charged;
+    atomic_store_explicit(&log->shown_next_lsn, log->next_lsn, memory_order_relaxed);
+    return (int64_t)lsn;
+}
+
+bool log_commit(log_t *log) {
+    batch_t *batch = &log->batches[log->gathering];
+    if (!batch->used || atomic_load(&log->busy) || atomic_load(&log->failed)) return false;
+    gate_enter(&log->work);
+    batch->done = 0;
+    log->handed = batch;
+    atomic_store(&log->busy, true);
+    gate_signal(&log->work);
+    gate_leave(&log->work);
+    log->gathering ^= 1;
+    log->batches[log->gathering].used = 0;
+    return true;
+}
+
+bool log_busy(const log_t *log) { return atomic_load(&log->busy); }
+uint64_t log_gathered(const log_t *log) { return log->batches[log->gathering].used; }
+uint64_t log_durable(const log_t *log) { return atomic_load_explicit(&log->durable, memory_order_acquire); }
+
+int log_state(const log_t *log) {
+    if (atomic_load_explicit(&log->failed, memory_order_relaxed)) return LOG_E_FAILED;
+    return atomic_load_explicit(&log->full, memory_order_relaxed) ? LOG_E_FULL : 0;
+}
+
+void log_stats(log_t *log, log_stats_t *stats) {
+    gate_enter(&log->table);
+    *stats = log->stats;
+    stats->first_lsn = log->count ? log->segments[0]->first_lsn : 0;
+    gate_leave(&log->table);
+    stats->durable_lsn = log_durable(log);
+    stats->next_lsn = atomic_load(&log->shown_next_lsn);
+    stats->error = atomic_load(&log->failed);
+    stats->failed = stats->error != 0;
+    stats->full = atomic_load(&log->full);
+}
+
+static bool read_asked(const log_t *log) {
+    bool asked = false;
+    for (uint32_t i = 0; i < LOG_READS_MAX; i++) asked = asked || log->slots[i].state == READ_ASKED;
+    return asked;
+}
+
+void log_settle(log_t *log) {
+    gate_enter(&log->work);
+    while (!log->log_waits || (log->handed && !log->stuck)) gate_wait(&log->work, 10);
+    gate_leave(&log->work);
+    gate_enter(&log->reads);
+    while (!log->reads_wait || log->checkpoint_busy || read_asked(log)) gate_wait(&log->reads, 10);
+    gate_leave(&log->reads);
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------------------- */
+
+static bool config_holds(const log_config_t *config) {
+    return config->segment_bytes >= 4096 && config->segment_bytes <= FORMAT_SEGMENT_BYTES_MAX / 2 &&
+           config->segment_bytes % 8 == 0 && config->batch_bytes_max >= 512 && config->batch_bytes_max % 16 == 0 &&
+           config->batch_bytes_max <= config->segment_bytes / 2 && config->batch_bytes_max <= FORMAT_BATCH_BYTES_MAX / 2 &&
+           config->block_bytes % 8 == 0 && config->block_bytes <= config->segment_bytes / 8 &&
+           config->max_bytes / 4 >= config->segment_bytes;
+}
+
+typedef struct tail {
+    segment_t *source; /* whose last records are carried over; NULL: none */
+    uint64_t offset, first_lsn;
+    bool whole; /* all of its records */
+} tail_t;
+
+/* The records that the last fdatasync of the broker before may not have reached, and some more: no more than one batch was
+ * ever unsynced. Reading them proves nothing about the disk: the page cache may hold what the disk refused. */
+static tail_t tail_of(const recover_t *recover, uint64_t next_lsn) {
+    tail_t tail = {.first_lsn = next_lsn};
+    for (uint32_t i = recover->count; i-- > 0 && !tail.source && !recover->report.clean;)
+        if (recover->segments[i]->records) tail.source = recover->segments[i];
+    if (!tail.source) return tail;
+    uint64_t doubtful = 2ull * tail.source->header.batch_bytes;
+    uint64_t from = tail.source->end > doubtful ? tail.source->end - doubtful : 0;
+    uint32_t mark = tail.source->marks_count;
+    while (mark > 1 && tail.source->marks[mark - 1].offset > from) mark--;
+    tail.offset = tail.source->marks[mark - 1].offset;
+    tail.first_lsn = tail.source->marks[mark - 1].lsn;
+    tail.whole = mark == 1;
+    return tail;
+}
+
+/* Copy the tail behind the new segment's header. Each record says place 0: it is durable once this segment has its name. */
+static int tail_copy(log_t *log, recover_t *recover, const tail_t *tail) {
+    scan_t *scan = &recover->scan;
+    storage_t *storage = log->storage;
+    char name[FORMAT_NAME_BYTES];
+    uint32_t seed = format_seed(&log->active->header);
+    uint64_t expected = tail->first_lsn, junk = 0;
+    format_segment_name(name, tail->source->name_number);
+    int file = storage->open(storage, name, false);
+    if (file < 0) return file;
+    scan_file(scan, file, tail->source->end, &tail->source->header);
+    scan->offset = tail->offset;
+    uint8_t *copy = malloc(FORMAT_RECORD_BYTES + format_padded(tail->source->header.batch_bytes));
+    int error = copy ? 0 : -ENOMEM;
+    format_record_t record;
+    const uint8_t *payload;
+    while (error == 0 && scan_resync(scan, expected, &record, &junk) == SCAN_RECORD &&
+           scan_look(scan, &record, &payload) == SCAN_RECORD) {
+        uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(record.size);
+        if (record.type != LOG_PAD && record.type != FORMAT_FOOTER) {
+            record.place = 0;
+            format_record_begin(copy, &record);
+            memcpy(copy + FORMAT_RECORD_BYTES, payload, bytes - FORMAT_RECORD_BYTES);
+            format_record_seal(copy, seed);
+            error = storage->write(storage, log->active_file, log->position, copy, bytes);
+            segment_mark(log->active, record.lsn, log->position);
+            log->position += bytes;
+            log->segment_records++;
+            expected = record.lsn + 1;
+        }
+        scan_pass(scan, &record);
+    }
+    if (error == 0) error = scan->error;
+    free(copy);
+    storage->close(storage, file);
+    return error;
+}
+
+/* A last record that proves all before it durable, and fills the block. */
+static int tail_end(log_t *log, uint64_t next_lsn) {
+    uint32_t block = log->config.block_bytes ? log->config.block_bytes : 8;
+    uint64_t bytes = FORMAT_RECORD_BYTES + (block - (log->position + FORMAT_RECORD_BYTES) % block) % block;
+    uint8_t *pad = calloc(1, bytes);
+    if (!pad) return -ENOMEM;
+    format_record_begin(pad, &(format_record_t){.type = LOG_PAD, .size = (uint32_t)bytes - FORMAT_RECORD_BYTES, .lsn = next_lsn});
+    format_record_seal(pad, format_seed(&log->active->header));
+    int error = log->storage->write(log->storage, log->active_file, log->position, pad, bytes);
+    free(pad);
+    log->position += bytes;
+    return error;
+}
+
+/* The segment to go on in: it begins with the tail and is complete on disk before it gets its name. */
+static int active_begin(log_t *log, recover_t *recover, const tail_t *tail) {
+    segment_header_t header;
+    uint64_t carried = tail->source ? tail->source->end - tail->offset : 0;
+    uint64_t wanted = header_bytes(log) + carried + batch_room(log) + pad_bytes_max(log) + 2 * FORMAT_FOOTER_BYTES;
+    wanted = carried && wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
+    int error = header_make(log, &header, tail->first_lsn, (uint32_t)wanted);
+    if (error < 0) return error;
+    log->active = segment_new(&header, header.number, header.segment_bytes);
+    if (!log->active) return -ENOMEM;
+    log->number_next++;
+    log->position = header.header_bytes;
+    log->active->first_lsn = tail->first_lsn;
+    log->active->next_lsn = log->next_lsn;
+    error = segment_create(log->storage, &header, &log->active_file);
+    if (error == 0 && tail->source) error = tail_copy(log, recover, tail);
+    if (error == 0 && tail->source) error = tail_end(log, log->next_lsn);
+    if (error == 0) error = segment_publish(log->storage, log->active_file, header.number);
+    log->active->end = log->position;
+    log->active->records = log->segment_records;
+    return error;
+}
+
+static void file_drop(log_t *log, recover_t *recover, const segment_t *segment) {
+    char name[FORMAT_NAME_BYTES];
+    recover_finding_t finding = {.kind = RECOVER_HEADER_BAD, .number = segment->name_number};
+    format_segment_name(name, segment->name_number);
+    if (segment->damaged) /* the only other copy of its bytes may have been cut short */
+        recover_keep_aside(recover, &finding);
+    else
+        log->storage->unlink(log->storage, name);
+}
+
+/* Segments that nothing is taken from: made ahead and unused, or carried over by an earlier recovery. Before the new segment
+ * is durable only those without a record may go (they may be the room it needs); afterwards the rest. */
+static void segments_drop(log_t *log, recover_t *recover, bool (*drops)(const recover_t *, uint32_t)) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < recover->count; i++) {
+        segment_t *segment = recover->segments[i];
+        if (drops(recover, i)) {
+            file_drop(log, recover, segment);
+            segment_free(segment);
+        } else {
+            recover->segments[kept++] = segment;
+        }
+    }
+    recover->count = kept;
+}
+
+static bool was_never_used(const recover_t *recover, uint32_t at) {
+    const segment_t *segment = recover->segments[at];
+    return (at > recover->newest || recover->newest >= recover->count) && !segment->records && !segment->header.first_lsn;
+}
+static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
+
+/* Give back what was allocated for records that never came: a broker killed again and again would fill the disk with it.
+ * Damaged segments stay as they are. */
+static void segments_trim(log_t *log, const recover_t *recover) {
+    storage_t *storage = log->storage;
+    for (uint32_t i = 0; i < recover->count; i++) {
+        segment_t *segment = recover->segments[i];
+        char name[FORMAT_NAME_BYTES];
+        if (segment->damaged || segment->file_bytes < segment->end + log->config.segment_bytes / 8) continue;
+        format_segment_name(name, segment->name_number);
+        int file = storage->open(storage, name, false);
+        if (file < 0) continue;
+        if (storage->truncate(storage, file, segment->end) >= 0) segment->file_bytes = segment->end;
+        storage->close(storage, file);
+    }
+}
+
+/* After the last record: the disk is made to hold what was recovered, in a form that this process has synced itself. */
+static int recovered_settle(log_t *log, recover_t *recover) {
+    storage_t *storage = log->storage;
+    if (recover->leftovers) {
+        storage->unlink(storage, LOG_SEGMENT_TEMPORARY);
+        storage->unlink(storage, LOG_CHECKPOINT_TEMPORARY);
+    }
+    if (recover->file >= 0) storage->close(storage, recover->file);
+    recover->file = -1;
+    segments_drop(log, recover, was_never_used);
+    tail_t tail = tail_of(recover, log->next_lsn);
+    int error = active_begin(log, recover, &tail);
+    if (error < 0) return error;
+    if (tail.source && tail.whole) {
+        tail.source->records = 0;
+    } else if (tail.source) {
+        tail.source->next_lsn = tail.first_lsn;
+    }
+    segments_drop(log, recover, has_no_records);
+    segments_trim(log, recover);
+    log->segments = recover->segments;
+    log->count = recover->count;
+    log->capacity = recover->capacity;
+    recover->segments = NULL;
+    recover->count = 0;
+    log->segments[log->count++] = log->active;
+    for (uint32_t i = 0; i < log->count; i++) log->stats.bytes += log->segments[i]->file_bytes;
+    log->stats.segments = log->count;
+    return 0;
+}
+
+static int log_id_make(log_t *log, recover_t *recover) {
+    uint8_t bytes[8];
+    log->log_id = recover->log_id;
+    log->number_next = recover->number_max + 1;
+    if (log->log_id) return BQ_OK;
+    int error = log->storage->random(log->storage, bytes, sizeof bytes);
+    log->log_id = load_u64(bytes) | 1;
+    return error < 0 ? system_error(error) : BQ_OK;
+}
+
+static void checkpoints_note(log_t *log, const recover_t *recover) {
+    log->generations[0] = recover->checkpoint.generation;
+    log->keep_below[0] = recover->checkpoint.keep_from;
+    log->generations[1] = recover->generation_before;
+    log->keep_below[1] = recover->keep_before;
+    log->stats.checkpoint_lsn = recover->checkpoint.lsn;
+    log->checkpoint.generation = recover->generations_count ? recover->generations[recover->generations_count - 1] : 0;
+}
+
+typedef struct opening {
+    log_visit restore;
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+    uint64_t shown; /* bytes at the last call of progress */
+} opening_t;
+
+#define PROGRESS_BYTES (4u << 20)
+
+static int replay(log_t *log, recover_t *recover, opening_t *opening) {
+    log_record_t record;
+    recover_finding_t finding;
+    bool visits = opening->restore != NULL;
+    if (recover->checkpoint.generation && visits) {
+        record =
+            (log_record_t){.lsn = recover->checkpoint.lsn, .bytes = recover->checkpoint_bytes, .size = recover->checkpoint.size};
+        visits = opening->restore(opening->context, &record);
+    }
+    for (;;) {
+        int event = recover_next(recover, &record, &finding);
+        if (event < 0) return event;
+        if (event == RECOVER_END) break;
+        if (event == RECOVER_FINDING) recover_keep_aside(recover, &finding); /* best effort: a full disk must not keep us down */
+        if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && visits)
+            visits = opening->restore(opening->context, &record);
+        uint64_t done = recover->done_bytes + recover->scan.offset;
+        if (opening->progress && done - opening->shown >= PROGRESS_BYTES) {
+            opening->progress(opening->context, done, recover->total_bytes);
+            opening->shown = done;
+        }
+    }
+    log->next_lsn = recover->expected ? recover->expected : 1;
+    return BQ_OK;
+}
+
+static int log_recover(log_t *log, opening_t *opening, log_report_t *report) {
+    recover_t recover;
+    int error = recover_begin(&recover, log->storage);
+    if (error != BQ_OK) return error;
+    error = log_id_make(log, &recover);
+    if (error == BQ_OK) error = replay(log, &recover, opening);
+    if (error == BQ_OK) {
+        int settled = recovered_settle(log, &recover);
+        if (settled < 0) error = settled == -ENOSPC || settled == -EDQUOT ? LOG_E_FULL : system_error(settled);
+    }
+    if (error == BQ_OK) {
+        checkpoints_note(log, &recover);
+        recover.report.next_lsn = log->next_lsn;
+        recover.report.first_lsn = log->segments[0]->first_lsn;
+        if (report) *report = recover.report;
+    }
+    recover_free(&recover);
+    return error;
+}
+
+static void log_free(log_t *log) {
+    storage_t *storage = log->storage;
+    for (uint32_t i = 0; i < log->count; i++) segment_free(log->segments[i]);
+    if (!log->count) segment_free(log->active); /* opening failed before the table took it */
+    segment_free(log->ahead);
+    if (log->active_file >= 0) storage->close(storage, log->active_file);
+    if (log->ahead_file >= 0) storage->close(storage, log->ahead_file);
+    if (log->read_file >= 0) storage->close(storage, log->read_file);
+    free(log->segments);
+    free(log->batches[0].bytes);
+    free(log->batches[1].bytes);
+    free(log->checkpoint_bytes);
+    scan_free(&log->read_scan);
+    gate_free(&log->work);
+    gate_free(&log->table);
+    gate_free(&log->reads);
+    free(log);
+    storage->release(storage);
+}
+
+static int gates_init(log_t *log) {
+    if (gate_init(&log->work) != BQ_OK) return BQ_E_SYSTEM;
+    if (gate_init(&log->table) == BQ_OK) {
+        if (gate_init(&log->reads) == BQ_OK) return BQ_OK;
+        gate_free(&log->table);
+    }
+    gate_free(&log->work);
+    return BQ_E_SYSTEM;
+}
+
+static int buffers_init(log_t *log) {
+    log->batches[0].bytes = malloc(batch_room(log));
+    log->batches[1].bytes = malloc(batch_room(log));
+    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_SCAN_BYTES / 4)
+                                                          : BQ_E_MEMORY;
+}
+
+static void threads_stop(log_t *log) {
+    gate_enter(&log->work);
+    log->stop = true;
+    gate_signal(&log->work);
+    gate_leave(&log->work);
+    gate_enter(&log->reads);
+    log->reads_stop = true;
+    gate_signal(&log->reads);
+    gate_leave(&log->reads);
+    poll_thread_join(&log->log_thread);
+    poll_thread_join(&log->read_thread);
+}
+
+static int threads_start(log_t *log) {
+    int error = poll_thread_start(&log->log_thread, "blipmq-log", log_run, log);
+    if (error != BQ_OK) return error;
+    error = poll_thread_start(&log->read_thread, "blipmq-read", read_run, log);
+    if (error != BQ_OK) threads_stop(log);
+    return error;
+}
+
+int log_open(log_t **out, storage_t *storage, const log_config_t *config, log_visit restore, void *context, log_report_t *report,
+             void (*progress)(void *context, uint64_t done, uint64_t total)) {
+    *out = NULL;
+    int error = config_holds(config) ? BQ_OK : BQ_E_ARGUMENT;
+    log_t *log = error == BQ_OK ? calloc(1, sizeof *log) : NULL;
+    if (error == BQ_OK) error = log ? gates_init(log) : BQ_E_MEMORY;
+    if (error != BQ_OK) {
+        free(log);
+        storage->release(storage);
+        return error;
+    }
+    log->storage = storage;
+    log->config = *config;
+    log->active_file = log->ahead_file = log->read_file = -1;
+    int locked = storage->lock(storage, LOG_LOCK_NAME);
+    error = locked >= 0 ? buffers_init(log) : locked == -EWOULDBLOCK ? LOG_E_LOCKED : system_error(locked);
+    opening_t opening = {.restore = restore, .progress = progress, .context = context};
+    if (error == BQ_OK) error = log_recover(log, &opening, report);
+    if (error == BQ_OK) {
+        atomic_store(&log->durable, log->next_lsn - 1);
+        atomic_store(&log->shown_next_lsn, log->next_lsn);
+        limits_set(log);
+        error = threads_start(log);
+    }
+    if (error != BQ_OK) {
+        int reason = errno;
+        log_free(log);
+        errno = reason;
+        return error;
+    }
+    *out = log;
+    return BQ_OK;
+}
+
+/* Wait for the batch being written; false: it cannot be, and waiting longer would not help. */
+static bool handed_wait(log_t *log) {
+    gate_enter(&log->work);
+    uint32_t stuck = log->stuck;
+    while (log->handed && log->stuck < stuck + 2) gate_wait(&log->work, -1);
+    bool written = !log->handed;
+    gate_leave(&log->work);
+    return written && !atomic_load(&log->failed);
+}
+
+void log_close(log_t *log) {
+    bool written = handed_wait(log);
+    if (written && log_commit(log)) written = handed_wait(log);
+    threads_stop(log);
+    if (written && !log_gathered(log)) close_clean(log);
+    log_free(log);
+}

@@ -1,0 +1,121 @@
+/* session.h: a QoS 1 subscription or a queue group: whom it is for, what it has given out, what has been acknowledged.
+ *
+ *      log    ... [ack'ed ............][floor][d] [d] [d] [d] ............................. next LSN
+ *                                             \_______window________/ ^next_lsn: read back from here while `behind`
+ *
+ * A session holds a window of deliveries in LSN order. What does not fit the window of a durable session stays in the log
+ * and is read back when there is room: an absent client costs disk, not memory. Others drop, as their policy says.
+ *
+ * Invariants: every message up to floor_lsn is acknowledged, expired or given up; every later one that matches is in the
+ * window, or, while `behind`, in the log at next_lsn or later. A delivery is first sent in LSN order. Only the floor is
+ * logged: what was acknowledged above it comes again after a crash, at most a window of duplicates, never a loss.
+ */
+#ifndef BQ_SESSION_H
+#define BQ_SESSION_H
+
+#include "base.h"
+#include "log.h"
+#include "queue.h"
+#include "route.h"
+
+struct bq;
+struct connection;
+struct session;
+struct held;
+
+/* One connection's part in one session. */
+typedef struct member {
+    struct session *session;
+    struct connection *connection;
+    struct member *next, **link;                       /* the session's members */
+    struct member *connection_next, **connection_link; /* the connection's sessions */
+    uint32_t flight_count;
+} member_t;
+
+typedef struct delivery {
+    queue_entry_t hold; /* keeps the frame's bytes (compaction may move them); its timer is the expiry or the ack timeout */
+    struct session *session;
+    struct delivery *next, *previous; /* in the window */
+    struct delivery *chain;           /* in flight: by (id, connection) */
+    member_t *member;                 /* whom it is in flight to; NULL: it waits to be sent */
+    uint64_t lsn, id;
+    uint64_t expiry_tick; /* 0: never */
+    uint32_t deliveries;
+    bool redelivered;
+} delivery_t;
+
+typedef struct session {
+    struct session *next, **link;       /* all */
+    struct session *pump_next;
+    session_route_t route;
+    member_t *members, *turn;           /* turn: who is served next */
+    delivery_t *head, *tail, *cursor;   /* the window; cursor: where to look for the next to send, NULL: nowhere */
+    uint64_t id;                        /* of a durable one, for the log */
+    uint64_t floor_lsn, floor_logged;
+    uint64_t next_lsn;                  /* while behind */
+    uint64_t doubtful_lsn;              /* after a restart: up to here it may have been sent before */
+    uint64_t born_lsn;                  /* its own record; 0: not durable */
+    uint64_t window_bytes;
+    uint32_t window_count, flight_count;
+    uint32_t member_count;
+    bool grouped, durable, behind, pumping;
+    int8_t read_slot;                   /* < 0: no read under way */
+    uint8_t qos;
+    uint64_t settled, settled_logged;   /* deliveries done with, one way or another: the floor is logged when this has moved */
+    uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
+    uint32_t filter_size, client_id_size, group_size;
+    uint8_t text[];                     /* filter, client_id, group */
+} session_t;
+
+static inline const uint8_t *session_client_id(const session_t *session) { return session->text + session->filter_size; }
+static inline const uint8_t *session_group(const session_t *session) { return session_client_id(session) + session->client_id_size; }
+
+#define SESSION_SLOTS LOG_READS_MAX
+
+/* What the core keeps for all sessions. */
+typedef struct sessions {
+    session_t *all;
+    uint32_t count;
+    uint64_t next_id;
+    delivery_t **flight; /* hash table of deliveries in flight */
+    uint32_t flight_size, flight_count;
+    session_t *pump; /* those that may have something to do */
+    uint8_t *read_buffers[SESSION_SLOTS];
+    session_t *readers[SESSION_SLOTS]; /* whom a read is for; NULL: nobody (any more) */
+    bool reading[SESSION_SLOTS];       /* the buffer is the reader's until the read is done */
+} sessions_t;
+
+bool sessions_init(struct bq *bq);
+void sessions_release(struct bq *bq);
+
+/* Requests. */
+typedef struct session_request {
+    const uint8_t *filter, *client_id, *group;
+    uint32_t filter_size, client_id_size, group_size;
+    uint8_t qos;
+    bool durable;
+} session_request_t;
+void session_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request);
+/* True if there was such a session of this connection, or a durable one of that client_id: the Reply is then this function's. */
+bool session_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request);
+void session_ack(struct bq *bq, struct connection *connection, uint64_t id);
+void session_leave_all(struct bq *bq, struct connection *connection);
+
+/* A message has become durable: take it into the window, or note that it is in the log. */
+void session_offer(struct bq *bq, session_t *session, const struct held *held);
+struct connection *session_turn(session_t *session); /* the group's next live member; NULL: none */
+
+void session_timeout(struct bq *bq, delivery_t *delivery);
+void session_pump_all(struct bq *bq); /* log what was settled, send what can be sent, fetch what is missing */
+void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
+void session_read_finished(struct bq *bq, const log_read_t *read);
+
+/* For the tables that Python shows. */
+uint32_t sessions_behind(const struct bq *bq);
+
+/* Recovery and checkpoints. */
+bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
+void session_restored(struct bq *bq);
+uint8_t *sessions_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */
+
+#endif

@@ -1,0 +1,256 @@
+/* storage_posix.c: the real disk: one directory, held open, and plain files inside it.
+ *
+ * Invariant: a call that returns >= 0 has done all it was asked for. A failed sync is reported once and never repeated here:
+ * after it the kernel may have marked the lost pages clean, and a second call would say 0.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* fallocate */
+#endif
+
+#include "storage.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define CHUNK_BYTES_MAX (1u << 30) /* one call; some systems refuse more */
+
+typedef struct disk {
+    storage_t calls; /* first: a storage_t * is a disk_t * */
+    int directory;
+    int lock;
+} disk_t;
+
+static disk_t *disk_of(storage_t *storage) { return (disk_t *)storage; }
+static int result_of(int result) { return result < 0 ? -errno : result; }
+
+static int disk_open(storage_t *storage, const char *name, bool create) {
+    int file;
+    do file = openat(disk_of(storage)->directory, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_TRUNC : 0), 0600);
+    while (file < 0 && errno == EINTR);
+    if (file < 0 && !create && (errno == EACCES || errno == EROFS)) /* good enough to verify and to export */
+        file = openat(disk_of(storage)->directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return result_of(file);
+}
+
+static int disk_close(storage_t *storage, int file) {
+    (void)storage;
+    return close(file) < 0 && errno != EINTR ? -errno : 0; /* after EINTR the descriptor is gone all the same */
+}
+
+static int disk_write(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size) {
+    (void)storage;
+    while (size) {
+        ssize_t count = pwrite(file, bytes, size < CHUNK_BYTES_MAX ? (size_t)size : CHUNK_BYTES_MAX, (off_t)offset);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return -errno;
+        if (count == 0) return -EIO; /* a file system that takes nothing and says nothing */
+        bytes += count;
+        offset += (uint64_t)count;
+        size -= (uint64_t)count;
+    }
+    return 0;
+}
+
+static int64_t disk_read(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    (void)storage;
+    uint64_t done = 0;
+    while (done < size) {
+        uint64_t left = size - done;
+        ssize_t count =
+            pread(file, bytes + done, left < CHUNK_BYTES_MAX ? (size_t)left : CHUNK_BYTES_MAX, (off_t)(offset + done));
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) return -errno;
+        if (count == 0) break;
+        done += (uint64_t)count;
+    }
+    return (int64_t)done;
+}
+
+static int disk_truncate(storage_t *storage, int file, uint64_t size) {
+    (void)storage;
+    int result;
+    do result = ftruncate(file, (off_t)size);
+    while (result < 0 && errno == EINTR);
+    return result_of(result);
+}
+
+/* Where blocks cannot be reserved (FAT, some network file systems) the file is only made as long: a write may then meet a full
+ * disk, which log.c holds the batch for. Writing zeros instead would wear a card twice. */
+static int disk_allocate(storage_t *storage, int file, uint64_t size) {
+#if defined(FALLOC_FL_KEEP_SIZE)
+    int result;
+    do result = fallocate(file, 0, 0, (off_t)size);
+    while (result < 0 && errno == EINTR);
+    if (result == 0) return 0;
+    if (errno != EOPNOTSUPP && errno != ENOSYS) return -errno;
+#endif
+    return disk_truncate(storage, file, size);
+}
+
+static int64_t disk_size(storage_t *storage, int file) {
+    (void)storage;
+    struct stat status;
+    if (fstat(file, &status) < 0) return -errno;
+    return S_ISREG(status.st_mode) ? (int64_t)status.st_size : -EINVAL;
+}
+
+/* On macOS fsync leaves the data in the drive's own cache; this flushes that too. */
+static int full_sync(int file) {
+#if defined(F_FULLFSYNC)
+    if (fcntl(file, F_FULLFSYNC) == 0) return 0;
+    if (errno != ENOTSUP && errno != EINVAL) return -errno;
+#endif
+    return result_of(fsync(file));
+}
+
+static int disk_sync_data(storage_t *storage, int file) {
+    (void)storage;
+#if defined(F_FULLFSYNC)
+    return full_sync(file);
+#else
+    return result_of(fdatasync(file));
+#endif
+}
+
+static int disk_sync(storage_t *storage, int file) {
+    (void)storage;
+    return full_sync(file);
+}
+
+static int disk_sync_directory(storage_t *storage) { return full_sync(disk_of(storage)->directory); }
+
+static int disk_rename(storage_t *storage, const char *from, const char *to) {
+    int directory = disk_of(storage)->directory;
+    return result_of(renameat(directory, from, directory, to));
+}
+
+static int disk_unlink(storage_t *storage, const char *name) { return result_of(unlinkat(disk_of(storage)->directory, name, 0)); }
+
+static int disk_list(storage_t *storage, storage_visit visit, void *context) {
+    int copy = openat(disk_of(storage)->directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (copy < 0) return -errno;
+    DIR *directory = fdopendir(copy);
+    if (!directory) {
+        int error = -errno;
+        close(copy);
+        return error;
+    }
+    int error = 0;
+    for (;;) {
+        errno = 0; /* the only way to tell the end from a failure */
+        struct dirent *entry = readdir(directory);
+        if (!entry) {
+            error = -errno;
+            break;
+        }
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) visit(context, entry->d_name);
+    }
+    closedir(directory);
+    return error;
+}
+
+static int64_t disk_free_bytes(storage_t *storage) {
+    struct statvfs status;
+    if (fstatvfs(disk_of(storage)->directory, &status) < 0) return -errno;
+    return (int64_t)((uint64_t)status.f_bavail * status.f_frsize);
+}
+
+static int disk_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
+    (void)storage;
+    int source = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    if (source < 0) return -errno;
+    ssize_t count;
+    do count = read(source, bytes, size);
+    while (count < 0 && errno == EINTR);
+    int error = count == (ssize_t)size ? 0 : count < 0 ? -errno : -EIO;
+    close(source);
+    return error;
+}
+
+static int disk_lock(storage_t *storage, const char *name) {
+    disk_t *disk = disk_of(storage);
+    int file = openat(disk->directory, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file < 0) return -errno;
+    int result;
+    do result = flock(file, LOCK_EX | LOCK_NB);
+    while (result < 0 && errno == EINTR);
+    if (result < 0) {
+        int error = -errno;
+        close(file);
+        return error;
+    }
+    disk->lock = file;
+    return 0;
+}
+
+static void disk_release(storage_t *storage) {
+    disk_t *disk = disk_of(storage);
+    if (disk->lock >= 0) close(disk->lock);
+    close(disk->directory);
+    free(disk);
+}
+
+static const storage_t disk_calls = {
+    .open = disk_open,
+    .close = disk_close,
+    .write = disk_write,
+    .read = disk_read,
+    .allocate = disk_allocate,
+    .truncate = disk_truncate,
+    .size = disk_size,
+    .sync_data = disk_sync_data,
+    .sync = disk_sync,
+    .sync_directory = disk_sync_directory,
+    .rename = disk_rename,
+    .unlink = disk_unlink,
+    .list = disk_list,
+    .free_bytes = disk_free_bytes,
+    .random = disk_random,
+    .lock = disk_lock,
+    .release = disk_release,
+};
+
+/* The directory's own entry is synced too: a log in a directory that a power cut takes away is no log. */
+static int parent_sync(const char *directory) {
+    size_t size = strlen(directory);
+    while (size > 1 && directory[size - 1] == '/') size--;
+    while (size && directory[size - 1] != '/') size--;
+    char *parent = malloc(size + 2);
+    if (!parent) return -ENOMEM;
+    memcpy(parent, directory, size);
+    memcpy(parent + size, size ? "" : ".", size ? 1 : 2);
+    int file = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(parent);
+    if (file < 0) return -errno;
+    int error = full_sync(file);
+    close(file);
+    return error;
+}
+
+storage_t *storage_posix(const char *directory, int *error) {
+    *error = 0;
+    if (mkdir(directory, 0700) == 0)
+        *error = parent_sync(directory);
+    else if (errno != EEXIST)
+        *error = -errno;
+    int file = *error ? -1 : open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (file < 0) {
+        if (!*error) *error = -errno;
+        return NULL;
+    }
+    disk_t *disk = malloc(sizeof *disk);
+    if (!disk) {
+        close(file);
+        *error = -ENOMEM;
+        return NULL;
+    }
+    *disk = (disk_t){.calls = disk_calls, .directory = file, .lock = -1};
+    return &disk->calls;
+}

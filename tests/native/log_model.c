@@ -1,0 +1,222 @@
+/* log_model.c: see log_model.h.
+ *
+ * Invariant: the model does only what the seed says, and waits for the log's threads after each step: the same seed makes the
+ * same calls of the disk in the same order.
+ */
+#include "log_model.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static uint64_t mix(uint64_t *state) {
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint64_t model_random(model_t *model, uint64_t below) { return mix(&model->random) % below; }
+
+static void fault(model_t *model, const char *format, ...) {
+    va_list arguments;
+    if (model->fault[0]) return; /* the first one says most */
+    va_start(arguments, format);
+    vsnprintf(model->fault, sizeof model->fault, format, arguments);
+    va_end(arguments);
+}
+
+/* Zeros, noise, or text that repeats: what a scan for records might stumble over. */
+uint32_t model_payload(uint32_t tag, uint8_t bytes[4096]) {
+    uint64_t state = tag;
+    uint32_t size = (uint32_t)(mix(&state) % 10 < 8 ? mix(&state) % 90 : mix(&state) % 400);
+    uint64_t kind = mix(&state) % 4;
+    for (uint32_t i = 0; i < size; i++) bytes[i] = kind == 0 ? 0 : kind == 1 ? (uint8_t)(i % 7) : (uint8_t)mix(&state);
+    return size;
+}
+
+static bool payload_holds(const log_record_t *record, uint32_t tag) {
+    uint8_t bytes[4096];
+    uint32_t size = model_payload(tag, bytes);
+    return record->size == size && (size == 0 || memcmp(record->bytes, bytes, size) == 0) && record->type == 1 + tag % 5 &&
+           record->flags == (uint8_t)(tag >> 8);
+}
+
+void model_init(model_t *model, sim_disk_t *disk, uint64_t seed) {
+    memset(model, 0, sizeof *model);
+    model->disk = disk;
+    model->seed = model->random = seed;
+    model->next_lsn = 1;
+    uint32_t segment = 4096u << model_random(model, 3);
+    model->config = (log_config_t){.max_bytes = 1u << 20,
+                                   .segment_bytes = segment,
+                                   .batch_bytes_max = segment / (uint32_t)(2 << model_random(model, 2)),
+                                   .block_bytes = model_random(model, 3) == 0 ? 512 : 0};
+}
+
+/* ---- recovering -------------------------------------------------------------------------------------------------------- */
+
+static bool visit(void *context, const log_record_t *record) {
+    model_t *model = context;
+    if (record->type == 0) {
+        model->visited_checkpoint = true;
+        model->visit_next = record->lsn + 1;
+        if (record->size != 8 || load_u64(record->bytes) != record->lsn)
+            fault(model, "the checkpoint of %llu has other bytes", (unsigned long long)record->lsn);
+        if (record->lsn < model->checkpoint_lsn)
+            fault(model, "checkpoint %llu came back, %llu was confirmed", (unsigned long long)record->lsn,
+                  (unsigned long long)model->checkpoint_lsn);
+        return true;
+    }
+    if (record->lsn != model->visit_next)
+        fault(model, "lsn %llu follows %llu", (unsigned long long)record->lsn, (unsigned long long)model->visit_next - 1);
+    model->visit_next = record->lsn + 1;
+    if (record->lsn >= model->next_lsn)
+        fault(model, "lsn %llu was never appended", (unsigned long long)record->lsn);
+    else if (!payload_holds(record, model->tags[record->lsn]))
+        fault(model, "lsn %llu has other bytes", (unsigned long long)record->lsn);
+    return true;
+}
+
+int model_open(model_t *model) {
+    model->visit_next = 1;
+    model->opens++;
+    model->visited_checkpoint = false;
+    int result = log_open(&model->log, sim_disk_storage(model->disk), &model->config, visit, model, &model->report, NULL);
+    if (result != BQ_OK) return result;
+    log_settle(model->log);
+    if (sim_disk_stopped(model->disk)) return BQ_OK; /* whatever it read on a dying disk proves nothing */
+    uint64_t next = model->report.next_lsn;
+    if (next != model->visit_next)
+        fault(model, "recovery ends at %llu, the records at %llu", (unsigned long long)next,
+              (unsigned long long)model->visit_next);
+    if (next <= model->acked)
+        fault(model, "%llu was acknowledged, recovery ends before %llu", (unsigned long long)model->acked,
+              (unsigned long long)next);
+    if (next > model->next_lsn)
+        fault(model, "recovery ends at %llu, appended were %llu", (unsigned long long)next,
+              (unsigned long long)model->next_lsn - 1);
+    if (model->report.lost_ranges)
+        fault(model, "a loss of %llu to %llu is reported", (unsigned long long)model->report.lost_first_lsn,
+              (unsigned long long)model->report.lost_last_lsn);
+    if (model->checkpoint_lsn && !model->visited_checkpoint) fault(model, "the checkpoint is gone");
+    model->next_lsn = next;
+    if (next - 1 > model->acked) model->acked = next - 1; /* served from now on */
+    return BQ_OK;
+}
+
+/* ---- working ----------------------------------------------------------------------------------------------------------- */
+
+void model_append(model_t *model, uint32_t count) {
+    uint8_t bytes[4096];
+    while (count-- && model->next_lsn < MODEL_LSN_MAX) {
+        uint32_t tag = (uint32_t)mix(&model->random), size = model_payload(tag, bytes), cut = size ? tag % size : 0;
+        log_part_t parts[2] = {{bytes, cut}, {bytes + cut, size - cut}};
+        int64_t lsn = log_append(model->log, (uint8_t)(1 + tag % 5), (uint8_t)(tag >> 8), parts, 2, false);
+        if (lsn < 0) return;
+        if ((uint64_t)lsn != model->next_lsn)
+            fault(model, "append gave %lld, expected %llu", (long long)lsn, (unsigned long long)model->next_lsn);
+        model->tags[lsn] = tag;
+        model->next_lsn = (uint64_t)lsn + 1;
+    }
+}
+
+static void acked_note(model_t *model) {
+    uint64_t durable = log_durable(model->log);
+    if (durable > model->acked) model->acked = durable;
+    if (durable >= model->next_lsn)
+        fault(model, "durable is %llu, appended were %llu", (unsigned long long)durable, (unsigned long long)model->next_lsn - 1);
+}
+
+void model_commit(model_t *model) {
+    log_commit(model->log);
+    log_settle(model->log);
+    acked_note(model);
+}
+
+static void checkpoint(model_t *model) {
+    uint64_t lsn = log_durable(model->log);
+    uint8_t bytes[8];
+    store_u64(bytes, lsn);
+    uint64_t keep_from = model->keep_from + model_random(model, lsn + 2 > model->keep_from ? lsn + 2 - model->keep_from : 1);
+    if (log_checkpoint(model->log, lsn, bytes, sizeof bytes, keep_from) != BQ_OK) return;
+    model->keep_from = keep_from;
+    log_settle(model->log);
+    log_stats_t stats;
+    log_stats(model->log, &stats);
+    if (stats.checkpoint_lsn > model->checkpoint_lsn) model->checkpoint_lsn = stats.checkpoint_lsn;
+}
+
+void model_read_back(model_t *model) {
+    static _Thread_local uint8_t buffer[2048];
+    log_stats_t stats;
+    log_stats(model->log, &stats);
+    uint64_t lsn = model->keep_from ? model->keep_from : 1;
+    if (stats.first_lsn > lsn)
+        fault(model, "the log begins at %llu, kept from %llu", (unsigned long long)stats.first_lsn, (unsigned long long)lsn);
+    while (lsn <= stats.durable_lsn && !model->fault[0]) {
+        log_read_t read;
+        log_read_start(model->log, 0, lsn, buffer, sizeof buffer);
+        log_settle(model->log);
+        if (!log_read_done(model->log, &read) || read.result <= 0) {
+            if (!sim_disk_stopped(model->disk) && !sim_disk_failed(model->disk, NULL))
+                fault(model, "reading back %llu: %d", (unsigned long long)lsn, read.result);
+            return;
+        }
+        for (uint32_t at = 0; at < read.used; lsn++) {
+            log_record_t record = {.lsn = load_u64(buffer + at),
+                                   .size = load_u32(buffer + at + 8),
+                                   .type = buffer[at + 12],
+                                   .flags = buffer[at + 13],
+                                   .bytes = buffer + at + 16};
+            if (record.lsn != lsn || !payload_holds(&record, model->tags[lsn]))
+                fault(model, "read back %llu instead of %llu, or other bytes", (unsigned long long)record.lsn,
+                      (unsigned long long)lsn);
+            at += 16 + (uint32_t)format_padded(record.size);
+        }
+    }
+}
+
+void model_close(model_t *model) {
+    if (!model->log) return;
+    log_settle(model->log);
+    acked_note(model);
+    bool well = log_state(model->log) != LOG_E_FAILED && !sim_disk_failed(model->disk, NULL);
+    log_close(model->log);
+    model->log = NULL;
+    if (well && !sim_disk_stopped(model->disk) && !sim_disk_failed(model->disk, NULL)) model->acked = model->next_lsn - 1;
+}
+
+void model_kill(model_t *model) {
+    if (model->log) {
+        log_settle(model->log);
+        acked_note(model);
+        sim_disk_stop_at(model->disk, sim_disk_changes(model->disk) + model_random(model, 2));
+        log_close(model->log); /* none of what it does gets through */
+        model->log = NULL;
+    }
+    sim_disk_end_process(model->disk);
+}
+
+static void step(model_t *model) {
+    uint64_t dice = model_random(model, 100);
+    if (dice < 55) {
+        model_append(model, 1 + (uint32_t)model_random(model, dice < 5 ? 40 : 4));
+    } else if (dice < 84) {
+        model_commit(model);
+    } else if (dice < 91) {
+        checkpoint(model);
+    } else if (dice < 94) {
+        model_read_back(model);
+    } else if (dice < 98) {
+        model_close(model);
+        if (!sim_disk_stopped(model->disk)) model_open(model);
+    } else {
+        model_commit(model);
+    }
+}
+
+void model_run(model_t *model, uint32_t steps) {
+    if (!model->log && model_open(model) != BQ_OK) return;
+    while (steps-- && model->log && !sim_disk_stopped(model->disk) && !model->fault[0]) step(model);
+}

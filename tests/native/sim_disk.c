@@ -1,0 +1,549 @@
+/* sim_disk.c: see sim_disk.h.
+ *
+ * Invariant: `now` is the page cache and `safe` the disk; `dirty` marks the sectors of `now` that are not in `safe` yet. A sync
+ * that fails clears the marks without copying: as with Linux, the cache then shows what the disk does not have.
+ */
+#include "sim_disk.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gate.h"
+
+#define SECTOR 512u
+#define FILE_BYTES_MAX (1u << 20)
+#define FILES_MAX 256u
+#define PENDING_MAX 4096u
+#define HANDLES_MAX 64u
+#define NAME_BYTES 64u
+
+#define NEED(condition) ((condition) ? (void)0 : (fprintf(stderr, "sim_disk.c:%d: %s\n", __LINE__, #condition), abort()))
+
+typedef struct node { /* a file, whatever its names */
+    uint8_t *now, *safe;
+    uint8_t dirty[FILE_BYTES_MAX / SECTOR];
+    uint64_t size, safe_size, reserved, capacity;
+    uint32_t references;
+} node_t;
+
+typedef struct entry {
+    char name[NAME_BYTES];
+    node_t *node;
+} entry_t;
+
+typedef struct entries {
+    entry_t list[FILES_MAX];
+    uint32_t count;
+} entries_t;
+
+typedef struct change {                    /* of the directory, not synced */
+    char from[NAME_BYTES], to[NAME_BYTES]; /* from "": made; to "": unlinked */
+    node_t *node;
+} change_t;
+
+struct sim_disk {
+    gate_t gate;
+    entries_t now, safe;
+    change_t *pending;
+    uint32_t pending_count;
+    node_t *handles[HANDLES_MAX];
+    bool locked, stopped, failed;
+    uint64_t random, changes, calls, stop_at, fail_at, room;
+    int fail_error;
+    enum sim_fault fault;
+    const char *failed_name;
+};
+
+typedef struct view {
+    storage_t calls;
+    sim_disk_t *disk;
+} view_t;
+
+static uint64_t random_next(uint64_t *state) { /* splitmix64 */
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* ---- nodes and entries ----------------------------------------------------------------------------------------------- */
+
+static node_t *node_new(void) {
+    node_t *node = calloc(1, sizeof *node);
+    NEED(node);
+    return node;
+}
+
+static void node_drop(node_t *node) {
+    if (--node->references) return;
+    free(node->now);
+    free(node->safe);
+    free(node);
+}
+
+static void node_grow(node_t *node, uint64_t size) {
+    NEED(size <= FILE_BYTES_MAX);
+    if (size <= node->capacity) return;
+    uint64_t capacity = (size + 4095) / 4096 * 4096;
+    node->now = realloc(node->now, capacity);
+    node->safe = realloc(node->safe, capacity);
+    NEED(node->now && node->safe);
+    memset(node->now + node->capacity, 0, capacity - node->capacity);
+    memset(node->safe + node->capacity, 0, capacity - node->capacity);
+    node->capacity = capacity;
+}
+
+static entry_t *entry_find(entries_t *entries, const char *name) {
+    for (uint32_t i = 0; i < entries->count; i++)
+        if (strcmp(entries->list[i].name, name) == 0) return &entries->list[i];
+    return NULL;
+}
+
+static void entry_remove(entries_t *entries, const char *name) {
+    entry_t *entry = entry_find(entries, name);
+    if (!entry) return;
+    node_drop(entry->node);
+    *entry = entries->list[--entries->count];
+}
+
+static void entry_set(entries_t *entries, const char *name, node_t *node) {
+    node->references++;
+    entry_remove(entries, name);
+    NEED(entries->count < FILES_MAX && strlen(name) < NAME_BYTES);
+    entry_t *entry = &entries->list[entries->count++];
+    snprintf(entry->name, NAME_BYTES, "%s", name);
+    entry->node = node;
+}
+
+static void pending_add(sim_disk_t *disk, const char *from, const char *to, node_t *node) {
+    NEED(disk->pending_count < PENDING_MAX);
+    change_t *change = &disk->pending[disk->pending_count++];
+    snprintf(change->from, NAME_BYTES, "%s", from);
+    snprintf(change->to, NAME_BYTES, "%s", to);
+    change->node = node;
+    node->references++;
+}
+
+static void change_apply(entries_t *entries, const change_t *change) {
+    if (change->to[0]) entry_set(entries, change->to, change->node);
+    if (change->from[0]) entry_remove(entries, change->from);
+}
+
+static void pending_clear(sim_disk_t *disk) {
+    for (uint32_t i = 0; i < disk->pending_count; i++) node_drop(disk->pending[i].node);
+    disk->pending_count = 0;
+}
+
+/* ---- faults ---------------------------------------------------------------------------------------------------------- */
+
+enum kind { LOOK, CHANGE };
+
+/* Called inside the gate at the begin of every call. 0: go on; 1: go on, but only in part (the process dies in it). */
+static int call_begin(sim_disk_t *disk, enum kind kind, const char *name) {
+    uint64_t call = disk->calls++;
+    bool dies = false;
+    if (disk->stopped) return -EIO;
+    if (kind == CHANGE) dies = disk->changes++ == disk->stop_at;
+    if (dies) disk->stopped = true;
+    if (call == disk->fail_at || (disk->failed && disk->fault == SIM_FOR_EVER)) {
+        if (!disk->failed) disk->failed_name = name;
+        disk->failed = true;
+        return -disk->fail_error;
+    }
+    return dies;
+}
+
+static uint64_t room_used(const sim_disk_t *disk) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < disk->now.count; i++) {
+        const node_t *node = disk->now.list[i].node;
+        bytes += node->size > node->reserved ? node->size : node->reserved;
+    }
+    return bytes;
+}
+
+static bool has_room(const sim_disk_t *disk, const node_t *node, uint64_t size) {
+    uint64_t held = node->size > node->reserved ? node->size : node->reserved;
+    return size <= held || room_used(disk) - held + size <= disk->room;
+}
+
+/* ---- the storage interface ------------------------------------------------------------------------------------------- */
+
+static sim_disk_t *enter(storage_t *storage) {
+    sim_disk_t *disk = ((view_t *)storage)->disk;
+    gate_enter(&disk->gate);
+    return disk;
+}
+
+static int leave(sim_disk_t *disk, int result) {
+    gate_leave(&disk->gate);
+    return result > 0 ? -EIO : result; /* a call in which the process died has no answer */
+}
+
+static int handle_new(sim_disk_t *disk, node_t *node) {
+    for (uint32_t i = 0; i < HANDLES_MAX; i++) {
+        if (disk->handles[i]) continue;
+        disk->handles[i] = node;
+        node->references++;
+        return (int)i;
+    }
+    return -EMFILE;
+}
+
+static int sim_open(storage_t *storage, const char *name, bool create) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, create ? CHANGE : LOOK, create ? "create" : "open");
+    entry_t *entry = entry_find(&disk->now, name);
+    if (begun >= 0 && create) { /* an older file of the name is replaced as a whole: one outcome of truncating it */
+        node_t *node = node_new();
+        entry_set(&disk->now, name, node);
+        pending_add(disk, "", name, node);
+        entry = entry_find(&disk->now, name);
+    }
+    int file = begun ? (begun < 0 ? begun : -EIO) : entry ? handle_new(disk, entry->node) : -ENOENT;
+    gate_leave(&disk->gate);
+    return file;
+}
+
+static int sim_close(storage_t *storage, int file) {
+    sim_disk_t *disk = enter(storage);
+    NEED(file >= 0 && file < (int)HANDLES_MAX && disk->handles[file]);
+    node_drop(disk->handles[file]);
+    disk->handles[file] = NULL;
+    return leave(disk, 0);
+}
+
+static void mark_dirty(node_t *node, uint64_t offset, uint64_t size) {
+    for (uint64_t sector = offset / SECTOR; sector * SECTOR < offset + size; sector++) node->dirty[sector] = 1;
+}
+
+static int sim_write(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size) {
+    sim_disk_t *disk = enter(storage);
+    node_t *node = disk->handles[file];
+    int begun = call_begin(disk, CHANGE, "write");
+    if (begun >= 0 && !has_room(disk, node, offset + size)) begun = -ENOSPC;
+    if (begun == 1 || begun == -ENOSPC) size = random_next(&disk->random) % (size + 1); /* some of it may have been written */
+    if (begun >= 0 || begun == -ENOSPC) {
+        if (begun == -ENOSPC && !has_room(disk, node, offset + size)) size = 0;
+        node_grow(node, offset + size);
+        if (size) memcpy(node->now + offset, bytes, size);
+        if (size) mark_dirty(node, offset, size);
+        if (offset + size > node->size && size) node->size = offset + size;
+    }
+    return leave(disk, begun);
+}
+
+static int64_t sim_read(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    sim_disk_t *disk = enter(storage);
+    const node_t *node = disk->handles[file];
+    int begun = call_begin(disk, LOOK, "read");
+    uint64_t left = offset < node->size ? node->size - offset : 0;
+    if (size > left) size = left;
+    if (begun >= 0 && size) memcpy(bytes, node->now + offset, size);
+    gate_leave(&disk->gate);
+    return begun < 0 ? begun : (int64_t)size;
+}
+
+static int sim_allocate(storage_t *storage, int file, uint64_t size) {
+    sim_disk_t *disk = enter(storage);
+    node_t *node = disk->handles[file];
+    int begun = call_begin(disk, CHANGE, "allocate");
+    if (begun >= 0 && !has_room(disk, node, size)) begun = -ENOSPC;
+    if (begun >= 0) {
+        node_grow(node, size);
+        if (size > node->size) node->size = size;
+        node->reserved = size;
+    }
+    return leave(disk, begun);
+}
+
+static int sim_truncate(storage_t *storage, int file, uint64_t size) {
+    sim_disk_t *disk = enter(storage);
+    node_t *node = disk->handles[file];
+    int begun = call_begin(disk, CHANGE, "truncate");
+    if (begun >= 0) {
+        node_grow(node, size);
+        if (size < node->size) memset(node->now + size, 0, node->size - size);
+        node->size = node->reserved = size;
+    }
+    return leave(disk, begun);
+}
+
+static int64_t sim_size(storage_t *storage, int file) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, LOOK, "size");
+    int64_t size = (int64_t)disk->handles[file]->size;
+    gate_leave(&disk->gate);
+    return begun < 0 ? begun : size;
+}
+
+static void node_sync(node_t *node) {
+    if (node->size) memcpy(node->safe, node->now, node->size);
+    if (node->capacity > node->size) memset(node->safe + node->size, 0, node->capacity - node->size);
+    node->safe_size = node->size;
+}
+
+static int sync_named(storage_t *storage, int file, const char *name) {
+    sim_disk_t *disk = enter(storage);
+    node_t *node = disk->handles[file];
+    int begun = call_begin(disk, CHANGE, name);
+    if (begun == 0) { /* sector by sector: one whose error was told before does not go out now */
+        for (uint64_t sector = 0; sector * SECTOR < node->size; sector++)
+            if (node->dirty[sector]) memcpy(node->safe + sector * SECTOR, node->now + sector * SECTOR, SECTOR);
+        if (node->size < node->safe_size) memset(node->safe + node->size, 0, node->safe_size - node->size);
+        node->safe_size = node->size;
+    }
+    if (begun != 1) memset(node->dirty, 0, sizeof node->dirty); /* a failed sync: clean, and not on the disk */
+    return leave(disk, begun);
+}
+
+static int sim_sync_data(storage_t *storage, int file) { return sync_named(storage, file, "sync_data"); }
+static int sim_sync(storage_t *storage, int file) { return sync_named(storage, file, "sync"); }
+
+static int sim_sync_directory(storage_t *storage) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, CHANGE, "sync_directory");
+    if (begun == 0) {
+        for (uint32_t i = 0; i < disk->pending_count; i++) change_apply(&disk->safe, &disk->pending[i]);
+        pending_clear(disk);
+    }
+    return leave(disk, begun);
+}
+
+static int sim_rename(storage_t *storage, const char *from, const char *to) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, CHANGE, "rename");
+    entry_t *entry = entry_find(&disk->now, from);
+    if (begun >= 0 && !entry) begun = -ENOENT;
+    if (begun >= 0) {
+        pending_add(disk, from, to, entry->node);
+        change_apply(&disk->now, &disk->pending[disk->pending_count - 1]);
+    }
+    return leave(disk, begun);
+}
+
+static int sim_unlink(storage_t *storage, const char *name) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, CHANGE, "unlink");
+    entry_t *entry = entry_find(&disk->now, name);
+    if (begun >= 0 && !entry) begun = -ENOENT;
+    if (begun >= 0) {
+        pending_add(disk, name, "", entry->node);
+        entry_remove(&disk->now, name);
+    }
+    return leave(disk, begun);
+}
+
+static int sim_list(storage_t *storage, storage_visit visit, void *context) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, LOOK, "list");
+    for (uint32_t i = 0; begun >= 0 && i < disk->now.count; i++) visit(context, disk->now.list[i].name);
+    return leave(disk, begun);
+}
+
+static int64_t sim_free_bytes(storage_t *storage) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, LOOK, "free_bytes");
+    uint64_t used = room_used(disk);
+    int64_t bytes = used < disk->room ? (int64_t)(disk->room - used) : 0;
+    gate_leave(&disk->gate);
+    return begun < 0 ? begun : bytes;
+}
+
+static int sim_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, LOOK, "random");
+    for (uint32_t i = 0; i < size; i++) bytes[i] = (uint8_t)random_next(&disk->random);
+    return leave(disk, begun);
+}
+
+static int sim_lock(storage_t *storage, const char *name) {
+    (void)name;
+    sim_disk_t *disk = enter(storage);
+    int begun = call_begin(disk, LOOK, "lock");
+    if (begun == 0 && disk->locked) begun = -EWOULDBLOCK;
+    if (begun == 0) disk->locked = true;
+    return leave(disk, begun);
+}
+
+static void sim_release(storage_t *storage) {
+    sim_disk_t *disk = enter(storage);
+    disk->locked = false;
+    leave(disk, 0);
+    free(storage);
+}
+
+storage_t *sim_disk_storage(sim_disk_t *disk) {
+    view_t *view = malloc(sizeof *view);
+    NEED(view);
+    view->disk = disk;
+    view->calls = (storage_t){.open = sim_open,
+                              .close = sim_close,
+                              .write = sim_write,
+                              .read = sim_read,
+                              .allocate = sim_allocate,
+                              .truncate = sim_truncate,
+                              .size = sim_size,
+                              .sync_data = sim_sync_data,
+                              .sync = sim_sync,
+                              .sync_directory = sim_sync_directory,
+                              .rename = sim_rename,
+                              .unlink = sim_unlink,
+                              .list = sim_list,
+                              .free_bytes = sim_free_bytes,
+                              .random = sim_random,
+                              .lock = sim_lock,
+                              .release = sim_release};
+    return &view->calls;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------------ */
+
+sim_disk_t *sim_disk_new(uint64_t seed) {
+    sim_disk_t *disk = calloc(1, sizeof *disk);
+    NEED(disk && gate_init(&disk->gate) == BQ_OK);
+    disk->pending = calloc(PENDING_MAX, sizeof *disk->pending);
+    NEED(disk->pending);
+    disk->random = seed;
+    disk->room = 64u << 20;
+    sim_disk_heal(disk);
+    return disk;
+}
+
+static void entries_clear(entries_t *entries) {
+    while (entries->count) entry_remove(entries, entries->list[0].name);
+}
+
+void sim_disk_free(sim_disk_t *disk) {
+    sim_disk_end_process(disk);
+    pending_clear(disk);
+    entries_clear(&disk->now);
+    entries_clear(&disk->safe);
+    gate_free(&disk->gate);
+    free(disk->pending);
+    free(disk);
+}
+
+/* Files that only the page cache's or only the disk's directory knows are rare enough to be copied as synced ones. */
+sim_disk_t *sim_disk_copy(const sim_disk_t *disk) {
+    sim_disk_t *copy = sim_disk_new(disk->random);
+    NEED(disk->pending_count == 0);
+    copy->room = disk->room;
+    for (uint32_t i = 0; i < disk->now.count; i++) {
+        const node_t *node = disk->now.list[i].node;
+        sim_disk_put(copy, disk->now.list[i].name, node->now, node->size);
+    }
+    return copy;
+}
+
+void sim_disk_end_process(sim_disk_t *disk) {
+    for (uint32_t i = 0; i < HANDLES_MAX; i++) {
+        if (disk->handles[i]) node_drop(disk->handles[i]);
+        disk->handles[i] = NULL;
+    }
+    disk->locked = false;
+}
+
+/* What the power cut leaves of one file. */
+static void node_cut(node_t *node, uint64_t *random) {
+    if (node->size != node->safe_size && random_next(random) % 2) node->safe_size = node->size;
+    for (uint64_t sector = 0; sector * SECTOR < node->capacity; sector++) {
+        if (!node->dirty[sector]) continue;
+        uint64_t fate = random_next(random) % 10, bytes = fate < 4 ? 0 : fate < 8 ? SECTOR : random_next(random) % SECTOR;
+        memcpy(node->safe + sector * SECTOR, node->now + sector * SECTOR, bytes);
+    }
+    if (node->safe_size < node->capacity) memset(node->safe + node->safe_size, 0, node->capacity - node->safe_size);
+    memset(node->dirty, 0, sizeof node->dirty);
+    if (node->capacity) memcpy(node->now, node->safe, node->capacity);
+    node->size = node->reserved = node->safe_size;
+}
+
+void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
+    uint64_t random = seed;
+    sim_disk_end_process(disk);
+    uint64_t ordered = random_next(&random) % 2, prefix = random_next(&random) % (disk->pending_count + 1ull);
+    for (uint32_t i = 0; i < disk->pending_count; i++)
+        if (ordered ? i < prefix : random_next(&random) % 2) change_apply(&disk->safe, &disk->pending[i]);
+    pending_clear(disk);
+    entries_clear(&disk->now);
+    for (uint32_t i = 0; i < disk->safe.count; i++) {
+        node_cut(disk->safe.list[i].node, &random);
+        entry_set(&disk->now, disk->safe.list[i].name, disk->safe.list[i].node);
+    }
+    disk->random ^= random_next(&random);
+    sim_disk_heal(disk);
+}
+
+uint64_t sim_disk_changes(const sim_disk_t *disk) { return disk->changes; }
+uint64_t sim_disk_calls(const sim_disk_t *disk) { return disk->calls; }
+
+void sim_disk_stop_at(sim_disk_t *disk, uint64_t change) {
+    gate_enter(&disk->gate);
+    disk->stop_at = change;
+    gate_leave(&disk->gate);
+}
+
+bool sim_disk_stopped(sim_disk_t *disk) {
+    gate_enter(&disk->gate);
+    bool stopped = disk->stopped;
+    gate_leave(&disk->gate);
+    return stopped;
+}
+
+void sim_disk_fail_at(sim_disk_t *disk, uint64_t call, int error, enum sim_fault fault) {
+    gate_enter(&disk->gate);
+    disk->fail_at = call;
+    disk->fail_error = error;
+    disk->fault = fault;
+    disk->failed = false;
+    gate_leave(&disk->gate);
+}
+
+bool sim_disk_failed(sim_disk_t *disk, const char **name) {
+    gate_enter(&disk->gate);
+    bool failed = disk->failed;
+    if (name) *name = disk->failed_name;
+    gate_leave(&disk->gate);
+    return failed;
+}
+
+void sim_disk_heal(sim_disk_t *disk) {
+    gate_enter(&disk->gate);
+    disk->stop_at = disk->fail_at = UINT64_MAX;
+    disk->stopped = disk->failed = false;
+    disk->changes = disk->calls = 0;
+    gate_leave(&disk->gate);
+}
+
+void sim_disk_room(sim_disk_t *disk, uint64_t bytes) {
+    gate_enter(&disk->gate);
+    disk->room = bytes;
+    gate_leave(&disk->gate);
+}
+
+/* ---- from outside ---------------------------------------------------------------------------------------------------- */
+
+uint32_t sim_disk_files(const sim_disk_t *disk) { return disk->now.count; }
+const char *sim_disk_name(const sim_disk_t *disk, uint32_t file) { return disk->now.list[file].name; }
+
+uint8_t *sim_disk_bytes(sim_disk_t *disk, const char *name, uint64_t *size) {
+    entry_t *entry = entry_find(&disk->now, name);
+    if (size) *size = entry ? entry->node->size : 0;
+    return entry ? entry->node->now : NULL;
+}
+
+void sim_disk_put(sim_disk_t *disk, const char *name, const uint8_t *bytes, uint64_t size) {
+    node_t *node = node_new();
+    node_grow(node, size + 1);
+    if (size) memcpy(node->now, bytes, size);
+    node->size = node->reserved = size;
+    node_sync(node);
+    entry_set(&disk->now, name, node);
+    entry_set(&disk->safe, name, node);
+}
+
+void sim_disk_remove(sim_disk_t *disk, const char *name) {
+    entry_remove(&disk->now, name);
+    entry_remove(&disk->safe, name);
+}

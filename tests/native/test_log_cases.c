@@ -1,0 +1,426 @@
+/* test_log_cases.c: recovery's table, one labelled case after another, each made by hand.
+ *
+ * Invariant: every case of recover_rules is met here at least once; what it should report and keep is written beside it.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "crc32.h"
+#include "log_internal.h"
+#include "sim_disk.h"
+
+static const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
+static bool met[RECOVER_CASES_COUNT];
+
+typedef struct seen {
+    uint64_t first, last, count, checkpoint;
+    bool gaps;
+    log_report_t report;
+} seen_t;
+
+static bool visit(void *context, const log_record_t *record) {
+    seen_t *seen = context;
+    if (record->type == 0) {
+        seen->checkpoint = record->lsn;
+        return true;
+    }
+    if (!seen->count++) seen->first = record->lsn;
+    if (seen->count > 1 && record->lsn != seen->last + 1) seen->gaps = true;
+    seen->last = record->lsn;
+    CHECK(record->size == 100 && record->bytes[0] == (uint8_t)record->lsn);
+    return true;
+}
+
+static void append(log_t *log, uint32_t count) {
+    uint8_t bytes[100] = {0};
+    while (count--) {
+        log_stats_t stats;
+        log_stats(log, &stats);
+        bytes[0] = (uint8_t)stats.next_lsn;
+        CHECK(log_append(log, LOG_PUBLISH, 0, &(log_part_t){bytes, sizeof bytes}, 1, false) == (int64_t)stats.next_lsn);
+        log_commit(log);
+        log_settle(log);
+    }
+}
+
+static log_t *open_with(sim_disk_t *disk, seen_t *seen) {
+    log_t *log;
+    *seen = (seen_t){0};
+    CHECK(log_open(&log, sim_disk_storage(disk), &config, visit, seen, &seen->report, NULL) == BQ_OK);
+    log_settle(log);
+    return log;
+}
+
+/* Sixty records of 128 bytes in three segments (23 each), each a batch of its own, closed in order unless `unclean`. */
+static sim_disk_t *disk_of_sixty(bool unclean) {
+    sim_disk_t *disk = sim_disk_new(1);
+    seen_t seen;
+    log_t *log = open_with(disk, &seen);
+    append(log, 60);
+    if (unclean) sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER); /* EIO: nothing more is written */
+    log_close(log);
+    sim_disk_cut(disk, 3);
+    return disk;
+}
+
+/* Which cases a walk finds. */
+static uint32_t cases_of(sim_disk_t *disk) {
+    recover_t recover;
+    log_record_t record;
+    recover_finding_t finding;
+    storage_t *storage = sim_disk_storage(disk);
+    uint32_t cases = 0;
+    CHECK(recover_begin(&recover, storage) == BQ_OK);
+    for (int event; (event = recover_next(&recover, &record, &finding)) != RECOVER_END;) {
+        CHECK(event > 0);
+        if (event == RECOVER_FINDING) cases |= 1u << finding.kind;
+    }
+    recover_free(&recover);
+    storage->release(storage);
+    for (uint32_t i = 0; i < RECOVER_CASES_COUNT; i++) met[i] = met[i] || (cases >> i & 1);
+    return cases;
+}
+
+#define CASE(name) (1u << RECOVER_##name)
+
+/* Open twice: both times the same records, the same loss; and the log can be written to. */
+static void expect(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t lost_first, uint64_t lost_last,
+                   uint64_t next_lsn) {
+    uint32_t found = cases_of(disk);
+    if (found != cases) fprintf(stderr, "cases %x, expected %x\n", found, cases);
+    CHECK(found == cases);
+    for (int round = 0; round < 2; round++) {
+        seen_t seen;
+        log_t *log = open_with(disk, &seen);
+        CHECK(seen.count == records && seen.report.next_lsn == next_lsn);
+        CHECK(seen.report.lost_first_lsn == lost_first && seen.report.lost_last_lsn == lost_last);
+        CHECK(seen.gaps == (lost_first > 1 && lost_last + 1 < next_lsn));
+        log_close(log);
+    }
+    seen_t seen;
+    log_t *log = open_with(disk, &seen);
+    append(log, 1);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
+static void change(sim_disk_t *disk, const char *name, uint64_t offset) {
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(disk, name, &size);
+    CHECK(bytes && offset < size);
+    bytes[offset] ^= 0x40;
+    sim_disk_put(disk, name, bytes, size);
+}
+
+static bool has(sim_disk_t *disk, const char *name) { return sim_disk_bytes(disk, name, NULL) != NULL; }
+
+static void copy(sim_disk_t *disk, const char *from, const char *to) {
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(disk, from, &size);
+    CHECK(bytes);
+    sim_disk_put(disk, to, bytes, size);
+}
+
+#define FIRST "wal-0000000001.log"
+#define SECOND "wal-0000000002.log"
+#define THIRD "wal-0000000003.log"
+#define RECORD(n) (FORMAT_HEADER_ROOM + (n)*128u) /* offset of a segment's n-th record */
+
+static void test_a_log_closed_in_order_comes_back_whole(void) { expect(disk_of_sixty(false), 0, 60, 0, 0, 61); }
+static void test_an_unclean_end_that_was_synced_comes_back_whole(void) { expect(disk_of_sixty(true), 0, 60, 0, 0, 61); }
+
+static void test_one_damaged_header_is_made_good_by_its_copy(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    change(disk, SECOND, 20);
+    change(disk, THIRD, FORMAT_HEADER_COPY + 8); /* the version: a flipped bit is no newer program */
+    expect(disk, CASE(HEADER_COPY), 60, 0, 0, 61);
+}
+
+static void test_a_segment_without_any_header_is_moved_aside_and_its_lsns_are_reported(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    change(disk, SECOND, 20);
+    change(disk, SECOND, FORMAT_HEADER_COPY + 20);
+    CHECK(cases_of(disk) == (CASE(HEADER_BAD) | CASE(MISSING) | CASE(LOST)));
+    seen_t seen;
+    log_close(open_with(disk, &seen));
+    CHECK(has(disk, "aside-" SECOND) && !has(disk, SECOND));
+    expect(disk, CASE(MISSING) | CASE(LOST), 37, 24, 46, 61);
+}
+
+static void test_an_empty_file_is_moved_aside(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    sim_disk_put(disk, THIRD, (const uint8_t *)"", 0);
+    CHECK(cases_of(disk) == CASE(HEADER_MISSING));
+    seen_t seen;
+    log_t *log = open_with(disk, &seen); /* what follows a sealed end was not there as far as the log can tell */
+    CHECK(seen.count == 46 && seen.report.clean == 0);
+    log_close(log);
+    CHECK(has(disk, "aside-" THIRD));
+    sim_disk_free(disk);
+}
+
+static void test_a_missing_segment_in_the_middle_is_an_exact_loss(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    sim_disk_remove(disk, SECOND);
+    expect(disk, CASE(MISSING) | CASE(LOST), 37, 24, 46, 61);
+}
+
+static void test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_took_its_place(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    sim_disk_remove(disk, FIRST);
+    expect(disk, CASE(LOST), 37, 1, 23, 61);
+}
+
+static void test_another_logs_segment_is_moved_aside(void) {
+    sim_disk_t *disk = disk_of_sixty(false), *other = sim_disk_new(99);
+    seen_t seen;
+    log_t *log = open_with(other, &seen);
+    append(log, 5);
+    log_close(log);
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(other, FIRST, &size);
+    sim_disk_put(disk, "wal-0000000007.log", bytes, size);
+    sim_disk_free(other);
+    CHECK(cases_of(disk) == CASE(FOREIGN));
+    expect(disk, CASE(FOREIGN), 60, 0, 0, 61);
+}
+
+static void test_of_two_files_with_one_segment_the_one_with_its_name_is_used(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    copy(disk, SECOND, "wal-0000000009.log");
+    change(disk, "wal-0000000009.log", RECORD(3));
+    expect(disk, CASE(DUPLICATE), 60, 0, 0, 61);
+}
+
+static void test_a_renamed_segment_is_used_by_what_its_header_says(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    copy(disk, SECOND, "wal-0000000009.log");
+    sim_disk_remove(disk, SECOND);
+    expect(disk, CASE(MISNAMED), 60, 0, 0, 61);
+}
+
+static void test_damage_in_the_middle_loses_that_record_and_no_other(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    change(disk, FIRST, RECORD(4) + 50);
+    expect(disk, CASE(DAMAGED) | CASE(LOST), 59, 5, 5, 61);
+}
+
+static void test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail(void) {
+    sim_disk_t *disk = disk_of_sixty(true);
+    change(disk, THIRD, RECORD(4) + 50);
+    CHECK(cases_of(disk) == (CASE(DAMAGED) | CASE(LOST)));
+    seen_t seen;
+    log_close(open_with(disk, &seen));
+    CHECK(seen.count == 59 && seen.report.lost_first_lsn == 51 && seen.report.lost_last_lsn == 51 && seen.report.torn_bytes == 0);
+    CHECK(has(disk, "damaged-0000000003-0000001536"));
+    CHECK(has(disk, "aside-" THIRD)); /* its good records were carried over */
+    expect(disk, CASE(LOST), 59, 51, 51, 61);
+}
+
+static void test_a_zeroed_sector_in_the_middle_is_damage(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(disk, FIRST, &size);
+    memset(bytes + 1536, 0, 512);
+    sim_disk_put(disk, FIRST, bytes, size);
+    expect(disk, CASE(DAMAGED) | CASE(LOST), 56, 5, 8, 61);
+}
+
+static void test_a_cut_on_a_record_boundary_shows(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(disk, SECOND, &size);
+    sim_disk_put(disk, SECOND, bytes, RECORD(10));
+    expect(disk, CASE(LOST), 47, 34, 46, 61);
+}
+
+static void test_a_torn_end_is_dropped_counted_and_kept_aside(void) {
+    sim_disk_t *disk = disk_of_sixty(true);
+    change(disk, THIRD, RECORD(13) + 30);
+    CHECK(cases_of(disk) == CASE(TORN));
+    seen_t seen;
+    log_close(open_with(disk, &seen));
+    CHECK(seen.count == 59 && seen.report.torn_bytes > 0 && seen.report.lost_ranges == 0 && seen.report.next_lsn == 60);
+    CHECK(has(disk, "torn-0000000003-0000002688"));
+    expect(disk, 0, 59, 0, 0, 60);
+}
+
+static void test_files_of_other_programs_are_left_alone(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    static const char *const names[] = {"notes.txt", "wal-1.log", "wal-0000000001.log.bak", "checkpoint-x.ckp",
+                                        "wal-000000000a.log"};
+    for (uint32_t i = 0; i < 5; i++) sim_disk_put(disk, names[i], (const uint8_t *)"mine", 4);
+    CHECK(cases_of(disk) == 0);
+    seen_t seen;
+    log_close(open_with(disk, &seen));
+    for (uint32_t i = 0; i < 5; i++) {
+        uint64_t size;
+        uint8_t *bytes = sim_disk_bytes(disk, names[i], &size);
+        CHECK(bytes && size == 4 && memcmp(bytes, "mine", 4) == 0);
+    }
+    sim_disk_free(disk);
+}
+
+static void checkpoint(log_t *log, uint64_t lsn, uint64_t keep_from) {
+    CHECK(log_checkpoint(log, lsn, (const uint8_t *)"state", 5, keep_from) == BQ_OK);
+    log_settle(log);
+}
+
+static void test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else(void) {
+    sim_disk_t *disk = sim_disk_new(5);
+    seen_t seen;
+    log_t *log = open_with(disk, &seen);
+    append(log, 30);
+    checkpoint(log, 20, 21);
+    append(log, 30);
+    checkpoint(log, 55, 56);
+    log_close(log);
+    CHECK(has(disk, FIRST)); /* the older generation needs it still */
+    log = open_with(disk, &seen);
+    CHECK(seen.checkpoint == 55 && seen.count == 5 && seen.first == 56 && seen.report.checkpoints_bad == 0);
+    log_close(log);
+    change(disk, "checkpoint-0000000002.ckp", 66);
+    CHECK(cases_of(disk) == CASE(CHECKPOINT_BAD));
+    log = open_with(disk, &seen);
+    CHECK(seen.checkpoint == 20 && seen.count == 40 && seen.first == 21 && seen.report.checkpoints_bad == 1);
+    CHECK(seen.report.lost_ranges == 0);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
+static void test_a_newer_major_version_is_refused_and_nothing_is_changed(void) {
+    static const char *const places[] = {THIRD, "checkpoint-0000000001.ckp"};
+    for (uint32_t i = 0; i < 2; i++) {
+        sim_disk_t *disk = sim_disk_new(5);
+        seen_t seen;
+        log_t *log = open_with(disk, &seen);
+        append(log, 60);
+        checkpoint(log, 20, 1);
+        log_close(log);
+        uint64_t size;
+        uint8_t *bytes = sim_disk_bytes(disk, places[i], &size);
+        store_u16(bytes + 8, 2);
+        store_u32(bytes + 60, crc32_update(0, bytes, 60));
+        sim_disk_put(disk, places[i], bytes, size);
+        sim_disk_put(disk, LOG_SEGMENT_TEMPORARY, (const uint8_t *)"left over", 9);
+        sim_disk_end_process(disk);
+        sim_disk_heal(disk);
+        CHECK(log_open(&log, sim_disk_storage(disk), &config, visit, &seen, NULL, NULL) == LOG_E_VERSION);
+        CHECK(sim_disk_changes(disk) == 0);
+        sim_disk_free(disk);
+    }
+}
+
+static void test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone(void) {
+    sim_disk_t *disk = sim_disk_new(5);
+    seen_t seen;
+    log_t *log = open_with(disk, &seen);
+    append(log, 10);
+    checkpoint(log, 10, 11);
+    log_close(log);
+    sim_disk_remove(disk, FIRST);
+    log = open_with(disk, &seen);
+    CHECK(seen.report.next_lsn == 11 && seen.report.lost_ranges == 0 && seen.checkpoint == 10);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
+static int64_t (*read_all)(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size);
+
+static int64_t read_but_one_page(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
+    return offset < 12288 && offset + size > 8192 ? -5 : read_all(storage, file, offset, bytes, size); /* -EIO */
+}
+
+static void test_a_page_that_cannot_be_read_costs_the_records_in_it(void) {
+    log_config_t large = config;
+    large.segment_bytes = 16384;
+    sim_disk_t *disk = sim_disk_new(1);
+    log_t *log;
+    seen_t seen = {0};
+    CHECK(log_open(&log, sim_disk_storage(disk), &large, visit, &seen, NULL, NULL) == BQ_OK);
+    append(log, 100);
+    log_close(log);
+    for (int round = 0; round < 2; round++) {
+        storage_t *storage = sim_disk_storage(disk);
+        read_all = storage->read;
+        storage->read = read_but_one_page;
+        seen = (seen_t){0};
+        CHECK(log_open(&log, storage, &large, visit, &seen, &seen.report, NULL) == BQ_OK);
+        log_settle(log);
+        CHECK(seen.count == 68 && seen.report.lost_first_lsn == 57 && seen.report.lost_last_lsn == 88 &&
+              seen.report.next_lsn == 101);
+        log_close(log);
+    }
+    sim_disk_free(disk);
+}
+
+static void test_no_more_than_eight_torn_ends_are_kept(void) {
+    sim_disk_t *disk = disk_of_sixty(false);
+    for (uint32_t round = 0; round < 12; round++) {
+        seen_t seen;
+        log_t *log = open_with(disk, &seen);
+        append(log, 2);
+        sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER);
+        log_close(log);
+        sim_disk_cut(disk, round);
+        char name[64];
+        snprintf(name, sizeof name, "wal-%010llu.log", (unsigned long long)0);
+        uint64_t newest = 0;
+        for (uint32_t i = 0; i < sim_disk_files(disk); i++) {
+            uint64_t number = format_segment_number(sim_disk_name(disk, i)), size;
+            if (!number || number < newest) continue;
+            uint8_t *bytes = sim_disk_bytes(disk, sim_disk_name(disk, i), &size);
+            if (bytes[FORMAT_HEADER_ROOM]) newest = number;
+        }
+        format_segment_name(name, newest);
+        uint64_t size, end = 0;
+        uint8_t *bytes = sim_disk_bytes(disk, name, &size);
+        for (uint64_t at = 0; at < size; at++)
+            if (bytes[at]) end = at;
+        change(disk, name, end);
+    }
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < sim_disk_files(disk); i++) kept += strncmp(sim_disk_name(disk, i), "torn-", 5) == 0;
+    CHECK(kept == 8);
+    sim_disk_free(disk);
+}
+
+#define TEST(name)                                                                                                               \
+    { #name, name }
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} tests[] = {
+    TEST(test_a_log_closed_in_order_comes_back_whole),
+    TEST(test_an_unclean_end_that_was_synced_comes_back_whole),
+    TEST(test_one_damaged_header_is_made_good_by_its_copy),
+    TEST(test_a_segment_without_any_header_is_moved_aside_and_its_lsns_are_reported),
+    TEST(test_an_empty_file_is_moved_aside),
+    TEST(test_a_missing_segment_in_the_middle_is_an_exact_loss),
+    TEST(test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_took_its_place),
+    TEST(test_another_logs_segment_is_moved_aside),
+    TEST(test_of_two_files_with_one_segment_the_one_with_its_name_is_used),
+    TEST(test_a_renamed_segment_is_used_by_what_its_header_says),
+    TEST(test_damage_in_the_middle_loses_that_record_and_no_other),
+    TEST(test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail),
+    TEST(test_a_zeroed_sector_in_the_middle_is_damage),
+    TEST(test_a_cut_on_a_record_boundary_shows),
+    TEST(test_a_torn_end_is_dropped_counted_and_kept_aside),
+    TEST(test_files_of_other_programs_are_left_alone),
+    TEST(test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else),
+    TEST(test_a_newer_major_version_is_refused_and_nothing_is_changed),
+    TEST(test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone),
+    TEST(test_a_page_that_cannot_be_read_costs_the_records_in_it),
+    TEST(test_no_more_than_eight_torn_ends_are_kept),
+};
+
+int main(void) {
+    for (uint32_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        fprintf(stderr, "%s\n", tests[i].name); /* read only after a failure: its last line names the test */
+        tests[i].run();
+    }
+    for (uint32_t i = 0; i < RECOVER_CASES_COUNT; i++) CHECK(met[i]);
+    return 0;
+}

@@ -1,0 +1,151 @@
+/* test_log_flips.c: one flipped bit after another in a whole log, its checkpoints included, and larger damage.
+ *
+ *      test_log_flips [seed] [flips]
+ *
+ * Invariant: a flip is harmless, or it is told: what is left out is exactly the reported range, or it is the end of an unclean
+ * log's last batch and counted as torn. Nothing else is missing, nothing is changed, and the log opens every time.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "log_model.h"
+
+typedef struct outcome {
+    bool there[MODEL_LSN_MAX], reported[MODEL_LSN_MAX];
+    uint64_t records, torn, damaged, lost, needed, checkpoints_bad; /* needed: LSNs below it may be gone */
+} outcome_t;
+
+static uint64_t harmless, torn, lost, checkpoints;
+
+static void fail(const char *what, uint64_t seed, const char *name, uint64_t bit) {
+    fprintf(stderr, "seed %llu, bit %llu of %s: %s\n", (unsigned long long)seed, (unsigned long long)bit, name, what);
+    exit(1);
+}
+
+static bool record_holds(const model_t *model, const log_record_t *record) {
+    uint8_t bytes[4096];
+    if (record->lsn == 0 || record->lsn >= model->next_lsn) return false;
+    uint32_t tag = model->tags[record->lsn], size = model_payload(tag, bytes);
+    return record->size == size && (!size || memcmp(record->bytes, bytes, size) == 0) && record->type == 1 + tag % 5 &&
+           record->flags == (uint8_t)(tag >> 8);
+}
+
+/* Walk the log as log_open does, without its threads. false: something came back that was never written. */
+static bool walk(const model_t *model, sim_disk_t *disk, outcome_t *outcome) {
+    recover_t recover;
+    log_record_t record;
+    recover_finding_t finding;
+    storage_t *storage = sim_disk_storage(disk);
+    memset(outcome, 0, sizeof *outcome);
+    bool well = recover_begin(&recover, storage) == BQ_OK;
+    for (int event; well && (event = recover_next(&recover, &record, &finding)) != RECOVER_END;) {
+        if (event < 0) well = false;
+        if (event == RECOVER_RECORD) {
+            well = well && record_holds(model, &record) && !outcome->there[record.lsn];
+            if (well) outcome->there[record.lsn] = true;
+            outcome->records++;
+        }
+        if (event != RECOVER_FINDING) continue;
+        outcome->torn += finding.kind == RECOVER_TORN;
+        outcome->damaged += finding.kind == RECOVER_DAMAGED;
+        outcome->lost += finding.kind == RECOVER_LOST;
+        for (uint64_t lsn = finding.first_lsn; finding.kind == RECOVER_LOST && lsn <= finding.last_lsn && lsn < MODEL_LSN_MAX;
+             lsn++)
+            outcome->reported[lsn] = true;
+    }
+    outcome->needed = recover.checkpoint.keep_from;
+    outcome->checkpoints_bad = recover.report.checkpoints_bad;
+    if (well) recover_free(&recover);
+    storage->release(storage);
+    return well;
+}
+
+/* What `after` misses of `before` must be reported, or be a torn end. Returns what is wrong, or NULL. */
+static const char *compare(const model_t *model, const outcome_t *before, const outcome_t *after) {
+    bool missing = false, end = true;
+    for (uint64_t lsn = model->next_lsn; lsn-- > 1 && lsn >= after->needed;) {
+        if (after->there[lsn] && !before->there[lsn]) return "a record came back from the dead";
+        if (after->there[lsn] && after->reported[lsn]) return "a record is there and reported lost";
+        if (!after->there[lsn] && before->there[lsn] && !after->reported[lsn]) {
+            missing = true;
+            if (!end) return "a record in the middle is missing without a word";
+        }
+        if (after->there[lsn]) end = false;
+        if (after->reported[lsn] && !before->there[lsn]) return "a loss is reported of what was not there before";
+    }
+    if (missing && !after->torn) return "the end is missing and nothing is counted as torn";
+    lost += after->lost != 0;
+    torn += missing;
+    checkpoints += after->checkpoints_bad != 0;
+    harmless += !after->lost && !missing && !after->checkpoints_bad;
+    return NULL;
+}
+
+/* Every so often the whole log is opened, work goes on in it, and it is opened once more. */
+static void open_and_use(const model_t *model, sim_disk_t *disk, uint64_t seed, const char *name, uint64_t bit) {
+    log_report_t first, second;
+    log_t *log;
+    for (int round = 0; round < 2; round++) {
+        log_report_t *report = round ? &second : &first;
+        if (log_open(&log, sim_disk_storage(disk), &model->config, NULL, NULL, report, NULL) != BQ_OK)
+            fail("it does not open", seed, name, bit);
+        if (log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, false) != (int64_t)report->next_lsn)
+            fail("it cannot be written to", seed, name, bit);
+        log_close(log);
+    }
+    if (second.next_lsn != first.next_lsn + 1) fail("a record written afterwards is not there", seed, name, bit);
+    if (first.lost_ranges != second.lost_ranges || first.lost_first_lsn != second.lost_first_lsn ||
+        first.lost_last_lsn != second.lost_last_lsn)
+        fail("the second opening reports another loss than the first", seed, name, bit);
+}
+
+static void flip(const model_t *model, const outcome_t *before, uint64_t *random, uint64_t number) {
+    static outcome_t after;
+    sim_disk_t *disk = sim_disk_copy(model->disk);
+    char name[64];
+    snprintf(name, sizeof name, "%s", sim_disk_name(disk, (uint32_t)random_below(random, sim_disk_files(disk))));
+    uint64_t size;
+    uint8_t *bytes = sim_disk_bytes(disk, name, &size);
+    if (size) {
+        uint64_t used = size;
+        while (used > 1 && random_below(random, 8) && !bytes[used - 1]) used--; /* mostly where something is */
+        uint64_t bit = random_below(random, used * 8);
+        bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        sim_disk_put(disk, name, bytes, size);
+        if (!walk(model, disk, &after)) fail("a record came back that was never written", model->seed, name, bit);
+        const char *wrong = compare(model, before, &after);
+        if (wrong) fail(wrong, model->seed, name, bit);
+        if (number % 40 == 0) open_and_use(model, disk, model->seed, name, bit);
+    }
+    sim_disk_free(disk);
+}
+
+int main(int count, char **arguments) {
+    uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 1, flips = count > 2 ? strtoull(arguments[2], NULL, 10) : 4000;
+    uint64_t random = seed * 2 + 1, logs = 8;
+    for (uint64_t round = 0; round < logs; round++) {
+        static model_t model;
+        static outcome_t before;
+        model_init(&model, sim_disk_new(seed + round), seed + round);
+        model_run(&model, 60 + 20 * (uint32_t)round);
+        CHECK(!model.fault[0]);
+        if (round % 2) model_close(&model); /* half of them end in order */
+        if (!(round % 2)) {
+            model_commit(&model);
+            model_kill(&model);
+            sim_disk_heal(model.disk);
+        }
+        sim_disk_cut(model.disk, seed);
+        CHECK(walk(&model, model.disk, &before));
+        CHECK(before.lost == 0 && before.records > 0);
+        for (uint64_t i = 0; i < flips / logs; i++) flip(&model, &before, &random, i);
+        sim_disk_free(model.disk);
+    }
+    CHECK(lost > 0 && torn > 0 && harmless > 0 && checkpoints > 0);
+    printf("seed %llu: %llu flips in %llu logs: %llu harmless, %llu with an exact range lost, %llu at an unclean end, %llu in a "
+           "checkpoint\n",
+           (unsigned long long)seed, (unsigned long long)flips, (unsigned long long)logs, (unsigned long long)harmless,
+           (unsigned long long)lost, (unsigned long long)torn, (unsigned long long)checkpoints);
+    return 0;
+}

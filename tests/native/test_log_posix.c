@@ -1,0 +1,142 @@
+/* test_log_posix.c: the real disk's calls when the system interrupts them, does half of them, or refuses.
+ *
+ *      test_log_posix DIRECTORY
+ *
+ * Invariant: storage_posix.c itself runs here; only the system calls under it are replaced.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "check.h"
+
+static int plan_error;        /* the next call fails with this, once */
+static size_t plan_bytes_max; /* calls take no more than this; 0: all */
+static unsigned calls;
+
+static bool fails(void) {
+    calls++;
+    if (!plan_error) return false;
+    errno = plan_error;
+    plan_error = 0;
+    return true;
+}
+
+static size_t cut(size_t size) { return plan_bytes_max && size > plan_bytes_max ? plan_bytes_max : size; }
+static ssize_t planned_pwrite(int file, const void *bytes, size_t size, off_t at) {
+    return fails() ? -1 : pwrite(file, bytes, cut(size), at);
+}
+static ssize_t planned_pread(int file, void *bytes, size_t size, off_t at) {
+    return fails() ? -1 : pread(file, bytes, cut(size), at);
+}
+static int planned_fdatasync(int file) { return fails() ? -1 : fdatasync(file); }
+static int planned_fsync(int file) { return fails() ? -1 : fsync(file); }
+static int planned_fallocate(int file, int mode, off_t at, off_t size) { return fails() ? -1 : fallocate(file, mode, at, size); }
+static int planned_ftruncate(int file, off_t size) { return fails() ? -1 : ftruncate(file, size); }
+static int planned_flock(int file, int operation) { return fails() ? -1 : flock(file, operation); }
+
+#define pwrite planned_pwrite
+#define pread planned_pread
+#define fdatasync planned_fdatasync
+#define fsync planned_fsync
+#define fallocate planned_fallocate
+#define ftruncate planned_ftruncate
+#define flock planned_flock
+#include "../../native/storage_posix.c"
+
+static storage_t *disk;
+static uint8_t written[10000], read_back[10000];
+
+static void test_short_and_interrupted_calls_are_gone_on_with(int file) {
+    for (size_t i = 0; i < sizeof written; i++) written[i] = (uint8_t)(i * 7 + 1);
+    plan_bytes_max = 700;
+    plan_error = EINTR;
+    CHECK(disk->write(disk, file, 100, written, sizeof written) == 0);
+    plan_error = EINTR;
+    CHECK(disk->read(disk, file, 100, read_back, sizeof read_back) == (int64_t)sizeof read_back);
+    CHECK(memcmp(written, read_back, sizeof written) == 0 && disk->size(disk, file) == 10100);
+    CHECK(disk->read(disk, file, 10000, read_back, 500) == 100); /* less at the end */
+    plan_bytes_max = 0;
+}
+
+static void test_errors_come_back_as_they_are_and_a_sync_is_called_once(int file) {
+    plan_error = ENOSPC;
+    CHECK(disk->write(disk, file, 0, written, 10) == -ENOSPC);
+    plan_error = EIO;
+    CHECK(disk->read(disk, file, 0, read_back, 10) == -EIO);
+    plan_error = ENOSPC;
+    CHECK(disk->allocate(disk, file, 20000) == -ENOSPC);
+    static const int errors[] = {EIO, EINTR, ENOSPC};
+    for (int i = 0; i < 3; i++) {
+        unsigned before = calls;
+        plan_error = errors[i];
+        CHECK(disk->sync_data(disk, file) == -errors[i] && calls == before + 1);
+        plan_error = errors[i];
+        CHECK(disk->sync(disk, file) == -errors[i] && calls == before + 2);
+        plan_error = errors[i];
+        CHECK(disk->sync_directory(disk) == -errors[i] && calls == before + 3);
+    }
+    CHECK(disk->sync_data(disk, file) == 0 && disk->sync(disk, file) == 0 && disk->sync_directory(disk) == 0);
+}
+
+static void test_a_file_system_that_cannot_reserve_blocks_gets_a_longer_file(int file) {
+    plan_error = EOPNOTSUPP;
+    CHECK(disk->allocate(disk, file, 30000) == 0 && disk->size(disk, file) == 30000);
+    plan_error = EINTR;
+    CHECK(disk->allocate(disk, file, 40000) == 0 && disk->size(disk, file) == 40000);
+    plan_error = EINTR;
+    CHECK(disk->truncate(disk, file, 50) == 0 && disk->size(disk, file) == 50);
+}
+
+static void count_visit(void *context, const char *name) {
+    CHECK(name[0] != '.');
+    ++*(int *)context;
+}
+
+static void test_names_stay_inside_the_directory(void) {
+    int count = 0, file = disk->open(disk, "two", true);
+    CHECK(file >= 0 && disk->close(disk, file) == 0);
+    CHECK(disk->rename(disk, "two", "three") == 0 && disk->open(disk, "two", false) == -ENOENT);
+    CHECK(disk->list(disk, count_visit, &count) == 0 && count == 2);
+    CHECK(disk->unlink(disk, "three") == 0 && disk->unlink(disk, "three") == -ENOENT);
+    CHECK(disk->free_bytes(disk) > 0);
+    uint8_t a[16], b[16];
+    CHECK(disk->random(disk, a, 16) == 0 && disk->random(disk, b, 16) == 0 && memcmp(a, b, 16) != 0);
+}
+
+static void test_the_lock_is_held_until_release(const char *directory) {
+    int error;
+    storage_t *second = storage_posix(directory, &error);
+    CHECK(second);
+    plan_error = EINTR;
+    CHECK(disk->lock(disk, "LOCK") == 0 && second->lock(second, "LOCK") == -EWOULDBLOCK);
+    disk->release(disk);
+    CHECK(second->lock(second, "LOCK") == 0);
+    second->release(second);
+}
+
+int main(int count, char **arguments) {
+    char directory[4096];
+    int error;
+    CHECK(count == 2 && snprintf(directory, sizeof directory, "%s/new", arguments[1]) < 4096);
+    CHECK(storage_posix("/proc/self/no/such", &error) == NULL && error == -ENOENT);
+    disk = storage_posix(directory, &error);
+    CHECK(disk && error == 0);
+    int file = disk->open(disk, "one", true);
+    CHECK(file >= 0);
+    test_short_and_interrupted_calls_are_gone_on_with(file);
+    test_errors_come_back_as_they_are_and_a_sync_is_called_once(file);
+    test_a_file_system_that_cannot_reserve_blocks_gets_a_longer_file(file);
+    CHECK(disk->close(disk, file) == 0);
+    test_names_stay_inside_the_directory();
+    test_the_lock_is_held_until_release(directory);
+    return 0;
+}

@@ -1,0 +1,145 @@
+/* test_log_tool.c: verify, export and repair over real directories, and the kept logs of released versions.
+ *
+ *      test_log_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept log
+ *      test_log_tool make DIRECTORY      writes the log that is kept
+ *
+ * Invariant: the kept log's contents follow from its LSNs, so that a program of any later version can check them.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "log_internal.h"
+
+#define RECORDS 40u
+
+static const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
+
+static uint32_t payload_of(uint64_t lsn, uint8_t bytes[64]) {
+    uint32_t size = (uint32_t)(lsn * 7 % 61);
+    for (uint32_t i = 0; i < size; i++) bytes[i] = (uint8_t)(lsn + i);
+    return size;
+}
+
+static log_t *open_at(const char *directory, log_report_t *report) {
+    int error;
+    log_t *log;
+    storage_t *storage = storage_posix(directory, &error);
+    CHECK(storage && log_open(&log, storage, &config, NULL, NULL, report, NULL) == BQ_OK);
+    log_settle(log);
+    return log;
+}
+
+/* Two openings: the first one's records are in one segment, the second one's in the next. A checkpoint, and an orderly end. */
+static void make(const char *directory) {
+    uint8_t bytes[64];
+    for (uint64_t round = 0; round < 2; round++) {
+        log_t *log = open_at(directory, NULL);
+        for (uint64_t lsn = round * RECORDS / 2 + 1; lsn <= (round + 1) * RECORDS / 2; lsn++) {
+            log_part_t part = {bytes, payload_of(lsn, bytes)};
+            CHECK(log_append(log, (uint8_t)(1 + lsn % 5), (uint8_t)lsn, &part, 1, false) == (int64_t)lsn);
+            if (lsn % 4 == 0) log_commit(log);
+            log_settle(log);
+        }
+        if (round) CHECK(log_checkpoint(log, 10, (const uint8_t *)"ten", 3, 1) == BQ_OK);
+        log_settle(log);
+        log_close(log);
+    }
+}
+
+/* Step to the end: the sums, and which findings came. */
+static bq_wal_item_t run(const char *directory, uint32_t mode, uint64_t *records, char findings[256]) {
+    int error, result;
+    bq_wal_item_t item;
+    bq_wal_t *wal = bq_wal_open(directory, mode, &error);
+    CHECK(wal && error == BQ_OK);
+    findings[0] = 0;
+    *records = 0;
+    while ((result = bq_wal_step(wal, &item)) == 1 && item.kind != BQ_WAL_DONE) {
+        uint8_t bytes[64];
+        if (item.kind == BQ_WAL_FINDING) strcat(strcat(findings, item.name), " ");
+        if (item.kind == BQ_WAL_CHECKPOINT) CHECK(item.lsn == 10 && item.data_size == 3 && memcmp(item.data, "ten", 3) == 0);
+        if (item.kind != BQ_WAL_RECORD) continue;
+        CHECK(item.data_size == payload_of(item.lsn, bytes) && memcmp(item.data, bytes, item.data_size) == 0);
+        CHECK(item.type == 1 + item.lsn % 5 && item.flags == (uint8_t)item.lsn);
+        ++*records;
+    }
+    CHECK(result == 1);
+    bq_wal_item_t after;
+    CHECK(bq_wal_step(wal, &after) == 0);
+    bq_wal_close(wal);
+    return item;
+}
+
+static void test_a_whole_log_verifies_and_is_exported_in_order(const char *directory) {
+    char findings[256];
+    uint64_t records;
+    bq_wal_item_t done = run(directory, BQ_WAL_VERIFY, &records, findings);
+    CHECK(findings[0] == 0 && records == 0 && done.records == RECORDS && done.first_lsn == 1 && done.last_lsn == RECORDS);
+    CHECK(done.clean == 1 && done.checkpoint_lsn == 10 && done.lost_ranges == 0 && done.segments == 2);
+    done = run(directory, BQ_WAL_EXPORT, &records, findings);
+    CHECK(records == RECORDS && findings[0] == 0 && done.done_bytes == done.total_bytes);
+}
+
+static void test_a_directory_that_is_not_there_is_not_made(const char *directory) {
+    char name[4200];
+    int error;
+    snprintf(name, sizeof name, "%s/nowhere", directory);
+    CHECK(bq_wal_open(name, BQ_WAL_VERIFY, &error) == NULL && error == BQ_E_SYSTEM && errno == ENOENT && access(name, F_OK) != 0);
+    CHECK(bq_wal_open(directory, 9, &error) == NULL && error == BQ_E_ARGUMENT);
+}
+
+static void test_a_log_in_use_is_left_alone(const char *directory) {
+    int error;
+    log_t *log = open_at(directory, NULL);
+    for (uint32_t mode = 0; mode < 3; mode++) CHECK(bq_wal_open(directory, mode, &error) == NULL && error == BQ_WAL_E_LOCKED);
+    log_close(log);
+}
+
+static void test_damage_is_told_and_repair_leaves_an_orderly_log(const char *directory) {
+    char findings[256], name[4200];
+    uint64_t records;
+    snprintf(name, sizeof name, "%s/wal-0000000001.log", directory);
+    int file = open(name, O_WRONLY);
+    CHECK(file >= 0 && pwrite(file, "damaged", 7, 1100) == 7 && close(file) == 0);
+    bq_wal_item_t done = run(directory, BQ_WAL_VERIFY, &records, findings);
+    CHECK(strcmp(findings, "DAMAGED LOST ") == 0 && done.lost_ranges == 1 && done.records + done.lost_records == RECORDS);
+    uint64_t left = done.records;
+    run(directory, BQ_WAL_REPAIR, &records, findings);
+    done = run(directory, BQ_WAL_EXPORT, &records, findings);
+    CHECK(done.clean == 1 && records == left && done.last_lsn == RECORDS);
+}
+
+static void test_a_kept_log_opens_and_holds_what_it_held(const char *kept) {
+    char findings[256];
+    uint64_t records;
+    run(kept, BQ_WAL_EXPORT, &records, findings);
+    CHECK(records == RECORDS && findings[0] == 0);
+    log_report_t report;
+    log_close(open_at(kept, &report));
+    CHECK(report.records == RECORDS && report.next_lsn == RECORDS + 1 && report.clean == 1 && report.checkpoint_lsn == 10);
+}
+
+int main(int count, char **arguments) {
+    CHECK(count == 3);
+    if (strcmp(arguments[1], "make") == 0) {
+        make(arguments[2]);
+        return 0;
+    }
+    char directory[4096];
+    CHECK(snprintf(directory, sizeof directory, "%s/log", arguments[1]) < 4096);
+    make(directory);
+    test_a_whole_log_verifies_and_is_exported_in_order(directory);
+    test_a_directory_that_is_not_there_is_not_made(directory);
+    test_a_log_in_use_is_left_alone(directory);
+    test_damage_is_told_and_repair_leaves_an_orderly_log(directory);
+    test_a_kept_log_opens_and_holds_what_it_held(arguments[2]);
+    return 0;
+}

@@ -1,0 +1,125 @@
+"""The write-ahead log: the native test programs on a simulated disk, and proof that they can fail.
+
+Each program says in its first lines what must hold; each test here builds one and runs a share. A program that finds
+something prints the seed: `test_log_crash SEED 1` repeats it. The planted bugs are macros in the log's own source.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+NATIVE = TESTS.parent / "native"
+KEPT = sorted((TESTS / "kept").glob("log-*"))
+CC = os.environ.get("CC", "cc").split()
+# The log looks at a full disk again after a millisecond here instead of a tenth of a second.
+FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DLOG_RETRY_MS=1", "-pthread"]
+LOG = ["log.c", "log_format.c", "log_recover.c", "log_read.c", "log_tool.c", "storage_posix.c"]
+SOURCES = [NATIVE / name for name in (*LOG, "gate.c", "poll.c", "crc32.c")]
+SIMULATED = [TESTS / "native" / name for name in ("sim_disk.c", "log_model.c")]
+MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+THREADS = ["-fsanitize=thread"]
+
+
+def build(directory: Path, name: str, flags: list[str], sources: list[Path] | None = None) -> Path:
+    program = directory / name
+    files = [TESTS / "native" / f"{name}.c", *(SOURCES + SIMULATED if sources is None else sources)]
+    subprocess.run([*CC, *FLAGS, *flags, *map(str, files), "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def passes(program: Path, *arguments: object, timeout: float = 300) -> None:
+    result = run(program, *arguments, timeout=timeout)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+# ---- what the log promises -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_whatever_call_a_power_cut_or_a_kill_comes_in_nothing_acknowledged_is_lost(
+    tmp_path: Path, sanitizers: list[str]
+) -> None:
+    passes(build(tmp_path, "test_log_crash", sanitizers), 1, 4)
+
+
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_whatever_call_fails_nothing_acknowledged_is_lost(tmp_path: Path, sanitizers: list[str]) -> None:
+    passes(build(tmp_path, "test_log_errors", sanitizers), 1, 3)
+
+
+def test_a_flipped_bit_is_harmless_or_told_exactly(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_flips", MEMORY), 1, 4000)
+
+
+def test_every_labelled_case_of_recovery_keeps_and_reports_what_it_should(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_cases", MEMORY))
+
+
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_quota_reserve_reading_back_and_reclaiming_work_as_the_core_uses_them(
+    tmp_path: Path, sanitizers: list[str]
+) -> None:
+    passes(build(tmp_path, "test_log_use", sanitizers))
+
+
+def test_the_real_disks_calls_survive_interruptions_and_halves(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_posix", MEMORY, sources=[]), tmp_path)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_verify_export_and_repair_work_and_the_kept_log_of_each_version_opens(tmp_path: Path, kept: Path) -> None:
+    copy = tmp_path / "kept"
+    shutil.copytree(kept, copy)
+    passes(build(tmp_path, "test_log_tool", MEMORY), tmp_path, copy)
+
+
+# ---- that these tests can fail ---------------------------------------------------------------------------------------
+
+
+def test_without_fsync_the_crash_test_finds_losses(tmp_path: Path) -> None:
+    result = run(build(tmp_path, "test_log_crash", []), 1, 3, "no-sync")
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[-2]) > 100, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("bug", "program", "arguments"),
+    [
+        ("REPLY_BEFORE_FSYNC", "test_log_crash", (1, 3)),
+        ("NO_DIRECTORY_FSYNC", "test_log_crash", (1, 3)),
+        ("CRC_WITHOUT_LENGTH", "test_log_flips", (1, 8000)),
+        ("TRUNCATE_ON_DAMAGE", "test_log_flips", (1, 4000)),
+        ("RETRY_FSYNC", "test_log_errors", (1, 3)),
+    ],
+)
+def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, arguments: tuple[int, ...]) -> None:
+    result = run(build(tmp_path, program, [f"-DBUG_{bug}"]), *arguments)
+    assert result.returncode == 1 and result.stderr.startswith("seed "), (result.returncode, result.stderr)
+
+
+# ---- the long form ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_flipped_bits_are_harmless_or_told_exactly(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_flips", []), 7, 100_000)
+
+
+@pytest.mark.slow
+def test_hundreds_of_workloads_cut_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_crash", []), 1000, 300)
+
+
+@pytest.mark.slow
+def test_dozens_of_workloads_with_a_failure_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_errors", []), 100, 40)

@@ -1,0 +1,473 @@
+"""Transcripts of QoS 1: what is acknowledged, what comes again and to whom, what outlives connections and brokers.
+
+Each test is one sentence of the protocol, tried against a broker in a process of its own by clients written by hand.
+That nothing more comes is shown by what comes next, never by waiting.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from broker_process import BrokerProcess, until
+from hand_client import ACK, PUB, SUB, UNSUB, Reply, SubAck, command
+
+pytestmark = pytest.mark.blackbox
+
+QUICK = {"qos1.ack_timeout_ms": 100}
+# The smallest log there is: four files of twice what is gathered for one sync.
+FAILING_DISK = """
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int fdatasync(int file) {
+    if (access(getenv("DISK_BROKEN"), F_OK)) return (int)syscall(SYS_fdatasync, file);
+    errno = EIO;
+    return -1;
+}
+"""
+SMALL_LOG = {"server.max_message_size_bytes": 4096, "wal.segment_size_bytes": 524288, "wal.max_bytes": 2097152}
+
+
+def publish(client, topic, *payloads):
+    """Publish each with QoS 1 and wait until it is acknowledged; their ids."""
+    answers = [client.ask(PUB, topic, payload, qos=1) for payload in payloads]
+    assert [(type(answer), answer.code) for answer in answers] == [(Reply, 0)] * len(payloads), answers
+    return [answer.id for answer in answers]
+
+
+def subscribe(client, filter_, **options):
+    answer = client.ask(SUB, filter_, qos=1, **options)
+    assert answer == SubAck(filter_, "subscribed", client.seq), answer
+    return client
+
+
+def durable(connect, broker, filter_, client_id="me"):
+    return subscribe(connect(broker, hello=True, client_id=client_id), filter_, durable=True)
+
+
+def acknowledge(client, *messages):
+    client.send(*[command(ACK, seq=message.id) for message in messages])
+
+
+def settled(broker, count):
+    """Wait until so many deliveries have been acknowledged."""
+    until(lambda: broker.info()["sessions"]["acked"] == count, f"{count} deliveries are acknowledged")
+
+
+def firsts(client, count):
+    """Messages until `count` different ones have come, each acknowledged; ids in the order of first delivery."""
+    seen = {}
+    while len(seen) < count:
+        message = client.next()
+        acknowledge(client, message)
+        seen.setdefault(message.id, message.payload)
+    return seen
+
+
+# ---- one connection ----------------------------------------------------------------------------------------------------
+
+
+def test_a_qos_1_publish_is_answered_with_the_id_that_its_subscriber_gets(broker, connect):
+    reader = subscribe(connect(broker, hello=True), "orders")
+    writer = connect(broker, hello=True)
+    (id_,) = publish(writer, "orders", b"one")
+    message = reader.next()
+    assert (message.id, message.topic, message.payload, message.qos) == (id_, "orders", b"one", 1)
+    assert not message.redelivered
+    assert publish(writer, "orders", b"two") == [id_ + 1]
+
+
+def test_a_qos_0_subscriber_gets_a_qos_1_message_with_qos_0(broker, connect):
+    reader = connect(broker).subscribe("orders")
+    publish(connect(broker, hello=True), "orders", b"one")
+    message = reader.next()
+    assert (message.payload, message.qos) == (b"one", 0)
+
+
+def test_a_qos_1_subscriber_gets_a_qos_0_message_once_and_with_qos_0(broker, connect):
+    reader = subscribe(connect(broker, hello=True), "orders")
+    connect(broker).publish("orders", b"light")
+    message = reader.next()
+    assert (message.payload, message.qos) == (b"light", 0)
+
+
+def test_a_plain_clients_qos_1_publish_is_kept_and_not_answered(broker, connect):
+    reader, plain = durable(connect, broker, "orders"), connect(broker)
+    plain.send(command(PUB, "orders", b"one", qos=1, seq=7))
+    assert (reader.next().payload, broker.info()["log"]["unsynced"]) == (b"one", 0)
+    plain.subscribe("still answered only this")
+
+
+@pytest.mark.parametrize("broker", [QUICK], indirect=True)
+def test_what_is_not_acknowledged_comes_again_marked_and_with_its_id(broker, connect):
+    reader = subscribe(connect(broker, hello=True), "orders")
+    publish(connect(broker, hello=True), "orders", b"one")
+    first, again = reader.next(), reader.next()
+    assert (again.id, again.payload, again.qos) == (first.id, b"one", 1)
+    assert (first.redelivered, again.redelivered) == (False, True)
+
+
+@pytest.mark.parametrize("broker", [QUICK], indirect=True)
+def test_what_is_acknowledged_does_not_come_again(broker, connect):
+    reader, writer = subscribe(connect(broker, hello=True), "orders"), connect(broker, hello=True)
+    publish(writer, "orders", b"acknowledged")
+    acknowledge(reader, reader.next())
+    settled(broker, 1)
+    publish(writer, "orders", b"not")
+    assert [reader.next().payload for _ in range(3)] == [
+        b"not",
+        b"not",
+        b"not",
+    ]  # the other's turn would have come first
+
+
+@pytest.mark.parametrize("broker", [{"qos1.max_in_flight": 2}], indirect=True)
+def test_no_more_is_sent_than_may_be_in_flight(broker, connect):
+    reader, writer = durable(connect, broker, "orders"), connect(broker, hello=True)
+    publish(writer, "orders", *[b"%d" % n for n in range(5)])
+    held = [reader.next(), reader.next()]
+    assert broker.info()["sessions"]["in_flight"] == 2
+    assert reader.is_open()  # its answer comes before any third message
+    acknowledge(reader, *held)
+    assert [reader.next().payload, reader.next().payload] == [b"2", b"3"]
+
+
+@pytest.mark.parametrize("broker", [{**QUICK, "qos1.max_deliveries": 2}], indirect=True)
+def test_what_is_never_acknowledged_goes_to_the_dead_letters_with_the_reason(broker, connect):
+    undertaker = subscribe(connect(broker, hello=True), "$dlq/#")
+    reader = subscribe(connect(broker, hello=True), "jobs/heavy")
+    (id_,) = publish(connect(broker, hello=True), "jobs/heavy", b"\xff\0poison")
+    assert [reader.next().redelivered, reader.next().redelivered] == [False, True]
+    letter = undertaker.next()
+    assert letter.topic == "$dlq/jobs/heavy"
+    about = json.loads(letter.payload)
+    assert base64.b64decode(about.pop("payload_base64")) == b"\xff\0poison"
+    assert about == {"reason": "max_deliveries", "id": id_, "deliveries": 2, "topic": "jobs/heavy"}
+    publish(connect(broker, hello=True), "jobs/heavy", b"next")
+    assert reader.next().payload == b"next"
+
+
+def test_what_one_publisher_sends_arrives_in_order_whatever_its_qos(broker, connect):
+    both, light = subscribe(connect(broker, hello=True), "orders"), connect(broker).subscribe("orders")
+    writer = connect(broker, hello=True)
+    expected = [b"%d" % n for n in range(300)]
+    writer.send(*[command(PUB, "orders", payload, qos=int(n % 3 == 0)) for n, payload in enumerate(expected)])
+    assert [light.next().payload for _ in expected] == expected
+    got = [both.next() for _ in expected]
+    assert [m.payload for m in got if m.qos] == expected[::3]
+    assert [m.payload for m in got if not m.qos] == [p for n, p in enumerate(expected) if n % 3]
+    assert sorted(int(m.payload) for m in got) == list(range(300))
+
+
+# ---- who may ask for what ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "reason"),
+    [
+        ({"qos": 1, "durable": True}, 400, "a durable subscription is known by its client_id"),
+        ({"durable": True}, 400, "a durable subscription collects QoS 1 messages"),
+        ({"qos": 1, "group": "g" * 257}, 400, "the group is longer than 256 bytes"),
+        ({"group": "a\nb"}, 400, "the group holds control characters"),
+    ],
+)
+def test_a_subscription_that_cannot_be_is_refused_with_the_reason(broker, connect, asked, code, reason):
+    client = connect(broker, hello=True)
+    answer = client.ask(SUB, "t", **asked)
+    assert (answer.code, answer.message.startswith(reason)) == (code, True), answer
+    client.subscribe("t")
+
+
+@pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
+def test_without_a_log_qos_1_is_refused_with_the_line_that_changes_it(broker, connect):
+    client = connect(broker, hello=True)
+    for answer in (client.ask(SUB, "t", qos=1), client.ask(PUB, "t", b"x", qos=1)):
+        assert answer.code == 503 and "set wal.enabled = true" in answer.message, answer
+    plain = connect(broker)
+    plain.send(command(SUB, "t", qos=1))
+    assert plain.is_closed()
+    assert broker.info()["log"] is None
+
+
+@pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
+def test_a_queue_group_of_qos_0_needs_no_log(broker, connect):
+    members = [connect(broker, hello=True) for _ in range(2)]
+    for member in members:
+        assert member.ask(SUB, "jobs", group="workers") == SubAck("jobs", "subscribed", member.seq)
+    writer = connect(broker)
+    for n in range(4):
+        writer.publish("jobs", b"%d" % n)
+    got = [[int(member.next().payload) for _ in range(2)] for member in members]
+    assert sorted(got[0] + got[1]) == [0, 1, 2, 3]
+
+
+# ---- durable subscriptions ---------------------------------------------------------------------------------------------
+
+
+def test_a_durable_subscription_collects_while_its_client_is_away(broker, connect):
+    durable(connect, broker, "orders").close()
+    writer = connect(broker, hello=True)
+    ids = publish(writer, "orders", b"one", b"two", b"three")
+    assert firsts(durable(connect, broker, "orders"), 3) == dict(zip(ids, [b"one", b"two", b"three"], strict=True))
+
+
+def test_what_was_in_flight_when_the_connection_ended_comes_again_to_the_next(broker, connect):
+    reader = durable(connect, broker, "orders")
+    ids = publish(connect(broker, hello=True), "orders", b"one", b"two")
+    acknowledge(reader, reader.next())
+    assert reader.next().payload == b"two"
+    settled(broker, 1)
+    reader.close()
+    again = durable(connect, broker, "orders").next()
+    assert (again.id, again.payload, again.redelivered) == (ids[1], b"two", True)
+
+
+def test_a_newer_connection_takes_a_client_ids_subscription_over(broker, connect):
+    older = durable(connect, broker, "orders")
+    newer = durable(connect, broker, "orders")
+    assert older.next().code == 409 and older.is_closed()
+    publish(connect(broker, hello=True), "orders", b"one")
+    assert newer.next().payload == b"one"
+
+
+def test_unsubscribing_ends_a_durable_subscription(broker, connect):
+    durable(connect, broker, "orders").close()
+    client = connect(broker, hello=True, client_id="me")  # a connection that has not subscribed itself
+    assert client.ask(UNSUB, "orders").code == 0
+    assert client.ask(UNSUB, "orders").code == 404
+    publish(connect(broker, hello=True), "orders", b"unheard")
+    durable(connect, broker, "orders")
+    reader = durable(connect, broker, "orders")
+    publish(connect(broker, hello=True), "orders", b"heard")
+    assert reader.next().payload == b"heard"
+
+
+def test_nobody_ends_the_subscription_of_another_client_id(broker, connect):
+    durable(connect, broker, "orders").close()
+    assert connect(broker, hello=True, client_id="you").ask(UNSUB, "orders").code == 404
+    publish(connect(broker, hello=True), "orders", b"one")
+    assert durable(connect, broker, "orders").next().payload == b"one"
+
+
+# ---- restarts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_what_was_acknowledged_to_the_publisher_outlives_the_broker(start_broker, connect, end):
+    first = start_broker()
+    durable(connect, first, "orders").close()
+    ids = publish(connect(first, hello=True), "orders", *[b"%d" % n for n in range(100)])
+    getattr(first, end)()
+    second = start_broker(after=first)
+    assert list(firsts(durable(connect, second, "orders"), 100).items()) == [
+        (id_, b"%d" % n) for n, id_ in enumerate(ids)
+    ]
+
+
+def test_what_was_acknowledged_by_the_subscriber_does_not_come_again_after_a_restart(start_broker, connect):
+    first = start_broker()
+    reader = durable(connect, first, "orders")
+    publish(connect(first, hello=True), "orders", b"one", b"two")
+    acknowledge(reader, reader.next())
+    settled(first, 1)
+    first.stop()
+    second = start_broker(after=first)
+    reader = durable(connect, second, "orders")
+    assert reader.next().payload == b"two"
+    publish(connect(second, hello=True), "orders", b"three")
+    assert reader.next().payload == b"three"
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_message_ids_never_go_back_over_a_restart(start_broker, connect, end):
+    first = start_broker()
+    reader, writer = connect(first).subscribe("t"), connect(first, hello=True)
+    (durable_id,) = publish(writer, "t", b"durable")
+    writer.publish("t", b"light")
+    light_id = [reader.next().id for _ in range(2)][-1]
+    assert light_id == durable_id + 1
+    getattr(first, end)()
+    (next_id,) = publish(connect(start_broker(after=first), hello=True), "t", b"x")
+    assert next_id > light_id
+    assert end == "kill" or next_id == light_id + 1
+
+
+def test_ids_of_a_broker_without_a_log_begin_at_the_clock(start_broker, connect):
+    broker = start_broker({"wal.enabled": False})
+    reader = connect(broker).subscribe("t")
+    reader.publish("t", b"x")
+    message = reader.next()
+    since_2025_ms = message.timestamp_ms - 1_735_689_600_000
+    assert since_2025_ms - 3_600_000 < message.id >> 12 <= since_2025_ms
+    assert message.id < 1 << 53
+
+
+def test_an_ended_durable_subscription_stays_ended_after_a_crash(start_broker, connect):
+    first = start_broker()
+    durable(connect, first, "orders").close()
+    client = connect(first, hello=True, client_id="me")
+    assert client.ask(UNSUB, "orders").code == 0
+    first.kill()
+    assert start_broker(after=first).wait_for("log_opened")["subscriptions"] == "0"
+
+
+def test_the_log_is_recovered_before_the_broker_listens(start_broker, connect):
+    first = start_broker()
+    durable(connect, first, "orders").close()
+    publish(connect(first, hello=True), "orders", b"one", b"two")
+    first.kill()
+    second = start_broker(after=first)
+    opened = second.wait_for("log_opened")
+    assert (opened["subscriptions"], opened["clean"]) == ("1", "false")
+    events = [line.split(" ")[2] for line in second.log]
+    assert events.index("log_opened") < events.index("ready")
+
+
+def test_a_second_broker_on_the_same_log_ends_with_status_69_and_one_clear_line(broker):
+    second = BrokerProcess(broker.config.parent, {})
+    assert second.wait() == 69
+    assert second.log[-2].startswith("blipmq: another broker uses the log in data/wal. Stop that one, or give this one")
+    assert broker.info()["log"]["state"] == "ok"
+
+
+def test_many_publishers_at_once_are_each_answered_and_nothing_is_lost(broker, connect):
+    reader = durable(connect, broker, "orders/#")
+    writers = [connect(broker, hello=True) for _ in range(16)]
+    for n, writer in enumerate(writers):
+        writer.send(*[command(PUB, f"orders/{n}", b"%d" % k, qos=1, seq=k + 1) for k in range(200)])
+    answers = [[writer.next() for _ in range(200)] for writer in writers]
+    assert all([(a.seq, a.code) for a in share] == [(k + 1, 0) for k in range(200)] for share in answers)
+    ids = sorted(answer.id for share in answers for answer in share)
+    assert ids == list(range(ids[0], ids[0] + 3200))
+    assert list(firsts(reader, 3200)) == ids
+
+
+# ---- groups ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_message_goes_to_one_member_of_a_group(broker, connect):
+    members = [subscribe(connect(broker, hello=True), "jobs", group="workers") for _ in range(2)]
+    everyone = subscribe(connect(broker, hello=True), "jobs")
+    publish(connect(broker, hello=True), "jobs", *[b"%d" % n for n in range(10)])
+    assert [everyone.next().payload for _ in range(10)] == [b"%d" % n for n in range(10)]
+    got = [[int(member.next().payload) for _ in range(5)] for member in members]
+    assert sorted(got[0] + got[1]) == list(range(10))
+    assert got == [sorted(share) for share in got]
+
+
+def test_what_a_member_leaves_behind_when_it_dies_goes_to_another(broker, connect):
+    one, two = (subscribe(connect(broker, hello=True), "jobs", group="workers") for _ in range(2))
+    publish(connect(broker, hello=True), "jobs", b"0", b"1", b"2", b"3")
+    held = [one.next(), one.next()]
+    own = [two.next(), two.next()]
+    acknowledge(two, *own)
+    one.close()
+    again = [two.next(), two.next()]
+    assert [m.payload for m in again] == [m.payload for m in held]
+    assert all(m.redelivered for m in again)
+
+
+# ---- a full log, a broken disk, a damaged log ---------------------------------------------------------------------------
+
+
+def fill(writer, payload):
+    """Publish until the log is full; the ids of what it took, and the answer that says no."""
+    ids = []
+    while True:
+        answer = writer.ask(PUB, "orders", payload, qos=1)
+        if answer.code:
+            return ids, answer
+        ids.append(answer.id)
+        assert len(ids) < 2_097_152 // len(payload), "the log holds more than wal.max_bytes"
+
+
+@pytest.mark.parametrize("broker", [SMALL_LOG], indirect=True)
+def test_a_full_log_refuses_until_the_subscriber_has_caught_up_and_nothing_is_lost(broker, connect):
+    durable(connect, broker, "orders").close()
+    writer = connect(broker, hello=True)
+    ids, answer = fill(writer, b"x" * 4000)
+    assert answer.code == 503 and "the log is full" in answer.message
+    described = broker.info()
+    assert described["state"] == "degraded" and described["log"]["state"] == "full"
+    assert any(reason.startswith("log: full at ") for reason in described["reasons"])
+    broker.wait_for("log_full")
+    reader = connect(broker).subscribe("orders")
+    writer.publish("orders", b"QoS 0 goes on")
+    assert reader.next().payload == b"QoS 0 goes on"
+    assert list(firsts(durable(connect, broker, "orders"), len(ids))) == ids
+    until(lambda: writer.ask(PUB, "orders", b"again", qos=1).code == 0, "publishes are taken again")
+    broker.wait_for("log_has_room")
+    assert broker.info()["state"] == "ok"
+
+
+@pytest.fixture
+def failing_disk(tmp_path):
+    """Variables with which a broker's fdatasync fails as soon as the file `broken` exists, and that file."""
+    source, library, broken = (tmp_path / name for name in ("disk.c", "disk.so", "broken"))
+    source.write_text(FAILING_DISK)
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler: packaging/setup.sh installs one"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
+    return {"LD_PRELOAD": preloaded, "DISK_BROKEN": str(broken)}, broken
+
+
+def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart_and_qos_0_goes_on(
+    start_broker, connect, failing_disk
+):
+    variables, broken = failing_disk
+    first = start_broker(**variables)
+    durable(connect, first, "orders").close()
+    writer, light = connect(first, hello=True), connect(first).subscribe("orders")
+    ids = publish(writer, "orders", b"safe")
+    assert light.next().payload == b"safe"
+    broken.touch()
+    answer = writer.ask(PUB, "orders", b"not safe", qos=1)
+    assert (answer.code, answer.id) == (503, 0) and "the log has failed" in answer.message, answer
+    broken.unlink()  # a disk that answers again is not believed
+    assert writer.ask(PUB, "orders", b"nor this", qos=1).code == 503
+    writer.publish("orders", b"QoS 0")
+    assert light.next().payload == b"QoS 0"
+    line = first.wait_for("log_failed")
+    assert (line["level"], line["error"]) == ("error", "Input/output error")
+    described = first.info()
+    assert (described["state"], described["log"]["state"]) == ("degraded", "failed")
+    assert described["reasons"][0].startswith("log: the disk failed (Input/output error); QoS 1 publishes are refused")
+    first.stop()
+    second = start_broker(after=first)
+    reader = durable(connect, second, "orders")
+    assert (reader.next().id, second.info()["state"]) == (ids[0], "ok")
+    assert publish(connect(second, hello=True), "orders", b"again")[0] > ids[0]
+
+
+def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(start_broker, connect):
+    first = start_broker()
+    durable(connect, first, "orders").close()
+    payloads = [b"payload %d" % n for n in range(200)]
+    ids = publish(connect(first, hello=True), "orders", *payloads)
+    first.stop()
+    for file in (first.config.parent / "data" / "wal").iterdir():
+        data = bytearray(file.read_bytes())
+        at = data.find(b"payload 100")
+        if at >= 0:
+            data[at] ^= 1
+            file.write_bytes(data)
+    second = start_broker(after=first)
+    line = second.wait_for("log_damaged")
+    assert (line["level"], line["first_lsn"], line["last_lsn"]) == ("error", line["last_lsn"], line["first_lsn"])
+    described = second.info()
+    assert described["state"] == "degraded" and "damaged" in described["reasons"][0]
+    log = described["log"]
+    assert (log["lost_ranges"], log["lost_first_id"], log["lost_last_id"]) == (
+        1,
+        int(line["first_lsn"]),
+        log["lost_first_id"],
+    )
+    got = firsts(durable(connect, second, "orders"), 199)
+    assert list(got.values()) == payloads[:100] + payloads[101:]
+    assert list(got) == ids[:100] + ids[101:]
