@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def test_a_number_of_messages_is_sent_as_fast_as_it_goes_and_counted(broker: Fak
 
 def test_with_a_rate_the_number_of_messages_follows_from_the_time(broker: FakeBroker) -> None:
     found = figures(broker, "--seconds", "1", "--rate", "200")
-    assert 1 <= found["published"] <= 201
+    assert 1 <= found["published"] <= 200
     assert found["lost"] == 0
 
 
@@ -104,7 +105,7 @@ def test_a_broker_that_goes_away_ends_the_run_with_the_reason(broker: FakeBroker
 def test_progress_goes_to_standard_error_one_line_a_second_in_a_pipe(broker: FakeBroker) -> None:
     status, out, err = bench(broker, "--seconds", "2", "--rate", "50")
     assert status == 0
-    assert err.splitlines()[0].startswith(" 50% of 2 s  1.0 s  published ")
+    assert re.match(r" *\d+% of 2 s  \d+\.\d s  published .*/s  delivered .*/s", err)
     assert out.startswith(
         "1 publisher, 1 subscriber, 1 topic, 256 bytes each, QoS 0, 50 a second asked for\nPublished "
     )

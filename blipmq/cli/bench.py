@@ -122,7 +122,7 @@ async def publish_answered(client: Client, load: Load, publisher: int) -> None:
         for number in load.numbers(publisher):
             due_ns = load.due_ns(publisher, number)
             if not await wait_until(due_ns, load):
-                return
+                break
             await room.acquire()
             if load.arguments.rate is None:
                 due_ns = time.monotonic_ns()
@@ -138,7 +138,9 @@ async def publish_answered(client: Client, load: Load, publisher: int) -> None:
 
 
 async def wait_until(due_ns: int, load: Load) -> bool:
-    """Sleep until then. False: the run was stopped meanwhile."""
+    """Sleep until then. False: it is behind the end of the run, or the run was stopped meanwhile."""
+    if load.stop_ns and due_ns >= load.stop_ns:
+        return False
     delay_s = (due_ns - time.monotonic_ns()) / 1e9
     if delay_s > 0:
         with contextlib.suppress(asyncio.TimeoutError):
