@@ -45,14 +45,21 @@ class Broker:
         self.ready_ms = 0.0
         self.rss_ready_bytes = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.metrics_port = _free_port()
+        self.reloads = 0
         config = self.directory / f"{plan.name}.{'toml' if plan.protocol == 'blipmq' else 'conf'}"
         self._places = {**places, "port": str(self.port), "dir": str(self.directory), "config": str(config)}
-        self._places["metrics_port"] = str(_free_port())
-        config.write_text(filled(plan.config, self._places), encoding="utf-8")
+        self._places["metrics_port"] = str(self.metrics_port)
+        self.configure()
         self.directory.chmod(0o755)  # mosquitto started by root reads its configuration as another user
 
     def __repr__(self) -> str:
         return f"<Broker {self.plan.name} pid={self.pid} port={self.port} alive={self.alive}>"
+
+    def configure(self, more: str = "") -> None:
+        """Write its configuration file, with `more` at the end."""
+        text = filled(self.plan.config, self._places) + more
+        Path(self._places["config"]).write_text(text, encoding="utf-8")
 
     @property
     def alive(self) -> bool:

@@ -15,6 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+CONTROL_KINDS = ("", "subscriptions", "scrapes", "reloads")
 PLAN_FILE = Path(__file__).with_name("shapes.toml")
 
 
@@ -40,7 +41,7 @@ class Shape:
     quick: bool = False
     fresh: bool = False
     once: bool = False
-    control: bool = False
+    control: str = ""
     files: int = 0
     without: list[str] = dataclasses.field(default_factory=list)
     rate_of: str = ""
@@ -56,6 +57,10 @@ class Shape:
     duration: float = 0
     window: int = 0
     single_writes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.control not in CONTROL_KINDS:
+            raise TypeError(f"control is {self.control!r}, and none of {', '.join(CONTROL_KINDS[1:])}")
 
     def load_options(self) -> list[str]:
         """The load generator's words for this shape, but for rate, duration and window, which depend on more."""

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from bench.results import Results
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 CONTROL_SUBSCRIPTIONS = 1000
+CONTROL_PAUSE_S = 0.03
 PROGRAMS = {"loadgen": ["loadgen.c", "wire.c", "measure.c"], "relay": ["relay.c"]}
 
 
@@ -147,7 +149,7 @@ class Session:
         window = shape.window or (0 if shape.single_writes else broker.plan.window)
         words += ["--rate", f"{rate:.1f}"] if rate else []
         words += ["--window", str(window)] if window else []
-        with self.control_work(broker) if shape.control else contextlib.nullcontext():
+        with self.control_work(broker, shape.control):
             sample = self.loadgen(broker, words, duration)
         if sample.get("broker_gone") or not broker.alive:
             return {"failed": f"the broker ended during the run: {broker.last_words()}"}
@@ -169,30 +171,43 @@ class Session:
         sample: dict[str, Any] = json.loads(done.stdout)
         return sample
 
+    def subscribe_wave(self, broker: Broker) -> None:
+        """A thousand connections that each subscribe to a topic of their own, and go."""
+        words = (
+            f"--publishers 0 --subscribers 0 --idle {CONTROL_SUBSCRIPTIONS} --idle-subscribe --duration 0.05".split()
+        )
+        wave = self.loadgen(broker, words, 1)
+        if "failed" in wave:
+            raise BrokerError(wave["failed"])
+
+    def scrape(self, broker: Broker) -> None:
+        """One look at /metrics, as Prometheus takes it."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{broker.metrics_port}/metrics", timeout=10) as answer:
+            if not answer.read():
+                raise BrokerError("the metrics were empty")
+
+    def reload(self, broker: Broker) -> None:
+        """A setting is changed and SIGHUP sent."""
+        broker.reloads += 1
+        broker.configure(f"\n[delivery]\nmax_batch = {60_000 + broker.reloads % 2}\n")
+        os.kill(broker.pid, signal.SIGHUP)
+
     @contextlib.contextmanager
-    def control_work(self, broker: Broker) -> Iterator[None]:
-        """Waves of connections that each subscribe to a topic of their own, one after the other, beside the load."""
+    def control_work(self, broker: Broker, kind: str) -> Iterator[None]:
+        """One kind of control work beside the load, over and over; none for an empty name."""
+        work = {"subscriptions": self.subscribe_wave, "scrapes": self.scrape, "reloads": self.reload}.get(kind)
         ended = threading.Event()
-        words = [
-            "--publishers",
-            "0",
-            "--subscribers",
-            "0",
-            "--idle",
-            str(CONTROL_SUBSCRIPTIONS),
-            "--idle-subscribe",
-            "--duration",
-            "0.05",
-        ]
 
-        def waves() -> None:
-            while not ended.is_set():
-                wave = self.loadgen(broker, words, 1)
-                if "failed" in wave:
-                    self.note(f"Control work on {broker.plan.name} failed: {wave['failed']}")
+        def over_and_over() -> None:
+            while work is not None and not ended.is_set():
+                try:
+                    work(broker)
+                except (OSError, BrokerError) as error:
+                    self.note(f"Control work on {broker.plan.name} failed: {error}")
                     return
+                ended.wait(CONTROL_PAUSE_S)
 
-        thread = threading.Thread(target=waves)
+        thread = threading.Thread(target=over_and_over)
         thread.start()
         try:
             yield

@@ -5,6 +5,7 @@
 #   packaging/setup.sh make         a make to run the rest with
 #   packaging/setup.sh clang        a clang with libFuzzer
 #   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
+#   packaging/setup.sh curl         curl, which the pages in docs/ use
 #
 # Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
 # may (root, or sudo without a password); otherwise one line on stderr says what to install, and the exit status is 1.
@@ -99,5 +100,6 @@ venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
-*) fail "usage: setup.sh venv DIR | make | clang | systemd" ;;
+curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
+*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl" ;;
 esac
