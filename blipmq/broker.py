@@ -99,6 +99,7 @@ def core_config(config: Config) -> CoreConfig:
         warm_segments=pool.buffer_large_count if keep and warm else 0,
         ack_timeout_ms=config.qos1.ack_timeout_ms,
         max_in_flight=config.qos1.max_in_flight,
+        max_sessions=config.limits.max_sessions,
         max_deliveries=config.qos1.max_deliveries,
         run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,

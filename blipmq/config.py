@@ -279,6 +279,14 @@ class Limits:
     max_subscriptions_per_connection: int = key(
         1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
     )
+    max_sessions: int = key(
+        10_000,
+        "QoS 1 subscriptions and queue groups, those of absent durable clients included.",
+        "subscriptions",
+        1,
+        1_000_000,
+        reload=True,
+    )
     route_cache_entries: int = key(
         4096,
         "Topics whose subscribers are remembered; more topics than this cost a search each.",

@@ -109,6 +109,7 @@ class CoreConfig(NamedTuple):
     warm_segments: int = 0
     ack_timeout_ms: int = 30_000
     max_in_flight: int = 256
+    max_sessions: int = 10_000
     max_deliveries: int = 16
     run_messages: int = 0
     io_cpu: int = -1

@@ -53,6 +53,7 @@ typedef struct bq_config {
     uint32_t warm_segments;            /* segments allocated ahead */
     uint32_t ack_timeout_ms;           /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
     uint32_t max_in_flight;            /* per subscription and client: sent and not acknowledged */
+    uint32_t max_sessions;             /* QoS 1 subscriptions and queue groups, absent durable ones included */
     uint32_t max_deliveries;           /* then the message goes to $dlq/<topic> */
     uint32_t run_messages;             /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
     int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */

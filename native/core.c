@@ -380,7 +380,7 @@ static bool config_valid(const bq_config_t *config) {
     return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch && config->max_batch_bytes &&
            config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) && config->max_frame_bytes_unauth >= 64 && config->tick_ms &&
            config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
-           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight && config->max_deliveries;
+           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight && config->max_deliveries && config->max_sessions;
 }
 
 /* The values that may change while running. */
@@ -403,6 +403,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.ack_timeout_ms = config->ack_timeout_ms;
     bq->config.max_in_flight = config->max_in_flight;
     bq->config.max_deliveries = config->max_deliveries;
+    bq->config.max_sessions = config->max_sessions;
     bq->config.run_messages = config->run_messages;
 }
 

@@ -599,6 +599,11 @@ static void answer_new(bq_t *bq, connection_t *connection, uint64_t seq, session
 void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
     session_t *session = session_find(bq, connection, request);
     bool fresh = !session;
+    if (fresh && bq->sessions.count >= bq->config.max_sessions) {
+        connection_reply(bq, connection, seq, 429, "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)");
+        connection_resume(bq, connection, PAUSE_ANSWER);
+        return;
+    }
     if (fresh) session = session_new(bq, request);
     if (!session || !member_add(bq, session, connection)) {
         if (session && fresh) session_free(bq, session);
@@ -701,7 +706,7 @@ static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     if (checkpoint->size < sizeof head) return false;
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
-    bq->next_message_id = head.next_message_id;
+    if (head.next_message_id > bq->next_message_id) bq->next_message_id = head.next_message_id; /* a start without the log may be ahead */
     bq->ids_reserved = head.ids_reserved;
     bq->sessions.next_id = head.next_session_id;
     uint64_t at = sizeof head;

@@ -294,7 +294,17 @@ def test_message_ids_never_go_back_over_a_restart(start_broker, connect, end):
     getattr(first, end)()
     (next_id,) = publish(connect(start_broker(after=first), hello=True), "t", b"x")
     assert next_id > light_id
-    assert end == "kill" or next_id == light_id + 1
+
+
+def test_message_ids_do_not_go_back_when_the_log_is_switched_off_and_on_again(start_broker, connect):
+    ids, broker = [], None
+    for enabled in (True, False, True):
+        broker = start_broker({"wal.enabled": enabled}, after=broker)
+        reader = connect(broker).subscribe("t")
+        reader.publish("t", b"x")
+        ids.append(reader.next().id)
+        broker.stop()
+    assert ids == sorted(set(ids))
 
 
 def test_ids_of_a_broker_without_a_log_begin_at_the_clock(start_broker, connect):

@@ -93,7 +93,7 @@ class Storm:
                 "CRASH_JOURNAL": str(self.disk.journal),
                 "CRASH_FAULTS": str(self.faults.path),
             }
-        self.broker = BrokerProcess(self.directory, self.settings, command, **(variables or {}))
+        self.broker = BrokerProcess(self.directory, self.settings, command, **variables)
 
     async def _ready(self):
         began = time.monotonic()
