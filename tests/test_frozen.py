@@ -422,7 +422,7 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
         mount -t proc proc {root}/proc
         mount -t tmpfs -o size=16m,uid=65532 none {root}/var/lib/blipmq
         as_user() {{ chroot --userspec={config["User"]} {root} "$@"; }}
-        as_user {program} >{tmp_path}/log 2>&1 & broker=$!
+        chroot --userspec={config["User"]} {root} {program} >{tmp_path}/log 2>&1 & broker=$!
         until grep -q ' info ready ' {tmp_path}/log; do kill -0 $broker || {{ cat {tmp_path}/log; exit 90; }}; sleep 0.05; done
         as_user {health} >{tmp_path}/health && echo healthy
         kill -TERM $broker
