@@ -16,7 +16,7 @@ _blipmq() {
     case $command in
         "")
             case $before in
-                *) words="start check connect version -h --help --version" ;;
+                *) words="start check connect wal version -h --help --version" ;;
             esac ;;
         start)
             case $before in
@@ -33,6 +33,16 @@ _blipmq() {
         connect)
             case $before in
                 *) words="-h --help" ;;
+            esac ;;
+        wal)
+            case $before in
+                --directory)
+                    words="" ;;
+                --config)
+                    files=yes ;;
+                --format)
+                    words="text json" ;;
+                *) words="verify export repair -h --help --directory --config --format" ;;
             esac ;;
         version)
             case $before in

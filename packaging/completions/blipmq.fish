@@ -3,6 +3,7 @@ complete -c blipmq -f
 complete -c blipmq -n __fish_use_subcommand -a start -d 'run the broker in the foreground'
 complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configuration; prints the settings and the memory they need'
 complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
+complete -c blipmq -n __fish_use_subcommand -a wal -d 'look at the log of a broker that does not run: verify, export, repair'
 complete -c blipmq -n __fish_use_subcommand -a version -d 'print the version'
 complete -c blipmq -n '__fish_use_subcommand' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_use_subcommand' -l version -d 'show program\'s version number and exit'
@@ -11,4 +12,11 @@ complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TO
 complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -a verify
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -a export
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -a repair
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -l directory -x -d 'the log; else wal.directory of the configuration'
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -l config -r -F -d 'configuration that names it, found as `blipmq start` does'
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -l format -x -a 'text json' -d 'json: one object a line'
 complete -c blipmq -n '__fish_seen_subcommand_from version' -s h -l help -d 'show this help message and exit'
