@@ -18,7 +18,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test slow check format bench bench-quick asan fuzz core clean
+.PHONY: help run test slow crash check format bench bench-quick asan fuzz core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -106,6 +106,9 @@ bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a 
 
 bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
+
+crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s and power cuts, a full disk, a million behind; ARGS='--cycles 100'
+	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
 
 fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 	@packaging/setup.sh clang

@@ -6,7 +6,6 @@ Invariant: every test sees the broker from outside only, and each way to find a 
 import errno
 import os
 import signal
-import sys
 
 import pytest
 from broker_process import BrokerProcess, until
@@ -14,9 +13,6 @@ from crash import behind, disk, storm
 from crash.disk import Faults
 from hand_client import ACK, PUB, SUB, HelloClient, Reply, command
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the disk is preloaded into the broker: Linux only")
-
-BINARY = "BLIPMQ_BINARY" in os.environ  # a launcher may start the broker itself: what is preloaded or killed is not it
 SEED = int(os.environ.get("CRASH_SEED", "2026"))
 
 
@@ -148,7 +144,6 @@ def test_after_a_failed_write_or_sync_nothing_is_acknowledged_until_a_restart(pl
     unknown = [str(number) for number in range(good, after + 8)]
     assert got[: len(acknowledged)] == acknowledged and got[-1] == "after the restart"
     assert [text for text in got[len(acknowledged) : -1] if text not in unknown] == []
-
 
 
 @pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open"])
@@ -292,22 +287,13 @@ def test_ids_never_go_back_even_if_only_qos_0_was_published_between_two_crashes(
 
 # ---- far behind ----------------------------------------------------------------------------------------------------------
 
-MEMORY_BYTES = 64 * 1024 * 1024
 BESIDE_BYTES = 64 * 1024 * 1024  # the interpreter, the log's batches and read buffers, what the allocator keeps
-FAR_BEHIND = {
-    **storm.SETTINGS,
-    "limits.memory_bytes": MEMORY_BYTES,
-    "queues.subscriber_bytes": 8 * 1024 * 1024,
-    "qos1.max_in_flight": 1024,
-    "wal.segment_size_bytes": 8 * 1024 * 1024,
-    "wal.max_bytes": 1 << 30,
-}
 
 
 @pytest.mark.parametrize("count", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_subscriber_that_was_away_gets_all_in_order_and_memory_stays_bounded(tmp_path, start_broker, count, capsys):
-    settings = {**FAR_BEHIND, "wal.directory": str(tmp_path / "wal")}
+    settings = {**behind.SETTINGS, "wal.directory": str(tmp_path / "wal")}
     figures = behind.fall_behind(start_broker, settings, count, payload_bytes=200)
     with capsys.disabled():
         print(f"\n    {figures}")
-    assert figures["rss_bytes_most"] < MEMORY_BYTES + BESIDE_BYTES
+    assert figures["rss_bytes_most"] < behind.SETTINGS["limits.memory_bytes"] + BESIDE_BYTES

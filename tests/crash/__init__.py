@@ -1,1 +1,1 @@
-"""The storm: a real broker killed, cut from its power and given a failing disk under load, and what checks that it kept its word."""
+"""The storm: a real broker killed, cut from its power and given a failing disk under load, and what checks its promises."""

@@ -6,12 +6,21 @@ Invariant: the broker is looked at from outside only: its memory is what /proc s
 import struct
 import time
 
-from hand_client import HELLO, PUB, SUB, PlainClient, Reader, SubAck, command
+from hand_client import HELLO, PING, PUB, SUB, PlainClient, Reader, SubAck, command
 
 from crash.clients import ack_frame
 
 FILTER, TOPIC, CLIENT = "far/behind", "far/behind", "traveller"
 WINDOW = 4096
+SETTINGS = {
+    "limits.memory_bytes": 64 * 1024 * 1024,
+    "queues.subscriber_bytes": 8 * 1024 * 1024,
+    "server.max_message_size_bytes": 16 * 1024,
+    "metrics.bind_addr": "",
+    "qos1.max_in_flight": 1024,
+    "wal.segment_size_bytes": 8 * 1024 * 1024,
+    "wal.max_bytes": 1 << 30,
+}
 MARK = 0x1122334455667788
 MARK_BYTES = struct.pack("<Q", MARK)
 
@@ -100,7 +109,7 @@ def catch_up(broker, count):
 
 def client_is_quiet(client):
     """True if the next thing the broker says is the answer to a PING."""
-    client.send(command(6, seq=99))
+    client.send(command(PING, seq=99))
     answer = client.next()
     return getattr(answer, "seq", None) == 99
 

@@ -132,10 +132,8 @@ class Publisher(Client):
                 burst.append(command(PUB, ledger.topics[topic], payload, qos=1, seq=self.seq))
             self.link.send(b"".join(burst))
             await asyncio.sleep(self.storm.pace * dice.random())
-        while self.is_open and self.outstanding:
-            await asyncio.sleep(RETRY_SECONDS)
-        while self.is_open and not self.storm.over:
-            await asyncio.sleep(RETRY_SECONDS)
+        if not self.storm.over:
+            await self.link.closed.wait()
 
     def reply(self, answer):
         sent = self.outstanding.pop(answer.seq, None)

@@ -55,7 +55,9 @@ class View:
         window = self.ledger.max_in_flight
         back = max(0, self.connects_since_crash - self.members)
         if self.duplicates_since_crash > window * (2 * self.members + back):
-            self.ledger.fault(f"{self.name} got {self.duplicates_since_crash} duplicates between two crashes, {back} reconnects")
+            self.ledger.fault(
+                f"{self.name} got {self.duplicates_since_crash} duplicates between two crashes, {back} reconnects"
+            )
         self.duplicates_most = max(self.duplicates_most, self.duplicates_since_crash)
         self.duplicates_since_crash = self.connects_since_crash = 0
 
@@ -141,7 +143,9 @@ class Ledger:
         if id_ <= last:
             self.fault(f"publisher {publisher} got id {id_} after {last}")
         if lane.ids[number] not in (0, id_):
-            self.fault(f"{number} of {(publisher, topic)} was delivered as {lane.ids[number]} and acknowledged as {id_}")
+            self.fault(
+                f"{number} of {(publisher, topic)} was delivered as {lane.ids[number]} and acknowledged as {id_}"
+            )
         lane.ids[number] = id_
         lane.state[number] = ACKNOWLEDGED
         self.acknowledged += 1

@@ -131,8 +131,10 @@ int openat(int at, const char *name, int flags, ...) {
     if (file >= FILES_MAX) abort();
     if (file >= 0 && fstat(file, &status) == 0) {
         inodes[file] = status.st_ino;
-        if (!was) note(CREATE, status.st_ino, 0, name, strlen(name));
-        else if (flags & O_TRUNC) note(SIZE, status.st_ino, 0, NULL, 0);
+        if (!was)
+            note(CREATE, status.st_ino, 0, name, strlen(name));
+        else if (flags & O_TRUNC)
+            note(SIZE, status.st_ino, 0, NULL, 0);
     }
     pthread_mutex_unlock(&gate);
     return file;

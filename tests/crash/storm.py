@@ -129,7 +129,9 @@ class Storm:
         # The cache of a machine that goes on outlives a process: only now and then does the power go too.
         if self.disk and (kind != "at a write or sync" or self.dice.random() < 0.6):
             self.disk.cut(self.dice)
-        await asyncio.sleep(0.002)  # the clients see their connections end: what came before the crash is counted before it
+        await asyncio.sleep(
+            0.002
+        )  # the clients see their connections end: what came before the crash is counted before it
         self.ledger.crash()
 
     # ---- the run ----
@@ -151,6 +153,8 @@ class Storm:
             await self._ready()
             await self._drain()
             self.over = True
+            for client in self.clients:
+                client.leave()
             await asyncio.wait_for(asyncio.gather(*tasks), 60)
             await asyncio.get_running_loop().run_in_executor(None, self.broker.stop)
         finally:
@@ -197,7 +201,7 @@ class Storm:
         }
 
 
-def run(directory, **options):
+def run(directory, progress=lambda storm, cycle: None, **options):
     """A storm from beginning to end: (figures, ledger)."""
     storm = Storm(directory, **options)
-    return asyncio.run(storm.run()), storm.ledger
+    return asyncio.run(storm.run(progress)), storm.ledger
