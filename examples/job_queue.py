@@ -4,8 +4,9 @@ Start a broker that gives up soon, so that there is something to see:
     BLIPMQ_QOS1__ACK_TIMEOUT_MS=200 BLIPMQ_QOS1__MAX_DELIVERIES=3 blipmq start
 then: python examples/job_queue.py [HOST:PORT]
 
-A worker acknowledges what is done. What it does not acknowledge comes again, to it or to another member of its group. The
-same job can therefore come twice: give each a name of its own, and let doing it twice do no harm.
+A worker acknowledges what is done (`auto_ack=False`, then `jobs.ack`). What it does not acknowledge comes again, to it or
+to another member of its group. The same job can therefore come twice: give each a name of its own, and let doing it twice
+do no harm.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ JOBS = ["mail to Ann", "mail to Bob", "mail to nobody", "mail to Eve"]
 async def worker(address: str, name: str, ready: asyncio.Queue[None]) -> None:
     async with (
         blipmq.connect(address) as client,
-        client.subscribe("jobs/mail", qos=1, group="mailers") as jobs,
+        client.subscribe("jobs/mail", qos=1, group="mailers", auto_ack=False) as jobs,
     ):
         ready.put_nowait(None)
         async for job in jobs:
@@ -28,7 +29,7 @@ async def worker(address: str, name: str, ready: asyncio.Queue[None]) -> None:
                 print(f"{name}: cannot do {job.text!r}{', again' if job.redelivered else ''}", flush=True)
                 continue  # not acknowledged
             print(f"{name}: {job.text}", flush=True)
-            client.ack(job)
+            jobs.ack(job)
 
 
 async def main(address: str) -> None:
@@ -42,7 +43,6 @@ async def main(address: str) -> None:
         letter = await dead_letters.next(timeout_s=60)
         about = json.loads(letter.payload)
         print(f"given up after {about['deliveries']} deliveries: {about['topic']}, id {about['id']}")
-        client.ack(letter)
     for task in workers:
         task.cancel()
     await asyncio.gather(*workers, return_exceptions=True)

@@ -614,6 +614,9 @@ void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
         answer_new(bq, connection, seq, session);
         return;
     }
+    /* Another member of a session that is not on disk yet waits for that too. */
+    bool unsure = session->durable && session->born_lsn > log_durable(bq->log);
+    if (unsure && commit_answer(bq, connection, seq, session->born_lsn, HELD_SUBACK, session->text, session->filter_size)) return;
     connection_suback(bq, connection, seq, request->filter, request->filter_size);
     connection_resume(bq, connection, PAUSE_ANSWER);
 }
