@@ -109,8 +109,8 @@ def page(kills, cuts, control, behind_figures):
     lines += [
         "",
         f"A durable subscriber that was away for {behind_figures['messages']:,} messages of 200 bytes, with",
-        f"`limits.memory_bytes` of 64 MiB: all came, in order, in {behind_figures['catch_up_seconds']} s; the broker used "
-        f"{behind_figures['rss_bytes_most'] // MIB} MiB at most, interpreter included.",
+        f"`limits.memory_bytes` of 64 MiB: all came, in order, in {behind_figures['catch_up_seconds']} s; the broker had "
+        f"{behind_figures['rss_bytes_most'] // MIB} MiB of its own resident at most.",
         f"A restart after a kill -9 with all of them pending was ready after {behind_figures['ready_seconds']} s.",
     ]
     return "\n".join(lines) + "\n"
