@@ -19,7 +19,7 @@ from crash.disk import Disk, Faults
 from crash.ledger import Ledger
 
 TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state")
-DRAIN_SECONDS = 120  # without one new message
+DRAIN_SECONDS = 40  # without one new message
 MAX_IN_FLIGHT = 64
 SETTINGS = {
     "metrics.bind_addr": "",
