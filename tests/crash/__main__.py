@@ -21,6 +21,7 @@ MIB = 1024 * 1024
 ROWS = (
     ("crashes", lambda figures: sum(figures["crashes"].values())),
     ("of them while it started or recovered", lambda figures: figures["crashes"]["while it started"]),
+    ("of them with a power cut", lambda figures: figures["cuts"]),
     ("published with QoS 1", lambda figures: figures["sent"]),
     ("acknowledged", lambda figures: figures["acknowledged"]),
     ("delivered to six subscriptions", lambda figures: figures["delivered"]),
