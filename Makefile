@@ -107,7 +107,7 @@ bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a 
 bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
 
-crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s and power cuts, a full disk, a million behind; ARGS='--cycles 100'
+crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
 
 fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target

@@ -3,6 +3,7 @@
 Invariant: the broker is looked at from outside only: its memory is what /proc says of its process.
 """
 
+import signal
 import struct
 import time
 
@@ -81,8 +82,7 @@ def publish(broker, count, payload_bytes):
                 code = Reader(memoryview(body)[1:]).number(1, "<H")
                 assert code == 0, f"publish {answered} was refused with {code}"
                 answered += 1
-            if answered % 64 == 0:
-                rss_most = max(rss_most, broker.rss_bytes())
+            rss_most = max(rss_most, broker.rss_bytes())
     return rss_most
 
 
@@ -115,13 +115,14 @@ def client_is_quiet(client):
 
 
 def fall_behind(start, settings, count, payload_bytes):
-    """Away for `count` messages, over a restart. Figures: seconds and bytes."""
+    """Away for `count` messages, and over a kill -9 of the broker. Figures: seconds and bytes."""
     broker = start(settings)
     subscribe(broker).close()
     began = time.monotonic()
     rss = publish(broker, count, payload_bytes)
     published = time.monotonic()
-    broker.stop()
+    broker.signal(signal.SIGKILL)
+    broker.wait()
     began_again = time.monotonic()
     broker = start(settings)
     ready = time.monotonic()

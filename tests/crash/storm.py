@@ -19,7 +19,7 @@ from crash.disk import Disk, Faults
 from crash.ledger import Ledger
 
 TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state")
-DRAIN_SECONDS = 120  # without one new message
+DRAIN_SECONDS = 40  # without one new message
 MAX_IN_FLIGHT = 64
 SETTINGS = {
     "metrics.bind_addr": "",
@@ -52,7 +52,7 @@ class Storm:
         self.ledger = Ledger(TOPICS, publishers, b"%016x" % self.dice.getrandbits(64), MAX_IN_FLIGHT)
         self.broker = None
         self.crashes = {"while it started": 0, "under load": 0, "at a write or sync": 0}
-        self.lost_ranges = 0
+        self.lost_ranges = self.cuts = 0
         self.start_seconds_most = 0.0
         wal = self.directory / "wal"
         self.disk = Disk(wal, self.directory / "journal") if shim else None
@@ -129,6 +129,7 @@ class Storm:
         # The cache of a machine that goes on outlives a process: only now and then does the power go too.
         if self.disk and (kind != "at a write or sync" or self.dice.random() < 0.6):
             self.disk.cut(self.dice)
+            self.cuts += 1
         await asyncio.sleep(
             0.002
         )  # the clients see their connections end: what came before the crash is counted before it
@@ -186,6 +187,7 @@ class Storm:
             "seed": self.seed,
             "cycles": self.cycles,
             "crashes": self.crashes,
+            "cuts": self.cuts,
             "seconds": round(seconds),
             "sent": ledger.sent,
             "acknowledged": ledger.acknowledged,
