@@ -18,9 +18,21 @@
 #error "BlipMQ's wire code assumes a little-endian host"
 #endif
 
-static inline uint16_t load_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return v; }
-static inline uint32_t load_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
-static inline uint64_t load_u64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+static inline uint16_t load_u16(const uint8_t *p) {
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return v;
+}
+static inline uint32_t load_u32(const uint8_t *p) {
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+static inline uint64_t load_u64(const uint8_t *p) {
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
 static inline void store_u16(uint8_t *p, uint16_t v) { memcpy(p, &v, 2); }
 static inline void store_u32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 static inline void store_u64(uint8_t *p, uint64_t v) { memcpy(p, &v, 8); }

@@ -22,41 +22,41 @@ enum bq_error {
 enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
 
 typedef struct bq_config {
-    uint64_t memory_bytes;             /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
-    uint64_t subscriber_bytes;         /* per queue: encoded bytes waiting */
-    uint64_t default_ttl_ms;           /* for a publish with ttl_ms 0; 0: never expires */
-    uint64_t max_ttl_ms;               /* longer ones are cut to this */
-    uint32_t subscriber_messages;      /* per queue: messages waiting */
-    uint32_t overflow_policy;          /* enum bq_overflow */
-    uint32_t max_connections;          /* open at once */
-    uint32_t max_frame_bytes;          /* largest N accepted from an admitted connection */
-    uint32_t max_frame_bytes_unauth;   /* the same before admission (require_hello) */
-    uint32_t require_hello;            /* 1: nothing but HELLO before Python admits the connection */
-    uint32_t hello_timeout_ms;         /* time to be admitted in when require_hello is set */
-    uint32_t max_batch;                /* messages per flush of one subscriber */
-    uint32_t max_batch_bytes;          /* bytes per flush of one subscriber */
-    uint32_t flush_interval_ms;        /* how long a delivery may wait for company; 0: not at all */
-    uint32_t tick_ms;                  /* resolution of the timer wheel */
-    uint32_t segment_bytes;            /* size of a shared segment */
-    uint32_t route_cache_entries;      /* topics whose subscribers are remembered */
-    uint32_t pool_small_count;         /* free blocks kept per class: up to 1 KiB */
-    uint32_t pool_medium_count;        /* up to 16 KiB */
-    uint32_t pool_large_count;         /* above, segments included */
-    uint32_t tcp_nodelay;              /* 1: set on every accepted socket */
-    uint32_t send_buffer_bytes;        /* SO_SNDBUF of accepted sockets; 0: the system's */
-    uint32_t recv_buffer_bytes;        /* SO_RCVBUF of accepted sockets; 0: the system's */
-    uint32_t ring_bytes;               /* capacity of each ring, a power of two */
-    uint32_t flush_subscribers;        /* subscribers sent to before input is looked at again */
-    uint32_t expire_batch;             /* timers fired before other work goes on */
-    uint32_t lazy_expiry;              /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
-    uint32_t warm_entries;             /* queue entries allocated ahead */
-    uint32_t warm_segments;            /* segments allocated ahead */
-    uint32_t ack_timeout_ms;           /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
-    uint32_t max_in_flight;            /* per subscription and client: sent and not acknowledged */
-    uint32_t max_sessions;             /* QoS 1 subscriptions and queue groups, absent durable ones included */
-    uint32_t max_deliveries;           /* then the message goes to $dlq/<topic> */
-    uint32_t run_messages;             /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
-    int32_t io_cpu;                    /* the I/O thread stays on this processor; -1: where the system puts it */
+    uint64_t memory_bytes;           /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
+    uint64_t subscriber_bytes;       /* per queue: encoded bytes waiting */
+    uint64_t default_ttl_ms;         /* for a publish with ttl_ms 0; 0: never expires */
+    uint64_t max_ttl_ms;             /* longer ones are cut to this */
+    uint32_t subscriber_messages;    /* per queue: messages waiting */
+    uint32_t overflow_policy;        /* enum bq_overflow */
+    uint32_t max_connections;        /* open at once */
+    uint32_t max_frame_bytes;        /* largest N accepted from an admitted connection */
+    uint32_t max_frame_bytes_unauth; /* the same before admission (require_hello) */
+    uint32_t require_hello;          /* 1: nothing but HELLO before Python admits the connection */
+    uint32_t hello_timeout_ms;       /* time to be admitted in when require_hello is set */
+    uint32_t max_batch;              /* messages per flush of one subscriber */
+    uint32_t max_batch_bytes;        /* bytes per flush of one subscriber */
+    uint32_t flush_interval_ms;      /* how long a delivery may wait for company; 0: not at all */
+    uint32_t tick_ms;                /* resolution of the timer wheel */
+    uint32_t segment_bytes;          /* size of a shared segment */
+    uint32_t route_cache_entries;    /* topics whose subscribers are remembered */
+    uint32_t pool_small_count;       /* free blocks kept per class: up to 1 KiB */
+    uint32_t pool_medium_count;      /* up to 16 KiB */
+    uint32_t pool_large_count;       /* above, segments included */
+    uint32_t tcp_nodelay;            /* 1: set on every accepted socket */
+    uint32_t send_buffer_bytes;      /* SO_SNDBUF of accepted sockets; 0: the system's */
+    uint32_t recv_buffer_bytes;      /* SO_RCVBUF of accepted sockets; 0: the system's */
+    uint32_t ring_bytes;             /* capacity of each ring, a power of two */
+    uint32_t flush_subscribers;      /* subscribers sent to before input is looked at again */
+    uint32_t expire_batch;           /* timers fired before other work goes on */
+    uint32_t lazy_expiry;            /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
+    uint32_t warm_entries;           /* queue entries allocated ahead */
+    uint32_t warm_segments;          /* segments allocated ahead */
+    uint32_t ack_timeout_ms;         /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
+    uint32_t max_in_flight;          /* per subscription and client: sent and not acknowledged */
+    uint32_t max_sessions;           /* QoS 1 subscriptions and queue groups, absent durable ones included */
+    uint32_t max_deliveries;         /* then the message goes to $dlq/<topic> */
+    uint32_t run_messages;           /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
+    int32_t io_cpu;                  /* the I/O thread stays on this processor; -1: where the system puts it */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -74,17 +74,17 @@ enum bq_command_type {
                                subscription is on disk; Reply 503 when there is no log for it */
     BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter, data: client_id; ends a durable subscription of that client too. Reply for
                                clients that said HELLO: 0 (when it is on disk), or 404 */
-    BQ_CMD_REPLY = 10,      /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
-    BQ_CMD_CLOSE = 11,      /* conn, code: enum bq_close */
-    BQ_CMD_STATS = 12,      /* answered by BQ_EV_STATS with this seq */
-    BQ_CMD_LIST = 13,       /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
-    BQ_CMD_LIMITS = 14,     /* data: a bq_config_t whose reloadable fields take effect */
-    BQ_CMD_STOP = 15        /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+    BQ_CMD_REPLY = 10,  /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
+    BQ_CMD_CLOSE = 11,  /* conn, code: enum bq_close */
+    BQ_CMD_STATS = 12,  /* answered by BQ_EV_STATS with this seq */
+    BQ_CMD_LIST = 13,   /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
+    BQ_CMD_LIMITS = 14, /* data: a bq_config_t whose reloadable fields take effect */
+    BQ_CMD_STOP = 15    /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
 };
 
 enum bq_command_flags {
-    BQ_REPLY_CLOSE = 1,  /* close once the reply has been flushed */
-    BQ_CONN_TRUSTED = 2, /* an attached connection that needs no HELLO */
+    BQ_REPLY_CLOSE = 1,   /* close once the reply has been flushed */
+    BQ_CONN_TRUSTED = 2,  /* an attached connection that needs no HELLO */
     BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
     BQ_SUB_QOS1 = 8,
     BQ_SUB_DURABLE = 16
@@ -121,14 +121,14 @@ enum bq_event_type {
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2 };
 
 enum bq_close {
-    BQ_CLOSE_EOF = 0,      /* the client closed */
-    BQ_CLOSE_QUIT = 1,     /* the client said QUIT */
-    BQ_CLOSE_RESET = 2,    /* the socket failed */
-    BQ_CLOSE_FRAME = 3,    /* a frame that does not verify, or a request that may not be: detail says which */
+    BQ_CLOSE_EOF = 0,   /* the client closed */
+    BQ_CLOSE_QUIT = 1,  /* the client said QUIT */
+    BQ_CLOSE_RESET = 2, /* the socket failed */
+    BQ_CLOSE_FRAME = 3, /* a frame that does not verify, or a request that may not be: detail says which */
     BQ_CLOSE_TOO_LARGE = 4,
-    BQ_CLOSE_UNAUTH = 5,   /* a command before HELLO while authentication is on, or no HELLO in time */
-    BQ_CLOSE_REFUSED = 6,  /* over max_connections */
-    BQ_CLOSE_BROKER = 7,   /* Python asked for it */
+    BQ_CLOSE_UNAUTH = 5,  /* a command before HELLO while authentication is on, or no HELLO in time */
+    BQ_CLOSE_REFUSED = 6, /* over max_connections */
+    BQ_CLOSE_BROKER = 7,  /* Python asked for it */
     BQ_CLOSE_SHUTDOWN = 8,
     BQ_CLOSE_MEMORY = 9
 };
@@ -154,22 +154,22 @@ typedef struct bq_event {
  * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dead_lettered + queued_messages, at every turn's
  * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
 typedef struct bq_stats {
-    uint64_t published;            /* publishes accepted */
-    uint64_t published_bytes;      /* their payloads */
-    uint64_t unrouted;             /* accepted, but no one subscribed */
-    uint64_t enqueued;             /* messages put into subscriber queues */
-    uint64_t delivered;            /* messages handed to the kernel whole */
-    uint64_t delivered_bytes;      /* bytes handed to the kernel */
+    uint64_t published;       /* publishes accepted */
+    uint64_t published_bytes; /* their payloads */
+    uint64_t unrouted;        /* accepted, but no one subscribed */
+    uint64_t enqueued;        /* messages put into subscriber queues */
+    uint64_t delivered;       /* messages handed to the kernel whole */
+    uint64_t delivered_bytes; /* bytes handed to the kernel */
     uint64_t dropped_ttl;
     uint64_t dropped_queue_full;
-    uint64_t dropped_disconnect;   /* still queued when the subscriber's connection ended */
+    uint64_t dropped_disconnect; /* still queued when the subscriber's connection ended */
     uint64_t frames_bad;
     uint64_t frames_in;
-    uint64_t flushes;              /* sends with at least one message */
+    uint64_t flushes; /* sends with at least one message */
     uint64_t flush_bytes;
-    uint64_t blocked_pauses;       /* times a publisher was held back by a full `block` queue */
+    uint64_t blocked_pauses; /* times a publisher was held back by a full `block` queue */
     uint64_t accepted;
-    uint64_t refused;              /* over max_connections */
+    uint64_t refused; /* over max_connections */
     uint64_t closed;
     uint64_t wheel_insertions;
     uint64_t wheel_expirations;
@@ -179,19 +179,19 @@ typedef struct bq_stats {
     uint64_t pool_allocations;
     uint64_t route_hits;
     uint64_t route_misses;
-    uint64_t compacted_bytes;      /* copied out of segments that slow queues kept alive */
+    uint64_t compacted_bytes; /* copied out of segments that slow queues kept alive */
     uint64_t last_message_id;
     uint64_t turns;
-    uint64_t acked;                /* QoS 1 deliveries acknowledged */
+    uint64_t acked; /* QoS 1 deliveries acknowledged */
     uint64_t redelivered;
     uint64_t dead_lettered;
-    uint64_t lost_lsns;            /* log positions that could not be read back for a subscriber */
+    uint64_t lost_lsns; /* log positions that could not be read back for a subscriber */
     uint64_t log_written_bytes;
     uint64_t log_records;
     uint64_t log_commits;
     uint64_t log_sync_us_total;
     uint64_t log_sync_us_max;
-    uint64_t log_syncs_100us;      /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */
+    uint64_t log_syncs_100us; /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */
     uint64_t log_syncs_300us;
     uint64_t log_syncs_1ms;
     uint64_t log_syncs_3ms;
@@ -200,29 +200,29 @@ typedef struct bq_stats {
     uint64_t log_syncs_100ms;
     uint64_t log_syncs_longer;
     uint64_t log_reclaimed_segments;
-    uint64_t connections;          /* gauges from here */
+    uint64_t connections; /* gauges from here */
     uint64_t subscriptions;
-    uint64_t filters;              /* distinct */
+    uint64_t filters; /* distinct */
     uint64_t cached_topics;
     uint64_t queued_messages;
     uint64_t queued_bytes;
     uint64_t segments;
-    uint64_t memory_used_bytes;    /* all the core has allocated, free blocks kept in pools included */
+    uint64_t memory_used_bytes; /* all the core has allocated, free blocks kept in pools included */
     uint64_t memory_peak_bytes;
     uint64_t pool_free_bytes;
     uint64_t blocked_publishers;
-    uint64_t sessions;             /* QoS 1 subscriptions and queue groups */
-    uint64_t sessions_behind;      /* reading back from the log */
+    uint64_t sessions;        /* QoS 1 subscriptions and queue groups */
+    uint64_t sessions_behind; /* reading back from the log */
     uint64_t in_flight;
-    uint64_t held;                 /* publishes and answers that wait for the disk */
+    uint64_t held; /* publishes and answers that wait for the disk */
     uint64_t log_bytes;
     uint64_t log_segments;
     uint64_t log_durable_lsn;
     uint64_t log_next_lsn;
     uint64_t log_checkpoint_lsn;
     uint64_t log_sync_us_last;
-    uint64_t log_free_bytes;       /* of its file system */
-    uint64_t log_state;            /* 0: none, 1: well, 2: full, 3: failed */
+    uint64_t log_free_bytes; /* of its file system */
+    uint64_t log_state;      /* 0: none, 1: well, 2: full, 3: failed */
     uint64_t log_errno;
 } bq_stats_t;
 
@@ -270,18 +270,18 @@ typedef struct bq_log_report {
     uint32_t reserved;
 } bq_log_report_t;
 int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
-uint32_t bq_log_progress(bq_t *bq);  /* 0 to 1000, from another thread while bq_log_open runs */
+uint32_t bq_log_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_log_open runs */
 
-int bq_start(bq_t *bq);                                             /* run in a thread of its own */
-int bq_join(bq_t *bq);                                              /* wait for the thread, which ends after BQ_EV_STOPPED */
+int bq_start(bq_t *bq); /* run in a thread of its own */
+int bq_join(bq_t *bq);  /* wait for the thread, which ends after BQ_EV_STOPPED */
 
-int bq_wait(bq_t *bq, int timeout_ms);                              /* stepped: collect readiness; -1 waits as long as timers allow */
-int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms);          /* stepped: one turn; returns > 0 if there was work */
-int64_t bq_next_timer_ms(bq_t *bq);                                 /* stepped: milliseconds to the next timer, -1 for none */
-int bq_poll_fd(bq_t *bq);                                           /* stepped: readable when bq_wait would not block; -1: none here */
+int bq_wait(bq_t *bq, int timeout_ms);                     /* stepped: collect readiness; -1 waits as long as timers allow */
+int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms); /* stepped: one turn; returns > 0 if there was work */
+int64_t bq_next_timer_ms(bq_t *bq);                        /* stepped: milliseconds to the next timer, -1 for none */
+int bq_poll_fd(bq_t *bq);                                  /* stepped: readable when bq_wait would not block; -1: none here */
 
-int bq_event_fd(bq_t *bq);                                          /* readable when events wait */
-int bq_event(bq_t *bq, bq_event_t *event);                          /* 1: filled; 0: none left, and the descriptor is armed again */
+int bq_event_fd(bq_t *bq);                 /* readable when events wait */
+int bq_event(bq_t *bq, bq_event_t *event); /* 1: filled; 0: none left, and the descriptor is armed again */
 int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data,
                uint32_t data_size);
 
@@ -307,14 +307,16 @@ typedef struct bq_view {
     uint64_t seq;
 } bq_view_t;
 
-int bq_decode(const uint8_t *body, uint32_t size, bq_view_t *view); /* 0, or a negative code for bq_decode_error; pointers into body */
-const char *bq_decode_error(int code);                              /* one phrase, never NULL */
-int bq_topic_check(const uint8_t *topic, uint32_t size);            /* 0: a topic that can be published to */
-int bq_filter_check(const uint8_t *filter, uint32_t size);          /* 0: literal, 1: dot dialect, 2: slash dialect, < 0: bad */
-int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size); /* 1, 0, < 0: bad filter */
+int bq_decode(const uint8_t *body, uint32_t size,
+              bq_view_t *view);                            /* 0, or a negative code for bq_decode_error; pointers into body */
+const char *bq_decode_error(int code);                     /* one phrase, never NULL */
+int bq_topic_check(const uint8_t *topic, uint32_t size);   /* 0: a topic that can be published to */
+int bq_filter_check(const uint8_t *filter, uint32_t size); /* 0: literal, 1: dot dialect, 2: slash dialect, < 0: bad */
+int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic,
+                    uint32_t topic_size); /* 1, 0, < 0: bad filter */
 int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
                       uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
-uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size); /* IEEE 802.3, as zlib's crc32 */
+uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size);                      /* IEEE 802.3, as zlib's crc32 */
 
 /* ---- the log, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
 
@@ -340,21 +342,21 @@ typedef struct bq_wal_item {
     const char *name;    /* of the case, in capitals: LOST, TORN, DAMAGED ... */
     const char *text;    /* what it means */
     uint64_t lsn;
-    uint64_t segment;    /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
+    uint64_t segment; /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
     uint64_t offset;
-    uint64_t bytes;      /* of the bad range; DONE: of all payloads */
-    uint64_t first_lsn;  /* DONE: of the log */
+    uint64_t bytes;     /* of the bad range; DONE: of all payloads */
+    uint64_t first_lsn; /* DONE: of the log */
     uint64_t last_lsn;
     uint64_t done_bytes;
     uint64_t total_bytes;
-    uint64_t records;    /* DONE, as the rest */
+    uint64_t records; /* DONE, as the rest */
     uint64_t segments;
     uint64_t torn_bytes;
     uint64_t lost_ranges;
     uint64_t lost_records; /* LSNs in those ranges */
     uint64_t checkpoint_lsn;
     uint32_t checkpoints_bad;
-    uint8_t clean;       /* 1: the log was closed in order */
+    uint8_t clean; /* 1: the log was closed in order */
     uint8_t type;
     uint8_t flags;
     uint8_t reserved;

@@ -38,11 +38,13 @@ static void blob_free(bq_t *bq, record_t *record) {
     atomic_fetch_sub_explicit(&bq->blob_bytes, record->data_size, memory_order_relaxed);
 }
 
-int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data, uint32_t data_size) {
+int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data,
+               uint32_t data_size) {
     record_t record = {.command = *command, .text_size = text_size, .data_size = data_size};
     bool inlined = data_size <= DATA_INLINE_MAX;
     if (text_size > TEXT_MAX || data_size > blob_bytes_max(bq)) return BQ_E_TOO_LARGE;
-    if (!inlined && atomic_load_explicit(&bq->blob_bytes, memory_order_relaxed) + data_size > blob_bytes_max(bq)) return BQ_E_AGAIN;
+    if (!inlined && atomic_load_explicit(&bq->blob_bytes, memory_order_relaxed) + data_size > blob_bytes_max(bq))
+        return BQ_E_AGAIN;
     uint8_t *to = ring_reserve(&bq->commands, (uint32_t)sizeof record + text_size + (inlined ? data_size : 0));
     if (!to) return BQ_E_AGAIN;
     if (!inlined && !(record.blob = blob_new(bq, data, data_size))) return BQ_E_MEMORY; /* a reservation may be dropped */
@@ -64,9 +66,14 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
 
 static session_request_t session_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
     uint32_t client_id_size = record->command.value < record->data_size ? (uint32_t)record->command.value : record->data_size;
-    return (session_request_t){.filter = text, .filter_size = record->text_size, .client_id = data, .client_id_size = client_id_size,
-                               .group = data + client_id_size, .group_size = record->data_size - client_id_size,
-                               .qos = (record->command.flags & BQ_SUB_QOS1) != 0, .durable = (record->command.flags & BQ_SUB_DURABLE) != 0};
+    return (session_request_t){.filter = text,
+                               .filter_size = record->text_size,
+                               .client_id = data,
+                               .client_id_size = client_id_size,
+                               .group = data + client_id_size,
+                               .group_size = record->data_size - client_id_size,
+                               .qos = (record->command.flags & BQ_SUB_QOS1) != 0,
+                               .durable = (record->command.flags & BQ_SUB_DURABLE) != 0};
 }
 
 /* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a session for what is
@@ -86,7 +93,8 @@ static void subscribe(bq_t *bq, connection_t *connection, const record_t *record
     int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
     if (added < 0) {
         bool memory = added == BQ_E_MEMORY;
-        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
+        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400,
+                         memory ? "the broker is out of memory" : "not a filter");
         connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }
@@ -112,13 +120,16 @@ static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     if (session_unsubscribe(bq, connection, record->command.seq, &request)) return;
     connection_resume(bq, connection, PAUSE_ANSWER);
     if (!connection->hello) return;
-    if (left) connection_reply(bq, connection, record->command.seq, 0, "");
-    else connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");
+    if (left)
+        connection_reply(bq, connection, record->command.seq, 0, "");
+    else
+        connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");
 }
 
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
-    connection_reply_full(bq, connection, command->seq, command->code, text, record->text_size, command->value, data, record->data_size);
+    connection_reply_full(bq, connection, command->seq, command->code, text, record->text_size, command->value, data,
+                          record->data_size);
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
@@ -127,7 +138,8 @@ static bool attach(bq_t *bq, const record_t *record) {
     if (bq->stopping || bq->open_count >= bq->config.max_connections) /* conn 0: refused */
         return event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq});
     connection_t *connection = connection_open(bq, -1, no_peer, 0, record->command.flags & BQ_CONN_TRUSTED);
-    if (!event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0})) {
+    if (!event_push(
+            bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0})) {
         if (connection) { /* as if it had never been: the command is run again */
             connection->state = CONNECTION_FREE;
             wheel_remove(&bq->wheel, &connection->timer.wheel);
@@ -162,7 +174,8 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     default: reply(bq, connection, record, text, data); break;
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
-    if (record->command.type != BQ_CMD_REPLY || !(record->command.flags & BQ_REPLY_UNASKED)) connection_resume(bq, connection, PAUSE_ANSWER);
+    if (record->command.type != BQ_CMD_REPLY || !(record->command.flags & BQ_REPLY_UNASKED))
+        connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
 static void adopt(bq_t *bq, int fd) {

@@ -10,7 +10,7 @@
 #define CHECKPOINT_MS 30000u
 #define CHECKPOINT_LOOK_MS 1000u
 #define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
-#define IDS_BLOCK (1ull << 32) /* ids reserved ahead by one record: after a crash they go on behind it */
+#define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
 const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
 const uint8_t *held_payload(const held_t *held) { return held_frame(held) + message_qos1_prefix_size(held->topic_size); }
@@ -19,7 +19,9 @@ const char *commit_refusal(const bq_t *bq) {
     if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
     switch (log_state(bq->log)) {
     case 0: return NULL;
-    case LOG_E_FULL: return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached; free space or let subscribers catch up";
+    case LOG_E_FULL:
+        return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached; free space or let subscribers catch "
+               "up";
     default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
     }
 }
@@ -96,7 +98,9 @@ static void reserve_first_ids(bq_t *bq) {
 static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
     if (error == BQ_E_AGAIN) return COMMIT_LATER;
     const char *refusal = commit_refusal(bq);
-    *why = error == BQ_E_TOO_LARGE ? "the message is larger than the log takes" : refusal ? refusal : "the log refused the message";
+    *why = error == BQ_E_TOO_LARGE ? "the message is larger than the log takes"
+           : refusal               ? refusal
+                                   : "the log refused the message";
     return COMMIT_REFUSED;
 }
 
@@ -108,7 +112,12 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
     held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
     *why = "the broker is out of memory";
     if (!held) return COMMIT_REFUSED;
-    publish_record_t record = {.id = held->id, .timestamp_ms = held->timestamp_ms, .ttl_ms = ttl_ms, .mono_ms = bq->now_ms, .run = bq->run, .topic_size = view->topic_size};
+    publish_record_t record = {.id = held->id,
+                               .timestamp_ms = held->timestamp_ms,
+                               .ttl_ms = ttl_ms,
+                               .mono_ms = bq->now_ms,
+                               .run = bq->run,
+                               .topic_size = view->topic_size};
     log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
     int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, false);
     if (lsn < 0) {
@@ -129,7 +138,8 @@ static uint32_t base64_write(char *out, const uint8_t *bytes, uint32_t size) {
     char *to = out;
     for (uint32_t at = 0; at < size; at += 3) {
         uint32_t left = size - at < 3 ? size - at : 3;
-        uint32_t group = (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) | (left > 2 ? bytes[at + 2] : 0);
+        uint32_t group =
+            (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) | (left > 2 ? bytes[at + 2] : 0);
         for (uint32_t digit = 0; digit < 4; digit++) *to++ = digit > left ? '=' : digits[group >> (18 - 6 * digit) & 63];
     }
     return (uint32_t)(to - out);
@@ -145,12 +155,14 @@ static uint32_t json_text_write(char *out, const uint8_t *text, uint32_t size) {
 }
 
 /* {"reason":"max_deliveries","id":7,"deliveries":16,"topic":"jobs","payload_base64":"..."} */
-bool commit_dead_letter(bq_t *bq, const uint8_t *topic, uint32_t topic_size, const delivery_t *delivery, const uint8_t *payload, uint32_t payload_size) {
+bool commit_dead_letter(bq_t *bq, const uint8_t *topic, uint32_t topic_size, const delivery_t *delivery, const uint8_t *payload,
+                        uint32_t payload_size) {
     const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
     size_t size = 256 + 2 * FRAME_TOPIC_BYTES_MAX + (size_t)payload_size / 3 * 4 + 8;
     char *json = malloc(size);
     if (!json) return false;
-    int head = snprintf(json, size, "{\"reason\":\"max_deliveries\",\"id\":%llu,\"deliveries\":%u,\"topic\":\"", (unsigned long long)delivery->id, delivery->deliveries);
+    int head = snprintf(json, size, "{\"reason\":\"max_deliveries\",\"id\":%llu,\"deliveries\":%u,\"topic\":\"",
+                        (unsigned long long)delivery->id, delivery->deliveries);
     uint32_t at = (uint32_t)head;
     at += json_text_write(json + at, message_qos1_name(frame), message_qos1_name_size(frame));
     at += (uint32_t)snprintf(json + at, size - at, "\",\"payload_base64\":\"");
@@ -172,7 +184,8 @@ bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     return true;
 }
 
-bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text, uint32_t size) {
+bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text,
+                   uint32_t size) {
     held_t *held = held_new(bq, connection, kind, size ? size : 1);
     if (!held) return false;
     if (size) memcpy(held->hold.segment->bytes + held->hold.offset, text, size);
@@ -218,7 +231,8 @@ static void answer(bq_t *bq, connection_t *connection, const held_t *held) {
 
 static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
     const char *why = commit_refusal(bq);
-    if (held->kind != HELD_FOLLOW && connection->hello) connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
+    if (held->kind != HELD_FOLLOW && connection->hello)
+        connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
 }
 
 static void held_let_go(bq_t *bq, held_t *held, bool durable) {
@@ -229,8 +243,10 @@ static void held_let_go(bq_t *bq, held_t *held, bool durable) {
     connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
     if (connection) {
         connection->held_count--;
-        if (durable) answer(bq, connection, held);
-        else refuse_held(bq, connection, held);
+        if (durable)
+            answer(bq, connection, held);
+        else
+            refuse_held(bq, connection, held);
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
     }
     held_free(bq, held);
@@ -286,8 +302,10 @@ void commit_begin(bq_t *bq) {
     reserve_ids(bq);
     uint64_t gathered = log_gathered(bq->log);
     if (!gathered || log_busy(bq->log)) return;
-    if (!bq->commit_due_ms) bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
-    else if (bq->commit_wanted && bq->now_ms + bq->log_flush_ms < bq->commit_due_ms) bq->commit_due_ms = bq->now_ms + bq->log_flush_ms;
+    if (!bq->commit_due_ms)
+        bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
+    else if (bq->commit_wanted && bq->now_ms + bq->log_flush_ms < bq->commit_due_ms)
+        bq->commit_due_ms = bq->now_ms + bq->log_flush_ms;
     bool full = bq->log_waiters || gathered >= bq->log_batch_bytes / 2;
     if (!full && !bq->stopping && bq->now_ms < bq->commit_due_ms) return;
     if (!log_commit(bq->log)) return;
@@ -313,11 +331,20 @@ static void show_progress(void *context, uint64_t done, uint64_t total) {
 }
 
 static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_t *to) {
-    *to = (bq_log_report_t){.records = from->records, .bytes = from->bytes, .segments = from->segments, .torn_bytes = from->torn_bytes,
-                            .lost_first_lsn = from->lost_first_lsn, .lost_last_lsn = from->lost_last_lsn, .lost_ranges = from->lost_ranges,
-                            .first_lsn = from->first_lsn, .next_lsn = from->next_lsn, .checkpoint_lsn = from->checkpoint_lsn,
-                            .sessions = bq->sessions.count, .next_message_id = bq->next_message_id,
-                            .checkpoints_bad = from->checkpoints_bad, .clean = from->clean};
+    *to = (bq_log_report_t){.records = from->records,
+                            .bytes = from->bytes,
+                            .segments = from->segments,
+                            .torn_bytes = from->torn_bytes,
+                            .lost_first_lsn = from->lost_first_lsn,
+                            .lost_last_lsn = from->lost_last_lsn,
+                            .lost_ranges = from->lost_ranges,
+                            .first_lsn = from->first_lsn,
+                            .next_lsn = from->next_lsn,
+                            .checkpoint_lsn = from->checkpoint_lsn,
+                            .sessions = bq->sessions.count,
+                            .next_message_id = bq->next_message_id,
+                            .checkpoints_bad = from->checkpoints_bad,
+                            .clean = from->clean};
 }
 
 int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
@@ -326,9 +353,14 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     storage_t *storage = storage_posix(directory, &error);
     *report = (bq_log_report_t){.error = -error};
     if (!storage) return BQ_E_SYSTEM;
-    log_config_t log_config = {.max_bytes = config->max_bytes, .reserve_bytes = config->reserve_bytes, .segment_bytes = config->segment_bytes,
-                               .batch_bytes_max = config->batch_bytes, .block_bytes = config->block_bytes, .no_sync = config->no_sync,
-                               .wake = wake_core, .wake_context = bq};
+    log_config_t log_config = {.max_bytes = config->max_bytes,
+                               .reserve_bytes = config->reserve_bytes,
+                               .segment_bytes = config->segment_bytes,
+                               .batch_bytes_max = config->batch_bytes,
+                               .block_bytes = config->block_bytes,
+                               .no_sync = config->no_sync,
+                               .wake = wake_core,
+                               .wake_context = bq};
     int opened = log_open(&bq->log, storage, &log_config, session_restore, bq, &found, show_progress);
     if (opened < 0) {
         bq->log = NULL;
@@ -352,7 +384,8 @@ static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
     uint8_t *bytes = log_state(bq->log) == LOG_E_FAILED ? NULL : sessions_serialize(bq, &size, &keep_from);
-    for (uint32_t tries = 0; bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
+    for (uint32_t tries = 0;
+         bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
         poll_sleep_ms(10); /* one is being written */
     free(bytes);
 }

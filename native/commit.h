@@ -51,16 +51,17 @@ enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, const bq_view_t *view, const char **why);
 struct delivery;
 /* A message that was delivered too often goes to the dead-letter topic, with the reason. False: the log takes nothing now. */
-bool commit_dead_letter(struct bq *bq, const uint8_t *topic, uint32_t topic_size, const struct delivery *delivery, const uint8_t *payload,
-                        uint32_t payload_size);
+bool commit_dead_letter(struct bq *bq, const uint8_t *topic, uint32_t topic_size, const struct delivery *delivery,
+                        const uint8_t *payload, uint32_t payload_size);
 bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
-bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text, uint32_t size);
+bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum held_kind kind,
+                   const uint8_t *text, uint32_t size);
 
 void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
 void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
 int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
-int64_t commit_due_ms(struct bq *bq); /* milliseconds to the next commit that only waits for time; -1: none */
-void commit_close(struct bq *bq); /* at the end of life: checkpoint, close the log, drop what is held */
+int64_t commit_due_ms(struct bq *bq);            /* milliseconds to the next commit that only waits for time; -1: none */
+void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the log, drop what is held */
 const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
 
 #endif

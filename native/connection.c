@@ -161,8 +161,10 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
     if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
-    if (connection->refused) bq->refused_count--;
-    else bq->open_count--;
+    if (connection->refused)
+        bq->refused_count--;
+    else
+        bq->open_count--;
     bq->stats.closed++;
     connection->state = CONNECTION_FREE;
     bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
@@ -172,7 +174,8 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
 void connection_update_interest(bq_t *bq, connection_t *connection) {
     if (connection->fd < 0 || connection->state == CONNECTION_DEAD) return;
     uint8_t want = 0;
-    if (connection->state == CONNECTION_LINGERING || (connection->state == CONNECTION_OPEN && !connection->pause)) want |= POLL_READ;
+    if (connection->state == CONNECTION_LINGERING || (connection->state == CONNECTION_OPEN && !connection->pause))
+        want |= POLL_READ;
     if (connection->blocked) want |= POLL_WRITE;
     if (want == connection->interest) return;
     if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
@@ -231,7 +234,10 @@ static uint64_t feed_out(bq_t *bq, connection_t *connection) {
         for (uint32_t at = 0; at < entry->size;) {
             uint32_t size = entry->size - at < FED_CHUNK_BYTES ? entry->size - at : FED_CHUNK_BYTES;
             if (connection->fed_in_flight + size > FED_WINDOW_BYTES) return total;
-            bq_event_t event = {.type = BQ_EV_OUT, .conn = connection->handle, .data = entry->segment->bytes + entry->offset + at, .data_size = size};
+            bq_event_t event = {.type = BQ_EV_OUT,
+                                .conn = connection->handle,
+                                .data = entry->segment->bytes + entry->offset + at,
+                                .data_size = size};
             if (!event_push(bq, &event)) {
                 event_retry(bq, connection);
                 return total;
@@ -286,8 +292,10 @@ void connection_flush(bq_t *bq, connection_t *connection) {
         queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
         connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
     }
-    if (connection->fd < 0) flush_fed(bq, connection);
-    else flush_socket(bq, connection);
+    if (connection->fd < 0)
+        flush_fed(bq, connection);
+    else
+        flush_socket(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
 }
 
@@ -312,8 +320,8 @@ static uint8_t *reserve_control(bq_t *bq, connection_t *connection, uint32_t siz
     return connection->state == CONNECTION_OPEN ? out : NULL; /* giving the run out may have closed it */
 }
 
-void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size,
-                           uint64_t id, const uint8_t *payload, uint32_t payload_size) {
+void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
+                           uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size) {
     uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));
     if (out) push_control(bq, connection, frame_write_reply(out, seq, code, text, text_size, id, payload, payload_size));
 }
@@ -335,13 +343,16 @@ enum frame_outcome { FRAME_TAKEN, FRAME_KEPT };
 
 /* Refuse a request. Clients that said HELLO get a Reply; a plain client can only be closed, with one log line. */
 static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
-    if (connection->hello) connection_reply(bq, connection, seq, code, why);
-    else connection_close(bq, connection, BQ_CLOSE_FRAME, why);
+    if (connection->hello)
+        connection_reply(bq, connection, seq, code, why);
+    else
+        connection_close(bq, connection, BQ_CLOSE_FRAME, why);
     return FRAME_TAKEN;
 }
 
 /* A frame after which the stream cannot be trusted, or that is against a limit: it ends the connection either way. */
-static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, uint8_t close_code, const char *why) {
+static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, uint8_t close_code,
+                             const char *why) {
     if (connection->hello) {
         connection_reply(bq, connection, seq, code, why);
         connection_finish(bq, connection, close_code, why);
@@ -353,8 +364,10 @@ static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, u
 static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t seq, int error) {
     bq->stats.frames_bad++;
     const char *why = frame_error(error);
-    if (frame_error_is_fatal(error)) refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
-    else refuse(bq, connection, seq, 400, why);
+    if (frame_error_is_fatal(error))
+        refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
+    else
+        refuse(bq, connection, seq, 400, why);
     return FRAME_TAKEN;
 }
 
@@ -425,7 +438,8 @@ static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *ev
 static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (connection->refused) {
         connection->hello = true;
-        refuse_and_close(bq, connection, view->seq, 429, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+        refuse_and_close(bq, connection, view->seq, 429, BQ_CLOSE_REFUSED,
+                         "too many connections: server.max_connections is reached");
         return FRAME_TAKEN;
     }
     return ask(bq, connection,
@@ -452,14 +466,17 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
 
 static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
-    return ask(bq, connection, &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
+    return ask(bq, connection,
+               &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 
 /* What was asked for before QUIT is still answered. */
 static void quit(bq_t *bq, connection_t *connection) {
     publish_run_close(bq); /* it may hold messages for this client */
-    if (connection->queue.head) connection_finish(bq, connection, BQ_CLOSE_QUIT, NULL);
-    else connection_close(bq, connection, BQ_CLOSE_QUIT, NULL);
+    if (connection->queue.head)
+        connection_finish(bq, connection, BQ_CLOSE_QUIT, NULL);
+    else
+        connection_close(bq, connection, BQ_CLOSE_QUIT, NULL);
 }
 
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
@@ -475,7 +492,9 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     case FRAME_PUB: return request_publish(bq, connection, view);
     case FRAME_HELLO: return request_hello(bq, connection, view);
     case FRAME_SUB: return request_subscribe(bq, connection, view);
-    case FRAME_UNSUB: return ask(bq, connection, &(bq_event_t){.type = BQ_EV_UNSUB, .seq = view->seq, .text = view->topic, .text_size = view->topic_size});
+    case FRAME_UNSUB:
+        return ask(bq, connection,
+                   &(bq_event_t){.type = BQ_EV_UNSUB, .seq = view->seq, .text = view->topic, .text_size = view->topic_size});
     case FRAME_INFO: return request_info(bq, connection, view);
     case FRAME_PING:
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
@@ -500,9 +519,12 @@ static enum frame_outcome frame(bq_t *bq, connection_t *connection, const uint8_
 
 static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
     bq->stats.frames_bad++;
-    const char *why = size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows (or not BlipMQ at all)";
-    if (size == 0) refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
-    else refuse_and_close(bq, connection, 0, 413, BQ_CLOSE_TOO_LARGE, why);
+    const char *why =
+        size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows (or not BlipMQ at all)";
+    if (size == 0)
+        refuse_and_close(bq, connection, 0, 400, BQ_CLOSE_FRAME, why);
+    else
+        refuse_and_close(bq, connection, 0, 413, BQ_CLOSE_TOO_LARGE, why);
 }
 
 /* Take whole frames off the front of the input; returns the bytes taken. */
@@ -510,7 +532,8 @@ static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
     uint32_t at = 0;
     while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
         uint32_t body_size = load_be32(bytes + at);
-        uint32_t limit = connection->admitted && !connection->refused ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
+        uint32_t limit =
+            connection->admitted && !connection->refused ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
         if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
             too_large(bq, connection, body_size);
             break;
@@ -584,9 +607,6 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
     return true;
 }
 
-
-
-
 static void read_more(bq_t *bq, connection_t *connection) {
     uint32_t limit = bq->config.overflow_policy == BQ_BLOCK ? READ_BYTES_BLOCKING : READ_BYTES;
     bool gather_own = connection->in_size >= GATHER_BYTES;
@@ -599,7 +619,8 @@ static void read_more(bq_t *bq, connection_t *connection) {
     while (got < 0 && errno == EINTR);
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (got <= 0) {
-        connection_close(bq, connection, got == 0 ? BQ_CLOSE_EOF : BQ_CLOSE_RESET, got == 0 ? NULL : "the client reset the connection");
+        connection_close(bq, connection, got == 0 ? BQ_CLOSE_EOF : BQ_CLOSE_RESET,
+                         got == 0 ? NULL : "the client reset the connection");
         return;
     }
     bq->turn_bytes += (uint64_t)got;

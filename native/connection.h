@@ -21,7 +21,7 @@ enum connection_pause {
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
     PAUSE_STOPPING = 16,
-    PAUSE_LOG = 32    /* the log's batch is full: a commit will make room */
+    PAUSE_LOG = 32 /* the log's batch is full: a commit will make room */
 };
 
 typedef struct connection {
@@ -29,17 +29,17 @@ typedef struct connection {
     int fd; /* -1: fed */
     uint8_t state;
     uint8_t pause;
-    uint8_t interest;  /* what the poller has been told */
+    uint8_t interest; /* what the poller has been told */
     uint8_t close_code;
-    bool admitted;     /* may send commands other than HELLO */
-    bool hello;        /* said HELLO and was admitted: gets Replies */
-    bool known;        /* Python has heard of it and will hear of its end */
-    bool refused;      /* over max_connections: only here to be told so */
-    bool blocked;      /* the socket (or the feed's window) takes no more */
-    bool dirty;        /* on the flush list */
-    bool ready;        /* on the list of connections with input to go on with */
-    bool log_waiting;  /* on the list of those that wait for the log */
-    bool retrying;     /* on the list of those that wait for room in the event ring */
+    bool admitted;            /* may send commands other than HELLO */
+    bool hello;               /* said HELLO and was admitted: gets Replies */
+    bool known;               /* Python has heard of it and will hear of its end */
+    bool refused;             /* over max_connections: only here to be told so */
+    bool blocked;             /* the socket (or the feed's window) takes no more */
+    bool dirty;               /* on the flush list */
+    bool ready;               /* on the list of connections with input to go on with */
+    bool log_waiting;         /* on the list of those that wait for the log */
+    bool retrying;            /* on the list of those that wait for room in the event ring */
     const char *close_detail; /* static text */
     queue_t queue;
     uint8_t *in; /* input that is not a whole frame yet, or came while paused: in_size bytes from in_start */
@@ -47,12 +47,12 @@ typedef struct connection {
     uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
     uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
     uint32_t subscription_count;
-    topic_t *last_topic;    /* a hint: compare the name before use */
+    topic_t *last_topic; /* a hint: compare the name before use */
     subscription_t *subscriptions;
-    struct member *members; /* its part in sessions */
-    uint32_t held_count;    /* its publishes that wait for the disk */
-    uint64_t fan_mark;      /* LSN of the last message it got through a session */
-    struct connection *waiters;              /* publishers that this one's full queue holds back */
+    struct member *members;                    /* its part in sessions */
+    uint32_t held_count;                       /* its publishes that wait for the disk */
+    uint64_t fan_mark;                         /* LSN of the last message it got through a session */
+    struct connection *waiters;                /* publishers that this one's full queue holds back */
     struct connection *wait_next, **wait_link; /* this one's place in another's waiters */
     struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
@@ -64,11 +64,16 @@ typedef struct connection {
 struct bq;
 
 /* Life. */
-connection_t *connection_open(struct bq *bq, int fd, const uint8_t peer[16], uint16_t port, bool trusted); /* NULL: no slot or memory */
-connection_t *connection_find(struct bq *bq, bq_conn_t handle);                 /* NULL: gone */
-void connection_close(struct bq *bq, connection_t *connection, uint8_t code, const char *detail); /* at once; reaped at the turn's end */
-void connection_finish(struct bq *bq, connection_t *connection, uint8_t code, const char *detail); /* after what is queued has been sent */
-bool connection_bury(struct bq *bq, connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
+connection_t *connection_open(struct bq *bq, int fd, const uint8_t peer[16], uint16_t port,
+                              bool trusted);                    /* NULL: no slot or memory */
+connection_t *connection_find(struct bq *bq, bq_conn_t handle); /* NULL: gone */
+void connection_close(struct bq *bq, connection_t *connection, uint8_t code,
+                      const char *detail); /* at once; reaped at the turn's end */
+void connection_finish(struct bq *bq, connection_t *connection, uint8_t code,
+                       const char *detail); /* after what is queued has been sent */
+bool connection_bury(
+    struct bq *bq,
+    connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
 
 /* Input. */
 void connection_readable(struct bq *bq, connection_t *connection);
@@ -83,7 +88,7 @@ void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uin
 void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
                            uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
 void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
-void connection_wake_waiters(struct bq *bq, connection_t *connection); /* if its queue has room again */
+void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
 void connection_wait_on(connection_t *publisher, connection_t *full);
 void connection_update_interest(struct bq *bq, connection_t *connection);

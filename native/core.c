@@ -34,8 +34,10 @@ void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms) {
 }
 
 static void connection_timeout(bq_t *bq, connection_t *connection) {
-    if (connection->refused) connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
-    else connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time"); /* a closing one keeps the reason it has */
+    if (connection->refused)
+        connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+    else
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time"); /* a closing one keeps the reason it has */
 }
 
 static void listeners_watch(bq_t *bq, bool watch) {
@@ -63,7 +65,9 @@ static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
         due = due->next;
         switch (timer->kind) {
         case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
-        case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
+        case TIMER_CONNECTION:
+            connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer)));
+            break;
         case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
         default: accept_resume(bq); break;
         }
@@ -85,7 +89,8 @@ static bool run_timers(bq_t *bq) {
 /* ---- accepting ----------------------------------------------------------------------------------------------------- */
 
 void core_listen(bq_t *bq, int fd) {
-    if (bq->stopping || bq->listener_count == LISTENERS_MAX || (!bq->accept_paused && poll_set(bq->poller, fd, KEY_LISTENER + bq->listener_count, 0, POLL_READ) < 0)) {
+    if (bq->stopping || bq->listener_count == LISTENERS_MAX ||
+        (!bq->accept_paused && poll_set(bq->poller, fd, KEY_LISTENER + bq->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
@@ -377,10 +382,12 @@ static void stop_when_flushed(bq_t *bq) {
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 
 static bool config_valid(const bq_config_t *config) {
-    return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch && config->max_batch_bytes &&
-           config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) && config->max_frame_bytes_unauth >= 64 && config->tick_ms &&
-           config->overflow_policy <= BQ_BLOCK && config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
-           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight && config->max_deliveries && config->max_sessions;
+    return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch &&
+           config->max_batch_bytes && config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) &&
+           config->max_frame_bytes_unauth >= 64 && config->tick_ms && config->overflow_policy <= BQ_BLOCK &&
+           config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
+           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight &&
+           config->max_deliveries && config->max_sessions;
 }
 
 /* The values that may change while running. */
@@ -421,7 +428,8 @@ static bool parts_open(bq_t *bq) {
     const bq_config_t *config = &bq->config;
     if (ring_init(&bq->commands, config->ring_bytes) < 0 || ring_init(&bq->events, config->ring_bytes) < 0) return false;
     if (poll_wake_open(&bq->command_wake) < 0 || poll_wake_open(&bq->event_wake) < 0) return false;
-    if ((bq->poller = poll_open()) < 0 || poll_set(bq->poller, bq->command_wake.read_fd, KEY_WAKE, 0, POLL_READ) < 0) return false;
+    if ((bq->poller = poll_open()) < 0 || poll_set(bq->poller, bq->command_wake.read_fd, KEY_WAKE, 0, POLL_READ) < 0)
+        return false;
     bq->slots_max = (config->max_connections + REFUSED_MAX + CONNECTION_CHUNK - 1) / CONNECTION_CHUNK * CONNECTION_CHUNK;
     bq->chunks = calloc(bq->slots_max / CONNECTION_CHUNK, sizeof *bq->chunks);
     bq->free_slots = calloc(bq->slots_max, sizeof *bq->free_slots);

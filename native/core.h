@@ -18,22 +18,23 @@
 #define POLL_EVENTS_MAX 512
 #define LISTENERS_MAX 16
 #define CONNECTION_CHUNK 64u
-#define REFUSED_MAX 64u           /* connections over the limit that are being told so, at once */
-#define REFUSED_MS 1000u          /* how long such a one may take to say HELLO */
-#define LINGER_MS 1000u           /* how long a closed client may take to read its last Reply */
-#define CLOSING_MS 5000u          /* how long that Reply may take to leave */
-#define ACCEPTS_MAX 256u          /* per turn */
-#define ACCEPT_PAUSE_MS 100u      /* after descriptors have run out */
-#define RETRY_MS 2u               /* when the event ring is full */
-#define READ_BYTES (256u << 10)   /* per connection and turn */
-#define GATHER_BYTES (64u << 10)  /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
+#define REFUSED_MAX 64u         /* connections over the limit that are being told so, at once */
+#define REFUSED_MS 1000u        /* how long such a one may take to say HELLO */
+#define LINGER_MS 1000u         /* how long a closed client may take to read its last Reply */
+#define CLOSING_MS 5000u        /* how long that Reply may take to leave */
+#define ACCEPTS_MAX 256u        /* per turn */
+#define ACCEPT_PAUSE_MS 100u    /* after descriptors have run out */
+#define RETRY_MS 2u             /* when the event ring is full */
+#define READ_BYTES (256u << 10) /* per connection and turn */
+#define GATHER_BYTES                                                                                                             \
+    (64u << 10) /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
 #define READ_BYTES_BLOCKING (32u << 10) /* the same under the block policy: what a held-back publisher may leave with us */
 #define CONTROL_BYTES_MAX (64u << 10)   /* replies waiting for one connection before its input stops */
 #define FED_WINDOW_BYTES (256u << 10)   /* in BQ_EV_OUT events at once, per fed connection */
 #define FED_CHUNK_BYTES (16u << 10)
-#define COMMANDS_MAX 1024u        /* per turn: a burst of SUBs must not stall the flow */
-#define COMPACT_BYTES (1u << 20)  /* copied per turn */
-#define REQUEST_BYTES_MAX 4096u          /* of each part of a request that Python is asked: client_id, api_key, group, INFO */
+#define COMMANDS_MAX 1024u       /* per turn: a burst of SUBs must not stall the flow */
+#define COMPACT_BYTES (1u << 20) /* copied per turn */
+#define REQUEST_BYTES_MAX 4096u  /* of each part of a request that Python is asked: client_id, api_key, group, INFO */
 #define SEND_ENTRIES_MAX 64
 
 /* The open run: consecutive publishes to one topic with one expiry, not yet given to its queues. */
@@ -65,14 +66,14 @@ struct bq {
     connection_t *ready, **ready_tail;
     connection_t *retry;
     connection_t *dead;
-    uint64_t input_bytes;   /* in buffers of connections whose frames are not whole yet */
-    uint64_t turn_bytes;    /* read since the last flush */
-    uint64_t flush_due_ms;  /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
+    uint64_t input_bytes;  /* in buffers of connections whose frames are not whole yet */
+    uint64_t turn_bytes;   /* read since the last flush */
+    uint64_t flush_due_ms; /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
 
     int poller;
     poll_wake_t command_wake, event_wake;
     ring_t commands, events;
-    bool event_held; /* Python's side: an event is handed out and not yet popped */
+    bool event_held;             /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
     int listeners[LISTENERS_MAX];
     uint32_t listener_count;
@@ -106,12 +107,13 @@ enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
 
 /* publish.c */
 enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY };
-enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker);
-uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                          /* with the default and the maximum applied */
-uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms);  /* 0: never */
-bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                 /* block policy: someone has no room */
-bool publish_over_budget(const bq_t *bq);                                         /* the pools hold more than memory_bytes */
-void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                  /* to QoS 0 subscribers, after the disk */
+enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                             connection_t **blocker);
+uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                        /* with the default and the maximum applied */
+uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms); /* 0: never */
+bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                /* block policy: someone has no room */
+bool publish_over_budget(const bq_t *bq);                                        /* the pools hold more than memory_bytes */
+void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                 /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
 void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */
 
@@ -134,6 +136,8 @@ void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq);
 void core_unlisten(bq_t *bq);
 void core_listen(bq_t *bq, int fd);
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
-static inline connection_t *core_slot(bq_t *bq, uint32_t slot) { return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK]; }
+static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
+    return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];
+}
 
 #endif

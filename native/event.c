@@ -98,7 +98,8 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
 bool event_stats(bq_t *bq, uint64_t seq) {
     bq_stats_t stats;
     core_stats(bq, &stats);
-    return event_push(bq, &(bq_event_t){.type = BQ_EV_STATS, .seq = seq, .data = (const uint8_t *)&stats, .data_size = sizeof stats});
+    return event_push(bq,
+                      &(bq_event_t){.type = BQ_EV_STATS, .seq = seq, .data = (const uint8_t *)&stats, .data_size = sizeof stats});
 }
 
 #define LIST_ROWS 32u

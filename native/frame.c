@@ -300,13 +300,22 @@ int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
  * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
 enum { TABLE_AT = 20, MESSAGE_BODY = 56, SUBACK_BODY = 44, REPLY_BODY = 52, QOS1_TABLE_AT = 28, QOS1_BODY = 68 };
 enum message_at { MESSAGE_ID = 24, MESSAGE_TIMESTAMP = 32, MESSAGE_TTL = 40, MESSAGE_PAYLOAD = 48, MESSAGE_TOPIC = 52 };
-enum qos1_at { QOS1_ID = 32, QOS1_TIMESTAMP = 40, QOS1_TTL = 48, QOS1_PAYLOAD = 56, QOS1_TOPIC = 60, QOS1_QOS = 64, QOS1_REDELIVERED = 65 };
+enum qos1_at {
+    QOS1_ID = 32,
+    QOS1_TIMESTAMP = 40,
+    QOS1_TTL = 48,
+    QOS1_PAYLOAD = 56,
+    QOS1_TOPIC = 60,
+    QOS1_QOS = 64,
+    QOS1_REDELIVERED = 65
+};
 enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
 enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
 enum frame_type { TYPE_SUBACK, TYPE_MESSAGE, TYPE_REPLY };
 
 /* The root offset, the vtable for fields at these places, and the table's way back to it; other bytes up to `end` are zero. */
-static void table_write_at(uint8_t *buffer, uint32_t table_at, const uint8_t *fields, uint32_t count, uint32_t table_end, uint32_t end) {
+static void table_write_at(uint8_t *buffer, uint32_t table_at, const uint8_t *fields, uint32_t count, uint32_t table_end,
+                           uint32_t end) {
     uint32_t vtable_bytes = 4 + 2 * count;
     uint8_t *vtable = buffer + table_at - vtable_bytes;
     memset(buffer, 0, end);
@@ -366,8 +375,8 @@ static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY 
 
 uint32_t message_qos1_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + qos1_payload_at(topic_size) + 4; }
 
-void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
-                        uint32_t payload_size, bool redelivered) {
+void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms,
+                        uint64_t ttl_ms, uint32_t payload_size, bool redelivered) {
     static const uint8_t fields[] = {QOS1_ID, QOS1_PAYLOAD, QOS1_TIMESTAMP, QOS1_TTL, QOS1_TOPIC, QOS1_QOS, QOS1_REDELIVERED};
     uint8_t *buffer = out + FRAME_HEADER_BYTES;
     table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_REDELIVERED + 1, QOS1_BODY);

@@ -21,30 +21,32 @@ int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view);
  * and UTF-8 for client_id and group. PUB needs a topic, SUB and UNSUB a filter; other actions may carry none. */
 int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view);
 int frame_check_fields(const bq_view_t *view); /* the second half of frame_check, for a view that frame_verify filled */
-const char *frame_error(int code);        /* one phrase, never NULL */
-bool frame_error_is_fatal(int code);      /* the frame cannot be verified, so the connection must end (protocol.md) */
+const char *frame_error(int code);             /* one phrase, never NULL */
+bool frame_error_is_fatal(int code);           /* the frame cannot be verified, so the connection must end (protocol.md) */
 
 int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
 int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */
 int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size);
 
 /* Message frames of one topic share everything up to the payload: encode that once per topic, then patch and copy. */
-uint32_t message_prefix_size(uint32_t topic_size);                                        /* bytes before the payload's first byte */
-void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size);       /* everything but the values below */
-const uint8_t *message_prefix_name(const uint8_t *prefix);                                /* the topic's bytes inside the prefix */
-void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, uint32_t payload_size);
+uint32_t message_prefix_size(uint32_t topic_size);                                  /* bytes before the payload's first byte */
+void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size); /* everything but the values below */
+const uint8_t *message_prefix_name(const uint8_t *prefix);                          /* the topic's bytes inside the prefix */
+void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
+                          uint32_t payload_size);
 
 /* The same for QoS 1: two more fields, so that a subscriber knows to acknowledge, and whether it may have seen it before. */
 uint32_t message_qos1_prefix_size(uint32_t topic_size);
-void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
-                        uint32_t payload_size, bool redelivered); /* all but the payload's bytes */
+void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms,
+                        uint64_t ttl_ms, uint32_t payload_size, bool redelivered); /* all but the payload's bytes */
 void message_qos1_mark_redelivered(uint8_t *frame);
 const uint8_t *message_qos1_name(const uint8_t *frame);
 uint32_t message_qos1_name_size(const uint8_t *frame);
 
 /* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */
 #define FRAME_REPLY_BYTES_MAX(text, payload) (96u + (text) + (payload))
-uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size, const char *info);
+uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
+                            const char *info);
 uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
                            const uint8_t *payload, uint32_t payload_size);
 

@@ -25,21 +25,21 @@ enum log_error {
 };
 
 enum log_type {
-    LOG_PUBLISH = 1,     /* what the core writes: see session.c; the log itself does not look inside */
+    LOG_PUBLISH = 1, /* what the core writes: see session.c; the log itself does not look inside */
     LOG_ACK = 2,
     LOG_SESSION = 3,
     LOG_SESSION_END = 4,
     LOG_IDS = 5,
-    LOG_PAD = 15         /* fills a block; takes no LSN (its own is that of the record behind it); never handed to a visitor */
+    LOG_PAD = 15 /* fills a block; takes no LSN (its own is that of the record behind it); never handed to a visitor */
 };
 
 typedef struct log_config {
-    uint64_t max_bytes;       /* of all segment files together */
-    uint64_t reserve_bytes;   /* free space of the file system that publishes leave alone; acks and checkpoints may use it */
-    uint32_t segment_bytes;   /* at least twice batch_bytes_max and a quarter of max_bytes at most; 4 KiB to 512 MiB */
-    uint32_t batch_bytes_max; /* gathering batch; a record is at most half of it */
-    uint32_t block_bytes;     /* a batch is padded to a multiple of this; 0: to 8 */
-    uint32_t no_sync;         /* test hook for the control run of the storm: fdatasync is not called */
+    uint64_t max_bytes;          /* of all segment files together */
+    uint64_t reserve_bytes;      /* free space of the file system that publishes leave alone; acks and checkpoints may use it */
+    uint32_t segment_bytes;      /* at least twice batch_bytes_max and a quarter of max_bytes at most; 4 KiB to 512 MiB */
+    uint32_t batch_bytes_max;    /* gathering batch; a record is at most half of it */
+    uint32_t block_bytes;        /* a batch is padded to a multiple of this; 0: to 8 */
+    uint32_t no_sync;            /* test hook for the control run of the storm: fdatasync is not called */
     void (*wake)(void *context); /* called by the log's threads after each commit and each finished read */
     void *wake_context;
 } log_config_t;
@@ -55,12 +55,12 @@ typedef struct log_record {
 /* What recovery found, in numbers a person can act on. */
 typedef struct log_report {
     uint64_t records, bytes, segments;
-    uint64_t torn_bytes;       /* of the newest segment's tail, kept aside and dropped: normal after a power cut */
+    uint64_t torn_bytes; /* of the newest segment's tail, kept aside and dropped: normal after a power cut */
     uint64_t lost_first_lsn, lost_last_lsn, lost_ranges; /* corruption: outermost bounds and how many ranges; 0: none */
     uint64_t first_lsn, next_lsn;
-    uint64_t checkpoint_lsn;   /* 0: none could be read */
+    uint64_t checkpoint_lsn; /* 0: none could be read */
     uint32_t checkpoints_bad;
-    uint32_t clean;            /* 1: the log was closed in order */
+    uint32_t clean; /* 1: the log was closed in order */
 } log_report_t;
 
 typedef struct log_stats {
@@ -73,7 +73,7 @@ typedef struct log_stats {
     uint64_t checkpoint_lsn;
     int64_t free_bytes;
     uint32_t full, failed;
-    int32_t error; /* the errno that stopped it */
+    int32_t error;        /* the errno that stopped it */
     uint32_t read_damage; /* records that did not verify when they were read back */
 } log_stats_t;
 
@@ -89,14 +89,17 @@ void log_close(log_t *log); /* commits what is gathered, marks the end as clean 
 
 /* Append a record made of parts. Returns its LSN (> 0) or BQ_E_AGAIN (the batch is full: wait for a commit), LOG_E_FULL,
  * LOG_E_FAILED, BQ_E_TOO_LARGE. `urgent`: acks and the like, which may use the reserve. */
-typedef struct log_part { const void *bytes; uint32_t size; } log_part_t;
+typedef struct log_part {
+    const void *bytes;
+    uint32_t size;
+} log_part_t;
 int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, bool urgent);
 
-bool log_commit(log_t *log);            /* hand the gathered batch to the thread if that is idle; false: nothing to do, or busy */
-bool log_busy(const log_t *log);        /* a batch is being written */
+bool log_commit(log_t *log);     /* hand the gathered batch to the thread if that is idle; false: nothing to do, or busy */
+bool log_busy(const log_t *log); /* a batch is being written */
 uint64_t log_gathered(const log_t *log); /* bytes waiting for log_commit */
 uint64_t log_durable(const log_t *log);
-int log_state(const log_t *log);        /* 0, LOG_E_FULL or LOG_E_FAILED */
+int log_state(const log_t *log); /* 0, LOG_E_FULL or LOG_E_FAILED */
 void log_stats(log_t *log, log_stats_t *stats);
 
 /* Write a checkpoint (temporary file, fsync, rename, fsync of the directory; two generations kept) and, once it is durable,

@@ -16,13 +16,15 @@ typedef struct poll_event {
     uint32_t reserved;
 } poll_event_t;
 
-int poll_open(void);       /* a poller's descriptor, close-on-exec, or BQ_E_SYSTEM */
+int poll_open(void); /* a poller's descriptor, close-on-exec, or BQ_E_SYSTEM */
 void poll_close(int poller);
 /* Change from one interest mask to another (0: none). BQ_OK or BQ_E_SYSTEM. */
 int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest);
 int poll_wait(int poller, poll_event_t *events, int capacity, int timeout_ms); /* count; 0 on timeout or signal; BQ_E_SYSTEM */
 
-typedef struct poll_wake { int read_fd, write_fd; } poll_wake_t; /* the same descriptor where an eventfd exists */
+typedef struct poll_wake {
+    int read_fd, write_fd;
+} poll_wake_t; /* the same descriptor where an eventfd exists */
 int poll_wake_open(poll_wake_t *wake);
 void poll_wake_close(poll_wake_t *wake);
 void poll_wake_signal(poll_wake_t *wake);
@@ -38,7 +40,9 @@ uint64_t poll_clock_wall_ms(void);
 void poll_sleep_ms(uint32_t ms);
 
 /* Start a thread that takes no signals. `name` is what top shows. */
-typedef struct poll_thread { void *handle; } poll_thread_t;
+typedef struct poll_thread {
+    void *handle;
+} poll_thread_t;
 int poll_thread_start(poll_thread_t *thread, const char *name, void *(*run)(void *), void *argument);
 int poll_thread_pin(int cpu); /* keep the calling thread on one processor; BQ_E_SYSTEM where that cannot be done */
 int poll_thread_join(poll_thread_t *thread);

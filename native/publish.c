@@ -36,9 +36,12 @@ static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
         connection_flush(bq, target);
         if (target->state != CONNECTION_OPEN) return;
     }
-    if (bq->config.overflow_policy == BQ_BLOCK) queue_push(&target->queue, &bq->queues, run);
-    else if (BQ_UNLIKELY(target->blocked && publish_over_budget(bq))) push_squeezed(bq, target, run);
-    else queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
+    if (bq->config.overflow_policy == BQ_BLOCK)
+        queue_push(&target->queue, &bq->queues, run);
+    else if (BQ_UNLIKELY(target->blocked && publish_over_budget(bq)))
+        push_squeezed(bq, target, run);
+    else
+        queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
     connection_mark_dirty(bq, target);
 }
 
@@ -98,7 +101,8 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, con
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
     if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
-    uint32_t size_max = config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
+    uint32_t size_max =
+        config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (bq->config.overflow_policy == BQ_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
         if (*blocker) return false;
@@ -117,7 +121,8 @@ static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint3
            size <= open->size_max - open->run.size && size <= open->run.segment->capacity - open->run.segment->used;
 }
 
-enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms, connection_t **blocker) {
+enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                             connection_t **blocker) {
     ttl_ms = publish_ttl_ms(bq, ttl_ms);
     uint64_t tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
@@ -165,7 +170,8 @@ void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
     memcpy(out, topic->prefix, topic->prefix_size);
     message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
     if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
-    queue_run_t run = {.segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
+    queue_run_t run = {
+        .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
     segment_commit(&bq->segments, size);
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];

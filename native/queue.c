@@ -20,7 +20,12 @@ static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t 
 static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
     queue_entry_t *entry = pool_take(env->pool, sizeof *entry);
     if (!entry) return NULL;
-    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY}, .count = run->count, .tick = run->tick, .queue = queue, .offset = run->offset, .size = run->size};
+    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY},
+                             .count = run->count,
+                             .tick = run->tick,
+                             .queue = queue,
+                             .offset = run->offset,
+                             .size = run->size};
     segment_link(run->segment, entry);
     if (run->tick && !env->lazy_expiry) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
     return entry;
@@ -29,19 +34,27 @@ static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_ru
 static void entry_insert_after(queue_t *queue, queue_entry_t *before, queue_entry_t *entry) {
     entry->previous = before;
     entry->next = before ? before->next : queue->head;
-    if (before) before->next = entry;
-    else queue->head = entry;
-    if (entry->next) entry->next->previous = entry;
-    else queue->tail = entry;
+    if (before)
+        before->next = entry;
+    else
+        queue->head = entry;
+    if (entry->next)
+        entry->next->previous = entry;
+    else
+        queue->tail = entry;
 }
 
 /* Take an entry out and free it. Its messages and bytes have been accounted for already. */
 static void entry_free(queue_env_t *env, queue_entry_t *entry) {
     queue_t *queue = entry->queue;
-    if (entry->previous) entry->previous->next = entry->next;
-    else queue->head = entry->next;
-    if (entry->next) entry->next->previous = entry->previous;
-    else queue->tail = entry->previous;
+    if (entry->previous)
+        entry->previous->next = entry->next;
+    else
+        queue->head = entry->next;
+    if (entry->next)
+        entry->next->previous = entry->previous;
+    else
+        queue->tail = entry->previous;
     wheel_remove(env->wheel, &entry->timer.wheel);
     segment_unlink(env->segments, entry);
     pool_give(env->pool, entry, sizeof *entry);
@@ -56,7 +69,8 @@ static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes
 
 static bool entry_extends(const queue_entry_t *tail, const queue_env_t *env, const queue_run_t *run) {
     return tail && tail->count && run->count && tail->segment == run->segment && tail->offset + tail->size == run->offset &&
-           tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max && tail->size + run->size <= env->entry_bytes_max;
+           tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max &&
+           tail->size + run->size <= env->entry_bytes_max;
 }
 
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
@@ -76,8 +90,10 @@ bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
         }
         entry_insert_after(queue, tail, entry);
     }
-    if (run->count) account(queue, env, run->count, run->size);
-    else queue->control_bytes += run->size;
+    if (run->count)
+        account(queue, env, run->count, run->size);
+    else
+        queue->control_bytes += run->size;
     return true;
 }
 
@@ -183,7 +199,8 @@ static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
 /* The run's last messages that fit an empty queue: what drop_oldest would have left had they come one by one. */
 static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
     queue_run_t part = *run;
-    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max)) run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
+    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max))
+        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
     return part;
 }
 
@@ -251,8 +268,10 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
             return;
         }
         bytes -= entry->size;
-        if (entry->count) count_delivered(queue, env, entry->count, entry->size);
-        else if (!entry->kept) queue->control_bytes -= entry->size;
+        if (entry->count)
+            count_delivered(queue, env, entry->count, entry->size);
+        else if (!entry->kept)
+            queue->control_bytes -= entry->size;
         entry_free(env, entry);
     }
 }

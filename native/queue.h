@@ -44,7 +44,7 @@ typedef struct queue_entry {
 
 typedef struct queue {
     queue_entry_t *head, *tail;
-    uint64_t bytes;         /* of messages */
+    uint64_t bytes; /* of messages */
     uint32_t messages;
     uint32_t control_bytes; /* of replies */
     uint64_t enqueued, delivered, dropped_ttl, dropped_queue_full;
@@ -63,7 +63,7 @@ typedef struct queue_env {
     wheel_t *wheel;
     segment_store_t *segments;
     bq_stats_t *stats;
-    uint64_t bytes_max;    /* caps of every queue */
+    uint64_t bytes_max; /* caps of every queue */
     uint32_t messages_max;
     uint32_t entry_messages_max; /* an entry never grows past one flush: flushes then take whole entries */
     uint32_t entry_bytes_max;

@@ -17,7 +17,7 @@
 
 typedef struct ring {
     uint8_t *buffer;
-    uint32_t capacity; /* a power of two */
+    uint32_t capacity;                  /* a power of two */
     _Alignas(64) _Atomic uint64_t head; /* written by the producer */
     uint64_t reserved_to;               /* producer only */
     _Alignas(64) _Atomic uint64_t tail; /* written by the consumer */
@@ -27,7 +27,7 @@ typedef struct ring {
 
 int ring_init(ring_t *ring, uint32_t capacity); /* BQ_OK, BQ_E_ARGUMENT, BQ_E_MEMORY */
 void ring_free(ring_t *ring);
-uint32_t ring_record_max(const ring_t *ring);   /* the largest record that always fits an empty ring */
+uint32_t ring_record_max(const ring_t *ring); /* the largest record that always fits an empty ring */
 
 /* Producer. Records are 8-byte aligned. NULL: no room now (or size over ring_record_max). */
 uint8_t *ring_reserve(ring_t *ring, uint32_t size);

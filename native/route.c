@@ -86,7 +86,9 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
     topic->stale = true;
 }
 
-static topic_t *slot_at(const routes_t *routes, uint32_t index) { return &routes->chunks[index / TOPIC_CHUNK][index % TOPIC_CHUNK]; }
+static topic_t *slot_at(const routes_t *routes, uint32_t index) {
+    return &routes->chunks[index / TOPIC_CHUNK][index % TOPIC_CHUNK];
+}
 
 static void topic_forget(routes_t *routes, topic_t *topic) {
     topic_t **at = &routes->topics[topic->hash & (routes->topics_size - 1)];
@@ -141,7 +143,8 @@ static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name
     if (!prefix) return NULL;
     message_prefix_write(prefix, name, size);
     topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
-    *topic = (topic_t){.hash = hash, .chain = *head, .prefix = prefix, .prefix_size = prefix_size, .name_size = size, .stale = true};
+    *topic =
+        (topic_t){.hash = hash, .chain = *head, .prefix = prefix, .prefix_size = prefix_size, .name_size = size, .stale = true};
     topic->name = message_prefix_name(prefix);
     *head = topic;
     routes->counts.topics++;
@@ -292,7 +295,8 @@ int route_subscribe(routes_t *routes, connection_t *connection, subscription_t *
         filter_free_if_unused(routes, filter);
         return BQ_E_MEMORY;
     }
-    *subscription = (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
+    *subscription =
+        (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
     if (*list) (*list)->link = &subscription->next;
     *list = subscription;
     filter->members[filter->count] = connection;
@@ -315,7 +319,8 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
     filter_free_if_unused(routes, filter);
 }
 
-bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text, uint32_t size) {
+bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text,
+                       uint32_t size) {
     filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
     subscription_t *subscription = filter ? subscription_find(filter, connection, list) : NULL;
     if (subscription) route_leave(routes, subscription);

@@ -21,7 +21,7 @@ struct filter;
 typedef struct subscription {
     struct connection *connection;
     struct filter *filter;
-    uint32_t index; /* in the filter's arrays */
+    uint32_t index;                    /* in the filter's arrays */
     struct subscription *next, **link; /* the connection's list */
 } subscription_t;
 
@@ -42,13 +42,13 @@ typedef struct topic {
     uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
     struct session **sessions;
     uint32_t session_count, session_capacity;
-    bool grouped; /* one of the sessions is a queue group: QoS 0 messages go to it too */
-    uint8_t *prefix;          /* encoded Message up to the payload, the name inside it */
+    bool grouped;    /* one of the sessions is a queue group: QoS 0 messages go to it too */
+    uint8_t *prefix; /* encoded Message up to the payload, the name inside it */
     uint32_t prefix_size;
-    uint32_t name_size;       /* 0: the slot is free */
-    const uint8_t *name;      /* in prefix */
+    uint32_t name_size;  /* 0: the slot is free */
+    const uint8_t *name; /* in prefix */
     bool stale;
-    bool recent;              /* looked up since the clock hand last passed */
+    bool recent; /* looked up since the clock hand last passed */
 } topic_t;
 
 typedef struct routes routes_t;
@@ -59,7 +59,8 @@ void route_free(routes_t *routes);                      /* every subscription ha
 /* Subscribe a connection to a filter that filter_check accepts. 1: new, 0: it was there already, BQ_E_MEMORY, BQ_E_ARGUMENT.
  * `list` is the head of the connection's subscriptions. */
 int route_subscribe(routes_t *routes, struct connection *connection, subscription_t **list, const uint8_t *filter, uint32_t size);
-bool route_unsubscribe(routes_t *routes, const struct connection *connection, subscription_t *list, const uint8_t *filter, uint32_t size);
+bool route_unsubscribe(routes_t *routes, const struct connection *connection, subscription_t *list, const uint8_t *filter,
+                       uint32_t size);
 void route_leave(routes_t *routes, subscription_t *subscription);
 
 /* The same for a session; it is its own member and can be in only once. */

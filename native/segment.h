@@ -20,9 +20,9 @@ typedef struct segment {
     uint32_t refs;
     uint32_t capacity; /* of bytes[] */
     uint32_t used;
-    bool compactable;             /* on the store's compaction list */
+    bool compactable; /* on the store's compaction list */
     uint64_t live_bytes;
-    struct queue_entry *entries;  /* all entries that point here, linked through segment_next */
+    struct queue_entry *entries; /* all entries that point here, linked through segment_next */
     struct segment *compact_next, **compact_link;
     uint8_t bytes[];
 } segment_t;

@@ -74,18 +74,24 @@ static void pump_later(bq_t *bq, session_t *session) {
 }
 
 static void floor_update(bq_t *bq, session_t *session) {
-    if (session->head) session->floor_lsn = session->head->lsn - 1;
-    else session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
+    if (session->head)
+        session->floor_lsn = session->head->lsn - 1;
+    else
+        session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
 }
 
 static void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     if (delivery->member) flight_leave(bq, delivery);
     if (session->cursor == delivery) session->cursor = delivery->next;
-    if (delivery->previous) delivery->previous->next = delivery->next;
-    else session->head = delivery->next;
-    if (delivery->next) delivery->next->previous = delivery->previous;
-    else session->tail = delivery->previous;
+    if (delivery->previous)
+        delivery->previous->next = delivery->next;
+    else
+        session->head = delivery->next;
+    if (delivery->next)
+        delivery->next->previous = delivery->previous;
+    else
+        session->tail = delivery->previous;
     session->window_count--;
     session->window_bytes -= delivery->hold.size;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
@@ -108,19 +114,23 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
 static bool window_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
     if (session->window_count && publish_over_budget(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (session->member_count > 1 ? session->member_count + 1 : 2);
-    return session->window_count == 0 || (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
+    return session->window_count == 0 ||
+           (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
 }
 
 /* Take a frame that lies in a segment into the window, at its end. */
-static bool delivery_add(bq_t *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn, uint64_t id, uint64_t expiry_tick) {
+static bool delivery_add(bq_t *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+                         uint64_t id, uint64_t expiry_tick) {
     delivery_t *delivery = pool_take(&bq->pool, sizeof *delivery);
     if (!delivery) return false;
     *delivery = (delivery_t){.session = session, .previous = session->tail, .lsn = lsn, .id = id, .expiry_tick = expiry_tick};
     delivery->hold = (queue_entry_t){.timer = {.kind = TIMER_DELIVERY}, .offset = offset, .size = size};
     delivery->redelivered = lsn <= session->doubtful_lsn;
     segment_link(segment, &delivery->hold);
-    if (session->tail) session->tail->next = delivery;
-    else session->head = delivery;
+    if (session->tail)
+        session->tail->next = delivery;
+    else
+        session->head = delivery;
     session->tail = delivery;
     if (!session->cursor) session->cursor = delivery;
     session->window_count++;
@@ -210,7 +220,9 @@ static void read_start(bq_t *bq, session_t *session) {
         if (sessions->reading[slot]) continue;
         uint8_t *buffer = sessions->read_buffers[slot];
         if (!buffer) buffer = sessions->read_buffers[slot] = malloc(READ_BUFFER_BYTES + bq->config.max_frame_bytes);
-        if (!buffer || log_read_start(bq->log, slot, session->next_lsn, buffer, READ_BUFFER_BYTES + bq->config.max_frame_bytes) < 0) return;
+        if (!buffer ||
+            log_read_start(bq->log, slot, session->next_lsn, buffer, READ_BUFFER_BYTES + bq->config.max_frame_bytes) < 0)
+            return;
         sessions->readers[slot] = session;
         sessions->reading[slot] = true;
         session->read_slot = (int8_t)slot;
@@ -220,7 +232,8 @@ static void read_start(bq_t *bq, session_t *session) {
 
 /* One record says how far a session has got, however many acks that were. False: the log takes nothing more now. */
 static bool floor_log(bq_t *bq, session_t *session) {
-    if (!session->durable || session->settled == session->settled_logged || session->floor_lsn <= session->floor_logged) return true;
+    if (!session->durable || session->settled == session->settled_logged || session->floor_lsn <= session->floor_logged)
+        return true;
     uint64_t ack[2] = {session->id, session->floor_lsn};
     log_part_t part = {ack, sizeof ack};
     int64_t lsn = log_append(bq->log, LOG_ACK, 0, &part, 1, true);
@@ -271,16 +284,20 @@ static void pump(bq_t *bq, session_t *session) {
 }
 
 void session_offer(bq_t *bq, session_t *session, const held_t *held) {
-    for (member_t *member = session->members; member && !session->grouped; member = member->next) member->connection->fan_mark = held->lsn;
+    for (member_t *member = session->members; member && !session->grouped; member = member->next)
+        member->connection->fan_mark = held->lsn;
     session->enqueued++;
     if (session->behind) return; /* it is in the log, at next_lsn or later */
     bool room = window_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
-    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id, held->expiry_tick)) {
+    if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id,
+                             held->expiry_tick)) {
         pump(bq, session); /* at once, so that it keeps its place among QoS 0 messages that follow it */
         return;
     }
-    if (session->durable) fall_behind(session, held->lsn);
-    else overflow(bq, session);
+    if (session->durable)
+        fall_behind(session, held->lsn);
+    else
+        overflow(bq, session);
 }
 
 void session_pump_all(bq_t *bq) {
@@ -413,7 +430,8 @@ static bool dead_letter(bq_t *bq, const delivery_t *delivery) {
 static void give_up(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     bool own = message_qos1_name_size(delivery->hold.segment->bytes + delivery->hold.offset) >= sizeof DEAD_LETTER_PREFIX - 1 &&
-               !memcmp(message_qos1_name(delivery->hold.segment->bytes + delivery->hold.offset), DEAD_LETTER_PREFIX, sizeof DEAD_LETTER_PREFIX - 1);
+               !memcmp(message_qos1_name(delivery->hold.segment->bytes + delivery->hold.offset), DEAD_LETTER_PREFIX,
+                       sizeof DEAD_LETTER_PREFIX - 1);
     if (!own && !dead_letter(bq, delivery)) { /* the log takes nothing now: keep it until it does */
         core_timer_set(bq, &delivery->hold.timer, DEAD_LETTER_RETRY_MS);
         return;
@@ -432,7 +450,6 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
         send_again(bq, delivery);
     }
 }
-
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
 
@@ -478,8 +495,12 @@ static bool member_add(bq_t *bq, session_t *session, connection_t *connection) {
     if (member_find(session, connection)) return true;
     member_t *member = pool_take(&bq->pool, sizeof *member);
     if (!member) return false;
-    *member = (member_t){.session = session, .connection = connection, .next = session->members, .link = &session->members,
-                         .connection_next = connection->members, .connection_link = &connection->members};
+    *member = (member_t){.session = session,
+                         .connection = connection,
+                         .next = session->members,
+                         .link = &session->members,
+                         .connection_next = connection->members,
+                         .connection_link = &connection->members};
     if (member->next) member->next->link = &member->next;
     session->members = member;
     if (member->connection_next) member->connection_next->connection_link = &member->connection_next;
@@ -499,11 +520,17 @@ static session_t *session_new(bq_t *bq, const session_request_t *request) {
     size_t size = sizeof(session_t) + request->filter_size + request->client_id_size + request->group_size;
     session_t *session = pool_take(&bq->pool, size);
     if (!session) return NULL;
-    *session = (session_t){.filter_size = request->filter_size, .client_id_size = request->client_id_size, .group_size = request->group_size,
-                           .qos = request->qos, .durable = request->durable, .grouped = request->group_size > 0, .read_slot = -1};
+    *session = (session_t){.filter_size = request->filter_size,
+                           .client_id_size = request->client_id_size,
+                           .group_size = request->group_size,
+                           .qos = request->qos,
+                           .durable = request->durable,
+                           .grouped = request->group_size > 0,
+                           .read_slot = -1};
     memcpy(session->text, request->filter, request->filter_size);
     if (request->client_id_size) memcpy(session->text + request->filter_size, request->client_id, request->client_id_size);
-    if (request->group_size) memcpy(session->text + request->filter_size + request->client_id_size, request->group, request->group_size);
+    if (request->group_size)
+        memcpy(session->text + request->filter_size + request->client_id_size, request->group, request->group_size);
     publish_run_close(bq);
     if (route_session(bq->routes, session, &session->route, request->filter, request->filter_size) < 0) {
         pool_give(&bq->pool, session, size);
@@ -548,8 +575,9 @@ static session_t *session_find(bq_t *bq, const connection_t *connection, const s
         if (!text_is(session_group(session), session->group_size, request->group, request->group_size)) continue;
         if (request->group_size) return session;
         if (session->durable != request->durable) continue;
-        if (session->durable ? text_is(session_client_id(session), session->client_id_size, request->client_id, request->client_id_size)
-                             : member_find(session, connection) != NULL)
+        if (session->durable
+                ? text_is(session_client_id(session), session->client_id_size, request->client_id, request->client_id_size)
+                : member_find(session, connection) != NULL)
             return session;
     }
     return NULL;
@@ -566,15 +594,21 @@ typedef struct session_record {
 } session_record_t;
 
 static session_record_t record_of(const session_t *session) {
-    return (session_record_t){.id = session->id, .floor_lsn = session->floor_lsn, .filter_size = session->filter_size,
-                              .client_id_size = session->client_id_size, .group_size = session->group_size, .qos = session->qos, .grouped = session->grouped};
+    return (session_record_t){.id = session->id,
+                              .floor_lsn = session->floor_lsn,
+                              .filter_size = session->filter_size,
+                              .client_id_size = session->client_id_size,
+                              .group_size = session->group_size,
+                              .qos = session->qos,
+                              .grouped = session->grouped};
 }
 
 /* The session's record; 0 or less: it cannot be written now. */
 static int64_t session_log(bq_t *bq, session_t *session) {
     session->id = ++bq->sessions.next_id;
     session_record_t record = record_of(session);
-    log_part_t parts[] = {{&record, sizeof record}, {session->text, session->filter_size + session->client_id_size + session->group_size}};
+    log_part_t parts[] = {{&record, sizeof record},
+                          {session->text, session->filter_size + session->client_id_size + session->group_size}};
     return log_append(bq->log, LOG_SESSION, 0, parts, 2, true);
 }
 
@@ -600,7 +634,8 @@ void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
     session_t *session = session_find(bq, connection, request);
     bool fresh = !session;
     if (fresh && bq->sessions.count >= bq->config.max_sessions) {
-        connection_reply(bq, connection, seq, 429, "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)");
+        connection_reply(bq, connection, seq, 429,
+                         "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)");
         connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }
@@ -623,7 +658,8 @@ void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
 
 static session_t *session_to_end(bq_t *bq, const connection_t *connection, const session_request_t *request) {
     for (member_t *member = connection->members; member; member = member->connection_next)
-        if (text_is(member->session->text, member->session->filter_size, request->filter, request->filter_size)) return member->session;
+        if (text_is(member->session->text, member->session->filter_size, request->filter, request->filter_size))
+            return member->session;
     session_request_t durable = *request;
     durable.durable = true;
     return request->client_id_size ? session_find(bq, connection, &durable) : NULL;
@@ -682,10 +718,14 @@ static session_t *session_by_id(bq_t *bq, uint64_t id) {
 
 /* A session as it stands in a record or a checkpoint. */
 static bool session_load(bq_t *bq, const session_record_t *record, const uint8_t *text, uint64_t floor_lsn) {
-    session_request_t request = {.filter = text, .filter_size = record->filter_size,
-                                 .client_id = text + record->filter_size, .client_id_size = record->client_id_size,
-                                 .group = text + record->filter_size + record->client_id_size, .group_size = record->group_size,
-                                 .qos = record->qos, .durable = true};
+    session_request_t request = {.filter = text,
+                                 .filter_size = record->filter_size,
+                                 .client_id = text + record->filter_size,
+                                 .client_id_size = record->client_id_size,
+                                 .group = text + record->filter_size + record->client_id_size,
+                                 .group_size = record->group_size,
+                                 .qos = record->qos,
+                                 .durable = true};
     if (session_by_id(bq, record->id)) return true;
     session_t *session = session_new(bq, &request);
     if (!session) return false;
@@ -702,14 +742,17 @@ typedef struct checkpoint_head {
 
 #define CHECKPOINT_VERSION 1u
 
-static uint32_t texts_size(const session_record_t *record) { return record->filter_size + record->client_id_size + record->group_size; }
+static uint32_t texts_size(const session_record_t *record) {
+    return record->filter_size + record->client_id_size + record->group_size;
+}
 
 static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     checkpoint_head_t head;
     if (checkpoint->size < sizeof head) return false;
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
-    if (head.next_message_id > bq->next_message_id) bq->next_message_id = head.next_message_id; /* a start without the log may be ahead */
+    if (head.next_message_id > bq->next_message_id)
+        bq->next_message_id = head.next_message_id; /* a start without the log may be ahead */
     bq->ids_reserved = head.ids_reserved;
     bq->sessions.next_id = head.next_session_id;
     uint64_t at = sizeof head;
@@ -718,7 +761,8 @@ static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
         if (at + sizeof record > checkpoint->size) return false;
         memcpy(&record, checkpoint->bytes + at, sizeof record);
         at += sizeof record;
-        if (at + texts_size(&record) > checkpoint->size || !session_load(bq, &record, checkpoint->bytes + at, record.floor_lsn)) return false;
+        if (at + texts_size(&record) > checkpoint->size || !session_load(bq, &record, checkpoint->bytes + at, record.floor_lsn))
+            return false;
         at += texts_size(&record);
     }
     return true;
@@ -735,9 +779,7 @@ bool session_restore(void *context, const log_record_t *entry) {
         memcpy(words, entry->bytes, sizeof words[0]);
         if (words[0] >= bq->next_message_id) bq->next_message_id = words[0] + 1;
         return true;
-    case LOG_IDS:
-        memcpy(&bq->ids_reserved, entry->bytes, sizeof bq->ids_reserved);
-        return true;
+    case LOG_IDS: memcpy(&bq->ids_reserved, entry->bytes, sizeof bq->ids_reserved); return true;
     case LOG_SESSION:
         memcpy(&record, entry->bytes, sizeof record);
         return session_load(bq, &record, entry->bytes + sizeof record, entry->lsn);
@@ -747,7 +789,8 @@ bool session_restore(void *context, const log_record_t *entry) {
         return true;
     case LOG_ACK:
         memcpy(words, entry->bytes, sizeof words);
-        if ((session = session_by_id(bq, words[0])) && words[1] > session->floor_lsn) session->floor_lsn = session->floor_logged = words[1];
+        if ((session = session_by_id(bq, words[0])) && words[1] > session->floor_lsn)
+            session->floor_lsn = session->floor_logged = words[1];
         return true;
     default: return true; /* a later minor version's record: not ours to read */
     }
@@ -777,8 +820,11 @@ static uint32_t durable_count(const bq_t *bq, uint64_t *size) {
 
 uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
     uint64_t bytes;
-    checkpoint_head_t head = {.version = CHECKPOINT_VERSION, .count = durable_count(bq, &bytes), .next_message_id = bq->next_message_id,
-                              .ids_reserved = bq->ids_reserved, .next_session_id = bq->sessions.next_id};
+    checkpoint_head_t head = {.version = CHECKPOINT_VERSION,
+                              .count = durable_count(bq, &bytes),
+                              .next_message_id = bq->next_message_id,
+                              .ids_reserved = bq->ids_reserved,
+                              .next_session_id = bq->sessions.next_id};
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
@@ -810,5 +856,6 @@ void sessions_release(bq_t *bq) {
     while (sessions->all) session_free(bq, sessions->all);
     if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
     sessions->flight = NULL;
-    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) free(sessions->read_buffers[slot]); /* after log_close: no reader is left */
+    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++)
+        free(sessions->read_buffers[slot]); /* after log_close: no reader is left */
 }

@@ -46,33 +46,35 @@ typedef struct delivery {
 } delivery_t;
 
 typedef struct session {
-    struct session *next, **link;       /* all */
+    struct session *next, **link; /* all */
     struct session *pump_next;
     session_route_t route;
-    member_t *members, *turn;           /* turn: who is served next */
-    delivery_t *head, *tail, *cursor;   /* the window; cursor: where to look for the next to send, NULL: nowhere */
-    uint64_t id;                        /* of a durable one, for the log */
+    member_t *members, *turn;         /* turn: who is served next */
+    delivery_t *head, *tail, *cursor; /* the window; cursor: where to look for the next to send, NULL: nowhere */
+    uint64_t id;                      /* of a durable one, for the log */
     uint64_t floor_lsn, floor_logged;
-    uint64_t next_lsn;                  /* while behind */
-    uint64_t doubtful_lsn;              /* after a restart: up to here it may have been sent before */
-    uint64_t born_lsn;                  /* its own record; 0: not durable */
+    uint64_t next_lsn;     /* while behind */
+    uint64_t doubtful_lsn; /* after a restart: up to here it may have been sent before */
+    uint64_t born_lsn;     /* its own record; 0: not durable */
     uint64_t window_bytes;
     uint32_t window_count, flight_count;
     uint32_t member_count;
     bool grouped, durable, behind, pumping;
-    int8_t read_slot;                   /* < 0: no read under way */
+    int8_t read_slot; /* < 0: no read under way */
     uint8_t qos;
-    uint64_t settled, settled_logged;   /* deliveries done with, one way or another: the floor is logged when this has moved */
-    uint64_t settled_safe;              /* how many were when the newest floor that is on disk was logged */
-    uint64_t floor_record_lsn;          /* of the newest floor logged */
+    uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
+    uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
+    uint64_t floor_record_lsn;           /* of the newest floor logged */
     uint64_t waited_lsn, waited_settled; /* of an older one, whose commit is waited for */
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
-    uint8_t text[];                     /* filter, client_id, group */
+    uint8_t text[]; /* filter, client_id, group */
 } session_t;
 
 static inline const uint8_t *session_client_id(const session_t *session) { return session->text + session->filter_size; }
-static inline const uint8_t *session_group(const session_t *session) { return session_client_id(session) + session->client_id_size; }
+static inline const uint8_t *session_group(const session_t *session) {
+    return session_client_id(session) + session->client_id_size;
+}
 
 #define SESSION_SLOTS LOG_READS_MAX
 
@@ -110,7 +112,7 @@ void session_offer(struct bq *bq, session_t *session, const struct held *held);
 struct connection *session_turn(session_t *session); /* the group's next live member; NULL: none */
 
 void session_timeout(struct bq *bq, delivery_t *delivery);
-void session_pump_all(struct bq *bq); /* log what was settled, send what can be sent, fetch what is missing */
+void session_pump_all(struct bq *bq);              /* log what was settled, send what can be sent, fetch what is missing */
 void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
 

@@ -13,10 +13,11 @@ typedef struct storage storage_t;
 typedef void (*storage_visit)(void *context, const char *name);
 
 struct storage {
-    int (*open)(storage_t *storage, const char *name, bool create);  /* a file's handle, for reading and writing */
+    int (*open)(storage_t *storage, const char *name, bool create); /* a file's handle, for reading and writing */
     int (*close)(storage_t *storage, int file);
     int (*write)(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size);
-    int64_t (*read)(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size); /* bytes read; less at the end */
+    int64_t (*read)(storage_t *storage, int file, uint64_t offset, uint8_t *bytes,
+                    uint64_t size);                               /* bytes read; less at the end */
     int (*allocate)(storage_t *storage, int file, uint64_t size); /* blocks for that much, so that writing needs none later */
     int (*truncate)(storage_t *storage, int file, uint64_t size);
     int64_t (*size)(storage_t *storage, int file);
@@ -26,10 +27,11 @@ struct storage {
     int (*rename)(storage_t *storage, const char *from, const char *to);
     int (*unlink)(storage_t *storage, const char *name);
     int (*list)(storage_t *storage, storage_visit visit, void *context);
-    int64_t (*free_bytes)(storage_t *storage);       /* of the file system, for this user */
-    int (*random)(storage_t *storage, uint8_t *bytes, uint32_t size); /* unpredictable, at most 256; a simulated disk repeats its own */
+    int64_t (*free_bytes)(storage_t *storage); /* of the file system, for this user */
+    int (*random)(storage_t *storage, uint8_t *bytes,
+                  uint32_t size);                      /* unpredictable, at most 256; a simulated disk repeats its own */
     int (*lock)(storage_t *storage, const char *name); /* -EWOULDBLOCK: another process holds it; held until release */
-    void (*release)(storage_t *storage);             /* close the directory and free the structure */
+    void (*release)(storage_t *storage);               /* close the directory and free the structure */
 };
 
 /* A storage over a directory, made (0700) if it is not there. NULL with *error = -errno. */

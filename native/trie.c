@@ -41,7 +41,8 @@ static trie_node_t *child_find(const trie_t *trie, const trie_node_t *parent, co
     uint64_t hash = child_hash(parent, level, size);
     trie_node_t *node = trie->table[hash & (trie->table_size - 1)];
     for (; node; node = node->chain) {
-        if (node->hash == hash && node->parent == parent && node->level_size == size && !memcmp(node->level, level, size)) return node;
+        if (node->hash == hash && node->parent == parent && node->level_size == size && !memcmp(node->level, level, size))
+            return node;
     }
     return NULL;
 }
@@ -98,8 +99,10 @@ static void child_unlink(trie_t *trie, trie_node_t *node) {
 static void prune(trie_t *trie, trie_node_t *node) {
     while (node->parent && !node->here && !node->rest && !node->single && !node->children) {
         trie_node_t *parent = node->parent;
-        if (parent->single == node) parent->single = NULL;
-        else child_unlink(trie, node);
+        if (parent->single == node)
+            parent->single = NULL;
+        else
+            child_unlink(trie, node);
         node_free(trie, node);
         node = parent;
     }
@@ -147,7 +150,10 @@ void trie_remove(trie_t *trie, trie_node_t *node, struct filter *filter) {
 }
 
 bool trie_match(const trie_t *trie, const uint8_t *topic, uint32_t size, trie_found found, void *context) {
-    struct { const trie_node_t *node; uint32_t at; } stack[FRAME_TOPIC_BYTES_MAX + 2];
+    struct {
+        const trie_node_t *node;
+        uint32_t at;
+    } stack[FRAME_TOPIC_BYTES_MAX + 2];
     uint32_t depth = 0;
     if (!trie->root || size > FRAME_TOPIC_BYTES_MAX) return true;
     bool slash = trie->wildcard_rest == '#';

@@ -28,12 +28,12 @@ typedef struct trie_node {
 
 typedef struct trie {
     pool_t *pool;
-    trie_node_t *root;   /* made with the first filter */
-    trie_node_t **table; /* literal children by (parent, level) */
-    uint32_t table_size; /* a power of two */
-    uint32_t node_count; /* in the table */
-    uint8_t separator;   /* '.' or '/' */
-    uint8_t wildcard_one; /* '*' or '+' */
+    trie_node_t *root;     /* made with the first filter */
+    trie_node_t **table;   /* literal children by (parent, level) */
+    uint32_t table_size;   /* a power of two */
+    uint32_t node_count;   /* in the table */
+    uint8_t separator;     /* '.' or '/' */
+    uint8_t wildcard_one;  /* '*' or '+' */
     uint8_t wildcard_rest; /* '>' or '#' */
 } trie_t;
 

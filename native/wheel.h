@@ -9,7 +9,8 @@
 #include "base.h"
 
 #define WHEEL_LEVELS 4
-#define WHEEL_SLOTS 256 /* per level: 2^32 ticks in all, 497 days of 10 ms; later timers are parked in the last slot and re-sorted */
+#define WHEEL_SLOTS                                                                                                              \
+    256 /* per level: 2^32 ticks in all, 497 days of 10 ms; later timers are parked in the last slot and re-sorted */
 
 typedef struct wheel_timer {
     struct wheel_timer *next;
@@ -26,8 +27,9 @@ typedef struct wheel {
 } wheel_t;
 
 void wheel_init(wheel_t *wheel, uint64_t now_tick);
-void wheel_insert(wheel_t *wheel, wheel_timer_t *timer, uint64_t tick); /* timer not armed; a tick <= now is due at the next advance */
-void wheel_remove(wheel_t *wheel, wheel_timer_t *timer);                /* no-op if not armed */
+void wheel_insert(wheel_t *wheel, wheel_timer_t *timer,
+                  uint64_t tick);                        /* timer not armed; a tick <= now is due at the next advance */
+void wheel_remove(wheel_t *wheel, wheel_timer_t *timer); /* no-op if not armed */
 static inline bool wheel_armed(const wheel_timer_t *timer) { return timer->link != NULL; }
 
 /* Move to tick `to` (never backwards) and return the due timers as a list through `next`, each no longer armed, or NULL.

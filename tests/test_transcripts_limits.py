@@ -93,7 +93,7 @@ def test_a_client_that_comes_and_goes_a_thousand_times_leaves_nothing(broker, co
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: witness.info()["clients"] == 1, "they are gone")
     assert witness.info()["subscriptions_total"] == 0
-    assert broker.descriptors() == descriptors
+    assert broker.descriptors() <= descriptors  # the log may have closed one of its own
 
 
 # ---- limits of the configuration ----------------------------------------------------------------------------------------
