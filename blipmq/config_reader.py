@@ -317,8 +317,8 @@ _CHECKS: dict[str, Callable[[str], object]] = {
 
 # Why a range is what it is, where that is not plain.
 _REASONS = {
-    "delivery.fanout_shards": ": one I/O thread is what there is, because a second one saves no processor time and would "
-    "only help where a core has nothing else to do (docs/PERFORMANCE.md); for more, run a second broker beside this one"
+    "delivery.fanout_shards": ": 1 is what there is, one I/O thread; more are not built, because they would save no "
+    "processor time per message (docs/PERFORMANCE.md). Where cores are free, run a second broker for other topics"
 }
 
 

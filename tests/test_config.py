@@ -148,7 +148,9 @@ def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
         assert read(tmp_path, f"[delivery]\nfanout_shards = {count}\n").config.delivery.fanout_shards == count
     message = refused(tmp_path, "[delivery]\nfanout_shards = 2\n")
     assert "blipmq.toml:2: delivery.fanout_shards: 2 is not" in message
-    assert "one I/O thread is what there is, because a second one saves no processor time" in message
+    assert (
+        "1 is what there is, one I/O thread; more are not built, because they would save no processor time" in message
+    )
 
 
 def test_no_key_is_both_declared_and_planned():
