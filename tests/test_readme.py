@@ -29,8 +29,9 @@ def section(title: str) -> str:
 
 
 @pytest.fixture
-def broker() -> Iterator[BlockingBroker]:
-    with blipmq.Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker:
+def broker(tmp_path: Path) -> Iterator[BlockingBroker]:
+    settings = {"server": {"bind_addr": "127.0.0.1:0"}, "wal": {"directory": str(tmp_path / "wal")}}
+    with blipmq.Broker(settings) as broker:
         yield broker
 
 
@@ -56,19 +57,24 @@ def test_the_python_in_the_readme_runs_as_it_stands(broker: BlockingBroker, text
     assert (result.stdout, result.stderr, result.returncode) == (printed, "", 0)
 
 
-def test_the_first_messages_of_the_readme_arrive(broker: BlockingBroker) -> None:
-    lines = re.findall(r"^\$ (.*)$", section("First messages"), re.MULTILINE)
-    subscriber = subprocess.Popen(
-        ["sh", "-c", f"exec {lines[0].removesuffix('&')}"], stdout=subprocess.PIPE, text=True, env=environment(broker)
-    )
-    wait_for_subscriptions(broker, 1)
-    for line in lines[1:]:
-        subprocess.run(
-            ["sh", "-c", line], check=True, timeout=TIMEOUT_S, env=environment(broker), stdout=subprocess.DEVNULL
-        )
-    heard, _ = subscriber.communicate(timeout=TIMEOUT_S)
-    assert heard == 'logs.web.error\tdisk full\nlogs.db.slow\t{"level": 3}\n'
-    assert subscriber.returncode == 0
+HEARD = ['logs.web.error\tdisk full\nlogs.db.slow\t{"level": 3}\n', "orders\ttwo coffees\n"]
+SESSIONS = re.findall(r"```console\n(.*?)```", section("First messages"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("session", "heard"), list(zip(SESSIONS, HEARD, strict=True)))
+def test_the_first_messages_of_the_readme_arrive(broker: BlockingBroker, session: str, heard: str) -> None:
+    lines = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
+    subscribe = f"exec {lines[0].removesuffix('&')}"
+    with subprocess.Popen(
+        ["sh", "-c", subscribe], stdout=subprocess.PIPE, text=True, env=environment(broker)
+    ) as subscriber:
+        wait_for_subscriptions(broker, 1)
+        for line in lines[1:]:
+            subprocess.run(
+                ["sh", "-c", line], check=True, timeout=TIMEOUT_S, env=environment(broker), stdout=subprocess.DEVNULL
+            )
+        printed, _ = subscriber.communicate(timeout=TIMEOUT_S)
+    assert (printed, subscriber.returncode) == (heard, 0)
 
 
 def test_the_configuration_in_the_readme_is_valid(tmp_path: Path) -> None:
