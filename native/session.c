@@ -307,8 +307,9 @@ void session_pump_all(bq_t *bq) {
         session_t *next = session->pump_next;
         session->pumping = false;
         pump(bq, session);
-        /* All readers are busy, or the log is full for now: look again when a commit or a read has ended. */
-        if (hungry(bq, session) || !floor_log(bq, session)) pump_later(bq, session);
+        bool logged = floor_log(bq, session);
+        /* The log is full for now, or all readers are busy: look again when a commit or a read has ended. */
+        if (!logged || hungry(bq, session)) pump_later(bq, session);
         session = next;
     }
 }
