@@ -1,4 +1,4 @@
-"""`make crash`: the long form of tests/test_crash.py, and its figures into docs/DURABILITY-FIGURES.md.
+"""`make crash`: the long form of tests/test_crash.py, and its figures into docs/DURABILITY.md.
 
 Invariant: the figures are written only if every promise was kept and the control run, which syncs nothing, lost data.
 """
@@ -16,7 +16,8 @@ from broker_process import ROOT, BrokerProcess
 
 from crash import behind, disk, storm
 
-FIGURES = ROOT / "docs" / "DURABILITY-FIGURES.md"
+PAGE = ROOT / "docs" / "DURABILITY.md"
+SECTION = "## Figures\n"  # the page's last one
 MIB = 1024 * 1024
 ROWS = (
     ("crashes", lambda figures: sum(figures["crashes"].values())),
@@ -95,10 +96,8 @@ def far_behind(count):
     return in_directory(work)
 
 
-def page(kills, cuts, control, behind_figures):
+def section(kills, cuts, control, behind_figures):
     lines = [
-        "# Durability in figures",
-        "",
         "Written by `make crash`. What the rows mean and how the storm works: tests/crash/.",
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors.",
@@ -131,8 +130,9 @@ def main():
     cuts = storm_of("power cuts", seed=seed + 1, cycles=cycles, shim=shim)
     kills = storm_of("kill -9", seed=seed + 2, cycles=cycles)
     shutil.rmtree(tools)
-    FIGURES.write_text(page(kills, cuts, control, figures))
-    print(f"==> {FIGURES.relative_to(ROOT)}")
+    before = PAGE.read_text(encoding="utf-8").split(SECTION)[0]
+    PAGE.write_text(f"{before}{SECTION}\n{section(kills, cuts, control, figures)}", encoding="utf-8")
+    print(f"==> {PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
