@@ -27,18 +27,26 @@ class BrokerError(Exception):
     """A broker could not be used; the text says why and what to do."""
 
 
-def find_blipmq() -> str | None:
-    """The `blipmq` beside this interpreter, else the one on PATH."""
-    beside = Path(sys.executable).with_name("blipmq")
-    return str(beside) if beside.exists() else shutil.which("blipmq")
+def find_program(name: str) -> str:
+    """The program beside this interpreter, else the one on PATH; the bare name if there is none."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name) or name
+
+
+def find_disk() -> Path | None:
+    """A directory for temporary files that is on a disk: on a RAM disk a sync costs nothing and proves nothing."""
+    for place in (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()):
+        if place.is_dir() and os.access(place, os.W_OK) and _file_system(place) not in ("tmpfs", "ramfs", ""):
+            return place
+    return None
 
 
 class Broker:
     """One running broker: `port`, `pid` of the process that listens, `ready_ms`, `rss_ready_bytes`."""
 
-    def __init__(self, plan: BrokerPlan, places: dict[str, str]) -> None:
+    def __init__(self, plan: BrokerPlan, places: dict[str, str], parent: Path | None = None) -> None:
         self.plan = plan
-        self.directory = Path(tempfile.mkdtemp(prefix=f"bench-{plan.name}-"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"bench-{plan.name}-", dir=parent))
         self.log_path = self.directory / "output.log"
         self.port = _free_port()
         self.pid = 0
@@ -47,7 +55,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self.metrics_port = _free_port()
         self.reloads = 0
-        config = self.directory / f"{plan.name}.{'toml' if plan.protocol == 'blipmq' else 'conf'}"
+        config = self.directory / f"{plan.name}.{'toml' if plan.protocol.startswith('blipmq') else 'conf'}"
         self._places = {**places, "port": str(self.port), "dir": str(self.directory), "config": str(config)}
         self._places["metrics_port"] = str(self.metrics_port)
         self.configure()
@@ -108,8 +116,9 @@ class Broker:
 
 
 @contextlib.contextmanager
-def running(plan: BrokerPlan, places: dict[str, str]) -> Iterator[Broker]:
-    broker = Broker(plan, places)
+def running(plan: BrokerPlan, places: dict[str, str], parent: Path | None = None) -> Iterator[Broker]:
+    """Its directory lies in `parent`, else where temporary files go."""
+    broker = Broker(plan, places, parent)
     try:
         broker.start()
         yield broker
@@ -140,6 +149,17 @@ def version_of(plan: BrokerPlan, places: dict[str, str]) -> str:
         return "unknown"
     lines = (shown.stdout or shown.stderr).strip().splitlines()
     return " ".join(lines[0].split()[:4]) if lines else "unknown"
+
+
+def _file_system(place: Path) -> str:
+    """The type of the file system that holds the directory: the longest mount point above it. Empty if unknown."""
+    best, kind = -1, ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            mount, found = line.split()[1:3]
+            if len(mount) >= best and place.resolve().is_relative_to(mount):
+                best, kind = len(mount), found
+    return kind
 
 
 def _free_port() -> int:

@@ -44,6 +44,8 @@ enum {
     EVENTS_PER_WAIT = 512,
     WRITES_PER_PASS = 8,         /* of up to 64 KiB */
     SINGLE_WRITES_PER_PASS = 64, /* of one message */
+    ACK_WINDOW = 64,             /* publishes of one publisher, when --window does not say */
+    ACK_WINDOW_MAX = 65536,
     JOIN_TIMEOUT_S = 10,
     EXIT_TROUBLE = 1,
     EXIT_USAGE = 2,
@@ -70,13 +72,14 @@ typedef struct {
     unsigned topic; /* subscriber: index, or TOPIC_ALL; publisher: its first, then each publishers-th */
     uint8_t *ring;  /* publisher; with no rate publishers of the same topics share one, never written again */
     uint64_t sent_bytes, issued_messages;
-    uint64_t received, forgiven; /* subscriber; forgiven: given up as lost, so that the window opens again */
+    uint64_t received; /* messages of a subscriber, acknowledgements of a publisher */
+    uint64_t forgiven; /* subscriber: given up as lost, so that the window opens again */
     uint32_t carry_bytes;
     uint8_t *carry; /* the start of a frame whose rest has not come */
     wire_reader_t *reader;
 } connection_t;
 
-enum { TOPIC_ALL = ~0u };
+enum { TOPIC_ALL = ~0u, UNSET = ~0u };
 
 /* What is subtracted from the end to leave the warm-up out. */
 typedef struct {
@@ -90,7 +93,7 @@ typedef struct {
     connection_t *connections, *publishers, *subscribers;
     unsigned connection_count, reading_subscribers, publishers_open, subscribers_open, publisher_next;
     uint32_t message_bytes, ring_messages;
-    size_t payload_at;
+    wire_places_t places;
     uint8_t *payload;
     uint64_t *topic_sent, sent, delivered, disconnected, stalls, corrupt;
     uint64_t start_ns, measure_ns, stop_ns, last_delivery_ns, next_due_ns, now_ns;
@@ -122,6 +125,8 @@ static void *zeroed(size_t count, size_t size) {
 
 static const char usage[] =
     "usage: loadgen --protocol blipmq|nats|mqtt|redis|raw --port N [options]\n"
+    "       loadgen --protocol blipmq1|jetstream|xadd --port N [options]      publishes that are acknowledged, and no "
+    "subscribers\n"
     "  --host ADDRESS        IPv4 address (127.0.0.1)\n"
     "  --pid N               the broker's process: its CPU time and memory are reported\n"
     "  --publishers N        (1)      --topics N     (1) publisher and subscriber k use topic k modulo N\n"
@@ -131,7 +136,8 @@ static const char usage[] =
     "  --idle-subscribe      each of them subscribed to a topic of its own\n"
     "  --payload BYTES       (64)     --ttl-ms MS    (0) BlipMQ only\n"
     "  --duration S          (1) measured, after --warmup S (0.2)\n"
-    "  --window MESSAGES     outstanding for one subscriber at most (4 MiB worth; two a publisher with --single-writes)\n"
+    "  --window MESSAGES     outstanding for one subscriber at most (4 MiB worth; two a publisher with --single-writes);\n"
+    "                        of publishes that are acknowledged, for one publisher (64)\n"
     "  --rate N              messages a second in all; latency is then measured from the time each message was due,\n"
     "                        and no window holds them back\n"
     "  --single-writes       one message a write\n";
@@ -204,7 +210,7 @@ static void option_set(options_t *options, int which, const char *name) {
     case HOST: options->host = optarg; break;
     case PROTOCOL:
         if (!(options->wire = wire_named(optarg)))
-            stop_with(EXIT_USAGE, "no protocol \"%s\": blipmq, nats, mqtt, redis or raw", optarg);
+            stop_with(EXIT_USAGE, "no protocol \"%s\", there are: %s", optarg, wire_names());
         break;
     case PORT: options->port = (int)number(name, optarg, 1, 65535); break;
     case PID: options->pid = (pid_t)number(name, optarg, 1, INT32_MAX); break;
@@ -232,6 +238,16 @@ static void options_check(const options_t *options) {
     if (!options->wire || !options->port) stop_with(EXIT_USAGE, "--protocol and --port are needed; --help shows the options");
     if (options->publishers + options->subscribers + options->wildcards + options->stalled + options->idle > CONNECTIONS_MAX)
         stop_with(EXIT_USAGE, "over %d connections in all", CONNECTIONS_MAX);
+    if (options->wire->acknowledged) {
+        if (options->subscribers + options->wildcards + options->stalled + options->idle || !options->publishers)
+            stop_with(EXIT_USAGE, "%s measures acknowledged publishes: it takes publishers and no other connections",
+                      options->wire->name);
+        if (options->topics != 1 || options->rate > 0 || options->ttl_ms || options->single_writes ||
+            options->window > ACK_WINDOW_MAX)
+            stop_with(EXIT_USAGE, "%s takes one topic, a window of at most %d, and no rate, time to live or single writes",
+                      options->wire->name, ACK_WINDOW_MAX);
+        return;
+    }
     if (options->publishers && !options->wildcards && options->subscribers < options->topics)
         stop_with(EXIT_USAGE,
                   "%u topics need at least as many subscribers, or --wildcards: what nobody receives cannot be measured",
@@ -253,7 +269,7 @@ static void options_check(const options_t *options) {
 static options_t options_read(int count, char **words) {
     options_t options = {.host = "127.0.0.1",
                          .publishers = 1,
-                         .subscribers = 1,
+                         .subscribers = UNSET,
                          .topics = 1,
                          .payload_bytes = 64,
                          .duration_s = 1,
@@ -261,14 +277,16 @@ static options_t options_read(int count, char **words) {
     for (int which, index; (which = getopt_long(count, words, "", option_table, &index)) != -1;)
         option_set(&options, which, which == '?' ? "" : option_table[index].name);
     if (optind < count) stop_with(EXIT_USAGE, "\"%s\" is not an option; --help shows them", words[optind]);
+    bool acknowledged = options.wire && options.wire->acknowledged;
+    if (options.subscribers == UNSET) options.subscribers = !acknowledged;
     options_check(&options);
     return options;
 }
 
 /* ---- joining ---- */
 
-static void topic_name(const run_t *run, unsigned topic, char *name) {
-    snprintf(name, WIRE_TOPIC_BYTES_MAX, run->options.wire->topic_format, topic);
+static void topic_name(const run_t *run, unsigned topic, unsigned number, char *name) {
+    snprintf(name, WIRE_TOPIC_BYTES_MAX, run->options.wire->topic_format, topic, number);
 }
 
 static int connect_to(const options_t *options) {
@@ -298,11 +316,21 @@ static void connection_open(run_t *run, unsigned index, role_t role, unsigned to
     const char *error = run->options.wire->join(connection->fd, &join);
     if (error) stop_with(EXIT_TROUBLE, "connection %u of %u did not join: %s", index + 1, run->connection_count, error);
     fcntl(connection->fd, F_SETFL, fcntl(connection->fd, F_GETFL) | O_NONBLOCK);
-    if (role == ROLE_SUBSCRIBER) connection->reader = zeroed(1, sizeof *connection->reader);
+    if (role == ROLE_SUBSCRIBER || run->options.wire->acknowledged) connection->reader = zeroed(1, sizeof *connection->reader);
     if (!watched) return;
     struct epoll_event event = {.events = role == ROLE_PUBLISHER ? EPOLLIN | EPOLLOUT | EPOLLET : EPOLLIN, .data.u32 = index};
     if (epoll_ctl(run->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event) < 0)
         stop_with(EXIT_TROUBLE, "epoll refused a connection: %s", strerror(errno));
+}
+
+static void keeper_visit(const run_t *run) {
+    char topic[WIRE_TOPIC_BYTES_MAX];
+    topic_name(run, 0, 0, topic);
+    const wire_join_t join = {.role = ROLE_KEEPER, .topic = topic};
+    int fd = connect_to(&run->options);
+    const char *error = run->options.wire->join(fd, &join);
+    if (error) stop_with(EXIT_TROUBLE, "the broker was not made to keep messages: %s", error);
+    close(fd);
 }
 
 /* Order in connections: subscribers (those to one topic, then wildcards), stalled, idle, publishers. */
@@ -315,19 +343,20 @@ static void connections_open(run_t *run) {
     run->connections = zeroed(run->connection_count, sizeof *run->connections);
     run->subscribers = run->connections;
     for (unsigned i = 0; i < options->subscribers; i++) {
-        topic_name(run, i % options->topics, name);
+        topic_name(run, i % options->topics, index, name);
         connection_open(run, index++, ROLE_SUBSCRIBER, i % options->topics, name, true);
     }
     for (unsigned i = 0; i < options->wildcards; i++)
         connection_open(run, index++, ROLE_SUBSCRIBER, TOPIC_ALL, options->wire->filter, true);
     for (unsigned i = 0; i < options->stalled; i++) {
-        topic_name(run, i % options->topics, name);
+        topic_name(run, i % options->topics, index, name);
         connection_open(run, index++, ROLE_SUBSCRIBER, i % options->topics, name, false);
     }
     for (unsigned i = 0; i < options->idle; i++) {
         if (options->idle_subscribe) snprintf(name, sizeof name, "idle%u", i);
         connection_open(run, index++, ROLE_IDLE, 0, options->idle_subscribe ? name : NULL, true);
     }
+    if (options->wire->acknowledged) keeper_visit(run);
     run->publishers = run->connections + index;
     for (unsigned i = 0; i < options->publishers; i++)
         connection_open(run, index++, ROLE_PUBLISHER, i % options->topics, NULL, true);
@@ -352,10 +381,10 @@ static void ring_encode(run_t *run, connection_t *publisher) {
     char name[WIRE_TOPIC_BYTES_MAX];
     publisher->ring = zeroed((size_t)run->ring_messages * run->message_bytes + WIRE_OVERHEAD_BYTES_MAX, 1);
     for (uint32_t i = 0; i < run->ring_messages; i++) {
-        size_t payload_at;
-        topic_name(run, message_topic(run, publisher, i), name);
+        wire_places_t places;
+        topic_name(run, message_topic(run, publisher, i), (unsigned)(publisher - run->connections), name);
         size_t size = run->options.wire->publish(publisher->ring + (size_t)i * run->message_bytes, name, run->payload,
-                                                 run->options.payload_bytes, run->options.ttl_ms, &payload_at);
+                                                 run->options.payload_bytes, run->options.ttl_ms, &places);
         if (size != run->message_bytes)
             stop_with(EXIT_TROUBLE, "messages differ in size: %zu and %u bytes", size, run->message_bytes);
     }
@@ -368,20 +397,21 @@ static void rings_encode(run_t *run) {
     uint8_t *sample = zeroed(options->payload_bytes + WIRE_OVERHEAD_BYTES_MAX, 1);
     run->payload = zeroed(options->payload_bytes, 1);
     for (uint32_t i = 0; i < options->payload_bytes; i++) run->payload[i] = (uint8_t)('a' + i % 26);
-    topic_name(run, 0, name);
+    topic_name(run, 0, 0, name);
     run->message_bytes =
-        (uint32_t)options->wire->publish(sample, name, run->payload, options->payload_bytes, options->ttl_ms, &run->payload_at);
+        (uint32_t)options->wire->publish(sample, name, run->payload, options->payload_bytes, options->ttl_ms, &run->places);
     free(sample);
     run->carry_bytes_max = options->payload_bytes + 4096;
     unsigned shared = options->publishers < options->topics ? options->publishers : options->topics;
     unsigned turn = options->publishers ? publisher_topics(run) : 1;
     run->ring_messages = RING_BYTES / run->message_bytes / turn * turn;
+    if (options->wire->acknowledged && run->ring_messages < options->window) run->ring_messages = (uint32_t)options->window;
     if (options->single_writes) run->ring_messages = (options->rate > 0 ? 16 : 1) * turn;
     if (run->ring_messages < turn) run->ring_messages = turn;
     for (unsigned i = 0; i < options->publishers; i++) {
         connection_t *publisher = &run->publishers[i];
-        if (i < shared || options->rate > 0)
-            ring_encode(run, publisher); /* with a rate each message is stamped: a ring of its own */
+        if (i < shared || options->rate > 0 || options->wire->acknowledged)
+            ring_encode(run, publisher); /* messages that are stamped or numbered: a ring of its own */
         else
             publisher->ring = run->publishers[i % shared].ring;
     }
@@ -434,12 +464,30 @@ static void publisher_issue_due(run_t *run, connection_t *publisher) {
             return;
         }
         uint64_t slot = publisher->issued_messages % run->ring_messages;
-        memcpy(publisher->ring + slot * run->message_bytes + run->payload_at, &due, sizeof due);
+        memcpy(publisher->ring + slot * run->message_bytes + run->places.payload, &due, sizeof due);
         publisher->issued_messages++;
     }
 }
 
+static uint64_t messages_written(const run_t *run, const connection_t *publisher) {
+    return publisher->sent_bytes / run->message_bytes;
+}
+
+/* As many as the window has room for; a ring holds a window, so what is numbered anew has been acknowledged. */
+static void publisher_issue_numbered(run_t *run, connection_t *publisher) {
+    if (run->now_ns >= run->stop_ns) return;
+    while (publisher->issued_messages - publisher->received < run->options.window) {
+        uint8_t *message = publisher->ring + publisher->issued_messages % run->ring_messages * run->message_bytes;
+        uint64_t number = ++publisher->issued_messages;
+        for (unsigned i = 0; run->places.number && i < 8; i++) message[run->places.number + i] = (uint8_t)(number >> 8 * i);
+    }
+}
+
 static void publisher_issue(run_t *run, connection_t *publisher) {
+    if (run->options.wire->acknowledged) {
+        publisher_issue_numbered(run, publisher);
+        return;
+    }
     if (run->options.rate > 0) {
         publisher_issue_due(run, publisher);
         return;
@@ -572,9 +620,11 @@ static bool connection_read(run_t *run, connection_t *connection) {
     size_t size = carried + (size_t)received;
     ssize_t used = run->options.wire->scan(connection->reader ? connection->reader : &none, bytes, size, &sink.sink);
     if (used < 0) stop_with(EXIT_TROUBLE, "the run is void: %s", sink.sink.error);
-    if (sink.sink.messages && connection->role != ROLE_SUBSCRIBER)
+    if (sink.sink.messages && connection->role != (run->options.wire->acknowledged ? ROLE_PUBLISHER : ROLE_SUBSCRIBER))
         stop_with(EXIT_TROUBLE, "the run is void: a message came to a connection that has not subscribed");
     connection->received += sink.sink.messages;
+    if (run->options.wire->acknowledged && connection->received > messages_written(run, connection))
+        stop_with(EXIT_TROUBLE, "the run is void: more acknowledgements than publishes");
     run->delivered += sink.sink.messages;
     connection->carry_bytes = (uint32_t)(size - (size_t)used);
     if (connection->carry_bytes > run->carry_bytes_max)
@@ -605,6 +655,7 @@ static void receive(run_t *run, int timeout_ms) {
 /* ---- the run ---- */
 
 static uint64_t expected_in_all(const run_t *run) {
+    if (run->options.wire->acknowledged) return run->sent;
     uint64_t sum = 0;
     for (unsigned i = 0; i < run->reading_subscribers; i++) sum += subscriber_expected(run, &run->subscribers[i]);
     return sum;
@@ -628,6 +679,7 @@ static void forgive_lost(run_t *run) {
         run->subscribers[i].forgiven += outstanding;
         any |= outstanding > 0;
     }
+    any |= run->options.wire->acknowledged; /* a disk that takes so long; nothing is given up */
     run->stalls += any;
     run->last_delivery_ns = run->now_ns;
 }
@@ -646,7 +698,7 @@ static void run_load(run_t *run) {
     run->stop_ns = run->measure_ns + (uint64_t)(options->duration_s * 1e9);
     run->mark = mark_now(run);
     bool marked = options->warmup_s == 0, finished = false;
-    uint64_t delivered_before = 0;
+    uint64_t delivered_before = 0, patience_ns = options->wire->acknowledged ? overtime_ns : drain_ns;
     while (run->publishers_open && (run->subscribers_open || !run->reading_subscribers)) {
         run->now_ns = clock_ns();
         if (!marked && run->now_ns >= run->measure_ns) run->mark = mark_now(run), marked = true;
@@ -658,7 +710,7 @@ static void run_load(run_t *run) {
         if (run->delivered != delivered_before) delivered_before = run->delivered, run->last_delivery_ns = run->now_ns;
         uint64_t silent_ns = run->now_ns - run->last_delivery_ns;
         if (sending && silent_ns > stall_ns) forgive_lost(run);
-        if (!sending && ((finished && run->delivered >= expected_in_all(run)) || silent_ns > drain_ns ||
+        if (!sending && ((finished && run->delivered >= expected_in_all(run)) || silent_ns > patience_ns ||
                          run->now_ns > run->stop_ns + overtime_ns))
             break;
     }
@@ -715,6 +767,8 @@ static void print_report(run_t *run) {
         lost += wanted > got ? wanted - got : 0;
         extra += got > wanted ? got - wanted : 0;
     }
+    for (unsigned i = 0; run->options.wire->acknowledged && i < run->options.publishers; i++)
+        lost += messages_written(run, &run->publishers[i]) - run->publishers[i].received;
     double seconds = run->last_delivery_ns > start.at_ns ? (double)(run->last_delivery_ns - start.at_ns) / 1e9 : 0;
     printf("{\"protocol\": \"%s\"", run->options.wire->name);
     print_count("message_bytes", run->message_bytes);
@@ -764,6 +818,7 @@ int main(int count, char **words) {
         stop_with(EXIT_TROUBLE, "no process %d to measure", (int)run.options.pid);
     if ((run.epoll_fd = epoll_create1(EPOLL_CLOEXEC)) < 0) stop_with(EXIT_TROUBLE, "no epoll: %s", strerror(errno));
     connections_open(&run);
+    if (run.options.wire->acknowledged && !run.options.window) run.options.window = ACK_WINDOW;
     rings_encode(&run);
     if (!run.options.window)
         run.options.window = run.options.single_writes ? 2 * run.options.publishers : WINDOW_BYTES / run.message_bytes;

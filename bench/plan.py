@@ -21,15 +21,23 @@ PLAN_FILE = Path(__file__).with_name("shapes.toml")
 
 @dataclasses.dataclass(frozen=True)
 class BrokerPlan:
-    """How one broker is started. `{port}`, `{dir}`, `{config}` and the like in its words are filled in at start."""
+    """How one broker is started. `{port}`, `{dir}`, `{config}` and the like in its words are filled in at start.
+
+    Without a command it takes part in the shapes of kind durable only, for which it is started as `durable` says.
+    """
 
     name: str
-    protocol: str
-    command: list[str]
+    protocol: str = ""
+    command: list[str] = dataclasses.field(default_factory=list)
     version: list[str] = dataclasses.field(default_factory=list)
     install: str = ""
     config: str = ""
     window: int = 0
+    durable: BrokerPlan | None = None
+
+    def first(self) -> BrokerPlan:
+        """As it is started for most shapes; the durable one if that is all there is."""
+        return self if self.command or self.durable is None else self.durable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Shape:
     def load_options(self) -> list[str]:
         """The load generator's words for this shape, but for rate, duration and window, which depend on more."""
         words = []
-        for field in ("publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"):
+        fields = ["publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"]
+        for field in ["publishers", "payload"] if self.kind == "durable" else fields:
             words += [f"--{field}", str(getattr(self, field))]
         return words + (["--single-writes"] if self.single_writes else [])
 
@@ -109,10 +118,18 @@ def read_plan(path: Path = PLAN_FILE) -> Plan:
         subject=table["subject"],
         floor=table["floor"],
         modes={name: _entry(Mode, entry, f"modes.{name}") for name, entry in table["modes"].items()},
-        brokers=[_entry(BrokerPlan, entry, "brokers") for entry in table["brokers"]],
+        brokers=[_broker(entry) for entry in table["brokers"]],
         shapes=[_entry(Shape, entry, "shapes") for entry in table["shapes"]],
         goals=[_entry(Goal, entry, "goals") for entry in table["goals"]],
     )
+
+
+def _broker(entry: dict[str, Any]) -> BrokerPlan:
+    plan: BrokerPlan = _entry(BrokerPlan, {**entry, "durable": None}, "brokers")
+    if "durable" not in entry:
+        return plan
+    durable = _entry(BrokerPlan, {**entry["durable"], "name": plan.name}, f"durable broker {plan.name}")
+    return dataclasses.replace(plan, durable=durable)
 
 
 def _entry(kind: Any, entry: dict[str, Any], where: str) -> Any:

@@ -35,9 +35,25 @@ def markdown(plan: Plan, shapes: list[Shape], brokers: list[str], results: Resul
     """The whole page. `facts` says when, on what, with which versions, how many rounds."""
     throughput = [shape for shape in shapes if shape.kind == "throughput"]
     timed = [shape for shape in shapes if shape.kind == "latency"]
+    durable = [shape for shape in shapes if shape.kind == "durable"]
     parts = [
         f"# BlipMQ benchmark, {facts['date']}",
         _facts(facts),
+        *(_loads(plan, throughput, timed, brokers, results) if throughput or timed else []),
+        *(_durable(plan, durable, brokers, results) if durable else []),
+        *(["## Start and memory", _memory(shapes, brokers, results)] if len(durable) < len(shapes) else []),
+        "## Goals",
+        _verdicts(results.verdicts(plan.goals, plan.subject, shapes)),
+        "## Losses and failures",
+        "\n".join(f"- {line}" for line in results.troubles())
+        or "None: every message sent was delivered or acknowledged, once.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _loads(plan: Plan, throughput: list[Shape], timed: list[Shape], brokers: list[str], results: Results) -> list[str]:
+    brokers = _measured(throughput + timed, brokers, results)
+    return [
         "## CPU of the broker per delivered message, µs",
         "Median of the rounds (least–greatest). All threads of the broker's process, user and system.",
         _table(throughput + timed, brokers, lambda s, b: _spread(results, s.name, b, "cpu_us_per_delivered")),
@@ -51,14 +67,40 @@ def markdown(plan: Plan, shapes: list[Shape], brokers: list[str], results: Resul
         "From the time each message was due, so waiting for a slow broker counts. "
         "`†`: other programs kept the load generator waiting, so the figure says nothing about the broker.",
         _table(timed, brokers, lambda s, b: _latency(results, s.name, b)),
-        "## Start and memory",
-        _memory(shapes, brokers, results),
-        "## Goals",
-        _verdicts(results.verdicts(plan.goals, plan.subject, shapes)),
-        "## Losses and failures",
-        "\n".join(f"- {line}" for line in results.troubles()) or "None: every message sent was delivered, once.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _durable(plan: Plan, shapes: list[Shape], brokers: list[str], results: Results) -> list[str]:
+    """Publishes that are answered from the disk: here a "delivered" message is an acknowledged one."""
+    brokers = _measured(shapes, brokers, results)
+    cells = {
+        "acknowledged": lambda s, b: _spread(results, s.name, b, "delivered_per_s"),
+        "cpu": lambda s, b: _spread(results, s.name, b, "cpu_us_per_delivered"),
+        "syncs": lambda s, b: _spread(results, s.name, b, "acknowledged_per_sync"),
+    }
+    return [
+        "## Durable publishes: acknowledged a second",
+        "Written as publishers / payload bytes; each publisher keeps the shape's window outstanding. Median of the rounds "
+        "(least–greatest). All acknowledge from the disk, but for a broker whose name ends in `-unsynced`: that one "
+        "acknowledges what a power cut may take, and is here to show what the syncs cost.",
+        _table(shapes, brokers, cells["acknowledged"]),
+        f"## The same as a ratio: {plan.subject} to each of the others",
+        "Median of the ratios within each round; above 1, it acknowledges more.",
+        _ratios(plan, shapes, brokers, results, "delivered_per_s"),
+        "## CPU of the broker per acknowledged publish, µs",
+        _table(shapes, brokers, cells["cpu"]),
+        f"## The same as a ratio: {plan.subject} to each of the others",
+        "Below 1, it spends less.",
+        _ratios(plan, shapes, brokers, results, "cpu_us_per_delivered"),
+        "## Acknowledged publishes per sync",
+        "Calls of fsync and the like, counted by the kernel over the whole run. Each costs a flash card a write.",
+        _table(shapes, brokers, cells["syncs"]),
+    ]
+
+
+def _measured(shapes: list[Shape], brokers: list[str], results: Results) -> list[str]:
+    """The brokers that took part in any of these shapes."""
+    return [broker for broker in brokers if any((shape.name, broker) in results.samples for shape in shapes)]
 
 
 def number(value: float) -> str:

@@ -63,6 +63,16 @@ class Results:
         ratios = [mine[number] / theirs[number] for number in mine if theirs.get(number)]
         return statistics.median(ratios) if ratios else None
 
+    def ratios(self, subject: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The subject's to every other broker's, of every shape and field that both have."""
+        found = []
+        for shape, broker in self.samples:
+            for field in fields if broker != subject else ():
+                value = self.ratio(shape, subject, field, broker)
+                if value is not None:
+                    found.append({"shape": shape, "of": field, "to": broker, "ratio": round(value, 5)})
+        return found
+
     def median_of_all(self, field: str) -> float:
         """Over every run of every broker; 0 if none has the field."""
         values = [sample[field] for rounds in self.samples.values() for sample in rounds.values() if field in sample]
@@ -79,7 +89,7 @@ class Results:
             if any(counts.values()):
                 sent = sum(sample.get("expected", 0) for sample in rounds.values())
                 said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-                lines.append(f"{broker}, {shape}: {said} (of {sent:,} expected deliveries)")
+                lines.append(f"{broker}, {shape}: {said} (of {sent:,} expected)")
         return lines
 
     def verdicts(self, goals: list[Goal], subject: str, shapes: list[Shape]) -> list[Verdict]:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import chart, report
-from bench.brokers import Broker, BrokerError, find_blipmq, missing, running, version_of
+from bench.brokers import Broker, BrokerError, find_disk, find_program, missing, running, version_of
 from bench.plan import BrokerPlan, Mode, Plan, Shape, read_plan
 from bench.results import Results
+from bench.syncs import counting
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
@@ -97,20 +98,28 @@ class Session:
         self.note(f"Left out {plan.name}: {why}")
 
     def run_round(self, number: int) -> None:
-        """Starts all brokers; then, shape by shape, loads each in turn, beginning with another one each round."""
+        """Starts all brokers; then, shape by shape, loads each in turn, beginning with another one each round.
+
+        Those of durable shapes are started for each run, so that each begins with an empty store.
+        """
+        standing = any(shape.kind != "durable" for shape in self.shapes)
         with contextlib.ExitStack() as stack:
             started: dict[str, Broker] = {}
-            for plan in self.brokers:
+            for plan in [plan for plan in self.brokers if plan.command and standing]:
                 with self.noted(plan):
                     started[plan.name] = stack.enter_context(running(plan, self.places))
                     self.add_start(started[plan.name], number)
-            self.brokers = [plan for plan in self.brokers if plan.name in started]
+            self.brokers = [plan for plan in self.brokers if plan.name in started or not (plan.command and standing)]
             for shape in self.shapes:
                 if shape.once and number:
                     continue
                 first = number % max(len(self.brokers), 1)
                 for plan in self.brokers[first:] + self.brokers[:first]:
-                    if plan.name not in shape.without:
+                    if plan.name in shape.without:
+                        continue
+                    if shape.kind == "durable" and plan.durable:
+                        self.run_durable(shape, plan.durable, number)
+                    elif shape.kind != "durable" and plan.command:
                         self.run_shape(shape, plan, started[plan.name], number)
 
     @contextlib.contextmanager
@@ -133,6 +142,22 @@ class Session:
                 sample = self.load(shape, fresh)
         else:
             sample = self.load(shape, broker)
+        self.add_sample(shape, plan, number, sample)
+
+    def run_durable(self, shape: Shape, plan: BrokerPlan, number: int) -> None:
+        """All stores lie on one disk, in a directory that is gone afterwards."""
+        sample: dict[str, Any] = {"failed": "the broker did not start"}
+        with self.noted(plan), running(plan, self.places, find_disk()) as broker:
+            with counting(broker.pid) as syncs:
+                sample = self.load(shape, broker)
+            if sample.get("delivered_per_s"):
+                sample["us_per_acknowledged"] = 1e6 / sample["delivered_per_s"]
+            if syncs.calls and sample.get("delivered"):
+                sample["syncs"] = syncs.calls
+                sample["acknowledged_per_sync"] = sample["delivered"] / syncs.calls
+        self.add_sample(shape, plan, number, sample)
+
+    def add_sample(self, shape: Shape, plan: BrokerPlan, number: int, sample: dict[str, Any]) -> None:
         self.results.add(shape.name, plan.name, number, sample)
         say(f"round {number + 1}/{self.mode.rounds}  {shape.name:<26} {plan.name:<10} {_brief(sample)}")
 
@@ -265,6 +290,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--blipmq", metavar="PROGRAM", help="the blipmq to start (the one beside this Python, else on PATH)"
     )
+    parser.add_argument("--name", help="of the results, behind the date (quick or full)")
     parser.add_argument("--output", type=Path, default=HERE / "results", metavar="DIR", help="(bench/results)")
     parser.add_argument("--list", action="store_true", help="print shapes and brokers, run nothing")
     return parser.parse_args(words)
@@ -301,9 +327,12 @@ def open_files_raise() -> int:
 
 def available(session: Session) -> None:
     """Leaves out what this machine cannot run, and says how to get it."""
-    for plan in [plan for plan in session.brokers if missing(plan, session.places)]:
+    for plan in [plan for plan in session.brokers if missing(plan.first(), session.places)]:
         session.leave_out(plan, f"{plan.name} is not installed; {plan.install or 'its command was not found'}")
         session.brokers.remove(plan)
+    if find_disk() is None and any(shape.kind == "durable" for shape in session.shapes):
+        session.note("Left out the durable shapes: all directories for temporary files are on RAM disks; set TMPDIR.")
+        session.shapes[:] = [shape for shape in session.shapes if shape.kind != "durable"]
     files = open_files_raise()
     for shape in [shape for shape in session.shapes if shape.files > files]:
         session.note(f"Left out {shape.name}: it needs {shape.files} open files and the limit is {files} (ulimit -Hn).")
@@ -324,6 +353,8 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
         "duration": session.mode.duration,
         "warmup": session.mode.warmup,
         "notes": session.notes,
+        "subject": session.plan.subject,
+        "ratios": session.results.ratios(session.plan.subject, ("cpu_us_per_delivered", "delivered_per_s")),
     }
     samples = [
         {"shape": shape, "broker": broker, "round": number, **sample}
@@ -332,15 +363,20 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
     ]
     output.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(sample) for sample in samples)
+    ratios = ",\n".join(json.dumps(ratio) for ratio in facts.pop("ratios"))
     head = json.dumps(facts, indent=1, ensure_ascii=False).removesuffix("\n}")
-    (output / f"{name}.json").write_text(f'{head},\n "samples": [\n{lines}\n]}}\n', encoding="utf-8")
-    charted = [shape for shape in session.shapes if shape.kind != "memory"]
-    if not chart.draw(output / f"{name}.png", f"BlipMQ benchmark, {facts['date']}", charted, brokers, session.results):
+    (output / f"{name}.json").write_text(
+        f'{head},\n "ratios": [\n{ratios}\n],\n "samples": [\n{lines}\n]}}\n', encoding="utf-8"
+    )
+    charted = [shape for shape in session.shapes if shape.kind in ("throughput", "latency")]
+    if charted and not chart.draw(
+        output / f"{name}.png", f"BlipMQ benchmark, {facts['date']}", charted, brokers, session.results
+    ):
         session.note("No chart: it needs Pillow (pip install pillow) and at least one measured shape.")
     page = report.markdown(session.plan, session.shapes, brokers, session.results, facts)
     (output / f"{name}.md").write_text(page, encoding="utf-8")
     print(page)
-    say(f"bench: written to {output / name}.md, .json, .png")
+    say(f"bench: written to {output / name}.md, .json{', .png' if charted else ''}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -348,17 +384,23 @@ def main(words: list[str] | None = None) -> int:
     plan, mode, shapes = narrowed(read_plan(), arguments)
     if arguments.list:
         print("shapes:  " + "; ".join(shape.name for shape in shapes))
-        print("brokers: " + "; ".join(f"{broker.name} ({broker.protocol})" for broker in plan.brokers))
+        print("brokers: " + "; ".join(f"{broker.name} ({broker.first().protocol})" for broker in plan.brokers))
         return 0
     if sys.platform != "linux":
         raise SystemExit("bench: CPU time and memory of the brokers are read from /proc: this runs on Linux only")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the brokers are to be ended then too
     build_programs()
-    places = {"bench": str(BUILD), "blipmq": arguments.blipmq or find_blipmq() or "blipmq"}
+    places = {"bench": str(BUILD), "blipmq": arguments.blipmq or find_program("blipmq")}
+    places["newest_nats"] = find_program("nats-server")
     session = Session(plan, mode, shapes, list(plan.brokers), places)
     available(session)
     host = report.machine()
-    versions = {broker.name: version_of(broker, places) for broker in session.brokers}
+    versions = {}
+    if any(shape.kind != "durable" for shape in session.shapes):
+        versions = {broker.name: version_of(broker, places) for broker in session.brokers if broker.command}
+    if any(shape.kind == "durable" for shape in session.shapes):
+        durable = [broker.durable for broker in session.brokers if broker.durable]
+        versions.update({f"{broker.name}, durable": version_of(broker, places) for broker in durable})
     counts = f"{len(session.shapes)} shapes, {len(session.brokers)} brokers, {mode.rounds} rounds"
     say(f"bench: {counts} of {mode.duration} s a run")
     try:
@@ -367,6 +409,6 @@ def main(words: list[str] | None = None) -> int:
         session.note(f"Interrupted after {session.rounds} whole rounds: what was measured by then is shown.")
     if not session.results.samples:
         raise SystemExit("bench: nothing was measured")
-    name = f"{datetime.date.today().isoformat()}-{'quick' if arguments.quick else 'full'}"
+    name = f"{datetime.date.today().isoformat()}-{arguments.name or ('quick' if arguments.quick else 'full')}"
     write_results(session, name, arguments.output, host, versions)
     return 0

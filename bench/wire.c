@@ -89,7 +89,7 @@ static int64_t get_decimal_line(const uint8_t **at, const uint8_t *end) {
 
 /* ---- scanning: one loop for all, specialised by the compiler for each protocol's frame reader ---- */
 
-enum { FRAME_OTHER, FRAME_MESSAGE, FRAME_PING };
+enum { FRAME_OTHER, FRAME_MESSAGE, FRAME_ACK, FRAME_PING };
 typedef struct {
     int kind;
     const uint8_t *payload;
@@ -111,7 +111,9 @@ static inline __attribute__((always_inline)) ssize_t scan_frames(frame_reader_t 
         if (frame.kind == FRAME_MESSAGE) {
             if (sink->every || sink->messages == before) sink->take(sink, frame.payload, frame.payload_size);
             sink->messages++;
-        } else if (frame.kind == FRAME_PING)
+        } else if (frame.kind == FRAME_ACK)
+            sink->messages++;
+        else if (frame.kind == FRAME_PING)
             sink->pings++;
     }
     return (ssize_t)used;
@@ -150,62 +152,87 @@ static ssize_t known_frame(const wire_reader_t *reader, const uint8_t *at, size_
 
 /* ---- BlipMQ: u32 big-endian length, then a FlatBuffer (see the protocol page); towards the client a type byte between ----
  *
- *   offset 0   root offset          4..   vtable: own size, table size, one u16 a slot
- *          T   table: offset to vtable, topic offset, [payload offset,] [ttl_ms on a multiple of 8,] [action]
- *          S   topic: u32 size, bytes, NUL, padding to 4          V   payload: u32 size, bytes
- * Defaults are left out as the reference builder leaves them out: action 0 (PUB) and ttl_ms 0 take no room. */
-static size_t blipmq_command(uint8_t *out, uint8_t action, const char *topic, const uint8_t *payload, uint32_t size,
-                             uint64_t ttl_ms, size_t *payload_at) {
-    uint8_t *body = out + 4;
-    const uint32_t table = 16, topic_size = (uint32_t)strlen(topic), slots = ttl_ms ? 4 : 3;
-    uint32_t table_size = 4, ttl_field = 0, payload_field = 0, action_field = 0;
-    const uint32_t topic_field = table_size;
-    table_size += 4;
-    if (ttl_ms) ttl_field = table_size, table_size += 8; /* table + 8 = 24: on a multiple of 8 */
-    if (payload) payload_field = table_size, table_size += 4;
-    if (action) action_field = table_size, table_size += 4;
-    const uint32_t topic_at = table + table_size;
-    const uint32_t vector_at = (topic_at + 4 + topic_size + 1 + 3) & ~3u;
-    memset(body, 0, vector_at + 4);
-    put_u32_le(body, table);
-    put_u16_le(body + 4, 4 + 2 * slots);
-    put_u16_le(body + 6, table_size);
-    put_u16_le(body + 8, action_field);
-    put_u16_le(body + 10, topic_field);
-    put_u16_le(body + 12, payload_field);
-    if (ttl_ms) put_u16_le(body + 14, ttl_field);
-    put_u32_le(body + table, table - 4);
-    put_u32_le(body + table + topic_field, topic_at - (table + topic_field));
-    if (ttl_ms)
-        put_u32_le(body + table + ttl_field, (uint32_t)ttl_ms),
-            put_u32_le(body + table + ttl_field + 4, (uint32_t)(ttl_ms >> 32));
-    if (action) body[table + action_field] = action;
-    put_u32_le(body + topic_at, topic_size);
-    memcpy(body + topic_at + 4, topic, topic_size);
-    uint32_t body_size = vector_at;
-    if (payload) {
-        put_u32_le(body + table + payload_field, vector_at - (table + payload_field));
-        put_u32_le(body + vector_at, size);
-        memcpy(body + vector_at + 4, payload, size);
-        body_size = vector_at + 4 + size;
-        *payload_at = 4 + vector_at + 4;
-    }
-    put_u32_be(out, body_size);
-    return 4 + body_size;
+ *   offset 0   root offset          4..   vtable: own size, table size, one u16 a slot (0: left out)
+ *          T   table: offset to vtable, then the fields, each on a multiple of its own size; T is a multiple of 8
+ *          S   strings and byte vectors: u32 size, bytes, for a string a NUL; each on a multiple of 4
+ * Defaults are left out, as the reference builder leaves them out. */
+enum { BLIPMQ_BYTES = 4, BLIPMQ_SLOTS = 11 }; /* a field of size 4 is an offset to bytes: the commands have no other */
+typedef struct {
+    uint8_t slot, size;
+    uint64_t value;    /* size 1, 2 or 8 */
+    const void *bytes; /* BLIPMQ_BYTES; value is how many */
+    bool text;
+} blipmq_field_t;
+
+static void put_scalar_le(uint8_t *at, uint64_t value, uint32_t size) {
+    for (uint32_t i = 0; i < size; i++) at[i] = (uint8_t)(value >> 8 * i);
 }
 
-enum { BLIPMQ_PUB = 0, BLIPMQ_SUB = 1, BLIPMQ_SUBACK = 0, BLIPMQ_MESSAGE = 1, BLIPMQ_FRAME_BYTES_MAX = 2 << 20 };
+/* Fields in the order in which they lie in the table. field_at gets where each one's value is, from the start of out. */
+static size_t blipmq_encode(uint8_t *out, const blipmq_field_t *fields, unsigned count, size_t *field_at) {
+    uint8_t *body = out + 4;
+    uint32_t slots = 0, table_size = 4, offsets[BLIPMQ_SLOTS];
+    for (unsigned i = 0; i < count; i++) {
+        if (fields[i].slot >= slots) slots = fields[i].slot + 1u;
+        offsets[i] = (table_size + fields[i].size - 1u) & ~(fields[i].size - 1u);
+        table_size = offsets[i] + fields[i].size;
+    }
+    table_size = (table_size + 3) & ~3u;
+    const uint32_t vtable_size = 4 + 2 * slots, table = (4 + vtable_size + 7) & ~7u;
+    uint32_t end = table + table_size;
+    memset(body, 0, end);
+    put_u32_le(body, table);
+    put_u16_le(body + 4, vtable_size);
+    put_u16_le(body + 6, table_size);
+    put_u32_le(body + table, table - 4);
+    for (unsigned i = 0; i < count; i++) {
+        const blipmq_field_t *field = &fields[i];
+        uint8_t *at = body + table + offsets[i];
+        put_u16_le(body + 8 + 2 * field->slot, offsets[i]);
+        field_at[i] = (size_t)(at - out);
+        if (field->size != BLIPMQ_BYTES) {
+            put_scalar_le(at, field->value, field->size);
+            continue;
+        }
+        const uint32_t start = (end + 3) & ~3u, size = (uint32_t)field->value;
+        memset(body + end, 0, start - end);
+        put_u32_le(at, start - (table + offsets[i]));
+        put_u32_le(body + start, size);
+        memcpy(body + start + 4, field->bytes, size);
+        field_at[i] = (size_t)(body + start + 4 - out);
+        end = start + 4 + size;
+        if (field->text) body[end++] = 0;
+    }
+    put_u32_be(out, end);
+    return 4 + end;
+}
+
+static blipmq_field_t blipmq_text(uint8_t slot, const char *text) {
+    return (blipmq_field_t){.slot = slot, .size = BLIPMQ_BYTES, .value = strlen(text), .bytes = text, .text = true};
+}
+
+enum { ACTION = 0, TOPIC = 1, PAYLOAD = 2, TTL_MS = 3, QOS = 4, SEQ = 5, CLIENT_ID = 6, PROTOCOL = 8, DURABLE = 9 };
+enum { BLIPMQ_SUB = 1, BLIPMQ_HELLO = 4 }; /* actions; PUB is 0, the default */
+enum { BLIPMQ_SUBACK = 0, BLIPMQ_MESSAGE = 1, BLIPMQ_REPLY = 2, BLIPMQ_FRAME_BYTES_MAX = 2 << 20 };
 
 static size_t blipmq_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                             size_t *payload_at) {
-    return blipmq_command(out, BLIPMQ_PUB, topic, payload, size, ttl_ms, payload_at);
+                             wire_places_t *places) {
+    blipmq_field_t fields[3] = {blipmq_text(TOPIC, topic)};
+    unsigned count = 1;
+    if (ttl_ms) fields[count++] = (blipmq_field_t){.slot = TTL_MS, .size = 8, .value = ttl_ms};
+    fields[count++] = (blipmq_field_t){.slot = PAYLOAD, .size = BLIPMQ_BYTES, .value = size, .bytes = payload};
+    size_t field_at[3], frame_size = blipmq_encode(out, fields, count, field_at);
+    places->payload = field_at[count - 1];
+    return frame_size;
 }
 
 /* A plain client, as v1.0.0 is one: no HELLO, a SubAck for SUB. */
 static const char *blipmq_join(int fd, const wire_join_t *join) {
     uint8_t bytes[WIRE_OVERHEAD_BYTES_MAX], rest[WIRE_OVERHEAD_BYTES_MAX];
     if (!join->topic) return NULL;
-    const char *error = write_all(fd, bytes, blipmq_command(bytes, BLIPMQ_SUB, join->topic, NULL, 0, 0, NULL));
+    const blipmq_field_t fields[] = {blipmq_text(TOPIC, join->topic), {.slot = ACTION, .size = 1, .value = BLIPMQ_SUB}};
+    size_t field_at[2];
+    const char *error = write_all(fd, bytes, blipmq_encode(bytes, fields, 2, field_at));
     if (!error) error = read_all(fd, bytes, 5, "SubAck");
     if (error) return error;
     uint32_t size = get_u32_be(bytes);
@@ -214,16 +241,22 @@ static const char *blipmq_join(int fd, const wire_join_t *join) {
     return read_all(fd, rest, size - 1, "the rest of SubAck");
 }
 
-static bool blipmq_payload(const uint8_t *body, size_t size, unsigned slot, frame_t *frame) {
-    if (size < 8) return false;
+/* Where the slot's value of `width` bytes lies; NULL if it is left out or outside the buffer. */
+static const uint8_t *blipmq_field(const uint8_t *body, size_t size, unsigned slot, size_t width) {
+    if (size < 8) return NULL;
     uint64_t table = get_u32_le(body);
-    if (table + 4 > size) return false;
+    if (table + 4 > size) return NULL;
     int64_t vtable = (int64_t)table - (int32_t)get_u32_le(body + table);
     const uint32_t entry = 4 + 2 * slot;
-    if (vtable < 0 || (uint64_t)vtable + entry + 2 > size || get_u16_le(body + vtable) < entry + 2) return false;
+    if (vtable < 0 || (uint64_t)vtable + entry + 2 > size || get_u16_le(body + vtable) < entry + 2) return NULL;
     uint64_t field = table + get_u16_le(body + vtable + entry);
-    if (field == table || field + 4 > size) return false;
-    uint64_t vector = field + get_u32_le(body + field);
+    return field == table || field + width > size ? NULL : body + field;
+}
+
+static bool blipmq_bytes(const uint8_t *body, size_t size, unsigned slot, frame_t *frame) {
+    const uint8_t *field = blipmq_field(body, size, slot, 4);
+    if (!field) return false;
+    uint64_t vector = (uint64_t)(field - body) + get_u32_le(field);
     if (vector + 4 > size || vector + 4 + get_u32_le(body + vector) > size) return false;
     frame->payload = body + vector + 4;
     frame->payload_size = get_u32_le(body + vector);
@@ -253,7 +286,7 @@ typedef struct {
 static void table_take(wire_sink_t *sink, const uint8_t *body, size_t size) {
     table_sink_t *inner = (table_sink_t *)sink;
     frame_t frame = {.payload = body}; /* a table without a readable payload is shown as an empty one: the run ends there */
-    blipmq_payload(body, size, inner->slot, &frame);
+    blipmq_bytes(body, size, inner->slot, &frame);
     inner->outer->take(inner->outer, frame.payload, frame.payload_size);
 }
 
@@ -304,10 +337,10 @@ static ssize_t raw_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size
 /* ---- NATS ---- */
 
 static size_t nats_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                           size_t *payload_at) {
+                           wire_places_t *places) {
     (void)ttl_ms;
     size_t n = (size_t)sprintf((char *)out, "PUB %s %u\r\n", topic, size);
-    *payload_at = n;
+    places->payload = n;
     memcpy(out + n, payload, size);
     memcpy(out + n + size, "\r\n", 2);
     return n + size + 2;
@@ -382,12 +415,12 @@ static size_t mqtt_put_string(uint8_t *out, const char *text) {
 }
 
 static size_t mqtt_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                           size_t *payload_at) {
+                           wire_places_t *places) {
     (void)ttl_ms;
     out[0] = 0x30;
     size_t n = 1 + mqtt_put_remaining(out + 1, 2 + (uint32_t)strlen(topic) + size);
     n += mqtt_put_string(out + n, topic);
-    *payload_at = n;
+    places->payload = n;
     memcpy(out + n, payload, size);
     return n + size;
 }
@@ -449,10 +482,10 @@ static ssize_t mqtt_scan(wire_reader_t *reader, const uint8_t *bytes, size_t siz
 /* ---- Redis ---- */
 
 static size_t redis_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                            size_t *payload_at) {
+                            wire_places_t *places) {
     (void)ttl_ms;
     size_t n = (size_t)sprintf((char *)out, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%u\r\n", strlen(topic), topic, size);
-    *payload_at = n;
+    places->payload = n;
     memcpy(out + n, payload, size);
     memcpy(out + n + size, "\r\n", 2);
     return n + size + 2;
@@ -507,16 +540,219 @@ static ssize_t redis_scan(wire_reader_t *reader, const uint8_t *bytes, size_t si
     return scan_frames(redis_frame, reader, bytes, size, sink);
 }
 
+/* ---- publishes that are acknowledged: a window of them is outstanding, and each answer is held against its publish ----
+ *
+ * A keeper comes first and goes again: it leaves behind for what the broker is to keep the messages, so that all keep them. */
+
+/* An answer counts if it is newer than all before it on this connection: no publish is counted twice. */
+static ssize_t ack_take(wire_reader_t *reader, uint64_t number, size_t frame_size, frame_t *frame, wire_sink_t *sink) {
+    if (number <= reader->acked)
+        return refuse(sink, troubled("an acknowledgement names %llu and comes after %llu", (unsigned long long)number,
+                                     (unsigned long long)reader->acked));
+    reader->acked = number;
+    frame->kind = FRAME_ACK;
+    return (ssize_t)frame_size;
+}
+
+/* BlipMQ, QoS 1: publishes are numbered from 1 (seq); each is answered by a Reply with its number and code 0. */
+
+static size_t blipmq1_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                              wire_places_t *places) {
+    const blipmq_field_t fields[] = {
+        blipmq_text(TOPIC, topic),
+        {.slot = SEQ, .size = 8},
+        {.slot = PAYLOAD, .size = BLIPMQ_BYTES, .value = size, .bytes = payload},
+        {.slot = QOS, .size = 1, .value = 1},
+    };
+    (void)ttl_ms;
+    size_t field_at[4], frame_size = blipmq_encode(out, fields, 4, field_at);
+    places->number = field_at[1], places->payload = field_at[2];
+    return frame_size;
+}
+
+static bool blipmq_reply(const uint8_t *body, size_t size, uint64_t *seq, unsigned *code, frame_t *text) {
+    const uint8_t *seq_at = blipmq_field(body, size, 0, 8), *code_at = blipmq_field(body, size, 1, 2);
+    *seq = seq_at ? get_u32_le(seq_at) | (uint64_t)get_u32_le(seq_at + 4) << 32 : 0;
+    *code = code_at ? get_u16_le(code_at) : 0;
+    blipmq_bytes(body, size, 2, text);
+    return size >= 8;
+}
+
+static const char *read_blipmq_answer(int fd, uint8_t type, const char *what) {
+    uint8_t head[5], body[1024];
+    uint64_t seq;
+    unsigned code = 0;
+    frame_t text = {0};
+    const char *error = read_all(fd, head, sizeof head, what);
+    if (error) return error;
+    uint32_t size = get_u32_be(head) - 1;
+    if (head[4] != type || size > sizeof body) return troubled("%s was answered by a frame of type %u", what, head[4]);
+    if ((error = read_all(fd, body, size, what))) return error;
+    if (type == BLIPMQ_REPLY && (!blipmq_reply(body, size, &seq, &code, &text) || code))
+        return troubled("%s was answered by code %u: %.*s", what, code, (int)text.payload_size, (const char *)text.payload);
+    const uint8_t *code_at = type == BLIPMQ_SUBACK ? blipmq_field(body, size, 3, 2) : NULL;
+    if (code_at && get_u16_le(code_at)) return troubled("%s was answered by code %u", what, get_u16_le(code_at));
+    return NULL;
+}
+
+static const char *blipmq1_join(int fd, const wire_join_t *join) {
+    uint8_t bytes[WIRE_OVERHEAD_BYTES_MAX];
+    size_t field_at[5];
+    char client_id[24];
+    snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
+    const blipmq_field_t hello[] = {blipmq_text(CLIENT_ID, join->role == ROLE_KEEPER ? "keeper" : client_id),
+                                    {.slot = SEQ, .size = 8, .value = 1},
+                                    {.slot = PROTOCOL, .size = 2, .value = 1},
+                                    {.slot = ACTION, .size = 1, .value = BLIPMQ_HELLO}};
+    const char *error = write_all(fd, bytes, blipmq_encode(bytes, hello, 4, field_at));
+    if (!error) error = read_blipmq_answer(fd, BLIPMQ_REPLY, "HELLO");
+    if (error || join->role != ROLE_KEEPER) return error;
+    const blipmq_field_t keep[] = {blipmq_text(TOPIC, join->topic),
+                                   {.slot = SEQ, .size = 8, .value = 2},
+                                   {.slot = ACTION, .size = 1, .value = BLIPMQ_SUB},
+                                   {.slot = QOS, .size = 1, .value = 1},
+                                   {.slot = DURABLE, .size = 1, .value = 1}};
+    error = write_all(fd, bytes, blipmq_encode(bytes, keep, 5, field_at));
+    return error ? error : read_blipmq_answer(fd, BLIPMQ_SUBACK, "the durable subscription");
+}
+
+static inline ssize_t blipmq1_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    if (size < 5) return 0;
+    uint32_t frame_size = get_u32_be(at);
+    if (frame_size < 9 || frame_size > BLIPMQ_FRAME_BYTES_MAX || at[4] != BLIPMQ_REPLY)
+        return refuse(sink, troubled("a frame of type %u and %u bytes came where a Reply was due", at[4], frame_size));
+    if (size - 4 < frame_size) return 0;
+    uint64_t seq;
+    unsigned code;
+    frame_t text = {0};
+    blipmq_reply(at + 5, frame_size - 1, &seq, &code, &text);
+    if (code)
+        return refuse(sink, troubled("publish %llu was answered by code %u: %.*s", (unsigned long long)seq, code,
+                                     (int)text.payload_size, (const char *)text.payload));
+    if (seq != reader->acked + 1)
+        return refuse(sink, troubled("publish %llu was acknowledged when %llu was due", (unsigned long long)seq,
+                                     (unsigned long long)reader->acked + 1));
+    return ack_take(reader, seq, (size_t)frame_size + 4, frame, sink);
+}
+
+static ssize_t blipmq1_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(blipmq1_frame, reader, bytes, size, sink);
+}
+
+/* JetStream: a publish names its publisher's inbox, where {"stream":"BENCH", "seq":N} comes for each message that is stored. */
+
+static const char *jetstream_create(int fd) {
+    static const char settings[] = "{\"name\":\"BENCH\",\"subjects\":[\"bench.>\"],\"retention\":\"limits\",\"storage\":\"file\","
+                                   "\"max_consumers\":-1,\"max_msgs\":-1,\"max_bytes\":-1,\"max_age\":0,\"num_replicas\":1}";
+    char line[2048];
+    int n = snprintf(line, sizeof line, "SUB _INBOX.keeper 1\r\nPUB $JS.API.STREAM.CREATE.BENCH _INBOX.keeper %zu\r\n%s\r\n",
+                     sizeof settings - 1, settings);
+    const char *error = write_all(fd, line, (size_t)n);
+    while (!error) {
+        if ((error = read_line(fd, line, sizeof line, "the new stream"))) return error;
+        if (strncmp(line, "MSG ", 4) != 0) continue;
+        if ((error = read_line(fd, line, sizeof line, "the new stream"))) return error;
+        return strstr(line, "\"error\"") ? troubled("the stream was not created: %.180s", line) : NULL;
+    }
+    return error;
+}
+
+static const char *jetstream_join(int fd, const wire_join_t *join) {
+    char inbox[WIRE_TOPIC_BYTES_MAX];
+    snprintf(inbox, sizeof inbox, "_INBOX.%05u", join->number);
+    wire_join_t plain = *join;
+    plain.topic = join->role == ROLE_PUBLISHER ? inbox : NULL;
+    const char *error = nats_join(fd, &plain);
+    return error || join->role != ROLE_KEEPER ? error : jetstream_create(fd);
+}
+
+static inline ssize_t jetstream_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    static const char sequence[] = "\"seq\":";
+    wire_reader_t unlearned = {0}; /* answers differ in size: nothing is to be gained by comparing headers */
+    ssize_t used = nats_frame(&unlearned, at, size, frame, sink);
+    if (used <= 0 || frame->kind != FRAME_MESSAGE) return used;
+    const uint8_t *found = memmem(frame->payload, frame->payload_size, sequence, sizeof sequence - 1);
+    const uint8_t *end = frame->payload + frame->payload_size;
+    uint64_t number = 0;
+    bool stream = memmem(frame->payload, frame->payload_size, "\"stream\":\"BENCH\"", 16) != NULL;
+    bool bad = memmem(frame->payload, frame->payload_size, "\"error\"", 7) ||
+               memmem(frame->payload, frame->payload_size, "\"duplicate\"", 11);
+    if (!found || !stream || bad) return refuse_line(sink, "JetStream", frame->payload, frame->payload_size);
+    for (found += sizeof sequence - 1; found < end && *found >= '0' && *found <= '9'; found++)
+        number = number * 10 + (uint64_t)(*found - '0');
+    return ack_take(reader, number, (size_t)used, frame, sink);
+}
+
+static ssize_t jetstream_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(jetstream_frame, reader, bytes, size, sink);
+}
+
+/* Redis streams: XADD is answered by the entry's id, milliseconds-number. */
+
+static size_t xadd_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                           wire_places_t *places) {
+    (void)ttl_ms;
+    size_t n = (size_t)sprintf((char *)out, "*5\r\n$4\r\nXADD\r\n$%zu\r\n%s\r\n$1\r\n*\r\n$1\r\np\r\n$%u\r\n", strlen(topic),
+                               topic, size);
+    places->payload = n;
+    memcpy(out + n, payload, size);
+    memcpy(out + n + size, "\r\n", 2);
+    return n + size + 2;
+}
+
+static const char *xadd_join(int fd, const wire_join_t *join) {
+    (void)join;
+    const wire_join_t silent = {.role = ROLE_IDLE}; /* replies stay on: they are what is counted */
+    return redis_join(fd, &silent);
+}
+
+/* $size\r\n<ms>-<number>\r\n */
+static inline ssize_t xadd_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    enum { NUMBER_BITS = 20 }; /* a million entries in one millisecond */
+    const uint8_t *cursor = at + 1, *end = at + size;
+    if (at[0] != '$') return memchr(at, '\n', size) || size > 512 ? refuse_line(sink, "redis-server", at, size) : 0;
+    int64_t id_size = get_decimal_line(&cursor, end);
+    if (id_size == -1) return 0;
+    if (id_size < 3 || id_size > 40) return refuse_line(sink, "redis-server", at, size);
+    if (end - cursor < id_size + 2) return 0;
+    uint64_t part[2] = {0};
+    unsigned parts = 0;
+    for (int64_t i = 0; i < id_size; i++) {
+        if (cursor[i] == '-')
+            parts++;
+        else
+            part[parts] = part[parts] * 10 + (uint64_t)(cursor[i] - '0');
+        if (parts > 1 || (cursor[i] != '-' && (cursor[i] < '0' || cursor[i] > '9')))
+            return refuse_line(sink, "redis-server", cursor, (size_t)id_size);
+    }
+    if (parts != 1 || part[1] >> NUMBER_BITS) return refuse_line(sink, "redis-server", cursor, (size_t)id_size);
+    return ack_take(reader, part[0] << NUMBER_BITS | part[1], (size_t)(cursor + id_size + 2 - at), frame, sink);
+}
+
+static ssize_t xadd_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(xadd_frame, reader, bytes, size, sink);
+}
+
 static const wire_t wires[] = {
-    {"blipmq", "bench/t%04u", "bench/#", "", blipmq_publish, blipmq_join, blipmq_scan},
-    {"nats", "bench.t%04u", "bench.>", "PONG\r\n", nats_publish, nats_join, nats_scan},
-    {"mqtt", "bench/t%04u", "bench/#", "", mqtt_publish, mqtt_join, mqtt_scan},
-    {"redis", "bench/t%04u", "bench/*", "", redis_publish, redis_join, redis_scan},
-    {"raw", "bench/t%04u", "bench/#", "", blipmq_publish, raw_join, raw_scan},
+    {"blipmq", "bench/t%04u", "bench/#", "", blipmq_publish, blipmq_join, blipmq_scan, false},
+    {"nats", "bench.t%04u", "bench.>", "PONG\r\n", nats_publish, nats_join, nats_scan, false},
+    {"mqtt", "bench/t%04u", "bench/#", "", mqtt_publish, mqtt_join, mqtt_scan, false},
+    {"redis", "bench/t%04u", "bench/*", "", redis_publish, redis_join, redis_scan, false},
+    {"raw", "bench/t%04u", "bench/#", "", blipmq_publish, raw_join, raw_scan, false},
+    {"blipmq1", "bench/t%04u", "bench/#", "", blipmq1_publish, blipmq1_join, blipmq1_scan, true},
+    {"jetstream", "bench.t%04u _INBOX.%05u", "", "PONG\r\n", nats_publish, jetstream_join, jetstream_scan, true},
+    {"xadd", "bench/t%04u", "", "", xadd_publish, xadd_join, xadd_scan, true},
 };
 
 const wire_t *wire_named(const char *name) {
     for (size_t i = 0; i < sizeof wires / sizeof wires[0]; i++)
         if (strcmp(wires[i].name, name) == 0) return &wires[i];
     return NULL;
+}
+
+const char *wire_names(void) {
+    static char names[128];
+    for (size_t i = 0, n = 0; i < sizeof wires / sizeof wires[0] && n < sizeof names; i++)
+        n += (size_t)snprintf(names + n, sizeof names - n, i ? ", %s" : "%s", wires[i].name);
+    return names;
 }
