@@ -5,9 +5,9 @@ SOURCE_DATE_EPOCH=$(packaging/epoch)
 export SOURCE_DATE_EPOCH
 version=$(packaging/version debian)
 root=$OUT/deb
-doc=$root/usr/share/doc/blipmq
-rm -rf "$root"
 share=$root/usr/share
+doc=$share/doc/blipmq
+rm -rf "$root"
 install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system} "$doc/examples" \
     "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
 
@@ -31,7 +31,7 @@ done
 python3 packaging/release/copyright.py "$CACHE" "$TARGET" "$doc"
 printf 'blipmq (%s) unstable; urgency=medium\n\n  * Built from the source of this version; see CHANGELOG.md there.\n\n -- %s  %s\n' \
     "$version" "the BlipMQ authors <blipmq@example.org>" "$(date --utc --date="@$SOURCE_DATE_EPOCH" -R)" | gzip -9n >"$doc/changelog.gz"
-install -D -m 0644 packaging/deb/lintian-overrides "$root/usr/share/lintian/overrides/blipmq"
+install -D -m 0644 packaging/deb/lintian-overrides "$share/lintian/overrides/blipmq"
 
 find "$root" -type d -exec chmod 0755 {} +
 find "$root" -type f ! -path '*/DEBIAN/*' -exec chmod 0644 {} +
