@@ -36,9 +36,19 @@ MACHINES = {"x64": "X86-64", "arm64": "AArch64"}
 PRELUDE = """
 set -eu
 cd /trial
-start() { "$@" >log 2>&1 & broker=$!; await ' info ready ' log; }
-await() { until grep -q "$1" "$2"; do kill -0 "$broker" || { cat log; exit 90; }; sleep 0.05; done; }
+start() { "$@" >/trial/log 2>&1 & broker=$!; await ' info ready ' /trial/log; }
+await() { until grep -q "$1" "$2"; do kill -0 "$broker" || { cat /trial/log; exit 90; }; sleep 0.05; done; }
 finish() { kill -TERM "$broker"; wait "$broker"; }
+"""
+# A durable subscription that is left behind, and taken up again.
+DURABLE = """
+resume() { cli=$1; shift; "$cli" -q sub --qos 1 --durable --client-id me plant/pump "$@"; }
+subscribe() {
+    "$1" -q sub --qos 1 --durable --client-id me plant/pump & subscriber=$!
+    until "$1" info --format json | grep -q '"sessions": {"total": 1,'; do sleep 0.1; done
+    kill "$subscriber"
+    wait "$subscriber" || true
+}
 """
 
 
@@ -132,6 +142,31 @@ def test_a_file_copied_alone_into_a_system_without_python_serves_its_first_messa
         """
     )
     assert done.stdout == "on at 60 Hz\nended with 0\n"
+
+
+@pytest.mark.parametrize(("target", "age"), SYSTEMS)
+def test_what_a_download_acknowledged_outlives_kill_9_and_sigterm(target: str, age: str, upper: Path) -> None:
+    done = with_download(target, age, upper).run(
+        DURABLE
+        + """
+        start ./blipmq start
+        subscribe ./blipmq-cli
+        ./blipmq-cli -q pub --qos 1 plant/pump first
+        kill -9 "$broker"
+        wait "$broker" || true
+        start ./blipmq start
+        ./blipmq-cli -q pub --qos 1 plant/pump second
+        finish
+        start ./blipmq start
+        resume ./blipmq-cli -n 2
+        finish
+        start ./blipmq start
+        ./blipmq-cli -q pub --qos 1 plant/pump third
+        resume ./blipmq-cli -n 1
+        finish
+        """
+    )
+    assert done.stdout == "first\nsecond\nthird\n"
 
 
 def test_the_download_needs_nothing_of_the_system_but_the_c_library(bare: System) -> None:
@@ -363,34 +398,42 @@ def test_the_debian_package_installs_upgrades_with_its_data_and_purges_without_t
     shutil.copy(package, bare.trial / "blipmq.deb")
     shutil.copy(newer(package, tmp_path), bare.trial / "newer.deb")
     done = bare.run(
-        """
+        DURABLE
+        + """
+        # As the unit says, without systemd.
+        serve() {
+            cd /var/lib/blipmq
+            start setpriv --reuid blipmq --regid blipmq --clear-groups blipmq start --config /etc/blipmq/blipmq.toml
+            cd /trial
+        }
         dpkg -i blipmq.deb >dpkg.log 2>&1 || { cat dpkg.log; exit 1; }
         stat -c '%U %a' /var/lib/blipmq
         blipmq check --config /etc/blipmq/blipmq.toml >/dev/null && echo checked
-        start blipmq start --config /etc/blipmq/blipmq.toml
-        blipmq-cli -q info >/dev/null && echo answers
+        serve
+        subscribe blipmq-cli
+        blipmq-cli -q pub --qos 1 plant/pump 'from before'
         finish
-        echo data >/var/lib/blipmq/kept
         echo '# mine' >>/etc/blipmq/blipmq.toml
         dpkg -i newer.deb >dpkg.log 2>&1 || { cat dpkg.log; exit 1; }
-        cat /var/lib/blipmq/kept
+        serve
+        resume blipmq-cli -n 1
+        finish
         tail -n 1 /etc/blipmq/blipmq.toml
         dpkg -r blipmq >dpkg.log 2>&1
-        ls /var/lib/blipmq /etc/blipmq
+        ls /var/lib/blipmq/data /etc/blipmq
         dpkg -P blipmq >dpkg.log 2>&1
         ls -d /var/lib/blipmq /etc/blipmq /usr/lib/blipmq 2>/dev/null || echo gone
         """
     )
     expected = """blipmq 750
 checked
-answers
-data
+from before
 # mine
 /etc/blipmq:
 blipmq.toml
 
-/var/lib/blipmq:
-kept
+/var/lib/blipmq/data:
+wal
 gone
 """
     assert done.stdout == expected
