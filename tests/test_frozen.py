@@ -316,7 +316,8 @@ def black_box_files() -> list[str]:
         # On libedit a Ctrl-C that falls between two keys may be seen only with the next key: docs/PACKAGING.md.
         ("x64", [*black_box_files(), *ALSO_BLACK], "not an_interrupt_gives_a_fresh_prompt"),
         # Under emulation all of them take too long: one of each kind, and all of QoS 1, restarts and kill -9 among it.
-        ("arm64", ["test_transcripts_qos1.py", "test_transcripts.py", "test_server.py"], ""),
+        # What the disk does wrong is made with a library for this machine, which an emulated program cannot load.
+        ("arm64", ["test_transcripts_qos1.py", "test_transcripts.py", "test_server.py"], "not after_a_failed_sync"),
     ],
     ids=["x64", "arm64"],
 )
