@@ -1,7 +1,7 @@
-"""A pytest plugin: the suite's black-box tests against frozen programs, `pytest -p frozen_programs`.
+"""A pytest plugin: tests that start `python -m blipmq …` themselves start a frozen program instead, `pytest -p frozen_programs`.
 
-$BLIPMQ_FROZEN names a folder with `blipmq` and `blipmq-cli`. Whatever a test starts as `python -m blipmq …` is started from
-there instead. Invariant: at the end something was really started so; a suite that never left the source tree fails.
+$BLIPMQ_BINARY and $BLIPMQ_CLI name the frozen `blipmq` and `blipmq-cli`, as for the black-box tests, which start them without
+this plugin too. Invariant: at the end something was really started so; a suite that never left the source tree fails.
 """
 
 import os
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(os.environ["BLIPMQ_FROZEN"]).resolve()
+BINARY, CLI = os.environ["BLIPMQ_BINARY"], os.environ["BLIPMQ_CLI"]
 # What a test writes after `python`, and the command it stands for.
 PROGRAMS = {
-    ("-m", "blipmq"): ("blipmq",),
-    ("-m", "blipmq.cli.client"): ("blipmq-cli",),
-    ("-c", "import sys; from blipmq.cli.shell import main; sys.exit(main(sys.argv[1:]))"): ("blipmq", "connect"),
+    ("-m", "blipmq"): (BINARY,),
+    ("-m", "blipmq.cli.client"): (CLI,),
+    ("-c", "import sys; from blipmq.cli.shell import main; sys.exit(main(sys.argv[1:]))"): (BINARY, "connect"),
 }
 started = 0
 
@@ -27,11 +27,10 @@ def frozen(command: Sequence[str]) -> list[str]:
     """The same command with the frozen program, if it starts one of ours."""
     global started
     words = list(map(str, command))
-    if words[0] != sys.executable or tuple(words[1:3]) not in PROGRAMS:
-        return words
-    started += 1
-    name, *rest = PROGRAMS[words[1], words[2]]
-    return [str(FOLDER / name), *rest, *words[3:]]
+    if words[0] == sys.executable and tuple(words[1:3]) in PROGRAMS:
+        words[:3] = PROGRAMS[words[1], words[2]]
+    started += words[0] in (BINARY, CLI)
+    return words
 
 
 class FrozenPopen(subprocess.Popen[Any]):
@@ -40,11 +39,32 @@ class FrozenPopen(subprocess.Popen[Any]):
 
 
 def pytest_configure() -> None:
-    for name in ("blipmq", "blipmq-cli"):
-        assert (FOLDER / name).exists(), f"{FOLDER} has no {name}: `make binary` makes them"
+    for path in (BINARY, CLI):
+        assert os.path.isabs(path) and Path(path).exists(), (
+            f"{path} is not the full path of a program: `make binary` makes them"
+        )
     subprocess.Popen = FrozenPopen  # type: ignore[misc]
 
 
+class Totals:
+    """Adds up what the processes started among which pytest-xdist divides the tests."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        global started
+        started += getattr(node, "workeroutput", {}).get("frozen_started", 0)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(Totals())
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not started:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["frozen_started"] = started
+    elif not started:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.write_line(f"{started} times a test started {BINARY} or {CLI}")

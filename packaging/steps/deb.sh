@@ -1,13 +1,15 @@
 # The Debian package: the onedir with a systemd unit, its own user and one settings file.
 # needs: freeze
-# inputs: packaging/deb packaging/release config LICENSE EPOCH
+# inputs: packaging/deb packaging/man packaging/completions packaging/release config LICENSE EPOCH
 SOURCE_DATE_EPOCH=$(packaging/epoch)
 export SOURCE_DATE_EPOCH
 version=$(packaging/version debian)
 root=$OUT/deb
-doc=$root/usr/share/doc/blipmq
+share=$root/usr/share
+doc=$share/doc/blipmq
 rm -rf "$root"
-install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system,usr/share/man/man1} "$doc/examples"
+install -d "$root"/{DEBIAN,etc/blipmq,usr/bin,usr/lib/systemd/system} "$doc/examples" \
+    "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
 
 cp -a "$OUT/onedir/blipmq" "$root/usr/lib/blipmq"
 rm "$root/usr/lib/blipmq/_internal/libz.so.1"
@@ -16,14 +18,20 @@ ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq-cli"
 cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"
 cp packaging/deb/blipmq.toml "$root/etc/blipmq/"
 cp config/*.toml "$doc/examples/"
-for page in blipmq blipmq-cli; do
-    sed "s/@VERSION@/$version/; s/@DATE@/$(date --utc --date="@$SOURCE_DATE_EPOCH" +%F)/" "packaging/deb/$page.1" |
-        gzip -9n >"$root/usr/share/man/man1/$page.1.gz"
+# The pages carry neither version nor date in the tree, where they would be behind at once; here both are known.
+today=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%F)
+for page in packaging/man/*.1; do
+    sed "/^\.TH /s/\"\" \"BlipMQ\"/\"$today\" \"BlipMQ $version\"/" "$page" | gzip -9n >"$share/man/man1/$(basename "$page").gz"
+done
+for name in blipmq blipmq-cli; do
+    cp "packaging/completions/$name.bash" "$share/bash-completion/completions/$name"
+    cp "packaging/completions/_$name" "$share/zsh/vendor-completions/"
+    cp "packaging/completions/$name.fish" "$share/fish/vendor_completions.d/"
 done
 python3 packaging/release/copyright.py "$CACHE" "$TARGET" "$doc"
 printf 'blipmq (%s) unstable; urgency=medium\n\n  * Built from the source of this version; see CHANGELOG.md there.\n\n -- %s  %s\n' \
     "$version" "the BlipMQ authors <blipmq@example.org>" "$(date --utc --date="@$SOURCE_DATE_EPOCH" -R)" | gzip -9n >"$doc/changelog.gz"
-install -D -m 0644 packaging/deb/lintian-overrides "$root/usr/share/lintian/overrides/blipmq"
+install -D -m 0644 packaging/deb/lintian-overrides "$share/lintian/overrides/blipmq"
 
 find "$root" -type d -exec chmod 0755 {} +
 find "$root" -type f ! -path '*/DEBIAN/*' -exec chmod 0644 {} +
