@@ -1,4 +1,5 @@
-"""Write the fuzzers' first inputs from tests/vectors.json: `make_seeds.py DIRECTORY` fills DIRECTORY/frame and /filter.
+"""Write the fuzzers' first inputs: `make_seeds.py DIRECTORY` fills DIRECTORY/frame, /filter and /log, from tests/vectors.json and
+the kept logs.
 
 Invariant: a seed's name is its place in the vectors, so running it twice writes the same files.
 """
@@ -9,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+KEPT = Path(__file__).resolve().parents[2] / "tests" / "kept"
 VECTORS = Path(__file__).resolve().parents[2] / "tests" / "vectors.json"
 FILTERS = [
     "user.*",
@@ -43,6 +45,9 @@ def main() -> int:
     write_seeds(Path(sys.argv[1]) / "frame", [frame[4:] for frame in frames])
     pairs = [f"{pattern}\0{topic}".encode() for pattern in FILTERS for topic in TOPICS]
     write_seeds(Path(sys.argv[1]) / "filter", pairs)
+    segments = [path.read_bytes() for path in sorted(KEPT.glob("*/*.log"))]
+    mends = range(32)  # the first byte of an input: what fuzz_log mends and how it splits
+    write_seeds(Path(sys.argv[1]) / "log", [bytes([mend]) + segment for segment in segments for mend in mends])
     return 0
 
 
