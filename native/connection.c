@@ -49,15 +49,18 @@ connection_t *connection_find(bq_t *bq, bq_conn_t handle) {
     return connection->handle == handle && connection->state != CONNECTION_FREE ? connection : NULL;
 }
 
-static void wait_end(connection_t *connection) {
+static void wait_end(bq_t *bq, connection_t *connection) {
     if (!connection->wait_link) return;
+    bq->stats.blocked_publishers--;
     *connection->wait_link = connection->wait_next;
     if (connection->wait_next) connection->wait_next->wait_link = connection->wait_link;
     connection->wait_link = NULL;
     connection->wait_next = NULL;
 }
 
-void connection_wait_on(connection_t *publisher, connection_t *full) {
+static void wait_on(bq_t *bq, connection_t *publisher, connection_t *full) {
+    bq->stats.blocked_publishers++;
+    bq->stats.blocked_pauses++;
     publisher->pause |= PAUSE_BLOCK;
     publisher->wait_next = full->waiters;
     publisher->wait_link = &full->waiters;
@@ -70,7 +73,7 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
     connection_t *first = NULL; /* the list has the last one first */
     while (connection->waiters) {
         connection_t *publisher = connection->waiters;
-        wait_end(publisher);
+        wait_end(bq, publisher);
         publisher->wait_next = first;
         first = publisher;
     }
@@ -78,7 +81,6 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
         connection_t *publisher = first;
         first = publisher->wait_next;
         publisher->wait_next = NULL;
-        bq->stats.blocked_publishers--;
         connection_resume(bq, publisher, PAUSE_BLOCK);
     }
 }
@@ -93,10 +95,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
     connection->interest = 0;
     wheel_remove(&bq->wheel, &connection->timer.wheel);
-    if (connection->wait_link) {
-        wait_end(connection);
-        bq->stats.blocked_publishers--;
-    }
+    wait_end(bq, connection);
     connection_release_waiters(bq, connection);
     connection->dead_next = bq->dead;
     bq->dead = connection;
@@ -410,9 +409,7 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
     case PUBLISH_NO_MEMORY: return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
     case PUBLISH_BLOCKED: break;
     }
-    connection_wait_on(connection, blocker);
-    bq->stats.blocked_publishers++;
-    bq->stats.blocked_pauses++;
+    wait_on(bq, connection, blocker);
     return FRAME_KEPT;
 }
 

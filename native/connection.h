@@ -90,7 +90,6 @@ void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq
 void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
 void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
-void connection_wait_on(connection_t *publisher, connection_t *full);
 void connection_update_interest(struct bq *bq, connection_t *connection);
 
 static inline connection_t *connection_of_queue(queue_t *queue) {

@@ -367,30 +367,23 @@ typedef struct merge {
     topic_t *topic;
 } merge_t;
 
-static bool targets_reserve(routes_t *routes, topic_t *topic, uint32_t more) {
-    uint32_t need = topic->target_count + more;
-    if (need <= topic->target_capacity) return true;
-    uint32_t capacity = power_of_two(need);
-    size_t old_bytes = topic->target_capacity * sizeof *topic->targets;
-    connection_t **targets = pool_resize(routes->pool, topic->targets, old_bytes, capacity * sizeof *targets);
-    if (!targets) return false;
-    routes->targets_bytes += capacity * sizeof *targets - old_bytes;
-    topic->targets = targets;
-    topic->target_capacity = capacity;
-    return true;
+/* A topic's list of pointers with room for `need`, counted in the budget; NULL: no memory, and the old list still stands. */
+static void *merged_reserve(routes_t *routes, void *list, uint32_t *capacity, uint32_t need) {
+    if (list && need <= *capacity) return list;
+    uint32_t grown = power_of_two(need);
+    size_t old_bytes = *capacity * sizeof(void *), bytes = grown * sizeof(void *);
+    void *moved = pool_resize(routes->pool, list, old_bytes, bytes);
+    if (!moved) return NULL;
+    routes->targets_bytes += bytes - old_bytes;
+    *capacity = grown;
+    return moved;
 }
 
 static bool merge_sessions(routes_t *routes, topic_t *topic, const filter_t *filter) {
     uint32_t need = topic->session_count + filter->session_count;
-    if (need > topic->session_capacity) {
-        uint32_t capacity = power_of_two(need);
-        size_t old_bytes = topic->session_capacity * sizeof *topic->sessions;
-        session_t **sessions = pool_resize(routes->pool, topic->sessions, old_bytes, capacity * sizeof *sessions);
-        if (!sessions) return false;
-        routes->targets_bytes += capacity * sizeof *sessions - old_bytes;
-        topic->sessions = sessions;
-        topic->session_capacity = capacity;
-    }
+    session_t **sessions = merged_reserve(routes, topic->sessions, &topic->session_capacity, need);
+    if (!sessions) return false;
+    topic->sessions = sessions;
     for (uint32_t i = 0; i < filter->session_count; i++) {
         topic->sessions[topic->session_count++] = filter->sessions[i];
         topic->grouped |= filter->sessions[i]->grouped;
@@ -403,7 +396,11 @@ static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
     topic_t *topic = merge->topic;
     if (filter->session_count && !merge_sessions(merge->routes, topic, filter)) return false;
-    if (!targets_reserve(merge->routes, topic, filter->count)) return false;
+    if (!filter->count) return true;
+    connection_t **targets =
+        merged_reserve(merge->routes, topic->targets, &topic->target_capacity, topic->target_count + filter->count);
+    if (!targets) return false;
+    topic->targets = targets;
     for (uint32_t i = 0; i < filter->count; i++) {
         connection_t *connection = filter->members[i];
         if (connection->route_mark == merge->routes->mark) continue;

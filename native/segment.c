@@ -21,8 +21,6 @@ static segment_t *segment_new(segment_store_t *store, uint32_t size) {
     return segment;
 }
 
-void segment_ref(segment_t *segment) { segment->refs++; }
-
 static void compact_remove(segment_t *segment) {
     if (!segment->compactable) return;
     *segment->compact_link = segment->compact_next;

@@ -45,7 +45,6 @@ void segment_store_release(segment_store_t *store);
 uint8_t *segment_reserve(segment_store_t *store, uint32_t size);
 static inline void segment_commit(segment_store_t *store, uint32_t size) { store->open->used += size; }
 
-void segment_ref(segment_t *segment);
 void segment_unref(segment_store_t *store, segment_t *segment);
 
 /* Entries tell their segment when they come, shrink and go. */

@@ -191,27 +191,19 @@ static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
     return true;
 }
 
-static bool member_takes(const bq_t *bq, const member_t *member) {
-    return member->connection->state == CONNECTION_OPEN && member->flight_count < bq->config.max_in_flight;
-}
-
-/* Whose turn it is among those that can take a message. */
-static member_t *member_for_next(const bq_t *bq, session_t *session) {
+/* Whose turn it is among the live members with fewer than `flight_max` messages in flight; NULL: none of them. */
+static member_t *member_in_turn(session_t *session, uint32_t flight_max) {
     for (uint32_t i = 0; i < session->member_count; i++) {
         member_t *member = session->turn ? session->turn : session->members;
         session->turn = member->next;
-        if (member_takes(bq, member)) return member;
+        if (member->connection->state == CONNECTION_OPEN && member->flight_count < flight_max) return member;
     }
     return NULL;
 }
 
 connection_t *session_turn(session_t *session) {
-    for (uint32_t i = 0; i < session->member_count; i++) {
-        member_t *member = session->turn ? session->turn : session->members;
-        session->turn = member->next;
-        if (member->connection->state == CONNECTION_OPEN) return member->connection;
-    }
-    return NULL;
+    member_t *member = member_in_turn(session, UINT32_MAX);
+    return member ? member->connection : NULL;
 }
 
 static void read_start(bq_t *bq, session_t *session) {
@@ -275,7 +267,7 @@ static void pump(bq_t *bq, session_t *session) {
                 pump_later(bq, session);
                 break;
             }
-            member_t *member = member_for_next(bq, session);
+            member_t *member = member_in_turn(session, bq->config.max_in_flight);
             if (!member || !send_to(bq, delivery, member)) break;
         }
         session->cursor = delivery->next;
@@ -430,9 +422,9 @@ static bool dead_letter(bq_t *bq, const delivery_t *delivery) {
 
 static void give_up(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
-    bool own = message_qos1_name_size(delivery->hold.segment->bytes + delivery->hold.offset) >= sizeof DEAD_LETTER_PREFIX - 1 &&
-               !memcmp(message_qos1_name(delivery->hold.segment->bytes + delivery->hold.offset), DEAD_LETTER_PREFIX,
-                       sizeof DEAD_LETTER_PREFIX - 1);
+    const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
+    uint32_t prefix_size = sizeof DEAD_LETTER_PREFIX - 1;
+    bool own = message_qos1_name_size(frame) >= prefix_size && !memcmp(message_qos1_name(frame), DEAD_LETTER_PREFIX, prefix_size);
     if (!own && !dead_letter(bq, delivery)) { /* the log takes nothing now: keep it until it does */
         core_timer_set(bq, &delivery->hold.timer, DEAD_LETTER_RETRY_MS);
         return;
