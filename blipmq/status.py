@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from blipmq import strangers
 from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
+from blipmq.strangers import Strangers
 from blipmq.version import __version__
 from blipmq.wal import Wal
 
@@ -40,6 +42,7 @@ class Status:
         clock: Callable[[], float],
         budget_bytes: int,
         wal: Wal | None = None,
+        door: Strangers | None = None,
     ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
@@ -48,6 +51,7 @@ class Status:
         self._core = core
         self._sessions = sessions
         self._wal = wal
+        self._door = door
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -130,6 +134,8 @@ class Status:
         self._history.append((self._clock(), counters))
         if self._wal is not None:
             self._wal.observe(counters)
+        if self._door is not None:
+            self._door.observe(counters)
 
     # -- the report
 
@@ -155,6 +161,7 @@ class Status:
             "state": "degraded" if reasons else "ok",
             "reasons": reasons,
             "clients": counters["connections"],
+            "connections": strangers.facts(counters),
             "topics": counters["cached_topics"],
             "subscriptions": [self._subscriber(row) for row in subscribers],
             "subscriptions_total": counters["subscriptions"],
@@ -216,6 +223,8 @@ class Status:
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
         reasons = self._wal.reasons(counters) if self._wal else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if self._history:
+            reasons += strangers.reasons(counters, self._history[0][1], RATE_SECONDS)
         if self.reload_error:
             why = "; ".join(self.reload_error.splitlines())
             reasons.append(

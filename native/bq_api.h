@@ -57,6 +57,11 @@ typedef struct bq_config {
     uint32_t max_deliveries;         /* then the message goes to $dlq/<topic> */
     uint32_t run_messages;           /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
     int32_t io_cpu;                  /* the I/O thread stays on this processor; -1: where the system puts it */
+    uint32_t max_pending;            /* connections that have to say HELLO and are not admitted yet */
+    uint32_t max_pending_per_address; /* of them, those of one IPv4 address or IPv6 /64 that is not loopback */
+    uint32_t accept_rate;            /* connections taken in a second; 0: as they come */
+    uint32_t accept_burst;           /* of them, at once after a quiet time */
+    uint32_t max_topic_levels;       /* levels of a topic or filter, by whichever of . and / there is more of */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -65,7 +70,8 @@ enum bq_command_type {
     BQ_CMD_LISTEN = 1,      /* value: listening socket, owned by the core from now on */
     BQ_CMD_UNLISTEN = 2,    /* stop accepting: close every listener */
     BQ_CMD_ADOPT = 3,       /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED */
+    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+                               bq_peer_t, or nothing */
     BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
     BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
@@ -90,6 +96,12 @@ enum bq_command_flags {
     BQ_SUB_DURABLE = 16
 };
 
+/* Who is at the other end of a connection. */
+typedef struct bq_peer {
+    uint8_t address[16]; /* IPv6, or IPv4 mapped into it */
+    uint16_t port;
+} bq_peer_t;
+
 typedef struct bq_command {
     uint16_t type;
     uint16_t code;
@@ -109,7 +121,7 @@ enum bq_event_type {
     BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; flags: BQ_EV_PLAIN */
     BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
     BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
-    BQ_EV_ATTACHED = 6, /* conn, seq */
+    BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
     BQ_EV_OUT = 7,      /* conn, data: bytes to send on a fed connection; answer with TAKEN */
     BQ_EV_FED = 8,      /* conn, value: bytes consumed */
     BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
@@ -130,7 +142,8 @@ enum bq_close {
     BQ_CLOSE_REFUSED = 6, /* over max_connections */
     BQ_CLOSE_BROKER = 7,  /* Python asked for it */
     BQ_CLOSE_SHUTDOWN = 8,
-    BQ_CLOSE_MEMORY = 9
+    BQ_CLOSE_MEMORY = 9,
+    BQ_CLOSE_CROWDED = 10 /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
 };
 
 typedef struct bq_event {
@@ -140,7 +153,7 @@ typedef struct bq_event {
     bq_conn_t conn;
     uint64_t seq;
     uint64_t value;
-    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections */
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections that were attached without one */
     uint16_t peer_port;
     uint16_t reserved;
     uint32_t text_size;
@@ -224,6 +237,12 @@ typedef struct bq_stats {
     uint64_t log_free_bytes; /* of its file system */
     uint64_t log_state;      /* 0: none, 1: well, 2: full, 3: failed */
     uint64_t log_errno;
+    uint64_t refused_pending; /* counters again: closed, or pushed out by a newcomer, because max_pending was reached */
+    uint64_t refused_pending_address; /* closed because max_pending_per_address was reached */
+    uint64_t refused_descriptors;     /* closed because the process had hardly a descriptor left */
+    uint64_t hello_timeouts;          /* closed because they were not admitted in time */
+    uint64_t accept_rests;            /* times the listeners rested for accept_rate */
+    uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
 } bq_stats_t;
 
 typedef struct bq_subscriber {

@@ -12,7 +12,7 @@ topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t si
     if (BQ_LIKELY(hint && topic_is(hint, name, size))) return hint;
     if (bq->open.run.segment && topic_is(bq->open.topic, name, size)) return bq->open.topic;
     publish_run_close(bq); /* a new topic may evict the run's */
-    return route_topic(bq->routes, name, size, error);
+    return route_topic(bq->routes, name, size, bq->config.max_topic_levels, error);
 }
 
 /* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
