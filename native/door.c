@@ -176,12 +176,6 @@ static void rest(bq_t *bq, uint64_t for_ms) {
     core_timer_set(bq, &bq->door.timer, for_ms);
 }
 
-static void exhausted(bq_t *bq, int error) {
-    bq->door.exhausted = true;
-    bq->door.error = error;
-    rest(bq, EXHAUSTED_REST_MS);
-}
-
 void door_listen(bq_t *bq, int fd) {
     door_t *door = &bq->door;
     if (bq->stopping || door->listener_count == LISTENERS_MAX ||
@@ -242,6 +236,21 @@ static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
     bq->stats.accepted++;
 }
 
+/* After descriptors ran out, each is asked for before anyone is taken from the backlog only to be sent away. */
+static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], uint16_t *port) {
+    const door_t *door = &bq->door;
+    if (door->exhausted && door->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
+        errno = EMFILE;
+        return BQ_E_SYSTEM;
+    }
+    int fd = poll_accept(listener, peer, port);
+    if (fd < fd_end) return fd;
+    close(fd);
+    bq->stats.refused_descriptors++;
+    errno = EMFILE;
+    return BQ_E_SYSTEM;
+}
+
 /* False: no more for now, the door rests. */
 static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
     for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
@@ -249,23 +258,20 @@ static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
         uint16_t port;
         if (!token_there(bq)) {
             bq->stats.accept_rests++;
+            bq->door.exhausted = false;
             rest(bq, tokens_wait_ms(bq));
             return false;
         }
-        int fd = poll_accept(listener, peer, &port);
-        if (fd >= 0 && fd < fd_end) {
-            bq->door.exhausted = false;
+        int fd = accept_one(bq, listener, fd_end, peer, &port);
+        if (fd >= 0) {
             welcome(bq, fd, peer, port);
-        } else if (fd >= 0) {
-            close(fd);
-            bq->stats.refused_descriptors++;
-            exhausted(bq, EMFILE);
-            return false;
-        } else {
-            if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall refused that one */
-            exhausted(bq, errno);
-            return false;
+            continue;
         }
+        if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall refused that one */
+        bq->door.exhausted = true;
+        bq->door.error = errno;
+        rest(bq, EXHAUSTED_REST_MS);
+        return false;
     }
     return true;
 }
@@ -281,11 +287,6 @@ static void tell(bq_t *bq) {
 static bool accept_all(bq_t *bq) {
     door_t *door = &bq->door;
     int64_t fd_end = poll_descriptors_end(DESCRIPTORS_SPARE);
-    /* Whether there is one again is asked without taking anyone from the backlog only to send him away. */
-    if (door->exhausted && door->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
-        exhausted(bq, EMFILE);
-        return false;
-    }
     tokens_fill(bq);
     uint32_t first = door->first++;
     for (uint32_t i = 0; i < door->listener_count; i++)
