@@ -244,6 +244,8 @@ def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(bro
     (reason,) = witness.info()["reasons"]
     assert "Too many open files" in reason
 
+    assert metric(broker, "blipmq_connections_refused_total", reason="descriptors") == 1
+
     # One of those it kept is enough to be reconfigured.
     broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 4})
     broker.signal(signal.SIGHUP)
