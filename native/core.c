@@ -164,14 +164,23 @@ static void run_retry_list(bq_t *bq) {
     }
 }
 
-static void reap(bq_t *bq) {
+static bool holds_nothing(const connection_t *connection) {
+    return !connection->subscriptions && !connection->members && !connection->queue.head;
+}
+
+/* Closing a socket takes the kernel microseconds, and a crowd may end in one turn: those nobody can notice any more, up to
+ * `idle_max` of them. */
+static void reap(bq_t *bq, uint32_t idle_max) {
     connection_t *connection = bq->dead;
     bq->dead = NULL;
     while (connection) {
         connection_t *next = connection->dead_next;
-        if (!connection_bury(bq, connection)) {
+        bool idle = holds_nothing(connection);
+        if ((idle && !idle_max) || !connection_bury(bq, connection)) {
             connection->dead_next = bq->dead;
             bq->dead = connection;
+        } else {
+            idle_max -= idle;
         }
         connection = next;
     }
@@ -196,7 +205,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     segment_compact(&bq->segments, COMPACT_BYTES);
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
-    reap(bq);
+    reap(bq, REAPS_MAX);
     door_accept(bq);
     segment_rewind(&bq->segments);
     if (bq->stopping) stop_when_flushed(bq);
@@ -288,7 +297,7 @@ static void stop_when_flushed(bq_t *bq) {
         if (bq->now_ms < bq->stop_deadline_ms && (bq->held || !all_sent(bq))) return;
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
-        reap(bq);
+        reap(bq, UINT32_MAX);
         bq->stop_closed = true;
     }
     bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});

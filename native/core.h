@@ -22,6 +22,7 @@
 #define REFUSED_MS 1000u        /* how long such a one may take to say HELLO */
 #define LINGER_MS 1000u         /* how long a closed client may take to read its last Reply */
 #define CLOSING_MS 5000u        /* how long that Reply may take to leave */
+#define REAPS_MAX 256u          /* connections without subscriptions buried in a turn */
 #define RETRY_MS 2u             /* when the event ring is full */
 #define READ_BYTES (256u << 10) /* per connection and turn */
 #define GATHER_BYTES                                                                                                             \
