@@ -204,14 +204,20 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (options.count + 1000, max(hard, options.count + 1000)))
     print(f"{options.count} strangers, {options.rounds} rounds of {options.seconds:g} s each; medians of the rounds\n")
-    print("| limits | at the door | p50 ms | p99 ms | worst ms | memory +MiB | connections/s tried |\n|---|---|---|---|---|---|---|")
+    print(
+        "| limits | at the door | p50 ms | p99 ms | worst ms | memory +MiB | connections/s tried |\n|---|---|---|---|---|---|---|"
+    )
     for settings in SETTINGS:
         rows = measure(settings, options.count, options.seconds, options.rounds)
         for crowded in (False, True):
             own = [row for row in rows if row.crowd == crowded]
-            p50, p99, worst, growth, rate = (median([float(row[at]) for row in own]) for at in range(2, len(Row._fields)))
+            p50, p99, worst, growth, rate = (
+                median([float(row[at]) for row in own]) for at in range(2, len(Row._fields))
+            )
             who = "the crowd" if crowded else "nobody"
-            print(f"| {settings} | {who} | {p50:.2f} | {p99:.2f} | {worst:.1f} | {growth:.1f} | {rate:.0f} |", flush=True)
+            print(
+                f"| {settings} | {who} | {p50:.2f} | {p99:.2f} | {worst:.1f} | {growth:.1f} | {rate:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

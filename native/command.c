@@ -145,9 +145,10 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
-    connection_t *connection = room_for(bq, peer.address, trusted) ? connection_open(bq, -1, peer.address, peer.port, trusted) : NULL;
-    event_push(bq, &(bq_event_t){
-                       .type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
+    connection_t *connection =
+        room_for(bq, peer.address, trusted) ? connection_open(bq, -1, peer.address, peer.port, trusted) : NULL;
+    event_push(bq,
+               &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
     if (!connection) return true;
     connection->known = true;
     bq->open_count++;

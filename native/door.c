@@ -13,10 +13,10 @@
 #include <netinet/tcp.h>
 #include <unistd.h>
 
-#define ACCEPTS_MAX 256u         /* per listener and turn */
-#define EXHAUSTED_REST_MS 100u   /* when no descriptor of ours comes free meanwhile */
-#define RATE_REST_MS 10u         /* at least: taking a few at a time costs less than waking for each */
-#define DESCRIPTORS_SPARE 32u    /* left for the log's files, a reload, the metrics */
+#define ACCEPTS_MAX 256u       /* per listener and turn */
+#define EXHAUSTED_REST_MS 100u /* when no descriptor of ours comes free meanwhile */
+#define RATE_REST_MS 10u       /* at least: taking a few at a time costs less than waking for each */
+#define DESCRIPTORS_SPARE 32u  /* left for the log's files, a reload, the metrics */
 #define TOKEN 1000u
 
 /* ---- addresses ------------------------------------------------------------------------------------------------------- */

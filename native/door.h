@@ -52,8 +52,8 @@ void door_release(struct bq *bq);
 /* Listeners. */
 void door_listen(struct bq *bq, int fd); /* fd is the core's from here on */
 void door_unlisten(struct bq *bq);
-void door_timeout(struct bq *bq);        /* the timer has fired: look at the backlog again */
-void door_accept(struct bq *bq);         /* take who waits, at most ACCEPTS_MAX of each listener; last in a turn */
+void door_timeout(struct bq *bq); /* the timer has fired: look at the backlog again */
+void door_accept(struct bq *bq);  /* take who waits, at most ACCEPTS_MAX of each listener; last in a turn */
 static inline void door_knock(door_t *door) { door->knocking = true; }
 static inline void door_descriptor_freed(door_t *door) { door->knocking |= door->exhausted; }
 

@@ -188,7 +188,10 @@ def test_a_byte_a_second_does_not_extend_the_deadline() -> None:
             client.feed(b"\0\0\1\0\4"[second : second + 1])
             bench.settle(1000)
         bench.settle(TICK_MS)
-        assert client.closed and (client.closed.reason, client.closed.detail) == (CloseReason.UNAUTH, "no HELLO in time")
+        assert client.closed and (client.closed.reason, client.closed.detail) == (
+            CloseReason.UNAUTH,
+            "no HELLO in time",
+        )
         assert bench.stats()["hello_timeouts"] == 1
 
 
@@ -499,7 +502,9 @@ def test_the_door_does_what_a_page_of_plain_python_does(steps: list, total: int,
                         twin.leave(name)
                         bench.core.close(event.conn)
             bench.settle()
-            bench.asked = [event for event in bench.asked if event.conn in {c.conn for c in clients.values() if not c.closed}]
+            bench.asked = [
+                event for event in bench.asked if event.conn in {c.conn for c in clients.values() if not c.closed}
+            ]
             inside = {name for name, client in clients.items() if client.closed is None}
             assert inside == twin.inside, f"step {step}: {what} {value}"
             counters = bench.stats()

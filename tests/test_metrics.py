@@ -141,7 +141,6 @@ def strangers_stand_in_the_door(scene):
     for _ in range(4):
         scene.client()  # this machine's: the last two push out the first two, and their own time runs out
 
-
     def others():  # in one go, before the broker finds that it has no use for them
         for number in range(3):
             scene.watched.broker._core.attach(1_000_000 + number, peer=("198.51.100.7", 1))

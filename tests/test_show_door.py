@@ -196,13 +196,17 @@ def test_one_line_tells_of_all_who_were_pushed_out_and_info_says_so(guarded, str
     with HelloClient(broker.address) as inside:
         crowd = strangers(broker)
         crowd.come(100)
-        told = until(lambda: inside.info()["connections"]["refused"]["max_pending"] >= 92 and inside.info(), "92 are gone")
+        told = until(
+            lambda: inside.info()["connections"]["refused"]["max_pending"] >= 92 and inside.info(), "92 are gone"
+        )
         assert told["connections"]["pending"] == 8
         line = broker.wait_for("connections_refused")
         assert 0 < int(line["max_pending"]) <= 92
         crowd.come(20)
         until(lambda: inside.info()["connections"]["refused"]["max_pending"] == 112, "20 more are gone")
-        until(lambda: any("had not said HELLO" in reason for reason in inside.info()["reasons"]), "INFO gives the reason")
+        until(
+            lambda: any("had not said HELLO" in reason for reason in inside.info()["reasons"]), "INFO gives the reason"
+        )
     assert len(broker.lines("connections_refused")) == 1, "the next one is a minute away"
 
 
@@ -222,7 +226,9 @@ def test_a_burst_of_connections_is_spread_out_and_those_inside_go_on(broker, con
 
 def limit_descriptors(broker, count):
     """From now on the broker may have so many, whatever it has."""
-    resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)[1]))
+    resource.prlimit(
+        broker.pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)[1])
+    )
 
 
 def turns_in_a_while(broker):
@@ -293,7 +299,9 @@ def test_a_broker_without_descriptors_lets_nobody_in_who_said_no_hello(guarded, 
     assert inside.next().payload == b"from inside"
 
 
-@pytest.mark.parametrize("broker", [{"server.max_message_size_bytes": 8192, "wal.segment_size_bytes": 1 << 19}], indirect=True)
+@pytest.mark.parametrize(
+    "broker", [{"server.max_message_size_bytes": 8192, "wal.segment_size_bytes": 1 << 19}], indirect=True
+)
 def test_the_log_goes_on_while_no_connection_can_be_taken(broker, connect):
     witness = connect(broker, hello=True)
     keeper = connect(broker, hello=True)

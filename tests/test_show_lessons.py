@@ -17,8 +17,22 @@ from pathlib import Path
 import pytest
 from broker_process import until
 from hand_client import (
-    ACK, HELLO, INFO, PUB, SUB, UNSUB, Message, Reply, SubAck, byte, command, long, short, table, v1_command,
-)  # fmt: skip
+    ACK,
+    HELLO,
+    INFO,
+    PUB,
+    SUB,
+    UNSUB,
+    Message,
+    Reply,
+    SubAck,
+    byte,
+    command,
+    long,
+    short,
+    table,
+    v1_command,
+)
 from stepped import Bench
 from watched_broker import get
 
@@ -271,9 +285,11 @@ def test_a_hundred_at_once_with_one_client_id_end_as_one(broker, connect):
     for rival in rivals:
         rival.send(command(HELLO, client_id="contested", protocol=1, seq=1))
     until(lambda: witness.info()["clients"] == 2, "one is left")
-    assert len(broker.lines("client_id_taken")) + sum(
-        int(line["count"]) for line in broker.lines("logs_suppressed", of="client_id_taken")
-    ) <= 99
+    assert (
+        len(broker.lines("client_id_taken"))
+        + sum(int(line["count"]) for line in broker.lines("logs_suppressed", of="client_id_taken"))
+        <= 99
+    )
 
 
 # ---- settings that cannot be read again: see also test_show_door.py
