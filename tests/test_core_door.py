@@ -241,6 +241,28 @@ def test_the_time_is_a_setting_that_can_be_changed_while_running() -> None:
         assert client.closed
 
 
+def test_a_crowd_whose_time_is_up_ends_over_a_few_turns_and_those_inside_are_served_between_them() -> None:
+    with guarded(max_pending=1000) as bench:
+        reader, writer = bench.attach(trusted=True), bench.attach(trusted=True)
+        reader.send(wire.SUB, "t")
+        bench.settle()
+        bench.answer(bench.asked.pop())
+        bench.settle()
+        for _ in range(1000):
+            bench.attach()
+        bench.settle(HELLO_MS - 100)
+        assert not bench.closed
+        turns = 0
+        bench.now_ms += 100 + TICK_MS
+        while len(bench.closed) < 1000:
+            writer.publish("t", b"%d" % turns)
+            bench.turn()
+            turns += 1
+        assert 4 <= turns <= 10
+        bench.settle()
+        assert reader.payloads == [b"%d" % n for n in range(turns)]
+
+
 # ---- what a stranger costs -------------------------------------------------------------------------------------------
 
 

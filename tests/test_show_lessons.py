@@ -169,6 +169,18 @@ def test_more_levels_than_may_be_are_refused_and_cost_no_search(broker, connect)
     assert plain.is_closed()
 
 
+@pytest.mark.parametrize(
+    "broker", [{"limits.max_topic_levels": 3, "qos1.ack_timeout_ms": 100, "qos1.max_deliveries": 1}], indirect=True
+)
+def test_the_level_that_the_broker_puts_in_front_of_a_dead_letter_is_not_counted(broker, connect):
+    undertaker = connect(broker, hello=True).subscribe("$dlq/a/b/c")
+    silent, writer = connect(broker, hello=True), connect(broker, hello=True)
+    assert silent.ask(SUB, "a/b/c", qos=1).code == 0
+    assert writer.ask(PUB, "a/b/c", b"never acknowledged", qos=1).code == 0
+    assert undertaker.next().topic == "$dlq/a/b/c"
+    assert writer.ask(PUB, "$dlq/a/b/c/d", b"").code == 400
+
+
 # ---- flows that are begun and left
 
 
