@@ -18,7 +18,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test slow crash check format bench bench-quick asan fuzz core clean
+.PHONY: help run test slow crash check format guard bench bench-quick bench-micro asan fuzz core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -107,6 +107,10 @@ bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a 
 
 bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
+
+guard: $(VENV)/.run ## count the core's instructions per message and compare with bench/guard.json; ARGS=--record
+	@packaging/setup.sh valgrind
+	@$(PY) -m bench.guard $(ARGS)
 
 crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
