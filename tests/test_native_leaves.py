@@ -56,6 +56,10 @@ def run_program(directory: Path, name: str, sanitizers: str, sources: list[str],
     assert result.returncode == 0, result.stderr.decode(errors="replace")
 
 
+def test_names_that_differ_little_do_not_share_a_bucket(tmp_path: Path) -> None:
+    run_program(tmp_path, "hash", "address,undefined", ["trie.c", "frame.c", "pool.c"])
+
+
 def test_the_wheel_agrees_with_an_array(tmp_path: Path) -> None:
     run_program(tmp_path, "wheel", "address,undefined", ["wheel.c"])
 
