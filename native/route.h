@@ -90,4 +90,8 @@ static inline bool route_is_current(const routes_t *routes, const topic_t *topic
     return !topic->stale && topic->generation == route_counts(routes)->generation;
 }
 
+static inline bool route_ready(routes_t *routes, topic_t *topic) {
+    return BQ_LIKELY(route_is_current(routes, topic)) || route_resolve(routes, topic);
+}
+
 #endif
