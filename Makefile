@@ -112,6 +112,9 @@ guard: $(VENV)/.run ## count the core's instructions per message and compare wit
 	@packaging/setup.sh valgrind
 	@$(PY) -m bench.guard $(ARGS)
 
+bench-micro: $(VENV)/.run ## what one operation of the core's parts costs: timer wheel, pools, CRC, frames, routes
+	@$(PY) -m bench.micro $(ARGS)
+
 crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
 
