@@ -86,7 +86,7 @@ format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
 # tests start as processes of their own write their findings to files too, so none is lost with its standard error;
 # libubsan comes first because gcc's two run-times share the name of the function that sets the file. Left out: tests without
 # a core, those that build sanitized programs of their own or run others' (curl), and test_crash, which preloads a disk of its own.
-WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py
+WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)

@@ -9,7 +9,7 @@ the compiler made of native/*.c and the memory functions called from there (as p
 the C library and the kernel do not.
 
 Invariant: figures are compared with those of the same architecture and compiler, by its major version. Any other compiler
-has no record: its figures are shown beside the nearest one's, and only more than twice as many fail.
+has no record: it is compared with the nearest one, and only half as many again fail.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "guard"
 RECORD = ROOT / "bench" / "guard.json"
 TOLERANCE = 0.10
-TOLERANCE_OF_STRANGERS = 1.0
+TOLERANCE_OF_STRANGERS = 0.5  # gcc 11 and clang 14 are within a sixth of gcc 12
 NOT_COMPILED = {"storage_posix.c"}  # guard.c has a disk in memory in its place
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset", "memcmp"}
 OF_THE_CORE = re.compile(r"(?<!tests)/native/\w+\.[ch]$")
@@ -155,7 +155,7 @@ def remarks(name: str, record: str | None, worse: list[str], better: list[str], 
     if record is None:
         lines.append(f"There is no record for this architecture, so nothing was compared. To make one: {to_record}")
     elif record != name:
-        lines.append(f"There is no record for this compiler: compared with {record}, where only twice as much fails.")
+        lines.append(f"There is no record for this compiler: compared with {record}; only half as much again fails.")
     if worse:
         lines.append(f"FAILED: more instructions than on record in {', '.join(worse)}.")
         lines.append(f"See where they go: make guard ARGS='--functions {worse[0]}'. If they are worth it: {to_record}")
