@@ -74,7 +74,10 @@ class Broker:
         return self._process is not None and self._process.poll() is None
 
     def start(self, within_s: float = START_TIMEOUT_S) -> None:
-        """Returns once the port accepts. Raises BrokerError with the end of the broker's own output if it does not."""
+        """Returns once it can be used: the port accepts, and Redis, which listens while it loads, answers.
+
+        Raises BrokerError with the end of the broker's own output if it cannot in time.
+        """
         command = [filled(word, self._places) for word in self.plan.command]
         begin = time.monotonic()
         with self.log_path.open("wb") as log:
@@ -84,7 +87,8 @@ class Broker:
                 )
             except OSError as error:
                 raise BrokerError(f"{self.plan.name}: cannot run {command[0]}: {error.strerror}") from None
-        while not _accepts(self.port):
+        usable = _answers if self.plan.protocol in ("redis", "xadd") else _accepts
+        while not usable(self.port):
             if not self.alive:
                 raise BrokerError(f"{self.plan.name} ended with code {self._process.returncode}: {self.last_words()}")
             if time.monotonic() - begin > within_s:
@@ -182,6 +186,16 @@ def _accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _answers(port: int) -> bool:
+    """Whether Redis does; it says LOADING until its file has been read."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
 
 
 def _listener(port: int, started: int) -> int:
