@@ -32,6 +32,8 @@ from native.build_native import compile_flags
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "guard"
 RECORD = ROOT / "bench" / "guard.json"
+PAGE = ROOT / "docs" / "PERFORMANCE.md"
+PAGE_TABLE = re.compile(r"(?<=<!-- guard -->\n).*?(?=<!-- /guard -->)", re.DOTALL)
 TOLERANCE = 0.10
 TOLERANCE_OF_STRANGERS = 0.5  # gcc 11 and clang 14 are within a sixth of gcc 12
 NOT_COMPILED = {"storage_posix.c"}  # guard.c has a disk in memory in its place
@@ -162,7 +164,7 @@ def remarks(name: str, record: str | None, worse: list[str], better: list[str], 
         lines.append(f"See where they go: make guard ARGS='--functions {worse[0]}'. If they are worth it: {to_record}")
     if better or (gone and record == name):
         what = ", ".join(better + [f"{shape} (gone)" for shape in gone])
-        lines.append(f"The record is out of date for {what}: {to_record}, and commit bench/guard.json.")
+        lines.append(f"The record is out of date for {what}: {to_record}, and commit what it changes.")
     return lines or [f"All within {TOLERANCE:.0%} of the record."]
 
 
@@ -176,11 +178,24 @@ def nearest(name: str, records: dict[str, dict[str, float]]) -> str | None:
 def write_record(counts: dict[str, Count], name: str, records: dict[str, dict[str, float]]) -> None:
     records[name] = {shape: round(counted.each, 2) for shape, counted in counts.items()}
     RECORD.write_text(json.dumps(dict(sorted(records.items())), indent=2) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(PAGE_TABLE.sub(lambda _: table(records), page), encoding="utf-8")
+
+
+def table(records: dict[str, dict[str, float]]) -> str:
+    """The record as docs/PERFORMANCE.md shows it: a column for each compiler."""
+    names = sorted(records)
+    shapes = list(dict.fromkeys(shape for name in names for shape in records[name]))
+    cells = [[shape, *(f"{records[name].get(shape, 0):,.1f}" for name in names)] for shape in shapes]
+    rows = [["shape", *names], ["---"] * (len(names) + 1), *cells]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.guard", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write what is measured to bench/guard.json")
+    parser.add_argument(
+        "--record", action="store_true", help="write what is measured to bench/guard.json and docs/PERFORMANCE.md"
+    )
     parser.add_argument(
         "--functions", metavar="SHAPE", help="show where the instructions of a shape go, compare nothing"
     )

@@ -118,3 +118,8 @@ def test_the_record_has_the_shapes_that_are_driven() -> None:
     driven = set(re.findall(r'\{\.name = "([^"]+)"', (ROOT / "bench" / "guard.c").read_text(encoding="utf-8")))
     for name, figures in json.loads(guard.RECORD.read_text(encoding="utf-8")).items():
         assert set(figures) == driven, name
+
+
+def test_the_page_shows_the_record() -> None:
+    shown = guard.PAGE_TABLE.search(guard.PAGE.read_text(encoding="utf-8"))
+    assert shown and shown[0] == guard.table(json.loads(guard.RECORD.read_text(encoding="utf-8")))
