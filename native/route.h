@@ -37,6 +37,7 @@ typedef struct topic {
     uint64_t hash;
     uint64_t generation; /* of the routes when the targets were found */
     struct topic *chain;
+    struct topic *follower; /* what its publisher published to after it, the last time: a hint, compare the name before use */
     struct connection **targets;
     uint32_t target_count;
     uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
