@@ -97,6 +97,7 @@ find_fuzzer() {
 }
 
 counter_works() {
+    # shellcheck disable=SC2086  # CC may come with flags
     command -v valgrind >/dev/null 2>&1 &&
         printf '#include <valgrind/callgrind.h>\nint main(void) { CALLGRIND_ZERO_STATS; return 0; }\n' |
         ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1
