@@ -432,6 +432,7 @@ def snapshot(report=None, config=None, **stats):
         report=report,
         state={"ready": 1, "degraded": 0},
         reloads={"applied": 0, "refused": 0, "ok": 1},
+        auth={"keys": 0, "file_ok": 1, "refused": 0},
         process={"cpu_seconds": 1.5, "started_at": 1.7e9},
         admin={"requests": 1, "bad": 0, "cut": 0},
     )

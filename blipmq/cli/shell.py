@@ -7,6 +7,7 @@ read when it is done.
 
 from __future__ import annotations
 
+import argparse
 import os
 import queue
 import selectors
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 from blipmq.blocking import BlockingClient, BlockingSubscription
 from blipmq.cli import render
+from blipmq.cli.access import read_key
 from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
 from blipmq.errors import BlipMQError, UsageError
 
@@ -285,8 +287,8 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     return 0 if interactive and not worker.ended else worker.status
 
 
-def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
-    """`argv` holds one address. Returns the exit status; errors are printed to standard error."""
+def main(arguments: argparse.Namespace, environment: Mapping[str, str] | None = None) -> int:
+    """`arguments`: addr and key_file. Returns the exit status; errors are printed to standard error."""
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
@@ -294,8 +296,7 @@ def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
     editor = LineEditor(History(history_path(environment)), vocabulary) if interactive else None
     screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
-        (address,) = argv
-        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), screen, vocabulary)
+        worker = Worker(arguments.addr, read_key(arguments, environment), screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
