@@ -130,7 +130,7 @@ def uncovered(outer: str, inner: str) -> str | None:
     dialects and between them, but for the length that a topic may have. Raises UsageError for what is no filter."""
     walks = _Walk(outer), _Walk(inner)
     other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in outer + inner and chr(c).isprintable())
-    characters = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
+    characters: list[str] = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
     reached: set[tuple[int, int]] = set()
     waiting: deque[tuple[tuple[int, int], str]] = deque([((0, 0), "")])  # the nearest first
     while waiting:

@@ -73,7 +73,7 @@ def test_a_core_stepped_by_hand_serves_a_connection_without_a_socket(core):
     conn = attach(core)
     core.feed(conn, wire.encode_command(wire.SUB, "t", seq=5))
     events = events_until(core, 2)
-    assert Sub(conn, 5, "t", "", 0, False, True, "") in events
+    assert Sub(conn, 5, "t", "", 0, False, True, "", trusted=True) in events
     core.subscribe(conn, 5, "t")
     core.feed(conn, wire.encode_command(wire.PUB, "t", b"payload"))
     out = b"".join(event.data for event in events_until(core, 2) if isinstance(event, Out))

@@ -130,7 +130,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
-    return int(shell.main(arguments))
+    return int(shell.main([arguments.addr], key_file=arguments.key_file))
 
 
 def _keys(arguments: argparse.Namespace) -> int:

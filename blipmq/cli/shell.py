@@ -7,7 +7,6 @@ read when it is done.
 
 from __future__ import annotations
 
-import argparse
 import os
 import queue
 import selectors
@@ -287,8 +286,8 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     return 0 if interactive and not worker.ended else worker.status
 
 
-def main(arguments: argparse.Namespace, environment: Mapping[str, str] | None = None) -> int:
-    """`arguments`: addr and key_file. Returns the exit status; errors are printed to standard error."""
+def main(argv: list[str], environment: Mapping[str, str] | None = None, key_file: str | None = None) -> int:
+    """`argv` holds one address, `key_file`: where the key is. Returns the exit status; errors go to standard error."""
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
@@ -296,7 +295,8 @@ def main(arguments: argparse.Namespace, environment: Mapping[str, str] | None = 
     editor = LineEditor(History(history_path(environment)), vocabulary) if interactive else None
     screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
-        worker = Worker(arguments.addr, read_key(arguments, environment), screen, vocabulary)
+        (address,) = argv
+        worker = Worker(address, read_key(key_file, environment), screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
