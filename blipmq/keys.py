@@ -15,11 +15,11 @@ with more rights than were meant; a file is replaced in one step, so nobody ever
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +90,7 @@ class Keyring:
     """Keys that are in effect, found by what a client presents."""
 
     def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Sequence[str] = ()) -> None:
-        self._salt = salt or secrets.token_bytes(_SALT_BYTES)
+        self._salt = salt or os.urandom(_SALT_BYTES)
         self._keys = {key.digest: key for key in keys}
         for place, text in enumerate(plain):
             digest = digest_of(text.encode("utf-8", "surrogateescape"), self._salt)
@@ -278,7 +278,7 @@ def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = 
     nowhere. `key`: text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
     check_name(name)
     rights = check_allow(allow)
-    text = PREFIX + secrets.token_urlsafe(32) if key is None else key
+    text = PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=") if key is None else key
     _check_key(text)
     with _locked(path):
         file = _open_or_new(path)
@@ -322,11 +322,11 @@ def _names(line: str, name: str) -> bool:
 
 def _open_or_new(path: Path) -> _File:
     if not os.path.exists(path):
-        header = json.dumps({"format": FORMAT, "salt": secrets.token_hex(_SALT_BYTES)})
+        header = json.dumps({"format": FORMAT, "salt": os.urandom(_SALT_BYTES).hex()})
         _replace(os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, revoke. Hashes only.", header])
     file = _File(path)
     if not file.salt:  # an empty one
-        file.salt = secrets.token_bytes(_SALT_BYTES)
+        file.salt = os.urandom(_SALT_BYTES)
         file.lines.append(json.dumps({"format": FORMAT, "salt": file.salt.hex()}))
     return file
 
@@ -352,7 +352,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _replace(path: str, lines: list[str]) -> None:
     """Write the file anew beside the old one, and put it in its place when it is on disk."""
     folder, name = os.path.split(os.path.abspath(path))
-    fresh = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    fresh = os.path.join(folder, f".{name}.{os.urandom(8).hex()}")
     try:
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
