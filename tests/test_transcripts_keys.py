@@ -298,6 +298,11 @@ def test_durable_subscriptions_belong_to_their_key_over_a_restart(door):
         assert mine.ask(SUB, "a", qos=1, durable=True).code == 0
         assert mine.next().payload == b"kept"
         assert mine.ask(UNSUB, "a").code == 0
+    door.broker.stop()
+    log = door.broker.config.parent / "data" / "wal"
+    records = [json.loads(line) for line in blipmq("wal", "export", "--directory", str(log)).stdout.splitlines()]
+    (made,) = [record for record in records if record["type"] == "subscribe"]
+    assert (made["key"], made["client_id"], made["filter"]) == ("admin", "gauge", "a")
 
 
 def test_info_shows_a_key_with_rights_its_own_subscribers_only(door, entered):
