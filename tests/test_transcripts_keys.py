@@ -106,7 +106,9 @@ def test_wrong_revoked_empty_and_over_long_keys_are_refused_with_the_same_words(
     wrongs = [None, "", "wrong", revoked, good[:-1], good + "x", "x" * 900, "#", "*", "..", good + "\0", b"\xff\xfe\0"]
     assert [door.try_key(wrong) for wrong in wrongs] == [UNKNOWN] * len(wrongs)
     assert door.try_key(good)[0] == 0
-    lines = until(lambda: door.broker.lines("refused")[len(wrongs) - 1 :] and door.broker.lines("refused"), "all are logged")
+    lines = until(
+        lambda: door.broker.lines("refused")[len(wrongs) - 1 :] and door.broker.lines("refused"), "all are logged"
+    )
     assert len(lines) == len(wrongs)
     assert {(line["code"], line["reason"]) for line in lines} == {("401", UNKNOWN[1])}
 
@@ -608,3 +610,32 @@ def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
         reader.kill()
         reader.wait()
     assert (reader.returncode, out) == (77, b"") and b"401" in err
+
+
+def test_a_subscriber_that_loses_its_right_ends_with_the_reason(door):
+    key = door.add("reader", "sub:a", "sub:b")
+    door.start()
+    reader = subprocess.Popen(
+        [*cli_command(), "sub", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(BLIPMQ_ADDR=door.broker.address, BLIPMQ_API_KEY=key),
+    )
+    try:
+        until(lambda: door.broker.info()["subscriptions_total"] == 1, "it has subscribed")
+        change_rights(door, "reader", "sub:b")
+        out, err = reader.communicate(timeout=60)
+    finally:
+        reader.kill()
+        reader.wait()
+    assert (reader.returncode, out) == (77, b"") and b"403" in err
+
+
+def test_check_says_that_nobody_will_be_let_in(tmp_path):
+    asked = {"BLIPMQ_AUTH__KEYS_FILE": "keys"}
+    result = blipmq("check", cwd=tmp_path, **asked)
+    assert result.returncode == 0 and b"nobody will be let in: keys: the key file cannot be read" in result.stderr
+    (tmp_path / "keys").write_text("")
+    assert b"there is no key in keys" in blipmq("check", cwd=tmp_path, **asked).stderr
+    assert blipmq("keys", "add", "a", cwd=tmp_path, **asked).returncode == 0
+    assert blipmq("check", cwd=tmp_path, **asked).stderr == b""

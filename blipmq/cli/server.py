@@ -122,9 +122,20 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  {name + ' = ' + shown(loaded.config, path):<48} {loaded.origins[path]}")
     print("\nmemory:")
     print(memory.table(loaded.config))
-    for warning in config_reader.warnings(loaded):
+    for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
         print(f"blipmq: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _key_file_problems(path: str) -> list[str]:
+    if not path:
+        return []
+    from blipmq.keys import list_keys
+
+    try:
+        return [] if list_keys(path) else [f"there is no key in {path}, so nobody will be let in: blipmq keys add NAME"]
+    except ConfigError as error:
+        return [f"nobody will be let in: {error}"]
 
 
 def _connect(arguments: argparse.Namespace) -> int:
