@@ -172,6 +172,9 @@ class Hello(NamedTuple):
     peer: str
     trusted: bool = False  # of this process: let in without a key
 
+    def __repr__(self) -> str:  # without the key, wherever it is printed
+        return f"Hello(conn={self.conn}, seq={self.seq}, client_id={self.client_id!r}, peer={self.peer!r})"
+
 
 class Sub(NamedTuple):
     """A client asks for `filter`, which the core has checked. Answered by `subscribe`, `reply` or `close`."""

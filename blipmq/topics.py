@@ -115,6 +115,11 @@ class _Walk:
             return state + 2 if state + 1 < len(text) else _REJECTED
         return state + 1 if at == character else _REJECTED
 
+    def completion(self, state: int, filling: str) -> str:
+        """What makes a topic that matches of one that has come as far as `state`: from everywhere there is a way."""
+        rest = self.text[state:] if state >= 0 else ""
+        return "".join(filling if self.dialect and character in _WILDCARDS else character for character in rest)
+
     def accepts(self, state: int) -> bool:
         """Whether a topic may end here."""
         rest = self.text[state:] if state >= 0 else ""
@@ -126,8 +131,8 @@ class _Walk:
 
 
 def uncovered(outer: str, inner: str) -> str | None:
-    """A topic that `inner` matches and `outer` does not, as short as can be; None: `outer` covers `inner`. Exact for both
-    dialects and between them, but for the length that a topic may have. Raises UsageError for what is no filter."""
+    """A topic that `inner` matches and `outer` does not; None: `outer` covers `inner`. Exact for both dialects and between
+    them, but for the length that a topic may have. Raises UsageError for what is no filter."""
     walks = _Walk(outer), _Walk(inner)
     other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in outer + inner and chr(c).isprintable())
     characters: list[str] = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
@@ -139,6 +144,8 @@ def uncovered(outer: str, inner: str) -> str | None:
             ends = (walks[0].step(states[0], character, not topic), walks[1].step(states[1], character, not topic))
             if ends[0] == _ALL or ends[1] == _REJECTED or ends in reached:
                 continue
+            if ends[0] == _REJECTED:
+                return topic + character + walks[1].completion(ends[1], other)
             if walks[1].accepts(ends[1]) and not walks[0].accepts(ends[0]):
                 return topic + character
             reached.add(ends)

@@ -264,3 +264,7 @@ def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
     (unpacked,) = native._SUBSCRIBER_LAYOUT.iter_unpack(bytes(native.ffi.buffer(row)))
     expected = [bytes(range(16)) if name == "peer" else number for number, name in enumerate(names, 1)]
     assert list(unpacked) == expected
+
+
+def test_a_hello_that_is_printed_does_not_show_its_key():
+    assert "s3cret" not in repr(native.Hello(1, 2, 1, "me", b"s3cret", ""))

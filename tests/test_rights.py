@@ -6,9 +6,12 @@ The tests play the Python side: they answer HELLO with ADMIT and say what a key'
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stepped import Bench, conserved
 
 from blipmq import native, wire
+from blipmq.topics import match
 
 TEXT = "this key may not publish to this topic"
 
@@ -304,3 +307,33 @@ def test_asking_for_keys_ends_all_who_are_in_without_and_nobody_else():
         bench.settle()
         publish(bench, bench.attach(), "a")
         assert keyed.payloads == [b"x", b"x"]
+
+
+TOPICS = st.sampled_from(["a", "b", "a/b", "a/b/c", "a.b", "$a", "a/", "b.c.d"])
+FILTERS = st.sampled_from(["a", "b", "a/+", "a/#", "#", ">", "*", "a.*", "$a", "b.>", "+/b"])
+STEPS = st.one_of(
+    st.tuples(st.just("set"), st.integers(1, 2), st.lists(FILTERS, max_size=3)),
+    st.tuples(st.just("all"), st.integers(1, 2), st.none()),
+    st.tuples(st.just("publish"), st.integers(1, 2), st.lists(TOPICS, max_size=5)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(STEPS, max_size=15))
+def test_what_is_published_is_what_the_rules_of_topics_allow_whatever_was_set_when(steps):
+    with KeyBench(require_hello=1) as bench:
+        bench.everyone = bench.attach(trusted=True).subscribe("#", "$a")
+        bench.rights(1)
+        bench.rights(2)
+        clients = {number: bench.enter(number, f"c{number}") for number in (1, 2)}
+        allowed = {1: [], 2: []}
+        for step, number, what in steps:
+            if step == "publish":
+                publish(bench, clients[number], *what)
+                assert heard(bench) == [topic for topic in what if any(match(f, topic) for f in allowed[number])]
+            elif step == "set":
+                bench.rights(number, *what)
+                allowed[number] = what
+            else:
+                bench.core.rights(number, None)
+                allowed[number] = ["#", "$a"]

@@ -107,7 +107,7 @@ def is_filter(text: str) -> bool:
     return True
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(outer=SMALL_FILTERS | LEVELLED, inner=SMALL_FILTERS | LEVELLED)
 def test_a_filter_covers_another_exactly_if_no_topic_says_otherwise(outer: str, inner: str) -> None:
     topic = uncovered(outer, inner)
@@ -118,7 +118,7 @@ def test_a_filter_covers_another_exactly_if_no_topic_says_otherwise(outer: str, 
         assert match(inner, topic) and not match(outer, topic)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(filter_=SMALL_FILTERS | LEVELLED)
 def test_a_filter_covers_itself_and_every_topic_it_matches(filter_: str) -> None:
     assert covers(filter_, filter_)
@@ -148,7 +148,9 @@ def test_a_filter_covers_itself_and_every_topic_it_matches(filter_: str) -> None
     ],
 )
 def test_examples_of_filters_within_others(outer: str, inner: str, topic: str | None) -> None:
-    assert uncovered(outer, inner) == topic
+    assert covers(outer, inner) is (topic is None)
+    if topic is not None:
+        assert match(inner, topic) and not match(outer, topic)
 
 
 def test_the_longest_filters_are_compared_without_much_work() -> None:
