@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from blipmq import config
 from blipmq.errors import ConfigError
-from blipmq.keys import Key, Keyring, read_keyring
+from blipmq.keys import SALT_BYTES, Key, Keyring, Plain, read_keyring
 from blipmq.logs import Log
 from blipmq.native import Core
 
@@ -41,6 +41,7 @@ class Auth:
         self._core = core
         self._settings = settings
         self._log = log
+        self._salt = os.urandom(SALT_BYTES)  # of plain keys
         self._ring = Keyring()
         self._seen = _NEVER
         self._given: dict[
@@ -65,7 +66,7 @@ class Auth:
 
     def open(self) -> None:
         """Read the keys. A key file that is of no use admits nobody."""
-        self._ring = Keyring(plain=self._settings.api_keys)
+        self._ring = Keyring(plain=self._plain(self._settings))
         self.look()
 
     def look(self) -> bool:
@@ -76,7 +77,7 @@ class Auth:
             return False
         self._seen = seen
         try:
-            self._ring = read_keyring(path, self._settings.api_keys)
+            self._ring = read_keyring(path, self._plain(self._settings))
         except ConfigError as error:
             self._failed(str(error), again=seen != _signature(path) or isinstance(error.__context__, OSError))
             return False
@@ -99,16 +100,18 @@ class Auth:
 
     def prepare(self, settings: config.Auth) -> Prepared:
         """Read what changed settings want. Raises `ConfigError` and changes nothing, if it is of no use."""
-        seen = _signature(settings.keys_file)
-        if not settings.keys_file:
-            return Prepared(settings, Keyring(plain=settings.api_keys), seen)
-        return Prepared(settings, read_keyring(settings.keys_file, settings.api_keys), seen)
+        seen, plain = _signature(settings.keys_file), self._plain(settings)
+        ring = read_keyring(settings.keys_file, plain) if settings.keys_file else Keyring(plain=plain)
+        return Prepared(settings, ring, seen)
 
     def apply(self, prepared: Prepared) -> None:
         """Put keys that were read into effect."""
         self._settings, self._ring, self._seen = prepared
         self.problem = ""
         self._tell_core()
+
+    def _plain(self, settings: config.Auth) -> Plain:
+        return Plain(settings.api_keys, self._salt)
 
     def find(self, presented: bytes) -> Key | None:
         """The key a client came in with, or None."""

@@ -182,7 +182,7 @@ class Broker:
         self._loop.add_reader(core.event_fd, self._drain)
         self._drain()  # arms the descriptor
         self._tick()
-        self._look_at_keys()
+        self._watch_keys()
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send what is queued for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all.
@@ -305,6 +305,7 @@ class Broker:
         core.limits(core_config(config))  # first: from here on nobody comes in without a key, if one is wanted
         self._auth.apply(keys)
         self._protocol.keys_changed()
+        self._watch_keys()
 
     def reload_refused(self, error: str) -> None:
         """Note that a changed configuration was refused: a reason to look until one is applied."""
@@ -448,12 +449,18 @@ class Broker:
             self.log.settle()
             self._after("tick", TICK_SECONDS, self._tick)
 
+    def _watch_keys(self) -> None:
+        if "keys" in self._timers:
+            self._timers.pop("keys").cancel()
+        if self.config.auth.keys_file:
+            self._after("keys", CHECK_SECONDS, self._look_at_keys)
+
     def _look_at_keys(self) -> None:
         if self._core is None or self._auth is None or self._protocol is None:
             return
         if self._auth.look():
             self._protocol.keys_changed()
-        self._after("keys", CHECK_SECONDS, self._look_at_keys)
+        self._watch_keys()
 
     def _backlog(self) -> None:
         if self._loop is not None and "retry" not in self._timers:  # one at a time

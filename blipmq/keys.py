@@ -42,7 +42,7 @@ PREFIX = "bq_"
 PLAIN_NAME = "auth.api_keys"
 """What keys that stand in the configuration are called, with their place: `auth.api_keys[0]`."""
 
-_SALT_BYTES = 32
+SALT_BYTES = 32
 _FIELDS = {"name", "hash", "created", "allow"}
 
 Path = str | os.PathLike[str]
@@ -86,31 +86,43 @@ class Key(NamedTuple):
         return not self.allow or any(covers(right[4:], filter) for right in self.allow if right.startswith("sub:"))
 
 
+class Plain(NamedTuple):
+    """Keys that stand in the configuration, and the salt that their digests are made with as long as the broker runs."""
+
+    texts: Sequence[str] = ()
+    salt: bytes = bytes(SALT_BYTES)
+
+
+NO_PLAIN = Plain()
+
+
 class Keyring:
     """Keys that are in effect, found by what a client presents."""
 
-    def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Sequence[str] = ()) -> None:
-        self._salt = salt or os.urandom(_SALT_BYTES)
+    def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
+        self._salts = salt, plain.salt
         self._keys = {key.digest: key for key in keys}
-        for place, text in enumerate(plain):
-            digest = digest_of(text.encode("utf-8", "surrogateescape"), self._salt)
-            self._keys.setdefault(
-                digest, Key(f"{PLAIN_NAME}[{place}]", digest, plain=True)
-            )  # the one with rights stays
+        self._plain: dict[bytes, Key] = {}
+        for place, text in enumerate(plain.texts):
+            digest = digest_of(text.encode("utf-8", "surrogateescape"), plain.salt)
+            self._plain[digest] = Key(f"{PLAIN_NAME}[{place}]", digest, plain=True)
 
     def __repr__(self) -> str:
-        return f"<Keyring keys={len(self._keys)}>"
+        return f"<Keyring keys={len(self._keys)} plain={len(self._plain)}>"
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._keys) + len(self._plain)
 
     def find(self, presented: bytes) -> Key | None:
-        """The key whose text is `presented`, or None. Takes the same steps for every key that is none."""
-        return self._keys.get(digest_of(presented, self._salt))
+        """The key whose text is `presented`, or None. Takes the same steps for every key that is none. Of two with the same
+        text the one in the file counts: it may have fewer rights."""
+        digests = [digest_of(presented, salt) for salt in self._salts]
+        plain = self._plain.get(digests[1])
+        return self._keys.get(digests[0], plain)
 
     def current(self, key: Key) -> Key | None:
         """What has become of a key found in an earlier ring: the same text under the same name, or None."""
-        now = self._keys.get(key.digest)
+        now = (self._plain if key.plain else self._keys).get(key.digest)
         return now if now is not None and now.owner == key.owner else None
 
 
@@ -122,7 +134,7 @@ def digest_of(key: bytes, salt: bytes) -> bytes:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_keyring(path: Path, plain: Sequence[str] = ()) -> Keyring:
+def read_keyring(path: Path, plain: Plain = NO_PLAIN) -> Keyring:
     """The keys of the file and, beside them, the `plain` ones. Raises `ConfigError` (`KeysDenied`, if that is the cause)."""
     file = _File(path)
     return Keyring(file.keys.values(), file.salt, plain)
@@ -322,11 +334,11 @@ def _names(line: str, name: str) -> bool:
 
 def _open_or_new(path: Path) -> _File:
     if not os.path.exists(path):
-        header = json.dumps({"format": FORMAT, "salt": os.urandom(_SALT_BYTES).hex()})
+        header = json.dumps({"format": FORMAT, "salt": os.urandom(SALT_BYTES).hex()})
         _replace(os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, revoke. Hashes only.", header])
     file = _File(path)
     if not file.salt:  # an empty one
-        file.salt = os.urandom(_SALT_BYTES)
+        file.salt = os.urandom(SALT_BYTES)
         file.lines.append(json.dumps({"format": FORMAT, "salt": file.salt.hex()}))
     return file
 

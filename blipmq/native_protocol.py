@@ -173,9 +173,8 @@ class NativeProtocol:
             return
         # A handle that has been closed meanwhile is never valid again: the core drops the reply.
         key = session.key if session is not None else None
-        only = (
-            key.name if key is not None and key.allow else None
-        )  # who is let in for one topic need not see the others
+        # Who is let in for one topic need not see the others.
+        only = key.name if key is not None and key.allow else None
         self._status.ask_json(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload), only)
 
     def closed(self, event: Closed) -> None:

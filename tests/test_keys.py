@@ -17,6 +17,7 @@ from blipmq.keys import (
     Keyring,
     KeysDenied,
     NoSuchKey,
+    Plain,
     add_key,
     list_keys,
     read_keyring,
@@ -186,7 +187,7 @@ def test_every_key_that_is_none_takes_the_same_steps(path, monkeypatch):
     monkeypatch.setattr(keys, "digest_of", lambda *args: hashed.append(args) or digest_of(*args))
     wrongs = [b"", b"wrong", revoked.encode(), b"x" * 4096]
     assert [ring.find(wrong) for wrong in wrongs] == [None] * 4
-    assert [presented for presented, _ in hashed] == wrongs, "each is hashed, and once"
+    assert [presented for presented, _ in hashed] == [wrong for wrong in wrongs for _ in ("file", "plain")]
 
 
 def test_an_empty_ring_admits_nobody():
@@ -195,9 +196,16 @@ def test_an_empty_ring_admits_nobody():
 
 def test_plain_keys_of_the_configuration_stand_beside_those_of_the_file(path):
     add_key(path, "limited", ["pub:a"], key=GIVEN)
-    ring = read_keyring(path, ["plain-key", GIVEN])
+    ring = read_keyring(path, Plain(["plain-key", GIVEN]))
     assert ring.find(b"plain-key").name == "auth.api_keys[0]"
     assert ring.find(GIVEN.encode()).allow == ("pub:a",), "of two with the same text the one with fewer rights counts"
+
+
+def test_a_plain_key_is_current_while_it_stands_in_the_configuration_whatever_the_file_does(path):
+    found = Keyring(plain=Plain(["plain-key", "other"])).find(b"other")
+    add_key(path, "a")
+    assert read_keyring(path, Plain(["other"])).current(found).name == "auth.api_keys[0]"
+    assert read_keyring(path, Plain(["third"])).current(found) is None
 
 
 def test_a_key_is_current_while_its_text_and_name_are(path):
