@@ -8,6 +8,7 @@
 #include "poll.h"
 #include "pool.h"
 #include "queue.h"
+#include "rights.h"
 #include "ring.h"
 #include "route.h"
 #include "segment.h"
@@ -52,6 +53,7 @@ struct bq {
     segment_store_t segments;
     queue_env_t queues;
     routes_t *routes;
+    rights_table_t rights;
     publish_run_t open;
     uint64_t now_ms, wall_ms; /* of this turn */
     uint64_t next_message_id;

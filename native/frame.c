@@ -143,10 +143,13 @@ int filter_check(const uint8_t *filter, uint32_t size) {
     return dialect;
 }
 
-/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
 int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
     int dialect = filter_check(filter, filter_size);
-    if (dialect < 0) return dialect;
+    return dialect < 0 ? dialect : filter_matches(dialect, filter, filter_size, topic, topic_size);
+}
+
+/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
+int filter_matches(int dialect, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
     if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
     const uint8_t separator = dialect == DOTS ? '.' : '/';
     uint32_t t = 0;

@@ -27,6 +27,8 @@ bool frame_error_is_fatal(int code);           /* the frame cannot be verified, 
 int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
 int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */
 int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size);
+int filter_matches(int dialect, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic,
+                   uint32_t topic_size); /* the same for a filter that has been checked: 1 or 0 */
 
 /* Message frames of one topic share everything up to the payload: encode that once per topic, then patch and copy. */
 uint32_t message_prefix_size(uint32_t topic_size);                                  /* bytes before the payload's first byte */

@@ -36,6 +36,7 @@ typedef struct session_route {
 typedef struct topic {
     uint64_t hash;
     uint64_t generation; /* of the routes when the targets were found */
+    uint64_t serial;     /* one for each entry ever made: slots and names come back, this does not */
     struct topic *chain;
     struct topic *follower; /* what its publisher published to after it, the last time: a hint, compare the name before use */
     struct connection **targets;
