@@ -47,6 +47,7 @@ from blipmq.native import (
 from blipmq.native_protocol import NativeProtocol
 from blipmq.sessions import Sessions
 from blipmq.status import Status
+from blipmq.strangers import Strangers
 from blipmq.wal import Wal, first_message_id
 
 if TYPE_CHECKING:
@@ -105,6 +106,12 @@ def core_config(config: Config) -> CoreConfig:
         max_deliveries=config.qos1.max_deliveries,
         run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,
+        hello_timeout_ms=config.limits.hello_timeout_ms,
+        max_pending=config.limits.max_pending,
+        max_pending_per_address=config.limits.max_pending_per_address,
+        accept_rate=config.limits.accept_rate,
+        accept_burst=config.limits.accept_burst,
+        max_topic_levels=config.limits.max_topic_levels,
     )
 
 
@@ -172,7 +179,10 @@ class Broker:
         self._core = core
         self._stopped = None
         self._auth = Auth(core, self.config.auth, self.log)
-        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth)
+        door = Strangers(self.log, time.monotonic)
+        self._status = Status(
+            core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door
+        )
         self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
         self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)

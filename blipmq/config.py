@@ -311,6 +311,46 @@ class Limits:
     max_subscriptions_per_connection: int = key(
         1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
     )
+    max_topic_levels: int = key(
+        64, "Levels of a topic or a filter, whichever of `.` and `/` there is more of.", "levels", 1, 257
+    )
+    hello_timeout_ms: int = key(
+        5000,
+        "Where keys are asked for: time a connection has to be admitted in, TLS and all. Bytes that trickle in do not "
+        "extend it.",
+        "ms",
+        100,
+        60_000,
+        reload=True,
+    )
+    max_pending: int = key(
+        1024,
+        "Connections not admitted yet, where keys are asked for. One more takes the place of the one that has been silent "
+        "for longest.",
+        "connections",
+        1,
+        100_000,
+    )
+    max_pending_per_address: int = key(
+        64,
+        "Of them, those of one IPv4 address or one IPv6 /64; one more is closed. This machine's own (127.0.0.0/8, ::1) are "
+        "bounded by `max_pending` alone.",
+        "connections",
+        1,
+        100_000,
+        reload=True,
+    )
+    accept_rate: int = key(
+        1000,
+        "Connections taken in a second; those beyond it wait in the system's backlog. 0: as fast as they come.",
+        "connections",
+        0,
+        1_000_000,
+        reload=True,
+    )
+    accept_burst: int = key(
+        1000, "Connections taken at once after a quiet time.", "connections", 1, 1_000_000, reload=True
+    )
     max_sessions: int = key(
         10_000,
         "QoS 1 subscriptions and queue groups, those of absent durable clients included.",

@@ -7,6 +7,7 @@ everything that is wrong, each with file, line and what to write instead. Readin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -99,10 +100,10 @@ def _read(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}\n"
-            "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
-        ) from None
+        hint = "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            hint = "Raise the limit on open files, or lower server.max_connections."
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}\n{hint}") from None
     if len(raw) > FILE_BYTES_MAX:
         raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a configuration of this broker")
     try:

@@ -21,6 +21,8 @@ SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
 # One remembered topic with the list of its subscribers.
 ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
+# The table of addresses whose connections are not admitted yet: two slots or more for each, a power of two of them.
+PLACE_BYTES = 20
 SEGMENT_BYTES = 256 * KIB
 # A command or an event with a topic in it. The largest, a piece of a fed connection's output, is far below what the smallest
 # ring holds; what is longer travels beside the ring.
@@ -74,6 +76,10 @@ def log_batch_bytes(config: Config) -> int:
     return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
 
 
+def _places(config: Config) -> int:
+    return 1 << (2 * config.limits.max_pending - 1).bit_length()
+
+
 def _log_terms(config: Config) -> list[Term]:
     if not config.wal.enabled:
         return []
@@ -105,6 +111,7 @@ def memory_of(config: Config) -> Memory:
         Term("large commands", f"4 x {size(frame)} + 4 MiB", 4 * frame + 4 * MIB),
         Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
         Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
+        Term("strangers' addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
         *_log_terms(config),
     ]
     # Connections are admitted whatever the budget says; everything else stays within it.

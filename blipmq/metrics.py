@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from blipmq.config import Config, value_of
+from blipmq.strangers import REFUSED
 from blipmq.version import __version__
 
 # Subscribers that have series of their own, those with the deepest queues; all are in the totals.
@@ -278,7 +279,27 @@ METRICS: tuple[Metric, ...] = (
     _gauge("blipmq_connections", "Connections open.", "stats.connections"),
     _gauge("blipmq_connections_max", "Connections that may be open at once.", "config.server.max_connections"),
     _counter("blipmq_connections_accepted_total", "Connections taken.", "stats.accepted"),
-    _counter("blipmq_connections_refused_total", "Connections refused: as many as may be were open.", "stats.refused"),
+    _counter(
+        "blipmq_connections_refused_total",
+        "Connections refused, by the limit that was reached; for max_pending also those closed to make room for newer ones.",
+        *(_by("reason", cause, f"stats.{counter}") for cause, counter in REFUSED.items()),
+    ),
+    _gauge(
+        "blipmq_connections_pending",
+        "Connections that have to say HELLO with a key and are not admitted yet.",
+        "stats.pending",
+    ),
+    _gauge("blipmq_connections_pending_max", "Of these, how many may be open.", "config.limits.max_pending"),
+    _counter(
+        "blipmq_connections_hello_timeouts_total",
+        "Connections closed because they were not admitted within limits.hello_timeout_ms.",
+        "stats.hello_timeouts",
+    ),
+    _counter(
+        "blipmq_accept_rests_total",
+        "Times the listeners rested because connections came faster than limits.accept_rate.",
+        "stats.accept_rests",
+    ),
     _counter("blipmq_connections_closed_total", "Connections that ended.", "stats.closed"),
     _gauge("blipmq_subscriptions", "Subscriptions: filters, counted for each connection.", "stats.subscriptions"),
     _gauge("blipmq_filters", "Distinct filters subscribed to.", "stats.filters"),

@@ -73,6 +73,7 @@ class CloseReason(IntEnum):
     BROKER = lib.BQ_CLOSE_BROKER
     SHUTDOWN = lib.BQ_CLOSE_SHUTDOWN
     MEMORY = lib.BQ_CLOSE_MEMORY
+    CROWDED = lib.BQ_CLOSE_CROWDED
 
 
 class CoreConfig(NamedTuple):
@@ -113,6 +114,11 @@ class CoreConfig(NamedTuple):
     max_deliveries: int = 16
     run_messages: int = 0
     io_cpu: int = -1
+    max_pending: int = 1024
+    max_pending_per_address: int = 64
+    accept_rate: int = 1000
+    accept_burst: int = 1000
+    max_topic_levels: int = 64
 
 
 class LogConfig(NamedTuple):
@@ -303,6 +309,16 @@ def peer_name(address: bytes, port: int) -> str:
     if address[:12] == _MAPPED:
         return f"{socket.inet_ntop(socket.AF_INET, address[12:])}:{port}"
     return f"[{socket.inet_ntop(socket.AF_INET6, address)}]:{port}"
+
+
+def _peer_bytes(peer: tuple[str, int]) -> bytes:
+    """`bq_peer_t`, from a numeric address and a port."""
+    host, port = peer
+    if ":" in host:
+        address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    else:
+        address = _MAPPED + socket.inet_pton(socket.AF_INET, host)
+    return address + struct.pack("=H", port)
 
 
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -516,9 +532,13 @@ class Core:
         """Serve this connected socket, which belongs to the core from now on."""
         self._push(lib.BQ_CMD_ADOPT, value=fd)
 
-    def attach(self, seq: int, trusted: bool = False) -> None:
-        """Open a fed connection; `Attached` with this seq brings its handle, or 0 when max_connections is reached."""
-        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=lib.BQ_CONN_TRUSTED if trusted else 0)
+    def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None) -> None:
+        """Open a fed connection; `Attached` with this seq brings its handle, or 0 when there is no room for it.
+
+        `peer`: the numeric address and the port of whoever it is for. It counts among the pending of its address.
+        """
+        flags = lib.BQ_CONN_TRUSTED if trusted else 0
+        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, data=_peer_bytes(peer) if peer else b"")
 
     def feed(self, conn: int, data: Buffer) -> None:
         """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""

@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from blipmq import strangers
 from blipmq.auth import Auth
 from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
+from blipmq.strangers import Strangers
 from blipmq.version import __version__
 from blipmq.wal import Wal
 
@@ -42,6 +44,7 @@ class Status:
         budget_bytes: int,
         wal: Wal | None = None,
         auth: Auth | None = None,
+        door: Strangers | None = None,
     ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
@@ -51,6 +54,7 @@ class Status:
         self._sessions = sessions
         self._wal = wal
         self._auth = auth
+        self._door = door
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -134,6 +138,8 @@ class Status:
         self._history.append((self._clock(), counters))
         if self._wal is not None:
             self._wal.observe(counters)
+        if self._door is not None:
+            self._door.observe(counters)
 
     # -- the report
 
@@ -159,6 +165,7 @@ class Status:
             "state": "degraded" if reasons else "ok",
             "reasons": reasons,
             "clients": counters["connections"],
+            "connections": strangers.facts(counters),
             "topics": counters["cached_topics"],
             "subscriptions": [self._subscriber(row) for row in subscribers],
             "subscriptions_total": counters["subscriptions"],
@@ -227,6 +234,8 @@ class Status:
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
         reasons = self._wal.reasons(counters) if self._wal else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if self._history:
+            reasons += strangers.reasons(counters, self._history[0][1], RATE_SECONDS)
         if self.reload_error:
             why = "; ".join(self.reload_error.splitlines())
             reasons.append(

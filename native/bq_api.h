@@ -22,42 +22,47 @@ enum bq_error {
 enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
 
 typedef struct bq_config {
-    uint64_t memory_bytes;           /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
-    uint64_t subscriber_bytes;       /* per queue: encoded bytes waiting */
-    uint64_t default_ttl_ms;         /* for a publish with ttl_ms 0; 0: never expires */
-    uint64_t max_ttl_ms;             /* longer ones are cut to this */
-    uint32_t subscriber_messages;    /* per queue: messages waiting */
-    uint32_t overflow_policy;        /* enum bq_overflow */
-    uint32_t max_connections;        /* open at once */
-    uint32_t max_frame_bytes;        /* largest N accepted from an admitted connection */
-    uint32_t max_frame_bytes_unauth; /* the same before admission (require_hello) */
-    uint32_t
-        require_hello; /* 1: nothing but HELLO before Python admits the connection. Set later, it ends who is in without rights */
-    uint32_t hello_timeout_ms;    /* time to be admitted in when require_hello is set */
-    uint32_t max_batch;           /* messages per flush of one subscriber */
-    uint32_t max_batch_bytes;     /* bytes per flush of one subscriber */
-    uint32_t flush_interval_ms;   /* how long a delivery may wait for company; 0: not at all */
-    uint32_t tick_ms;             /* resolution of the timer wheel */
-    uint32_t segment_bytes;       /* size of a shared segment */
-    uint32_t route_cache_entries; /* topics whose subscribers are remembered */
-    uint32_t pool_small_count;    /* free blocks kept per class: up to 1 KiB */
-    uint32_t pool_medium_count;   /* up to 16 KiB */
-    uint32_t pool_large_count;    /* above, segments included */
-    uint32_t tcp_nodelay;         /* 1: set on every accepted socket */
-    uint32_t send_buffer_bytes;   /* SO_SNDBUF of accepted sockets; 0: the system's */
-    uint32_t recv_buffer_bytes;   /* SO_RCVBUF of accepted sockets; 0: the system's */
-    uint32_t ring_bytes;          /* capacity of each ring, a power of two */
-    uint32_t flush_subscribers;   /* subscribers sent to before input is looked at again */
-    uint32_t expire_batch;        /* timers fired before other work goes on */
-    uint32_t lazy_expiry;         /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
-    uint32_t warm_entries;        /* queue entries allocated ahead */
-    uint32_t warm_segments;       /* segments allocated ahead */
-    uint32_t ack_timeout_ms;      /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
-    uint32_t max_in_flight;       /* per subscription and client: sent and not acknowledged */
-    uint32_t max_sessions;        /* QoS 1 subscriptions and queue groups, absent durable ones included */
-    uint32_t max_deliveries;      /* then the message goes to $dlq/<topic> */
-    uint32_t run_messages;        /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
-    int32_t io_cpu;               /* the I/O thread stays on this processor; -1: where the system puts it */
+    uint64_t memory_bytes;            /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
+    uint64_t subscriber_bytes;        /* per queue: encoded bytes waiting */
+    uint64_t default_ttl_ms;          /* for a publish with ttl_ms 0; 0: never expires */
+    uint64_t max_ttl_ms;              /* longer ones are cut to this */
+    uint32_t subscriber_messages;     /* per queue: messages waiting */
+    uint32_t overflow_policy;         /* enum bq_overflow */
+    uint32_t max_connections;         /* open at once */
+    uint32_t max_frame_bytes;         /* largest N accepted from an admitted connection */
+    uint32_t max_frame_bytes_unauth;  /* the same before admission (require_hello) */
+    uint32_t require_hello;           /* 1: nothing but HELLO before Python admits the connection. Set later, it ends who is in
+                                         without rights */
+    uint32_t hello_timeout_ms;        /* time to be admitted in when require_hello is set */
+    uint32_t max_batch;               /* messages per flush of one subscriber */
+    uint32_t max_batch_bytes;         /* bytes per flush of one subscriber */
+    uint32_t flush_interval_ms;       /* how long a delivery may wait for company; 0: not at all */
+    uint32_t tick_ms;                 /* resolution of the timer wheel */
+    uint32_t segment_bytes;           /* size of a shared segment */
+    uint32_t route_cache_entries;     /* topics whose subscribers are remembered */
+    uint32_t pool_small_count;        /* free blocks kept per class: up to 1 KiB */
+    uint32_t pool_medium_count;       /* up to 16 KiB */
+    uint32_t pool_large_count;        /* above, segments included */
+    uint32_t tcp_nodelay;             /* 1: set on every accepted socket */
+    uint32_t send_buffer_bytes;       /* SO_SNDBUF of accepted sockets; 0: the system's */
+    uint32_t recv_buffer_bytes;       /* SO_RCVBUF of accepted sockets; 0: the system's */
+    uint32_t ring_bytes;              /* capacity of each ring, a power of two */
+    uint32_t flush_subscribers;       /* subscribers sent to before input is looked at again */
+    uint32_t expire_batch;            /* timers fired before other work goes on */
+    uint32_t lazy_expiry;             /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
+    uint32_t warm_entries;            /* queue entries allocated ahead */
+    uint32_t warm_segments;           /* segments allocated ahead */
+    uint32_t ack_timeout_ms;          /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
+    uint32_t max_in_flight;           /* per subscription and client: sent and not acknowledged */
+    uint32_t max_sessions;            /* QoS 1 subscriptions and queue groups, absent durable ones included */
+    uint32_t max_deliveries;          /* then the message goes to $dlq/<topic> */
+    uint32_t run_messages;            /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
+    int32_t io_cpu;                   /* the I/O thread stays on this processor; -1: where the system puts it */
+    uint32_t max_pending;             /* connections that have to say HELLO and are not admitted yet */
+    uint32_t max_pending_per_address; /* of them, those of one IPv4 address or IPv6 /64 that is not loopback */
+    uint32_t accept_rate;             /* connections taken in a second; 0: as they come */
+    uint32_t accept_burst;            /* of them, at once after a quiet time */
+    uint32_t max_topic_levels;        /* levels of a topic or filter, by whichever of . and / there is more of */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -66,7 +71,8 @@ enum bq_command_type {
     BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
     BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
     BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED */
+    BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+                               bq_peer_t, or nothing */
     BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
     BQ_CMD_TAKEN = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7, /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the rights
@@ -98,6 +104,12 @@ enum bq_command_flags {
     BQ_REPLY_DISCARD = 128 /* before the reply: its routes end, and what waits for it is dropped */
 };
 
+/* Who is at the other end of a connection. */
+typedef struct bq_peer {
+    uint8_t address[16]; /* IPv6, or IPv4 mapped into it */
+    uint16_t port;
+} bq_peer_t;
+
 typedef struct bq_command {
     uint16_t type;
     uint16_t code;
@@ -117,7 +129,7 @@ enum bq_event_type {
     BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; flags: BQ_EV_PLAIN */
     BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
     BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
-    BQ_EV_ATTACHED = 6, /* conn, seq */
+    BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
     BQ_EV_OUT = 7,      /* conn, data: bytes to send on a fed connection; answer with TAKEN */
     BQ_EV_FED = 8,      /* conn, value: bytes consumed */
     BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
@@ -138,7 +150,8 @@ enum bq_close {
     BQ_CLOSE_REFUSED = 6, /* over max_connections */
     BQ_CLOSE_BROKER = 7,  /* Python asked for it */
     BQ_CLOSE_SHUTDOWN = 8,
-    BQ_CLOSE_MEMORY = 9
+    BQ_CLOSE_MEMORY = 9,
+    BQ_CLOSE_CROWDED = 10 /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
 };
 
 typedef struct bq_event {
@@ -148,7 +161,7 @@ typedef struct bq_event {
     bq_conn_t conn;
     uint64_t seq;
     uint64_t value;
-    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections */
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections that were attached without one */
     uint16_t peer_port;
     uint16_t reserved;
     uint32_t text_size;
@@ -232,7 +245,13 @@ typedef struct bq_stats {
     uint64_t log_free_bytes; /* of its file system */
     uint64_t log_state;      /* 0: none, 1: well, 2: full, 3: failed */
     uint64_t log_errno;
-    uint64_t publishes_not_allowed; /* a counter: refused, because the publisher's key has no right to the topic */
+    uint64_t publishes_not_allowed;   /* a counter: refused, because the publisher's key has no right to the topic */
+    uint64_t refused_pending;         /* counters again: closed, or pushed out by a newcomer, because max_pending was reached */
+    uint64_t refused_pending_address; /* closed because max_pending_per_address was reached */
+    uint64_t refused_descriptors;     /* closed because the process had hardly a descriptor left */
+    uint64_t hello_timeouts;          /* closed because they were not admitted in time */
+    uint64_t accept_rests;            /* times the listeners rested for accept_rate */
+    uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
 } bq_stats_t;
 
 typedef struct bq_subscriber {

@@ -67,6 +67,7 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     connection->rights = rights;
     connection->admitted = true;
     connection->hello = true;
+    door_leave(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
     connection_reply_full(bq, connection, record->command.seq, 0, text, record->text_size, 0, NULL, 0);
 }
@@ -141,26 +142,26 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
-static bool attach(bq_t *bq, const record_t *record) {
-    static const uint8_t no_peer[16];
-    if (bq->stopping || bq->open_count >= bq->config.max_connections) /* conn 0: refused */
-        return event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq});
-    connection_t *connection = connection_open(bq, -1, no_peer, 0, record->command.flags & BQ_CONN_TRUSTED);
-    if (!event_push(
-            bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0})) {
-        if (connection) { /* as if it had never been: the command is run again */
-            connection->state = CONNECTION_FREE;
-            wheel_remove(&bq->wheel, &connection->timer.wheel);
-            bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
-        }
-        return false;
-    }
-    if (connection) {
-        connection->trusted = record->command.flags & BQ_CONN_TRUSTED;
-        connection->known = true;
-        bq->open_count++;
-        bq->stats.accepted++;
-    }
+/* For one more that comes from Python instead of a listener. */
+static bool room_for(bq_t *bq, const uint8_t peer[16], bool trusted) {
+    if (bq->stopping || bq->open_count >= bq->config.max_connections) return false;
+    return trusted || !bq->config.require_hello || door_make_room(bq, peer);
+}
+
+static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
+    if (!event_room(bq)) return false; /* for the answer: the command is run again */
+    bq_peer_t peer = {0};
+    if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
+    bool trusted = record->command.flags & BQ_CONN_TRUSTED;
+    connection_t *connection =
+        room_for(bq, peer.address, trusted) ? connection_open(bq, -1, peer.address, peer.port, trusted) : NULL;
+    event_push(bq,
+               &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
+    if (!connection) return true;
+    connection->trusted = trusted;
+    connection->known = true;
+    bq->open_count++;
+    bq->stats.accepted++;
     return true;
 }
 
@@ -183,14 +184,14 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     default: reply(bq, connection, record, text, data); break;
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
-    if (record->command.type != BQ_CMD_REPLY || !(record->command.flags & BQ_REPLY_UNASKED))
-        connection_resume(bq, connection, PAUSE_ANSWER);
+    if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return;
+    door_answered(bq, connection);
+    connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
 static void adopt(bq_t *bq, int fd) {
     static const uint8_t no_peer[16];
-    bool room = !bq->stopping && bq->open_count < bq->config.max_connections;
-    connection_t *connection = room ? connection_open(bq, fd, no_peer, 0, false) : NULL;
+    connection_t *connection = room_for(bq, no_peer, false) ? connection_open(bq, fd, no_peer, 0, false) : NULL;
     if (!connection) {
         poll_close(fd);
         return;
@@ -210,10 +211,10 @@ static void rights(bq_t *bq, const record_t *record, const uint8_t *data) {
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN: core_listen(bq, (int)command->value); return true;
-    case BQ_CMD_UNLISTEN: core_unlisten(bq); return true;
+    case BQ_CMD_LISTEN: door_listen(bq, (int)command->value); return true;
+    case BQ_CMD_UNLISTEN: door_unlisten(bq); return true;
     case BQ_CMD_ADOPT: adopt(bq, (int)command->value); return true;
-    case BQ_CMD_ATTACH: return attach(bq, record);
+    case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;

@@ -38,7 +38,10 @@ connection_t *connection_open(bq_t *bq, int fd, const uint8_t peer[16], uint16_t
     connection->timer.kind = TIMER_CONNECTION;
     memcpy(connection->peer, peer, sizeof connection->peer);
     connection->peer_port = port;
-    if (!connection->admitted) core_timer_set(bq, &connection->timer, bq->config.hello_timeout_ms);
+    if (!connection->admitted) {
+        core_timer_set(bq, &connection->timer, bq->config.hello_timeout_ms);
+        door_enter(bq, connection);
+    }
     return connection;
 }
 
@@ -95,10 +98,19 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
     connection->interest = 0;
     wheel_remove(&bq->wheel, &connection->timer.wheel);
+    door_leave(bq, connection);
     wait_end(bq, connection);
     connection_release_waiters(bq, connection);
     connection->dead_next = bq->dead;
     bq->dead = connection;
+}
+
+/* One that was never admitted has no more time to go in than it had to come in. */
+static void closing_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
+    if (connection->pending)
+        core_timer_cut(bq, &connection->timer, after_ms);
+    else
+        core_timer_set(bq, &connection->timer, after_ms);
 }
 
 /* Everything queued has left a closing connection: tell the client that no more comes, and give it time to read that. */
@@ -109,7 +121,7 @@ static void linger(bq_t *bq, connection_t *connection) {
     }
     connection->state = CONNECTION_LINGERING;
     shutdown(connection->fd, SHUT_WR);
-    core_timer_set(bq, &connection->timer, LINGER_MS);
+    closing_within(bq, connection, LINGER_MS);
     connection_update_interest(bq, connection);
 }
 
@@ -118,7 +130,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     connection->close_code = code;
     connection->close_detail = detail;
     connection->state = CONNECTION_CLOSING;
-    core_timer_set(bq, &connection->timer, CLOSING_MS);
+    closing_within(bq, connection, CLOSING_MS);
     connection_release_waiters(bq, connection);
     connection_mark_dirty(bq, connection);
     connection_update_interest(bq, connection);
@@ -155,7 +167,10 @@ static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint3
     connection->in_size = size;
 }
 
-static bool worth_telling(const connection_t *connection) { return connection->known || connection->close_code > BQ_CLOSE_RESET; }
+/* Strangers that were pushed out are counted only: they come by the thousand. */
+static bool worth_telling(const connection_t *connection) {
+    return connection->known || (connection->close_code > BQ_CLOSE_RESET && connection->close_code != BQ_CLOSE_CROWDED);
+}
 
 static bool tell_closed(bq_t *bq, const connection_t *connection) {
     const char *detail = connection->close_detail ? connection->close_detail : "";
@@ -173,6 +188,7 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
         close(connection->fd);
         connection->fd = -1;
+        door_descriptor_freed(&bq->door);
     }
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     session_leave_all(bq, connection);
@@ -466,17 +482,21 @@ static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, cons
                          "too many connections: server.max_connections is reached");
         return FRAME_TAKEN;
     }
-    return ask(bq, connection,
-               &(bq_event_t){.type = BQ_EV_HELLO,
-                             .seq = view->seq,
-                             .value = view->protocol,
-                             .text = view->client_id,
-                             .text_size = view->client_id_size,
-                             .data = view->api_key,
-                             .data_size = view->api_key_size});
+    bq_event_t event = {.type = BQ_EV_HELLO,
+                        .seq = view->seq,
+                        .value = view->protocol,
+                        .text = view->client_id,
+                        .text_size = view->client_id_size,
+                        .data = view->api_key,
+                        .data_size = view->api_key_size};
+    enum frame_outcome outcome = ask(bq, connection, &event);
+    if (connection->pause & PAUSE_ANSWER) door_heard(bq, connection);
+    return outcome;
 }
 
 static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    int error = levels_check(view->topic, view->topic_size, bq->config.max_topic_levels);
+    if (error) return bad_frame(bq, connection, view->seq, error);
     return ask(bq, connection,
                &(bq_event_t){.type = BQ_EV_SUB,
                              .seq = view->seq,
@@ -631,8 +651,14 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
     return true;
 }
 
+/* A stranger's one frame and no more: what follows its HELLO stays with the kernel until the answer. */
+static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
+    if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
+    return bq->config.overflow_policy == BQ_BLOCK ? READ_BYTES_BLOCKING : READ_BYTES;
+}
+
 static void read_more(bq_t *bq, connection_t *connection) {
-    uint32_t limit = bq->config.overflow_policy == BQ_BLOCK ? READ_BYTES_BLOCKING : READ_BYTES;
+    uint32_t limit = read_limit(bq, connection);
     bool gather_own = connection->in_size >= GATHER_BYTES;
     if (gather_own && !reserve_in(bq, connection, limit)) return;
     uint8_t *buffer = gather_own ? connection->in : bq->read_buffer;

@@ -38,6 +38,7 @@ typedef struct connection {
     bool refused;             /* over max_connections: only here to be told so */
     bool blocked;             /* the socket (or the feed's window) takes no more */
     bool dirty;               /* on the flush list */
+    bool pending, silent;     /* not admitted yet, and in line to be pushed out: see door.h */
     bool ready;               /* on the list of connections with input to go on with */
     bool log_waiting;         /* on the list of those that wait for the log */
     bool retrying;            /* on the list of those that wait for room in the event ring */
@@ -58,6 +59,7 @@ typedef struct connection {
     struct connection *wait_next, **wait_link; /* this one's place in another's waiters */
     struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
+    struct connection *silent_prev, *silent_next;
     uint64_t route_mark;
     uint8_t peer[16];
     uint16_t peer_port;

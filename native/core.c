@@ -10,18 +10,14 @@
  *      compact     segments that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
  *      reap        dead connections are freed; nothing of this turn points at them any more
- *      accept      last, so that the slots just freed count
+ *      accept      last, so that the slots and descriptors just freed count (door.c)
  *
  * Invariant: at the end of a turn no run is open and every queue that can be sent from is either empty or on the dirty list.
  */
 #include "core.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <unistd.h>
 
 /* ---- timers -------------------------------------------------------------------------------------------------------- */
@@ -33,23 +29,18 @@ void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms) {
     wheel_insert(&bq->wheel, &timer->wheel, tick_of(bq, bq->now_ms + after_ms + bq->config.tick_ms - 1));
 }
 
+void core_timer_cut(bq_t *bq, core_timer_t *timer, uint64_t after_ms) {
+    if (!wheel_armed(&timer->wheel) || timer->wheel.tick > tick_of(bq, bq->now_ms + after_ms + bq->config.tick_ms - 1))
+        core_timer_set(bq, timer, after_ms);
+}
+
 static void connection_timeout(bq_t *bq, connection_t *connection) {
-    if (connection->refused)
+    if (connection->refused) {
         connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
-    else
-        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time"); /* a closing one keeps the reason it has */
-}
-
-static void listeners_watch(bq_t *bq, bool watch) {
-    for (uint32_t i = 0; i < bq->listener_count; i++)
-        poll_set(bq->poller, bq->listeners[i], KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
-}
-
-static void accept_resume(bq_t *bq) {
-    bq->accept_paused = false;
-    bq->accept_pending = true;
-    listeners_watch(bq, true);
-    event_push(bq, &(bq_event_t){.type = BQ_EV_ACCEPT, .code = 0}); /* for the log only: losing it costs a line */
+        return;
+    }
+    bq->stats.hello_timeouts += connection->state == CONNECTION_OPEN; /* a closing one keeps the reason it has */
+    connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time");
 }
 
 static void entry_timeout(bq_t *bq, queue_entry_t *entry) {
@@ -69,7 +60,7 @@ static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
             connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer)));
             break;
         case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
-        default: accept_resume(bq); break;
+        default: door_timeout(bq); break;
         }
     }
     return count;
@@ -84,82 +75,6 @@ static bool run_timers(bq_t *bq) {
         count += fire(bq, wheel_advance(&bq->wheel, next > bq->wheel.now && next < target ? next : target));
     } while (bq->wheel.now < target && count < bq->config.expire_batch);
     return count > 0;
-}
-
-/* ---- accepting ----------------------------------------------------------------------------------------------------- */
-
-void core_listen(bq_t *bq, int fd) {
-    if (bq->stopping || bq->listener_count == LISTENERS_MAX ||
-        (!bq->accept_paused && poll_set(bq->poller, fd, KEY_LISTENER + bq->listener_count, 0, POLL_READ) < 0)) {
-        close(fd);
-        return;
-    }
-    bq->listeners[bq->listener_count++] = fd;
-}
-
-void core_unlisten(bq_t *bq) {
-    if (!bq->accept_paused) listeners_watch(bq, false);
-    for (uint32_t i = 0; i < bq->listener_count; i++) close(bq->listeners[i]);
-    bq->listener_count = 0;
-    bq->accept_pending = false;
-    wheel_remove(&bq->wheel, &bq->accept_timer.wheel);
-}
-
-/* Out of descriptors or memory: leave the backlog alone for a while instead of spinning on it. */
-static void accept_pause(bq_t *bq, int error) {
-    bq->accept_paused = true;
-    listeners_watch(bq, false);
-    core_timer_set(bq, &bq->accept_timer, ACCEPT_PAUSE_MS);
-    event_push(bq, &(bq_event_t){.type = BQ_EV_ACCEPT, .code = 1, .value = (uint64_t)error});
-}
-
-static void socket_options(const bq_t *bq, int fd) {
-    int one = 1, send_bytes = (int)bq->config.send_buffer_bytes, recv_bytes = (int)bq->config.recv_buffer_bytes;
-    if (bq->config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (send_bytes) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
-    if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
-}
-
-/* Over the limit: keep it just long enough to say so if it says HELLO; when even those are many, close at once. */
-static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
-    bool refused = bq->open_count >= bq->config.max_connections;
-    bool silent = refused && bq->refused_count >= REFUSED_MAX;
-    connection_t *connection = silent ? NULL : connection_open(bq, fd, peer, port, refused);
-    if (!connection) {
-        close(fd);
-        bq->stats.refused++;
-        return;
-    }
-    socket_options(bq, fd);
-    connection->refused = refused;
-    if (refused) {
-        bq->refused_count++;
-        bq->stats.refused++;
-        core_timer_set(bq, &connection->timer, REFUSED_MS);
-    } else {
-        bq->open_count++;
-        bq->stats.accepted++;
-    }
-}
-
-static void accept_from(bq_t *bq, int listener) {
-    for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
-        uint8_t peer[16];
-        uint16_t port;
-        int fd = poll_accept(listener, peer, &port);
-        if (fd >= 0) {
-            welcome(bq, fd, peer, port);
-            continue;
-        }
-        if (fd == BQ_E_SYSTEM && errno != ECONNABORTED && errno != EPROTO && errno != EPERM) accept_pause(bq, errno);
-        return;
-    }
-}
-
-static void accept_all(bq_t *bq) {
-    if (!bq->accept_pending) return;
-    bq->accept_pending = false;
-    for (uint32_t i = 0; i < bq->listener_count && !bq->accept_paused; i++) accept_from(bq, bq->listeners[i]);
 }
 
 /* ---- one turn ------------------------------------------------------------------------------------------------------ */
@@ -182,7 +97,7 @@ static void run_ready_list(bq_t *bq) {
 static void on_ready(bq_t *bq, const poll_event_t *event) {
     if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
-        bq->accept_pending = true;
+        door_knock(&bq->door);
         return;
     }
     connection_t *connection = connection_find(bq, event->key);
@@ -249,14 +164,23 @@ static void run_retry_list(bq_t *bq) {
     }
 }
 
-static void reap(bq_t *bq) {
+static bool holds_nothing(const connection_t *connection) {
+    return !connection->subscriptions && !connection->members && !connection->queue.head;
+}
+
+/* Closing a socket takes the kernel microseconds, and a crowd may end in one turn: those nobody can notice any more, up to
+ * `idle_max` of them. */
+static void reap(bq_t *bq, uint32_t idle_max) {
     connection_t *connection = bq->dead;
     bq->dead = NULL;
     while (connection) {
         connection_t *next = connection->dead_next;
-        if (!connection_bury(bq, connection)) {
+        bool idle = holds_nothing(connection);
+        if ((idle && !idle_max) || !connection_bury(bq, connection)) {
             connection->dead_next = bq->dead;
             bq->dead = connection;
+        } else {
+            idle_max -= idle;
         }
         connection = next;
     }
@@ -281,8 +205,8 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     segment_compact(&bq->segments, COMPACT_BYTES);
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
-    reap(bq);
-    accept_all(bq);
+    reap(bq, REAPS_MAX);
+    door_accept(bq);
     segment_rewind(&bq->segments);
     if (bq->stopping) stop_when_flushed(bq);
     return work || bq->ready;
@@ -355,7 +279,7 @@ void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq) {
     bq->stopping = true;
     bq->stop_seq = seq;
     bq->stop_deadline_ms = bq->now_ms + (within_ms < INT_MAX ? within_ms : INT_MAX);
-    core_unlisten(bq);
+    door_unlisten(bq);
     for_each_open(bq, say_goodbye);
 }
 
@@ -373,7 +297,7 @@ static void stop_when_flushed(bq_t *bq) {
         if (bq->now_ms < bq->stop_deadline_ms && (bq->held || !all_sent(bq))) return;
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
-        reap(bq);
+        reap(bq, UINT32_MAX);
         bq->stop_closed = true;
     }
     bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});
@@ -387,7 +311,8 @@ static bool config_valid(const bq_config_t *config) {
            config->max_frame_bytes_unauth >= 64 && config->tick_ms && config->overflow_policy <= BQ_BLOCK &&
            config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
            config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight &&
-           config->max_deliveries && config->max_sessions;
+           config->max_deliveries && config->max_sessions && config->max_pending && config->max_pending <= (1u << 24) &&
+           config->max_pending_per_address && config->accept_burst && config->max_topic_levels;
 }
 
 /* The values that may change while running. */
@@ -413,6 +338,10 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.max_sessions = config->max_sessions;
     bq->config.run_messages = config->run_messages;
     bq->config.require_hello = config->require_hello;
+    bq->config.hello_timeout_ms = config->hello_timeout_ms;
+    bq->config.max_pending_per_address = config->max_pending_per_address;
+    bq->config.accept_rate = config->accept_rate;
+    bq->config.accept_burst = config->accept_burst;
 }
 
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
@@ -439,7 +368,7 @@ static bool parts_open(bq_t *bq) {
     bq->dirty = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty); /* during a flush one may stand in it twice */
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->routes = route_new(&bq->pool, config->route_cache_entries);
-    if (!sessions_init(bq)) return false;
+    if (!sessions_init(bq) || !door_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->routes;
 }
 
@@ -453,7 +382,6 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->next_message_id = first_message_id ? first_message_id : 1;
     bq->ready_tail = &bq->ready;
     bq->held_tail = &bq->held;
-    bq->accept_timer.kind = TIMER_ACCEPT;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
     bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};
@@ -469,7 +397,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
 
 void bq_free(bq_t *bq) {
     if (!bq) return;
-    core_unlisten(bq);
+    door_unlisten(bq);
     for_each_open(bq, close_for_good);
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
         connection_t *connection = core_slot(bq, slot);
@@ -488,6 +416,7 @@ void bq_free(bq_t *bq) {
     poll_wake_close(&bq->command_wake);
     poll_wake_close(&bq->event_wake);
     if (bq->poller >= 0) poll_close(bq->poller);
+    door_release(bq);
     free(bq->chunks);
     free(bq->free_slots);
     free(bq->dirty);

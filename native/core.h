@@ -1,9 +1,10 @@
-/* core.h: the actor's whole state, shared by core.c, connection.c, publish.c, command.c and event.c, and by nothing else. */
+/* core.h: the actor's whole state, shared by core.c, door.c, connection.c, publish.c, command.c and event.c, and by nothing else. */
 #ifndef BQ_CORE_H
 #define BQ_CORE_H
 
 #include "base.h"
 #include "connection.h"
+#include "door.h"
 #include "frame.h"
 #include "poll.h"
 #include "pool.h"
@@ -17,14 +18,12 @@
 #include "wheel.h"
 
 #define POLL_EVENTS_MAX 512
-#define LISTENERS_MAX 16
 #define CONNECTION_CHUNK 64u
 #define REFUSED_MAX 64u         /* connections over the limit that are being told so, at once */
 #define REFUSED_MS 1000u        /* how long such a one may take to say HELLO */
 #define LINGER_MS 1000u         /* how long a closed client may take to read its last Reply */
 #define CLOSING_MS 5000u        /* how long that Reply may take to leave */
-#define ACCEPTS_MAX 256u        /* per turn */
-#define ACCEPT_PAUSE_MS 100u    /* after descriptors have run out */
+#define REAPS_MAX 256u          /* connections without subscriptions buried in a turn */
 #define RETRY_MS 2u             /* when the event ring is full */
 #define READ_BYTES (256u << 10) /* per connection and turn */
 #define GATHER_BYTES                                                                                                             \
@@ -77,10 +76,7 @@ struct bq {
     ring_t commands, events;
     bool event_held;             /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
-    int listeners[LISTENERS_MAX];
-    uint32_t listener_count;
-    bool accept_pending, accept_paused;
-    core_timer_t accept_timer;
+    door_t door;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
     uint8_t *read_buffer;
@@ -133,10 +129,9 @@ void command_discard_all(bq_t *bq); /* at the end of life: free what they carry 
 
 /* core.c */
 void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms);
+void core_timer_cut(bq_t *bq, core_timer_t *timer, uint64_t after_ms); /* the same, unless it is due earlier already */
 void core_flush(bq_t *bq);
 void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq);
-void core_unlisten(bq_t *bq);
-void core_listen(bq_t *bq, int fd);
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
 static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
     return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];

@@ -92,6 +92,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->sessions_behind = sessions_behind(bq);
     stats->in_flight = bq->sessions.flight_count;
     stats->held = bq->held_count;
+    stats->pending = bq->door.pending;
     if (bq->log) stats_of_log(bq, stats);
 }
 

@@ -25,7 +25,8 @@
     X(WILDCARD, "the topic contains one of * > + #, which are for filters only")                                                 \
     X(NOT_ALONE, "a wildcard in the filter shares its level with other characters")                                              \
     X(NOT_LAST, "> or # in the filter is not its last level")                                                                    \
-    X(DIALECTS, "the filter mixes the wildcards of dot levels (* >) with those of slash levels (+ #)")
+    X(DIALECTS, "the filter mixes the wildcards of dot levels (* >) with those of slash levels (+ #)")                           \
+    X(LEVELS, "the topic or filter has more levels than limits.max_topic_levels")
 
 #define ERROR_NAME(name, phrase) ERROR_##name,
 #define ERROR_PHRASE(name, phrase) phrase,
@@ -141,6 +142,16 @@ int filter_check(const uint8_t *filter, uint32_t size) {
         if ((filter[i] == '>' || filter[i] == '#') && !last) return FAIL(NOT_LAST);
     }
     return dialect;
+}
+
+int levels_check(const uint8_t *name, uint32_t size, uint32_t levels_max) {
+    uint32_t dots = 0, slashes = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        dots += name[i] == '.';
+        slashes += name[i] == '/';
+    }
+    uint32_t levels = (dots > slashes ? dots : slashes) + 1, own = size && name[0] == '$';
+    return levels - own > levels_max ? FAIL(LEVELS) : 0;
 }
 
 int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {

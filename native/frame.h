@@ -26,6 +26,8 @@ bool frame_error_is_fatal(int code);           /* the frame cannot be verified, 
 
 int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
 int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */
+int levels_check(const uint8_t *name, uint32_t size,
+                 uint32_t levels_max); /* 0 or a code; the first level of the broker's own topics ($dlq) is not counted */
 int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size);
 int filter_matches(int dialect, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic,
                    uint32_t topic_size); /* the same for a filter that has been checked: 1 or 0 */

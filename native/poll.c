@@ -8,10 +8,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -198,6 +200,19 @@ int poll_accept(int listener, uint8_t peer[16], uint16_t *port) {
         /* A client that left before it was accepted says nothing about the listener: take the next one. */
         if (errno != ECONNABORTED && errno != EPROTO && errno != EINTR) return BQ_E_SYSTEM;
     }
+}
+
+int64_t poll_descriptors_end(uint32_t spare) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > INT_MAX) return INT_MAX;
+    int64_t all = (int64_t)limit.rlim_cur;
+    return all - (all / 4 < spare ? all / 4 : spare);
+}
+
+bool poll_descriptor_free(int any, int64_t end) {
+    int lowest = fcntl(any, F_DUPFD_CLOEXEC, 0);
+    if (lowest >= 0) close(lowest);
+    return lowest >= 0 && lowest < end;
 }
 
 static uint64_t clock_ms(clockid_t clock) {

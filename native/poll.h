@@ -34,6 +34,11 @@ void poll_wake_clear(poll_wake_t *wake);
  * (IPv4 mapped), port in host order; zero for other families. */
 int poll_accept(int listener, uint8_t peer[16], uint16_t *port);
 
+/* Descriptors are numbered from 0 up, the lowest free one first: from the one returned on, `spare` of those this process may
+ * have are left (fewer if it may have few). And whether there is one below `end` still; any is a descriptor to try it with. */
+int64_t poll_descriptors_end(uint32_t spare);
+bool poll_descriptor_free(int any, int64_t end);
+
 /* Clocks: monotonic and wall milliseconds; the wall clock only stamps messages. */
 uint64_t poll_clock_mono_ms(void);
 uint64_t poll_clock_wall_ms(void);

@@ -18,7 +18,7 @@ topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32
     topic = bq->open.run.segment ? bq->open.topic : NULL;
     if (!topic || topic == last || !topic_is(topic, name, size)) {
         publish_run_close(bq); /* a new topic may evict the run's */
-        topic = route_topic(bq->routes, name, size, error);
+        topic = route_topic(bq->routes, name, size, bq->config.max_topic_levels, error);
     }
     if (topic && last) last->follower = topic;
     return topic;

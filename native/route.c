@@ -157,7 +157,7 @@ static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name
     return topic;
 }
 
-topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *error) {
+topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error) {
     if (BQ_UNLIKELY(size == 0 || size > FRAME_TOPIC_BYTES_MAX)) {
         *error = topic_check(name, size);
         return NULL;
@@ -171,6 +171,7 @@ topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *
     }
     routes->counts.misses++;
     *error = topic_check(name, size);
+    if (!*error) *error = levels_check(name, size, levels_max);
     if (*error) return NULL;
     topic = topic_enter(routes, hash, name, size);
     if (!topic) *error = BQ_E_MEMORY;

@@ -75,7 +75,7 @@ static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t 
 
 /* The cached topic of that name, checked and entered when new (which may evict another). NULL with *error set to a
  * topic_check code, or to BQ_E_MEMORY. */
-topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, int *error);
+topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error);
 
 /* Make topic->targets current; may drop the targets of other topics. False: no memory (the targets are then empty). */
 bool route_resolve(routes_t *routes, topic_t *topic);

@@ -190,9 +190,10 @@ class Bench:
 
     # -- clients
 
-    def attach(self, hello: bool = False, trusted: bool = False) -> Client:
+    def attach(self, hello: bool = False, trusted: bool = False, address: str = "") -> Client:
+        """A fed client, as one from `address` if there is one. Its `conn` is 0 if the core had no room for it."""
         self._seq += 1
-        self.core.attach(self._seq, trusted)
+        self.core.attach(self._seq, trusted, (address, 4711) if address else None)
         event = self._await(self._seq)
         client = Client(self, event.conn)
         if event.conn:

@@ -49,6 +49,7 @@ INFO: dict[str, Any] = {
         {"client": "", "peer": "10.0.0.8:1", "filters": ["#"], "queued_messages": 0, "delivered": 1},
     ],
     "subscriptions_total": 3,
+    "connections": {"pending": 3, "refused": {"max_connections": 0, "max_pending": 1204, "descriptors": 2}},
     "messages": {
         "published": 1_234_567,
         "enqueued": 5001,
@@ -74,6 +75,7 @@ Messages in     1,234,567, 1,500 a second now
 Messages out    3,701, 0 a second now
 Waiting         1,200
 Dropped         100 (expired 60, queue full 40, reader gone 0)
+Turned away     1,204 (max_pending), 2 (descriptors)
 Without reader  7
 Memory          12 MiB of 64 MiB (19 %)
 Log             off

@@ -14,6 +14,7 @@ from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
 from blipmq import keys, metrics, native, wire
+from blipmq.broker import core_config
 from blipmq.config import Config
 from blipmq.config_reader import from_dict
 from blipmq.metrics import METRICS, Snapshot, expose, reference
@@ -140,6 +141,26 @@ def strangers_and_a_key_with_few_rights_come(scene):
 def too_many_connect(scene):
     for _ in range(4):
         scene.client()
+
+
+def connections_come_faster_than_they_may(scene):
+    for _ in range(4):
+        scene.client()
+
+
+def strangers_stand_in_the_door(scene):
+    for _ in range(4):
+        scene.client()  # this machine's: the last two push out the first two, and their own time runs out
+
+    def others():  # in one go, before the broker finds that it has no use for them
+        for number in range(3):
+            scene.watched.broker._core.attach(1_000_000 + number, peer=("198.51.100.7", 1))
+
+    scene.watched.call(others)
+
+
+def a_stranger_waits(scene):
+    scene.client()
 
 
 def a_client_leaves(scene):
@@ -350,7 +371,18 @@ CAUSES = [
         "blipmq_publisher_pauses_total blipmq_publishers_blocked",
     ),
     (a_client_talks_nonsense, {}, "blipmq_frames_bad_total"),
-    (too_many_connect, {"server": {"max_connections": 2}}, "blipmq_connections_refused_total"),
+    (
+        too_many_connect, {"server": {"max_connections": 2}},
+        'blipmq_connections_refused_total{reason="max_connections"}',
+    ),
+    (connections_come_faster_than_they_may, {"limits": {"accept_rate": 1, "accept_burst": 2}}, "blipmq_accept_rests_total"),
+    (
+        strangers_stand_in_the_door,
+        {"limits": {"max_pending": 2, "max_pending_per_address": 1, "hello_timeout_ms": 100}},
+        """blipmq_connections_refused_total{reason="max_pending"} blipmq_connections_hello_timeouts_total
+        blipmq_connections_refused_total{reason="max_pending_per_address"}""",
+    ),
+    (a_stranger_waits, {}, "blipmq_connections_pending"),
     (a_client_leaves, {}, "blipmq_connections_closed_total"),
     (slow_queues_are_compacted, FEW, "blipmq_segment_compacted_bytes_total"),
     (
@@ -395,11 +427,15 @@ CAUSES = [
     (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total"),
 ]  # fmt: skip
 
-# What does not move, or not on this machine; each has a test of its own below.
+# They are about connections that have to say HELLO, so the core is told to ask for it.
+GUARDED = (strangers_stand_in_the_door, a_stranger_waits)
+
+# What does not move, or not on this machine; each has a test of its own below. That of the descriptors is in test_show_door.py.
 FIXED = (
     """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
     blipmq_log_limit_bytes blipmq_log_reserve_bytes blipmq_board_temperature_celsius blipmq_board_throttled
-    blipmq_board_undervoltage blipmq_log_sync_max_seconds""".split()
+    blipmq_board_undervoltage blipmq_log_sync_max_seconds blipmq_connections_pending_max
+    blipmq_connections_refused_total{reason="descriptors"}""".split()
     + [f'blipmq_log_sync_seconds_bucket{{le="{le}"}}' for le in "0.0001 0.0003 0.001 0.003 0.01 0.03 0.1".split()]
 )
 
@@ -417,6 +453,9 @@ def matching(scrape, query):
 @pytest.mark.parametrize(("cause", "settings", "moved"), CAUSES, ids=[cause[0].__name__ for cause in CAUSES])
 def test_each_metric_moves_when_its_cause_happens(cause, settings, moved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if cause in GUARDED:
+        unguarded = core_config
+        monkeypatch.setattr("blipmq.broker.core_config", lambda config: unguarded(config)._replace(require_hello=1))
     with WatchedBroker(settings) as watched:
         scene = Scene(watched)
         try:
@@ -472,10 +511,11 @@ def test_settings_that_need_a_restart_are_told_as_they_are():
         {
             "server": {"max_connections": 123, "bind_addr": "127.0.0.1:0"},
             "wal": {"max_bytes": 234_000_000, "reserve_bytes": 345},
+            "limits": {"max_pending": 45},
         }
     )
     told = series(config=config, log_state=1)
-    assert told["blipmq_connections_max"] == 123
+    assert (told["blipmq_connections_max"], told["blipmq_connections_pending_max"]) == (123, 45)
     assert (told["blipmq_log_limit_bytes"], told["blipmq_log_reserve_bytes"]) == (234_000_000, 345)
 
 

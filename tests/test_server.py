@@ -307,6 +307,6 @@ def test_a_hard_limit_that_is_too_low_is_an_error_with_both_numbers_and_the_way_
     with pytest.raises(ConfigError) as caught:
         server.raise_descriptor_limit(from_dict({"server": {"max_connections": 5000}}))
     assert str(caught.value) == (
-        "server.max_connections = 5000 needs 5064 open files, but this process may have 1024 at most. Raise the limit "
-        "(LimitNOFILE=5064 in the service, `ulimit -Hn` in a shell), or set server.max_connections to 960."
+        "server.max_connections = 5000 needs 5160 open files, but this process may have 1024 at most. Raise the limit "
+        "(LimitNOFILE=5160 in the service, `ulimit -Hn` in a shell), or set server.max_connections to 864."
     )

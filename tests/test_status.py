@@ -158,7 +158,10 @@ def test_every_setting_reaches_the_core():
             "batch_config": {"ttl_max_batch_size": 15, "fanout_max_batch_size": 16, "channel_capacity": 300},
             "network_optimizations": {"tcp_nodelay": False, "send_buffer_size": 17, "recv_buffer_size": 18},
         },
-        "limits": {"memory_bytes": 1 << 22, "route_cache_entries": 19},
+        "limits": {
+            "memory_bytes": 1 << 22, "route_cache_entries": 19, "max_topic_levels": 20, "hello_timeout_ms": 121,
+            "max_pending": 22, "max_pending_per_address": 23, "accept_rate": 24, "accept_burst": 25,
+        },
     }  # fmt: skip
     core = core_config(from_dict(changed))
     assert core == CoreConfig(
@@ -167,6 +170,7 @@ def test_every_setting_reaches_the_core():
         warm_segments=13, tick_ms=2, max_ttl_ms=6000, pool_small_count=11, pool_medium_count=12, pool_large_count=13,
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
         memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
+        max_topic_levels=20, hello_timeout_ms=121, max_pending=22, max_pending_per_address=23, accept_rate=24, accept_burst=25,
     )  # fmt: skip
 
 

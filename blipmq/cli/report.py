@@ -33,6 +33,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Messages out", _flow(messages.get("delivered"), rates.get("out_per_s"))
     yield "Waiting", _number(messages.get("queued"))
     yield "Dropped", _dropped(_map(messages, "dropped"))
+    yield "Turned away", _refused(_map(_map(info, "connections"), "refused"))
     yield "Without reader", _number(messages.get("unrouted"))
     yield "Memory", _share(memory.get("used_bytes"), memory.get("budget_bytes"))
     yield "QoS 1", _sessions(_map(info, "sessions"))
@@ -54,6 +55,11 @@ def _dropped(dropped: Mapping[str, Any]) -> str:
     total = sum(number for _, number in known)
     detail = ", ".join(f"{text} {number:,}" for text, number in known)
     return f"{total:,} ({detail})" if total else "none" if known else ""
+
+
+def _refused(refused: Mapping[str, Any]) -> str:
+    known = [(_text(cause), number) for cause, number in refused.items() if _is_number(number) and number]
+    return ", ".join(f"{number:,} ({cause})" for cause, number in known)
 
 
 def _log(log: object) -> str:

@@ -1,0 +1,224 @@
+"""What a crowd at the door costs those inside: `python -m bench.strangers [--count 10000] [--seconds 10] [--rounds 3]`.
+
+A broker that asks for HELLO runs in a process of its own. One client publishes 500 small messages a second to another, and the
+time of each is taken from when it was due. Quiet spells and spells with the crowd alternate, because the machine is not the same
+from minute to minute. A stranger connects, sends a byte a second of a frame that never gets whole, and comes again when it is
+closed: as fast as it can be done, from a process of its own.
+
+Invariant: nothing here is asserted. It prints a table in Markdown; what it is compared with is a person's business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import select
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import NamedTuple
+
+from blipmq import wire
+
+RATE = 500  # messages a second
+SLOW_FRAME = struct.pack(">I", 1024) + bytes(1024)
+CONNECTS_PER_LOOK = 200
+BROKER = """
+import sys
+from blipmq import broker
+from blipmq.cli.server import main
+unguarded = broker.core_config
+broker.core_config = lambda config: unguarded(config)._replace(require_hello=1)
+sys.exit(main())
+"""
+SETTINGS = {
+    "the limits as they come": "",
+    "no limit to speak of": "max_pending = 100000\nmax_pending_per_address = 100000\naccept_rate = 0\n",
+}
+Address = tuple[str, int]
+
+
+class Row(NamedTuple):
+    settings: str
+    crowd: bool
+    p50_ms: float
+    p99_ms: float
+    worst_ms: float
+    rss_growth_mib: float
+    connections_per_second: float
+
+
+# ---- the crowd -------------------------------------------------------------------------------------------------------
+
+
+def crowd(address: Address, count: int, come: Event, tally: multiprocessing.sharedctypes.Synchronized[int]) -> None:
+    """While `come` is set keep `count` strangers at the door; `tally` counts the connections made."""
+    os.nice(19)  # it stands for other machines
+    poll = select.epoll()
+    inside: dict[int, tuple[socket.socket, float]] = {}
+    while True:
+        if not come.is_set():
+            for one, _ in inside.values():
+                one.close()
+            inside.clear()
+            come.wait()
+        for _ in range(min(CONNECTS_PER_LOOK, count - len(inside))):
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(address)
+            inside[one.fileno()] = one, time.monotonic()
+            poll.register(one.fileno(), select.EPOLLIN | select.EPOLLHUP)
+            with tally.get_lock():
+                tally.value += 1
+        send_a_byte_each(inside)
+        for number, _ in poll.poll(0.01, 4096):
+            one, _ = inside.pop(number)
+            one.close()
+
+
+def send_a_byte_each(inside: dict[int, tuple[socket.socket, float]]) -> None:
+    now = time.monotonic()
+    for number, (one, due) in list(inside.items()):
+        if now < due:
+            break  # in the order in which they are due
+        try:
+            one.send(SLOW_FRAME[:1])
+        except OSError:
+            pass  # still on its way in, or closed: seen soon enough
+        del inside[number]
+        inside[number] = one, now + 1
+
+
+# ---- those inside ----------------------------------------------------------------------------------------------------
+
+
+def connect(address: Address, name: str) -> socket.socket:
+    client = socket.create_connection(address)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.sendall(wire.encode_command(wire.HELLO, seq=1, client_id=name, protocol=wire.PROTOCOL))
+    return client
+
+
+def latencies_ms(reader: socket.socket, writer: socket.socket, seconds: float) -> list[float]:
+    """Times from when a message was due to when it was there."""
+    count, taken = int(RATE * seconds), list[float]()
+    started = time.perf_counter() + 0.01
+
+    def receive() -> None:
+        frames = wire.FrameReader()
+        while len(taken) < count:
+            data = reader.recv(65536)
+            now = time.perf_counter()
+            for frame in frames.feed(data):
+                if isinstance(frame, wire.Message):
+                    taken.append((now - started - int(frame.payload) / RATE) * 1000)
+
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    for n in range(count):
+        while (left := started + n / RATE - time.perf_counter()) > 0:
+            time.sleep(left)
+        writer.sendall(wire.encode_command(wire.PUB, "t", b"%d" % n))
+    receiver.join()
+    return sorted(taken)
+
+
+def measure(settings: str, count: int, seconds: float, rounds: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "blipmq.toml")
+        config.write_text(
+            f'[server]\nbind_addr = "127.0.0.1:0"\nmax_connections = {count + 100}\n[metrics]\nbind_addr = ""\n'
+            f"[wal]\nenabled = false\n[limits]\n{SETTINGS[settings]}"
+        )
+        command = [sys.executable, "-c", BROKER, "start", "--config", str(config)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as broker:
+            try:
+                return run(settings, broker, count, seconds, rounds)
+            finally:
+                broker.terminate()
+
+
+def run(settings: str, broker: subprocess.Popen[str], count: int, seconds: float, rounds: int) -> list[Row]:
+    assert broker.stderr is not None
+    ready = next(line for line in broker.stderr if " ready " in line)
+    threading.Thread(target=broker.stderr.read, daemon=True).start()
+    host, _, port = ready.rpartition("address=")[2].strip().rpartition(":")
+    address = host, int(port)
+    reader, writer = connect(address, "reader"), connect(address, "writer")
+    reader.sendall(wire.encode_command(wire.SUB, "t", seq=2))
+    come, tally = multiprocessing.Event(), multiprocessing.Value("q", 0)
+    outside = multiprocessing.Process(target=crowd, args=(address, count, come, tally), daemon=True)
+    outside.start()
+    rows, empty = list[Row](), resident_bytes(broker.pid)
+    try:
+        for _ in range(rounds):
+            for crowded in (False, True):
+                (come.set if crowded else come.clear)()
+                time.sleep(6)  # until the crowd stands there, or the last of it is gone
+                connections = tally.value
+                times = latencies_ms(reader, writer, seconds)
+                rows.append(
+                    Row(
+                        settings,
+                        crowded,
+                        times[len(times) // 2],
+                        times[len(times) * 99 // 100],
+                        times[-1],
+                        (resident_bytes(broker.pid) - empty) / (1 << 20),
+                        (tally.value - connections) / seconds,
+                    )
+                )
+    finally:
+        outside.terminate()
+        outside.join()
+        reader.close()
+        writer.close()
+    return rows
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def median(numbers: list[float]) -> float:
+    return sorted(numbers)[len(numbers) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000, help="strangers at the door at once")
+    parser.add_argument("--seconds", type=float, default=10, help="of each spell")
+    parser.add_argument("--rounds", type=int, default=3, help="a quiet spell and one with the crowd, each")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (options.count + 1000, max(hard, options.count + 1000)))
+    print(f"{options.count} strangers, {options.rounds} rounds of {options.seconds:g} s each; medians of the rounds\n")
+    print(
+        "| limits | at the door | p50 ms | p99 ms | worst ms | memory +MiB | connections/s tried |\n|---|---|---|---|---|---|---|"
+    )
+    for settings in SETTINGS:
+        rows = measure(settings, options.count, options.seconds, options.rounds)
+        for crowded in (False, True):
+            own = [row for row in rows if row.crowd == crowded]
+            p50, p99, worst, growth, rate = (
+                median([float(row[at]) for row in own]) for at in range(2, len(Row._fields))
+            )
+            who = "the crowd" if crowded else "nobody"
+            print(
+                f"| {settings} | {who} | {p50:.2f} | {p99:.2f} | {worst:.1f} | {growth:.1f} | {rate:.0f} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

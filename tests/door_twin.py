@@ -1,0 +1,81 @@
+"""The door, slow and obvious: who may stand in it, who is pushed out of it, who comes in.
+
+Invariant: `pending` holds those inside that are not admitted; those of them whose HELLO is not with Python stand in `silent`,
+the next to go first. Time is an argument.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def place(address: str) -> str:
+    """Whose place an address takes: "" for nobody's in particular."""
+    if not address or ipaddress.ip_address(address).is_loopback:
+        return ""
+    host = ipaddress.ip_address(address)
+    return str(host) if host.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+
+
+class DoorTwin:
+    def __init__(self, total: int, each: int, most: int, hello_ms: int, now_ms: int) -> None:
+        self.total, self.each, self.most, self.hello_ms, self.now_ms = total, each, most, hello_ms, now_ms
+        self.inside: set[int] = set()
+        self.pending: dict[int, tuple[str, int]] = {}  # place, deadline
+        self.silent: list[int] = []
+        self.counts = dict.fromkeys(
+            ["pending", "refused_pending", "refused_pending_address", "hello_timeouts", "accepted"], 0
+        )
+
+    @property
+    def heard(self) -> list[int]:
+        """Those whose HELLO is with Python."""
+        return [name for name in self.pending if name not in self.silent]
+
+    def arrive(self, name: int, address: str) -> bool:
+        """Whether it is let in."""
+        taken = [whose for whose, _ in self.pending.values()]
+        if len(self.inside) >= self.most:
+            return False
+        if place(address) and taken.count(place(address)) >= self.each:
+            self.counts["refused_pending_address"] += 1
+            return False
+        if len(taken) >= self.total:
+            self.counts["refused_pending"] += 1
+            if not self.silent:
+                return False
+            self.leave(self.silent[0])
+        self.inside.add(name)
+        self.pending[name] = place(address), self.now_ms + self.hello_ms
+        self.silent.append(name)
+        self.counts["accepted"] += 1
+        self._count()
+        return True
+
+    def hello(self, name: int) -> None:
+        self.silent.remove(name)
+
+    def answer(self, name: int) -> None:
+        """Python has answered, and not admitted it."""
+        self.silent.insert(0, name)
+
+    def admit(self, name: int) -> None:
+        del self.pending[name]
+        self._count()
+
+    def leave(self, name: int) -> None:
+        self.inside.discard(name)
+        self.pending.pop(name, None)
+        if name in self.silent:
+            self.silent.remove(name)
+        self._count()
+
+    def wait(self, passed_ms: int) -> None:
+        self.now_ms += passed_ms
+        for name, (_, deadline_ms) in list(self.pending.items()):
+            if deadline_ms <= self.now_ms:
+                self.counts["hello_timeouts"] += 1
+                self.leave(name)
+
+    def _count(self) -> None:
+        self.counts["pending"] = len(self.pending)

@@ -1,0 +1,318 @@
+"""Acceptance: a crowd of strangers at the door of a broker that asks for HELLO, and a broker without descriptors.
+
+The machine's own clients are bounded in total only, so that one address stands for many here; tests/test_core_door.py has the
+bounds of each address.
+"""
+
+import contextlib
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from broker_process import until
+from hand_client import HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, command, v1_command
+from watched_broker import get
+
+STRANGERS = 10_000
+GROWTH_BYTES_MAX = 64 << 20
+GUARDED = [sys.executable, str(Path(__file__).with_name("guarded_broker.py"))]
+# A frame of 1 KiB that never gets there.
+SLOW_FRAME = struct.pack(">I", 1024) + bytes(64)
+METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
+
+
+@pytest.fixture
+def descriptors():
+    """Enough of them for so many sockets in this process; the soft limit is put back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def need(count):
+        wanted = max(soft, count)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+
+    yield need
+    now_hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, now_hard))
+
+
+@pytest.fixture
+def guarded(start_broker):
+    def start(settings=None):
+        return start_broker({**METRICS, **(settings or {})}, command=GUARDED)
+
+    return start
+
+
+def where(broker):
+    host, _, port = broker.address.rpartition(":")
+    return host, int(port)
+
+
+def metric(broker, name, **labels):
+    """The value of one series of a scrape."""
+    text = get(broker.wait_for("metrics")["address"], "/metrics").body.decode()
+    label = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    (value,) = re.findall(rf"^{name}{re.escape('{' + label + '}' if label else '')} (\S+)$", text, re.MULTILINE)
+    return float(value)
+
+
+class Strangers:
+    """Sockets that send a byte a second and never say HELLO. `ended`: those the broker has closed."""
+
+    def __init__(self, address):
+        self.address = address
+        self.open = {}  # descriptor: socket, bytes sent
+        self.ended = 0
+        self._poll = select.epoll()
+
+    def come(self, count):
+        for _ in range(count):
+            one = socket.create_connection(self.address, timeout=60)
+            one.setblocking(False)
+            self.open[one.fileno()] = [one, 0]
+            self._poll.register(one.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def send_a_byte_each(self):
+        for entry in list(self.open.values()):
+            one, sent = entry
+            with contextlib.suppress(OSError):  # it will be seen to have ended
+                one.send(SLOW_FRAME[sent : sent + 1])
+                entry[1] += 1
+
+    def look(self):
+        for number, _ in self._poll.poll(0, 4096):
+            one, _ = self.open[number]
+            with contextlib.suppress(OSError):
+                assert one.recv(64) == b"", "nobody answers a stranger"
+            self._poll.unregister(number)
+            del self.open[number]
+            one.close()
+            self.ended += 1
+
+    def close(self):
+        for one, _ in self.open.values():
+            one.close()
+        self._poll.close()
+
+
+@pytest.fixture
+def strangers():
+    with contextlib.ExitStack() as stack:
+
+        def come(broker):
+            crowd = Strangers(where(broker))
+            stack.callback(crowd.close)
+            return crowd
+
+        yield come
+
+
+def served(reader, writer, n):
+    """A message makes its way from one client to another."""
+    writer.send(command(PUB, "inside", b"%d" % n))
+    assert reader.next().payload == b"%d" % n
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},  # as it comes: most are pushed out by those who come after them
+        {"limits.max_pending": STRANGERS, "limits.accept_rate": 0, "server.max_connections": STRANGERS + 100},
+    ],
+    ids=["default limits", "room for all of them"],
+)
+def test_ten_thousand_strangers_that_send_a_byte_a_second(
+    guarded, descriptors, strangers, connect, limits, record_property
+):
+    descriptors(STRANGERS + 1000)
+    broker = guarded(limits)
+    reader = connect(broker, hello=True).subscribe("inside")
+    writer = connect(broker, hello=True)
+    served(reader, writer, 0)
+    before, most = broker.rss_bytes(), 0
+    crowd = strangers(broker)
+    came = ended = 0
+    next_byte = time.monotonic()
+    while crowd.ended < STRANGERS:
+        if came < STRANGERS:
+            crowd.come(100)
+            came += 100
+        if time.monotonic() >= next_byte:
+            crowd.send_a_byte_each()
+            next_byte += 1
+        crowd.look()
+        ended += 1
+        served(reader, writer, ended)  # all along
+        most = max(most, broker.rss_bytes())
+    record_property("growth_bytes", most - before)
+    assert most - before < GROWTH_BYTES_MAX
+    timeouts = metric(broker, "blipmq_connections_hello_timeouts_total")
+    pushed_out = metric(broker, "blipmq_connections_refused_total", reason="max_pending")
+    assert timeouts + pushed_out == STRANGERS, "each was closed by the broker, for one of two reasons"
+    assert bool(pushed_out) == (not limits)
+    until(lambda: metric(broker, "blipmq_connections_pending") == 0, "nobody is left in the door")
+    assert broker.info()["clients"] == 3
+    lines = len(broker.log)
+    assert lines < 500, f"{lines} lines in the log"
+    if pushed_out:
+        first = broker.wait_for("connections_refused")
+        assert first["level"] == "warning" and int(first["max_pending"]) > 0
+
+
+def test_nothing_but_hello_has_an_effect(guarded, connect):
+    broker = guarded()
+    witness = connect(broker, hello=True).subscribe("t", "u")
+    for frame in (
+        command(PUB, "t", b"from nobody", seq=1),
+        command(PUB, "t", b"from nobody", qos=1, seq=1),
+        command(SUB, "t", seq=1),
+        command(UNSUB, "t", seq=1),
+        command(INFO, payload=b"", seq=1),
+        command(PING, seq=1),
+        v1_command(PUB, "t", b"from nobody"),
+        v1_command(SUB, "t"),
+    ):
+        stranger = connect(broker)
+        stranger.send(frame)
+        assert stranger.is_closed()
+        hasty = connect(broker)
+        hasty.send(frame + command(HELLO, client_id="late", protocol=1, seq=2))
+        assert hasty.is_closed()
+    served(witness.subscribe("inside"), witness, 1)  # and nothing came before it
+    assert broker.info()["clients"] == 2
+    assert metric(broker, "blipmq_messages_published_total") == 1
+
+
+def test_one_line_tells_of_all_who_were_pushed_out_and_info_says_so(guarded, strangers):
+    broker = guarded({"limits.max_pending": 8})
+    with HelloClient(broker.address) as inside:
+        crowd = strangers(broker)
+        crowd.come(100)
+        told = until(
+            lambda: inside.info()["connections"]["refused"]["max_pending"] >= 92 and inside.info(), "92 are gone"
+        )
+        assert told["connections"]["pending"] == 8
+        line = broker.wait_for("connections_refused")
+        assert 0 < int(line["max_pending"]) <= 92
+        crowd.come(20)
+        until(lambda: inside.info()["connections"]["refused"]["max_pending"] == 112, "20 more are gone")
+        until(
+            lambda: any("had not said HELLO" in reason for reason in inside.info()["reasons"]), "INFO gives the reason"
+        )
+    assert len(broker.lines("connections_refused")) == 1, "the next one is a minute away"
+
+
+@pytest.mark.parametrize("broker", [{**METRICS, "limits.accept_rate": 1, "limits.accept_burst": 3}], indirect=True)
+def test_a_burst_of_connections_is_spread_out_and_those_inside_go_on(broker, connect):
+    reader, writer = connect(broker).subscribe("inside"), connect(broker)
+    crowd = [connect(broker) for _ in range(20)]
+    for n in range(200):
+        writer.publish("inside", b"%d" % n)
+        assert reader.next().payload == b"%d" % n
+    until(lambda: metric(broker, "blipmq_accept_rests_total") >= 2, "the listeners have rested")
+    assert metric(broker, "blipmq_connections_accepted_total") < 3 + len(crowd)
+
+
+# ---- descriptors -----------------------------------------------------------------------------------------------------
+
+
+def limit_descriptors(broker, count):
+    """From now on the broker may have so many, whatever it has."""
+    resource.prlimit(
+        broker.pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)[1])
+    )
+
+
+def turns_in_a_while(broker):
+    """Turns of the I/O thread for each second of the broker's own clock."""
+    turns, since = metric(broker, "blipmq_core_turns_total"), time.monotonic()
+    time.sleep(1)
+    return (metric(broker, "blipmq_core_turns_total") - turns) / (time.monotonic() - since)
+
+
+@pytest.mark.parametrize("broker", [{**METRICS, "limits.max_subscriptions_per_connection": 3}], indirect=True)
+def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(broker, connect):
+    witness = connect(broker, hello=True).subscribe("t")
+    limit = 200
+    limit_descriptors(broker, limit)
+    crowd = [socket.create_connection(where(broker), timeout=60) for _ in range(limit)]
+    assert broker.wait_for("accept_paused")["error"] == "Too many open files"
+    assert limit - 40 < broker.descriptors() <= limit - 32, "some are left for the broker's own needs"
+    assert turns_in_a_while(broker) < 1000, "it spins"
+    (reason,) = witness.info()["reasons"]
+    assert "Too many open files" in reason
+
+    assert metric(broker, "blipmq_connections_refused_total", reason="descriptors") == 1
+
+    # One of those it kept is enough to be reconfigured.
+    broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 4})
+    broker.signal(signal.SIGHUP)
+    broker.wait_for("reloaded", applied="limits.max_subscriptions_per_connection")
+    witness.subscribe("u", "v", "w")
+    assert witness.ask(SUB, "x").code == 429
+
+    # Without any the file cannot be read: nothing changes, and nothing is taken for granted.
+    limit_descriptors(broker, broker.descriptors())
+    broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 9})
+    broker.signal(signal.SIGHUP)
+    refused = broker.wait_for("reload_failed")
+    assert "Too many open files" in refused["error"]
+    assert witness.ask(SUB, "x").code == 429
+    assert any("the old one is in effect" in reason for reason in witness.info()["reasons"])
+
+    limit_descriptors(broker, limit + 100)
+    broker.wait_for("accept_resumed")
+    until(lambda: witness.info()["clients"] >= limit, "those who waited are in")
+    broker.signal(signal.SIGHUP)
+    until(lambda: len(broker.lines("reloaded")) == 2, "it is reconfigured")
+    witness.subscribe("x")
+    for one in crowd:
+        one.close()
+    until(lambda: broker.info()["clients"] == 2, "they are gone")
+    assert broker.info()["reasons"] == []
+
+
+def test_a_broker_without_descriptors_lets_nobody_in_who_said_no_hello(guarded, connect):
+    """The lesson of a broker that dropped its settings when they could not be read again."""
+    broker = guarded()
+    inside = connect(broker, hello=True).subscribe("t")
+    stranger = connect(broker)
+    until(lambda: inside.info()["connections"]["pending"] == 1, "the stranger stands in the door")
+    limit_descriptors(broker, broker.descriptors())
+    broker.signal(signal.SIGHUP)
+    broker.wait_for("reload_failed")
+    stranger.send(v1_command(PUB, "t", b"from nobody"))
+    assert stranger.is_closed()
+    with socket.create_connection(where(broker), timeout=60) as another:
+        another.sendall(v1_command(PUB, "t", b"from nobody"))
+        limit_descriptors(broker, 1024)
+        assert another.recv(1) == b""
+    inside.send(command(PUB, "t", b"from inside"))
+    assert inside.next().payload == b"from inside"
+
+
+@pytest.mark.parametrize(
+    "broker", [{"server.max_message_size_bytes": 8192, "wal.segment_size_bytes": 1 << 19}], indirect=True
+)
+def test_the_log_goes_on_while_no_connection_can_be_taken(broker, connect):
+    witness = connect(broker, hello=True)
+    keeper = connect(broker, hello=True)
+    keeper.send(command(SUB, "t", qos=1, seq=9))
+    assert keeper.next().code == 0
+    limit_descriptors(broker, broker.descriptors() + 60)
+    crowd = [socket.create_connection(where(broker), timeout=60) for _ in range(80)]
+    broker.wait_for("accept_paused")
+    for n in range(300):  # several files of the log, each a descriptor
+        witness.send(command(PUB, "t", bytes(8000), qos=1, seq=n + 1))
+        assert witness.next().code == 0
+    assert witness.info()["log"]["state"] == "ok" and witness.info()["log"]["segments"] > 3
+    for one in crowd:
+        one.close()
