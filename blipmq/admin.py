@@ -47,6 +47,9 @@ class Watched(Protocol):
     @property
     def reloads(self) -> dict[str, int]: ...
 
+    @property
+    def auth(self) -> dict[str, int]: ...
+
     async def stats(self) -> dict[str, int]: ...
 
     async def reasons(self) -> list[str]: ...
@@ -219,6 +222,7 @@ class Admin:
             report=await self._listing.ask(LISTING_SECONDS),
             state={"ready": int(not self._broker.unready), "degraded": int(bool(reasons))},
             reloads=self._broker.reloads,
+            auth=self._broker.auth,
             process={**read_process(), "started_at": self._started_at},
             admin=dict(self._counts),
         )

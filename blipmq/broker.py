@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
 from blipmq.affinity import choose_processors
+from blipmq.auth import CHECK_SECONDS, Auth
 from blipmq.config import Config
 from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
@@ -80,6 +81,7 @@ def core_config(config: Config) -> CoreConfig:
         max_ttl_ms=timer.max_timeout_ms,
         max_connections=config.server.max_connections,
         max_frame_bytes=memory.max_frame_bytes(config),
+        require_hello=int(config.auth.required),
         max_batch=config.delivery.max_batch if batch else 1,
         max_batch_bytes=config.delivery.max_batch_bytes,
         flush_interval_ms=config.delivery.flush_interval_ms if batch else 0,
@@ -134,6 +136,7 @@ class Broker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._status: Status | None = None
         self._protocol: NativeProtocol | None = None
+        self._auth: Auth | None = None
         self._fed: dict[int, FedTransport] = {}
         self._attaching: dict[int, asyncio.Future[int]] = {}
         self._attach_seq = 0
@@ -175,9 +178,13 @@ class Broker:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._stopped = None
+        self._auth = Auth(core, self.config.auth, self.log)
         door = Strangers(self.log, time.monotonic)
-        self._status = Status(core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, door)
-        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status)
+        self._status = Status(
+            core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door
+        )
+        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
+        self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)
         if listener is not None:
             self._status.address = address_of(listener)
@@ -185,6 +192,7 @@ class Broker:
         self._loop.add_reader(core.event_fd, self._drain)
         self._drain()  # arms the descriptor
         self._tick()
+        self._watch_keys()
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send what is queued for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all.
@@ -294,15 +302,20 @@ class Broker:
         return await self._ask(self._status_running().ask_reasons)
 
     def apply(self, config: Config) -> None:
-        """Put the reloadable settings of `config` into effect; the others keep their values until a restart."""
+        """Put the reloadable settings of `config` into effect; the others keep their values until a restart. Raises
+        `ConfigError`, and changes nothing, if its key file is of no use."""
         core = self._running()
-        assert self._protocol is not None and self._status is not None
+        assert self._protocol is not None and self._status is not None and self._auth is not None
+        keys = self._auth.prepare(config.auth)
         self.config = self._protocol.config = config
         self._status.budget_bytes = config.limits.memory_bytes
         self._status.reloads_applied += 1
         self._status.reload_error = ""
         self.log.set(config.logging.level, config.logging.format)
-        core.limits(core_config(config))
+        core.limits(core_config(config))  # first: from here on nobody comes in without a key, if one is wanted
+        self._auth.apply(keys)
+        self._protocol.keys_changed()
+        self._watch_keys()
 
     def reload_refused(self, error: str) -> None:
         """Note that a changed configuration was refused: a reason to look until one is applied."""
@@ -319,6 +332,13 @@ class Broker:
             "refused": status.reloads_refused,
             "ok": int(not status.reload_error),
         }
+
+    @property
+    def auth(self) -> dict[str, int]:
+        """How many `keys` are in effect, whether they are those of the key file (`file_ok`), and clients `refused`."""
+        self._running()
+        assert self._auth is not None
+        return self._auth.facts
 
     # -- events
 
@@ -438,6 +458,19 @@ class Broker:
             self._status.tick()
             self.log.settle()
             self._after("tick", TICK_SECONDS, self._tick)
+
+    def _watch_keys(self) -> None:
+        if "keys" in self._timers:
+            self._timers.pop("keys").cancel()
+        if self.config.auth.keys_file:
+            self._after("keys", CHECK_SECONDS, self._look_at_keys)
+
+    def _look_at_keys(self) -> None:
+        if self._core is None or self._auth is None or self._protocol is None:
+            return
+        if self._auth.look():
+            self._protocol.keys_changed()
+        self._watch_keys()
 
     def _backlog(self) -> None:
         if self._loop is not None and "retry" not in self._timers:  # one at a time

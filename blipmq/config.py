@@ -24,10 +24,20 @@ def key(
     high: int = 0,
     choices: tuple[str, ...] = (),
     reload: bool = False,
+    secret: bool = False,
 ) -> Any:
-    """Declare one key. Numbers have a unit and an inclusive range; `reload`: SIGHUP puts a new value into effect."""
-    about = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "reload": reload}
-    return field(default=default, metadata=about)
+    """Declare one key. Numbers have a unit and an inclusive range; `reload`: SIGHUP puts a new value into effect; `secret`:
+    the value is never shown, and BLIPMQ_SECTION__KEY_FILE names a file that holds it."""
+    about = {
+        "help": help,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "reload": reload,
+        "secret": secret,
+    }
+    return field(default=default, metadata=about, repr=not secret)
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,31 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Auth:
-    allow_anonymous: bool = key(
-        False, "Serve clients without a key on an address that others can reach. Loopback needs no permission."
+    api_keys: tuple[str, ...] = key(
+        (),
+        "Keys that clients may come in with, as they are; each may do everything. As soon as there is one, nobody comes in "
+        "without. A file that holds them should be readable by the broker alone; `keys_file` needs no secret to be kept.",
+        "keys",
+        0,
+        1000,
+        reload=True,
+        secret=True,
     )
+    keys_file: str = key(
+        "",
+        "File of keys with names and rights, made and changed by `blipmq keys`. It holds hashes only. Once it is set, nobody "
+        "comes in without a key; a change of the file is in effect within a second.",
+        reload=True,
+    )
+    allow_anonymous: bool = key(
+        False,
+        "Serve clients without a key on an address that others can reach, if there are no keys. Loopback needs no permission.",
+    )
+
+    @property
+    def required(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.api_keys or self.keys_file)
 
 
 @dataclass(frozen=True)
@@ -372,7 +404,7 @@ class Key(NamedTuple):
     """One key as it was declared."""
 
     path: str  # section.key
-    type: str  # int, bool or str
+    type: str  # int, bool, str or list
     default: Any
     help: str
     unit: str
@@ -380,6 +412,7 @@ class Key(NamedTuple):
     high: int
     choices: tuple[str, ...]
     reload: bool
+    secret: bool
 
     @property
     def variable(self) -> str:
@@ -393,7 +426,12 @@ class Key(NamedTuple):
             return "true or false"
         if self.type == "int":
             return f"a whole number from {self.low} to {self.high} ({self.unit})"
+        if self.type == "list":
+            return f"a list of strings, {self.high} at most"
         return "one of " + ", ".join(f'"{c}"' for c in self.choices) if self.choices else "a string"
+
+
+_TYPES = {"tuple[str, ...]": "list"}
 
 
 def _declared(section: Any, prefix: str) -> Iterator[Key]:
@@ -401,20 +439,12 @@ def _declared(section: Any, prefix: str) -> Iterator[Key]:
     for item in fields(section):
         path = f"{prefix}{item.name}"
         if item.metadata:
-            yield Key(path=path, type=str(item.type), default=item.default, **item.metadata)
+            yield Key(path=path, type=_TYPES.get(str(item.type), str(item.type)), default=item.default, **item.metadata)
         else:
             yield from _declared(getattr(section, item.name), path + ".")
 
 
 KEYS: dict[str, Key] = {k.path: k for k in _declared(Config(), "")}
-
-# Documented keys that no code honours yet: named here so that they are refused with the true reason, never ignored.
-PLANNED: frozenset[str] = frozenset(
-    {
-        "auth.api_keys",
-        "auth.keys_file",
-    }
-)
 
 
 def value_of(config: Config, path: str) -> Any:
@@ -425,10 +455,18 @@ def value_of(config: Config, path: str) -> Any:
     return value
 
 
+def shown(config: Config, path: str) -> str:
+    """The value of `section.key` for people to read; of a secret, how much of it there is."""
+    value = value_of(config, path)
+    return f"({len(value)}, not shown)" if KEYS[path].secret and value else literal(value)
+
+
 def literal(value: Any) -> str:
     """`value` as it is written in the file."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
@@ -449,8 +487,7 @@ def reference() -> str:
             ]
         allowed = k.expected.replace('"', "`")
         lines.append(f"| `{name}` | `{literal(k.default)}` | {allowed} | {'yes' if k.reload else 'no'} | {k.help} |")
-    lines += ["", _REFERENCE_TAIL, *(f"- `{path}`" for path in sorted(PLANNED)), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 _REFERENCE_HEAD = """\
@@ -464,6 +501,9 @@ in effect, where it comes from, and the memory it may need, and changes nothing.
 
 Every key can also be set by an environment variable, which wins over the file: `BLIPMQ_`, the section, two underscores,
 the key, in capitals: `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979`, `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5`.
+A list is written with commas. A secret should not stand in the environment: with `_FILE` at its end the variable names a
+file that holds it, one item a line: `BLIPMQ_AUTH__API_KEYS_FILE=/run/secrets/blipmq_keys`. Secrets are never shown, not by
+`blipmq check` and not in an error.
 
 An unknown key, a value of the wrong kind or outside its range is an error that names the line; all errors of a file are
 listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are
@@ -471,13 +511,6 @@ fine.
 
 On SIGHUP the file is read again. Keys marked *reload* take effect at once, a change to another one is logged and waits
 for a restart, and a file with an error changes nothing."""
-
-_REFERENCE_TAIL = """\
-## Documented, but not in this version
-
-These are refused by name, because the code that would honour them does not exist yet:
-"""
-
 
 if __name__ == "__main__":
     print(reference(), end="")

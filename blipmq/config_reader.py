@@ -6,19 +6,22 @@ everything that is wrong, each with file, line and what to write instead. Readin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blipmq import memory
 from blipmq.affinity import processor_numbers
-from blipmq.config import KEYS, PLANNED, Config, Key, literal, value_of
+from blipmq.config import KEYS, Config, Key, literal, value_of
 from blipmq.errors import ConfigError
+from blipmq.keys import KEY_BYTES_MAX
+from blipmq.keys import KEY_BYTES_MIN as SHORT_KEY
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +29,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_BYTES_MAX = 1 << 20
+SECRET_BYTES_MAX = 1 << 20
 LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
@@ -187,21 +191,38 @@ class _Reading:
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         by_variable = {k.variable: k for k in KEYS.values()}
+        by_file_variable = {k.variable + "_FILE": k for k in KEYS.values() if k.secret}
         for name in sorted(environ):
             if not name.startswith("BLIPMQ_") or "__" not in name:
                 continue
             if name in by_variable:
                 self._take(by_variable[name], _from_text(by_variable[name], environ[name]), name)
+            elif name in by_file_variable:
+                self._take_file(by_file_variable[name], environ, name)
             else:
                 path = name[len("BLIPMQ_") :].lower().replace("__", ".")
                 self.problems.append(f"{name}: {_unknown(path, variable=True)}")
+
+    def _take_file(self, k: Key, environ: Mapping[str, str], name: str) -> None:
+        """A secret from the file that a variable names."""
+        if k.variable in environ:
+            self.problems.append(f"{name}: {k.variable} is set too, and only one of them can count; unset one")
+            return
+        try:
+            with open(environ[name], encoding="utf-8") as file:
+                text = file.read(SECRET_BYTES_MAX)
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text"
+            self.problems.append(f"{name}: the file it names cannot be read: {why}")
+            return
+        self._take(k, _from_text(k, text), name)
 
     def _take(self, k: Key, value: Any, origin: str) -> None:
         problem = _problem(k, value)
         if problem:
             self.problems.append(f"{origin}: {k.path}: {problem}")
         else:
-            self.values[k.path] = value
+            self.values[k.path] = tuple(value) if k.type == "list" else value
             self.origins[k.path] = origin
 
     def finish(self, source: str) -> Loaded:
@@ -215,11 +236,18 @@ class _Reading:
 
     def _check_together(self, config: Config) -> None:
         addr = config.server.bind_addr
-        if addr and not config.auth.allow_anonymous and not is_loopback(split_address(addr)[0]):
+        anyone = not config.auth.required and not config.auth.allow_anonymous
+        if addr and anyone and not is_loopback(split_address(addr)[0]):
             self._clash(
                 "server.bind_addr",
-                f'"{addr}" can be reached from other machines, and this version asks no one for a key. '
-                "Listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can reach it may use it",
+                f'"{addr}" can be reached from other machines, and there are no keys. Set auth.keys_file and make a key '
+                "(`blipmq keys add NAME`), or listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can "
+                "reach it may use it",
+            )
+        if config.auth.allow_anonymous and config.auth.required:
+            self._clash(
+                "auth.allow_anonymous",
+                "true, but there are keys, which nobody would need; take out either this or auth.api_keys and auth.keys_file",
             )
         if addr and addr == config.metrics.bind_addr and split_address(addr)[1]:
             self._clash(
@@ -287,7 +315,7 @@ class _Reading:
 
 
 def _is_section(path: str) -> bool:
-    return any(known.startswith(path + ".") for known in (*KEYS, *PLANNED))
+    return any(known.startswith(path + ".") for known in KEYS)
 
 
 def _problem(k: Key, value: Any) -> str:
@@ -296,8 +324,14 @@ def _problem(k: Key, value: Any) -> str:
         right = isinstance(value, int) and not isinstance(value, bool) and k.low <= value <= k.high
     elif k.type == "bool":
         right = isinstance(value, bool)
+    elif k.type == "list":
+        right = (
+            isinstance(value, (list, tuple)) and len(value) <= k.high and all(isinstance(item, str) for item in value)
+        )
     else:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
+    if not right and k.secret:
+        return f"what stands there is not {k.expected}"
     if not right:
         return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
     check = _CHECKS.get(k.path)
@@ -305,11 +339,23 @@ def _problem(k: Key, value: Any) -> str:
         try:
             check(value)
         except ValueError as error:
-            return f"{_shown(value)}: {error}"
+            return str(error) if k.secret else f"{_shown(value)}: {error}"
     return ""
 
 
-_CHECKS: dict[str, Callable[[str], object]] = {
+def _check_api_keys(keys: Sequence[str]) -> None:
+    for number, key in enumerate(keys, 1):
+        size_bytes = len(key.encode("utf-8", "surrogateescape"))
+        if not 1 <= size_bytes <= KEY_BYTES_MAX or not key.isprintable() or len(key.split()) != 1:
+            raise ValueError(
+                f"number {number} is not a key: those have 1 to {KEY_BYTES_MAX} printable bytes and no spaces"
+            )
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key stands there twice; take one out")
+
+
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "auth.api_keys": _check_api_keys,
     "server.bind_addr": split_address,
     "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
@@ -332,15 +378,16 @@ def _from_text(k: Key, text: str) -> Any:
     """An environment variable's text as this key's type; what does not convert stays text and is refused as such."""
     if k.type == "bool":
         return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
+    if k.type == "list":
+        return (
+            re.split(r"[,\s]+", text.strip(", \t\r\n")) if text.strip(", \t\r\n") else text
+        )  # nothing is not an empty list
     if k.type == "int" and re.fullmatch(r"-?[0-9]{1,19}", text.replace("_", "")):
         return int(text.replace("_", ""))
     return text
 
 
 def _unknown(path: str, section: bool = False, variable: bool = False) -> str:
-    name = f"[{path}]" if "." not in path else path
-    if path in PLANNED or (_is_section(path) and not any(k.startswith(path + ".") for k in KEYS)):
-        return f"{name} is documented, but this version does not have it yet; take it out"
     if variable:
         return f"there is no setting {path}" + _meant(path, tuple(KEYS), as_variable=True)
     if section:
@@ -376,6 +423,24 @@ def _build(values: Mapping[str, Any]) -> Config:
 
     config: Config = put(Config(), "")
     return config
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """What is allowed and still unwise, a sentence each."""
+    found = []
+    origin, keys = loaded.origins.get("auth.api_keys", ""), loaded.config.auth.api_keys
+    if keys and origin.startswith(loaded.source + ":") and os.name == "posix":
+        with contextlib.suppress(OSError):
+            if os.stat(loaded.source).st_mode & 0o004:
+                found.append(
+                    f"{loaded.source} holds keys (auth.api_keys), and every user of this machine can read it: chmod 640, or "
+                    "keep the keys in auth.keys_file"
+                )
+    if any(len(key) < SHORT_KEY for key in keys):
+        found.append(
+            f"auth.api_keys holds a key of fewer than {SHORT_KEY} characters, which can be guessed: `blipmq keys add`"
+        )
+    return found
 
 
 def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:

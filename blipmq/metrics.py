@@ -44,6 +44,7 @@ class Snapshot:
     reloads: Mapping[str, Number]  # applied, refused, ok
     process: Mapping[str, Number]  # blipmq.process, and started_at
     admin: Mapping[str, Number] = field(default_factory=dict)  # the HTTP edge itself
+    auth: Mapping[str, Number] = field(default_factory=dict)  # keys, file_ok, refused
 
 
 class Series(NamedTuple):
@@ -128,6 +129,19 @@ METRICS: tuple[Metric, ...] = (
         _by("result", "refused", "reloads.refused"),
     ),
     _gauge("blipmq_config_last_reload_successful", "0 while a changed configuration stands refused.", "reloads.ok"),
+    # who comes in
+    _gauge("blipmq_keys", "Keys in effect; 0: none are asked for, or nobody is let in.", "auth.keys"),
+    _gauge(
+        "blipmq_keys_file_ok",
+        "0 while the key file cannot be read, or is broken, and older keys stay in effect.",
+        "auth.file_ok",
+    ),
+    _counter("blipmq_logins_refused_total", "Clients turned away: no key, or none that is known.", "auth.refused"),
+    _counter(
+        "blipmq_publishes_refused_total",
+        "Publishes refused, by the reason.",
+        _by("reason", "not_allowed", "stats.publishes_not_allowed"),
+    ),
     # messages
     _counter(
         "blipmq_messages_published_total",

@@ -176,6 +176,10 @@ class Hello(NamedTuple):
     client_id: str
     api_key: bytes
     peer: str
+    trusted: bool = False  # of this process: let in without a key
+
+    def __repr__(self) -> str:  # without the key, wherever it is printed
+        return f"Hello(conn={self.conn}, seq={self.seq}, client_id={self.client_id!r}, peer={self.peer!r})"
 
 
 class Sub(NamedTuple):
@@ -189,6 +193,7 @@ class Sub(NamedTuple):
     durable: bool
     plain: bool
     peer: str
+    trusted: bool = False
 
 
 class Unsub(NamedTuple):
@@ -333,12 +338,13 @@ def _peer(event: CData) -> str:
 
 
 def _hello(e: CData) -> Event:
-    return Hello(e.conn, e.seq, e.value, _text(e), _data(e), _peer(e))
+    return Hello(e.conn, e.seq, e.value, _text(e), _data(e), _peer(e), bool(e.flags & lib.BQ_EV_TRUSTED))
 
 
 def _sub(e: CData) -> Event:
     durable, plain = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_PLAIN)
-    return Sub(e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, plain, _peer(e))
+    trusted = bool(e.flags & lib.BQ_EV_TRUSTED)
+    return Sub(e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, plain, _peer(e), trusted)
 
 
 def _unsub(e: CData) -> Event:
@@ -542,9 +548,20 @@ class Core:
         """So many bytes of `Out` have left."""
         self._push(lib.BQ_CMD_TAKEN, conn=conn, value=size)
 
-    def admit(self, conn: int, seq: int, text: str) -> None:
-        """Let a client that said HELLO go on; it gets Reply code 0 with `text`."""
-        self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode())
+    def admit(self, conn: int, seq: int, text: str, rights: int = 0) -> None:
+        """Let a client that said HELLO go on; it gets Reply code 0 with `text`. `rights`: the number of what its key may
+        publish to, given before with `rights`; 0: everything."""
+        self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=rights)
+
+    def rights(self, number: int, filters: bytes | None) -> None:
+        """Say, or change for all who have been admitted with it, what `number` (from 1) may publish to: filters, each with
+        its size in front (u16, little-endian), or None for everything."""
+        flags = lib.BQ_RIGHTS_ALL if filters is None else 0
+        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=flags, data=filters or b"")
+
+    def end_rights(self, number: int) -> None:
+        """From now on `number` allows nothing to those who have been admitted with it, and may be given anew."""
+        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=lib.BQ_RIGHTS_END)
 
     def subscribe(
         self,
@@ -587,9 +604,12 @@ class Core:
         id: int = 0,
         close: bool = False,
         unasked: bool = False,
+        discard: bool = False,
     ) -> None:
-        """Send a Reply; with `close` the connection ends once it has been flushed. `unasked`: it answers no request."""
+        """Send a Reply; with `close` the connection ends once it has been flushed. `unasked`: it answers no request.
+        `discard`: its subscriptions end and what waits for it is dropped before."""
         flags = (lib.BQ_REPLY_CLOSE if close else 0) | (lib.BQ_REPLY_UNASKED if unasked else 0)
+        flags |= lib.BQ_REPLY_DISCARD if discard else 0
         self._push(
             lib.BQ_CMD_REPLY, conn=conn, seq=seq, code=code, flags=flags, text=text.encode(), data=payload, value=id
         )

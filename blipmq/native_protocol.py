@@ -7,8 +7,17 @@ and QUIT.
 
 from __future__ import annotations
 
+from blipmq.auth import Auth
 from blipmq.config import Config
-from blipmq.errors import BAD_REQUEST, CLIENT_ID_IN_USE, NOT_NOW, PROTOCOL_VERSION, TOO_MANY
+from blipmq.errors import (
+    BAD_REQUEST,
+    CLIENT_ID_IN_USE,
+    NOT_ALLOWED,
+    NOT_AUTHENTICATED,
+    NOT_NOW,
+    PROTOCOL_VERSION,
+    TOO_MANY,
+)
 from blipmq.logs import Log
 from blipmq.native import Closed, CloseReason, Core, Hello, Info, Sub, Unsub
 from blipmq.sessions import Session, Sessions
@@ -20,6 +29,8 @@ NAME_BYTES_MAX = 256  # of a client_id or a group
 GREETING = f"BlipMQ {__version__}"
 NO_LOG = "QoS 1 needs the log: set wal.enabled = true, or ask for qos 0"
 NO_CLIENT_ID = "a durable subscription is known by its client_id: say HELLO with one first"
+NO_KEY = "no key, or none that is known here"
+KEY_ENDED = "the key is not known here any more"
 NO_QOS1 = "a durable subscription collects QoS 1 messages: ask for qos 1"
 _ORDINARY = (CloseReason.EOF, CloseReason.QUIT)
 
@@ -34,12 +45,14 @@ class NativeProtocol:
         config: Config,
         log: Log,
         status: Status,
+        auth: Auth,
     ) -> None:
         self.config = config
         self._core = core
         self._sessions = sessions
         self._log = log
         self._status = status
+        self._auth = auth
 
     def hello(self, event: Hello) -> None:
         """Let a client in, oust the older connection of the same client_id, or say why not."""
@@ -55,6 +68,8 @@ class NativeProtocol:
             self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
             self._refused(session, "hello", PROTOCOL_VERSION, text)
             return
+        if self._auth.required and not event.trusted and not self._know(session, event):
+            return
         problem = _name_problem("client_id", event.client_id)
         if problem:
             self._core.reply(event.conn, event.seq, BAD_REQUEST, problem)
@@ -63,15 +78,49 @@ class NativeProtocol:
         ousted = self._sessions.identify(session, event.client_id)
         if ousted is not None:
             self._oust(ousted, event.peer)
-        self._core.admit(event.conn, event.seq, GREETING)
-        self._log.info("hello", client=event.client_id, peer=_peer(event.peer))
+        rights = self._auth.rights_of(session.key) if session.key is not None else 0
+        self._core.admit(event.conn, event.seq, GREETING, rights)
+        by = {"key": session.key.name} if session.key is not None else {}
+        self._log.info("hello", client=event.client_id, **by, peer=_peer(event.peer))
+
+    def _know(self, session: Session, event: Hello) -> bool:
+        """Find the key the client presents. There is one answer to all that is none: nobody learns what was wrong with it."""
+        session.key = self._auth.find(event.api_key)
+        if session.key is None:
+            session.closing = True
+            self._auth.refused += 1
+            self._core.reply(event.conn, event.seq, NOT_AUTHENTICATED, NO_KEY, close=True)
+            self._refused(session, "hello", NOT_AUTHENTICATED, NO_KEY)
+        return session.key is not None
+
+    def keys_changed(self) -> None:
+        """Other keys are in effect: end every connection whose key is none any more, or may not have what it subscribed to.
+        The core has the new publish rights already."""
+        for session in list(self._sessions):
+            if session.closing or session.key is None:
+                continue
+            now, before = self._auth.current(session.key), session.key.allow
+            if now is None:
+                self._end(session, NOT_AUTHENTICATED, KEY_ENDED)
+                continue
+            session.key = now
+            lost = next((f for f in session.filters if now.allow != before and not now.may_subscribe(f)), None)
+            if lost is not None:
+                self._end(session, NOT_ALLOWED, f"this key may not subscribe to {lost} any more")
+
+    def _end(self, session: Session, code: int, text: str) -> None:
+        """Nothing more reaches the client but this answer."""
+        session.closing = True
+        self._core.reply(session.conn, 0, code, text, close=True, unasked=True, discard=True)
+        key = session.key.name if session.key is not None else ""
+        self._log.warning("ended", client=session.client_id, key=key, peer=_peer(session.peer), code=code, reason=text)
 
     def subscribe(self, event: Sub) -> None:
         """Route a filter to the connection or its group, or refuse."""
         session = self._sessions.find(event.conn)
         if session is not None and session.closing:
             return
-        client_id = session.client_id if session is not None else ""
+        client_id = session.identity if session is not None else ""
         code, problem = self._sub_problem(event, session, client_id)
         if problem:
             self._refuse(event, code, problem)
@@ -90,6 +139,10 @@ class NativeProtocol:
     def _sub_problem(self, event: Sub, session: Session | None, client_id: str) -> tuple[int, str]:
         """Code and reason to refuse a SUB with; an empty reason: it may go on. Whether the log takes it, the core knows."""
         limit = self.config.limits.max_subscriptions_per_connection
+        if self._auth.required and not event.trusted:
+            key = session.key if session is not None else None
+            if key is None or not key.may_subscribe(event.filter):
+                return NOT_ALLOWED, f"this key may not subscribe to {event.filter}"
         if event.durable and not event.qos:
             return BAD_REQUEST, NO_QOS1
         if event.durable and not client_id:
@@ -111,7 +164,7 @@ class NativeProtocol:
             if session.closing:
                 return
             session.filters.pop(event.filter, None)
-        self._core.unsubscribe(event.conn, event.seq, event.filter, session.client_id if session is not None else "")
+        self._core.unsubscribe(event.conn, event.seq, event.filter, session.identity if session is not None else "")
 
     def info(self, event: Info) -> None:
         """Answer with the broker's state as JSON, once it has been gathered."""
@@ -119,7 +172,10 @@ class NativeProtocol:
         if session is not None and session.closing:
             return
         # A handle that has been closed meanwhile is never valid again: the core drops the reply.
-        self._status.ask_json(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload))
+        key = session.key if session is not None else None
+        # Who is let in for one topic need not see the others.
+        only = key.name if key is not None and key.allow else None
+        self._status.ask_json(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload), only)
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""

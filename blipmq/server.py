@@ -57,6 +57,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         memory_worst=memory.size(memory.worst_bytes(config)),
         loop=loop_name,
     )
+    warn(log, loaded)
     try:
         process = Process(Broker(config, log=log), reload, log, Notifier(os.environ))
         return loop.run_until_complete(
@@ -64,6 +65,12 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         )
     finally:
         loop.close()
+
+
+def warn(log: Log, loaded: Loaded) -> None:
+    """Say what is allowed and still unwise."""
+    for warning in config_reader.warnings(loaded):
+        log.warning("unwise", what=warning)
 
 
 class Process:
@@ -144,7 +151,8 @@ class Process:
         self._service.reloading()
         old = self._broker.config
         try:
-            config, applied, waiting = config_reader.reloaded(old, self._read().config)
+            loaded = self._read()
+            config, applied, waiting = config_reader.reloaded(old, loaded.config)
             self._broker.apply(config)
         except BlipMQError as error:
             self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
@@ -153,6 +161,7 @@ class Process:
             return
         for k in waiting:
             self._log.warning("reload_needs_restart", key=k.path)
+        warn(self._log, loaded)
         self._log.info("reloaded", applied=",".join(k.path for k in applied))
         self._service.reloaded()
 

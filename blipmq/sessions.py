@@ -1,23 +1,29 @@
 """Sessions: what Python knows of a connection that said HELLO or subscribed.
 
-Invariant: a client_id belongs to at most one session, the newest that claimed it. Connections that did neither, the
-many that only publish, have no session and cost Python nothing.
+Invariant: an identity, a client_id of one key, belongs to at most one session, the newest that claimed it. Connections
+that did neither, the many that only publish, have no session and cost Python nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from blipmq.keys import Key
+
+OWNER_ENDS = "\x1f"
+"""Between the name of a key and the client_id in an identity: neither of them can hold it."""
+
 
 class Session:
     """One connection: who it is and what it subscribes to. `conn` is the core's handle."""
 
-    __slots__ = ("client_id", "closing", "conn", "filters", "peer", "said_hello")
+    __slots__ = ("client_id", "closing", "conn", "filters", "key", "peer", "said_hello")
 
     def __init__(self, conn: int, peer: str) -> None:
         self.conn = conn
         self.peer = peer
         self.client_id = ""
+        self.key: Key | None = None  # that it came in with, where keys are asked for
         self.said_hello = False
         self.closing = False  # told to close: what it still sends is not answered
         self.filters: dict[str, None] = {}  # in the order they were subscribed
@@ -27,9 +33,16 @@ class Session:
         who = f"conn={self.conn:#x} client={self.client_id!r} peer={self.peer}"
         return f"<Session {who} filters={len(self.filters)}{state}>"
 
+    @property
+    def identity(self) -> str:
+        """What the client_id is to the rest of the broker, the log included: each key has client_ids of its own, so that
+        nobody can oust, or collect for, a client of another key. "" without a client_id."""
+        owner = self.key.owner if self.key is not None else ""
+        return f"{owner}{OWNER_ENDS}{self.client_id}" if owner and self.client_id else self.client_id
+
 
 class Sessions:
-    """All sessions, by connection and by client_id. The core's limit on connections bounds both."""
+    """All sessions, by connection and by identity. The core's limit on connections bounds both."""
 
     def __init__(self) -> None:
         self._by_conn: dict[int, Session] = {}
@@ -61,8 +74,8 @@ class Sessions:
         session.client_id = client_id
         if not client_id:
             return None
-        ousted = self._by_client.get(client_id)
-        self._by_client[client_id] = session
+        ousted = self._by_client.get(session.identity)
+        self._by_client[session.identity] = session
         return ousted
 
     def clear(self) -> None:
@@ -73,6 +86,6 @@ class Sessions:
     def drop(self, conn: int) -> Session | None:
         """Forget a connection that is gone."""
         session = self._by_conn.pop(conn, None)
-        if session is not None and self._by_client.get(session.client_id) is session:
-            del self._by_client[session.client_id]
+        if session is not None and self._by_client.get(session.identity) is session:
+            del self._by_client[session.identity]
         return session

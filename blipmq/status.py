@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blipmq import strangers
+from blipmq.auth import Auth
 from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
@@ -42,6 +43,7 @@ class Status:
         clock: Callable[[], float],
         budget_bytes: int,
         wal: Wal | None = None,
+        auth: Auth | None = None,
         door: Strangers | None = None,
     ) -> None:
         self.address = ""
@@ -51,6 +53,7 @@ class Status:
         self._core = core
         self._sessions = sessions
         self._wal = wal
+        self._auth = auth
         self._door = door
         self._clock = clock
         self._started = clock()
@@ -100,9 +103,10 @@ class Status:
             self.ask_counters(self._begin_round)
             self._round = self._seq
 
-    def ask_json(self, answer: Callable[[bytes], None]) -> None:
-        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes."""
-        self.ask_report(lambda report: answer(_bounded_json(report)))
+    def ask_json(self, answer: Callable[[bytes], None], key: str | None = None) -> None:
+        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes. `key`: only with the subscribers that came
+        in with the key of that name."""
+        self.ask_report(lambda report: answer(_bounded_json(report if key is None else _only(report, key))))
 
     # -- what the core answers
 
@@ -188,16 +192,23 @@ class Status:
                 "redelivered": counters["redelivered"],
                 "dead_lettered": counters["dead_lettered"],
             },
+            "auth": self._auth_facts(),
             "log": self._wal.facts(counters) if self._wal else None,
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
+
+    def _auth_facts(self) -> Report | None:
+        if self._auth is None or not self._auth.required:
+            return None
+        return {**self._auth.facts, "file_ok": not self._auth.problem}
 
     def _subscriber(self, row: Subscriber) -> Report:
         session = self._sessions.find(row.conn)
         filters = list(session.filters) if session else []
         return {
             "client": session.client_id if session else "",
+            "key": session.key.name if session and session.key else "",
             "peer": row.peer or "in-process",
             "filters": filters[:FILTERS_MAX],
             "filters_total": len(filters),
@@ -230,6 +241,8 @@ class Status:
             reasons.append(
                 f"the changed configuration was refused and the old one is in effect: {why[:REASON_CHARS_MAX]}"
             )
+        if self._auth and self._auth.problem:
+            reasons.append(f"the key file is not in effect as it stands: {self._auth.problem[:REASON_CHARS_MAX]}")
         if hardware and hardware["undervoltage"]:
             reasons.append("under-voltage: the power supply or its cable is too weak")
         if hardware and hardware["throttled"]:
@@ -256,6 +269,10 @@ def _in_use(counters: Counters) -> int:
 
 def _depth(row: Subscriber) -> tuple[int, int]:
     return row.queued_messages, row.dropped_queue_full
+
+
+def _only(report: Report, key: str) -> Report:
+    return {**report, "subscriptions": [row for row in report["subscriptions"] if row["key"] == key]}
 
 
 def _bounded_json(report: Report) -> bytes:

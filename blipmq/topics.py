@@ -6,6 +6,8 @@ input. They are used for early errors in the client, and as the twin that the co
 
 from __future__ import annotations
 
+from collections import deque
+
 from blipmq.errors import UsageError
 
 TOPIC_BYTES_MAX = 256
@@ -81,3 +83,76 @@ def match(filter_: str, topic: str) -> bool:
         if index >= len(given) or (level not in ("*", "+") and level != given[index]):
             return False
     return len(given) == len(wanted)
+
+
+# ---- which filters are within others ---------------------------------------------------------------------------------
+
+_REJECTED, _ALL = -1, -2
+"""Where a walk along a filter can end early: nothing that begins so matches; everything does."""
+
+
+class _Walk:
+    """A filter as a machine that reads a topic character by character. A state is a place in the filter's text: because a
+    wildcard for one level ends at the separator, there is never a choice."""
+
+    def __init__(self, filter_: str) -> None:
+        self.text = filter_
+        self.dialect = check_filter(filter_)
+        self.separator = _SEPARATOR.get(self.dialect, "")
+
+    def step(self, state: int, character: str, first: bool) -> int:
+        text = self.text
+        if state < 0:
+            return state
+        if first and character == "$" and text[0] != "$":
+            return _REJECTED
+        at = text[state : state + 1]
+        if at in (">", "#") and self.dialect:
+            return _ALL
+        if at in ("*", "+") and self.dialect:
+            if character != self.separator:
+                return state
+            return state + 2 if state + 1 < len(text) else _REJECTED
+        return state + 1 if at == character else _REJECTED
+
+    def completion(self, state: int, filling: str) -> str:
+        """What makes a topic that matches of one that has come as far as `state`: from everywhere there is a way."""
+        rest = self.text[state:] if state >= 0 else ""
+        return "".join(filling if self.dialect and character in _WILDCARDS else character for character in rest)
+
+    def accepts(self, state: int) -> bool:
+        """Whether a topic may end here."""
+        rest = self.text[state:] if state >= 0 else ""
+        if state < 0 or not rest:
+            return state != _REJECTED
+        if self.dialect == SLASH and rest in ("/#", "+/#"):
+            return True  # `site/#` matches `site` too
+        return bool(self.dialect) and rest in (">", "#", "*", "+")
+
+
+def uncovered(outer: str, inner: str) -> str | None:
+    """A topic that `inner` matches and `outer` does not; None: `outer` covers `inner`. Exact for both dialects and between
+    them, but for the length that a topic may have. Raises UsageError for what is no filter."""
+    walks = _Walk(outer), _Walk(inner)
+    other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in outer + inner and chr(c).isprintable())
+    characters: list[str] = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
+    reached: set[tuple[int, int]] = set()
+    waiting: deque[tuple[tuple[int, int], str]] = deque([((0, 0), "")])  # the nearest first
+    while waiting:
+        states, topic = waiting.popleft()
+        for character in characters:
+            ends = (walks[0].step(states[0], character, not topic), walks[1].step(states[1], character, not topic))
+            if ends[0] == _ALL or ends[1] == _REJECTED or ends in reached:
+                continue
+            if ends[0] == _REJECTED:
+                return topic + character + walks[1].completion(ends[1], other)
+            if walks[1].accepts(ends[1]) and not walks[0].accepts(ends[0]):
+                return topic + character
+            reached.add(ends)
+            waiting.append((ends, topic + character))
+    return None
+
+
+def covers(outer: str, inner: str) -> bool:
+    """Whether every message that a subscriber of `inner` gets, one of `outer` would get too."""
+    return uncovered(outer, inner) is None

@@ -31,7 +31,8 @@ typedef struct bq_config {
     uint32_t max_connections;         /* open at once */
     uint32_t max_frame_bytes;         /* largest N accepted from an admitted connection */
     uint32_t max_frame_bytes_unauth;  /* the same before admission (require_hello) */
-    uint32_t require_hello;           /* 1: nothing but HELLO before Python admits the connection */
+    uint32_t require_hello;           /* 1: nothing but HELLO before Python admits the connection. Set later, it ends who is in
+                                         without rights */
     uint32_t hello_timeout_ms;        /* time to be admitted in when require_hello is set */
     uint32_t max_batch;               /* messages per flush of one subscriber */
     uint32_t max_batch_bytes;         /* bytes per flush of one subscriber */
@@ -67,14 +68,15 @@ typedef struct bq_config {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    BQ_CMD_LISTEN = 1,      /* value: listening socket, owned by the core from now on */
-    BQ_CMD_UNLISTEN = 2,    /* stop accepting: close every listener */
-    BQ_CMD_ADOPT = 3,       /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
+    BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
+    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
                                bq_peer_t, or nothing */
-    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
-    BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
-    BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
+    BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
+    BQ_CMD_TAKEN = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
+    BQ_CMD_ADMIT = 7, /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the rights
+                               of its key (BQ_CMD_RIGHTS), 0: it may publish everything */
     BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
                                flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
                                subscription is on disk; Reply 503 when there is no log for it */
@@ -85,7 +87,10 @@ enum bq_command_type {
     BQ_CMD_STATS = 12,  /* answered by BQ_EV_STATS with this seq */
     BQ_CMD_LIST = 13,   /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
     BQ_CMD_LIMITS = 14, /* data: a bq_config_t whose reloadable fields take effect */
-    BQ_CMD_STOP = 15    /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+    BQ_CMD_STOP = 15,   /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+    BQ_CMD_RIGHTS =
+        16 /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
+                           changes them for all connections admitted with them. BQ_RIGHTS_END: they allow nothing any more */
 };
 
 enum bq_command_flags {
@@ -93,7 +98,10 @@ enum bq_command_flags {
     BQ_CONN_TRUSTED = 2,  /* an attached connection that needs no HELLO */
     BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
     BQ_SUB_QOS1 = 8,
-    BQ_SUB_DURABLE = 16
+    BQ_SUB_DURABLE = 16,
+    BQ_RIGHTS_ALL = 32,
+    BQ_RIGHTS_END = 64,
+    BQ_REPLY_DISCARD = 128 /* before the reply: its routes end, and what waits for it is dropped */
 };
 
 /* Who is at the other end of a connection. */
@@ -130,7 +138,7 @@ enum bq_event_type {
     BQ_EV_STOPPED = 12  /* value: messages that could not be flushed; the I/O thread ends after it */
 };
 
-enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2 };
+enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
 
 enum bq_close {
     BQ_CLOSE_EOF = 0,   /* the client closed */
@@ -237,6 +245,7 @@ typedef struct bq_stats {
     uint64_t log_free_bytes; /* of its file system */
     uint64_t log_state;      /* 0: none, 1: well, 2: full, 3: failed */
     uint64_t log_errno;
+    uint64_t publishes_not_allowed;   /* a counter: refused, because the publisher's key has no right to the topic */
     uint64_t refused_pending;         /* counters again: closed, or pushed out by a newcomer, because max_pending was reached */
     uint64_t refused_pending_address; /* closed because max_pending_per_address was reached */
     uint64_t refused_descriptors;     /* closed because the process had hardly a descriptor left */

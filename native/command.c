@@ -58,6 +58,13 @@ int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint3
 /* ---- the core's side ------------------------------------------------------------------------------------------------- */
 
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
+    rights_t *rights = record->command.value ? rights_hold(&bq->rights, record->command.value) : NULL;
+    if (record->command.value && !rights) { /* without them it could do everything */
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its key's rights");
+        return;
+    }
+    rights_drop(&bq->pool, connection->rights);
+    connection->rights = rights;
     connection->admitted = true;
     connection->hello = true;
     door_leave(bq, connection);
@@ -129,6 +136,7 @@ static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
 
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
+    if (command->flags & BQ_REPLY_DISCARD) connection_discard(bq, connection);
     connection_reply_full(bq, connection, command->seq, command->code, text, record->text_size, command->value, data,
                           record->data_size);
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
@@ -150,6 +158,7 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     event_push(bq,
                &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
     if (!connection) return true;
+    connection->trusted = trusted;
     connection->known = true;
     bq->open_count++;
     bq->stats.accepted++;
@@ -191,6 +200,14 @@ static void adopt(bq_t *bq, int fd) {
     bq->stats.accepted++;
 }
 
+static void rights(bq_t *bq, const record_t *record, const uint8_t *data) {
+    const bq_command_t *command = &record->command;
+    if (command->flags & BQ_RIGHTS_END)
+        rights_end(&bq->rights, &bq->pool, command->value);
+    else
+        rights_set(&bq->rights, &bq->pool, command->value, command->flags & BQ_RIGHTS_ALL, data, record->data_size);
+}
+
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
@@ -201,6 +218,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
+    case BQ_CMD_RIGHTS: rights(bq, record, data); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: for_connection(bq, record, text, data); return true;
     }

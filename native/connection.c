@@ -136,6 +136,27 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     connection_update_interest(bq, connection);
 }
 
+void connection_discard(bq_t *bq, connection_t *connection) {
+    if (connection->state != CONNECTION_OPEN) return;
+    publish_run_close(bq); /* into the queue that is emptied here; giving it out may close a connection */
+    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
+    connection->subscription_count = 0;
+    session_leave_all(bq, connection);
+    bq->stats.dropped_disconnect += queue_discard(&connection->queue, &bq->queues, connection->blocked);
+}
+
+void connection_need_hello(bq_t *bq, connection_t *connection) {
+    if (connection->trusted || connection->rights || !connection->admitted) return;
+    static const char why[] = "keys are asked for since the broker's settings were changed";
+    if (connection->hello && connection->state == CONNECTION_OPEN) {
+        connection_discard(bq, connection);
+        connection_reply(bq, connection, 0, 401, why);
+        connection_finish(bq, connection, BQ_CLOSE_UNAUTH, why);
+    } else {
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, why);
+    }
+}
+
 static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
     pool_give(&bq->pool, connection->in, connection->in_capacity);
     bq->input_bytes += capacity;
@@ -181,6 +202,8 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     else
         bq->open_count--;
     bq->stats.closed++;
+    rights_drop(&bq->pool, connection->rights);
+    connection->rights = NULL;
     connection->state = CONNECTION_FREE;
     bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
     return true;
@@ -414,6 +437,10 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         return bad_frame(bq, connection, view->seq, error);
     }
     connection->last_topic = topic;
+    if (BQ_UNLIKELY(connection->rights != NULL) && !rights_allow(connection->rights, topic)) {
+        bq->stats.publishes_not_allowed++;
+        return refuse(bq, connection, view->seq, 403, "this key may not publish to this topic");
+    }
     if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
     if (BQ_UNLIKELY(connection->held_count)) {
         if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
@@ -435,7 +462,7 @@ static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *ev
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
         return refuse(bq, connection, event->seq, 400, "client_id, api_key, group and what INFO asks for are at most 4 KiB each");
     event->conn = connection->handle;
-    event->flags |= connection->hello ? 0 : BQ_EV_PLAIN;
+    event->flags |= (connection->hello ? 0 : BQ_EV_PLAIN) | (connection->trusted ? BQ_EV_TRUSTED : 0);
     memcpy(event->peer, connection->peer, sizeof event->peer);
     event->peer_port = connection->peer_port;
     if (!event_push(bq, event)) {
@@ -547,10 +574,10 @@ static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
 /* Take whole frames off the front of the input; returns the bytes taken. */
 static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     uint32_t at = 0;
+    bool welcome = connection->admitted && !connection->refused;
+    uint32_t limit = welcome ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
     while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
         uint32_t body_size = load_be32(bytes + at);
-        uint32_t limit =
-            connection->admitted && !connection->refused ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
         if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
             too_large(bq, connection, body_size);
             break;

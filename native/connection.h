@@ -33,6 +33,7 @@ typedef struct connection {
     uint8_t close_code;
     bool admitted;            /* may send commands other than HELLO */
     bool hello;               /* said HELLO and was admitted: gets Replies */
+    bool trusted;             /* of this process: needs no HELLO, whatever the settings */
     bool known;               /* Python has heard of it and will hear of its end */
     bool refused;             /* over max_connections: only here to be told so */
     bool blocked;             /* the socket (or the feed's window) takes no more */
@@ -48,7 +49,8 @@ typedef struct connection {
     uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
     uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
     uint32_t subscription_count;
-    topic_t *last_topic; /* a hint: compare the name before use */
+    topic_t *last_topic;   /* a hint: compare the name before use */
+    struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
     struct member *members;                    /* its part in sessions */
     uint32_t held_count;                       /* its publishes that wait for the disk */
@@ -93,6 +95,9 @@ void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, co
 void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
 void connection_update_interest(struct bq *bq, connection_t *connection);
+void connection_discard(struct bq *bq,
+                        connection_t *connection); /* it gets nothing more but Replies: routes and queue are gone */
+void connection_need_hello(struct bq *bq, connection_t *connection); /* require_hello is set now, and it came in without a key */
 
 static inline connection_t *connection_of_queue(queue_t *queue) {
     return (connection_t *)(void *)((char *)queue - offsetof(connection_t, queue));

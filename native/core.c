@@ -337,6 +337,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.max_deliveries = config->max_deliveries;
     bq->config.max_sessions = config->max_sessions;
     bq->config.run_messages = config->run_messages;
+    bq->config.require_hello = config->require_hello;
     bq->config.hello_timeout_ms = config->hello_timeout_ms;
     bq->config.max_pending_per_address = config->max_pending_per_address;
     bq->config.accept_rate = config->accept_rate;
@@ -348,8 +349,10 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     if (size != sizeof config) return;
     memcpy(&config, bytes, sizeof config);
     if (!config_valid(&config)) return;
+    bool strict = config.require_hello && !bq->config.require_hello;
     publish_run_close(bq);
     limits_apply(bq, &config);
+    if (strict) for_each_open(bq, connection_need_hello);
     for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
 }
 
@@ -401,6 +404,7 @@ void bq_free(bq_t *bq) {
         if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
     }
     commit_close(bq);
+    rights_release(&bq->rights, &bq->pool);
     if (bq->routes) sessions_release(bq);
     if (bq->routes) route_free(bq->routes);
     segment_store_release(&bq->segments);

@@ -298,6 +298,30 @@ void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     }
 }
 
+/* Of an entry without messages (a Reply, a QoS 1 delivery) nobody knows how much of it has left: begun, it is finished. */
+uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun) {
+    uint64_t dropped = 0;
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->head_left) {
+        queue_entry_t *rest = entry_split_head(env, entry);
+        entry = rest ? rest : entry->next;
+    } else if (entry && !entry->count && begun) {
+        entry = entry->next;
+    }
+    while (entry) {
+        queue_entry_t *next = entry->next;
+        if (entry->count) {
+            dropped += entry->count;
+            account(queue, env, -(int64_t)entry->count, -(int64_t)entry->size);
+        } else if (!entry->kept) {
+            queue->control_bytes -= entry->size;
+        }
+        entry_free(env, entry);
+        entry = next;
+    }
+    return dropped;
+}
+
 uint64_t queue_clear(queue_t *queue, queue_env_t *env) {
     uint64_t dropped = queue->messages;
     account(queue, env, -(int64_t)queue->messages, -(int64_t)queue->bytes);

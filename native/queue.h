@@ -94,6 +94,9 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env);
 /* Lazy expiry: drop what has expired at the head, before the head is sent. */
 void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick);
 
+/* Drop everything but a first frame that is partly on the wire, which `begun` says there may be. Returns the messages dropped. */
+uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun);
+
 /* Drop everything; returns the messages dropped (counted by the caller, who knows the reason). */
 uint64_t queue_clear(queue_t *queue, queue_env_t *env);
 

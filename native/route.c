@@ -35,6 +35,7 @@ struct routes {
     uint32_t topics_max, slots;
     uint32_t hand; /* of the clock */
     uint64_t targets_bytes;
+    uint64_t serial;
     uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
     uint64_t seed;
 };
@@ -143,8 +144,13 @@ static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name
     if (!prefix) return NULL;
     message_prefix_write(prefix, name, size);
     topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
-    *topic =
-        (topic_t){.hash = hash, .chain = *head, .prefix = prefix, .prefix_size = prefix_size, .name_size = size, .stale = true};
+    *topic = (topic_t){.hash = hash,
+                       .chain = *head,
+                       .prefix = prefix,
+                       .prefix_size = prefix_size,
+                       .name_size = size,
+                       .stale = true,
+                       .serial = ++routes->serial};
     topic->name = message_prefix_name(prefix);
     *head = topic;
     routes->counts.topics++;

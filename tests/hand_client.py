@@ -239,10 +239,10 @@ class PlainClient:
 class HelloClient(PlainClient):
     """A client that says HELLO when it connects, numbers its requests and understands Replies."""
 
-    def __init__(self, address, client_id=None, receive_buffer_bytes=0):
+    def __init__(self, address, client_id=None, receive_buffer_bytes=0, api_key=None):
         super().__init__(address, receive_buffer_bytes)
         self.seq = 0
-        self.greeting = self.ask(HELLO, client_id=client_id, protocol=1)
+        self.greeting = self.ask(HELLO, client_id=client_id, api_key=api_key, protocol=1)
 
     def ask(self, action, *args, **fields):
         """Send a request and return what comes next, which must carry its number."""

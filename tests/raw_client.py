@@ -47,9 +47,9 @@ class RawClient:
         decode = (wire.decode_suback, wire.decode_message, wire.decode_reply)[frame[4]]
         return decode(frame[5:])
 
-    def hello(self, client_id="", seq=1):
+    def hello(self, client_id="", seq=1, api_key=""):
         """Say HELLO and be let in."""
-        self.say(wire.HELLO, client_id=client_id, protocol=1, seq=seq)
+        self.say(wire.HELLO, client_id=client_id, api_key=api_key, protocol=1, seq=seq)
         reply = self.next()
         assert (reply.seq, reply.code) == (seq, 0), reply
         return self

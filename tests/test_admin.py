@@ -131,6 +131,7 @@ class StandIn:
         self.asked = {"stats": 0, "reasons": 0, "info": 0}
         self.error = None
         self.reloads = {"applied": 0, "refused": 0, "ok": 1}
+        self.auth = {"keys": 0, "file_ok": 1, "refused": 0}
 
     async def _answer(self, name, answer):
         self.asked[name] += 1

@@ -333,8 +333,8 @@ def test_info_tells_the_state_of_the_broker(broker, connect):
     info = ask_info(feeder)
     assert set(info) == {
         "version", "uptime_s", "address", "state", "reasons", "clients", "connections", "topics", "subscriptions",
-        "subscriptions_total", "subscribers", "messages", "rates", "memory", "sessions", "log", "disk_free_bytes",
-        "hardware",
+        "subscriptions_total", "subscribers", "messages", "rates", "memory", "sessions", "auth", "log",
+        "disk_free_bytes", "hardware",
     }  # fmt: skip
     assert info["version"] == __version__
     assert info["address"] == broker.address
@@ -346,7 +346,7 @@ def test_info_tells_the_state_of_the_broker(broker, connect):
     }  # fmt: skip
     (row,) = info["subscriptions"]
     assert row == {
-        "client": "gauge-7", "peer": subscriber.name, "filters": ["site/+/temp"], "filters_total": 1,
+        "client": "gauge-7", "key": "", "peer": subscriber.name, "filters": ["site/+/temp"], "filters_total": 1,
         "queued_messages": 0, "queued_bytes": 0, "enqueued": 1, "delivered": 1,
         "dropped_ttl": 0, "dropped_queue_full": 0, "blocked": False,
     }  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from blipmq import config_reader, memory
-from blipmq.config import KEYS, PLANNED, Config, literal, reference, value_of
-from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address
+from blipmq.config import KEYS, Config, literal, reference, shown, value_of
+from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address, warnings
 from blipmq.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +89,10 @@ def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant
 def test_every_key_can_be_set_by_its_variable():
     for k in KEYS.values():
         value = k.default
+        if k.type == "list":
+            value = ("first", "second")
         text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+        text = ",".join(value) if k.type == "list" else text
         loaded = load(None, {k.variable: text})
         assert loaded.origins[k.path] == k.variable
         assert value_of(loaded.config, k.path) == value
@@ -125,22 +128,18 @@ def test_a_section_written_as_a_value_is_refused(tmp_path):
 
 
 def test_all_errors_of_a_file_come_at_once_each_with_its_line(tmp_path):
-    text = "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[auth]\napi_keys = []\n"
+    text = (
+        "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[auth]\napi_keys = 'k3y'\n"
+    )
     message = refused(tmp_path, text, {"BLIPMQ_LOGGING__LEVEL": "loud"})
     assert message.startswith("5 problems in the configuration:\n")
     assert "blipmq.toml:2: server.max_connections: 0 is not a whole number from 1 to 1000000 (connections)" in message
     assert "blipmq.toml:3: there is no setting server.port" in message
     assert "blipmq.toml:5: queues.overflow_policy: 'drop_oldst' is not one of " in message
     assert "did you mean drop_oldest?" in message
-    assert "blipmq.toml:7: auth.api_keys is documented, but this version does not have it yet" in message
+    assert "blipmq.toml:7: auth.api_keys: what stands there is not a list of strings, 1000 at most" in message
+    assert "k3y" not in message
     assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
-
-
-@pytest.mark.parametrize("path", sorted(PLANNED))
-def test_a_documented_key_that_does_not_exist_yet_is_refused_as_such(tmp_path, path):
-    section, name = path.rsplit(".", 1)
-    text = f"[{section}]\n{name} = 1\n"
-    assert f"blipmq.toml:2: {path} is documented, but this version does not have it yet" in refused(tmp_path, text)
 
 
 def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
@@ -151,10 +150,6 @@ def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
     assert (
         "1 is what there is, one I/O thread; more are not built, because they would save no processor time" in message
     )
-
-
-def test_no_key_is_both_declared_and_planned():
-    assert not PLANNED & set(KEYS)
 
 
 @pytest.mark.parametrize(
@@ -335,3 +330,64 @@ def test_a_reload_that_only_goes_together_after_a_restart_is_refused():
     new = from_dict({"server": {"max_message_size_bytes": 4096}, "queues": {"subscriber_bytes": 8192}})
     with pytest.raises(ConfigError, match=r"with what cannot change before a restart: queues.subscriber_bytes: 8192"):
         config_reader.reloaded(from_dict({}), new)
+
+
+# ---- keys
+
+
+def test_a_secret_is_shown_nowhere(tmp_path):
+    config = read(tmp_path, '[auth]\napi_keys = ["s3cret-one", "s3cret-two"]\n').config
+    assert config.auth.api_keys == ("s3cret-one", "s3cret-two")
+    assert "s3cret" not in repr(config) and shown(config, "auth.api_keys") == "(2, not shown)"
+    for value in (
+        '"s3cret"',
+        '["s3cret", 1]',
+        '["s3cret s3cret"]',
+        '["s3cret", "s3cret"]',
+        '["s3cret\\u0000"]',
+        '[""]',
+    ):
+        message = refused(tmp_path, f"[auth]\napi_keys = {value}\n")
+        assert "blipmq.toml:2: auth.api_keys: " in message and "s3cret" not in message
+    for text in ("s3cret,s3cret", "s3cret\0", "s3cret" * 100, ""):
+        with pytest.raises(ConfigError) as error:
+            load(None, {"BLIPMQ_AUTH__API_KEYS": text})
+        assert "BLIPMQ_AUTH__API_KEYS: auth.api_keys: " in str(error.value) and "s3cret" not in str(error.value)
+
+
+def test_a_secret_may_be_in_a_file_that_a_variable_names(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret-one\r\n\n  s3cret-two\n")
+    loaded = load(None, {"BLIPMQ_AUTH__API_KEYS_FILE": str(secret)})
+    assert loaded.config.auth.api_keys == ("s3cret-one", "s3cret-two")
+    assert loaded.origins["auth.api_keys"] == "BLIPMQ_AUTH__API_KEYS_FILE"
+    for environ, text in [
+        ({"BLIPMQ_AUTH__API_KEYS_FILE": str(tmp_path / "none")}, "cannot be read: No such file"),
+        ({"BLIPMQ_AUTH__API_KEYS_FILE": str(tmp_path)}, "cannot be read: Is a directory"),
+        ({"BLIPMQ_AUTH__API_KEYS_FILE": str(secret), "BLIPMQ_AUTH__API_KEYS": "a"}, "only one of them can count"),
+        ({"BLIPMQ_SERVER__BIND_ADDR_FILE": str(secret)}, "there is no setting"),
+    ]:
+        with pytest.raises(ConfigError, match=text):
+            load(None, environ)
+    secret.write_bytes(b"s3cret\xff")
+    with pytest.raises(ConfigError, match="it is not text"):
+        load(None, {"BLIPMQ_AUTH__API_KEYS_FILE": str(secret)})
+
+
+def test_keys_and_everyone_exclude_each_other(tmp_path):
+    assert "auth.allow_anonymous: true, but there are keys" in refused(
+        tmp_path, "[auth]\nallow_anonymous = true\nkeys_file = 'keys'\n"
+    )
+
+
+def test_a_file_with_keys_that_others_can_read_and_a_short_key_are_warned_of(tmp_path):
+    loaded = read(tmp_path, '[auth]\napi_keys = ["short"]\n')
+    path = tmp_path / "blipmq.toml"
+    path.chmod(0o644)
+    readable, short = warnings(loaded)
+    assert "every user of this machine can read it" in readable and "can be guessed" in short
+    path.chmod(0o640)
+    assert warnings(loaded) == [short]
+    path.chmod(0o644)
+    assert warnings(load(path, {"BLIPMQ_AUTH__API_KEYS": "a-long-key-of-the-environment"})) == []
+    assert warnings(read(tmp_path, "")) == []

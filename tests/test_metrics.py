@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
-from blipmq import metrics, native, wire
+from blipmq import keys, metrics, native, wire
 from blipmq.broker import core_config
 from blipmq.config import Config
 from blipmq.config_reader import from_dict
@@ -125,6 +126,16 @@ def publishers_are_held_back(scene):
 
 def a_client_talks_nonsense(scene):
     scene.client().send(b"\x00\x00\x00\x08GET / HT")
+
+
+def strangers_and_a_key_with_few_rights_come(scene):
+    """The key file is not there when the broker starts."""
+    key = keys.add_key("keys", "sensor", ["pub:site/1"])
+    deadline = time.monotonic() + 60
+    while not scene.watched.scrape()["blipmq_keys"]:  # the file is looked at twice a second
+        assert time.monotonic() < deadline, "the key file was not read"
+    scene.client().hello(api_key=key).say(wire.PUB, "site/2", b"x")
+    scene.client().say(wire.HELLO, protocol=1)
 
 
 def too_many_connect(scene):
@@ -389,6 +400,11 @@ CAUSES = [
         a_changed_configuration_is_refused, {},
         'blipmq_config_reloads_total{result="refused"} blipmq_config_last_reload_successful',
     ),
+    (
+        strangers_and_a_key_with_few_rights_come, {"auth": {"keys_file": "keys"}},
+        """blipmq_keys blipmq_keys_file_ok blipmq_logins_refused_total
+        blipmq_publishes_refused_total{reason="not_allowed"}""",
+    ),
     (the_broker_begins_to_stop, FEW, "blipmq_ready"),
     (a_file_is_written, {}, "blipmq_disk_free_bytes"),
     (
@@ -471,6 +487,7 @@ def snapshot(report=None, config=None, **stats):
         report=report,
         state={"ready": 1, "degraded": 0},
         reloads={"applied": 0, "refused": 0, "ok": 1},
+        auth={"keys": 0, "file_ok": 1, "refused": 0},
         process={"cpu_seconds": 1.5, "started_at": 1.7e9},
         admin={"requests": 1, "bad": 0, "cut": 0},
     )

@@ -60,7 +60,7 @@ def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_
 
 def test_every_event_of_the_declaration_has_a_reader():
     names = [name for name in dir(native.lib) if name.startswith("BQ_EV_")]
-    flags = {"BQ_EV_PLAIN", "BQ_EV_DURABLE"}
+    flags = {"BQ_EV_PLAIN", "BQ_EV_DURABLE", "BQ_EV_TRUSTED"}
     assert {getattr(native.lib, name) for name in names if name not in flags} == set(native._READERS)
 
 
@@ -73,7 +73,7 @@ def test_a_core_stepped_by_hand_serves_a_connection_without_a_socket(core):
     conn = attach(core)
     core.feed(conn, wire.encode_command(wire.SUB, "t", seq=5))
     events = events_until(core, 2)
-    assert Sub(conn, 5, "t", "", 0, False, True, "") in events
+    assert Sub(conn, 5, "t", "", 0, False, True, "", trusted=True) in events
     core.subscribe(conn, 5, "t")
     core.feed(conn, wire.encode_command(wire.PUB, "t", b"payload"))
     out = b"".join(event.data for event in events_until(core, 2) if isinstance(event, Out))
@@ -264,3 +264,7 @@ def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
     (unpacked,) = native._SUBSCRIBER_LAYOUT.iter_unpack(bytes(native.ffi.buffer(row)))
     expected = [bytes(range(16)) if name == "peer" else number for number, name in enumerate(names, 1)]
     assert list(unpacked) == expected
+
+
+def test_a_hello_that_is_printed_does_not_show_its_key():
+    assert "s3cret" not in repr(native.Hello(1, 2, 1, "me", b"s3cret", ""))

@@ -140,14 +140,12 @@ def test_an_address_in_use_ends_with_status_69_and_one_clear_line(start):
 
 
 def test_a_wrong_configuration_ends_with_status_78_before_anything_is_opened(start):
-    process = start("[server]\nbind_adr = '127.0.0.1:1'\n[auth]\napi_keys = []\n")
+    process = start("[server]\nbind_adr = '127.0.0.1:1'\n[auth]\nkey_file = ''\n")
     assert process.wait() == 78
     error = process.child.stderr.read().splitlines()
     assert error[0] == "blipmq: 2 problems in the configuration:"
     assert error[1].endswith("broker.toml:2: there is no setting server.bind_adr; did you mean server.bind_addr?")
-    assert error[2].endswith(
-        "broker.toml:4: auth.api_keys is documented, but this version does not have it yet; take it out"
-    )
+    assert error[2].endswith("broker.toml:4: there is no setting auth.key_file; did you mean auth.keys_file?")
 
 
 def test_an_empty_address_is_refused_because_no_one_could_connect(start):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import fake_broker
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blipmq.errors import UsageError
-from blipmq.topics import DOT, LITERAL, SLASH, check_filter, check_topic, match
+from blipmq.topics import DOT, LITERAL, SLASH, check_filter, check_topic, covers, match, uncovered
 
 levels = st.lists(st.sampled_from(["", "a", "b", "$c", "x y"]), min_size=1, max_size=4)
 
@@ -80,3 +82,78 @@ def test_matching_agrees_with_the_regular_expressions(
     filter_, topic = separator.join(wanted), separator.join(given_)
     if filter_ and topic:
         assert match(filter_, topic) is fake_broker.matches(filter_, topic)
+
+
+# ---- which filters are within others
+
+SMALL_TOPICS = [
+    "".join(characters)
+    for size in range(1, 6)
+    for characters in itertools.product("ab./$", repeat=size)
+]  # fmt: skip
+SMALL_FILTERS = st.text("ab./$*>+#", min_size=1, max_size=6).filter(lambda text: is_filter(text))
+LEVELS = st.lists(st.sampled_from(["a", "b", "", "+", "*", "a.b", "a/b", "$a"]), min_size=1, max_size=4)
+LEVELLED = st.one_of(
+    st.builds(lambda levels, end: "/".join([*levels, *end]), LEVELS, st.sampled_from([[], ["#"]])),
+    st.builds(lambda levels, end: ".".join([*levels, *end]), LEVELS, st.sampled_from([[], [">"]])),
+).filter(lambda text: is_filter(text))
+
+
+def is_filter(text: str) -> bool:
+    try:
+        check_filter(text)
+    except UsageError:
+        return False
+    return True
+
+
+@settings(max_examples=400, deadline=None)
+@given(outer=SMALL_FILTERS | LEVELLED, inner=SMALL_FILTERS | LEVELLED)
+def test_a_filter_covers_another_exactly_if_no_topic_says_otherwise(outer: str, inner: str) -> None:
+    topic = uncovered(outer, inner)
+    if topic is None:
+        assert [t for t in SMALL_TOPICS if match(inner, t) and not match(outer, t)] == []
+    else:
+        check_topic(topic)
+        assert match(inner, topic) and not match(outer, topic)
+
+
+@settings(max_examples=150, deadline=None)
+@given(filter_=SMALL_FILTERS | LEVELLED)
+def test_a_filter_covers_itself_and_every_topic_it_matches(filter_: str) -> None:
+    assert covers(filter_, filter_)
+    assert all(covers(filter_, topic) == match(filter_, topic) for topic in SMALL_TOPICS[:400])
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "topic"),
+    [
+        ("site/#", "site", None),
+        ("site/#", "site/+/temp", None),
+        ("site/+", "site/#", "site"),
+        ("site/+/temp", "site/1/temp", None),
+        ("site/+/temp", "site/+/+", "site//"),
+        ("logs.>", "logs.*", None),
+        ("logs.>", "logs", "logs"),
+        ("#", ">", None),
+        (">", "#", None),
+        ("#", "$dlq/#", "$dlq"),
+        ("$dlq/#", "$dlq/a", None),
+        ("a/#", "a.*", "a."),
+        ("a.b/#", "a.b/c.*", None),
+        ("+", "a.*", "a./"),
+        ("+", "*", "/"),
+        ("temp", "temp", None),
+        ("Straße/+", "Straße/ü", None),
+    ],
+)
+def test_examples_of_filters_within_others(outer: str, inner: str, topic: str | None) -> None:
+    assert covers(outer, inner) is (topic is None)
+    if topic is not None:
+        assert match(inner, topic) and not match(outer, topic)
+
+
+def test_the_longest_filters_are_compared_without_much_work() -> None:
+    dots, slashes = ".".join("*" * 128), "/".join("+" * 128)
+    assert not covers(slashes, dots) and not covers(dots, slashes)
+    assert covers("/".join("+" * 127) + "/#", slashes)

@@ -29,9 +29,8 @@ def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     return address
 
 
-def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    """The API key from --key-file, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
-    path = arguments.key_file
+def read_key(path: str | None, environment: Mapping[str, str]) -> str:
+    """The API key from the file `path`, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
     if path is None:
         return environment.get("BLIPMQ_API_KEY", "").strip()
     try:
@@ -58,7 +57,7 @@ def open_client(
     """A connected client. `announce`: say on standard error when an outage begins and ends."""
     client = BlockingClient(
         find_address(arguments, environment),
-        api_key=read_key(arguments, environment),
+        api_key=read_key(arguments.key_file, environment),
         client_id=client_id,
         reconnect=reconnect,
         timeout_s=timeout_s,

@@ -180,7 +180,7 @@ def take(batch: list[Message], now_ns: int, next_number: list[int], result: Resu
 class Bench:
     def __init__(self, arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> None:
         self._arguments, self._environment, self._terminal = arguments, environment, terminal
-        self._address, self._key = find_address(arguments, environment), read_key(arguments, environment)
+        self._address, self._key = find_address(arguments, environment), read_key(arguments.key_file, environment)
         self._clients: list[Client] = []
         self._load: Load
 

@@ -1,4 +1,4 @@
-"""The `blipmq` command: start, check, connect, wal, version.
+"""The `blipmq` command: start, check, connect, keys, wal, version.
 
 Invariant: `check` and `version` open no socket and write no file; whatever goes wrong is one message on standard error
 and an exit status that says which kind of thing it was.
@@ -10,11 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from blipmq import config_reader, memory
-from blipmq.config import KEYS, literal, value_of
+from blipmq.config import KEYS, shown
 from blipmq.config_reader import Loaded
-from blipmq.errors import BlipMQError
+from blipmq.errors import BlipMQError, ConfigError
 from blipmq.version import __version__
 
 
@@ -55,8 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
     connect.add_argument("addr", metavar="HOST:PORT")
+    connect.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
     connect.set_defaults(run=_connect)
 
+    _add_keys(commands)
     wal = commands.add_parser("wal", help="look at the log of a broker that does not run: verify, export, repair")
     actions = wal.add_subparsers(metavar="ACTION", required=True, dest="action")
     for action, help_ in _WAL_ACTIONS.items():
@@ -71,6 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke the keys that clients come in with")
+    actions = keys.add_subparsers(metavar="ACTION", required=True, dest="action")
+    add = actions.add_parser("add", help="make a key and print it, once; only its hash is kept")
+    add.add_argument("name", metavar="NAME", help="what logs and `keys list` call it")
+    add.add_argument(
+        "--allow",
+        metavar="RIGHT",
+        action="append",
+        default=[],
+        help="pub:TOPIC or sub:FILTER, as often as needed; with one given, nothing else is allowed",
+    )
+    list_ = actions.add_parser("list", help="show names, dates and rights")
+    list_.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
+    revoke = actions.add_parser("revoke", help="end a key, and within a second the connections that use it")
+    revoke.add_argument("name", metavar="NAME")
+    for action in (add, list_, revoke):
+        place = action.add_mutually_exclusive_group()
+        place.add_argument("--file", metavar="FILE", help="the key file; else auth.keys_file of the configuration")
+        place.add_argument("--config", metavar="FILE", help="configuration that names it, found as `blipmq start` does")
+        action.set_defaults(run=_keys)
 
 
 def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
@@ -93,16 +119,45 @@ def _check(arguments: argparse.Namespace) -> int:
         if head != section:
             print(f"[{head}]")
             section = head
-        print(f"  {name + ' = ' + literal(value_of(loaded.config, path)):<48} {loaded.origins[path]}")
+        print(f"  {name + ' = ' + shown(loaded.config, path):<48} {loaded.origins[path]}")
     print("\nmemory:")
     print(memory.table(loaded.config))
+    for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
+        print(f"blipmq: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _key_file_problems(path: str) -> list[str]:
+    if not path:
+        return []
+    from blipmq.keys import list_keys
+
+    try:
+        return [] if list_keys(path) else [f"there is no key in {path}, so nobody will be let in: blipmq keys add NAME"]
+    except ConfigError as error:
+        return [f"nobody will be let in: {error}"]
 
 
 def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
-    return int(shell.main([arguments.addr]))
+    return int(shell.main([arguments.addr], key_file=arguments.key_file))
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from blipmq.cli import keys
+
+    path = arguments.file or _load(arguments.config, os.environ).config.auth.keys_file
+    if not path:
+        raise ConfigError(
+            "No key file is set. Write auth.keys_file into the configuration (such as /var/lib/blipmq/keys), name the "
+            "configuration with --config, or the file with --file."
+        )
+    if arguments.action == "add":
+        return keys.add(path, arguments.name, arguments.allow)
+    if arguments.action == "list":
+        return keys.list_all(path, arguments.format)
+    return keys.revoke(path, arguments.name)
 
 
 def _wal(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 from blipmq.blocking import BlockingClient, BlockingSubscription
 from blipmq.cli import render
+from blipmq.cli.access import read_key
 from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
 from blipmq.errors import BlipMQError, UsageError
 
@@ -285,8 +286,8 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     return 0 if interactive and not worker.ended else worker.status
 
 
-def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
-    """`argv` holds one address. Returns the exit status; errors are printed to standard error."""
+def main(argv: list[str], environment: Mapping[str, str] | None = None, key_file: str | None = None) -> int:
+    """`argv` holds one address, `key_file`: where the key is. Returns the exit status; errors go to standard error."""
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
@@ -295,7 +296,7 @@ def main(argv: list[str], environment: Mapping[str, str] | None = None) -> int:
     screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
         (address,) = argv
-        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), screen, vocabulary)
+        worker = Worker(address, read_key(key_file, environment), screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "

@@ -16,6 +16,7 @@ from typing import Any
 
 from blipmq.memory import size
 from blipmq.native import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
+from blipmq.sessions import OWNER_ENDS
 
 TORN = "TORN"
 
@@ -154,9 +155,10 @@ def _session_fact(data: bytes) -> Fact:
     for length in (filter_size, client_id_size, group_size):
         texts.append(data[at : at + length].decode())
         at += length
-    filter_, client_id, group = texts
+    filter_, identity, group = texts
+    key, _, client_id = identity.rpartition(OWNER_ENDS)
     about = {"subscription": id_, "filter": filter_, "client_id": client_id, "group": group, "qos": qos}
-    return {"type": "subscribe", **about}
+    return {"type": "subscribe", **about, **({"key": key} if key else {})}
 
 
 def _end_fact(data: bytes) -> Fact:

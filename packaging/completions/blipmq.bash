@@ -16,7 +16,7 @@ _blipmq() {
     case $command in
         "")
             case $before in
-                *) words="start check connect wal version -h --help --version" ;;
+                *) words="start check connect keys wal version -h --help --version" ;;
             esac ;;
         start)
             case $before in
@@ -32,7 +32,21 @@ _blipmq() {
             esac ;;
         connect)
             case $before in
-                *) words="-h --help" ;;
+                --key-file)
+                    files=yes ;;
+                *) words="-h --help --key-file" ;;
+            esac ;;
+        keys)
+            case $before in
+                --allow)
+                    words="" ;;
+                --file)
+                    files=yes ;;
+                --config)
+                    files=yes ;;
+                --format)
+                    words="text json" ;;
+                *) words="add list revoke -h --help --allow --file --config --format" ;;
             esac ;;
         wal)
             case $before in

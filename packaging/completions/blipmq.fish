@@ -3,6 +3,7 @@ complete -c blipmq -f
 complete -c blipmq -n __fish_use_subcommand -a start -d 'run the broker in the foreground'
 complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configuration; prints the settings and the memory they need'
 complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
+complete -c blipmq -n __fish_use_subcommand -a keys -d 'make, list and revoke the keys that clients come in with'
 complete -c blipmq -n __fish_use_subcommand -a wal -d 'look at the log of a broker that does not run: verify, export, repair'
 complete -c blipmq -n __fish_use_subcommand -a version -d 'print the version'
 complete -c blipmq -n '__fish_use_subcommand' -s h -l help -d 'show this help message and exit'
@@ -12,6 +13,15 @@ complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TO
 complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l key-file -r -F -d 'file that holds the API key; else $BLIPMQ_API_KEY'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -a add
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -a list
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l allow -x -d 'pub:TOPIC or sub:FILTER, as often as needed; with one given, nothing else is allowed'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l file -r -F -d 'the key file; else auth.keys_file of the configuration'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l config -r -F -d 'configuration that names it, found as `blipmq start` does'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l format -x -a 'text json' -d 'json: one object a line'
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a verify
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a export
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a repair

@@ -1,0 +1,406 @@
+"""Keys as a file and as rules: what is kept, what is refused, and that nothing broken lets anybody in."""
+
+import json
+import os
+import stat
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blipmq import keys
+from blipmq.errors import ConfigError, UsageError
+from blipmq.keys import (
+    KEYS_MAX,
+    KeyNameTaken,
+    Keyring,
+    KeysDenied,
+    NoSuchKey,
+    Plain,
+    add_key,
+    list_keys,
+    read_keyring,
+    revoke_key,
+)
+
+SALT = "ab" * 32
+HEADER = json.dumps({"format": 1, "salt": SALT})
+GIVEN = "a-key-that-someone-chose"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "keys"
+
+
+def line(name="a", digits="00" * 32, **more):
+    return json.dumps({"name": name, "hash": digits, "created": "2026-11-24", **more})
+
+
+def write(path, *lines, end="\n"):
+    path.write_text("\n".join(lines) + end)
+    return path
+
+
+# ---- what is kept
+
+
+def test_a_new_key_is_found_by_its_text_and_only_its_hash_is_in_the_file(path):
+    key = add_key(path, "sensor-7", ["pub:site/1", "sub:site/#"])
+    assert key.startswith("bq_") and len(key) == 46
+    assert key not in path.read_text()
+    found = read_keyring(path).find(key.encode())
+    assert (found.name, found.allow) == ("sensor-7", ("pub:site/1", "sub:site/#"))
+
+
+def test_two_keys_are_never_alike(path):
+    assert len({add_key(path, f"key-{number}") for number in range(20)}) == 20
+
+
+def test_a_given_key_is_used_instead_of_a_generated_one(path):
+    assert add_key(path, "boiler", key=GIVEN) == GIVEN
+    assert read_keyring(path).find(GIVEN.encode()).name == "boiler"
+
+
+def test_keys_are_listed_in_the_order_they_were_made(path):
+    for name in ("c", "a", "b"):
+        add_key(path, name)
+    assert [(key.name, len(key.created)) for key in list_keys(path)] == [("c", 10), ("a", 10), ("b", 10)]
+
+
+def test_a_revoked_key_is_gone_and_the_others_and_all_comments_stay(path):
+    kept, gone = add_key(path, "kept"), add_key(path, "gone")
+    path.write_text(path.read_text() + "# of the boiler house\n")
+    revoke_key(path, "gone")
+    ring = read_keyring(path)
+    assert ring.find(kept.encode()).name == "kept" and ring.find(gone.encode()) is None
+    assert "# of the boiler house\n" in path.read_text()
+
+
+def test_a_name_can_be_used_again_for_another_key(path):
+    first = add_key(path, "a")
+    revoke_key(path, "a")
+    second = add_key(path, "a")
+    ring = read_keyring(path)
+    assert first != second and ring.find(first.encode()) is None and ring.find(second.encode()).name == "a"
+
+
+def test_the_file_is_its_owners_alone_and_stays_with_the_group_it_was_given_to(path):
+    add_key(path, "a")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    add_key(path, "b")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_what_root_writes_belongs_to_whom_the_file_or_else_the_folder_belongs_to(path, monkeypatch):
+    given_to = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda _, user, group: given_to.append((user, group)))
+    add_key(path, "a")
+    folder = path.parent.stat()
+    assert set(given_to) == {(folder.st_uid, folder.st_gid)}
+    given_to.clear()
+    lstat = os.lstat
+
+    def another_owner(name, **_):
+        values = list(lstat(name))
+        values[stat.ST_UID], values[stat.ST_GID] = 12345, 7
+        return os.stat_result(values)
+
+    monkeypatch.setattr(os, "lstat", another_owner)
+    add_key(path, "b")
+    assert given_to == [(12345, 7)]
+
+
+def test_nothing_is_left_beside_the_file(path):
+    add_key(path, "a")
+    revoke_key(path, "a")
+    assert [entry.name for entry in path.parent.iterdir()] == ["keys"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
+    key = add_key(path, "a")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        add_key(path, "b")
+    assert path.read_bytes() == before and read_keyring(path).find(key.encode())
+    assert [entry.name for entry in path.parent.iterdir()] == ["keys"]
+
+
+def test_the_file_is_synced_before_it_is_put_in_place_and_its_folder_after(path, monkeypatch):
+    add_key(path, "a")
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def put(*names):
+        done.append("put in place")
+        replace(*names)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", put)
+    add_key(path, "b")
+    assert done == ["file", "put in place", "folder"]
+
+
+def test_writers_at_the_same_time_lose_none_of_their_keys(path):
+    threads = [threading.Thread(target=add_key, args=(path, f"key-{number}")) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {key.name for key in list_keys(path)} == {f"key-{number}" for number in range(16)}
+
+
+def test_the_folder_is_made_if_it_is_not_there(tmp_path):
+    add_key(tmp_path / "data" / "keys", "a")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
+
+# ---- finding
+
+
+def test_what_is_no_key_is_found_by_nobody(path):
+    key = add_key(path, "a")
+    ring = read_keyring(path)
+    for wrong in ("", key[:-1], key + "x", key.upper(), key + "\0", "\0", "#", "*", "..", "x" * 65536, " " + key):
+        assert ring.find(wrong.encode()) is None
+    assert ring.find(b"\xff\xfe") is None
+
+
+def test_every_key_that_is_none_takes_the_same_steps(path, monkeypatch):
+    revoked, _ = add_key(path, "revoked"), add_key(path, "kept")
+    revoke_key(path, "revoked")
+    ring = read_keyring(path)
+    hashed = []
+    digest_of = keys.digest_of
+    monkeypatch.setattr(keys, "digest_of", lambda *args: hashed.append(args) or digest_of(*args))
+    wrongs = [b"", b"wrong", revoked.encode(), b"x" * 4096]
+    assert [ring.find(wrong) for wrong in wrongs] == [None] * 4
+    assert [presented for presented, _ in hashed] == [wrong for wrong in wrongs for _ in ("file", "plain")]
+
+
+def test_an_empty_ring_admits_nobody():
+    assert Keyring().find(b"") is None and len(Keyring()) == 0
+
+
+def test_plain_keys_of_the_configuration_stand_beside_those_of_the_file(path):
+    add_key(path, "limited", ["pub:a"], key=GIVEN)
+    ring = read_keyring(path, Plain(["plain-key", GIVEN]))
+    assert ring.find(b"plain-key").name == "auth.api_keys[0]"
+    assert ring.find(GIVEN.encode()).allow == ("pub:a",), "of two with the same text the one with fewer rights counts"
+
+
+def test_a_plain_key_is_current_while_it_stands_in_the_configuration_whatever_the_file_does(path):
+    found = Keyring(plain=Plain(["plain-key", "other"])).find(b"other")
+    add_key(path, "a")
+    assert read_keyring(path, Plain(["other"])).current(found).name == "auth.api_keys[0]"
+    assert read_keyring(path, Plain(["third"])).current(found) is None
+
+
+def test_a_key_is_current_while_its_text_and_name_are(path):
+    key = add_key(path, "a")
+    found = read_keyring(path).find(key.encode())
+    assert read_keyring(path).current(found) == found
+    path.write_text(path.read_text().replace('"a"', '"b"'))
+    assert read_keyring(path).current(found) is None
+    revoke_key(path, "b")
+    assert read_keyring(path).current(found) is None
+
+
+# ---- rights
+
+
+@pytest.mark.parametrize(
+    ("allow", "filter_", "may"),
+    [
+        ([], "anything.>", True),
+        (["pub:a"], "a", False),
+        (["sub:site/#"], "site/+/temp", True),
+        (["sub:site/+"], "site/#", False),
+        (["sub:a", "sub:b"], "b", True),
+        (["sub:#"], "$dlq/x", False),
+        (["sub:$dlq/#"], "$dlq/x", True),
+        (["sub:#"], "a.*", True),
+    ],
+)
+def test_a_key_may_subscribe_to_what_lies_within_one_of_its_filters(path, allow, filter_, may):
+    key = add_key(path, "a", allow)
+    assert read_keyring(path).find(key.encode()).may_subscribe(filter_) is may
+
+
+@pytest.mark.parametrize(
+    "right", ["", "a", "pub", "pub:", "sub:", "PUB:a", "all:a", "pub:a/*", "sub:a#", "sub:" + "x" * 257, "pub:a\n", 7]
+)
+def test_what_is_no_right_is_refused(path, right):
+    with pytest.raises(UsageError):
+        add_key(path, "a", [right])
+    assert not path.exists()
+
+
+def test_rights_have_a_limit(path):
+    with pytest.raises(UsageError, match="64 rights at most, not 65"):
+        add_key(path, "a", [f"pub:{number}" for number in range(65)])
+    add_key(path, "a", [f"pub:{number}" for number in range(64)] * 2)
+
+
+# ---- names and texts
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "x" * 65, "a#", "*", "a/b", "..", "a..b", "a\0", "a\nb", "\x1f", " a", "a ", "a+b", "a>b", "a\\b",
+     "\ud800", "auth.api_keys[0]"],
+)  # fmt: skip
+def test_a_name_that_means_something_elsewhere_is_refused(path, name):
+    with pytest.raises(UsageError):
+        add_key(path, name)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 64, "Heizung Süd", "10.0.0.7", "boiler-room_2", "'quoted'", '"'])
+def test_a_name_people_would_choose_is_taken(path, name):
+    key = add_key(path, name)
+    assert read_keyring(path).find(key.encode()).name == name
+    revoke_key(path, name)
+    assert list_keys(path) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["", "short", "x" * 513, "two words of a key", "with\ttabulator-in-it", "a-key-with-\0-in-it"]
+)
+def test_a_given_key_that_could_be_guessed_or_not_be_typed_is_refused_and_not_repeated(path, key):
+    with pytest.raises(UsageError) as refused:
+        add_key(path, "a", key=key)
+    assert not path.exists() and (not key or key not in str(refused.value))
+
+
+def test_a_name_or_a_text_that_is_there_already_is_refused(path):
+    add_key(path, "a", key=GIVEN)
+    with pytest.raises(KeyNameTaken, match="Revoke it first"):
+        add_key(path, "a")
+    with pytest.raises(KeyNameTaken, match=r"'a' .* has the same text"):
+        add_key(path, "b", key=GIVEN)
+
+
+def test_a_key_that_is_not_there_cannot_be_revoked(path):
+    add_key(path, "a")
+    with pytest.raises(NoSuchKey, match="no key 'b'"):
+        revoke_key(path, "b")
+
+
+# ---- files that are not as they should be
+
+
+BROKEN = {
+    "no header": [line()],
+    "a header of another format": [json.dumps({"format": 2, "salt": SALT})],
+    "a header with more in it": [json.dumps({"format": 1, "salt": SALT, "rounds": 9})],
+    "a short salt": [json.dumps({"format": 1, "salt": "ab"})],
+    "a salt of no digits": [json.dumps({"format": 1, "salt": "zz" * 32})],
+    "a salt with spaces": [json.dumps({"format": 1, "salt": "ab " * 21 + "a"})],
+    "no JSON": [HEADER, "sensor-7"],
+    "no object": [HEADER, "[1]"],
+    "deep JSON": [HEADER, "[" * 100_000],
+    "no hash": [HEADER, json.dumps({"name": "a", "created": "x"})],
+    "a short hash": [HEADER, line(digits="00")],
+    "a name that is a number": [HEADER, line(name=7)],
+    "a name that is not allowed": [HEADER, line(name="a/b")],
+    "a field of a newer version": [HEADER, line(expires="2027-01-01")],
+    "an empty list of rights": [HEADER, line(allow=[])],
+    "rights that are no list": [HEADER, line(allow="pub:a")],
+    "rights that are null": [HEADER, line(allow=None)],
+    "a right that is none": [HEADER, line(allow=["pub:a", "admin"])],
+    "a name twice": [HEADER, line(), line(digits="11" * 32)],
+    "a text twice": [HEADER, line(), line("b")],
+}
+
+
+@pytest.mark.parametrize("lines", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_cannot_be_understood_is_refused_whole_with_the_line(path, lines):
+    write(path, *lines)
+    with pytest.raises(ConfigError, match=rf"keys:{len(lines)}: ") as refused:
+        read_keyring(path)
+    assert refused.value.exit_status == 78
+    for change in (lambda: add_key(path, "new"), lambda: revoke_key(path, "a"), lambda: list_keys(path)):
+        with pytest.raises(ConfigError):
+            change()
+
+
+def test_a_file_that_was_cut_short_is_refused(path):
+    write(path, HEADER, line(), line("b", "11" * 32)[:-9], end="")
+    with pytest.raises(ConfigError, match="keys:3: the last line is not complete"):
+        read_keyring(path)
+    write(path, HEADER, line(allow=["pub:a"]), end="")
+    with pytest.raises(ConfigError, match="keys:2: the last line is not complete"):
+        read_keyring(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nobody\n", HEADER + "\n", "\ufeff" + HEADER + "\r\n"])
+def test_a_file_without_keys_admits_nobody_and_takes_new_ones(path, text):
+    path.write_text(text)
+    assert len(read_keyring(path)) == 0
+    key = add_key(path, "a")
+    assert read_keyring(path).find(key.encode()).name == "a"
+
+
+def test_a_missing_file_is_said_with_the_next_step(path):
+    with pytest.raises(ConfigError, match=r"No such file or directory\. Make a key with `blipmq keys add NAME`"):
+        read_keyring(path)
+
+
+def test_a_file_that_may_not_be_read_is_another_status(path, monkeypatch):
+    def denied(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(KeysDenied) as refused:
+        read_keyring(path)
+    assert refused.value.exit_status == 77
+
+
+def test_what_is_not_text_or_far_too_large_is_refused(path, monkeypatch):
+    path.write_bytes(HEADER.encode() + b"\n\xff\xfe\n")
+    with pytest.raises(ConfigError, match="keys:2: not UTF-8"):
+        read_keyring(path)
+    monkeypatch.setattr(keys, "FILE_BYTES_MAX", 100)
+    write(path, "#" * 200)
+    with pytest.raises(ConfigError, match="larger than 100 bytes"):
+        read_keyring(path)
+
+
+def test_keys_have_a_limit(path, monkeypatch):
+    monkeypatch.setattr(keys, "KEYS_MAX", 2)
+    add_key(path, "a")
+    add_key(path, "b")
+    with pytest.raises(ConfigError, match="holds 2 keys"):
+        add_key(path, "c")
+    write(path, *path.read_text().splitlines(), line("c"))
+    with pytest.raises(ConfigError, match="more than 2 keys"):
+        read_keyring(path)
+    assert KEYS_MAX >= 10_000
+
+
+@settings(max_examples=100, deadline=None)
+@given(cut=st.integers(0), flip=st.integers(0), bit=st.integers(0, 7), whole=st.booleans())
+def test_no_cut_and_no_flipped_bit_gives_a_key_more_rights(tmp_path_factory, cut, flip, bit, whole):
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    key = add_key(path, "a", ["pub:site/1", "sub:site/1"])
+    data = bytearray(path.read_bytes())
+    data[flip % len(data)] ^= 1 << bit
+    path.write_bytes(data if whole else data[: cut % len(data)])
+    try:
+        found = read_keyring(path).find(key.encode())
+    except ConfigError:
+        return
+    assert found is None or found.allow

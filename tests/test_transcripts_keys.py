@@ -1,0 +1,650 @@
+"""Transcripts of keys and rights: who is let in, what each may do, and how soon a change reaches those who are in.
+
+Each test is one sentence about a broker in a process of its own, whose keys are made with `blipmq keys` as a person would.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from broker_process import broker_command, cli_command, environment, run_cli, until
+from hand_client import ACK, HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, PlainClient, Reply, SubAck, command
+
+pytestmark = pytest.mark.blackbox
+
+PLAIN = "a-plain-key-of-the-configuration"
+UNKNOWN = (401, "no key, or none that is known here")
+
+
+def blipmq(*arguments, cwd=None, **variables):
+    return subprocess.run(
+        [*broker_command(), *arguments], capture_output=True, timeout=60, cwd=cwd, env=environment(**variables)
+    )
+
+
+class Door:
+    """A broker with a key file, and the command that changes it."""
+
+    def __init__(self, start_broker, path, **settings):
+        self.path = path
+        self.keys = {}
+        self._start, self._settings = start_broker, {"auth.keys_file": str(path), **settings}
+
+    def start(self, after=None):
+        self.broker = self._start(self._settings, after)
+        self.broker.key = self.keys.get("admin")
+        return self
+
+    def add(self, name, *allow):
+        """Make a key, and wait until the broker, if it runs, knows it."""
+        rights = [word for right in allow for word in ("--allow", right)]
+        result = blipmq("keys", "add", name, *rights, "--file", str(self.path))
+        assert result.returncode == 0, result
+        self.keys[name] = result.stdout.decode().strip()
+        if hasattr(self, "broker"):
+            until(lambda: self.try_key(self.keys[name])[0] == 0, f"the broker knows the key {name}")
+        return self.keys[name]
+
+    def revoke(self, name):
+        assert blipmq("keys", "revoke", name, "--file", str(self.path)).returncode == 0
+
+    def try_key(self, key):
+        """What HELLO with this key is answered: code and text."""
+        with PlainClient(self.broker.address) as client:
+            client.send(command(HELLO, api_key=key, protocol=1, seq=1))
+            answer = client.next()
+            return answer.code, answer.message
+
+    def enter(self, name, client_id=None):
+        client = HelloClient(self.broker.address, client_id, api_key=self.keys[name])
+        assert client.greeting.code == 0, client.greeting
+        return client
+
+
+@pytest.fixture
+def door(start_broker, tmp_path):
+    door = Door(start_broker, tmp_path / "keys")
+    door.add("admin")
+    return door
+
+
+@pytest.fixture
+def entered():
+    """Clients that are closed in the end."""
+    clients = []
+
+    def keep(client):
+        clients.append(client)
+        return client
+
+    yield keep
+    for client in clients:
+        client.close()
+
+
+def drained(client):
+    """All that the broker still sends, until it closes."""
+    frames = []
+    while (frame := client.next()) is not None:
+        frames.append(frame)
+    return frames
+
+
+# ---- who is let in
+
+
+def test_wrong_revoked_empty_and_over_long_keys_are_refused_with_the_same_words(door):
+    revoked = door.add("revoked")
+    door.revoke("revoked")
+    door.start()
+    good = door.keys["admin"]
+    wrongs = [None, "", "wrong", revoked, good[:-1], good + "x", "x" * 900, "#", "*", "..", good + "\0", b"\xff\xfe\0"]
+    assert [door.try_key(wrong) for wrong in wrongs] == [UNKNOWN] * len(wrongs)
+    assert door.try_key(good)[0] == 0
+    lines = until(
+        lambda: door.broker.lines("refused")[len(wrongs) - 1 :] and door.broker.lines("refused"), "all are logged"
+    )
+    assert len(lines) == len(wrongs)
+    assert {(line["code"], line["reason"]) for line in lines} == {("401", UNKNOWN[1])}
+
+
+def test_after_the_refusal_of_a_key_the_connection_ends(door):
+    door.start()
+    with PlainClient(door.broker.address) as client:
+        client.send(command(HELLO, api_key="wrong", protocol=1, seq=3), command(PUB, "a", b"x"), command(PING, seq=4))
+        assert client.next() == Reply(3, 401, UNKNOWN[1], 0, b"") and client.is_closed()
+    assert door.broker.info()["messages"]["published"] == 0
+
+
+@pytest.mark.parametrize("action", [PUB, SUB, UNSUB, ACK, PING, INFO])
+def test_no_command_before_hello_has_any_effect(door, entered, action):
+    door.start()
+    watcher = entered(door.enter("admin")).subscribe("a")
+    with PlainClient(door.broker.address) as client:
+        client.send(command(action, "a", b"x", seq=1))
+        assert client.is_closed()
+    watcher.send(command(PUB, "a", b"mine"))
+    assert watcher.next().payload == b"mine"
+    info = door.broker.info()
+    assert (info["messages"]["published"], info["subscriptions_total"]) == (1, 1)
+
+
+@pytest.mark.parametrize("field", ["client_id", "api_key"])
+@pytest.mark.parametrize("value", ["#", "*", "..", "../../etc/passwd", "a\0b", "\0", "\x1f", "admin\x1fx", "x" * 65536])
+def test_odd_client_ids_and_keys_do_nothing_odd(door, entered, field, value):
+    door.start()
+    durable = entered(door.enter("admin", "x"))
+    assert durable.ask(SUB, "a", qos=1, durable=True).code == 0
+    with PlainClient(door.broker.address) as client:
+        fields = {"api_key": door.keys["admin"], field: value}
+        hello = command(HELLO, protocol=1, seq=1, **fields)
+        if len(hello) > 1024:  # refused from its length alone, before all of it has been sent
+            with contextlib.suppress(ConnectionError):
+                client.send(hello)
+            assert client.is_closed()
+        else:
+            client.send(hello)
+            answer = client.next()
+            if field == "api_key":
+                assert (answer.code, answer.message) == UNKNOWN and client.is_closed()
+            elif not value.isprintable():
+                assert (answer.code, answer.message) == (400, "the client_id holds control characters")
+            else:
+                assert answer.code == 0
+    assert durable.is_open(), "nobody has ousted it"
+    assert sorted(os.listdir(door.broker.config.parent)) == ["blipmq.toml", "data"]
+
+
+def test_with_no_key_file_or_an_empty_one_nobody_is_let_in_until_there_is_a_key(start_broker, tmp_path):
+    for name, text in (("missing", None), ("empty", "")):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        door = Door(start_broker, path).start()
+        assert [door.try_key(key) for key in (None, "", "x")] == [UNKNOWN] * 3
+        with PlainClient(door.broker.address) as client:
+            client.send(command(SUB, "a"))
+            assert client.is_closed()
+        door.add("first")
+        with door.enter("first") as client:
+            assert client.info()["state"] == "ok"
+
+
+@pytest.mark.parametrize("how", ["broken", "a folder", "more rights than there are"])
+def test_a_key_file_that_cannot_be_read_admits_nobody(start_broker, tmp_path, how):
+    path = tmp_path / "keys"
+    door = Door(start_broker, path)
+    key = door.add("admin")
+    if how == "broken":
+        path.write_text(path.read_text()[:-5])
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_text(path.read_text().replace('"created"', '"rank": "admin", "created"'))
+    door.start()
+    assert door.try_key(key) == UNKNOWN
+    assert door.broker.wait_for("keys_failed")["hint"] == "nobody is let in"
+
+
+def test_plain_keys_of_the_configuration_are_honoured(start_broker):
+    broker = start_broker({"auth.api_keys": [PLAIN]})
+    with HelloClient(broker.address, api_key=PLAIN) as client:
+        assert client.greeting.code == 0
+    with HelloClient(broker.address, api_key="other") as client:
+        assert (client.greeting.code, client.greeting.message) == UNKNOWN
+    broker.wait_for("hello", key="auth.api_keys[0]")
+
+
+def test_a_configuration_with_keys_that_everybody_can_read_is_warned_of(start_broker):
+    broker = start_broker({"auth.api_keys": [PLAIN]})
+    assert "every user of this machine can read it" in broker.wait_for("unwise")["what"]
+    broker.config.chmod(0o600)
+    checked = blipmq("check", "--config", str(broker.config))
+    assert (checked.returncode, checked.stderr) == (0, b"")
+
+
+def test_keys_may_come_in_a_file_that_a_variable_names(start_broker, tmp_path):
+    (tmp_path / "secret").write_text(f"{PLAIN}\nanother-plain-key\n")
+    broker = start_broker({}, BLIPMQ_AUTH__API_KEYS_FILE=str(tmp_path / "secret"))
+    for key in (PLAIN, "another-plain-key"):
+        with HelloClient(broker.address, api_key=key) as client:
+            assert client.greeting.code == 0
+    with HelloClient(broker.address) as client:
+        assert client.greeting.code == 401
+
+
+@pytest.mark.parametrize("text", ["", "\n", " , "])
+def test_a_file_of_keys_without_a_key_does_not_open_the_broker(tmp_path, text):
+    (tmp_path / "secret").write_text(text)
+    result = blipmq("check", cwd=tmp_path, BLIPMQ_AUTH__API_KEYS_FILE=str(tmp_path / "secret"))
+    assert result.returncode == 78 and b"BLIPMQ_AUTH__API_KEYS_FILE" in result.stderr
+
+
+def test_an_address_that_others_can_reach_needs_keys(tmp_path):
+    asked = {"BLIPMQ_SERVER__BIND_ADDR": "0.0.0.0:7878"}
+    refused = blipmq("check", cwd=tmp_path, **asked)
+    assert refused.returncode == 78 and b"blipmq keys add NAME" in refused.stderr
+    assert blipmq("check", cwd=tmp_path, **asked, BLIPMQ_AUTH__KEYS_FILE="keys").returncode == 0
+    assert blipmq("check", cwd=tmp_path, **asked, BLIPMQ_AUTH__API_KEYS=PLAIN).returncode == 0
+    both = blipmq("check", cwd=tmp_path, BLIPMQ_AUTH__API_KEYS=PLAIN, BLIPMQ_AUTH__ALLOW_ANONYMOUS="true")
+    assert both.returncode == 78 and b"auth.allow_anonymous" in both.stderr
+
+
+# ---- what each may do
+
+
+def test_a_key_with_rights_may_do_what_they_say_and_nothing_else(door, entered):
+    door.add("sensor", "pub:site/1/temp", "sub:site/1/#")
+    door.start()
+    watcher = entered(door.enter("admin")).subscribe("#")
+    sensor = entered(door.enter("sensor"))
+    assert sensor.ask(SUB, "site/1/cmd") == SubAck("site/1/cmd", "subscribed", sensor.seq)
+    for filter_ in ("site/2/cmd", "site/+/cmd", "#", "site.>", "$dlq/#"):
+        answer = sensor.ask(SUB, filter_)
+        assert (answer.code, answer.message) == (403, f"this key may not subscribe to {filter_}")
+    sensor.send(command(PUB, "site/1/temp", b"21"), command(PUB, "site/1/door", b"open"))
+    assert sensor.next() == Reply(0, 403, "this key may not publish to this topic", 0, b"")
+    assert sensor.ask(PUB, "site/2/temp", b"1", qos=1).code == 403
+    assert sensor.ask(PUB, "site/1/temp", b"22", qos=1).code == 0
+    assert [watcher.next().payload for _ in range(2)] == [b"21", b"22"]
+    assert sensor.is_open()
+
+
+def test_rights_to_publish_alone_allow_no_subscription_and_the_other_way_round(door, entered):
+    door.add("writer", "pub:a")
+    door.add("reader", "sub:a")
+    door.start()
+    writer, reader = entered(door.enter("writer")), entered(door.enter("reader"))
+    assert writer.ask(SUB, "a").code == 403
+    reader.subscribe("a")
+    assert reader.ask(PUB, "a", b"x", qos=1).code == 403
+    writer.publish("a", b"mine")
+    assert reader.next().payload == b"mine"
+
+
+def test_a_client_id_of_one_key_is_nothing_to_another_key(door, entered):
+    door.add("thief")
+    door.start()
+    mine = entered(door.enter("admin", "gauge"))
+    assert mine.ask(SUB, "a", qos=1, durable=True).code == 0
+    thief = entered(door.enter("thief", "gauge"))
+    assert mine.is_open(), "another key has not ousted it"
+    assert thief.ask(UNSUB, "a").code == 404, "nor can it end its subscription"
+    mine.close()
+    publisher = entered(door.enter("admin"))
+    assert publisher.ask(PUB, "a", b"secret", qos=1).code == 0
+    assert thief.ask(SUB, "a", qos=1, durable=True).code == 0
+    assert publisher.ask(PUB, "a", b"later", qos=1).code == 0
+    assert thief.next().payload == b"later", "what was collected for the other key stays there"
+    again = entered(door.enter("admin", "gauge"))
+    assert again.ask(SUB, "a", qos=1, durable=True).code == 0
+    assert [again.next().payload for _ in range(2)] == [b"secret", b"later"]
+    newer = entered(door.enter("admin", "gauge"))
+    assert again.next().code == 409 and again.is_closed() and newer.is_open()
+
+
+def test_durable_subscriptions_belong_to_their_key_over_a_restart(door):
+    door.add("other")
+    door.start()
+    with door.enter("admin", "gauge") as mine:
+        assert mine.ask(SUB, "a", qos=1, durable=True).code == 0
+    with door.enter("other", "gauge") as other:
+        assert other.ask(PUB, "a", b"kept", qos=1).code == 0
+    door.broker.stop()
+    door.start(after=door.broker)
+    with door.enter("other", "gauge") as other:
+        assert other.ask(UNSUB, "a").code == 404
+    with door.enter("admin", "gauge") as mine:
+        assert mine.ask(SUB, "a", qos=1, durable=True).code == 0
+        assert mine.next().payload == b"kept"
+        assert mine.ask(UNSUB, "a").code == 0
+    door.broker.stop()
+    log = door.broker.config.parent / "data" / "wal"
+    records = [json.loads(line) for line in blipmq("wal", "export", "--directory", str(log)).stdout.splitlines()]
+    (made,) = [record for record in records if record["type"] == "subscribe"]
+    assert (made["key"], made["client_id"], made["filter"]) == ("admin", "gauge", "a")
+
+
+def test_info_shows_a_key_with_rights_its_own_subscribers_only(door, entered):
+    door.add("limited", "sub:a")
+    door.start()
+    entered(door.enter("admin", "one")).subscribe("b")
+    limited = entered(door.enter("limited", "two")).subscribe("a")
+    shown = [(row["client"], row["key"]) for row in limited.info()["subscriptions"]]
+    assert shown == [("two", "limited")]
+    everything = {row["client"]: row["key"] for row in door.broker.info()["subscriptions"]}
+    assert everything == {"one": "admin", "two": "limited"}
+
+
+# ---- changes reach those who are in
+
+
+def test_revoking_a_key_ends_its_connections_and_no_others(door, entered):
+    door.add("gone")
+    door.start()
+    stays = entered(door.enter("admin", "stays")).subscribe("a")
+    plain, durable, member = (entered(door.enter("gone", name)) for name in ("plain", "durable", "member"))
+    plain.subscribe("a")
+    assert durable.ask(SUB, "a", qos=1, durable=True).code == 0
+    assert member.ask(SUB, "a", qos=1, group="workers").code == 0
+    colleague = entered(door.enter("admin"))
+    assert colleague.ask(SUB, "a", qos=1, group="workers").code == 0
+    door.revoke("gone")
+    for client in (plain, durable, member):
+        assert drained(client) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+    for number in range(4):
+        stays.publish("a", b"%d" % number)
+    for client in (stays, colleague):
+        assert [client.next().payload for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+    assert door.try_key(door.keys["gone"]) == UNKNOWN
+    until(lambda: len(door.broker.lines("ended", key="gone", code=401)) == 3, "each is logged")
+
+
+def test_messages_that_wait_for_a_revoked_client_are_not_sent(door, entered):
+    door.add("gone")
+    door.start()
+    admin = entered(door.enter("admin"))
+    slow = entered(HelloClient(door.broker.address, "slow", receive_buffer_bytes=4096, api_key=door.keys["gone"]))
+    slow.subscribe("a")
+    for _ in range(400):
+        admin.publish("a", bytes(50_000))
+    until(lambda: door.broker.info()["messages"]["queued"] > 100, "messages wait for it")
+    door.revoke("gone")
+    door.broker.wait_for("ended", key="gone")
+    frames = drained(slow)
+    assert frames[-1].code == 401 and len(frames) < 300
+    info = door.broker.info()["messages"]
+    assert info["queued"] == 0 and info["dropped"]["disconnect"] > 100
+
+
+def test_unacknowledged_messages_of_a_revoked_group_member_go_to_another(door, entered):
+    door.add("gone")
+    door.start()
+    member = entered(door.enter("gone"))
+    assert member.ask(SUB, "jobs", qos=1, group="workers").code == 0
+    other = entered(door.enter("admin"))
+    other.ask(PUB, "jobs", b"work", qos=1)
+    assert member.next().payload == b"work"
+    assert other.ask(SUB, "jobs", qos=1, group="workers").code == 0
+    door.revoke("gone")
+    message = other.next()
+    assert (message.payload, message.redelivered) == (b"work", True)
+    other.send(command(ACK, seq=message.id))
+
+
+def change_rights(door, name, *allow):
+    """A new line for the key with the same text, as one who edits the file would write it."""
+    lines = door.path.read_text().splitlines()
+    for place, line in enumerate(lines):
+        if f'"name": "{name}"' in line:
+            record = json.loads(line)
+            record["allow"] = list(allow)
+            lines[place] = json.dumps(record)
+    fresh = door.path.with_suffix(".new")
+    fresh.write_text("\n".join(lines) + "\n")
+    fresh.replace(door.path)
+
+
+def test_changed_publish_rights_reach_live_connections(door, entered):
+    door.add("sensor", "pub:a")
+    door.start()
+    sensor = entered(door.enter("sensor"))
+    assert [sensor.ask(PUB, topic, b"x", qos=1).code for topic in "ab"] == [0, 403]
+    change_rights(door, "sensor", "pub:b")
+    until(lambda: sensor.ask(PUB, "b", b"x", qos=1).code == 0, "the new right is in effect")
+    assert sensor.ask(PUB, "a", b"x", qos=1).code == 403
+
+
+def test_a_lost_right_to_subscribe_ends_the_connections_that_lean_on_it_and_no_others(door, entered):
+    door.add("reader", "sub:a/#", "sub:b")
+    door.start()
+    on_a, on_b = entered(door.enter("reader")).subscribe("a/+"), entered(door.enter("reader")).subscribe("b")
+    change_rights(door, "reader", "sub:a/1", "sub:b")
+    assert drained(on_a) == [Reply(0, 403, "this key may not subscribe to a/+ any more", 0, b"")]
+    assert on_b.is_open()
+    with door.enter("reader") as again:
+        assert again.ask(SUB, "a/+").code == 403
+        again.subscribe("a/1")
+
+
+def test_a_broken_new_file_keeps_the_keys_there_were_and_says_so(door, entered):
+    door.start()
+    admin = entered(door.enter("admin")).subscribe("a")
+    good = door.path.read_text()
+    door.path.write_text(good + '{"name": "half a')
+    assert "the 1 keys from before stay in effect" in door.broker.wait_for("keys_failed")["hint"]
+    assert admin.is_open() and door.try_key(door.keys["admin"])[0] == 0
+    info = door.broker.info()
+    assert info["state"] == "degraded" and "the last line is not complete" in info["reasons"][0]
+    assert info["auth"] == {"keys": 1, "file_ok": False, "refused": 0}
+    door.path.unlink()
+    until(lambda: "No such file" in door.broker.info()["reasons"][0], "it is said that the file is gone")
+    assert admin.is_open()
+    door.path.write_text(good)
+    until(lambda: door.broker.info()["state"] == "ok", "the mended file is in effect")
+
+
+def test_an_emptied_file_ends_everybody(door, entered):
+    door.start()
+    admin = entered(door.enter("admin"))
+    door.path.write_text("")
+    assert [frame.code for frame in drained(admin)] == [401]
+    assert door.try_key(door.keys["admin"]) == UNKNOWN
+
+
+def test_sighup_brings_keys_in_and_takes_them_out_again(start_broker, entered):
+    broker = start_broker({})
+    anonymous = entered(HelloClient(broker.address)).subscribe("a")
+    plain = entered(PlainClient(broker.address)).subscribe("a")
+    broker.configure({"auth.api_keys": [PLAIN]})
+    broker.signal(signal.SIGHUP)
+    assert [frame.code for frame in drained(anonymous)] == [401] and plain.is_closed()
+    keyed = entered(HelloClient(broker.address, api_key=PLAIN)).subscribe("a")
+    broker.configure({"auth.api_keys": ["a-key-before-it", PLAIN], "logging.level": "debug"})
+    broker.signal(signal.SIGHUP)
+    until(lambda: broker.lines("reloaded")[1:], "the second reload is done")
+    assert keyed.is_open(), "its key stands there still"
+    broker.configure({"auth.api_keys": ["another-plain-key"]})
+    broker.signal(signal.SIGHUP)
+    assert [frame.code for frame in drained(keyed)] == [401]
+    broker.configure({})
+    broker.signal(signal.SIGHUP)
+    until(lambda: broker.lines("reloaded")[3:], "the fourth reload is done")
+    entered(PlainClient(broker.address)).subscribe("a")
+
+
+def test_sighup_with_a_broken_key_file_changes_nothing(door, entered):
+    door.start()
+    admin = entered(door.enter("admin"))
+    broken = door.path.with_name("broken")
+    broken.write_text("nonsense\n")
+    door.broker.configure({"auth.keys_file": str(broken), "logging.level": "debug"})
+    door.broker.signal(signal.SIGHUP)
+    assert "broken:1: not a key" in door.broker.wait_for("reload_failed")["error"]
+    assert admin.is_open() and door.try_key(door.keys["admin"])[0] == 0
+
+
+def test_out_of_descriptors_a_changed_file_is_read_as_soon_as_there_is_one(door, entered):
+    """What a reload cannot read must not open anything, and must not be forgotten."""
+    door.start()
+    admin = entered(door.enter("admin"))
+    soft, hard = resource.prlimit(door.broker.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(door.broker.pid, resource.RLIMIT_NOFILE, (3, hard))
+    door.path.write_text(door.path.read_text() + "# changed\n")
+    assert "Too many open files" in door.broker.wait_for("keys_failed")["error"]
+    assert admin.is_open()
+    resource.prlimit(door.broker.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: len(door.broker.lines("keys_loaded")) == 2, "it is read after all")
+    assert admin.is_open()
+
+
+# ---- secrets stay secret
+
+
+def test_no_key_is_in_any_log_info_metric_process_list_or_error(door, entered, start_broker, tmp_path):
+    door.add("sensor", "pub:a")
+    (tmp_path / "secret").write_text(PLAIN + "\n")
+    door._settings |= {"logging.level": "debug", "metrics.bind_addr": "127.0.0.1:0"}
+    door.broker = start_broker(door._settings, BLIPMQ_AUTH__API_KEYS_FILE=str(tmp_path / "secret"))
+    door.broker.key = door.keys["admin"]
+    wrong = "a-wrong-key-that-a-client-tried"
+    assert door.try_key(wrong) == UNKNOWN
+    entered(door.enter("sensor", "gauge")).ask(PUB, "b", b"x", qos=1)
+    entered(HelloClient(door.broker.address, api_key=PLAIN))
+    shown = [str(door.broker.info()), Path(f"/proc/{door.broker.pid}/cmdline").read_text()]
+    host, _, port = door.broker.wait_for("metrics")["address"].rpartition(":")
+    for path in ("/metrics", "/healthz", "/readyz"):
+        with socket.create_connection((host, int(port)), 60) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            shown.append(connection.makefile("rb").read().decode())
+    checked = blipmq("check", "--config", str(door.broker.config), BLIPMQ_AUTH__API_KEYS=PLAIN)
+    failed = blipmq("check", "--config", str(door.broker.config), BLIPMQ_AUTH__API_KEYS=f"{PLAIN},{PLAIN}")
+    assert (checked.returncode, failed.returncode) == (0, 78)
+    shown += [text.decode() for text in (checked.stdout, checked.stderr, failed.stdout, failed.stderr)]
+    door.revoke("sensor")
+    door.broker.wait_for("ended", key="sensor")
+    door.broker.stop()
+    shown += [*door.broker.log, door.path.read_text()]
+    for secret in (*door.keys.values(), PLAIN, wrong):
+        assert [text for text in shown if secret in text] == []
+
+
+# ---- the command lines
+
+
+def test_keys_are_made_listed_and_revoked_by_the_command(tmp_path):
+    (tmp_path / "blipmq.toml").write_text('[auth]\nkeys_file = "keys"\n')
+    added = blipmq("keys", "add", "boiler", "--allow", "pub:a/b", "--allow", "sub:c.>", cwd=tmp_path)
+    assert added.returncode == 0 and added.stdout.startswith(b"bq_") and added.stdout.count(b"\n") == 1
+    assert b"only time it is shown" in added.stderr and added.stdout.strip() not in added.stderr
+    assert blipmq("keys", "add", "pump", cwd=tmp_path).returncode == 0
+    listed = blipmq("keys", "list", cwd=tmp_path)
+    (first, second) = listed.stdout.decode().splitlines()
+    assert first.split() == ["boiler", first.split()[1], "pub:a/b", "sub:c.>"] and second.split()[2] == "everything"
+    as_json = blipmq("keys", "list", "--format", "json", cwd=tmp_path).stdout.decode().splitlines()
+    assert '"name":"boiler"' in as_json[0] and '"allow":["pub:a/b","sub:c.>"]' in as_json[0]
+    revoked = blipmq("keys", "revoke", "boiler", cwd=tmp_path)
+    assert (revoked.returncode, revoked.stdout) == (0, b"")
+    assert blipmq("keys", "list", cwd=tmp_path).stdout.split()[0] == b"pump"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["add", "a", "--file", "new/keys", "--allow", "pub:#*"], 2, "The filter"),
+        (["add", "a/b", "--file", "keys"], 2, "'/'"),
+        (["add", "known", "--file", "keys"], 1, "Revoke it first"),
+        (["revoke", "unknown", "--file", "keys"], 1, "no key 'unknown'"),
+        (["list", "--file", "none"], 78, "Make a key with"),
+        (["list", "--file", "broken"], 78, "broken:1: not a key"),
+        (["list"], 78, "No key file is set"),
+        (["list", "--file", "keys", "--config", "x"], 2, "not allowed with"),
+        ([], 2, "required: ACTION"),
+    ],
+)
+def test_a_mistake_with_keys_has_its_status_and_says_what_to_do(tmp_path, arguments, status, text):
+    assert blipmq("keys", "add", "known", "--file", "keys", cwd=tmp_path).returncode == 0
+    (tmp_path / "broken").write_text("nonsense\n")
+    result = blipmq("keys", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (status, b"") and text in result.stderr.decode(), result
+
+
+def test_a_key_that_nobody_could_read_is_revoked_again(tmp_path):
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*broker_command(), "keys", "add", "a", "--file", "keys"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env=environment(),
+        )
+    assert result.returncode == 1 and b"revoked again" in result.stderr
+    assert blipmq("keys", "list", "--file", "keys", cwd=tmp_path).stdout == b""
+
+
+def test_the_command_line_takes_the_key_from_the_environment_or_a_file(door, tmp_path):
+    key = door.add("sensor", "pub:a")
+    door.start()
+    (tmp_path / "key").write_text(key + "\n")
+    assert run_cli(door.broker.address, "pub", "a", "x", BLIPMQ_API_KEY=key).returncode == 0
+    assert run_cli(door.broker.address, "--key-file", str(tmp_path / "key"), "pub", "a", "x").returncode == 0
+    for result, words in [
+        (run_cli(door.broker.address, "pub", "a", "x"), ("401", "$BLIPMQ_API_KEY")),
+        (run_cli(door.broker.address, "pub", "a", "x", BLIPMQ_API_KEY="wrong"), ("401", "--key-file")),
+        (run_cli(door.broker.address, "sub", "a", "-n", "1", BLIPMQ_API_KEY=key), ("403", "no right")),
+        (run_cli(door.broker.address, "pub", "b", "x", "--qos", "1", BLIPMQ_API_KEY=key), ("403", "blipmq keys")),
+        (run_cli(door.broker.address, "info"), ("401", "blipmq keys list")),
+    ]:
+        assert (result.returncode, result.stdout) == (77, b""), result
+        assert all(word in result.stderr.decode() for word in words), result
+
+
+def test_the_shell_takes_the_key_from_a_file_too(door, tmp_path):
+    door.start()
+    (tmp_path / "key").write_text(door.keys["admin"])
+    asked = [*broker_command(), "connect", door.broker.address]
+    ran = subprocess.run(
+        [*asked, "--key-file", str(tmp_path / "key")],
+        input=b"exit\n",
+        capture_output=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert ran.returncode == 0, ran
+    refused = subprocess.run(asked, input=b"exit\n", capture_output=True, timeout=60, env=environment())
+    assert refused.returncode == 77 and b"401" in refused.stderr
+
+
+def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
+    key = door.add("reader", "sub:a")
+    door.start()
+    reader = subprocess.Popen(
+        [*cli_command(), "sub", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(BLIPMQ_ADDR=door.broker.address, BLIPMQ_API_KEY=key),
+    )
+    try:
+        until(lambda: door.broker.info()["subscriptions_total"] == 1, "it has subscribed")
+        door.revoke("reader")
+        out, err = reader.communicate(timeout=60)
+    finally:
+        reader.kill()
+        reader.wait()
+    assert (reader.returncode, out) == (77, b"") and b"401" in err
+
+
+def test_a_subscriber_that_loses_its_right_ends_with_the_reason(door):
+    key = door.add("reader", "sub:a", "sub:b")
+    door.start()
+    reader = subprocess.Popen(
+        [*cli_command(), "sub", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(BLIPMQ_ADDR=door.broker.address, BLIPMQ_API_KEY=key),
+    )
+    try:
+        until(lambda: door.broker.info()["subscriptions_total"] == 1, "it has subscribed")
+        change_rights(door, "reader", "sub:b")
+        out, err = reader.communicate(timeout=60)
+    finally:
+        reader.kill()
+        reader.wait()
+    assert (reader.returncode, out) == (77, b"") and b"403" in err
+
+
+def test_check_says_that_nobody_will_be_let_in(tmp_path):
+    asked = {"BLIPMQ_AUTH__KEYS_FILE": "keys"}
+    result = blipmq("check", cwd=tmp_path, **asked)
+    assert result.returncode == 0 and b"nobody will be let in: keys: the key file cannot be read" in result.stderr
+    (tmp_path / "keys").write_text("")
+    assert b"there is no key in keys" in blipmq("check", cwd=tmp_path, **asked).stderr
+    assert blipmq("keys", "add", "a", cwd=tmp_path, **asked).returncode == 0
+    assert blipmq("check", cwd=tmp_path, **asked).stderr == b""
