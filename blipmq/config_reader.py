@@ -213,6 +213,7 @@ class _Reading:
         return Loaded(config, source, self.origins)
 
     def _check_together(self, config: Config) -> None:
+        self._check_tls(config)
         addr = config.server.bind_addr
         if addr and not config.auth.allow_anonymous and not is_loopback(split_address(addr)[0]):
             self._clash(
@@ -249,6 +250,37 @@ class _Reading:
 
         if config.wal.enabled:
             self._check_log(config)
+
+    def _check_tls(self, config: Config) -> None:
+        """Whether the settings for TLS go together; whether the files do, `blipmq.certificate` finds out."""
+        tls, addr = config.tls, config.server.tls_bind_addr
+        if addr and not config.auth.allow_anonymous and not is_loopback(split_address(addr)[0]):
+            if not tls.require_client_cert:
+                self._clash(
+                    "server.tls_bind_addr",
+                    f'"{addr}" can be reached from other machines, and this version asks no one for a key. Set '
+                    "tls.require_client_cert = true, or auth.allow_anonymous = true if everyone who can reach it may use it",
+                )
+        if addr and addr in (config.server.bind_addr, config.metrics.bind_addr) and split_address(addr)[1]:
+            self._clash("server.tls_bind_addr", f'"{addr}" is taken by another setting; give TLS a port of its own')
+        if config.metrics.tls and not config.metrics.bind_addr:
+            self._clash("metrics.tls", "metrics.bind_addr is empty, so there is nothing to serve over HTTPS")
+        if tls.require_client_cert and not tls.client_ca_file:
+            self._clash(
+                "tls.require_client_cert", "tls.client_ca_file is empty, so no certificate could pass; name the file"
+            )
+        for this, other in ("cert_file", "key_file"), ("key_file", "cert_file"):
+            if getattr(tls, this) and not getattr(tls, other):
+                self._clash(f"tls.{this}", f"is set, but tls.{other} is not; TLS needs both")
+        for path, used in ("server.tls_bind_addr", bool(addr)), ("metrics.tls", config.metrics.tls):
+            if used and not tls.cert_file and not tls.key_file:
+                self._clash(path, "TLS needs a certificate; set tls.cert_file and tls.key_file")
+        if not addr and not config.metrics.tls:
+            for name in ("cert_file", "key_file", "client_ca_file"):
+                if getattr(tls, name):
+                    self._clash(
+                        f"tls.{name}", "is set, but nothing speaks TLS; set server.tls_bind_addr or metrics.tls"
+                    )
 
     def _check_log(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
@@ -310,6 +342,7 @@ def _problem(k: Key, value: Any) -> str:
 
 _CHECKS: dict[str, Callable[[str], object]] = {
     "server.bind_addr": split_address,
+    "server.tls_bind_addr": split_address,
     "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
 }

@@ -11,7 +11,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from blipmq.hardware import Hardware, read_hardware
 from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
@@ -25,6 +25,15 @@ INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
+
+
+class Tls(Protocol):
+    """What `blipmq.tls` has to say."""
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def reasons(self) -> list[str]: ...
+
 
 Counters = dict[str, int]
 Report = dict[str, Any]
@@ -40,6 +49,7 @@ class Status:
         clock: Callable[[], float],
         budget_bytes: int,
         wal: Wal | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
@@ -48,6 +58,7 @@ class Status:
         self._core = core
         self._sessions = sessions
         self._wal = wal
+        self._tls = tls
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -182,6 +193,7 @@ class Status:
                 "dead_lettered": counters["dead_lettered"],
             },
             "log": self._wal.facts(counters) if self._wal else None,
+            "tls": self._tls.facts() if self._tls else None,
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
@@ -215,6 +227,7 @@ class Status:
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
         reasons = self._wal.reasons(counters) if self._wal else []
+        reasons += self._tls.reasons() if self._tls else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
         if self.reload_error:
             why = "; ".join(self.reload_error.splitlines())

@@ -65,8 +65,10 @@ enum bq_command_type {
     BQ_CMD_LISTEN = 1,      /* value: listening socket, owned by the core from now on */
     BQ_CMD_UNLISTEN = 2,    /* stop accepting: close every listener */
     BQ_CMD_ADOPT = 3,       /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED */
-    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
+    BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+                               bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
+    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed. No data: none will come any more;
+                               the connection ends as at a socket's end of file, when what came before has been served */
     BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
     BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
@@ -89,6 +91,12 @@ enum bq_command_flags {
     BQ_SUB_QOS1 = 8,
     BQ_SUB_DURABLE = 16
 };
+
+/* Who is at the other end of a connection. */
+typedef struct bq_peer {
+    uint8_t address[16]; /* IPv6, or IPv4 mapped into it */
+    uint16_t port;
+} bq_peer_t;
 
 typedef struct bq_command {
     uint16_t type;
@@ -140,7 +148,7 @@ typedef struct bq_event {
     bq_conn_t conn;
     uint64_t seq;
     uint64_t value;
-    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections */
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections that were attached without one */
     uint16_t peer_port;
     uint16_t reserved;
     uint32_t text_size;

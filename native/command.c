@@ -133,11 +133,12 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
-static bool attach(bq_t *bq, const record_t *record) {
-    static const uint8_t no_peer[16];
+static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
+    bq_peer_t peer = {0};
+    if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     if (bq->stopping || bq->open_count >= bq->config.max_connections) /* conn 0: refused */
         return event_push(bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq});
-    connection_t *connection = connection_open(bq, -1, no_peer, 0, record->command.flags & BQ_CONN_TRUSTED);
+    connection_t *connection = connection_open(bq, -1, peer.address, peer.port, record->command.flags & BQ_CONN_TRUSTED);
     if (!event_push(
             bq, &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0})) {
         if (connection) { /* as if it had never been: the command is run again */
@@ -149,6 +150,7 @@ static bool attach(bq_t *bq, const record_t *record) {
     }
     if (connection) {
         connection->known = true;
+        connection_hurry(bq, connection, record->command.value);
         bq->open_count++;
         bq->stats.accepted++;
     }
@@ -196,7 +198,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_LISTEN: core_listen(bq, (int)command->value); return true;
     case BQ_CMD_UNLISTEN: core_unlisten(bq); return true;
     case BQ_CMD_ADOPT: adopt(bq, (int)command->value); return true;
-    case BQ_CMD_ATTACH: return attach(bq, record);
+    case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
