@@ -25,8 +25,9 @@ class Relay(asyncio.Protocol):
         self._transport: Any = None
         self._flying_bytes = 0
         self._refused = b""  # found no room on the way to the core
-        self._owed_bytes = 0  # written to the transport while that was full
-        self._full = False
+        self._owed_bytes = 0  # written to the transport, and not yet acknowledged
+        self._acknowledging = False
+        self._full = False  # the transport
         self._holding = False  # the transport reads nothing
         self._ended = False
 
@@ -67,9 +68,7 @@ class Relay(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._full = False
-        if self._owed_bytes and not self._ended:
-            self._core.taken(self._conn, self._owed_bytes)
-            self._owed_bytes = 0
+        self._acknowledge()
 
     # -- the core's events
 
@@ -81,10 +80,10 @@ class Relay(asyncio.Protocol):
     def arrived(self, data: bytes) -> None:
         """The core has sent bytes."""
         self._transport.write(data)
-        if self._full:
-            self._owed_bytes += len(data)
-        elif not self._ended:
-            self._core.taken(self._conn, len(data))
+        self._owed_bytes += len(data)
+        if not self._acknowledging:  # once for all that has come in this turn of the loop: each wakes the core
+            self._acknowledging = True
+            self._loop.call_soon(self._acknowledge)
 
     def ended(self, error: Exception | None = None) -> None:
         """The connection is gone as far as the core is concerned; what it sent last still goes out."""
@@ -92,6 +91,12 @@ class Relay(asyncio.Protocol):
         self._transport.close()
 
     # -- inside
+
+    def _acknowledge(self) -> None:
+        self._acknowledging = False
+        if self._owed_bytes and not self._full and not self._ended:
+            self._core.taken(self._conn, self._owed_bytes)
+            self._owed_bytes = 0
 
     def _retry(self) -> None:
         data, self._refused = self._refused, b""
