@@ -84,6 +84,7 @@ class Tls:
         return {
             "address": self.address,
             "connections": listener.open_count if listener is not None else 0,
+            "pending": listener.pending_count if listener is not None else 0,
             "handshakes": dict(counts),
             "certificate": {
                 "subject": files.certificate.subject,

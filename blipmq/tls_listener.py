@@ -63,6 +63,11 @@ class TlsListener:
         """Connections whose handshake is done."""
         return len(self._connections) - len(self._pending)
 
+    @property
+    def pending_count(self) -> int:
+        """Connections whose handshake is under way, or has failed and is being wound up."""
+        return len(self._pending)
+
     # -- life
 
     async def start(self) -> None:

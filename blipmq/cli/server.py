@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from blipmq import config_reader, memory
-from blipmq.config import KEYS, literal, value_of
+from blipmq.config import KEYS, Config, literal, value_of
 from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError
 from blipmq.version import __version__
@@ -54,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
-    connect.add_argument("addr", metavar="HOST:PORT")
+    connect.add_argument("addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS")
+    connect.add_argument("--tls", action="store_true", help="use TLS, as an address tls://HOST:PORT does")
+    connect.add_argument(
+        "--ca-file", metavar="FILE", help="authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system's"
+    )
+    connect.add_argument("--cert", metavar="FILE", help="this client's certificate; else $BLIPMQ_TLS_CERT")
+    connect.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
     connect.set_defaults(run=_connect)
 
     wal = commands.add_parser("wal", help="look at the log of a broker that does not run: verify, export, repair")
@@ -96,13 +102,27 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  {name + ' = ' + literal(value_of(loaded.config, path)):<48} {loaded.origins[path]}")
     print("\nmemory:")
     print(memory.table(loaded.config))
+    if loaded.config.tls.cert_file:
+        _check_certificate(loaded.config)
     return 0
+
+
+def _check_certificate(config: Config) -> None:
+    """Load the files of [tls] as a starting broker does. Raises ConfigError."""
+    from blipmq.certificate import Certificates, date  # here, because `ssl` takes its time
+
+    files = Certificates(config.tls)
+    print(
+        f"\ncertificate:\n  {files.certificate.subject or '(no common name)'}, until {date(files.certificate.not_after)}"
+    )
+    for warning in files.warnings:
+        print(f"  warning: {warning}")
 
 
 def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
-    return int(shell.main([arguments.addr]))
+    return int(shell.main(arguments))
 
 
 def _wal(arguments: argparse.Namespace) -> int:
