@@ -29,9 +29,9 @@ class Authority:
         self._directory = directory
         self.key, self.file = directory / f"{name}.key", directory / f"{name}.pem"
         _make_key(self.key)
-        openssl("req", "-x509", "-new", "-key", self.key, "-days", 2, "-subj", f"/CN={name}", "-out", self.file)
+        openssl("req", "-x509", "-new", "-key", self.key, "-days", 50, "-subj", f"/CN={name}", "-out", self.file)
 
-    def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=2, key_kind="prime256v1"):
+    def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=40, key_kind="prime256v1"):
         """A certificate and its key. `days` may be negative: it has expired then."""
         key, request, file = (self._directory / f"{name}.{ending}" for ending in ("key", "csr", "pem"))
         extensions = self._directory / f"{name}.ext"

@@ -153,7 +153,7 @@ def test_qos_1_and_durable_subscriptions_work_over_tls(start):
     broker = start()
     durable = ("sub", "d", "--qos", "1", "--durable", "--client-id", "archive", "-n", "1")
     first = start_cli(broker.secure_url, "--ca-file", str(broker.authority.file), *durable, stdout=-1)
-    broker.wait_for_subscriptions(1)
+    until(lambda: broker.info()["subscriptions_total"], "it is subscribed")
     assert broker.cli("pub", "d", "one", "--qos", "1").returncode == 0
     assert first.communicate(timeout=TIMEOUT_S)[0] == b"d\tone\n"
     assert broker.cli("pub", "d", "two", "--qos", "1").returncode == 0  # while no one is there
@@ -173,7 +173,7 @@ def test_the_variables_of_the_environment_turn_tls_on(start):
 def test_a_tls_client_has_its_address_in_info_and_in_the_log(start):
     broker = start()
     with broker.dial() as client:
-        peer = "127.0.0.1:{}".format(client.getsockname()[1])
+        peer = f"127.0.0.1:{client.getsockname()[1]}"
         assert ask(client, command(HELLO, seq=1, client_id="gateway-7", protocol=1)).code == 0
         ask(client, command(SUB, "t", seq=2))
         info = json.loads(ask(client, command(INFO, seq=3)).payload)
@@ -479,7 +479,7 @@ def check(tmp_path, **settings):
 
 def test_check_finds_files_that_cannot_be_used_and_says_why(tmp_path, authority):
     cert, key = authority.sign("checked")
-    other, other_key = authority.sign("other")
+    _, other_key = authority.sign("other")
     empty = tmp_path / "empty.pem"
     empty.write_text("nothing")
     encrypted = tmp_path / "encrypted.key"

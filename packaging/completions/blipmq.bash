@@ -32,7 +32,13 @@ _blipmq() {
             esac ;;
         connect)
             case $before in
-                *) words="-h --help" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
+                *) words="-h --help --tls --ca-file --cert --cert-key" ;;
             esac ;;
         wal)
             case $before in
