@@ -5,12 +5,13 @@ Invariant: the certificate in use is the newest that worked. Made only where `[t
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from blipmq.certificate import EXPIRES_SOON_SECONDS, Certificates, date
-from blipmq.config import Config
+from blipmq.config import Config, NetworkOptimizations
 from blipmq.logs import Log
 from blipmq.tls_connection import TlsConnection
 from blipmq.tls_listener import TlsListener
@@ -33,7 +34,14 @@ class Tls:
         """Listen, if `server.tls_bind_addr` says where. Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
         bind_addr = self._config.server.tls_bind_addr
         if bind_addr:
-            listener = TlsListener(bind_addr, "server.tls_bind_addr", self.certificates, opened, self._log)
+            listener = TlsListener(
+                bind_addr,
+                "server.tls_bind_addr",
+                self.certificates,
+                opened,
+                self._log,
+                socket_options=_socket_options(self._config.performance.network_optimizations),
+            )
             await listener.start()
             self._listener = listener
 
@@ -108,3 +116,12 @@ class Tls:
                 f"the certificate {self._config.tls.cert_file} {ends} on {date(files.certificate.not_after)}"
             )
         return reasons
+
+
+def _socket_options(settings: NetworkOptimizations) -> Iterator[tuple[int, int, int]]:
+    """What the core does to the sockets it accepts itself."""
+    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.tcp_nodelay)
+    if settings.send_buffer_size:
+        yield socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_size
+    if settings.recv_buffer_size:
+        yield socket.SOL_SOCKET, socket.SO_RCVBUF, settings.recv_buffer_size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from blipmq.certificate import Certificates, subject_of
@@ -36,6 +36,7 @@ class TlsListener:
         opened: Callable[[TlsConnection], None],
         log: Log,
         backlog: int = BACKLOG,
+        socket_options: Iterable[tuple[int, int, int]] = (),
     ) -> None:
         self.address = ""
         self.counts = {"done": 0, "failed": 0, "refused": 0}
@@ -45,6 +46,7 @@ class TlsListener:
         )
         self._bind_addr, self._key, self._backlog = bind_addr, key, backlog
         self._certificates = certificates
+        self._socket_options = tuple(socket_options)
         self._on_open = opened
         self._log = log
         self._loop: asyncio.AbstractEventLoop
@@ -115,6 +117,8 @@ class TlsListener:
             self._turn_away(oldest, f"{PENDING_MAX} handshakes are under way, and it was the slowest")
             self._settle(oldest)
             oldest.abort()
+        for level, option, value in self._socket_options:
+            connection.get_extra_info("socket").setsockopt(level, option, value)
         self._pending[connection] = None
         self._addresses[host] += 1
         return self._certificates.context

@@ -23,13 +23,16 @@ def openssl(*arguments):
 
 
 class Authority:
-    """Signs certificates. `file` is its own, which others trust or not."""
+    """Signs certificates. `file` is its own, which others trust or not. `strict`: with all that Python 3.13 looks for."""
 
-    def __init__(self, directory, name="Authority of the tests"):
+    def __init__(self, directory, name="Authority of the tests", strict=True):
         self._directory = directory
         self.key, self.file = directory / f"{name}.key", directory / f"{name}.pem"
         _make_key(self.key)
-        openssl("req", "-x509", "-new", "-key", self.key, "-days", 50, "-subj", f"/CN={name}", "-out", self.file)
+        usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign") if strict else ()
+        openssl(
+            "req", "-x509", "-new", "-key", self.key, "-days", 50, "-subj", f"/CN={name}", *usage, "-out", self.file
+        )
 
     def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=40, key_kind="prime256v1"):
         """A certificate and its key. `days` may be negative: it has expired then."""
@@ -37,7 +40,7 @@ class Authority:
         extensions = self._directory / f"{name}.ext"
         _make_key(key, key_kind)
         openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
-        extensions.write_text(f"subjectAltName={names}\n")
+        extensions.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
         openssl(
             *("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial"),
             *("-days", days, "-extfile", extensions, "-out", file),

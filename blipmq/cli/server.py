@@ -122,7 +122,7 @@ def _check_certificate(config: Config) -> None:
 def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
-    return int(shell.main(arguments))
+    return int(shell.main([arguments.addr], options=arguments))
 
 
 def _wal(arguments: argparse.Namespace) -> int:

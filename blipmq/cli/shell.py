@@ -289,8 +289,10 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     return 0 if interactive and not worker.ended else worker.status
 
 
-def main(arguments: argparse.Namespace, environment: Mapping[str, str] | None = None) -> int:
-    """`arguments` hold an address and the options for TLS. Returns the exit status; errors are printed to standard error."""
+def main(
+    argv: list[str], environment: Mapping[str, str] | None = None, options: argparse.Namespace | None = None
+) -> int:
+    """`argv` holds one address, `options` those for TLS. Returns the exit status; errors are printed to standard error."""
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
@@ -298,8 +300,10 @@ def main(arguments: argparse.Namespace, environment: Mapping[str, str] | None = 
     editor = LineEditor(History(history_path(environment)), vocabulary) if interactive else None
     screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
-        tls = find_tls(arguments, environment)
-        worker = Worker(arguments.addr, environment.get("BLIPMQ_API_KEY", "").strip(), tls, screen, vocabulary)
+        (address,) = argv
+        without = argparse.Namespace(addr=address, tls=False, ca_file=None, cert=None, cert_key=None)
+        tls = find_tls(options or without, environment)
+        worker = Worker(address, environment.get("BLIPMQ_API_KEY", "").strip(), tls, screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
