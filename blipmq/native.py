@@ -535,7 +535,7 @@ class Core:
 
     def feed_end(self, conn: int) -> None:
         """A fed connection will receive no more; it is closed once what came before has been served."""
-        self._push(lib.BQ_CMD_FEED, conn=conn)
+        self._push(lib.BQ_CMD_FEED, conn=conn, flags=lib.BQ_FEED_END)
 
     def taken(self, conn: int, size: int) -> None:
         """So many bytes of `Out` have left."""

@@ -67,8 +67,7 @@ enum bq_command_type {
     BQ_CMD_ADOPT = 3,       /* value: connected socket, owned by the core from now on */
     BQ_CMD_ATTACH = 4,      /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
                                bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
-    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed. No data: none will come any more;
-                               the connection ends as at a socket's end of file, when what came before has been served */
+    BQ_CMD_FEED = 5,        /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
     BQ_CMD_TAKEN = 6,       /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,       /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text */
     BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
@@ -89,7 +88,8 @@ enum bq_command_flags {
     BQ_CONN_TRUSTED = 2,  /* an attached connection that needs no HELLO */
     BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
     BQ_SUB_QOS1 = 8,
-    BQ_SUB_DURABLE = 16
+    BQ_SUB_DURABLE = 16,
+    BQ_FEED_END = 32 /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
 };
 
 /* Who is at the other end of a connection. */

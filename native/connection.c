@@ -647,12 +647,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
 }
 
 void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN || connection->fed_ended) return;
-    if (!size) {
-        connection->fed_ended = true;
-        connection_continue(bq, connection);
-        return;
-    }
+    if (connection->state != CONNECTION_OPEN || connection->fed_ended || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;
@@ -661,6 +656,11 @@ void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, u
     memcpy(connection->in + connection->in_size, bytes, size);
     connection->in_size += size;
     bq->turn_bytes += size;
+    connection_continue(bq, connection);
+}
+
+void connection_feed_end(bq_t *bq, connection_t *connection) {
+    connection->fed_ended = true;
     connection_continue(bq, connection);
 }
 

@@ -80,9 +80,10 @@ bool connection_bury(
 
 /* Input. */
 void connection_readable(struct bq *bq, connection_t *connection);
-void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size); /* 0: its end of file */
-void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause);                     /* end one reason to pause */
-void connection_continue(struct bq *bq, connection_t *connection); /* parse what waits, after a pause */
+void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+void connection_feed_end(struct bq *bq, connection_t *connection);              /* its end of file */
+void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
+void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 
 /* Output. */
 void connection_mark_dirty(struct bq *bq, connection_t *connection);

@@ -190,9 +190,9 @@ class Bench:
 
     # -- clients
 
-    def attach(self, hello: bool = False, trusted: bool = False) -> Client:
+    def attach(self, hello: bool = False, trusted: bool = False, **options: Any) -> Client:
         self._seq += 1
-        self.core.attach(self._seq, trusted)
+        self.core.attach(self._seq, trusted, **options)
         event = self._await(self._seq)
         client = Client(self, event.conn)
         if event.conn:
