@@ -263,8 +263,6 @@ class _Reading:
                 )
         if addr and addr in (config.server.bind_addr, config.metrics.bind_addr) and split_address(addr)[1]:
             self._clash("server.tls_bind_addr", f'"{addr}" is taken by another setting; give TLS a port of its own')
-        if config.metrics.tls and not config.metrics.bind_addr:
-            self._clash("metrics.tls", "metrics.bind_addr is empty, so there is nothing to serve over HTTPS")
         if tls.require_client_cert and not tls.client_ca_file:
             self._clash(
                 "tls.require_client_cert", "tls.client_ca_file is empty, so no certificate could pass; name the file"

@@ -108,7 +108,9 @@ class TlsListener:
     def came(self, connection: TlsConnection) -> ssl.SSLContext | None:
         host = connection.peer[0]
         self._connections.add(connection)
-        if self._server is None or self._addresses[host] >= PENDING_PER_ADDRESS_MAX:
+        if self._server is None:
+            return None
+        if self._addresses[host] >= PENDING_PER_ADDRESS_MAX:
             self._turn_away(connection, f"{PENDING_PER_ADDRESS_MAX} handshakes of its address are under way")
             return None
         if len(self._pending) >= PENDING_MAX:

@@ -162,6 +162,15 @@ def test_qos_1_and_durable_subscriptions_work_over_tls(start):
     broker.stop()
 
 
+def test_tls_alone_without_a_plain_listener_serves(start):
+    broker = start({"server.bind_addr": ""})
+    assert broker.address == ""
+    assert broker.cli("pub", "t", "x").returncode == 0
+    shown = broker.cli("info")
+    assert b"certificate until 20" in shown.stdout
+    broker.stop()
+
+
 def test_the_variables_of_the_environment_turn_tls_on(start):
     broker = start()
     ca = str(broker.authority.file)
@@ -517,7 +526,6 @@ def test_check_finds_files_that_cannot_be_used_and_says_why(tmp_path, authority)
     for more, words in (
         ({"server.tls_bind_addr": ""}, "nothing speaks TLS"),
         ({"tls.require_client_cert": True}, "tls.client_ca_file is empty"),
-        ({"metrics.tls": True, "metrics.bind_addr": ""}, "metrics.bind_addr is empty"),
         ({"server.tls_bind_addr": "0.0.0.0:0"}, "can be reached from other machines"),
         ({"tls.client_ca_file": str(empty)}, "holds no certificate in PEM"),
     ):
