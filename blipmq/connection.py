@@ -62,6 +62,8 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+        if self.transport is not None:
+            self.transport.close()  # Python 3.10's over TLS does not notice its own end
         self.connection.link_lost(self, self.error or exc)
 
 
