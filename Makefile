@@ -18,7 +18,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test slow crash check format bench bench-quick asan fuzz core clean
+.PHONY: help run test slow crash check format guard bench bench-quick bench-micro asan fuzz core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -86,7 +86,7 @@ format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
 # tests start as processes of their own write their findings to files too, so none is lost with its standard error;
 # libubsan comes first because gcc's two run-times share the name of the function that sets the file. Left out: tests without
 # a core, those that build sanitized programs of their own or run others' (curl), and test_crash, which preloads a disk of its own.
-WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py
+WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
@@ -107,6 +107,13 @@ bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a 
 
 bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
 	@$(PY) -m bench --quick $(ARGS)
+
+guard: $(VENV)/.run ## count the core's instructions per message and compare with bench/guard.json; ARGS=--record
+	@packaging/setup.sh valgrind
+	@$(PY) -m bench.guard $(ARGS)
+
+bench-micro: $(VENV)/.run ## what one operation of the core's parts costs: timer wheel, pools, CRC, frames, routes
+	@$(PY) -m bench.micro $(ARGS)
 
 crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)

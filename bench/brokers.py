@@ -73,8 +73,11 @@ class Broker:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Returns once the port accepts. Raises BrokerError with the end of the broker's own output if it does not."""
+    def start(self, within_s: float = START_TIMEOUT_S) -> None:
+        """Returns once it can be used: the port accepts, and Redis, which listens while it loads, answers.
+
+        Raises BrokerError with the end of the broker's own output if it cannot in time.
+        """
         command = [filled(word, self._places) for word in self.plan.command]
         begin = time.monotonic()
         with self.log_path.open("wb") as log:
@@ -84,18 +87,27 @@ class Broker:
                 )
             except OSError as error:
                 raise BrokerError(f"{self.plan.name}: cannot run {command[0]}: {error.strerror}") from None
-        while not _accepts(self.port):
+        usable = _answers if self.plan.protocol in ("redis", "xadd") else _accepts
+        while not usable(self.port):
             if not self.alive:
                 raise BrokerError(f"{self.plan.name} ended with code {self._process.returncode}: {self.last_words()}")
-            if time.monotonic() - begin > START_TIMEOUT_S:
-                raise BrokerError(
-                    f"{self.plan.name} does not listen after {START_TIMEOUT_S:.0f} s: {self.last_words()}"
-                )
+            if time.monotonic() - begin > within_s:
+                raise BrokerError(f"{self.plan.name} does not listen after {within_s:.0f} s: {self.last_words()}")
             time.sleep(POLL_S)
         self.ready_ms = (time.monotonic() - begin) * 1000
         self.pid = _listener(self.port, self._process.pid)
         time.sleep(0.05)  # what it still does behind its first accept is not the load's
-        self.rss_ready_bytes = _rss_bytes(self.pid)
+        self.rss_ready_bytes = self.rss_bytes()
+
+    def rss_bytes(self) -> int:
+        """Its resident memory now; 0 if it has ended."""
+        return _rss_bytes(self.pid)
+
+    def kill(self) -> None:
+        """As a crash ends it; its store stays, and start() starts it again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def last_words(self) -> str:
         """The last lines of the broker's output, as one."""
@@ -174,6 +186,16 @@ def _accepts(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _answers(port: int) -> bool:
+    """Whether Redis does; it says LOADING until its file has been read."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
 
 
 def _listener(port: int, started: int) -> int:

@@ -732,7 +732,7 @@ static void print_latency(const histogram_t *latency) {
     const struct {
         const char *name;
         double quantile;
-    } rows[] = {{"p50_us", .5}, {"p90_us", .9}, {"p99_us", .99}, {"p999_us", .999}};
+    } rows[] = {{"p50_us", .5}, {"p90_us", .9}, {"p95_us", .95}, {"p99_us", .99}, {"p999_us", .999}};
     print_count("latency_count", latency->count);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         print_decimal(rows[i].name, (double)histogram_quantile_ns(latency, rows[i].quantile) / 1e3);

@@ -15,7 +15,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+KINDS = ("throughput", "latency", "memory", "soak", "durable", "restart")
 CONTROL_KINDS = ("", "subscriptions", "scrapes", "reloads")
+# What a run takes beside its duration, roughly and on two cores: to compute how long a plan takes, not to measure anything.
+RUN_S, START_S, CONNECTION_S, RECORD_S = 0.2, 0.4, 0.0004, 0.00001
 PLAN_FILE = Path(__file__).with_name("shapes.toml")
 
 
@@ -23,7 +26,7 @@ PLAN_FILE = Path(__file__).with_name("shapes.toml")
 class BrokerPlan:
     """How one broker is started. `{port}`, `{dir}`, `{config}` and the like in its words are filled in at start.
 
-    Without a command it takes part in the shapes of kind durable only, for which it is started as `durable` says.
+    Without a command it takes part only in the shapes of brokers with a store, for which it is started as `durable` says.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Shape:
     once: bool = False
     control: str = ""
     files: int = 0
+    records: int = 0
     without: list[str] = dataclasses.field(default_factory=list)
     rate_of: str = ""
     rate_factor: float = 1.0
@@ -69,12 +73,23 @@ class Shape:
     def __post_init__(self) -> None:
         if self.control not in CONTROL_KINDS:
             raise TypeError(f"control is {self.control!r}, and none of {', '.join(CONTROL_KINDS[1:])}")
+        if self.kind not in KINDS:
+            raise TypeError(f"kind is {self.kind!r}, and none of {', '.join(KINDS)}")
+
+    @property
+    def stored(self) -> bool:
+        """Whether its brokers are those with a store, each started for this shape alone."""
+        return self.kind in ("durable", "restart")
+
+    @property
+    def connections(self) -> int:
+        return self.publishers + self.subscribers + self.wildcards + self.stalled + self.idle
 
     def load_options(self) -> list[str]:
         """The load generator's words for this shape, but for rate, duration and window, which depend on more."""
         words = []
         fields = ["publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"]
-        for field in ["publishers", "payload"] if self.kind == "durable" else fields:
+        for field in ["publishers", "payload"] if self.stored else fields:
             words += [f"--{field}", str(getattr(self, field))]
         return words + (["--single-writes"] if self.single_writes else [])
 
@@ -137,3 +152,16 @@ def _entry(kind: Any, entry: dict[str, Any], where: str) -> Any:
         return kind(**entry)
     except TypeError as error:
         raise ValueError(f"{PLAN_FILE.name}: {where} {entry.get('name', '')!r}: {error}") from None
+
+
+def expected_s(plan: Plan, mode: Mode, shapes: list[Shape]) -> float:
+    """How long these shapes take on all brokers that can do them, with all rounds; the mode's budget not applied."""
+    standing = [broker for broker in plan.brokers if broker.command]
+    total = mode.rounds * len(standing) * START_S if any(not shape.stored for shape in shapes) else 0.0
+    for shape in shapes:
+        able = [broker for broker in plan.brokers if broker.durable] if shape.stored else standing
+        count = sum(broker.name not in shape.without for broker in able) * (1 if shape.once else mode.rounds)
+        loaded_s = 0.0 if shape.kind == "restart" else mode.warmup + (shape.duration or mode.duration) + RUN_S
+        started_s = START_S if shape.fresh or shape.stored else 0.0
+        total += count * (loaded_s + started_s + shape.connections * CONNECTION_S + shape.records * RECORD_S)
+    return total

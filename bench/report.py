@@ -167,15 +167,19 @@ def _memory(shapes: list[Shape], brokers: list[str], results: Results) -> str:
         spread = results.spread(shape, broker, field)
         return number(spread.median / scale) if spread else "–"
 
-    rows = [
-        ["start to ready, ms", *(cell("start", broker, "ready_ms") for broker in brokers)],
-        ["RSS when ready, MB", *(cell("start", broker, "rss_ready_mb") for broker in brokers)],
-    ]
-    for shape in (shape for shape in shapes if shape.kind == "memory"):
-        each = (cell(shape.name, broker, "bytes_per_connection") for broker in brokers)
-        rows.append([f"{shape.name}: bytes a connection", *each])
-        rows.append([f"{shape.name}: RSS, MB", *(cell(shape.name, b, "rss_joined_bytes", 1e6) for b in brokers)])
-    return _grid(["", *brokers], rows)
+    rows = [["start to ready, ms", "start", "ready_ms", 1], ["RSS when ready, MB", "start", "rss_ready_mb", 1]]
+    for shape in shapes:
+        if shape.kind == "restart":
+            rows.append([f"{shape.name}: to ready, ms", shape.name, "ready_ms", 1])
+            rows.append([f"{shape.name}: RSS when ready, MB", shape.name, "rss_ready_mb", 1])
+        elif shape.kind == "memory":
+            rows.append([f"{shape.name}: bytes a connection", shape.name, "bytes_per_connection", 1])
+            rows.append([f"{shape.name}: RSS, MB", shape.name, "rss_joined_bytes", 1e6])
+        elif shape.kind == "soak":
+            rows.append([f"{shape.name}: RSS before, MB", shape.name, "rss_begun_mb", 1])
+            rows.append([f"{shape.name}: RSS after, MB", shape.name, "rss_settled_mb", 1])
+    cells = [[text, *(cell(shape, broker, field, scale) for broker in brokers)] for text, shape, field, scale in rows]
+    return _grid(["", *brokers], [row for row in cells if set(row[1:]) != {"–"}])
 
 
 def _verdicts(verdicts: list[Verdict]) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 
 from bench import chart, report
 from bench.brokers import Broker, BrokerError, find_disk, find_program, missing, running, version_of
-from bench.plan import BrokerPlan, Mode, Plan, Shape, read_plan
+from bench.plan import BrokerPlan, Mode, Plan, Shape, expected_s, read_plan
 from bench.results import Results
 from bench.syncs import counting
 
@@ -35,6 +35,9 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 CONTROL_SUBSCRIPTIONS = 1000
 CONTROL_PAUSE_S = 0.03
+RESTART_WITHIN_S = 120.0
+FILL_WITHIN_S = 90.0
+SETTLE_S = 1.0
 PROGRAMS = {"loadgen": ["loadgen.c", "wire.c", "measure.c"], "relay": ["relay.c"]}
 
 
@@ -100,9 +103,9 @@ class Session:
     def run_round(self, number: int) -> None:
         """Starts all brokers; then, shape by shape, loads each in turn, beginning with another one each round.
 
-        Those of durable shapes are started for each run, so that each begins with an empty store.
+        Those with a store are started for each run, so that each begins with an empty one.
         """
-        standing = any(shape.kind != "durable" for shape in self.shapes)
+        standing = any(not shape.stored for shape in self.shapes)
         with contextlib.ExitStack() as stack:
             started: dict[str, Broker] = {}
             for plan in [plan for plan in self.brokers if plan.command and standing]:
@@ -119,7 +122,9 @@ class Session:
                         continue
                     if shape.kind == "durable" and plan.durable:
                         self.run_durable(shape, plan.durable, number)
-                    elif shape.kind != "durable" and plan.command:
+                    elif shape.kind == "restart" and plan.durable:
+                        self.run_restart(shape, plan.durable, number)
+                    elif not shape.stored and plan.command:
                         self.run_shape(shape, plan, started[plan.name], number)
 
     @contextlib.contextmanager
@@ -157,6 +162,35 @@ class Session:
                 sample["acknowledged_per_sync"] = sample["delivered"] / syncs.calls
         self.add_sample(shape, plan, number, sample)
 
+    def run_restart(self, shape: Shape, plan: BrokerPlan, number: int) -> None:
+        """Start to ready: with an empty store, or with `records` in it after a crash."""
+        sample: dict[str, Any] = {"failed": "the broker did not start"}
+        with self.noted(plan), running(plan, self.places, find_disk()) as broker:
+            sample = {"records": self.fill(shape, broker)}
+            if shape.records:
+                broker.kill()
+                broker.start(RESTART_WITHIN_S)
+            sample |= {"ready_ms": broker.ready_ms, "rss_ready_mb": broker.rss_ready_bytes / 1e6}
+        self.add_sample(shape, plan, number, sample)
+
+    def fill(self, shape: Shape, broker: Broker) -> int:
+        """Publishes until the store has the shape's records, or a few more. Returns how many were acknowledged."""
+        kept, begin = 0, time.monotonic()
+        duration = 0.25
+        while kept < shape.records:
+            sample = self.loadgen(
+                broker, [*shape.load_options(), "--duration", f"{duration:.2f}", "--warmup", "0"], duration
+            )
+            added = sample.get("delivered", 0)
+            kept += added
+            if not added or time.monotonic() - begin > FILL_WITHIN_S:
+                raise BrokerError(
+                    f"{broker.plan.name} had {kept:,} of {shape.records:,} records after"
+                    f" {time.monotonic() - begin:.0f} s: {sample.get('failed', 'too slow')}"
+                )
+            duration = min(max((shape.records - kept) * duration / added, 0.05), 5.0)
+        return kept
+
     def add_sample(self, shape: Shape, plan: BrokerPlan, number: int, sample: dict[str, Any]) -> None:
         self.results.add(shape.name, plan.name, number, sample)
         say(f"round {number + 1}/{self.mode.rounds}  {shape.name:<26} {plan.name:<10} {_brief(sample)}")
@@ -181,6 +215,10 @@ class Session:
         if shape.kind == "memory" and sample.get("connections"):
             grown = sample["rss_joined_bytes"] - sample["rss_before_bytes"]
             sample["bytes_per_connection"] = grown / sample["connections"]
+        if shape.kind == "soak":
+            time.sleep(SETTLE_S)  # its connections have gone; what it gives back at once is given back
+            sample["rss_begun_mb"] = sample.get("rss_before_bytes", 0) / 1e6
+            sample["rss_settled_mb"] = broker.rss_bytes() / 1e6
         return sample
 
     def loadgen(self, broker: Broker, words: list[str], duration: float) -> dict[str, Any]:
@@ -250,6 +288,12 @@ def _brief(sample: dict[str, Any]) -> str:
         words.append(f"{report.number(sample.get('delivered_per_s', 0) / 1e6):>7} M/s")
     if "p50_us" in sample:
         words.append(f"p50 {report.number(sample['p50_us'])} p99 {report.number(sample['p99_us'])} µs")
+    if "ready_ms" in sample:
+        words.append(f"ready after {report.number(sample['ready_ms'])} ms with {sample.get('records', 0):,} records")
+    if "rss_settled_mb" in sample:
+        words.append(
+            f"{report.number(sample['rss_begun_mb'])} MB before, {report.number(sample['rss_settled_mb'])} after"
+        )
     if "bytes_per_connection" in sample:
         words.append(f"{report.number(sample['bytes_per_connection'])} bytes a connection")
     if sample.get("lost"):
@@ -274,7 +318,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="the key shapes in two minutes at most; else all in 25 at most"
     )
     parser.add_argument("--rounds", type=int, help="(5; 3 with --quick)")
-    parser.add_argument("--duration", type=float, metavar="S", help="of each run (1; 0.35 with --quick)")
+    parser.add_argument("--duration", type=float, metavar="S", help="of each run (1; 0.3 with --quick)")
     parser.add_argument("--budget", type=float, metavar="S", help="no further round begins that would pass it")
     parser.add_argument("--brokers", metavar="A,B", help="only these")
     parser.add_argument("--shapes", metavar="TEXT,TEXT", help="only shapes whose names contain one of these")
@@ -330,9 +374,9 @@ def available(session: Session) -> None:
     for plan in [plan for plan in session.brokers if missing(plan.first(), session.places)]:
         session.leave_out(plan, f"{plan.name} is not installed; {plan.install or 'its command was not found'}")
         session.brokers.remove(plan)
-    if find_disk() is None and any(shape.kind == "durable" for shape in session.shapes):
-        session.note("Left out the durable shapes: all directories for temporary files are on RAM disks; set TMPDIR.")
-        session.shapes[:] = [shape for shape in session.shapes if shape.kind != "durable"]
+    if find_disk() is None and any(shape.stored for shape in session.shapes):
+        session.note("Left out what needs a store: all directories for temporary files are on RAM disks; set TMPDIR.")
+        session.shapes[:] = [shape for shape in session.shapes if not shape.stored]
     files = open_files_raise()
     for shape in [shape for shape in session.shapes if shape.files > files]:
         session.note(f"Left out {shape.name}: it needs {shape.files} open files and the limit is {files} (ulimit -Hn).")
@@ -369,14 +413,14 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
         f'{head},\n "ratios": [\n{ratios}\n],\n "samples": [\n{lines}\n]}}\n', encoding="utf-8"
     )
     charted = [shape for shape in session.shapes if shape.kind in ("throughput", "latency")]
-    if charted and not chart.draw(
-        output / f"{name}.png", f"BlipMQ benchmark, {facts['date']}", charted, brokers, session.results
-    ):
+    title = f"BlipMQ benchmark, {facts['date']}"
+    drawn = bool(charted) and chart.draw(output / f"{name}.png", title, charted, brokers, session.results)
+    if charted and not drawn:
         session.note("No chart: it needs Pillow (pip install pillow) and at least one measured shape.")
     page = report.markdown(session.plan, session.shapes, brokers, session.results, facts)
     (output / f"{name}.md").write_text(page, encoding="utf-8")
     print(page)
-    say(f"bench: written to {output / name}.md, .json{', .png' if charted else ''}")
+    say(f"bench: written to {output / name}.md, .json{', .png' if drawn else ''}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -385,6 +429,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.list:
         print("shapes:  " + "; ".join(shape.name for shape in shapes))
         print("brokers: " + "; ".join(f"{broker.name} ({broker.first().protocol})" for broker in plan.brokers))
+        print(f"takes:   about {expected_s(plan, mode, shapes) / 60:.1f} minutes, if all of them are installed")
         return 0
     if sys.platform != "linux":
         raise SystemExit("bench: CPU time and memory of the brokers are read from /proc: this runs on Linux only")
@@ -396,9 +441,9 @@ def main(words: list[str] | None = None) -> int:
     available(session)
     host = report.machine()
     versions = {}
-    if any(shape.kind != "durable" for shape in session.shapes):
+    if any(not shape.stored for shape in session.shapes):
         versions = {broker.name: version_of(broker, places) for broker in session.brokers if broker.command}
-    if any(shape.kind == "durable" for shape in session.shapes):
+    if any(shape.stored for shape in session.shapes):
         durable = [broker.durable for broker in session.brokers if broker.durable]
         versions.update({f"{broker.name}, durable": version_of(broker, places) for broker in durable})
     counts = f"{len(session.shapes)} shapes, {len(session.brokers)} brokers, {mode.rounds} rounds"

@@ -203,7 +203,7 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 static void fan_out(bq_t *bq, const held_t *held) {
     int error = 0;
     topic_t *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
-    if (!topic || !route_resolve(bq->routes, topic)) {
+    if (!topic || !route_ready(bq->routes, topic)) {
         bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
         sessions_missed(bq, held->lsn);
         return;

@@ -532,10 +532,10 @@ static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
 /* Take whole frames off the front of the input; returns the bytes taken. */
 static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     uint32_t at = 0;
+    bool welcome = connection->admitted && !connection->refused;
+    uint32_t limit = welcome ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
     while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
         uint32_t body_size = load_be32(bytes + at);
-        uint32_t limit =
-            connection->admitted && !connection->refused ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
         if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
             too_large(bq, connection, body_size);
             break;

@@ -114,8 +114,8 @@ uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms);
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                /* block policy: someone has no room */
 bool publish_over_budget(const bq_t *bq);                                        /* the pools hold more than memory_bytes */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                 /* to QoS 0 subscribers, after the disk */
-topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error);
-void publish_run_close(bq_t *bq); /* before anything that changes a route, a queue's order or the open segment */
+topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error);
+void publish_run_give(bq_t *bq); /* the open run to its queues */
 
 /* event.c */
 bool event_push(bq_t *bq, const bq_event_t *event); /* false: no room now */
@@ -138,6 +138,17 @@ void core_listen(bq_t *bq, int fd);
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
 static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
     return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];
+}
+
+/* Before anything that changes a route, a queue's order or the open segment. */
+static inline void publish_run_close(bq_t *bq) {
+    if (bq->open.run.segment) publish_run_give(bq);
+}
+
+/* The cached topic of that name; `last` is what its publisher published to before. NULL with *error as route_topic sets it. */
+static inline topic_t *publish_topic(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
+    if (BQ_LIKELY(last && topic_is(last, name, size))) return last;
+    return publish_topic_find(bq, last, name, size, error);
 }
 
 #endif

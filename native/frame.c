@@ -299,7 +299,6 @@ int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
 /* Where things are in the buffers written here, all known beforehand: the vtable ends where the table begins, at 20, so that
  * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
 enum { TABLE_AT = 20, MESSAGE_BODY = 56, SUBACK_BODY = 44, REPLY_BODY = 52, QOS1_TABLE_AT = 28, QOS1_BODY = 68 };
-enum message_at { MESSAGE_ID = 24, MESSAGE_TIMESTAMP = 32, MESSAGE_TTL = 40, MESSAGE_PAYLOAD = 48, MESSAGE_TOPIC = 52 };
 enum qos1_at {
     QOS1_ID = 32,
     QOS1_TIMESTAMP = 40,
@@ -360,16 +359,6 @@ void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_siz
 }
 
 const uint8_t *message_prefix_name(const uint8_t *prefix) { return prefix + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
-
-void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
-                          uint32_t payload_size) {
-    uint8_t *buffer = out + FRAME_HEADER_BYTES;
-    store_be32(out, prefix_size - 4 + payload_size);
-    store_u64(buffer + MESSAGE_ID, id);
-    store_u64(buffer + MESSAGE_TIMESTAMP, timestamp_ms);
-    store_u64(buffer + MESSAGE_TTL, ttl_ms);
-    store_u32(out + prefix_size - 4, payload_size);
-}
 
 static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY + 4 + topic_size + 1 + 3) & ~3u; }
 

@@ -8,11 +8,20 @@
  */
 #include "core.h"
 
-topic_t *publish_topic(bq_t *bq, topic_t *hint, const uint8_t *name, uint32_t size, int *error) {
-    if (BQ_LIKELY(hint && topic_is(hint, name, size))) return hint;
-    if (bq->open.run.segment && topic_is(bq->open.topic, name, size)) return bq->open.topic;
-    publish_run_close(bq); /* a new topic may evict the run's */
-    return route_topic(bq->routes, name, size, error);
+/* Publishers that serve many topics mostly go round them in one order, so the last one's follower is tried before the cache. */
+topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
+    topic_t *topic = last ? last->follower : NULL;
+    if (topic && topic_is(topic, name, size)) {
+        topic->recent = true;
+        return topic;
+    }
+    topic = bq->open.run.segment ? bq->open.topic : NULL;
+    if (!topic || topic == last || !topic_is(topic, name, size)) {
+        publish_run_close(bq); /* a new topic may evict the run's */
+        topic = route_topic(bq->routes, name, size, error);
+    }
+    if (topic && last) last->follower = topic;
+    return topic;
 }
 
 /* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
@@ -29,19 +38,27 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
     queue_push_dropping(&target->queue, &squeezed, run, bq->config.overflow_policy);
 }
 
-/* Give a run to one subscriber. A full queue whose socket may still take something is flushed before anything is dropped:
- * messages are lost when the client is slow, never because many publishers were read in one turn. */
-static void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
-    if (BQ_UNLIKELY(!queue_fits(&target->queue, &bq->queues, run->count, run->size) && !target->blocked)) {
-        connection_flush(bq, target);
-        if (target->state != CONNECTION_OPEN) return;
-    }
+/* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
+ * is slow, never because many publishers were read in one turn. */
+static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    if (!target->blocked) connection_flush(bq, target);
+    if (target->state != CONNECTION_OPEN) return;
     if (bq->config.overflow_policy == BQ_BLOCK)
         queue_push(&target->queue, &bq->queues, run);
-    else if (BQ_UNLIKELY(target->blocked && publish_over_budget(bq)))
+    else if (target->blocked && publish_over_budget(bq))
         push_squeezed(bq, target, run);
     else
         queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
+    connection_mark_dirty(bq, target);
+}
+
+/* Give a run to one subscriber. */
+static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    if (BQ_UNLIKELY(target->blocked || !queue_fits(&target->queue, &bq->queues, run->count, run->size))) {
+        push_to_slow(bq, target, run);
+        return;
+    }
+    queue_push(&target->queue, &bq->queues, run);
     connection_mark_dirty(bq, target);
 }
 
@@ -54,8 +71,7 @@ static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *ru
     }
 }
 
-void publish_run_close(bq_t *bq) {
-    if (!bq->open.run.segment) return;
+void publish_run_give(bq_t *bq) {
     queue_run_t run = bq->open.run;
     topic_t *topic = bq->open.topic;
     bq->open.run.segment = NULL;
@@ -115,10 +131,27 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, con
 }
 
 /* Whether a frame of `size` bytes may join the open run. */
-static bool run_takes(const bq_t *bq, const topic_t *topic, uint64_t tick, uint32_t size) {
-    const publish_run_t *open = &bq->open;
+static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t tick, uint32_t size) {
     return open->run.segment && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
            size <= open->size_max - open->run.size && size <= open->run.segment->capacity - open->run.segment->used;
+}
+
+/* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
+static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, connection_t **blocker) {
+    publish_run_close(bq);
+    if (!segment_reserve(&bq->segments, size)) return PUBLISH_NO_MEMORY;
+    return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
+}
+
+static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
+    queue_run_t *run = &bq->open.run;
+    uint8_t *out = run->segment->bytes + run->segment->used;
+    memcpy(out, topic->prefix, topic->prefix_size);
+    message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
+    if (size) memcpy(out + topic->prefix_size, payload, size);
+    segment_commit(&bq->segments, topic->prefix_size + size);
+    run->size += topic->prefix_size + size;
+    run->count++;
 }
 
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
@@ -130,20 +163,11 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
         if (!route_resolve(bq->routes, topic)) return PUBLISH_NO_MEMORY;
     }
     if (topic->target_count || topic->grouped) {
-        uint32_t frame_size = topic->prefix_size + size;
-        if (BQ_UNLIKELY(!run_takes(bq, topic, tick, frame_size))) {
-            publish_run_close(bq);
-            if (!segment_reserve(&bq->segments, frame_size)) return PUBLISH_NO_MEMORY;
-            if (!run_open(bq, topic, tick, frame_size, blocker)) return PUBLISH_BLOCKED;
+        if (BQ_UNLIKELY(!run_takes(&bq->open, topic, tick, topic->prefix_size + size))) {
+            enum publish_outcome outcome = run_change(bq, topic, tick, topic->prefix_size + size, blocker);
+            if (outcome != PUBLISH_DONE) return outcome;
         }
-        segment_t *segment = bq->open.run.segment;
-        uint8_t *out = segment->bytes + segment->used;
-        memcpy(out, topic->prefix, topic->prefix_size);
-        message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
-        if (size) memcpy(out + topic->prefix_size, payload, size);
-        segment_commit(&bq->segments, frame_size);
-        bq->open.run.size += frame_size;
-        bq->open.run.count++;
+        frame_append(bq, topic, payload, size, ttl_ms);
     } else {
         bq->stats.unrouted++;
     }
@@ -155,7 +179,7 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
 
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
-    if (!route_resolve(bq->routes, (topic_t *)topic)) return false;
+    if (!route_ready(bq->routes, (topic_t *)topic)) return false;
     return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
 }
 

@@ -37,6 +37,7 @@ typedef struct topic {
     uint64_t hash;
     uint64_t generation; /* of the routes when the targets were found */
     struct topic *chain;
+    struct topic *follower; /* what its publisher published to after it, the last time: a hint, compare the name before use */
     struct connection **targets;
     uint32_t target_count;
     uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
@@ -88,6 +89,10 @@ static inline const route_counts_t *route_counts(const routes_t *routes) { retur
 
 static inline bool route_is_current(const routes_t *routes, const topic_t *topic) {
     return !topic->stale && topic->generation == route_counts(routes)->generation;
+}
+
+static inline bool route_ready(routes_t *routes, topic_t *topic) {
+    return BQ_LIKELY(route_is_current(routes, topic)) || route_resolve(routes, topic);
 }
 
 #endif

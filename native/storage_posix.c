@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/random.h> /* getentropy, on macOS */
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -164,14 +165,7 @@ static int64_t disk_free_bytes(storage_t *storage) {
 
 static int disk_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
     (void)storage;
-    int source = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-    if (source < 0) return -errno;
-    ssize_t count;
-    do count = read(source, bytes, size);
-    while (count < 0 && errno == EINTR);
-    int error = count == (ssize_t)size ? 0 : count < 0 ? -errno : -EIO;
-    close(source);
-    return error;
+    return getentropy(bytes, size) < 0 ? -errno : 0; /* needs no descriptor and no /dev */
 }
 
 static int disk_lock(storage_t *storage, const char *name) {

@@ -7,6 +7,7 @@
 #   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
+#   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #
 # Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
 # may (root, or sudo without a password); otherwise one line on stderr says what to install, and the exit status is 1.
@@ -96,6 +97,13 @@ find_fuzzer() {
     fuzzer_works || fail "clang is there but cannot link -fsanitize=fuzzer: install the run-time of its version (compiler-rt)."
 }
 
+counter_works() {
+    # shellcheck disable=SC2086  # CC may come with flags
+    command -v valgrind >/dev/null 2>&1 &&
+        printf '#include <valgrind/callgrind.h>\nint main(void) { CALLGRIND_ZERO_STATS; return 0; }\n' |
+        ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1
+}
+
 case ${1:-} in
 venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
@@ -103,5 +111,6 @@ clang) find_fuzzer ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
 curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
 openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
-*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl | openssl" ;;
+valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
+*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl | openssl | valgrind" ;;
 esac

@@ -3,6 +3,8 @@
 Invariant: no test fails because the machine was slow; a hang is caught by a limit of its own.
 """
 
+import signal
+
 import pytest
 from broker_process import BrokerProcess
 from hand_client import HelloClient, PlainClient
@@ -11,6 +13,10 @@ from hypothesis import settings
 # hypothesis would fail an example that takes over 200 ms, which a shared machine or a sanitizer does to any of them.
 settings.register_profile("blipmq", settings(), deadline=None, print_blob=True)
 settings.load_profile("blipmq")
+
+# A shell starts what it puts in the background with SIGINT ignored, which the programs under test would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

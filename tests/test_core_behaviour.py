@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,6 +28,27 @@ def in_use(stats: dict[str, int]) -> int:
 
 def descriptors() -> int:
     return len(os.listdir("/dev/fd"))
+
+
+def test_topics_published_in_turn_are_told_apart_when_the_order_and_their_places_in_the_cache_change() -> None:
+    topics = [f"plant.{number:03}" for number in range(150)]
+    with Bench(route_cache_entries=64) as bench:
+        publishers, reader = [bench.attach(), bench.attach()], bench.attach().subscribe(*topics)
+        orders = [
+            topics,
+            topics[::-1],
+            topics[:20],
+            topics[1:20:2],
+            topics[:20],
+            topics[::7],
+            [*topics[30:50], *topics[:20]],
+        ]
+        for order in orders:
+            for publisher in publishers:
+                publisher.feed(b"".join(publish_frame(topic, topic.encode()) for topic in order * 2))
+        bench.settle()
+        assert all(message.topic.encode() == message.payload for message in reader.messages)
+        assert Counter(reader.payloads) == Counter(topic.encode() for order in orders for topic in order * 4)
 
 
 # ---- time -------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ def run_program(directory: Path, name: str, sanitizers: str, sources: list[str],
     assert result.returncode == 0, result.stderr.decode(errors="replace")
 
 
+def test_names_that_differ_little_do_not_share_a_bucket(tmp_path: Path) -> None:
+    run_program(tmp_path, "hash", "address,undefined", ["trie.c", "frame.c", "pool.c"])
+
+
 def test_the_wheel_agrees_with_an_array(tmp_path: Path) -> None:
     run_program(tmp_path, "wheel", "address,undefined", ["wheel.c"])
 
@@ -136,6 +140,23 @@ def test_crc32_is_zlibs_and_chunks_chain(leaf: ctypes.CDLL, data: bytes, start: 
     head, tail = data[:cut], data[cut:]
     assert leaf.bq_crc32(start, data, len(data)) == zlib.crc32(data, start)
     assert leaf.bq_crc32(leaf.bq_crc32(0, head, len(head)), tail, len(tail)) == zlib.crc32(data)
+
+
+def test_crc32_of_every_short_length_and_alignment_is_zlibs(leaf: ctypes.CDLL) -> None:
+    data = random.Random(2).randbytes(320)
+    for start in range(17):
+        for size in range(301):
+            assert leaf.bq_crc32(start, data[start : start + size], size) == zlib.crc32(
+                data[start : start + size], start
+            )
+
+
+def test_crc32_by_tables_alone_is_zlibs(leaf: ctypes.CDLL) -> None:
+    """Chunks too short for x86's instructions; processors without them take longer ones the same way."""
+    data, crc = random.Random(3).randbytes(47 * 300), 0
+    for at in range(0, len(data), 47):
+        crc = leaf.bq_crc32(crc, data[at : at + 47], 47)
+    assert crc == zlib.crc32(data)
 
 
 def test_crc32_of_long_buffers_is_zlibs(leaf: ctypes.CDLL) -> None:

@@ -66,7 +66,7 @@ def test_a_stuck_client_loses_its_name_to_the_newer_connection_all_the_same(brok
     writer.publish("t", b"for the newer")
     assert newer.next().payload == b"for the newer"
     until(lambda: len(writer.info()["subscriptions"]) == 1, "the older one is gone")
-    assert broker.lines("client_id_taken", client="pump", older=stuck.peer, newer=newer.peer)
+    broker.wait_for("client_id_taken", client="pump", older=stuck.peer, newer=newer.peer)
 
 
 # ---- what is announced and never comes ---------------------------------------------------------------------------------

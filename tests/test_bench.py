@@ -1,0 +1,125 @@
+"""The benchmarks' own logic: what the plan holds, and what the guard makes of callgrind's profiles and of its record.
+
+Invariant: nothing here measures anything. The figures of a run depend on the machine; these do not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench import guard, micro, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROFILE = """\
+# callgrind format
+events: Ir
+
+fl=/src/native/publish.c
+fn=publish
+10 100
+fi=/src/native/base.h
+23 7
+fe=/src/native/publish.c
+calls=4 0
+12 40
+cfi=/usr/lib/libc.so.6
+cfn=send
+calls=2 0
+14 1000
+
+fl=/src/bench/guard.c
+fn=round_run
+200 5000
+fi=/src/native/base.h
+40 300
+
+fl=/src/tests/native/sim_disk.c
+fn=disk_write
+3 700
+"""
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "within_s"), [("quick", 120), ("full", 25 * 60)])
+def test_the_plan_fits_its_time_as_computed(mode: str, within_s: int) -> None:
+    whole = plan.read_plan()
+    shapes = [shape for shape in whole.shapes if shape.quick or mode == "full"]
+    assert plan.expected_s(whole, whole.modes[mode], shapes) < within_s
+    assert whole.modes[mode].budget_s <= within_s
+
+
+def test_goals_speak_of_shapes_and_brokers_that_exist() -> None:
+    whole = plan.read_plan()
+    shapes = {shape.name for shape in whole.shapes} | {"start", "*"}
+    brokers = {broker.name for broker in whole.brokers}
+    for goal in whole.goals:
+        assert set(goal.shapes) <= shapes, goal.text
+        assert set(goal.against) <= brokers, goal.text
+    assert {name for shape in whole.shapes for name in shape.without} <= brokers
+    assert {shape.rate_of for shape in whole.shapes} <= shapes | {""}
+
+
+def test_a_kind_of_shape_or_of_control_work_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TypeError, match="kind is 'throughputs', and none of throughput"):
+        plan.Shape(name="x", kind="throughputs")
+    with pytest.raises(TypeError, match="control is 'scrape'"):
+        plan.Shape(name="x", control="scrape")
+
+
+def test_rates_of_bytes_are_in_gigabytes_and_others_in_millions() -> None:
+    assert micro.rate("byte", 0.5) == "2.00 GB/s"
+    assert micro.rate("timer", 50.0) == "20.0 M/s"
+
+
+# ---- the guard -------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_core_and_its_copies_are_counted() -> None:
+    profile = PROFILE.replace("calls=4 0", "cfi=/src/bench/plain_memory.c\ncfn=memcpy\ncalls=4 0")
+    assert guard.instructions(profile) == {"publish": 107, "memcpy, for publish": 40}
+
+
+def counts(**each: float) -> dict[str, guard.Count]:
+    return {shape: guard.Count(100, Counter({"publish": round(value * 100)})) for shape, value in each.items()}
+
+
+def test_more_than_a_tenth_more_instructions_fail_and_the_shape_is_named() -> None:
+    record = {"x86_64, gcc 12": {"a": 100.0, "b": 100.0}}
+    lines, well = guard.compare(counts(a=109, b=100), "x86_64, gcc 12", record)
+    assert well and lines[-1] == "All within 10% of the record."
+    lines, well = guard.compare(counts(a=111, b=100), "x86_64, gcc 12", record)
+    assert not well and any(line.startswith("FAILED: more instructions than on record in a.") for line in lines)
+
+
+def test_a_record_that_is_a_tenth_too_high_or_lacks_a_shape_is_out_of_date() -> None:
+    record = {"x86_64, gcc 12": {"a": 100.0, "gone": 1.0}}
+    lines, well = guard.compare(counts(a=89, b=1), "x86_64, gcc 12", record)
+    assert well and lines[-1].startswith("The record is out of date for a, b, gone (gone): make guard ARGS=--record")
+
+
+def test_another_compiler_is_compared_loosely_and_another_architecture_not_at_all() -> None:
+    record = {"x86_64, gcc 12": {"a": 100.0}}
+    lines, well = guard.compare(counts(a=140), "x86_64, gcc 14", record)
+    assert well and lines[-1].startswith("There is no record for this compiler: compared with x86_64, gcc 12")
+    assert not guard.compare(counts(a=160), "x86_64, clang 19", record)[1]
+    lines, well = guard.compare(counts(a=999), "aarch64, gcc 12", record)
+    assert well and lines[-1].startswith("There is no record for this architecture, so nothing was compared.")
+
+
+def test_the_record_has_the_shapes_that_are_driven() -> None:
+    driven = set(re.findall(r'\{\.name = "([^"]+)"', (ROOT / "bench" / "guard.c").read_text(encoding="utf-8")))
+    for name, figures in json.loads(guard.RECORD.read_text(encoding="utf-8")).items():
+        assert set(figures) == driven, name
+
+
+def test_the_page_shows_the_record() -> None:
+    shown = guard.PAGE_TABLE.search(guard.PAGE.read_text(encoding="utf-8"))
+    assert shown and shown[0] == guard.table(json.loads(guard.RECORD.read_text(encoding="utf-8")))
