@@ -39,6 +39,7 @@ class TlsBroker(BrokerProcess):
 
     def __init__(self, directory, authority, settings=None, certificate=None, **variables):
         self.authority = authority
+        self.children = []
         cert, key = certificate or authority.sign("broker")
         self.cert, self.key = directory / "broker.pem", directory / "broker.key"
         self.install(cert, key)
@@ -86,6 +87,19 @@ class TlsBroker(BrokerProcess):
     def serial_shown(self):
         with self.dial() as client:
             return client.getpeercert()["serialNumber"]
+
+    def start_cli(self, address, *arguments):
+        """A command that goes on; at the end of the test it does not."""
+        child = start_cli(address, *arguments, stdout=subprocess.PIPE)
+        self.children.append(child)
+        return child
+
+    def kill(self):
+        for child in self.children:
+            child.kill()
+            child.wait(TIMEOUT_S)
+            child.stdout.close()
+        super().kill()
 
     def cli(self, *arguments, **options):
         return run_cli(self.secure_url, "--ca-file", str(self.authority.file), *arguments, **options)
@@ -138,8 +152,8 @@ def ask(client, frame):
 def test_messages_cross_between_tls_and_plain_clients(start):
     broker = start()
     ca = str(broker.authority.file)
-    secure = start_cli(broker.secure_url, "--ca-file", ca, "sub", "t", "-n", "2", stdout=-1)
-    plain = start_cli(broker.address, "sub", "t", "-n", "2", stdout=-1)
+    secure = broker.start_cli(broker.secure_url, "--ca-file", ca, "sub", "t", "-n", "2")
+    plain = broker.start_cli(broker.address, "sub", "t", "-n", "2")
     broker.wait_for_subscriptions(2)
     assert run_cli(broker.address, "pub", "t", "from plain").returncode == 0
     assert broker.cli("pub", "t", "from tls").returncode == 0
@@ -152,7 +166,7 @@ def test_messages_cross_between_tls_and_plain_clients(start):
 def test_qos_1_and_durable_subscriptions_work_over_tls(start):
     broker = start()
     durable = ("sub", "d", "--qos", "1", "--durable", "--client-id", "archive", "-n", "1")
-    first = start_cli(broker.secure_url, "--ca-file", str(broker.authority.file), *durable, stdout=-1)
+    first = broker.start_cli(broker.secure_url, "--ca-file", str(broker.authority.file), *durable)
     until(lambda: broker.info()["subscriptions_total"], "it is subscribed")
     assert broker.cli("pub", "d", "one", "--qos", "1").returncode == 0
     assert first.communicate(timeout=TIMEOUT_S)[0] == b"d\tone\n"
