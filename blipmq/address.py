@@ -1,4 +1,5 @@
-"""Where a broker is: "host", "host:port", "1.2.3.4:port" or "[::1]:port", and what to say when nobody answers there.
+"""Where a broker is: "host", "host:port", "1.2.3.4:port" or "[::1]:port", with "tls://" in front or not, and what to say when
+nobody answers there.
 
 Invariant: parsing touches no network; text is taken apart here and nowhere else.
 """
@@ -9,23 +10,38 @@ import errno
 import socket
 from typing import NamedTuple
 
-from blipmq.errors import Unreachable, UsageError
+from blipmq.errors import BlipMQError, Unreachable, UsageError
 
-PORT = 7878
+PORT, TLS_PORT = 7878, 7879
 
 
 class Address(NamedTuple):
     host: str
     port: int
+    tls: bool = False
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"tls://{where}" if self.tls else where
 
 
-def parse_address(text: str) -> Address:
-    """Take an address apart. Raises UsageError if it is not one."""
-    if "://" in text:
-        raise UsageError(f"The address {text!r} is a URL; write it as HOST:PORT, for example 127.0.0.1:{PORT}.")
+def parse_address(text: str, tls: bool | None = None) -> Address:
+    """Take an address apart: HOST, HOST:PORT, tls://HOST:PORT or tcp://HOST:PORT; the port defaults to 7878, with TLS to 7879.
+    `tls` says what an address without a scheme means. Raises UsageError if it is not an address, or if the two contradict."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _parse(text, bool(tls))
+    if scheme not in ("tls", "tcp"):
+        raise UsageError(
+            f"The address {text!r} is a URL of another kind; write it as HOST:PORT, for example 127.0.0.1:{PORT}, "
+            "or as tls://HOST:PORT."
+        )
+    if tls is not None and tls != (scheme == "tls"):
+        raise UsageError(f"The address {text!r} and the options for TLS contradict each other; leave one of them out.")
+    return _parse(rest, scheme == "tls")
+
+
+def _parse(text: str, tls: bool) -> Address:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -39,14 +55,19 @@ def parse_address(text: str) -> Address:
     if not host or any(character.isspace() for character in host):
         raise UsageError(f"The address {text!r} has no host; write HOST:PORT, for example 127.0.0.1:{PORT}.")
     if not rest:
-        return Address(host, PORT)
+        return Address(host, TLS_PORT if tls else PORT, tls)
     if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text[:6]) <= 65535):
         raise UsageError(f"The port of {text!r} is {port_text!r}; it must be a number between 1 and 65535.")
-    return Address(host, int(port_text))
+    return Address(host, int(port_text), tls)
 
 
-def unreachable(address: Address, error: BaseException) -> Unreachable:
+def unreachable(address: Address, error: BaseException) -> BlipMQError:
     """The sentence for a failed attempt to connect, from what the system said."""
+    if address.tls:
+        from blipmq.trust import handshake_failed
+
+        if failed := handshake_failed(address, address.host, error):
+            return failed
     if isinstance(error, socket.gaierror):
         why = "the host name is not known. Check the spelling, or use the numeric address"
     elif isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):

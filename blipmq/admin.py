@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from blipmq import metrics
 from blipmq.config import Config
@@ -24,6 +24,10 @@ from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
 from blipmq.process import read_process, started_at
 from blipmq.version import __version__
+
+if TYPE_CHECKING:
+    from blipmq.certificate import Certificates
+    from blipmq.tls_listener import TlsListener
 
 T = TypeVar("T")
 
@@ -63,12 +67,15 @@ class Admin:
     Start it before the broker and stop it after: /readyz tells the truth about both ends of a broker's life.
     """
 
-    def __init__(self, broker: Watched, bind_addr: str, log: Log | None = None) -> None:
+    def __init__(
+        self, broker: Watched, bind_addr: str, log: Log | None = None, certificates: Certificates | None = None
+    ) -> None:
         self.address = ""
         self._broker = broker
         self._bind_addr = bind_addr
         self._log = log or Log(level="warning")
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsListener | None = None
+        self._certificates = certificates
         self._open: dict[Exchange, None] = {}  # oldest first
         self._counts = {"requests": 0, "bad": 0, "cut": 0}
         self._started_at = started_at()
@@ -91,6 +98,9 @@ class Admin:
 
     async def start(self) -> None:
         """Listen and serve."""
+        if self._certificates is not None:
+            await self._start_tls(self._certificates)
+            return
         listener = open_listener(self._bind_addr, "metrics.bind_addr")
         loop = asyncio.get_running_loop()
         try:
@@ -101,6 +111,21 @@ class Admin:
             listener.close()
             raise
         self.address = address_of(listener)
+
+    async def _start_tls(self, certificates: Certificates) -> None:
+        from blipmq.tls_listener import TlsListener  # here, because few brokers serve metrics over HTTPS
+
+        loop = asyncio.get_running_loop()
+        server = TlsListener(
+            self._bind_addr,
+            "metrics.bind_addr",
+            certificates,
+            lambda connection: connection.serve(Exchange(self, loop)),
+            self._log,
+            4 * CONNECTIONS_MAX,
+        )
+        await server.start()
+        self._server, self.address = server, server.address
 
     async def stop(self) -> None:
         """Close everything. Stopping twice is harmless."""

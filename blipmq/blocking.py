@@ -25,6 +25,7 @@ from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscri
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
+from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.wire import Message
 
@@ -43,6 +44,7 @@ class BlockingClient:
         *,
         client_id: str = "",
         api_key: str | None = None,
+        tls: Tls = None,
         reconnect: bool = True,
         timeout_s: float = 10.0,
         on_state: StateCallback | None = None,
@@ -51,12 +53,13 @@ class BlockingClient:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.address: Address = parse_address(address)
+        self.address: Address = parse_address(address, None if tls is None else tls is not False)
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
         self._connection = BlockingConnection(
             self.address,
             self._protocol,
+            tls=context_for(tls) if self.address.tls else None,
             reconnect=reconnect,
             timeout_s=timeout_s,
             on_state=on_state,
@@ -281,6 +284,7 @@ def connect_blocking(
     *,
     client_id: str = "",
     api_key: str | None = None,
+    tls: Tls = None,
     reconnect: bool = True,
     timeout_s: float = 10.0,
     on_state: StateCallback | None = None,
@@ -295,6 +299,7 @@ def connect_blocking(
         address,
         client_id=client_id,
         api_key=api_key,
+        tls=tls,
         reconnect=reconnect,
         timeout_s=timeout_s,
         on_state=on_state,

@@ -41,6 +41,11 @@ class BlockingBroker:
         """Where it listens, with the real port; "" without a listener."""
         return self._broker.address
 
+    @property
+    def tls_address(self) -> str:
+        """Where it listens for TLS, with the real port; "" without such a listener."""
+        return self._broker.tls_address
+
     def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
         """As `Broker.publish`."""
 

@@ -10,6 +10,7 @@ import contextlib
 import selectors
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from blipmq.address import Address, unreachable
 from blipmq.backoff import Backoff
@@ -19,6 +20,9 @@ from blipmq.inbox import OVERRUN, Inbox
 from blipmq.outage import FINAL_CODES, connection_ended, keep_alive
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
+
+if TYPE_CHECKING:
+    import ssl
 
 StateCallback = Callable[[str, "BlipMQError | None"], object]
 
@@ -33,6 +37,7 @@ class BlockingConnection:
         address: Address,
         protocol: ClientProtocol,
         *,
+        tls: ssl.SSLContext | None,
         reconnect: bool,
         timeout_s: float,
         on_state: StateCallback | None,
@@ -40,7 +45,7 @@ class BlockingConnection:
         sleep: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
-        self.address, self.protocol = address, protocol
+        self.address, self.protocol, self._tls = address, protocol, tls
         self.state = "new"
         self.reconnects, self.timeout_s, self.clock = reconnect, timeout_s, clock
         self._on_state, self._sleep = on_state, sleep
@@ -76,6 +81,8 @@ class BlockingConnection:
             sock = socket.create_connection((self.address.host, self.address.port), timeout=max(timeout_s, 0.01))
         except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
             raise unreachable(self.address, error) from error
+        if self._tls is not None:
+            sock = self._secure(self._tls, sock)
         self._socket = sock
         self._selector.register(sock, selectors.EVENT_READ)
         try:
@@ -89,6 +96,14 @@ class BlockingConnection:
         self._backoff.reset()
         self._set_state("connected", None)
         self.send()
+
+    def _secure(self, tls: ssl.SSLContext, sock: socket.socket) -> socket.socket:
+        """The same socket behind TLS, its handshake done in what is left of the time to connect."""
+        try:
+            return tls.wrap_socket(sock, server_hostname=self.address.host)
+        except (OSError, ValueError) as error:
+            sock.close()
+            raise unreachable(self.address, error) from error
 
     def _connect_again(self, deadline_s: float | None) -> None:
         """One attempt, after its delay."""
@@ -166,10 +181,8 @@ class BlockingConnection:
         assert self._socket is not None
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
         except OSError as error:
-            return self._lost(error)
+            return None if _must_wait(error) else self._lost(error)
         if not data:
             return self._lost(None)
         try:
@@ -190,11 +203,12 @@ class BlockingConnection:
         assert self._socket is not None
         try:
             return self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            self._wait_for_room()
         except OSError as error:
-            self._receive_the_rest()
-            self._lost(error)
+            if _must_wait(error):
+                self._wait_for_room()
+            else:
+                self._receive_the_rest()
+                self._lost(error)
         return 0
 
     def _receive_the_rest(self) -> None:
@@ -260,3 +274,11 @@ class BlockingConnection:
             f"{request.what}: the broker at {self.address} did not answer in {self.timeout_s} s. "
             "It is overloaded, or it is not a BlipMQ broker."
         )
+
+
+def _must_wait(error: OSError) -> bool:
+    """Whether the socket, or TLS upon it, would have to wait. `ssl` has its own words for that and need not be loaded."""
+    return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )

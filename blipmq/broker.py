@@ -30,6 +30,7 @@ from blipmq.native import (
     Accepting,
     Attached,
     Closed,
+    CloseReason,
     Core,
     CoreConfig,
     CoreError,
@@ -45,6 +46,7 @@ from blipmq.native import (
     Unsub,
 )
 from blipmq.native_protocol import NativeProtocol
+from blipmq.relay import Relay
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 from blipmq.strangers import Strangers
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
     from blipmq.client import Client, Opening
     from blipmq.publisher import Publisher
+    from blipmq.tls import Tls
+    from blipmq.tls_connection import TlsConnection
 
 Settings: TypeAlias = "Config | Mapping[str, Any] | str | os.PathLike[str] | None"
 T = TypeVar("T")
@@ -64,6 +68,8 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 0.002
 # Beyond the time given for flushing: what the core needs to close everything.
 STOP_GRACE_SECONDS = 5.0
+# What TLS clients have to read the last bytes and to say goodbye in.
+STOP_TLS_SECONDS = 1.0
 
 
 def core_config(config: Config) -> CoreConfig:
@@ -137,8 +143,8 @@ class Broker:
         self._status: Status | None = None
         self._protocol: NativeProtocol | None = None
         self._auth: Auth | None = None
-        self._fed: dict[int, FedTransport] = {}
-        self._attaching: dict[int, asyncio.Future[int]] = {}
+        self._fed: dict[int, FedTransport | Relay] = {}
+        self._attaching: dict[int, Callable[[int | None], None]] = {}  # told the handle; 0: refused, None: stopped
         self._attach_seq = 0
         self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
@@ -146,6 +152,11 @@ class Broker:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {}
+        self.tls: Tls | None = None
+        if self.config.tls.cert_file:
+            from blipmq.tls import Tls  # here, because only a broker that is configured for it pays for `ssl`
+
+            self.tls = Tls(self.config, self.log)
 
     def __repr__(self) -> str:
         state = self.unready or "running"
@@ -164,11 +175,15 @@ class Broker:
             wal = await Wal.open(core, self.config, self.log) if self.config.wal.enabled else None
             if listener is None and self.config.server.bind_addr:
                 listener = open_listener(self.config.server.bind_addr)
+            if self.tls is not None:
+                await self.tls.listen(self._secured)
             core.start()
         except BaseException:
             core.free()
             if listener is not None:
                 listener.close()
+            if self.tls is not None:
+                await self.tls.stop(0)
             raise
         finally:
             self._starting = False
@@ -181,7 +196,7 @@ class Broker:
         self._auth = Auth(core, self.config.auth, self.log)
         door = Strangers(self.log, time.monotonic)
         self._status = Status(
-            core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door
+            core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door, self.tls
         )
         self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
         self._auth.open()
@@ -205,13 +220,18 @@ class Broker:
             self._stopped = self._loop.create_future()
             flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
             self._core.unlisten()
+            if self.tls is not None:
+                self.tls.unlisten()
             if self._publisher is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
             self._core.stop(flush_ms)
             # The core keeps to the time by itself; a turn of grace later something is wrong, and said.
             self._after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
-        return await asyncio.shield(self._stopped)
+        unsent = await asyncio.shield(self._stopped)
+        if self.tls is not None:
+            await self.tls.stop(STOP_TLS_SECONDS)
+        return unsent
 
     async def __aenter__(self) -> Broker:
         await self.start()
@@ -248,6 +268,11 @@ class Broker:
         """Where it listens, with the real port; "" without a listener."""
         return self._status.address if self._status else ""
 
+    @property
+    def tls_address(self) -> str:
+        """Where it listens for TLS, with the real port; "" without such a listener."""
+        return self.tls.address if self.tls is not None else ""
+
     def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
         """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `Refused` if too much waits."""
         self._running()
@@ -275,14 +300,25 @@ class Broker:
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> FedTransport:
         """Open a connection without a socket, and give it to `protocol` as its transport."""
         core, loop = self._running(), asyncio.get_running_loop()
-        self._attach_seq += 1
-        seq = self._attach_seq
-        attached: asyncio.Future[int] = loop.create_future()
-        self._attaching[seq] = attached
-        core.attach(seq, trusted=True)
-        conn = await attached
-        transport = self._fed.get(conn)
-        if transport is None:
+        attached: asyncio.Future[FedTransport] = loop.create_future()
+
+        def made(conn: int | None) -> None:
+            if not conn:
+                if not attached.done():
+                    attached.set_exception(self._no_place(conn))
+            elif attached.done():  # whoever asked has given up
+                core.close(conn)
+            else:
+                # Paused until its protocol is there: nothing the core sends meanwhile is lost.
+                frame = memory.max_frame_bytes(self.config)
+                transport = FedTransport(core, conn, frame, asyncio.BaseProtocol(), loop)
+                transport.pause_reading()
+                self._fed[conn] = transport
+                attached.set_result(transport)
+
+        core.attach(self._attach(made), trusted=True)
+        transport = await attached
+        if transport.is_closing():
             raise Disconnected("the broker stopped before the connection was there")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -307,6 +343,8 @@ class Broker:
         core = self._running()
         assert self._protocol is not None and self._status is not None and self._auth is not None
         keys = self._auth.prepare(config.auth)
+        if self.tls is not None:
+            self.tls.apply(config)  # first of what takes effect: it may refuse
         self.config = self._protocol.config = config
         self._status.budget_bytes = config.limits.memory_bytes
         self._status.reloads_applied += 1
@@ -387,25 +425,40 @@ class Broker:
         self._protocol.closed(event)
 
     def _attached(self, event: Attached) -> None:
-        core, waiter = self._running(), self._attaching.pop(event.seq, None)
-        if not event.conn:
-            if waiter is not None and not waiter.done():
-                limit = self.config.server.max_connections
-                waiter.set_exception(
-                    Refused(f"all {limit} connections of server.max_connections are in use", code=TOO_MANY)
-                )
+        self._attaching.pop(event.seq)(event.conn)
+
+    def _attach(self, made: Callable[[int | None], None]) -> int:
+        """The seq to attach with; `made` is told how it went."""
+        self._attach_seq += 1
+        self._attaching[self._attach_seq] = made
+        return self._attach_seq
+
+    def _no_place(self, conn: int | None) -> BlipMQError:
+        if conn is None:
+            return Disconnected("the broker stopped before it could answer")
+        limit = self.config.server.max_connections
+        return Refused(f"all {limit} connections of server.max_connections are in use", code=TOO_MANY)
+
+    def _secured(self, connection: TlsConnection) -> None:
+        """A TLS client's handshake is done: the core serves it like any other."""
+        core, loop = self._core, self._loop
+        if core is None or loop is None:
+            connection.abort()
             return
-        if waiter is None or waiter.done():  # whoever asked has given up
-            core.close(event.conn)
-            return
-        assert self._loop is not None
-        # Paused until its protocol is there: nothing the core sends meanwhile is lost.
-        transport = FedTransport(
-            core, event.conn, memory.max_frame_bytes(self.config), asyncio.BaseProtocol(), self._loop
-        )
-        transport.pause_reading()
-        self._fed[event.conn] = transport
-        waiter.set_result(event.conn)
+
+        def made(conn: int | None) -> None:
+            if not conn:
+                self.log.warning("tls_refused", peer=connection.name, why=str(self._no_place(conn)))
+                connection.close()
+            elif connection.is_closing():
+                core.close(conn, CloseReason.EOF)
+            else:
+                relay = Relay(core, conn, memory.max_frame_bytes(self.config), loop)
+                self._fed[conn] = relay
+                connection.serve(relay)
+
+        passed_ms = int((loop.time() - connection.began_s) * 1000)
+        core.attach(self._attach(made), peer=connection.peer, passed_ms=passed_ms)
 
     def _out(self, event: Out) -> None:
         transport = self._fed.get(event.conn)
@@ -439,7 +492,9 @@ class Broker:
         self._fed.clear()
         self.sessions.clear()
         self._publisher = None
-        for waiter in (*self._attaching.values(), *self._asked):
+        for made in self._attaching.values():
+            made(None)
+        for waiter in self._asked:
             if not waiter.done():
                 waiter.set_exception(Disconnected("the broker stopped before it could answer"))
         self._attaching.clear()
@@ -456,6 +511,8 @@ class Broker:
     def _tick(self) -> None:
         if self._core is not None and self._status is not None:
             self._status.tick()
+            if self.tls is not None:
+                self.tls.tick()
             self.log.settle()
             self._after("tick", TICK_SECONDS, self._tick)
 

@@ -29,6 +29,7 @@ from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
 from blipmq.opening import Opening as Opening
 from blipmq.subscription import Subscription as Subscription
+from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.wire import Message
 
@@ -48,6 +49,7 @@ class Client:
         *,
         client_id: str = "",
         api_key: str | None = None,
+        tls: Tls = None,
         reconnect: bool = True,
         timeout_s: float = 10.0,
         on_state: StateCallback | None = None,
@@ -57,12 +59,13 @@ class Client:
         opener: Opener | None = None,
     ) -> None:
         """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
-        self.address: Address = parse_address(address)
+        self.address: Address = parse_address(address, None if tls is None else tls is not False)
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
         self._connection = Connection(
             self.address,
             self._protocol,
+            tls=context_for(tls) if self.address.tls else None,
             reconnect=reconnect,
             timeout_s=timeout_s,
             on_state=on_state,
@@ -311,6 +314,7 @@ def connect(
     *,
     client_id: str = "",
     api_key: str | None = None,
+    tls: Tls = None,
     reconnect: bool = True,
     timeout_s: float = 10.0,
     on_state: StateCallback | None = None,
@@ -320,7 +324,9 @@ def connect(
 ) -> Opening[Client]:
     """Connect to a broker: `client = await blipmq.connect(...)`, or `async with blipmq.connect(...) as client`.
 
-    address      "host", "host:port" or "[ipv6]:port"; the port defaults to 7878
+    address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
+    tls          True: TLS, trusting the authorities the system does; a path: those in this PEM file; or an ssl.SSLContext.
+                 The broker's certificate must be for the host that the address names. False: never
     client_id    this client's durable name; needed for durable subscriptions
     reconnect    after an outage connect again (exponential back-off with full jitter, at most 10 s) and subscribe again
     timeout_s    for connecting, for each answer, and for how long a publish waits during an outage
@@ -328,8 +334,8 @@ def connect(
     on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
     random, sleep  where the jitter comes from and how it is waited for
 
-    Raises UsageError (address), Unreachable, NotAllowed, Refused, ProtocolError, TimedOut. The first attempt is the
-    only one.
+    Raises UsageError (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
+    The first attempt is the only one.
     """
 
     async def opened() -> Client:
@@ -337,6 +343,7 @@ def connect(
             address,
             client_id=client_id,
             api_key=api_key,
+            tls=tls,
             reconnect=reconnect,
             timeout_s=timeout_s,
             on_state=on_state,

@@ -47,6 +47,10 @@ class Server:
         "Where to listen: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT; port 0 takes a free one. "
         "Empty: no listener, for an embedded broker.",
     )
+    tls_bind_addr: str = key(
+        "",
+        "Where to listen for TLS, beside or instead of `bind_addr`; the certificate is that of `[tls]`. Empty: nowhere.",
+    )
     max_connections: int = key(10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000)
     max_message_size_bytes: int = key(
         1 * MIB,
@@ -58,12 +62,37 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Tls:
+    cert_file: str = key(
+        "",
+        "The broker's certificate in PEM, followed by those of its issuers but the root's. It is read again when it changes.",
+        reload=True,
+    )
+    key_file: str = key(
+        "",
+        "The certificate's private key in PEM, not encrypted; no one but the broker's user should be able to read it.",
+        reload=True,
+    )
+    client_ca_file: str = key(
+        "",
+        "Certificates, in PEM, of the authorities that clients' certificates are checked against. Empty: clients are not "
+        "asked for one.",
+        reload=True,
+    )
+    require_client_cert: bool = key(
+        False, "Serve no one whose certificate `client_ca_file` does not vouch for.", reload=True
+    )
+    min_version: str = key("1.2", "The oldest version of TLS spoken.", choices=("1.2", "1.3"), reload=True)
+
+
+@dataclass(frozen=True)
 class Metrics:
     bind_addr: str = key(
         "127.0.0.1:9090",
         "Where `blipmq start` serves /metrics, /livez, /readyz and /healthz over HTTP: ADDRESS:PORT, [IPv6]:PORT or "
         "NAME:PORT. Empty: nowhere. If it was left at the default and is taken, the broker warns and runs without.",
     )
+    tls: bool = key(False, "Serve them over HTTPS, with the certificate of `[tls]`, and with its rules for clients'.")
 
 
 @dataclass(frozen=True)
@@ -389,6 +418,7 @@ class Config:
     """All settings of one broker. `Config()` is the defaults; `config_reader` makes one from a file or a dict."""
 
     server: Server = field(default_factory=Server)
+    tls: Tls = field(default_factory=Tls)
     metrics: Metrics = field(default_factory=Metrics)
     auth: Auth = field(default_factory=Auth)
     queues: Queues = field(default_factory=Queues)

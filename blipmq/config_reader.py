@@ -235,15 +235,9 @@ class _Reading:
         return Loaded(config, source, self.origins)
 
     def _check_together(self, config: Config) -> None:
+        self._check_exposure(config)
+        self._check_tls(config)
         addr = config.server.bind_addr
-        anyone = not config.auth.required and not config.auth.allow_anonymous
-        if addr and anyone and not is_loopback(split_address(addr)[0]):
-            self._clash(
-                "server.bind_addr",
-                f'"{addr}" can be reached from other machines, and there are no keys. Set auth.keys_file and make a key '
-                "(`blipmq keys add NAME`), or listen on 127.0.0.1, or set auth.allow_anonymous = true if everyone who can "
-                "reach it may use it",
-            )
         if config.auth.allow_anonymous and config.auth.required:
             self._clash(
                 "auth.allow_anonymous",
@@ -278,6 +272,45 @@ class _Reading:
 
         if config.wal.enabled:
             self._check_log(config)
+
+    def _check_exposure(self, config: Config) -> None:
+        """Nobody but this machine reaches a broker that asks for nothing, unless the settings say that everyone is meant."""
+        if config.auth.required or config.auth.allow_anonymous:
+            return
+        server, keys = config.server, "Set auth.keys_file and make a key (`blipmq keys add NAME`), or "
+        anyone = ", or set auth.allow_anonymous = true if everyone who can reach it may use it"
+        for path, addr, otherwise in (
+            ("server.bind_addr", server.bind_addr, "listen on 127.0.0.1"),
+            ("server.tls_bind_addr", server.tls_bind_addr, "set tls.require_client_cert = true"),
+        ):
+            certified = path == "server.tls_bind_addr" and config.tls.require_client_cert
+            if addr and not certified and not is_loopback(split_address(addr)[0]):
+                self._clash(
+                    path,
+                    f'"{addr}" can be reached from other machines, and there are no keys. {keys}{otherwise}{anyone}',
+                )
+
+    def _check_tls(self, config: Config) -> None:
+        """Whether the settings for TLS go together; whether the files do, `blipmq.certificate` finds out."""
+        tls, addr = config.tls, config.server.tls_bind_addr
+        if addr and addr in (config.server.bind_addr, config.metrics.bind_addr) and split_address(addr)[1]:
+            self._clash("server.tls_bind_addr", f'"{addr}" is taken by another setting; give TLS a port of its own')
+        if tls.require_client_cert and not tls.client_ca_file:
+            self._clash(
+                "tls.require_client_cert", "tls.client_ca_file is empty, so no certificate could pass; name the file"
+            )
+        for this, other in ("cert_file", "key_file"), ("key_file", "cert_file"):
+            if getattr(tls, this) and not getattr(tls, other):
+                self._clash(f"tls.{this}", f"is set, but tls.{other} is not; TLS needs both")
+        for path, used in ("server.tls_bind_addr", bool(addr)), ("metrics.tls", config.metrics.tls):
+            if used and not tls.cert_file and not tls.key_file:
+                self._clash(path, "TLS needs a certificate; set tls.cert_file and tls.key_file")
+        if not addr and not config.metrics.tls:
+            for name in ("cert_file", "key_file", "client_ca_file"):
+                if getattr(tls, name):
+                    self._clash(
+                        f"tls.{name}", "is set, but nothing speaks TLS; set server.tls_bind_addr or metrics.tls"
+                    )
 
     def _check_log(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
@@ -357,6 +390,7 @@ def _check_api_keys(keys: Sequence[str]) -> None:
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "auth.api_keys": _check_api_keys,
     "server.bind_addr": split_address,
+    "server.tls_bind_addr": split_address,
     "metrics.bind_addr": split_address,
     "performance.network_optimizations.cpu_affinity": processor_numbers,
 }

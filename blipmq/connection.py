@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from blipmq.address import Address, unreachable
 from blipmq.backoff import Backoff
@@ -22,6 +22,9 @@ from blipmq.inbox import OVERRUN
 from blipmq.outage import FINAL_CODES, connection_ended, keep_alive
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
+
+if TYPE_CHECKING:
+    import ssl
 
 StateCallback = Callable[[str, "BlipMQError | None"], object]
 Opener = Callable[[asyncio.Protocol], Awaitable[object]]
@@ -59,6 +62,8 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+        if self.transport is not None:
+            self.transport.close()  # Python 3.10's over TLS does not notice its own end
         self.connection.link_lost(self, self.error or exc)
 
 
@@ -70,6 +75,7 @@ class Connection:
         address: Address,
         protocol: ClientProtocol,
         *,
+        tls: ssl.SSLContext | None,
         reconnect: bool,
         timeout_s: float,
         on_state: StateCallback | None,
@@ -78,7 +84,7 @@ class Connection:
         opener: Opener | None,
     ) -> None:
         """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
-        self.address, self.protocol = address, protocol
+        self.address, self.protocol, self._tls = address, protocol, tls
         self.state = "new"
         self.can_write = False
         """Whether a publish may be sent now, without waiting."""
@@ -133,7 +139,10 @@ class Connection:
             connecting = self._opener(link)
         else:
             loop = asyncio.get_running_loop()
-            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port)
+            secure: dict[str, Any] = {}
+            if self._tls is not None:  # the handshake's time is part of the client's own
+                secure = {"ssl": self._tls, "ssl_handshake_timeout": self.timeout_s + 1}
+            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port, **secure)
         try:
             await asyncio.wait_for(connecting, self.timeout_s)
         except asyncio.TimeoutError:

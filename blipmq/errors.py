@@ -77,6 +77,12 @@ class Unreachable(BlipMQError, ConnectionError):
     exit_status = 69
 
 
+class NotTrusted(BlipMQError, ConnectionError):
+    """The broker's certificate does not hold, or the broker does not accept this client's."""
+
+    exit_status = 77
+
+
 class Disconnected(BlipMQError, ConnectionError):
     """The connection ended and did not come back in time. What was not yet answered may or may not have arrived."""
 

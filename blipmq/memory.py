@@ -12,6 +12,10 @@ from blipmq.config import KIB, MIB, Config
 
 # The interpreter with this package and uvloop loaded, before the first connection (measured resident size, rounded up).
 INTERPRETER_BYTES = 28 * MIB
+# OpenSSL and what Python keeps of it, where [tls] is configured (measured, rounded up), and one connection over TLS: OpenSSL's
+# state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
+TLS_BYTES = 4 * MIB
+TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
 # One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
 # One subscription in the core: the filter and its place in the route table.
@@ -96,6 +100,16 @@ def _log_terms(config: Config) -> list[Term]:
     ]
 
 
+def _tls_terms(config: Config) -> list[Term]:
+    if not config.tls.cert_file:
+        return []
+    terms = [Term("TLS", "measured", TLS_BYTES)]
+    if config.server.tls_bind_addr:
+        n = config.server.max_connections
+        terms.append(Term("TLS connections", f"{n} x {size(TLS_CONNECTION_BYTES)}", n * TLS_CONNECTION_BYTES))
+    return terms
+
+
 def memory_of(config: Config) -> Memory:
     """The sum for this configuration."""
     n, budget = config.server.max_connections, config.limits.memory_bytes
@@ -112,6 +126,7 @@ def memory_of(config: Config) -> Memory:
         Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
         Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
         Term("strangers' addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
+        *_tls_terms(config),
         *_log_terms(config),
     ]
     # Connections are admitted whatever the budget says; everything else stays within it.
@@ -149,7 +164,7 @@ def _qos1_terms(config: Config) -> list[Term]:
 
 def at_rest_bytes(config: Config) -> int:
     """What the broker keeps with no one connected; rings and log batches are touched only as they are used."""
-    return INTERPRETER_BYTES + SEGMENT_BYTES
+    return INTERPRETER_BYTES + SEGMENT_BYTES + (TLS_BYTES if config.tls.cert_file else 0)
 
 
 def worst_bytes(config: Config) -> int:

@@ -404,6 +404,30 @@ METRICS: tuple[Metric, ...] = (
         "Temperature of a Raspberry Pi's processor.",
         "report.hardware.temperature_c",
     ),
+    # TLS; absent without
+    _gauge("blipmq_tls_connections", "Connections over TLS whose handshake is done.", "report.tls.connections"),
+    _gauge(
+        "blipmq_tls_handshakes_pending",
+        "TLS handshakes under way, and failed ones being wound up.",
+        "report.tls.pending",
+    ),
+    _counter(
+        "blipmq_tls_handshakes_total",
+        "TLS handshakes, by how they ended: done, failed (the log says why), refused because too many were under way.",
+        _by("result", "done", "report.tls.handshakes.done"),
+        _by("result", "failed", "report.tls.handshakes.failed"),
+        _by("result", "refused", "report.tls.handshakes.refused"),
+    ),
+    _gauge(
+        "blipmq_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate in use ends, in seconds since 1970.",
+        "report.tls.certificate.not_after",
+    ),
+    _gauge(
+        "blipmq_tls_certificate_ok",
+        "0 while a changed certificate stands refused and the old one is in use.",
+        "report.tls.certificate.ok",
+    ),
     _gauge("blipmq_board_throttled", "1 while a Raspberry Pi's processor is slowed down.", "report.hardware.throttled"),
     _gauge("blipmq_board_undervoltage", "1 while a Raspberry Pi's supply is too weak.", "report.hardware.undervoltage"),
     _counter("blipmq_admin_requests_total", "Requests to this HTTP endpoint that were answered.", "admin.requests"),

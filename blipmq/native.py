@@ -532,17 +532,22 @@ class Core:
         """Serve this connected socket, which belongs to the core from now on."""
         self._push(lib.BQ_CMD_ADOPT, value=fd)
 
-    def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None) -> None:
+    def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None, passed_ms: int = 0) -> None:
         """Open a fed connection; `Attached` with this seq brings its handle, or 0 when there is no room for it.
 
-        `peer`: the numeric address and the port of whoever it is for. It counts among the pending of its address.
+        `peer`: the numeric address and the port of whoever it is for; it counts among the pending of its address. `passed_ms`:
+        how much of hello_timeout_ms it has used up before it came here.
         """
         flags = lib.BQ_CONN_TRUSTED if trusted else 0
-        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, data=_peer_bytes(peer) if peer else b"")
+        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=_peer_bytes(peer) if peer else b"")
 
     def feed(self, conn: int, data: Buffer) -> None:
         """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""
         self._push(lib.BQ_CMD_FEED, conn=conn, data=data, counted=True)
+
+    def feed_end(self, conn: int) -> None:
+        """A fed connection will receive no more; it is closed once what came before has been served."""
+        self._push(lib.BQ_CMD_FEED, conn=conn, flags=lib.BQ_FEED_END)
 
     def taken(self, conn: int, size: int) -> None:
         """So many bytes of `Out` have left."""

@@ -180,7 +180,7 @@ class NativeProtocol:
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""
         session = self._sessions.drop(event.conn)
-        if session is None and event.reason in _ORDINARY:
+        if session is None and (event.reason in _ORDINARY or event.reason is CloseReason.RESET):
             return
         write = self._log.warning
         if event.reason in _ORDINARY:

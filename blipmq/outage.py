@@ -10,6 +10,7 @@ import socket
 
 from blipmq import errors
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError
+from blipmq.trust import refused_certificate
 
 FINAL_CODES = frozenset(
     {
@@ -31,10 +32,13 @@ def connection_ended(
         return farewell
     if isinstance(error, ProtocolError):
         return error
+    if refused := refused_certificate(address, error):
+        return refused
     if not welcomed:
         return Disconnected(
             f"{address} took the connection and ended it without answering HELLO. "
-            "It is not a BlipMQ 2 broker, or it is at its limit of connections; check the address and the broker's log."
+            "It is not a BlipMQ 2 broker, or it is at its limit of connections, or it expects TLS there (tls://HOST:PORT); "
+            "check the address and the broker's log."
         )
     why = f" ({error})" if error is not None and str(error) else ""
     return Disconnected(

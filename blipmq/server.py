@@ -32,6 +32,8 @@ from blipmq.version import __version__
 # Beside the connections: listener, rings, poller, log, HTTP, libraries; those that are told there are too many of them
 # (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker itself (DESCRIPTORS_SPARE of door.c).
 DESCRIPTORS_RESERVED = 64 + 64 + 32
+# With TLS, handshakes under way besides: PENDING_MAX of `blipmq.tls_listener`, which is not loaded without.
+TLS_DESCRIPTORS_RESERVED = 256
 # One key press or one `systemctl stop` can arrive twice (a launcher passes on what the group got anyway).
 SAME_SIGNAL_SECONDS = 0.1
 
@@ -39,7 +41,7 @@ SAME_SIGNAL_SECONDS = 0.1
 def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     """Serve until a signal says otherwise; returns the exit status. `reload` reads the configuration again."""
     config = loaded.config
-    if not config.server.bind_addr:
+    if not config.server.bind_addr and not config.server.tls_bind_addr:
         raise ConfigError(
             "server.bind_addr is empty, so no one could connect. Write an address, such as 127.0.0.1:7878."
         )
@@ -96,8 +98,9 @@ class Process:
         try:
             self._service.starting()
             await self._broker.start()
-            self._log.info("ready", address=self._broker.address)
-            self._service.ready(self._broker.address)
+            addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
+            self._log.info("ready", **{name: where for name, where in addresses.items() if where or name == "address"})
+            self._service.ready(" and ".join(filter(None, addresses.values())))
             await self._end.wait()
             unflushed = await self._broker.stop()
         finally:
@@ -112,7 +115,8 @@ class Process:
         """Serve metrics and health. An address no one asked for, the default, may be taken: nothing depends on it."""
         if not bind_addr:
             return None
-        admin = Admin(self._broker, bind_addr, self._log)
+        tls = self._broker.tls if self._broker.config.metrics.tls else None
+        admin = Admin(self._broker, bind_addr, self._log, tls.certificates if tls is not None else None)
         try:
             await admin.start()
         except AddressInUse as error:
@@ -168,7 +172,8 @@ class Process:
 
 def descriptors_needed(config: Config) -> int:
     """Open files the broker may come to need."""
-    return config.server.max_connections + DESCRIPTORS_RESERVED
+    handshakes = TLS_DESCRIPTORS_RESERVED if config.tls.cert_file else 0
+    return config.server.max_connections + DESCRIPTORS_RESERVED + handshakes
 
 
 def raise_descriptor_limit(config: Config) -> None:

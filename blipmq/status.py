@@ -11,7 +11,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from blipmq import strangers
 from blipmq.auth import Auth
@@ -29,6 +29,15 @@ RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
+
+class Tls(Protocol):
+    """What `blipmq.tls` has to say."""
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def reasons(self) -> list[str]: ...
+
+
 Counters = dict[str, int]
 Report = dict[str, Any]
 
@@ -45,6 +54,7 @@ class Status:
         wal: Wal | None = None,
         auth: Auth | None = None,
         door: Strangers | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.address = ""
         self.budget_bytes = budget_bytes  # 0: none
@@ -55,6 +65,7 @@ class Status:
         self._wal = wal
         self._auth = auth
         self._door = door
+        self._tls = tls
         self._clock = clock
         self._started = clock()
         self._accept_errno = 0
@@ -194,6 +205,7 @@ class Status:
             },
             "auth": self._auth_facts(),
             "log": self._wal.facts(counters) if self._wal else None,
+            "tls": self._tls.facts() if self._tls else None,
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
@@ -233,6 +245,7 @@ class Status:
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
         reasons = self._wal.reasons(counters) if self._wal else []
+        reasons += self._tls.reasons() if self._tls else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
         if self._history:
             reasons += strangers.reasons(counters, self._history[0][1], RATE_SECONDS)

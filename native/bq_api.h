@@ -72,8 +72,8 @@ enum bq_command_type {
     BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
     BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
     BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
-                               bq_peer_t, or nothing */
-    BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed */
+                               bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
+    BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
     BQ_CMD_TAKEN = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7, /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the rights
                                of its key (BQ_CMD_RIGHTS), 0: it may publish everything */
@@ -101,7 +101,9 @@ enum bq_command_flags {
     BQ_SUB_DURABLE = 16,
     BQ_RIGHTS_ALL = 32,
     BQ_RIGHTS_END = 64,
-    BQ_REPLY_DISCARD = 128 /* before the reply: its routes end, and what waits for it is dropped */
+    BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
+    BQ_FEED_END =
+        256 /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
 };
 
 /* Who is at the other end of a connection. */

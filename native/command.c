@@ -160,6 +160,7 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     if (!connection) return true;
     connection->trusted = trusted;
     connection->known = true;
+    connection_hurry(bq, connection, record->command.value);
     bq->open_count++;
     bq->stats.accepted++;
     return true;
@@ -175,7 +176,10 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     connection_t *connection = connection_find(bq, record->command.conn);
     if (!connection || connection->state == CONNECTION_DEAD) return;
     switch (record->command.type) {
-    case BQ_CMD_FEED: connection_feed(bq, connection, data, record->data_size); return;
+    case BQ_CMD_FEED:
+        connection_feed(bq, connection, data, record->data_size);
+        if (record->command.flags & BQ_FEED_END) connection_feed_end(bq, connection);
+        return;
     case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return;
     case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;

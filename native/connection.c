@@ -45,6 +45,11 @@ connection_t *connection_open(bq_t *bq, int fd, const uint8_t peer[16], uint16_t
     return connection;
 }
 
+void connection_hurry(bq_t *bq, connection_t *connection, uint64_t passed_ms) {
+    uint64_t all_ms = bq->config.hello_timeout_ms;
+    if (!connection->admitted && passed_ms) core_timer_set(bq, &connection->timer, passed_ms < all_ms ? all_ms - passed_ms : 0);
+}
+
 connection_t *connection_find(bq_t *bq, bq_conn_t handle) {
     uint32_t slot = (uint32_t)handle;
     if (slot >= bq->chunk_count * CONNECTION_CHUNK) return NULL;
@@ -695,7 +700,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
 }
 
 void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN || !size) return;
+    if (connection->state != CONNECTION_OPEN || connection->fed_ended || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;
@@ -707,10 +712,19 @@ void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, u
     connection_continue(bq, connection);
 }
 
+void connection_feed_end(bq_t *bq, connection_t *connection) {
+    connection->fed_ended = true;
+    connection_continue(bq, connection);
+}
+
 void connection_continue(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN || connection->pause) return;
     if (connection->in_size) process(bq, connection, connection->in + connection->in_start, connection->in_size);
-    if (connection->state == CONNECTION_OPEN && !connection->pause) connection_update_interest(bq, connection);
+    if (connection->state != CONNECTION_OPEN || connection->pause) return;
+    if (connection->fed_ended)
+        connection_close(bq, connection, BQ_CLOSE_EOF, NULL);
+    else
+        connection_update_interest(bq, connection);
 }
 
 void connection_resume(bq_t *bq, connection_t *connection, uint8_t pause) {

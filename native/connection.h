@@ -42,6 +42,7 @@ typedef struct connection {
     bool ready;               /* on the list of connections with input to go on with */
     bool log_waiting;         /* on the list of those that wait for the log */
     bool retrying;            /* on the list of those that wait for room in the event ring */
+    bool fed_ended;           /* no more will be fed */
     const char *close_detail; /* static text */
     queue_t queue;
     uint8_t *in; /* input that is not a whole frame yet, or came while paused: in_size bytes from in_start */
@@ -75,6 +76,8 @@ void connection_close(struct bq *bq, connection_t *connection, uint8_t code,
                       const char *detail); /* at once; reaped at the turn's end */
 void connection_finish(struct bq *bq, connection_t *connection, uint8_t code,
                        const char *detail); /* after what is queued has been sent */
+void connection_hurry(struct bq *bq, connection_t *connection,
+                      uint64_t passed_ms); /* so much of the time it has to say HELLO in is over */
 bool connection_bury(
     struct bq *bq,
     connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
@@ -82,6 +85,7 @@ bool connection_bury(
 /* Input. */
 void connection_readable(struct bq *bq, connection_t *connection);
 void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+void connection_feed_end(struct bq *bq, connection_t *connection);              /* its end of file */
 void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
 void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 

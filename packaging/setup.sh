@@ -6,6 +6,7 @@
 #   packaging/setup.sh clang        a clang with libFuzzer
 #   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
+#   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #
 # Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
@@ -109,6 +110,7 @@ make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
 curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
+openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl | valgrind" ;;
+*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl | openssl | valgrind" ;;
 esac

@@ -190,10 +190,12 @@ class Bench:
 
     # -- clients
 
-    def attach(self, hello: bool = False, trusted: bool = False, address: str = "") -> Client:
+    def attach(
+        self, hello: bool = False, trusted: bool = False, address: str = "", port: int = 4711, passed_ms: int = 0
+    ) -> Client:
         """A fed client, as one from `address` if there is one. Its `conn` is 0 if the core had no room for it."""
         self._seq += 1
-        self.core.attach(self._seq, trusted, (address, 4711) if address else None)
+        self.core.attach(self._seq, trusted, (address, port) if address else None, passed_ms)
         event = self._await(self._seq)
         client = Client(self, event.conn)
         if event.conn:

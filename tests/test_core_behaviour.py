@@ -551,6 +551,63 @@ def test_a_trusted_connection_needs_no_hello() -> None:
         assert client.payloads == [b"x"]
 
 
+def test_time_used_up_before_attaching_counts_for_saying_hello() -> None:
+    with Bench(require_hello=1, hello_timeout_ms=5000) as bench:
+        late, too_late = bench.attach(passed_ms=4000), bench.attach(passed_ms=60_000)
+        bench.settle(advance_ms=20)
+        assert too_late.closed is not None and too_late.closed.reason == CloseReason.UNAUTH
+        bench.settle(advance_ms=900)
+        assert late.closed is None
+        bench.settle(advance_ms=100)
+        assert late.closed is not None and late.closed.reason == CloseReason.UNAUTH
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "written"),
+    [("192.0.2.7", 65535, "192.0.2.7:65535"), ("2001:db8::7%eth0", 1, "[2001:db8::7]:1"), ("", 1, "")],
+)
+def test_a_fed_connection_has_the_peer_it_was_attached_with(address: str, port: int, written: str) -> None:
+    with Bench() as bench:
+        client = bench.attach(address=address, port=port).subscribe("t")
+        assert [row.peer for row in bench.subscribers().values()] == [written]
+        bench.close(client)
+        assert client.closed is not None and client.closed.peer == written
+
+
+def test_the_end_of_a_feed_comes_after_what_was_fed_before() -> None:
+    with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
+        reader, writer, half = bench.attach().subscribe("t"), bench.attach(), bench.attach()
+        reader.stall()
+        for n in range(50):
+            writer.publish("t", b"%d" % n)
+        bench.core.feed_end(writer.conn)
+        half.feed(b"\0\0")  # a frame that will never be whole
+        bench.core.feed_end(half.conn)
+        bench.settle()
+        assert half.closed is not None and half.closed.reason == CloseReason.EOF
+        assert writer.closed is None, "it is held back: most of what it sent has not been taken yet"
+        reader.read()
+        bench.settle()
+        assert reader.payloads == [b"%d" % n for n in range(50)]
+        assert writer.closed is not None and writer.closed.reason == CloseReason.EOF
+
+
+def test_what_is_fed_after_the_end_is_nothing() -> None:
+    with Bench() as bench:
+        client = bench.attach().subscribe("t")
+        bench.answering = False
+        client.send(wire.SUB, "more")  # its input stands still until this is answered
+        bench.settle()
+        bench.core.feed_end(client.conn)
+        client.publish("t", b"too late")
+        bench.settle()
+        assert client.closed is None
+        bench.core.subscribe(client.conn, 0, "more")
+        bench.settle()
+        assert client.closed is not None and client.closed.reason == CloseReason.EOF
+        assert bench.stats()["published"] == 0
+
+
 def test_attaching_over_the_limit_is_refused() -> None:
     with Bench(max_connections=1) as bench:
         assert bench.attach().conn != 0

@@ -88,7 +88,7 @@ def test_a_command_that_no_test_would_run_is_found() -> None:
 @pytest.fixture(scope="session")
 def programs() -> None:
     """What the pages use and a bare system may lack."""
-    for name in ("systemd", "curl"):
+    for name in ("systemd", "curl", "openssl"):
         subprocess.run([ROOT / "packaging" / "setup.sh", name], check=True, timeout=600)
 
 

@@ -1,15 +1,19 @@
 """Metrics: what is declared is exposed, in both formats, and each moves when what it counts happens."""
 
+import contextlib
 import mmap
 import os
 import shutil
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from broker_process import until
+from certificates import Authority
 from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
@@ -337,6 +341,29 @@ def the_disk_returns_something_else(scene):
     subscribe_qos1(scene, "orders", "away", durable=True)
 
 
+TLS = {
+    "server": {"tls_bind_addr": "127.0.0.1:0"},
+    "tls": {"cert_file": "broker.pem", "key_file": "broker.key"},
+}
+
+
+def tls_clients_come_and_the_certificate_changes(scene):
+    host, _, port = scene.watched.broker.tls_address.rpartition(":")
+    certificates = scene.watched.broker.tls.certificates
+    cert, key = Authority(Path.cwd()).sign("renewed", days=30)
+    key.replace("broker.key")
+    cert.replace("broker.pem")
+    until(lambda: certificates.certificate.subject == "renewed", "the new certificate is in use")
+    Path("broker.pem").write_text("broken")
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    scene.open.append(trusting.wrap_socket(socket.create_connection((host, int(port)))))
+    for _ in range(40):  # more than may be under way for one address
+        scene.open.append(socket.create_connection((host, int(port))))
+    with contextlib.suppress(OSError):
+        scene.open[1].sendall(b"not TLS at all")
+
+
 CAUSES = [
     (
         messages_flow, {},
@@ -425,6 +452,12 @@ CAUSES = [
     (the_log_goes_round, SMALL_LOG, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
     (the_log_fails, SMALL_LOG, "blipmq_log_errno"),
     (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total"),
+    (
+        tls_clients_come_and_the_certificate_changes, TLS,
+        """blipmq_tls_connections blipmq_tls_handshakes_pending blipmq_tls_handshakes_total{result="done"}
+        blipmq_tls_handshakes_total{result="failed"} blipmq_tls_handshakes_total{result="refused"}
+        blipmq_tls_certificate_expiry_timestamp_seconds blipmq_tls_certificate_ok""",
+    ),
 ]  # fmt: skip
 
 # They are about connections that have to say HELLO, so the core is told to ask for it.
@@ -456,6 +489,8 @@ def test_each_metric_moves_when_its_cause_happens(cause, settings, moved, tmp_pa
     if cause in GUARDED:
         unguarded = core_config
         monkeypatch.setattr("blipmq.broker.core_config", lambda config: unguarded(config)._replace(require_hello=1))
+    if "tls" in settings:
+        Authority(tmp_path).sign("broker")
     with WatchedBroker(settings) as watched:
         scene = Scene(watched)
         try:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from raw_client import RawClient
 from watched_broker import WatchedBroker
 
@@ -62,10 +63,16 @@ def alerts():
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory):
-    """What a broker exposes that has a subscriber and a log, and runs on a Raspberry Pi."""
+    """What a broker exposes that has a subscriber and a log, listens for TLS and runs on a Raspberry Pi."""
     log = str(tmp_path_factory.mktemp("log"))
     board = {"temperature_c": 50.0, "throttled": False, "undervoltage": False}
-    with pytest.MonkeyPatch.context() as patch, WatchedBroker({"wal": {"directory": log}}) as watched:
+    cert, key = Authority(tmp_path_factory.mktemp("authority")).sign("broker")
+    settings = {
+        "wal": {"directory": log},
+        "server": {"tls_bind_addr": "127.0.0.1:0"},
+        "tls": {"cert_file": str(cert), "key_file": str(key)},
+    }
+    with pytest.MonkeyPatch.context() as patch, WatchedBroker(settings) as watched:
         patch.setattr("blipmq.status.read_hardware", lambda: board)
         with RawClient(watched.address).hello("reader").subscribe("a") as client:
             client.say(wire.PUB, "a", b"x")

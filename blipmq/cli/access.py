@@ -13,8 +13,10 @@ from blipmq.blocking import BlockingClient
 from blipmq.cli import render
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import ConfigError, UsageError
+from blipmq.trust import Tls, client_context
 
 DEFAULT_ADDR = "127.0.0.1:7878"
+TLS_VARIABLES = ("BLIPMQ_TLS_CA", "BLIPMQ_TLS_CERT", "BLIPMQ_TLS_KEY")
 
 
 def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
@@ -29,8 +31,23 @@ def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     return address
 
 
-def read_key(path: str | None, environment: Mapping[str, str]) -> str:
-    """The API key from the file `path`, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
+def find_tls(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Tls:
+    """What --tls, --ca-file, --cert, --cert-key and the BLIPMQ_TLS_ variables come to: None says that the address decides.
+    The variables do not hold for an address that begins with tcp://. Raises ConfigError if a file is of no use."""
+    options = [getattr(arguments, name) for name in ("ca_file", "cert", "cert_key")]
+    files = [
+        option if option is not None else environment.get(variable, "")
+        for option, variable in zip(options, TLS_VARIABLES, strict=True)
+    ]
+    wanted = arguments.tls or any(option is not None for option in options)
+    if not wanted and (not any(files) or find_address(arguments, environment).startswith("tcp://")):
+        return None
+    return client_context(*files)
+
+
+def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    """The API key from --key-file, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
+    path = arguments.key_file
     if path is None:
         return environment.get("BLIPMQ_API_KEY", "").strip()
     try:
@@ -57,7 +74,8 @@ def open_client(
     """A connected client. `announce`: say on standard error when an outage begins and ends."""
     client = BlockingClient(
         find_address(arguments, environment),
-        api_key=read_key(arguments.key_file, environment),
+        api_key=read_key(arguments, environment),
+        tls=find_tls(arguments, environment),
         client_id=client_id,
         reconnect=reconnect,
         timeout_s=timeout_s,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from struct import Struct
 from typing import Any
 
-from blipmq.cli.access import find_address, read_key
+from blipmq.cli.access import find_address, find_tls, read_key
 from blipmq.cli.bench_result import Result, render_progress, render_result
 from blipmq.cli.terminal import Repaint, Terminal, repaints
 from blipmq.client import Client, connect
@@ -180,7 +180,8 @@ def take(batch: list[Message], now_ns: int, next_number: list[int], result: Resu
 class Bench:
     def __init__(self, arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> None:
         self._arguments, self._environment, self._terminal = arguments, environment, terminal
-        self._address, self._key = find_address(arguments, environment), read_key(arguments.key_file, environment)
+        self._address, self._key = find_address(arguments, environment), read_key(arguments, environment)
+        self._tls = find_tls(arguments, environment)
         self._clients: list[Client] = []
         self._load: Load
 
@@ -211,7 +212,12 @@ class Bench:
 
     async def _connect(self) -> Client:
         client = await connect(
-            self._address, api_key=self._key, reconnect=False, on_refusal=self._load.result.refuse, timeout_s=DRAIN_S
+            self._address,
+            api_key=self._key,
+            tls=self._tls,
+            reconnect=False,
+            on_refusal=self._load.result.refuse,
+            timeout_s=DRAIN_S,
         )
         self._clients.append(client)
         return client

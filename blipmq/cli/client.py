@@ -20,6 +20,11 @@ from blipmq.version import __version__
 INTERRUPTED = 130
 READER_GONE = 141
 
+# Options that may stand before and behind the command.
+UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file")) | dict.fromkeys(
+    ("tls", "quiet", "verbose"), False
+)
+
 Run = Callable[[argparse.Namespace, Mapping[str, str], Terminal], int]
 
 EXAMPLES = """\
@@ -34,8 +39,10 @@ examples:
   blipmq-cli bench --rate 1000 --seconds 30          latencies at a load you choose
 
 environment:
-  BLIPMQ_ADDR      HOST:PORT of the broker
+  BLIPMQ_ADDR      HOST:PORT of the broker, or tls://HOST:PORT
   BLIPMQ_API_KEY   the API key
+  BLIPMQ_TLS_CA, BLIPMQ_TLS_CERT, BLIPMQ_TLS_KEY
+                   files as for --ca-file, --cert and --cert-key; one of them turns TLS on unless the address begins with tcp://
   NO_COLOR         plain text, without emoji
 
 exit status:
@@ -61,6 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--addr", metavar="HOST:PORT", help=f"where the broker is; else $BLIPMQ_ADDR, else {DEFAULT_ADDR}"
     )
+    common.add_argument("--tls", action="store_true", help="use TLS, as an address tls://HOST:PORT does")
+    common.add_argument(
+        "--ca-file", metavar="FILE", help="authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system's"
+    )
+    common.add_argument("--cert", metavar="FILE", help="this client's certificate; else $BLIPMQ_TLS_CERT")
+    common.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
     common.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
@@ -206,7 +219,7 @@ def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = 
     """Run one command; returns the exit status. argparse ends the process itself, with 2, where the usage is wrong."""
     environment = os.environ if environment is None else environment
     try:
-        unset = argparse.Namespace(addr=None, key_file=None, quiet=False, verbose=False)
+        unset = argparse.Namespace(**UNSET)
         arguments = make_parser().parse_args(argv, unset)
         terminal = Terminal(arguments, environment)
         try:

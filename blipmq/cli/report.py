@@ -6,10 +6,13 @@ shown as unknown.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from blipmq.cli.render import bytes_text, count, duration_text, printable, rate_text, table
+
+_YEAR_10000 = 253_402_300_800  # in seconds since 1970
 
 
 def render_info(info: Mapping[str, Any], *, fancy: bool, rates: SubscriptionRates | None = None) -> str:
@@ -39,6 +42,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "QoS 1", _sessions(_map(info, "sessions"))
     if "log" in info:
         yield "Log", _log(info["log"])
+    yield "TLS", _tls(_map(info, "tls"))
     yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
     yield from _hardware_rows(_map(info, "hardware"))
     yield "Subscriptions", _number(info.get("subscriptions_total", len(_list(info, "subscriptions"))))
@@ -60,6 +64,15 @@ def _dropped(dropped: Mapping[str, Any]) -> str:
 def _refused(refused: Mapping[str, Any]) -> str:
     known = [(_text(cause), number) for cause, number in refused.items() if _is_number(number) and number]
     return ", ".join(f"{number:,} ({cause})" for cause, number in known)
+
+
+def _tls(tls: Mapping[str, Any]) -> str:
+    ends = _map(tls, "certificate").get("not_after")
+    if not _is_number(ends) or not 0 <= ends < _YEAR_10000:
+        return ""
+    until = time.strftime("%Y-%m-%d", time.gmtime(ends))
+    served = f"{_number(tls.get('connections'))} clients at {_text(tls['address'])}, " if tls.get("address") else ""
+    return f"{served}certificate until {until}"
 
 
 def _log(log: object) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blipmq import config_reader, memory
-from blipmq.config import KEYS, shown
+from blipmq.config import KEYS, Config, shown
 from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
 from blipmq.version import __version__
@@ -55,8 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
-    connect.add_argument("addr", metavar="HOST:PORT")
+    connect.add_argument("addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS")
     connect.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
+    connect.add_argument("--tls", action="store_true", help="use TLS, as an address tls://HOST:PORT does")
+    connect.add_argument(
+        "--ca-file", metavar="FILE", help="authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system's"
+    )
+    connect.add_argument("--cert", metavar="FILE", help="this client's certificate; else $BLIPMQ_TLS_CERT")
+    connect.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
     connect.set_defaults(run=_connect)
 
     _add_keys(commands)
@@ -122,6 +128,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  {name + ' = ' + shown(loaded.config, path):<48} {loaded.origins[path]}")
     print("\nmemory:")
     print(memory.table(loaded.config))
+    if loaded.config.tls.cert_file:
+        _check_certificate(loaded.config)
     for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
         print(f"blipmq: warning: {warning}", file=sys.stderr)
     return 0
@@ -138,10 +146,22 @@ def _key_file_problems(path: str) -> list[str]:
         return [f"nobody will be let in: {error}"]
 
 
+def _check_certificate(config: Config) -> None:
+    """Load the files of [tls] as a starting broker does. Raises ConfigError."""
+    from blipmq.certificate import Certificates, date  # here, because `ssl` takes its time
+
+    files = Certificates(config.tls)
+    print(
+        f"\ncertificate:\n  {files.certificate.subject or '(no common name)'}, until {date(files.certificate.not_after)}"
+    )
+    for warning in files.warnings:
+        print(f"  warning: {warning}")
+
+
 def _connect(arguments: argparse.Namespace) -> int:
     from blipmq.cli import shell
 
-    return int(shell.main([arguments.addr], key_file=arguments.key_file))
+    return int(shell.main([arguments.addr], options=arguments))
 
 
 def _keys(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ read when it is done.
 
 from __future__ import annotations
 
+import argparse
 import os
 import queue
 import selectors
@@ -18,9 +19,10 @@ from collections.abc import Callable, Mapping
 
 from blipmq.blocking import BlockingClient, BlockingSubscription
 from blipmq.cli import render
-from blipmq.cli.access import read_key
+from blipmq.cli.access import find_tls, read_key
 from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
 from blipmq.errors import BlipMQError, UsageError
+from blipmq.trust import Tls
 
 PROMPT = "blipmq> "
 HELP = """\
@@ -85,7 +87,7 @@ class Screen:
 class Worker(threading.Thread):
     """Owns the client: takes lines, shows messages, lives through outages."""
 
-    def __init__(self, address: str, api_key: str, screen: Screen, vocabulary: Vocabulary) -> None:
+    def __init__(self, address: str, api_key: str, tls: Tls, screen: Screen, vocabulary: Vocabulary) -> None:
         super().__init__(name="blipmq-shell", daemon=True)
         self.status = 0
         """The exit status of the first command that failed, or of the error that ended the client."""
@@ -99,6 +101,7 @@ class Worker(threading.Thread):
         self._client = BlockingClient(
             address,
             api_key=api_key,
+            tls=tls,
             timeout_s=TIMEOUT_S,
             on_state=render.OutageNotices(screen.say),
             on_refusal=self._failed,
@@ -286,8 +289,10 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     return 0 if interactive and not worker.ended else worker.status
 
 
-def main(argv: list[str], environment: Mapping[str, str] | None = None, key_file: str | None = None) -> int:
-    """`argv` holds one address, `key_file`: where the key is. Returns the exit status; errors go to standard error."""
+def main(
+    argv: list[str], environment: Mapping[str, str] | None = None, options: argparse.Namespace | None = None
+) -> int:
+    """`argv` holds one address, `options` those for the key and TLS. Returns the exit status; errors go to standard error."""
     environment = os.environ if environment is None else environment
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     fancy = render.is_fancy(sys.stdout, environment)
@@ -296,7 +301,11 @@ def main(argv: list[str], environment: Mapping[str, str] | None = None, key_file
     screen = Screen(fancy=fancy, typing=editor.typed if editor else None)
     try:
         (address,) = argv
-        worker = Worker(address, read_key(key_file, environment), screen, vocabulary)
+        access = options or argparse.Namespace(
+            addr=address, key_file=None, tls=False, ca_file=None, cert=None, cert_key=None
+        )
+        tls = find_tls(access, environment)
+        worker = Worker(address, read_key(access, environment), tls, screen, vocabulary)
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "

@@ -4,7 +4,7 @@ _blipmq_cli() {
     local command= files= words= index IFS=$' \t\n'
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            --addr | --key-file)
+            --addr | --ca-file | --cert | --cert-key | --key-file)
                 [[ ${COMP_WORDS[index + 1]} == "=" ]] && ((index++))
                 ((index++)) ;;
             :) ((index++)) ;; # bash takes HOST:PORT apart
@@ -18,14 +18,26 @@ _blipmq_cli() {
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
-                *) words="pub sub unsub info bench -h --help --addr --key-file -q --quiet -v --verbose --version" ;;
+                *) words="pub sub unsub info bench -h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --version" ;;
             esac ;;
         pub | p)
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
                 --file)
@@ -34,12 +46,18 @@ _blipmq_cli() {
                     words="" ;;
                 --qos)
                     words="0 1" ;;
-                *) words="-h --help --addr --key-file -q --quiet -v --verbose --file --ttl --qos" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --file --ttl --qos" ;;
             esac ;;
         sub | s)
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
                 -n | --count)
@@ -52,32 +70,50 @@ _blipmq_cli() {
                     words="" ;;
                 --group)
                     words="" ;;
-                *) words="-h --help --addr --key-file -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
             esac ;;
         unsub | u)
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
                 --client-id)
                     words="" ;;
-                *) words="-h --help --addr --key-file -q --quiet -v --verbose --client-id" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --client-id" ;;
             esac ;;
         info | stats)
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --key-file -q --quiet -v --verbose -f --format --watch" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose -f --format --watch" ;;
             esac ;;
         bench)
             case $before in
                 --addr)
                     words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
                 --key-file)
                     files=yes ;;
                 --publishers)
@@ -100,7 +136,7 @@ _blipmq_cli() {
                     words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --key-file -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
             esac ;;
     esac
     if [[ $files ]]; then

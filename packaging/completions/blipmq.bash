@@ -34,7 +34,13 @@ _blipmq() {
             case $before in
                 --key-file)
                     files=yes ;;
-                *) words="-h --help --key-file" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
+                *) words="-h --help --key-file --tls --ca-file --cert --cert-key" ;;
             esac ;;
         keys)
             case $before in

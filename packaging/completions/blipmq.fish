@@ -14,6 +14,10 @@ complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show 
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l key-file -r -F -d 'file that holds the API key; else $BLIPMQ_API_KEY'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l tls -d 'use TLS, as an address tls://HOST:PORT does'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l ca-file -r -F -d 'authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system\'s'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert -r -F -d 'this client\'s certificate; else $BLIPMQ_TLS_CERT'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert-key -r -F -d 'its key; else $BLIPMQ_TLS_KEY, else in the same file'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a add
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a list
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke

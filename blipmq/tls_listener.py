@@ -1,0 +1,172 @@
+"""The TLS edge: a listening socket whose clients are served once their handshake is done.
+
+Invariant: at most PENDING_MAX handshakes are under way, PENDING_PER_ADDRESS_MAX of one address, none for longer than
+HANDSHAKE_SECONDS; the work of a handshake, a signature above all, is done in a thread of its own, so that a storm of
+them does not keep this one from those who are in already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from blipmq.certificate import Certificates, subject_of
+from blipmq.listener import address_of, open_listener
+from blipmq.logs import Log
+from blipmq.tls_connection import TlsConnection
+
+BACKLOG = 1024
+PENDING_MAX = 256
+PENDING_PER_ADDRESS_MAX = 32
+CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
+
+
+class TlsListener:
+    """Listens at `bind_addr`, which the setting `key` names. `opened` is given each connection whose handshake is done and
+    calls its `serve`. Raises `AddressInUse`, `NotAllowed` or `ConfigError` when started."""
+
+    def __init__(
+        self,
+        bind_addr: str,
+        key: str,
+        certificates: Certificates,
+        opened: Callable[[TlsConnection], None],
+        log: Log,
+        backlog: int = BACKLOG,
+        socket_options: Iterable[tuple[int, int, int]] = (),
+    ) -> None:
+        self.address = ""
+        self.counts = {"done": 0, "failed": 0, "refused": 0}
+        self.ciphertext, self.plaintext = (
+            memoryview(bytearray(CIPHERTEXT_BYTES)),
+            memoryview(bytearray(PLAINTEXT_BYTES)),
+        )
+        self._bind_addr, self._key, self._backlog = bind_addr, key, backlog
+        self._certificates = certificates
+        self._socket_options = tuple(socket_options)
+        self._on_open = opened
+        self._log = log
+        self._loop: asyncio.AbstractEventLoop
+        self._server: asyncio.Server | None = None
+        self._worker = ThreadPoolExecutor(1, "blipmq-tls")
+        self._connections: set[TlsConnection] = set()
+        self._pending: dict[TlsConnection, None] = {}  # oldest first
+        self._addresses: Counter[str] = Counter()
+        self._empty: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<TlsListener {self.address or '-'} open={len(self._connections)} pending={len(self._pending)} {self.counts}>"
+
+    @property
+    def open_count(self) -> int:
+        """Connections whose handshake is done."""
+        return len(self._connections) - len(self._pending)
+
+    @property
+    def pending_count(self) -> int:
+        """Connections whose handshake is under way, or has failed and is being wound up."""
+        return len(self._pending)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Listen and serve."""
+        self._loop = asyncio.get_running_loop()
+        listener = open_listener(self._bind_addr, self._key)
+        try:
+            self._server = await self._loop.create_server(
+                lambda: TlsConnection(self, self._loop), sock=listener, backlog=self._backlog
+            )
+        except BaseException:
+            listener.close()
+            raise
+        self.address = address_of(listener)
+
+    def close(self) -> None:
+        """Take no one in any more."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for connection in list(self._pending):
+            connection.abort()
+
+    async def wait_closed(self, seconds: float = 0) -> None:
+        """End all connections. Those that are closing already have so long to send what is left."""
+        self.close()
+        if self._connections:
+            self._empty = self._loop.create_future()
+            await asyncio.wait([self._empty], timeout=seconds)
+            for connection in list(self._connections):
+                connection.abort()
+        self._worker.shutdown(wait=False)
+
+    # -- what connections tell
+
+    def came(self, connection: TlsConnection) -> ssl.SSLContext | None:
+        host = connection.peer[0]
+        self._connections.add(connection)
+        if self._server is None:
+            return None
+        if self._addresses[host] >= PENDING_PER_ADDRESS_MAX:
+            self._turn_away(connection, f"{PENDING_PER_ADDRESS_MAX} handshakes of its address are under way")
+            return None
+        if len(self._pending) >= PENDING_MAX:
+            # In a storm from many addresses those who wait longest are the least likely to be in earnest.
+            oldest = next(iter(self._pending))
+            self._turn_away(oldest, f"{PENDING_MAX} handshakes are under way, and it was the slowest")
+            self._settle(oldest)
+            oldest.abort()
+        for level, option, value in self._socket_options:
+            connection.get_extra_info("socket").setsockopt(level, option, value)
+        self._pending[connection] = None
+        self._addresses[host] += 1
+        return self._certificates.context
+
+    def shake(self, connection: TlsConnection) -> None:
+        def step() -> None:
+            result = connection.step()
+            try:
+                self._loop.call_soon_threadsafe(connection.stepped, result)
+            except RuntimeError:  # the loop has been closed meanwhile, and all connections with it
+                pass
+
+        self._worker.submit(step)
+
+    def opened(self, connection: TlsConnection) -> None:
+        self._settle(connection)
+        self.counts["done"] += 1
+        write, facts = self._log.debug, {}
+        if subject := subject_of(connection.peer_certificate):
+            write, facts = self._log.info, {"certificate": subject}
+        write("tls", peer=connection.name, version=connection.version, **facts)
+        self._on_open(connection)
+
+    def failed(self, connection: TlsConnection, error: str) -> None:
+        if connection in self._pending:  # where it stays until its socket is closed: a failed one still holds that
+            self.counts["failed"] += 1
+        if error:
+            self._log.warning("tls_failed", peer=connection.name, error=error)
+
+    def gone(self, connection: TlsConnection) -> None:
+        self._settle(connection)
+        self._connections.discard(connection)
+        if self._empty is not None and not self._connections and not self._empty.done():
+            self._empty.set_result(None)
+
+    # -- inside
+
+    def _turn_away(self, connection: TlsConnection, why: str) -> None:
+        self.counts["refused"] += 1
+        self._log.warning("tls_refused", peer=connection.name, why=why)
+
+    def _settle(self, connection: TlsConnection) -> None:
+        """Its handshake is over, one way or the other."""
+        if connection in self._pending:
+            del self._pending[connection]
+            host = connection.peer[0]
+            self._addresses[host] -= 1
+            if not self._addresses[host]:
+                del self._addresses[host]

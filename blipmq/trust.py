@@ -1,0 +1,130 @@
+"""Whom a client trusts: its SSL context, and what to say when a handshake shows that it should not.
+
+Invariant: a certificate is always checked, against an authority and the name that was dialled; nothing here turns that
+off. `ssl` is loaded only by a client that is told to use TLS.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Union
+
+from blipmq.errors import BlipMQError, ConfigError, NotTrusted, Unreachable, UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+Tls = Union[bool, str, "os.PathLike[str]", "ssl.SSLContext", None]
+"""How to use TLS: True with the system's authorities, a file with those to trust instead, or a context of one's own. None: as
+the address says, False: not at all."""
+
+
+def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:
+    """A context that trusts the authorities in `ca_file` ("": the system's) and shows `cert_file`, if that is not "". Its key
+    is in `key_file`, or in the same file. Raises ConfigError that says which file is wrong."""
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The file of authorities {ca_file} is not usable: {_why(error)}. It holds certificates in PEM."
+        ) from None
+    # From Python 3.13 on strict: authorities made with one openssl command, as on many a site, would not do. Alike everywhere.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if cert_file:
+        try:
+            context.load_cert_chain(cert_file, key_file or None, password=_refuse_pass_phrase)
+        except (OSError, ValueError) as error:
+            what = f"The certificate {cert_file} with the key {key_file or 'in it'}"
+            raise ConfigError(
+                f"{what} is not usable: {_why(error)}. Both are PEM, and the key not encrypted."
+            ) from None
+    elif key_file:
+        raise ConfigError(f"The key {key_file} is of no use without its certificate. Name that too.")
+    return context
+
+
+def context_for(tls: Tls) -> ssl.SSLContext:
+    """The context that the option `tls` of `blipmq.connect` stands for."""
+    import ssl
+
+    if isinstance(tls, ssl.SSLContext):
+        return tls
+    if tls is None or isinstance(tls, bool):
+        return client_context()
+    if isinstance(tls, (str, os.PathLike)):
+        return client_context(os.fspath(tls))
+    raise UsageError(f"tls is True, the path of a file or an ssl.SSLContext, not {type(tls).__name__}.")
+
+
+def _refuse_pass_phrase() -> str:
+    raise ValueError("the key is encrypted")
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).lower().replace("_", " ") if reason else getattr(error, "strerror", None) or str(error)
+
+
+# ---- what went wrong -------------------------------------------------------------------------------------------------
+
+# OpenSSL's numbers for what is wrong with a certificate: X509_V_ERR_...
+_NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
+_OURS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a client's certificate. Give one: --cert and "
+    "--cert-key, or a context that has it",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority that signed this client's certificate. Use one that its "
+    "tls.client_ca_file vouches for",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept this client's certificate",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept this client's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this client's certificate has expired. Renew it",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it does not accept this client's certificate",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it has no cipher in common with this client, or asks for a client's certificate",
+}
+_VERSIONS = ("TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE")
+_NOT_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "BAD_RECORD_TYPE",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNEXPECTED_EOF_WHILE_READING",
+)
+
+
+def refused_certificate(address: object, error: BaseException | None) -> BlipMQError | None:
+    """The sentence for a broker that took this client's certificate, or its absence, amiss; None if that is not what the error
+    says. With TLS 1.3 a client learns of it only after its own part of the handshake is done."""
+    cause = _OURS.get(getattr(error, "reason", None) or "")
+    return NotTrusted(f"The broker at {address} refused this client: {cause}.") if cause else None
+
+
+def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQError | None:
+    """The sentence for a failed handshake; None if the error is not of TLS."""
+    reason = getattr(error, "reason", None) or ""
+    code = getattr(error, "verify_code", 0)
+    if code:
+        return NotTrusted(f"The broker at {address} is not to be trusted: {_distrust(code, host, error)}.")
+    if refused := refused_certificate(address, error):
+        return refused
+    if reason in _VERSIONS:
+        return Unreachable(
+            f"Cannot reach a broker at {address}: it speaks no version of TLS that this client does. Update one."
+        )
+    if reason in _NOT_TLS or isinstance(error, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)):
+        return Unreachable(
+            f"Cannot reach a broker at {address}: it ended the TLS handshake. "
+            "Is that the port of its server.tls_bind_addr? Its log has the cause."
+        )
+    return Unreachable(f"Cannot reach a broker at {address}: TLS failed: {_why(error)}.") if reason else None  # type: ignore[arg-type]
+
+
+def _distrust(code: int, host: str, error: BaseException) -> str:
+    if code == _EXPIRED:
+        return "its certificate has expired. Renew it on the broker, or set this machine's clock"
+    if code == _NOT_YET_VALID:
+        return "its certificate is not valid yet. Set the clock of this machine, or of the one that made it"
+    if code in (_OTHER_NAME, _OTHER_ADDRESS):
+        return f"its certificate is not for {host}. Use a name that stands in it, or get one for this name"
+    said = getattr(error, "verify_message", "") or "it does not verify"
+    return f"no authority known here vouches for its certificate ({said}). Name the file of its authority: --ca-file, or tls=FILE"

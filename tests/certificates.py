@@ -1,0 +1,56 @@
+"""Certificates for tests, made with the openssl command line: an authority, and whom it vouches for.
+
+Invariant: every file is made anew in the directory it is given, its keys readable by this user alone.
+"""
+
+import functools
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def _get_openssl():
+    subprocess.run([ROOT / "packaging" / "setup.sh", "openssl"], check=True, timeout=600)
+
+
+def openssl(*arguments):
+    _get_openssl()
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Authority:
+    """Signs certificates. `file` is its own, which others trust or not. `strict`: with all that Python 3.13 looks for."""
+
+    def __init__(self, directory, name="Authority of the tests", strict=True):
+        self._directory = directory
+        self.key, self.file = directory / f"{name}.key", directory / f"{name}.pem"
+        _make_key(self.key)
+        usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign") if strict else ()
+        openssl(
+            "req", "-x509", "-new", "-key", self.key, "-days", 50, "-subj", f"/CN={name}", *usage, "-out", self.file
+        )
+
+    def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=40, key_kind="prime256v1"):
+        """A certificate and its key. `days` may be negative: it has expired then."""
+        key, request, file = (self._directory / f"{name}.{ending}" for ending in ("key", "csr", "pem"))
+        extensions = self._directory / f"{name}.ext"
+        _make_key(key, key_kind)
+        openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
+        extensions.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
+        openssl(
+            *("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial"),
+            *("-days", days, "-extfile", extensions, "-out", file),
+        )
+        return file, key
+
+
+def _make_key(path, kind="prime256v1"):
+    if kind == "rsa":
+        openssl("genrsa", "-out", path, 2048)
+    else:
+        openssl("ecparam", "-name", kind, "-genkey", "-noout", "-out", path)
+    path.chmod(0o600)

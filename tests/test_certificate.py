@@ -1,0 +1,119 @@
+"""Certificates as the broker reads them: what openssl says of the same file, and what garbage does."""
+
+import ssl
+
+import pytest
+from certificates import Authority, openssl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blipmq.certificate import Certificates, read_certificate, subject_of
+from blipmq.config import Tls
+from blipmq.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def der(path):
+    return ssl.PEM_cert_to_DER_cert(path.read_text())
+
+
+@pytest.mark.parametrize("kind", ["prime256v1", "rsa"])
+def test_subject_and_dates_are_those_that_openssl_tells(authority, kind):
+    file, _ = authority.sign(f"gateway {kind}", days=40, key_kind=kind)
+    told = dict(
+        line.split("=", 1) for line in openssl("x509", "-in", file, "-noout", "-startdate", "-enddate").splitlines()
+    )
+    read = read_certificate(der(file))
+    assert read.subject == f"gateway {kind}"
+    assert read.not_before == ssl.cert_time_to_seconds(told["notBefore"])
+    assert read.not_after == ssl.cert_time_to_seconds(told["notAfter"])
+
+
+def test_dates_after_2049_are_read(authority, tmp_path):
+    """They are written in another form."""
+    file = tmp_path / "long.pem"
+    openssl(
+        *("req", "-x509", "-new", "-key", authority.key, "-days", 36_500, "-subj", "/O=No name/CN=Grüße", "-utf8"),
+        *("-out", file),
+    )
+    told = openssl("x509", "-in", file, "-noout", "-enddate").strip().split("=", 1)[1]
+    read = read_certificate(der(file))
+    assert read.not_after == ssl.cert_time_to_seconds(told)
+    assert read.subject == "Grüße"
+
+
+@given(
+    data=st.binary(max_size=300),
+    cut=st.integers(0, 400),
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255))),
+)
+def test_anything_else_is_a_value_error_and_nothing_worse(data, cut, flips):
+    damaged = bytearray(SAMPLE[:cut])
+    for at, bits in flips:
+        if at < len(damaged):
+            damaged[at] ^= bits
+    for sample in data, bytes(damaged):
+        try:
+            read_certificate(sample)
+        except ValueError:
+            pass
+
+
+SAMPLE = bytes.fromhex(
+    "3082011f3081c7a003020102020101300a06082a8648ce3d04030230143112301006035504030c09417574686f72697479301e170d3236313132343130"
+    "303030305a170d3237313132343130303030305a30113110300e06035504030c0767617465776179"
+) + bytes(300)
+
+
+def test_who_a_peer_is_comes_from_its_common_name_or_an_alternative_name():
+    assert subject_of({"subject": ((("commonName", "sensor"),),), "subjectAltName": (("DNS", "other"),)}) == "sensor"
+    assert subject_of({"subject": (), "subjectAltName": (("DNS", "sensor.example"),)}) == "sensor.example"
+    assert subject_of({}) == subject_of(None) == ""
+
+
+def test_changed_files_are_taken_once_they_have_stood_still_and_a_broken_one_is_told_once(authority, tmp_path):
+    cert, key = authority.sign("first")
+    settings = Tls(cert_file=str(tmp_path / "c.pem"), key_file=str(tmp_path / "k.pem"))
+
+    def install(cert, key):
+        (tmp_path / "c.pem").write_bytes(cert)
+        (tmp_path / "k.pem").write_bytes(key)
+
+    install(cert.read_bytes(), key.read_bytes())
+    (tmp_path / "k.pem").chmod(0o600)
+    files = Certificates(settings)
+    assert not files.look() and files.certificate.subject == "first" and files.warnings == []
+    kept = files.context
+
+    second = [path.read_bytes() for path in authority.sign("second")]
+    (tmp_path / "c.pem").write_bytes(second[0])
+    assert not files.look()  # half of the change: the key is still the old one
+    (tmp_path / "k.pem").write_bytes(second[1])
+    assert not files.look() and files.context is kept
+    assert files.look() and files.certificate.subject == "second" and files.context is not kept
+    assert not files.look()
+
+    install(b"broken", second[1])
+    files.look()
+    assert files.look() and "holds no certificate" in files.problem and files.certificate.subject == "second"
+    assert not files.look() and files.refused == 1
+    (tmp_path / "c.pem").unlink()
+    files.look()
+    assert files.look() and "No such file" in files.problem
+    install(*second)
+    files.look()
+    assert files.look() and files.problem == "" and files.certificate.subject == "second"
+
+
+def test_what_is_not_a_certificate_is_a_configuration_error(authority, tmp_path):
+    cert, key = authority.sign("whole")
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ConfigError, match="damaged"):
+        Certificates(Tls(cert_file=str(damaged), key_file=str(key)))
+    with pytest.raises(ConfigError, match=r"tls\.client_ca_file"):
+        Certificates(Tls(cert_file=str(cert), key_file=str(key), client_ca_file=str(damaged)))

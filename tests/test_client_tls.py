@@ -1,0 +1,141 @@
+"""The clients over TLS, from Python: what `tls` may be, what is refused, and that outages and floods are as without."""
+
+import asyncio
+import ssl
+
+import pytest
+from certificates import Authority
+
+import blipmq
+from blipmq.address import Address, parse_address
+from blipmq.errors import ConfigError, NotTrusted, Unreachable, UsageError
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def settings(authority):
+    cert, key = authority.sign("broker")
+    return {
+        "server": {"bind_addr": "127.0.0.1:0", "tls_bind_addr": "127.0.0.1:0"},
+        "tls": {"cert_file": str(cert), "key_file": str(key)},
+    }
+
+
+def test_an_address_says_whether_tls_is_meant():
+    assert parse_address("tls://broker.example") == Address("broker.example", 7879, True)
+    assert parse_address("tls://[::1]:1") == Address("::1", 1, True)
+    assert parse_address("tcp://broker.example") == Address("broker.example", 7878, False)
+    assert parse_address("broker.example", tls=True) == Address("broker.example", 7879, True)
+    assert str(parse_address("tls://[::1]:1")) == "tls://[::1]:1"
+    for text, tls in (("tcp://a", True), ("tls://a", False), ("mqtt://a", None), ("tls://", None)):
+        with pytest.raises(UsageError):
+            parse_address(text, tls)
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "context"])
+def test_a_path_and_a_context_both_tell_whom_to_trust(settings, authority, kind):
+    trusted = {
+        "path": authority.file,
+        "text": str(authority.file),
+        "context": ssl.create_default_context(cafile=authority.file),
+    }[kind]
+
+    async def run():
+        async with blipmq.Broker(settings) as broker:
+            async with blipmq.connect(broker.tls_address, tls=trusted) as client, client.subscribe("t") as messages:
+                await client.publish("t", b"x")
+                assert (await messages.next(timeout_s=30)).payload == b"x"
+            async with blipmq.connect(f"tls://{broker.tls_address}", tls=trusted) as client:
+                assert (await client.info())["tls"]["connections"] == 1
+
+    asyncio.run(run())
+
+
+def test_the_blocking_client_speaks_tls_in_both_directions(settings, authority):
+    payloads = [n.to_bytes(4, "big") * (n % 5000) for n in range(2000)]
+    with blipmq.Broker(settings) as broker:
+        address = broker.tls_address
+        with blipmq.connect_blocking(address, tls=authority.file) as client:
+            messages = client.subscribe("t")
+            for start in range(0, len(payloads), 100):
+                client.publish_many("t", payloads[start : start + 100])
+                for payload in payloads[start : start + 100]:
+                    assert messages.next(timeout_s=60).payload == payload
+
+
+def test_many_large_messages_cross_the_asyncio_client_unchanged(settings, authority):
+    payloads = [bytes([n % 256]) * 100_000 for n in range(200)]
+
+    async def run():
+        async with blipmq.Broker({**settings, "queues": {"overflow_policy": "block"}}) as broker:
+            trusted = authority.file
+            async with blipmq.connect(broker.tls_address, tls=trusted) as reader, reader.subscribe("t") as messages:
+                async with blipmq.connect(broker.tls_address, tls=trusted) as writer:
+                    sending = asyncio.create_task(writer.publish_many("t", payloads))
+                    for payload in payloads:
+                        assert (await messages.next(timeout_s=60)).payload == payload
+                    await sending
+
+    asyncio.run(run())
+
+
+def test_a_client_comes_back_after_an_outage_and_shakes_hands_again(settings, authority):
+    async def run():
+        broker = blipmq.Broker(settings)
+        await broker.start()
+        settings["server"]["tls_bind_addr"] = broker.tls_address
+        client = await blipmq.connect(broker.tls_address, tls=authority.file)
+        messages = await client.subscribe("t")
+        await broker.stop()
+        async with blipmq.Broker(settings) as again:
+            # The client tries until it is back.
+            while not (await again.info())["subscriptions_total"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await client.publish("t", b"back")
+            assert (await messages.next(timeout_s=30)).payload == b"back"
+            await client.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_wrong_is_said_by_both_clients(settings, tmp_path):
+    stranger = Authority(tmp_path, "Stranger")
+    elsewhere = ssl.create_default_context(cafile=stranger.file)
+    with blipmq.Broker(settings) as broker:
+        address = broker.tls_address
+        for tls in (True, stranger.file, elsewhere):
+            with pytest.raises(NotTrusted, match="no authority known here vouches"):
+                blipmq.connect_blocking(address, tls=tls, reconnect=False)
+            with pytest.raises(NotTrusted, match="no authority known here vouches"):
+                asyncio.run(opened(address, tls=tls))
+        with pytest.raises(Unreachable, match=r"server\.tls_bind_addr"):
+            blipmq.connect_blocking(broker.address, tls=stranger.file)
+        with pytest.raises(Unreachable, match=r"server\.tls_bind_addr"):
+            asyncio.run(opened(broker.address, tls=stranger.file))
+        for wrong, error in ((tmp_path / "missing.pem", ConfigError), (7, UsageError), (False, UsageError)):
+            with pytest.raises(error):
+                blipmq.connect_blocking(f"tls://{address}", tls=wrong)
+
+
+async def opened(address, **options):
+    async with blipmq.connect(address, reconnect=False, **options):
+        pass
+
+
+def test_a_broker_that_asks_for_a_certificate_is_told_so_by_both_clients(settings, authority):
+    settings["tls"] |= {"client_ca_file": str(authority.file), "require_client_cert": True}
+    cert, key = authority.sign("client")
+    known = ssl.create_default_context(cafile=authority.file)
+    known.load_cert_chain(cert, key)
+    with blipmq.Broker(settings) as broker:
+        address = broker.tls_address
+        with pytest.raises(NotTrusted, match="asks for a client's certificate"):
+            blipmq.connect_blocking(address, tls=authority.file, reconnect=False)
+        with pytest.raises(NotTrusted, match="asks for a client's certificate"):
+            asyncio.run(opened(address, tls=authority.file))
+        asyncio.run(opened(address, tls=known))
+        blipmq.connect_blocking(address, tls=known).close()
