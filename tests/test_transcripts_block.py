@@ -23,8 +23,8 @@ SETTINGS = {
 
 
 def send(client, frames):
-    """To the end, or to the end of the connection."""
-    with contextlib.suppress(ConnectionError):
+    """To the end, or until the connection is ended from either side."""
+    with contextlib.suppress(OSError):
         client.socket.sendall(frames)
 
 
