@@ -15,7 +15,7 @@ from types import FrameType
 
 from fuzz import kept, mutation, native, python
 
-DIRECTORY = native.ROOT / "build" / "fuzz"
+BUILD = native.ROOT / "build" / "fuzz"
 INPUT_SECONDS_MAX = 25
 
 
@@ -28,18 +28,18 @@ def finding(name: str, artifact: Path, how: str, text: str) -> None:
     print(f"    once fixed, keep it: cp {artifact} {kept.KEPT / name}/WHAT_IT_IS.bin", file=sys.stderr)
 
 
-def run_native(name: str, seconds: int) -> bool:
-    again = native.replay(DIRECTORY, name)
+def run_native(directory: Path, name: str, seconds: int) -> bool:
+    again = native.replay(directory, name)
     if again.returncode:
         said = again.stderr.splitlines()
         artifact = next((Path(line) for line in reversed(said) if line.startswith("Running: ")), Path("see above"))
-        finding(name, artifact, f"{DIRECTORY}/fuzz_{name} INPUT", "\n".join(said[-60:]))
+        finding(name, artifact, f"{directory}/fuzz_{name} INPUT", "\n".join(said[-60:]))
         return False
-    outcome = native.run(DIRECTORY, name, seconds)
+    outcome = native.run(directory, name, seconds)
     row(name, outcome.inputs, seconds, f"{outcome.edges:,} of {outcome.edges_all:,} branches of the core and the target")
     if outcome.artifact is None:
         return True
-    finding(name, outcome.artifact, f"{DIRECTORY}/fuzz_{name} {outcome.artifact}", outcome.text)
+    finding(name, outcome.artifact, f"{directory}/fuzz_{name} {outcome.artifact}", outcome.text)
     return False
 
 
@@ -47,7 +47,7 @@ def too_slow(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"one input took more than {INPUT_SECONDS_MAX} s")
 
 
-def run_python(name: str, seconds: int, seed: int) -> bool:
+def run_python(directory: Path, name: str, seconds: int, seed: int) -> bool:
     target = python.TARGETS[name]
 
     def limited(data: bytes) -> None:
@@ -60,14 +60,14 @@ def run_python(name: str, seconds: int, seed: int) -> bool:
     outcome = mutation.fuzz(limited, first, target.words, python.watched_files(target), seconds, seed)
     signal.alarm(0)
     row(name, outcome.inputs, seconds, f"{outcome.lines:,} lines")
-    gathered = DIRECTORY / "corpus" / name
+    gathered = directory / "corpus" / name
     gathered.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(outcome.corpus):
         (gathered / f"{number:05}").write_bytes(data)
     if outcome.broken is None:
         return True
     data, error = outcome.broken
-    artifact = DIRECTORY / f"{name}-broken"
+    artifact = directory / f"{name}-broken"
     artifact.write_bytes(data)
     finding(name, artifact, f"PYTHONPATH=tests {sys.executable} -m fuzz --input {artifact} {name}", "".join(
         traceback.format_exception(error)
@@ -75,13 +75,13 @@ def run_python(name: str, seconds: int, seed: int) -> bool:
     return False
 
 
-def keep(name: str) -> None:
+def keep(directory: Path, name: str) -> None:
     """The minimal corpus of what has been gathered, into the tree."""
     if name in native.TARGETS:
-        inputs = native.minimize(DIRECTORY, name)
+        inputs = native.minimize(directory, name)
     else:
         target = python.TARGETS[name]
-        gathered = sorted((DIRECTORY / "corpus" / name).glob("*"), key=lambda path: path.stat().st_size)
+        gathered = sorted((directory / "corpus" / name).glob("*"), key=lambda path: path.stat().st_size)
         inputs = mutation.minimal(target.run, [path.read_bytes() for path in gathered], python.watched_files(target))
     archive = kept.pack(name, inputs)
     print(f"    {name:12} {len(inputs):>6,} inputs in {archive.stat().st_size:>8,} bytes", flush=True)
@@ -95,6 +95,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="of the Python targets' changes")
     parser.add_argument("--keep", action="store_true", help="fuzz nothing; put what earlier runs gathered into tests/kept/fuzz")
     parser.add_argument("--input", type=Path, help="run this file through the one target that is named")
+    parser.add_argument("--directory", type=Path, default=BUILD, help="where programs, new inputs and findings go")
     parser.add_argument("targets", nargs="*", metavar="TARGET", default=[])
     chosen = parser.parse_args()
     targets = chosen.targets or every
@@ -103,18 +104,24 @@ def main() -> int:
     if chosen.input and targets[0] in python.TARGETS:
         python.TARGETS[targets[0]].run(chosen.input.read_bytes())
         return 0
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    directory: Path = chosen.directory.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
     if built := [name for name in targets if name in native.TARGETS]:
         print("==> building the targets", flush=True)
-        native.build(DIRECTORY, fuzzer=True, targets=built)
+        native.build(directory, fuzzer=True, targets=built)
     if chosen.keep:
         for name in targets:
-            keep(name)
+            keep(directory, name)
         return 0
     seconds = max(1, chosen.minutes * 60 // len(targets)) if chosen.minutes else chosen.seconds
     print(f"==> {len(targets)} targets, {seconds} s each, seed {chosen.seed}", flush=True)
-    good = [run_native(name, seconds) if name in native.TARGETS else run_python(name, seconds, chosen.seed) for name in targets]
-    return 0 if all(good) else 1
+    good = True
+    for name in targets:
+        if name in native.TARGETS:
+            good &= run_native(directory, name, seconds)
+        else:
+            good &= run_python(directory, name, seconds, chosen.seed)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
