@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -75,6 +77,12 @@ def run_python(directory: Path, name: str, seconds: int, seed: int) -> bool:
     return False
 
 
+def run(directory: Path, name: str, seconds: int, seed: int) -> bool:
+    if name in native.TARGETS:
+        return run_native(directory, name, seconds)
+    return run_python(directory, name, seconds, seed)
+
+
 def keep(directory: Path, name: str) -> None:
     """The minimal corpus of what has been gathered, into the tree."""
     if name in native.TARGETS:
@@ -92,6 +100,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz every parser of BlipMQ; the targets: " + " ".join(every))
     parser.add_argument("--seconds", type=int, default=20, help="for each target")
     parser.add_argument("--minutes", type=int, help="for all targets together, instead")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
+    parser.add_argument("--built", action="store_true", help="the programs in --directory are what is in the tree")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="of the Python targets' changes")
     parser.add_argument("--keep", action="store_true", help="fuzz nothing; put what earlier runs gathered into tests/kept/fuzz")
     parser.add_argument("--input", type=Path, help="run this file through the one target that is named")
@@ -106,7 +116,7 @@ def main() -> int:
         return 0
     directory: Path = chosen.directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    if built := [name for name in targets if name in native.TARGETS]:
+    if not chosen.built and (built := [name for name in targets if name in native.TARGETS]):
         print("==> building the targets", flush=True)
         native.build(directory, fuzzer=True, targets=built)
     if chosen.keep:
@@ -114,14 +124,16 @@ def main() -> int:
             keep(directory, name)
         return 0
     seconds = max(1, chosen.minutes * 60 // len(targets)) if chosen.minutes else chosen.seconds
-    print(f"==> {len(targets)} targets, {seconds} s each, seed {chosen.seed}", flush=True)
-    good = True
-    for name in targets:
-        if name in native.TARGETS:
-            good &= run_native(directory, name, seconds)
-        else:
-            good &= run_python(directory, name, seconds, chosen.seed)
-    return 0 if good else 1
+    seconds_each = ["--seconds", str(seconds), "--seed", str(chosen.seed), "--directory", str(directory), "--built"]
+
+    def one(name: str) -> bool:  # in a process of its own: its alarm and its trace are its alone
+        return subprocess.run([sys.executable, "-m", "fuzz", *seconds_each, name], check=False).returncode == 0
+
+    if chosen.built:
+        return 0 if all([run(directory, name, seconds, chosen.seed) for name in targets]) else 1
+    print(f"==> {len(targets)} targets, {seconds} s each, {chosen.jobs} at a time, seed {chosen.seed}", flush=True)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        return 0 if all(list(pool.map(one, targets))) else 1
 
 
 if __name__ == "__main__":
