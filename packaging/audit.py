@@ -34,7 +34,9 @@ def installed(interpreter: str) -> list[str]:
     """What pip says is installed there, the project itself left out."""
     command = [interpreter, "-m", "pip", "list", "--format=json", "--exclude-editable", "--disable-pip-version-check"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return [f"{package['name']}=={package['version']}" for package in listed if package["name"] not in ("pip", "setuptools")]
+    return [
+        f"{package['name']}=={package['version']}" for package in listed if package["name"] not in ("pip", "setuptools")
+    ]
 
 
 def ask(pip_audit: str, service: str, wanted: list[str]) -> tuple[dict[str, list[str]], list[str], str]:
@@ -42,7 +44,18 @@ def ask(pip_audit: str, service: str, wanted: list[str]) -> tuple[dict[str, list
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write("\n".join(wanted) + "\n")
         file.flush()
-        command = [pip_audit, "--progress-spinner=off", "-f", "json", "-s", service, "--no-deps", "--disable-pip", "-r", file.name]
+        command = [
+            pip_audit,
+            "--progress-spinner=off",
+            "-f",
+            "json",
+            "-s",
+            service,
+            "--no-deps",
+            "--disable-pip",
+            "-r",
+            file.name,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         answered = json.loads(done.stdout)["dependencies"]

@@ -1,4 +1,4 @@
-"""`core_coverage.py DIRECTORY`: what the instrumented run in DIRECTORY has covered of native/*.c: a table, and pages with every line.
+"""`core_coverage.py DIRECTORY`: what the instrumented run in DIRECTORY has covered of native/*.c, as a table and as pages.
 
 Invariant: the counts of all processes and of all programs that were built from the core's files are in it: the extension, and
 the C tests' programs that are left in DIRECTORY/tmp.
@@ -27,7 +27,10 @@ def is_program(path: Path) -> bool:
 
 
 def shown(counts: dict[str, dict[str, float]]) -> str:
-    cells = (f"{counts[kind]['covered']:>6.0f} of {counts[kind]['count']:>5.0f} {counts[kind]['percent']:>5.1f} %" for kind in KINDS)
+    cells = (
+        f"{counts[kind]['covered']:>6.0f} of {counts[kind]['count']:>5.0f} {counts[kind]['percent']:>5.1f} %"
+        for kind in KINDS
+    )
     return "   ".join(cells)
 
 
@@ -39,7 +42,9 @@ def main() -> None:
     first, *others = map(str, programs(directory))
     common = [first, *(part for other in others for part in ("-object", other)), f"-instr-profile={profile}"]
     core = [str(path) for path in sorted((directory / "tree" / "native").glob("*.c"))]
-    exported = subprocess.run(["llvm-cov", "export", "-summary-only", *common, *core], check=True, capture_output=True).stdout
+    exported = subprocess.run(
+        ["llvm-cov", "export", "-summary-only", *common, *core], check=True, capture_output=True
+    ).stdout
     data = json.loads(exported)["data"][0]
     print(f"{'':22}" + "".join(f"{kind:>25}" for kind in KINDS))
     for file in sorted(data["files"], key=lambda file: str(file["filename"])):

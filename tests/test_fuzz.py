@@ -28,7 +28,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_kept_input_of_every_target_in_c_passes(programs: Path) -> None:
-    broken = {name: done.stderr[-2000:] for name in native.TARGETS if (done := native.replay(programs, name)).returncode}
+    broken = {
+        name: done.stderr[-2000:] for name in native.TARGETS if (done := native.replay(programs, name)).returncode
+    }
     assert broken == {}
 
 

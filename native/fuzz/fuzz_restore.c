@@ -11,7 +11,8 @@
 
 #define RECORDS_MAX 40u
 
-static const bq_log_config_t config = {.max_bytes = 256 << 10, .segment_bytes = 16384, .flush_interval_ms = 0, .batch_bytes = 4096};
+static const bq_log_config_t config = {
+    .max_bytes = 256 << 10, .segment_bytes = 16384, .flush_interval_ms = 0, .batch_bytes = 4096};
 
 typedef struct item {
     uint8_t type;

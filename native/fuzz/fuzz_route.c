@@ -13,7 +13,8 @@
 #define CONNECTIONS 5u
 #define HELD_MAX 64u
 
-static const char *const FILTERS[] = {"a", "a.b", "a.*", "*.b", "a.>", ">", "a/+", "+/b", "a/#", "#", "a/b/#", "$a.*", "*.*.*", "a..", "+/+"};
+static const char *const FILTERS[] = {"a",   "a.b", "a.*",   "*.b",  "a.>",   ">",   "a/+", "+/b",
+                                      "a/#", "#",   "a/b/#", "$a.*", "*.*.*", "a..", "+/+"};
 static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "a/b", "a/b/c", "a/", "/", ".", "$a.b", "a..", "b", "a.b/c"};
 
 typedef struct held {

@@ -310,7 +310,8 @@ static void step_command(machine_t *machine, client_t *client, input_t *input) {
     static uint8_t frame[160000];
     static const uint8_t payload[24000];
     uint8_t kind = input_byte(input), how = input_byte(input), big = input_byte(input);
-    fields_t fields = {.action = kind & 7, .qos = kind >> 3 & 1, .durable = kind >> 4 & 1, .protocol = 1, .seq = input_byte(input)};
+    fields_t fields = {
+        .action = kind & 7, .qos = kind >> 3 & 1, .durable = kind >> 4 & 1, .protocol = 1, .seq = input_byte(input)};
     bool names = fields.action == FRAME_SUB || fields.action == FRAME_UNSUB;
     fields.topic = names ? input_text(input, FILTERS, COUNT(FILTERS)) : input_text(input, TOPICS, COUNT(TOPICS));
     fields.payload = (text_t){payload, big < 200 ? big : (big - 200u) * 400u};
@@ -333,7 +334,8 @@ static void step_raw(machine_t *machine, client_t *client, input_t *input) {
     REQUIRE(copy);
     store_be32(copy, bytes.size);
     if (bytes.size) memcpy(copy + 4, bytes.bytes, bytes.size);
-    text_t all = how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size}; /* with the right length, or as they are */
+    text_t all =
+        how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size}; /* with the right length, or as they are */
     feed(machine, client, all, how >> 1);
     free(copy);
 }
@@ -348,11 +350,11 @@ static void step_attach(machine_t *machine, client_t *client, input_t *input) {
     client->trusted = how & 1;
     client->reads = !(how & 2);
     machine->someone_admitted |= client->trusted;
-    client->attaching = push(machine,
-                             (bq_command_t){.type = BQ_CMD_ATTACH,
-                                            .seq = client_number(machine, client),
-                                            .flags = client->trusted ? BQ_CONN_TRUSTED : 0},
-                             none, none);
+    client->attaching =
+        push(machine,
+             (bq_command_t){
+                 .type = BQ_CMD_ATTACH, .seq = client_number(machine, client), .flags = client->trusted ? BQ_CONN_TRUSTED : 0},
+             none, none);
     turn(machine, 0);
 }
 
@@ -383,9 +385,18 @@ static void step_limits(machine_t *machine, input_t *input) {
 
 /* Any record that carries no descriptor, for whatever connection: handles that are stale or never were included. */
 static void step_record(machine_t *machine, client_t *client, input_t *input) {
-    static const uint16_t types[] = {BQ_CMD_TAKEN,     BQ_CMD_ADMIT, BQ_CMD_SUBSCRIBE, BQ_CMD_UNSUBSCRIBE,
-                                     BQ_CMD_REPLY,     BQ_CMD_CLOSE, BQ_CMD_STATS,     BQ_CMD_LIST,
-                                     BQ_CMD_LIMITS,    BQ_CMD_ATTACH, 0,               99};
+    static const uint16_t types[] = {BQ_CMD_TAKEN,
+                                     BQ_CMD_ADMIT,
+                                     BQ_CMD_SUBSCRIBE,
+                                     BQ_CMD_UNSUBSCRIBE,
+                                     BQ_CMD_REPLY,
+                                     BQ_CMD_CLOSE,
+                                     BQ_CMD_STATS,
+                                     BQ_CMD_LIST,
+                                     BQ_CMD_LIMITS,
+                                     BQ_CMD_ATTACH,
+                                     0,
+                                     99};
     bq_command_t command = {.type = types[input_byte(input) % COUNT(types)], .flags = input_byte(input), .seq = CLIENTS + 1};
     command.conn = client->conn ^ input_byte(input);
     command.value = input_byte(input) & 1 ? input_u64(input) : input_byte(input);
@@ -417,7 +428,9 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     case 8: client->reads = !client->reads; return;
     case 9: settle(machine, input_time(input), 1); return;
     case 10: settle(machine, input_time(input), 1 + input_byte(input) % 8); return;
-    case 11: push(machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none); return;
+    case 11:
+        push(machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
+        return;
     case 12: machine->answering = !machine->answering; return;
     case 13: machine->away = !machine->away; return;
     case 14: step_limits(machine, input); return;
@@ -479,7 +492,8 @@ static void finish(machine_t *machine) {
         took(machine, client, client->untaken);
     }
     settle(machine, 1, 4);
-    for (uint32_t tries = 0; tries < 50 && !push(machine, (bq_command_t){.type = BQ_CMD_STOP, .value = 1000}, none, none); tries++)
+    for (uint32_t tries = 0; tries < 50 && !push(machine, (bq_command_t){.type = BQ_CMD_STOP, .value = 1000}, none, none);
+         tries++)
         settle(machine, 1, 1);
     settle(machine, 100, 100);
     REQUIRE(machine->stopped);

@@ -18,7 +18,9 @@ from sbom import component, document
 def licence_of(name: str, about: metadata.PackageMetadata) -> str:
     """The SPDX expression that the package gives, or the one found in its text when it was first built in."""
     known = about.get("License-Expression") or WHEELS.get(name.lower(), ("",))[0]
-    return known or sys.exit(f"source_sbom: {name} states no SPDX licence: read its licence and add it to WHEELS in components.py")
+    return known or sys.exit(
+        f"source_sbom: {name} states no SPDX licence: read its licence and add it to WHEELS in components.py"
+    )
 
 
 def requirements(package: str) -> list[str]:
@@ -38,13 +40,20 @@ def runtime(package: str) -> dict[str, tuple[Component, list[str]]]:
         about = metadata.metadata(name)
         purl = f"pkg:pypi/{name.lower()}@{about['Version']}"
         needs = requirements(name)
-        found[name] = Component(name, about["Version"], licence_of(name, about), purl, "", "a dependency of the source tree"), needs
+        found[name] = (
+            Component(name, about["Version"], licence_of(name, about), purl, "", "a dependency of the source tree"),
+            needs,
+        )
         waiting += needs
     return found
 
 
 def listed(part: Component, where: str) -> dict[str, object]:
-    return {**component(part), "bom-ref": f"{where}:{part.purl}", "properties": [{"name": "blipmq:part-of", "value": where}]}
+    return {
+        **component(part),
+        "bom-ref": f"{where}:{part.purl}",
+        "properties": [{"name": "blipmq:part-of", "value": where}],
+    }
 
 
 def main() -> None:
@@ -61,7 +70,9 @@ def main() -> None:
         if (Path(cache) / target / "onedir").is_dir():
             parts += [listed(part, f"linux-{target}") for part in components(Path(cache), target)]
         else:
-            print(f"    no binary for linux {target} has been built in {cache}: its parts are left out", file=sys.stderr)
+            print(
+                f"    no binary for linux {target} has been built in {cache}: its parts are left out", file=sys.stderr
+            )
     main_part = {"type": "application", "bom-ref": purl, "name": "blipmq", "version": version, "purl": purl}
     filled = {"components": parts, "dependencies": depends}
     made = document(main_part, int(epoch), json.dumps(filled) + epoch)

@@ -38,7 +38,9 @@ def run_native(directory: Path, name: str, seconds: int) -> bool:
         finding(name, artifact, f"{directory}/fuzz_{name} INPUT", "\n".join(said[-60:]))
         return False
     outcome = native.run(directory, name, seconds)
-    row(name, outcome.inputs, seconds, f"{outcome.edges:,} of {outcome.edges_all:,} branches of the core and the target")
+    row(
+        name, outcome.inputs, seconds, f"{outcome.edges:,} of {outcome.edges_all:,} branches of the core and the target"
+    )
     if outcome.artifact is None:
         return True
     finding(name, outcome.artifact, f"{directory}/fuzz_{name} {outcome.artifact}", outcome.text)
@@ -97,13 +99,17 @@ def keep(directory: Path, name: str) -> None:
 
 def main() -> int:
     every = [*native.TARGETS, *python.TARGETS]
-    parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz every parser of BlipMQ; the targets: " + " ".join(every))
+    parser = argparse.ArgumentParser(
+        prog="fuzz", description="Fuzz every parser of BlipMQ; the targets: " + " ".join(every)
+    )
     parser.add_argument("--seconds", type=int, default=20, help="for each target")
     parser.add_argument("--minutes", type=int, help="for all targets together, instead")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
     parser.add_argument("--built", action="store_true", help="the programs in --directory are what is in the tree")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="of the Python targets' changes")
-    parser.add_argument("--keep", action="store_true", help="fuzz nothing; put what earlier runs gathered into tests/kept/fuzz")
+    parser.add_argument(
+        "--keep", action="store_true", help="fuzz nothing; put what earlier runs gathered into tests/kept/fuzz"
+    )
     parser.add_argument("--input", type=Path, help="run this file through the one target that is named")
     parser.add_argument("--directory", type=Path, default=BUILD, help="where programs, new inputs and findings go")
     parser.add_argument("targets", nargs="*", metavar="TARGET", default=[])
@@ -130,7 +136,8 @@ def main() -> int:
         return subprocess.run([sys.executable, "-m", "fuzz", *seconds_each, name], check=False).returncode == 0
 
     if chosen.built:
-        return 0 if all([run(directory, name, seconds, chosen.seed) for name in targets]) else 1
+        broken = [name for name in targets if not run(directory, name, seconds, chosen.seed)]
+        return 1 if broken else 0
     print(f"==> {len(targets)} targets, {seconds} s each, {chosen.jobs} at a time, seed {chosen.seed}", flush=True)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         return 0 if all(list(pool.map(one, targets))) else 1

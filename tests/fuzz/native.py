@@ -47,7 +47,9 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
     whole = "-fsanitize=address,undefined" + (",fuzzer" if fuzzer else "")
 
     def compile_one(source: Path) -> None:
-        subprocess.run([*compiler, *FLAGS, core, "-c", str(source), "-o", str(objects / f"{source.stem}.o")], check=True)
+        subprocess.run(
+            [*compiler, *FLAGS, core, "-c", str(source), "-o", str(objects / f"{source.stem}.o")], check=True
+        )
 
     def link_one(target: str) -> None:
         source = SOURCES / f"fuzz_{target}.c"
@@ -106,7 +108,13 @@ def minimize(directory: Path, target: str) -> list[bytes]:
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)
     sources = [directory / part / target for part in ("corpus", "seeds", "kept")]
-    command = [str(directory / f"fuzz_{target}"), "-merge=1", "-use_counters=0", f"-max_len={INPUT_BYTES_MAX}", str(merged)]
+    command = [
+        str(directory / f"fuzz_{target}"),
+        "-merge=1",
+        "-use_counters=0",
+        f"-max_len={INPUT_BYTES_MAX}",
+        str(merged),
+    ]
     done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         raise SystemExit(f"fuzz: {target}: its corpus cannot be merged:\n{done.stderr[-3000:]}")

@@ -95,7 +95,10 @@ def commands(data: bytes) -> None:
     assert read == twin._asdict()
     if not any("\ud800" <= character <= "\udfff" for character in twin.api_key):  # any bytes: the reference wants UTF-8
         reference = fake_broker.read_command(data)
-        assert {**twin._asdict(), "action": wire.ACTIONS[twin.action]} == {**reference, "durable": bool(reference["durable"])}
+        assert {**twin._asdict(), "action": wire.ACTIONS[twin.action]} == {
+            **reference,
+            "durable": bool(reference["durable"]),
+        }
 
 
 def command_stream(data: bytes) -> None:
@@ -228,7 +231,10 @@ def configuration(data: bytes) -> None:
 
 def configuration_first() -> list[bytes]:
     shipped = [path.read_bytes()[:3500] for path in sorted((TESTS.parent / "config").glob("*.toml"))]
-    return [*shipped, b'[server]\nbind_addr = "127.0.0.1:7878"\n[limits]\nmax_connections = 10\n[delivery]\nx = {y = 1}\n']
+    return [
+        *shipped,
+        b'[server]\nbind_addr = "127.0.0.1:7878"\n[limits]\nmax_connections = 10\n[delivery]\nx = {y = 1}\n',
+    ]
 
 
 def log_lines(data: bytes) -> None:
@@ -249,7 +255,10 @@ TARGETS = {
     "py-frames": Target(frames, frames_first, [], [wire, splitter, flatbuffer]),
     "py-commands": Target(commands, lambda: [frame[4:] for frame in vectors("up")], [], [command, flatbuffer]),
     "py-stream": Target(
-        command_stream, lambda: [b"\0" + frame * 2 for frame in vectors("up")], [], [wire, command, splitter, flatbuffer]
+        command_stream,
+        lambda: [b"\0" + frame * 2 for frame in vectors("up")],
+        [],
+        [wire, command, splitter, flatbuffer],
     ),
     "py-http": Target(
         requests,
@@ -263,7 +272,9 @@ TARGETS = {
         [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
         [config_reader],
     ),
-    "py-logs": Target(log_lines, lambda: [b"a name", "é\u2028\x1b[31m\n".encode(), b"\xff" * 600], [b"\x1b", b"\n", b'"'], [logs]),
+    "py-logs": Target(
+        log_lines, lambda: [b"a name", "é\u2028\x1b[31m\n".encode(), b"\xff" * 600], [b"\x1b", b"\n", b'"'], [logs]
+    ),
 }
 
 

@@ -139,7 +139,9 @@ def records() -> list[bytes]:
 def routes() -> list[bytes]:
     everyone = bytes(chain.from_iterable((connection * 8, name) for connection in range(5) for name in range(15)))
     look = bytes(chain.from_iterable((5, name) for name in range(12)))
-    return [bytes([size]) + everyone[:60] + look + bytes([4, 11, 3]) + look + everyone[60:] + look for size in (0, 3, 99)]
+    return [
+        bytes([size]) + everyone[:60] + look + bytes([4, 11, 3]) + look + everyone[60:] + look for size in (0, 3, 99)
+    ]
 
 
 def rings() -> list[bytes]:
