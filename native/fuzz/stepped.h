@@ -44,6 +44,7 @@ typedef struct machine {
     bq_config_t config;
     uint64_t now_ms, id_max;
     client_t clients[CLIENTS];
+    uint32_t allocations_before, allocations_failing; /* of the next turn */
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no log */
 } machine_t;
@@ -218,6 +219,30 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     }
 }
 
+/* ---- memory ---------------------------------------------------------------------------------------------------------
+
+ * The core's calls of these come here (native.py links them so); the allocation that a step has chosen fails, and the next ones do
+ * too, as many as it said. Only inside a turn, and only for the thread that turns. */
+
+static _Thread_local uint32_t allocations_before, allocations_failing;
+
+static bool scarce(void) {
+    if (!allocations_failing) return false;
+    if (allocations_before) {
+        allocations_before--;
+        return false;
+    }
+    allocations_failing--;
+    return true;
+}
+
+void *__real_malloc(size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
+void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
+
 /* ---- turning -------------------------------------------------------------------------------------------------------- */
 
 static void sums_check(machine_t *machine) {
@@ -232,7 +257,10 @@ static void sums_check(machine_t *machine) {
 static void turn(machine_t *machine, uint64_t advance_ms) {
     bq_event_t event;
     machine->now_ms += advance_ms;
+    allocations_before = machine->allocations_before;
+    allocations_failing = machine->allocations_failing;
     bq_turn(machine->bq, machine->now_ms, machine->now_ms + 1700000000000);
+    machine->allocations_failing = allocations_failing = 0;
     if (machine->bq->log) log_settle(machine->bq->log); /* the same input does the same again */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
@@ -416,6 +444,11 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
 static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     client_t *client = &machine->clients[input_byte(input) % CLIENTS];
     text_t none = {NULL, 0};
+    if (what >= 232 && what < 240) {
+        machine->allocations_before = input_byte(input) % 16;
+        machine->allocations_failing = what - 231;
+        return;
+    }
     switch (what % 16) {
     case 0: step_attach(machine, client, input); return;
     case 1:

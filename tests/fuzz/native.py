@@ -20,8 +20,8 @@ NATIVE = ROOT / "native"
 SOURCES = NATIVE / "fuzz"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in SOURCES.glob("fuzz_*.c"))
 FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", f"-I{NATIVE}", "-pthread"]
-# A target that stands in for the disk says so by defining the function that the linker gives the callers.
-WRAPPED = "__wrap_storage_posix"
+# A target that stands in for a function of others (the disk, the allocator) defines what the linker gives their callers.
+WRAPPED = re.compile(r"__wrap_(\w+)")
 INPUT_SECONDS_MAX = 25
 INPUT_BYTES_MAX = 4096
 RSS_MB_MAX = 2048
@@ -53,7 +53,7 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
 
     def link_one(target: str) -> None:
         source = SOURCES / f"fuzz_{target}.c"
-        wrap = ["-Wl,--wrap=storage_posix"] if WRAPPED in _with_includes(source) else []
+        wrap = [f"-Wl,--wrap={name}" for name in sorted(set(WRAPPED.findall(_with_includes(source))))]
         replay = [] if fuzzer else [str(SOURCES / "replay.c")]
         files = [str(source), *replay, *map(str, sorted(objects.glob("*.o")))]
         subprocess.run([*compiler, *FLAGS, whole, *files, *wrap, "-o", str(directory / f"fuzz_{target}")], check=True)
