@@ -209,11 +209,13 @@ bool command_run_all(bq_t *bq) {
     uint32_t size;
     const uint8_t *bytes;
     uint32_t count = 0;
+    bq->command_waits = false;
     while (count < COMMANDS_MAX && (bytes = ring_peek(&bq->commands, &size))) {
         record_t record;
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;
-        if (!run(bq, &record, text, record.blob ? record.blob : text + record.text_size)) return true;
+        bq->command_waits = !run(bq, &record, text, record.blob ? record.blob : text + record.text_size);
+        if (bq->command_waits) break; /* RETRY_MS later; trying at once would spin until Python comes */
         blob_free(bq, &record);
         ring_pop(&bq->commands);
         count++;
