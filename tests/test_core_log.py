@@ -1,4 +1,4 @@
-"""The core with its log, turned by hand: limits of QoS 1 sessions, a log that takes nothing now, and what is too old to come back.
+"""The core with its log, turned by hand: limits of QoS 1 sessions, a log that is slow, what is too old to come back.
 
 Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
 """
@@ -19,7 +19,7 @@ WAITS_MAX = 20_000
 
 
 class LoggedBench(Bench):
-    """A bench whose core has a log in `directory`; QoS 1 subscriptions are made as they are asked for, under `name` of the client."""
+    """A bench whose core has a log in `directory`; subscriptions are made as they are asked for, under the client's name."""
 
     def __init__(self, directory: Path, log: LogConfig = LOG, **limits: Any) -> None:
         super().__init__(**limits)
