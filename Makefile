@@ -137,8 +137,8 @@ coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and bu
 	LDSHARED="clang -shared -fprofile-instr-generate" LLVM_PROFILE_FILE="$(CURDIR)/$(COVERAGE)/profile-%8m.profraw" && \
 	$(CURDIR)/$(PY) setup.py --quiet build_ext --inplace && \
 	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --basetemp=$(CURDIR)/$(COVERAGE)/tmp \
-	$(addprefix --ignore=tests/,$(WITHOUT_COUNTS)) $(ARGS)
-	@$(PY) tests/core_coverage.py $(COVERAGE)
+	$(addprefix --ignore=tests/,$(WITHOUT_COUNTS)) $(ARGS); status=$$?; \
+	cd $(CURDIR) && $(PY) tests/core_coverage.py $(COVERAGE) && exit $$status
 
 # ---- what it is made of -------------------------------------------------------------------------------------------------
 
