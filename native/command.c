@@ -171,7 +171,8 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text, data); return; /* these two may wait for the disk */
     case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text, data); return;
-    default: reply(bq, connection, record, text, data); break;
+    case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
+    default: return; /* no such command */
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
     if (record->command.type != BQ_CMD_REPLY || !(record->command.flags & BQ_REPLY_UNASKED))
