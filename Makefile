@@ -11,14 +11,16 @@ BUILD_REQUIRES := "setuptools>=77" "cffi>=1.17"
 # What the interpreter builds extensions with, run by the shell: `cc` may be another compiler with other run-times.
 BUILD_CC = $$($(CURDIR)/$(PY) -c 'import os, sysconfig; print(os.environ.get("CC") or sysconfig.get_config_var("CC"))')
 FUZZ_SECONDS ?= 20
+FUZZ_MINUTES ?= 60
+FUZZ_JOBS ?= 2
 ASAN := build/asan
-FUZZ := build/fuzz
+COVERAGE := build/coverage
 C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test slow crash check format guard bench bench-quick bench-micro asan fuzz core clean
+.PHONY: help run test slow crash check format guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -86,7 +88,8 @@ format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
 # tests start as processes of their own write their findings to files too, so none is lost with its standard error;
 # libubsan comes first because gcc's two run-times share the name of the function that sets the file. Left out: tests without
 # a core, those that build sanitized programs of their own or run others' (curl), and test_crash, which preloads a disk of its own.
-WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py
+WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
+	test_fuzz.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
@@ -118,19 +121,43 @@ bench-micro: $(VENV)/.run ## what one operation of the core's parts costs: timer
 crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
 
-fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
+fuzz: $(VENV)/.test $(CORE) ## fuzz every parser; FUZZ_SECONDS=20 for each target, ARGS='core py-http' to choose
 	@packaging/setup.sh clang
-	@mkdir -p $(FUZZ)
-	@$(PY) native/fuzz/make_seeds.py $(FUZZ)/seeds
-	@for source in native/fuzz/fuzz_*.c; do name=$$(basename "$$source" .c) && name=$${name#fuzz_}; \
-	echo "==> fuzzing $$name for $(FUZZ_SECONDS) s"; \
-	clang -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
-	-o $(FUZZ)/fuzz_$$name "$$source" native/*.c -pthread || exit 1; \
-	mkdir -p $(FUZZ)/corpus/$$name; \
-	$(FUZZ)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 \
-	-artifact_prefix=$(FUZZ)/$$name- $(FUZZ)/corpus/$$name $(FUZZ)/seeds/$$name >$(FUZZ)/$$name.log 2>&1 \
-	|| { tail -n 80 $(FUZZ)/$$name.log; exit 1; }; \
-	sed -n 's/^stat::number_of_executed_units: */    inputs tried: /p' $(FUZZ)/$$name.log; done
+	@PYTHONPATH=tests $(PY) -m fuzz --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(ARGS)
+
+fuzz-long: $(VENV)/.test $(CORE) ## the same for FUZZ_MINUTES=60 in all
+	@packaging/setup.sh clang
+	@PYTHONPATH=tests $(PY) -m fuzz --minutes $(FUZZ_MINUTES) --jobs $(FUZZ_JOBS) $(ARGS)
+
+fuzz-keep: $(VENV)/.test $(CORE) ## put what fuzzing has reached so far, in as few inputs as do, into tests/kept/fuzz
+	@packaging/setup.sh clang
+	@PYTHONPATH=tests $(PY) -m fuzz --keep $(ARGS)
+
+# The suite on a copy of the tree whose core counts what it runs, and the C tests with it, all by clang. A process that is killed
+# leaves no counts, so the crash tests are left out; so is what needs no core.
+WITHOUT_COUNTS := test_house_rules.py test_promises.py test_docs.py test_crash.py test_fuzz.py
+coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and build/coverage/html/index.html
+	@packaging/setup.sh clang
+	@packaging/setup.sh llvm
+	@rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)/tree
+	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(COVERAGE)/tree
+	@cd $(COVERAGE)/tree && export CC="clang -fprofile-instr-generate -fcoverage-mapping" PYTHONPATH="$(CURDIR)/$(COVERAGE)/tree" \
+	LDSHARED="clang -shared -fprofile-instr-generate" LLVM_PROFILE_FILE="$(CURDIR)/$(COVERAGE)/profile-%8m.profraw" && \
+	$(CURDIR)/$(PY) setup.py --quiet build_ext --inplace && \
+	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --basetemp=$(CURDIR)/$(COVERAGE)/tmp \
+	$(addprefix --ignore=tests/,$(WITHOUT_COUNTS)) $(ARGS); status=$$?; \
+	cd $(CURDIR) && $(PY) tests/core_coverage.py $(COVERAGE) && exit $$status
+
+# ---- what it is made of -------------------------------------------------------------------------------------------------
+
+audit: $(VENV)/.test ## known vulnerabilities in what BlipMQ runs on and is built with; status 2: nobody could be asked
+	@test -x build/audit/bin/pip-audit || { $(PY) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit; }
+	@$(PY) packaging/audit.py build/audit/bin/pip-audit $(PY)
+
+sbom: $(VENV)/.test ## what BlipMQ runs on and its binaries carry, as CycloneDX: dist/blipmq-VERSION.cdx.json
+	@mkdir -p dist
+	@version=$$(packaging/version) && $(PY) packaging/release/source_sbom.py \
+	"$${BLIPMQ_BUILD_CACHE:-$$HOME/.cache/blipmq}" "$$version" "$$(packaging/epoch)" "dist/blipmq-$$version.cdx.json"
 
 # ---- binaries, packages, images ------------------------------------------------------------------------------------------
 

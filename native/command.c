@@ -185,7 +185,8 @@ static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text, data); return; /* these two may wait for the disk */
     case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text, data); return;
-    default: reply(bq, connection, record, text, data); break;
+    case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
+    default: return; /* no such command */
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
     if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return;
@@ -232,11 +233,13 @@ bool command_run_all(bq_t *bq) {
     uint32_t size;
     const uint8_t *bytes;
     uint32_t count = 0;
+    bq->command_waits = false;
     while (count < COMMANDS_MAX && (bytes = ring_peek(&bq->commands, &size))) {
         record_t record;
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;
-        if (!run(bq, &record, text, record.blob ? record.blob : text + record.text_size)) return true;
+        bq->command_waits = !run(bq, &record, text, record.blob ? record.blob : text + record.text_size);
+        if (bq->command_waits) break; /* RETRY_MS later; trying at once would spin until Python comes */
         blob_free(bq, &record);
         ring_pop(&bq->commands);
         count++;

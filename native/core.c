@@ -221,7 +221,8 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    if ((bq->retry || bq->dead || (bq->stop_closed && !bq->stopped)) && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    bool tries = bq->retry || bq->dead || bq->command_waits || (bq->stop_closed && !bq->stopped);
+    if (tries && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
     if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
@@ -237,7 +238,7 @@ static int shorter(int timeout_ms, int64_t timer_ms) {
 
 int bq_wait(bq_t *bq, int timeout_ms) {
     timeout_ms = shorter(timeout_ms, bq_next_timer_ms(bq));
-    if (!ring_wait_begin(&bq->commands)) timeout_ms = 0;
+    if (!ring_wait_begin(&bq->commands) && !bq->command_waits) timeout_ms = 0;
     bq->poll_count = 0;
     int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
     ring_wait_end(&bq->commands);

@@ -74,6 +74,7 @@ struct bq {
     int poller;
     poll_wake_t command_wake, event_wake;
     ring_t commands, events;
+    bool command_waits;          /* the oldest command's answer finds no room among the events */
     bool event_held;             /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
     door_t door;

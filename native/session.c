@@ -320,10 +320,17 @@ static bool expiry_of(const bq_t *bq, const publish_record_t *record, uint64_t *
 
 enum take { TAKE_OK, TAKE_FULL, TAKE_SKIP };
 
+/* A CRC shows that a record is as it was written, not that a core wrote it: what it says of itself must fit, and its topic be one. */
+static bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record) {
+    if (size < sizeof *record) return false;
+    memcpy(record, bytes, sizeof *record);
+    return record->topic_size <= size - sizeof *record && topic_check(bytes + sizeof *record, record->topic_size) == 0;
+}
+
 static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uint8_t *bytes, uint32_t size) {
     publish_record_t record;
     uint64_t tick;
-    memcpy(&record, bytes, sizeof record);
+    if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
     const uint8_t *topic = bytes + sizeof record, *payload = topic + record.topic_size;
     uint32_t payload_size = size - (uint32_t)sizeof record - record.topic_size;
     if (filter_match(session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
@@ -709,7 +716,18 @@ static session_t *session_by_id(bq_t *bq, uint64_t id) {
     return session;
 }
 
-/* A session as it stands in a record or a checkpoint. */
+static uint64_t texts_size(const session_record_t *record) {
+    return (uint64_t)record->filter_size + record->client_id_size + record->group_size;
+}
+
+/* The session at the front of `bytes`, or false: it is not all there, or is none. See publish_read. */
+static bool session_read(const uint8_t *bytes, uint64_t size, session_record_t *record) {
+    if (size < sizeof *record) return false;
+    memcpy(record, bytes, sizeof *record);
+    return texts_size(record) <= size - sizeof *record && filter_check(bytes + sizeof *record, record->filter_size) >= 0;
+}
+
+/* A session as it stands in a record or a checkpoint. False: no memory. */
 static bool session_load(bq_t *bq, const session_record_t *record, const uint8_t *text, uint64_t floor_lsn) {
     session_request_t request = {.filter = text,
                                  .filter_size = record->filter_size,
@@ -735,10 +753,6 @@ typedef struct checkpoint_head {
 
 #define CHECKPOINT_VERSION 1u
 
-static uint32_t texts_size(const session_record_t *record) {
-    return record->filter_size + record->client_id_size + record->group_size;
-}
-
 static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     checkpoint_head_t head;
     if (checkpoint->size < sizeof head) return false;
@@ -751,39 +765,44 @@ static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     uint64_t at = sizeof head;
     for (uint32_t i = 0; i < head.count; i++) {
         session_record_t record;
-        if (at + sizeof record > checkpoint->size) return false;
-        memcpy(&record, checkpoint->bytes + at, sizeof record);
+        if (!session_read(checkpoint->bytes + at, checkpoint->size - at, &record)) return false;
         at += sizeof record;
-        if (at + texts_size(&record) > checkpoint->size || !session_load(bq, &record, checkpoint->bytes + at, record.floor_lsn))
-            return false;
+        if (!session_load(bq, &record, checkpoint->bytes + at, record.floor_lsn)) return false;
         at += texts_size(&record);
     }
     return true;
 }
 
+/* What a record of numbers holds; false: it is too short to be one. */
+static bool numbers_read(const log_record_t *entry, uint64_t *numbers, uint32_t count) {
+    if (entry->size < count * sizeof *numbers) return false;
+    memcpy(numbers, entry->bytes, count * sizeof *numbers);
+    return true;
+}
+
+/* A record that is not what its type says is passed over, as one of a later version is: the others are still good. */
 bool session_restore(void *context, const log_record_t *entry) {
     bq_t *bq = context;
     session_record_t record;
-    uint64_t words[2] = {0, 0};
+    uint64_t numbers[2];
     session_t *session;
     switch (entry->type) {
     case 0: return checkpoint_load(bq, entry);
     case LOG_PUBLISH:
-        memcpy(words, entry->bytes, sizeof words[0]);
-        if (words[0] >= bq->next_message_id) bq->next_message_id = words[0] + 1;
+        if (numbers_read(entry, numbers, 1) && numbers[0] + 1 > bq->next_message_id) bq->next_message_id = numbers[0] + 1;
         return true;
-    case LOG_IDS: memcpy(&bq->ids_reserved, entry->bytes, sizeof bq->ids_reserved); return true;
+    case LOG_IDS:
+        if (numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
+        return true;
     case LOG_SESSION:
-        memcpy(&record, entry->bytes, sizeof record);
+        if (!session_read(entry->bytes, entry->size, &record)) return true;
         return session_load(bq, &record, entry->bytes + sizeof record, entry->lsn);
     case LOG_SESSION_END:
-        memcpy(words, entry->bytes, sizeof words[0]);
-        if ((session = session_by_id(bq, words[0]))) session_free(bq, session);
+        if (numbers_read(entry, numbers, 1) && (session = session_by_id(bq, numbers[0]))) session_free(bq, session);
         return true;
     case LOG_ACK:
-        memcpy(words, entry->bytes, sizeof words);
-        if ((session = session_by_id(bq, words[0])) && words[1] > session->floor_lsn)
-            session->floor_lsn = session->floor_logged = words[1];
+        if (numbers_read(entry, numbers, 2) && (session = session_by_id(bq, numbers[0])) && numbers[1] > session->floor_lsn)
+            session->floor_lsn = session->floor_logged = numbers[1];
         return true;
     default: return true; /* a later minor version's record: not ours to read */
     }

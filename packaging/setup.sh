@@ -4,6 +4,7 @@
 #   packaging/setup.sh venv DIR     make a virtual environment from a Python that can build the core
 #   packaging/setup.sh make         a make to run the rest with
 #   packaging/setup.sh clang        a clang with libFuzzer
+#   packaging/setup.sh llvm         llvm-cov and llvm-profdata, which say what tests have run
 #   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
@@ -108,9 +109,10 @@ case ${1:-} in
 venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
+llvm) command -v llvm-cov >/dev/null 2>&1 && command -v llvm-profdata >/dev/null 2>&1 || apt_install "llvm-cov and llvm-profdata" llvm ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
 curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
 openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | clang | systemd | curl | openssl | valgrind" ;;
+*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind" ;;
 esac

@@ -78,7 +78,7 @@ class BrokerProcess:
         self._collector.start()
         self.address = ""
         self.pid = 0
-        self.key = None  # to ask it with, where keys are asked for
+        self.api_key = None  # to ask it with, where keys are asked for
 
     def configure(self, settings):
         """Write the file it reads at start and at SIGHUP."""
@@ -121,12 +121,12 @@ class BrokerProcess:
     # ---- what it is doing ----
 
     def info(self):
-        with HelloClient(self.address, api_key=self.key) as client:
+        with HelloClient(self.address, api_key=self.api_key) as client:
             return client.info()
 
     def wait_for_subscriptions(self, count):
         """Until so many subscriptions are in effect."""
-        with HelloClient(self.address, api_key=self.key) as client:
+        with HelloClient(self.address, api_key=self.api_key) as client:
             until(lambda: client.info()["subscriptions_total"] == count, f"there are {count} subscriptions")
 
     def rss_bytes(self):

@@ -82,6 +82,23 @@ def write_table(
     return bytes(builder.Output())
 
 
+def read_table(kinds: tuple[Any, ...], body: bytes) -> tuple[Any, ...]:
+    """The slots of a FlatBuffer, read by the reference package; texts as bytes, None and 0 where absent."""
+    root = struct.unpack_from("<I", body)[0]
+    table = Table(bytearray(body), root)
+    values: list[Any] = []
+    for slot, kind in enumerate(kinds):
+        at = table.Offset(4 + 2 * slot)
+        if kind is str:
+            values.append(bytes(table.String(at + root)) if at else None)
+        elif kind is bytes:
+            start = table.Vector(at) if at else 0
+            values.append(bytes(table.Bytes[start : start + table.VectorLen(at)]) if at else None)
+        else:
+            values.append(table.Get(getattr(number, f"{kind}Flags"), at + root) if at else 0)
+    return tuple(values)
+
+
 def frame(kind: int, body: bytes) -> bytes:
     return struct.pack(">IB", len(body) + 1, kind) + body
 

@@ -490,7 +490,7 @@ def test_a_scrape_with_ten_thousand_subscribers_is_bounded_and_the_flow_goes_on(
         for thread in scrapers:
             thread.start()
         flowed = 0
-        while len(scrapes) < 8:
+        while len(scrapes) < 8 or not flowed:  # on a busy machine eight may be over before the first message
             feeder.say(wire.PUB, "flow", b"x")
             assert reader.next().payload == b"x"
             flowed += 1

@@ -166,8 +166,10 @@ def test_pub_dash_sends_a_line_when_it_comes_not_at_the_end(broker: FakeBroker) 
 
 
 def test_pub_dash_keeps_the_order_of_many_lines(broker: FakeBroker) -> None:
-    lines = [b"%d" % number for number in range(5_000)]  # some reads; the broker in Python must be through them in its time
-    assert run(broker, "-q", "pub", "a", "-", stdin=b"\n".join(lines) + b"\n") == (0, b"", b"")
+    lines = [
+        b"%d" % number for number in range(5_000)
+    ]  # some reads; the broker in Python must be through them in its time
+    assert run(broker, "-q", "pub", "a", "-", stdin=b"\n".join(lines) + b"\n") == (0, b"", "")
     assert [payload for _, payload in published(broker)] == lines
 
 

@@ -42,6 +42,13 @@ def faults(promise: Promise, root: Path = ROOT) -> list[str]:
     return found
 
 
+def test_every_proof_that_the_security_page_names_exists() -> None:
+    page = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|native)/[\w./-]+(?:::\w+)?)`", page)
+    assert len(named) > 20
+    assert {name: found for name in named if (found := faults(Promise(name, "yes", f"`{name}`")))} == {}
+
+
 def test_every_promise_names_something_that_exists() -> None:
     promises = read_promises((ROOT / "docs" / "PROMISES.md").read_text(encoding="utf-8"))
     assert len(promises) > 20

@@ -38,7 +38,7 @@ class Door:
 
     def start(self, after=None):
         self.broker = self._start(self._settings, after)
-        self.broker.key = self.keys.get("admin")
+        self.broker.api_key = self.keys.get("admin")
         return self
 
     def add(self, name, *allow):
@@ -493,7 +493,7 @@ def test_no_key_is_in_any_log_info_metric_process_list_or_error(door, entered, s
     (tmp_path / "secret").write_text(PLAIN + "\n")
     door._settings |= {"logging.level": "debug", "metrics.bind_addr": "127.0.0.1:0"}
     door.broker = start_broker(door._settings, BLIPMQ_AUTH__API_KEYS_FILE=str(tmp_path / "secret"))
-    door.broker.key = door.keys["admin"]
+    door.broker.api_key = door.keys["admin"]
     wrong = "a-wrong-key-that-a-client-tried"
     assert door.try_key(wrong) == UNKNOWN
     entered(door.enter("sensor", "gauge")).ask(PUB, "b", b"x", qos=1)

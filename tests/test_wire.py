@@ -8,7 +8,7 @@ from typing import Any
 
 import fake_broker
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blipmq import wire
@@ -243,6 +243,45 @@ def test_answers_read_as_the_reference_wrote_them(seq: int, code: int, words: st
         wire.SubAck(words, "subscribed", seq, code),
         wire.Reply(seq, code, words, 42, payload or b""),
     ]
+
+
+def reference_frame(kind: int, body: bytes) -> wire.Frame:
+    """A frame from the broker as the reference package reads it."""
+    kinds = (fake_broker.SUBACK_KINDS, fake_broker.MESSAGE_KINDS, fake_broker.REPLY_KINDS)[kind]
+    values = [
+        value.decode() if of is str and value else value
+        for of, value in zip(kinds, fake_broker.read_table(kinds, body), strict=True)
+    ]
+    if kind == wire.SUBACK:
+        return wire.SubAck(values[0] or "", values[1] or "", values[2], values[3])
+    if kind == wire.REPLY:
+        return wire.Reply(values[0], values[1], values[2] or "", values[3], values[4] or b"")
+    return wire.Message(values[0], values[4] or "", values[1] or b"", values[2], values[3], values[5], bool(values[6]))
+
+
+frames_to_mutate = st.one_of(
+    st.builds(built, messages, st.permutations(range(7)), st.booleans()),
+    st.builds(fake_broker.suback, text, text, u64, st.integers(0, 65535)),
+    st.builds(fake_broker.reply, u64, st.integers(0, 65535), st.none() | text, u64, st.none() | st.binary(max_size=40)),
+)
+
+
+@settings(max_examples=1000)
+@given(frames_to_mutate, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=3))
+def test_a_mutated_frame_from_a_broker_is_refused_or_reads_as_the_reference_reads_it(
+    good: bytes, changes: list[tuple[int, int]]
+) -> None:
+    """Behind good ones of the same layout, which the reader has learned from."""
+    bad = bytearray(good)
+    for position, value in changes:
+        bad[4 + position % (len(bad) - 4)] = value  # the length stays
+    reader = wire.FrameReader()
+    reader.feed(good * 3)
+    try:
+        frames = reader.feed(bytes(bad) * 2)
+    except ProtocolError:
+        return
+    assert frames == [reference_frame(bad[4], bytes(bad[5:]))] * 2
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------

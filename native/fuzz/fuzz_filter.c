@@ -1,17 +1,9 @@
 /* fuzz_filter.c: any bytes as a filter and a topic, split at the first 0x00 or in the middle.
  *
- *      clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
- *          native/fuzz/fuzz_filter.c native/frame.c -o build/fuzz_filter
- *      python native/fuzz/make_seeds.py build/seeds
- *      build/fuzz_filter -max_total_time=120 -max_len=600 build/corpus_filter build/seeds/filter
- *
  * Invariant: the checks and the match agree with each other and with what follows from the protocol's sentences alone.
  */
-#include <stdlib.h>
-
 #include "frame.h"
-
-#define REQUIRE(condition) ((condition) ? (void)0 : abort())
+#include "fuzz.h"
 
 struct name {
     uint8_t *bytes;

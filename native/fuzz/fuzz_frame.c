@@ -1,18 +1,10 @@
 /* fuzz_frame.c: any bytes as a ClientCommand body (without its length).
  *
- *      clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Inative \
- *          native/fuzz/fuzz_frame.c native/frame.c -o build/fuzz_frame
- *      python native/fuzz/make_seeds.py build/seeds
- *      build/fuzz_frame -max_total_time=120 -max_len=4096 build/corpus_frame build/seeds/frame
- *
  * Invariant: the body lies in memory of exactly its size, so a read outside it is seen; what is accepted can be read whole,
  * and a publish can be written out again as a Message.
  */
-#include <stdlib.h>
-
 #include "frame.h"
-
-#define REQUIRE(condition) ((condition) ? (void)0 : abort())
+#include "fuzz.h"
 
 static uint64_t sum; /* of every byte a view leads to: reads the compiler must not drop */
 

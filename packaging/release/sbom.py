@@ -25,28 +25,34 @@ def component(part: Component) -> dict[str, object]:
     }
 
 
-def sbom(parts: list[Component], target: str, version: str, epoch: int, binary: bytes) -> dict[str, object]:
-    digest = hashlib.sha256(binary).hexdigest()
-    purl = f"pkg:generic/blipmq@{version}"
+def document(main: dict[str, object], epoch: int, identity: str) -> dict[str, object]:
+    """A BOM about `main`, its components left out. The serial number follows from `identity`, the time is `epoch`."""
+    stamp = datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, identity)}",
         "version": 1,
-        "metadata": {
-            "timestamp": datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "component": {
-                "type": "application",
-                "bom-ref": purl,
-                "name": "blipmq",
-                "version": version,
-                "purl": purl,
-                "hashes": [{"alg": "SHA-256", "content": digest}],
-                "licenses": [{"expression": "BSD-3-Clause"}],
-                "properties": [{"name": "blipmq:target", "value": f"linux-{target}"}],
-            },
-        },
+        "metadata": {"timestamp": stamp, "component": main},
+    }
+
+
+def sbom(parts: list[Component], target: str, version: str, epoch: int, binary: bytes) -> dict[str, object]:
+    digest = hashlib.sha256(binary).hexdigest()
+    purl = f"pkg:generic/blipmq@{version}"
+    main = {
+        "type": "application",
+        "bom-ref": purl,
+        "name": "blipmq",
+        "version": version,
+        "purl": purl,
+        "hashes": [{"alg": "SHA-256", "content": digest}],
+        "licenses": [{"expression": "BSD-3-Clause"}],
+        "properties": [{"name": "blipmq:target", "value": f"linux-{target}"}],
+    }
+    return {
+        **document(main, epoch, digest),
         "components": [component(part) for part in parts],
         "dependencies": [{"ref": purl, "dependsOn": [part.purl for part in parts]}],
     }

@@ -12,7 +12,9 @@
 #include "gate.h"
 
 #define SECTOR 512u
+#ifndef FILE_BYTES_MAX
 #define FILE_BYTES_MAX (1u << 20)
+#endif
 #define FILES_MAX 256u
 #define PENDING_MAX 4096u
 #define HANDLES_MAX 64u

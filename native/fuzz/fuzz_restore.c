@@ -1,0 +1,136 @@
+/* fuzz_restore.c: any bytes as the records and the checkpoint of a log whose CRCs all hold: what somebody with the disk in hands can
+ * write, and what a later version may.
+ *
+ *      input     [how][records: type, size, bytes ...]      the first of type 0 is the checkpoint
+ *
+ * Invariant: whatever they say, a core opens with them or refuses them, and stays inside them; what it then holds can be
+ * written as a checkpoint and read again, and a subscriber that asks for everything is sent well-formed frames.
+ */
+#include "sim_storage.h"
+#include "stepped.h"
+
+#define RECORDS_MAX 40u
+
+static const bq_log_config_t config = {
+    .max_bytes = 256 << 10, .segment_bytes = 16384, .flush_interval_ms = 0, .batch_bytes = 4096};
+
+typedef struct item {
+    uint8_t type;
+    text_t bytes;
+} item_t;
+
+static uint32_t entries_of(input_t *input, item_t *entries) {
+    uint32_t count = 0;
+    while (count < RECORDS_MAX && input->at < input->end) {
+        uint8_t type = input_byte(input), size = input_byte(input);
+        entries[count++] = (item_t){type % 7, input_bytes(input, size)};
+    }
+    return count;
+}
+
+static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
+    uint32_t size, again_size;
+    uint64_t keep_from;
+    uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
+    bq_t *again = bq_new(limits, 1);
+    REQUIRE(bytes && again);
+    REQUIRE(session_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
+    REQUIRE(again->sessions.count == bq->sessions.count && again->next_message_id == bq->next_message_id);
+    uint8_t *twice = sessions_serialize(again, &again_size, &keep_from);
+    REQUIRE(twice && again_size == size);
+    free(bytes);
+    free(twice);
+    bq_free(again);
+}
+
+/* Each record in memory of its own size, so that a read beyond it is seen. */
+static void restore_each(const bq_config_t *limits, const item_t *entries, uint32_t count) {
+    bq_t *bq = bq_new(limits, 1);
+    REQUIRE(bq);
+    bool whole = true;
+    for (uint32_t i = 0; i < count && whole; i++) {
+        uint8_t *copy = malloc(entries[i].bytes.size);
+        REQUIRE(copy || !entries[i].bytes.size);
+        if (entries[i].bytes.size) memcpy(copy, entries[i].bytes.bytes, entries[i].bytes.size);
+        log_record_t record = {.lsn = i + 1, .bytes = copy, .size = entries[i].bytes.size, .type = entries[i].type};
+        whole = session_restore(bq, &record);
+        free(copy);
+    }
+    if (whole) checkpoint_again(bq, limits);
+    bq_free(bq);
+}
+
+static void log_write(const item_t *entries, uint32_t count) {
+    log_t *log;
+    const log_config_t plain = {.max_bytes = config.max_bytes, .segment_bytes = 16384, .batch_bytes_max = 4096};
+    REQUIRE(log_open(&log, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == BQ_OK);
+    const item_t *checkpoint = NULL;
+    for (uint32_t i = 0; i < count; i++) {
+        log_part_t part = {entries[i].bytes.bytes, entries[i].bytes.size};
+        if (!entries[i].type)
+            checkpoint = checkpoint ? checkpoint : &entries[i];
+        else
+            log_append(log, entries[i].type == 6 ? 13 : entries[i].type, 0, &part, 1, true);
+        log_commit(log);
+        log_settle(log);
+    }
+    if (checkpoint) log_checkpoint(log, count & 1, checkpoint->bytes.bytes, checkpoint->bytes.size, 1);
+    log_settle(log);
+    log_close(log);
+}
+
+/* A client that comes to each durable subscription there is, and to one to everything, and reads what is in the log. */
+static void read_all(machine_t *machine) {
+    client_t *client = &machine->clients[0];
+    uint8_t frame[4 + 400];
+    input_t trusted = {(const uint8_t *)"\1", (const uint8_t *)"\1" + 1};
+    machine->now_ms = 1000;
+    machine->answering = true;
+    step_attach(machine, client, &trusted);
+    REQUIRE(client->open);
+    client->filters_unknown = true;
+    uint32_t rounds = 0;
+    for (const session_t *session = machine->bq->sessions.all; session && rounds < 4; session = session->next, rounds++) {
+        uint8_t *data = malloc(session->client_id_size + session->group_size + 1);
+        REQUIRE(data);
+        memcpy(data, session_client_id(session), session->client_id_size + session->group_size);
+        push(machine,
+             (bq_command_t){.type = BQ_CMD_SUBSCRIBE,
+                            .conn = client->conn,
+                            .value = session->client_id_size,
+                            .flags = BQ_SUB_QOS1 | BQ_SUB_DURABLE},
+             (text_t){session->text, session->filter_size}, (text_t){data, session->client_id_size + session->group_size});
+        free(data);
+    }
+    settle(machine, 1, 12);
+    fields_t ack = {.action = FRAME_ACK, .seq = client->last_id};
+    feed(machine, client, (text_t){frame, command_encode(frame, &ack)}, 0);
+    settle(machine, 2000, 6);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static const uint8_t defaults[4];
+    input_t input = {data, data + size}, plain = {defaults, defaults + sizeof defaults};
+    machine_t machine = {.config = config_of(&plain)};
+    machine.config.max_sessions = 64;
+    machine.config.max_in_flight = 8;
+    uint8_t how = input_byte(&input);
+    item_t entries[RECORDS_MAX];
+    uint32_t count = entries_of(&input, entries);
+    restore_each(&machine.config, entries, count);
+    if (how & 1) return 0; /* threads and files take their time */
+    bq_log_report_t report;
+    disk = sim_disk_new(1);
+    sim_disk_room(disk, 1 << 20);
+    log_write(entries, count);
+    machine.bq = bq_new(&machine.config, 1);
+    REQUIRE(machine.bq);
+    if (bq_log_open(machine.bq, "/", &config, &report) == BQ_OK) {
+        read_all(&machine);
+        finish(&machine);
+    } else {
+        bq_free(machine.bq);
+    }
+    sim_disk_free(disk);
+    return 0;
+}

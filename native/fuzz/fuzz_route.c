@@ -1,0 +1,110 @@
+/* fuzz_route.c: subscriptions that come and go, and topics looked up between them: the trie and the topic cache against
+ * filter_match over a plain list.
+ *
+ *      input     [step][whom][name] ...
+ *
+ * Invariant: a topic's targets are exactly those whose filters match it, each once, whatever came before; when all have left,
+ * nothing is left in the pool.
+ */
+#include "connection.h"
+#include "frame.h"
+#include "fuzz.h"
+
+#define CONNECTIONS 5u
+#define HELD_MAX 64u
+
+static const char *const FILTERS[] = {"a",   "a.b", "a.*",   "*.b",  "a.>",   ">",   "a/+", "+/b",
+                                      "a/#", "#",   "a/b/#", "$a.*", "*.*.*", "a..", "+/+"};
+static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "a/b", "a/b/c", "a/", "/", ".", "$a.b", "a..", "b", "a.b/c"};
+
+typedef struct held {
+    uint32_t connection, size;
+    uint8_t filter[FRAME_TOPIC_BYTES_MAX];
+} held_t;
+
+typedef struct model {
+    routes_t *routes;
+    connection_t connections[CONNECTIONS];
+    held_t held[HELD_MAX];
+    uint32_t held_count;
+} model_t;
+
+static held_t *held_find(model_t *model, uint32_t connection, text_t filter) {
+    for (uint32_t i = 0; i < model->held_count; i++) {
+        held_t *held = &model->held[i];
+        if (held->connection == connection && held->size == filter.size && !memcmp(held->filter, filter.bytes, filter.size))
+            return held;
+    }
+    return NULL;
+}
+
+static void subscribe(model_t *model, uint32_t connection, text_t filter) {
+    if (model->held_count == HELD_MAX) return;
+    bool known = filter.size && held_find(model, connection, filter);
+    connection_t *to = &model->connections[connection];
+    int added = route_subscribe(model->routes, to, &to->subscriptions, filter.bytes, filter.size);
+    REQUIRE(added == (filter_check(filter.bytes, filter.size) < 0 ? BQ_E_ARGUMENT : known ? 0 : 1));
+    if (added != 1) return;
+    held_t *held = &model->held[model->held_count++];
+    *held = (held_t){.connection = connection, .size = filter.size};
+    memcpy(held->filter, filter.bytes, filter.size);
+}
+
+static void unsubscribe(model_t *model, uint32_t connection, text_t filter) {
+    connection_t *from = &model->connections[connection];
+    held_t *held = filter.size ? held_find(model, connection, filter) : NULL;
+    bool left = route_unsubscribe(model->routes, from, from->subscriptions, filter.bytes, filter.size);
+    REQUIRE(left == (held != NULL));
+    if (left) *held = model->held[--model->held_count];
+}
+
+static void leave(model_t *model, uint32_t connection) {
+    connection_t *gone = &model->connections[connection];
+    while (gone->subscriptions) route_leave(model->routes, gone->subscriptions);
+    for (uint32_t i = model->held_count; i-- > 0;)
+        if (model->held[i].connection == connection) model->held[i] = model->held[--model->held_count];
+}
+
+static void look_up(model_t *model, text_t name) {
+    bool wants[CONNECTIONS] = {false}, gets[CONNECTIONS] = {false};
+    int error = 0;
+    topic_t *topic = route_topic(model->routes, name.bytes, name.size, 256, &error);
+    REQUIRE((topic != NULL) == (topic_check(name.bytes, name.size) == 0) && (topic || error < 0));
+    if (!topic) return;
+    if (!route_is_current(model->routes, topic)) REQUIRE(route_resolve(model->routes, topic));
+    for (uint32_t i = 0; i < model->held_count; i++)
+        wants[model->held[i].connection] |= filter_match(model->held[i].filter, model->held[i].size, name.bytes, name.size) == 1;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        uint64_t connection = (uint64_t)(topic->targets[i] - model->connections);
+        REQUIRE(connection < CONNECTIONS && !gets[connection]);
+        gets[connection] = true;
+    }
+    REQUIRE(memcmp(wants, gets, sizeof wants) == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static model_t model;
+    pool_t pool;
+    input_t input = {data, data + size};
+    memset(&model, 0, sizeof model);
+    pool_init(&pool, 8, 8, 8);
+    REQUIRE((model.routes = route_new(&pool, 1 + input_byte(&input) % 100)));
+    for (uint32_t steps = 0; steps < 500 && input.at < input.end; steps++) {
+        uint8_t what = input_byte(&input);
+        uint32_t connection = what / 8 % CONNECTIONS;
+        if (what % 8 < 3)
+            subscribe(&model, connection, input_text(&input, FILTERS, sizeof FILTERS / sizeof *FILTERS));
+        else if (what % 8 == 3)
+            unsubscribe(&model, connection, input_text(&input, FILTERS, sizeof FILTERS / sizeof *FILTERS));
+        else if (what % 8 == 4)
+            leave(&model, connection);
+        else
+            look_up(&model, input_text(&input, TOPICS, sizeof TOPICS / sizeof *TOPICS));
+    }
+    for (uint32_t i = 0; i < CONNECTIONS; i++) leave(&model, i);
+    REQUIRE(route_counts(model.routes)->filters == 0 && route_counts(model.routes)->subscriptions == 0);
+    route_free(model.routes);
+    REQUIRE(pool.used_bytes == pool.free_bytes);
+    pool_release(&pool);
+    return 0;
+}

@@ -1,0 +1,82 @@
+/* fuzz_session.c: a stepped core with a log on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
+ * disk that fills and one that fails, between the steps of stepped.h.
+ *
+ * Invariant: as stepped.h says; and a core that starts again on what its disk holds starts, with ids above all it gave out
+ * before, unless the disk has failed it.
+ */
+#include "sim_storage.h"
+#include "stepped.h"
+
+enum { DISK_BYTES = 1 << 20, LOG_BYTES = 64 << 10 };
+
+static const bq_log_config_t log_config = {
+    .max_bytes = LOG_BYTES, .segment_bytes = 8192, .flush_interval_ms = 2, .batch_bytes = 2048, .block_bytes = 0};
+
+/* A core whose log does not open can only be freed. A broker ends there; here the steps go on with one that has no log. */
+static bool start(machine_t *machine) {
+    bq_log_report_t report;
+    machine->bq = bq_new(&machine->config, 1);
+    REQUIRE(machine->bq);
+    if (bq_log_open(machine->bq, "/", &log_config, &report) == BQ_OK) return true;
+    bq_free(machine->bq);
+    machine->bq = bq_new(&machine->config, 1);
+    REQUIRE(machine->bq);
+    return false;
+}
+
+/* The process ends: in order, by kill -9, or by a power cut; the last two in one of the writes of its end. */
+static void restart(machine_t *machine, input_t *input, bool harmed) {
+    uint8_t how = input_byte(input);
+    if (how % 3) sim_disk_stop_at(disk, sim_disk_changes(disk) + how % 16 / 3);
+    bq_free(machine->bq);
+    everyone_gone(machine);
+    if (how % 3 == 1) {
+        sim_disk_end_process(disk);
+        sim_disk_heal(disk);
+    } else if (how % 3 == 2) {
+        sim_disk_cut(disk, 1 + how);
+    }
+    bool opened = start(machine);
+    if (harmed) return;
+    REQUIRE(opened && machine->bq->next_message_id > machine->id_max);
+}
+
+/* A disk that fails, once or for good, or has so many bytes; 0: it is whole again. */
+static bool harm(input_t *input) {
+    static const int errors[] = {EIO, ENOSPC, EROFS, EMFILE};
+    uint8_t how = input_byte(input), when = input_byte(input);
+    if (how % 8 == 0) {
+        sim_disk_heal(disk);
+        sim_disk_room(disk, DISK_BYTES);
+        return false;
+    }
+    if (how % 8 < 3)
+        sim_disk_room(disk, 8192u * (when % 16));
+    else
+        sim_disk_fail_at(disk, sim_disk_calls(disk) + when, errors[how % COUNT(errors)], how & 128 ? SIM_FOR_EVER : SIM_ONCE);
+    return true;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    input_t input = {data, data + size};
+    machine_t machine = {.config = config_of(&input), .now_ms = 1000, .answering = true};
+    bool harmed = false;
+    machine.config.max_frame_bytes = 4096; /* so that most publishes fit the log's batch */
+    disk = sim_disk_new(1);
+    sim_disk_room(disk, DISK_BYTES);
+    REQUIRE(start(&machine));
+    for (uint32_t steps = 0; steps < STEPS_MAX && input.at < input.end; steps++) {
+        uint8_t what = input_byte(&input);
+        if (what < 240)
+            step(&machine, what, &input);
+        else if (what < 248)
+            restart(&machine, &input, harmed);
+        else
+            harmed |= harm(&input);
+    }
+    sim_disk_heal(disk);
+    sim_disk_room(disk, DISK_BYTES);
+    finish(&machine);
+    sim_disk_free(disk);
+    return 0;
+}

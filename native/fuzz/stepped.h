@@ -1,0 +1,544 @@
+/* stepped.h: a core turned by hand, and a fuzzer's bytes as the program of all who deal with it: clients that come, send, read,
+ * are late and leave, a Python side that answers, refuses or is away, a clock, and, with a log, a disk that fills and fails.
+ *
+ *      input     [configuration][step][step]...      a step: one byte for what, one for whom, then what it needs
+ *
+ * Invariant, checked at every turn's end: the counters add up, nothing before HELLO has an effect, at most one request of a
+ * connection waits, nothing is reported consumed that was not fed, and every byte that comes out belongs to a frame for its
+ * reader: of a known kind, and, when it is a message, of a topic that one of the connection's own filters matches.
+ */
+#ifndef BQ_FUZZ_STEPPED_H
+#define BQ_FUZZ_STEPPED_H
+
+#include "core.h"
+#include "fuzz.h"
+
+void log_settle(log_t *log); /* log_internal.h, whose segments are others than the core's */
+
+#define CLIENTS 6u
+#define FILTERS_MAX 32u
+#define STEPS_MAX 300u
+#define COUNT(array) (uint32_t)(sizeof(array) / sizeof *(array))
+
+static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "s", "s/1/t", "$SYS/x", "a..b", "/", "many.1", "many.2", "\xc3\xa9.b"};
+static const char *const FILTERS[] = {"a", "a.*", "a.>", ">", "s/+/t", "s/#", "#", "$SYS/#", "*", "+", "many.*", "s", "$dlq/>"};
+static const char *const NAMES[] = {"", "one", "two", "#", "..", "\xff", "a name longer than most"};
+
+typedef struct client {
+    bq_conn_t conn;
+    bool attaching, open, trusted, admitted, reads, asked;
+    uint16_t ask_type;
+    uint64_t ask_seq, ask_value, fed, consumed, untaken, last_id;
+    uint32_t ask_flags, ask_text_size, ask_data_size;
+    uint8_t ask_text[REQUEST_BYTES_MAX], ask_data[REQUEST_BYTES_MAX];
+    char filters[FILTERS_MAX][FRAME_TOPIC_BYTES_MAX];
+    uint32_t filter_sizes[FILTERS_MAX], filter_count;
+    bool filters_unknown; /* more than are remembered, or set without a request */
+    bool answers_unknown; /* it was answered without a request */
+    uint8_t *out;         /* of a frame that is not whole yet */
+    uint32_t out_size, out_capacity;
+} client_t;
+
+typedef struct machine {
+    bq_t *bq;
+    bq_config_t config;
+    uint64_t now_ms, id_max;
+    client_t clients[CLIENTS];
+    uint32_t allocations_before, allocations_failing; /* of the next turn */
+    bool away, answering, stopped, someone_admitted;
+    struct sim_disk *disk; /* NULL: no log */
+} machine_t;
+
+static bool push(machine_t *machine, bq_command_t command, text_t text, text_t data) {
+    return bq_command(machine->bq, &command, text.bytes, text.size, data.bytes, data.size) == BQ_OK;
+}
+
+/* ---- what comes out ------------------------------------------------------------------------------------------------- */
+
+static bool wanted(const client_t *client, text_t topic) {
+    bool found = client->filters_unknown;
+    for (uint32_t i = 0; i < client->filter_count && !found; i++)
+        found = filter_match((const uint8_t *)client->filters[i], client->filter_sizes[i], topic.bytes, topic.size) == 1;
+    return found;
+}
+
+static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
+    bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see frame.c */
+    REQUIRE(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
+    const uint8_t *name = qos1 ? message_qos1_name(frame) : message_prefix_name(frame);
+    text_t topic = {name, load_u32(name - 4)};
+    REQUIRE(topic.size && topic.size < size && topic_check(topic.bytes, topic.size) == 0);
+    REQUIRE(wanted(client, topic));
+    client->last_id = load_u64(frame + FRAME_HEADER_BYTES + (qos1 ? 32 : 24));
+    if (client->last_id > machine->id_max) machine->id_max = client->last_id;
+}
+
+static void out_add(client_t *client, const uint8_t *bytes, uint32_t size) {
+    if (client->out_size + size > client->out_capacity) {
+        client->out_capacity = (client->out_size + size) * 2;
+        client->out = realloc(client->out, client->out_capacity);
+        REQUIRE(client->out);
+    }
+    memcpy(client->out + client->out_size, bytes, size);
+    client->out_size += size;
+}
+
+static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, uint32_t size) {
+    uint32_t at = 0;
+    out_add(client, bytes, size);
+    while (client->out_size - at >= 4 && client->out_size - at - 4 >= load_be32(client->out + at)) {
+        uint32_t whole = 4 + load_be32(client->out + at);
+        REQUIRE(whole > FRAME_HEADER_BYTES && client->out[at + 4] <= 2);
+        if (client->out[at + 4] == 1) message_check(machine, client, client->out + at, whole);
+        at += whole;
+    }
+    if (client->out_size - at >= 4) REQUIRE(load_be32(client->out + at) < 8u << 20);
+    memmove(client->out, client->out + at, client->out_size - at);
+    client->out_size -= at;
+}
+
+/* ---- Python's side -------------------------------------------------------------------------------------------------- */
+
+static void admit(machine_t *machine, client_t *client, uint64_t seq) {
+    static const char welcome[] = "welcome";
+    client->admitted = machine->someone_admitted = true;
+    push(machine, (bq_command_t){.type = BQ_CMD_ADMIT, .conn = client->conn, .seq = seq},
+         (text_t){(const uint8_t *)welcome, sizeof welcome - 1}, (text_t){NULL, 0});
+}
+
+static void filter_remember(client_t *client, text_t filter) {
+    if (client->filter_count == FILTERS_MAX || filter.size > FRAME_TOPIC_BYTES_MAX) {
+        client->filters_unknown = true;
+        return;
+    }
+    memcpy(client->filters[client->filter_count], filter.bytes, filter.size);
+    client->filter_sizes[client->filter_count++] = filter.size;
+}
+
+static uint32_t client_number(const machine_t *machine, const client_t *client) { return (uint32_t)(client - machine->clients); }
+
+/* client_id and, behind it, the group. Two clients share an id: durable subscriptions are taken over. */
+static text_t subscriber_of(machine_t *machine, const client_t *client, uint8_t room[REQUEST_BYTES_MAX + 2]) {
+    room[0] = 'c';
+    room[1] = (uint8_t)('0' + client_number(machine, client) / 2);
+    memcpy(room + 2, client->ask_data, client->ask_data_size);
+    return (text_t){room, 2 + client->ask_data_size};
+}
+
+static void answer(machine_t *machine, client_t *client) {
+    uint8_t room[REQUEST_BYTES_MAX + 2];
+    text_t filter = {client->ask_text, client->ask_text_size}, none = {NULL, 0};
+    bq_command_t command = {.conn = client->conn, .seq = client->ask_seq};
+    client->asked = false;
+    switch (client->ask_type) {
+    case BQ_EV_HELLO: admit(machine, client, client->ask_seq); return;
+    case BQ_EV_SUB:
+        command.type = BQ_CMD_SUBSCRIBE;
+        command.value = 2;
+        command.flags =
+            (client->ask_value ? BQ_SUB_QOS1 : 0u) | (client->ask_flags & BQ_EV_DURABLE ? BQ_SUB_DURABLE | BQ_SUB_QOS1 : 0u);
+        filter_remember(client, filter);
+        push(machine, command, filter, subscriber_of(machine, client, room));
+        return;
+    case BQ_EV_UNSUB:
+        command.type = BQ_CMD_UNSUBSCRIBE;
+        client->ask_data_size = 0;
+        push(machine, command, filter, subscriber_of(machine, client, room));
+        return;
+    default:
+        command.type = BQ_CMD_REPLY;
+        push(machine, command, none, (text_t){client->ask_data, client->ask_data_size});
+        return;
+    }
+}
+
+static void asked(machine_t *machine, client_t *client, const bq_event_t *event) {
+    REQUIRE(client->open && (!client->asked || client->answers_unknown));
+    REQUIRE(event->text_size <= REQUEST_BYTES_MAX && event->data_size <= REQUEST_BYTES_MAX);
+    if (event->type != BQ_EV_HELLO) REQUIRE(client->admitted || client->trusted || !machine->config.require_hello);
+    if (event->type == BQ_EV_SUB || event->type == BQ_EV_UNSUB) REQUIRE(filter_check(event->text, event->text_size) >= 0);
+    client->asked = true;
+    client->ask_type = event->type;
+    client->ask_seq = event->seq;
+    client->ask_value = event->value;
+    client->ask_flags = event->flags;
+    client->ask_text_size = event->text_size;
+    client->ask_data_size = event->data_size;
+    memcpy(client->ask_text, event->text, event->text_size);
+    memcpy(client->ask_data, event->data, event->data_size);
+    if (machine->answering) answer(machine, client);
+}
+
+static void client_gone(client_t *client) {
+    free(client->out);
+    memset(client, 0, sizeof *client);
+}
+
+static void took(machine_t *machine, client_t *client, uint64_t bytes) {
+    text_t none = {NULL, 0};
+    if (bytes > client->untaken) bytes = client->untaken;
+    if (bytes && push(machine, (bq_command_t){.type = BQ_CMD_TAKEN, .conn = client->conn, .value = bytes}, none, none))
+        client->untaken -= bytes;
+}
+
+static void attached(machine_t *machine, const bq_event_t *event) {
+    client_t *client = &machine->clients[event->seq % CLIENTS];
+    if (event->seq >= CLIENTS || !client->attaching) return; /* one that the input's own commands made: nobody serves it */
+    client->attaching = false;
+    client->open = event->conn != 0;
+    client->conn = event->conn;
+}
+
+static void handle(machine_t *machine, const bq_event_t *event) {
+    client_t *client = NULL;
+    for (uint32_t i = 0; i < CLIENTS; i++)
+        if (machine->clients[i].open && machine->clients[i].conn == event->conn) client = &machine->clients[i];
+    switch (event->type) {
+    case BQ_EV_ATTACHED: attached(machine, event); return;
+    case BQ_EV_STOPPED: machine->stopped = true; return;
+    case BQ_EV_STATS: REQUIRE(event->data_size == sizeof(bq_stats_t)); return;
+    case BQ_EV_LIST: REQUIRE(event->data_size % sizeof(bq_subscriber_t) == 0); return;
+    case BQ_EV_ACCEPT: return;
+    default: break;
+    }
+    if (!client) return;
+    switch (event->type) {
+    case BQ_EV_CLOSED: client_gone(client); return;
+    case BQ_EV_FED:
+        client->consumed += event->value;
+        REQUIRE(client->consumed <= client->fed);
+        return;
+    case BQ_EV_OUT:
+        arrived(machine, client, event->data, event->data_size);
+        client->untaken += event->data_size;
+        REQUIRE(client->untaken <= FED_WINDOW_BYTES);
+        if (client->reads) took(machine, client, client->untaken);
+        return;
+    default: asked(machine, client, event); return;
+    }
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------
+
+ * The core's calls of these come here (native.py links them so); the allocation that a step has chosen fails, and the next ones do
+ * too, as many as it said. Only inside a turn, and only for the thread that turns. */
+
+static _Thread_local uint32_t allocations_before, allocations_failing;
+
+static bool scarce(void) {
+    if (!allocations_failing) return false;
+    if (allocations_before) {
+        allocations_before--;
+        return false;
+    }
+    allocations_failing--;
+    return true;
+}
+
+void *__real_malloc(size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
+void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
+
+/* ---- turning -------------------------------------------------------------------------------------------------------- */
+
+static void sums_check(machine_t *machine) {
+    bq_stats_t s;
+    core_stats(machine->bq, &s);
+    uint64_t gone = s.delivered + s.dropped_ttl + s.dropped_queue_full + s.dropped_disconnect + s.dead_lettered;
+    REQUIRE(s.enqueued == gone + s.queued_messages);
+    REQUIRE(s.connections <= machine->config.max_connections && s.sessions <= machine->config.max_sessions);
+    if (machine->config.require_hello && !machine->someone_admitted) REQUIRE(s.published == 0 && s.subscriptions == s.sessions);
+}
+
+static void turn(machine_t *machine, uint64_t advance_ms) {
+    bq_event_t event;
+    machine->now_ms += advance_ms;
+    allocations_before = machine->allocations_before;
+    allocations_failing = machine->allocations_failing;
+    bq_turn(machine->bq, machine->now_ms, machine->now_ms + 1700000000000);
+    machine->allocations_failing = allocations_failing = 0;
+    if (machine->bq->log) log_settle(machine->bq->log); /* the same input does the same again */
+    while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
+    sums_check(machine);
+}
+
+static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {
+    while (turns-- && !machine->stopped) turn(machine, advance_ms);
+}
+
+/* ---- what clients send ---------------------------------------------------------------------------------------------- */
+
+typedef struct fields {
+    text_t topic, payload, client_id, api_key, group;
+    uint64_t ttl_ms, seq;
+    uint16_t protocol;
+    uint8_t action, qos, durable;
+} fields_t;
+
+static uint32_t vector_put(uint8_t *body, uint32_t at, uint32_t slot, uint32_t field, text_t text) {
+    if (!text.size) return at;
+    store_u16(body + 8 + 2 * slot, (uint16_t)field);
+    store_u32(body + 32 + field, at - 32 - field);
+    store_u32(body + at, text.size);
+    memcpy(body + at + 4, text.bytes, text.size);
+    body[at + 4 + text.size] = 0;
+    return at + 4 + text.size + 1;
+}
+
+/* A ClientCommand with its length: vtable at 4, table at 32, vectors from 80 on. Bytes written; room: 100 and the texts. */
+static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
+    uint8_t *body = out + 4;
+    uint32_t at = 80;
+    memset(body, 0, 80);
+    store_u32(body, 32);
+    store_u16(body + 4, 26);
+    store_u16(body + 6, 48);
+    store_u32(body + 32, 28);
+    static const uint8_t scalars[][2] = {{0, 42}, {3, 4}, {4, 43}, {5, 12}, {8, 40}, {9, 44}}; /* slot, place in the table */
+    for (uint32_t i = 0; i < COUNT(scalars); i++) store_u16(body + 8 + 2 * scalars[i][0], scalars[i][1]);
+    store_u64(body + 36, fields->ttl_ms);
+    store_u64(body + 44, fields->seq);
+    store_u16(body + 72, fields->protocol);
+    body[74] = fields->action;
+    body[75] = fields->qos;
+    body[76] = fields->durable;
+    at = vector_put(body, at, 1, 20, fields->topic);
+    at = vector_put(body, at, 2, 24, fields->payload);
+    at = vector_put(body, at, 6, 28, fields->client_id);
+    at = vector_put(body, at, 7, 32, fields->api_key);
+    at = vector_put(body, at, 10, 36, fields->group);
+    store_be32(out, at);
+    return 4 + at;
+}
+
+/* In one piece or in two with a turn between. Bytes of its own size, so that a read beyond them is seen. */
+static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cut) {
+    uint64_t before = client->conn;
+    text_t none = {NULL, 0};
+    while (bytes.size && client->open && client->conn == before) {
+        uint32_t size = cut && cut < bytes.size ? cut : bytes.size;
+        if (!push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn}, none, (text_t){bytes.bytes, size})) return;
+        client->fed += size;
+        bytes = (text_t){bytes.bytes + size, bytes.size - size};
+        cut = 0;
+        if (bytes.size) turn(machine, 0);
+    }
+}
+
+static uint64_t input_time(input_t *input) {
+    static const uint32_t times_ms[] = {0, 1, 9, 10, 50, 99, 1000, 1001, 5000, 31000, 1000000};
+    return times_ms[input_byte(input) % COUNT(times_ms)];
+}
+
+static void step_command(machine_t *machine, client_t *client, input_t *input) {
+    static uint8_t frame[160000];
+    static const uint8_t payload[24000];
+    uint8_t kind = input_byte(input), how = input_byte(input), big = input_byte(input);
+    fields_t fields = {
+        .action = kind & 7, .qos = kind >> 3 & 1, .durable = kind >> 4 & 1, .protocol = 1, .seq = input_byte(input)};
+    bool names = fields.action == FRAME_SUB || fields.action == FRAME_UNSUB;
+    fields.topic = names ? input_text(input, FILTERS, COUNT(FILTERS)) : input_text(input, TOPICS, COUNT(TOPICS));
+    fields.payload = (text_t){payload, big < 200 ? big : (big - 200u) * 400u};
+    if (how & 1) fields.group = input_text(input, NAMES, COUNT(NAMES));
+    if (how & 2) fields.client_id = input_text(input, NAMES, COUNT(NAMES));
+    if (how & 4) fields.api_key = input_text(input, NAMES, COUNT(NAMES));
+    if (how & 8) fields.ttl_ms = input_time(input);
+    if (how & 16) fields.ttl_ms = input_u64(input);
+    if (fields.action == FRAME_ACK && !(how & 32)) fields.seq = client->last_id;
+    uint32_t size = command_encode(frame, &fields);
+    if (how & 64) frame[input_byte(input) % size] ^= (uint8_t)(1u << (input_byte(input) & 7)); /* a bit of its front */
+    uint32_t cut = how & 128 ? 1 + input_byte(input) : 0;
+    for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) feed(machine, client, (text_t){frame, size}, cut);
+}
+
+static void step_raw(machine_t *machine, client_t *client, input_t *input) {
+    uint8_t how = input_byte(input);
+    text_t bytes = input_bytes(input, input_byte(input));
+    uint8_t *copy = malloc(bytes.size + 4);
+    REQUIRE(copy);
+    store_be32(copy, bytes.size);
+    if (bytes.size) memcpy(copy + 4, bytes.bytes, bytes.size);
+    text_t all =
+        how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size}; /* with the right length, or as they are */
+    feed(machine, client, all, how >> 1);
+    free(copy);
+}
+
+/* ---- steps ---------------------------------------------------------------------------------------------------------- */
+
+static void step_attach(machine_t *machine, client_t *client, input_t *input) {
+    text_t none = {NULL, 0};
+    if (client->open || client->attaching) return;
+    uint8_t how = input_byte(input);
+    client_gone(client);
+    client->trusted = how & 1;
+    client->reads = !(how & 2);
+    machine->someone_admitted |= client->trusted;
+    client->attaching =
+        push(machine,
+             (bq_command_t){
+                 .type = BQ_CMD_ATTACH, .seq = client_number(machine, client), .flags = client->trusted ? BQ_CONN_TRUSTED : 0},
+             none, none);
+    turn(machine, 0);
+}
+
+static void step_answer(machine_t *machine, client_t *client, input_t *input) {
+    uint8_t how = input_byte(input);
+    text_t none = {NULL, 0}, why = {(const uint8_t *)"no", 2};
+    if (!client->asked) return;
+    if (how % 4 == 0) {
+        answer(machine, client);
+        return;
+    }
+    client->asked = false;
+    bq_command_t command = {.type = how % 4 == 3 ? BQ_CMD_CLOSE : BQ_CMD_REPLY, .conn = client->conn, .seq = client->ask_seq};
+    command.code = 401;
+    command.flags = how % 4 == 2 ? BQ_REPLY_CLOSE : 0;
+    push(machine, command, why, none);
+}
+
+static void step_limits(machine_t *machine, input_t *input) {
+    bq_config_t config = machine->config;
+    config.subscriber_messages = 1 + input_byte(input) % 20;
+    config.subscriber_bytes = 1 + 100ull * input_byte(input);
+    config.overflow_policy = input_byte(input) % 4; /* 3 is none: refused, nothing changes */
+    text_t none = {NULL, 0}, data = {(const uint8_t *)&config, sizeof config};
+    push(machine, (bq_command_t){.type = BQ_CMD_LIMITS}, none, data);
+    if (config.overflow_policy <= BQ_BLOCK) machine->config = config;
+}
+
+/* Any record that carries no descriptor, for whatever connection: handles that are stale or never were included. */
+static void step_record(machine_t *machine, client_t *client, input_t *input) {
+    static const uint16_t types[] = {BQ_CMD_TAKEN,
+                                     BQ_CMD_ADMIT,
+                                     BQ_CMD_SUBSCRIBE,
+                                     BQ_CMD_UNSUBSCRIBE,
+                                     BQ_CMD_REPLY,
+                                     BQ_CMD_CLOSE,
+                                     BQ_CMD_STATS,
+                                     BQ_CMD_LIST,
+                                     BQ_CMD_LIMITS,
+                                     BQ_CMD_ATTACH,
+                                     BQ_CMD_RIGHTS,
+                                     0,
+                                     99};
+    bq_command_t command = {.type = types[input_byte(input) % COUNT(types)], .flags = input_byte(input), .seq = CLIENTS + 1};
+    command.conn = client->conn ^ input_byte(input);
+    command.value = input_byte(input) & 1 ? input_u64(input) : input_byte(input);
+    command.code = input_byte(input) % 10;
+    text_t text = input_text(input, FILTERS, COUNT(FILTERS)), data = input_text(input, NAMES, COUNT(NAMES));
+    for (uint32_t i = 0; i < CLIENTS && command.type == BQ_CMD_SUBSCRIBE; i++) machine->clients[i].filters_unknown = true;
+    bool lets_in = command.type == BQ_CMD_ADMIT || command.type == BQ_CMD_SUBSCRIBE || command.flags & BQ_CONN_TRUSTED;
+    machine->someone_admitted |= lets_in; /* Python's word, with or without a HELLO */
+    for (uint32_t i = 0; i < CLIENTS && command.type == BQ_CMD_ADMIT; i++) machine->clients[i].admitted = true;
+    for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_REPLY; i++) /* it may end the wait for another answer */
+        machine->clients[i].answers_unknown |= machine->clients[i].conn == command.conn;
+    if (command.type == BQ_CMD_SUBSCRIBE && filter_check(text.bytes, text.size) < 0) return;
+    if (command.type == BQ_CMD_TAKEN) command.value = 0; /* its window would no longer be one */
+    push(machine, command, text, data);
+}
+
+static inline void step(machine_t *machine, uint8_t what, input_t *input) {
+    client_t *client = &machine->clients[input_byte(input) % CLIENTS];
+    text_t none = {NULL, 0};
+    if (what >= 232 && what < 240) {
+        machine->allocations_before = input_byte(input) % 16;
+        machine->allocations_failing = what - 231;
+        return;
+    }
+    switch (what % 16) {
+    case 0: step_attach(machine, client, input); return;
+    case 1:
+    case 2:
+    case 3:
+    case 4: step_command(machine, client, input); return;
+    case 5: step_raw(machine, client, input); return;
+    case 6: step_answer(machine, client, input); return;
+    case 7: took(machine, client, input_byte(input) * 97u); return;
+    case 8: client->reads = !client->reads; return;
+    case 9: settle(machine, input_time(input), 1); return;
+    case 10: settle(machine, input_time(input), 1 + input_byte(input) % 8); return;
+    case 11:
+        push(machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
+        return;
+    case 12: machine->answering = !machine->answering; return;
+    case 13: machine->away = !machine->away; return;
+    case 14: step_limits(machine, input); return;
+    default: step_record(machine, client, input); return;
+    }
+}
+
+/* ---- beginning and end ---------------------------------------------------------------------------------------------- */
+
+static bq_config_t config_of(input_t *input) {
+    uint8_t flags = input_byte(input), size = input_byte(input), count = input_byte(input), frame = input_byte(input);
+    return (bq_config_t){.memory_bytes = flags & 1 ? 400000 + 4000u * size : 0,
+                         .subscriber_bytes = flags & 2 ? 1 + 64u * size : 1 << 20,
+                         .default_ttl_ms = flags & 4 ? 100 : 0,
+                         .max_ttl_ms = flags & 4 ? 5000 : UINT64_MAX / 4,
+                         .subscriber_messages = 1 + count % 32,
+                         .overflow_policy = count >> 5 & 3 ? (count >> 5 & 3) - 1u : 0,
+                         .max_connections = 1 + frame % 8,
+                         .max_frame_bytes = frame & 16 ? 64 + size * 4u : 1 << 20,
+                         .max_frame_bytes_unauth = frame & 32 ? 64 : 1024,
+                         .require_hello = flags >> 3 & 1,
+                         .hello_timeout_ms = 5000,
+                         .max_batch = 1 + (size & 15),
+                         .max_batch_bytes = frame & 64 ? 1 : 65536,
+                         .flush_interval_ms = flags & 16 ? 10 : 0,
+                         .tick_ms = flags & 32 ? 10 : 1,
+                         .segment_bytes = frame & 128 ? 65536 : 4096,
+                         .route_cache_entries = 1 + count % 3,
+                         .pool_small_count = 4,
+                         .pool_medium_count = 2,
+                         .pool_large_count = 1,
+                         .ring_bytes = 65536,
+                         .flush_subscribers = 1 + size % 4,
+                         .expire_batch = 1 + size % 3,
+                         .lazy_expiry = flags >> 6 & 1,
+                         .ack_timeout_ms = 1000,
+                         .max_in_flight = 1 + count % 4,
+                         .max_sessions = 1 + count % 7,
+                         .max_deliveries = 1 + size % 3,
+                         .run_messages = flags & 128 ? 2 : 0,
+                         .io_cpu = -1,
+                         .max_pending = 1 + size % 8,
+                         .max_pending_per_address = 1 + size % 8,
+                         .accept_burst = 1,
+                         .max_topic_levels = 4 + frame % 8};
+}
+
+static void everyone_gone(machine_t *machine) {
+    for (uint32_t i = 0; i < CLIENTS; i++) client_gone(&machine->clients[i]);
+}
+
+/* Everyone answers and reads again, then the core stops: it must, and with nothing left in it. */
+static void finish(machine_t *machine) {
+    text_t none = {NULL, 0};
+    bq_stats_t stats;
+    machine->away = false;
+    machine->answering = true;
+    for (uint32_t i = 0; i < CLIENTS; i++) {
+        client_t *client = &machine->clients[i];
+        client->reads = true;
+        settle(machine, 0, 1);
+        if (client->asked) answer(machine, client);
+        took(machine, client, client->untaken);
+    }
+    settle(machine, 1, 4);
+    for (uint32_t tries = 0; tries < 50 && !push(machine, (bq_command_t){.type = BQ_CMD_STOP, .value = 1000}, none, none);
+         tries++)
+        settle(machine, 1, 1);
+    settle(machine, 100, 100);
+    REQUIRE(machine->stopped);
+    for (uint32_t turns = 0; turns < 20; turns++) turn(machine, 1); /* lists of one at a time may still hold what has ended */
+    core_stats(machine->bq, &stats);
+    REQUIRE(stats.queued_messages == 0 && stats.connections == 0 && stats.blocked_publishers == 0 && stats.in_flight == 0);
+    bq_free(machine->bq);
+    everyone_gone(machine);
+}
+
+#endif

@@ -1,0 +1,126 @@
+"""The fuzz targets in C: native/fuzz/fuzz_NAME.c, built with clang's libFuzzer, or to replay inputs with any compiler.
+
+Invariant: a target's program takes the files to run as its arguments; without libFuzzer that is all it does (replay.c).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from fuzz import kept, seeds
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "native"
+SOURCES = NATIVE / "fuzz"
+TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in SOURCES.glob("fuzz_*.c"))
+FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", f"-I{NATIVE}", "-pthread"]
+# A target that stands in for a function of others (the disk, the allocator) defines what the linker gives their callers.
+WRAPPED = re.compile(r"__wrap_(\w+)")
+INPUT_SECONDS_MAX = 25
+INPUT_BYTES_MAX = 4096
+RSS_MB_MAX = 2048
+
+
+class Outcome(NamedTuple):
+    """What a run of a target came to. `artifact` is the input that broke it, None if none did."""
+
+    inputs: int
+    edges: int
+    edges_all: int
+    artifact: Path | None
+    text: str
+
+
+def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> None:
+    """Build the programs DIRECTORY/fuzz_NAME; with `fuzzer`, libFuzzer is in them (clang), else only a replay (CC)."""
+    compiler = ["clang"] if fuzzer else os.environ.get("CC", "cc").split()
+    objects = directory / "objects"
+    shutil.rmtree(objects, ignore_errors=True)
+    objects.mkdir(parents=True)
+    core = "-fsanitize=address,undefined" + (",fuzzer-no-link" if fuzzer else "")
+    whole = "-fsanitize=address,undefined" + (",fuzzer" if fuzzer else "")
+
+    def compile_one(source: Path) -> None:
+        subprocess.run(
+            [*compiler, *FLAGS, core, "-c", str(source), "-o", str(objects / f"{source.stem}.o")], check=True
+        )
+
+    def link_one(target: str) -> None:
+        source = SOURCES / f"fuzz_{target}.c"
+        wrap = [f"-Wl,--wrap={name}" for name in sorted(set(WRAPPED.findall(_with_includes(source))))]
+        replay = [] if fuzzer else [str(SOURCES / "replay.c")]
+        files = [str(source), *replay, *map(str, sorted(objects.glob("*.o")))]
+        subprocess.run([*compiler, *FLAGS, whole, *files, *wrap, "-o", str(directory / f"fuzz_{target}")], check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sorted(NATIVE.glob("*.c"))))
+        list(pool.map(link_one, TARGETS if targets is None else targets))
+
+
+def _with_includes(source: Path) -> str:
+    """A target's text with that of the headers beside it."""
+    text = source.read_text(encoding="utf-8")
+    beside = [SOURCES / name for name in re.findall(r'#include "(\w+\.h)"', text)]
+    return text + "".join(_with_includes(header) for header in beside if header.exists())
+
+
+def replay(directory: Path, target: str) -> subprocess.CompletedProcess[str]:
+    """Run all kept inputs of a target through its program."""
+    program = str(directory / f"fuzz_{target}")
+    files = kept.unpack(target, directory / "kept" / target)
+    return subprocess.run([program, *map(str, files)], capture_output=True, text=True, check=False, timeout=900)
+
+
+def run(directory: Path, target: str, seconds: int) -> Outcome:
+    """Fuzz one target, beginning with its kept inputs and its seeds; new ones gather in DIRECTORY/corpus/NAME."""
+    corpus, first = directory / "corpus" / target, directory / "seeds" / target
+    corpus.mkdir(parents=True, exist_ok=True)
+    seeds.write(target, first)
+    kept.unpack(target, directory / "kept" / target)
+    prefix = directory / f"{target}-"
+    command = [
+        str(directory / f"fuzz_{target}"), f"-max_total_time={seconds}", f"-timeout={INPUT_SECONDS_MAX}",
+        f"-rss_limit_mb={RSS_MB_MAX}", f"-max_len={INPUT_BYTES_MAX}", "-print_final_stats=1", f"-artifact_prefix={prefix}",
+        str(corpus), str(first), str(directory / "kept" / target),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    (directory / f"{target}.log").write_text(done.stderr, encoding="utf-8")
+    written = re.findall(r"Test unit written to (\S+)", done.stderr)
+    broken = done.returncode != 0
+    return Outcome(
+        inputs=int(_last(r"stat::number_of_executed_units: *(\d+)", done.stderr)),
+        edges=int(_last(r"cov: (\d+)", done.stderr)),
+        edges_all=int(_last(r"Loaded 1 PC tables \((\d+) PCs\)", done.stderr)),
+        artifact=(Path(written[-1]) if written else directory / f"{target}.log") if broken else None,
+        text="\n".join(done.stderr.splitlines()[-60:]) if broken else "",
+    )
+
+
+def minimize(directory: Path, target: str) -> list[bytes]:
+    """The smallest set of the inputs gathered, the seeds and the kept ones that reaches all they reach."""
+    merged = directory / "minimal" / target
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir(parents=True)
+    sources = [directory / part / target for part in ("corpus", "seeds", "kept")]
+    command = [
+        str(directory / f"fuzz_{target}"),
+        "-merge=1",
+        "-use_counters=0",
+        f"-max_len={INPUT_BYTES_MAX}",
+        str(merged),
+    ]
+    done = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"fuzz: {target}: its corpus cannot be merged:\n{done.stderr[-3000:]}")
+    return [path.read_bytes() for path in sorted(merged.iterdir())]
+
+
+def _last(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    return found[-1] if found else "0"

@@ -1,0 +1,282 @@
+"""The fuzz targets in Python: what a hostile broker sends a client, what a stranger sends the admin port, what a disk holds
+as configuration. A target returns for every input, or raises for a finding.
+
+Invariant: the only errors let through are those that the function under test documents. To add a target: a function of
+bytes, and a line in TARGETS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fake_broker
+
+from blipmq import command, config_reader, flatbuffer, http, logs, native, splitter, wire
+from blipmq.errors import BlipMQError, ConfigError, ProtocolError
+
+TESTS = Path(__file__).resolve().parent.parent
+FRAME_BYTES_MAX = 1 << 16
+
+
+class Target(NamedTuple):
+    """What is run, on what first, with which words to put in, and whose lines count as new."""
+
+    run: Callable[[bytes], object]
+    first: Callable[[], list[bytes]]
+    words: list[bytes]
+    watched: list[Any]
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """The rest of `data`, cut as its first byte says: into that many bytes each, whole for 0."""
+    size, rest = (data[0], data[1:]) if data else (0, b"")
+    return [rest[at : at + size] for at in range(0, len(rest), size)] if size else [rest]
+
+
+def vectors(direction: str) -> list[bytes]:
+    text = json.loads((TESTS / "vectors.json").read_text(encoding="utf-8"))
+    known = text["valid"] + text["broken"]
+    return [bytes.fromhex(vector["frame"]) for vector in known if vector.get("direction", "up") == direction]
+
+
+# ---- what a broker sends ----------------------------------------------------------------------------------------------
+
+
+def frames(data: bytes) -> None:
+    """The client's reader: the same frames whatever pieces they come in, then the same refusal."""
+
+    def read(parts: list[bytes]) -> tuple[list[wire.Frame], str]:
+        reader = wire.FrameReader(FRAME_BYTES_MAX)
+        got: list[wire.Frame] = []
+        try:
+            for part in parts:
+                got += reader.feed(part)
+        except ProtocolError as error:
+            return got, str(error)
+        return got, "" if reader.broken is None else str(reader.broken)
+
+    parts = pieces(data)
+    assert read(parts) == read([b"".join(parts)])
+
+
+def frames_first() -> list[bytes]:
+    down = vectors("down")
+    made = [
+        fake_broker.message(7, b"payload", "a/b") * 4,
+        fake_broker.suback("a.*", "subscribed", 3) + fake_broker.reply(4, 0, "ok", 9, b"{}"),
+        fake_broker.message(1, b"", "a", qos=1, redelivered=True) + fake_broker.message(2, bytes(300), "ab", ttl_ms=5),
+    ]
+    return [bytes([size]) + frame for frame in down + made for size in (0, 1, 9)]
+
+
+# ---- what a client sends: the twin against the core -------------------------------------------------------------------
+
+
+def commands(data: bytes) -> None:
+    """The twin in Python and the core's reader in C agree on every body, as the reference package reads it."""
+    try:
+        twin: wire.Command | None = wire.decode_command(data)
+    except ProtocolError:
+        twin = None
+    try:
+        view: dict[str, Any] | None = native.decode(data)._asdict()
+    except BlipMQError:
+        view = None
+    assert (twin is None) == (view is None), "one of the two refuses it"
+    if twin is None or view is None:
+        return
+    names = ("topic", "client_id", "api_key", "group")
+    read = {name: view[name].decode(errors="surrogateescape") if name in names else view[name] for name in view}
+    assert read == twin._asdict()
+    if not any("\ud800" <= character <= "\udfff" for character in twin.api_key):  # any bytes: the reference wants UTF-8
+        reference = fake_broker.read_command(data)
+        assert {**twin._asdict(), "action": wire.ACTIONS[twin.action]} == {
+            **reference,
+            "durable": bool(reference["durable"]),
+        }
+
+
+def command_stream(data: bytes) -> None:
+    """The twin's stream of commands: pieces make no difference."""
+
+    def read(parts: list[bytes]) -> tuple[list[wire.Command], str]:
+        reader = wire.CommandReader(FRAME_BYTES_MAX)
+        got: list[wire.Command] = []
+        try:
+            for part in parts:
+                got += reader.feed(part)
+        except ProtocolError as error:
+            return got, str(error)
+        return got, ""
+
+    parts = pieces(data)
+    assert read(parts) == read([b"".join(parts)])
+
+
+# ---- the admin port ---------------------------------------------------------------------------------------------------
+
+
+class Transport(asyncio.Transport):
+    """What an exchange writes, kept."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 5)})
+        self.written = b""
+        self.ended = False
+
+    def write(self, data: Any) -> None:
+        assert not self.ended, "written after the end"
+        self.written += bytes(data)
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    close = abort = write_eof
+
+
+class Loop:
+    """As much of an event loop as an exchange uses: no timer fires, and a task runs at once."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
+        return asyncio.TimerHandle(0.0, function, (), self)  # type: ignore[arg-type]
+
+    def get_debug(self) -> bool:
+        return False
+
+    def _timer_handle_cancelled(self, handle: Any) -> None: ...
+
+    def create_task(self, work: Any) -> Any:
+        try:
+            work.send(None)
+        except StopIteration:
+            return self
+        raise AssertionError("the answer waits for something")
+
+    def cancel(self) -> None: ...
+
+
+class Host:
+    def __init__(self) -> None:
+        self.requests: list[http.Request] = []
+
+    def opened(self, exchange: http.Exchange) -> None: ...
+    def closed(self, exchange: http.Exchange) -> None: ...
+    def cut(self, exchange: http.Exchange, why: str) -> None: ...
+    def refused(self, exchange: http.Exchange, why: str) -> None: ...
+
+    async def answer(self, request: http.Request) -> http.Answer:
+        self.requests.append(request)
+        accepted = http.quality(request.fields.get("accept", ""), "text/plain")
+        assert 0.0 <= accepted <= 1.0
+        return http.Answer(200, b"x" * http.GZIP_BYTES_MIN)
+
+
+def requests(data: bytes) -> None:
+    """One exchange: at most one answer, a whole one, at most so much kept of what comes."""
+    host, transport = Host(), Transport()
+    exchange = http.Exchange(host, Loop())  # type: ignore[arg-type]
+    exchange.connection_made(transport)
+    for part in pieces(data):
+        exchange.data_received(part)
+        assert len(exchange._head) < http.HEAD_BYTES_MAX
+        if transport.ended:
+            break
+    else:
+        exchange.eof_received()
+    exchange.connection_lost(None)
+    assert len(host.requests) <= 1
+    if transport.written:
+        head, _, _ = transport.written.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        assert lines[0].startswith("HTTP/1.1 ") and int(lines[0].split()[1]) in http.PHRASES
+        assert all(": " in line for line in lines[1:]), "an answer's field that the request wrote"
+
+
+def requests_first() -> list[bytes]:
+    asked = [
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain;q=0.5, */*\r\nAccept-Encoding: gzip;q=1.0, br\r\n\r\n",
+        b"HEAD http://x:1/livez?a=b HTTP/1.0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nX: 1\r\nX: 2\r\n folded\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(200)),
+        b"GET /" + b"a" * 4000,
+    ]
+    return [bytes([size]) + text for text in asked for size in (0, 1, 200)]
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------
+
+
+def configuration(data: bytes) -> None:
+    """A configuration file: read whole, or refused with the file's name and no trace of Python."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(data)
+        file.flush()
+        try:
+            loaded = config_reader.load(file.name, {})
+        except ConfigError as error:
+            assert file.name in str(error) or "settings" in str(error), str(error)
+            assert "Traceback" not in str(error)
+            return
+        assert loaded.config == config_reader.load(file.name, {}).config
+
+
+def configuration_first() -> list[bytes]:
+    shipped = [path.read_bytes()[:3500] for path in sorted((TESTS.parent / "config").glob("*.toml"))]
+    return [
+        *shipped,
+        b'[server]\nbind_addr = "127.0.0.1:7878"\n[limits]\nmax_connections = 10\n[delivery]\nx = {y = 1}\n',
+    ]
+
+
+def log_lines(data: bytes) -> None:
+    """Whatever a stranger's bytes are, a log line that quotes them is one line that a terminal obeys in nothing."""
+    text = data.decode("utf-8", "surrogateescape")
+    for form in ("text", "json"):
+        with tempfile.TemporaryFile() as file:
+            log = logs.Log(file.fileno(), "debug", form, clock=lambda: 1.0)
+            log.info("event", client=text, raw=data)
+            log.finish()
+            file.seek(0)
+            line = file.read().decode()
+        assert line.endswith("\n") and line[:-1].isprintable(), line
+        assert form == "text" or json.loads(line)["event"] == "event"
+
+
+TARGETS = {
+    "py-frames": Target(frames, frames_first, [], [wire, splitter, flatbuffer]),
+    "py-commands": Target(commands, lambda: [frame[4:] for frame in vectors("up")], [], [command, flatbuffer]),
+    "py-stream": Target(
+        command_stream,
+        lambda: [b"\0" + frame * 2 for frame in vectors("up")],
+        [],
+        [wire, command, splitter, flatbuffer],
+    ),
+    "py-http": Target(
+        requests,
+        requests_first,
+        [b"\r\n", b"\r\n\r\n", b": ", b"HTTP/1.1", b"GET ", b"gzip", b";q=", b"nan", b"http://", b"Host: ", b"\0"],
+        [http],
+    ),
+    "py-config": Target(
+        configuration,
+        configuration_first,
+        [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
+        [config_reader],
+    ),
+    "py-logs": Target(
+        log_lines, lambda: [b"a name", "é\u2028\x1b[31m\n".encode(), b"\xff" * 600], [b"\x1b", b"\n", b'"'], [logs]
+    ),
+}
+
+
+def watched_files(target: Target) -> list[str]:
+    return [str(module.__file__) for module in target.watched]

@@ -1,0 +1,161 @@
+"""The C fuzzers' first inputs: from tests/vectors.json, the kept logs, and a few programs of steps written down here.
+
+Invariant: a seed's name is its place, so writing them twice writes the same files. What a byte means is said in
+native/fuzz/stepped.h and the target's own file.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+FILTERS = [
+    "user.*", "logs.>", "*.b.*", ">", "site/+/temp", "site/#", "+/+", "#", "$SYS/#", "a.*/+", "a*", "#/a", "plain",
+]  # fmt: skip
+TOPICS = ["user.ann", "logs", "logs.a.b", "a.b.c", "site/1/temp", "site", "$SYS/load", "", "température/küche/温度"]
+
+
+def frames() -> list[bytes]:
+    vectors = json.loads((TESTS / "vectors.json").read_text(encoding="utf-8"))
+    return [bytes.fromhex(vector["frame"])[4:] for vector in vectors["valid"] + vectors["broken"]]
+
+
+def pairs() -> list[bytes]:
+    return [f"{pattern}\0{topic}".encode() for pattern in FILTERS for topic in TOPICS]
+
+
+def logs() -> list[bytes]:
+    """Each kept file under each of fuzz_log's first bytes: what is mended and how it is split."""
+    files = [path.read_bytes() for path in sorted((TESTS / "kept").glob("log-*/*.*"))]
+    return [bytes([mend]) + file for file in files for mend in range(64)]
+
+
+# ---- programs of steps: see `step` in native/fuzz/stepped.h -----------------------------------------------------------
+
+ATTACH, COMMAND, RAW, ANSWER, TAKE, READ, TURN, SETTLE, CLOSE, ANSWERING, AWAY, LIMITS, RECORD = (
+    0, 1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+)  # fmt: skip
+RESTART, HARM = 240, 248
+PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO = range(8)
+QOS1, DURABLE, TIMES_6 = 8, 16, 32 | 64
+CONFIGS = [
+    bytes(4),
+    bytes([8, 0, 0, 7]),  # with HELLO
+    bytes([2 | 64, 4, 1 << 5 | 3, 2]),  # small queues, drop_oldest, lazy expiry
+    bytes([2 | 8, 4, 2 << 5 | 2, 3]),  # drop_new
+    bytes([4, 1, 3 << 5 | 1, 128 | 2]),  # block
+    bytes([1 | 4 | 16, 0, 20, 64 | 7]),  # a budget, an interval
+]
+
+
+def command(who: int, action: int, name: int = 0, size: int = 5, how: int = 0, extra: bytes = b"") -> bytes:
+    """A command of client `who`: a name of the tables, a payload's size, what else `how` says stands in `extra`."""
+    return bytes([COMMAND, who, action, how, size, 7, name]) + extra
+
+
+def steps() -> list[bytes]:
+    """Everyday flows under each configuration."""
+    both = bytes([ATTACH, 0, 0, ATTACH, 1, 0])
+    hello = command(0, HELLO) + command(1, HELLO) + bytes([TURN, 0, 0])
+    turn, second = bytes([TURN, 0, 0]), bytes([TURN, 0, 6])
+    flows = [
+        both + hello + command(0, SUB, 2) + turn + command(1, PUB, 1) + turn + command(0, UNSUB, 2) + turn,
+        both + command(0, SUB, 3) + turn + command(1, PUB | TIMES_6, 4, 250) * 4 + turn + bytes([READ, 0]) + turn,
+        both + bytes([READ, 0]) + hello + command(0, SUB, 3) + turn + command(1, PUB | TIMES_6, 1, 255) * 8 + turn * 3
+        + bytes([TAKE, 0, 255]) * 9 + turn + bytes([LIMITS, 0, 3, 40, 1]) + turn + command(1, PUB, 1) * 3 + second,
+        both + hello + command(0, SUB, 5, how=1, extra=b"\1") + command(1, SUB, 5, how=1, extra=b"\1") + turn
+        + command(1, PUB, 4) * 5 + command(0, PING) + command(0, INFO) + turn + bytes([CLOSE, 1, AWAY, 1]) + second,
+        both + bytes([ANSWERING, 0]) + command(0, HELLO) + turn + bytes([ANSWER, 0, 2]) + turn + command(1, HELLO)
+        + bytes([TURN, 0, 9]) + bytes([RAW, 0, 1, 9]) + bytes(9) + turn,
+        both + hello + command(0, SUB, 3, how=8, extra=b"\3") + turn + command(1, PUB, 1, how=8, extra=b"\4") * 3
+        + bytes([READ, 0]) + command(1, PUB, 1, how=8, extra=b"\4") * 3 + bytes([TURN, 0, 6]) + command(0, QUIT) + turn,
+    ]  # fmt: skip
+    return [config + flow for config in CONFIGS for flow in flows]
+
+
+def durable_steps() -> list[bytes]:
+    """QoS 1: acknowledged and not, restarts, a disk that fills."""
+    both = bytes([ATTACH, 0, 0, ATTACH, 1, 0]) + command(0, HELLO) + command(1, HELLO) + bytes([TURN, 0, 0])
+    settle, later = bytes([SETTLE, 0, 3, 5]), bytes([SETTLE, 0, 7, 5])
+    durable = command(0, SUB | QOS1 | DURABLE, 3) + settle
+    publish, ack = command(1, PUB | QOS1, 1), command(0, ACK)
+    flows = [
+        both + durable + publish * 3 + settle + (ack + settle) * 3,
+        both + durable + publish * 3 + settle + later * 4 + ack + settle,
+        both + durable + bytes([CLOSE, 0]) + publish * 9 + settle + bytes([ATTACH, 0, 0]) + command(0, HELLO) + durable
+        + (ack + settle) * 4 + command(0, UNSUB, 3) + settle,
+        *(
+            both + durable + publish * 4 + settle + ack + settle + bytes([RESTART, how]) + both + durable
+            + publish + settle * 2 + (ack + settle) * 4
+            for how in (0, 1, 2, 4, 5, 7, 8)
+        ),
+        both + durable + bytes([HARM, 1, 5]) + publish * 9 + settle * 2 + bytes([HARM, 0, 0]) + settle + publish + settle,
+        both + durable + publish + bytes([HARM, 4, 9]) + publish * 3 + settle * 2 + bytes([RESTART, 2]) + both + settle,
+        both + command(0, SUB | QOS1, 3, how=1, extra=b"\1") + command(1, SUB | QOS1, 3, how=1, extra=b"\1") + settle
+        + publish * 4 + settle + ack + command(1, ACK) + settle + bytes([CLOSE, 0]) + settle + later * 3,
+        both + durable + command(1, PUB | QOS1 | TIMES_6, 1, 210) * 20 + settle * 3 + (ack + settle) * 6,
+    ]  # fmt: skip
+    return [config + flow for config in CONFIGS for flow in flows] + steps()
+
+
+# ---- records: see session.c and commit.h -------------------------------------------------------------------------------
+
+
+def session_record(number: int, filter_: bytes, client: bytes, group: bytes = b"", floor: int = 0) -> bytes:
+    head = struct.pack("<QQIIIBBxx", number, floor, len(filter_), len(client), len(group), 1, bool(group))
+    return head + filter_ + client + group
+
+
+def publish_record(number: int, topic: bytes, payload: bytes, ttl_ms: int = 0) -> bytes:
+    return struct.pack("<QQQQQII", number, 0, ttl_ms, 0, 0, len(topic), 0) + topic + payload
+
+
+def checkpoint_record(sessions: list[bytes], next_id: int = 9) -> bytes:
+    return struct.pack("<IIQQQ", 1, len(sessions), next_id, 0, 5) + b"".join(sessions)
+
+
+def program(how: int, *records: tuple[int, bytes]) -> bytes:
+    return bytes([how]) + b"".join(bytes([kind, len(record)]) + record for kind, record in records)
+
+
+def records() -> list[bytes]:
+    publishes = [(1, publish_record(number, b"a.b", b"payload", number % 2)) for number in range(1, 6)]
+    session = session_record(1, b"a.*", b"c0")
+    group = session_record(2, b">", b"", b"workers")
+    flows = [
+        [(3, session), *publishes],
+        [(3, session), *publishes, (2, struct.pack("<QQ", 1, 3)), (4, struct.pack("<Q", 1))],
+        [(0, checkpoint_record([session, group])), *publishes],
+        [(3, group), *publishes, (5, struct.pack("<Q", 1 << 40)), (0, checkpoint_record([session]))],
+        [(6, b"of a later version"), (3, session), *publishes],
+    ]
+    return [program(how, *flow) for flow in flows for how in (0, 1)]
+
+
+def routes() -> list[bytes]:
+    everyone = bytes(chain.from_iterable((connection * 8, name) for connection in range(5) for name in range(15)))
+    look = bytes(chain.from_iterable((5, name) for name in range(12)))
+    return [
+        bytes([size]) + everyone[:60] + look + bytes([4, 11, 3]) + look + everyone[60:] + look for size in (0, 3, 99)
+    ]
+
+
+def rings() -> list[bytes]:
+    return [bytes([size]) + bytes([9, 201, 3, 255, 0, 2] * 20) + bytes(range(256)) for size in range(14)]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "session": durable_steps, "restore": records,
+    "route": routes, "ring": rings,
+}  # fmt: skip
+
+
+def write(target: str, directory: Path) -> None:
+    """Write a target's first inputs; a target without any begins with nothing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(SEEDS.get(target, list)()):
+        (directory / f"{number:04}").write_bytes(seed)

@@ -1,0 +1,99 @@
+"""Limits of the core that only its own Python side could break, and ends that come twice."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from stepped import WINDOW_BYTES, Bench
+
+from blipmq import native, wire
+from blipmq.native import CloseReason
+
+
+def test_a_connection_fed_more_than_its_window_is_closed_and_not_kept_growing() -> None:
+    with Bench(max_frame_bytes=1024) as bench:
+        client = bench.attach()
+        bench.answering = False
+        client.send(wire.SUB, "a")  # its input stops until that is answered
+        bench.settle()
+        piece = wire.encode_command(wire.PUB, "a", bytes(900)) * 100
+        for _ in range(3 * WINDOW_BYTES // len(piece)):
+            client.feed(piece)
+            bench.settle()
+        assert client.closed is not None and client.closed.reason == CloseReason.BROKER
+        assert bench.stats()["connections"] == 0
+
+
+def test_connections_asked_for_while_the_event_ring_is_full_come_when_it_has_room_and_meanwhile_nothing_spins() -> None:
+    with Bench(ring_bytes=65536) as bench:
+        client = bench.attach()
+        bench.present = False
+        for _ in range(40):
+            bench.core.reply(client.conn, 0, 1, "", payload=bytes(8000))
+        bench.settle()  # nothing is taken, so the ring is full
+        for seq in range(1000, 1900):
+            bench.core.attach(seq)
+        bench.settle()
+        assert bench.core.next_timer_ms() > 0
+        bench.present = True
+        bench.settle()
+        assert all(bench._answers[seq].conn for seq in range(1000, 1900))
+        assert len({bench._answers[seq].conn for seq in range(1000, 1900)}) == 900
+        assert bench.stats()["connections"] == 901
+
+
+def test_told_to_stop_twice_it_does_so_at_once() -> None:
+    with Bench() as bench:
+        reader = bench.attach().subscribe("a")
+        reader.stall()
+        bench.attach().publish("a", b"nobody reads it")
+        bench.settle()
+        bench.core.stop(3_600_000)
+        bench.settle()
+        assert bench.stopped is None
+        bench.core.stop(3_600_000)
+        bench.settle()
+        assert bench.stopped is not None and bench.stopped.unflushed == 1
+
+
+def test_a_socket_handed_over_while_it_stops_is_closed() -> None:
+    with Bench() as bench:
+        bench.attach().subscribe("a").stall()
+        bench.attach().publish("a", b"x")
+        bench.settle()
+        bench.core.stop(3_600_000)
+        client = bench.adopt()
+        client.drain()
+        assert client.eof
+        listener = socket.create_server(("127.0.0.1", 0))
+        copy = os.dup(listener.fileno())
+        bench.core.listen(listener.detach())
+        bench.settle()
+        os.close(copy)
+        assert bench.stats()["connections"] == 2
+
+
+def test_the_io_thread_stays_on_the_processor_it_was_given() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    core = native.Core(native.CoreConfig(io_cpu=allowed[-1]))
+    try:
+        core.start()
+        core.stats(1)
+        deadline = time.monotonic() + 120
+        while not any(isinstance(event, native.Stats) for event in core.events()):
+            assert time.monotonic() < deadline, "the thread does not answer"
+            time.sleep(0.001)
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
+        bound = [os.sched_getaffinity(thread) for thread in threads if _name(thread) == "bq-io"]
+        assert bound == [{allowed[-1]}]
+    finally:
+        core.stop(0)
+        core.join()
+        core.free()
+
+
+def _name(thread: int) -> str:
+    with open(f"/proc/self/task/{thread}/comm", encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,170 @@
+"""The core with its log, turned by hand: limits of QoS 1 sessions, a log that is slow, what is too old to come back.
+
+Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stepped import Bench, Client, conserved
+
+from blipmq import native, wire
+from blipmq.native import LogConfig, Overflow
+
+LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)
+WAITS_MAX = 20_000
+
+
+class LoggedBench(Bench):
+    """A bench whose core has a log in `directory`; subscriptions are made as they are asked for, under the client's name."""
+
+    def __init__(self, directory: Path, log: LogConfig = LOG, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.names: dict[int, str] = {}
+        self.core.open_log(str(directory), log)
+
+    def named(self, name: str) -> Client:
+        client = self.attach(hello=True)
+        self.names[client.conn] = name
+        return client
+
+    def answer(self, event: native.Event) -> None:
+        if isinstance(event, native.Sub):
+            self.core.subscribe(
+                event.conn,
+                event.seq,
+                event.filter,
+                qos=event.qos,
+                durable=event.durable,
+                client_id=self.names.get(event.conn, ""),
+                group=event.group,
+            )
+        elif isinstance(event, native.Unsub):
+            self.core.unsubscribe(event.conn, event.seq, event.filter, self.names.get(event.conn, ""))
+        else:
+            super().answer(event)
+
+    def until(self, happened: Callable[[], object], advance_ms: int = 0) -> None:
+        """Turn, and wait for the disk between, until it has happened."""
+        for _ in range(WAITS_MAX):
+            self.turn(advance_ms)
+            if happened():
+                return
+            self.core.wait(1)
+        raise AssertionError("it did not happen")
+
+    def subscribed(self, client: Client, filter: str, **fields: Any) -> None:
+        before = len(client.subacks)
+        client.send(wire.SUB, filter, qos=1, **fields)
+        self.until(lambda: len(client.subacks) > before)
+
+    def published(self, client: Client, topic: str, count: int, payload: bytes = b"x", ttl_ms: int = 0) -> None:
+        """Publish with QoS 1, and have an answer to each."""
+        before = len(client.replies)
+        for seq in range(count):
+            client.send(wire.PUB, topic, payload, qos=1, seq=1000 + seq, ttl_ms=ttl_ms)
+        self.until(lambda: len(client.replies) == before + count)
+
+
+def test_one_session_too_many_is_answered_429_and_there_is_room_when_one_ends(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, max_sessions=1) as bench:
+        client = bench.named("one")
+        bench.subscribed(client, "a")
+        client.send(wire.SUB, "b", qos=1, seq=7)
+        bench.until(lambda: client.replies)
+        assert client.replies.pop().code == 429
+        client.send(wire.UNSUB, "a", seq=8)
+        bench.until(lambda: client.replies)
+        assert client.replies.pop().code == 0
+        bench.subscribed(client, "b")
+
+
+def test_qos_1_without_a_log_is_refused_by_the_core_too() -> None:
+    with Bench() as bench:
+        client = bench.attach(hello=True)
+        bench.core.subscribe(client.conn, 5, "a", qos=1, client_id="one")
+        bench.settle()
+        assert [(reply.seq, reply.code) for reply in client.replies] == [(5, 503)] and client.subacks == []
+
+
+def test_a_live_session_whose_window_is_full_drops_what_comes_and_counts_it(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, max_in_flight=2) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a")
+        bench.published(writer, "a", 9)
+        bench.until(lambda: len(reader.messages) == 2)  # in flight; two more wait in the window
+        assert bench.stats()["dropped_queue_full"] == 5
+        for message in list(reader.messages):
+            reader.send(wire.ACK, seq=message.id)
+        bench.until(lambda: len(reader.messages) == 4)
+        assert [message.id for message in reader.messages] == sorted(message.id for message in reader.messages)
+
+
+def test_more_in_flight_than_the_table_begins_with_are_all_found_when_they_are_acknowledged(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, max_in_flight=1000) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a")
+        bench.published(writer, "a", 700)
+        bench.until(lambda: len(reader.messages) == 700)
+        assert bench.stats()["in_flight"] == 700
+        for message in reader.messages:
+            reader.send(wire.ACK, seq=message.id)
+        bench.until(lambda: bench.stats()["acked"] == 700)
+        assert bench.stats()["in_flight"] == 0 and conserved(bench.stats())
+
+
+def test_what_its_time_runs_out_for_in_flight_is_not_sent_again(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, ack_timeout_ms=1000) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a")
+        bench.published(writer, "a", 1, ttl_ms=1500)
+        bench.until(lambda: len(reader.messages) == 1)
+        bench.until(lambda: bench.stats()["dropped_ttl"] == 1, advance_ms=500)
+        assert bench.stats()["in_flight"] == 0 and conserved(bench.stats())
+
+
+def test_what_has_expired_in_the_log_does_not_come_back_from_it(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a", durable=True)
+        bench.close(reader)
+        bench.published(writer, "a", 3, b"old", ttl_ms=1000)
+        bench.published(writer, "a", 2, b"young", ttl_ms=60_000)
+        bench.settle(advance_ms=2000)
+        again = bench.named("reader")
+        bench.subscribed(again, "a", durable=True)
+        bench.until(lambda: len(again.messages) == 2)
+        assert again.payloads == [b"young"] * 2 and bench.stats()["dropped_ttl"] == 3
+
+
+def test_a_publisher_faster_than_the_disk_is_held_back_and_loses_nothing(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a")
+        frame = b"".join(wire.encode_command(wire.PUB, "a", bytes(900), qos=1, seq=1 + seq) for seq in range(60))
+        writer.feed(frame)  # many batches of the log, at once
+        bench.until(lambda: len(writer.replies) == 60)
+        assert [reply.seq for reply in writer.replies] == list(range(1, 61)) and {r.code for r in writer.replies} == {0}
+        bench.until(lambda: len(reader.messages) == 60)
+
+
+def test_a_qos_1_publish_to_a_full_blocking_subscriber_is_answered_503(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
+        reader, writer = bench.attach().subscribe("a"), bench.named("writer")
+        reader.stall()
+        bench.published(writer, "a", 2)
+        assert {reply.code for reply in writer.replies} == {0}
+        bench.published(writer, "a", 1)
+        assert writer.replies[-1].code == 503 and "block" in writer.replies[-1].message
+
+
+def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        writer = bench.named("writer")
+        bench.published(writer, "a", 1, bytes(8000))
+        assert writer.replies[-1].code == 503 and "larger than the log takes" in writer.replies[-1].message
+        bench.published(writer, "a", 1)
+        assert writer.replies[-1].code == 0
