@@ -21,6 +21,7 @@ from blipmq.device.places import Places
 from blipmq.device.settings import Device
 from blipmq.device.settings_reader import read_device
 from blipmq.device.system import System
+from blipmq.errors import ConfigError
 
 NO_KEY = (
     "the broker is reachable only from the device itself, because no key has been created: "
@@ -78,7 +79,7 @@ def _apply_keys(places: Places, device: Device, data: str, store: Store | None) 
     if data != "rw":
         lost = ["keys: none can be used without the data partition"] if device.keys else []
         return Keys([], lost)
-    if not device.keys and not places.broker_keys.exists():
+    if not device.keys and not places.broker_keys.exists() and not places.made_keys.exists():
         return Keys([], [])
     try:
         store = store or KeyFile(places)
@@ -88,9 +89,17 @@ def _apply_keys(places: Places, device: Device, data: str, store: Store | None) 
 
 
 def _choose_broker(places: Places, has_keys: bool) -> Choice[Broker]:
-    ground = Ground.of(places, has_keys)
-    default = read_broker("", "the defaults", ground)
-    return choose("blipmq.toml", places.boot, places.kept, lambda text, name: read_broker(text, name, ground), default)
+    ground, problems = Ground.of(places, has_keys), []
+    try:
+        default = read_broker("", "the defaults", ground)
+    except ConfigError as error:  # an image whose profile its own broker refuses still has a broker
+        problems = [f"the profile {ground.profile} is of no use: {error}"]
+        ground = ground._replace(profile="the defaults", profile_text="", has_keys=False)
+        default = read_broker("", "the defaults", ground)
+    chosen = choose(
+        "blipmq.toml", places.boot, places.kept, lambda text, name: read_broker(text, name, ground), default
+    )
+    return chosen._replace(problems=problems + chosen.problems)
 
 
 def _write(places: Places, device: Device, broker: Broker) -> set[Path]:

@@ -27,6 +27,9 @@ DECIDED = {
     "auth.keys_file": "the keys of this device are those of [[keys]] in device.toml",
 }
 
+# A broker that asks no one for a key is never opened by the keys there are.
+ASKS_FOR_KEYS = "auth.keys_file" in KEYS
+
 
 class Broker(NamedTuple):
     """Settings the broker starts with. `text` is all of them as a file; `profile` is what they build on."""
@@ -59,7 +62,7 @@ class Ground(NamedTuple):
         except ConfigError:  # an image without profiles: the broker's own defaults
             name, text = "the defaults", ""
         log = str(places.data / "blipmq/wal") if places.mounted(places.data) == "rw" else ""
-        return cls(name, text, has_keys, str(places.broker_keys), log)
+        return cls(name, text, has_keys and ASKS_FOR_KEYS, str(places.broker_keys), log)
 
 
 def read_broker(text: str, name: str, ground: Ground) -> Broker:
@@ -69,7 +72,7 @@ def read_broker(text: str, name: str, ground: Ground) -> Broker:
     wants_anyone = _value(table, "auth.allow_anonymous") is True
     below = {"server.bind_addr": OPEN_ADDR} if ground.has_keys or wants_anyone else {}
     above: dict[str, Any] = {"wal.directory": ground.log_directory} if ground.log_directory else {"wal.enabled": False}
-    if ground.has_keys and "auth.keys_file" in KEYS:
+    if ground.has_keys:
         above["auth.keys_file"] = ground.keys_file
     files = [
         (ground.profile, ground.profile_text),
