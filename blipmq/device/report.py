@@ -112,7 +112,7 @@ def write(places: Places, system: System, report: Report) -> bool:
 
 def readable(problem: str) -> str:
     """`device.toml:3: …` as a person reads it who has the file open in an editor."""
-    return re.sub(r"^([^:\n]*\.toml):(\d+): ", r"\1, line \2: ", problem)
+    return re.sub(r"^([^:\n]*\.toml[^:\n]*):(\d+): ", r"\1, line \2: ", problem)
 
 
 def _facts(places: Places, system: System, outcome: Outcome, said: Said) -> Iterator[tuple[str, str]]:
