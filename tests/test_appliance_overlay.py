@@ -88,7 +88,7 @@ def test_systemd_has_nothing_to_say_about_any_unit(image):
         ("blipmq-apply.service", "TimoutStartSec=2min"),
         ("blipmq-status.timer", "OnBotSec=1"),
         ("data.mount", "Optoins=ro"),
-        ("blipmq-healthy.service", "ExecStart=not-there"),
+        ("blipmq-healthy.service", "Type=sometimes"),
     ],
 )
 def test_a_mistake_in_a_unit_is_found(image, tmp_path, unit, line):
