@@ -166,6 +166,11 @@ def test_a_bad_device_toml_leaves_the_address_and_blipmq_toml_in_effect_all_the_
     assert outcome.problems == ("device.toml:4: there is no setting wifi.sid; did you mean wifi.ssid?",)
 
 
+def test_advice_about_a_file_that_does_not_parse_is_part_of_its_problem(device):
+    device.put(DEVICE, "hostname = gate\n")
+    assert len(boot(device).problems) == 1 and "Strings need quotes" in boot(device).problems[0]
+
+
 def test_the_first_bad_file_means_the_defaults(device):
     device.put(DEVICE, "hostname = 3\n")
     outcome = boot(device)

@@ -35,7 +35,7 @@ def choose(name: str, folder: Path, kept: Path, check: Callable[[str, str], T], 
             problems += _keep(kept / name, text)
             return Choice(value, "file", problems)
     except ConfigError as error:
-        problems += str(error).splitlines()
+        problems += _sentences(error, name)
     return _fall_back(name, kept, check, default, problems)
 
 
@@ -46,10 +46,21 @@ def _fall_back(name: str, kept: Path, check: Callable[[str, str], T], default: T
             return Choice(default, "default", problems)
         value = check(text, f"the {name} that was good before")
     except ConfigError as error:
-        return Choice(default, "default", problems + str(error).splitlines())
+        return Choice(default, "default", problems + _sentences(error, "the "))
     if not problems:
         problems = [f"{name}: missing. To return to the defaults put an empty file of that name there"]
     return Choice(value, "kept", problems)
+
+
+def _sentences(error: ConfigError, beginning: str) -> list[str]:
+    """One problem each; what to do about it may have stood on a line of its own."""
+    sentences: list[str] = []
+    for line in str(error).splitlines():
+        if sentences and not line.startswith(beginning):
+            sentences[-1] += f". {line}"
+        else:
+            sentences.append(line)
+    return sentences
 
 
 def _read(path: Path, name: str) -> str | None:
