@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from blipmq.device import clock, keyring, network
@@ -102,7 +103,7 @@ def _choose_broker(places: Places, has_keys: bool, keep: bool) -> Choice[Broker]
         return read_broker(text, name, ground)
 
     chosen = choose("blipmq.toml", places.boot, places.kept, check, default, keep)
-    return chosen._replace(problems=problems + chosen.problems)
+    return replace(chosen, problems=problems + chosen.problems)
 
 
 def _write(places: Places, device: Device, broker: Broker) -> set[Path]:
