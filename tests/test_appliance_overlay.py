@@ -188,9 +188,9 @@ def grow(tmp_path, medium, start, size, number=6):
     (tmp_path / "sys/class/block" / block.name).symlink_to(block)
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sfdisk", "partx"):
+    for name in ("sfdisk", "partx", "udevadm"):
         (tools / name).write_text(
-            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n[ {name} = partx ] || cat >>{tmp_path}/ran\n'
+            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n[ {name} != sfdisk ] || cat >>{tmp_path}/ran\n'
         )
         (tools / name).chmod(0o755)
     (tools / "flock").write_text(f'#!/bin/sh\necho "flock $1" >>{tmp_path}/ran\nshift\nexec "$@"\n')
@@ -207,6 +207,8 @@ def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
         "sfdisk --quiet --force --no-reread --no-tell-kernel -N 6 /dev/mmcblk0",
         ", +",
         "partx --update --nr 6 /dev/mmcblk0",
+        "udevadm trigger --action=change --settle /dev/mmcblk0 /dev/mmcblk0p6",
+        "udevadm settle --timeout=60",
     ]
 
 
