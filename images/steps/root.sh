@@ -1,6 +1,6 @@
 # Debian, installed: what every image of this architecture has in common.
 # needs:
-# inputs: images/debian images/packages
+# inputs: images/debian images/packages/root images/packages/root-x64 images/packages/root-arm64
 # shared: PACKAGING_TARGET
 packaging/emulation
 # Documentation stays out, licences stay in.
