@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "packaging/release"))
 
-from components import components  # noqa: E402
-from sbom import sbom  # noqa: E402
+from components import components
+from sbom import sbom
 
 # Of what was unpacked rather than installed, that which is in the image; the rest came along as dependencies.
 TAKEN = {
@@ -61,7 +61,9 @@ if __name__ == "__main__":
     if len(sys.argv) != 8:
         sys.exit(__doc__)
     cache, target, packaging_target, version, epoch, packed, out = sys.argv[1:]
-    made = sbom(components(Path(cache), packaging_target), packaging_target, version, int(epoch), Path(packed).read_bytes())
+    made = sbom(
+        components(Path(cache), packaging_target), packaging_target, version, int(epoch), Path(packed).read_bytes()
+    )
     debs = system(Path(cache), target, packaging_target)
     made["components"] += debs  # type: ignore[operator]
     main = made["metadata"]["component"]  # type: ignore[index]
