@@ -1,0 +1,129 @@
+"""What every device does once it is on. These tests change nothing for good, so they share one device, and a board may be it."""
+
+import os
+import socket
+import time
+
+import pytest
+from device import BROKER, SSH, port_speaks
+from hand_client import HelloClient
+
+pytestmark = pytest.mark.on("x64", "arm64")
+
+MDNS, DHCP_CLIENT, DHCP6_CLIENT, LLMNR = 5353, 68, 546, 5355
+METRICS = 9090
+# What the image's configuration names, as /proc/net has it: (protocol, port, loopback only).
+LISTENING = {
+    ("tcp", BROKER, False),
+    ("tcp", SSH, False),  # because a key was given
+    ("tcp", METRICS, True),
+    ("udp", MDNS, False),
+    ("udp", DHCP_CLIENT, False),
+    ("udp", DHCP6_CLIENT, False),
+}
+TCP_LISTEN, UDP_OPEN = "0A", "07"
+
+
+def listening(device):
+    """{(protocol, port, loopback only)} of what takes connections or datagrams, from the kernel's own tables."""
+    found = set()
+    for protocol, state in (("tcp", TCP_LISTEN), ("tcp6", TCP_LISTEN), ("udp", UDP_OPEN), ("udp6", UDP_OPEN)):
+        for line in device.shell(f"cat /proc/net/{protocol}").splitlines()[1:]:
+            words = line.split()
+            address, port = words[1].split(":")
+            if words[3] == state:
+                is_loopback = address.endswith("7F") or address == "0" * 24 + "01000000"
+                found.add((protocol.rstrip("6"), int(port, 16), is_loopback))
+    return found
+
+
+def boot_figures(device, name, figure):
+    """Under QEMU also what it cost this machine, which does not depend on what else it is doing."""
+    figure(f"{name}: power on to broker ready", device.boot_seconds[0], "s")
+    if hasattr(device, "cpu_seconds_at_ready"):
+        figure(f"{name}: processor time of QEMU until then", device.cpu_seconds_at_ready, "s")
+        figure(f"{name}: promised on an idle machine", device.machine.promise_seconds, "s")
+        figure(f"{name}: load average of this machine meanwhile", round(os.getloadavg()[0], 1))
+
+
+def test_it_is_ready_by_itself_after_power_on(device, figure, request):
+    if not device.boot_seconds:  # a board that was on when the tests began
+        device.restart()
+        device.boot()
+    boot_figures(device, request.node.callspec.params["device"], figure)
+
+
+def test_a_message_goes_from_one_client_to_another(device):
+    with HelloClient(device.address) as subscriber, HelloClient(device.address) as publisher:
+        subscriber.subscribe("plant/pump")
+        publisher.publish("plant/pump", b"on at 60 Hz")
+        assert subscriber.next().payload == b"on at 60 Hz"
+
+
+def test_qos_1_is_acknowledged_and_waits_for_a_durable_subscriber_that_is_away(device):
+    client_id = f"hardware-test-{time.time_ns()}"
+    with HelloClient(device.address, client_id=client_id) as subscriber:
+        subscriber.subscribe("plant/valve", qos=1, durable=True)
+    with HelloClient(device.address) as publisher:
+        ids = [publisher.publish("plant/valve", b"%d" % number, qos=1).id for number in range(20)]
+    assert ids == sorted(set(ids))
+    with HelloClient(device.address, client_id=client_id) as subscriber:
+        subscriber.subscribe("plant/valve", qos=1, durable=True)
+        came = [subscriber.next() for _ in range(20)]
+        for message in came:
+            subscriber.ack(message.id)
+        subscriber.unsubscribe("plant/valve")
+    assert [(message.id, message.payload) for message in came] == [(ids[n], b"%d" % n) for n in range(20)]
+
+
+def test_nothing_listens_but_what_the_configuration_names(device):
+    device.wait_for_shell()
+    # A socket that a look-up of the time server's name opened for a moment is not listening: what stays counts.
+    found = listening(device) & listening(device)
+    assert found - LISTENING == set()
+    assert {entry for entry in found if entry[0] == "tcp" and not entry[2]} == {("tcp", BROKER, False), ("tcp", SSH, False)}
+
+
+def test_the_status_file_says_that_all_is_well_and_where_it_is(device, figure, request):
+    status = device.wait_for_status(lambda status: status.get("State") == "ok", "that all is well")
+    assert f"port {BROKER}" in status["Broker"] and "reachable from the network" in status["Broker"]
+    assert status["Address"]
+    device.wait_for_shell()
+    meminfo = dict(line.split(":", 1) for line in device.shell("cat /proc/meminfo").splitlines())
+    kib = {key: int(value.split()[0]) for key, value in meminfo.items()}
+    used = (kib["MemTotal"] - kib["MemAvailable"]) // 1024
+    figure(f"{request.node.callspec.params['device']}: memory in use, of {kib['MemTotal'] // 1024} MiB", used, "MiB")
+
+
+def test_nobody_gets_in_with_a_password(device):
+    device.wait_for_shell()
+    assert port_speaks(device.host, device.ports[SSH]).startswith(b"SSH-2.0-")
+    refused = device.shell("grep -E '^root:' /etc/shadow").split(":")[1]
+    assert refused[:1] in ("*", "!")
+    assert "passwordauthentication no" in device.shell("sshd -T").lower()
+
+
+def test_writes_to_the_medium_are_few_when_nothing_happens(device, figure, request):
+    """A figure, and that the journal is not on the medium at all."""
+    device.wait_for_shell()
+    assert device.shell("ls -d /var/log/journal 2>/dev/null || true") == ""
+    name = device.shell("basename $(dirname $(readlink -f /sys/class/block/$(basename $(readlink -f /dev/blipmq/data))))").strip()
+    sectors = [int(device.shell(f"cat /sys/block/{name}/stat").split()[6]) for _ in range(2)]
+    began = time.monotonic()
+    time.sleep(30)
+    sectors.append(int(device.shell(f"cat /sys/block/{name}/stat").split()[6]))
+    kib_an_hour = (sectors[2] - sectors[1]) / 2 * 3600 / (time.monotonic() - began)
+    figure(f"{request.node.callspec.params['device']}: written to the medium at rest", round(kib_an_hour), "KiB an hour")
+
+
+def test_a_client_that_says_nothing_sensible_is_shown_out_and_others_go_on(device):
+    with socket.create_connection((device.host, device.ports[BROKER]), 30) as stream:
+        stream.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
+        stream.settimeout(60)
+        try:
+            while stream.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    with HelloClient(device.address) as client:
+        assert client.info()["version"]
