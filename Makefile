@@ -128,6 +128,7 @@ fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 # ---- binaries, packages, images ------------------------------------------------------------------------------------------
 
 -include packaging/packaging.mk
+-include hardware-tests/hardware-tests.mk
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so

@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import time
 
-from device import BROKER, READY_SECONDS_MAX, SSH, Device
+from device import BROKER, SSH, Device
 
 SETTINGS = "/boot/blipmq"
 RESET_SECONDS = 10
@@ -33,13 +33,8 @@ class Board(Device):
             self.shell("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger", check=False, seconds_max=RESET_SECONDS)
         self.left = time.monotonic()
 
-    def restart(self):
-        self.shell("systemctl reboot", check=False)
-        self.left = time.monotonic()
-        self.until(lambda: self.shell("true", check=False).returncode, "it goes down to start again")
-
-    def boot(self, seconds_max=READY_SECONDS_MAX):
-        self.wait_until_ready(seconds_max)
+    def boot(self):
+        self.wait_until_ready()
         self.boot_seconds.append(round(time.monotonic() - self.left, 1))
         return self.boot_seconds[-1]
 
@@ -49,6 +44,10 @@ class Board(Device):
         for name, content in files.items():
             self.kept.setdefault(name, self.get(name))
             self._put(name, content)
+
+    def restart_with(self, files):
+        self.put(files)
+        self.reboot()
 
     def _put(self, name, content):
         if content is None:
@@ -66,5 +65,4 @@ class Board(Device):
             for name, content in self.kept.items():
                 self._put(name, content)
             self.kept = {}
-            self.restart()
-            self.boot()
+            self.reboot()

@@ -24,7 +24,7 @@ from report import Report  # noqa: E402
 
 WORK = TOP / "build" / "hardware-tests"
 REPORT = HERE / "report.md"
-TOOLS = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "sfdisk", "setpriv", "ssh", "ssh-keygen")
+TOOLS = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "mdel", "sfdisk", "debugfs", "setpriv", "ssh", "ssh-keygen")
 # Everyone who can reach a guest is on this machine.
 OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 
@@ -41,6 +41,7 @@ def pytest_configure(config):
     for marker in (
         "on(*machines): the machines of machines.py it runs on under QEMU; x64 if it does not say",
         "qemu(reason): cannot run on a real device, and why",
+        "board(reason): needs a real device, and why",
         "long: takes minutes; run by `make hardware-test-all` only",
     ):
         config.addinivalue_line("markers", marker)
@@ -100,8 +101,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def reason_to_leave_out(config, item):
-    marker = item.get_closest_marker("qemu")
-    if marker and config.getoption("--target"):
+    marker = item.get_closest_marker("qemu" if config.getoption("--target") else "board")
+    if marker:
         return marker.args[0]
     chosen = config.getoption("--machine")
     if chosen and not config.getoption("--target"):
@@ -131,7 +132,7 @@ class Lab:
     def __init__(self, config):
         self.target, self.report = config.getoption("--target"), config.report
         self.images = dict(choice.split("=", 1) for choice in config.getoption("--image"))
-        self.opened, self.shared, self.guests = {}, {}, []
+        self.opened, self.shared, self.guests, self.made = {}, {}, [], 0
         shutil.rmtree(WORK, ignore_errors=True)
         WORK.mkdir(parents=True)
         if self.target:
@@ -154,16 +155,18 @@ class Lab:
             guest.cut_power()
 
     def guest(self, name, files=None, with_key=True, **options):
-        """A guest with a medium of its own, off. `files`: besides, or in place of, those that let the tests in."""
+        """A guest with a medium of its own, off. `files`: besides, or in place of, those that let the tests in; None for one
+        leaves what the image has."""
         self.switch_all_off()
         machine = MACHINES[name]
-        folder = WORK / f"{len(self.guests)}-{name}"
+        self.made += 1
+        folder = WORK / f"{self.made}-{name}"
         folder.mkdir()
         login = f'[ssh]\nauthorized_keys = ["{self.key.with_suffix(".pub").read_text().strip()}"]\n'.encode()
         usual = {"blipmq.toml": OPEN_BROKER, **({"device.toml": login} if with_key else {})}
         guest = Guest(
             machine, self.image(machine.image), folder, key=self.key if with_key else None,
-            files={**usual, **(files or {})}, **options,
+            files={name: text for name, text in {**usual, **(files or {})}.items() if text is not None}, **options,
         )  # fmt: skip
         guest.login = login
         self.guests.append(guest)
@@ -181,6 +184,10 @@ class Lab:
             self.shared[name].boot()
         return self.shared[name]
 
+    def discard(self, guest):
+        guest.close()
+        self.guests.remove(guest)
+
     def close(self):
         for guest in self.guests:
             guest.close()
@@ -195,15 +202,31 @@ def lab(pytestconfig):
         lab.close()
 
 
-@pytest.fixture(scope="session")
-def device_name(request):
-    return request.param
-
-
 @pytest.fixture
 def device(request, lab):
     """A device that is on and ready, shared: a guest of each machine that the test names, or the real one."""
     return lab.device(request.param)
+
+
+@pytest.fixture
+def board(lab):
+    """The real device, for tests that change its settings: they are put back."""
+    yield lab.device("board")
+    lab.board.restore()
+
+
+@pytest.fixture
+def own_device(lab):
+    """A device whose settings the test may change and which it may restart: a guest with a medium of its own,
+    or the real one, whose settings are put back."""
+    if lab.target:
+        yield lab.device("board")
+        lab.board.restore()
+    else:
+        guest = lab.guest("x64")
+        guest.boot()
+        yield guest
+        lab.discard(guest)
 
 
 @pytest.fixture
@@ -217,8 +240,7 @@ def new_guest(lab):
 
     yield make
     for guest in made:
-        guest.close()
-        lab.guests.remove(guest)
+        lab.discard(guest)
 
 
 @pytest.fixture

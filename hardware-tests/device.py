@@ -68,6 +68,8 @@ class Device:
 
     # ---- what the two kinds do each in their way ----
 
+    ends_connections = False  # whether its clients learn at once that its power is gone
+
     def boot(self):
         """From off, or about to come back, to a broker that answers; the seconds it took as seen from here."""
         raise NotImplementedError
@@ -101,6 +103,10 @@ class Device:
             return status if wanted(status) else None
 
         return self.until(look, f"{STATUS} says {what}", seconds_max)
+
+    def restart_with(self, files):
+        """Down in order, the files changed as `put` does it, and up again until the broker answers."""
+        raise NotImplementedError
 
     # ---- readiness ----
 
@@ -138,6 +144,23 @@ class Device:
         message = done.stderr.decode(errors="replace")
         assert done.returncode == 0, f"status {done.returncode} of: {script}\n{message}{self.last_words()}"
         return done.stdout.decode(errors="replace")
+
+    def boot_id(self):
+        """Another one after each start; "" while there is no shell."""
+        done = self.shell("cat /proc/sys/kernel/random/boot_id", check=False)
+        return done.stdout.decode().strip() if done.returncode == 0 else ""
+
+    def wait_for_another_boot(self, before, what="it starts again", seconds_max=READY_SECONDS_MAX):
+        """Until it has been started anew since `boot_id` was `before`, and its broker answers."""
+        self.until(lambda: self.boot_id() not in ("", before), what, seconds_max)
+        self.wait_until_ready()
+
+    def reboot(self):
+        """Down and up again in order; the seconds from the command to a broker that answers."""
+        before, began = self.boot_id(), time.monotonic()
+        self.shell("systemctl reboot", check=False)
+        self.wait_for_another_boot(before)
+        return round(time.monotonic() - began, 1)
 
     def wait_for_shell(self, seconds_max=READY_SECONDS_MAX):
         deadline = time.monotonic() + seconds_max

@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 SECTOR = 512
 # An overlay loses writes of whole clusters. 4 KiB is the block of the file system, so that no neighbour's flush saves one.
 CLUSTER = 4096
+BOOT, KERNEL_A, ROOT_A, KERNEL_B, ROOT_B, DATA = range(6)  # the partitions, in order
 SECONDS_MAX = 300
 
 
@@ -29,7 +31,7 @@ def run(*command, **options):
 
 
 def cache():
-    """Where unpacked images lie, shared with packaging/build."""
+    """Where unpacked images lie, beside what packaging/build keeps."""
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("BLIPMQ_BUILD_CACHE", caches / "blipmq")) / "unpacked"
 
@@ -80,6 +82,30 @@ class Image:
     def __repr__(self):
         return f"Image({self.path})"
 
+    def read(self, name):
+        """A file of the partition that a PC sees."""
+        return run("mtype", "-i", f"{self.path}@@{self.partitions[BOOT][0]}", f"::{name}")
+
+    def copy_partition(self, number, target):
+        start, size = self.partitions[number]
+        with self.path.open("rb") as source, target.open("wb") as out:
+            source.seek(start)
+            while size > 0:
+                block = source.read(min(size, 1 << 20))
+                out.write(block)
+                size -= len(block)
+
+    def direct_boot(self, device_tree, folder):
+        """What a boot loader would load of slot A, as files in a folder: kernel, initrd, device tree; and the kernel's words."""
+        partition = folder / "kernel.ext2"
+        self.copy_partition(KERNEL_A, partition)
+        for name in ("vmlinuz", "initrd.img"):
+            run("debugfs", "-R", f"dump {name} {folder / name}", partition)
+        partition.unlink()
+        (folder / "tree.dtb").write_bytes(self.read(device_tree))
+        (words,) = re.findall(r"linux \S+/vmlinuz (.*?);", self.read("system/grub.cfg").decode())
+        return folder / "vmlinuz", folder / "initrd.img", folder / "tree.dtb", words.replace("$chosen", "A")
+
 
 class Disk:
     """One guest's medium. `size_bytes`: that of the medium, the image's own if it is larger or 0."""
@@ -104,7 +130,7 @@ class Disk:
 
     @property
     def _fat(self):
-        return f"{self.base}@@{self.image.partitions[0][0]}"
+        return f"{self.base}@@{self.image.partitions[BOOT][0]}"
 
     def put(self, files):
         """Change files there, {name: bytes, or None to delete it}. The guest is off."""
@@ -120,7 +146,7 @@ class Disk:
 
     def get(self, name):
         """A file from there, None if there is none; also while the guest runs."""
-        start, size = self.image.partitions[0]
+        start, size = self.image.partitions[BOOT]
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             copy = Path(folder) / "fat.img"
             top, form = (self.overlay, "qcow2") if self.overlay.exists() else (self.base, "raw")

@@ -28,6 +28,8 @@ class Guest(Device):
     """`rtc`: what its clock says when it is switched on. `files`: for the partition that a PC sees. `medium_mib`: the size
     of its disk, that of the image if 0."""
 
+    ends_connections = True  # they were QEMU's
+
     def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=0):
         super().__init__("127.0.0.1", {port: free_port() for port in (BROKER, SSH)}, key)
         self.machine, self.folder, self.rtc = machine, folder, rtc
@@ -59,9 +61,9 @@ class Guest(Device):
         words = [machine.program, "-accel", "tcg", "-nographic", "-nodefaults", "-monitor", "none", "-m", str(self.memory_mib)]
         words += [word.format(cpu=self.cpu) for word in machine.arguments]
         words += ["-chardev", f"file,id=console,path={self.console_file},append=on"]
-        words += self._boot()
+        words += map(str, self._boot())
         words += machine.disk.format(drive=drive).split()
-        words += ["-netdev", f"user,id=net,restrict=on{forwards}", "-device", f"{machine.network},netdev=net"]
+        words += ["-netdev", f"user,id=net,restrict=on{forwards}", *machine.network.split()]
         if self.rtc:
             words += ["-rtc", f"base={self.rtc}"]
         # QEMU must not outlive the tests, whatever ends them.
@@ -69,6 +71,10 @@ class Guest(Device):
 
     def _boot(self):
         firmware = self.machine.firmware
+        if firmware is None:
+            kernel, initrd, tree, words = self.disk.image.direct_boot(self.machine.device_tree, self.folder)
+            return ["-serial", "chardev:console", "-serial", "null", "-kernel", kernel, "-initrd", initrd, "-dtb", tree,
+                    "-append", words]  # fmt: skip
         drives = [f"if=pflash,format=raw,readonly=on,file={firmware.code}",
                   f"if=pflash,format=raw,file={self.folder / 'variables.fd'}"]  # fmt: skip
         return ["-serial", "chardev:console", *(word for drive in drives for word in ("-drive", drive))]
@@ -78,9 +84,10 @@ class Guest(Device):
         self.disk.begin()
         self._console_start = self.console_file.stat().st_size
         self.switched_on = time.monotonic()
-        self.child = subprocess.Popen(
-            self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(self.folder / "qemu.log").open("ab")
-        )
+        with (self.folder / "qemu.log").open("ab") as log:
+            self.child = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
         return self
 
     def boot(self):
@@ -117,6 +124,11 @@ class Guest(Device):
 
     def get(self, name):
         return self.disk.get(name)
+
+    def restart_with(self, files):
+        self.power_off()
+        self.put(files)
+        self.boot()
 
     def close(self):
         """Off, and its disk gone; the console's log stays for a look."""

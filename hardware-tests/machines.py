@@ -22,6 +22,7 @@ class Machine(NamedTuple):
     firmware: Firmware | None  # None: QEMU loads the kernel of slot A itself
     disk: str  # how the disk is attached; {drive} has the options of its file
     network: str
+    device_tree: str  # with firmware None: its file on the settings partition
     promise_seconds: int  # power on to broker ready, as issue and docs/APPLIANCE.md have it; recorded, not asserted
 
 
@@ -37,7 +38,8 @@ MACHINES = {
         memory_mib=512,
         firmware=UEFI_X64,
         disk="-drive if=none,id=disk,{drive} -device virtio-blk-pci,drive=disk",
-        network="virtio-net-pci",
+        network="-device virtio-net-pci,netdev=net",
+        device_tree="",
         promise_seconds=40,
     ),
     "arm64": Machine(
@@ -48,7 +50,8 @@ MACHINES = {
         memory_mib=512,
         firmware=UEFI_ARM64,
         disk="-drive if=none,id=disk,{drive} -device virtio-blk-pci,drive=disk",
-        network="virtio-net-pci",
+        network="-device virtio-net-pci,netdev=net",
+        device_tree="",
         promise_seconds=60,
     ),
     # QEMU's board has neither the Pi's boot ROM nor its Ethernet chip: the kernel is loaded directly and the network is a
@@ -61,7 +64,8 @@ MACHINES = {
         memory_mib=1024,
         firmware=None,
         disk="-drive if=sd,{drive}",
-        network="usb-net",
+        network="-usb -device usb-net,netdev=net",
+        device_tree="bcm2837-rpi-3-b.dtb",
         promise_seconds=90,
     ),
 }
