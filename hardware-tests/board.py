@@ -30,7 +30,9 @@ class Board(Device):
         """A reset in the middle of whatever it does: nothing is synced, no service is told. The medium keeps its power, so
         what it had taken and not yet stored is not lost: pull the plug for that."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.shell("echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger", check=False, seconds_max=RESET_SECONDS)
+            self.shell(
+                "echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger", check=False, seconds_max=RESET_SECONDS
+            )
         self.left = time.monotonic()
 
     def boot(self):

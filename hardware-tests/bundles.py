@@ -22,7 +22,9 @@ def keys():
     certificate = os.environ.get("BLIPMQ_BUNDLE_CERT", folder / "development.cert.pem")
     key = os.environ.get("BLIPMQ_BUNDLE_KEY", folder / "development.key.pem")
     for path in (certificate, key):
-        assert Path(path).is_file(), f"no {path}: it comes with `make image-generic-x64` (or name it: BLIPMQ_BUNDLE_CERT, _KEY)"
+        assert Path(path).is_file(), (
+            f"no {path}: it comes with `make image-generic-x64` (or name it: BLIPMQ_BUNDLE_CERT, _KEY)"
+        )
     return Path(certificate), Path(key)
 
 

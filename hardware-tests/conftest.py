@@ -15,6 +15,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent
 sys.path[:0] = [str(HERE), str(TOP / "tests")]
+os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps sfdisk and debugfs, for everyone to run
 
 from board import Board  # noqa: E402
 from disk import Image  # noqa: E402
@@ -24,7 +25,10 @@ from report import Report  # noqa: E402
 
 WORK = TOP / "build" / "hardware-tests"
 REPORT = HERE / "report.md"
-TOOLS = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "mdel", "sfdisk", "debugfs", "setpriv", "ssh", "ssh-keygen")
+TOOLS = (
+    "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "mdel", "sfdisk", "debugfs", "setpriv", "ssh",
+    "ssh-keygen", "rauc", "unsquashfs", "mksquashfs", "openssl", "cc",
+)  # fmt: skip
 # Everyone who can reach a guest is on this machine.
 OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 
@@ -32,9 +36,15 @@ OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 def pytest_addoption(parser):
     group = parser.getgroup("hardware")
     group.addoption("--target", metavar="HOST", help="test the real device at this address instead of guests of QEMU")
-    group.addoption("--key-file", metavar="F", help="with --target: the private key whose public half is in its device.toml")
-    group.addoption("--image", metavar="NAME=FILE", action="append", default=[], help="boot FILE as image NAME (generic-x64)")
-    group.addoption("--machine", action="append", choices=sorted(MACHINES), help="only on this machine; may be repeated")
+    group.addoption(
+        "--key-file", metavar="F", help="with --target: the private key whose public half is in its device.toml"
+    )
+    group.addoption(
+        "--image", metavar="NAME=FILE", action="append", default=[], help="boot FILE as image NAME (generic-x64)"
+    )
+    group.addoption(
+        "--machine", action="append", choices=sorted(MACHINES), help="only on this machine; may be repeated"
+    )
 
 
 def pytest_configure(config):

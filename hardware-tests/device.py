@@ -118,7 +118,9 @@ class Device:
         deadline = time.monotonic() + seconds_max
         while (answer := hello(self.host, self.ports[BROKER])) is None:
             self.check_alive()
-            assert time.monotonic() < deadline, f"no broker answered on {self.address} in {seconds_max} s{self.last_words()}"
+            assert time.monotonic() < deadline, (
+                f"no broker answered on {self.address} in {seconds_max} s{self.last_words()}"
+            )
             time.sleep(0.1)
         return answer
 

@@ -26,7 +26,9 @@ def run(*command, **options):
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, timeout=SECONDS_MAX, stdin=subprocess.DEVNULL, **options
     )
-    assert done.returncode == 0, f"{command[0]}: status {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+    assert done.returncode == 0, (
+        f"{command[0]}: status {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+    )
     return done.stdout
 
 

@@ -58,7 +58,17 @@ class Guest(Device):
         machine = self.machine
         drive = f"file={self.disk.overlay},format=qcow2,cache=writeback"
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{inside}" for inside, port in self.ports.items())
-        words = [machine.program, "-accel", "tcg", "-nographic", "-nodefaults", "-monitor", "none", "-m", str(self.memory_mib)]
+        words = [
+            machine.program,
+            "-accel",
+            "tcg",
+            "-nographic",
+            "-nodefaults",
+            "-monitor",
+            "none",
+            "-m",
+            str(self.memory_mib),
+        ]
         words += [word.format(cpu=self.cpu) for word in machine.arguments]
         words += ["-chardev", f"file,id=console,path={self.console_file},append=on"]
         words += map(str, self._boot())
@@ -138,7 +148,9 @@ class Guest(Device):
     def check_alive(self):
         assert self.child is not None, "it is switched off"
         status = self.child.poll()
-        assert status is None, f"QEMU ended with {status}: {(self.folder / 'qemu.log').read_text()[-2000:]}{self.last_words()}"
+        assert status is None, (
+            f"QEMU ended with {status}: {(self.folder / 'qemu.log').read_text()[-2000:]}{self.last_words()}"
+        )
 
     # ---- what can be seen of it ----
 

@@ -83,7 +83,10 @@ def test_nothing_listens_but_what_the_configuration_names(device):
     # A socket that a look-up of the time server's name opened for a moment is not listening: what stays counts.
     found = listening(device) & listening(device)
     assert found - LISTENING == set()
-    assert {entry for entry in found if entry[0] == "tcp" and not entry[2]} == {("tcp", BROKER, False), ("tcp", SSH, False)}
+    assert {entry for entry in found if entry[0] == "tcp" and not entry[2]} == {
+        ("tcp", BROKER, False),
+        ("tcp", SSH, False),
+    }
 
 
 def test_the_status_file_says_that_all_is_well_and_where_it_is(device, figure, request):
@@ -118,7 +121,9 @@ def test_writes_to_the_medium_are_few_when_nothing_happens(device, figure, reque
     before, began = sectors_written(device), time.monotonic()
     time.sleep(30)
     kib_an_hour = (sectors_written(device) - before) / 2 * 3600 / (time.monotonic() - began)
-    figure(f"{request.node.callspec.params['device']}: written to the medium at rest", round(kib_an_hour), "KiB an hour")
+    figure(
+        f"{request.node.callspec.params['device']}: written to the medium at rest", round(kib_an_hour), "KiB an hour"
+    )
 
 
 def test_a_client_that_says_nothing_sensible_is_shown_out_and_others_go_on(device):

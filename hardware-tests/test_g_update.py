@@ -125,7 +125,9 @@ def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_d
 
 def written(guest):
     """Sectors written to the other slot's system since the start."""
-    return guest.shell("cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/blipmq-b-root))/stat").split()[6]
+    return guest.shell(
+        "cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/blipmq-b-root))/stat"
+    ).split()[6]
 
 
 @pytest.mark.long
@@ -148,7 +150,9 @@ def test_an_update_whose_broker_never_becomes_healthy_is_left_by_itself(guest, p
 
     parts.change_root(break_the_broker)
     install(guest, parts.bundle(tmp_path / "broken.raucb", COMPATIBLE, "9.9.9", bundles.keys()))
-    figure(f"{MACHINE}: from the restart into an update whose broker fails to the old one serving", goes_back(guest), "s")
+    figure(
+        f"{MACHINE}: from the restart into an update whose broker fails to the old one serving", goes_back(guest), "s"
+    )
 
 
 def goes_back(guest):
