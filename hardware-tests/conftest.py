@@ -24,7 +24,7 @@ from machines import MACHINES  # noqa: E402
 from report import Report  # noqa: E402
 
 WORK = TOP / "build" / "hardware-tests"
-REPORT = HERE / "report.md"
+REPORT = WORK / "report.md"
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "mdel", "sfdisk", "debugfs", "setpriv", "ssh",
     "ssh-keygen", "rauc", "unsquashfs", "mksquashfs", "openssl", "cc",

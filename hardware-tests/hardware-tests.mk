@@ -16,5 +16,5 @@ hardware-test-all: $(VENV)/.test $(CORE) hardware-tools ## the same with 50 powe
 	@$(HARDWARE_PYTEST) hardware-tests $(ARGS)
 	@$(PY) -m pytest -q -s -m slow tests/test_frozen.py -k 'black_box and arm64'
 
-hardware-test-target: $(VENV)/.test $(CORE) ## a real device: TARGET=192.168.1.20 KEY=~/.ssh/id_ed25519; the report is hardware-tests/report.md
+hardware-test-target: $(VENV)/.test $(CORE) ## a real device: TARGET=192.168.1.20 KEY=~/.ssh/id_ed25519; the report is build/hardware-tests/report.md
 	@$(HARDWARE_PYTEST) hardware-tests --target '$(TARGET)' --key-file '$(KEY)' $(ARGS)
