@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,12 +45,16 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
 
 def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loaded:
     """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
+    return load_texts([] if path is None else [(str(path), read_text(path))], environ)
+
+
+def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Loaded:
+    """Read files given as (name, text), a later one over those before it. Raises `ConfigError` with all problems."""
     reading = _Reading()
-    if path is not None:
-        text = _read(path)
-        reading.take_table(_parse(text, str(path)), "", str(path), Lines(text))
+    for name, text in files:
+        reading.take_table(parse_toml(text, name), "", name, Lines(text))
     reading.take_environment(environ)
-    return reading.finish(str(path) if path is not None else "built-in defaults")
+    return reading.finish(files[-1][0] if files else "built-in defaults")
 
 
 def from_dict(settings: Mapping[str, Any]) -> Config:
@@ -90,7 +94,8 @@ def is_loopback(host: str) -> bool:
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or no UTF-8."""
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -110,11 +115,14 @@ def _read(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def _parse(text: str, path: str) -> dict[str, Any]:
+def parse_toml(text: str, path: str) -> dict[str, Any]:
+    """The tables of a file called `path`. Raises `ConfigError` with file and line."""
     try:
         table: dict[str, Any] = tomllib.loads(text)
         return table
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables are nested too deeply to be settings") from None
+    except ValueError as error:  # beside TOML's own errors, a number of thousands of digits
         message = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)", message)
         line = at[1] if at else str(text.count("\n") + 1)
@@ -130,10 +138,12 @@ class Lines:
 
     _HEADER = re.compile(r"\s*\[+([^\]]+)\]+")
     _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)""")
+    _LEVELS_MAX = 4
     _PART = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
 
     def __init__(self, text: str) -> None:
         self._lines: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
         section, inside = "", ""
         for number, line in enumerate(text.splitlines(), 1):
             if inside:  # a multi-line string: nothing in it is a key
@@ -141,6 +151,10 @@ class Lines:
             elif found := self._HEADER.match(line):
                 section = self._path(found[1])
                 self._remember(section, number)
+                if line.lstrip().startswith("[["):  # `keys.0`, `keys.1`: the tables of a list
+                    count = self._counts[section] = self._counts.get(section, -1) + 1
+                    section = f"{section}.{count}"
+                    self._remember(section, number)
             elif found := self._KEY.match(line):
                 self._remember(f"{section}.{self._path(found[1])}".lstrip("."), number)
                 inside = next((q for q in ('"""', "'''") if found[2].count(q) == 1), "")
@@ -149,7 +163,10 @@ class Lines:
         return ".".join(part.strip("\"'") for part in self._PART.findall(dotted))
 
     def _remember(self, path: str, number: int) -> None:
-        self._lines.setdefault(path, number)
+        head = ""
+        for part in path.split(".", self._LEVELS_MAX)[: self._LEVELS_MAX]:  # `a.b = 1` is also where `a` stands
+            head += f".{part}" if head else part
+            self._lines.setdefault(head, number)
 
     def find(self, path: str) -> int | None:
         """The line of `path`, or of the nearest table around it."""
@@ -298,13 +315,13 @@ def _problem(k: Key, value: Any) -> str:
     else:
         right = isinstance(value, str) and (not k.choices or value in k.choices)
     if not right:
-        return f"{_shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
+        return f"{shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
     check = _CHECKS.get(k.path)
     if check is not None and value:
         try:
             check(value)
         except ValueError as error:
-            return f"{_shown(value)}: {error}"
+            return f"{shown(value)}: {error}"
     return ""
 
 
@@ -322,8 +339,16 @@ _REASONS = {
 }
 
 
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else literal(value) if isinstance(value, (bool, int)) else str(value)
+def shown(value: Any) -> str:
+    """A value as an error message shows it: short, however long it is."""
+    if isinstance(value, Mapping):
+        return "a section"
+    try:
+        text = (
+            repr(value) if isinstance(value, str) else literal(value) if isinstance(value, bool | int) else str(value)
+        )
+    except (RecursionError, ValueError):  # nested or long beyond what Python writes out
+        return "such a value"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -350,14 +375,20 @@ def _unknown(path: str, section: bool = False, variable: bool = False) -> str:
 def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:
     if not isinstance(word, str):
         return ""
+    near = nearest(word, known)
+    if not near:
+        return ""
+    return f"; did you mean {KEYS[near].variable if as_variable else near}?"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """What `word` may have been meant to be, or nothing."""
     import difflib  # only errors need it, and starting must not wait for it
 
     near = difflib.get_close_matches(word, known, 1, 0.6)
     if not near:  # the right key in the wrong section
         near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]
-    if not near:
-        return ""
-    return f"; did you mean {KEYS[near[0]].variable if as_variable else near[0]}?"
+    return near[0] if near else ""
 
 
 def _build(values: Mapping[str, Any]) -> Config:

@@ -148,7 +148,8 @@ def project_files() -> Iterator[Path]:
 
 def project_texts() -> Iterator[tuple[str, str]]:
     for path in project_files():
-        if path.suffix in TEXT and path.stat().st_size < 1 << 20:
+        # A link of the appliance's may lead to what only the image has.
+        if path.suffix in TEXT and path.is_file() and path.stat().st_size < 1 << 20:
             try:
                 yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
             except UnicodeDecodeError:

@@ -1,0 +1,160 @@
+"""From the two files on the settings partition to what networkd, sshd, timesyncd and the broker read.
+
+Invariant: whatever stands in the files, the device ends with a complete set of settings that go together, and each thing that is
+not as its owner wrote it is named in the outcome. Applying twice changes nothing the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from blipmq.device import clock, keyring, network
+from blipmq.device.broker_settings import Broker, Ground, read_broker
+from blipmq.device.choice import Choice, choose
+from blipmq.device.durable import remove_file, write_file
+from blipmq.device.keyring import KeyFile, Keys, Store
+from blipmq.device.outcome import Outcome
+from blipmq.device.places import Places
+from blipmq.device.settings import Device
+from blipmq.device.settings_reader import read_device
+from blipmq.device.system import System
+from blipmq.errors import ConfigError
+
+NO_KEY = (
+    "the broker is reachable only from the device itself, because no key has been created: "
+    "add a [[keys]] section to device.toml"
+)
+NO_DATA = {
+    "": "the data partition is not there: QoS 1, keys and settings of before are out of use; "
+    "restart, try a factory reset, then another medium",
+    "ro": "the data partition has become read-only after errors: its medium is failing; restart, then replace it",
+}
+
+
+def apply(places: Places, system: System, boot: bool, store: Store | None = None) -> Outcome:
+    """Read, write, and unless the system is only starting (`boot`) tell what runs. Raises OSError if /run cannot be written."""
+    problems: list[str] = []
+    with _told(problems, "the clock could not be set"):
+        clock.restore(places, system)
+    with _told(problems, "the machine's id could not be kept"):
+        _keep_machine_id(places)
+    state = places.mounted(places.data)
+    problems += [NO_DATA[state]] if state in NO_DATA else []
+    if not places.mounted(places.boot):
+        problems.append("the settings partition is not there; what was good before is in effect")
+
+    device = choose("device.toml", places.boot, places.kept, read_device, Device())
+    keys = _apply_keys(places, device.value, state, store)
+    broker = _choose_broker(places, bool(keys.names))
+    changed = _write(places, device.value, broker.value)
+    with _told(problems, "the host name could not be set"):
+        system.set_hostname(device.value.hostname)
+    outcome = _outcome(device, broker, keys, problems)
+    outcome.write(places)
+    if not boot:
+        activate(places, system, changed)
+    return outcome
+
+
+@contextlib.contextmanager
+def _told(problems: list[str], what: str) -> Iterator[None]:
+    """What fails in here is told, and the rest goes on."""
+    try:
+        yield
+    except OSError as error:
+        problems.append(f"{what}: {error.strerror or error}")
+
+
+def _keep_machine_id(places: Places) -> None:
+    """The first id this device had is the one it keeps: the initrd puts it in place at later starts."""
+    current = places.text("etc/machine-id")
+    if len(current) == 32 and not places.machine_id.exists() and places.mounted(places.data) == "rw":
+        write_file(places.machine_id, current + "\n")
+
+
+def _apply_keys(places: Places, device: Device, data: str, store: Store | None) -> Keys:
+    if data != "rw":
+        lost = ["keys: none can be used without the data partition"] if device.keys else []
+        return Keys([], lost)
+    if not device.keys and not places.broker_keys.exists() and not places.made_keys.exists():
+        return Keys([], [])
+    try:
+        store = store or KeyFile(places)
+    except ImportError:
+        return Keys([], ["keys: this version of the broker does not know keys yet"])
+    return keyring.apply_keys(places, device.keys, store)
+
+
+def _choose_broker(places: Places, has_keys: bool) -> Choice[Broker]:
+    ground, problems = Ground.of(places, has_keys), []
+    try:
+        default = read_broker("", "the defaults", ground)
+    except ConfigError as error:  # an image whose profile its own broker refuses still has a broker
+        problems = [f"the profile {ground.profile} is of no use: {error}"]
+        ground = ground._replace(profile="the defaults", profile_text="", has_keys=False)
+        default = read_broker("", "the defaults", ground)
+    chosen = choose(
+        "blipmq.toml", places.boot, places.kept, lambda text, name: read_broker(text, name, ground), default
+    )
+    return chosen._replace(problems=problems + chosen.problems)
+
+
+def _write(places: Places, device: Device, broker: Broker) -> set[Path]:
+    """Write what others read; which of the files are not what they were."""
+    networks = network.network_files(device)
+    files = {places.networks / name: networks.get(name, "") for name in (network.WIRED, network.WIFI)}
+    files[places.time_servers] = network.time_file(device)
+    files[places.hostname] = f"{device.hostname}\n"
+    private = {places.wifi: network.wifi_file(device), places.authorized_keys: network.ssh_file(device)}
+    changed = {path for path, text in files.items() if _put(path, text, 0o644)}
+    changed |= {path for path, text in private.items() if _put(path, text, 0o600)}
+    if write_file(places.broker_settings, broker.text, 0o640, _broker_group(places)):
+        changed.add(places.broker_settings)
+    return changed
+
+
+def _put(path: Path, text: str, mode: int) -> bool:
+    return write_file(path, text, mode) if text else remove_file(path)
+
+
+def _broker_group(places: Places) -> int | None:
+    found = re.search(r"^blipmq:[^:]*:(\d+):", places.text("etc/group"), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def _outcome(device: Choice[Device], broker: Choice[Broker], keys: Keys, problems: list[str]) -> Outcome:
+    config = broker.value.config
+    return Outcome(
+        hostname=device.value.hostname,
+        address=device.value.network.address,
+        device=device.origin,
+        broker=broker.origin,
+        profile=broker.value.profile,
+        bind_addr=config.server.bind_addr,
+        metrics_addr=config.metrics.bind_addr,
+        is_open=broker.value.is_open,
+        has_log=config.wal.enabled,
+        keys=tuple(keys.names),
+        problems=(*problems, *device.problems, *keys.problems, *broker.problems),
+        notes=() if keys.names or broker.value.is_open else (NO_KEY,),
+    )
+
+
+def activate(places: Places, system: System, changed: set[Path]) -> None:
+    """Tell what runs that its settings are others now."""
+    if places.hostname in changed:
+        system.run("systemctl", "try-restart", "systemd-resolved.service")
+    if changed & {places.networks / network.WIRED, places.networks / network.WIFI}:
+        system.run("networkctl", "reload")
+    if places.time_servers in changed:
+        system.run("systemctl", "try-restart", "systemd-timesyncd.service")
+    if places.wifi in changed:
+        for device in sorted((places.root / "sys/class/net").glob("*/wireless")):
+            system.run("systemctl", "restart", f"blipmq-wifi@{device.parent.name}.service")
+    if places.authorized_keys in changed:
+        system.run("systemctl", "start" if places.authorized_keys.exists() else "stop", "ssh.service")
+    if places.broker_settings in changed:
+        system.run("systemctl", "restart", "blipmq.service")

@@ -1,0 +1,120 @@
+"""The broker's settings on this device: a profile for its memory, over it blipmq.toml, over that what the image decides.
+
+Invariant: what comes out has been read by the broker's own reader, so the broker starts with it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from blipmq.config import KEYS, Config, value_of
+from blipmq.config_reader import Lines, is_loopback, load_texts, parse_toml, read_text, split_address
+from blipmq.device.places import Places
+from blipmq.errors import ConfigError
+
+MIB = 1 << 20
+# A board of 512 MB shows less to its programs: up to this much memory, this profile.
+PROFILES = (
+    (384 * MIB, "blipmq-edge-256m"),
+    (768 * MIB, "blipmq-edge-512m"),
+    (3072 * MIB, "blipmq-edge-1g"),
+)
+LARGEST = "blipmq-production"
+OPEN_ADDR = "[::]:7878"
+DECIDED = {
+    "wal.directory": "the log is on the data partition of this device",
+    "auth.keys_file": "the keys of this device are those of [[keys]] in device.toml",
+}
+
+# A broker that asks no one for a key is never opened by the keys there are.
+ASKS_FOR_KEYS = "auth.keys_file" in KEYS
+
+
+class Broker(NamedTuple):
+    """Settings the broker starts with. `text` is all of them as a file; `profile` is what they build on."""
+
+    config: Config
+    text: str
+    profile: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines can reach it."""
+        addr = self.config.server.bind_addr
+        return bool(addr) and not is_loopback(split_address(addr)[0])
+
+
+class Ground(NamedTuple):
+    """What blipmq.toml is laid over: the device as it is now."""
+
+    profile: str
+    profile_text: str
+    has_keys: bool
+    keys_file: str
+    log_directory: str  # "" where there is no data partition to write to
+
+    @classmethod
+    def of(cls, places: Places, has_keys: bool) -> Ground:
+        name = next((name for most, name in PROFILES if places.memory_bytes <= most), LARGEST)
+        try:
+            text = read_text(places.profiles / f"{name}.toml")
+        except ConfigError:  # an image without profiles: the broker's own defaults
+            name, text = "the defaults", ""
+        log = str(places.data / "blipmq/wal") if places.mounted(places.data) == "rw" else ""
+        return cls(name, text, has_keys and ASKS_FOR_KEYS, str(places.broker_keys), log)
+
+
+def read_broker(text: str, name: str, ground: Ground) -> Broker:
+    """The settings in `text`, which messages call `name`, as this device runs them. Raises `ConfigError`."""
+    table = parse_toml(text, name)
+    _refuse_decided(table, Lines(text), name)
+    wants_anyone = _value(table, "auth.allow_anonymous") is True
+    below = {"server.bind_addr": OPEN_ADDR} if ground.has_keys or wants_anyone else {}
+    above: dict[str, Any] = {"wal.directory": ground.log_directory} if ground.log_directory else {"wal.enabled": False}
+    if ground.has_keys:
+        above["auth.keys_file"] = ground.keys_file
+    files = [
+        (ground.profile, ground.profile_text),
+        ("this image", _toml(below)),
+        (name, text),
+        ("this image", _toml(above)),
+    ]
+    try:
+        config = load_texts(files, {}).config
+    except ConfigError as error:
+        raise ConfigError("\n".join(str(error).splitlines()[1:]) or str(error)) from None
+    defaults = Config()
+    chosen = {path: value_of(config, path) for path in KEYS if value_of(config, path) != value_of(defaults, path)}
+    head = f"# Written by blipmq-device from {ground.profile} and blipmq.toml; what is changed here is lost at the next start.\n"
+    return Broker(config, head + _toml(chosen), ground.profile)
+
+
+def _refuse_decided(table: dict[str, Any], lines: Lines, name: str) -> None:
+    problems = [
+        f"{name}:{lines.find(path)}: {path}: {why}; take this line out"
+        for path, why in DECIDED.items()
+        if _value(table, path) is not None
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _value(table: dict[str, Any], path: str) -> Any:
+    section, _, key = path.partition(".")
+    values = table.get(section)
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _toml(settings: dict[str, Any]) -> str:
+    """`{"section.key": value}` as a file."""
+    sections: dict[str, list[str]] = {}
+    for path, value in settings.items():
+        section, _, key = path.rpartition(".")
+        sections.setdefault(section, []).append(f"{key} = {_literal(value)}")
+    return "".join("\n".join([f"[{section}]", *lines, ""]) for section, lines in sections.items())
+
+
+def _literal(value: Any) -> str:
+    """JSON's literals are TOML's, but for DEL."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False).replace("\x7f", "\\u007f")

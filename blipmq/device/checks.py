@@ -1,0 +1,137 @@
+"""Whether a text will do as a host name, an address, a public key …: one function for each kind.
+
+Invariant: each takes a text that is not empty and raises ValueError, with a phrase that says what would do. What passes holds no
+line end and no control character, so it can be written into the configuration file of another program.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+
+from blipmq import topics
+from blipmq.errors import UsageError
+
+OWN_KEY_NAME = "blipmq-device"
+"""The key with which a device tests its broker."""
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_KEY_KINDS = (
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+)
+
+
+def check_hostname(text: str) -> None:
+    if not _LABEL.fullmatch(text):
+        raise ValueError(
+            "a name has letters, digits and hyphens, at most 63, and neither begins nor ends with a hyphen"
+        )
+
+
+def check_host(text: str) -> None:
+    if len(text) <= 253 and all(_LABEL.fullmatch(label) for label in text.split(".")):
+        return
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError('expected a name such as "pool.ntp.org", or an address') from None
+
+
+def check_address(text: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError('expected an address such as "192.168.1.1"') from None
+    if "%" in text:
+        raise ValueError("an address without the name of an interface")
+
+
+def check_interface(text: str) -> None:
+    if text not in ("wired", "wifi"):
+        raise ValueError('expected "wired" or "wifi"')
+
+
+def check_interface_address(text: str) -> None:
+    if text == "dhcp":
+        return
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        raise ValueError('expected "dhcp", or an address with the length of its network: "192.168.1.20/24"') from None
+    if "%" in text:
+        raise ValueError("an address without the name of an interface")
+    if "/" not in text:
+        raise ValueError(f'the length of the network is missing; most often "{text}/24" is meant')
+    network = interface.network
+    if (
+        network.version == 4
+        and network.prefixlen < 31
+        and interface.ip in (network.network_address, network.broadcast_address)
+    ):
+        raise ValueError(
+            f"this is the network {network} itself or its broadcast address; a device needs one in between"
+        )
+
+
+def check_ssid(text: str) -> None:
+    if not text.isprintable() or len(text.encode()) > 32:
+        raise ValueError("the name of a network has at most 32 bytes and no control characters")
+
+
+def check_passphrase(text: str) -> None:
+    if not (8 <= len(text) <= 63 and text.isascii() and text.isprintable()):
+        raise ValueError("a passphrase has 8 to 63 characters: letters, digits, punctuation, no accents")
+
+
+def check_country(text: str) -> None:
+    if not re.fullmatch(r"[A-Z]{2}", text):
+        raise ValueError('expected two capital letters, such as "DE"')
+
+
+def check_ssh_key(text: str) -> None:
+    words = text.split(maxsplit=2)
+    if not text.isprintable():
+        raise ValueError("a public key is one line")
+    if "PRIVATE KEY" in text:
+        raise ValueError(
+            "this is the private key, which must stay with you; the line of the file that ends in .pub goes here"
+        )
+    if len(words) < 2 or words[0] not in _KEY_KINDS:
+        raise ValueError('expected the line of a .pub file, such as "ssh-ed25519 AAAA... name"')
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except (binascii.Error, ValueError):
+        blob = b""
+    kind = words[0].encode()
+    if blob[4 : 4 + len(kind)] != kind or blob[:4] != len(kind).to_bytes(4, "big"):
+        raise ValueError("the key is not complete; copy the whole line of the .pub file")
+
+
+def check_key_name(text: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError("a name has letters, digits, -, _ and ., at most 64")
+    if text == OWN_KEY_NAME:
+        raise ValueError("this is the name of the device's own key; choose another")
+
+
+def check_key(text: str) -> None:
+    if len(text) < 16 or len(text) > 256 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("a key has 16 to 256 letters, digits and signs, without spaces")
+
+
+def check_right(text: str) -> None:
+    verb, colon, pattern = text.partition(":")
+    if not colon or verb not in ("pub", "sub"):
+        raise ValueError('expected "pub:TOPIC" or "sub:FILTER"')
+    try:
+        topics.check_filter(pattern)
+    except UsageError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,50 @@
+"""A few lines on every console of the device: what it is, where it is, how it is. There is nothing to log in to.
+
+Invariant: written when they differ from what stands there, and never waited for: a serial line that takes nothing loses them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from blipmq.device.durable import write_file
+from blipmq.device.places import Places
+from blipmq.device.report import Report
+
+PROBLEMS_SHOWN_MAX = 5
+HOW_TO = (
+    "To configure: switch off, put the card into a computer, edit device.toml, and switch on again.",
+    "blipmq-status.txt beside it says what came of it.",
+)
+
+
+def banner(report: Report) -> str:
+    """The lines for a console."""
+    facts = dict(report.facts)
+    lines = [facts["Version"], "", f"  state    {report.state}"]
+    lines += [
+        f"  {label:<8} {facts[name]}"
+        for label, name in (("name", "Name"), ("address", "Address"), ("broker", "Broker"))
+    ]
+    lines += [f"  - {sentence}" for sentence in (*report.problems, *report.notes)[:PROBLEMS_SHOWN_MAX]]
+    return "\n".join([*lines, "", *HOW_TO]) + "\n"
+
+
+def show(places: Places, report: Report) -> bool:
+    """Put the banner on all consoles if it has changed; whether it has. Raises OSError."""
+    text = banner(report)
+    if not write_file(places.banner, text):
+        return False
+    for name in places.text("sys/class/tty/console/active").split():
+        with contextlib.suppress(OSError):
+            _put(places.root / "dev" / ("tty1" if name == "tty0" else name), text)
+    return True
+
+
+def _put(path: os.PathLike[str], text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        os.write(handle, ("\n" + text).replace("\n", "\r\n").encode("ascii", "replace"))
+    finally:
+        os.close(handle)

@@ -1,0 +1,86 @@
+"""Whether this slot is good: its broker is ready and has passed its own test.
+
+Invariant: a slot is marked good only after a message went through its broker. A slot on trial must do all that a device can
+do; one that was good before is not left because its medium fails, for the other slot would fare no better on it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from blipmq import config_reader
+from blipmq.config import Config
+from blipmq.device import selftest
+from blipmq.device.durable import write_file
+from blipmq.device.keyring import own_key
+from blipmq.device.places import Places
+from blipmq.device.system import System
+from blipmq.errors import BlipMQError
+
+PATIENCE_SECONDS = 240.0
+PAUSE_SECONDS = 2.0
+
+
+def running_config(places: Places) -> Config:
+    """What the broker was started with. Raises ConfigError."""
+    return config_reader.load(places.broker_settings, {}).config
+
+
+def is_on_trial(places: Places) -> bool:
+    """Whether this version in this slot has never been good."""
+    return bool(places.slot) and places.text("boot/blipmq/system/good-slot") != _mark(places)
+
+
+def become_healthy(
+    places: Places,
+    system: System,
+    patience_s: float = PATIENCE_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Test until the test passes, then mark the slot good. Returns what went wrong, "" if nothing did."""
+    deadline = clock() + patience_s
+    while True:
+        why = test(places, is_on_trial(places))
+        if not why:
+            why = _mark_good(places, system)
+        if not why or clock() >= deadline:
+            _note(places, why)
+            return why
+        sleep(PAUSE_SECONDS)
+
+
+def test(places: Places, strictly: bool) -> str:
+    """One test; what went wrong. `strictly`: with all that this device should be able to do."""
+    if strictly and places.mounted(places.data) != "rw":
+        return "the data partition cannot be written to"
+    try:
+        config = running_config(places)
+        selftest.run(config, own_key(places), qos1=None if strictly else False)
+    except BlipMQError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _mark(places: Places) -> str:
+    return f"{places.slot} {places.image_version}"
+
+
+def _mark_good(places: Places, system: System) -> str:
+    if not places.slot:
+        return ""
+    marked = system.run("rauc", "status", "mark-good")
+    if marked.status:
+        why = marked.output.strip().splitlines()[-1:] or ["no reason given"]
+        return f"the slot could not be marked good: {why[0][:200]}"
+    try:
+        write_file(places.good_slot, _mark(places) + "\n")
+    except OSError as error:
+        return f"the settings partition cannot be written to: {error.strerror}"
+    return ""
+
+
+def _note(places: Places, why: str) -> None:
+    write_file(places.health, json.dumps({"why": why}) + "\n")

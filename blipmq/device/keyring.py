@@ -1,0 +1,166 @@
+"""The keys that device.toml asks for: made once, told once, revoked when they are asked for no more.
+
+Invariant: a key that was made is on the settings partition before the broker knows it, so no cut loses one; and a key is changed
+only if its table in device.toml was. The device has one of its own, for its self-test, with rights to nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from blipmq.device.checks import OWN_KEY_NAME
+from blipmq.device.durable import write_file, write_for_notepad
+from blipmq.device.places import Places
+from blipmq.device.settings import BrokerKey
+from blipmq.errors import BlipMQError
+
+OWN_TOPIC = "blipmq-device/selftest"
+OWN_RIGHTS = (f"pub:{OWN_TOPIC}", f"sub:{OWN_TOPIC}")
+SHEET_HEAD = """\
+Keys that this device has made. Copy each to the client it is for, then delete this file:
+whoever holds the card can read it. They are not written down anywhere else.
+
+"""
+
+
+class Store(Protocol):
+    """Where the broker finds its keys."""
+
+    def names(self) -> list[str]: ...
+
+    def add(self, name: str, allow: Iterable[str], key: str) -> None: ...
+
+    def revoke(self, name: str) -> None: ...
+
+
+class KeyFile:
+    """The broker's key file, by the functions of `blipmq.keys`."""
+
+    def __init__(self, places: Places) -> None:
+        self._path = places.broker_keys
+        self._keys: Any = importlib.import_module("blipmq.keys")
+
+    def __repr__(self) -> str:
+        return f"<KeyFile {self._path}>"
+
+    def names(self) -> list[str]:
+        """Raises ConfigError if the file is there and is none."""
+        return [key.name for key in self._keys.list_keys(self._path)] if self._path.exists() else []
+
+    def add(self, name: str, allow: Iterable[str], key: str) -> None:
+        self._keys.add_key(self._path, name, allow, key)
+
+    def revoke(self, name: str) -> None:
+        self._keys.revoke_key(self._path, name)
+
+
+class Keys(NamedTuple):
+    """What came of it: the keys clients can use now, by name, and what went wrong."""
+
+    names: list[str]
+    problems: list[str]
+
+
+def apply_keys(places: Places, wanted: Sequence[BrokerKey], store: Store) -> Keys:
+    """Make the store hold what is `wanted`, beside the keys that a person added by hand."""
+    made = _Made(places)
+    problems: list[str] = []
+    try:
+        _revoke_unwanted(made, wanted, store)
+        for key in wanted:
+            _make(places, key, made, store)
+        names = [name for name in store.names() if name != OWN_KEY_NAME]
+        _have_own(places, bool(names), store)
+    except (BlipMQError, OSError) as error:
+        problems.append(f"keys: {getattr(error, 'strerror', None) or error}")
+        names = []
+        try:
+            names = [name for name in store.names() if name != OWN_KEY_NAME]
+        except BlipMQError:
+            problems.append("keys: nobody is let in until the key file can be read; a factory reset makes a new one")
+    return Keys(names, problems)
+
+
+def own_key(places: Places) -> str:
+    """The key the device tests its broker with; "" if it needs none."""
+    return places.text("data/device/own-key")
+
+
+class _Made:
+    """What was made of which table of device.toml, remembered as a hash of the table."""
+
+    def __init__(self, places: Places) -> None:
+        self._path = places.made_keys
+        try:
+            kept = json.loads(places.text("data/device/keys.json"))
+            self._salt, self._marks = str(kept["salt"]), {str(name): str(mark) for name, mark in kept["keys"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._salt, self._marks = secrets.token_hex(16), {}
+
+    def __iter__(self) -> Any:
+        return iter(list(self._marks))
+
+    def is_of(self, key: BrokerKey) -> bool:
+        return self._marks.get(key.name) == self._mark(key)
+
+    def note(self, key: BrokerKey) -> None:
+        self._marks[key.name] = self._mark(key)
+        self._write()
+
+    def forget(self, name: str) -> None:
+        self._marks.pop(name, None)
+        self._write()
+
+    def _mark(self, key: BrokerKey) -> str:
+        return hashlib.sha256(json.dumps([self._salt, key.name, sorted(key.allow), key.key]).encode()).hexdigest()
+
+    def _write(self) -> None:
+        write_file(self._path, json.dumps({"salt": self._salt, "keys": self._marks}) + "\n", 0o600)
+
+
+def _revoke_unwanted(made: _Made, wanted: Sequence[BrokerKey], store: Store) -> None:
+    there, names = set(store.names()), {key.name for key in wanted}
+    for name in made:
+        if name not in names:
+            if name in there:
+                store.revoke(name)
+            made.forget(name)
+
+
+def _make(places: Places, key: BrokerKey, made: _Made, store: Store) -> None:
+    is_there = key.name in store.names()
+    if is_there and made.is_of(key):
+        return
+    text = key.key or f"bq_{secrets.token_urlsafe(32)}"
+    if not key.key:
+        _tell(places, key.name, text)
+    if is_there:
+        store.revoke(key.name)
+    store.add(key.name, key.allow, text)
+    made.note(key)
+
+
+def _tell(places: Places, name: str, text: str) -> None:
+    told = dict(
+        re.findall(r"^(\S+) = (\S+)$", places.text("boot/blipmq/blipmq-new-keys.txt").replace("\r", ""), re.MULTILINE)
+    )
+    told[name] = text
+    write_for_notepad(places.new_keys, SHEET_HEAD + "".join(f"{name} = {text}\n" for name, text in told.items()))
+
+
+def _have_own(places: Places, needed: bool, store: Store) -> None:
+    """A broker with keys asks everyone for one, this device too."""
+    is_there = OWN_KEY_NAME in store.names()
+    if is_there and (not needed or not own_key(places)):
+        store.revoke(OWN_KEY_NAME)
+        is_there = False
+    if needed and not is_there:
+        text = f"bq_{secrets.token_urlsafe(32)}"
+        write_file(places.own_key, text + "\n", 0o600)
+        store.add(OWN_KEY_NAME, OWN_RIGHTS, text)

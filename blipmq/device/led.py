@@ -1,0 +1,55 @@
+"""The board's light: steady when all is well, blinking when something is not.
+
+Invariant: a board without a light, or with one that will not be set, is no error; nothing is written that is so already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from blipmq.device.places import Places
+
+# The activity light is green and a person's to give a meaning; the one for power says something else already.
+NAMES = ("blipmq", "ACT", "led0", "green:status", "status")
+BLINK_MS = 250
+
+
+def show(places: Places, degraded: bool) -> str:
+    """Set the light; its name, "" if there is none."""
+    for name in NAMES:
+        light = places.leds / name
+        if (light / "brightness").exists():
+            with contextlib.suppress(OSError):
+                _blink(light) if degraded else _light(light)
+            return name
+    return ""
+
+
+def _light(light: Path) -> None:
+    _use(light, "none")
+    _put(light / "brightness", _text(light / "max_brightness") or "1")
+
+
+def _blink(light: Path) -> None:
+    _use(light, "timer" if "timer" in _text(light / "trigger") else "heartbeat")
+    for name in ("delay_on", "delay_off"):
+        if (light / name).exists():
+            _put(light / name, str(BLINK_MS))
+
+
+def _use(light: Path, trigger: str) -> None:
+    if f"[{trigger}]" not in _text(light / "trigger"):
+        (light / "trigger").write_text(trigger)
+
+
+def _put(path: Path, value: str) -> None:
+    if _text(path) != value:
+        path.write_text(value)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

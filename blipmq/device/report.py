@@ -1,0 +1,188 @@
+"""How this device is, for a person: the status file on the settings partition, and what `blipmq-device status` prints.
+
+Invariant: everything that is not as its owner wanted it is in here, in a sentence that says what to do. The file is written when
+something has changed that a person would want to know, not because time has passed: cards wear out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blipmq.config_reader import split_address
+from blipmq.device import clock
+from blipmq.device.asking import Said, ask
+from blipmq.device.durable import write_for_notepad
+from blipmq.device.outcome import Outcome, read_outcome
+from blipmq.device.places import Places
+from blipmq.device.system import System
+from blipmq.version import __version__
+
+DISK_FULL = 0.95
+# Older than this it is written again, so that a file on a card tells when the device last worked.
+STALE_SECONDS = 86400.0
+ORIGINS = {
+    "file": "in effect",
+    "kept": "NOT in effect, see below; the last one that was good is",
+    "default": "none; the defaults are in effect",
+}
+REFUSED = "NOT in effect, see below; the defaults are"
+
+
+@dataclass(frozen=True)
+class Report:
+    """One look at the device. `problems` make it degraded, `notes` do not; `moving` are lines that change all the time."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    moving: tuple[tuple[str, str], ...]
+
+    @property
+    def state(self) -> str:
+        return "degraded" if self.problems else "ok"
+
+    @property
+    def text(self) -> str:
+        """All of it, for a person."""
+        width = max(len(name) for name, _ in (*self.facts, *self.moving)) + 2
+        lines = [f"{name + ':':<{width}}{value}" for name, value in (("State", self.state), *self.facts, *self.moving)]
+        for title, sentences in (("What is wrong", self.problems), ("Good to know", self.notes)):
+            if sentences:
+                lines += ["", f"{title}:", *(f"- {sentence}" for sentence in sentences)]
+        return "\n".join(lines) + "\n"
+
+    @property
+    def still(self) -> str:
+        """What of it is worth a new file."""
+        return "\n".join([self.state, *self.problems, *self.notes, *(value for _, value in self.facts)])
+
+
+def look(places: Places, system: System) -> Report:
+    """Gather it all. Raises nothing that a device may do."""
+    outcome = read_outcome(places)
+    said = ask(outcome.metrics_addr, outcome.bind_addr) if outcome.bind_addr else Said("silent")
+    reset = places.text("run/blipmq-device/factory-reset")
+    problems = [readable(problem) for problem in outcome.problems]
+    problems += said.reasons if said.status != "ok" else ()
+    problems += _health_problems(places)
+    disk, full = _disk(places)
+    problems += (
+        ["the data partition is nearly full; QoS 1 publishes will be refused until there is room"] if full else []
+    )
+    if reset.startswith("failed"):
+        problems.append(
+            f"the factory reset did not work ({reset.removeprefix('failed: ')}); it is tried again at the next start"
+        )
+    notes = list(outcome.notes)
+    if places.new_keys.exists():
+        notes.append(
+            f"{places.new_keys.name} holds keys that were made; copy them to their clients and delete the file"
+        )
+    if reset == "done":
+        notes.append("a factory reset was carried out at this start")
+    return Report(
+        tuple(problems),
+        tuple(notes),
+        tuple(_facts(places, system, outcome, said)),
+        (("Disk", disk), ("Time", _time(places, system))),
+    )
+
+
+def write(places: Places, system: System, report: Report) -> bool:
+    """Bring the status file up to date; whether it had to be written. Raises OSError."""
+    mark = places.run / "status"
+    try:
+        fresh = system.now() - os.stat(places.status).st_mtime < STALE_SECONDS and mark.read_text() == report.still
+    except OSError:
+        fresh = False
+    if fresh:
+        return False
+    head = f"Status of this device, written by it at {_stamp(system.now())}. Changes here have no effect.\n\n"
+    write_for_notepad(places.status, head + report.text)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(report.still)
+    return True
+
+
+def readable(problem: str) -> str:
+    """`device.toml:3: …` as a person reads it who has the file open in an editor."""
+    return re.sub(r"^([^:\n]*\.toml[^:\n]*):(\d+): ", r"\1, line \2: ", problem)
+
+
+def _facts(places: Places, system: System, outcome: Outcome, said: Said) -> Iterator[tuple[str, str]]:
+    yield "Name", f"{outcome.hostname}.local"
+    addresses = list_addresses(system)
+    asked = "a DHCP server" if outcome.address == "dhcp" else outcome.address
+    yield "Address", ", ".join(addresses) or f"none yet (waiting for {asked}); is the cable in?"
+    yield "Broker", _broker(outcome, said)
+    yield "Keys", ", ".join(outcome.keys) or "none"
+    slot = f", slot {places.slot}" if places.slot else ""
+    yield "Version", f"BlipMQ {__version__}, image {places.image_version or 'none'}{slot}"
+    for name, origin in (("device.toml", outcome.device), ("blipmq.toml", outcome.broker)):
+        refused = any(problem.startswith(name) for problem in outcome.problems)
+        yield name, REFUSED if origin == "default" and refused else ORIGINS.get(origin, origin)
+    yield "Profile", outcome.profile or "unknown"
+
+
+def _broker(outcome: Outcome, said: Said) -> str:
+    if not outcome.bind_addr:
+        return "does not listen"
+    port = split_address(outcome.bind_addr)[1]
+    reach = "reachable from the network" if outcome.is_open else "reachable from the device itself only"
+    log = "QoS 0 and 1" if outcome.has_log else "QoS 0 only"
+    running = "" if said.status in ("ok", "degraded") else "NOT running, "
+    return f"{running}port {port}, {reach}, {log}"
+
+
+def list_addresses(system: System) -> list[str]:
+    """The addresses of this machine that others can reach, as text, IPv4 first."""
+    result = system.run("ip", "-json", "address", "show", "up")
+    found = []
+    try:
+        for link in json.loads(result.output) if result.status == 0 else []:
+            for entry in link.get("addr_info", []):
+                address = ipaddress.ip_address(entry["local"])
+                if not address.is_loopback and not address.is_link_local:
+                    found.append(address)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [str(address) for address in sorted(found, key=lambda address: (address.version, int(address)))]
+
+
+def _health_problems(places: Places) -> list[str]:
+    try:
+        why = json.loads(places.text("run/blipmq-device/health.json"))["why"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [f"the broker does not pass its own test: {why}"] if why else []
+
+
+def _disk(places: Places) -> tuple[str, bool]:
+    """The data partition in words, and whether it is nearly full."""
+    if not places.mounted(places.data):
+        return "no data partition", False
+    try:
+        about = os.statvfs(places.data)
+    except OSError as error:
+        return f"the data partition does not answer ({error.strerror})", False
+    size, free = about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize
+    return f"{free >> 20} of {size >> 20} MiB free", free < size * (1 - DISK_FULL)
+
+
+def _time(places: Places, system: System) -> str:
+    source = (
+        "from a time server"
+        if clock.is_synchronised(places)
+        else "no time server has answered yet, so it may be behind"
+    )
+    return f"{_stamp(system.now())}, {source}"
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

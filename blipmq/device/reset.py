@@ -1,0 +1,53 @@
+"""Factory reset: a file `factory-reset` on the settings partition, and the data partition is made anew.
+
+Invariant: the file goes away after the partition has been made and not before, so a reset that was cut short is done again at the
+next start. It runs before anything has opened the data partition.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blipmq.device.durable import remove_file, write_file
+from blipmq.device.places import Places
+from blipmq.device.system import System
+from blipmq.errors import BlipMQError
+
+DEVICE = "/dev/blipmq/data"
+LABEL = "blipmq-data"
+ERASE_SECONDS, MAKE_SECONDS = 120.0, 240.0
+
+
+class ResetFailed(BlipMQError):
+    """The data partition could not be made anew. The file that asked for it is still there."""
+
+
+def wanted(places: Places) -> list[Path]:
+    """The files that ask for a reset: `factory-reset`, or with an ending that a computer gave it (factory-reset.txt)."""
+    try:
+        return [
+            path for path in sorted(places.boot.iterdir()) if path.stem.lower() == "factory-reset" and path.is_file()
+        ]
+    except OSError:
+        return []
+
+
+def carry_out(places: Places, system: System) -> bool:
+    """Do it if a file asks for it; whether one did. Raises `ResetFailed`."""
+    asking = wanted(places)
+    if not asking:
+        return False
+    if places.mounted(places.data):
+        raise ResetFailed("The data partition is in use. Restart the device: a reset is done before it is opened.")
+    system.run("blkdiscard", "--force", DEVICE, seconds=ERASE_SECONDS)  # erases where the medium can; many cannot
+    made = system.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "1", DEVICE, seconds=MAKE_SECONDS)
+    if made.status:
+        why = made.output.strip().splitlines()[-1:] or ["no reason given"]
+        write_file(places.reset_note, f"failed: {why[0][:200]}\n")
+        raise ResetFailed(
+            f"The data partition could not be made anew: {why[0]}. The medium may be at its end; try another."
+        )
+    for path in [*asking, places.new_keys]:  # the keys in that file are no longer any broker's
+        remove_file(path)
+    write_file(places.reset_note, "done\n")
+    return True

@@ -1,0 +1,46 @@
+"""Publish and subscribe through the broker that runs, as a client would.
+
+Invariant: passing means that a message with a payload made for this run came back, over a socket, and with the log on a second
+one of QoS 1 that was on the medium before it was acknowledged.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from blipmq.address import Address
+from blipmq.blocking import BlockingClient
+from blipmq.config import Config
+from blipmq.config_reader import split_address
+from blipmq.device.keyring import OWN_TOPIC
+from blipmq.errors import BlipMQError, TimedOut
+
+TIMEOUT_SECONDS = 15.0
+ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def address_of(bind_addr: str) -> str:
+    """Where this machine reaches a broker that listens at `bind_addr`."""
+    host, port = split_address(bind_addr)
+    return str(Address(ANY.get(host, host), port))
+
+
+def run(config: Config, api_key: str = "", qos1: bool | None = None, timeout_s: float = TIMEOUT_SECONDS) -> None:
+    """Raises `BlipMQError` with what did not work. `qos1`: with QoS 1 too; None: if the broker keeps a log."""
+    if not config.server.bind_addr:
+        raise BlipMQError("The broker listens nowhere (server.bind_addr is empty), so nobody can use it.")
+    client = BlockingClient(address_of(config.server.bind_addr), api_key=api_key, reconnect=False, timeout_s=timeout_s)
+    with client.open():
+        _pass_one(client, 0, timeout_s)
+        if config.wal.enabled if qos1 is None else qos1:
+            _pass_one(client, 1, timeout_s)
+
+
+def _pass_one(client: BlockingClient, qos: int, timeout_s: float) -> None:
+    payload = secrets.token_bytes(16)
+    with client.subscribe(OWN_TOPIC, qos=qos) as subscription:
+        client.publish(OWN_TOPIC, payload, qos=qos)
+        for _ in range(1000):  # others may publish there
+            if bytes(subscription.next(timeout_s).payload) == payload:
+                return
+    raise TimedOut(f"The broker took a message of QoS {qos} and did not give it back.")

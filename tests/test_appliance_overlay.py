@@ -1,0 +1,260 @@
+"""What the images lay over Debian's root, and put on the FAT partition: units that systemd understands, samples that load.
+
+Invariant: nothing is installed or started here; units are read by systemd's own checker in a folder of their own.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from device_folder import DeviceFolder
+
+from blipmq.config_reader import load_texts, read_text
+from blipmq.device import settings
+from blipmq.device.broker_settings import Ground, read_broker
+from blipmq.device.settings import SETTINGS, Device
+from blipmq.device.settings_reader import read_device
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERLAY, BOOT = ROOT / "images/root", ROOT / "images/boot"
+UNITS = OVERLAY / "usr/lib/systemd/system"
+MASKS = OVERLAY / "etc/systemd/system"
+GROW = OVERLAY / "usr/lib/blipmq-device/grow-data"
+# Programs that the units start and Debian brings, not the overlay.
+PROGRAMS = ("usr/bin/blipmq", "usr/sbin/sshd", "usr/sbin/wpa_supplicant", "bin/sh", "bin/kill", "usr/bin/true")
+# Units of systemd's own that ours lean on: those the machine's systemd brings are taken from it.
+BORROWED = ("*.target", "systemd-fsck@.service", "emergency.service", "systemd-networkd.service")
+CRITICAL = {
+    "local-fs.target.wants/data.mount",
+    "local-fs.target.wants/boot-blipmq.mount",
+    "local-fs.target.wants/blipmq-factory-reset.service",
+    "sysinit.target.wants/blipmq-apply.service",
+    "multi-user.target.wants/blipmq.service",
+    "multi-user.target.wants/blipmq-healthy.service",
+    "multi-user.target.wants/blipmq-time-floor.service",
+    "timers.target.wants/blipmq-status.timer",
+    "timers.target.wants/blipmq-time-save.timer",
+}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """The overlay with the broker's own unit and empty programs, as far as systemd's checker looks."""
+    subprocess.run([ROOT / "packaging/setup.sh", "systemd"], check=True, timeout=600)
+    image = tmp_path_factory.mktemp("image") / "root"
+    shutil.copytree(OVERLAY, image, symlinks=True)
+    units = image / "usr/lib/systemd/system"
+    shutil.copy(ROOT / "packaging/deb/blipmq.service", units)
+    theirs = next(path for path in map(Path, ("/usr/lib/systemd/system", "/lib/systemd/system")) if path.is_dir())
+    for pattern in BORROWED:
+        for unit in theirs.glob(pattern):
+            if not (units / unit.name).exists() and not (units / unit.name).is_symlink():
+                shutil.copy(unit, units)
+    (image / "usr/bin/blipmq-device").unlink()
+    for program in (*PROGRAMS, "usr/bin/blipmq-device"):
+        (image / program).parent.mkdir(parents=True, exist_ok=True)
+        (image / program).write_text("#!/bin/sh\n")
+        (image / program).chmod(0o755)
+    return image
+
+
+def verify(image, *units):
+    """What systemd's checker has to say of units, a line each."""
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={image}", *units]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "SYSTEMD_LOG_LEVEL": "info"}
+    )
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+
+
+def own_units():
+    return sorted(
+        path.name.replace("@.", "@wlan0.")
+        for path in UNITS.iterdir()
+        if path.is_file() and path.name != "default.target"
+    )
+
+
+def test_systemd_has_nothing_to_say_about_any_unit(image):
+    assert verify(image, *own_units(), "blipmq.service") == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "line"),
+    [
+        ("blipmq-apply.service", "TimoutStartSec=2min"),
+        ("blipmq-status.timer", "OnBotSec=1"),
+        ("data.mount", "Optoins=ro"),
+        ("blipmq-healthy.service", "Type=sometimes"),
+    ],
+)
+def test_a_mistake_in_a_unit_is_found(image, tmp_path, unit, line):
+    copy = tmp_path / "root"
+    shutil.copytree(image, copy, symlinks=True)
+    with (copy / "usr/lib/systemd/system" / unit).open("a") as file:
+        file.write(f"\n[{'Timer' if 'timer' in unit else 'Mount' if 'mount' in unit else 'Service'}]\n{line}\n")
+    assert verify(copy, unit) != []
+
+
+def test_what_is_wanted_is_there_and_what_must_run_is_wanted():
+    wanted = {str(path.relative_to(UNITS)): path for path in UNITS.glob("*.wants/*")}
+    assert set(wanted) >= CRITICAL
+    theirs = {
+        "blipmq.service",
+        "ssh.service",
+        "systemd-networkd.service",
+        "systemd-resolved.service",
+        "systemd-timesyncd.service",
+    }
+    for name, link in wanted.items():
+        assert link.is_symlink() and os.readlink(link) == f"../{link.name}", name
+        assert link.exists() or link.name in theirs, name
+
+
+def test_nothing_that_is_masked_is_wanted_and_no_login_prompt_is_left():
+    masked = {path.name for path in MASKS.iterdir() if path.is_symlink() and os.readlink(path) == "/dev/null"}
+    assert not masked & {path.name for path in UNITS.glob("*.wants/*")}
+    assert masked >= {
+        "getty@.service",
+        "serial-getty@.service",
+        "autovt@.service",
+        "console-getty.service",
+        "ssh.socket",
+    }
+    assert masked >= {
+        "apt-daily.timer",
+        "systemd-networkd-wait-online.service",
+        "debug-shell.service",
+        "rescue.service",
+    }
+
+
+def test_every_unit_that_runs_before_the_system_is_up_ends_with_it():
+    for path in UNITS.glob("*.service"):
+        text = path.read_text()
+        if "DefaultDependencies=no" in text:
+            before = {word for line in re.findall(r"^Before=(.*)$", text, re.MULTILINE) for word in line.split()}
+            assert "Conflicts=shutdown.target" in text and "shutdown.target" in before, path
+
+
+def test_scripts_are_shell_that_parses_and_stop_at_the_first_error():
+    scripts = list((OVERLAY / "usr/lib/blipmq-device").iterdir())
+    assert len(scripts) >= 4
+    for script in scripts:
+        assert os.access(script, os.X_OK) and script.read_text().startswith("#!/bin/sh\n# ")
+        assert "\nset -eu\n" in script.read_text()
+        subprocess.run(["sh", "-n", script], check=True, timeout=60)
+
+
+def test_ssh_takes_keys_and_nothing_else():
+    lines = (OVERLAY / "etc/ssh/sshd_config.d/blipmq.conf").read_text().splitlines()
+    assert {"PasswordAuthentication no", "KbdInteractiveAuthentication no", "AuthenticationMethods publickey"} <= set(
+        lines
+    )
+    assert (
+        "ConditionPathExists=/run/blipmq-device/authorized_keys" in (UNITS / "ssh.service.d/appliance.conf").read_text()
+    )
+
+
+def test_the_name_service_listens_to_mdns_alone():
+    text = (OVERLAY / "usr/lib/systemd/resolved.conf.d/blipmq.conf").read_text()
+    assert {"MulticastDNS=yes", "LLMNR=no", "DNSStubListener=no"} <= set(text.splitlines())
+
+
+def test_the_broker_has_a_number_that_no_update_changes():
+    assert re.search(r"^u blipmq 870 ", (OVERLAY / "usr/lib/sysusers.d/blipmq.conf").read_text(), re.MULTILINE)
+
+
+def test_the_settings_of_last_resort_load():
+    config = load_texts([("fallback", read_text(OVERLAY / "usr/share/blipmq/fallback.toml"))], {}).config
+    assert config.server.bind_addr == "127.0.0.1:7878" and not config.wal.enabled
+
+
+# ---- the data partition grows
+
+
+def grow(tmp_path, medium, start, size, number=6):
+    """Run the script over a /sys of the test's; the commands it gave."""
+    block = tmp_path / f"sys/devices/{medium}/{medium}p{number}"
+    block.mkdir(parents=True)
+    for name, value in (("start", start), ("size", size), ("partition", number)):
+        (block / name).write_text(f"{value}\n")
+    (block.parent / "size").write_text("2000000\n")
+    (tmp_path / "sys/class/block").mkdir(parents=True)
+    (tmp_path / "sys/class/block" / medium).symlink_to(block.parent)
+    (tmp_path / "sys/class/block" / block.name).symlink_to(block)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sfdisk", "partx"):
+        (tools / name).write_text(
+            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n[ {name} = partx ] || cat >>{tmp_path}/ran\n'
+        )
+        (tools / name).chmod(0o755)
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "BLIPMQ_SYS": str(tmp_path / "sys")}
+    subprocess.run(["sh", str(GROW), f"/dev/{block.name}"], check=True, env=environment, timeout=60)
+    ran = tmp_path / "ran"
+    return ran.read_text().splitlines() if ran.exists() else []
+
+
+def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
+    assert grow(tmp_path, "mmcblk0", 1_000_000, 100_000) == [
+        "sfdisk --quiet --force --no-reread --no-tell-kernel -N 6 /dev/mmcblk0",
+        ", +",
+        "partx --update --nr 6 /dev/mmcblk0",
+    ]
+
+
+def test_a_partition_at_the_end_of_its_medium_is_left_alone(tmp_path):
+    assert grow(tmp_path, "mmcblk0", 1_000_000, 999_900) == []
+
+
+def test_sfdisk_does_to_a_table_on_a_larger_medium_what_the_script_counts_on(tmp_path):
+    medium = tmp_path / "medium"
+    with medium.open("wb") as file:
+        file.truncate(64 << 20)
+    table = "label: gpt\nsize=8MiB,name=blipmq-boot\nsize=16MiB,name=blipmq-data\n"
+    subprocess.run(["sfdisk", "--quiet", medium], input=table, text=True, check=True, timeout=60)
+    with medium.open("r+b") as file:
+        file.truncate(256 << 20)
+    command = ["sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "-N", "2", medium]
+    subprocess.run(command, input=", +\n", text=True, check=True, capture_output=True, timeout=60)
+    dump = subprocess.run(["sfdisk", "--dump", medium], text=True, check=True, capture_output=True, timeout=60).stdout
+    sizes = [int(size) for size in re.findall(r"size= *(\d+)", dump)]
+    assert sizes[0] == 16_384 and sizes[1] > 490_000 and 'name="blipmq-data"' in dump
+
+
+# ---- what a technician finds on the card
+
+
+def uncommented(text):
+    """A sample with everything in it turned on."""
+    return re.sub(r"^#(?! )", "", text, flags=re.MULTILINE)
+
+
+def test_the_samples_change_nothing_as_they_are_and_load_with_everything_turned_on(tmp_path):
+    text = read_text(BOOT / "device.toml")
+    assert read_device(text) == Device()
+    device = read_device(uncommented(text))
+    assert device.network.address == "192.168.1.20/24" and device.wifi.ssid and device.ssh.authorized_keys
+    assert [key.name for key in device.keys] == ["press", "dashboard"]
+
+    ground = Ground.of(DeviceFolder(tmp_path / "device").places, has_keys=False)
+    text = read_text(BOOT / "blipmq.toml")
+    assert read_broker(text, "blipmq.toml", ground) == read_broker("", "blipmq.toml", ground)
+    broker = read_broker(uncommented(text), "blipmq.toml", ground)
+    assert broker.is_open and broker.config.logging.level == "debug"
+
+
+def test_what_is_on_the_card_reads_well_on_any_computer():
+    for path in BOOT.iterdir():
+        raw = path.read_bytes()
+        assert raw.count(b"\n") == raw.count(b"\r\n") > 0 and raw.isascii(), path
+
+
+def test_the_reference_in_the_docs_is_the_one_made_from_the_schema():
+    page = (ROOT / "docs/APPLIANCE.md").read_text(encoding="utf-8")
+    assert settings.reference() in page, "python -m blipmq.device.settings prints what belongs into docs/APPLIANCE.md"
+    assert all(f"`{path.rpartition('.')[2]}`" in page for path in SETTINGS)

@@ -1,0 +1,329 @@
+"""What a device says of itself: the status file, the consoles, the light; its clock, and its factory reset."""
+
+import json
+import os
+
+import pytest
+from device_folder import BUILT, NOW, DeviceFolder
+
+from blipmq.device import clock, console, led, report, reset
+from blipmq.device.apply import NO_KEY, apply
+from blipmq.device.asking import Said
+from blipmq.device.commands import main
+from blipmq.device.system import Result, System
+
+STATUS = "boot/blipmq/blipmq-status.txt"
+ADDRESSES = [
+    {"addr_info": [{"local": "127.0.0.1"}, {"local": "::1"}]},
+    {"addr_info": [{"local": "fe80::1"}, {"local": "fd00::7"}, {"local": "192.168.1.20"}]},
+]
+
+
+@pytest.fixture
+def device(tmp_path):
+    device = DeviceFolder(tmp_path)
+    device.system.answers["ip -json"] = Result(0, json.dumps(ADDRESSES))
+    return device
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the broker answers, for a test to change."""
+    answer = [Said("ok")]
+    monkeypatch.setattr(report, "ask", lambda *_: answer[0])
+    return answer
+
+
+def look(device):
+    return report.look(device.places, device.system)
+
+
+def boot(device):
+    return apply(device.places, device.system, boot=True)
+
+
+# ---- the status file
+
+
+def test_a_device_that_is_well_says_where_it_is_and_how_it_is(device, said):
+    boot(device)
+    found = look(device)
+    assert (found.state, found.problems, found.notes) == ("ok", (), (NO_KEY,))
+    facts = dict(found.facts)
+    assert facts["Name"] == "blipmq.local" and facts["Address"] == "192.168.1.20, fd00::7"
+    assert facts["Broker"] == "port 7878, reachable from the device itself only, QoS 0 and 1"
+    assert facts["Version"].endswith("image 2.0.1, slot A")
+    assert "no time server has answered yet" in dict(found.moving)["Time"]
+    device.put("run/systemd/timesync/synchronized", "")
+    assert dict(look(device).moving)["Time"].endswith("UTC, from a time server")
+
+
+def test_a_bad_file_is_in_the_status_with_its_line_and_what_is_in_effect_instead(device, said):
+    device.put("boot/blipmq/device.toml", '\n\nhostnam = "x"\n')
+    boot(device)
+    found = look(device)
+    assert found.state == "degraded"
+    assert "- device.toml, line 3: there is no setting hostnam; did you mean hostname?\n" in found.text
+    assert dict(found.facts)["device.toml"] == "NOT in effect, see below; the defaults are"
+    assert dict(found.facts)["blipmq.toml"] == "none; the defaults are in effect"
+
+
+@pytest.mark.parametrize(
+    ("answer", "running"), [(Said("silent", ("no answer",)), False), (Said("degraded", ("the log is full",)), True)]
+)
+def test_what_the_broker_says_is_told_in_its_words(device, said, answer, running):
+    boot(device)
+    said[0] = answer
+    found = look(device)
+    assert found.problems == answer.reasons
+    assert dict(found.facts)["Broker"].startswith("NOT running") == (not running)
+
+
+def test_a_broker_that_does_not_run_is_an_answer(device):
+    device.put("boot/blipmq/blipmq.toml", '[server]\nbind_addr = "127.0.0.1:1"\n[metrics]\nbind_addr = "127.0.0.1:2"\n')
+    boot(device)
+    assert "the broker does not answer" in look(device).problems[0]
+    device.put("boot/blipmq/blipmq.toml", '[server]\nbind_addr = "127.0.0.1:1"\n[metrics]\nbind_addr = ""\n')
+    boot(device)
+    assert "nothing listens where the broker should" in look(device).problems[0]
+
+
+def test_a_kept_file_is_named_as_what_it_is(device, said):
+    device.put("data/device/device.toml", "hostnam = 1\n")
+    boot(device)
+    assert look(device).problems[0].startswith("the device.toml that was good before, line 1: there is no setting")
+
+
+def test_before_anything_was_applied_the_status_says_so(device):
+    assert "the settings have not been applied" in look(device).problems[0]
+
+
+def test_an_address_that_is_not_there_yet_names_what_it_waits_for(device, said):
+    for answer in (Result(0, "[]"), Result(127, ""), Result(0, "no JSON"), Result(0, '[{"addr_info": [{}]}]')):
+        device.system.answers["ip -json"] = answer
+        boot(device)
+        assert dict(look(device).facts)["Address"] == "none yet (waiting for a DHCP server); is the cable in?"
+
+
+def test_new_keys_are_mentioned_until_their_file_is_deleted(device, said):
+    boot(device)
+    device.put("boot/blipmq/blipmq-new-keys.txt", "a = b")
+    assert "blipmq-new-keys.txt holds keys" in look(device).notes[-1] and look(device).state == "ok"
+    (device.folder / "boot/blipmq/blipmq-new-keys.txt").unlink()
+    assert look(device).notes == (NO_KEY,)
+
+
+def test_a_failed_self_test_makes_a_device_degraded(device, said):
+    boot(device)
+    device.put("run/blipmq-device/health.json", '{"why": "no message came back"}')
+    assert look(device).problems == ("the broker does not pass its own test: no message came back",)
+    device.put("run/blipmq-device/health.json", '{"why": ""}')
+    assert look(device).problems == ()
+
+
+def test_a_data_partition_that_is_nearly_full_is_told(device, said, monkeypatch):
+    boot(device)
+    monkeypatch.setattr(
+        report.os, "statvfs", lambda _: os.statvfs_result((4096, 4096, 1 << 20, 20_000, 20_000, 0, 0, 0, 0, 255))
+    )
+    assert "nearly full" in look(device).problems[0] and dict(look(device).moving)["Disk"] == "78 of 4096 MiB free"
+
+
+def test_the_file_is_for_notepad_and_written_only_when_something_changed(device, said):
+    boot(device)
+    device.system.time = os.stat(device.folder).st_mtime
+    assert report.write(device.places, device.system, look(device))
+    raw = (device.folder / STATUS).read_bytes()
+    assert raw.count(b"\n") == raw.count(b"\r\n") > 10 and b"State:" in raw
+    device.system.time += 3600
+    assert not report.write(device.places, device.system, look(device))
+    said[0] = Said("degraded", ("something",))
+    assert report.write(device.places, device.system, look(device))
+    assert not report.write(device.places, device.system, look(device))
+    device.system.time += 86_400 + 3600
+    assert report.write(device.places, device.system, look(device))
+    (device.folder / STATUS).unlink()
+    assert report.write(device.places, device.system, look(device))
+
+
+def test_the_verbs_print_what_they_find(device, capsys):
+    root = ["--root", str(device.folder)]
+    assert main([*root, "status"]) == 1 and "State:" in capsys.readouterr().out and device.has(STATUS)
+    assert main([*root, "banner"]) == 0 and "edit device.toml" in capsys.readouterr().out
+    assert main([*root, "refresh"]) == 0 and device.has("run/blipmq-device/banner")
+    assert main([*root, "led"]) == 0 and capsys.readouterr().out == "no light that this program knows\n"
+    assert main([*root, "factory-reset"]) == 0 and capsys.readouterr().out == "no file asks for a reset\n"
+
+
+# ---- consoles
+
+
+def test_the_banner_goes_to_every_console_once_for_each_change(device, said):
+    boot(device)
+    device.put("sys/class/tty/console/active", "tty0 ttyAMA0 ttyS9\n")
+    for name in ("tty1", "ttyAMA0"):  # ttyS9 is not there
+        device.put(f"dev/{name}", "")
+    assert console.show(device.places, look(device))
+    for name in ("tty1", "ttyAMA0"):
+        shown = (device.folder / "dev" / name).read_bytes()
+        assert b"state    ok\r\n" in shown and b"192.168.1.20" in shown and b"edit device.toml" in shown
+    assert not console.show(device.places, look(device))
+    said[0] = Said("degraded", ("the log is full",))
+    assert (
+        console.show(device.places, look(device)) and b"- the log is full" in (device.folder / "dev/tty1").read_bytes()
+    )
+
+
+# ---- the light
+
+
+def light(device, name="ACT", triggers="none [mmc0] timer heartbeat"):
+    folder = f"sys/class/leds/{name}/"
+    for file, text in (("brightness", "0"), ("max_brightness", "255"), ("trigger", triggers)):
+        device.put(folder + file, text + "\n")
+    return folder
+
+
+def test_the_light_is_steady_when_all_is_well_and_blinks_when_it_is_not(device):
+    folder = light(device)
+    assert led.show(device.places, degraded=False) == "ACT"
+    assert (device.read(folder + "trigger"), device.read(folder + "brightness")) == ("none", "255")
+    device.put(folder + "trigger", "[none] mmc0 timer heartbeat\n")
+    device.put(folder + "delay_on", "500\n")
+    led.show(device.places, degraded=True)
+    assert (device.read(folder + "trigger"), device.read(folder + "delay_on")) == ("timer", "250")
+
+
+def test_a_light_that_blinks_already_is_not_set_again_and_one_without_a_timer_beats(device):
+    folder = light(device, triggers="none mmc0 [timer] heartbeat")
+    led.show(device.places, degraded=True)
+    assert device.read(folder + "trigger") == "none mmc0 [timer] heartbeat\n"
+    device.put(folder + "trigger", "[none] heartbeat\n")
+    led.show(device.places, degraded=True)
+    assert device.read(folder + "trigger") == "heartbeat"
+
+
+def test_a_board_without_a_light_is_no_error(device):
+    assert led.show(device.places, degraded=True) == ""
+
+
+# ---- the clock
+
+
+def test_a_clock_that_starts_in_1970_is_set_to_the_date_of_the_image(device):
+    device.system.time = 0.0
+    assert clock.restore(device.places, device.system) and device.system.time == BUILT
+    assert not clock.restore(device.places, device.system)
+
+
+def test_a_clock_goes_on_from_the_last_time_that_was_written_down(device):
+    assert clock.save(device.places, device.system)
+    device.system.time = 0.0
+    boot(device)
+    assert device.system.time == NOW
+
+
+def test_a_clock_is_never_set_back(device):
+    clock.save(device.places, device.system)
+    device.system.time = NOW + 5.0
+    assert not clock.restore(device.places, device.system) and device.system.time == NOW + 5.0
+
+
+@pytest.mark.parametrize("saved", ["", "x", "-5", "9" * 30, "99999999999", "1e9", "\x00\x00"])
+def test_a_saved_time_that_cannot_be_true_is_passed_over(device, saved):
+    device.put("data/device/clock", saved)
+    device.system.time = 0.0
+    clock.restore(device.places, device.system)
+    assert device.system.time == BUILT
+
+
+def test_a_time_before_the_image_was_made_is_not_written_down(device):
+    device.system.time = 1000.0
+    assert not clock.save(device.places, device.system) and not device.has("data/device/clock")
+
+
+def test_a_clock_that_will_not_be_set_is_told_and_the_settings_are_applied(device):
+    def refuse(_):
+        raise OSError(1, os.strerror(1))
+
+    device.system.time, device.system.set_time = 0.0, refuse
+    assert boot(device).problems == ("the clock could not be set: Operation not permitted",)
+    assert device.has("run/blipmq/blipmq.toml")
+
+
+def test_the_verb_saves_the_time(device):
+    os.utime(device.folder / "usr/lib/clock-epoch", (1.0, 1.0))
+    assert (
+        main(["--root", str(device.folder), "time-floor", "save"]) == 0
+        and int(device.read("data/device/clock")) > BUILT
+    )
+    assert main(["--root", str(device.folder), "time-floor", "restore"]) == 0
+
+
+# ---- factory reset
+
+
+def ask_for_reset(device, name="factory-reset"):
+    device.mount(data="")
+    device.put(f"boot/blipmq/{name}", "")
+    device.put("boot/blipmq/blipmq-new-keys.txt", "a = b")
+
+
+@pytest.mark.parametrize("name", ["factory-reset", "factory-reset.txt", "Factory-Reset.TXT"])
+def test_a_file_asks_for_a_reset_and_goes_when_it_is_done(device, said, name):
+    ask_for_reset(device, name)
+    assert reset.carry_out(device.places, device.system)
+    assert [command.split()[0] for command in device.system.commands] == ["blkdiscard", "mkfs.ext4"]
+    assert device.system.commands[1].endswith("-L blipmq-data -m 1 /dev/blipmq/data")
+    assert not device.has(f"boot/blipmq/{name}") and not device.has("boot/blipmq/blipmq-new-keys.txt")
+    device.mount()
+    boot(device)
+    assert "a factory reset was carried out at this start" in look(device).notes
+
+
+def test_without_that_file_nothing_is_erased(device):
+    device.put("boot/blipmq/factory-reset-howto.txt", "")
+    (device.folder / "boot/blipmq/factory-reset").mkdir()
+    assert not reset.carry_out(device.places, device.system) and device.system.commands == []
+
+
+def test_a_reset_that_fails_is_asked_for_again_and_told(device, said):
+    ask_for_reset(device)
+    device.system.answers["mkfs.ext4"] = Result(1, "mkfs.ext4: Input/output error\n")
+    with pytest.raises(reset.ResetFailed, match="Input/output error"):
+        reset.carry_out(device.places, device.system)
+    assert device.has("boot/blipmq/factory-reset")
+    device.mount()
+    boot(device)
+    assert "the factory reset did not work (mkfs.ext4: Input/output error)" in look(device).problems[0]
+
+
+def test_a_partition_in_use_is_not_erased(device):
+    ask_for_reset(device)
+    device.mount()
+    with pytest.raises(reset.ResetFailed, match="in use"):
+        reset.carry_out(device.places, device.system)
+    assert device.system.commands == [] and device.has("boot/blipmq/factory-reset")
+
+
+def test_a_cut_while_the_partition_is_made_leaves_the_file_that_asks(device):
+    ask_for_reset(device)
+
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    device.system.run = cut
+    with pytest.raises(KeyboardInterrupt):
+        reset.carry_out(device.places, device.system)
+    assert device.has("boot/blipmq/factory-reset")
+
+
+# ---- the system
+
+
+def test_a_command_that_cannot_run_fails_or_hangs_is_a_result():
+    system = System(live=True)
+    assert system.run("/nowhere/at/all").status == 127
+    assert system.run("sh", "-c", "echo a; echo b >&2; exit 3") == Result(3, "a\nb\n")
+    assert system.run("sleep", "60", seconds=0.05).status == 124
+    assert System(live=False).run("sh", "-c", "exit 0").status == 127
