@@ -84,6 +84,7 @@ class Reporter:
 
     def pytest_terminal_summary(self, terminalreporter):
         text = self.report.text()
+        WORK.mkdir(parents=True, exist_ok=True)
         REPORT.write_text(text, encoding="utf-8")
         terminalreporter.write_sep("=", f"report, also in {REPORT.relative_to(TOP)}")
         terminalreporter.write(text)
