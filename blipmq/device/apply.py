@@ -46,9 +46,10 @@ def apply(places: Places, system: System, boot: bool, store: Store | None = None
     if not places.mounted(places.boot):
         problems.append("the settings partition is not there; what was good before is in effect")
 
-    device = choose("device.toml", places.boot, places.kept, read_device, Device())
+    keep = state == "rw"
+    device = choose("device.toml", places.boot, places.kept, read_device, Device(), keep)
     keys = _apply_keys(places, device.value, state, store)
-    broker = _choose_broker(places, bool(keys.names))
+    broker = _choose_broker(places, bool(keys.names), keep)
     changed = _write(places, device.value, broker.value)
     with _told(problems, "the host name could not be set"):
         system.set_hostname(device.value.hostname)
@@ -88,7 +89,7 @@ def _apply_keys(places: Places, device: Device, data: str, store: Store | None) 
     return keyring.apply_keys(places, device.keys, store)
 
 
-def _choose_broker(places: Places, has_keys: bool) -> Choice[Broker]:
+def _choose_broker(places: Places, has_keys: bool, keep: bool) -> Choice[Broker]:
     ground, problems = Ground.of(places, has_keys), []
     try:
         default = read_broker("", "the defaults", ground)
@@ -96,9 +97,11 @@ def _choose_broker(places: Places, has_keys: bool) -> Choice[Broker]:
         problems = [f"the profile {ground.profile} is of no use: {error}"]
         ground = ground._replace(profile="the defaults", profile_text="", has_keys=False)
         default = read_broker("", "the defaults", ground)
-    chosen = choose(
-        "blipmq.toml", places.boot, places.kept, lambda text, name: read_broker(text, name, ground), default
-    )
+
+    def check(text: str, name: str) -> Broker:
+        return read_broker(text, name, ground)
+
+    chosen = choose("blipmq.toml", places.boot, places.kept, check, default, keep)
     return chosen._replace(problems=problems + chosen.problems)
 
 

@@ -25,14 +25,16 @@ class Choice(NamedTuple, Generic[T]):
     problems: list[str]
 
 
-def choose(name: str, folder: Path, kept: Path, check: Callable[[str, str], T], default: T) -> Choice[T]:
-    """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`; a good one is kept in `kept`."""
+def choose(
+    name: str, folder: Path, kept: Path, check: Callable[[str, str], T], default: T, keep: bool = True
+) -> Choice[T]:
+    """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`; a good one is kept in `kept`, if `keep`."""
     problems: list[str] = []
     try:
         text = _read(folder / name, name)
         if text is not None:
             value = check(text, name)
-            problems += _keep(kept / name, text)
+            problems += _keep(kept / name, text) if keep else []
             return Choice(value, "file", problems)
     except ConfigError as error:
         problems += _sentences(error, name)
