@@ -148,7 +148,9 @@ class Lab:
         WORK.mkdir(parents=True)
         if self.target:
             self.board = Board(self.target, Path(config.getoption("--key-file")).resolve())
-            self.report.subject.append(self.board.status()[""].split("\n\n")[1].replace("\n", "; "))
+            status = self.board.status()
+            facts = (f"{name}: {status[name]}" for name in ("Name", "Address", "Version", "Profile") if name in status)
+            self.report.subject += facts
         else:
             self.key = WORK / "key"
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tests", "-f", self.key], check=True)

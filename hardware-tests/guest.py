@@ -26,13 +26,14 @@ def free_port():
 
 class Guest(Device):
     """`rtc`: what its clock says when it is switched on. `files`: for the partition that a PC sees. `medium_mib`: the size
-    of its disk, that of the image if 0."""
+    of its disk, that of the image if 0. `wire`: the cable in a second network card."""
 
     ends_connections = True  # they were QEMU's
 
-    def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=0):
+    def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=0,
+                 wire=None):  # fmt: skip
         super().__init__("127.0.0.1", {port: free_port() for port in (BROKER, SSH)}, key)
-        self.machine, self.folder, self.rtc = machine, folder, rtc
+        self.machine, self.folder, self.rtc, self.wire = machine, folder, rtc, wire
         self.cpu, self.memory_mib = cpu or machine.cpu, memory_mib or machine.memory_mib
         self.disk = Disk(image, folder, self._medium_bytes(image, medium_mib))
         self.console_file = folder / "console.log"
@@ -60,12 +61,7 @@ class Guest(Device):
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{inside}" for inside, port in self.ports.items())
         words = [
             machine.program,
-            "-accel",
-            "tcg",
-            "-nographic",
-            "-nodefaults",
-            "-monitor",
-            "none",
+            *"-accel tcg -nographic -nodefaults -monitor none".split(),
             "-m",
             str(self.memory_mib),
         ]
@@ -74,6 +70,7 @@ class Guest(Device):
         words += map(str, self._boot())
         words += machine.disk.format(drive=drive).split()
         words += ["-netdev", f"user,id=net,restrict=on{forwards}", *machine.network.split()]
+        words += self.wire.arguments() if self.wire else []
         if self.rtc:
             words += ["-rtc", f"base={self.rtc}"]
         # QEMU must not outlive the tests, whatever ends them.
@@ -144,6 +141,8 @@ class Guest(Device):
         """Off, and its disk gone; the console's log stays for a look."""
         self.cut_power()
         self.disk.remove()
+        if self.wire:
+            self.wire.close()
 
     def check_alive(self):
         assert self.child is not None, "it is switched off"
