@@ -105,7 +105,7 @@ class Wire:
         for source, protocol, body in self._receive(5):
             if source == self.guest and protocol == UDP and struct.unpack_from(">H", body)[0] == MDNS_PORT:
                 flags, _, answers = struct.unpack_from(">HHH", body, 10)
-                if flags & 0x8000 and answers:
+                if flags & 0x8000 and answers and question[:-1] in body:
                     return body[8:]
         return None
 
