@@ -13,7 +13,7 @@ images/tool sh -c "grub-editenv $at/boot/system/grubenv create &&
     grub-editenv $at/boot/system/grubenv set 'ORDER=A B' A_OK=1 A_TRY=0 B_OK=1 B_TRY=0"
 [ -z "${FIRMWARE:-}" ] || (cd images/firmware/"$FIRMWARE" && BOOT=$boot PARTS=$BASE/$PACKAGING_TARGET/parts bash -euo pipefail ./install.sh)
 
-find "$boot" -exec touch --date="@$(packaging/epoch)" {} +
+find "$boot" -exec touch --date="@$(images/epoch)" {} +
 truncate -s "${BOOT_MIB}M" "$OUT/boot.vfat"
 images/tool bash -euo pipefail -c "mkfs.vfat -F 32 -n BLIPMQ --invariant -i $(images/uuid "$TARGET boot" | cut -c1-8) $at/boot.vfat
     cd $at/boot

@@ -1,13 +1,17 @@
 # The initrd: busybox, one script, and the drivers it takes to reach a slot.
 # needs: tools parts
-# inputs: images/initrd images/tool EPOCH
+# inputs: images/initrd images/tool
 # shared: PACKAGING_TARGET
+# The kernel's own affair, and not of the time of any commit.
+export SOURCE_DATE_EPOCH=$TOOLCHAIN_EPOCH
 initrd=$OUT/initrd
 parts=/cache/${OUT#"$CACHE"/}/parts
 release=$(ls "$OUT/parts/usr/lib/modules")
 modules=$initrd/usr/lib/modules/$release
 rm -rf "$initrd" "$OUT/initrd.img"
 mkdir -p "$initrd"/{bin,data,dev,proc,run,sys,sysroot} "$modules"
+# The kernel looks for modprobe in /sbin.
+ln -s bin "$initrd/sbin"
 ln -s usr/lib "$initrd/lib"
 install -m 0755 images/initrd/init "$initrd/init"
 install -m 0755 "$OUT/parts/usr/bin/busybox" "$initrd/bin/busybox"
@@ -28,7 +32,7 @@ cp "$OUT/parts/usr/lib/modules/$release"/modules.{builtin,builtin.modinfo} "$mod
 images/tool depmod --basedir "${parts%/parts}/initrd" "$release"
 rm -f "$modules"/modules.*.bin "$modules"/modules.{devname,symbols,weakdep,builtin.modinfo}
 
-find "$initrd" -exec touch --no-dereference --date="@$(packaging/epoch)" {} +
+find "$initrd" -exec touch --no-dereference --date="@$TOOLCHAIN_EPOCH" {} +
 (cd "$initrd" && find . | LC_ALL=C sort) |
     images/tool sh -c "cd ${parts%/parts}/initrd && cpio --quiet --create --format=newc --owner=0:0 --reproducible | zstd -q -19 -T2" >"$OUT/initrd.img"
 ls -l "$OUT/initrd.img"

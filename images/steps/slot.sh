@@ -10,7 +10,7 @@ images/tool mksquashfs "$at/tree" "$at/root.squashfs" -noappend -quiet -no-progr
 mkdir "$OUT/kernel"
 cp "$arch"/parts/boot/vmlinuz-* "$OUT/kernel/vmlinuz"
 cp "$arch/initrd.img" "$OUT/kernel/initrd.img"
-find "$OUT/kernel" -exec touch --date="@$(packaging/epoch)" {} +
+find "$OUT/kernel" -exec touch --date="@$(images/epoch)" {} +
 uuid=$(images/uuid "$TARGET kernel")
 # As large as its contents and a little: an update carries no empty blocks.
 size=$(($(du -sm "$OUT/kernel" | cut -f1) + 3))

@@ -2,7 +2,7 @@
 # needs: root parts tools keys packaging/deb
 # inputs: images/layout.env images/root images/rauc images/modules images/os-release images/tool config EPOCH VERSION
 . images/layout.env
-epoch=$(packaging/epoch)
+epoch=$(images/epoch)
 version=$(images/version)
 arch=$BASE/$PACKAGING_TARGET
 tree=$OUT/tree
