@@ -155,6 +155,15 @@ def test_the_verbs_print_what_they_find(device, capsys):
     assert main([*root, "factory-reset"]) == 0 and capsys.readouterr().out == "no file asks for a reset\n"
 
 
+def test_a_settings_partition_that_takes_no_file_is_no_reason_for_dark_consoles(device, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(report, "write_for_notepad", refuse)
+    assert main(["--root", str(device.folder), "refresh"]) == 0 and device.has("run/blipmq-device/banner")
+    assert "blipmq-status.txt cannot be written: Read-only file system" in capsys.readouterr().err
+
+
 # ---- consoles
 
 

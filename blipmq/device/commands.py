@@ -94,7 +94,10 @@ def _refresh(places: Places, system: System, arguments: argparse.Namespace) -> i
     found = report.look(places, system)
     led.show(places, bool(found.problems))
     console.show(places, found)
-    report.write(places, system, found)
+    try:
+        report.write(places, system, found)
+    except OSError as error:  # the consoles say that the settings partition is not there
+        print(f"blipmq-device: {places.status} cannot be written: {error.strerror}", file=sys.stderr)
     return 0
 
 
