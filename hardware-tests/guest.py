@@ -16,6 +16,7 @@ from disk import Disk
 from machines import MIB
 
 CONSOLE_LINES = 40
+MEDIUM_MIB = 4096  # a small card; the data partition grows to its end
 
 
 def free_port():
@@ -26,11 +27,11 @@ def free_port():
 
 class Guest(Device):
     """`rtc`: what its clock says when it is switched on. `files`: for the partition that a PC sees. `medium_mib`: the size
-    of its disk, that of the image if 0. `wire`: the cable in a second network card."""
+    of its disk. `wire`: the cable in a second network card."""
 
     ends_connections = True  # they were QEMU's
 
-    def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=0,
+    def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=MEDIUM_MIB,
                  wire=None):  # fmt: skip
         super().__init__("127.0.0.1", {port: free_port() for port in (BROKER, SSH)}, key)
         self.machine, self.folder, self.rtc, self.wire = machine, folder, rtc, wire

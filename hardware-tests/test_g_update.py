@@ -60,7 +60,7 @@ def parts(lab, tmp_path):
 
 @pytest.fixture
 def guest(new_guest):
-    guest = new_guest(MACHINE, medium_mib=2048)
+    guest = new_guest(MACHINE)
     guest.boot()
     guest.wait_for_shell()
     return guest
