@@ -128,6 +128,7 @@ fuzz: $(VENV)/.test ## fuzz the parsers; FUZZ_SECONDS=20 for each target
 # ---- binaries, packages, images ------------------------------------------------------------------------------------------
 
 -include packaging/packaging.mk
+-include images/images.mk
 -include hardware-tests/hardware-tests.mk
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)

@@ -1,6 +1,6 @@
 # The FAT partition: boot loader, firmware where a board needs it, and the files a technician edits.
 # needs: tools grub
-# inputs: images/layout.env images/boot images/grub images/tool EPOCH
+# inputs: images/layout.env images/boot images/grub images/firmware images/tool EPOCH
 . images/layout.env
 boot=$OUT/boot
 at=/cache/${OUT#"$CACHE"/}
@@ -11,7 +11,10 @@ cp "$BASE/$PACKAGING_TARGET/grub.efi" "$boot/EFI/BOOT/$EFI_FILE"
 sed "s/@CONSOLES@/$CONSOLES/" images/grub/grub.cfg >"$boot/system/grub.cfg"
 images/tool sh -c "grub-editenv $at/boot/system/grubenv create &&
     grub-editenv $at/boot/system/grubenv set 'ORDER=A B' A_OK=1 A_TRY=0 B_OK=1 B_TRY=0"
-[ -z "${FIRMWARE:-}" ] || (cd images/firmware/"$FIRMWARE" && BOOT=$boot PARTS=$BASE/$PACKAGING_TARGET/parts bash -euo pipefail ./install.sh)
+if [ -n "${FIRMWARE:-}" ]; then
+    (cd "$BASE/$PACKAGING_TARGET/parts" && sed 's/#.*//' "$top/images/firmware/$FIRMWARE/boot" | xargs bash -c 'cp $* "$0"' "$boot")
+    cp "images/firmware/$FIRMWARE/config.txt" "$boot/"
+fi
 
 find "$boot" -exec touch --date="@$(images/epoch)" {} +
 truncate -s "${BOOT_MIB}M" "$OUT/boot.vfat"

@@ -1,6 +1,6 @@
 # The system of one target as a folder: Debian, drivers, broker, and what images/root lays over it.
 # needs: root parts tools keys packaging/deb
-# inputs: images/layout.env images/root images/rauc images/modules images/os-release images/tool config EPOCH VERSION
+# inputs: images/layout.env images/root images/rauc images/firmware images/modules images/os-release images/tool config EPOCH VERSION
 . images/layout.env
 epoch=$(images/epoch)
 version=$(images/version)
@@ -30,6 +30,9 @@ tar -C "$arch/parts/$modules/kernel" --files-from="$OUT/modules" --create | tar 
 cp "$arch/parts/$modules"/modules.{builtin,builtin.modinfo,order} "$tree/$modules/"
 images/tool depmod --basedir "/cache/${tree#"$CACHE"/}" "$release"
 install -m 0755 "$arch/parts/usr/bin/grub-editenv" "$tree/usr/bin/"
+if [ -n "${FIRMWARE:-}" ]; then
+    (cd "$arch/parts" && sed 's/#.*//' "$top/images/firmware/$FIRMWARE/root" | xargs bash -c 'cp -a --parents $* "$0"' "$tree")
+fi
 
 # The overlay first, for it gives the broker's user its number; the package's own scripts are not needed then.
 cp -a images/root/. "$tree/"
