@@ -3,6 +3,7 @@
 Invariant: at most one guest is on at any time, and none when the run is over.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -144,8 +145,16 @@ class Lab:
         self.target, self.report = config.getoption("--target"), config.report
         self.images = dict(choice.split("=", 1) for choice in config.getoption("--image"))
         self.opened, self.shared, self.guests, self.made = {}, {}, [], 0
+        WORK.parent.mkdir(exist_ok=True)
+        self.lock = WORK.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AssertionError(
+                f"other hardware tests run in {WORK}; wait for them, or work in another tree"
+            ) from None
         shutil.rmtree(WORK, ignore_errors=True)
-        WORK.mkdir(parents=True)
+        WORK.mkdir()
         if self.target:
             self.board = Board(self.target, Path(config.getoption("--key-file")).resolve())
             status = self.board.status()
@@ -204,6 +213,7 @@ class Lab:
     def close(self):
         for guest in self.guests:
             guest.close()
+        self.lock.close()
 
 
 @pytest.fixture(scope="session")
