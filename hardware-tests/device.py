@@ -147,10 +147,14 @@ class Device:
         assert done.returncode == 0, f"status {done.returncode} of: {script}\n{message}{self.last_words()}"
         return done.stdout.decode(errors="replace")
 
+    def ask(self, script):
+        """What a script says on one line; "" if it failed or there is no shell just now."""
+        done = self.shell(script, check=False)
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+
     def boot_id(self):
         """Another one after each start; "" while there is no shell."""
-        done = self.shell("cat /proc/sys/kernel/random/boot_id", check=False)
-        return done.stdout.decode().strip() if done.returncode == 0 else ""
+        return self.ask("cat /proc/sys/kernel/random/boot_id")
 
     def wait_for_another_boot(self, before, what="it starts again", seconds_max=READY_SECONDS_MAX):
         """Until it has been started anew since `boot_id` was `before`, and its broker answers."""
