@@ -24,6 +24,8 @@ LISTENING = {
 }
 TCP_LISTEN, UDP_OPEN = "0A", "07"
 REST_SECONDS = 30
+DATA = "$(readlink -f /sys/class/block/$(basename $(readlink -f /dev/blipmq/data)))"
+SECTORS_LEFT_MAX = 16384  # the copy of the table, and what is not worth a write
 
 
 def listening(device):
@@ -111,8 +113,20 @@ def test_nobody_gets_in_with_a_password(device):
 
 def sectors_written(device):
     """To the whole medium, since the start."""
-    data = "$(readlink -f /sys/class/block/$(basename $(readlink -f /dev/blipmq/data)))"
-    return int(device.shell(f"cat $(dirname {data})/stat").split()[6])
+    return int(device.shell(f"cat $(dirname {DATA})/stat").split()[6])
+
+
+def test_the_data_partition_reaches_to_the_end_of_its_medium(device, figure, request):
+    device.wait_for_shell()
+    medium, start, size = map(int, device.shell(f"cat $(dirname {DATA})/size {DATA}/start {DATA}/size").split())
+    assert medium - (start + size) < SECTORS_LEFT_MAX
+    file_system = int(device.shell("stat -f -c %b /data")) * int(device.shell("stat -f -c %S /data"))
+    assert file_system > 0.9 * size * 512
+    figure(
+        f"{request.node.callspec.params['device']}: data partition, of a medium of {medium >> 11} MiB",
+        size >> 11,
+        "MiB",
+    )
 
 
 def test_the_journal_is_in_memory_and_little_is_written_when_nothing_happens(device, figure, request):
