@@ -193,6 +193,8 @@ def grow(tmp_path, medium, start, size, number=6):
             f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n[ {name} = partx ] || cat >>{tmp_path}/ran\n'
         )
         (tools / name).chmod(0o755)
+    (tools / "flock").write_text(f'#!/bin/sh\necho "flock $1" >>{tmp_path}/ran\nshift\nexec "$@"\n')
+    (tools / "flock").chmod(0o755)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "BLIPMQ_SYS": str(tmp_path / "sys")}
     subprocess.run(["sh", str(GROW), f"/dev/{block.name}"], check=True, env=environment, timeout=60)
     ran = tmp_path / "ran"
@@ -201,6 +203,7 @@ def grow(tmp_path, medium, start, size, number=6):
 
 def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
     assert grow(tmp_path, "mmcblk0", 1_000_000, 100_000) == [
+        "flock /dev/mmcblk0",  # both commands under it, or udev takes the partition away in between
         "sfdisk --quiet --force --no-reread --no-tell-kernel -N 6 /dev/mmcblk0",
         ", +",
         "partx --update --nr 6 /dev/mmcblk0",

@@ -11,16 +11,20 @@ from device_folder import DeviceFolder
 from blipmq import config_reader
 from blipmq.device import asking, health, selftest
 from blipmq.device.commands import main
+from blipmq.device.outcome import Outcome
 from blipmq.device.system import Result
 from blipmq.errors import BlipMQError, Unreachable
 
 ROLLBACK = Path(__file__).resolve().parent.parent / "images/root/usr/lib/blipmq-device/rollback"
+TROUBLE = "the data partition cannot be written to, or was not there when the settings were applied"
 GOOD_SLOT = "boot/blipmq/system/good-slot"
 
 
 @pytest.fixture
 def device(tmp_path):
-    return DeviceFolder(tmp_path / "device")
+    device = DeviceFolder(tmp_path / "device")
+    Outcome(has_data=True).write(device.places)
+    return device
 
 
 def settings_for(broker, log=True):
@@ -166,9 +170,15 @@ def test_a_broker_that_never_passes_leaves_the_slot_unmarked_and_says_why(device
 def test_a_slot_on_trial_must_write_to_the_data_partition_and_one_that_was_good_need_not(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     device.mount(data="ro")
-    assert become_healthy(device) == "the data partition cannot be written to" and passing.runs == []
+    assert become_healthy(device) == TROUBLE and passing.runs == []
     device.put(GOOD_SLOT, "A 2.0.1\n")
     assert become_healthy(device) == "" and passing.runs == [("", False)]
+
+
+def test_a_partition_that_came_too_late_for_the_broker_keeps_the_slot_on_trial(device, passing):
+    device.put("run/blipmq/blipmq.toml", "")
+    Outcome(has_data=False).write(device.places)
+    assert become_healthy(device) == TROUBLE
 
 
 @pytest.mark.parametrize("good", ["A 2.0.0\n", "B 2.0.1\n", "", "x"])

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from device_folder import BUILT, NOW, DeviceFolder
@@ -12,6 +15,8 @@ from blipmq.device.asking import Said
 from blipmq.device.commands import main
 from blipmq.device.system import Result, System
 
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "packaging/freeze/program.py"
 STATUS = "boot/blipmq/blipmq-status.txt"
 ADDRESSES = [
     {"addr_info": [{"local": "127.0.0.1"}, {"local": "::1"}]},
@@ -328,6 +333,18 @@ def test_a_cut_while_the_partition_is_made_leaves_the_file_that_asks(device):
 
 
 # ---- the system
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"), [("blipmq-device", "blipmq-device"), ("blipmq-cli", "blipmq-cli"), ("blipmq", "BlipMQ")]
+)
+def test_the_one_frozen_program_acts_by_its_name(tmp_path, name, answers):
+    (tmp_path / name).symlink_to(PROGRAM)
+    command = [sys.executable, str(tmp_path / name), "--version"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0 and done.stdout.startswith(f"{answers} ")
 
 
 def test_a_command_that_cannot_run_fails_or_hangs_is_a_result():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from blipmq.device import clock, keyring, network
@@ -53,7 +54,7 @@ def apply(places: Places, system: System, boot: bool, store: Store | None = None
     changed = _write(places, device.value, broker.value)
     with _told(problems, "the host name could not be set"):
         system.set_hostname(device.value.hostname)
-    outcome = _outcome(device, broker, keys, problems)
+    outcome = _outcome(device, broker, keys, problems, keep)
     outcome.write(places)
     if not boot:
         activate(places, system, changed)
@@ -102,7 +103,7 @@ def _choose_broker(places: Places, has_keys: bool, keep: bool) -> Choice[Broker]
         return read_broker(text, name, ground)
 
     chosen = choose("blipmq.toml", places.boot, places.kept, check, default, keep)
-    return chosen._replace(problems=problems + chosen.problems)
+    return replace(chosen, problems=problems + chosen.problems)
 
 
 def _write(places: Places, device: Device, broker: Broker) -> set[Path]:
@@ -128,7 +129,9 @@ def _broker_group(places: Places) -> int | None:
     return int(found[1]) if found else None
 
 
-def _outcome(device: Choice[Device], broker: Choice[Broker], keys: Keys, problems: list[str]) -> Outcome:
+def _outcome(
+    device: Choice[Device], broker: Choice[Broker], keys: Keys, problems: list[str], has_data: bool
+) -> Outcome:
     config = broker.value.config
     return Outcome(
         hostname=device.value.hostname,
@@ -140,6 +143,7 @@ def _outcome(device: Choice[Device], broker: Choice[Broker], keys: Keys, problem
         metrics_addr=config.metrics.bind_addr,
         is_open=broker.value.is_open,
         has_log=config.wal.enabled,
+        has_data=has_data,
         keys=tuple(keys.names),
         problems=(*problems, *device.problems, *keys.problems, *broker.problems),
         notes=() if keys.names or broker.value.is_open else (NO_KEY,),

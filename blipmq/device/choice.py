@@ -7,8 +7,9 @@ and one that has gone missing does not either: a card that lost a file must not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from blipmq.config_reader import read_text
 from blipmq.device.durable import write_file
@@ -17,7 +18,8 @@ from blipmq.errors import ConfigError
 T = TypeVar("T")
 
 
-class Choice(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Choice(Generic[T]):
     """What is in effect. `origin`: "file", "kept" or "default"; `problems`: why not the file, a line each."""
 
     value: T

@@ -15,6 +15,7 @@ from blipmq.config import Config
 from blipmq.device import selftest
 from blipmq.device.durable import write_file
 from blipmq.device.keyring import own_key
+from blipmq.device.outcome import read_outcome
 from blipmq.device.places import Places
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
@@ -54,8 +55,8 @@ def become_healthy(
 
 def test(places: Places, strictly: bool) -> str:
     """One test; what went wrong. `strictly`: with all that this device should be able to do."""
-    if strictly and places.mounted(places.data) != "rw":
-        return "the data partition cannot be written to"
+    if strictly and (places.mounted(places.data) != "rw" or not read_outcome(places).has_data):
+        return "the data partition cannot be written to, or was not there when the settings were applied"
     try:
         config = running_config(places)
         selftest.run(config, own_key(places), qos1=None if strictly else False)

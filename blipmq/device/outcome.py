@@ -26,6 +26,7 @@ class Outcome:
     metrics_addr: str = ""
     is_open: bool = False
     has_log: bool = False
+    has_data: bool = False
     keys: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
