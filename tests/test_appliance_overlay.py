@@ -198,7 +198,7 @@ def grow(tmp_path, medium, start, size, number=6):
 
 def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
     assert grow(tmp_path, "mmcblk0", 1_000_000, 100_000) == [
-        "sfdisk --quiet --force --no-reread --lock=yes -N 6 /dev/mmcblk0",
+        "sfdisk --quiet --force --lock=yes -N 6 /dev/mmcblk0",
         ", +",
     ]
 
@@ -215,7 +215,7 @@ def test_sfdisk_does_to_a_table_on_a_larger_medium_what_the_script_counts_on(tmp
     subprocess.run(["sfdisk", "--quiet", medium], input=table, text=True, check=True, timeout=60)
     with medium.open("r+b") as file:
         file.truncate(256 << 20)
-    command = ["sfdisk", "--quiet", "--force", "--no-reread", "--lock=yes", "-N", "2", medium]
+    command = ["sfdisk", "--quiet", "--force", "--lock=yes", "-N", "2", medium]
     subprocess.run(command, input=", +\n", text=True, check=True, capture_output=True, timeout=60)
     dump = subprocess.run(["sfdisk", "--dump", medium], text=True, check=True, capture_output=True, timeout=60).stdout
     sizes = [int(size) for size in re.findall(r"size= *(\d+)", dump)]
