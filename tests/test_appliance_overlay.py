@@ -188,8 +188,13 @@ def grow(tmp_path, medium, start, size, number=6):
     (tmp_path / "sys/class/block" / block.name).symlink_to(block)
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "sfdisk").write_text(f'#!/bin/sh\necho "sfdisk $*" >>{tmp_path}/ran\ncat >>{tmp_path}/ran\n')
-    (tools / "sfdisk").chmod(0o755)
+    for name in ("sfdisk", "partx"):
+        (tools / name).write_text(
+            f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/ran\n[ {name} != sfdisk ] || cat >>{tmp_path}/ran\n'
+        )
+        (tools / name).chmod(0o755)
+    (tools / "flock").write_text(f'#!/bin/sh\necho "flock $1" >>{tmp_path}/ran\nshift\nexec "$@"\n')
+    (tools / "flock").chmod(0o755)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "BLIPMQ_SYS": str(tmp_path / "sys")}
     subprocess.run(["sh", str(GROW), f"/dev/{block.name}"], check=True, env=environment, timeout=60)
     ran = tmp_path / "ran"
@@ -198,8 +203,10 @@ def grow(tmp_path, medium, start, size, number=6):
 
 def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
     assert grow(tmp_path, "mmcblk0", 1_000_000, 100_000) == [
-        "sfdisk --quiet --force --lock=yes -N 6 /dev/mmcblk0",
+        "flock /dev/mmcblk0",  # both commands under it, or udev takes the partition away in between
+        "sfdisk --quiet --force --no-reread --no-tell-kernel -N 6 /dev/mmcblk0",
         ", +",
+        "partx --update --nr 6 /dev/mmcblk0",
     ]
 
 
@@ -215,7 +222,7 @@ def test_sfdisk_does_to_a_table_on_a_larger_medium_what_the_script_counts_on(tmp
     subprocess.run(["sfdisk", "--quiet", medium], input=table, text=True, check=True, timeout=60)
     with medium.open("r+b") as file:
         file.truncate(256 << 20)
-    command = ["sfdisk", "--quiet", "--force", "--lock=yes", "-N", "2", medium]
+    command = ["sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "-N", "2", medium]
     subprocess.run(command, input=", +\n", text=True, check=True, capture_output=True, timeout=60)
     dump = subprocess.run(["sfdisk", "--dump", medium], text=True, check=True, capture_output=True, timeout=60).stdout
     sizes = [int(size) for size in re.findall(r"size= *(\d+)", dump)]
