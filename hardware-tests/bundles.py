@@ -41,7 +41,7 @@ class Parts:
 
     def __init__(self, image, folder):
         self.folder = folder
-        self.root, self.kernel = folder / "root.squashfs", folder / "kernel.ext2"
+        self.root, self.kernel = folder / "root.squashfs", folder / "kernel.img"
         image.copy_partition(ROOT_A, self.root)
         with self.root.open("rb") as file:
             (used,) = SQUASHFS_USED.unpack(file.read(SQUASHFS_USED.size))

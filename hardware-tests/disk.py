@@ -99,7 +99,7 @@ class Image:
 
     def direct_boot(self, device_tree, folder):
         """What a boot loader would load of slot A, as files in a folder: kernel, initrd, device tree; and the kernel's words."""
-        partition = folder / "kernel.ext2"
+        partition = folder / "kernel.img"
         self.copy_partition(KERNEL_A, partition)
         for name in ("vmlinuz", "initrd.img"):
             run("debugfs", "-R", f"dump {name} {folder / name}", partition)
