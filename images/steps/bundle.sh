@@ -22,7 +22,7 @@ else
     cp "$BASE/any/keys/development.cert.pem" "$work/keys/cert.pem"
     key=/cache/${BASE#"$CACHE"/}/any/keys/development.key.pem
 fi
-ln "$OUT/root.squashfs" "$OUT/kernel.ext2" "$work/content/"
+ln "$OUT/root.squashfs" "$OUT/kernel.img" "$work/content/"
 cat >"$work/content/manifest.raucm" <<MANIFEST
 [update]
 compatible=blipmq-$TARGET
@@ -37,7 +37,7 @@ format=verity
 filename=root.squashfs
 
 [image.kernel]
-filename=kernel.ext2
+filename=kernel.img
 MANIFEST
 images/tool rauc bundle --cert="$at/bundle/keys/cert.pem" --key="$key" --keyring="/cache/${BASE#"$CACHE"/}/any/keys/keyring.pem" \
     --mksquashfs-args="-comp zstd -Xcompression-level 3" "$at/bundle/content" "$at/$bundle"

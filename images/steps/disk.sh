@@ -6,7 +6,7 @@ at=/cache/${OUT#"$CACHE"/}
 work=$OUT/disk
 rm -rf "$work" "$OUT/blipmq-$TARGET.img"
 mkdir -p "$work"/{root,input,tmp}
-ln "$OUT/root.squashfs" "$OUT/kernel.ext2" "$OUT/boot.vfat" "$work/input/"
+ln "$OUT/root.squashfs" "$OUT/kernel.img" "$OUT/boot.vfat" "$work/input/"
 
 uuid=$(images/uuid "$TARGET data")
 # Its structures are those of a large file system; the journal does not grow with it.
@@ -36,7 +36,7 @@ image blipmq-$TARGET.img {
 CONF
     partition boot boot.vfat "$BOOT_MIB" "$BOOT_TYPE" "${BOOT_OPTIONS:-}"
     for slot in a b; do
-        partition "$slot-kernel" kernel.ext2 "$KERNEL_MIB" $linux
+        partition "$slot-kernel" kernel.img "$KERNEL_MIB" $linux
         partition "$slot-root" root.squashfs "$ROOT_MIB" $linux
     done
     partition data data.ext4 "$DATA_MIB" $linux

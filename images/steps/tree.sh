@@ -27,6 +27,8 @@ mkdir -p "$tree/$modules/kernel"
 (cd "$arch/parts/$modules/kernel" && sed 's/#.*//' "$top/images/modules" | xargs ls -d 2>/dev/null || true) >"$OUT/modules"
 grep -q '^fs/ext4$' "$OUT/modules"
 tar -C "$arch/parts/$modules/kernel" --files-from="$OUT/modules" --create | tar -C "$tree/$modules/kernel" --extract
+# Virtual machines are not run here.
+rm -rf "$tree/$modules/kernel/arch/x86/kvm" "$tree/$modules/kernel/arch/arm64/kvm"
 cp "$arch/parts/$modules"/modules.{builtin,builtin.modinfo,order} "$tree/$modules/"
 images/tool depmod --basedir "/cache/${tree#"$CACHE"/}" "$release"
 install -m 0755 "$arch/parts/usr/bin/grub-editenv" "$tree/usr/bin/"
