@@ -14,6 +14,7 @@ BROKER, SSH = 7878, 22
 READY_SECONDS_MAX = 600  # a hang, on whatever machine
 PROBE_SECONDS = 3
 SSH_SECONDS_MAX = 180
+ASK_SECONDS_MAX = 45
 STATUS = "blipmq-status.txt"
 
 
@@ -134,7 +135,7 @@ class Device:
         assert self.key, "this device was given no key"
         # The device makes its host key when it first starts: there is nothing to compare it with.
         options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "BatchMode": "yes",
-                   "IdentitiesOnly": "yes", "ConnectTimeout": "15", "LogLevel": "ERROR"}  # fmt: skip
+                   "IdentitiesOnly": "yes", "ConnectTimeout": "15", "ServerAliveInterval": "10", "LogLevel": "ERROR"}  # fmt: skip
         flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return ["ssh", *flags, "-i", str(self.key), "-p", str(self.ports[SSH]), f"{self.user}@{self.host}", *words]
 
@@ -149,7 +150,10 @@ class Device:
 
     def ask(self, script):
         """What a script says on one line; "" if it failed or there is no shell just now."""
-        done = self.shell(script, check=False)
+        try:
+            done = self.shell(script, check=False, seconds_max=ASK_SECONDS_MAX)
+        except subprocess.TimeoutExpired:  # it went down with the connection open
+            return ""
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
     def boot_id(self):
