@@ -163,6 +163,7 @@ sbom: $(VENV)/.test ## what BlipMQ runs on and its binaries carry, as CycloneDX:
 
 -include packaging/packaging.mk
 -include images/images.mk
+-include hardware-tests/hardware-tests.mk
 
 clean: ## remove what was built; .venv stays (delete it to start afresh)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so

@@ -9,6 +9,7 @@
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
+#   packaging/setup.sh hardware     QEMU and what hardware-tests/ need around it
 #
 # Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
 # may (root, or sudo without a password); otherwise one line on stderr says what to install, and the exit status is 1.
@@ -105,14 +106,27 @@ counter_works() {
         ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1
 }
 
+# QEMU for both architectures with their firmware; tools that look into images, log in, and pack updates.
+find_qemu() {
+    for tool in qemu-system-x86_64 qemu-system-aarch64 qemu-img mcopy sfdisk debugfs setpriv ssh rauc unsquashfs openssl; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null 2>&1 || missing=$tool
+    done
+    for firmware in /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/AAVMF/AAVMF_CODE.fd; do
+        [ -f "$firmware" ] || missing=$firmware
+    done
+    [ -z "${missing:-}" ] || apt_install "what the hardware tests need ($missing)" qemu-system-x86 qemu-system-arm qemu-utils \
+        ovmf qemu-efi-aarch64 mtools fdisk e2fsprogs util-linux openssh-client rauc squashfs-tools openssl
+}
+
 case ${1:-} in
 venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
 llvm) command -v llvm-cov >/dev/null 2>&1 && command -v llvm-profdata >/dev/null 2>&1 || apt_install "llvm-cov and llvm-profdata" llvm ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
+hardware) find_qemu ;;
 curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
 openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind" ;;
+*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind | hardware" ;;
 esac

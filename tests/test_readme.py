@@ -97,7 +97,7 @@ def test_the_readme_links_to_files_that_exist() -> None:
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
-    makefiles = [ROOT / "Makefile", *ROOT.glob("packaging/*.mk")]
+    makefiles = [ROOT / "Makefile", *ROOT.glob("*/*.mk")]
     targets = {name for file in makefiles for name in re.findall(r"^([\w-]+):", file.read_text("utf-8"), re.MULTILINE)}
     named = set(re.findall(r"(?:^|`)make ([a-z][\w-]*)", README, re.MULTILINE))
     assert named and named - targets == set()

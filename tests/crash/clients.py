@@ -67,7 +67,7 @@ class Client:
         """True if the broker took it."""
         loop = asyncio.get_running_loop()
         try:
-            _, self.link = await loop.create_connection(lambda: Link(self.frame), "127.0.0.1", self.storm.port)
+            _, self.link = await loop.create_connection(lambda: Link(self.frame), self.storm.host, self.storm.port)
         except OSError:
             self.link = None
             return False

@@ -47,7 +47,7 @@ class Storm:
         self.directory, self.cycles, self.shim, self.no_sync, self.pace = Path(directory), cycles, shim, no_sync, pace
         self.seed, self.dice = seed, random.Random(seed)
         self.settings = {**SETTINGS, **(settings or {})}
-        self.port = free_port()
+        self.host, self.port = "127.0.0.1", free_port()
         self.over = self.publishing_over = self.absent_may_come = False
         self.ledger = Ledger(TOPICS, publishers, b"%016x" % self.dice.getrandbits(64), MAX_IN_FLIGHT)
         self.broker = None

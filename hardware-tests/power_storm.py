@@ -1,0 +1,149 @@
+"""Publishers and subscribers around a device whose power is cut again and again; tests/crash keeps their books.
+
+Invariant: a client learns of a cut only by its connection ending, and no client connects before the broker has answered: QEMU
+takes connections for a guest that cannot answer yet.
+"""
+
+import asyncio
+import random
+import time
+
+from crash.clients import Publisher, Subscriber
+from crash.ledger import Ledger
+from device import BROKER
+
+TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state")
+MAX_IN_FLIGHT = 64
+# What comes again comes because of a cut: never because an answer was slow.
+SETTINGS = b"[auth]\nallow_anonymous = true\n[qos1]\nmax_in_flight = 64\nack_timeout_ms = 3600000\n"
+LOAD_SECONDS = (0.5, 4.0)
+LOAD_SECONDS_MAX = 300
+ACKNOWLEDGED_MIN = 20  # before each cut, so that there is something to lose
+DRAIN_SECONDS = 60  # without one new message
+CONNECTED_SECONDS_MAX = 120
+
+
+class Waits:
+    """A client that connects only while the broker is known to answer."""
+
+    async def connect(self):
+        await self.storm.powered.wait()
+        return await super().connect()
+
+
+class PatientPublisher(Waits, Publisher):
+    pass
+
+
+class PatientSubscriber(Waits, Subscriber):
+    pass
+
+
+class PowerStorm:
+    """`between(device)`: called each time the broker is ready again, before the load. `starting_share`: of the cuts, those that
+    come while it starts."""
+
+    def __init__(self, device, seed, cuts, starting_share=0.0, between=lambda device: None, publishers=2):
+        self.device, self.cuts, self.starting_share, self.between = device, cuts, starting_share, between
+        self.seed, self.dice, self.pace = seed, random.Random(seed), 0.05
+        self.host, self.port = device.host, device.ports[BROKER]
+        self.over = self.publishing_over = False
+        self.absent_may_come = True
+        self.ledger = Ledger(TOPICS, publishers, b"%016x" % self.dice.getrandbits(64), MAX_IN_FLIGHT)
+        self.boot_seconds = []
+        every, view = range(len(TOPICS)), self.ledger.view
+        self.subscribers = [
+            PatientSubscriber(self, view("prompt", every), "site/#"),
+            PatientSubscriber(self, view("late", [0, 2]), "site/+/temp", away_seconds=2.0),
+            PatientSubscriber(self, view("absent", [2, 3]), "site/b/#", absent=True),
+        ]
+        self.publishers = [PatientPublisher(self, number, every, 16) for number in range(publishers)]
+
+    async def _in_thread(self, function, *arguments):
+        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+    async def _ready(self):
+        """The power is on: wait for the broker, then let the clients in."""
+        await self._in_thread(self.device.wait_until_ready)
+        self.boot_seconds.append(round(time.monotonic() - self.on_since, 1))
+        await self._in_thread(self.between, self.device)
+        self.powered.set()
+
+    async def _load(self):
+        """For a while, and until something was acknowledged."""
+        before, deadline = self.ledger.acknowledged, time.monotonic() + LOAD_SECONDS_MAX
+        await asyncio.sleep(self.dice.uniform(*LOAD_SECONDS))
+        while self.ledger.acknowledged < before + ACKNOWLEDGED_MIN:
+            self.device.check_alive()
+            assert time.monotonic() < deadline, f"nothing was acknowledged in {LOAD_SECONDS_MAX} s"
+            await asyncio.sleep(0.05)
+
+    async def _cut(self):
+        """The clients see their connections end before the crash goes into the books: what came before it came before it."""
+        self.powered.clear()
+        self.device.cut_power()
+        for client in (*self.publishers, *self.subscribers):
+            if client.link is not None:
+                if not self.device.ends_connections:
+                    client.leave()
+                await asyncio.wait_for(client.link.closed.wait(), CONNECTED_SECONDS_MAX)
+        self.ledger.crash()
+
+    def _power_on(self):
+        self.on_since = time.monotonic()
+        self.device.power_on()
+
+    async def _cut_while_it_starts(self):
+        await asyncio.sleep(self.dice.uniform(0.1, 1.0) * min(self.boot_seconds))
+        self.device.cut_power()
+        self._power_on()
+
+    async def run(self, progress=lambda storm, cut: None):
+        """From off to the last message. The ledger says whether the broker kept its word."""
+        self.powered = asyncio.Event()
+        self._power_on()
+        tasks = []
+        try:
+            await self._ready()
+            tasks = [asyncio.ensure_future(subscriber.run()) for subscriber in self.subscribers]
+            subscribed = asyncio.gather(*(each.subscribed.wait() for each in self.subscribers))
+            await asyncio.wait_for(subscribed, CONNECTED_SECONDS_MAX)
+            tasks += [asyncio.ensure_future(publisher.run()) for publisher in self.publishers]
+            for cut in range(self.cuts):
+                self.absent_may_come = cut % 5 == 4
+                await self._load()
+                await self._cut()
+                self._power_on()
+                if self.dice.random() < self.starting_share:
+                    await self._cut_while_it_starts()
+                await self._ready()
+                progress(self, cut)
+            await self._drain()
+        finally:
+            self.over = True
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for client in (*self.publishers, *self.subscribers):
+                client.leave()
+        return self
+
+    async def _drain(self):
+        """Until every subscriber has what was acknowledged, or nothing more comes."""
+        self.publishing_over = self.absent_may_come = True
+        delivered, quiet_since = -1, time.monotonic()
+        while time.monotonic() < quiet_since + DRAIN_SECONDS:
+            await asyncio.sleep(0.5)
+            if not any(publisher.outstanding for publisher in self.publishers) and not self.ledger.lost():
+                break
+            now = sum(view.delivered for view in self.ledger.views)
+            if now != delivered:
+                delivered, quiet_since = now, time.monotonic()
+        self.ledger.crash()
+
+    def lost(self):
+        return sum(map(len, self.ledger.lost().values()))
+
+
+def run(device, seed, cuts, **options):
+    return asyncio.run(PowerStorm(device, seed, cuts, **options).run())

@@ -1,0 +1,81 @@
+"""What nobody is there to mend: a broker that stands still, a system that stands still, a flood on a small board."""
+
+import pytest
+from crash.clients import ack_frame
+from hand_client import PUB, SUB, HelloClient, command
+from machines import MIB
+
+MAIN_PID = "systemctl show -p MainPID --value blipmq"
+FLOOD_MESSAGES, FLOOD_BYTES = 30_000, 1_000
+BEHIND_MESSAGES = 500
+PROMISED_MEMORY_BYTES = 128 * MIB  # config/blipmq-edge-256m.toml
+
+
+def test_a_broker_that_stands_still_is_replaced(own_device):
+    own_device.wait_for_shell()
+    before = own_device.ask(MAIN_PID)
+    own_device.shell(f"kill -STOP $({MAIN_PID})")
+    own_device.until(lambda: own_device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
+    own_device.wait_until_ready()
+
+
+def test_a_broker_that_is_killed_is_back(own_device):
+    own_device.wait_for_shell()
+    before = own_device.ask(MAIN_PID)
+    own_device.shell(f"kill -KILL {before}")
+    own_device.until(lambda: own_device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
+    own_device.wait_until_ready()
+
+
+def test_a_system_that_stands_still_is_reset_by_the_hardware(own_device, figure):
+    own_device.wait_for_shell()
+    before = own_device.boot_id()
+    figure("watchdog", own_device.shell("cat /sys/class/watchdog/watchdog0/identity").strip())
+    # The first process stops itself when it gets this, and no longer tells the watchdog that it lives.
+    own_device.shell("kill -SEGV 1", check=False)
+    own_device.wait_for_another_boot(before, "the watchdog starts the machine again")
+
+
+@pytest.mark.qemu("a flood on a board in use would reach its clients")
+@pytest.mark.parametrize("machine", ["x64", pytest.param("arm64", marks=pytest.mark.long)])
+def test_256_mb_hold_a_flood_and_a_subscriber_that_does_not_read(new_guest, machine, figure):
+    guest = new_guest(machine, memory_mib=256)
+    guest.boot()
+    guest.wait_for_shell()
+    assert "edge-256m" in guest.wait_for_status(lambda status: "Profile" in status, "its profile")["Profile"]
+    pid = guest.shell(MAIN_PID).strip()
+    with HelloClient(guest.address, "behind") as client:
+        assert client.ask(SUB, "flood/kept", qos=1, durable=True).code == 0
+    with HelloClient(guest.address) as stuck, HelloClient(guest.address) as publisher:
+        stuck.subscribe("flood/#")
+        taken = flood(publisher)
+        assert publisher.is_open()
+        info = publisher.info()
+    status = dict(line.split(":", 1) for line in guest.shell(f"cat /proc/{pid}/status").splitlines())
+    most = int(status["VmHWM"].split()[0]) * 1024
+    figure(f"{machine}, 256 MB: sent in the flood", FLOOD_MESSAGES * FLOOD_BYTES // MIB, "MiB")
+    figure(f"{machine}, 256 MB: memory of the broker, at most", most // MIB, "MiB")
+    assert most < PROMISED_MEMORY_BYTES
+    assert info["version"]
+    came = []
+    with HelloClient(guest.address, "behind") as client:
+        assert client.ask(SUB, "flood/kept", qos=1, durable=True).code == 0
+        while len(came) < len(taken):
+            message = client.next()
+            client.send(ack_frame(message.id))
+            came.append(message.id)
+    assert came == taken
+    assert guest.shell(MAIN_PID).strip() == pid
+    assert "Out of memory" not in guest.shell("dmesg")
+
+
+def flood(publisher):
+    """QoS 0 as fast as it is taken, now and then one of QoS 1; the ids of those, which are all acknowledged."""
+    burst = b"".join(command(PUB, "flood/lost", bytes(FLOOD_BYTES)) for _ in range(FLOOD_MESSAGES // BEHIND_MESSAGES))
+    taken = []
+    for number in range(BEHIND_MESSAGES):
+        publisher.send(burst)
+        answer = publisher.ask(PUB, "flood/kept", b"%d" % number, qos=1)
+        assert answer.code == 0, answer
+        taken.append(answer.id)
+    return taken

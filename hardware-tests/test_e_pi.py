@@ -1,0 +1,34 @@
+"""The Raspberry Pi's image. QEMU has the Pi 3's processor, SD controller and memory; not its boot ROM, not its Ethernet chip,
+and no Pi 4 or 5: what only a board can show is listed in docs/APPLIANCE.md.
+
+Invariant: kernel, initrd, device tree and the kernel's words are those of slot A in the image.
+"""
+
+import pytest
+from hand_client import PUB, HelloClient
+
+pytestmark = pytest.mark.qemu("it looks at the Pi's image in QEMU; on a Pi the other tests run")
+FIRMWARE = ("config.txt", "bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat", "u-boot.bin")
+
+
+def test_the_card_holds_what_a_pi_looks_for_first(lab):
+    image = lab.image("rpi-arm64")
+    with image.path.open("rb") as file:
+        sector = file.read(512)
+    assert sector[510:] == b"\x55\xaa"
+    assert sector[446 + 4] == 0x0C, "the boot ROM of a Pi 3 takes the first FAT partition of an MBR"
+    for name in FIRMWARE:
+        assert image.read(name), name
+    settings = image.read("config.txt").decode()
+    assert "u-boot.bin" in settings and "arm_64bit=1" in settings.replace(" ", "")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("machine", ["pi3"])
+def test_the_image_boots_on_a_pi_3_to_a_broker_that_can_be_reached(new_guest, machine, figure):
+    guest = new_guest(machine)
+    figure("Raspberry Pi 3 in QEMU (raspi3b): power on to broker ready", guest.boot(), "s")
+    figure("Raspberry Pi 3 in QEMU: processor time of QEMU until then", guest.cpu_seconds_at_ready, "s")
+    with HelloClient(guest.address) as publisher:
+        assert publisher.ask(PUB, "plant/pump", b"on", qos=1).code == 0
+    guest.wait_for_status(lambda status: status.get("State") == "ok", "that all is well")

@@ -1,0 +1,176 @@
+"""Updates over the air: into the other slot, good only once its broker passed its test, and back by itself otherwise.
+
+Invariant: every device here ends on a slot whose broker serves, with the data it had.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import bundles
+import pytest
+from crash.clients import ack_frame
+from device import READY_SECONDS_MAX
+from hand_client import PUB, SUB, HelloClient
+
+OTHER_WAY = "it would leave another system on the board: to try an update on a board, see hardware-tests/README.md"
+pytestmark = pytest.mark.qemu(OTHER_WAY)
+UPDATE = "/data/update.raucb"
+MACHINE, TARGET = "x64", "generic-x64"
+COMPATIBLE = f"blipmq-{TARGET}"
+# Installs, and stops the installer once some MiB of the other slot's system have reached the medium.
+STOP_IN_THE_MIDDLE = f"""
+written() {{ awk '{{ print $7 }}' /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/blipmq-b-root))/stat; }}
+enough=$(($(written) + 8192))
+rauc install {UPDATE} >/dev/null 2>&1 </dev/null &
+while [ $(written) -lt $enough ]; do
+    kill -0 $! || exit 1
+done
+kill -STOP $(systemctl show -p MainPID --value rauc)
+"""
+# A slot on trial has four minutes and three starts.
+ROLLBACK_SECONDS_MAX = 3600
+
+
+def slot(guest):
+    return guest.ask("sed 's/.*rauc.slot=\\(.\\).*/\\1/' /proc/cmdline")
+
+
+def good_slot(guest):
+    """The slot that was last found to be good."""
+    return guest.ask("cut -c1 /boot/blipmq/system/good-slot")
+
+
+def install(guest, bundle, check=True):
+    guest.send_file(bundle, UPDATE)
+    done = guest.shell(f"rauc install {UPDATE}; status=$?; rm -f {UPDATE}; exit $status", check=False, seconds_max=900)
+    message = (done.stdout + done.stderr).decode(errors="replace")
+    assert not check or done.returncode == 0, message
+    return done.returncode, message
+
+
+def wait_until_good(guest, name):
+    guest.until(lambda: good_slot(guest) == name, f"slot {name} is found to be good")
+
+
+@pytest.fixture(scope="module")
+def shipped(lab):
+    """The update as `make bundle-generic-x64` leaves it."""
+    dist = Path(os.environ.get("BLIPMQ_DIST", Path(__file__).resolve().parent.parent / "dist"))
+    found = sorted(dist.rglob(f"*{TARGET}*.raucb"))
+    assert found, f"there is no update for {TARGET} in {dist}: make bundle-{TARGET}"
+    return found[-1]
+
+
+@pytest.fixture
+def parts(lab, tmp_path):
+    return bundles.Parts(lab.image(TARGET), tmp_path)
+
+
+@pytest.fixture
+def guest(new_guest):
+    guest = new_guest(MACHINE)
+    guest.boot()
+    guest.wait_for_shell()
+    return guest
+
+
+def test_an_update_goes_to_the_other_slot_and_the_next_one_back_and_the_data_stays(guest, shipped, figure):
+    wait_until_good(guest, "A")
+    with HelloClient(guest.address, "reader") as client:
+        assert client.ask(SUB, "before/update", qos=1, durable=True).code == 0
+    with HelloClient(guest.address) as client:
+        sent = client.ask(PUB, "before/update", b"kept", qos=1)
+    assert sent.code == 0
+    for name in ("B", "A"):
+        install(guest, shipped)
+        figure(f"{MACHINE}: restart into the updated slot, until the broker answers", guest.reboot(), "s")
+        assert slot(guest) == name
+        wait_until_good(guest, name)
+    with HelloClient(guest.address, "reader") as client:
+        assert client.ask(SUB, "before/update", qos=1, durable=True).code == 0
+        message = client.next()
+        client.send(ack_frame(message.id))
+    assert (message.id, message.payload) == (sent.id, b"kept")
+    figure(f"{MACHINE}: size of an update", round(shipped.stat().st_size / 1e6, 1), "MB")
+
+
+def test_updates_that_are_unsigned_for_another_target_or_too_old_are_refused(guest, parts, tmp_path):
+    known, stranger = bundles.keys(), bundles.strangers_keys(tmp_path)
+    refused = {
+        "signature": parts.bundle(tmp_path / "stranger.raucb", COMPATIBLE, "9.9.9", stranger),
+        "compatible": parts.bundle(tmp_path / "other.raucb", "blipmq-another-board", "9.9.9", known),
+        "version": parts.bundle(tmp_path / "old.raucb", COMPATIBLE, "0.0.0-1", known),
+    }
+    cut_short = tmp_path / "cut.raucb"
+    cut_short.write_bytes(refused["version"].read_bytes()[:-100])
+    before = guest.shell("sha256sum /dev/disk/by-partlabel/blipmq-b-*")
+    for word, bundle in (*refused.items(), ("signature", cut_short)):
+        status, message = install(guest, bundle, check=False)
+        assert status != 0 and word in message.lower(), message
+    assert guest.shell("sha256sum /dev/disk/by-partlabel/blipmq-b-*") == before
+    guest.reboot()
+    assert slot(guest) == "A"
+
+
+@pytest.mark.long
+def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_done_again(guest, shipped):
+    wait_until_good(guest, "A")
+    for _ in range(2):
+        guest.send_file(shipped, UPDATE)
+        guest.shell(STOP_IN_THE_MIDDLE)
+        guest.cut_power()
+        guest.boot()
+        guest.wait_for_shell()
+        assert slot(guest) == "A"
+        wait_until_good(guest, "A")
+    install(guest, shipped)
+    guest.reboot()
+    assert slot(guest) == "B"
+    wait_until_good(guest, "B")
+
+
+@pytest.mark.long
+def test_a_slot_that_does_not_start_is_left_by_itself(guest, shipped):
+    wait_until_good(guest, "A")
+    install(guest, shipped)
+    guest.shell("dd if=/dev/zero of=/dev/disk/by-partlabel/blipmq-b-root bs=1M count=1 conv=fsync 2>/dev/null")
+    goes_back(guest)
+
+
+@pytest.mark.long
+def test_an_update_whose_broker_never_becomes_healthy_is_left_by_itself(guest, parts, tmp_path, figure):
+    wait_until_good(guest, "A")
+
+    def break_the_broker(tree):
+        program = tree / "usr/bin/blipmq"
+        program.unlink()
+        program.write_text("#!/bin/sh\nexit 1\n")
+        program.chmod(0o755)
+
+    parts.change_root(break_the_broker)
+    install(guest, parts.bundle(tmp_path / "broken.raucb", COMPATIBLE, "9.9.9", bundles.keys()))
+    figure(
+        f"{MACHINE}: from the restart into an update whose broker fails to the old one serving", goes_back(guest), "s"
+    )
+
+
+def goes_back(guest):
+    """Restart into slot B and wait for slot A; the seconds it took."""
+    console = len(guest.console())
+    before = guest.boot_id()
+    began = time.monotonic()
+    guest.shell("systemctl reboot", check=False)
+
+    def is_back():
+        return guest.boot_id() not in ("", before) and slot(guest) == "A"
+
+    guest.until(is_back, "slot A serves again", ROLLBACK_SECONDS_MAX)
+    seconds = round(time.monotonic() - began)
+    assert "slot B, attempt 1" in guest.console()[console:], "slot B was never tried"
+    guest.wait_until_ready(READY_SECONDS_MAX)
+    wait_until_good(guest, "A")
+    # It stays there.
+    guest.reboot()
+    assert slot(guest) == "A"
+    return seconds
