@@ -206,6 +206,10 @@ static const bq_config_t config = {/* what `blipmq start` gives it by default, b
                                    .max_in_flight = 256,
                                    .max_sessions = 100,
                                    .max_deliveries = 16,
+                                   .max_pending = 1024,
+                                   .max_pending_per_address = 64,
+                                   .accept_burst = 1000,
+                                   .max_topic_levels = 64,
                                    .io_cpu = -1};
 
 static const bq_log_config_t log_config = {.max_bytes = 64 << 20, .segment_bytes = 1 << 20, .batch_bytes = 128 << 10};
