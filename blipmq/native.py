@@ -49,7 +49,7 @@ _ERROR_TEXTS: dict[int, str] = {
     lib.BQ_E_TOO_LARGE: "larger than the core accepts",
 }
 # Those of the log (native/log.h), which open_log may return besides.
-LOG_LOCKED, LOG_VERSION = -22, -23
+LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
 
 
 class Overflow(IntEnum):
@@ -726,6 +726,12 @@ def _log_error(code: int, directory: str, error: int) -> BlipMQError:
         return LogUnusable(
             f"the log in {directory} was written by a newer version of BlipMQ, and nothing in it was changed. "
             "Start that version, or give this one another wal.directory."
+        )
+    if code == LOG_REFUSED:
+        return LogUnusable(
+            f"the log in {directory} was not opened, and nothing in it was changed: its checkpoint or its durable "
+            "subscriptions could not be restored. A newer version of BlipMQ may have written them: start that one. If memory "
+            "is short, free some. `blipmq wal export` shows what there is."
         )
     if code != lib.BQ_E_SYSTEM:
         return CoreError(code, f"the log in {directory} cannot be opened")

@@ -674,19 +674,19 @@ typedef struct opening {
 static int replay(log_t *log, recover_t *recover, opening_t *opening) {
     log_record_t record;
     recover_finding_t finding;
-    bool visits = opening->restore != NULL;
-    if (recover->checkpoint.generation && visits) {
+    if (recover->checkpoint.generation && opening->restore) {
         record =
             (log_record_t){.lsn = recover->checkpoint.lsn, .bytes = recover->checkpoint_bytes, .size = recover->checkpoint.size};
-        visits = opening->restore(opening->context, &record);
+        if (!opening->restore(opening->context, &record)) return LOG_E_REFUSED;
     }
     for (;;) {
         int event = recover_next(recover, &record, &finding);
         if (event < 0) return event;
         if (event == RECOVER_END) break;
         if (event == RECOVER_FINDING) recover_keep_aside(recover, &finding); /* best effort: a full disk must not keep us down */
-        if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && visits)
-            visits = opening->restore(opening->context, &record);
+        if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && opening->restore &&
+            !opening->restore(opening->context, &record))
+            return LOG_E_REFUSED; /* to go on without it would be to forget it at the next checkpoint */
         uint64_t done = recover->done_bytes + recover->scan.offset;
         if (opening->progress && done - opening->shown >= PROGRESS_BYTES) {
             opening->progress(opening->context, done, recover->total_bytes);

@@ -21,7 +21,8 @@ enum log_error {
     LOG_E_FAILED = -21,  /* fail-stop: only a restart helps */
     LOG_E_LOCKED = -22,  /* another broker has the directory */
     LOG_E_VERSION = -23, /* written by a newer major version: nothing was changed */
-    LOG_E_GONE = -24     /* that LSN is no longer (or not) in the log */
+    LOG_E_GONE = -24,    /* that LSN is no longer (or not) in the log */
+    LOG_E_REFUSED = -25  /* what is in the log could not be taken: the log is as it was */
 };
 
 enum log_type {
@@ -77,11 +78,11 @@ typedef struct log_stats {
     uint32_t read_damage; /* records that did not verify when they were read back */
 } log_stats_t;
 
-typedef bool (*log_visit)(void *context, const log_record_t *record); /* false stops */
+typedef bool (*log_visit)(void *context, const log_record_t *record); /* false: it cannot be taken, and the log is not opened */
 
 /* Open, lock and recover. First *restore is given the newest readable checkpoint (type 0, lsn: its LSN; not called if there is
  * none), then each record after it, in LSN order; records before it are verified but not visited. Takes the storage over.
- * `progress` may be NULL: called every few MB with bytes done and bytes in all. LOG_E_LOCKED, LOG_E_VERSION, BQ_E_ARGUMENT,
+ * `progress` may be NULL: called every few MB with bytes done and bytes in all. LOG_E_LOCKED, LOG_E_VERSION, LOG_E_REFUSED, BQ_E_ARGUMENT,
  * BQ_E_MEMORY, LOG_E_FULL (no room for the recovered tail's copy), or BQ_E_SYSTEM with errno; the storage is released then. */
 int log_open(log_t **log, storage_t *storage, const log_config_t *config, log_visit restore, void *context, log_report_t *report,
              void (*progress)(void *context, uint64_t done, uint64_t total));

@@ -164,6 +164,12 @@ def test_what_the_system_denies_is_said_with_its_words_and_a_next_step(error, st
     assert "data/wal" in str(denied) and "wal.directory" in str(denied)
 
 
+def test_a_log_that_could_not_be_restored_is_refused_with_one_clear_line():
+    refused = native._log_error(native.LOG_REFUSED, "data/wal", 0)
+    assert (type(refused), refused.exit_status) == (LogUnusable, 78)
+    assert "durable subscriptions could not be restored" in str(refused) and "nothing in it was changed" in str(refused)
+
+
 def test_a_log_of_a_newer_version_is_refused_with_one_clear_line():
     refused = native._log_error(native.LOG_VERSION, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)

@@ -363,6 +363,46 @@ static void test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not
     sim_disk_free(disk);
 }
 
+typedef struct taken {
+    uint32_t count, count_max; /* the visitor takes so many and refuses the next */
+    bool checkpoint;
+} taken_t;
+
+static bool take(void *context, const log_record_t *record) {
+    taken_t *taken = context;
+    if (taken->count == taken->count_max) return false;
+    taken->count++;
+    taken->checkpoint |= record->type == 0;
+    return true;
+}
+
+/* After a kill, so that what a start takes for the end, and for clean, must not change either. */
+static void test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was(void) {
+    sim_disk_t *disk = sim_disk_new(1);
+    log_t *log = open_plain(disk, &plain);
+    append(log, 100, false);
+    flush(log);
+    checkpoint(log);
+    append(log, 100, false);
+    flush(log);
+    sim_disk_fail_at(disk, sim_disk_calls(disk), EIO, SIM_FOR_EVER);
+    log_close(log);
+    sim_disk_end_process(disk);
+    sim_disk_heal(disk);
+    for (uint32_t most = 0; most < 2; most++) {
+        taken_t taken = {.count_max = most};
+        CHECK(log_open(&log, sim_disk_storage(disk), &plain, take, &taken, NULL, NULL) == LOG_E_REFUSED && !log);
+        CHECK(taken.count == most && taken.checkpoint == (most > 0));
+    }
+    taken_t all = {.count_max = 10};
+    log_report_t report;
+    CHECK(log_open(&log, sim_disk_storage(disk), &plain, take, &all, &report, NULL) == BQ_OK);
+    CHECK(all.count == 2 && all.checkpoint && !report.clean && report.next_lsn == 3);
+    log_settle(log);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
 #define TEST(name)                                                                                                               \
     { #name, name }
 
@@ -376,6 +416,7 @@ static const struct {
     TEST(test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_resumes_by_itself),
     TEST(test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost),
     TEST(test_a_second_opener_is_told_that_the_log_is_locked),
+    TEST(test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was),
     TEST(test_records_are_read_back_across_segments_and_a_reclaimed_start_says_where_to_go_on),
     TEST(test_a_record_that_went_bad_is_never_handed_out),
     TEST(test_checkpoints_come_one_at_a_time_and_only_of_what_is_durable),
