@@ -198,6 +198,14 @@ UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X"
 SKIPPED = re.compile(r"pytest\.(mark\.)?(" + "|".join(("sk" + "ip", "xf" + "ail")) + ")")
 
 
+HALF_MERGED = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+
+
+def test_no_merge_was_left_half_done() -> None:
+    assert [name for name, text in project_texts() if HALF_MERGED.search(text)] == []
+    assert HALF_MERGED.search("a\n" + "<" * 7 + " HEAD\n") and not HALF_MERGED.search("a <<<<<<< b\n")
+
+
 def test_nothing_is_marked_as_left_to_do_and_no_test_is_skipped() -> None:
     assert [name for name, text in project_texts() if UNFINISHED.search(text)] == []
     assert [name for name, text in project_texts() if name.startswith("tests/") and SKIPPED.search(text)] == []
