@@ -93,7 +93,7 @@ class Device:
     def status(self):
         """What the device wrote about itself for a person with a PC, as a dict of its facts and the whole under ""."""
         text = (self.get(STATUS) or b"").decode("utf-8-sig", "replace").replace("\r\n", "\n")
-        facts = dict(line.split(":", 1) for line in text.splitlines() if re.match(r"[A-Z][\w. ]*:", line))
+        facts = dict(line.split(":", 1) for line in text.splitlines() if re.match(r"[A-Za-z][\w. ]*:", line))
         return {"": text, **{name: value.strip() for name, value in facts.items()}}
 
     def wait_for_status(self, wanted, what, seconds_max=READY_SECONDS_MAX):

@@ -11,29 +11,29 @@ BEHIND_MESSAGES = 500
 PROMISED_MEMORY_BYTES = 128 * MIB  # config/blipmq-edge-256m.toml
 
 
-def test_a_broker_that_stands_still_is_replaced(own_device):
-    own_device.wait_for_shell()
-    before = own_device.ask(MAIN_PID)
-    own_device.shell(f"kill -STOP $({MAIN_PID})")
-    own_device.until(lambda: own_device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
-    own_device.wait_until_ready()
+def test_a_broker_that_stands_still_is_replaced(device):
+    device.wait_for_shell()
+    before = device.ask(MAIN_PID)
+    device.shell(f"kill -STOP $({MAIN_PID})")
+    device.until(lambda: device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
+    device.wait_until_ready()
 
 
-def test_a_broker_that_is_killed_is_back(own_device):
-    own_device.wait_for_shell()
-    before = own_device.ask(MAIN_PID)
-    own_device.shell(f"kill -KILL {before}")
-    own_device.until(lambda: own_device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
-    own_device.wait_until_ready()
+def test_a_broker_that_is_killed_is_back(device):
+    device.wait_for_shell()
+    before = device.ask(MAIN_PID)
+    device.shell(f"kill -KILL {before}")
+    device.until(lambda: device.ask(MAIN_PID) not in ("", "0", before), "another broker takes its place")
+    device.wait_until_ready()
 
 
-def test_a_system_that_stands_still_is_reset_by_the_hardware(own_device, figure):
-    own_device.wait_for_shell()
-    before = own_device.boot_id()
-    figure("watchdog", own_device.shell("cat /sys/class/watchdog/watchdog0/identity").strip())
+def test_a_system_that_stands_still_is_reset_by_the_hardware(device, figure):
+    device.wait_for_shell()
+    before = device.boot_id()
+    figure("watchdog", device.shell("cat /sys/class/watchdog/watchdog0/identity").strip())
     # The first process stops itself when it gets this, and no longer tells the watchdog that it lives.
-    own_device.shell("kill -SEGV 1", check=False)
-    own_device.wait_for_another_boot(before, "the watchdog starts the machine again")
+    device.shell("kill -SEGV 1", check=False)
+    device.wait_for_another_boot(before, "the watchdog starts the machine again")
 
 
 @pytest.mark.qemu("a flood on a board in use would reach its clients")

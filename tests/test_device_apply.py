@@ -416,5 +416,5 @@ def test_the_new_file_is_on_the_medium_before_its_name_changes_and_the_name_afte
     monkeypatch.setattr(durable.os, "fsync", lambda handle: (order.append("fsync"), real["fsync"](handle)))
     monkeypatch.setattr(durable.os, "replace", lambda *paths: (order.append("replace"), real["replace"](*paths)))
     assert durable.write_for_notepad(tmp_path / "status.txt", "a\nb\n")
-    assert order == ["fsync", "replace", "fsync"] and (tmp_path / "status.txt").read_bytes() == b"a\r\nb\r\n"
-    assert not durable.write_for_notepad(tmp_path / "status.txt", "a\nb\n") and len(order) == 3
+    assert order == ["fsync", "replace", "fsync", "fsync"] and (tmp_path / "status.txt").read_bytes() == b"a\r\nb\r\n"
+    assert not durable.write_for_notepad(tmp_path / "status.txt", "a\nb\n") and len(order) == 4

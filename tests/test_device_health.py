@@ -204,12 +204,13 @@ def test_a_system_without_slots_has_nothing_to_mark(device, passing):
 # ---- a slot is left
 
 
-def rollback(device, tmp_path):
-    """What the unit's script does: its words, and whether it restarted the machine."""
+def rollback(device, tmp_path, rauc_status=0):
+    """What the unit's script does: its words, and what it ran."""
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
-    (tools / "systemctl").write_text('#!/bin/sh\necho "RAN systemctl $*"\n')
-    (tools / "systemctl").chmod(0o755)
+    for name, status in (("systemctl", 0), ("rauc", rauc_status)):
+        (tools / name).write_text(f'#!/bin/sh\necho "RAN {name} $*"\nexit {status}\n')
+        (tools / name).chmod(0o755)
     done = subprocess.run(
         ["sh", str(ROLLBACK)],
         env={"PATH": f"{tools}:{os.environ['PATH']}", "BLIPMQ_ROOT": str(device.folder)},
@@ -225,7 +226,12 @@ def rollback(device, tmp_path):
 def test_a_slot_that_has_never_been_good_is_left(device, tmp_path, good):
     if good:
         device.put(GOOD_SLOT, good)
-    assert rollback(device, tmp_path).endswith("RAN systemctl reboot\n")
+    assert rollback(device, tmp_path).endswith("RAN rauc status mark-bad booted\nRAN systemctl reboot\n")
+
+
+def test_a_slot_is_left_even_if_it_cannot_be_marked_bad(device, tmp_path):
+    said = rollback(device, tmp_path, rauc_status=1)
+    assert "could not be marked bad" in said and said.endswith("RAN systemctl reboot\n")
 
 
 def test_a_slot_that_was_good_before_stays(device, tmp_path, passing):

@@ -30,7 +30,9 @@ def write_file(path: Path, text: str, mode: int = 0o644, group: int | None = Non
                 os.fchown(file.fileno(), -1, group)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+            os.replace(fresh, path)
+            # FAT keeps where a file begins in its entry of the folder, and writes that with the file.
+            os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             fresh.unlink()
