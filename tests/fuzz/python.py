@@ -1,5 +1,5 @@
 """The fuzz targets in Python: what a hostile broker sends a client, what a stranger sends the admin port, what a disk holds
-as configuration. A target returns for every input, or raises for a finding.
+as configuration and keys. A target returns for every input, or raises for a finding.
 
 Invariant: the only errors let through are those that the function under test documents. To add a target: a function of
 bytes, and a line in TARGETS.
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import fake_broker
 
-from blipmq import command, config_reader, flatbuffer, http, logs, native, splitter, wire
+from blipmq import command, config_reader, flatbuffer, http, keys, logs, native, splitter, wire
+from blipmq.device import settings_reader
 from blipmq.errors import BlipMQError, ConfigError, ProtocolError
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -237,6 +238,54 @@ def configuration_first() -> list[bytes]:
     ]
 
 
+def device_settings(data: bytes) -> None:
+    """A device.toml: read whole, or refused with a line for each problem."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(data)
+        file.flush()
+        try:
+            text = config_reader.read_text(file.name)
+            device = settings_reader.read_device(text)
+        except ConfigError as error:
+            assert "device.toml" in str(error) or file.name in str(error), str(error)
+            assert "Traceback" not in str(error)
+            return
+        assert device == settings_reader.read_device(text)
+
+
+def device_settings_first() -> list[bytes]:
+    sample = (TESTS.parent / "images/boot/device.toml").read_bytes()
+    settings = b'hostname = "gate-7"\n[network]\naddress = "192.0.2.7/24"\ngateway = "192.0.2.1"\ndns = ["192.0.2.1"]\n'
+    rest = b'[wifi]\nssid = "x"\n[time]\nservers = ["ntp.example"]\n[[keys]]\nname = "a"\nallow = ["pub:a/#"]\n'
+    return [sample[:3500], settings, rest, b"\xef\xbb\xbf" + settings.replace(b"\n", b"\r\n") + rest]
+
+
+def key_file(data: bytes) -> None:
+    """A key file: all of its keys, or none and the line; never a key that may do more than its line says."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            found = keys.list_keys(file.name)
+        except ConfigError as error:
+            assert file.name in str(error), str(error)
+            return
+        ring = keys.read_keyring(file.name)
+        assert len(ring) == len(found) and ring.find(data) is None
+        for key in found:
+            keys.check_name(key.name)
+            assert (b"allow" in data or not key.allow) and key.allow == keys.check_allow(key.allow)
+
+
+def key_file_first() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keys"
+        keys.add_key(path, "boiler", ["pub:site/1/temp", "sub:site/#"], "0123456789abcdef")
+        keys.add_key(path, "board", (), "fedcba9876543210")
+        whole = path.read_bytes()
+    return [whole, b"# comment\n\n" + whole, whole.split(b"\n")[0] + b"\n", b""]
+
+
 def log_lines(data: bytes) -> None:
     """Whatever a stranger's bytes are, a log line that quotes them is one line that a terminal obeys in nothing."""
     text = data.decode("utf-8", "surrogateescape")
@@ -271,6 +320,33 @@ TARGETS = {
         configuration_first,
         [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
         [config_reader],
+    ),
+    "py-device": Target(
+        device_settings,
+        device_settings_first,
+        [b"[[keys]]", b"[", b"]", b"=", b'"', b"\n", b"\r\n", b"allow", b"pub:", b"/24", b"::1", b"9" * 30, b"\xff"],
+        [settings_reader],
+    ),
+    "py-keys": Target(
+        key_file,
+        key_file_first,
+        [
+            b"{",
+            b"}",
+            b'"',
+            b": ",
+            b", ",
+            b"\n",
+            b'"allow"',
+            b"pub:",
+            b"sub:",
+            b"null",
+            b"[]",
+            b"0" * 64,
+            b"1e999",
+            b"\xff",
+        ],
+        [keys],
     ),
     "py-logs": Target(
         log_lines, lambda: [b"a name", "é\u2028\x1b[31m\n".encode(), b"\xff" * 600], [b"\x1b", b"\n", b'"'], [logs]
