@@ -231,6 +231,11 @@ def limit_descriptors(broker, count):
     )
 
 
+def leave_no_descriptor(broker):
+    """Whatever it closes meanwhile: only the first three numbers are allowed, and they are taken."""
+    limit_descriptors(broker, 3)
+
+
 def turns_in_a_while(broker):
     """Turns of the I/O thread for each second of the broker's own clock."""
     turns, since = metric(broker, "blipmq_core_turns_total"), time.monotonic()
@@ -245,7 +250,7 @@ def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(bro
     limit_descriptors(broker, limit)
     crowd = [socket.create_connection(where(broker), timeout=60) for _ in range(limit)]
     assert broker.wait_for("accept_paused")["error"] == "Too many open files"
-    assert limit - 40 < broker.descriptors() <= limit - 32, "some are left for the broker's own needs"
+    until(lambda: limit - 40 < broker.descriptors() <= limit - 32, "some are left for the broker's own needs")
     assert turns_in_a_while(broker) < 1000, "it spins"
     (reason,) = witness.info()["reasons"]
     assert "Too many open files" in reason
@@ -260,7 +265,7 @@ def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(bro
     assert witness.ask(SUB, "x").code == 429
 
     # Without any the file cannot be read: nothing changes, and nothing is taken for granted.
-    limit_descriptors(broker, broker.descriptors())
+    leave_no_descriptor(broker)
     broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 9})
     broker.signal(signal.SIGHUP)
     refused = broker.wait_for("reload_failed")
@@ -286,7 +291,7 @@ def test_a_broker_without_descriptors_lets_nobody_in_who_said_no_hello(guarded, 
     inside = connect(broker, hello=True).subscribe("t")
     stranger = connect(broker)
     until(lambda: inside.info()["connections"]["pending"] == 1, "the stranger stands in the door")
-    limit_descriptors(broker, broker.descriptors())
+    leave_no_descriptor(broker)
     broker.signal(signal.SIGHUP)
     broker.wait_for("reload_failed")
     stranger.send(v1_command(PUB, "t", b"from nobody"))
