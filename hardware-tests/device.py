@@ -8,7 +8,8 @@ import socket
 import subprocess
 import time
 
-from hand_client import HELLO, command, decode
+from crash.clients import ack_frame
+from hand_client import HELLO, SUB, HelloClient, command, decode
 
 BROKER, SSH = 7878, 22
 READY_SECONDS_MAX = 600  # a hang, on whatever machine
@@ -55,6 +56,18 @@ def port_speaks(host, port, first=b""):
         return b""
     except OSError:
         return None
+
+
+def ids_kept_for(device, client_id, topic, count):
+    """The ids of so many messages that waited for a durable subscriber, which acknowledges each."""
+    came = []
+    with HelloClient(device.address, client_id) as client:
+        assert client.ask(SUB, topic, qos=1, durable=True).code == 0
+        while len(came) < count:
+            message = client.next()
+            client.send(ack_frame(message.id))
+            came.append(message.id)
+    return came
 
 
 class Device:

@@ -9,7 +9,7 @@ hardware-tools:
 	@packaging/setup.sh hardware
 
 hardware-test: $(VENV)/.test $(CORE) hardware-tools ## boot the x64 and arm64 images in QEMU, and run the arm64 binary under qemu-user
-	@$(HARDWARE_PYTEST) hardware-tests/test_a_device.py hardware-tests/test_b_power.py -m 'not long' $(ARGS)
+	@$(HARDWARE_PYTEST) hardware-tests -m 'not long' $(ARGS)
 	@$(PY) -m pytest -q -s -m slow tests/test_frozen.py -k 'black_box and arm64'
 
 hardware-test-all: $(VENV)/.test $(CORE) hardware-tools ## the same with 50 power cuts, updates gone wrong, every CPU and memory size, and the Pi

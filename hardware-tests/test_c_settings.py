@@ -4,11 +4,11 @@ import re
 import time
 
 import pytest
-from crash.clients import ack_frame
-from device import READY_SECONDS_MAX
+from device import READY_SECONDS_MAX, ids_kept_for
 from hand_client import HELLO, PUB, SUB, HelloClient, PlainClient, command
 from wire import Wire
 
+pytestmark = pytest.mark.long
 BOOT_FILES = "files on the settings partition come in while a guest is off; on a board, do it with the card in a PC"
 OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 
@@ -144,11 +144,4 @@ def test_a_full_data_partition_stops_qos_1_alone_and_clears_by_itself(new_guest)
     guest.wait_for_shell()
     guest.shell("rm /data/fill /data/fill2 && sync")
     guest.until(lambda: publish_1(guest, "full/disk") == 0, "QoS 1 is taken again")
-    came = []
-    with HelloClient(guest.address, "reader") as client:
-        assert client.ask(SUB, "full/disk", qos=1, durable=True).code == 0
-        while len(came) < len(taken):
-            message = client.next()
-            client.send(ack_frame(message.id))
-            came.append(message.id)
-    assert came == taken
+    assert ids_kept_for(guest, "reader", "full/disk", len(taken)) == taken

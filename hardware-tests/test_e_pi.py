@@ -7,7 +7,7 @@ Invariant: kernel, initrd, device tree and the kernel's words are those of slot 
 import pytest
 from hand_client import PUB, HelloClient
 
-pytestmark = pytest.mark.qemu("it looks at the Pi's image in QEMU; on a Pi the other tests run")
+pytestmark = [pytest.mark.long, pytest.mark.qemu("it looks at the Pi's image in QEMU; on a Pi the other tests run")]
 FIRMWARE = ("config.txt", "bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat", "u-boot.bin")
 
 
@@ -23,7 +23,6 @@ def test_the_card_holds_what_a_pi_looks_for_first(lab):
     assert "u-boot.bin" in settings and "arm_64bit=1" in settings.replace(" ", "")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("machine", ["pi3"])
 def test_the_image_boots_on_a_pi_3_to_a_broker_that_can_be_reached(new_guest, machine, figure):
     guest = new_guest(machine)

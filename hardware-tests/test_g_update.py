@@ -14,7 +14,7 @@ from device import READY_SECONDS_MAX
 from hand_client import PUB, SUB, HelloClient
 
 OTHER_WAY = "it would leave another system on the board: to try an update on a board, see hardware-tests/README.md"
-pytestmark = pytest.mark.qemu(OTHER_WAY)
+pytestmark = [pytest.mark.long, pytest.mark.qemu(OTHER_WAY)]
 UPDATE = "/data/update.raucb"
 MACHINE, TARGET = "x64", "generic-x64"
 COMPATIBLE = f"blipmq-{TARGET}"
@@ -113,7 +113,6 @@ def test_updates_that_are_unsigned_for_another_target_or_too_old_are_refused(gue
     assert slot(guest) == "A"
 
 
-@pytest.mark.long
 def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_done_again(guest, shipped):
     wait_until_good(guest, "A")
     for _ in range(2):
@@ -130,7 +129,6 @@ def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_d
     wait_until_good(guest, "B")
 
 
-@pytest.mark.long
 def test_a_slot_that_does_not_start_is_left_by_itself(guest, shipped):
     wait_until_good(guest, "A")
     install(guest, shipped)
@@ -138,7 +136,6 @@ def test_a_slot_that_does_not_start_is_left_by_itself(guest, shipped):
     goes_back(guest)
 
 
-@pytest.mark.long
 def test_an_update_whose_broker_never_becomes_healthy_is_left_by_itself(guest, parts, tmp_path, figure):
     wait_until_good(guest, "A")
 

@@ -602,9 +602,8 @@ def test_the_shell_takes_the_key_from_a_file_too(door, tmp_path):
     assert refused.returncode == 77 and b"401" in refused.stderr
 
 
-def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
-    key = door.add("reader", "sub:a")
-    door.start()
+def sub_until_ended(door, key, change):
+    """Start `blipmq-cli sub a`, change something once it has subscribed; its exit status and what it printed."""
     reader = subprocess.Popen(
         [*cli_command(), "sub", "a"],
         stdout=subprocess.PIPE,
@@ -613,31 +612,26 @@ def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
     )
     try:
         until(lambda: door.broker.info()["subscriptions_total"] == 1, "it has subscribed")
-        door.revoke("reader")
+        change()
         out, err = reader.communicate(timeout=60)
     finally:
         reader.kill()
         reader.wait()
-    assert (reader.returncode, out) == (77, b"") and b"401" in err
+    return reader.returncode, out, err
+
+
+def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
+    key = door.add("reader", "sub:a")
+    door.start()
+    status, out, err = sub_until_ended(door, key, lambda: door.revoke("reader"))
+    assert (status, out) == (77, b"") and b"401" in err
 
 
 def test_a_subscriber_that_loses_its_right_ends_with_the_reason(door):
     key = door.add("reader", "sub:a", "sub:b")
     door.start()
-    reader = subprocess.Popen(
-        [*cli_command(), "sub", "a"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(BLIPMQ_ADDR=door.broker.address, BLIPMQ_API_KEY=key),
-    )
-    try:
-        until(lambda: door.broker.info()["subscriptions_total"] == 1, "it has subscribed")
-        change_rights(door, "reader", "sub:b")
-        out, err = reader.communicate(timeout=60)
-    finally:
-        reader.kill()
-        reader.wait()
-    assert (reader.returncode, out) == (77, b"") and b"403" in err
+    status, out, err = sub_until_ended(door, key, lambda: change_rights(door, "reader", "sub:b"))
+    assert (status, out) == (77, b"") and b"403" in err
 
 
 def test_check_says_that_nobody_will_be_let_in(tmp_path):
