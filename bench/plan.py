@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 KINDS = ("throughput", "latency", "memory", "soak", "durable", "restart")
-CONTROL_KINDS = ("", "subscriptions", "scrapes", "reloads")
+CONTROL_KINDS = ("", "subscribers", "subscriptions", "scrapes", "reloads")
 # What a run takes beside its duration, roughly and on two cores: to compute how long a plan takes, not to measure anything.
 RUN_S, START_S, CONNECTION_S, RECORD_S = 0.2, 0.4, 0.0004, 0.00001
 PLAN_FILE = Path(__file__).with_name("shapes.toml")

@@ -15,6 +15,7 @@ import os
 import resource
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,11 +31,15 @@ from bench.brokers import Broker, BrokerError, find_disk, find_program, missing,
 from bench.plan import BrokerPlan, Mode, Plan, Shape, expected_s, read_plan
 from bench.results import Results
 from bench.syncs import counting
+from blipmq import wire
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 CONTROL_SUBSCRIPTIONS = 1000
 CONTROL_PAUSE_S = 0.03
+SUBSCRIPTIONS = b"".join(
+    wire.encode_command(wire.SUB, f"control.{number}") for number in range(CONTROL_SUBSCRIPTIONS)
+) + wire.encode_command(wire.QUIT)
 RESTART_WITHIN_S = 120.0
 FILL_WITHIN_S = 90.0
 SETTLE_S = 1.0
@@ -243,6 +248,17 @@ class Session:
         if "failed" in wave:
             raise BrokerError(wave["failed"])
 
+    def subscribe_at_once(self, broker: Broker) -> None:
+        """A connection that subscribes to a thousand topics in one write, and goes when all have been confirmed."""
+        frames, received = wire.FrameReader(), list[Any]()
+        with socket.create_connection(("127.0.0.1", broker.port), timeout=10) as client:
+            client.sendall(SUBSCRIPTIONS)
+            while data := client.recv(1 << 20):
+                received += frames.feed(data)
+        confirmed = sum(isinstance(frame, wire.SubAck) for frame in received)
+        if confirmed != CONTROL_SUBSCRIPTIONS:
+            raise BrokerError(f"{confirmed} of {CONTROL_SUBSCRIPTIONS} subscriptions were confirmed")
+
     def scrape(self, broker: Broker) -> None:
         """One look at /metrics, as Prometheus takes it."""
         with urllib.request.urlopen(f"http://127.0.0.1:{broker.metrics_port}/metrics", timeout=10) as answer:
@@ -258,7 +274,13 @@ class Session:
     @contextlib.contextmanager
     def control_work(self, broker: Broker, kind: str) -> Iterator[None]:
         """One kind of control work beside the load, over and over; none for an empty name."""
-        work = {"subscriptions": self.subscribe_wave, "scrapes": self.scrape, "reloads": self.reload}.get(kind)
+        kinds = {
+            "subscribers": self.subscribe_wave,
+            "subscriptions": self.subscribe_at_once,
+            "scrapes": self.scrape,
+            "reloads": self.reload,
+        }
+        work = kinds.get(kind)
         ended = threading.Event()
 
         def over_and_over() -> None:

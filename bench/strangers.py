@@ -1,9 +1,11 @@
 """What a crowd at the door costs those inside: `python -m bench.strangers [--count 10000] [--seconds 10] [--rounds 3]`.
 
-A broker that asks for HELLO runs in a process of its own. One client publishes 500 small messages a second to another, and the
-time of each is taken from when it was due. Quiet spells and spells with the crowd alternate, because the machine is not the same
-from minute to minute. A stranger connects, sends a byte a second of a frame that never gets whole, and comes again when it is
-closed: as fast as it can be done, from a process of its own.
+A broker with keys runs in a process of its own. One client publishes 500 small messages a second to another, and the time of
+each is taken from when it was due. A stranger connects, sends a byte a second of a frame that never gets whole, and comes again
+when it is closed: as fast as it can be done, from a process of its own.
+
+Three kinds of spells take turns, because the machine is not the same from minute to minute: nobody at the door; the crowd at the
+door of a second broker, which is what such a crowd costs whoever shares the machine with it; the crowd at the door of this one.
 
 Invariant: nothing here is asserted. It prints a table in Markdown; what it is compared with is a person's business.
 """
@@ -11,6 +13,7 @@ Invariant: nothing here is asserted. It prints a table in Markdown; what it is c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
@@ -31,14 +35,8 @@ from blipmq import wire
 RATE = 500  # messages a second
 SLOW_FRAME = struct.pack(">I", 1024) + bytes(1024)
 CONNECTS_PER_LOOK = 200
-BROKER = """
-import sys
-from blipmq import broker
-from blipmq.cli.server import main
-unguarded = broker.core_config
-broker.core_config = lambda config: unguarded(config)._replace(require_hello=1)
-sys.exit(main())
-"""
+KEY = "the-key-of-those-inside-0123456789"
+PLACES = ("nobody", "the crowd, at another broker", "the crowd")
 SETTINGS = {
     "the limits as they come": "",
     "no limit to speak of": "max_pending = 100000\nmax_pending_per_address = 100000\naccept_rate = 0\n",
@@ -48,7 +46,7 @@ Address = tuple[str, int]
 
 class Row(NamedTuple):
     settings: str
-    crowd: bool
+    place: str
     p50_ms: float
     p99_ms: float
     worst_ms: float
@@ -85,6 +83,22 @@ def crowd(address: Address, count: int, come: Event, tally: multiprocessing.shar
             one.close()
 
 
+class Crowd:
+    """A process full of strangers, who come to `address` while `come` is set."""
+
+    def __init__(self, address: Address, count: int) -> None:
+        self.come, self.tally = multiprocessing.Event(), multiprocessing.Value("q", 0)
+        self.process = multiprocessing.Process(target=crowd, args=(address, count, self.come, self.tally), daemon=True)
+
+    def __enter__(self) -> Crowd:
+        self.process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
 def send_a_byte_each(inside: dict[int, tuple[socket.socket, float]]) -> None:
     now = time.monotonic()
     for number, (one, due) in list(inside.items()):
@@ -104,7 +118,7 @@ def send_a_byte_each(inside: dict[int, tuple[socket.socket, float]]) -> None:
 def connect(address: Address, name: str) -> socket.socket:
     client = socket.create_connection(address)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.sendall(wire.encode_command(wire.HELLO, seq=1, client_id=name, protocol=wire.PROTOCOL))
+    client.sendall(wire.encode_command(wire.HELLO, seq=1, client_id=name, api_key=KEY, protocol=wire.PROTOCOL))
     return client
 
 
@@ -133,57 +147,55 @@ def latencies_ms(reader: socket.socket, writer: socket.socket, seconds: float) -
 
 
 def measure(settings: str, count: int, seconds: float, rounds: int) -> list[Row]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
         config = Path(folder, "blipmq.toml")
         config.write_text(
             f'[server]\nbind_addr = "127.0.0.1:0"\nmax_connections = {count + 100}\n[metrics]\nbind_addr = ""\n'
-            f"[wal]\nenabled = false\n[limits]\n{SETTINGS[settings]}"
+            f'[wal]\nenabled = false\n[auth]\napi_keys = ["{KEY}"]\n[limits]\n{SETTINGS[settings]}'
         )
-        command = [sys.executable, "-c", BROKER, "start", "--config", str(config)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as broker:
-            try:
-                return run(settings, broker, count, seconds, rounds)
-            finally:
-                broker.terminate()
-
-
-def run(settings: str, broker: subprocess.Popen[str], count: int, seconds: float, rounds: int) -> list[Row]:
-    assert broker.stderr is not None
-    ready = next(line for line in broker.stderr if " ready " in line)
-    threading.Thread(target=broker.stderr.read, daemon=True).start()
-    host, _, port = ready.rpartition("address=")[2].strip().rpartition(":")
-    address = host, int(port)
-    reader, writer = connect(address, "reader"), connect(address, "writer")
-    reader.sendall(wire.encode_command(wire.SUB, "t", seq=2))
-    come, tally = multiprocessing.Event(), multiprocessing.Value("q", 0)
-    outside = multiprocessing.Process(target=crowd, args=(address, count, come, tally), daemon=True)
-    outside.start()
-    rows, empty = list[Row](), resident_bytes(broker.pid)
-    try:
+        pid, address = ending.enter_context(broker(config))
+        _, elsewhere = ending.enter_context(broker(config))
+        at_the_door = ending.enter_context(Crowd(address, count))
+        at_another = ending.enter_context(Crowd(elsewhere, count))
+        reader = ending.enter_context(connect(address, "reader"))
+        writer = ending.enter_context(connect(address, "writer"))
+        reader.sendall(wire.encode_command(wire.SUB, "t", seq=2))
+        rows, empty = list[Row](), resident_bytes(pid)
         for _ in range(rounds):
-            for crowded in (False, True):
-                (come.set if crowded else come.clear)()
+            for place, present in zip(PLACES, (None, at_another, at_the_door), strict=True):
+                for one in (at_another, at_the_door):
+                    (one.come.set if one is present else one.come.clear)()
                 time.sleep(6)  # until the crowd stands there, or the last of it is gone
-                connections, cpu_ms = tally.value, io_cpu_ms(broker.pid)
+                connections, cpu_ms = present.tally.value if present else 0, io_cpu_ms(pid)
                 times = latencies_ms(reader, writer, seconds)
                 rows.append(
                     Row(
                         settings,
-                        crowded,
+                        place,
                         times[len(times) // 2],
                         times[len(times) * 99 // 100],
                         times[-1],
-                        (io_cpu_ms(broker.pid) - cpu_ms) / seconds,
-                        (resident_bytes(broker.pid) - empty) / (1 << 20),
-                        (tally.value - connections) / seconds,
+                        (io_cpu_ms(pid) - cpu_ms) / seconds,
+                        (resident_bytes(pid) - empty) / (1 << 20),
+                        (present.tally.value - connections if present else 0) / seconds,
                     )
                 )
-    finally:
-        outside.terminate()
-        outside.join()
-        reader.close()
-        writer.close()
-    return rows
+        return rows
+
+
+@contextlib.contextmanager
+def broker(config: Path) -> Iterator[tuple[int, Address]]:
+    """A broker of its own: its process and where it listens."""
+    command = [sys.executable, "-m", "blipmq", "start", "--config", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            ready = next(line for line in process.stderr if " ready " in line)
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            host, _, port = ready.rpartition("address=")[2].strip().rpartition(":")
+            yield process.pid, (host, int(port))
+        finally:
+            process.terminate()
 
 
 def io_cpu_ms(pid: int) -> float:
@@ -209,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000, help="strangers at the door at once")
     parser.add_argument("--seconds", type=float, default=10, help="of each spell")
-    parser.add_argument("--rounds", type=int, default=3, help="a quiet spell and one with the crowd, each")
+    parser.add_argument("--rounds", type=int, default=3, help="a spell of each kind, each")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (options.count + 1000, max(hard, options.count + 1000)))
@@ -220,14 +232,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for settings in SETTINGS:
         rows = measure(settings, options.count, options.seconds, options.rounds)
-        for crowded in (False, True):
-            own = [row for row in rows if row.crowd == crowded]
+        for place in PLACES:
+            own = [row for row in rows if row.place == place]
             p50, p99, worst, cpu, growth, rate = (
                 median([float(row[at]) for row in own]) for at in range(2, len(Row._fields))
             )
-            who = "the crowd" if crowded else "nobody"
             print(
-                f"| {settings} | {who} | {p50:.2f} | {p99:.2f} | {worst:.1f} | {cpu:.1f} | {growth:.1f} | {rate:.0f} |",
+                f"| {settings} | {place} | {p50:.2f} | {p99:.2f} | {worst:.1f} | {cpu:.1f} | {growth:.1f} | {rate:.0f} |",
                 flush=True,
             )
 

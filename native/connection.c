@@ -380,9 +380,9 @@ void connection_suback(bq_t *bq, connection_t *connection, uint64_t seq, const u
 
 /* ---- requests ------------------------------------------------------------------------------------------------------ */
 
-/* What became of a frame: TAKEN, or KEPT because the connection is paused and the frame must be looked at again later. A
- * frame that closes its connection is TAKEN: the loop looks at the state. */
-enum frame_outcome { FRAME_TAKEN, FRAME_KEPT };
+/* What became of a frame: TAKEN, PUBLISHED (taken, as QoS 0), or KEPT because the connection is paused and the frame must be
+ * looked at again later. A frame that closes its connection is TAKEN: the loop looks at the state. */
+enum frame_outcome { FRAME_TAKEN, FRAME_PUBLISHED, FRAME_KEPT };
 
 /* Refuse a request. Clients that said HELLO get a Reply; a plain client can only be closed, with one log line. */
 static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
@@ -453,7 +453,7 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
     }
     connection_t *blocker = NULL;
     switch (publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker)) {
-    case PUBLISH_DONE: return FRAME_TAKEN;
+    case PUBLISH_DONE: return FRAME_PUBLISHED;
     case PUBLISH_NO_MEMORY: return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
     case PUBLISH_BLOCKED: break;
     }
@@ -553,15 +553,34 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     }
 }
 
-static enum frame_outcome frame(bq_t *bq, connection_t *connection, const uint8_t *body, uint32_t size) {
+/* Whether what this connection has just published has joined the open run, and more of it may. */
+static inline bool may_join_run(const bq_t *bq, const connection_t *connection) {
+    return bq->open.run.count && bq->open.topic == connection->last_topic && connection->state == CONNECTION_OPEN &&
+           !connection->pause;
+}
+
+/* Whether the frame behind a publish might be alike: at a glance, because it costs those that are not. A topic's end differs soonest. */
+static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t frame_size, const bq_view_t *view) {
+    uint32_t topic_end = (uint32_t)(view->topic - bytes) + view->topic_size;
+    return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
+}
+
+/* The frame at the front of `size` bytes, and others taken with it. Returns their bytes; 0: it must be looked at again later. */
+static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
     bq_view_t view;
-    int error = frame_verify(body, size, &view);
+    int error = frame_verify(bytes + 4, body_size, &view);
     /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
     if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
-    if (BQ_UNLIKELY(error)) return bad_frame(bq, connection, view.seq, error);
+    if (BQ_UNLIKELY(error)) {
+        bad_frame(bq, connection, view.seq, error);
+        return 4 + body_size;
+    }
     enum frame_outcome outcome = request(bq, connection, &view);
-    bq->stats.frames_in += outcome == FRAME_TAKEN; /* one that is kept comes by again */
-    return outcome;
+    if (outcome == FRAME_KEPT) return 0; /* it comes by again, and is counted then */
+    bq->stats.frames_in++;
+    if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(bq, connection))
+        return 4 + body_size;
+    return 4 + body_size + publish_alike(bq, bytes, size, bq->config.max_frame_bytes, &view);
 }
 
 /* ---- input --------------------------------------------------------------------------------------------------------- */
@@ -588,8 +607,9 @@ static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
             break;
         }
         if (size - at - 4 < body_size) break;
-        if (frame(bq, connection, bytes + at + 4, body_size) == FRAME_KEPT) break;
-        at += 4 + body_size;
+        uint32_t taken = frames(bq, connection, bytes + at, size - at, body_size);
+        if (!taken) break;
+        at += taken;
     }
     return at;
 }

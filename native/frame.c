@@ -290,6 +290,25 @@ int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view) {
     return fields_read(&table, (vtable_bytes - 4) / 2, view);
 }
 
+enum frame_payload frame_payload_place(const uint8_t *body, const bq_view_t *view) {
+    if (!view->payload || !view->topic || view->client_id || view->api_key || view->group) return PAYLOAD_MIXED;
+    uint64_t table = load_u32(body), vtable = table - (uint64_t)(int64_t)(int32_t)load_u32(body + table);
+    uint64_t topic = (uint64_t)(view->topic - body);
+    uint64_t from = (uint64_t)(view->payload - body) - 4, to = from + 4 + view->payload_size;
+    const struct {
+        uint64_t from, to;
+    } others[] = {{table, table + load_u16(body + vtable + 2)},
+                  {vtable, vtable + load_u16(body + vtable)},
+                  {topic - 4, topic + view->topic_size + 1}};
+    enum frame_payload place = PAYLOAD_LAST; /* the root offset lies before any vector */
+    for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (others[i].to <= from) continue;
+        if (others[i].from < to) return PAYLOAD_MIXED;
+        place = PAYLOAD_APART;
+    }
+    return place;
+}
+
 int frame_check_fields(const bq_view_t *view) {
     int error;
     switch (view->action) {

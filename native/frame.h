@@ -21,8 +21,14 @@ int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view);
  * and UTF-8 for client_id and group. PUB needs a topic, SUB and UNSUB a filter; other actions may carry none. */
 int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view);
 int frame_check_fields(const bq_view_t *view); /* the second half of frame_check, for a view that frame_verify filled */
-const char *frame_error(int code);             /* one phrase, never NULL */
-bool frame_error_is_fatal(int code);           /* the frame cannot be verified, so the connection must end (protocol.md) */
+
+/* Where a verified publish has its payload. APART: nothing else that is read lies in it, so other bytes there change nothing.
+ * LAST: all else lies before it, so another length of it changes nothing either. */
+enum frame_payload { PAYLOAD_MIXED, PAYLOAD_APART, PAYLOAD_LAST };
+enum frame_payload frame_payload_place(const uint8_t *body, const bq_view_t *view);
+
+const char *frame_error(int code);   /* one phrase, never NULL */
+bool frame_error_is_fatal(int code); /* the frame cannot be verified, so the connection must end (protocol.md) */
 
 int topic_check(const uint8_t *topic, uint32_t size);   /* 0 or a negative code */
 int filter_check(const uint8_t *filter, uint32_t size); /* 0 literal, 1 dot dialect, 2 slash dialect, or a negative code */

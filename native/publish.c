@@ -177,6 +177,88 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
     return PUBLISH_DONE;
 }
 
+/* ---- publishes alike ------------------------------------------------------------------------------------------------ */
+
+/* Pieces of 16 bytes, the last one whole: up to 15 bytes beyond `size` are read and written. */
+#define PIECE 16u
+static inline void pieces_copy(uint8_t *to, const uint8_t *from, uint32_t size) {
+    for (uint32_t at = 0; at < size; at += PIECE) memcpy(to + at, from + at, PIECE);
+}
+
+static inline uint64_t piece_differs(const uint8_t *a, const uint8_t *b) {
+    return (load_u64(a) ^ load_u64(b)) | (load_u64(a + 8) ^ load_u64(b + 8));
+}
+
+/* `size` is at least PIECE. */
+static inline bool pieces_same(const uint8_t *a, const uint8_t *b, uint32_t size) {
+    uint64_t differs = piece_differs(a + size - PIECE, b + size - PIECE);
+    for (uint32_t at = 0; at + PIECE < size; at += PIECE) differs |= piece_differs(a + at, b + at);
+    return !differs;
+}
+
+/* A publish that has been taken, and where its payload lies: what others are compared with. */
+typedef struct publish_model {
+    const uint8_t *frame;
+    uint32_t size, payload_at, payload_size; /* from the frame's begin, length included */
+    bool payload_last;
+} publish_model_t;
+
+/* Whether a frame of `size` bytes would be read as the model was. Sizes are the only thing that may differ before the payload,
+ * and only if nothing that is read lies behind it. */
+static inline bool frame_alike(const publish_model_t *model, const uint8_t *frame, uint32_t size, uint32_t payload_size) {
+    if (!pieces_same(model->frame + 4, frame + 4, model->payload_at - 8)) return false;
+    if (model->payload_last) return model->payload_at + (uint64_t)payload_size <= size;
+    uint32_t end = model->payload_at + model->payload_size;
+    return size == model->size && payload_size == model->payload_size && memcmp(model->frame + end, frame + end, size - end) == 0;
+}
+
+/* Most publishers write messages by the dozen that differ in their payload alone. Once one of them has been read and has joined
+ * the open run, those behind it need only be compared with it, and join as it did. */
+BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
+    enum frame_payload place = frame_payload_place(first + 4, view);
+    if (place == PAYLOAD_MIXED || view->payload - first < 8 + (ptrdiff_t)PIECE) return 0;
+    const publish_model_t model = {.frame = first,
+                                   .size = 4 + load_be32(first),
+                                   .payload_at = (uint32_t)(view->payload - first),
+                                   .payload_size = view->payload_size,
+                                   .payload_last = place == PAYLOAD_LAST};
+    queue_run_t *run = &bq->open.run;
+    const uint32_t prefix_size = bq->open.topic->prefix_size, count_max = bq->open.count_max - run->count;
+    uint32_t segment_room = run->segment->capacity - run->segment->used;
+    if (segment_room < PIECE) return 0;
+    uint64_t room = bq->open.size_max - run->size;
+    if (room > segment_room - PIECE) room = segment_room - PIECE;
+
+    uint8_t *const begin = run->segment->bytes + run->segment->used, *out = begin;
+    const uint8_t *const prefix = begin - model.payload_size - prefix_size; /* the first one's, as subscribers get it */
+    const uint8_t *frame = first + model.size, *const end = first + size;
+    uint32_t count = 0;
+    while (count < count_max && (uint64_t)(end - frame) >= model.payload_at + PIECE) {
+        uint32_t body_size = load_be32(frame), payload_size = load_u32(frame + model.payload_at - 4);
+        if (body_size > frame_bytes_max || body_size + 4 < model.payload_at) break;
+        if ((uint64_t)(end - frame) < 4 + body_size + PIECE || prefix_size + (uint64_t)payload_size > room) break;
+        if (!frame_alike(&model, frame, 4 + body_size, payload_size)) break;
+        pieces_copy(out, prefix, prefix_size);
+        store_be32(out, prefix_size - 4 + payload_size);
+        store_u64(out + FRAME_HEADER_BYTES + MESSAGE_ID, bq->next_message_id + count);
+        store_u32(out + prefix_size - 4, payload_size);
+        pieces_copy(out + prefix_size, frame + model.payload_at, payload_size);
+        out += prefix_size + payload_size;
+        room -= prefix_size + payload_size;
+        frame += 4 + body_size;
+        count++;
+    }
+    uint32_t bytes = (uint32_t)(out - begin);
+    segment_commit(&bq->segments, bytes);
+    run->size += bytes;
+    run->count += count;
+    bq->next_message_id += count;
+    bq->stats.published += count;
+    bq->stats.published_bytes += bytes - (uint64_t)count * prefix_size;
+    bq->stats.frames_in += count;
+    return (uint32_t)(frame - first) - model.size;
+}
+
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
     if (!route_ready(bq->routes, (topic_t *)topic)) return false;

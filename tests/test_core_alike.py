@@ -1,0 +1,131 @@
+"""Publishes that follow one that is alike are not read but compared with it: nothing a client sees may depend on that.
+
+What is sent in one piece, where frames have others behind them, and what is sent frame by frame, where they never do, must come
+to the same. Frames here are valid ones of several layouts and changes of them, down to tables and strings that share bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from stepped import Bench
+from test_core_properties import frames_of
+from twin import Publish
+
+from blipmq import wire
+from blipmq.native import Overflow
+
+VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["valid"]
+PUBLISHES = [
+    frame for vector in VECTORS if len(frame := bytes.fromhex(vector["frame"])) < 400 and "publish" in vector["name"]
+]
+TABLE = 20
+TABLE_BYTES = 12
+
+
+def hand_made(area: bytes, topic: tuple[int, int], payload: tuple[int, int], vtable_last: bool) -> bytes:
+    """A PUB whose topic and payload are vectors at (place, size) of the area, wherever that is: they may share bytes."""
+    area_at = TABLE + TABLE_BYTES
+    body = bytearray(area_at) + area
+    for place, size in (payload, topic):
+        struct.pack_into("<I", body, area_at + place, size)
+    body[area_at + topic[0] + 4 + topic[1]] = 0
+    vtable = 8
+    if vtable_last:
+        vtable = len(body) + len(body) % 2
+        body += bytes(vtable + 10 - len(body))
+    struct.pack_into("<I", body, 0, TABLE)
+    struct.pack_into("<HHHHH", body, vtable, 10, TABLE_BYTES, 0, 4, 8)
+    struct.pack_into("<i", body, TABLE, TABLE - vtable)
+    for field, (place, _) in ((4, topic), (8, payload)):
+        struct.pack_into("<I", body, TABLE + field, area_at + place - TABLE - field)
+    return struct.pack(">I", len(body)) + bytes(body)
+
+
+PLACES = st.tuples(st.integers(0, 40), st.integers(0, 40))
+LAYOUTS = st.one_of(
+    st.sampled_from(PUBLISHES),
+    st.builds(
+        lambda topic, payload, ttl_ms: frames_of([Publish(topic, payload, ttl_ms)]),
+        st.sampled_from(["a", "a.b", "a.rather.long.topic.of.many.levels"]),
+        st.binary(max_size=300),
+        st.sampled_from([0, 50]),
+    ),
+    st.builds(hand_made, st.text("abc.", min_size=90, max_size=90).map(str.encode), PLACES, PLACES, st.booleans()),
+)
+
+
+def changed(frame: bytes, changes: list[tuple[int, int]]) -> bytes:
+    """Bytes changed at places counted from the end or the beginning, the length left alone: the stream stays in step."""
+    frame_ = bytearray(frame)
+    for place, value in changes:
+        at = 4 + place % (len(frame) - 4)
+        frame_[at] = value
+    return bytes(frame_)
+
+
+CHANGES = st.lists(st.tuples(st.integers(-80, 80), st.integers(0, 255)), max_size=3)
+
+
+def seen(data: list[bytes], hello: bool, **limits: Any) -> dict[str, Any]:
+    """What everybody sees when this is sent, a piece a turn."""
+    with Bench(segment_bytes=4096, **limits) as bench:
+        reader, sender = bench.attach().subscribe(">"), bench.attach(hello=hello)
+        for piece in data:
+            sender.feed(piece)
+            bench.settle()
+        reader.read()
+        bench.settle()
+        stats = bench.stats()
+        names = ("published", "published_bytes", "frames_in", "frames_bad", "unrouted", "delivered", "last_message_id")
+        return {
+            "messages": reader.messages,
+            "replies": sender.replies,
+            "closed": sender.closed and (sender.closed.reason, sender.closed.detail),
+            **{name: stats[name] for name in names},
+        }
+
+
+@given(st.lists(st.tuples(LAYOUTS, st.lists(CHANGES, min_size=1, max_size=8)), min_size=1, max_size=3), st.booleans())
+@example([(hand_made(b"a" * 90, (0, 8), (20, 30), False), [[], [(60, 98)], [(34, 99)]])], True)
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_frames_with_others_behind_them_are_taken_as_they_are_alone(
+    batch: list[tuple[bytes, list[list[tuple[int, int]]]]], hello: bool
+) -> None:
+    frames = [changed(frame, changes) for frame, variants in batch for changes in [[], *variants]]
+    frames.append(frames_of([Publish("end", b"behind them", 0)]))
+    assert seen([b"".join(frames)], hello) == seen(frames, hello)
+
+
+@pytest.mark.parametrize("policy", list(Overflow))
+@given(
+    sizes=st.lists(st.integers(0, 700), min_size=1, max_size=60),
+    max_batch=st.sampled_from([1, 3, 1000]),
+    max_batch_bytes=st.sampled_from([1, 900, 1 << 20]),
+    cut=st.integers(0, 3000),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_payloads_of_any_size_reach_the_reader_whole(
+    policy: Overflow, sizes: list[int], max_batch: int, max_batch_bytes: int, cut: int
+) -> None:
+    """Across the ends of segments, runs and pieces of input."""
+    batch = [Publish("a.b", bytes([index]) * size, 0) for index, size in enumerate(sizes)]
+    data = frames_of(batch)
+    limits: dict[str, Any] = {"overflow_policy": policy, "max_batch": max_batch, "max_batch_bytes": max_batch_bytes}
+    result = seen([data[:cut], data[cut:]], False, **limits)
+    assert [message.payload for message in result["messages"]] == [publish.payload for publish in batch]
+    assert [message.id for message in result["messages"]] == list(range(1, len(batch) + 1))
+    assert result["published_bytes"] == sum(sizes) and result["frames_in"] == len(batch) + 1
+
+
+def test_a_frame_that_is_too_long_ends_the_connection_wherever_it_stands() -> None:
+    frames = [wire.encode_command(wire.PUB, "a", bytes(size)) for size in (500, 500, 900, 500)]
+    limits = {"max_frame_bytes": 800}
+    assert seen([b"".join(frames)], True, **limits) == seen(frames, True, **limits)
+    assert seen(frames, True, **limits)["published"] == 2
