@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
 from blipmq.errors import BlipMQError, LogLocked, LogUnusable
+from blipmq.peer import peer_bytes, peer_name
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 CData = Any  # what cffi hands out; only named here
@@ -302,28 +302,6 @@ class Stopped(NamedTuple):
 Event: TypeAlias = "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | Accepting | Stopped"
 
 
-def peer_name(address: bytes, port: int) -> str:
-    """`address` (16 bytes, IPv4 mapped into IPv6) and port as people write them; "" for a fed connection."""
-    if not any(address):
-        return ""
-    if address[:12] == _MAPPED:
-        return f"{socket.inet_ntop(socket.AF_INET, address[12:])}:{port}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]:{port}"
-
-
-def _peer_bytes(peer: tuple[str, int]) -> bytes:
-    """`bq_peer_t`, from a numeric address and a port."""
-    host, port = peer
-    if ":" in host:
-        address = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-    else:
-        address = _MAPPED + socket.inet_pton(socket.AF_INET, host)
-    return address + struct.pack("=H", port)
-
-
-_MAPPED = bytes(10) + b"\xff\xff"
-
-
 def _text(event: CData) -> str:
     # The core lets nothing through that is not UTF-8, except in a detail it cut short: never fail on one.
     return bytes(ffi.buffer(event.text, event.text_size)).decode("utf-8", "replace") if event.text_size else ""
@@ -539,7 +517,7 @@ class Core:
         how much of hello_timeout_ms it has used up before it came here.
         """
         flags = lib.BQ_CONN_TRUSTED if trusted else 0
-        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=_peer_bytes(peer) if peer else b"")
+        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=peer_bytes(peer) if peer else b"")
 
     def feed(self, conn: int, data: Buffer) -> None:
         """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""

@@ -4,6 +4,7 @@ import pytest
 
 from blipmq import native, wire
 from blipmq.native import Attached, Closed, CloseReason, Core, CoreBusy, CoreConfig, CoreError, Fed, Out, Stats, Sub
+from blipmq.peer import peer_name
 
 SMALL = CoreConfig(ring_bytes=1 << 16)
 
@@ -244,9 +245,9 @@ def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
 
 
 def test_peers_are_written_as_people_write_them():
-    assert native.peer_name(bytes(16), 0) == ""
-    assert native.peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
-    assert native.peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
+    assert peer_name(bytes(16), 0) == ""
+    assert peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
+    assert peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
 
 
 def test_freeing_twice_is_harmless(core):
