@@ -26,20 +26,19 @@ from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
-from blipmq.native import (
+from blipmq.native.config import CoreConfig, Overflow
+from blipmq.native.core import Core
+from blipmq.native.errors import CoreError
+from blipmq.native.events import (
     Accepting,
     Attached,
     Closed,
     CloseReason,
-    Core,
-    CoreConfig,
-    CoreError,
     Fed,
     Hello,
     Info,
     Listed,
     Out,
-    Overflow,
     Stats,
     Stopped,
     Sub,

@@ -17,10 +17,11 @@ from certificates import Authority
 from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
-from blipmq import keys, metrics, native, wire
+from blipmq import keys, metrics, wire
 from blipmq.config import Config
 from blipmq.config_reader import from_dict
 from blipmq.metrics import METRICS, Snapshot, expose, reference
+from blipmq.native.events import STATS_FIELDS
 from blipmq.process import read_process, started_at
 from blipmq.version import __version__
 
@@ -514,7 +515,7 @@ def test_every_declared_series_is_moved_by_some_cause():
 
 def snapshot(report=None, config=None, **stats):
     return Snapshot(
-        stats={**dict.fromkeys(native.STATS_FIELDS, 0), **stats},
+        stats={**dict.fromkeys(STATS_FIELDS, 0), **stats},
         config=config or Config(),
         report=report,
         state={"ready": 1, "degraded": 0},
@@ -649,7 +650,7 @@ def test_names_end_as_their_type_and_unit_want():
 
 def test_every_figure_of_the_core_is_exposed():
     used = {s.source.partition(".")[2] for metric in METRICS for s in metric.series if s.source.startswith("stats.")}
-    assert used == set(native.STATS_FIELDS) - {"delivered_bytes"}  # flush_bytes by another name
+    assert used == set(STATS_FIELDS) - {"delivered_bytes"}  # flush_bytes by another name
 
 
 def test_the_core_counts_the_same_bytes_as_delivered_and_as_flushed():

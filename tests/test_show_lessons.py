@@ -37,7 +37,7 @@ from stepped import Bench
 from watched_broker import get
 
 from blipmq.memory import SEGMENT_BYTES
-from blipmq.native import CloseReason
+from blipmq.native.events import CloseReason
 
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
 
