@@ -25,6 +25,7 @@ from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
 from blipmq.listener import AddressInUse
 from blipmq.logs import Log
+from blipmq.loop import new_loop
 from blipmq.notify import Notifier
 from blipmq.service import Service
 from blipmq.version import __version__
@@ -48,7 +49,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     raise_descriptor_limit(config)
     stay_on(choose_processors(config.performance.network_optimizations.cpu_affinity)[1])
     log = Log(level=config.logging.level, format=config.logging.format)
-    loop, loop_name = _new_loop()
+    loop, loop_name = new_loop(bool(config.tls.cert_file))
     log.info(
         "starting",
         version=__version__,
@@ -196,14 +197,3 @@ def raise_descriptor_limit(config: Config) -> None:
             f"have {hard} at most. Raise the limit (LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), "
             f"or set server.max_connections to {max(1, hard - DESCRIPTORS_RESERVED)}."
         ) from None
-
-
-def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
-    """An event loop, uvloop's where it is installed."""
-    if sys.platform == "win32":  # the loop there by default cannot watch a descriptor
-        return asyncio.SelectorEventLoop(), "asyncio"
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop(), "asyncio"
-    return uvloop.new_event_loop(), "uvloop"
