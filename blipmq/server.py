@@ -10,6 +10,7 @@ Exit statuses: 0 stopped as asked, 1 the core failed, 69 the address is in use, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -63,6 +64,8 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     warn(log, loaded)
     try:
         process = Process(Broker(config, log=log), reload, log, Notifier(os.environ))
+        gc.freeze()  # what has been loaded so far is no garbage, now or later
+        gc.enable()
         return loop.run_until_complete(
             process.serve(metrics_by_default=loaded.origins["metrics.bind_addr"] == "default")
         )

@@ -32,7 +32,7 @@ OURS = set(
 # What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
 # lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.
 UNUSED = set(
-    """ssl _ssl uvloop hashlib _hashlib base64 json tomllib tomli argparse gettext locale shutil zlib bz2 lzma zipfile tarfile
+    """ssl _ssl uvloop hashlib _hashlib base64 json tomllib tomli argparse gettext shutil zlib bz2 lzma zipfile tarfile
     tempfile random datetime decimal uuid pathlib urllib.parse urllib.request http.client email html xml dataclasses
     encodings.idna stringprep unicodedata cffi msgspec prometheus_client importlib.metadata unittest ctypes multiprocessing
     """.split()

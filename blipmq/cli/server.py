@@ -6,6 +6,7 @@ and an exit status that says which kind of thing it was.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -130,13 +131,17 @@ def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
 
 
 def _start(path: str | None) -> int:
-    loaded = _load(path, os.environ)
-    from blipmq.loop import load_asyncio
+    gc.disable()  # what is loaded stays: looking through it again and again would be a fifteenth of a start
+    try:
+        loaded = _load(path, os.environ)
+        from blipmq.loop import load_asyncio
 
-    load_asyncio(tls=bool(loaded.config.tls.cert_file))
-    from blipmq import server  # here, because `check` and `version` need no event loop and no core
+        load_asyncio(tls=bool(loaded.config.tls.cert_file))
+        from blipmq import server  # here, because `check` and `version` need no event loop and no core
 
-    return server.run(loaded, lambda: _load(path, os.environ))
+        return server.run(loaded, lambda: _load(path, os.environ))
+    finally:
+        gc.enable()
 
 
 def _check(arguments: argparse.Namespace) -> int:
