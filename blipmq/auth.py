@@ -3,19 +3,23 @@
 Invariant: nothing opens by an accident. Until a key file has been read once, it admits nobody; a later one that cannot be
 read, or is broken, leaves the keys that were in effect, and says so until it is mended. The core gets the rights of a key
 before it admits the first client with it, and hears of a change before anything else does.
+
+`blipmq.keys` is loaded with the first settings that ask for keys: its hash brings OpenSSL, which other brokers do without.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from blipmq import config
 from blipmq.errors import ConfigError
-from blipmq.keys import SALT_BYTES, Key, Keyring, Plain, read_keyring
 from blipmq.logs import Log
 from blipmq.native.core import Core
+
+if TYPE_CHECKING:
+    from blipmq.keys import Key, Keyring, Plain
 
 CHECK_SECONDS = 0.5
 """How often the key file is looked at: what changed there is in effect within a second."""
@@ -28,7 +32,7 @@ class Prepared(NamedTuple):
     """Keys that have been read and are not in effect yet."""
 
     settings: config.Auth
-    ring: Keyring
+    ring: Keyring | None  # None: no keys are asked for
     seen: Signature
 
 
@@ -41,8 +45,8 @@ class Auth:
         self._core = core
         self._settings = settings
         self._log = log
-        self._salt = os.urandom(SALT_BYTES)  # of plain keys
-        self._ring = Keyring()
+        self._salt = b""  # of plain keys
+        self._ring: Keyring | None = None
         self._seen = _NEVER
         self._given: dict[
             bytes, tuple[int, Key]
@@ -50,9 +54,7 @@ class Auth:
         self._free: list[int] = []
 
     def __repr__(self) -> str:
-        return (
-            f"<Auth required={self.required} keys={len(self._ring)} rights={len(self._given)} problem={self.problem!r}>"
-        )
+        return f"<Auth required={self.required} keys={self.count} rights={len(self._given)} problem={self.problem!r}>"
 
     @property
     def required(self) -> bool:
@@ -60,13 +62,18 @@ class Auth:
         return self._settings.required
 
     @property
+    def count(self) -> int:
+        """Keys in effect."""
+        return len(self._ring) if self._ring is not None else 0
+
+    @property
     def facts(self) -> dict[str, int]:
         """For `info` and the metrics: how many `keys` are in effect, `file_ok`, clients `refused`."""
-        return {"keys": len(self._ring), "file_ok": int(not self.problem), "refused": self.refused}
+        return {"keys": self.count, "file_ok": int(not self.problem), "refused": self.refused}
 
     def open(self) -> None:
         """Read the keys. A key file that is of no use admits nobody."""
-        self._ring = Keyring(plain=self._plain(self._settings))
+        self._ring = self._plain_ring(self._settings)
         self.look()
 
     def look(self) -> bool:
@@ -77,12 +84,12 @@ class Auth:
             return False
         self._seen = seen
         try:
-            self._ring = read_keyring(path, self._plain(self._settings))
+            self._ring = self._read(self._settings)
         except ConfigError as error:
             self._failed(str(error), again=seen != _signature(path) or isinstance(error.__context__, OSError))
             return False
         self.problem = ""
-        self._log.info("keys_loaded", file=path, keys=len(self._ring))
+        self._log.info("keys_loaded", file=path, keys=self.count)
         if seen[-1] & 0o004:
             self._log.warning(
                 "keys_readable", file=path, hint="every user can read it; chmod 600, or 640 with the group"
@@ -92,7 +99,7 @@ class Auth:
 
     def _failed(self, problem: str, again: bool) -> None:
         if problem != self.problem:
-            left = f"the {len(self._ring)} keys from before stay in effect" if len(self._ring) else "nobody is let in"
+            left = f"the {self.count} keys from before stay in effect" if self.count else "nobody is let in"
             self._log.error("keys_failed", error=problem, hint=left)
         self.problem = problem
         if again:  # out of descriptors, perhaps: the file need not change for the next attempt to succeed
@@ -100,8 +107,8 @@ class Auth:
 
     def prepare(self, settings: config.Auth) -> Prepared:
         """Read what changed settings want. Raises `ConfigError` and changes nothing, if it is of no use."""
-        seen, plain = _signature(settings.keys_file), self._plain(settings)
-        ring = read_keyring(settings.keys_file, plain) if settings.keys_file else Keyring(plain=plain)
+        seen = _signature(settings.keys_file)
+        ring = self._read(settings) if settings.keys_file else self._plain_ring(settings)
         return Prepared(settings, ring, seen)
 
     def apply(self, prepared: Prepared) -> None:
@@ -110,16 +117,33 @@ class Auth:
         self.problem = ""
         self._tell_core()
 
+    def _plain_ring(self, settings: config.Auth) -> Keyring | None:
+        """The keys that stand in the settings."""
+        if not settings.required:
+            return None
+        from blipmq.keys import Keyring
+
+        return Keyring(plain=self._plain(settings))
+
+    def _read(self, settings: config.Auth) -> Keyring:
+        """Those of the key file too. Raises `ConfigError`."""
+        from blipmq.keys import read_keyring
+
+        return read_keyring(settings.keys_file, self._plain(settings))
+
     def _plain(self, settings: config.Auth) -> Plain:
+        from blipmq.keys import SALT_BYTES, Plain
+
+        self._salt = self._salt or os.urandom(SALT_BYTES)
         return Plain(settings.api_keys, self._salt)
 
     def find(self, presented: bytes) -> Key | None:
         """The key a client came in with, or None."""
-        return self._ring.find(presented)
+        return self._ring.find(presented) if self._ring is not None else None
 
     def current(self, key: Key) -> Key | None:
         """What a key found earlier is now; None: it is a key no more."""
-        return self._ring.current(key) if self.required else None
+        return self._ring.current(key) if self._ring is not None and self.required else None
 
     # -- the core's part
 

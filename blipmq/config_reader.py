@@ -13,20 +13,12 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from blipmq import memory
 from blipmq.affinity import processor_numbers
-from blipmq.config import KEYS, Config, Key, literal, value_of
+from blipmq.config import KEYS, Config, Key, Section, literal, value_of
 from blipmq.errors import ConfigError
-from blipmq.keys import KEY_BYTES_MAX
-from blipmq.keys import KEY_BYTES_MIN as SHORT_KEY
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 20
@@ -122,6 +114,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 def parse_toml(text: str, path: str) -> dict[str, Any]:
     """The tables of a file called `path`. Raises `ConfigError` with file and line."""
+    if sys.version_info >= (3, 11):  # here, because a broker on its defaults does without
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
     try:
         table: dict[str, Any] = tomllib.loads(text)
         return table
@@ -394,6 +391,8 @@ def _problem(k: Key, value: Any) -> str:
 
 
 def _check_api_keys(keys: Sequence[str]) -> None:
+    from blipmq.keys import KEY_BYTES_MAX  # here, because most brokers have no such keys
+
     for number, key in enumerate(keys, 1):
         size_bytes = len(key.encode("utf-8", "surrogateescape"))
         if not 1 <= size_bytes <= KEY_BYTES_MAX or not key.isprintable() or len(key.split()) != 1:
@@ -476,25 +475,29 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def _build(values: Mapping[str, Any]) -> Config:
     """`Config()` with `values` (by section.key) put in; every path is a declared one."""
 
-    def put(section: Any, prefix: str) -> Any:
-        changes = {}
-        for name in section.__dataclass_fields__:
+    def build(kind: type[Section], prefix: str) -> Any:
+        given: dict[str, Any] = {}
+        for name, declared in kind.declared.items():
             path = prefix + name
-            if path in KEYS:
-                changes[name] = values.get(path, getattr(section, name))
-            else:
-                changes[name] = put(getattr(section, name), path + ".")
-        return replace(section, **changes)
+            if isinstance(declared, type):
+                given[name] = build(declared, path + ".")
+            elif path in values:
+                given[name] = values[path]
+        return kind(**given)
 
-    config: Config = put(Config(), "")
+    config: Config = build(Config, "")
     return config
 
 
 def warnings(loaded: Loaded) -> list[str]:
     """What is allowed and still unwise, a sentence each."""
-    found = []
+    found: list[str] = []
     origin, keys = loaded.origins.get("auth.api_keys", ""), loaded.config.auth.api_keys
-    if keys and origin.startswith(loaded.source + ":") and os.name == "posix":
+    if not keys:
+        return found
+    from blipmq.keys import KEY_BYTES_MIN as SHORT_KEY
+
+    if origin.startswith(loaded.source + ":") and os.name == "posix":
         with contextlib.suppress(OSError):
             if os.stat(loaded.source).st_mode & 0o004:
                 found.append(

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from blipmq.config import KIB, MIB, Config
 
-# The interpreter with this package and uvloop loaded, before the first connection (measured resident size, rounded up).
-INTERPRETER_BYTES = 28 * MIB
-# OpenSSL and what Python keeps of it, where [tls] is configured (measured, rounded up), and one connection over TLS: OpenSSL's
-# state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
-TLS_BYTES = 4 * MIB
+# The interpreter with what a plain broker loads, before the first connection (measured resident size, rounded up), and what
+# keys load besides: the hash that is kept of them, and OpenSSL with it.
+INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
+# OpenSSL, what Python keeps of it and uvloop, where [tls] is configured (measured, rounded up), and one connection over TLS:
+# OpenSSL's state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
+TLS_BYTES = 10 * MIB
 TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
 # One whose handshake is under way: OpenSSL's state and a read of ciphertext.
 TLS_HANDSHAKE_BYTES = (32 + 64) * KIB
@@ -104,7 +105,7 @@ def _log_terms(config: Config) -> list[Term]:
 
 def _tls_terms(config: Config) -> list[Term]:
     if not config.tls.cert_file:
-        return []
+        return [Term("keys", "measured", KEYS_BYTES)] if config.auth.required else []
     terms = [Term("TLS", "measured", TLS_BYTES)]
     if config.server.tls_bind_addr:
         n, pending = config.server.max_connections, config.limits.max_pending
@@ -167,7 +168,8 @@ def _qos1_terms(config: Config) -> list[Term]:
 
 def at_rest_bytes(config: Config) -> int:
     """What the broker keeps with no one connected; rings and log batches are touched only as they are used."""
-    return INTERPRETER_BYTES + SEGMENT_BYTES + (TLS_BYTES if config.tls.cert_file else 0)
+    loaded = TLS_BYTES if config.tls.cert_file else KEYS_BYTES if config.auth.required else 0
+    return INTERPRETER_BYTES + SEGMENT_BYTES + loaded
 
 
 def worst_bytes(config: Config) -> int:

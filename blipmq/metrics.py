@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from blipmq.config import Config, value_of
@@ -31,10 +31,10 @@ TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Number = int | float
+_NOTHING: Mapping[str, Number] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What one scrape is made of. `report` is None when the subscribers were not listed in time."""
 
     stats: Mapping[str, int]  # bq_stats_t
@@ -43,8 +43,8 @@ class Snapshot:
     state: Mapping[str, Number]  # ready, degraded
     reloads: Mapping[str, Number]  # applied, refused, ok
     process: Mapping[str, Number]  # blipmq.process, and started_at
-    admin: Mapping[str, Number] = field(default_factory=dict)  # the HTTP edge itself
-    auth: Mapping[str, Number] = field(default_factory=dict)  # keys, file_ok, refused
+    admin: Mapping[str, Number] = _NOTHING  # the HTTP edge itself
+    auth: Mapping[str, Number] = _NOTHING  # keys, file_ok, refused
 
 
 class Series(NamedTuple):

@@ -7,36 +7,42 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+
+Root = str | os.PathLike[str]
 
 
-def started_at(root: Path = Path("/")) -> float:
+def started_at(root: Root = "/") -> float:
     """When this process began, in seconds since 1970. Where the system does not tell, that is now."""
     now = time.time()
     try:
         # The command's name, in parentheses, may hold anything: count from the end of it. starttime is field 22.
-        ticks = int((root / "proc/self/stat").read_bytes().rpartition(b")")[2].split()[19])
+        ticks = int(_read(root, "proc/self/stat").rpartition(b")")[2].split()[19])
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError, AttributeError):
         return now
 
 
-def read_process(root: Path = Path("/")) -> dict[str, float]:
+def read_process(root: Root = "/") -> dict[str, float]:
     """cpu_seconds, and where there is a /proc: resident_bytes, virtual_bytes, threads; with descriptors: open_fds,
     max_fds. `root` is where /proc and /dev are."""
     times = os.times()
     figures: dict[str, float] = {"cpu_seconds": times.user + times.system}
     try:
-        virtual, resident = (root / "proc/self/statm").read_bytes().split()[:2]
+        virtual, resident = _read(root, "proc/self/statm").split()[:2]
         page_bytes = os.sysconf("SC_PAGE_SIZE")
         figures["virtual_bytes"], figures["resident_bytes"] = int(virtual) * page_bytes, int(resident) * page_bytes
-        figures["threads"] = len(os.listdir(root / "proc/self/task"))
+        figures["threads"] = len(os.listdir(os.path.join(root, "proc/self/task")))
     except (OSError, ValueError):
         pass
     return {**figures, **_descriptors(root)}
 
 
-def _descriptors(root: Path) -> dict[str, float]:
+def _read(root: Root, name: str) -> bytes:
+    with open(os.path.join(root, name), "rb") as file:
+        return file.read()
+
+
+def _descriptors(root: Root) -> dict[str, float]:
     try:
         import resource
 
@@ -50,9 +56,9 @@ def _descriptors(root: Path) -> dict[str, float]:
     return figures
 
 
-def _count(root: Path) -> int:
-    folder = root / "proc/self/fd"
-    if folder.exists():
+def _count(root: Root) -> int:
+    folder = os.path.join(root, "proc/self/fd")
+    if os.path.exists(folder):
         # From 6.2 on the kernel counts; walking a hundred thousand descriptors would hold the loop up.
-        return folder.stat().st_size or len(os.listdir(folder)) - 1
-    return len(os.listdir(root / "dev/fd")) - 1  # without the one that lists
+        return os.stat(folder).st_size or len(os.listdir(folder)) - 1
+    return len(os.listdir(os.path.join(root, "dev/fd"))) - 1  # without the one that lists

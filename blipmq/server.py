@@ -10,6 +10,7 @@ Exit statuses: 0 stopped as asked, 1 the core failed, 69 the address is in use, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
 from blipmq.listener import AddressInUse
 from blipmq.logs import Log
+from blipmq.loop import new_loop
 from blipmq.notify import Notifier
 from blipmq.service import Service
 from blipmq.version import __version__
@@ -46,7 +48,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     raise_descriptor_limit(config)
     stay_on(choose_processors(config.performance.network_optimizations.cpu_affinity)[1])
     log = Log(level=config.logging.level, format=config.logging.format)
-    loop, loop_name = _new_loop()
+    loop, loop_name = new_loop(bool(config.tls.cert_file))
     log.info(
         "starting",
         version=__version__,
@@ -60,6 +62,8 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     warn(log, loaded)
     try:
         process = Process(Broker(config, log=log), reload, log, Notifier(os.environ))
+        gc.freeze()  # what has been loaded so far is no garbage, now or later
+        gc.enable()
         return loop.run_until_complete(
             process.serve(metrics_by_default=loaded.origins["metrics.bind_addr"] == "default")
         )
@@ -205,14 +209,3 @@ def _way_out(config: Config, missing: int) -> str:
     if left < 1 and config.server.tls_bind_addr:
         return "lower both"
     return f"set server.max_connections to {max(1, left)}"
-
-
-def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
-    """An event loop, uvloop's where it is installed."""
-    if sys.platform == "win32":  # the loop there by default cannot watch a descriptor
-        return asyncio.SelectorEventLoop(), "asyncio"
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop(), "asyncio"
-    return uvloop.new_event_loop(), "uvloop"

@@ -7,8 +7,10 @@ that did neither, the many that only publish, have no session and cost Python no
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from blipmq.keys import Key
+if TYPE_CHECKING:
+    from blipmq.keys import Key
 
 OWNER_ENDS = "\x1f"
 """Between the name of a key and the client_id in an identity: neither of them can hold it."""

@@ -7,7 +7,6 @@ pages; whoever asks while a round is under way shares its result, so a thousand 
 from __future__ import annotations
 
 import heapq
-import json
 import os
 from collections import deque
 from collections.abc import Callable
@@ -291,6 +290,8 @@ def _only(report: Report, key: str) -> Report:
 
 def _bounded_json(report: Report) -> bytes:
     """The report as JSON; rows are left out from the end until it fits."""
+    import json  # here, because a broker that no one asks does not need it
+
     rows = report["subscriptions"]
     while True:
         text = json.dumps({**report, "subscriptions": rows}, ensure_ascii=False, separators=(",", ":")).encode()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from blipmq import memory
@@ -91,8 +92,12 @@ class Wal:
         `LogUnusable`."""
         started = time.monotonic()
         make_parents(config.wal.directory)
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(None, core.open_log, config.wal.directory, log_config(config))
+        # A pool of its own: the thread ends with its work, and another program's pool is not kept waiting.
+        pool = ThreadPoolExecutor(1, "blipmq-open")
+        opening = asyncio.get_running_loop().run_in_executor(
+            pool, core.open_log, config.wal.directory, log_config(config)
+        )
+        pool.shutdown(wait=False)
         try:
             while not (await asyncio.wait((opening,), timeout=PROGRESS_SECONDS))[0]:
                 log.info("log_replay", progress=f"{core.log_progress():.1%}")

@@ -1,13 +1,12 @@
 """Settings: declared once, read from file and environment, refused with a sentence that helps."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from blipmq import config_reader, memory
-from blipmq.config import KEYS, Config, literal, reference, shown, value_of
+from blipmq.config import KEYS, Config, Logging, literal, reference, shown, value_of
 from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address, warnings
 from blipmq.errors import ConfigError
 
@@ -240,8 +239,18 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def test_a_configuration_does_not_change_after_it_is_made():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().server.max_connections = 1
+    config = Config()
+    with pytest.raises(AttributeError, match=r"settings do not change: Server\.max_connections"):
+        config.server.max_connections = 1
+    with pytest.raises(AttributeError, match=r"settings do not change: Server\.max_connections"):
+        del config.server.max_connections
+    assert config == Config() and hash(config) == hash(Config())
+
+
+def test_a_section_takes_no_value_that_was_not_declared():
+    assert Config(logging=Logging(level="debug")).logging.level == "debug"
+    with pytest.raises(TypeError, match="Logging has no colour"):
+        Logging(colour="red")
 
 
 def test_the_file_is_looked_for_where_the_documentation_says(tmp_path, monkeypatch):

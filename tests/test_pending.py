@@ -1,7 +1,6 @@
 """Who stands in the TLS door: the rule of the core's, and the limits that hold for it, before and after a reload."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from certificates import Authority
@@ -93,6 +92,10 @@ def config(tmp_path_factory):
     return Config(tls=TlsSettings(cert_file=str(cert), key_file=str(key)), limits=limits)
 
 
+def with_limits(config, **limits):
+    return Config(tls=config.tls, limits=Limits(**limits))
+
+
 class Newcomer:
     """As much of a TLS connection as the listener needs of one that has only come."""
 
@@ -106,7 +109,7 @@ class Newcomer:
 def test_a_reload_changes_the_bound_of_each_address_and_the_time_but_not_the_total(config):
     tls = Tls(config, Log(level="error"))
     assert tls.bounds() == Bounds(3, 2, 1.5)
-    tls.apply(replace(config, limits=Limits(max_pending=9, max_pending_per_address=1, hello_timeout_ms=200)))
+    tls.apply(with_limits(config, max_pending=9, max_pending_per_address=1, hello_timeout_ms=200))
     assert tls.bounds() == Bounds(3, 1, 0.2)
 
 
@@ -118,7 +121,7 @@ def test_the_listener_holds_each_newcomer_to_the_bounds_of_its_moment(config):
         first, second, third = (Newcomer(STRANGER) for _ in range(3))
         _, seconds = listener.came(first)
         assert seconds == 1.5 and listener.came(second) and listener.came(third) is None, "two of one address"
-        tls.apply(replace(config, limits=replace(config.limits, max_pending_per_address=3, hello_timeout_ms=500)))
+        tls.apply(with_limits(config, max_pending_per_address=3, hello_timeout_ms=500))
         fourth = Newcomer(STRANGER)
         _, seconds = listener.came(fourth)
         assert seconds == 0.5 and not first.aborted

@@ -6,30 +6,47 @@ and an exit status that says which kind of thing it was.
 
 from __future__ import annotations
 
-import argparse
+import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from blipmq import config_reader, memory
-from blipmq.config import KEYS, Config, shown
-from blipmq.config_reader import Loaded
 from blipmq.errors import BlipMQError, ConfigError
 from blipmq.version import __version__
+
+if TYPE_CHECKING:
+    import argparse
+
+    from blipmq.config import Config
+    from blipmq.config_reader import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    run = _command(sys.argv[1:] if argv is None else list(argv))
     try:
-        return int(arguments.run(arguments))
+        return run()
     except BlipMQError as error:
         print(f"blipmq: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # `blipmq check | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _command(words: list[str]) -> Callable[[], int]:
+    """What the words ask for. `start` as services write it, and `version`, need no parser: to make one would be a tenth of a
+    start. Everything else, mistakes included, is the parser's."""
+    if words == ["version"]:
+        return _version
+    if words == ["start"]:
+        return partial(_start, None)
+    if words[:2] == ["start", "--config"] and len(words) == 3 and not words[2].startswith("-"):
+        return partial(_start, words[2])
+    arguments = _parser().parse_args(words)
+    return partial(arguments.run, arguments)
 
 
 _WAL_ACTIONS = {
@@ -40,6 +57,8 @@ _WAL_ACTIONS = {
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="blipmq", description="An edge message broker.")
     parser.add_argument("--version", action="version", version=f"BlipMQ {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -48,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="validate the configuration; prints the settings and the memory they need"
     )
-    for command, run in ((start, _start), (check, _check)):
+    for command, run in ((start, lambda arguments: _start(arguments.config)), (check, _check)):
         command.add_argument(
             "--config", metavar="FILE", help="TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults"
         )
@@ -78,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_wal)
 
     version = commands.add_parser("version", help="print the version")
-    version.set_defaults(run=_version)
+    version.set_defaults(run=lambda _: _version())
     return parser
 
 
@@ -106,18 +125,30 @@ def _add_keys(commands: Any) -> None:
 
 
 def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
+    from blipmq import config_reader  # here, because `version` and `connect` have no configuration
+
     return config_reader.load(config_reader.locate(argument, environ), environ)
 
 
-def _start(arguments: argparse.Namespace) -> int:
-    loaded = _load(arguments.config, os.environ)
-    from blipmq import server  # here, because `check` and `version` need no event loop and no core
+def _start(path: str | None) -> int:
+    gc.disable()  # what is loaded stays: looking through it again and again would be a fifteenth of a start
+    try:
+        loaded = _load(path, os.environ)
+        from blipmq.loop import load_asyncio
 
-    return server.run(loaded, lambda: _load(arguments.config, os.environ))
+        load_asyncio(tls=bool(loaded.config.tls.cert_file))
+        from blipmq import server  # here, because `check` and `version` need no event loop and no core
+
+        return server.run(loaded, lambda: _load(path, os.environ))
+    finally:
+        gc.enable()
 
 
 def _check(arguments: argparse.Namespace) -> int:
     loaded = _load(arguments.config, os.environ)
+    from blipmq import config_reader, memory
+    from blipmq.config import KEYS, shown
+
     print(f"configuration: {loaded.source}\n")
     section = ""
     for path in KEYS:
@@ -187,6 +218,6 @@ def _wal(arguments: argparse.Namespace) -> int:
     return wal.run(arguments.action, directory, getattr(arguments, "format", "json"))
 
 
-def _version(arguments: argparse.Namespace) -> int:
+def _version() -> int:
     print(f"BlipMQ {__version__}")
     return 0

@@ -1,0 +1,148 @@
+"""What a start loads: nothing a plain broker does not use, and all that a configured one needs, before it is ready.
+
+Not a time: what is not imported costs none, on any machine. Each broker here is a process that writes down, at its end, which
+modules it came to hold.
+"""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from broker_process import BrokerProcess, environment
+from certificates import Authority
+
+from blipmq.cli import server as cli
+
+WATCHED = """
+import sys
+before = set(sys.modules)
+from blipmq.__main__ import main
+status = main(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write("\\n".join(sorted(set(sys.modules) - before)))
+sys.exit(status)
+"""
+
+# Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
+OURS = set(
+    """__main__ admin affinity auth broker cli cli.server config config_reader errors fed hardware http listener logs loop
+    memory metrics native native.config native.core native.errors native.events native.log native_protocol notify peer process
+    relay server service sessions status strangers version wal""".split()
+)
+# What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
+# lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.
+UNUSED = set(
+    """ssl _ssl uvloop hashlib _hashlib base64 json tomllib tomli argparse gettext shutil zlib bz2 lzma zipfile tarfile
+    tempfile random datetime decimal uuid pathlib urllib.parse urllib.request http.client email html xml dataclasses
+    encodings.idna stringprep unicodedata cffi msgspec prometheus_client importlib.metadata unittest ctypes multiprocessing
+    """.split()
+)
+
+
+def watched(place):
+    return [sys.executable, "-c", WATCHED, str(place)]
+
+
+def held(place):
+    return set(place.read_text().split("\n"))
+
+
+def ours(modules):
+    return {name.removeprefix("blipmq.") for name in modules if name.startswith("blipmq.")} - {"_native", "_native.lib"}
+
+
+@pytest.fixture
+def modules_of_a_plain_broker(tmp_path):
+    child = subprocess.Popen(
+        [*watched(tmp_path / "modules"), "start"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(BLIPMQ_SERVER__BIND_ADDR="localhost:0", BLIPMQ_METRICS__BIND_ADDR="127.0.0.1:0"),
+    )
+    assert any(" info ready " in line for line in child.stderr), "it ended before it was ready"
+    child.send_signal(signal.SIGTERM)
+    rest = child.communicate()[1]
+    assert child.returncode == 0, rest
+    return held(tmp_path / "modules")
+
+
+def test_a_plain_broker_loads_what_it_uses_and_nothing_else(modules_of_a_plain_broker):
+    assert ours(modules_of_a_plain_broker) == OURS
+    assert modules_of_a_plain_broker & UNUSED == set()
+
+
+def test_what_tls_and_keys_need_is_loaded_by_the_broker_that_is_configured_for_them(tmp_path):
+    cert, key = Authority(tmp_path).sign("broker")
+    settings = {
+        "server.tls_bind_addr": "127.0.0.1:0",
+        "tls.cert_file": str(cert),
+        "tls.key_file": str(key),
+        "metrics.bind_addr": "",
+        "auth.api_keys": ["a-key-that-nobody-will-guess"],
+    }
+    broker = BrokerProcess(tmp_path, settings, command=watched(tmp_path / "modules")).get_ready()
+    assert broker.wait_for("starting")["loop"] == ("asyncio" if sys.platform == "win32" else "uvloop")
+    broker.signal(signal.SIGTERM)
+    assert broker.wait() == 0
+    assert {"ssl", "asyncio.sslproto", "hashlib", "blipmq.keys", "blipmq.tls"} <= held(tmp_path / "modules")
+
+
+def test_ssl_is_there_for_whoever_asks_after_asyncio_was_loaded_without():
+    code = """
+import sys
+from blipmq.loop import load_asyncio, new_loop
+load_asyncio(tls=False)
+assert "asyncio" in sys.modules and "ssl" not in sys.modules
+import ssl
+ssl.create_default_context()
+loop, name = new_loop(tls=False)
+assert loop.run_until_complete(loop.run_in_executor(None, lambda: name)) == "asyncio"
+loop.close()
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
+def test_a_process_that_has_ssl_or_asyncio_already_is_left_as_it_is():
+    for first in "ssl", "asyncio":
+        code = (
+            f"import {first}; from blipmq.loop import load_asyncio; load_asyncio(tls=False); "
+            "from asyncio import sslproto; assert sslproto.ssl"
+        )
+        subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
+def test_the_version_is_told_without_a_parser_a_configuration_or_a_loop():
+    code = "import sys; from blipmq.__main__ import main; main(['version']); print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ours(done.stdout.split()) == {"__main__", "cli", "cli.server", "errors", "version"}
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["start"], None),
+        (["start", "--config", "a b.toml"], "a b.toml"),
+        (["start", "--config", ""], ""),
+        (["start", "--config=c.toml"], "c.toml"),
+        (["start", "--conf", "d.toml"], "d.toml"),
+    ],
+)
+def test_a_start_that_needs_no_parser_is_the_one_the_parser_would_have_made(monkeypatch, words, path):
+    started = []
+    monkeypatch.setattr(cli, "_start", lambda path: started.append(path) or 0)
+    assert cli.main(words) == 0
+    arguments = cli._parser().parse_args(words)
+    assert arguments.run(arguments) == 0
+    assert started == [path, path]
+
+
+@pytest.mark.parametrize("words", [["start", "--config"], ["start", "--config", "--help-me"], ["start", "now"]])
+def test_a_start_that_is_written_wrongly_is_the_parsers_to_explain(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert "usage: blipmq" in capsys.readouterr().err
