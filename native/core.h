@@ -87,6 +87,7 @@ struct bq {
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_last_lsn;
     uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
+    uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;

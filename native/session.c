@@ -255,7 +255,8 @@ static bool waits_for_floor(bq_t *bq, session_t *session) {
 }
 
 static bool hungry(const bq_t *bq, const session_t *session) {
-    return session->behind && session->members && session->read_slot < 0 && session->window_count <= bq->config.max_in_flight;
+    return session->behind && session->next_lsn <= bq->fanned_lsn && session->members && session->read_slot < 0 &&
+           session->window_count <= bq->config.max_in_flight;
 }
 
 /* Send what can be sent, and fetch more when the window runs low. */
@@ -384,7 +385,7 @@ void session_read_finished(bq_t *bq, const log_read_t *read) {
         bq->stats.lost_lsns += read->next_lsn - session->next_lsn; /* damaged on disk: counted and logged, never silent */
         session->next_lsn = read->next_lsn;
     }
-    if (session->next_lsn > bq->fanned_lsn) session->behind = false;
+    if (session->next_lsn > bq->fanned_lsn && session->next_lsn > bq->found_lsn) session->behind = false;
     floor_update(bq, session);
     pump_later(bq, session);
 }
@@ -630,9 +631,18 @@ static void answer_new(bq_t *bq, connection_t *connection, uint64_t seq, session
     session->born_lsn = session->floor_lsn = session->floor_logged = (uint64_t)lsn;
 }
 
+/* Found at the start, but a full disk has not let this process make sure of it yet: a SubAck now could be one too many. */
+static bool in_doubt(const bq_t *bq, const session_t *session) {
+    return session->durable && bq->fanned_lsn < bq->found_lsn && session->born_lsn > bq->fanned_lsn;
+}
+
 void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
     session_t *session = session_find(bq, connection, request);
     bool fresh = !session;
+    if (session && in_doubt(bq, session)) {
+        refuse_subscription(bq, connection, seq, NO_ROOM);
+        return;
+    }
     if (fresh && bq->sessions.count >= bq->config.max_sessions) {
         connection_reply(bq, connection, seq, 429,
                          "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)");
@@ -812,11 +822,16 @@ bool session_restore(void *context, const log_record_t *entry) {
  * all of it may have been, and says so. */
 void session_restored(bq_t *bq) {
     for (session_t *session = bq->sessions.all; session; session = session->next) {
-        if (session->floor_lsn >= bq->fanned_lsn || !session->qos) continue;
+        if (session->floor_lsn >= bq->found_lsn || !session->qos) continue;
         session->behind = true;
         session->next_lsn = session->floor_lsn + 1;
-        session->doubtful_lsn = bq->fanned_lsn;
+        session->doubtful_lsn = bq->found_lsn;
     }
+}
+
+void sessions_go_on(bq_t *bq) {
+    for (session_t *session = bq->sessions.all; session; session = session->next)
+        if (session->behind) pump_later(bq, session);
 }
 
 static uint32_t durable_count(const bq_t *bq, uint64_t *size) {

@@ -122,6 +122,7 @@ uint32_t sessions_behind(const struct bq *bq);
 /* Recovery and checkpoints. */
 bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
 void session_restored(struct bq *bq);
+void sessions_go_on(struct bq *bq); /* all that was found at the start is durable now */
 uint8_t *sessions_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */
 
 #endif

@@ -168,3 +168,19 @@ def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(t
         assert writer.replies[-1].code == 503 and "larger than the log takes" in writer.replies[-1].message
         bench.published(writer, "a", 1)
         assert writer.replies[-1].code == 0
+
+
+def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        away, publisher = bench.named("away"), bench.named("publisher")
+        bench.subscribed(away, "t", durable=True)
+        bench.close(away)
+        while not any(reply.code == 503 for reply in publisher.replies):
+            bench.published(publisher, "t", 20, bytes(1000))
+        generations = []
+        for _ in range(60):
+            bench.turn(100)  # twice as long as a full log waits before it looks whether a checkpoint would help
+            bench.core.wait(1)
+            generations.append(max((int(file.stem[-10:]) for file in tmp_path.glob("checkpoint-*.ckp")), default=0))
+        assert bench.stats()["log_state"] == native.LogState.FULL
+        assert generations[-1] - generations[0] <= 4, generations
