@@ -293,6 +293,8 @@ static void checkpoint_when_due(bq_t *bq) {
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     if (!grown && !old && !stats.full) return;
+    bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
+    if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;
     uint64_t keep_from;
     uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
@@ -301,6 +303,7 @@ static void checkpoint_when_due(bq_t *bq) {
     if ((grown || old || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
+        bq->checkpoints_seen = stats.checkpoints;
     }
     free(bytes);
 }

@@ -93,7 +93,8 @@ struct bq {
     connection_t *log_waiters;
     uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes;
     uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
-    bool commit_wanted; /* something gathered should not wait longer than log_flush_ms */
+    uint64_t checkpoints_seen; /* that had been written when the last one was asked for */
+    bool commit_wanted;        /* something gathered should not wait longer than log_flush_ms */
     _Atomic uint32_t log_progress;
 
     bool stopping, stop_closed, stopped; /* closed: all connections are; stopped: Python has been told */

@@ -71,8 +71,8 @@ typedef struct log_stats {
     uint64_t commits, sync_us_last, sync_us_total, sync_us_max;
     uint64_t sync_us_buckets[8]; /* syncs of at most 100 us, 300 us, 1 ms, 3 ms, 10 ms, 30 ms, 100 ms, more */
     uint64_t reclaimed_segments;
-    uint64_t checkpoint_lsn;
-    uint64_t keep_from; /* older records neither of the two checkpoints needs */
+    uint64_t checkpoint_lsn, checkpoints; /* how many were written since the log was opened */
+    uint64_t keep_from;                   /* older records neither of the two checkpoints needs */
     int64_t free_bytes;
     uint32_t full, failed;
     int32_t error;        /* the errno that stopped it */

@@ -263,6 +263,7 @@ static void checkpoint_run(log_t *log, checkpoint_header_t *header, uint8_t *byt
         reclaim(log);
         gate_enter(&log->table);
         log->stats.checkpoint_lsn = header->lsn;
+        log->stats.checkpoints++;
         log->stats.keep_from = log_keep_from(log);
         gate_leave(&log->table);
     } else if (error == -ENOSPC || error == -EDQUOT) {
