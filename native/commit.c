@@ -10,6 +10,7 @@
 #define CHECKPOINT_MS 30000u
 #define CHECKPOINT_LOOK_MS 1000u
 #define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
+#define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
 #define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
 const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
@@ -92,7 +93,8 @@ static bool reserve_ids(bq_t *bq) {
 static void reserve_first_ids(bq_t *bq) {
     if (!reserve_ids(bq) || !log_commit(bq->log)) return;
     bq->commit_wanted = false;
-    while (log_busy(bq->log) && !log_state(bq->log)) poll_sleep_ms(1);
+    for (uint32_t full_ms = 0; log_busy(bq->log) && full_ms < FIRST_IDS_FULL_MS; full_ms += log_state(bq->log) != 0)
+        poll_sleep_ms(1);
 }
 
 static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
@@ -269,29 +271,39 @@ void commit_turn(bq_t *bq) {
     while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
     if (log_state(bq->log) == LOG_E_FAILED)
         while (bq->held) held_let_go(bq, bq->held, false);
+    bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
     bq->fanned_lsn = durable;
+    if (found) sessions_go_on(bq);
     log_read_t read;
     while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
     if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
 }
 
+/* The sessions are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
+ * take away, and that others would have next. */
+static bool checkpoint_would_lie(const bq_t *bq) { return bq->fanned_lsn < bq->found_lsn; }
+
 static void checkpoint_when_due(bq_t *bq) {
     log_stats_t stats;
     int state = log_state(bq->log);
     uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS;
-    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms) return;
+    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
     log_stats(bq->log, &stats);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     if (!grown && !old && !stats.full) return;
+    bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
+    if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;
     uint64_t keep_from;
     uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
     if (!bytes) return;
-    if (log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+    bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
+    if ((grown || old || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
+        bq->checkpoints_seen = stats.checkpoints;
     }
     free(bytes);
 }
@@ -372,7 +384,8 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     bq->log_segment_bytes = config->segment_bytes;
     if (!found.clean && bq->ids_reserved > bq->next_message_id) bq->next_message_id = bq->ids_reserved;
     bq->ids_reserved = 0; /* reserve anew before the first use */
-    bq->fanned_lsn = found.next_lsn - 1;
+    bq->fanned_lsn = log_durable(bq->log);
+    bq->found_lsn = found.next_lsn - 1;
     session_restored(bq);
     reserve_first_ids(bq);
     report_fill(bq, &found, report);
@@ -383,7 +396,8 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
 static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
-    uint8_t *bytes = log_state(bq->log) == LOG_E_FAILED ? NULL : sessions_serialize(bq, &size, &keep_from);
+    bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
+    uint8_t *bytes = none ? NULL : sessions_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;
          bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
         poll_sleep_ms(10); /* one is being written */

@@ -89,12 +89,14 @@ struct bq {
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_last_lsn;
     uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
+    uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;
     uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes;
     uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
-    bool commit_wanted; /* something gathered should not wait longer than log_flush_ms */
+    uint64_t checkpoints_seen; /* that had been written when the last one was asked for */
+    bool commit_wanted;        /* something gathered should not wait longer than log_flush_ms */
     _Atomic uint32_t log_progress;
 
     bool stopping, stop_closed, stopped; /* closed: all connections are; stopped: Python has been told */

@@ -1,4 +1,4 @@
-/* log.c: the writer: the gathering batch, the thread that commits it, segments made ahead, quota and reserve.
+/* log.c: the writer: the gathering batch, the thread that commits it, segments made ahead, quota and reserve; opening and closing.
  *
  * The core copies records into one of two buffers; log_commit hands that buffer over and the other one gathers. The log thread
  * seals the records (CRCs), writes them and syncs, part by part where a batch crosses into the next segment; a part's
@@ -57,28 +57,19 @@ int log_sync_data(log_t *log, int file) {
 
 /* ---- segments of the log thread -------------------------------------------------------------------------------------- */
 
-static uint32_t record_bytes_max(const log_t *log) { return log->config.batch_bytes_max / 2; }
-static uint32_t pad_bytes_max(const log_t *log) {
-    return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0;
-}
-static uint32_t batch_room(const log_t *log) { return log->config.batch_bytes_max + pad_bytes_max(log); }
-static uint32_t header_bytes(const log_t *log) {
-    return log->config.block_bytes > FORMAT_HEADER_ROOM ? log->config.block_bytes : FORMAT_HEADER_ROOM;
-}
-
-static int header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes) {
+int log_header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes) {
     uint8_t salt[4];
     int error = log->storage->random(log->storage, salt, sizeof salt);
     *header =
         (segment_header_t){.log_id = log->log_id, .number = log->number_next, .first_lsn = first_lsn, .salt = load_u32(salt)};
-    header->header_bytes = header_bytes(log);
+    header->header_bytes = log_header_bytes(log);
     header->segment_bytes = segment_bytes;
-    header->batch_bytes = batch_room(log);
+    header->batch_bytes = log_batch_room(log);
     return error;
 }
 
 /* The table has room for one more after this: adding a segment to it cannot fail. */
-static bool table_grow(log_t *log) {
+bool log_table_grow(log_t *log) {
     bool ok = true;
     gate_enter(&log->table);
     if (log->count + 2 > log->capacity) {
@@ -96,7 +87,7 @@ static bool table_grow(log_t *log) {
 /* Make the segment that will be used next. 0, -ENOSPC (temporary file removed), or an error that stops the log. */
 static int ahead_create(log_t *log) {
     segment_header_t header;
-    int error = table_grow(log) ? header_make(log, &header, 0, log->config.segment_bytes) : -ENOSPC;
+    int error = log_table_grow(log) ? log_header_make(log, &header, 0, log->config.segment_bytes) : -ENOSPC;
     if (error < 0) return error;
     segment_t *segment = segment_new(&header, header.number, header.segment_bytes);
     if (!segment) return -ENOSPC; /* memory comes back like disk space: wait for it */
@@ -127,7 +118,7 @@ static uint64_t quota_left(log_t *log) {
     return log->config.max_bytes > bytes ? log->config.max_bytes - bytes : 0;
 }
 
-static int64_t free_look(log_t *log) {
+int64_t log_free_look(log_t *log) {
     int64_t bytes = log->storage->free_bytes(log->storage);
     gate_enter(&log->table);
     log->stats.free_bytes = bytes;
@@ -135,15 +126,23 @@ static int64_t free_look(log_t *log) {
     return bytes < 0 ? INT64_MAX : bytes; /* a system that does not say is one where only the quota counts */
 }
 
-/* Ahead of need, within quota and reserve; looked at no more than once per LOG_RETRY_MS while there is no room. */
-static void ahead_make(log_t *log) {
-    if (log->ahead || atomic_load(&log->failed) || now_us() < log->look_at_us) return;
-    log->look_at_us = now_us() + LOG_RETRY_MS * 1000ull;
+/* Ahead of need, within quota and reserve. 0: made, or there is no room. */
+static int ahead_make(log_t *log) {
     uint64_t wanted = log->config.segment_bytes;
-    if (quota_left(log) < wanted || (uint64_t)free_look(log) < wanted + log->config.reserve_bytes) return;
-    int error = ahead_create(log);
-    if (error < 0 && error != -ENOSPC) log_fail(log, error);
-    if (error == 0) log->look_at_us = 0;
+    if (quota_left(log) < wanted || (uint64_t)log_free_look(log) < wanted + log->config.reserve_bytes) return -ENOSPC;
+    return ahead_create(log);
+}
+
+/* The segment to go on in, if a full disk had no room for one at the start, and the one behind it: while there is no room they are
+ * looked for no more than once per LOG_RETRY_MS. */
+static void segments_make(log_t *log) {
+    for (uint32_t tries = 0; tries < 2 && (!log->active || !log->ahead); tries++) {
+        if (atomic_load(&log->failed) || now_us() < log->look_at_us) return;
+        log->look_at_us = now_us() + LOG_RETRY_MS * 1000ull;
+        int error = log->active ? ahead_make(log) : log_begin_late(log);
+        if (error == 0) log->look_at_us = 0;
+        if (error < 0 && error != -ENOSPC) log_fail(log, error);
+    }
 }
 
 /* Go on in the next segment. The one left behind is sealed and synced. 0 or as ahead_create. */
@@ -170,17 +169,18 @@ static int segment_switch(log_t *log, uint64_t first_lsn) {
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-/* How much may still be appended. What a segment may waste at its end, because records do not span segments, is taken off
- * for each; publishes stop one segment before urgent records do, and where the reserve begins. */
+/* How much may still be appended. What a segment may waste at its end is taken off for each; publishes stop one segment before
+ * urgent records do, and where the reserve begins. Without an active segment nothing may. */
 static void limits_set(log_t *log) {
-    uint64_t waste = FORMAT_FOOTER_BYTES + FORMAT_RECORD_BYTES + (uint64_t)record_bytes_max(log);
+    if (!log->active) return; /* they are 0 from the start */
+    uint64_t waste = log_waste_bytes_max(log);
     uint64_t capacity = log->active->header.segment_bytes, segment = log->config.segment_bytes;
-    uint64_t usable = segment - header_bytes(log) - waste;
+    uint64_t usable = segment - log_header_bytes(log) - waste;
     uint64_t room = !log->active_sealed && capacity > log->position + waste ? capacity - log->position - waste : 0;
     if (log->ahead) room += usable;
     uint64_t more_urgent = quota_left(log) / segment, more_publish = more_urgent;
     if (!log->ahead || atomic_load(&log->full)) { /* else there is room for a while, whatever the disk says */
-        uint64_t free_bytes = (uint64_t)free_look(log), reserve = log->config.reserve_bytes;
+        uint64_t free_bytes = (uint64_t)log_free_look(log), reserve = log->config.reserve_bytes;
         more_urgent = smaller(more_urgent, free_bytes / segment);
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
@@ -331,7 +331,7 @@ static void batch_finish(log_t *log, batch_t *batch, int error) {
 static void close_clean(log_t *log) {
     storage_t *storage = log->storage;
     char name[FORMAT_NAME_BYTES];
-    if (atomic_load(&log->failed) || log->active_sealed) return;
+    if (atomic_load(&log->failed) || !log->active || log->active_sealed) return;
     if (footer_write(log, log->next_lsn, 0, FORMAT_FOOTER_CLEAN) < 0 || log_sync_data(log, log->active_file) < 0) return;
     storage->truncate(storage, log->active_file, log->position + FORMAT_FOOTER_BYTES);
     if (!log->ahead) return;
@@ -342,8 +342,10 @@ static void close_clean(log_t *log) {
 static void *log_run(void *argument) {
     log_t *log = argument;
     for (;;) {
-        ahead_make(log);
+        bool waited = !log->active;
+        segments_make(log);
         if (!atomic_load(&log->failed)) limits_set(log);
+        if (waited && log->active) log_wake(log); /* after the limits: there may be acks that wait for them */
         gate_enter(&log->work);
         bool failed = atomic_load(&log->failed), again = !failed && (log->stuck || !log->ahead || atomic_load(&log->full));
         if (!log->stop && (!log->handed || (log->stuck && !failed))) {
@@ -382,10 +384,10 @@ int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *pa
     if (type == 0 || type == FORMAT_FOOTER || type == LOG_PAD) return BQ_E_ARGUMENT;
     for (uint32_t i = 0; i < count; i++) size += parts[i].size;
     uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(size);
-    if (bytes > record_bytes_max(log)) return BQ_E_TOO_LARGE;
+    if (bytes > log_record_bytes_max(log)) return BQ_E_TOO_LARGE;
     uint64_t place = batch->used ? log->next_lsn - batch->first_lsn : 0;
     if (batch->used + bytes > log->config.batch_bytes_max || place >= FORMAT_PLACE_MAX) return BQ_E_AGAIN;
-    uint64_t charged = log->charged + bytes + (batch->used ? 0 : pad_bytes_max(log));
+    uint64_t charged = log->charged + bytes + (batch->used ? 0 : log_pad_bytes_max(log));
     if (charged > atomic_load_explicit(urgent ? &log->limit_urgent : &log->limit_publish, memory_order_relaxed))
         return refuse(log, urgent);
 
@@ -466,183 +468,6 @@ static bool config_holds(const log_config_t *config) {
            config->max_bytes / 4 >= config->segment_bytes;
 }
 
-typedef struct tail {
-    segment_t *source; /* whose last records are carried over; NULL: none */
-    uint64_t offset, first_lsn;
-    bool whole; /* all of its records */
-} tail_t;
-
-/* The records that the last fdatasync of the broker before may not have reached, and some more: no more than one batch was
- * ever unsynced. Reading them proves nothing about the disk: the page cache may hold what the disk refused. */
-static tail_t tail_of(const recover_t *recover, uint64_t next_lsn) {
-    tail_t tail = {.first_lsn = next_lsn};
-    for (uint32_t i = recover->count; i-- > 0 && !tail.source && !recover->report.clean;)
-        if (recover->segments[i]->records) tail.source = recover->segments[i];
-    if (!tail.source) return tail;
-    uint64_t doubtful = 2ull * tail.source->header.batch_bytes;
-    uint64_t from = tail.source->end > doubtful ? tail.source->end - doubtful : 0;
-    uint32_t mark = tail.source->marks_count;
-    while (mark > 1 && tail.source->marks[mark - 1].offset > from) mark--;
-    tail.offset = tail.source->marks[mark - 1].offset;
-    tail.first_lsn = tail.source->marks[mark - 1].lsn;
-    tail.whole = mark == 1;
-    return tail;
-}
-
-/* Copy the tail behind the new segment's header. Each record says place 0: it is durable once this segment has its name. */
-static int tail_copy(log_t *log, recover_t *recover, const tail_t *tail) {
-    scan_t *scan = &recover->scan;
-    storage_t *storage = log->storage;
-    char name[FORMAT_NAME_BYTES];
-    uint32_t seed = format_seed(&log->active->header);
-    uint64_t expected = tail->first_lsn, junk = 0;
-    format_segment_name(name, tail->source->name_number);
-    int file = storage->open(storage, name, false);
-    if (file < 0) return file;
-    scan_file(scan, file, tail->source->end, &tail->source->header);
-    scan->offset = tail->offset;
-    uint8_t *copy = malloc(FORMAT_RECORD_BYTES + format_padded(tail->source->header.batch_bytes));
-    int error = copy ? 0 : -ENOMEM;
-    format_record_t record;
-    const uint8_t *payload;
-    while (error == 0 && scan_resync(scan, expected, &record, &junk) == SCAN_RECORD &&
-           scan_look(scan, &record, &payload) == SCAN_RECORD) {
-        uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(record.size);
-        if (record.type != LOG_PAD && record.type != FORMAT_FOOTER) {
-            record.place = 0;
-            format_record_begin(copy, &record);
-            memcpy(copy + FORMAT_RECORD_BYTES, payload, bytes - FORMAT_RECORD_BYTES);
-            format_record_seal(copy, seed);
-            error = storage->write(storage, log->active_file, log->position, copy, bytes);
-            segment_mark(log->active, record.lsn, log->position);
-            log->position += bytes;
-            log->segment_records++;
-            expected = record.lsn + 1;
-        }
-        scan_pass(scan, &record);
-    }
-    if (error == 0) error = scan->error;
-    free(copy);
-    storage->close(storage, file);
-    return error;
-}
-
-/* A last record that proves all before it durable, and fills the block. */
-static int tail_end(log_t *log, uint64_t next_lsn) {
-    uint32_t block = log->config.block_bytes ? log->config.block_bytes : 8;
-    uint64_t bytes = FORMAT_RECORD_BYTES + (block - (log->position + FORMAT_RECORD_BYTES) % block) % block;
-    uint8_t *pad = calloc(1, bytes);
-    if (!pad) return -ENOMEM;
-    format_record_begin(pad, &(format_record_t){.type = LOG_PAD, .size = (uint32_t)bytes - FORMAT_RECORD_BYTES, .lsn = next_lsn});
-    format_record_seal(pad, format_seed(&log->active->header));
-    int error = log->storage->write(log->storage, log->active_file, log->position, pad, bytes);
-    free(pad);
-    log->position += bytes;
-    return error;
-}
-
-/* The segment to go on in: it begins with the tail and is complete on disk before it gets its name. */
-static int active_begin(log_t *log, recover_t *recover, const tail_t *tail) {
-    segment_header_t header;
-    uint64_t carried = tail->source ? tail->source->end - tail->offset : 0;
-    uint64_t wanted = header_bytes(log) + carried + batch_room(log) + pad_bytes_max(log) + 2 * FORMAT_FOOTER_BYTES;
-    wanted = carried && wanted > log->config.segment_bytes ? format_padded(wanted) : log->config.segment_bytes;
-    int error = header_make(log, &header, tail->first_lsn, (uint32_t)wanted);
-    if (error < 0) return error;
-    log->active = segment_new(&header, header.number, header.segment_bytes);
-    if (!log->active) return -ENOMEM;
-    log->number_next++;
-    log->position = header.header_bytes;
-    log->active->first_lsn = tail->first_lsn;
-    log->active->next_lsn = log->next_lsn;
-    error = segment_create(log->storage, &header, &log->active_file);
-    if (error == 0 && tail->source) error = tail_copy(log, recover, tail);
-    if (error == 0 && tail->source) error = tail_end(log, log->next_lsn);
-    if (error == 0) error = segment_publish(log->storage, log->active_file, header.number);
-    log->active->end = log->position;
-    log->active->records = log->segment_records;
-    return error;
-}
-
-static void file_drop(log_t *log, recover_t *recover, const segment_t *segment) {
-    char name[FORMAT_NAME_BYTES];
-    recover_finding_t finding = {.kind = RECOVER_HEADER_BAD, .number = segment->name_number};
-    format_segment_name(name, segment->name_number);
-    if (segment->damaged) /* the only other copy of its bytes may have been cut short */
-        recover_keep_aside(recover, &finding);
-    else
-        log->storage->unlink(log->storage, name);
-}
-
-/* Segments that nothing is taken from: made ahead and unused, or carried over by an earlier recovery. Before the new segment
- * is durable only those without a record may go (they may be the room it needs); afterwards the rest. */
-static void segments_drop(log_t *log, recover_t *recover, bool (*drops)(const recover_t *, uint32_t)) {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < recover->count; i++) {
-        segment_t *segment = recover->segments[i];
-        if (drops(recover, i)) {
-            file_drop(log, recover, segment);
-            segment_free(segment);
-        } else {
-            recover->segments[kept++] = segment;
-        }
-    }
-    recover->count = kept;
-}
-
-static bool was_never_used(const recover_t *recover, uint32_t at) {
-    const segment_t *segment = recover->segments[at];
-    return (at > recover->newest || recover->newest >= recover->count) && !segment->records && !segment->header.first_lsn;
-}
-static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
-
-/* Give back what was allocated for records that never came: a broker killed again and again would fill the disk with it.
- * Damaged segments stay as they are. */
-static void segments_trim(log_t *log, const recover_t *recover) {
-    storage_t *storage = log->storage;
-    for (uint32_t i = 0; i < recover->count; i++) {
-        segment_t *segment = recover->segments[i];
-        char name[FORMAT_NAME_BYTES];
-        if (segment->damaged || segment->file_bytes < segment->end + log->config.segment_bytes / 8) continue;
-        format_segment_name(name, segment->name_number);
-        int file = storage->open(storage, name, false);
-        if (file < 0) continue;
-        if (storage->truncate(storage, file, segment->end) >= 0) segment->file_bytes = segment->end;
-        storage->close(storage, file);
-    }
-}
-
-/* After the last record: the disk is made to hold what was recovered, in a form that this process has synced itself. */
-static int recovered_settle(log_t *log, recover_t *recover) {
-    storage_t *storage = log->storage;
-    if (recover->leftovers) {
-        storage->unlink(storage, LOG_SEGMENT_TEMPORARY);
-        storage->unlink(storage, LOG_CHECKPOINT_TEMPORARY);
-    }
-    if (recover->file >= 0) storage->close(storage, recover->file);
-    recover->file = -1;
-    segments_drop(log, recover, was_never_used);
-    tail_t tail = tail_of(recover, log->next_lsn);
-    int error = active_begin(log, recover, &tail);
-    if (error < 0) return error;
-    if (tail.source && tail.whole) {
-        tail.source->records = 0;
-    } else if (tail.source) {
-        tail.source->next_lsn = tail.first_lsn;
-    }
-    segments_drop(log, recover, has_no_records);
-    segments_trim(log, recover);
-    log->segments = recover->segments;
-    log->count = recover->count;
-    log->capacity = recover->capacity;
-    recover->segments = NULL;
-    recover->count = 0;
-    log->segments[log->count++] = log->active;
-    for (uint32_t i = 0; i < log->count; i++) log->stats.bytes += log->segments[i]->file_bytes;
-    log->stats.segments = log->count;
-    return 0;
-}
-
 static int log_id_make(log_t *log, recover_t *recover) {
     uint8_t bytes[8];
     log->log_id = recover->log_id;
@@ -659,6 +484,7 @@ static void checkpoints_note(log_t *log, const recover_t *recover) {
     log->generations[1] = recover->generation_before;
     log->keep_below[1] = recover->keep_before;
     log->stats.checkpoint_lsn = recover->checkpoint.lsn;
+    log->stats.keep_from = log_keep_from(log);
     log->checkpoint.generation = recover->generations_count ? recover->generations[recover->generations_count - 1] : 0;
 }
 
@@ -704,13 +530,13 @@ static int log_recover(log_t *log, opening_t *opening, log_report_t *report) {
     error = log_id_make(log, &recover);
     if (error == BQ_OK) error = replay(log, &recover, opening);
     if (error == BQ_OK) {
-        int settled = recovered_settle(log, &recover);
-        if (settled < 0) error = settled == -ENOSPC || settled == -EDQUOT ? LOG_E_FULL : system_error(settled);
+        int begun = log_begin(log, &recover);
+        if (begun < 0) error = system_error(begun);
     }
     if (error == BQ_OK) {
         checkpoints_note(log, &recover);
         recover.report.next_lsn = log->next_lsn;
-        recover.report.first_lsn = log->segments[0]->first_lsn;
+        recover.report.first_lsn = log->count ? log->segments[0]->first_lsn : log->next_lsn;
         if (report) *report = recover.report;
     }
     recover_free(&recover);
@@ -720,7 +546,6 @@ static int log_recover(log_t *log, opening_t *opening, log_report_t *report) {
 static void log_free(log_t *log) {
     storage_t *storage = log->storage;
     for (uint32_t i = 0; i < log->count; i++) segment_free(log->segments[i]);
-    if (!log->count) segment_free(log->active); /* opening failed before the table took it */
     segment_free(log->ahead);
     if (log->active_file >= 0) storage->close(storage, log->active_file);
     if (log->ahead_file >= 0) storage->close(storage, log->ahead_file);
@@ -748,8 +573,8 @@ static int gates_init(log_t *log) {
 }
 
 static int buffers_init(log_t *log) {
-    log->batches[0].bytes = malloc(batch_room(log));
-    log->batches[1].bytes = malloc(batch_room(log));
+    log->batches[0].bytes = malloc(log_batch_room(log));
+    log->batches[1].bytes = malloc(log_batch_room(log));
     return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_SCAN_BYTES / 4)
                                                           : BQ_E_MEMORY;
 }
@@ -794,7 +619,10 @@ int log_open(log_t **out, storage_t *storage, const log_config_t *config, log_vi
     opening_t opening = {.restore = restore, .progress = progress, .context = context};
     if (error == BQ_OK) error = log_recover(log, &opening, report);
     if (error == BQ_OK) {
+        atomic_store(&log->durable, log->sure_lsn);
+#ifdef BUG_SERVE_DOUBTFUL
         atomic_store(&log->durable, log->next_lsn - 1);
+#endif
         atomic_store(&log->shown_next_lsn, log->next_lsn);
         limits_set(log);
         error = threads_start(log);

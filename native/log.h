@@ -71,7 +71,8 @@ typedef struct log_stats {
     uint64_t commits, sync_us_last, sync_us_total, sync_us_max;
     uint64_t sync_us_buckets[8]; /* syncs of at most 100 us, 300 us, 1 ms, 3 ms, 10 ms, 30 ms, 100 ms, more */
     uint64_t reclaimed_segments;
-    uint64_t checkpoint_lsn;
+    uint64_t checkpoint_lsn, checkpoints; /* how many were written since the log was opened */
+    uint64_t keep_from;                   /* older records neither of the two checkpoints needs */
     int64_t free_bytes;
     uint32_t full, failed;
     int32_t error;        /* the errno that stopped it */
@@ -83,7 +84,8 @@ typedef bool (*log_visit)(void *context, const log_record_t *record); /* false: 
 /* Open, lock and recover. First *restore is given the newest readable checkpoint (type 0, lsn: its LSN; not called if there is
  * none), then each record after it, in LSN order; records before it are verified but not visited. Takes the storage over.
  * `progress` may be NULL: called every few MB with bytes done and bytes in all. LOG_E_LOCKED, LOG_E_VERSION, LOG_E_REFUSED, BQ_E_ARGUMENT,
- * BQ_E_MEMORY, LOG_E_FULL (no room for the recovered tail's copy), or BQ_E_SYSTEM with errno; the storage is released then. */
+ * BQ_E_MEMORY, or BQ_E_SYSTEM with errno; the storage is released then. A full disk is none: the log begins in state LOG_E_FULL.
+ * Then log_durable may begin before the last LSN found: what recovery could not sync itself is not served until it has. */
 int log_open(log_t **log, storage_t *storage, const log_config_t *config, log_visit restore, void *context, log_report_t *report,
              void (*progress)(void *context, uint64_t done, uint64_t total));
 void log_close(log_t *log); /* commits what is gathered, marks the end as clean */

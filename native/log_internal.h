@@ -1,4 +1,4 @@
-/* log_internal.h: what log.c, log_recover.c, log_read.c and log_tool.c share. Nobody else includes it, tests excepted.
+/* log_internal.h: what log.c, log_tail.c, log_recover.c, log_read.c and log_tool.c share. Nobody else includes it, tests excepted.
  *
  * Invariant: the segment table is read and changed inside `table`; only the log thread adds to it and only the read thread
  * takes from it, so each of them may keep a pointer into it for as long as it runs. Gates are never entered inside each other.
@@ -147,6 +147,13 @@ typedef struct read_slot {
     uint64_t cursor_offset;
 } read_slot_t;
 
+/* The records that the last fdatasync of the broker before may not have reached, and some more: see log_tail.c. */
+typedef struct tail {
+    segment_t *source; /* whose last records are to be carried over; NULL: none */
+    uint64_t offset, first_lsn;
+    bool whole; /* all of its records */
+} tail_t;
+
 struct log {
     storage_t *storage;
     log_config_t config;
@@ -170,7 +177,10 @@ struct log {
     bool stop, log_waits, room_came;
     uint32_t stuck; /* inside work: times in a row that the disk was full for a batch that is already accepted */
     poll_thread_t log_thread;
-    segment_t *active, *ahead; /* ahead: made but not used yet, and not in the table */
+    segment_t *active, *ahead; /* active: NULL while a full disk has no room for one; ahead: made, not used, not in the table */
+    tail_t tail;               /* while there is no active segment: what it will begin with, and first_lsn in any case */
+    uint64_t sure_lsn;         /* of what was found at the start: the last that is on disk, as far as anybody knows */
+    uint64_t checkpoint_room;  /* what a checkpoint takes: a short segment leaves it free */
     int active_file, ahead_file;
     uint64_t position; /* where the active segment goes on */
     bool active_sealed;
@@ -199,6 +209,31 @@ struct log {
     uint64_t read_number;                   /* segment that read_file is; 0: none */
     uint64_t generations[2], keep_below[2]; /* the two checkpoints kept, the newer first; generation 0: none */
 };
+
+static inline uint32_t log_record_bytes_max(const log_t *log) { return log->config.batch_bytes_max / 2; }
+static inline uint32_t log_pad_bytes_max(const log_t *log) {
+    return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0;
+}
+static inline uint32_t log_batch_room(const log_t *log) { return log->config.batch_bytes_max + log_pad_bytes_max(log); }
+static inline uint32_t log_header_bytes(const log_t *log) {
+    return log->config.block_bytes > FORMAT_HEADER_ROOM ? log->config.block_bytes : FORMAT_HEADER_ROOM;
+}
+/* What a segment may waste at its end, because records do not span segments. */
+static inline uint32_t log_waste_bytes_max(const log_t *log) {
+    return FORMAT_FOOTER_BYTES + FORMAT_RECORD_BYTES + log_record_bytes_max(log);
+}
+
+static inline uint64_t log_keep_from(const log_t *log) {
+    return log->keep_below[0] < log->keep_below[1] ? log->keep_below[0] : log->keep_below[1];
+}
+
+int log_header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes);
+bool log_table_grow(log_t *log);   /* false: no memory for one more segment, or too many */
+int64_t log_free_look(log_t *log); /* free bytes of the disk, INT64_MAX if it does not say; shown in the stats */
+/* After the last record was read: the disk is made to hold what was recovered, in a form that this process has synced itself, and
+ * the table takes over the segments. A full disk is no error: see log_tail.c. 0 or -errno. */
+int log_begin(log_t *log, recover_t *recover);
+int log_begin_late(log_t *log); /* log thread, no active segment: again, if there is room. 0, -ENOSPC, or what stops the log */
 
 void *read_run(void *log);
 void log_wake(log_t *log);

@@ -211,11 +211,12 @@ static void checkpoints_drop(log_t *log) {
     }
 }
 
-/* The oldest segment out of the table, if it is sealed and below what is kept. */
+/* The oldest segment out of the table, if it is sealed and below what is kept. It may be the last one, where a full disk has no
+ * room for an active segment: what it gives back makes that. */
 static segment_t *oldest_take(log_t *log, uint64_t below) {
     segment_t *segment = NULL;
     gate_enter(&log->table);
-    if (log->count > 1 && log->segments[0]->next_lsn <= below) {
+    if (log->count && log->segments[0] != log->active && log->segments[0]->next_lsn <= below) {
         segment = log->segments[0];
         log->count--;
         memmove(log->segments, log->segments + 1, log->count * sizeof *log->segments);
@@ -228,7 +229,7 @@ static segment_t *oldest_take(log_t *log, uint64_t below) {
 }
 
 static void reclaim(log_t *log) {
-    uint64_t below = log->keep_below[0] < log->keep_below[1] ? log->keep_below[0] : log->keep_below[1];
+    uint64_t below = log_keep_from(log);
     segment_t *segment;
     bool any = false;
     while ((segment = oldest_take(log, below)) != NULL) {
@@ -262,6 +263,8 @@ static void checkpoint_run(log_t *log, checkpoint_header_t *header, uint8_t *byt
         reclaim(log);
         gate_enter(&log->table);
         log->stats.checkpoint_lsn = header->lsn;
+        log->stats.checkpoints++;
+        log->stats.keep_from = log_keep_from(log);
         gate_leave(&log->table);
     } else if (error == -ENOSPC || error == -EDQUOT) {
         log->storage->unlink(log->storage, LOG_CHECKPOINT_TEMPORARY);

@@ -80,8 +80,12 @@ static int wal_repair(bq_wal_t *wal) {
     storage_t *storage = storage_posix(wal->directory, &error);
     if (!storage) return system_error(error);
     error = log_open(&log, storage, &config, NULL, NULL, NULL, NULL);
-    if (error == BQ_OK) log_close(log);
-    return error;
+    if (error != BQ_OK) return error;
+    gate_enter(&log->table);
+    bool begun = log->active != NULL;
+    gate_leave(&log->table);
+    log_close(log);
+    return begun ? BQ_OK : system_error(-ENOSPC); /* a broker could serve what is there; mended it is not */
 }
 
 static void item_progress(const bq_wal_t *wal, bq_wal_item_t *item) {

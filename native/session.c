@@ -8,6 +8,7 @@
 
 #define READ_BUFFER_BYTES (256u << 10)
 #define FLIGHT_SIZE_MIN 256u
+#define SESSIONS_SIZE_MIN 64u
 #define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout grows to 32 times itself */
 #define DEAD_LETTER_RETRY_MS 1000u
 #define DEAD_LETTER_PREFIX "$dlq/"
@@ -255,7 +256,8 @@ static bool waits_for_floor(bq_t *bq, session_t *session) {
 }
 
 static bool hungry(const bq_t *bq, const session_t *session) {
-    return session->behind && session->members && session->read_slot < 0 && session->window_count <= bq->config.max_in_flight;
+    return session->behind && session->next_lsn <= bq->fanned_lsn && session->members && session->read_slot < 0 &&
+           session->window_count <= bq->config.max_in_flight;
 }
 
 /* Send what can be sent, and fetch more when the window runs low. */
@@ -384,7 +386,7 @@ void session_read_finished(bq_t *bq, const log_read_t *read) {
         bq->stats.lost_lsns += read->next_lsn - session->next_lsn; /* damaged on disk: counted and logged, never silent */
         session->next_lsn = read->next_lsn;
     }
-    if (session->next_lsn > bq->fanned_lsn) session->behind = false;
+    if (session->next_lsn > bq->fanned_lsn && session->next_lsn > bq->found_lsn) session->behind = false;
     floor_update(bq, session);
     pump_later(bq, session);
 }
@@ -485,10 +487,14 @@ static void member_remove(bq_t *bq, member_t *member) {
     if (!session->member_count && session->durable) window_leave_to_log(bq, session);
 }
 
+/* It is in the session's list and in the connection's: either may be long, seldom both. */
 static member_t *member_find(const session_t *session, const connection_t *connection) {
-    member_t *member = connection->members;
-    while (member && member->session != session) member = member->connection_next;
-    return member;
+    member_t *of_session = session->members, *of_connection = connection->members;
+    for (; of_session && of_connection; of_session = of_session->next, of_connection = of_connection->connection_next) {
+        if (of_session->connection == connection) return of_session;
+        if (of_connection->session == session) return of_connection;
+    }
+    return NULL;
 }
 
 static bool member_add(bq_t *bq, session_t *session, connection_t *connection) {
@@ -510,13 +516,107 @@ static bool member_add(bq_t *bq, session_t *session, connection_t *connection) {
     return true;
 }
 
+/* ---- finding sessions, by what tells them apart and by id ---------------------------------------------------------------- */
+
+static bool text_is(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_t b_size) {
+    return a_size == b_size && (!a_size || memcmp(a, b, a_size) == 0);
+}
+
+/* Sessions are told apart by filter and group; without a group by filter and, if durable, client_id, else connection. */
+static uint64_t name_hash(const bq_t *bq, const session_request_t *request, bq_conn_t owner) {
+    uint64_t hash = hash_bytes(request->filter, request->filter_size, bq->run);
+    if (request->group_size) return hash_bytes(request->group, request->group_size, hash);
+    if (request->durable) return request->client_id_size ? hash_bytes(request->client_id, request->client_id_size, hash) : hash;
+    return hash_bytes((const uint8_t *)&owner, sizeof owner, hash);
+}
+
+static bq_conn_t owner_of(const session_request_t *request, const connection_t *connection) {
+    return request->group_size || request->durable ? 0 : connection->handle;
+}
+
+static bool session_is(const session_t *session, const session_request_t *request, bq_conn_t owner) {
+    if (!text_is(session->text, session->filter_size, request->filter, request->filter_size)) return false;
+    if (!text_is(session_group(session), session->group_size, request->group, request->group_size)) return false;
+    if (request->group_size) return true;
+    if (session->durable != request->durable || session->owner != owner) return false;
+    return !session->durable ||
+           text_is(session_client_id(session), session->client_id_size, request->client_id, request->client_id_size);
+}
+
+static session_t *session_find(bq_t *bq, const connection_t *connection, const session_request_t *request) {
+    bq_conn_t owner = owner_of(request, connection);
+    session_t *session = bq->sessions.names[name_hash(bq, request, owner) & (bq->sessions.table_size - 1)];
+    while (session && !session_is(session, request, owner)) session = session->name_chain;
+    return session;
+}
+
+static session_t **name_slot(const sessions_t *sessions, const session_t *session) {
+    return &sessions->names[session->name_hash & (sessions->table_size - 1)];
+}
+
+static session_t **id_slot(const sessions_t *sessions, uint64_t id) {
+    return &sessions->ids[id & (sessions->table_size - 1)]; /* they are given one after another */
+}
+
+static session_t *session_by_id(bq_t *bq, uint64_t id) {
+    session_t *session = *id_slot(&bq->sessions, id);
+    while (session && session->id != id) session = session->id_chain;
+    return session;
+}
+
+/* Both tables made anew. Sessions are entered from the newest to the oldest, so that the newest is still found first. */
+static bool tables_make(bq_t *bq, uint32_t size) {
+    sessions_t *sessions = &bq->sessions;
+    session_t **tables = pool_take(&bq->pool, 2 * size * sizeof *tables), **at;
+    if (!tables) return false;
+    memset(tables, 0, 2 * size * sizeof *tables);
+    if (sessions->names) pool_give(&bq->pool, sessions->names, 2 * sessions->table_size * sizeof *tables);
+    sessions->names = tables;
+    sessions->ids = tables + size;
+    sessions->table_size = size;
+    for (session_t *session = sessions->all; session; session = session->next) {
+        session->name_chain = session->id_chain = NULL;
+        for (at = name_slot(sessions, session); *at;) at = &(*at)->name_chain;
+        *at = session;
+        if (!session->id) continue;
+        for (at = id_slot(sessions, session->id); *at;) at = &(*at)->id_chain;
+        *at = session;
+    }
+    return true;
+}
+
+static void names_enter(bq_t *bq, session_t *session) {
+    sessions_t *sessions = &bq->sessions;
+    if (sessions->count >= sessions->table_size) tables_make(bq, sessions->table_size * 2); /* else: slower, not wrong */
+    session_t **slot = name_slot(sessions, session);
+    session->name_chain = *slot;
+    *slot = session;
+}
+
+static void id_give(bq_t *bq, session_t *session, uint64_t id) {
+    session_t **slot = id_slot(&bq->sessions, id);
+    if (!id) return; /* none that a core gives */
+    session->id = id;
+    session->id_chain = *slot;
+    *slot = session;
+}
+
+static void tables_leave(sessions_t *sessions, session_t *session) {
+    session_t **at = name_slot(sessions, session);
+    while (*at != session) at = &(*at)->name_chain;
+    *at = session->name_chain;
+    if (!session->id) return;
+    for (at = id_slot(sessions, session->id); *at != session;) at = &(*at)->id_chain;
+    *at = session->id_chain;
+}
+
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
 
 static size_t session_bytes(const session_t *session) {
     return sizeof *session + session->filter_size + session->client_id_size + session->group_size;
 }
 
-static session_t *session_new(bq_t *bq, const session_request_t *request) {
+static session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t owner) {
     size_t size = sizeof(session_t) + request->filter_size + request->client_id_size + request->group_size;
     session_t *session = pool_take(&bq->pool, size);
     if (!session) return NULL;
@@ -526,6 +626,8 @@ static session_t *session_new(bq_t *bq, const session_request_t *request) {
                            .qos = request->qos,
                            .durable = request->durable,
                            .grouped = request->group_size > 0,
+                           .name_hash = name_hash(bq, request, owner),
+                           .owner = owner,
                            .read_slot = -1};
     memcpy(session->text, request->filter, request->filter_size);
     if (request->client_id_size) memcpy(session->text + request->filter_size, request->client_id, request->client_id_size);
@@ -536,6 +638,7 @@ static session_t *session_new(bq_t *bq, const session_request_t *request) {
         pool_give(&bq->pool, session, size);
         return NULL;
     }
+    names_enter(bq, session);
     session->floor_lsn = session->floor_logged = bq->fanned_lsn;
     session->next = bq->sessions.all;
     session->link = &bq->sessions.all;
@@ -558,29 +661,11 @@ static void session_free(bq_t *bq, session_t *session) {
         *at = session->pump_next;
     }
     route_session_leave(bq->routes, &session->route);
+    tables_leave(&bq->sessions, session);
     *session->link = session->next;
     if (session->next) session->next->link = session->link;
     bq->sessions.count--;
     pool_give(&bq->pool, session, session_bytes(session));
-}
-
-static bool text_is(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_t b_size) {
-    return a_size == b_size && (!a_size || memcmp(a, b, a_size) == 0);
-}
-
-/* Sessions are told apart by filter and group; without a group by filter and, if durable, client_id, else connection. */
-static session_t *session_find(bq_t *bq, const connection_t *connection, const session_request_t *request) {
-    for (session_t *session = bq->sessions.all; session; session = session->next) {
-        if (!text_is(session->text, session->filter_size, request->filter, request->filter_size)) continue;
-        if (!text_is(session_group(session), session->group_size, request->group, request->group_size)) continue;
-        if (request->group_size) return session;
-        if (session->durable != request->durable) continue;
-        if (session->durable
-                ? text_is(session_client_id(session), session->client_id_size, request->client_id, request->client_id_size)
-                : member_find(session, connection) != NULL)
-            return session;
-    }
-    return NULL;
 }
 
 /* ---- requests ------------------------------------------------------------------------------------------------------------- */
@@ -605,7 +690,7 @@ static session_record_t record_of(const session_t *session) {
 
 /* The session's record; 0 or less: it cannot be written now. */
 static int64_t session_log(bq_t *bq, session_t *session) {
-    session->id = ++bq->sessions.next_id;
+    id_give(bq, session, ++bq->sessions.next_id);
     session_record_t record = record_of(session);
     log_part_t parts[] = {{&record, sizeof record},
                           {session->text, session->filter_size + session->client_id_size + session->group_size}};
@@ -630,16 +715,25 @@ static void answer_new(bq_t *bq, connection_t *connection, uint64_t seq, session
     session->born_lsn = session->floor_lsn = session->floor_logged = (uint64_t)lsn;
 }
 
+/* Found at the start, but a full disk has not let this process make sure of it yet: a SubAck now could be one too many. */
+static bool in_doubt(const bq_t *bq, const session_t *session) {
+    return session->durable && bq->fanned_lsn < bq->found_lsn && session->born_lsn > bq->fanned_lsn;
+}
+
 void session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
     session_t *session = session_find(bq, connection, request);
     bool fresh = !session;
+    if (session && in_doubt(bq, session)) {
+        refuse_subscription(bq, connection, seq, NO_ROOM);
+        return;
+    }
     if (fresh && bq->sessions.count >= bq->config.max_sessions) {
         connection_reply(bq, connection, seq, 429,
                          "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)");
         connection_resume(bq, connection, PAUSE_ANSWER);
         return;
     }
-    if (fresh) session = session_new(bq, request);
+    if (fresh) session = session_new(bq, request, owner_of(request, connection));
     if (!session || !member_add(bq, session, connection)) {
         if (session && fresh) session_free(bq, session);
         refuse_subscription(bq, connection, seq, NO_ROOM);
@@ -710,12 +804,6 @@ uint32_t sessions_behind(const bq_t *bq) {
 
 /* ---- recovery and checkpoints ---------------------------------------------------------------------------------------------- */
 
-static session_t *session_by_id(bq_t *bq, uint64_t id) {
-    session_t *session = bq->sessions.all;
-    while (session && session->id != id) session = session->next;
-    return session;
-}
-
 static uint64_t texts_size(const session_record_t *record) {
     return (uint64_t)record->filter_size + record->client_id_size + record->group_size;
 }
@@ -738,9 +826,9 @@ static bool session_load(bq_t *bq, const session_record_t *record, const uint8_t
                                  .qos = record->qos,
                                  .durable = true};
     if (session_by_id(bq, record->id)) return true;
-    session_t *session = session_new(bq, &request);
+    session_t *session = session_new(bq, &request, 0);
     if (!session) return false;
-    session->id = record->id;
+    id_give(bq, session, record->id);
     session->born_lsn = session->floor_lsn = session->floor_logged = floor_lsn;
     if (record->id > bq->sessions.next_id) bq->sessions.next_id = record->id;
     return true;
@@ -812,11 +900,16 @@ bool session_restore(void *context, const log_record_t *entry) {
  * all of it may have been, and says so. */
 void session_restored(bq_t *bq) {
     for (session_t *session = bq->sessions.all; session; session = session->next) {
-        if (session->floor_lsn >= bq->fanned_lsn || !session->qos) continue;
+        if (session->floor_lsn >= bq->found_lsn || !session->qos) continue;
         session->behind = true;
         session->next_lsn = session->floor_lsn + 1;
-        session->doubtful_lsn = bq->fanned_lsn;
+        session->doubtful_lsn = bq->found_lsn;
     }
+}
+
+void sessions_go_on(bq_t *bq) {
+    for (session_t *session = bq->sessions.all; session; session = session->next)
+        if (session->behind) pump_later(bq, session);
 }
 
 static uint32_t durable_count(const bq_t *bq, uint64_t *size) {
@@ -860,14 +953,16 @@ bool sessions_init(bq_t *bq) {
     sessions->flight_size = FLIGHT_SIZE_MIN;
     sessions->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
     if (sessions->flight) memset(sessions->flight, 0, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
-    return sessions->flight != NULL;
+    return sessions->flight && tables_make(bq, SESSIONS_SIZE_MIN);
 }
 
 void sessions_release(bq_t *bq) {
     sessions_t *sessions = &bq->sessions;
     while (sessions->all) session_free(bq, sessions->all);
     if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
+    if (sessions->names) pool_give(&bq->pool, sessions->names, 2 * sessions->table_size * sizeof *sessions->names);
     sessions->flight = NULL;
+    sessions->names = sessions->ids = NULL;
     for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++)
         free(sessions->read_buffers[slot]); /* after log_close: no reader is left */
 }

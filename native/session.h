@@ -46,7 +46,10 @@ typedef struct delivery {
 } delivery_t;
 
 typedef struct session {
-    struct session *next, **link; /* all */
+    struct session *next, **link; /* all, the newest first */
+    struct session *name_chain, *id_chain;
+    uint64_t name_hash;
+    bq_conn_t owner; /* of one that is neither durable nor grouped: its only connection; else 0 */
     struct session *pump_next;
     session_route_t route;
     member_t *members, *turn;         /* turn: who is served next */
@@ -83,6 +86,8 @@ typedef struct sessions {
     session_t *all;
     uint32_t count;
     uint64_t next_id;
+    session_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
+    uint32_t table_size;
     delivery_t **flight; /* hash table of deliveries in flight */
     uint32_t flight_size, flight_count;
     session_t *pump; /* those that may have something to do */
@@ -122,6 +127,7 @@ uint32_t sessions_behind(const struct bq *bq);
 /* Recovery and checkpoints. */
 bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
 void session_restored(struct bq *bq);
+void sessions_go_on(struct bq *bq); /* all that was found at the start is durable now */
 uint8_t *sessions_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */
 
 #endif

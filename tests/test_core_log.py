@@ -83,6 +83,38 @@ def test_one_session_too_many_is_answered_429_and_there_is_room_when_one_ends(tm
         bench.subscribed(client, "b")
 
 
+def test_more_sessions_than_the_tables_begin_with_are_all_found_again_by_their_names_and_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"durable": True}, {"group": "g"}, {"durable": True, "group": "h"}]
+    filters = [f"place/{number}" for number in range(60)]
+    with LoggedBench(tmp_path) as bench:
+        for name in ("one", "two"):
+            client = bench.named(name)
+            for fields in kinds:
+                for _ in range(2):  # the second time each is found, whatever it is
+                    for filter in filters:
+                        bench.subscribed(client, filter, **fields)
+        # one and two have sessions of their own, but share those of groups
+        assert bench.stats()["sessions"] == (2 + 2 + 1 + 1) * len(filters)
+        bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
+    with LoggedBench(tmp_path) as bench:
+        assert bench.stats()["sessions"] == (2 + 1) * len(filters)
+        for name in ("one", "two"):
+            client = bench.named(name)
+            for fields in (kinds[1], kinds[3]):
+                for filter in filters:
+                    bench.subscribed(client, filter, **fields)
+        assert bench.stats()["sessions"] == (2 + 1) * len(filters)
+        for filter in filters[::2]:
+            client.send(wire.UNSUB, filter, seq=1)
+            bench.settle()
+        bench.until(lambda: len(client.replies) == len(filters) // 2)
+        for filter in filters:
+            bench.subscribed(client, filter, durable=True)
+        assert {reply.code for reply in client.replies} == {0}
+
+
 def test_qos_1_without_a_log_is_refused_by_the_core_too() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
@@ -169,3 +201,20 @@ def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(t
         assert writer.replies[-1].code == 503 and "larger than the log takes" in writer.replies[-1].message
         bench.published(writer, "a", 1)
         assert writer.replies[-1].code == 0
+
+
+def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        away, publisher = bench.named("away"), bench.named("publisher")
+        bench.subscribed(away, "t", durable=True)
+        bench.close(away)
+        while not any(reply.code == 503 for reply in publisher.replies):
+            bench.published(publisher, "t", 20, bytes(1000))
+        generations = []
+        for _ in range(60):
+            bench.turn(100)  # twice as long as a full log waits before it looks whether a checkpoint would help
+            bench.core.wait(1)
+            generations.append(max((int(file.stem[-10:]) for file in tmp_path.glob("checkpoint-*.ckp")), default=0))
+        bench.published(publisher, "t", 1, bytes(1000))
+        assert publisher.replies[-1].code == 503
+        assert generations[-1] - generations[0] <= 4, generations

@@ -6,6 +6,7 @@ Invariant: every test sees the broker from outside only, and each way to find a 
 import errno
 import os
 import signal
+import urllib.request
 
 import pytest
 from broker_process import BrokerProcess, until
@@ -247,6 +248,74 @@ def test_a_write_that_meets_a_full_disk_is_answered_when_there_is_room(place):
         assert (answer.seq, answer.code) == (7, 0)
         until(lambda: publish(second, "the end").code == 0, "it takes messages again, by itself")
     assert collect(broker, last="the end") == ["held", "the end"]
+
+
+def no_room(here):
+    here.faults.fail("allocate", errno.ENOSPC)
+    here.faults.fail("write", errno.ENOSPC)
+    here.faults.page.free_bytes = 0
+
+
+def said(broker, path):
+    address = broker.wait_for("metrics")["address"]
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=60) as answer:
+        return answer.read().decode()
+
+
+def check_that_it_refuses_and_says_why(broker):
+    with HelloClient(broker.address) as client, HelloClient(broker.address) as light:
+        refusal = publish(client, "refused")
+        assert refusal.code == 503 and "the log is full" in refusal.message, refusal
+        light.subscribe("disk/fails")
+        client.publish("disk/fails", b"without a log")
+        assert light.next().payload == b"without a log"
+        described = client.info()
+        assert (described["state"], described["log"]["state"]) == ("degraded", "full")
+        assert any(
+            reason.startswith("log: full at ") and "the disk has room" in reason for reason in described["reasons"]
+        )
+    assert "log: full at " in said(broker, "/healthz") and said(broker, "/readyz")
+    assert broker.wait_for("log_full")["disk_free_bytes"] == "0"
+
+
+def test_a_broker_starts_on_a_full_disk_delivers_what_it_has_and_takes_messages_when_there_is_room(place):
+    here = place(**{"metrics.bind_addr": "127.0.0.1:0"})
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as client:
+        assert [publish(client, text).code for text in ("first", "second")] == [0, 0]
+    broker.stop()
+    no_room(here)
+    broker = here.start()
+    check_that_it_refuses_and_says_why(broker)
+    assert collect(broker, last="second") == ["first", "second"]
+    broker = here.restart()  # what was acknowledged found no room either, so it comes again: never lost, never changed
+    check_that_it_refuses_and_says_why(broker)
+    assert collect(broker, last="second") == ["first", "second"]
+    here.faults.heal()
+    with HelloClient(broker.address) as client:
+        until(lambda: publish(client, "the end").code == 0, "it takes messages again, by itself")
+        until(lambda: client.info()["state"] == "ok", "INFO says ok")
+    assert broker.wait_for("log_has_room")
+    assert collect(broker, last="the end") == ["the end"]
+
+
+def test_what_a_killed_broker_left_is_delivered_once_a_full_disk_lets_the_next_one_make_sure_of_it(place):
+    here = place(**{"metrics.bind_addr": "127.0.0.1:0"})
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as client:
+        assert publish(client, "before").code == 0
+    broker.signal(signal.SIGKILL)
+    broker.wait()
+    no_room(here)
+    broker = here.start()
+    check_that_it_refuses_and_says_why(broker)
+    with HelloClient(broker.address, client_id="collector") as client:
+        assert client.ask(SUB, "disk/#", qos=1, durable=True).code == 503
+    here.faults.heal()
+    until(lambda: broker.info()["state"] == "ok", "INFO says ok")
+    assert collect(broker, last="before") == ["before"]
 
 
 def test_a_log_at_its_quota_refuses_until_its_subscriber_has_caught_up(place):

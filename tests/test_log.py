@@ -17,7 +17,7 @@ KEPT = sorted((TESTS / "kept").glob("log-*"))
 CC = os.environ.get("CC", "cc").split()
 # The log looks at a full disk again after a millisecond here instead of a tenth of a second.
 FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DLOG_RETRY_MS=1", "-pthread"]
-LOG = ["log.c", "log_format.c", "log_recover.c", "log_read.c", "log_tool.c", "storage_posix.c"]
+LOG = ["log.c", "log_tail.c", "log_format.c", "log_recover.c", "log_read.c", "log_tool.c", "storage_posix.c"]
 SOURCES = [NATIVE / name for name in (*LOG, "gate.c", "poll.c", "crc32.c")]
 SIMULATED = [TESTS / "native" / name for name in ("sim_disk.c", "log_model.c")]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -55,6 +55,13 @@ def test_whatever_call_a_power_cut_or_a_kill_comes_in_nothing_acknowledged_is_lo
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
 def test_whatever_call_fails_nothing_acknowledged_is_lost(tmp_path: Path, sanitizers: list[str]) -> None:
     passes(build(tmp_path, "test_log_errors", sanitizers), 1, 3)
+
+
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_a_start_on_a_full_disk_succeeds_loses_nothing_and_goes_on_when_there_is_room(
+    tmp_path: Path, sanitizers: list[str]
+) -> None:
+    passes(build(tmp_path, "test_log_full", sanitizers), 1, 6)
 
 
 def test_a_flipped_bit_is_harmless_or_told_exactly(tmp_path: Path) -> None:
@@ -100,6 +107,7 @@ def test_without_fsync_the_crash_test_finds_losses(tmp_path: Path) -> None:
         ("CRC_WITHOUT_LENGTH", "test_log_flips", (1, 8000)),
         ("TRUNCATE_ON_DAMAGE", "test_log_flips", (1, 4000)),
         ("RETRY_FSYNC", "test_log_errors", (1, 3)),
+        ("SERVE_DOUBTFUL", "test_log_full", (4, 6)),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, arguments: tuple[int, ...]) -> None:
@@ -118,6 +126,11 @@ def test_a_hundred_thousand_flipped_bits_are_harmless_or_told_exactly(tmp_path: 
 @pytest.mark.slow
 def test_hundreds_of_workloads_cut_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_crash", []), 1000, 300)
+
+
+@pytest.mark.slow
+def test_dozens_of_workloads_started_again_on_a_full_disk_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_full", []), 100, 60)
 
 
 @pytest.mark.slow

@@ -78,6 +78,20 @@ static bool visit(void *context, const log_record_t *record) {
     return true;
 }
 
+static void acked_note(model_t *model) {
+    uint64_t durable = log_durable(model->log);
+    if (durable > model->acked) model->acked = durable;
+    if (durable >= model->next_lsn)
+        fault(model, "durable is %llu, appended were %llu", (unsigned long long)durable, (unsigned long long)model->next_lsn - 1);
+}
+
+bool model_settled(model_t *model) {
+    gate_enter(&model->log->table);
+    bool settled = model->log->active != NULL;
+    gate_leave(&model->log->table);
+    return settled;
+}
+
 int model_open(model_t *model) {
     model->visit_next = 1;
     model->opens++;
@@ -101,7 +115,7 @@ int model_open(model_t *model) {
               (unsigned long long)model->report.lost_last_lsn);
     if (model->checkpoint_lsn && !model->visited_checkpoint) fault(model, "the checkpoint is gone");
     model->next_lsn = next;
-    if (next - 1 > model->acked) model->acked = next - 1; /* served from now on */
+    acked_note(model); /* served from now on */
     return BQ_OK;
 }
 
@@ -121,20 +135,13 @@ void model_append(model_t *model, uint32_t count) {
     }
 }
 
-static void acked_note(model_t *model) {
-    uint64_t durable = log_durable(model->log);
-    if (durable > model->acked) model->acked = durable;
-    if (durable >= model->next_lsn)
-        fault(model, "durable is %llu, appended were %llu", (unsigned long long)durable, (unsigned long long)model->next_lsn - 1);
-}
-
 void model_commit(model_t *model) {
     log_commit(model->log);
     log_settle(model->log);
     acked_note(model);
 }
 
-static void checkpoint(model_t *model) {
+void model_checkpoint(model_t *model) {
     uint64_t lsn = log_durable(model->log);
     uint8_t bytes[8];
     store_u64(bytes, lsn);
@@ -181,7 +188,7 @@ void model_close(model_t *model) {
     if (!model->log) return;
     log_settle(model->log);
     acked_note(model);
-    bool well = log_state(model->log) != LOG_E_FAILED && !sim_disk_failed(model->disk, NULL);
+    bool well = log_state(model->log) != LOG_E_FAILED && !sim_disk_failed(model->disk, NULL) && model_settled(model);
     log_close(model->log);
     model->log = NULL;
     if (well && !sim_disk_stopped(model->disk) && !sim_disk_failed(model->disk, NULL)) model->acked = model->next_lsn - 1;
@@ -205,7 +212,7 @@ static void step(model_t *model) {
     } else if (dice < 84) {
         model_commit(model);
     } else if (dice < 91) {
-        checkpoint(model);
+        model_checkpoint(model);
     } else if (dice < 94) {
         model_read_back(model);
     } else if (dice < 98) {

@@ -1,6 +1,6 @@
 /* log_model.h: a log beside a list of what was appended to it: what may be lost, and what may not, after anything.
  *
- * Invariant: below `acked` everything was durable, or was recovered once and served from then on: it must be there for ever.
+ * Invariant: up to `acked` everything was durable, or was recovered once and served from then on: it must be there for ever.
  * From there to next_lsn it may be there, but only without a gap. What is there has the bytes that were appended.
  */
 #ifndef LOG_MODEL_H
@@ -31,6 +31,8 @@ int model_open(model_t *model);                 /* log_open's result, after all 
 void model_run(model_t *model, uint32_t steps); /* random work; ends early when the disk stops or the log cannot be opened */
 void model_append(model_t *model, uint32_t count);
 void model_commit(model_t *model);
+void model_checkpoint(model_t *model);
+bool model_settled(model_t *model);   /* the log has a segment to go on in: no full disk keeps it from serving all it has found */
 void model_read_back(model_t *model); /* every record that is kept, through the read thread */
 void model_close(model_t *model);     /* in order, if the disk lets it */
 void model_kill(model_t *model);      /* the process ends in the middle of whatever it does next; the page cache stays */

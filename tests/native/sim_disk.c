@@ -521,6 +521,13 @@ void sim_disk_room(sim_disk_t *disk, uint64_t bytes) {
     gate_leave(&disk->gate);
 }
 
+uint64_t sim_disk_used(sim_disk_t *disk) {
+    gate_enter(&disk->gate);
+    uint64_t bytes = room_used(disk);
+    gate_leave(&disk->gate);
+    return bytes;
+}
+
 /* ---- from outside ---------------------------------------------------------------------------------------------------- */
 
 uint32_t sim_disk_files(const sim_disk_t *disk) { return disk->now.count; }

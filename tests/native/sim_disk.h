@@ -32,6 +32,7 @@ void sim_disk_fail_at(sim_disk_t *disk, uint64_t call, int error, enum sim_fault
 bool sim_disk_failed(sim_disk_t *disk, const char **name); /* has the planned failure happened, and to which call */
 void sim_disk_heal(sim_disk_t *disk);                      /* no planned faults any more */
 void sim_disk_room(sim_disk_t *disk, uint64_t bytes);      /* size of the file system: allocating or writing past it is ENOSPC */
+uint64_t sim_disk_used(sim_disk_t *disk);                  /* of it; a room below that is a disk that others have filled */
 
 /* Looking at it from outside. */
 uint32_t sim_disk_files(const sim_disk_t *disk);

@@ -171,6 +171,79 @@ static void test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost(void) 
     sim_disk_free(disk);
 }
 
+static void test_a_start_without_room_for_a_file_refuses_and_takes_publishes_when_there_is_room(void) {
+    sim_disk_t *disk = sim_disk_new(1);
+    sim_disk_room(disk, 0);
+    log_t *log = open_plain(disk, &plain);
+    CHECK(log_state(log) == LOG_E_FULL && stats_of(log).bytes == 0 && log_durable(log) == 0);
+    CHECK(append(log, 10, false) == LOG_E_FULL && append(log, 10, true) == LOG_E_FULL && !log_commit(log));
+    checkpoint(log);
+    CHECK(stats_of(log).checkpoint_lsn == 0 && sim_disk_files(disk) == 0);
+    sim_disk_room(disk, 100000);
+    wait_for(log, 0);
+    CHECK(append(log, 10, false) == 1);
+    flush(log);
+    CHECK(log_durable(log) == 1);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
+static void test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves_a_checkpoint_its_room(void) {
+    sim_disk_t *disk = sim_disk_new(1);
+    log_config_t config = plain;
+    config.segment_bytes = 16384;
+    sim_disk_room(disk, 15000);
+    log_t *log = open_plain(disk, &config);
+    CHECK(log_state(log) == LOG_E_FULL && stats_of(log).bytes > 0 && stats_of(log).bytes < 15000 - 4096);
+    CHECK(append(log, 400, false) == LOG_E_FULL);
+    for (uint64_t lsn = 1; lsn <= 4; lsn++) {
+        CHECK(append(log, 400, true) == (int64_t)lsn);
+        flush(log);
+        CHECK(log_durable(log) == lsn);
+    }
+    CHECK(fill(log, true) == LOG_E_FULL); /* and they all find a place */
+    flush(log);
+    CHECK(!log_busy(log) && log_durable(log) == stats_of(log).next_lsn - 1);
+    checkpoint(log);
+    CHECK(stats_of(log).checkpoint_lsn == log_durable(log));
+    sim_disk_room(disk, 100000);
+    wait_for(log, 0);
+    CHECK(append(log, 400, false) > 0);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
+static void test_what_is_fetched_after_a_start_without_room_makes_the_room(void) {
+    static uint8_t buffer[4096];
+    sim_disk_t *disk = sim_disk_new(1);
+    log_t *log = open_plain(disk, &plain);
+    CHECK(fill(log, false) == LOG_E_FULL);
+    flush(log);
+    uint64_t last = log_durable(log);
+    log_close(log);
+    sim_disk_room(disk, sim_disk_used(disk) + 300); /* enough for a checkpoint */
+    log = open_plain(disk, &plain);
+    CHECK(log_state(log) == LOG_E_FULL && log_durable(log) == last && append(log, 10, true) == LOG_E_FULL);
+    log_read_t read = {.next_lsn = 1};
+    for (uint64_t lsn = 1; lsn <= last; lsn = read.next_lsn) {
+        CHECK(log_read_start(log, 0, lsn, buffer, sizeof buffer) == BQ_OK);
+        log_settle(log);
+        CHECK(log_read_done(log, &read) && read.result > 0);
+    }
+    checkpoint(log);
+    checkpoint(log);
+    wait_for(log, 0);
+    CHECK(stats_of(log).segments <= 2 && stats_of(log).first_lsn == last + 1);
+    CHECK(append(log, 400, false) == (int64_t)last + 1);
+    flush(log);
+    log_close(log);
+    log_report_t report;
+    CHECK(log_open(&log, sim_disk_storage(disk), &plain, NULL, NULL, &report, NULL) == BQ_OK);
+    CHECK(report.next_lsn == last + 2 && !report.lost_ranges && report.clean);
+    log_close(log);
+    sim_disk_free(disk);
+}
+
 static void test_a_second_opener_is_told_that_the_log_is_locked(void) {
     sim_disk_t *disk = sim_disk_new(1);
     log_t *log = open_plain(disk, &plain), *second;
@@ -415,6 +488,9 @@ static const struct {
     TEST(test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_checkpoint_makes_room),
     TEST(test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_resumes_by_itself),
     TEST(test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost),
+    TEST(test_a_start_without_room_for_a_file_refuses_and_takes_publishes_when_there_is_room),
+    TEST(test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves_a_checkpoint_its_room),
+    TEST(test_what_is_fetched_after_a_start_without_room_makes_the_room),
     TEST(test_a_second_opener_is_told_that_the_log_is_locked),
     TEST(test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was),
     TEST(test_records_are_read_back_across_segments_and_a_reclaimed_start_says_where_to_go_on),
