@@ -25,7 +25,7 @@ for name in $FROM_SOURCE; do
     tar -xf "/cache/$TARGET/wheel-sources/$name"-*.tar.gz -C /build/sources
     cd /build/sources/"$name"-*/
     # PyInstaller's start-up code has a build of its own.
-    [ ! -e bootloader ] || (cd bootloader && "$python" ./waf configure --target-arch=32bit all)
+    [ ! -e bootloader ] || (cd bootloader && "$python" ./waf configure all)
     "$python" -c '
 import sys
 from setuptools.build_meta import build_wheel
