@@ -24,12 +24,17 @@ export LDFLAGS="-L/build/libraries -L$libraries/lib -Wl,-z,relro -Wl,-z,now"
 for name in $FROM_SOURCE; do
     tar -xf "/cache/$TARGET/wheel-sources/$name"-*.tar.gz -C /build/sources
     cd /build/sources/"$name"-*/
-    # PyInstaller's start-up code has a build of its own.
-    [ ! -e bootloader ] || (cd bootloader && "$python" ./waf configure all)
-    "$python" -c '
-import sys
-from setuptools.build_meta import build_wheel
-build_wheel(sys.argv[1])
-' "/cache/$TARGET/wheels"
+    if [ -e bootloader ]; then
+        # PyInstaller: start-up code with a build of its own, and Python that needs none. Its wheel is a zip file of both.
+        rm -rf PyInstaller/bootloader/{Darwin,Windows}*
+        (cd bootloader && "$python" ./waf configure all)
+        about=${PWD##*/}.dist-info
+        mkdir "$about"
+        cp PKG-INFO "$about/METADATA"
+        cp COPYING.txt "$about/"
+        "$python" -m zipfile -c "/cache/$TARGET/wheels/${PWD##*/}-py3-none-linux_$MACHINE.whl" PyInstaller "$about"
+    else
+        "$python" -c 'import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sys.argv[1])' "/cache/$TARGET/wheels"
+    fi
 done
 rm -rf /build
