@@ -6,6 +6,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* fallocate */
 #endif
+#if !defined(__LP64__) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* where long has 32 bits: files and disks are larger, and inode numbers longer */
+#endif
 
 #include "storage.h"
 
@@ -19,6 +22,8 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+
+_Static_assert(sizeof(off_t) == 8, "the log needs file offsets of 64 bits: define _FILE_OFFSET_BITS before any system header");
 
 #define CHUNK_BYTES_MAX (1u << 30) /* one call; some systems refuse more */
 

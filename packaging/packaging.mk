@@ -1,13 +1,16 @@
 # Binaries and packages, included by the Makefile. docs/PACKAGING.md says what comes out and what it was tried on.
 # Each target brings its steps up to date (packaging/build, in a cache outside of the tree) and copies the result to dist/.
 
-.PHONY: binary binary-arm64 test-frozen deb oci wheels release
+.PHONY: binary binary-arm64 binary-armv7 test-frozen deb oci wheels release
 
 binary: ## freeze blipmq for linux x64: dist/linux-x64/blipmq, one file that needs no Python (root, Debian)
 	@packaging/build x64 onefile
 
 binary-arm64: ## the same for linux arm64, under qemu-user
 	@packaging/build arm64 onefile
+
+binary-armv7: ## the same for linux armv7 (32-bit, hard float); not part of the release
+	@packaging/build armv7 onefile
 
 test-frozen: $(VENV)/.test $(CORE) ## run the suite's black-box tests against the linux x64 download (root, Debian)
 	@$(PY) -m pytest -q -s -m slow tests/test_frozen.py -k 'black_box and x64' $(ARGS)

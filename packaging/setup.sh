@@ -9,6 +9,7 @@
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
+#   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run what it makes
 #   packaging/setup.sh hardware     QEMU and what hardware-tests/ need around it
 #
 # Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
@@ -125,8 +126,12 @@ clang) find_fuzzer ;;
 llvm) command -v llvm-cov >/dev/null 2>&1 && command -v llvm-profdata >/dev/null 2>&1 || apt_install "llvm-cov and llvm-profdata" llvm ;;
 systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
 hardware) find_qemu ;;
+armv7)
+    command -v arm-linux-gnueabihf-gcc >/dev/null 2>&1 && command -v qemu-arm-static >/dev/null 2>&1 ||
+        apt_install "a C compiler for armhf or qemu-user" gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static
+    ;;
 curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
 openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind | hardware" ;;
+*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind | armv7 | hardware" ;;
 esac

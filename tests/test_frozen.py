@@ -27,10 +27,10 @@ DIST = Path(os.environ.get("BLIPMQ_DIST", TOP / "dist"))
 RELEASE = DIST / "release"
 GLIBC_NEWEST = (2, 31)
 ONEFILE_BYTES_MAX = 14 * 1000 * 1000
-# arm64 runs under emulation: a chosen share of the tests.
-SYSTEMS = [("x64", "oldest"), ("x64", "newest"), ("arm64", "oldest")]
+# arm64 and armv7 run under emulation: a chosen share of the tests.
+SYSTEMS = [("x64", "oldest"), ("x64", "newest"), ("arm64", "oldest"), ("armv7", "oldest")]
 TRIAL_SECONDS_MAX = 240
-MACHINES = {"x64": "X86-64", "arm64": "AArch64"}
+MACHINES = {"x64": "X86-64", "arm64": "AArch64", "armv7": " ARM\n"}
 
 # What a trial may use: start the broker and wait until it says so, at most as long as it lives.
 PRELUDE = """
@@ -262,7 +262,7 @@ def test_a_broken_download_says_so_in_one_line(bare: System, keep: int, line: st
     assert line in done.stderr and "download it again" in done.stderr
 
 
-@pytest.mark.parametrize("target", ["x64", "arm64"])
+@pytest.mark.parametrize("target", ["x64", "arm64", "armv7"])
 def test_the_download_is_small_and_its_code_needs_no_glibc_newer_than_promised(target: str) -> None:
     build(target, "onefile")
     folder = DIST / f"linux-{target}"

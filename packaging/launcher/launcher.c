@@ -12,6 +12,7 @@
  * leaves locked folders alone for the same reason. An orderly exit removes the folder itself (packaging/freeze/unpacked.py).
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64 /* on 32-bit systems too: stat and readdir refuse what does not fit otherwise */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

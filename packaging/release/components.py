@@ -25,10 +25,12 @@ class Component:
 
 # Parts of a wheel that have licences of their own and no metadata: name, licence, where, the wheel, its version's pattern.
 INSIDE_WHEELS = [("libuv", "MIT", "the event loop inside uvloop", "uvloop", rb"\x00(1\.[0-9]{2}\.[0-9]+)\x00")]
+# The libffi inside cffi's wheel comes without its licence and its version; the userland's package has the text.
+LIBFFI_TEXT = "chroot-freeze/usr/share/doc/libffi7/copyright"
 # Name to licence, where, and the module that shows whether it went into the program (none: it always does).
 WHEELS = {
     "uvloop": ("MIT OR Apache-2.0", "the event loop", "uvloop"),
-    "cffi": ("MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
+    "cffi": ("MIT-0 AND MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
     "msgspec": ("BSD-3-Clause", "decoding", "msgspec"),
     "pyinstaller": (
         "GPL-2.0-or-later WITH Bootloader-exception",
@@ -95,6 +97,8 @@ def from_wheels(cache: Path, target: str) -> list[Component]:
                 if re.search(r"dist-info/(licenses/)?(LICEN[CS]E|COPYING|NOTICE)", n)
             ]
             text = "\n".join(archive.read(n).decode(errors="replace") for n in texts if not n.endswith("/"))
+            if name == "cffi":
+                text += f"\n\nlibffi, inside it:\n\n{(cache / target / LIBFFI_TEXT).read_text(errors='replace')}"
             binaries = b"".join(archive.read(n) for n in archive.namelist() if n.endswith(".so"))
         pypi = name.replace("_", "-")
         found.append(Component(pypi, version, licence, f"pkg:pypi/{pypi}@{version}", text, role))

@@ -66,7 +66,7 @@ def main() -> None:
         {"ref": f"source:{part.purl}", "dependsOn": [f"source:{needs[other][0].purl}" for other in sorted(others)]}
         for part, others in needs.values()
     ]
-    for target in ("x64", "arm64"):
+    for target in ("x64", "arm64", "armv7"):
         if (Path(cache) / target / "onedir").is_dir():
             parts += [listed(part, f"linux-{target}") for part in components(Path(cache), target)]
         else:

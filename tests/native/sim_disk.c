@@ -474,8 +474,15 @@ void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
     sim_disk_heal(disk);
 }
 
-uint64_t sim_disk_changes(const sim_disk_t *disk) { return disk->changes; }
-uint64_t sim_disk_calls(const sim_disk_t *disk) { return disk->calls; }
+static uint64_t counted(sim_disk_t *disk, const uint64_t *counter) {
+    gate_enter(&disk->gate); /* a log's threads count while one asks */
+    uint64_t count = *counter;
+    gate_leave(&disk->gate);
+    return count;
+}
+
+uint64_t sim_disk_changes(sim_disk_t *disk) { return counted(disk, &disk->changes); }
+uint64_t sim_disk_calls(sim_disk_t *disk) { return counted(disk, &disk->calls); }
 
 void sim_disk_stop_at(sim_disk_t *disk, uint64_t change) {
     gate_enter(&disk->gate);

@@ -22,8 +22,8 @@ void sim_disk_end_process(sim_disk_t *disk);        /* kill -9: handles and lock
 void sim_disk_cut(sim_disk_t *disk, uint64_t seed); /* power cut */
 
 /* Planned faults, by the number of the call. Changes are the calls that write or sync; calls are all of them. */
-uint64_t sim_disk_changes(const sim_disk_t *disk);
-uint64_t sim_disk_calls(const sim_disk_t *disk);
+uint64_t sim_disk_changes(sim_disk_t *disk);
+uint64_t sim_disk_calls(sim_disk_t *disk);
 void sim_disk_stop_at(sim_disk_t *disk,
                       uint64_t change); /* the process dies in this change: it is cut short, all later ones fail */
 bool sim_disk_stopped(sim_disk_t *disk);

@@ -7,6 +7,9 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#if !defined(__LP64__) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* as storage_posix.c, which is included below these headers */
+#endif
 
 #include <errno.h>
 #include <fcntl.h>

@@ -59,7 +59,7 @@ static void model_resize(size_t old_size, size_t new_size) {
     size_t old_good = pool_good_size(old_size), new_good = pool_good_size(new_size);
     if (old_good == new_good) return;
     if (!pooled(old_size) && !pooled(new_size)) {
-        model.used += new_good - old_good;
+        model.used = model.used + new_good - old_good;
         if (model.used > model.peak) model.peak = model.used;
         return;
     }
@@ -92,7 +92,7 @@ static void random_operation(uint64_t *seed) {
     if (!live[i].bytes) {
         live[i].bytes = pool_take(&pool, size);
         live[i].size = size;
-        CHECK(live[i].bytes && (uintptr_t)live[i].bytes % 16 == 0);
+        CHECK(live[i].bytes && (uintptr_t)live[i].bytes % _Alignof(max_align_t) == 0);
         model_take(size);
     } else if (random_below(seed, 3) == 0) {
         check_filled(i, live[i].size);
