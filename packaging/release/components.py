@@ -31,7 +31,6 @@ LIBFFI_TEXT = "chroot-freeze/usr/share/doc/libffi7/copyright"
 WHEELS = {
     "uvloop": ("MIT OR Apache-2.0", "the event loop", "uvloop"),
     "cffi": ("MIT-0 AND MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
-    "msgspec": ("BSD-3-Clause", "decoding", "msgspec"),
     "pyinstaller": (
         "GPL-2.0-or-later WITH Bootloader-exception",
         "start-up code; its exception covers frozen programs",
