@@ -46,6 +46,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--machine", action="append", choices=sorted(MACHINES), help="only on this machine; may be repeated"
     )
+    group.addoption("--cuts", type=int, default=0, metavar="N", help="power cuts of the long storm; 50, on arm64 10")
 
 
 def pytest_configure(config):
