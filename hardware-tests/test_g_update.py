@@ -84,7 +84,11 @@ def test_an_update_goes_to_the_other_slot_and_the_next_one_back_and_the_data_sta
     assert sent.code == 0
     for name in ("B", "A"):
         install(guest, shipped)
-        figure(f"{MACHINE}: restart into the updated slot, until the broker answers", guest.reboot(), "s")
+        before = guest.cpu_seconds()
+        figure(f"{MACHINE}: restart into the updated slot {name}, until the broker answers", guest.reboot(), "s")
+        # A wait of the guest's takes little of it, a machine that is busy elsewhere as much as ever.
+        figure(f"{MACHINE}: processor time of QEMU for it", round(guest.cpu_seconds() - before, 1), "s")
+        figure(f"{MACHINE}: load average of this machine meanwhile", round(os.getloadavg()[0], 1))
         assert slot(guest) == name
         wait_until_good(guest, name)
     with HelloClient(guest.address, "reader") as client:
