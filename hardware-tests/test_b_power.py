@@ -14,7 +14,9 @@ FOLDER = "/run/hardware-test"
 LIBRARY = f"{FOLDER}/nosync.so"
 DROP_IN = "/run/systemd/system/blipmq.service.d/hardware-test.conf"
 
-CUTS = {"x64": 50, "arm64": 10}  # in the long storm, where --cuts does not say
+# Where --cuts does not say.
+CUTS = {"x64": 50, "arm64": 10}
+CONTROL_CUTS = 4
 
 
 def keeps_its_word(storm):
@@ -95,9 +97,11 @@ def build_library(folder):
 
 @pytest.mark.long
 @pytest.mark.qemu("a broker without syncs is for guests: on a board it would lose what is the owner's")
-def test_the_control_without_syncs_loses_messages(new_guest, tmp_path, figure):
+def test_the_control_without_syncs_loses_messages(new_guest, tmp_path, figure, pytestconfig):
+    cuts = pytestconfig.getoption("--cuts") or CONTROL_CUTS
     guest = new_guest("x64", files={"blipmq.toml": power_storm.SETTINGS})
-    storm = power_storm.run(guest, seed=4, cuts=4, between=take_syncs_away(build_library(tmp_path)))
+    storm = power_storm.run(guest, seed=4, cuts=cuts, between=take_syncs_away(build_library(tmp_path)))
+    figure("x64, control without syncs: power cuts under load", storm.cuts)
     figure("x64, control without syncs: acknowledged", storm.ledger.acknowledged, "messages")
     figure("x64, control without syncs: of them lost", storm.lost())
     assert storm.lost() > 0

@@ -37,7 +37,7 @@ def slot(guest):
 
 
 def is_good(guest, name):
-    """Whether it was the slot that was last found to be good, in this start: the boot loader has nothing left to count."""
+    """Whether this slot was found good last, and in this start: the boot loader has nothing left to count."""
     noted = guest.ask("cut -c1 /boot/blipmq/system/good-slot && grub-editenv /boot/blipmq/system/grubenv list").split()
     return {name, f"{name}_OK=1", f"{name}_TRY=0"} <= set(noted)
 
