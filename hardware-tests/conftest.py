@@ -46,6 +46,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--machine", action="append", choices=sorted(MACHINES), help="only on this machine; may be repeated"
     )
+    group.addoption(
+        "--cuts", type=int, default=0, metavar="N", help="of the long storm (else 50, on arm64 10) and the control (4)"
+    )
 
 
 def pytest_configure(config):

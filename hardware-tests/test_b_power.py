@@ -14,6 +14,10 @@ FOLDER = "/run/hardware-test"
 LIBRARY = f"{FOLDER}/nosync.so"
 DROP_IN = "/run/systemd/system/blipmq.service.d/hardware-test.conf"
 
+# Where --cuts does not say.
+CUTS = {"x64": 50, "arm64": 10}
+CONTROL_CUTS = 4
+
 
 def keeps_its_word(storm):
     assert storm.ledger.faults == []
@@ -43,8 +47,9 @@ def test_a_few_power_cuts_under_load_lose_nothing_that_was_acknowledged(new_gues
 
 @pytest.mark.long
 @pytest.mark.qemu(NO_PLUG)
-@pytest.mark.parametrize(("machine", "cuts"), [("x64", 50), ("arm64", 10)])
-def test_many_power_cuts_lose_nothing_and_the_broker_is_back_each_time(new_guest, machine, cuts, figure):
+@pytest.mark.parametrize("machine", CUTS)
+def test_many_power_cuts_lose_nothing_and_the_broker_is_back_each_time(new_guest, machine, figure, pytestconfig):
+    cuts = pytestconfig.getoption("--cuts") or CUTS[machine]
     guest = new_guest(machine, files={"blipmq.toml": power_storm.SETTINGS})
     storm = power_storm.run(guest, seed=2, cuts=cuts, starting_share=0.25)
     keeps_its_word(storm)
@@ -92,9 +97,11 @@ def build_library(folder):
 
 @pytest.mark.long
 @pytest.mark.qemu("a broker without syncs is for guests: on a board it would lose what is the owner's")
-def test_the_control_without_syncs_loses_messages(new_guest, tmp_path, figure):
+def test_the_control_without_syncs_loses_messages(new_guest, tmp_path, figure, pytestconfig):
+    cuts = pytestconfig.getoption("--cuts") or CONTROL_CUTS
     guest = new_guest("x64", files={"blipmq.toml": power_storm.SETTINGS})
-    storm = power_storm.run(guest, seed=4, cuts=4, between=take_syncs_away(build_library(tmp_path)))
+    storm = power_storm.run(guest, seed=4, cuts=cuts, between=take_syncs_away(build_library(tmp_path)))
+    figure("x64, control without syncs: power cuts under load", storm.cuts)
     figure("x64, control without syncs: acknowledged", storm.ledger.acknowledged, "messages")
     figure("x64, control without syncs: of them lost", storm.lost())
     assert storm.lost() > 0

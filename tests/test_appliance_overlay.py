@@ -13,7 +13,7 @@ import pytest
 from device_folder import DeviceFolder
 
 from blipmq.config_reader import load_texts, read_text
-from blipmq.device import settings
+from blipmq.device import health, selftest, settings
 from blipmq.device.broker_settings import Ground, read_broker
 from blipmq.device.settings import SETTINGS, Device
 from blipmq.device.settings_reader import read_device
@@ -27,6 +27,8 @@ GROW = OVERLAY / "usr/lib/blipmq-device/grow-data"
 PROGRAMS = ("usr/bin/blipmq", "usr/sbin/sshd", "usr/sbin/wpa_supplicant", "bin/sh", "bin/kill", "usr/bin/true")
 # Units of systemd's own that ours lean on: those the machine's systemd brings are taken from it.
 BORROWED = ("*.target", "systemd-fsck@.service", "emergency.service", "systemd-networkd.service")
+MARK_BAD_SECONDS = 60  # usr/lib/blipmq-device/rollback
+START_SECONDS = 10  # of a broker on a slow board
 CRITICAL = {
     "local-fs.target.wants/data.mount",
     "local-fs.target.wants/boot-blipmq.mount",
@@ -147,6 +149,23 @@ def test_scripts_are_shell_that_parses_and_stop_at_the_first_error():
         assert os.access(script, os.X_OK) and script.read_text().startswith("#!/bin/sh\n# ")
         assert "\nset -eu\n" in script.read_text()
         subprocess.run(["sh", "-n", script], check=True, timeout=60)
+
+
+def seconds_of(unit, setting):
+    """A setting of a unit, which is in seconds unless it says minutes or hours."""
+    (number, unit_of_time), *others = re.findall(rf"^{setting}=(\d+)(s|min|h)?$", unit, re.MULTILINE)
+    assert not others
+    return int(number) * {"": 1, "s": 1, "min": 60, "h": 3600}[unit_of_time]
+
+
+def test_a_slot_on_trial_is_left_before_its_broker_has_used_up_its_starts_and_one_that_stands_still_uses_them_up():
+    drop_in = (UNITS / "blipmq.service.d/appliance.conf").read_text()
+    package = (ROOT / "packaging/deb/blipmq.service").read_text()
+    starts, pause = seconds_of(drop_in, "StartLimitBurst"), seconds_of(drop_in, "RestartSec")
+    # A restart by the limit does not mark the slot bad, so that it would be tried twice more.
+    assert starts * pause > health.PATIENCE_SECONDS + selftest.TIMEOUT_SECONDS + MARK_BAD_SECONDS
+    standstill = seconds_of(package, "WatchdogSec") + pause + START_SECONDS
+    assert starts * standstill <= seconds_of(drop_in, "StartLimitIntervalSec")
 
 
 def test_ssh_takes_keys_and_nothing_else():
