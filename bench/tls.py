@@ -108,9 +108,9 @@ def _start(what: str, *arguments: str) -> subprocess.Popen[str]:
 
 def message_bytes(topic: str) -> int:
     """One delivered message on the wire: as the subscriber gets it, from the core itself."""
-    from blipmq import native
+    from blipmq.native.pure import encode_message
 
-    return len(native.encode_message(1, 1, 0, topic.encode(), bytes(PAYLOAD_BYTES)))
+    return len(encode_message(1, 1, 0, topic.encode(), bytes(PAYLOAD_BYTES)))
 
 
 def processor_seconds(pid: int) -> float:

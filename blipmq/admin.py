@@ -3,8 +3,9 @@
     async with Admin(broker, "127.0.0.1:9090") as admin:
         ...  # admin.address has the real port
 
-Invariant: whatever clients do, CONNECTIONS_MAX of them are served at a time, each within the limits of `http`, and each
-question is put to the core once at a time, however many ask it here. A scrape is bounded: see `metrics`.
+Invariant: whatever clients do, CONNECTIONS_MAX of them are served at a time, and as many shake hands over TLS, each within
+the limits of `http`, and each question is put to the core once at a time, however many ask it here. A scrape is bounded: see
+`metrics`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from blipmq import metrics
 from blipmq.config import Config
 from blipmq.errors import BlipMQError
-from blipmq.http import JSON, Answer, Exchange, Request, quality
+from blipmq.http import EXCHANGE_SECONDS, JSON, Answer, Exchange, Request, quality
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
 from blipmq.process import read_process, started_at
@@ -113,14 +114,17 @@ class Admin:
         self.address = address_of(listener)
 
     async def _start_tls(self, certificates: Certificates) -> None:
-        from blipmq.tls_listener import TlsListener  # here, because few brokers serve metrics over HTTPS
+        from blipmq.pending import Bounds  # here, because few brokers serve metrics over HTTPS
+        from blipmq.tls_listener import TlsListener
 
+        bounds = Bounds(CONNECTIONS_MAX, CONNECTIONS_MAX, EXCHANGE_SECONDS[0])
         loop = asyncio.get_running_loop()
         server = TlsListener(
             self._bind_addr,
             "metrics.bind_addr",
             certificates,
             lambda connection: connection.serve(Exchange(self, loop)),
+            lambda: bounds,
             self._log,
             4 * CONNECTIONS_MAX,
         )

@@ -15,7 +15,7 @@ from blipmq import config
 from blipmq.errors import ConfigError
 from blipmq.keys import SALT_BYTES, Key, Keyring, Plain, read_keyring
 from blipmq.logs import Log
-from blipmq.native import Core
+from blipmq.native.core import Core
 
 CHECK_SECONDS = 0.5
 """How often the key file is looked at: what changed there is in effect within a second."""

@@ -26,20 +26,19 @@ from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused
 from blipmq.fed import FedTransport
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
-from blipmq.native import (
+from blipmq.native.config import CoreConfig, Overflow
+from blipmq.native.core import Core
+from blipmq.native.errors import CoreError
+from blipmq.native.events import (
     Accepting,
     Attached,
     Closed,
     CloseReason,
-    Core,
-    CoreConfig,
-    CoreError,
     Fed,
     Hello,
     Info,
     Listed,
     Out,
-    Overflow,
     Stats,
     Stopped,
     Sub,
@@ -68,6 +67,8 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 0.002
 # Beyond the time given for flushing: what the core needs to close everything.
 STOP_GRACE_SECONDS = 5.0
+# What a TLS client met at the core's door, which it comes to after its handshake.
+NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per_address is reached"
 # What TLS clients have to read the last bytes and to say goodbye in.
 STOP_TLS_SECONDS = 1.0
 
@@ -448,7 +449,9 @@ class Broker:
 
         def made(conn: int | None) -> None:
             if not conn:
-                self.log.warning("tls_refused", peer=connection.name, why=str(self._no_place(conn)))
+                self.log.warning(
+                    "tls_refused", peer=connection.name, why="the broker stopped" if conn is None else NO_PLACE
+                )
                 connection.close()
             elif connection.is_closing():
                 core.close(conn, CloseReason.EOF)

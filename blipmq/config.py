@@ -345,8 +345,8 @@ class Limits:
     )
     hello_timeout_ms: int = key(
         5000,
-        "Where keys are asked for: time a connection has to be admitted in, TLS and all. Bytes that trickle in do not "
-        "extend it.",
+        "Time a connection has to be admitted in, where keys are asked for. A TLS handshake is part of it, and has no more "
+        "where they are not. Bytes that trickle in do not extend it.",
         "ms",
         100,
         60_000,
@@ -354,8 +354,8 @@ class Limits:
     )
     max_pending: int = key(
         1024,
-        "Connections not admitted yet, where keys are asked for. One more takes the place of the one that has been silent "
-        "for longest.",
+        "Connections not admitted yet, where keys are asked for; as many again may be in a TLS handshake. One more takes "
+        "the place of the one that has been silent for longest.",
         "connections",
         1,
         100_000,
@@ -371,7 +371,8 @@ class Limits:
     )
     accept_rate: int = key(
         1000,
-        "Connections taken in a second; those beyond it wait in the system's backlog. 0: as fast as they come.",
+        "Connections that `server.bind_addr` takes in a second; those beyond it wait in the system's backlog. 0: as fast as "
+        "they come.",
         "connections",
         0,
         1_000_000,

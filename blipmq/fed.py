@@ -11,7 +11,8 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from blipmq.native import Core, CoreBusy
+from blipmq.native.core import Core
+from blipmq.native.errors import CoreBusy
 
 CHUNK_BYTES = 64 * 1024
 WINDOW_BYTES = (

@@ -16,6 +16,8 @@ INTERPRETER_BYTES = 28 * MIB
 # state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
 TLS_BYTES = 4 * MIB
 TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
+# One whose handshake is under way: OpenSSL's state and a read of ciphertext.
+TLS_HANDSHAKE_BYTES = (32 + 64) * KIB
 # One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
 # One subscription in the core: the filter and its place in the route table.
@@ -105,8 +107,9 @@ def _tls_terms(config: Config) -> list[Term]:
         return []
     terms = [Term("TLS", "measured", TLS_BYTES)]
     if config.server.tls_bind_addr:
-        n = config.server.max_connections
+        n, pending = config.server.max_connections, config.limits.max_pending
         terms.append(Term("TLS connections", f"{n} x {size(TLS_CONNECTION_BYTES)}", n * TLS_CONNECTION_BYTES))
+        terms.append(Term("TLS handshakes", f"{pending} x {size(TLS_HANDSHAKE_BYTES)}", pending * TLS_HANDSHAKE_BYTES))
     return terms
 
 

@@ -19,7 +19,8 @@ from blipmq.errors import (
     TOO_MANY,
 )
 from blipmq.logs import Log
-from blipmq.native import Closed, CloseReason, Core, Hello, Info, Sub, Unsub
+from blipmq.native.core import Core
+from blipmq.native.events import Closed, CloseReason, Hello, Info, Sub, Unsub
 from blipmq.sessions import Session, Sessions
 from blipmq.status import Status
 from blipmq.version import __version__

@@ -11,7 +11,9 @@ import asyncio
 from typing import Any
 
 from blipmq.fed import RETRY_SECONDS, WINDOW_BYTES
-from blipmq.native import Buffer, CloseReason, Core, CoreBusy
+from blipmq.native.core import Buffer, Core
+from blipmq.native.errors import CoreBusy
+from blipmq.native.events import CloseReason
 
 
 class Relay(asyncio.Protocol):

@@ -32,8 +32,6 @@ from blipmq.version import __version__
 # Beside the connections: listener, rings, poller, log, HTTP, libraries; those that are told there are too many of them
 # (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker itself (DESCRIPTORS_SPARE of door.c).
 DESCRIPTORS_RESERVED = 64 + 64 + 32
-# With TLS, handshakes under way besides: PENDING_MAX of `blipmq.tls_listener`, which is not loaded without.
-TLS_DESCRIPTORS_RESERVED = 256
 # One key press or one `systemctl stop` can arrive twice (a launcher passes on what the group got anyway).
 SAME_SIGNAL_SECONDS = 0.1
 
@@ -171,8 +169,8 @@ class Process:
 
 
 def descriptors_needed(config: Config) -> int:
-    """Open files the broker may come to need."""
-    handshakes = TLS_DESCRIPTORS_RESERVED if config.tls.cert_file else 0
+    """Open files the broker may come to need. TLS handshakes under way are no connections yet."""
+    handshakes = config.limits.max_pending if config.server.tls_bind_addr else 0
     return config.server.max_connections + DESCRIPTORS_RESERVED + handshakes
 
 
@@ -192,10 +190,21 @@ def raise_descriptor_limit(config: Config) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard if enough else need))
     except (OSError, ValueError):
         raise ConfigError(
-            f"server.max_connections = {config.server.max_connections} needs {need} open files, but this process may "
-            f"have {hard} at most. Raise the limit (LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), "
-            f"or set server.max_connections to {max(1, hard - DESCRIPTORS_RESERVED)}."
+            f"{_asked(config)} needs {need} open files, but this process may have {hard} at most. Raise the limit "
+            f"(LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), or {_way_out(config, need - hard)}."
         ) from None
+
+
+def _asked(config: Config) -> str:
+    tls = f" with limits.max_pending = {config.limits.max_pending} for TLS" if config.server.tls_bind_addr else ""
+    return f"server.max_connections = {config.server.max_connections}{tls}"
+
+
+def _way_out(config: Config, missing: int) -> str:
+    left = config.server.max_connections - missing
+    if left < 1 and config.server.tls_bind_addr:
+        return "lower both"
+    return f"set server.max_connections to {max(1, left)}"
 
 
 def _new_loop() -> tuple[asyncio.AbstractEventLoop, str]:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from blipmq import strangers
 from blipmq.auth import Auth
 from blipmq.hardware import Hardware, read_hardware
-from blipmq.native import Accepting, Core, Listed, Stats, Subscriber
+from blipmq.native.core import Core
+from blipmq.native.events import Accepting, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.strangers import Strangers
 from blipmq.version import __version__

@@ -13,6 +13,7 @@ from typing import Any
 from blipmq.certificate import EXPIRES_SOON_SECONDS, Certificates, date
 from blipmq.config import Config, NetworkOptimizations
 from blipmq.logs import Log
+from blipmq.pending import Bounds
 from blipmq.tls_connection import TlsConnection
 from blipmq.tls_listener import TlsListener
 
@@ -23,6 +24,7 @@ class Tls:
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
         self._config = config
+        self._pending_max = config.limits.max_pending  # until a restart, as in the core
         self._listener: TlsListener | None = None
         self.certificates = Certificates(config.tls)
         self._tell()
@@ -39,11 +41,17 @@ class Tls:
                 "server.tls_bind_addr",
                 self.certificates,
                 opened,
+                self.bounds,
                 self._log,
                 socket_options=_socket_options(self._config.performance.network_optimizations),
             )
             await listener.start()
             self._listener = listener
+
+    def bounds(self) -> Bounds:
+        """What handshakes are held to: the limits that hold for whoever is not admitted yet."""
+        limits = self._config.limits
+        return Bounds(self._pending_max, limits.max_pending_per_address, limits.hello_timeout_ms / 1000)
 
     def unlisten(self) -> None:
         """Take no one in any more."""

@@ -1,7 +1,7 @@
 """One TLS connection of a server: records in and out of a socket's transport, plain bytes to and from whoever it serves.
 
     handshake ──(certificates shown, a far end found)──► open ──(close, end of file)──► closing ──► closed
-        └──(5 s, a client that does not speak TLS, no certificate)── an error, one line in the log ───────^
+        └──(too slow, a client that does not speak TLS, no certificate)── an error, one line in the log ──^
 
 Invariant: what is decrypted is handed on at once and never kept, so a far end that pauses reading holds the client back
 with at most one read of ciphertext here. Only OpenSSL sees records; no byte of a failed handshake reaches a far end.
@@ -17,7 +17,6 @@ import contextlib
 import ssl
 from typing import Any, Protocol, cast
 
-HANDSHAKE_SECONDS = 5.0
 # From saying goodbye until the client has closed too.
 CLOSING_SECONDS = 5.0
 # The same after a failed handshake.
@@ -35,8 +34,8 @@ class Host(Protocol):
     ciphertext: memoryview
     plaintext: memoryview
 
-    def came(self, connection: TlsConnection) -> ssl.SSLContext | None:
-        """A client is there: what it is to be served with, or None to turn it away."""
+    def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
+        """A client is there: what it is to be served with and the seconds it has for the handshake, or None to turn it away."""
 
     def shake(self, connection: TlsConnection) -> None:
         """Call `connection.step` somewhere, then `connection.stepped` with its result in the loop's thread."""
@@ -67,7 +66,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._reading = False
         self._ended = False  # the client will send no more
         self._deadline: asyncio.TimerHandle | None = None
-        self.peer: tuple[str, int] = ("?", 0)
+        self.peer: tuple[str, int] = ("", 0)  # until it is known
         self.began_s = loop.time()
 
     def __repr__(self) -> str:
@@ -180,13 +179,14 @@ class TlsConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
-        context = self._host.came(self)
-        if context is None:
+        welcome = self._host.came(self)
+        if welcome is None:
             self.abort()
             return
+        context, seconds = welcome
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_slow)
+        self._deadline = self._loop.call_later(seconds, self._too_slow, seconds)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._host.ciphertext
@@ -280,9 +280,9 @@ class TlsConnection(asyncio.BufferedProtocol):
         if self._far is not None and self._state == "open" and not self._far.eof_received():
             self.close()
 
-    def _too_slow(self) -> None:
+    def _too_slow(self, seconds: float) -> None:
         if self._state == "handshake":
-            self._fail(TimeoutError(f"no handshake in {HANDSHAKE_SECONDS:g} s"))
+            self._fail(TimeoutError(f"no handshake in {seconds:g} s"))
 
     def _fail(self, error: Exception | None) -> None:
         self._host.failed(self, explained(error) if error is not None else "")

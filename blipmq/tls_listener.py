@@ -1,32 +1,31 @@
 """The TLS edge: a listening socket whose clients are served once their handshake is done.
 
-Invariant: at most PENDING_MAX handshakes are under way, PENDING_PER_ADDRESS_MAX of one address, none for longer than
-HANDSHAKE_SECONDS; the work of a handshake, a signature above all, is done in a thread of its own, so that a storm of
-them does not keep this one from those who are in already.
+Invariant: handshakes under way are within the bounds that are asked for when a client comes, in number, for each address and in
+time; the work of a handshake, a signature above all, is done in a thread of its own, so that a storm of them does not keep
+this one from those who are in already.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from blipmq.certificate import Certificates, subject_of
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
+from blipmq.pending import Bounds, Crowded, Pending
 from blipmq.tls_connection import TlsConnection
 
 BACKLOG = 1024
-PENDING_MAX = 256
-PENDING_PER_ADDRESS_MAX = 32
 CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
 
 
 class TlsListener:
     """Listens at `bind_addr`, which the setting `key` names. `opened` is given each connection whose handshake is done and
-    calls its `serve`. Raises `AddressInUse`, `NotAllowed` or `ConfigError` when started."""
+    calls its `serve`; `bounds` is asked what holds for the next one. Raises `AddressInUse`, `NotAllowed` or `ConfigError`
+    when started."""
 
     def __init__(
         self,
@@ -34,6 +33,7 @@ class TlsListener:
         key: str,
         certificates: Certificates,
         opened: Callable[[TlsConnection], None],
+        bounds: Callable[[], Bounds],
         log: Log,
         backlog: int = BACKLOG,
         socket_options: Iterable[tuple[int, int, int]] = (),
@@ -48,13 +48,13 @@ class TlsListener:
         self._certificates = certificates
         self._socket_options = tuple(socket_options)
         self._on_open = opened
+        self._bounds = bounds
         self._log = log
         self._loop: asyncio.AbstractEventLoop
         self._server: asyncio.Server | None = None
         self._worker = ThreadPoolExecutor(1, "blipmq-tls")
         self._connections: set[TlsConnection] = set()
-        self._pending: dict[TlsConnection, None] = {}  # oldest first
-        self._addresses: Counter[str] = Counter()
+        self._pending: Pending[TlsConnection] = Pending()
         self._empty: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class TlsListener:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for connection in list(self._pending):
+        for connection in self._pending.all():
             connection.abort()
 
     async def wait_closed(self, seconds: float = 0) -> None:
@@ -105,38 +105,36 @@ class TlsListener:
 
     # -- what connections tell
 
-    def came(self, connection: TlsConnection) -> ssl.SSLContext | None:
-        host = connection.peer[0]
+    def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
         self._connections.add(connection)
-        if self._server is None:
+        if self._server is None or not connection.peer[0]:
             return None
-        if self._addresses[host] >= PENDING_PER_ADDRESS_MAX:
-            self._turn_away(connection, f"{PENDING_PER_ADDRESS_MAX} handshakes of its address are under way")
+        bounds = self._bounds()
+        try:
+            gone = self._pending.enter(connection, connection.peer[0], bounds)
+        except Crowded as error:
+            self._turn_away(connection, str(error))
             return None
-        if len(self._pending) >= PENDING_MAX:
-            # In a storm from many addresses those who wait longest are the least likely to be in earnest.
-            oldest = next(iter(self._pending))
-            self._turn_away(oldest, f"{PENDING_MAX} handshakes are under way, and it was the slowest")
-            self._settle(oldest)
-            oldest.abort()
+        if gone is not None:
+            self._turn_away(gone, f"{bounds.total} handshakes are under way, and it was the slowest")
+            gone.abort()
         for level, option, value in self._socket_options:
             connection.get_extra_info("socket").setsockopt(level, option, value)
-        self._pending[connection] = None
-        self._addresses[host] += 1
-        return self._certificates.context
+        return self._certificates.context, bounds.seconds
 
     def shake(self, connection: TlsConnection) -> None:
         def step() -> None:
             result = connection.step()
             try:
-                self._loop.call_soon_threadsafe(connection.stepped, result)
+                self._loop.call_soon_threadsafe(self._stepped, connection, result)
             except RuntimeError:  # the loop has been closed meanwhile, and all connections with it
                 pass
 
+        self._pending.look(connection)
         self._worker.submit(step)
 
     def opened(self, connection: TlsConnection) -> None:
-        self._settle(connection)
+        self._pending.leave(connection)
         self.counts["done"] += 1
         write, facts = self._log.debug, {}
         if subject := subject_of(connection.peer_certificate):
@@ -151,7 +149,7 @@ class TlsListener:
             self._log.warning("tls_failed", peer=connection.name, error=error)
 
     def gone(self, connection: TlsConnection) -> None:
-        self._settle(connection)
+        self._pending.leave(connection)
         self._connections.discard(connection)
         if self._empty is not None and not self._connections and not self._empty.done():
             self._empty.set_result(None)
@@ -162,11 +160,6 @@ class TlsListener:
         self.counts["refused"] += 1
         self._log.warning("tls_refused", peer=connection.name, why=why)
 
-    def _settle(self, connection: TlsConnection) -> None:
-        """Its handshake is over, one way or the other."""
-        if connection in self._pending:
-            del self._pending[connection]
-            host = connection.peer[0]
-            self._addresses[host] -= 1
-            if not self._addresses[host]:
-                del self._addresses[host]
+    def _stepped(self, connection: TlsConnection, result: Exception | bool) -> None:
+        self._pending.answer(connection)
+        connection.stepped(result)

@@ -15,7 +15,9 @@ from typing import Any
 from blipmq import memory
 from blipmq.config import Config
 from blipmq.logs import Log
-from blipmq.native import Core, LogConfig, LogReport, LogState, log_denied
+from blipmq.native.config import LogConfig
+from blipmq.native.core import Core
+from blipmq.native.log import LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
 # Where the ids of a broker begin that has none in its log: at the milliseconds since this moment, shifted. They stay below

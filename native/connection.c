@@ -243,14 +243,25 @@ void connection_wake_waiters(bq_t *bq, connection_t *connection) {
     connection_release_waiters(bq, connection);
 }
 
-/* One flush takes whole entries up to the batch limits, at least one. */
+/* One flush takes whole entries up to the batch limits, at least one. Small ones with others beside them are copied together. */
 static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
     uint64_t messages = 0;
+    uint32_t copied = 0, part_end = UINT32_MAX; /* where in the buffer the last part ends, if it lies there */
     int count = 0;
     *bytes = 0;
-    for (const queue_entry_t *entry = queue->head; entry && count < SEND_ENTRIES_MAX; entry = entry->next) {
+    for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
         if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
-        parts[count++] = (struct iovec){entry->segment->bytes + entry->offset, entry->size};
+        uint8_t *from = entry->segment->bytes + entry->offset;
+        bool copy = entry->size <= SEND_COPY_MAX && entry->size <= SEND_BUFFER_BYTES - copied && (count || entry->next);
+        if (copy) from = memcpy(bq->send_buffer + copied, from, entry->size);
+        if (copy && part_end == copied) {
+            parts[count - 1].iov_len += entry->size;
+        } else {
+            if (count == SEND_PARTS_MAX) break;
+            parts[count++] = (struct iovec){from, entry->size};
+        }
+        copied += copy ? entry->size : 0;
+        part_end = copy ? copied : UINT32_MAX;
         messages += entry->count;
         *bytes += entry->size;
     }
@@ -312,7 +323,7 @@ static void flush_fed(bq_t *bq, connection_t *connection) {
 }
 
 static void flush_socket(bq_t *bq, connection_t *connection) {
-    struct iovec parts[SEND_ENTRIES_MAX];
+    struct iovec parts[SEND_PARTS_MAX];
     uint64_t bytes;
     int count = gather(bq, &connection->queue, parts, &bytes);
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;

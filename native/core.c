@@ -368,9 +368,10 @@ static bool parts_open(bq_t *bq) {
     bq->free_slots = calloc(bq->slots_max, sizeof *bq->free_slots);
     bq->dirty = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty); /* during a flush one may stand in it twice */
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
+    bq->send_buffer = malloc(SEND_BUFFER_BYTES);
     bq->routes = route_new(&bq->pool, config->route_cache_entries);
     if (!sessions_init(bq) || !door_init(bq)) return false;
-    return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->routes;
+    return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->send_buffer && bq->routes;
 }
 
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
@@ -422,6 +423,7 @@ void bq_free(bq_t *bq) {
     free(bq->free_slots);
     free(bq->dirty);
     free(bq->read_buffer);
+    free(bq->send_buffer);
     free(bq);
 }
 

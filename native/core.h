@@ -35,7 +35,9 @@
 #define COMMANDS_MAX 1024u       /* per turn: a burst of SUBs must not stall the flow */
 #define COMPACT_BYTES (1u << 20) /* copied per turn */
 #define REQUEST_BYTES_MAX 4096u  /* of each part of a request that Python is asked: client_id, api_key, group, INFO */
-#define SEND_ENTRIES_MAX 64
+#define SEND_PARTS_MAX 64
+#define SEND_COPY_MAX 1024u /* entries up to this size are copied behind one another: to gather them costs the kernel more */
+#define SEND_BUFFER_BYTES (64u << 10)
 
 /* The open run: consecutive publishes to one topic with one expiry, not yet given to its queues. */
 typedef struct publish_run {
@@ -80,7 +82,7 @@ struct bq {
     door_t door;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
-    uint8_t *read_buffer;
+    uint8_t *read_buffer, *send_buffer;
 
     log_t *log; /* NULL: QoS 0 only */
     sessions_t sessions;

@@ -78,7 +78,7 @@ class BrokerProcess:
         self._collector.start()
         self.address = ""
         self.pid = 0
-        self.api_key = None  # to ask it with, where keys are asked for
+        self.api_key = next(iter(settings.get("auth.api_keys", ())), None)  # to ask it with, where keys are asked for
 
     def configure(self, settings):
         """Write the file it reads at start and at SIGHUP."""

@@ -48,10 +48,13 @@ def broker(start_broker, request):
 
 @pytest.fixture
 def connect():
-    """Connect plain clients, or with hello=True such that say HELLO, to a broker's address; all are closed in the end."""
+    """Connect plain clients, or with hello=True such that say HELLO, with the broker's key if there is one, to a broker's
+    address; all are closed in the end."""
     clients = []
 
     def connect(broker, hello=False, **options):
+        if hello:
+            options = {"api_key": broker.api_key, **options}
         clients.append((HelloClient if hello else PlainClient)(broker.address, **options))
         return clients[-1]
 

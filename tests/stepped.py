@@ -11,7 +11,25 @@ import socket
 from types import TracebackType
 from typing import Any
 
-from blipmq import native, wire
+from blipmq import wire
+from blipmq.native.config import CoreConfig
+from blipmq.native.core import Core
+from blipmq.native.events import (
+    Accepting,
+    Attached,
+    Closed,
+    Event,
+    Fed,
+    Hello,
+    Info,
+    Listed,
+    Out,
+    Stats,
+    Stopped,
+    Sub,
+    Subscriber,
+    Unsub,
+)
 
 STEPS_MAX = 100_000
 WINDOW_BYTES = 256 << 10
@@ -36,7 +54,7 @@ class Client:
         self.messages: list[wire.Message] = []
         self.replies: list[wire.Reply] = []
         self.subacks: list[wire.SubAck] = []
-        self.closed: native.Closed | None = None
+        self.closed: Closed | None = None
         self._reader = wire.FrameReader()
 
     def __repr__(self) -> str:
@@ -159,17 +177,17 @@ class Bench:
     """A core in stepped mode and the clients attached to it. Keyword arguments are fields of CoreConfig."""
 
     def __init__(self, **limits: Any) -> None:
-        self.config = native.CoreConfig(**limits)
-        self.core = native.Core(self.config)
+        self.config = CoreConfig(**limits)
+        self.core = Core(self.config)
         self.now_ms = 1_000
         self.wall_offset_ms = 1_700_000_000_000
         self.answering = True
         self.present = True  # False: the Python side is away and takes no events
         self.address: Any = None
-        self.asked: list[native.Event] = []
-        self.closed: list[native.Closed] = []
-        self.stopped: native.Stopped | None = None
-        self.accepting: list[native.Accepting] = []
+        self.asked: list[Event] = []
+        self.closed: list[Closed] = []
+        self.stopped: Stopped | None = None
+        self.accepting: list[Accepting] = []
         self._seq = 0
         self._clients: dict[int, Client] = {}
         self._sockets: list[SocketClient] = []
@@ -270,8 +288,8 @@ class Bench:
         counters: dict[str, int] = self._await(self._seq).counters
         return counters
 
-    def subscribers(self) -> dict[int, native.Subscriber]:
-        rows: dict[int, native.Subscriber] = {}
+    def subscribers(self) -> dict[int, Subscriber]:
+        rows: dict[int, Subscriber] = {}
         slot, pages = 0, 0
         while pages == 0 or slot:
             self._seq += 1
@@ -292,40 +310,40 @@ class Bench:
                 return self._answers.pop(seq)
         raise AssertionError("no answer from the core")
 
-    def _handle(self, event: native.Event) -> None:
-        if isinstance(event, native.Out):
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Out):
             client = self._clients[event.conn]
             client.arrived(event.data)
             if client.reading:
                 self.core.taken(event.conn, len(event.data))
             else:
                 client.untaken += len(event.data)
-        elif isinstance(event, native.Fed):
+        elif isinstance(event, Fed):
             if event.conn in self._clients:
                 self._clients[event.conn].consumed += event.size
-        elif isinstance(event, native.Closed):
+        elif isinstance(event, Closed):
             self.closed.append(event)
             if event.conn in self._clients:
                 self._clients.pop(event.conn).closed = event
-        elif isinstance(event, native.Attached | native.Stats | native.Listed):
+        elif isinstance(event, Attached | Stats | Listed):
             self._answers[event.seq] = event
-        elif isinstance(event, native.Stopped):
+        elif isinstance(event, Stopped):
             self.stopped = event
-        elif isinstance(event, native.Accepting):
+        elif isinstance(event, Accepting):
             self.accepting.append(event)
         elif self.answering:
             self.answer(event)
         else:
             self.asked.append(event)
 
-    def answer(self, event: native.Event) -> None:
-        if isinstance(event, native.Hello):
+    def answer(self, event: Event) -> None:
+        if isinstance(event, Hello):
             self.core.admit(event.conn, event.seq, "welcome")
-        elif isinstance(event, native.Sub):
+        elif isinstance(event, Sub):
             self.core.subscribe(event.conn, event.seq, event.filter)
-        elif isinstance(event, native.Unsub):
+        elif isinstance(event, Unsub):
             self.core.unsubscribe(event.conn, event.seq, event.filter)
-        elif isinstance(event, native.Info):
+        elif isinstance(event, Info):
             self.core.reply(event.conn, event.seq, 0, "", payload=b"{}")
         else:
             raise AssertionError(f"nobody asked for {event}")

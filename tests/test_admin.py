@@ -142,7 +142,7 @@ class StandIn:
         return answer
 
     async def stats(self):
-        from blipmq.native import STATS_FIELDS
+        from blipmq.native.events import STATS_FIELDS
 
         return await self._answer("stats", dict.fromkeys(STATS_FIELDS, 0))
 

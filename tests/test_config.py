@@ -299,6 +299,15 @@ def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
         assert memory.worst_bytes(load(None, {**unbounded, KEYS[path].variable: str(value)}).config) > base, path
 
 
+def test_with_tls_the_sum_holds_connections_and_handshakes():
+    def worst(**limits):
+        tls = {"server": {"tls_bind_addr": "127.0.0.1:0"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}}
+        return memory.worst_bytes(from_dict({**tls, "limits": {"memory_bytes": 0, **limits}}))
+
+    handshakes = 1000 * memory.TLS_HANDSHAKE_BYTES
+    assert worst(max_pending=2024) - worst(max_pending=1024) >= handshakes
+
+
 def test_the_total_is_the_sum_of_the_terms_that_are_printed():
     config = load(None, {KEYS["limits.memory_bytes"].variable: "0"}).config
     total, text = memory.memory_of(config), " ".join(memory.table(config).split())

@@ -19,7 +19,7 @@ from test_core_properties import frames_of
 from twin import Publish
 
 from blipmq import wire
-from blipmq.native import Overflow
+from blipmq.native.config import Overflow
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["valid"]
 PUBLISHES = [

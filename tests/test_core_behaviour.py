@@ -10,8 +10,11 @@ import pytest
 from stepped import WINDOW_BYTES, Bench, Client, SocketClient, conserved
 from test_wire import BROKEN
 
-from blipmq import native, wire
-from blipmq.native import CloseReason, CoreBusy, Overflow
+from blipmq import wire
+from blipmq.native.config import Overflow
+from blipmq.native.core import BACKLOG_COMMANDS_MAX
+from blipmq.native.errors import CoreBusy
+from blipmq.native.events import CloseReason, Stopped
 
 BAD_TOPIC = wire.encode_command(wire.PUB, "no/+/wildcards", b"", seq=5)
 UNVERIFIABLE = b"\0\0\0\x08" + b"\xff" * 8
@@ -420,7 +423,7 @@ def test_a_full_command_ring_refuses_what_it_cannot_keep_and_keeps_the_rest() ->
             while True:
                 publisher.publish("t", b"%d" % taken)
                 taken += 1
-        assert taken > native.BACKLOG_COMMANDS_MAX
+        assert taken > BACKLOG_COMMANDS_MAX
         bench.settle()
         assert reader.payloads == [b"%d" % number for number in range(taken)]
 
@@ -851,7 +854,7 @@ def test_stop_flushes_what_is_read_says_so_and_reports_what_nobody_read() -> Non
         bench.settle(advance_ms=999)
         assert bench.stopped is None
         bench.settle(advance_ms=1)
-        assert bench.stopped == native.Stopped(5)
+        assert bench.stopped == Stopped(5)
         assert len(reader.messages) == 5
 
 
@@ -861,7 +864,7 @@ def test_stop_ends_at_once_when_everything_has_been_read() -> None:
         publisher.feed(publish_frame("t", b"x") * 5)
         bench.core.stop(60_000)
         bench.settle()
-        assert bench.stopped == native.Stopped(0) and len(reader.messages) == 5
+        assert bench.stopped == Stopped(0) and len(reader.messages) == 5
         assert bench.stats()["connections"] == 0
 
 
@@ -884,7 +887,7 @@ def test_what_could_not_be_flushed_is_reported_even_if_there_was_no_room_to_say_
         bench.present = True
         for _ in range(20):
             bench.turn(2)
-        assert bench.stopped == native.Stopped(5)
+        assert bench.stopped == Stopped(5)
 
 
 def test_fed_output_is_bounded_by_its_window() -> None:

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped import Bench, Client, SocketClient
 
-from blipmq import native, wire
-from blipmq.native import CloseReason
+from blipmq import wire
+from blipmq.native.events import CloseReason, Hello
 
 TICK_MS = 10
 HELLO_MS = 5000
@@ -41,7 +41,7 @@ def admit(bench: Bench) -> None:
     """Let in everyone who has said HELLO."""
     while bench.asked:
         event = bench.asked.pop()
-        assert isinstance(event, native.Hello)
+        assert isinstance(event, Hello)
         bench.core.admit(event.conn, event.seq, "welcome")
     bench.settle()
 

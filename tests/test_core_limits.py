@@ -8,8 +8,10 @@ import time
 
 from stepped import WINDOW_BYTES, Bench
 
-from blipmq import native, wire
-from blipmq.native import CloseReason
+from blipmq import wire
+from blipmq.native.config import CoreConfig
+from blipmq.native.core import Core
+from blipmq.native.events import CloseReason, Stats
 
 
 def test_a_connection_fed_more_than_its_window_is_closed_and_not_kept_growing() -> None:
@@ -77,12 +79,12 @@ def test_a_socket_handed_over_while_it_stops_is_closed() -> None:
 
 def test_the_io_thread_stays_on_the_processor_it_was_given() -> None:
     allowed = sorted(os.sched_getaffinity(0))
-    core = native.Core(native.CoreConfig(io_cpu=allowed[-1]))
+    core = Core(CoreConfig(io_cpu=allowed[-1]))
     try:
         core.start()
         core.stats(1)
         deadline = time.monotonic() + 120
-        while not any(isinstance(event, native.Stats) for event in core.events()):
+        while not any(isinstance(event, Stats) for event in core.events()):
             assert time.monotonic() < deadline, "the thread does not answer"
             time.sleep(0.001)
         threads = [int(name) for name in os.listdir("/proc/self/task")]

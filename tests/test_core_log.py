@@ -11,8 +11,9 @@ from typing import Any
 
 from stepped import Bench, Client, conserved
 
-from blipmq import native, wire
-from blipmq.native import LogConfig, Overflow
+from blipmq import wire
+from blipmq.native.config import LogConfig, Overflow
+from blipmq.native.events import Event, Sub, Unsub
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)
 WAITS_MAX = 20_000
@@ -31,8 +32,8 @@ class LoggedBench(Bench):
         self.names[client.conn] = name
         return client
 
-    def answer(self, event: native.Event) -> None:
-        if isinstance(event, native.Sub):
+    def answer(self, event: Event) -> None:
+        if isinstance(event, Sub):
             self.core.subscribe(
                 event.conn,
                 event.seq,
@@ -42,7 +43,7 @@ class LoggedBench(Bench):
                 client_id=self.names.get(event.conn, ""),
                 group=event.group,
             )
-        elif isinstance(event, native.Unsub):
+        elif isinstance(event, Unsub):
             self.core.unsubscribe(event.conn, event.seq, event.filter, self.names.get(event.conn, ""))
         else:
             super().answer(event)

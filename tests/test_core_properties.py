@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stepped import Bench, Client, SocketClient, conserved
 from twin import Publish, Twin, message_bytes
 
-from blipmq import native, wire
-from blipmq.native import Overflow
+from blipmq import wire
+from blipmq.native.config import Overflow
+from blipmq.native.pure import filter_kind
 
 SEGMENT_BYTES = 4096
 
@@ -204,7 +205,7 @@ class CoreAndTwin(RuleBasedStateMachine):
 
     @staticmethod
     def is_filter(filter: str) -> bool:
-        return native.filter_kind(filter.encode()) >= 0
+        return filter_kind(filter.encode()) >= 0
 
     @invariant()
     def the_same_messages_have_arrived(self) -> None:

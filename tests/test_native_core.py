@@ -2,8 +2,27 @@
 
 import pytest
 
-from blipmq import native, wire
-from blipmq.native import Attached, Closed, CloseReason, Core, CoreBusy, CoreConfig, CoreError, Fed, Out, Stats, Sub
+from blipmq import wire
+from blipmq._native import ffi, lib
+from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.core import Core
+from blipmq.native.errors import CoreBusy, CoreError
+from blipmq.native.events import (
+    _READERS,
+    _SUBSCRIBER_LAYOUT,
+    STATS_FIELDS,
+    Attached,
+    Closed,
+    CloseReason,
+    Fed,
+    Hello,
+    Out,
+    Stats,
+    Sub,
+    Subscriber,
+)
+from blipmq.native.log import LogReport
+from blipmq.peer import peer_name
 
 SMALL = CoreConfig(ring_bytes=1 << 16)
 
@@ -44,24 +63,24 @@ def attach(core, seq=1):
 
 
 def test_the_settings_have_the_fields_of_the_declaration_in_its_order():
-    assert CoreConfig._fields == tuple(name for name, _ in native.ffi.typeof("bq_config_t").fields)
+    assert CoreConfig._fields == tuple(name for name, _ in ffi.typeof("bq_config_t").fields)
 
 
 def test_the_counters_are_unsigned_64_bit_without_gaps():
-    fields = native.ffi.typeof("bq_stats_t").fields
+    fields = ffi.typeof("bq_stats_t").fields
     assert {field.type.cname for _, field in fields} == {"uint64_t"}
-    assert native.ffi.sizeof("bq_stats_t") == 8 * len(native.STATS_FIELDS)
+    assert ffi.sizeof("bq_stats_t") == 8 * len(STATS_FIELDS)
 
 
 def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_its_order():
-    for declared, ours in (("bq_log_config_t", native.LogConfig), ("bq_log_report_t", native.LogReport)):
-        assert ours._fields == tuple(name for name, _ in native.ffi.typeof(declared).fields)
+    for declared, ours in (("bq_log_config_t", LogConfig), ("bq_log_report_t", LogReport)):
+        assert ours._fields == tuple(name for name, _ in ffi.typeof(declared).fields)
 
 
 def test_every_event_of_the_declaration_has_a_reader():
-    names = [name for name in dir(native.lib) if name.startswith("BQ_EV_")]
+    names = [name for name in dir(lib) if name.startswith("BQ_EV_")]
     flags = {"BQ_EV_PLAIN", "BQ_EV_DURABLE", "BQ_EV_TRUSTED"}
-    assert {getattr(native.lib, name) for name in names if name not in flags} == set(native._READERS)
+    assert {getattr(lib, name) for name in names if name not in flags} == set(_READERS)
 
 
 def test_settings_out_of_range_are_an_error_and_no_core():
@@ -114,7 +133,7 @@ def test_the_owner_is_told_once_that_commands_wait():
 
 
 def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatch):
-    monkeypatch.setattr(native, "BACKLOG_COMMANDS_MAX", 10)
+    monkeypatch.setattr("blipmq.native.core.BACKLOG_COMMANDS_MAX", 10)
     conn = attach(core)
     with pytest.raises(CoreBusy):
         for _ in range(10_000):
@@ -244,9 +263,9 @@ def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
 
 
 def test_peers_are_written_as_people_write_them():
-    assert native.peer_name(bytes(16), 0) == ""
-    assert native.peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
-    assert native.peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
+    assert peer_name(bytes(16), 0) == ""
+    assert peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
+    assert peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
 
 
 def test_freeing_twice_is_harmless(core):
@@ -256,15 +275,15 @@ def test_freeing_twice_is_harmless(core):
 
 
 def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
-    fields = dict(native.ffi.typeof("bq_subscriber_t").fields)
+    fields = dict(ffi.typeof("bq_subscriber_t").fields)
     names = [name for name in fields if not name.startswith("reserved")]
-    assert [{"peer_address": "peer"}.get(name, name) for name in native.Subscriber._fields] == names
-    row = native.ffi.new("bq_subscriber_t *", {name: number for number, name in enumerate(names, 1) if name != "peer"})
+    assert [{"peer_address": "peer"}.get(name, name) for name in Subscriber._fields] == names
+    row = ffi.new("bq_subscriber_t *", {name: number for number, name in enumerate(names, 1) if name != "peer"})
     row.peer = bytes(range(16))
-    (unpacked,) = native._SUBSCRIBER_LAYOUT.iter_unpack(bytes(native.ffi.buffer(row)))
+    (unpacked,) = _SUBSCRIBER_LAYOUT.iter_unpack(bytes(ffi.buffer(row)))
     expected = [bytes(range(16)) if name == "peer" else number for number, name in enumerate(names, 1)]
     assert list(unpacked) == expected
 
 
 def test_a_hello_that_is_printed_does_not_show_its_key():
-    assert "s3cret" not in repr(native.Hello(1, 2, 1, "me", b"s3cret", ""))
+    assert "s3cret" not in repr(Hello(1, 2, 1, "me", b"s3cret", ""))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped import Bench, conserved
 
-from blipmq import native, wire
+from blipmq import wire
+from blipmq.native.events import CloseReason, Hello
 from blipmq.topics import match
 
 TEXT = "this key may not publish to this topic"
@@ -24,7 +25,7 @@ class KeyBench(Bench):
     """Lets HELLOs in with the number that their api_key spells."""
 
     def answer(self, event):
-        if isinstance(event, native.Hello):
+        if isinstance(event, Hello):
             self.core.admit(event.conn, event.seq, "welcome", int(event.api_key or b"0"))
         else:
             super().answer(event)
@@ -82,7 +83,7 @@ def test_no_command_before_hello_has_any_effect(bench, frame):
     client = bench.attach()
     client.feed(frame)
     bench.settle()
-    assert client.closed.reason == native.CloseReason.UNAUTH
+    assert client.closed.reason == CloseReason.UNAUTH
     assert (client.replies, client.subacks, bench.asked, heard(bench)) == ([], [], [], [])
     assert bench.stats()["published"] == 0
 
@@ -245,7 +246,7 @@ def test_rights_that_cannot_be_read_allow_nothing(bench, data):
 def test_nobody_is_let_in_with_rights_that_are_not_there(bench, number):
     bench.core.rights(1 << 40, packed("a"))
     client = bench.enter(number)
-    assert client.closed.reason == native.CloseReason.MEMORY and client.replies == []
+    assert client.closed.reason == CloseReason.MEMORY and client.replies == []
 
 
 def test_a_revoked_subscriber_gets_its_answer_and_nothing_that_waited(bench):
@@ -297,12 +298,12 @@ def test_asking_for_keys_ends_all_who_are_in_without_and_nobody_else():
         bench.core.limits(bench.config._replace(require_hello=1))
         inside.publish("a", b"x")
         bench.settle()
-        assert plain.closed.reason == said_hello.closed.reason == native.CloseReason.UNAUTH
+        assert plain.closed.reason == said_hello.closed.reason == CloseReason.UNAUTH
         assert [reply.code for reply in said_hello.replies] == [401] and plain.messages == said_hello.messages == []
         assert keyed.payloads == inside.payloads == [b"x"] and keyed.closed is inside.closed is None
         late = bench.attach()
         publish(bench, late, "a")
-        assert late.closed.reason == native.CloseReason.UNAUTH
+        assert late.closed.reason == CloseReason.UNAUTH
         bench.core.limits(bench.config)
         bench.settle()
         publish(bench, bench.attach(), "a")

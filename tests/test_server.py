@@ -298,12 +298,37 @@ def test_a_limit_that_is_high_enough_is_left_alone(monkeypatch):
     server.raise_descriptor_limit(Config())
 
 
-def test_a_hard_limit_that_is_too_low_is_an_error_with_both_numbers_and_the_way_out(monkeypatch):
-    def refuse(*_):
-        raise ValueError("not allowed to raise maximum limit")
+def test_tls_handshakes_need_open_files_of_their_own():
+    tls = {"server": {"tls_bind_addr": "127.0.0.1:0"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}}
+    plain, secure = server.descriptors_needed(Config()), server.descriptors_needed(from_dict(tls))
+    assert secure == plain + Config().limits.max_pending
 
+
+@pytest.mark.parametrize(
+    ("hard", "way_out"),
+    [(2000, "set server.max_connections to 816."), (1100, "lower both.")],
+    ids=["enough", "too few"],
+)
+def test_with_tls_the_error_names_the_handshakes_too(monkeypatch, hard, way_out):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+    monkeypatch.setattr(resource, "setrlimit", refuse_to_raise)
+    tls = {
+        "server": {"tls_bind_addr": "127.0.0.1:0", "max_connections": 1000},
+        "tls": {"cert_file": "c", "key_file": "k"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        server.raise_descriptor_limit(from_dict(tls))
+    assert "max_connections = 1000 with limits.max_pending = 1024 for TLS needs 2184 open files" in str(caught.value)
+    assert str(caught.value).endswith(way_out)
+
+
+def refuse_to_raise(*_):
+    raise ValueError("not allowed to raise maximum limit")
+
+
+def test_a_hard_limit_that_is_too_low_is_an_error_with_both_numbers_and_the_way_out(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
-    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "setrlimit", refuse_to_raise)
     with pytest.raises(ConfigError) as caught:
         server.raise_descriptor_limit(from_dict({"server": {"max_connections": 5000}}))
     assert str(caught.value) == (

@@ -11,9 +11,7 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from broker_process import until
@@ -22,7 +20,7 @@ from watched_broker import get
 
 STRANGERS = 10_000
 GROWTH_BYTES_MAX = 64 << 20
-GUARDED = [sys.executable, str(Path(__file__).with_name("guarded_broker.py"))]
+GUARDED = {"auth.api_keys": ["the-key-of-those-who-are-inside"]}
 # A frame of 1 KiB that never gets there.
 SLOW_FRAME = struct.pack(">I", 1024) + bytes(64)
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
@@ -45,7 +43,7 @@ def descriptors():
 @pytest.fixture
 def guarded(start_broker):
     def start(settings=None):
-        return start_broker({**METRICS, **(settings or {})}, command=GUARDED)
+        return start_broker({**METRICS, **GUARDED, **(settings or {})})
 
     return start
 
@@ -193,7 +191,7 @@ def test_nothing_but_hello_has_an_effect(guarded, connect):
 
 def test_one_line_tells_of_all_who_were_pushed_out_and_info_says_so(guarded, strangers):
     broker = guarded({"limits.max_pending": 8})
-    with HelloClient(broker.address) as inside:
+    with HelloClient(broker.address, api_key=broker.api_key) as inside:
         crowd = strangers(broker)
         crowd.come(100)
         told = until(

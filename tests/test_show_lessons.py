@@ -37,9 +37,8 @@ from stepped import Bench
 from watched_broker import get
 
 from blipmq.memory import SEGMENT_BYTES
-from blipmq.native import CloseReason
+from blipmq.native.events import CloseReason
 
-GUARDED = [sys.executable, str(Path(__file__).with_name("guarded_broker.py"))]
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
 
 
@@ -65,7 +64,7 @@ def in_use(broker):
 
 
 def test_a_stranger_can_have_nothing_allocated_by_announcing_it(start_broker, connect):
-    broker = start_broker(METRICS, command=GUARDED)
+    broker = start_broker({**METRICS, "auth.api_keys": ["the-key-of-the-witness"]})
     witness = connect(broker, hello=True)
     witness.info()
     before, used = broker.rss_bytes(), in_use(broker)
@@ -323,7 +322,7 @@ def test_a_configuration_that_cannot_be_read_again_leaves_the_old_one_in_effect(
 
 def test_what_a_client_identifies_with_is_in_no_log_metric_answer_or_process_list(start_broker, connect):
     secret = "s3cr3t-0f-a-c1ient"
-    broker = start_broker({**METRICS, "logging.level": "debug"}, command=GUARDED)
+    broker = start_broker({**METRICS, "logging.level": "debug", "auth.api_keys": [secret]})
     client = connect(broker)
     client.send(command(HELLO, client_id="honest", api_key=secret, protocol=1, seq=1))
     assert client.next().code == 0

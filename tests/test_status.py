@@ -7,13 +7,15 @@ import pytest
 from raw_client import RawClient
 
 import blipmq
-from blipmq import hardware, native, status, wire
+from blipmq import hardware, status, wire
 from blipmq.affinity import ANY, choose_processors, processor_numbers
 from blipmq.broker import core_config
 from blipmq.config_reader import from_dict
 from blipmq.errors import ConfigError
 from blipmq.hardware import read_hardware
-from blipmq.native import Accepting, Core, CoreConfig
+from blipmq.native.config import CoreConfig
+from blipmq.native.core import Core
+from blipmq.native.events import STATS_FIELDS, Accepting, Listed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 
@@ -38,7 +40,7 @@ def stepped():
             core.turn(int(clock.seconds * 1000), 0)
             events = list(core.events())
             for event in events:
-                {native.Stats: gathering.stats, native.Listed: gathering.listed}[type(event)](event)
+                {Stats: gathering.stats, Listed: gathering.listed}[type(event)](event)
             if not events:
                 return
 
@@ -96,7 +98,7 @@ def test_all_who_ask_during_one_round_get_one_answer(stepped):
 
 def test_rates_are_over_the_last_seconds(stepped):
     gathering, _ = stepped
-    base = dict.fromkeys(native.STATS_FIELDS, 0)
+    base = dict.fromkeys(STATS_FIELDS, 0)
     gathering._history.append((1000.0, base))
     gathering.now.seconds = 1002.0
     rates, dropping = gathering._rates({**base, "published": 300, "delivered": 500, "dropped_queue_full": 7})
@@ -264,14 +266,14 @@ def test_a_weak_power_supply_is_a_reason(stepped, monkeypatch):
 
 def test_the_deepest_queues_are_found_wherever_they_are_listed(stepped):
     gathering, _ = stepped
-    empty = native.Subscriber(0, 0, 0, 0, 0, 0, 0, 1, 0, bytes(16), 0)
+    empty = Subscriber(0, 0, 0, 0, 0, 0, 0, 1, 0, bytes(16), 0)
     depths = [(number * 7919) % 1000 for number in range(1000)]
     reports = []
     gathering.ask_report(reports.append)
-    gathering.stats(native.Stats(gathering._round, dict.fromkeys(native.STATS_FIELDS, 0)))
+    gathering.stats(Stats(gathering._round, dict.fromkeys(STATS_FIELDS, 0)))
     for at in range(0, 1000, 32):
         rows = [empty._replace(queued_messages=depth, flags=depth % 2) for depth in depths[at : at + 32]]
-        gathering.listed(native.Listed(gathering._round, at + 32 if at + 32 < 1000 else 0, rows))
+        gathering.listed(Listed(gathering._round, at + 32 if at + 32 < 1000 else 0, rows))
     listed = [row["queued_messages"] for row in reports[0]["subscriptions"]]
     assert listed == sorted(depths, reverse=True)[: status.SUBSCRIBERS_MAX]
     assert reports[0]["subscribers"] == {"total": 1000, "blocked": 500}

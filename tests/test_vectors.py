@@ -9,15 +9,17 @@ import pytest
 from stepped import Bench, Client
 from test_wire import BROKEN, UP, by_name, command_of
 
-from blipmq import native, wire
+from blipmq import wire
 from blipmq.errors import ProtocolError
-from blipmq.native import CloseReason, CoreError
+from blipmq.native.errors import CoreError
+from blipmq.native.events import CloseReason
+from blipmq.native.pure import View, decode
 
 PIECES = [None, 1, 3, 7, 64]
 MAY_BE_VALID = "bit flips"
 
 
-def fields_of(view: native.View) -> dict[str, Any]:
+def fields_of(view: View) -> dict[str, Any]:
     """A view as `wire.Command` has it."""
     fields = view._asdict()
     for name in ("topic", "client_id", "api_key", "group"):
@@ -27,7 +29,7 @@ def fields_of(view: native.View) -> dict[str, Any]:
 
 @pytest.mark.parametrize("vector", UP, ids=by_name)
 def test_a_valid_command_is_read_as_expected(vector: dict[str, Any]) -> None:
-    assert fields_of(native.decode(bytes.fromhex(vector["frame"])[4:])) == command_of(vector["expect"])._asdict()
+    assert fields_of(decode(bytes.fromhex(vector["frame"])[4:])) == command_of(vector["expect"])._asdict()
 
 
 @pytest.mark.parametrize("vector", BROKEN, ids=by_name)
@@ -37,10 +39,10 @@ def test_a_broken_frame_is_refused_with_a_reason_by_both_readers_or_read_alike(v
         expected = wire.decode_command(body)
     except ProtocolError:
         with pytest.raises(CoreError, match=r"bad frame: .*\(.{10,}\)"):
-            native.decode(body)
+            decode(body)
     else:
         assert vector["name"].startswith(MAY_BE_VALID)
-        assert fields_of(native.decode(body)) == expected._asdict()
+        assert fields_of(decode(body)) == expected._asdict()
 
 
 @pytest.mark.parametrize("vector", [*UP, *BROKEN], ids=by_name)
@@ -51,9 +53,9 @@ def test_a_frame_that_is_cut_short_is_refused_or_reads_what_is_there(vector: dic
             expected = wire.decode_command(body[:size])
         except ProtocolError:
             with pytest.raises(CoreError):
-                native.decode(body[:size])
+                decode(body[:size])
         else:
-            assert fields_of(native.decode(body[:size])) == expected._asdict()
+            assert fields_of(decode(body[:size])) == expected._asdict()
 
 
 def pieces(data: bytes, size: int | None) -> Iterator[bytes]:

@@ -9,12 +9,16 @@ import time
 import pytest
 
 import blipmq
-from blipmq import memory, native, wal
+from blipmq import memory, wal
 from blipmq.cli import server as cli
 from blipmq.config import Config
 from blipmq.config_reader import from_dict, load
 from blipmq.errors import ConfigError, LogLocked, LogUnusable
-from blipmq.native import Core, CoreConfig, LogReport, LogState, WalFinding, WalMode, WalRecord, walk_log
+from blipmq.native.config import CoreConfig
+from blipmq.native.core import Core
+from blipmq.native.events import STATS_FIELDS
+from blipmq.native.log import LOG_REFUSED, LOG_VERSION, LogReport, LogState, log_denied, log_error
+from blipmq.native.log_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_log
 from blipmq.wal import Wal, first_message_id, log_config
 
 SMALL_CORE = CoreConfig(ring_bytes=1 << 16)
@@ -159,19 +163,19 @@ def test_a_broker_that_could_not_open_its_log_can_be_started_again(directory):
     ("error", "status"), [(errno.EACCES, 77), (errno.EROFS, 77), (errno.ENOTDIR, 78), (errno.EIO, 78), (0, 78)]
 )
 def test_what_the_system_denies_is_said_with_its_words_and_a_next_step(error, status):
-    denied = native.log_denied("data/wal", error)
+    denied = log_denied("data/wal", error)
     assert denied.exit_status == status
     assert "data/wal" in str(denied) and "wal.directory" in str(denied)
 
 
 def test_a_log_that_could_not_be_restored_is_refused_with_one_clear_line():
-    refused = native._log_error(native.LOG_REFUSED, "data/wal", 0)
+    refused = log_error(LOG_REFUSED, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "durable subscriptions could not be restored" in str(refused) and "nothing in it was changed" in str(refused)
 
 
 def test_a_log_of_a_newer_version_is_refused_with_one_clear_line():
-    refused = native._log_error(native.LOG_VERSION, "data/wal", 0)
+    refused = log_error(LOG_VERSION, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "written by a newer version of BlipMQ, and nothing in it was changed" in str(refused)
 
@@ -194,7 +198,7 @@ def wal_with(**found):
 
 
 def counters(**values):
-    return {**dict.fromkeys(native.STATS_FIELDS, 0), "log_state": LogState.OK, **values}
+    return {**dict.fromkeys(STATS_FIELDS, 0), "log_state": LogState.OK, **values}
 
 
 def test_a_log_that_fails_is_said_once_and_is_a_reason_in_plain_words():
@@ -347,7 +351,7 @@ def test_a_record_of_a_later_version_is_exported_whole():
 def test_progress_is_a_line_for_terminals_only(capsys, directory, kept):
     from blipmq.cli.wal import _Progress
 
-    half = native.WalProgress(1 << 20, 2 << 20)
+    half = WalProgress(1 << 20, 2 << 20)
     _Progress(False).show(half)
     assert capsys.readouterr().err == ""
     shown = _Progress(True)

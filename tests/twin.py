@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from blipmq import topics
-from blipmq.native import CoreConfig, Overflow
+from blipmq.native.config import CoreConfig, Overflow
 from blipmq.wire import Message
 
 

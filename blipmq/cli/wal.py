@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blipmq.memory import size
-from blipmq.native import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
+from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
 from blipmq.sessions import OWNER_ENDS
 
 TORN = "TORN"

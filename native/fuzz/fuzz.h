@@ -1,22 +1,12 @@
-/* fuzz.h: what the fuzz targets share: a requirement that is never compiled out, and an input that is read from its front.
+/* fuzz.h: what the fuzz targets share: the check of the native tests, and an input that is read from its front.
  *
  * Invariant: an input that has ended goes on as zeros, so every input is a program and none is refused.
  */
 #ifndef BQ_FUZZ_H
 #define BQ_FUZZ_H
 
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "base.h"
-
-#define REQUIRE(condition)                                                                                                       \
-    do {                                                                                                                         \
-        if (!(condition)) {                                                                                                      \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);                                            \
-            abort();                                                                                                             \
-        }                                                                                                                        \
-    } while (0)
+#include "../../tests/native/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -19,10 +19,10 @@ static sums_t walk(void) {
     sums.result = recover_begin(&recover, storage);
     for (int event = 1; sums.result == BQ_OK && event != RECOVER_END;) {
         event = recover_next(&recover, &record, &finding);
-        REQUIRE(event >= 0);
+        CHECK(event >= 0);
         sums.findings += event == RECOVER_FINDING;
         if (event != RECOVER_RECORD) continue;
-        REQUIRE(record.lsn > sums.last);
+        CHECK(record.lsn > sums.last);
         sums.last = record.lsn;
         sums.records++;
         for (uint32_t i = 0; i < record.size; i++) sums.bytes += record.bytes[i];
@@ -37,17 +37,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size > 60000) return 0;
     disk_make(data, size);
     sums_t first = walk(), second = walk();
-    REQUIRE(first.records == second.records && first.last == second.last && first.findings == second.findings &&
-            first.bytes == second.bytes);
+    CHECK(first.records == second.records && first.last == second.last && first.findings == second.findings &&
+          first.bytes == second.bytes);
     if (size && (data[0] & OPEN) && first.result == BQ_OK) { /* with its threads, and what it writes must be there again */
         log_t *log;
         log_report_t before, after;
-        REQUIRE(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);
-        REQUIRE(before.records == first.records);
-        REQUIRE(log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, true) == (int64_t)before.next_lsn);
+        CHECK(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);
+        CHECK(before.records == first.records);
+        CHECK(log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, true) == (int64_t)before.next_lsn);
         log_close(log);
-        REQUIRE(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &after, NULL) == BQ_OK);
-        REQUIRE(after.next_lsn == before.next_lsn + 1);
+        CHECK(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &after, NULL) == BQ_OK);
+        CHECK(after.next_lsn == before.next_lsn + 1);
         log_close(log);
     }
     sim_disk_free(disk);

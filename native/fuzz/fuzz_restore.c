@@ -33,11 +33,11 @@ static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
     uint64_t keep_from;
     uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
     bq_t *again = bq_new(limits, 1);
-    REQUIRE(bytes && again);
-    REQUIRE(session_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
-    REQUIRE(again->sessions.count == bq->sessions.count && again->next_message_id == bq->next_message_id);
+    CHECK(bytes && again);
+    CHECK(session_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
+    CHECK(again->sessions.count == bq->sessions.count && again->next_message_id == bq->next_message_id);
     uint8_t *twice = sessions_serialize(again, &again_size, &keep_from);
-    REQUIRE(twice && again_size == size);
+    CHECK(twice && again_size == size);
     free(bytes);
     free(twice);
     bq_free(again);
@@ -46,11 +46,11 @@ static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
 /* Each record in memory of its own size, so that a read beyond it is seen. */
 static void restore_each(const bq_config_t *limits, const item_t *entries, uint32_t count) {
     bq_t *bq = bq_new(limits, 1);
-    REQUIRE(bq);
+    CHECK(bq);
     bool whole = true;
     for (uint32_t i = 0; i < count && whole; i++) {
         uint8_t *copy = malloc(entries[i].bytes.size);
-        REQUIRE(copy || !entries[i].bytes.size);
+        CHECK(copy || !entries[i].bytes.size);
         if (entries[i].bytes.size) memcpy(copy, entries[i].bytes.bytes, entries[i].bytes.size);
         log_record_t record = {.lsn = i + 1, .bytes = copy, .size = entries[i].bytes.size, .type = entries[i].type};
         whole = session_restore(bq, &record);
@@ -63,7 +63,7 @@ static void restore_each(const bq_config_t *limits, const item_t *entries, uint3
 static void log_write(const item_t *entries, uint32_t count) {
     log_t *log;
     const log_config_t plain = {.max_bytes = config.max_bytes, .segment_bytes = 16384, .batch_bytes_max = 4096};
-    REQUIRE(log_open(&log, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == BQ_OK);
+    CHECK(log_open(&log, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == BQ_OK);
     const item_t *checkpoint = NULL;
     for (uint32_t i = 0; i < count; i++) {
         log_part_t part = {entries[i].bytes.bytes, entries[i].bytes.size};
@@ -87,12 +87,12 @@ static void read_all(machine_t *machine) {
     machine->now_ms = 1000;
     machine->answering = true;
     step_attach(machine, client, &trusted);
-    REQUIRE(client->open);
+    CHECK(client->open);
     client->filters_unknown = true;
     uint32_t rounds = 0;
     for (const session_t *session = machine->bq->sessions.all; session && rounds < 4; session = session->next, rounds++) {
         uint8_t *data = malloc(session->client_id_size + session->group_size + 1);
-        REQUIRE(data);
+        CHECK(data);
         memcpy(data, session_client_id(session), session->client_id_size + session->group_size);
         push(machine,
              (bq_command_t){.type = BQ_CMD_SUBSCRIBE,
@@ -124,7 +124,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     sim_disk_room(disk, 1 << 20);
     log_write(entries, count);
     machine.bq = bq_new(&machine.config, 1);
-    REQUIRE(machine.bq);
+    CHECK(machine.bq);
     if (bq_log_open(machine.bq, "/", &config, &report) == BQ_OK) {
         read_all(&machine);
         finish(&machine);

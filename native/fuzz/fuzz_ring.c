@@ -20,9 +20,9 @@ static uint8_t byte_of(uint64_t number, uint32_t at) { return (uint8_t)(number *
 static void put(model_t *model, uint32_t size, bool commit) {
     if (model->next - model->first == KEPT_MAX) return;
     uint8_t *to = ring_reserve(&model->ring, size);
-    if (model->first == model->next) REQUIRE(to || size > ring_record_max(&model->ring));
+    if (model->first == model->next) CHECK(to || size > ring_record_max(&model->ring));
     if (!to) return;
-    REQUIRE(((uintptr_t)to & 7) == 0);
+    CHECK(((uintptr_t)to & 7) == 0);
     for (uint32_t i = 0; i < size; i++) to[i] = byte_of(model->next, i);
     if (!commit) return;
     ring_commit(&model->ring);
@@ -32,10 +32,10 @@ static void put(model_t *model, uint32_t size, bool commit) {
 static void get(model_t *model, bool pop) {
     uint32_t size = 0;
     const uint8_t *record = ring_peek(&model->ring, &size);
-    REQUIRE((record != NULL) == (model->first != model->next));
+    CHECK((record != NULL) == (model->first != model->next));
     if (!record) return;
-    REQUIRE(size == model->sizes[model->first % KEPT_MAX]);
-    for (uint32_t i = 0; i < size; i++) REQUIRE(record[i] == byte_of(model->first, i));
+    CHECK(size == model->sizes[model->first % KEPT_MAX]);
+    for (uint32_t i = 0; i < size; i++) CHECK(record[i] == byte_of(model->first, i));
     if (!pop) return;
     ring_pop(&model->ring);
     model->first++;
@@ -47,14 +47,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memset(&model, 0, sizeof model);
     uint32_t capacity = 1u << input_byte(&input) % 14;
     int made = ring_init(&model.ring, capacity);
-    REQUIRE((made == BQ_OK) == (capacity >= 64));
+    CHECK((made == BQ_OK) == (capacity >= 64));
     if (made != BQ_OK) return 0;
     for (uint32_t steps = 0; steps < 2000 && input.at < input.end; steps++) {
         uint8_t what = input_byte(&input);
         if (what & 1)
             put(&model, what & 2 ? (what >> 3) * capacity / 48u : what >> 3, !(what & 4));
         else if (what & 2)
-            REQUIRE(ring_wait_begin(&model.ring) == (model.first == model.next));
+            CHECK(ring_wait_begin(&model.ring) == (model.first == model.next));
         else
             get(&model, !(what & 4));
     }

@@ -16,11 +16,11 @@ static const bq_log_config_t log_config = {
 static bool start(machine_t *machine) {
     bq_log_report_t report;
     machine->bq = bq_new(&machine->config, 1);
-    REQUIRE(machine->bq);
+    CHECK(machine->bq);
     if (bq_log_open(machine->bq, "/", &log_config, &report) == BQ_OK) return true;
     bq_free(machine->bq);
     machine->bq = bq_new(&machine->config, 1);
-    REQUIRE(machine->bq);
+    CHECK(machine->bq);
     return false;
 }
 
@@ -38,7 +38,7 @@ static void restart(machine_t *machine, input_t *input, bool harmed) {
     }
     bool opened = start(machine);
     if (harmed) return;
-    REQUIRE(opened && machine->bq->next_message_id > machine->id_max);
+    CHECK(opened && machine->bq->next_message_id > machine->id_max);
 }
 
 /* A disk that fails, once or for good, or has so many bytes; 0: it is whole again. */
@@ -64,7 +64,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     machine.config.max_frame_bytes = 4096; /* so that most publishes fit the log's batch */
     disk = sim_disk_new(1);
     sim_disk_room(disk, DISK_BYTES);
-    REQUIRE(start(&machine));
+    CHECK(start(&machine));
     for (uint32_t steps = 0; steps < STEPS_MAX && input.at < input.end; steps++) {
         uint8_t what = input_byte(&input);
         if (what < 240)

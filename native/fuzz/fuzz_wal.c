@@ -17,22 +17,22 @@ static sums_t run(uint32_t mode) {
     bq_wal_item_t item;
     bq_wal_t *wal = bq_wal_open("/", mode, &sums.result);
     if (!wal) {
-        REQUIRE(sums.result < 0);
+        CHECK(sums.result < 0);
         return sums;
     }
     while ((sums.result = bq_wal_step(wal, &item)) == 1) {
-        REQUIRE(item.done_bytes <= item.total_bytes);
-        if (item.kind == BQ_WAL_FINDING) REQUIRE(item.name && item.text && ++sums.findings);
+        CHECK(item.done_bytes <= item.total_bytes);
+        if (item.kind == BQ_WAL_FINDING) CHECK(item.name && item.text && ++sums.findings);
         if (item.kind == BQ_WAL_DONE) sums.end = item;
         if (item.kind != BQ_WAL_RECORD && item.kind != BQ_WAL_CHECKPOINT) continue;
-        REQUIRE(mode == BQ_WAL_EXPORT);
+        CHECK(mode == BQ_WAL_EXPORT);
         for (uint32_t i = 0; i < item.data_size; i++) sums.content += item.data[i];
         if (item.kind == BQ_WAL_CHECKPOINT) continue;
-        REQUIRE(item.lsn > sums.last_lsn);
+        CHECK(item.lsn > sums.last_lsn);
         sums.last_lsn = item.lsn;
         sums.records++;
     }
-    if (sums.result == 0) REQUIRE(sums.end.kind == BQ_WAL_DONE);
+    if (sums.result == 0) CHECK(sums.end.kind == BQ_WAL_DONE);
     bq_wal_close(wal);
     return sums;
 }
@@ -41,12 +41,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size > 60000) return 0;
     disk_make(data, size);
     sums_t verified = run(BQ_WAL_VERIFY), exported = run(BQ_WAL_EXPORT);
-    REQUIRE(verified.result == exported.result && verified.findings == exported.findings);
-    if (verified.result == 0) REQUIRE(exported.records == verified.end.records && exported.records == exported.end.records);
+    CHECK(verified.result == exported.result && verified.findings == exported.findings);
+    if (verified.result == 0) CHECK(exported.records == verified.end.records && exported.records == exported.end.records);
     bool repairs = size && (data[0] & OPEN) && data[size - 1] % 8 == 0; /* it makes files of 4 MiB: not for every input */
     if (repairs && run(BQ_WAL_REPAIR).result == 0) {
         sums_t after = run(BQ_WAL_EXPORT);
-        REQUIRE(after.result == 0 && after.records == exported.records && after.end.clean && !after.end.torn_bytes);
+        CHECK(after.result == 0 && after.records == exported.records && after.end.clean && !after.end.torn_bytes);
     }
     sim_disk_free(disk);
     return 0;

@@ -64,11 +64,11 @@ static bool wanted(const client_t *client, text_t topic) {
 
 static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
     bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see frame.c */
-    REQUIRE(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
+    CHECK(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
     const uint8_t *name = qos1 ? message_qos1_name(frame) : message_prefix_name(frame);
     text_t topic = {name, load_u32(name - 4)};
-    REQUIRE(topic.size && topic.size < size && topic_check(topic.bytes, topic.size) == 0);
-    REQUIRE(wanted(client, topic));
+    CHECK(topic.size && topic.size < size && topic_check(topic.bytes, topic.size) == 0);
+    CHECK(wanted(client, topic));
     client->last_id = load_u64(frame + FRAME_HEADER_BYTES + (qos1 ? 32 : 24));
     if (client->last_id > machine->id_max) machine->id_max = client->last_id;
 }
@@ -77,7 +77,7 @@ static void out_add(client_t *client, const uint8_t *bytes, uint32_t size) {
     if (client->out_size + size > client->out_capacity) {
         client->out_capacity = (client->out_size + size) * 2;
         client->out = realloc(client->out, client->out_capacity);
-        REQUIRE(client->out);
+        CHECK(client->out);
     }
     memcpy(client->out + client->out_size, bytes, size);
     client->out_size += size;
@@ -88,11 +88,11 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
     out_add(client, bytes, size);
     while (client->out_size - at >= 4 && client->out_size - at - 4 >= load_be32(client->out + at)) {
         uint32_t whole = 4 + load_be32(client->out + at);
-        REQUIRE(whole > FRAME_HEADER_BYTES && client->out[at + 4] <= 2);
+        CHECK(whole > FRAME_HEADER_BYTES && client->out[at + 4] <= 2);
         if (client->out[at + 4] == 1) message_check(machine, client, client->out + at, whole);
         at += whole;
     }
-    if (client->out_size - at >= 4) REQUIRE(load_be32(client->out + at) < 8u << 20);
+    if (client->out_size - at >= 4) CHECK(load_be32(client->out + at) < 8u << 20);
     memmove(client->out, client->out + at, client->out_size - at);
     client->out_size -= at;
 }
@@ -153,10 +153,10 @@ static void answer(machine_t *machine, client_t *client) {
 }
 
 static void asked(machine_t *machine, client_t *client, const bq_event_t *event) {
-    REQUIRE(client->open && (!client->asked || client->answers_unknown));
-    REQUIRE(event->text_size <= REQUEST_BYTES_MAX && event->data_size <= REQUEST_BYTES_MAX);
-    if (event->type != BQ_EV_HELLO) REQUIRE(client->admitted || client->trusted || !machine->config.require_hello);
-    if (event->type == BQ_EV_SUB || event->type == BQ_EV_UNSUB) REQUIRE(filter_check(event->text, event->text_size) >= 0);
+    CHECK(client->open && (!client->asked || client->answers_unknown));
+    CHECK(event->text_size <= REQUEST_BYTES_MAX && event->data_size <= REQUEST_BYTES_MAX);
+    if (event->type != BQ_EV_HELLO) CHECK(client->admitted || client->trusted || !machine->config.require_hello);
+    if (event->type == BQ_EV_SUB || event->type == BQ_EV_UNSUB) CHECK(filter_check(event->text, event->text_size) >= 0);
     client->asked = true;
     client->ask_type = event->type;
     client->ask_seq = event->seq;
@@ -196,8 +196,8 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     switch (event->type) {
     case BQ_EV_ATTACHED: attached(machine, event); return;
     case BQ_EV_STOPPED: machine->stopped = true; return;
-    case BQ_EV_STATS: REQUIRE(event->data_size == sizeof(bq_stats_t)); return;
-    case BQ_EV_LIST: REQUIRE(event->data_size % sizeof(bq_subscriber_t) == 0); return;
+    case BQ_EV_STATS: CHECK(event->data_size == sizeof(bq_stats_t)); return;
+    case BQ_EV_LIST: CHECK(event->data_size % sizeof(bq_subscriber_t) == 0); return;
     case BQ_EV_ACCEPT: return;
     default: break;
     }
@@ -206,12 +206,12 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     case BQ_EV_CLOSED: client_gone(client); return;
     case BQ_EV_FED:
         client->consumed += event->value;
-        REQUIRE(client->consumed <= client->fed);
+        CHECK(client->consumed <= client->fed);
         return;
     case BQ_EV_OUT:
         arrived(machine, client, event->data, event->data_size);
         client->untaken += event->data_size;
-        REQUIRE(client->untaken <= FED_WINDOW_BYTES);
+        CHECK(client->untaken <= FED_WINDOW_BYTES);
         if (client->reads) took(machine, client, client->untaken);
         return;
     default: asked(machine, client, event); return;
@@ -248,9 +248,9 @@ static void sums_check(machine_t *machine) {
     bq_stats_t s;
     core_stats(machine->bq, &s);
     uint64_t gone = s.delivered + s.dropped_ttl + s.dropped_queue_full + s.dropped_disconnect + s.dead_lettered;
-    REQUIRE(s.enqueued == gone + s.queued_messages);
-    REQUIRE(s.connections <= machine->config.max_connections && s.sessions <= machine->config.max_sessions);
-    if (machine->config.require_hello && !machine->someone_admitted) REQUIRE(s.published == 0 && s.subscriptions == s.sessions);
+    CHECK(s.enqueued == gone + s.queued_messages);
+    CHECK(s.connections <= machine->config.max_connections && s.sessions <= machine->config.max_sessions);
+    if (machine->config.require_hello && !machine->someone_admitted) CHECK(s.published == 0 && s.subscriptions == s.sessions);
 }
 
 static void turn(machine_t *machine, uint64_t advance_ms) {
@@ -358,7 +358,7 @@ static void step_raw(machine_t *machine, client_t *client, input_t *input) {
     uint8_t how = input_byte(input);
     text_t bytes = input_bytes(input, input_byte(input));
     uint8_t *copy = malloc(bytes.size + 4);
-    REQUIRE(copy);
+    CHECK(copy);
     store_be32(copy, bytes.size);
     if (bytes.size) memcpy(copy + 4, bytes.bytes, bytes.size);
     text_t all =
@@ -533,10 +533,10 @@ static void finish(machine_t *machine) {
          tries++)
         settle(machine, 1, 1);
     settle(machine, 100, 100);
-    REQUIRE(machine->stopped);
+    CHECK(machine->stopped);
     for (uint32_t turns = 0; turns < 20; turns++) turn(machine, 1); /* lists of one at a time may still hold what has ended */
     core_stats(machine->bq, &stats);
-    REQUIRE(stats.queued_messages == 0 && stats.connections == 0 && stats.blocked_publishers == 0 && stats.in_flight == 0);
+    CHECK(stats.queued_messages == 0 && stats.connections == 0 && stats.blocked_publishers == 0 && stats.in_flight == 0);
     bq_free(machine->bq);
     everyone_gone(machine);
 }

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import fake_broker
 
-from blipmq import command, config_reader, flatbuffer, http, keys, logs, native, splitter, wire
+from blipmq import command, config_reader, flatbuffer, http, keys, logs, splitter, wire
 from blipmq.device import settings_reader
 from blipmq.errors import BlipMQError, ConfigError, ProtocolError
+from blipmq.native.pure import decode
 
 TESTS = Path(__file__).resolve().parent.parent
 FRAME_BYTES_MAX = 1 << 16
@@ -85,7 +86,7 @@ def commands(data: bytes) -> None:
     except ProtocolError:
         twin = None
     try:
-        view: dict[str, Any] | None = native.decode(data)._asdict()
+        view: dict[str, Any] | None = decode(data)._asdict()
     except BlipMQError:
         view = None
     assert (twin is None) == (view is None), "one of the two refuses it"

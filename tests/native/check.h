@@ -1,4 +1,4 @@
-/* check.h: what the native test programs share: a check that is never compiled out, and numbers that repeat.
+/* check.h: what the native test programs and the fuzz targets share: a check that is never compiled out, and numbers that repeat.
  *
  * Invariant: a program that returns 0 has passed; one that found something says where and aborts.
  */

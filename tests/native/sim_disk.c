@@ -6,9 +6,8 @@
 #include "sim_disk.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 
+#include "check.h"
 #include "gate.h"
 
 #define SECTOR 512u
@@ -19,8 +18,6 @@
 #define PENDING_MAX 4096u
 #define HANDLES_MAX 64u
 #define NAME_BYTES 64u
-
-#define NEED(condition) ((condition) ? (void)0 : (fprintf(stderr, "sim_disk.c:%d: %s\n", __LINE__, #condition), abort()))
 
 typedef struct node { /* a file, whatever its names */
     uint8_t *now, *safe;
@@ -62,7 +59,7 @@ typedef struct view {
     sim_disk_t *disk;
 } view_t;
 
-static uint64_t random_next(uint64_t *state) { /* splitmix64 */
+static uint64_t chance(uint64_t *state) { /* splitmix64 */
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -73,7 +70,7 @@ static uint64_t random_next(uint64_t *state) { /* splitmix64 */
 
 static node_t *node_new(void) {
     node_t *node = calloc(1, sizeof *node);
-    NEED(node);
+    CHECK(node);
     return node;
 }
 
@@ -85,12 +82,12 @@ static void node_drop(node_t *node) {
 }
 
 static void node_grow(node_t *node, uint64_t size) {
-    NEED(size <= FILE_BYTES_MAX);
+    CHECK(size <= FILE_BYTES_MAX);
     if (size <= node->capacity) return;
     uint64_t capacity = (size + 4095) / 4096 * 4096;
     node->now = realloc(node->now, capacity);
     node->safe = realloc(node->safe, capacity);
-    NEED(node->now && node->safe);
+    CHECK(node->now && node->safe);
     memset(node->now + node->capacity, 0, capacity - node->capacity);
     memset(node->safe + node->capacity, 0, capacity - node->capacity);
     node->capacity = capacity;
@@ -112,14 +109,14 @@ static void entry_remove(entries_t *entries, const char *name) {
 static void entry_set(entries_t *entries, const char *name, node_t *node) {
     node->references++;
     entry_remove(entries, name);
-    NEED(entries->count < FILES_MAX && strlen(name) < NAME_BYTES);
+    CHECK(entries->count < FILES_MAX && strlen(name) < NAME_BYTES);
     entry_t *entry = &entries->list[entries->count++];
     snprintf(entry->name, NAME_BYTES, "%s", name);
     entry->node = node;
 }
 
 static void pending_add(sim_disk_t *disk, const char *from, const char *to, node_t *node) {
-    NEED(disk->pending_count < PENDING_MAX);
+    CHECK(disk->pending_count < PENDING_MAX);
     change_t *change = &disk->pending[disk->pending_count++];
     snprintf(change->from, NAME_BYTES, "%s", from);
     snprintf(change->to, NAME_BYTES, "%s", to);
@@ -210,7 +207,7 @@ static int sim_open(storage_t *storage, const char *name, bool create) {
 
 static int sim_close(storage_t *storage, int file) {
     sim_disk_t *disk = enter(storage);
-    NEED(file >= 0 && file < (int)HANDLES_MAX && disk->handles[file]);
+    CHECK(file >= 0 && file < (int)HANDLES_MAX && disk->handles[file]);
     node_drop(disk->handles[file]);
     disk->handles[file] = NULL;
     return leave(disk, 0);
@@ -225,7 +222,7 @@ static int sim_write(storage_t *storage, int file, uint64_t offset, const uint8_
     node_t *node = disk->handles[file];
     int begun = call_begin(disk, CHANGE, "write");
     if (begun >= 0 && !has_room(disk, node, offset + size)) begun = -ENOSPC;
-    if (begun == 1 || begun == -ENOSPC) size = random_next(&disk->random) % (size + 1); /* some of it may have been written */
+    if (begun == 1 || begun == -ENOSPC) size = chance(&disk->random) % (size + 1); /* some of it may have been written */
     if (begun >= 0 || begun == -ENOSPC) {
         if (begun == -ENOSPC && !has_room(disk, node, offset + size)) size = 0;
         node_grow(node, offset + size);
@@ -356,7 +353,7 @@ static int64_t sim_free_bytes(storage_t *storage) {
 static int sim_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
     sim_disk_t *disk = enter(storage);
     int begun = call_begin(disk, LOOK, "random");
-    for (uint32_t i = 0; i < size; i++) bytes[i] = (uint8_t)random_next(&disk->random);
+    for (uint32_t i = 0; i < size; i++) bytes[i] = (uint8_t)chance(&disk->random);
     return leave(disk, begun);
 }
 
@@ -378,7 +375,7 @@ static void sim_release(storage_t *storage) {
 
 storage_t *sim_disk_storage(sim_disk_t *disk) {
     view_t *view = malloc(sizeof *view);
-    NEED(view);
+    CHECK(view);
     view->disk = disk;
     view->calls = (storage_t){.open = sim_open,
                               .close = sim_close,
@@ -404,9 +401,9 @@ storage_t *sim_disk_storage(sim_disk_t *disk) {
 
 sim_disk_t *sim_disk_new(uint64_t seed) {
     sim_disk_t *disk = calloc(1, sizeof *disk);
-    NEED(disk && gate_init(&disk->gate) == BQ_OK);
+    CHECK(disk && gate_init(&disk->gate) == BQ_OK);
     disk->pending = calloc(PENDING_MAX, sizeof *disk->pending);
-    NEED(disk->pending);
+    CHECK(disk->pending);
     disk->random = seed;
     disk->room = 64u << 20;
     sim_disk_heal(disk);
@@ -430,7 +427,7 @@ void sim_disk_free(sim_disk_t *disk) {
 /* Files that only the page cache's or only the disk's directory knows are rare enough to be copied as synced ones. */
 sim_disk_t *sim_disk_copy(const sim_disk_t *disk) {
     sim_disk_t *copy = sim_disk_new(disk->random);
-    NEED(disk->pending_count == 0);
+    CHECK(disk->pending_count == 0);
     copy->room = disk->room;
     for (uint32_t i = 0; i < disk->now.count; i++) {
         const node_t *node = disk->now.list[i].node;
@@ -449,10 +446,10 @@ void sim_disk_end_process(sim_disk_t *disk) {
 
 /* What the power cut leaves of one file. */
 static void node_cut(node_t *node, uint64_t *random) {
-    if (node->size != node->safe_size && random_next(random) % 2) node->safe_size = node->size;
+    if (node->size != node->safe_size && chance(random) % 2) node->safe_size = node->size;
     for (uint64_t sector = 0; sector * SECTOR < node->capacity; sector++) {
         if (!node->dirty[sector]) continue;
-        uint64_t fate = random_next(random) % 10, bytes = fate < 4 ? 0 : fate < 8 ? SECTOR : random_next(random) % SECTOR;
+        uint64_t fate = chance(random) % 10, bytes = fate < 4 ? 0 : fate < 8 ? SECTOR : chance(random) % SECTOR;
         memcpy(node->safe + sector * SECTOR, node->now + sector * SECTOR, bytes);
     }
     if (node->safe_size < node->capacity) memset(node->safe + node->safe_size, 0, node->capacity - node->safe_size);
@@ -464,16 +461,16 @@ static void node_cut(node_t *node, uint64_t *random) {
 void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
     uint64_t random = seed;
     sim_disk_end_process(disk);
-    uint64_t ordered = random_next(&random) % 2, prefix = random_next(&random) % (disk->pending_count + 1ull);
+    uint64_t ordered = chance(&random) % 2, prefix = chance(&random) % (disk->pending_count + 1ull);
     for (uint32_t i = 0; i < disk->pending_count; i++)
-        if (ordered ? i < prefix : random_next(&random) % 2) change_apply(&disk->safe, &disk->pending[i]);
+        if (ordered ? i < prefix : chance(&random) % 2) change_apply(&disk->safe, &disk->pending[i]);
     pending_clear(disk);
     entries_clear(&disk->now);
     for (uint32_t i = 0; i < disk->safe.count; i++) {
         node_cut(disk->safe.list[i].node, &random);
         entry_set(&disk->now, disk->safe.list[i].name, disk->safe.list[i].node);
     }
-    disk->random ^= random_next(&random);
+    disk->random ^= chance(&random);
     sim_disk_heal(disk);
 }
 

@@ -1,0 +1,324 @@
+"""A core: typed commands in, typed events out.
+
+Invariant: one thread pushes commands and takes events; in threaded mode the core's own I/O thread does everything else, in
+stepped mode the caller's `wait` and `turn` do. Commands reach the core in the order of the calls, those that had to wait too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from blipmq._native import ffi, lib
+from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.errors import CoreBusy, CoreError, check
+from blipmq.native.events import CloseReason, Event, read
+from blipmq.native.log import LogReport, log_error
+from blipmq.peer import peer_bytes
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+# Fed bytes that may wait in Python for room in the command ring. Answers to events are not counted: the core waits for
+# one per connection, so max_connections bounds them.
+BACKLOG_COMMANDS_MAX = 4096
+BACKLOG_BYTES_MAX = 8 * 1024 * 1024
+
+
+class _Command(NamedTuple):
+    """A command that found the ring full and waits for room."""
+
+    type: int
+    code: int
+    flags: int
+    conn: int
+    seq: int
+    value: int
+    text: bytes
+    data: bytes
+    counted: bool
+
+
+class Core:
+    """One C core. Start it with `start` (its own thread) or step it with `wait` and `turn`; end it with `free`.
+
+    `on_backlog` is called when a command found the ring full and now waits in Python: the owner arranges for `retry`
+    to be called within a few milliseconds, because a core with nothing to report raises no event by itself.
+    """
+
+    def __init__(
+        self, config: CoreConfig, first_message_id: int = 1, on_backlog: Callable[[], None] | None = None
+    ) -> None:
+        self._event = ffi.new("bq_event_t *")
+        self._command = ffi.new("bq_command_t *")
+        self._backlog: deque[_Command] = deque()
+        self._backlog_count = 0
+        self._backlog_bytes = 0
+        self._on_backlog = on_backlog
+        self._threaded = False
+        self._bq = lib.bq_new(ffi.new("bq_config_t *", config._asdict()), first_message_id)
+        if self._bq == ffi.NULL:
+            raise CoreError(lib.BQ_E_ARGUMENT, "the core did not start", f"no memory, or out of range: {config}")
+        self.event_fd: int = lib.bq_event_fd(self._bq)
+
+    def __repr__(self) -> str:
+        mode = "freed" if self._bq == ffi.NULL else "threaded" if self._threaded else "stepped"
+        return f"<Core {mode} backlog={len(self._backlog)} backlog_bytes={self._backlog_bytes}>"
+
+    # -- life
+
+    def open_log(self, directory: str, config: LogConfig) -> LogReport:
+        """Open the log in `directory`, made if it is not there, and recover it: before `start`, and as long as that
+        takes (other threads run meanwhile). Raises `LogLocked`, or `LogUnusable` with the cause."""
+        report = ffi.new("bq_log_report_t *")
+        code = lib.bq_log_open(self._bq, os.fsencode(directory), ffi.new("bq_log_config_t *", config._asdict()), report)
+        if code < 0:
+            raise log_error(code, directory, report.error)
+        return LogReport(*(getattr(report, name) for name in LogReport._fields))
+
+    def log_progress(self) -> float:
+        """How much of the log has been read, 0 to 1, while `open_log` runs in another thread."""
+        return int(lib.bq_log_progress(self._bq)) / 1000
+
+    def start(self) -> None:
+        """Run in a thread of its own from here on."""
+        check(lib.bq_start(self._bq), "the core's thread did not start")
+        self._threaded = True
+
+    def join(self) -> None:
+        """Wait for the thread, which ends after `Stopped`."""
+        if self._threaded:
+            check(lib.bq_join(self._bq), "the core's thread did not end")
+            self._threaded = False
+
+    def free(self) -> None:
+        """Give everything back. In threaded mode only after `join`; further calls are harmless."""
+        if self._bq != ffi.NULL:
+            assert not self._threaded, "join the core before freeing it"
+            lib.bq_free(self._bq)
+            self._bq = ffi.NULL
+            self._backlog.clear()
+
+    def wait(self, timeout_ms: int) -> int:
+        """Stepped: collect readiness for at most `timeout_ms`; -1 waits as long as timers allow."""
+        return check(lib.bq_wait(self._bq, timeout_ms), "waiting for sockets failed")
+
+    def turn(self, mono_ms: int, wall_ms: int) -> bool:
+        """Stepped: one turn at the given times (milliseconds; monotonic, and since 1970). True if there was work."""
+        return check(lib.bq_turn(self._bq, mono_ms, wall_ms), "a turn of the core failed") > 0
+
+    def next_timer_ms(self) -> int:
+        """Stepped: milliseconds to the next timer, -1 for none."""
+        return int(lib.bq_next_timer_ms(self._bq))
+
+    @property
+    def poll_fd(self) -> int:
+        """Stepped: a descriptor that is readable when `wait` would not block; -1 where there is none."""
+        return int(lib.bq_poll_fd(self._bq))
+
+    # -- events
+
+    def events(self, limit: int = 0) -> Iterator[Event]:
+        """Yield what has happened, oldest first, at most `limit` events (0: until none is left).
+
+        Only a drained ring arms `event_fd`: drain once before waiting for it, and come back after stopping at `limit`.
+        Commands that wait are the caller's to `retry` afterwards: the core may have made room.
+        """
+        event, taken = self._event, 0
+        while not limit or taken < limit:
+            if self._bq == ffi.NULL or lib.bq_event(self._bq, event) <= 0:
+                break
+            taken += 1
+            yield read(event)
+
+    # -- commands
+
+    def listen(self, fd: int) -> None:
+        """Accept on this listening socket, which belongs to the core from now on."""
+        self._push(lib.BQ_CMD_LISTEN, value=fd)
+
+    def unlisten(self) -> None:
+        """Stop accepting: close every listener."""
+        self._push(lib.BQ_CMD_UNLISTEN)
+
+    def adopt(self, fd: int) -> None:
+        """Serve this connected socket, which belongs to the core from now on."""
+        self._push(lib.BQ_CMD_ADOPT, value=fd)
+
+    def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None, passed_ms: int = 0) -> None:
+        """Open a fed connection; `Attached` with this seq brings its handle, or 0 when there is no room for it.
+
+        `peer`: the numeric address and the port of whoever it is for; it counts among the pending of its address. `passed_ms`:
+        how much of hello_timeout_ms it has used up before it came here.
+        """
+        flags = lib.BQ_CONN_TRUSTED if trusted else 0
+        self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=peer_bytes(peer) if peer else b"")
+
+    def feed(self, conn: int, data: Buffer) -> None:
+        """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""
+        self._push(lib.BQ_CMD_FEED, conn=conn, data=data, counted=True)
+
+    def feed_end(self, conn: int) -> None:
+        """A fed connection will receive no more; it is closed once what came before has been served."""
+        self._push(lib.BQ_CMD_FEED, conn=conn, flags=lib.BQ_FEED_END)
+
+    def taken(self, conn: int, size: int) -> None:
+        """So many bytes of `Out` have left."""
+        self._push(lib.BQ_CMD_TAKEN, conn=conn, value=size)
+
+    def admit(self, conn: int, seq: int, text: str, rights: int = 0) -> None:
+        """Let a client that said HELLO go on; it gets Reply code 0 with `text`. `rights`: the number of what its key may
+        publish to, given before with `rights`; 0: everything."""
+        self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=rights)
+
+    def rights(self, number: int, filters: bytes | None) -> None:
+        """Say, or change for all who have been admitted with it, what `number` (from 1) may publish to: filters, each with
+        its size in front (u16, little-endian), or None for everything."""
+        flags = lib.BQ_RIGHTS_ALL if filters is None else 0
+        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=flags, data=filters or b"")
+
+    def end_rights(self, number: int) -> None:
+        """From now on `number` allows nothing to those who have been admitted with it, and may be given anew."""
+        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=lib.BQ_RIGHTS_END)
+
+    def subscribe(
+        self,
+        conn: int,
+        seq: int,
+        filter: str,
+        *,
+        qos: int = 0,
+        durable: bool = False,
+        client_id: str = "",
+        group: str = "",
+    ) -> None:
+        """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
+        new durable subscription is on disk; without a log that takes more, QoS 1 is answered 503."""
+        flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
+        name = client_id.encode()
+        self._push(
+            lib.BQ_CMD_SUBSCRIBE,
+            conn=conn,
+            seq=seq,
+            flags=flags,
+            value=len(name),
+            text=filter.encode(),
+            data=name + group.encode(),
+        )
+
+    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "") -> None:
+        """Take the route away, and end the durable subscription of `client_id`. Clients that said HELLO are answered 0
+        (once it is on disk) or 404."""
+        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode(), data=client_id.encode())
+
+    def reply(
+        self,
+        conn: int,
+        seq: int,
+        code: int,
+        text: str,
+        payload: Buffer = b"",
+        *,
+        id: int = 0,
+        close: bool = False,
+        unasked: bool = False,
+        discard: bool = False,
+    ) -> None:
+        """Send a Reply; with `close` the connection ends once it has been flushed. `unasked`: it answers no request.
+        `discard`: its subscriptions end and what waits for it is dropped before."""
+        flags = (lib.BQ_REPLY_CLOSE if close else 0) | (lib.BQ_REPLY_UNASKED if unasked else 0)
+        flags |= lib.BQ_REPLY_DISCARD if discard else 0
+        self._push(
+            lib.BQ_CMD_REPLY, conn=conn, seq=seq, code=code, flags=flags, text=text.encode(), data=payload, value=id
+        )
+
+    def close(self, conn: int, reason: CloseReason = CloseReason.BROKER) -> None:
+        """End a connection now."""
+        self._push(lib.BQ_CMD_CLOSE, conn=conn, code=reason)
+
+    def stats(self, seq: int) -> None:
+        """Ask for a `Stats` event with this seq."""
+        self._push(lib.BQ_CMD_STATS, seq=seq)
+
+    def list(self, seq: int, first_slot: int = 0) -> None:
+        """Ask for a `Listed` page with this seq."""
+        self._push(lib.BQ_CMD_LIST, seq=seq, value=first_slot)
+
+    def limits(self, config: CoreConfig) -> None:
+        """Put the reloadable fields of `config` into effect."""
+        struct_bytes = bytes(ffi.buffer(ffi.new("bq_config_t *", config._asdict())))
+        self._push(lib.BQ_CMD_LIMITS, data=struct_bytes)
+
+    def stop(self, flush_ms: int) -> None:
+        """Flush for at most `flush_ms`, close everything, then report `Stopped`."""
+        self._push(lib.BQ_CMD_STOP, value=flush_ms)
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether commands wait for room in the ring."""
+        return bool(self._backlog)
+
+    def retry(self) -> bool:
+        """Push what waits, in order. True if nothing waits any more.
+
+        A command that can never be taken raises `CoreError` once, and is gone: those behind it must not wait for ever.
+        """
+        while self._backlog:
+            try:
+                taken = self._try(self._backlog[0])
+            except CoreError:
+                self._pop_backlog()
+                raise
+            if not taken:
+                return False
+            self._pop_backlog()
+        return True
+
+    def _pop_backlog(self) -> None:
+        command = self._backlog.popleft()
+        if command.counted:
+            self._backlog_count -= 1
+            self._backlog_bytes -= len(command.text) + len(command.data)
+
+    def _push(
+        self,
+        type: int,
+        *,
+        conn: int = 0,
+        seq: int = 0,
+        value: int = 0,
+        code: int = 0,
+        flags: int = 0,
+        text: bytes = b"",
+        data: Buffer = b"",
+        counted: bool = False,
+    ) -> None:
+        command = _Command(type, code, flags, conn, seq, value, text, bytes(data), counted)
+        if self._backlog and not self.retry():
+            self._defer(command)  # behind those that wait: order is kept
+        elif not self._try(command):
+            self._defer(command)
+
+    def _try(self, command: _Command) -> bool:
+        """Write one command into the ring; False if there is no room."""
+        assert self._bq != ffi.NULL, "a command after free"
+        c = self._command
+        c.type, c.code, c.flags, c.conn, c.seq, c.value = command[:6]
+        text, data = command.text, command.data
+        code = lib.bq_command(self._bq, c, text, len(text), data, len(data))
+        if code == lib.BQ_E_AGAIN:
+            return False
+        check(code, "the core did not take a command")
+        return True
+
+    def _defer(self, command: _Command) -> None:
+        if command.counted:
+            size = len(command.text) + len(command.data)
+            if self._backlog_count >= BACKLOG_COMMANDS_MAX or self._backlog_bytes + size > BACKLOG_BYTES_MAX:
+                raise CoreBusy(lib.BQ_E_AGAIN, "not taken")
+            self._backlog_count += 1
+            self._backlog_bytes += size
+        self._backlog.append(command)
+        if len(self._backlog) == 1 and self._on_backlog is not None:
+            self._on_backlog()

@@ -1,0 +1,257 @@
+"""What the core tells: a named tuple for each kind of event, and how it is read out of C memory.
+
+Invariant: `read` copies everything; its result stays what it is when the next event takes the place of this one.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+from blipmq._native import ffi, lib
+from blipmq.peer import peer_name
+
+CData = Any  # what cffi hands out; only named here
+
+
+class CloseReason(IntEnum):
+    """Why a connection ended."""
+
+    EOF = lib.BQ_CLOSE_EOF
+    QUIT = lib.BQ_CLOSE_QUIT
+    RESET = lib.BQ_CLOSE_RESET
+    FRAME = lib.BQ_CLOSE_FRAME
+    TOO_LARGE = lib.BQ_CLOSE_TOO_LARGE
+    UNAUTH = lib.BQ_CLOSE_UNAUTH
+    REFUSED = lib.BQ_CLOSE_REFUSED
+    BROKER = lib.BQ_CLOSE_BROKER
+    SHUTDOWN = lib.BQ_CLOSE_SHUTDOWN
+    MEMORY = lib.BQ_CLOSE_MEMORY
+    CROWDED = lib.BQ_CLOSE_CROWDED
+
+
+class Hello(NamedTuple):
+    """A client introduced itself. Answered by `admit`, `reply` or `close`; until then its input stands still."""
+
+    conn: int
+    seq: int
+    protocol: int
+    client_id: str
+    api_key: bytes
+    peer: str
+    trusted: bool = False  # of this process: let in without a key
+
+    def __repr__(self) -> str:  # without the key, wherever it is printed
+        return f"Hello(conn={self.conn}, seq={self.seq}, client_id={self.client_id!r}, peer={self.peer!r})"
+
+
+class Sub(NamedTuple):
+    """A client asks for `filter`, which the core has checked. Answered by `subscribe`, `reply` or `close`."""
+
+    conn: int
+    seq: int
+    filter: str
+    group: str
+    qos: int
+    durable: bool
+    plain: bool
+    peer: str
+    trusted: bool = False
+
+
+class Unsub(NamedTuple):
+    """A client gives `filter` up. Answered by `unsubscribe`, `reply` or `close`."""
+
+    conn: int
+    seq: int
+    filter: str
+    plain: bool
+    peer: str
+
+
+class Info(NamedTuple):
+    """A client asks how the broker is. Answered by `reply` or `close`."""
+
+    conn: int
+    seq: int
+    asked: bytes
+    peer: str
+
+
+class Closed(NamedTuple):
+    """A connection is gone; its handle is never valid again."""
+
+    conn: int
+    reason: CloseReason
+    detail: str
+    peer: str
+
+
+class Attached(NamedTuple):
+    """The fed connection that `attach(seq)` asked for."""
+
+    conn: int
+    seq: int
+
+
+class Out(NamedTuple):
+    """Bytes for the far end of a fed connection. Answered by `taken` once they have left."""
+
+    conn: int
+    data: bytes
+
+
+class Fed(NamedTuple):
+    """So many bytes of what was fed have been consumed."""
+
+    conn: int
+    size: int
+
+
+class Stats(NamedTuple):
+    """`bq_stats_t` by its field names."""
+
+    seq: int
+    counters: dict[str, int]
+
+
+class Subscriber(NamedTuple):
+    """One connection that subscribes, and its queue: `bq_subscriber_t`, in its order."""
+
+    conn: int
+    enqueued: int
+    delivered: int
+    dropped_ttl: int
+    dropped_queue_full: int
+    queued_messages: int
+    queued_bytes: int
+    subscriptions: int
+    flags: int
+    peer_address: bytes
+    peer_port: int
+
+    @property
+    def peer(self) -> str:
+        """Who it is, as people write it; "" for a fed connection."""
+        return peer_name(self.peer_address, self.peer_port)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its socket takes no more at the moment."""
+        return bool(self.flags & 1)
+
+
+class Listed(NamedTuple):
+    """One page of subscribers. `next_slot` is what to ask for next, 0 at the end."""
+
+    seq: int
+    next_slot: int
+    subscribers: list[Subscriber]
+
+
+class Accepting(NamedTuple):
+    """Accepting has paused (`errno` tells why) or resumed."""
+
+    paused: bool
+    errno: int
+
+
+class Stopped(NamedTuple):
+    """The core has stopped; so many messages could not be flushed in the time given."""
+
+    unflushed: int
+
+
+Event: TypeAlias = "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | Accepting | Stopped"
+
+
+def _text(event: CData) -> str:
+    # The core lets nothing through that is not UTF-8, except in a detail it cut short: never fail on one.
+    return bytes(ffi.buffer(event.text, event.text_size)).decode("utf-8", "replace") if event.text_size else ""
+
+
+def _data(event: CData) -> bytes:
+    return bytes(ffi.buffer(event.data, event.data_size)) if event.data_size else b""
+
+
+def _peer(event: CData) -> str:
+    return peer_name(bytes(ffi.buffer(event.peer)), event.peer_port)
+
+
+def _hello(e: CData) -> Event:
+    return Hello(e.conn, e.seq, e.value, _text(e), _data(e), _peer(e), bool(e.flags & lib.BQ_EV_TRUSTED))
+
+
+def _sub(e: CData) -> Event:
+    durable, plain = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_PLAIN)
+    trusted = bool(e.flags & lib.BQ_EV_TRUSTED)
+    return Sub(e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, plain, _peer(e), trusted)
+
+
+def _unsub(e: CData) -> Event:
+    return Unsub(e.conn, e.seq, _text(e), bool(e.flags & lib.BQ_EV_PLAIN), _peer(e))
+
+
+def _info(e: CData) -> Event:
+    return Info(e.conn, e.seq, _data(e), _peer(e))
+
+
+def _closed(e: CData) -> Event:
+    return Closed(e.conn, CloseReason(e.code), _text(e), _peer(e))
+
+
+def _attached(e: CData) -> Event:
+    return Attached(e.conn, e.seq)
+
+
+def _out(e: CData) -> Event:
+    return Out(e.conn, _data(e))
+
+
+def _fed(e: CData) -> Event:
+    return Fed(e.conn, e.value)
+
+
+def _stats(e: CData) -> Event:
+    return Stats(e.seq, dict(zip(STATS_FIELDS, _STATS_LAYOUT.unpack(_data(e)), strict=True)))
+
+
+def _list(e: CData) -> Event:
+    return Listed(e.seq, e.value, [Subscriber._make(row) for row in _SUBSCRIBER_LAYOUT.iter_unpack(_data(e))])
+
+
+def _accepting(e: CData) -> Event:
+    return Accepting(e.code == 1, e.value)
+
+
+def _stopped(e: CData) -> Event:
+    return Stopped(e.value)
+
+
+STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
+_STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
+# Unpacked rather than read field by field: a scrape goes through every subscriber there is.
+_SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
+assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
+
+_READERS: dict[int, Callable[[CData], Event]] = {
+    lib.BQ_EV_HELLO: _hello,
+    lib.BQ_EV_SUB: _sub,
+    lib.BQ_EV_UNSUB: _unsub,
+    lib.BQ_EV_INFO: _info,
+    lib.BQ_EV_CLOSED: _closed,
+    lib.BQ_EV_ATTACHED: _attached,
+    lib.BQ_EV_OUT: _out,
+    lib.BQ_EV_FED: _fed,
+    lib.BQ_EV_STATS: _stats,
+    lib.BQ_EV_LIST: _list,
+    lib.BQ_EV_ACCEPT: _accepting,
+    lib.BQ_EV_STOPPED: _stopped,
+}
+
+
+def read(event: CData) -> Event:
+    """A `bq_event_t` that the core has just filled in."""
+    return _READERS[event.type](event)

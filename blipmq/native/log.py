@@ -1,0 +1,79 @@
+"""The core's log: what opening it found, and why it cannot be opened.
+
+Invariant: an error says what happened to the log, what was left as it was, and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import IntEnum
+from typing import NamedTuple
+
+from blipmq._native import lib
+from blipmq.errors import BlipMQError, LogLocked, LogUnusable
+from blipmq.native.errors import CoreError
+
+# Codes of native/log.h, beside those of bq_api.h.
+LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
+
+
+class LogReport(NamedTuple):
+    """What opening the log found: `bq_log_report_t`. Zero stands for none; LSNs count the log's records."""
+
+    records: int
+    bytes: int
+    segments: int
+    torn_bytes: int
+    lost_first_lsn: int
+    lost_last_lsn: int
+    lost_ranges: int
+    first_lsn: int
+    next_lsn: int
+    checkpoint_lsn: int
+    sessions: int
+    next_message_id: int
+    checkpoints_bad: int
+    clean: int
+    error: int
+    reserved: int
+
+
+class LogState(IntEnum):
+    """`log_state` of the counters."""
+
+    NONE = 0
+    OK = 1
+    FULL = 2
+    FAILED = 3
+
+
+def log_error(code: int, directory: str, error: int) -> BlipMQError:
+    """The exception for a negative code of the log in `directory`; `error` is the errno that goes with BQ_E_SYSTEM."""
+    if code == LOG_LOCKED:
+        return LogLocked(
+            f"another broker uses the log in {directory}. Stop that one, or give this one a wal.directory of its own."
+        )
+    if code == LOG_VERSION:
+        return LogUnusable(
+            f"the log in {directory} was written by a newer version of BlipMQ, and nothing in it was changed. "
+            "Start that version, or give this one another wal.directory."
+        )
+    if code == LOG_REFUSED:
+        return LogUnusable(
+            f"the log in {directory} was not opened, and nothing in it was changed: its checkpoint or its durable "
+            "subscriptions could not be restored. A newer version of BlipMQ may have written them: start that one. If memory "
+            "is short, free some. `blipmq wal export` shows what there is."
+        )
+    if code != lib.BQ_E_SYSTEM:
+        return CoreError(code, f"the log in {directory} cannot be opened")
+    return log_denied(directory, error)
+
+
+def log_denied(directory: str, error: int) -> LogUnusable:
+    """The system does not let the log be opened: `error` is its errno."""
+    text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
+    if error in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
+        return LogUnusable(text, exit_status=77)
+    return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")

@@ -1,0 +1,100 @@
+"""The log without a broker: verify, export, repair.
+
+Invariant: an item is copied out of C memory before the next one is asked for; the walk is closed however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+from blipmq._native import ffi, lib
+from blipmq.errors import LogLocked
+from blipmq.native.log import LOG_LOCKED, log_error
+
+
+class WalMode(IntEnum):
+    """What is done with a log that no broker runs on."""
+
+    VERIFY = lib.BQ_WAL_VERIFY
+    EXPORT = lib.BQ_WAL_EXPORT
+    REPAIR = lib.BQ_WAL_REPAIR
+
+
+class WalProgress(NamedTuple):
+    """So much of the log has been read."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+class WalFinding(NamedTuple):
+    """Something that is not as it should be: `name` in capitals, `text` what it means. LSNs are 0 if no records are gone."""
+
+    name: str
+    text: str
+    segment: int
+    offset: int
+    bytes: int
+    first_lsn: int
+    last_lsn: int
+
+
+class WalRecord(NamedTuple):
+    """One record of an export; `type` is log.h's log_type, 0 for the checkpoint."""
+
+    lsn: int
+    type: int
+    data: bytes
+
+
+class WalSums(NamedTuple):
+    """The end of a walk through the log."""
+
+    records: int
+    bytes: int
+    segments: int
+    first_lsn: int
+    last_lsn: int
+    torn_bytes: int
+    lost_ranges: int
+    lost_records: int
+    checkpoint_lsn: int
+    checkpoints_bad: int
+    clean: int
+
+
+WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"
+
+
+def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
+    """Verify, export or repair the log in `directory`, item by item; the last one is `WalSums`. Verify and export change
+    nothing. Raises `LogLocked` while a broker runs on it, and `LogUnusable`."""
+    error = ffi.new("int *")
+    wal = lib.bq_wal_open(os.fsencode(directory), mode, error)
+    if wal == ffi.NULL:
+        if error[0] == LOG_LOCKED:
+            raise LogLocked(f"a broker runs on the log in {directory}. Stop it first, or look at a copy.")
+        raise log_error(error[0], directory, ffi.errno)
+    try:
+        item = ffi.new("bq_wal_item_t *")
+        while (code := lib.bq_wal_step(wal, item)) == 1:
+            yield _wal_item(item)
+        if code < 0:
+            raise log_error(code, directory, ffi.errno)
+    finally:
+        lib.bq_wal_close(wal)
+
+
+def _wal_item(item: Any) -> WalItem:
+    if item.kind == lib.BQ_WAL_PROGRESS:
+        return WalProgress(item.done_bytes, item.total_bytes)
+    if item.kind == lib.BQ_WAL_FINDING:
+        name, text = (ffi.string(field).decode() for field in (item.name, item.text))
+        return WalFinding(name, text, item.segment, item.offset, item.bytes, item.first_lsn, item.last_lsn)
+    if item.kind == lib.BQ_WAL_DONE:
+        return WalSums(*(getattr(item, name) for name in WalSums._fields))
+    data = bytes(ffi.buffer(item.data, item.data_size)) if item.data_size else b""
+    return WalRecord(item.lsn, item.type, data)
