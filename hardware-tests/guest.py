@@ -82,7 +82,7 @@ class Guest(Device):
         if firmware is None:
             kernel, initrd, tree, words = self.disk.image.direct_boot(self.machine.device_tree, self.folder)
             return ["-serial", "chardev:console", "-serial", "null", "-kernel", kernel, "-initrd", initrd, "-dtb", tree,
-                    "-append", words]  # fmt: skip
+                    "-append", f"{words} {self.machine.kernel_words}".strip()]  # fmt: skip
         drives = [f"if=pflash,format=raw,readonly=on,file={firmware.code}",
                   f"if=pflash,format=raw,file={self.folder / 'variables.fd'}"]  # fmt: skip
         return ["-serial", "chardev:console", *(word for drive in drives for word in ("-drive", drive))]

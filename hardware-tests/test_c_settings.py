@@ -40,8 +40,9 @@ def test_broken_files_keep_the_last_good_state_and_the_status_names_the_line(own
         "blipmq.toml": OPEN_BROKER + b"[server]\nmax_conections = 10\n",
         "device.toml": b'hostname = "pump-house"\r\n[network\r\n',
     })  # fmt: skip
-    status = own_device.wait_for_status(lambda status: status.get("State") == "degraded", "that something is wrong")
-    assert "blipmq.toml, line 4" in status[""] and "max_conections" in status[""]
+    status = own_device.wait_for_status(lambda status: "blipmq.toml, line 4" in status[""], "which line is wrong")
+    assert status["State"] == "degraded"
+    assert "max_conections" in status[""]
     assert "device.toml, line 2" in status[""]
     assert "the last one that was good is" in status["blipmq.toml"]
     assert passes_a_message(own_device)
@@ -117,7 +118,7 @@ def test_a_clock_that_starts_in_1970_is_set_to_a_time_that_can_be(new_guest):
 
 @pytest.mark.qemu("it fills the whole data partition, and cuts the power")
 def test_a_full_data_partition_stops_qos_1_alone_and_clears_by_itself(new_guest):
-    guest = new_guest()
+    guest = new_guest(medium_mib=2048)
     guest.boot()
     guest.wait_for_shell()
     with HelloClient(guest.address, "reader") as client:
@@ -137,11 +138,14 @@ def test_a_full_data_partition_stops_qos_1_alone_and_clears_by_itself(new_guest)
     refused = guest.until(publish_until_refused, "a publish is refused because the medium is full")
     assert refused.code == 503
     assert passes_a_message(guest)
-    guest.wait_for_status(lambda status: status.get("State") == "degraded", "that something is wrong")
+    guest.wait_for_status(
+        lambda status: status.get("State") == "degraded" and "nearly full" in status[""], "that it is full"
+    )
     guest.cut_power()
     guest.boot()
     assert passes_a_message(guest)
     guest.wait_for_shell()
     guest.shell("rm /data/fill /data/fill2 && sync")
     guest.until(lambda: publish_1(guest, "full/disk") == 0, "QoS 1 is taken again")
+    guest.wait_for_status(lambda status: status.get("State") == "ok", "that all is well again")
     assert ids_kept_for(guest, "reader", "full/disk", len(taken)) == taken

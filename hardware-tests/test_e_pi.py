@@ -1,8 +1,11 @@
 """The Raspberry Pi's image. QEMU has the Pi 3's processor, SD controller and memory; not its boot ROM, not its Ethernet chip,
 and no Pi 4 or 5: what only a board can show is listed in docs/APPLIANCE.md.
 
-Invariant: kernel, initrd, device tree and the kernel's words are those of slot A in the image.
+Invariant: kernel, initrd, device tree and the kernel's words are those of slot A in the image; what the board of QEMU needs
+besides is in machines.py, with the reason.
 """
+
+import os
 
 import pytest
 from hand_client import PUB, HelloClient
@@ -28,6 +31,7 @@ def test_the_image_boots_on_a_pi_3_to_a_broker_that_can_be_reached(new_guest, ma
     guest = new_guest(machine)
     figure("Raspberry Pi 3 in QEMU (raspi3b): power on to broker ready", guest.boot(), "s")
     figure("Raspberry Pi 3 in QEMU: processor time of QEMU until then", guest.cpu_seconds_at_ready, "s")
+    figure("Raspberry Pi 3 in QEMU: load average of this machine meanwhile", round(os.getloadavg()[0], 1))
     with HelloClient(guest.address) as publisher:
         assert publisher.ask(PUB, "plant/pump", b"on", qos=1).code == 0
     guest.wait_for_status(lambda status: status.get("State") == "ok", "that all is well")
