@@ -26,10 +26,9 @@ def test_it_boots_with_the_profile_for_its_memory_and_serves(new_guest, machine,
 
 
 def rate(guest, qos):
-    """Messages a second, all of which came in order. With QoS 1 to a durable subscription, the one that is promised them all: a
-    subscriber that is not durable has room for two windows only."""
+    """Messages a second, all of which came in order."""
     with HelloClient(guest.address, f"rate-{qos}") as subscriber, HelloClient(guest.address) as publisher:
-        assert subscriber.ask(SUB, "rate/of", qos=qos, durable=bool(qos)).code == 0
+        assert subscriber.ask(SUB, "rate/of", qos=qos).code == 0
         frames = [command(PUB, "rate/of", b"%06d" % number + bytes(94), qos=qos) for number in range(MESSAGES)]
         began = time.monotonic()
         publisher.send(*frames)
