@@ -36,6 +36,7 @@ SEGMENT_BYTES = 256 * KIB
 RING_RECORD_BYTES = 256
 # QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
 DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
+QOS1_FRAME_BYTES = 80  # the shortest one to a subscriber
 # The log: its smallest batch, its readers, what each buffer of theirs holds beside the largest record, and the places it
 # remembers in its files.
 LOG_BATCH_BYTES_MIN = 256 * KIB
@@ -160,7 +161,8 @@ def _qos1_terms(config: Config) -> list[Term]:
     """One QoS 1 subscription of each connection with its window full; a second one adds as much."""
     if not config.wal.enabled:
         return []
-    n, window = config.server.max_connections, 2 * config.qos1.max_in_flight
+    n, queues = config.server.max_connections, config.queues
+    window = max(2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES))
     each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
     formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
     return [Term("QoS 1 windows", formula, n * each)]

@@ -112,9 +112,12 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
     pump_later(bq, session);
 }
 
+/* What is in flight and as much again, so that acknowledgements find the next ones ready. A session that is not durable has no
+ * log to read the rest from: its window is its queue, as long as any other. */
 static bool window_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
     if (session->window_count && publish_over_budget(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (session->member_count > 1 ? session->member_count + 1 : 2);
+    if (!session->durable && count_max < bq->config.subscriber_messages) count_max = bq->config.subscriber_messages;
     return session->window_count == 0 ||
            (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
 }
@@ -146,7 +149,7 @@ static void fall_behind(session_t *session, uint64_t lsn) {
     session->next_lsn = lsn;
 }
 
-/* A live session that is not durable may not lean on the log: its queue overflows as its policy says. */
+/* Its window is its queue, and what is in flight may not be taken back out: under any policy, what comes is what is dropped. */
 static void overflow(bq_t *bq, session_t *session) {
     session->dropped_queue_full++;
     bq->stats.dropped_queue_full++;

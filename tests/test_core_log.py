@@ -123,8 +123,22 @@ def test_qos_1_without_a_log_is_refused_by_the_core_too() -> None:
         assert [(reply.seq, reply.code) for reply in client.replies] == [(5, 503)] and client.subacks == []
 
 
-def test_a_live_session_whose_window_is_full_drops_what_comes_and_counts_it(tmp_path: Path) -> None:
+def test_a_live_session_that_is_not_durable_has_the_queue_that_any_subscriber_has(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2) as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.subscribed(reader, "a")
+        bench.published(writer, "a", 900)
+        assert len(reader.messages) == 2
+        while (seen := len(reader.messages)) < 900:
+            for message in reader.messages[seen - 2 :]:
+                reader.send(wire.ACK, seq=message.id)
+            bench.until(lambda: len(reader.messages) > seen)  # noqa: B023
+        assert [message.id for message in reader.messages] == sorted(message.id for message in reader.messages)
+        assert bench.stats()["dropped_queue_full"] == 0
+
+
+def test_a_live_session_whose_queue_is_full_drops_what_comes_and_counts_it(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, max_in_flight=2, subscriber_messages=4) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 9)

@@ -84,7 +84,7 @@ def test_every_pair_of_sizes_that_is_accepted_opens_a_log(tmp_path):
 
 
 def test_the_memory_sum_grows_with_the_settings_of_qos_1_and_of_the_log():
-    unbounded = {"limits": {"memory_bytes": 0}}
+    unbounded = {"limits": {"memory_bytes": 0}, "queues": {"subscriber_capacity": 100}}
     base = memory.worst_bytes(from_dict(unbounded))
     assert memory.worst_bytes(from_dict({**unbounded, "qos1": {"max_in_flight": 512}})) > base
     assert memory.worst_bytes(from_dict({**unbounded, "wal": {"max_bytes": 1 << 40}})) > base
