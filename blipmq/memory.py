@@ -162,7 +162,9 @@ def _qos1_terms(config: Config) -> list[Term]:
     if not config.wal.enabled:
         return []
     n, queues = config.server.max_connections, config.queues
-    window = max(2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES))
+    window = max(
+        2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES)
+    )
     each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
     formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
     return [Term("QoS 1 windows", formula, n * each)]
