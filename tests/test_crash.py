@@ -111,6 +111,16 @@ def collect(broker, last=None):
     return texts
 
 
+def killed_with_a_message(here):
+    """A broker that took one for the durable subscriber, and no longer is."""
+    broker = here.start()
+    collect(broker)
+    with HelloClient(broker.address) as client:
+        assert publish(client, "before").code == 0
+    broker.signal(signal.SIGKILL)
+    broker.wait()
+
+
 @pytest.mark.parametrize("times", [1, -1], ids=["once", "for ever"])
 @pytest.mark.parametrize("after", [0, 1, 7])
 @pytest.mark.parametrize("call", ["sync_data", "write"])
@@ -170,12 +180,7 @@ def test_a_disk_that_fails_when_a_file_is_made_costs_nothing_that_was_acknowledg
 @pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open", "write"])
 def test_a_disk_that_fails_at_start_is_named_and_a_later_start_finds_everything(place, call):
     here = place()
-    broker = here.start()
-    collect(broker)
-    with HelloClient(broker.address) as client:
-        assert publish(client, "before").code == 0
-    broker.signal(signal.SIGKILL)
-    broker.wait()
+    killed_with_a_message(here)
     here.faults.fail(call, errno.EIO)
     broken = BrokerProcess(here.directory, here.settings, **here.variables)
     status = broken.wait()
@@ -302,12 +307,7 @@ def test_a_broker_starts_on_a_full_disk_delivers_what_it_has_and_takes_messages_
 
 def test_what_a_killed_broker_left_is_delivered_once_a_full_disk_lets_the_next_one_make_sure_of_it(place):
     here = place(**{"metrics.bind_addr": "127.0.0.1:0"})
-    broker = here.start()
-    collect(broker)
-    with HelloClient(broker.address) as client:
-        assert publish(client, "before").code == 0
-    broker.signal(signal.SIGKILL)
-    broker.wait()
+    killed_with_a_message(here)
     no_room(here)
     broker = here.start()
     check_that_it_refuses_and_says_why(broker)
