@@ -232,6 +232,7 @@ BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, u
     uint8_t *const begin = run->segment->bytes + run->segment->used, *out = begin;
     const uint8_t *const prefix = begin - model.payload_size - prefix_size; /* the first one's, as subscribers get it */
     const uint8_t *frame = first + model.size, *const end = first + size;
+    const uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
     uint32_t count = 0;
     while (count < count_max && (uint64_t)(end - frame) >= model.payload_at + PIECE) {
         uint32_t body_size = load_be32(frame), payload_size = load_u32(frame + model.payload_at - 4);
@@ -239,9 +240,7 @@ BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, u
         if ((uint64_t)(end - frame) < 4 + body_size + PIECE || prefix_size + (uint64_t)payload_size > room) break;
         if (!frame_alike(&model, frame, 4 + body_size, payload_size)) break;
         pieces_copy(out, prefix, prefix_size);
-        store_be32(out, prefix_size - 4 + payload_size);
-        store_u64(out + FRAME_HEADER_BYTES + MESSAGE_ID, bq->next_message_id + count);
-        store_u32(out + prefix_size - 4, payload_size);
+        message_prefix_patch(out, prefix_size, bq->next_message_id + count, bq->wall_ms, ttl_ms, payload_size);
         pieces_copy(out + prefix_size, frame + model.payload_at, payload_size);
         out += prefix_size + payload_size;
         room -= prefix_size + payload_size;
