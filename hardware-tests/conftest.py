@@ -153,6 +153,7 @@ class Lab:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.lock.close()
             raise AssertionError(
                 f"other hardware tests run in {WORK}; wait for them, or work in another tree"
             ) from None

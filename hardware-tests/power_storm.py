@@ -30,7 +30,9 @@ def tell(storm, cut):
 
 
 class Waits:
-    """A client that connects only while the broker is known to answer."""
+    """A client that connects only while the broker is known to answer, and knows that an emulated disk may take its time."""
+
+    answer_seconds = 300
 
     async def connect(self):
         await self.storm.powered.wait()

@@ -20,7 +20,7 @@ CONTROL_CUTS = 4
 
 
 def keeps_its_word(storm):
-    assert storm.ledger.faults == []
+    assert not storm.ledger.faults, "\n".join(storm.ledger.faults)
     assert storm.ledger.lost() == {}
 
 

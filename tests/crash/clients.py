@@ -10,7 +10,6 @@ import struct
 from hand_client import ACK, HELLO, MESSAGE, PUB, SUB, SUBACK, Reader, command, decode
 
 RETRY_SECONDS = 0.02
-ANSWER_SECONDS = 30
 MARK = 0x1122334455667788
 ACK_FRAME = command(ACK, seq=MARK)
 ACK_AT = ACK_FRAME.index(struct.pack("<Q", MARK))
@@ -53,6 +52,8 @@ class Link(asyncio.Protocol):
 class Client:
     """Connects, says HELLO, stays until the connection ends, and comes back."""
 
+    answer_seconds = 30  # after which the broker is at fault
+
     def __init__(self, storm, client_id):
         self.storm, self.client_id = storm, client_id
         self.link = None
@@ -79,10 +80,10 @@ class Client:
         answer = self.answers[self.seq] = asyncio.get_running_loop().create_future()
         self.link.send(command(action, *args, seq=self.seq, **fields))
         closed = asyncio.ensure_future(self.link.closed.wait())
-        done, _ = await asyncio.wait((answer, closed), timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((answer, closed), timeout=self.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
         closed.cancel()
         if not done:
-            self.storm.ledger.fault(f"{self.client_id} was not answered in {ANSWER_SECONDS} s")
+            self.storm.ledger.fault(f"{self.client_id} was not answered in {self.answer_seconds} s")
         self.answers.pop(self.seq, None)
         return answer.result() if answer.done() else None
 
