@@ -43,14 +43,16 @@ uint32_t message_prefix_size(uint32_t topic_size);                              
 void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size); /* everything but the values below */
 const uint8_t *message_prefix_name(const uint8_t *prefix);                          /* the topic's bytes inside the prefix */
 enum message_at { MESSAGE_ID = 24, MESSAGE_TIMESTAMP = 32, MESSAGE_TTL = 40, MESSAGE_PAYLOAD = 48, MESSAGE_TOPIC = 52 };
+static inline void message_prefix_renumber(uint8_t *out, uint32_t prefix_size, uint64_t id, uint32_t payload_size) {
+    store_be32(out, prefix_size - 4 + payload_size);
+    store_u64(out + FRAME_HEADER_BYTES + MESSAGE_ID, id);
+    store_u32(out + prefix_size - 4, payload_size);
+}
 static inline void message_prefix_patch(uint8_t *out, uint32_t prefix_size, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms,
                                         uint32_t payload_size) {
-    uint8_t *buffer = out + FRAME_HEADER_BYTES;
-    store_be32(out, prefix_size - 4 + payload_size);
-    store_u64(buffer + MESSAGE_ID, id);
-    store_u64(buffer + MESSAGE_TIMESTAMP, timestamp_ms);
-    store_u64(buffer + MESSAGE_TTL, ttl_ms);
-    store_u32(out + prefix_size - 4, payload_size);
+    message_prefix_renumber(out, prefix_size, id, payload_size);
+    store_u64(out + FRAME_HEADER_BYTES + MESSAGE_TIMESTAMP, timestamp_ms);
+    store_u64(out + FRAME_HEADER_BYTES + MESSAGE_TTL, ttl_ms);
 }
 
 /* The same for QoS 1: two more fields, so that a subscriber knows to acknowledge, and whether it may have seen it before. */
