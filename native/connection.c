@@ -687,15 +687,19 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
     return true;
 }
 
-/* A stranger's one frame and no more: what follows its HELLO stays with the kernel until the answer. */
+/* A stranger's one frame and no more: what follows its HELLO stays with the kernel until the answer. What goes to several
+ * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    return bq->config.overflow_policy == BQ_BLOCK ? READ_BYTES_BLOCKING : READ_BYTES;
+    if (bq->config.overflow_policy == BQ_BLOCK) return READ_BYTES_BLOCKING;
+    if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
+    return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
 }
 
 static void read_more(bq_t *bq, connection_t *connection) {
     uint32_t limit = read_limit(bq, connection);
     bool gather_own = connection->in_size >= GATHER_BYTES;
+    if (gather_own && limit > READ_BYTES_OWN) limit = READ_BYTES_OWN;
     if (gather_own && !reserve_in(bq, connection, limit)) return;
     uint8_t *buffer = gather_own ? connection->in : bq->read_buffer;
     uint32_t kept = connection->in_size;

@@ -94,6 +94,15 @@ static void run_ready_list(bq_t *bq) {
 /* Flushing in the middle of a turn keeps what many publishers sent in the processor's cache on its way out. */
 #define TURN_BYTES_MAX (1u << 20)
 
+/* To read much at once costs least, for each read wakes a publisher and what comes of it a subscriber. But a turn ends before
+ * those who send little would notice that others send much. */
+static uint32_t read_share(const poll_event_t *events, int count) {
+    uint32_t readable = 0;
+    for (int i = 0; i < count; i++) readable += (events[i].ready & POLL_READ) != 0;
+    if (readable <= READ_BYTES_ALL / READ_BYTES) return READ_BYTES;
+    return readable < READ_BYTES_ALL / READ_BYTES_SHARE ? READ_BYTES_ALL / readable : READ_BYTES_SHARE;
+}
+
 static void on_ready(bq_t *bq, const poll_event_t *event) {
     if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
@@ -196,6 +205,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     work |= command_run_all(bq);
     commit_turn(bq);
     run_ready_list(bq);
+    bq->read_bytes = read_share(bq->poll_events, bq->poll_count);
     for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
     work |= bq->poll_count > 0;
     bq->poll_count = 0;

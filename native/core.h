@@ -19,13 +19,17 @@
 
 #define POLL_EVENTS_MAX 512
 #define CONNECTION_CHUNK 64u
-#define REFUSED_MAX 64u         /* connections over the limit that are being told so, at once */
-#define REFUSED_MS 1000u        /* how long such a one may take to say HELLO */
-#define LINGER_MS 1000u         /* how long a closed client may take to read its last Reply */
-#define CLOSING_MS 5000u        /* how long that Reply may take to leave */
-#define REAPS_MAX 256u          /* connections without subscriptions buried in a turn */
-#define RETRY_MS 2u             /* when the event ring is full */
-#define READ_BYTES (256u << 10) /* per connection and turn */
+#define REFUSED_MAX 64u              /* connections over the limit that are being told so, at once */
+#define REFUSED_MS 1000u             /* how long such a one may take to say HELLO */
+#define LINGER_MS 1000u              /* how long a closed client may take to read its last Reply */
+#define CLOSING_MS 5000u             /* how long that Reply may take to leave */
+#define REAPS_MAX 256u               /* connections without subscriptions buried in a turn */
+#define RETRY_MS 2u                  /* when the event ring is full */
+#define READ_BYTES (1u << 20)        /* per connection and turn, but */
+#define READ_BYTES_ALL (4u << 20)    /* all that have input share this, */
+#define READ_BYTES_SHARE (64u << 10) /* each getting so much at least */
+#define READ_BYTES_FAN (48u << 10)   /* of one whose last topic has several subscribers */
+#define READ_BYTES_OWN (256u << 10)  /* of one that gathers a frame in a buffer of its own, which grows by so much */
 #define GATHER_BYTES                                                                                                             \
     (64u << 10) /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
 #define READ_BYTES_BLOCKING (32u << 10) /* the same under the block policy: what a held-back publisher may leave with us */
@@ -82,6 +86,7 @@ struct bq {
     door_t door;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
+    uint32_t read_bytes; /* of one connection in this turn */
     uint8_t *read_buffer, *send_buffer;
 
     log_t *log; /* NULL: QoS 0 only */

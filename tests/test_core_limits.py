@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-from stepped import WINDOW_BYTES, Bench
+from stepped import WINDOW_BYTES, Bench, SocketClient
 
 from blipmq import wire
 from blipmq.native.config import CoreConfig
@@ -99,3 +99,38 @@ def test_the_io_thread_stays_on_the_processor_it_was_given() -> None:
 def _name(thread: int) -> str:
     with open(f"/proc/self/task/{thread}/comm", encoding="ascii") as file:
         return file.read().strip()
+
+
+FRAME = wire.encode_command(wire.PUB, "t", bytes(1000))
+
+
+def _published_in_a_turn(bench: Bench, publishers: list[SocketClient]) -> tuple[list[int], int]:
+    """What waited at each one's socket, in frames, and how many of all of them the core took in its next turn."""
+    before = bench.stats()["published"]
+    waiting = [publisher.offer(FRAME * 400) // len(FRAME) for publisher in publishers]
+    bench.turn()
+    return waiting, bench.stats()["published"] - before
+
+
+def test_one_publisher_alone_is_read_as_far_as_it_wrote_and_many_share_a_turn() -> None:
+    with Bench() as bench:
+        (waiting,), taken = _published_in_a_turn(bench, [bench.adopt(1 << 18)])
+        assert taken == waiting > (64 << 10) // len(FRAME)
+    with Bench() as bench:
+        publishers = [bench.adopt(1 << 18) for _ in range(80)]
+        counts, taken = _published_in_a_turn(bench, publishers)
+        share = (64 << 10) // len(FRAME)
+        assert min(counts) > share
+        assert taken == share * len(publishers)
+
+
+def test_what_goes_to_several_subscribers_is_taken_in_smaller_pieces_and_comes_whole() -> None:
+    with Bench() as bench:
+        readers = [bench.attach().subscribe("t") for _ in range(2)]
+        publisher = bench.adopt(1 << 18)
+        publisher.feed(FRAME)
+        bench.settle()
+        (waiting,), taken = _published_in_a_turn(bench, [publisher])
+        assert taken == (48 << 10) // len(FRAME) < waiting
+        bench.settle()
+        assert [len(reader.messages) for reader in readers] == [1 + waiting] * 2
