@@ -26,7 +26,7 @@ enum log_error {
 };
 
 enum log_type {
-    LOG_PUBLISH = 1, /* what the core writes: see session.c; the log itself does not look inside */
+    LOG_PUBLISH = 1, /* what the core writes: see session_store.c; the log itself does not look inside */
     LOG_ACK = 2,
     LOG_SESSION = 3,
     LOG_SESSION_END = 4,

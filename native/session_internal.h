@@ -1,0 +1,32 @@
+/* session_internal.h: what session.c, session_read.c, session_table.c and session_store.c share. Nobody else includes it. */
+#ifndef BQ_SESSION_INTERNAL_H
+#define BQ_SESSION_INTERNAL_H
+
+#include "session.h"
+
+/* session.c: the window */
+void session_pump_later(struct bq *bq, session_t *session); /* at the end of this turn */
+void session_floor_update(struct bq *bq, session_t *session);
+void session_fall_behind(session_t *session, uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
+bool session_has_room(const struct bq *bq, const session_t *session, uint32_t size);
+void session_window_leave(struct bq *bq, session_t *session); /* the window of a durable session goes back to the log */
+bool delivery_add(struct bq *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+                  uint64_t id, uint64_t expiry_tick); /* false: no memory */
+void delivery_free(struct bq *bq, delivery_t *delivery);
+void delivery_send_again(struct bq *bq, delivery_t *delivery);
+
+/* session_read.c */
+void session_read_start(struct bq *bq, session_t *session); /* nothing happens while all readers are busy */
+void session_read_abandon(struct bq *bq, session_t *session);
+
+/* session_table.c */
+session_t *session_by_id(struct bq *bq, uint64_t id);
+session_t *session_new(struct bq *bq, const session_request_t *request, bq_conn_t owner); /* NULL: no memory */
+void session_free(struct bq *bq, session_t *session);
+void session_id_give(struct bq *bq, session_t *session, uint64_t id);
+
+/* session_store.c */
+int64_t session_log(struct bq *bq,
+                    session_t *session); /* the record of a new one: its LSN; 0 or less: it cannot be written now */
+
+#endif
