@@ -319,7 +319,7 @@ class Broker:
 
         core.attach(self._attach(made), trusted=True)
         transport = await attached
-        if transport.is_closing():
+        if transport.has_ended:
             raise Disconnected("the broker stopped before the connection was there")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

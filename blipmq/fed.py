@@ -2,7 +2,8 @@
 
 Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core; what is written beyond that waits
 here and pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the
-protocol has got them, so a protocol that pauses reading is held back by the core like any slow subscriber.
+protocol has got them, so a protocol that pauses reading is held back by the core like any slow subscriber. The protocol
+gets all that the core sent before it learns of the end, unless it closes the connection itself.
 """
 
 from __future__ import annotations
@@ -48,10 +49,18 @@ class FedTransport(asyncio.Transport):
         self._writer_paused = False
         self._closing = False
         self._ended = False
+        self._error: Exception | None = None  # that it ended with
+        self._told = False  # the protocol knows of the end
+        self._retrying = False
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "closing" if self._closing else "open"
         return f"<FedTransport conn={self._conn:#x} {state} waiting={self._outgoing_bytes} flying={self._flying_bytes}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection is gone, though the protocol may have bytes to read from it."""
+        return self._ended
 
     # -- asyncio.Transport
 
@@ -79,7 +88,7 @@ class FedTransport(asyncio.Transport):
         return False
 
     def is_closing(self) -> bool:
-        return self._closing or self._ended
+        return self._closing or self._told
 
     def is_reading(self) -> bool:
         return self._reading and not self.is_closing()
@@ -89,8 +98,9 @@ class FedTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._reading = True
-        while self._held and self._reading and not self._ended:
+        while self._held and self._reading and not self._closing:
             self._deliver(self._held.popleft())
+        self._tell_end()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol  # type: ignore[no-any-return]
@@ -103,6 +113,7 @@ class FedTransport(asyncio.Transport):
         if not self._closing:
             self._closing = True
             self._finish()
+            self._tell_end()
 
     def abort(self) -> None:
         """End the connection now."""
@@ -111,6 +122,7 @@ class FedTransport(asyncio.Transport):
         self._outgoing_bytes = 0
         if not self._ended:
             self._core.close(self._conn)
+        self._tell_end()
 
     # -- the core's events
 
@@ -131,12 +143,13 @@ class FedTransport(asyncio.Transport):
             self._held.append(data)
 
     def ended(self, error: Exception | None = None) -> None:
-        """The connection is gone."""
+        """The connection is gone. What the core sent before is the protocol's first."""
         if not self._ended:
             self._ended = True
+            self._error = error
             self._outgoing.clear()
             self._outgoing_bytes = 0
-            self._loop.call_soon(self._protocol.connection_lost, error)
+            self._tell_end()
 
     # -- inside
 
@@ -147,7 +160,9 @@ class FedTransport(asyncio.Transport):
             try:
                 self._core.feed(self._conn, chunk)
             except CoreBusy:
-                self._loop.call_later(RETRY_SECONDS, self._pump)
+                if not self._retrying:  # one timer, however often the protocol writes meanwhile
+                    self._retrying = True
+                    self._loop.call_later(RETRY_SECONDS, self._retry)
                 return
             self._flying_bytes += len(chunk)
             self._outgoing_bytes -= len(chunk)
@@ -155,6 +170,16 @@ class FedTransport(asyncio.Transport):
                 self._outgoing.popleft()
             else:
                 self._outgoing[0] = piece[len(chunk) :]
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self._pump()
+
+    def _tell_end(self) -> None:
+        if self._ended and not self._told and (self._closing or not self._held):
+            self._told = True
+            self._held.clear()
+            self._loop.call_soon(self._protocol.connection_lost, self._error)
 
     def _finish(self) -> None:
         if self._closing and not self._ended and not self._outgoing and self._flying_bytes <= 0:

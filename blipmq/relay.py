@@ -2,12 +2,15 @@
 
 Invariant: what is on its way to the core is bounded by one largest frame and WINDOW_BYTES, and a piece; beyond that the
 transport reads no more. What the core sends is acknowledged (`taken`) only while the transport takes bytes, so a client
-that does not read is held back by the core like any slow subscriber.
+that does not read is held back by the core like any slow subscriber. The core gets a client's bytes and their end in the
+order in which the client sent them: an end waits behind bytes that found no room.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from blipmq.fed import RETRY_SECONDS, WINDOW_BYTES
@@ -26,7 +29,8 @@ class Relay(asyncio.Protocol):
         self._loop = loop
         self._transport: Any = None
         self._flying_bytes = 0
-        self._refused = b""  # found no room on the way to the core
+        self._refused: deque[bytes] = deque()  # found no room on the way to the core
+        self._end: Callable[[], None] | None = None  # to be told to the core behind them
         self._owed_bytes = 0  # written to the transport, and not yet acknowledged
         self._acknowledging = False
         self._full = False  # the transport
@@ -48,22 +52,28 @@ class Relay(asyncio.Protocol):
         self._flying_bytes += len(data)
         if self._flying_bytes >= self._window_bytes:
             self._hold()
+        if self._refused:
+            self._refused.append(bytes(data))
+            return
         try:
             self._core.feed(self._conn, data)
         except CoreBusy:
             self._hold()
-            self._refused = bytes(data)
+            self._refused.append(bytes(data))
             self._loop.call_later(RETRY_SECONDS, self._retry)
 
     def eof_received(self) -> bool:
-        if not self._ended:
-            self._core.feed_end(self._conn)
+        self._tell_end(lambda: self._core.feed_end(self._conn))
         return True  # the core closes, once it has served what came before
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._ended:
+        reason = CloseReason.RESET if error is not None else CloseReason.EOF
+
+        def close() -> None:
             self._ended = True
-            self._core.close(self._conn, CloseReason.RESET if error is not None else CloseReason.EOF)
+            self._core.close(self._conn, reason)
+
+        self._tell_end(close)
 
     def pause_writing(self) -> None:
         self._full = True
@@ -101,22 +111,33 @@ class Relay(asyncio.Protocol):
             self._owed_bytes = 0
 
     def _retry(self) -> None:
-        data, self._refused = self._refused, b""
-        if not data or self._ended:
-            return
-        try:
-            self._core.feed(self._conn, data)
-        except CoreBusy:
-            self._refused = data
-            self._loop.call_later(RETRY_SECONDS, self._retry)
-            return
+        while self._refused and not self._ended:
+            try:
+                self._core.feed(self._conn, self._refused[0])
+            except CoreBusy:
+                self._loop.call_later(RETRY_SECONDS, self._retry)
+                return
+            self._refused.popleft()
+        if self._end is not None:
+            self._tell_end(self._end)
         self._go_on()
+
+    def _tell_end(self, tell: Callable[[], None]) -> None:
+        """Tell the core that no more will come, behind all that came before."""
+        if self._ended:
+            return
+        if self._refused:
+            self._end = tell
+        else:
+            self._end = None
+            tell()
 
     def _hold(self) -> None:
         self._holding = True
         self._transport.pause_reading()
 
     def _go_on(self) -> None:
-        if self._holding and not self._ended and not self._refused and self._flying_bytes < self._window_bytes:
+        room = not self._refused and self._flying_bytes < self._window_bytes
+        if self._holding and room and not self._ended:
             self._holding = False
             self._transport.resume_reading()

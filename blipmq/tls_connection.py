@@ -65,6 +65,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._paused = True  # until it has a far end
         self._reading = False
         self._ended = False  # the client will send no more
+        self._broken: Exception | None = None  # what was wrong with a record behind those that have been read
         self._deadline: asyncio.TimerHandle | None = None
         self.peer: tuple[str, int] = ("", 0)  # until it is known
         self.began_s = loop.time()
@@ -247,6 +248,8 @@ class TlsConnection(asyncio.BufferedProtocol):
                 size, more = self._decrypt(plaintext)
                 if size:
                     self._far.data_received(plaintext[:size])
+                if self._broken is not None and self._state == "open":
+                    self._fail(self._broken)
                 if not more:
                     break
         finally:
@@ -270,8 +273,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         except ssl.SSLZeroReturnError:
             self._ended = True
         except (OSError, ValueError) as error:
-            self._fail(error)
-            return 0, False
+            self._broken = error  # told once the far end has what came before it
+            return size, False
         if self._ended:
             self._loop.call_soon(self._end_of_file)
         return size, False

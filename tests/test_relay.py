@@ -1,0 +1,322 @@
+"""Bytes and ends on their way between a transport and the core: none overtakes another, also while the core takes nothing."""
+
+import asyncio
+import ssl
+
+import pytest
+from certificates import Authority
+
+import blipmq
+from blipmq import fed
+from blipmq.fed import FedTransport
+from blipmq.native.errors import CoreBusy
+from blipmq.native.events import CloseReason
+from blipmq.relay import Relay
+from blipmq.tls_connection import TlsConnection
+
+NO_LISTENER = {"server": {"bind_addr": ""}}
+
+
+class BusyCore:
+    """Takes no bytes the first `busy` times; `calls` is all that it took."""
+
+    def __init__(self, busy=0):
+        self.busy, self.tries, self.calls = busy, 0, []
+
+    def feed(self, conn, data):
+        self.tries += 1
+        if self.busy:
+            self.busy -= 1
+            raise CoreBusy(-1, "not taken")
+        self.calls.append(bytes(data))
+
+    def feed_end(self, conn):
+        self.calls.append("end")
+
+    def close(self, conn, reason=CloseReason.BROKER):
+        self.calls.append(reason)
+
+    def taken(self, conn, size):
+        pass
+
+
+class Transport:
+    """What a relay needs of one."""
+
+    def __init__(self):
+        self.paused = False
+
+    def pause_reading(self):
+        self.paused = True
+
+    def resume_reading(self):
+        self.paused = False
+
+    def close(self):
+        pass
+
+
+class Reader(asyncio.Protocol):
+    """`got` is what its transport told it, in order; it stops reading after each piece if it is told to."""
+
+    def __init__(self, pauses=False):
+        self.got, self.pauses = [], pauses
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.got.append(bytes(data))
+        if self.pauses:
+            self.transport.pause_reading()
+
+    def connection_lost(self, error):
+        self.got.append("end" if error is None else type(error))
+
+
+async def until(ready):
+    for _ in range(20_000):
+        if ready():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
+def relay_on(core):
+    relay, transport = Relay(core, 1, 2000, asyncio.get_running_loop()), Transport()
+    relay.connection_made(transport)
+    return relay, transport
+
+
+# ---- a relay ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_end_of_file_waits_behind_bytes_that_found_no_room():
+    async def scene():
+        core = BusyCore(busy=3)
+        relay, transport = relay_on(core)
+        relay.data_received(b"the last publish")
+        assert relay.eof_received() and transport.paused
+        await until(lambda: len(core.calls) == 2)
+        assert core.calls == [b"the last publish", "end"]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("error", "reason"), [(None, CloseReason.EOF), (OSError("reset"), CloseReason.RESET)])
+def test_a_connection_that_is_lost_loses_no_bytes_that_came_before(error, reason):
+    async def scene():
+        core = BusyCore(busy=2)
+        relay, _ = relay_on(core)
+        relay.data_received(b"one")
+        relay.data_received(b"two")  # a transport may hand on a piece that it had read already
+        relay.eof_received()
+        relay.connection_lost(error)
+        await until(lambda: len(core.calls) == 3)
+        assert core.calls == [b"one", b"two", reason]
+
+    asyncio.run(scene())
+
+
+def test_reading_goes_on_when_the_core_has_taken_what_waited():
+    async def scene():
+        core = BusyCore(busy=1)
+        relay, transport = relay_on(core)
+        relay.data_received(b"one")
+        assert transport.paused
+        await until(lambda: not transport.paused)
+        relay.data_received(b"two")
+        assert core.calls == [b"one", b"two"]
+
+    asyncio.run(scene())
+
+
+def test_nothing_is_told_to_a_core_that_has_closed_the_connection():
+    async def scene():
+        core = BusyCore(busy=1)
+        relay, _ = relay_on(core)
+        relay.data_received(b"too late")
+        relay.eof_received()
+        relay.ended()
+        await asyncio.sleep(3 * fed.RETRY_SECONDS)
+        assert core.calls == []
+
+    asyncio.run(scene())
+
+
+# ---- a connection inside the process ---------------------------------------------------------------------------------
+
+
+def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
+    async def scene():
+        core = BusyCore(busy=150)
+        transport = FedTransport(core, 1, 2000, Reader(), asyncio.get_running_loop())
+        for number in range(100):
+            transport.write(b"%d" % number)
+        transport.close()
+        assert core.tries == 100
+        await asyncio.sleep(2 * fed.RETRY_SECONDS)
+        assert core.tries < 110  # a timer for each write would have made a hundred more
+        await until(lambda: len(core.calls) == 100)
+        assert core.calls == [b"%d" % number for number in range(100)]
+
+    asyncio.run(scene())
+
+
+def test_the_end_of_a_connection_waits_for_a_protocol_that_has_paused_reading():
+    async def scene():
+        reader = Reader(pauses=True)
+        transport = FedTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
+        reader.connection_made(transport)
+        for piece in (b"one", b"two", b"three"):
+            transport.arrived(piece)
+        transport.ended()
+        await asyncio.sleep(0)
+        assert reader.got == [b"one"] and not transport.is_closing()
+        transport.resume_reading()
+        transport.resume_reading()
+        await asyncio.sleep(0)
+        assert reader.got == [b"one", b"two", b"three", "end"] and transport.is_closing()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_a_protocol_that_closes_an_ended_connection_learns_of_the_end_at_once(end):
+    async def scene():
+        reader = Reader(pauses=True)
+        transport = FedTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
+        reader.connection_made(transport)
+        transport.arrived(b"one")
+        transport.arrived(b"nobody wants this")
+        transport.ended()
+        getattr(transport, end)()
+        await asyncio.sleep(0)
+        assert reader.got == [b"one", "end"]
+
+    asyncio.run(scene())
+
+
+def test_a_slow_reader_in_the_process_gets_what_was_sent_before_the_broker_stopped():
+    async def scene():
+        broker = blipmq.Broker(NO_LISTENER)
+        await broker.start()
+        async with broker.connect() as client:
+            messages = await client.subscribe("t", queue_messages_max=10)
+            for number in range(300):
+                broker.publish("t", b"%03d" % number + bytes(2000))
+            await until(lambda: client.reading_paused)
+            unsent = await broker.stop(200)
+            got = [message.payload[:3] async for message in until_the_end(messages)]
+        assert len(got) == 300 - unsent
+        assert got == [b"%03d" % number for number in range(len(got))]
+
+    async def until_the_end(messages):
+        try:
+            async for message in messages:
+                yield message
+        except blipmq.errors.Disconnected:
+            return
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+# ---- a TLS connection ------------------------------------------------------------------------------------------------
+
+
+class TlsHost:
+    """A host of one TLS connection, over no socket."""
+
+    def __init__(self, context):
+        self.context = context
+        self.ciphertext, self.plaintext = memoryview(bytearray(64 << 10)), memoryview(bytearray(64 << 10))
+        self.errors = []
+
+    def came(self, connection):
+        return self.context, 20.0
+
+    def shake(self, connection):
+        connection.stepped(connection.step())
+
+    def opened(self, connection):
+        connection.serve(self.far)
+
+    def failed(self, connection, error):
+        self.errors.append(error)
+
+    def gone(self, connection):
+        pass
+
+
+class Wire(asyncio.Transport):
+    """A socket's transport that keeps what it is given to send."""
+
+    def __init__(self):
+        super().__init__({"peername": ("127.0.0.1", 1)})
+        self.sent = bytearray()
+
+    def write(self, data):
+        self.sent += data
+
+    def write_eof(self):
+        pass
+
+    def is_closing(self):
+        return False
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        pass
+
+    def close(self):
+        pass
+
+    def abort(self):
+        pass
+
+
+def test_what_was_decrypted_before_a_bad_record_reaches_the_far_end(tmp_path):
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("broker")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    async def scene():
+        host = TlsHost(context)
+        host.far = Reader()
+        connection, wire = TlsConnection(host, asyncio.get_running_loop()), Wire()
+        connection.connection_made(wire)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ssl.create_default_context(cafile=authority.file).wrap_bio(
+            incoming, outgoing, server_hostname="localhost"
+        )
+
+        def hand_over():
+            data = outgoing.read()
+            host.ciphertext[: len(data)] = data
+            connection.buffer_updated(len(data))
+            incoming.write(bytes(wire.sent))
+            wire.sent.clear()
+
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                hand_over()
+        hand_over()
+        client.write(b"one")
+        client.write(b"two")
+        outgoing.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that nobody has encrypted
+        hand_over()
+        assert host.far.got == [b"onetwo", ssl.SSLError]
+        assert len(host.errors) == 1
+        connection.abort()
+        connection.connection_lost(None)
+
+    asyncio.run(scene())
