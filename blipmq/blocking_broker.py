@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blipmq.errors import UsageError
+from blipmq.errors import BlipMQError, UsageError
 
 if TYPE_CHECKING:
     from blipmq.blocking import BlockingClient
+    from blipmq.blocking_connection import StateCallback
     from blipmq.broker import Broker
 
 T = TypeVar("T")
@@ -54,8 +55,18 @@ class BlockingBroker:
 
         self._wait(publish())
 
-    def connect(self, **options: Any) -> BlockingClient:
-        """A client for one thread, over loopback. Raises `UsageError` if the broker has no listener."""
+    def connect(
+        self,
+        *,
+        client_id: str = "",
+        api_key: str | None = None,
+        reconnect: bool = True,
+        timeout_s: float = 10.0,
+        on_state: StateCallback | None = None,
+        on_refusal: Callable[[BlipMQError], None] | None = None,
+    ) -> BlockingClient:
+        """A client over loopback. The options are those of `blipmq.connect_blocking`. Raises `UsageError` if the broker
+        has no listener."""
         if not self.address:
             raise UsageError(
                 "this broker has no listener, and a blocking client needs one; set server.bind_addr to 127.0.0.1:0, "
@@ -63,7 +74,15 @@ class BlockingBroker:
             )
         from blipmq.blocking import connect_blocking
 
-        return connect_blocking(self.address, **options)
+        return connect_blocking(
+            self.address,
+            client_id=client_id,
+            api_key=api_key,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            on_state=on_state,
+            on_refusal=on_refusal,
+        )
 
     def stats(self) -> dict[str, int]:
         """As `Broker.stats`."""

@@ -54,6 +54,7 @@ from blipmq.wal import Wal, first_message_id
 if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
     from blipmq.client import Client, Opening
+    from blipmq.connection import StateCallback
     from blipmq.publisher import Publisher
     from blipmq.tls import Tls
     from blipmq.tls_connection import TlsConnection
@@ -291,11 +292,26 @@ class Broker:
             raise UsageError(f"ttl_ms is {ttl_ms}; 0 means the default, any other value counts milliseconds")
         self._publisher.publish(topic, data, ttl_ms)
 
-    def connect(self, **options: Any) -> Opening[Client]:
-        """A client inside this process: no socket, the same protocol. `options` are those of `blipmq.connect`."""
+    def connect(
+        self,
+        *,
+        client_id: str = "",
+        timeout_s: float = 10.0,
+        on_state: StateCallback | None = None,
+        on_refusal: Callable[[BlipMQError], None] | None = None,
+    ) -> Opening[Client]:
+        """A client inside this process: no socket, no key, the same protocol. The options are those of `blipmq.connect`."""
         from blipmq.client import Client, Opening
 
-        client = Client("in-process:1", opener=self.open_transport, **{"reconnect": False, **options})
+        client = Client(
+            "in-process:1",
+            opener=self.open_transport,
+            client_id=client_id,
+            reconnect=False,
+            timeout_s=timeout_s,
+            on_state=on_state,
+            on_refusal=on_refusal,
+        )
         return Opening(client.open())
 
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> FedTransport:
