@@ -11,6 +11,7 @@ the limits of `http`, and each question is put to the core once at a time, howev
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -27,11 +28,13 @@ from blipmq.process import read_process, started_at
 from blipmq.version import __version__
 
 if TYPE_CHECKING:
+    from blipmq.awaited import Awaited
     from blipmq.certificate import Certificates
     from blipmq.tls_listener import TlsListener
 
 T = TypeVar("T")
 
+KEY = "metrics.bind_addr"
 CONNECTIONS_MAX = 16
 # How long the core may take to answer before it counts as stuck, and a list of all subscribers before it is left out.
 ANSWER_SECONDS = 2.0
@@ -97,12 +100,16 @@ class Admin:
 
     # -- life
 
-    async def start(self) -> None:
-        """Listen and serve."""
+    async def start(self, awaited: Awaited | None = None) -> None:
+        """Listen and serve; with `awaited`, as soon as the address is there."""
         if self._certificates is not None:
-            await self._start_tls(self._certificates)
-            return
-        listener = open_listener(self._bind_addr, "metrics.bind_addr")
+            await self._start_tls(self._certificates, awaited)
+        elif awaited is None:
+            await self._serve(open_listener(self._bind_addr, KEY))
+        elif listener := await awaited.open(KEY, self._bind_addr, self._serve):
+            await self._serve(listener)
+
+    async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
@@ -113,7 +120,7 @@ class Admin:
             raise
         self.address = address_of(listener)
 
-    async def _start_tls(self, certificates: Certificates) -> None:
+    async def _start_tls(self, certificates: Certificates, awaited: Awaited | None) -> None:
         from blipmq.pending import Bounds  # here, because few brokers serve metrics over HTTPS
         from blipmq.tls_listener import TlsListener
 
@@ -121,14 +128,14 @@ class Admin:
         loop = asyncio.get_running_loop()
         server = TlsListener(
             self._bind_addr,
-            "metrics.bind_addr",
+            KEY,
             certificates,
             lambda connection: connection.serve(Exchange(self, loop)),
             lambda: bounds,
             self._log,
             4 * CONNECTIONS_MAX,
         )
-        await server.start()
+        await server.start(awaited)
         self._server, self.address = server, server.address
 
     async def stop(self) -> None:

@@ -52,6 +52,7 @@ from blipmq.strangers import Strangers
 from blipmq.wal import Wal, first_message_id
 
 if TYPE_CHECKING:
+    from blipmq.awaited import Awaited
     from blipmq.blocking_broker import BlockingBroker
     from blipmq.client import Client, Opening
     from blipmq.connection import StateCallback
@@ -151,6 +152,7 @@ class Broker:
         self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
+        self._awaited: Awaited | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {}
@@ -166,19 +168,26 @@ class Broker:
 
     # -- life
 
-    async def start(self, listener: socket.socket | None = None) -> None:
+    async def start(self, listener: socket.socket | None = None, awaited: Awaited | None = None) -> None:
         """Recover the log, start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken
-        over instead. Returns when the broker serves."""
+        over instead. Returns when the broker serves; with `awaited`, also where its addresses are not there yet: those are
+        listened at as soon as they are."""
         if self._core is not None or self._starting:
             raise UsageError("this broker has been started already")
         self._starting = True
+        self._awaited = awaited
         core = Core(core_config(self.config), first_message_id(time.time()), on_backlog=self._backlog)
         try:
             wal = await Wal.open(core, self.config, self.log) if self.config.wal.enabled else None
-            if listener is None and self.config.server.bind_addr:
-                listener = open_listener(self.config.server.bind_addr)
+            bind_addr = self.config.server.bind_addr
+            if listener is None and bind_addr:
+                listener = (
+                    await awaited.open("server.bind_addr", bind_addr, self._listen)
+                    if awaited is not None
+                    else open_listener(bind_addr)
+                )
             if self.tls is not None:
-                await self.tls.listen(self._secured)
+                await self.tls.listen(self._secured, awaited)
             core.start()
         except BaseException:
             core.free()
@@ -203,6 +212,8 @@ class Broker:
         self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
         self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)
+        if self._awaited is not None:
+            self._status.awaited = self._awaited.reasons
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
@@ -210,6 +221,14 @@ class Broker:
         self._drain()  # arms the descriptor
         self._tick()
         self._watch_keys()
+
+    async def _listen(self, listener: socket.socket) -> None:
+        """Listen at an address that was waited for."""
+        core, status = self._running(), self._status_running()
+        if self._stopped is not None:
+            raise UsageError("this broker is stopping")
+        status.address = address_of(listener)
+        core.listen(listener.detach())
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send what is queued for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all.
@@ -263,7 +282,9 @@ class Broker:
         """Why new clients are not served at the moment: starting, stopping, stopped or a sentence; "" if they are."""
         if self._core is None or self._status is None:
             return "starting" if self._stopped is None else "stopped"
-        return "stopping" if self._stopped is not None else self._status.accept_problem
+        if self._stopped is not None:
+            return "stopping"
+        return self._status.accept_problem or (self._awaited.unready if self._awaited is not None else "")
 
     @property
     def address(self) -> str:

@@ -71,7 +71,26 @@ def split_address(text: str) -> tuple[str, int]:
     port = int(match[3])
     if port > 65535:
         raise ValueError(f"port {port} is over 65535")
-    return match[1] or match[2], port
+    host: str = match[1] or match[2]
+    if not _could_be_a_host(host, in_brackets=bool(match[1])):
+        raise ValueError(f"{host} is neither an address nor a name")
+    return host, port
+
+
+def _could_be_a_host(host: str, in_brackets: bool) -> bool:
+    """Whether `host` is an address, or a name that may be known one day. What cannot ever be either is a mistake to be told at
+    once, not something to wait for."""
+    try:
+        if in_brackets:
+            socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        elif re.fullmatch(r"[0-9.]+", host):
+            socket.inet_aton(host)
+        else:
+            labels = host.removesuffix(".").split(".")
+            return len(host) <= 253 and all(re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)", label) for label in labels)
+    except OSError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -22,10 +22,14 @@ class AddressInUse(BlipMQError):
     exit_status = 69
 
 
+class AddressMissing(ConfigError):
+    """The address is not this machine's, or the name is not known, now: both may come, after a power cut above all."""
+
+
 def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socket:
     """Listen at HOST:PORT or [IPv6]:PORT, which the setting `key` names.
 
-    Raises `AddressInUse`, `NotAllowed` (a privileged port) or `ConfigError`.
+    Raises `AddressInUse`, `AddressMissing`, `NotAllowed` (a privileged port) or `ConfigError`.
     """
     host, port = split_address(bind_addr)
     # As bytes, where that says it all: text would load the codec of international names, 2 ms and 1 MB of a start.
@@ -34,7 +38,7 @@ def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socke
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigError(
+        raise AddressMissing(
             f"{key}: {host!r} is not a name this machine can resolve ({reason}). "
             "Write an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
         ) from None
@@ -75,7 +79,7 @@ def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQErr
             "or give the service CAP_NET_BIND_SERVICE."
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(
+        return AddressMissing(
             f"{key}: {bind_addr} is not an address of this machine. `ip address` lists those it has; "
             "0.0.0.0 stands for all of them."
         )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from blipmq import config_reader, memory
 from blipmq.admin import Admin
 from blipmq.affinity import choose_processors, stay_on
+from blipmq.awaited import Awaited
 from blipmq.broker import Broker
 from blipmq.config import Config
 from blipmq.config_reader import Loaded
@@ -88,6 +89,8 @@ class Process:
         self._log = log
         self._service = Service(notifier or Notifier({}), broker.reasons)
         self._end: asyncio.Event = asyncio.Event()
+        self._awaited = Awaited(log, self._ready_if_so)
+        self._is_ready = False
         self._signal_at = 0.0
 
     def __repr__(self) -> str:
@@ -99,19 +102,30 @@ class Process:
         admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
         try:
             self._service.starting()
-            await self._broker.start()
-            addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
-            self._log.info("ready", **{name: where for name, where in addresses.items() if where or name == "address"})
-            self._service.ready(" and ".join(filter(None, addresses.values())))
+            await self._broker.start(awaited=self._awaited)
+            self._ready_if_so()
+            if not self._is_ready:  # the manager does not wait: what it starts next may be what brings the address
+                self._service.ready(self._broker.unready)
             await self._end.wait()
+            await self._awaited.stop()
             unflushed = await self._broker.stop()
         finally:
+            await self._awaited.stop()
             self._service.end()
             if admin is not None:
                 await admin.stop()
         self._log.info("stopped", unflushed=unflushed)
         self._log.finish()
         return 0
+
+    def _ready_if_so(self) -> None:
+        """Say that clients are served, once all addresses that are for them are there."""
+        addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
+        if self._is_ready or self._awaited.unready or not any(addresses.values()):
+            return
+        self._is_ready = True
+        self._log.info("ready", **{name: where for name, where in addresses.items() if where or name == "address"})
+        self._service.ready(f"serving {' and '.join(filter(None, addresses.values()))}")
 
     async def _start_admin(self, bind_addr: str, by_default: bool) -> Admin | None:
         """Serve metrics and health. An address no one asked for, the default, may be taken: nothing depends on it."""
@@ -120,7 +134,7 @@ class Process:
         tls = self._broker.tls if self._broker.config.metrics.tls else None
         admin = Admin(self._broker, bind_addr, self._log, tls.certificates if tls is not None else None)
         try:
-            await admin.start()
+            await admin.start(self._awaited)
         except AddressInUse as error:
             if not by_default:
                 raise
@@ -128,7 +142,8 @@ class Process:
                 "metrics_off", error=str(error), hint="set metrics.bind_addr to an address, or to nothing"
             )
             return None
-        self._log.info("metrics", address=admin.address)
+        if admin.address:
+            self._log.info("metrics", address=admin.address)
         return admin
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:

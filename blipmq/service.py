@@ -29,7 +29,7 @@ class Service:
         self._notifier = notifier
         self._reasons = reasons
         self._task: asyncio.Task[None] | None = None
-        self._address = ""
+        self._status = ""
         self._is_stopping = False
 
     def __repr__(self) -> str:
@@ -39,12 +39,12 @@ class Service:
         """Until `ready`, keep the manager from giving up."""
         self._run(self._keep_waiting())
 
-    def ready(self, address: str) -> None:
-        """The broker serves: say so, and keep saying it."""
-        self._address = address
+    def ready(self, status: str) -> None:
+        """The broker has started: say so, and how it does, and keep saying it."""
+        self._status = status
         if self._is_stopping:
             return
-        self._notifier.ready(f"serving {address}")
+        self._notifier.ready(status)
         self._run(self._watch())
 
     def reloading(self) -> None:
@@ -88,4 +88,4 @@ class Service:
             except BlipMQError:  # it has stopped
                 return
             if not self._is_stopping:
-                self._notifier.well("degraded: " + "; ".join(reasons) if reasons else f"serving {self._address}")
+                self._notifier.well("degraded: " + "; ".join(reasons) if reasons else self._status)

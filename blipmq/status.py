@@ -57,6 +57,9 @@ class Status:
         tls: Tls | None = None,
     ) -> None:
         self.address = ""
+        self.awaited: Callable[[], dict[str, str]] = (
+            dict  # sentences about addresses that are not there yet, by setting
+        )
         self.budget_bytes = budget_bytes  # 0: none
         self.reloads_applied = self.reloads_refused = 0
         self.reload_error = ""  # why the last reload changed nothing; "" after one that did
@@ -244,7 +247,8 @@ class Status:
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
-        reasons = self._wal.reasons(counters) if self._wal else []
+        reasons = list(self.awaited().values())
+        reasons += self._wal.reasons(counters) if self._wal else []
         reasons += self._tls.reasons() if self._tls else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
         if self._history:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blipmq.certificate import EXPIRES_SOON_SECONDS, Certificates, date
 from blipmq.config import Config, NetworkOptimizations
@@ -16,6 +16,9 @@ from blipmq.logs import Log
 from blipmq.pending import Bounds
 from blipmq.tls_connection import TlsConnection
 from blipmq.tls_listener import TlsListener
+
+if TYPE_CHECKING:
+    from blipmq.awaited import Awaited
 
 
 class Tls:
@@ -32,8 +35,9 @@ class Tls:
     def __repr__(self) -> str:
         return f"<Tls {self.certificates!r} {self._listener!r}>"
 
-    async def listen(self, opened: Callable[[TlsConnection], None]) -> None:
-        """Listen, if `server.tls_bind_addr` says where. Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
+    async def listen(self, opened: Callable[[TlsConnection], None], awaited: Awaited | None = None) -> None:
+        """Listen, if `server.tls_bind_addr` says where; with `awaited`, as soon as that is there. Raises `AddressInUse`,
+        `NotAllowed` or `ConfigError`."""
         bind_addr = self._config.server.tls_bind_addr
         if bind_addr:
             listener = TlsListener(
@@ -45,7 +49,7 @@ class Tls:
                 self._log,
                 socket_options=_socket_options(self._config.performance.network_optimizations),
             )
-            await listener.start()
+            await listener.start(awaited)
             self._listener = listener
 
     def bounds(self) -> Bounds:

@@ -8,15 +8,20 @@ this one from those who are in already.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from blipmq.certificate import Certificates, subject_of
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
 from blipmq.pending import Bounds, Crowded, Pending
 from blipmq.tls_connection import TlsConnection
+
+if TYPE_CHECKING:
+    from blipmq.awaited import Awaited
 
 BACKLOG = 1024
 CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
@@ -72,10 +77,15 @@ class TlsListener:
 
     # -- life
 
-    async def start(self) -> None:
-        """Listen and serve."""
+    async def start(self, awaited: Awaited | None = None) -> None:
+        """Listen and serve; with `awaited`, as soon as the address is there."""
         self._loop = asyncio.get_running_loop()
-        listener = open_listener(self._bind_addr, self._key)
+        if awaited is None:
+            await self._serve(open_listener(self._bind_addr, self._key))
+        elif listener := await awaited.open(self._key, self._bind_addr, self._serve):
+            await self._serve(listener)
+
+    async def _serve(self, listener: socket.socket) -> None:
         try:
             self._server = await self._loop.create_server(
                 lambda: TlsConnection(self, self._loop), sock=listener, backlog=self._backlog

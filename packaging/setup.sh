@@ -5,9 +5,12 @@
 #   packaging/setup.sh make         a make to run the rest with
 #   packaging/setup.sh clang        a clang with libFuzzer
 #   packaging/setup.sh llvm         llvm-cov and llvm-profdata, which say what tests have run
-#   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
+#   packaging/setup.sh tests        every program that `make test` and `make slow` call, the downloads' own excepted
+#   packaging/setup.sh systemd      systemd-analyze, which rates the unit, and what the unit calls; nothing is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
+#   packaging/setup.sh sfdisk       sfdisk, which an appliance grows its data partition with
+#   packaging/setup.sh netns        ip, unshare and nsenter, for tests with a network of their own
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run what it makes
 #   packaging/setup.sh hardware     QEMU and what hardware-tests/ need around it
@@ -33,10 +36,22 @@ apt_install() {
     what=$1
     shift
     may_install || fail "$what is missing and cannot be installed from here. Debian, Ubuntu: sudo apt-get install $*; elsewhere install $what with your package manager, then run this again."
-    say "installing $* (apt-get)"
     log=$(mktemp)
+    # Tests run side by side, and apt-get does not wait for another one. Who waited looks again.
+    exec 9</var/lib/dpkg
+    flock 9
+    # shellcheck disable=SC2046  # a word for each package
+    if [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$@" 2>/dev/null)" = "$(printf 'ii %.0s' "$@")" ]; then
+        exec 9<&-
+        rm -f "$log"
+        return
+    fi
+    say "installing $* (apt-get)"
+    # A user's PATH lacks what dpkg calls.
+    export PATH="$PATH:/usr/sbin:/sbin"
     if as_root apt-get -q update >"$log" 2>&1 &&
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >>"$log" 2>&1; then
+        exec 9<&-
         rm -f "$log"
         return
     fi
@@ -44,6 +59,23 @@ apt_install() {
     rm -f "$log"
     fail "apt-get could not install $* (its last lines are above). Check the network and the package sources, then run this again."
 }
+
+# programs PROGRAM:PACKAGE...: install those that are missing, all at once. Some are in /usr/sbin, which a user's PATH lacks.
+programs() {
+    lacking='' packages=''
+    for pair in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null 2>&1 && continue
+        lacking="$lacking, ${pair%%:*}"
+        packages="$packages ${pair#*:}"
+    done
+    # shellcheck disable=SC2086  # a word for each package
+    [ -z "$packages" ] || apt_install "${lacking#, }" $packages
+}
+
+# The unit calls /bin/kill, which is not in every system that has systemd.
+SYSTEMD="systemd-analyze:systemd /bin/kill:procps"
+NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
+TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash"
 
 # Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. A version
 # manager leaves commands on the PATH that exist and do not run, so each is run.
@@ -124,14 +156,20 @@ venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
 llvm) command -v llvm-cov >/dev/null 2>&1 && command -v llvm-profdata >/dev/null 2>&1 || apt_install "llvm-cov and llvm-profdata" llvm ;;
-systemd) command -v systemd-analyze >/dev/null 2>&1 || apt_install systemd-analyze systemd ;;
+# shellcheck disable=SC2086  # lists of words
+tests) programs $TESTS ;;
+# shellcheck disable=SC2086
+systemd) programs $SYSTEMD ;;
+# shellcheck disable=SC2086
+netns) programs $NETNS ;;
 hardware) find_qemu ;;
 armv7)
     command -v arm-linux-gnueabihf-gcc >/dev/null 2>&1 && command -v qemu-arm-static >/dev/null 2>&1 ||
         apt_install "a C compiler for armhf or qemu-user" gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static
     ;;
-curl) command -v curl >/dev/null 2>&1 || apt_install curl curl ;;
-openssl) command -v openssl >/dev/null 2>&1 || apt_install openssl openssl ;;
+curl) programs curl:curl ;;
+openssl) programs openssl:openssl ;;
+sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | clang | llvm | systemd | curl | openssl | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | make | tests | clang | llvm | systemd | curl | openssl | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac

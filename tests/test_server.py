@@ -154,10 +154,11 @@ def test_an_empty_address_is_refused_because_no_one_could_connect(start):
     assert "server.bind_addr is empty" in process.child.stderr.read()
 
 
-def test_an_address_of_another_machine_is_refused(start):
-    process = start("[auth]\nallow_anonymous = true\n", BLIPMQ_SERVER__BIND_ADDR="192.0.2.1:7878")
+@pytest.mark.parametrize("address", ["192.0.2.256:7878", "[1:2:3]:7878", "broker..example:7878", "-broker:7878"])
+def test_what_can_never_be_an_address_is_refused(start, address):
+    process = start("[auth]\nallow_anonymous = true\n", BLIPMQ_SERVER__BIND_ADDR=address)
     assert process.wait() == 78
-    assert "192.0.2.1:7878 is not an address of this machine" in process.child.stderr.read()
+    assert "is neither an address nor a name" in process.child.stderr.read()
 
 
 def test_sighup_applies_what_can_be_applied_and_names_what_waits_for_a_restart(start):

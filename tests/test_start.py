@@ -26,7 +26,7 @@ sys.exit(status)
 
 # Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
 OURS = set(
-    """__main__ admin affinity auth broker cli cli.server config config_reader errors fed hardware http listener logs loop
+    """__main__ admin affinity auth awaited broker cli cli.server config config_reader errors fed hardware http listener logs loop
     memory metrics native native.config native.core native.errors native.events native.log native_protocol notify peer process
     relay server service sessions status strangers version wal""".split()
 )
