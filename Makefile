@@ -20,7 +20,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-armv7 slow crash check format guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -65,8 +65,21 @@ core: $(CORE) ## build the core alone
 run: $(VENV)/.run $(CORE) ## start a broker in the foreground; CONFIG=file.toml to configure it
 	@exec $(VENV)/bin/blipmq start $(if $(CONFIG),--config '$(CONFIG)')
 
+# Who may not install programs still runs the tests that need none; the others fail and name what they need.
+TEST_PROGRAMS = packaging/setup.sh tests || echo "==> tests that call these programs will fail"
+
 test: $(VENV)/.test $(CORE) ## run the test suite, slow tests excepted; ARGS='-k name' to choose
+	@$(TEST_PROGRAMS)
 	@$(PY) -m pytest -q -n auto -m 'not slow' $(ARGS)
+
+# A new user's first day, on systems that have nothing but git, make and certificates.
+test-bare: ## `make run` to its first message and `make test` on bare Debian 12 and 13 (root, Debian)
+	@packaging/bare bookworm run test
+	@packaging/bare trixie run test
+
+test-bare-all: ## the same with the slow tests
+	@packaging/bare bookworm run test slow
+	@packaging/bare trixie run test slow
 
 # The core has no 64-bit machine in mind, and this keeps it so: the smallest width it is made for, at the cost of a minute or two.
 test-armv7: ## the core without a warning, and its C tests, on 32-bit ARM (under qemu-user)
@@ -74,6 +87,7 @@ test-armv7: ## the core without a warning, and its C tests, on 32-bit ARM (under
 	@tests/native/foreign arm-linux-gnueabihf qemu-arm-static
 
 slow: $(VENV)/.test $(CORE) ## run the tests marked slow
+	@$(TEST_PROGRAMS)
 	@if $(PY) -m pytest -q --collect-only -m slow $(ARGS) >/dev/null; then $(PY) -m pytest -q -m slow $(ARGS); \
 	elif [ $$? = 5 ]; then echo "no test is marked slow"; else $(PY) -m pytest -q --collect-only -m slow $(ARGS); fi
 

@@ -66,6 +66,11 @@ class Link(asyncio.Protocol):
             self.transport.close()  # Python 3.10's over TLS does not notice its own end
         self.connection.link_lost(self, self.error or exc)
 
+    def abort(self) -> None:
+        """End it now. One that has ended is left alone: Python 3.11.2's transports over TLS fail at that."""
+        if self.transport is not None and not self.ended.done():
+            self.transport.abort()
+
 
 class Connection:
     """See the top of the file. For one event loop."""
@@ -127,7 +132,7 @@ class Connection:
             try:
                 await asyncio.wait_for(asyncio.shield(link.ended), self.timeout_s)
             except asyncio.TimeoutError:
-                link.transport.abort()
+                link.abort()
 
     @property
     def is_up(self) -> bool:
@@ -158,8 +163,7 @@ class Connection:
             await self.answer(link.hello)
         except BaseException:
             self._link = None
-            if link.transport is not None:
-                link.transport.abort()
+            link.abort()
             raise
         self._backoff.reset()
         self.can_write = True
@@ -212,8 +216,7 @@ class Connection:
             self.protocol.receive(data)
         except ProtocolError as error:
             link.error = error
-            assert link.transport is not None
-            link.transport.abort()
+            link.abort()
             return
         self._progress.set()
         self._pause_if_full()

@@ -244,7 +244,8 @@ class Exchange(asyncio.Protocol):
         if self._half_closed:
             self._transport.close()
         else:  # the client closes; the timer and EXCESS_BYTES_MAX bound how long and how much is read until then
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the client may have reset the connection meanwhile
+                self._transport.write_eof()
 
     def _end_in(self, seconds: float) -> None:
         self._forget_timer()

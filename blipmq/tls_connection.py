@@ -310,7 +310,8 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         self._transport.resume_reading()
-        self._transport.write_eof()
+        with contextlib.suppress(OSError):  # the client may have reset the connection meanwhile
+            self._transport.write_eof()
 
     def _forget_deadline(self) -> None:
         if self._deadline is not None:

@@ -101,6 +101,8 @@ def refused_certificate(address: object, error: BaseException | None) -> BlipMQE
 
 def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQError | None:
     """The sentence for a failed handshake; None if the error is not of TLS."""
+    import ssl
+
     reason = getattr(error, "reason", None) or ""
     code = getattr(error, "verify_code", 0)
     if code:
@@ -111,7 +113,9 @@ def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQ
         return Unreachable(
             f"Cannot reach a broker at {address}: it speaks no version of TLS that this client does. Update one."
         )
-    if reason in _NOT_TLS or isinstance(error, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)):
+    # OpenSSL and Python have called the same end by many names.
+    ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+    if reason in _NOT_TLS or isinstance(error, ended):
         return Unreachable(
             f"Cannot reach a broker at {address}: it ended the TLS handshake. "
             "Is that the port of its server.tls_bind_addr? Its log has the cause."

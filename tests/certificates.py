@@ -5,9 +5,11 @@ Invariant: every file is made anew in the directory it is given, its keys readab
 
 import functools
 import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DAY_SECONDS = 24 * 3600
 
 
 @functools.cache
@@ -41,11 +43,30 @@ class Authority:
         _make_key(key, key_kind)
         openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
         extensions.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
-        openssl(
-            *("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial"),
-            *("-days", days, "-extfile", extensions, "-out", file),
-        )
+        if days < 0:
+            self._sign_for_the_past(request, extensions, file, days)
+        else:
+            openssl(
+                *("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial"),
+                *("-days", days, "-extfile", extensions, "-out", file),
+            )
         return file, key
+
+    def _sign_for_the_past(self, request, extensions, file, days):
+        """A year that ended `-days` days ago. Newer versions of `openssl x509` refuse to make such a certificate."""
+        settings, database = self._directory / "ca.cnf", self._directory / "ca.db"
+        database.write_text("")
+        settings.write_text(
+            f"[ca]\ndefault_ca=own\n[own]\ndatabase={database}\nnew_certs_dir={self._directory}\n"
+            "default_md=sha256\npolicy=any\nrand_serial=yes\n[any]\ncommonName=supplied\n"
+        )
+        end = time.time() + days * DAY_SECONDS
+        begin = end - 365 * DAY_SECONDS
+        dates = [time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds)) for seconds in (begin, end)]
+        openssl(
+            *("ca", "-batch", "-notext", "-config", settings, "-cert", self.file, "-keyfile", self.key),
+            *("-startdate", dates[0], "-enddate", dates[1], "-extfile", extensions, "-in", request, "-out", file),
+        )
 
 
 def _make_key(path, kind="prime256v1"):

@@ -3,6 +3,7 @@
 Invariant: no test fails because the machine was slow; a hang is caught by a limit of its own.
 """
 
+import os
 import signal
 
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import settings
 # hypothesis would fail an example that takes over 200 ms, which a shared machine or a sanitizer does to any of them.
 settings.register_profile("blipmq", settings(), deadline=None, print_blob=True)
 settings.load_profile("blipmq")
+
+# Where Debian keeps sfdisk and its like, for everyone to run; a user's PATH lacks it.
+os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 
 # A shell starts what it puts in the background with SIGINT ignored, which the programs under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,11 +1,13 @@
 """The HTTP edge: what it answers, what it refuses, and what a client that means ill can cost it."""
 
 import asyncio
+import errno
 import importlib
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,7 +22,8 @@ from blipmq import admin, http, metrics, wire
 from blipmq.admin import Shared
 from blipmq.config import Config
 from blipmq.errors import BlipMQError, UsageError
-from blipmq.http import BadRequest, quality, read_request
+from blipmq.http import BadRequest, Exchange, quality, read_request
+from blipmq.tls_connection import TlsConnection
 from blipmq.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -421,6 +424,60 @@ def test_stopping_cuts_off_whoever_is_there(dial):
         assert connection.recv(100) == b""
     except ConnectionResetError:
         pass
+
+
+@pytest.mark.parametrize("over", ["plain", "tls"])
+def test_a_client_that_is_gone_when_the_last_word_is_said_breaks_nothing(over):
+    """The transport finds out by shutting the socket down: ENOTCONN, which the loop's own callbacks would only log."""
+
+    class Gone(asyncio.Transport):
+        def is_closing(self):
+            return False
+
+        def resume_reading(self):
+            pass
+
+        def write(self, data):
+            pass
+
+        def get_extra_info(self, name, default=None):
+            return ("127.0.0.1", 1) if name == "peername" else default
+
+        def write_eof(self):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    class Host:
+        def opened(self, exchange):
+            pass
+
+        def closed(self, exchange):
+            pass
+
+        def came(self, connection):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), 5.0
+
+        def failed(self, connection, error):
+            pass
+
+        def refused(self, exchange, why):
+            pass
+
+        def gone(self, connection):
+            pass
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        gone = Gone()
+        gone.set_write_buffer_limits = lambda _: None
+        one = TlsConnection(Host(), loop) if over == "tls" else Exchange(Host(), loop)
+        one.connection_made(gone)
+        if over == "tls":
+            one.stepped(ssl.SSLError(1, "no shared cipher"))
+        else:
+            one.data_received(b"no request\r\n\r\n")
+        one.connection_lost(None)
+
+    asyncio.run(scene())
 
 
 def test_an_edge_may_be_stopped_twice_and_started_again(watched):

@@ -7,7 +7,8 @@ import pytest
 from certificates import Authority
 
 import blipmq
-from blipmq.address import Address, parse_address
+from blipmq.address import Address, parse_address, unreachable
+from blipmq.connection import Link
 from blipmq.errors import ConfigError, NotTrusted, Unreachable, UsageError
 
 
@@ -119,6 +120,43 @@ def test_what_is_wrong_is_said_by_both_clients(settings, tmp_path):
         for wrong, error in ((tmp_path / "missing.pem", ConfigError), (7, UsageError), (False, UsageError)):
             with pytest.raises(error):
                 blipmq.connect_blocking(f"tls://{address}", tls=wrong)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLZeroReturnError(6, "TLS/SSL connection has been closed (EOF)"),  # OpenSSL 3.0 with Python 3.11.2
+        ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_handshake_that_the_far_end_ended_is_told_alike_whatever_it_is_called(error):
+    assert "server.tls_bind_addr" in str(unreachable(Address("127.0.0.1", 7878, True), error))
+
+
+def test_a_link_that_has_ended_is_not_aborted_again():
+    class Ended:
+        """What is left of a transport over TLS in Python 3.11.2."""
+
+        def close(self):
+            pass
+
+        def abort(self):
+            raise AttributeError("'NoneType' object has no attribute '_abort'")
+
+    class Deaf:
+        def link_lost(self, link, error):
+            pass
+
+    async def scene():
+        link = Link(Deaf())
+        link.abort()  # before there is a transport
+        link.transport = Ended()
+        link.connection_lost(None)
+        link.abort()
+
+    asyncio.run(scene())
 
 
 async def opened(address, **options):

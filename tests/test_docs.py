@@ -107,7 +107,7 @@ class Place:
         self.metrics = self.broker.wait_for("metrics")["address"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ_")}
         self.environment = kept | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHONUTF8": "1",
             "BLIPMQ_ADDR": self.broker.address,
