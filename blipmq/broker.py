@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from blipmq import config_reader, memory
 from blipmq.affinity import choose_processors
 from blipmq.auth import CHECK_SECONDS, Auth
+from blipmq.clock_watch import ClockWatch
 from blipmq.config import Config
 from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
@@ -188,6 +189,8 @@ class Broker:
                 )
             if self.tls is not None:
                 await self.tls.listen(self._secured, awaited)
+            clocks = ClockWatch(core.clock)
+            clocks.look()
             core.start()
         except BaseException:
             core.free()
@@ -198,11 +201,12 @@ class Broker:
             raise
         finally:
             self._starting = False
-        self._begin(core, wal, listener)
+        self._begin(core, wal, clocks, listener)
 
-    def _begin(self, core: Core, wal: Wal | None, listener: socket.socket | None) -> None:
+    def _begin(self, core: Core, wal: Wal | None, clocks: ClockWatch, listener: socket.socket | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
+        self._clocks = clocks
         self._stopped = None
         self._auth = Auth(core, self.config.auth, self.log)
         door = Strangers(self.log, time.monotonic)
@@ -550,6 +554,7 @@ class Broker:
 
     def _tick(self) -> None:
         if self._core is not None and self._status is not None:
+            self._clocks.look()
             self._status.tick()
             if self.tls is not None:
                 self.tls.tick()

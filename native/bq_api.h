@@ -89,9 +89,21 @@ enum bq_command_type {
     BQ_CMD_LIMITS = 14, /* data: a bq_config_t whose reloadable fields take effect */
     BQ_CMD_STOP = 15,   /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
     BQ_CMD_RIGHTS =
-        16 /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
+        16, /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
                            changes them for all connections admitted with them. BQ_RIGHTS_END: they allow nothing any more */
+    BQ_CMD_CLOCK =
+        24 /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
+                               messages goes by it */
 };
+
+typedef struct bq_clock {
+    uint64_t boot_id;      /* tells this boot of the machine from others; 0: the system does not say */
+    uint64_t boot_ms;      /* since then, time asleep included */
+    uint64_t wall_ms;      /* since 1970 */
+    uint32_t synchronized; /* 1: the system says that something keeps wall_ms right */
+    uint32_t reserved;
+} bq_clock_t;
+int bq_clock_read(bq_clock_t *clock); /* what the system's clocks show now */
 
 enum bq_command_flags {
     BQ_REPLY_CLOSE = 1,   /* close once the reply has been flushed */

@@ -57,6 +57,13 @@ int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint3
 
 /* ---- the core's side ------------------------------------------------------------------------------------------------- */
 
+static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
+    bq_clock_t clock;
+    if (size != sizeof clock) return;
+    memcpy(&clock, bytes, sizeof clock);
+    timeline_clock(bq, &clock);
+}
+
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
     rights_t *rights = record->command.value ? rights_hold(&bq->rights, record->command.value) : NULL;
     if (record->command.value && !rights) { /* without them it could do everything */
@@ -223,6 +230,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
+    case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_RIGHTS: rights(bq, record, data); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: for_connection(bq, record, text, data); return true;

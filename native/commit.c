@@ -110,6 +110,8 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
     uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
     *why = commit_refusal(bq);
     if (*why) return COMMIT_REFUSED;
+    int64_t timed = timeline_write(bq);
+    if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
     held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
     *why = "the broker is out of memory";
@@ -267,6 +269,7 @@ static void log_waiters_resume(bq_t *bq) {
 
 void commit_turn(bq_t *bq) {
     if (!bq->log) return;
+    timeline_begin(bq);
     uint64_t durable = log_durable(bq->log);
     while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
     if (log_state(bq->log) == LOG_E_FAILED)
@@ -311,6 +314,7 @@ static void checkpoint_when_due(bq_t *bq) {
 void commit_begin(bq_t *bq) {
     if (!bq->log) return;
     checkpoint_when_due(bq);
+    timeline_write(bq); /* a full log takes it later: a publish does not go before it */
     reserve_ids(bq);
     uint64_t gathered = log_gathered(bq->log);
     if (!gathered || log_busy(bq->log)) return;

@@ -15,6 +15,7 @@
 #include "segment.h"
 #include "session.h"
 #include "commit.h"
+#include "timeline.h"
 #include "wheel.h"
 
 #define POLL_EVENTS_MAX 512
@@ -91,6 +92,7 @@ struct bq {
 
     log_t *log; /* NULL: QoS 0 only */
     sessions_t sessions;
+    timeline_t timeline;
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_last_lsn;
     uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */

@@ -21,6 +21,7 @@
 #if defined(__linux__)
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timex.h>
 #elif defined(__APPLE__) || defined(__FreeBSD__) || defined(__NetBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
 #include <sys/event.h>
 #else
@@ -223,6 +224,31 @@ static uint64_t clock_ms(clockid_t clock) {
 
 uint64_t poll_clock_mono_ms(void) { return clock_ms(CLOCK_MONOTONIC); }
 uint64_t poll_clock_wall_ms(void) { return clock_ms(CLOCK_REALTIME); }
+
+#if defined(__linux__)
+static uint64_t boot_id_read(void) {
+    char text[40];
+    int file = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = file >= 0 ? read(file, text, sizeof text) : -1;
+    if (file >= 0) close(file);
+    uint64_t id = 14695981039346656037ull; /* FNV-1a: equal texts are all that counts */
+    for (ssize_t i = 0; i < got; i++) id = (id ^ (uint8_t)text[i]) * 1099511628211ull;
+    return got > 0 ? id | 1 : 0;
+}
+
+void poll_clock_boot(uint64_t *boot_id, uint64_t *boot_ms, bool *synchronized) {
+    struct timex state = {0};
+    *boot_id = boot_id_read();
+    *boot_ms = clock_ms(CLOCK_BOOTTIME);
+    *synchronized = adjtimex(&state) >= 0 && !(state.status & STA_UNSYNC);
+}
+#else
+void poll_clock_boot(uint64_t *boot_id, uint64_t *boot_ms, bool *synchronized) {
+    *boot_id = 0;
+    *boot_ms = poll_clock_mono_ms();
+    *synchronized = false;
+}
+#endif
 
 struct thread {
     pthread_t id;

@@ -42,6 +42,9 @@ bool poll_descriptor_free(int any, int64_t end);
 /* Clocks: monotonic and wall milliseconds; the wall clock only stamps messages. */
 uint64_t poll_clock_mono_ms(void);
 uint64_t poll_clock_wall_ms(void);
+/* Where the system says so: a number of this boot of the machine (else 0), milliseconds since then, and whether the wall clock is
+ * synchronized. */
+void poll_clock_boot(uint64_t *boot_id, uint64_t *boot_ms, bool *synchronized);
 void poll_sleep_ms(uint32_t ms);
 
 /* Start a thread that takes no signals. `name` is what top shows. */

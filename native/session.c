@@ -289,6 +289,21 @@ void session_pump_all(bq_t *bq) {
     }
 }
 
+/* The clock became synchronized after the start: what was found then has lived longer than was known. */
+void sessions_aged(bq_t *bq, uint64_t ms) {
+    uint64_t ticks = ms / bq->config.tick_ms;
+    for (session_t *session = bq->sessions.all; session; session = session->next) {
+        for (delivery_t *delivery = session->head; delivery && delivery->lsn <= bq->found_lsn; delivery = delivery->next) {
+            if (!delivery->expiry_tick) continue;
+            uint64_t soonest = bq->wheel.now + 1;
+            delivery->expiry_tick = delivery->expiry_tick > soonest + ticks ? delivery->expiry_tick - ticks : soonest;
+            if (delivery->member) continue; /* looked at when its ack timer fires */
+            wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
+            wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
+        }
+    }
+}
+
 /* ---- acknowledgements and timers --------------------------------------------------------------------------------------- */
 
 void session_ack(bq_t *bq, connection_t *connection, uint64_t id) {

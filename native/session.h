@@ -118,6 +118,7 @@ struct connection *session_turn(session_t *session); /* the group's next live me
 
 void session_timeout(struct bq *bq, delivery_t *delivery);
 void session_pump_all(struct bq *bq);              /* log what was settled, send what can be sent, fetch what is missing */
+void sessions_aged(struct bq *bq, uint64_t ms);    /* what was found at the start is so much older than was known */
 void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
 

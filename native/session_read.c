@@ -32,11 +32,11 @@ void session_read_abandon(bq_t *bq, session_t *session) {
     session->read_slot = -1;
 }
 
-/* What is left of the ttl: known while the process that wrote the record runs, else all of it (no clock survives a restart). */
-static bool expiry_of(const bq_t *bq, const publish_record_t *record, uint64_t *tick) {
-    uint64_t elapsed = record->run == bq->run ? bq->now_ms - record->mono_ms : 0;
+/* When it expires. False: it has. */
+static bool expiry_of(const bq_t *bq, uint64_t lsn, const publish_record_t *record, uint64_t *tick) {
     *tick = 0;
     if (!record->ttl_ms) return true;
+    uint64_t elapsed = timeline_age_ms(bq, lsn, record);
     if (elapsed >= record->ttl_ms) return false;
     *tick = publish_expiry_tick(bq, bq->now_ms, record->ttl_ms - elapsed);
     return true;
@@ -58,7 +58,7 @@ static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uin
     const uint8_t *topic = bytes + sizeof record, *payload = topic + record.topic_size;
     uint32_t payload_size = size - (uint32_t)sizeof record - record.topic_size;
     if (filter_match(session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
-    if (!expiry_of(bq, &record, &tick)) {
+    if (!expiry_of(bq, lsn, &record, &tick)) {
         session->dropped_ttl++;
         session->settled++;
         bq->stats.dropped_ttl++;

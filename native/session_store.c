@@ -75,6 +75,38 @@ typedef struct checkpoint_head {
 
 #define CHECKPOINT_VERSION 1u
 
+/* Behind the sessions: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
+ * before sections pass over all of them. */
+enum section_kind { SECTION_TIMELINE = 1 };
+
+typedef struct section_head {
+    uint32_t kind, size;
+} section_head_t;
+
+static uint64_t section_bytes(uint32_t size) { return sizeof(section_head_t) + (((uint64_t)size + 7) & ~7ull); }
+
+static void sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+    section_head_t head;
+    while (size >= sizeof head) {
+        memcpy(&head, bytes, sizeof head);
+        if (head.size > size - sizeof head) return;
+        if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
+        if (section_bytes(head.size) >= size) return;
+        bytes += section_bytes(head.size);
+        size -= section_bytes(head.size);
+    }
+}
+
+/* Where the section's bytes go. */
+static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_t size) {
+    section_head_t head = {.kind = kind, .size = size};
+    uint8_t *bytes = out + *at + sizeof head;
+    memset(out + *at, 0, section_bytes(size));
+    memcpy(out + *at, &head, sizeof head);
+    *at += section_bytes(size);
+    return bytes;
+}
+
 static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     checkpoint_head_t head;
     if (checkpoint->size < sizeof head) return false;
@@ -92,6 +124,7 @@ static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
         if (!session_load(bq, &record, checkpoint->bytes + at, record.floor_lsn)) return false;
         at += texts_size(&record);
     }
+    sections_load(bq, checkpoint->bytes + at, checkpoint->size - at);
     return true;
 }
 
@@ -106,13 +139,19 @@ static bool numbers_read(const log_record_t *entry, uint64_t *numbers, uint32_t 
 bool session_restore(void *context, const log_record_t *entry) {
     bq_t *bq = context;
     session_record_t record;
+    publish_record_t publish;
     uint64_t numbers[2];
     session_t *session;
     switch (entry->type) {
     case 0: return checkpoint_load(bq, entry);
     case LOG_PUBLISH:
         if (numbers_read(entry, numbers, 1) && numbers[0] + 1 > bq->next_message_id) bq->next_message_id = numbers[0] + 1;
+        if (entry->size >= sizeof publish) {
+            memcpy(&publish, entry->bytes, sizeof publish);
+            timeline_restore_publish(bq, entry->lsn, &publish);
+        }
         return true;
+    case LOG_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
     case LOG_IDS:
         if (numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
         return true;
@@ -146,11 +185,15 @@ void sessions_go_on(bq_t *bq) {
         if (session->behind) session_pump_later(bq, session);
 }
 
-static uint32_t durable_count(const bq_t *bq, uint64_t *size) {
+/* How many there are, their bytes in a checkpoint, and the first LSN that one of them has not done with. */
+static uint32_t durable_count(bq_t *bq, uint64_t *size, uint64_t *keep_from) {
     uint32_t count = 0;
     *size = sizeof(checkpoint_head_t);
-    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+    *keep_from = bq->fanned_lsn + 1;
+    for (session_t *session = bq->sessions.all; session; session = session->next) {
         if (!session->durable) continue;
+        if (!session->head && !session->behind) session_floor_update(bq, session); /* idle: it has seen all there is */
+        if (session->floor_lsn + 1 < *keep_from) *keep_from = session->floor_lsn + 1;
         count++;
         *size += sizeof(session_record_t) + session->filter_size + session->client_id_size + session->group_size;
     }
@@ -158,26 +201,26 @@ static uint32_t durable_count(const bq_t *bq, uint64_t *size) {
 }
 
 uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
-    uint64_t bytes;
+    uint64_t bytes, at = 0;
     checkpoint_head_t head = {.version = CHECKPOINT_VERSION,
-                              .count = durable_count(bq, &bytes),
+                              .count = durable_count(bq, &bytes, keep_from),
                               .next_message_id = bq->next_message_id,
                               .ids_reserved = bq->ids_reserved,
                               .next_session_id = bq->sessions.next_id};
+    uint32_t timeline_size = timeline_section_size(bq, *keep_from);
+    bytes += section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
-    uint64_t at = sizeof head;
-    *keep_from = bq->fanned_lsn + 1;
-    for (session_t *session = bq->sessions.all; session; session = session->next) {
+    at += sizeof head;
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
         if (!session->durable) continue;
-        if (!session->head && !session->behind) session_floor_update(bq, session); /* idle: it has seen all there is */
         session_record_t record = record_of(session);
-        if (session->floor_lsn + 1 < *keep_from) *keep_from = session->floor_lsn + 1;
         memcpy(out + at, &record, sizeof record);
         memcpy(out + at + sizeof record, session->text, texts_size(&record));
         at += sizeof record + texts_size(&record);
     }
+    timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;
 }

@@ -23,6 +23,7 @@ TORN = "TORN"
 Fact = dict[str, Any]
 
 # As commit.c and session.c write them, in the byte order of the machine.
+_TIME = struct.Struct("=6Q2I")  # of native/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
 _PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, reserved
 _ACK = struct.Struct("=2Q")  # subscription, floor
 _SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, reserved
@@ -169,6 +170,12 @@ def _ids_fact(data: bytes) -> Fact:
     return {"type": "ids", "below": struct.unpack_from("=Q", data)[0]}
 
 
+def _time_fact(data: bytes) -> Fact:
+    run, mono_ms, time_ms, _, boot_ms, wall_ms, synchronized, _ = _TIME.unpack_from(data)
+    facts = {"run": run, "mono_ms": mono_ms, "time_ms": time_ms, "boot_ms": boot_ms, "wall_ms": wall_ms}
+    return {"type": "time", **facts, "synchronized": bool(synchronized)}
+
+
 def _checkpoint_fact(data: bytes) -> Fact:
     return {"type": "checkpoint", "data_base64": _base64(data)}
 
@@ -184,4 +191,5 @@ _RECORDS: dict[int, Callable[[bytes], Fact]] = {
     3: _session_fact,
     4: _end_fact,
     5: _ids_fact,
+    8: _time_fact,
 }

@@ -1,6 +1,7 @@
 """The C core as Python sees it.
 
     core        a `Core` that takes typed commands and yields typed events
+    clock       the system's clocks, as the core reads them
     config      what it and its log are made with
     events      what it tells
     log         what opening its log finds, and why a log cannot be opened

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
+from blipmq.native.clock import Clock
 from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.errors import CoreBusy, CoreError, check
 from blipmq.native.events import CloseReason, Event, read
@@ -249,6 +250,11 @@ class Core:
         """Put the reloadable fields of `config` into effect."""
         struct_bytes = bytes(ffi.buffer(ffi.new("bq_config_t *", config._asdict())))
         self._push(lib.BQ_CMD_LIMITS, data=struct_bytes)
+
+    def clock(self, clock: Clock) -> None:
+        """Tell the core what the clocks show: before `start`, and whenever that has changed."""
+        struct_bytes = bytes(ffi.buffer(ffi.new("bq_clock_t *", clock._asdict())))
+        self._push(lib.BQ_CMD_CLOCK, data=struct_bytes)
 
     def stop(self, flush_ms: int) -> None:
         """Flush for at most `flush_ms`, close everything, then report `Stopped`."""

@@ -1,0 +1,32 @@
+"""The system's clocks as the core reads them.
+
+Invariant: reading changes nothing, and what the system does not tell is 0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from blipmq._native import ffi, lib
+from blipmq.native.errors import check
+
+
+class Clock(NamedTuple):
+    """One reading: `bq_clock_t`."""
+
+    boot_id: int
+    """Tells this boot of the machine from others; 0: not known."""
+    boot_ms: int
+    """Milliseconds since the machine was booted, time asleep included."""
+    wall_ms: int
+    """Milliseconds since 1970."""
+    synchronized: int
+    """1: the system says that something, a time server for one, keeps `wall_ms` right."""
+    reserved: int = 0
+
+
+def read_clock() -> Clock:
+    """What the system's clocks show now."""
+    clock = ffi.new("bq_clock_t *")
+    check(lib.bq_clock_read(clock), "the clocks cannot be read")
+    return Clock(clock.boot_id, clock.boot_ms, clock.wall_ms, clock.synchronized)
