@@ -48,6 +48,8 @@ class FedTransport(asyncio.Transport):
         self._reading = True
         self._writer_paused = False
         self._closing = False
+        self._eof = False  # no more will be written
+        self._eof_told = False  # to the core
         self._ended = False
         self._error: Exception | None = None  # that it ended with
         self._told = False  # the protocol knows of the end
@@ -65,7 +67,7 @@ class FedTransport(asyncio.Transport):
     # -- asyncio.Transport
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or self._ended or not len(data):
+        if self._closing or self._ended or self._eof or not len(data):
             return
         self._outgoing.append(memoryview(bytes(data)))
         self._outgoing_bytes += len(data)
@@ -85,7 +87,13 @@ class FedTransport(asyncio.Transport):
         return self._low, self._high
 
     def can_write_eof(self) -> bool:
-        return False
+        return True
+
+    def write_eof(self) -> None:
+        """Write no more. The core answers what was asked for before, then ends the connection."""
+        if not self._eof:
+            self._eof = True
+            self._pump()
 
     def is_closing(self) -> bool:
         return self._closing or self._told
@@ -170,6 +178,9 @@ class FedTransport(asyncio.Transport):
                 self._outgoing.popleft()
             else:
                 self._outgoing[0] = piece[len(chunk) :]
+        if self._eof and not self._outgoing and not self._eof_told and not self._ended:
+            self._eof_told = True
+            self._core.feed_end(self._conn)
 
     def _retry(self) -> None:
         self._retrying = False

@@ -165,7 +165,8 @@ enum bq_close {
     BQ_CLOSE_BROKER = 7,  /* Python asked for it */
     BQ_CLOSE_SHUTDOWN = 8,
     BQ_CLOSE_MEMORY = 9,
-    BQ_CLOSE_CROWDED = 10 /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
+    BQ_CLOSE_CROWDED = 10, /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
+    BQ_CLOSE_VANISHED = 11 /* its machine does not answer: the system's keep-alive, or output nobody acknowledges */
 };
 
 typedef struct bq_event {

@@ -252,6 +252,7 @@ static void held_let_go(bq_t *bq, held_t *held, bool durable) {
         else
             refuse_held(bq, connection, held);
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
+        connection_answered(bq, connection);
     }
     held_free(bq, held);
 }

@@ -57,7 +57,7 @@ connection_t *connection_find(bq_t *bq, bq_conn_t handle) {
     return connection->handle == handle && connection->state != CONNECTION_FREE ? connection : NULL;
 }
 
-static void wait_end(bq_t *bq, connection_t *connection) {
+void connection_wait_end(bq_t *bq, connection_t *connection) {
     if (!connection->wait_link) return;
     bq->stats.blocked_publishers--;
     *connection->wait_link = connection->wait_next;
@@ -81,7 +81,7 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
     connection_t *first = NULL; /* the list has the last one first */
     while (connection->waiters) {
         connection_t *publisher = connection->waiters;
-        wait_end(bq, publisher);
+        connection_wait_end(bq, publisher);
         publisher->wait_next = first;
         first = publisher;
     }
@@ -90,75 +90,6 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
         first = publisher->wait_next;
         publisher->wait_next = NULL;
         connection_resume(bq, publisher, PAUSE_BLOCK);
-    }
-}
-
-void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
-    if (connection->state == CONNECTION_DEAD || connection->state == CONNECTION_FREE) return;
-    if (connection->state == CONNECTION_OPEN) { /* a closing or lingering one has its reason already */
-        connection->close_code = code;
-        connection->close_detail = detail;
-    }
-    connection->state = CONNECTION_DEAD;
-    if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
-    connection->interest = 0;
-    wheel_remove(&bq->wheel, &connection->timer.wheel);
-    door_leave(bq, connection);
-    wait_end(bq, connection);
-    connection_release_waiters(bq, connection);
-    connection->dead_next = bq->dead;
-    bq->dead = connection;
-}
-
-/* One that was never admitted has no more time to go in than it had to come in. */
-static void closing_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
-    if (connection->pending)
-        core_timer_cut(bq, &connection->timer, after_ms);
-    else
-        core_timer_set(bq, &connection->timer, after_ms);
-}
-
-/* Everything queued has left a closing connection: tell the client that no more comes, and give it time to read that. */
-static void linger(bq_t *bq, connection_t *connection) {
-    if (connection->fd < 0) {
-        connection_close(bq, connection, connection->close_code, connection->close_detail);
-        return;
-    }
-    connection->state = CONNECTION_LINGERING;
-    shutdown(connection->fd, SHUT_WR);
-    closing_within(bq, connection, LINGER_MS);
-    connection_update_interest(bq, connection);
-}
-
-void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
-    if (connection->state != CONNECTION_OPEN) return;
-    connection->close_code = code;
-    connection->close_detail = detail;
-    connection->state = CONNECTION_CLOSING;
-    closing_within(bq, connection, CLOSING_MS);
-    connection_release_waiters(bq, connection);
-    connection_mark_dirty(bq, connection);
-    connection_update_interest(bq, connection);
-}
-
-void connection_discard(bq_t *bq, connection_t *connection) {
-    if (connection->state != CONNECTION_OPEN) return;
-    publish_run_close(bq); /* into the queue that is emptied here; giving it out may close a connection */
-    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
-    connection->subscription_count = 0;
-    session_leave_all(bq, connection);
-    bq->stats.dropped_disconnect += queue_discard(&connection->queue, &bq->queues, connection->blocked);
-}
-
-void connection_need_hello(bq_t *bq, connection_t *connection) {
-    if (connection->trusted || connection->rights || !connection->admitted) return;
-    static const char why[] = "keys are asked for since the broker's settings were changed";
-    if (connection->hello && connection->state == CONNECTION_OPEN) {
-        connection_discard(bq, connection);
-        connection_reply(bq, connection, 0, 401, why);
-        connection_finish(bq, connection, BQ_CLOSE_UNAUTH, why);
-    } else {
-        connection_close(bq, connection, BQ_CLOSE_UNAUTH, why);
     }
 }
 
@@ -172,54 +103,13 @@ static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint3
     connection->in_size = size;
 }
 
-/* Strangers that were pushed out are counted only: they come by the thousand. */
-static bool worth_telling(const connection_t *connection) {
-    return connection->known || (connection->close_code > BQ_CLOSE_RESET && connection->close_code != BQ_CLOSE_CROWDED);
-}
-
-static bool tell_closed(bq_t *bq, const connection_t *connection) {
-    const char *detail = connection->close_detail ? connection->close_detail : "";
-    bq_event_t event = {.type = BQ_EV_CLOSED,
-                        .code = connection->close_code,
-                        .conn = connection->handle,
-                        .peer_port = connection->peer_port,
-                        .text = (const uint8_t *)detail,
-                        .text_size = (uint32_t)strlen(detail)};
-    memcpy(event.peer, connection->peer, sizeof event.peer);
-    return event_push(bq, &event);
-}
-
-bool connection_bury(bq_t *bq, connection_t *connection) {
-    if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
-        close(connection->fd);
-        connection->fd = -1;
-        door_descriptor_freed(&bq->door);
-    }
-    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
-    session_leave_all(bq, connection);
-    bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues);
-    input_replace(bq, connection, NULL, 0, 0);
-    /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
-    if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
-    if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
-    if (connection->refused)
-        bq->refused_count--;
-    else
-        bq->open_count--;
-    bq->stats.closed++;
-    rights_drop(&bq->pool, connection->rights);
-    connection->rights = NULL;
-    connection->state = CONNECTION_FREE;
-    bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
-    return true;
-}
-
 void connection_update_interest(bq_t *bq, connection_t *connection) {
     if (connection->fd < 0 || connection->state == CONNECTION_DEAD) return;
     uint8_t want = 0;
     if (connection->state == CONNECTION_LINGERING || (connection->state == CONNECTION_OPEN && !connection->pause))
         want |= POLL_READ;
     if (connection->blocked) want |= POLL_WRITE;
+    if (!want && !connection->broken) want = POLL_ERROR;
     if (want == connection->interest) return;
     if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
         connection_close(bq, connection, BQ_CLOSE_RESET, "the poller refused the socket");
@@ -328,7 +218,7 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
     int count = gather(bq, &connection->queue, parts, &bytes);
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
-        connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
+        connection_broken(bq, connection, errno);
         return;
     }
     if (done > 0) sent(bq, connection, (uint64_t)done);
@@ -341,7 +231,7 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
 }
 
 void connection_flush(bq_t *bq, connection_t *connection) {
-    if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_CLOSING) return;
+    if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
     if (bq->config.lazy_expiry) {
         queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
         connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
@@ -350,7 +240,7 @@ void connection_flush(bq_t *bq, connection_t *connection) {
         flush_fed(bq, connection);
     else
         flush_socket(bq, connection);
-    if (connection->state == CONNECTION_CLOSING && !connection->queue.head) linger(bq, connection);
+    if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
 }
 
 /* Put a written control frame into the queue, in order with what is there. */
@@ -367,11 +257,11 @@ static void push_control(bq_t *bq, connection_t *connection, uint32_t size) {
 }
 
 static uint8_t *reserve_control(bq_t *bq, connection_t *connection, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN) return NULL;
+    if (!connection_takes_answers(connection)) return NULL;
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, size);
     if (!out) connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
-    return connection->state == CONNECTION_OPEN ? out : NULL; /* giving the run out may have closed it */
+    return connection_takes_answers(connection) ? out : NULL; /* giving the run out may have closed it */
 }
 
 void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
@@ -530,15 +420,6 @@ static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const
                &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 
-/* What was asked for before QUIT is still answered. */
-static void quit(bq_t *bq, connection_t *connection) {
-    publish_run_close(bq); /* it may hold messages for this client */
-    if (connection->queue.head)
-        connection_finish(bq, connection, BQ_CLOSE_QUIT, NULL);
-    else
-        connection_close(bq, connection, BQ_CLOSE_QUIT, NULL);
-}
-
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->admitted && view->action != FRAME_HELLO) {
         connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO, while authentication is on");
@@ -560,7 +441,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
         return FRAME_TAKEN;
     case FRAME_ACK: session_ack(bq, connection, view->seq); return FRAME_TAKEN;
-    default: quit(bq, connection); return FRAME_TAKEN;
+    default: connection_input_ended(bq, connection, BQ_CLOSE_QUIT); return FRAME_TAKEN;
     }
 }
 
@@ -605,6 +486,8 @@ static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
     else
         refuse_and_close(bq, connection, 0, 413, BQ_CLOSE_TOO_LARGE, why);
 }
+
+void connection_input_drop(bq_t *bq, connection_t *connection) { input_replace(bq, connection, NULL, 0, 0); }
 
 /* Take whole frames off the front of the input; returns the bytes taken. */
 static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
@@ -696,6 +579,15 @@ static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
 }
 
+/* Nothing more comes, so a frame that is not whole never will be. */
+static BQ_APART void input_end(bq_t *bq, connection_t *connection, int error) {
+    connection_input_drop(bq, connection);
+    if (error)
+        connection_broken(bq, connection, error);
+    else
+        connection_input_ended(bq, connection, BQ_CLOSE_EOF);
+}
+
 static void read_more(bq_t *bq, connection_t *connection) {
     uint32_t limit = read_limit(bq, connection);
     bool gather_own = connection->in_size >= GATHER_BYTES;
@@ -709,8 +601,7 @@ static void read_more(bq_t *bq, connection_t *connection) {
     while (got < 0 && errno == EINTR);
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (got <= 0) {
-        connection_close(bq, connection, got == 0 ? BQ_CLOSE_EOF : BQ_CLOSE_RESET,
-                         got == 0 ? NULL : "the client reset the connection");
+        input_end(bq, connection, got == 0 ? 0 : errno);
         return;
     }
     bq->turn_bytes += (uint64_t)got;
@@ -757,7 +648,7 @@ void connection_continue(bq_t *bq, connection_t *connection) {
     if (connection->in_size) process(bq, connection, connection->in + connection->in_start, connection->in_size);
     if (connection->state != CONNECTION_OPEN || connection->pause) return;
     if (connection->fed_ended)
-        connection_close(bq, connection, BQ_CLOSE_EOF, NULL);
+        input_end(bq, connection, 0);
     else
         connection_update_interest(bq, connection);
 }

@@ -1,7 +1,9 @@
 /* connection.h: one client: its socket (or its feed), its unparsed input, what it may do, what it waits for.
  *
- *      OPEN --(refused, bad frame of a client that said HELLO, QUIT)--> CLOSING --(all sent)--> LINGERING --(EOF, 1 s)--> DEAD
- *        \--------------------(EOF, reset, QUIT with nothing to send, bad frame)---------------------------------------^
+ *      OPEN --(QUIT or end of file, answers wait for the disk)--> ENDING --(all answered)--> CLOSING
+ *      OPEN --(QUIT or end of file; refused; a bad frame of a client that said HELLO)------> CLOSING --(all sent)--> LINGERING
+ *      OPEN --(reset, vanished; QUIT or end of file with nothing to send; bad frame)-------> DEAD
+ *      CLOSING, after end of file --(all sent)--> DEAD      LINGERING --(end of file, 1 s)--> DEAD
  *
  * Invariants: no frame is parsed while pause is not 0. A connection stays where it is in memory until the turn that reaps
  * it, so that target lists and poll results of that turn may still point at it; anything that would use it checks the state.
@@ -13,7 +15,14 @@
 #include "queue.h"
 #include "route.h"
 
-enum connection_state { CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_CLOSING, CONNECTION_LINGERING, CONNECTION_DEAD };
+enum connection_state {
+    CONNECTION_FREE,
+    CONNECTION_OPEN,
+    CONNECTION_ENDING, /* it sends no more and gets no messages; answers to it still wait for the disk */
+    CONNECTION_CLOSING,
+    CONNECTION_LINGERING,
+    CONNECTION_DEAD
+};
 
 enum connection_pause {
     PAUSE_ANSWER = 1, /* a request is with Python */
@@ -36,6 +45,7 @@ typedef struct connection {
     bool trusted;             /* of this process: needs no HELLO, whatever the settings */
     bool known;               /* Python has heard of it and will hear of its end */
     bool refused;             /* over max_connections: only here to be told so */
+    bool broken;              /* it was reset while its input stood still: the poller would report that for ever */
     bool blocked;             /* the socket (or the feed's window) takes no more */
     bool dirty;               /* on the flush list */
     bool pending, silent;     /* not admitted yet, and in line to be pushed out: see door.h */
@@ -72,12 +82,24 @@ struct bq;
 connection_t *connection_open(struct bq *bq, int fd, const uint8_t peer[16], uint16_t port,
                               bool trusted);                    /* NULL: no slot or memory */
 connection_t *connection_find(struct bq *bq, bq_conn_t handle); /* NULL: gone */
+void connection_hurry(struct bq *bq, connection_t *connection,
+                      uint64_t passed_ms); /* so much of the time it has to say HELLO in is over */
+
+/* Its end: ending.c. */
 void connection_close(struct bq *bq, connection_t *connection, uint8_t code,
                       const char *detail); /* at once; reaped at the turn's end */
 void connection_finish(struct bq *bq, connection_t *connection, uint8_t code,
                        const char *detail); /* after what is queued has been sent */
-void connection_hurry(struct bq *bq, connection_t *connection,
-                      uint64_t passed_ms); /* so much of the time it has to say HELLO in is over */
+void connection_input_ended(struct bq *bq, connection_t *connection,
+                            uint8_t code);                         /* it sends no more: answer what is open, then close */
+void connection_answered(struct bq *bq, connection_t *connection); /* one of its answers has come from the disk */
+void connection_all_sent(struct bq *bq, connection_t *connection); /* a closing one's queue is empty */
+void connection_end_late(struct bq *bq, connection_t *connection); /* the time to end in is over */
+void connection_broken(struct bq *bq, connection_t *connection, int error); /* its socket failed with this errno */
+void connection_error(struct bq *bq, connection_t *connection);             /* the poller reports an error on its socket */
+void connection_discard(struct bq *bq,
+                        connection_t *connection); /* it gets nothing more but Replies: routes and queue are gone */
+void connection_need_hello(struct bq *bq, connection_t *connection); /* require_hello is set now, and it came in without a key */
 bool connection_bury(
     struct bq *bq,
     connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
@@ -86,6 +108,7 @@ bool connection_bury(
 void connection_readable(struct bq *bq, connection_t *connection);
 void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 void connection_feed_end(struct bq *bq, connection_t *connection);              /* its end of file */
+void connection_input_drop(struct bq *bq, connection_t *connection);            /* forget what has not been parsed */
 void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
 void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 
@@ -99,9 +122,12 @@ void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, co
 void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
 void connection_update_interest(struct bq *bq, connection_t *connection);
-void connection_discard(struct bq *bq,
-                        connection_t *connection); /* it gets nothing more but Replies: routes and queue are gone */
-void connection_need_hello(struct bq *bq, connection_t *connection); /* require_hello is set now, and it came in without a key */
+void connection_wait_end(struct bq *bq, connection_t *connection); /* no full queue holds it back any more */
+
+/* Whether a Reply may still go into its queue. */
+static inline bool connection_takes_answers(const connection_t *connection) {
+    return connection->state == CONNECTION_OPEN || connection->state == CONNECTION_ENDING;
+}
 
 static inline connection_t *connection_of_queue(queue_t *queue) {
     return (connection_t *)(void *)((char *)queue - offsetof(connection_t, queue));

@@ -39,7 +39,11 @@ static void connection_timeout(bq_t *bq, connection_t *connection) {
         connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
         return;
     }
-    bq->stats.hello_timeouts += connection->state == CONNECTION_OPEN; /* a closing one keeps the reason it has */
+    if (connection->state != CONNECTION_OPEN) {
+        connection_end_late(bq, connection);
+        return;
+    }
+    bq->stats.hello_timeouts++;
     connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time");
 }
 
@@ -114,8 +118,8 @@ static void on_ready(bq_t *bq, const poll_event_t *event) {
     if ((event->ready & POLL_WRITE) && (connection->interest & POLL_WRITE)) connection_flush(bq, connection);
     if ((event->ready & POLL_READ) && (connection->interest & POLL_READ)) connection_readable(bq, connection);
     /* An error is told even to a connection that asked for nothing but to write, and would be told for ever. */
-    if ((event->ready & POLL_ERROR) && !(connection->interest & POLL_READ) && connection->state != CONNECTION_DEAD)
-        connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
+    if (BQ_UNLIKELY(event->ready & POLL_ERROR) && !(connection->interest & POLL_READ) && connection->state != CONNECTION_DEAD)
+        connection_error(bq, connection);
     if (bq->turn_bytes > TURN_BYTES_MAX) core_flush(bq);
 }
 

@@ -22,6 +22,7 @@
 #define CONNECTION_CHUNK 64u
 #define REFUSED_MAX 64u              /* connections over the limit that are being told so, at once */
 #define REFUSED_MS 1000u             /* how long such a one may take to say HELLO */
+#define ENDING_MS 30000u             /* how long a client that sends no more waits for answers from the disk */
 #define LINGER_MS 1000u              /* how long a closed client may take to read its last Reply */
 #define CLOSING_MS 5000u             /* how long that Reply may take to leave */
 #define REAPS_MAX 256u               /* connections without subscriptions buried in a turn */

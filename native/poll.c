@@ -97,14 +97,22 @@ int poll_open(void) {
     return poller;
 }
 
+/* How the read filter stands for an interest: not at all, level-triggered, or, for errors alone, edge-triggered, so that a peer
+ * that only stopped sending is reported once, as readable, and a failure of the socket after it. */
+static int read_flags(uint32_t interest) {
+    if (interest & POLL_READ) return EV_ADD;
+    return interest == POLL_ERROR ? EV_ADD | EV_CLEAR : EV_DELETE;
+}
+
 /* Reading and writing are two filters here. One that stays is added again: that only renews its key. */
 int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
-    struct kevent changes[2];
-    int count = 0;
-    if ((old_interest | new_interest) & POLL_READ)
-        EV_SET(&changes[count++], fd, EVFILT_READ, new_interest & POLL_READ ? EV_ADD : EV_DELETE, 0, 0, (void *)(uintptr_t)key);
+    struct kevent changes[3];
+    int count = 0, before = read_flags(old_interest), now = read_flags(new_interest);
+    void *data = (void *)(uintptr_t)key;
+    if (before != EV_DELETE && before != now) EV_SET(&changes[count++], fd, EVFILT_READ, EV_DELETE, 0, 0, data);
+    if (now != EV_DELETE) EV_SET(&changes[count++], fd, EVFILT_READ, (unsigned short)now, 0, 0, data);
     if ((old_interest | new_interest) & POLL_WRITE)
-        EV_SET(&changes[count++], fd, EVFILT_WRITE, new_interest & POLL_WRITE ? EV_ADD : EV_DELETE, 0, 0, (void *)(uintptr_t)key);
+        EV_SET(&changes[count++], fd, EVFILT_WRITE, new_interest & POLL_WRITE ? EV_ADD : EV_DELETE, 0, 0, data);
     return count && kevent(poller, changes, count, NULL, 0, NULL) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
@@ -201,6 +209,12 @@ int poll_accept(int listener, uint8_t peer[16], uint16_t *port) {
         /* A client that left before it was accepted says nothing about the listener: take the next one. */
         if (errno != ECONNABORTED && errno != EPROTO && errno != EINTR) return BQ_E_SYSTEM;
     }
+}
+
+int poll_socket_error(int fd) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? 0 : error;
 }
 
 int64_t poll_descriptors_end(uint32_t spare) {

@@ -8,7 +8,9 @@
 
 #include "base.h"
 
-enum poll_interest { POLL_READ = 1, POLL_WRITE = 2, POLL_ERROR = 4 }; /* POLL_ERROR is only ever reported */
+/* POLL_ERROR is reported whatever the interest is. As an interest, alone, it stands for errors and nothing else: the end of
+ * the peer's input is none. */
+enum poll_interest { POLL_READ = 1, POLL_WRITE = 2, POLL_ERROR = 4 };
 
 typedef struct poll_event {
     uint64_t key;
@@ -33,6 +35,8 @@ void poll_wake_clear(poll_wake_t *wake);
 /* Accept one connection: non-blocking, close-on-exec. fd >= 0, BQ_E_AGAIN, or BQ_E_SYSTEM with errno. peer: 16 bytes IPv6
  * (IPv4 mapped), port in host order; zero for other families. */
 int poll_accept(int listener, uint8_t peer[16], uint16_t *port);
+
+int poll_socket_error(int fd); /* the errno that the socket has failed with, which is then forgotten; 0: none */
 
 /* Descriptors are numbered from 0 up, the lowest free one first: from the one returned on, `spare` of those this process may
  * have are left (fewer if it may have few). And whether there is one below `end` still; any is a descriptor to try it with. */

@@ -322,6 +322,16 @@ uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun) {
     return dropped;
 }
 
+void queue_drop_kept(queue_t *queue, queue_env_t *env, bool begun) {
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->kept && begun) entry = entry->next;
+    while (entry) {
+        queue_entry_t *next = entry->next;
+        if (entry->kept) entry_free(env, entry);
+        entry = next;
+    }
+}
+
 uint64_t queue_clear(queue_t *queue, queue_env_t *env) {
     uint64_t dropped = queue->messages;
     account(queue, env, -(int64_t)queue->messages, -(int64_t)queue->bytes);

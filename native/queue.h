@@ -97,6 +97,9 @@ void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick);
 /* Drop everything but a first frame that is partly on the wire, which `begun` says there may be. Returns the messages dropped. */
 uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun);
 
+/* Drop the QoS 1 deliveries, all but a first one that is partly on the wire, which `begun` says there may be. */
+void queue_drop_kept(queue_t *queue, queue_env_t *env, bool begun);
+
 /* Drop everything; returns the messages dropped (counted by the caller, who knows the reason). */
 uint64_t queue_clear(queue_t *queue, queue_env_t *env);
 

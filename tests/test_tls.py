@@ -187,6 +187,39 @@ def test_qos_1_and_durable_subscriptions_work_over_tls(start):
     broker.stop()
 
 
+def test_close_notify_right_behind_requests_does_not_swallow_their_answers(start):
+    broker = start({"wal.flush_interval_ms": 300})  # the answer to the publish comes that much later
+    host, port = broker.secure.rsplit(":", 1)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = broker.context().wrap_bio(incoming, outgoing, server_hostname=host)
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as plain:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                plain.sendall(outgoing.read())
+                incoming.write(plain.recv(65536))
+        tls.write(command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"kept", qos=1, seq=5) + command(INFO, seq=6))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()  # says goodbye; the broker's is not there yet
+        plain.sendall(outgoing.read())  # all of it in one piece
+        answers = b""
+        while data := plain.recv(65536):
+            incoming.write(data)
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                while part := tls.read(65536):
+                    answers += part
+    replies = []
+    while answers:
+        size = struct.unpack(">I", answers[:4])[0]
+        replies.append(decode(answers[4 : 4 + size]))
+        answers = answers[4 + size :]
+    assert sorted((reply.seq, reply.code) for reply in replies) == [(1, 0), (5, 0), (6, 0)]
+    until(lambda: not broker.info()["tls"]["connections"], "its connection is closed")
+    broker.stop()
+
+
 def test_tls_alone_without_a_plain_listener_serves(start):
     broker = start({"server.bind_addr": ""})
     assert broker.address == ""

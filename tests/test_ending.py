@@ -1,0 +1,85 @@
+"""Clients that end their side and read on, by the thousand, against a broker of its own process."""
+
+import os
+import socket
+
+from broker_process import TIMEOUT_S, until
+from hand_client import HELLO, PING, PUB, QUIT, command, decode
+
+CROWD = 1000
+SLOW_DISK = {"wal.flush_interval_ms": 500, "limits.accept_rate": 0, "metrics.bind_addr": ""}
+
+
+def read_to_end(client):
+    data = b""
+    while part := client.recv(65536):
+        data += part
+    return data
+
+
+def sockets(broker):
+    """How many sockets the broker has open."""
+    found = 0
+    for name in os.listdir(f"/proc/{broker.pid}/fd"):
+        try:
+            found += os.readlink(f"/proc/{broker.pid}/fd/{name}").startswith("socket:")
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return found
+
+
+def frames(data):
+    found = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        found.append(decode(data[4 : 4 + size]))
+        data = data[4 + size :]
+    return found
+
+
+def test_a_thousand_clients_that_end_their_side_are_answered_and_leave_nothing_behind(start_broker, connect):
+    broker = start_broker(SLOW_DISK)
+    witness = connect(broker, hello=True)
+    host, port = broker.address.rsplit(":", 1)
+    before = sockets(broker)
+    crowd = []
+    for number in range(CROWD):
+        client = socket.create_connection((host, int(port)), TIMEOUT_S)
+        requests = command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"x", qos=1, seq=2) + command(PING, seq=3)
+        client.sendall(requests + (command(QUIT) if number % 2 else b""))
+        if not number % 2:
+            client.shutdown(socket.SHUT_WR)
+        crowd.append(client)
+    for client in crowd:
+        replies = frames(read_to_end(client))
+        assert sorted((reply.seq, reply.code) for reply in replies) == [(1, 0), (2, 0), (3, 0)]
+        client.close()
+    until(lambda: sockets(broker) == before, "every descriptor is given back")
+    assert witness.info()["messages"]["published"] == CROWD
+
+
+def test_a_thousand_clients_that_end_their_side_and_never_read_are_gone_within_the_limits(start_broker, connect):
+    broker = start_broker(SLOW_DISK)
+    witness = connect(broker, hello=True)
+    host, port = broker.address.rsplit(":", 1)
+    before = sockets(broker)
+    crowd = []
+    for _ in range(CROWD):
+        client = socket.create_connection((host, int(port)), TIMEOUT_S)
+        client.sendall(command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"x", qos=1, seq=2))
+        client.shutdown(socket.SHUT_WR)
+        crowd.append(client)
+    until(lambda: sockets(broker) == before, "every descriptor is given back though nobody read")
+    assert witness.info()["connections"] is not None
+    for client in crowd:
+        client.close()
+
+
+def test_the_log_says_how_a_client_that_ended_its_side_went(start_broker):
+    broker = start_broker(SLOW_DISK)
+    host, port = broker.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as client:
+        client.sendall(command(HELLO, seq=1, protocol=1, client_id="half") + command(PUB, "t", b"x", qos=1, seq=2))
+        client.shutdown(socket.SHUT_WR)
+        assert len(frames(read_to_end(client))) == 2
+    assert broker.wait_for("closed", client="half")["reason"] == "eof"
