@@ -460,18 +460,17 @@ def test_a_terminal_with_no_color_gets_plain_text(broker: FakeBroker) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 1, 5], [1 << 20]])
-def test_lines_are_put_together_whatever_the_reads_return(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_put_together_whatever_the_reads_return(sizes: list[int]) -> None:
     stream = b"a\n\nbb\r\nlong " + b"x" * 50 + b"\nend"
     rest, turn = [stream], [0]
 
-    def read(descriptor: int, most: int) -> bytes:
+    def read(most: int) -> bytes:
         size = sizes[turn[0] % len(sizes)]
         turn[0] += 1
         data, rest[0] = rest[0][:size], rest[0][size:]
         return data
 
-    monkeypatch.setattr(os, "read", read)
-    assert [line for lines in read_lines(0) for line in lines] == stream.split(b"\n")
+    assert [line for lines in read_lines(read) for line in lines] == stream.split(b"\n")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_screen_of_another_size_is_cleared_before_it_is_painted(monkeypatch: p
     monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: size[0])
     stream = io.BytesIO()
     monkeypatch.setattr(stream, "fileno", lambda: 1, raising=False)
-    with Repaint(stream) as screen:
+    with Repaint(stream, stream.write) as screen:
         screen.paint("one\ntwo\n")
         screen.paint("three")
         size[0] = os.terminal_size((0, 0))

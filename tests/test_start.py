@@ -28,7 +28,7 @@ sys.exit(status)
 OURS = set(
     """__main__ admin affinity auth awaited broker cli cli.server clock_watch config config_reader errors fed hardware http
     listener logs loop memory metrics native native.clock native.config native.core native.errors native.events native.log
-    native_protocol notify peer process relay server service sessions status strangers version wal""".split()
+    native_protocol notify peer process relay server service sessions status strangers streams version wal""".split()
 )
 # What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
 # lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.
@@ -118,7 +118,7 @@ def test_the_version_is_told_without_a_parser_a_configuration_or_a_loop():
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=60
     )
-    assert ours(done.stdout.split()) == {"__main__", "cli", "cli.server", "errors", "version"}
+    assert ours(done.stdout.split()) == {"__main__", "cli", "cli.server", "errors", "streams", "version"}
 
 
 @pytest.mark.parametrize(

@@ -565,7 +565,7 @@ def test_a_key_that_nobody_could_read_is_revoked_again(tmp_path):
             cwd=tmp_path,
             env=environment(),
         )
-    assert result.returncode == 1 and b"revoked again" in result.stderr
+    assert result.returncode == 74 and b"revoked again" in result.stderr
     assert blipmq("keys", "list", "--file", "keys", cwd=tmp_path).stdout == b""
 
 

@@ -29,6 +29,7 @@ from blipmq.cli.bench_result import Result, render_progress, render_result
 from blipmq.cli.terminal import Repaint, Terminal, repaints
 from blipmq.client import Client, connect
 from blipmq.errors import BlipMQError, Disconnected, Refused, TimedOut
+from blipmq.streams import put_error, say
 from blipmq.wire import Message
 
 HEADER = Struct("<QQH")
@@ -287,15 +288,15 @@ class Bench:
         if self._terminal.quiet:
             return
         load = self._load
-        if repaints(sys.stderr.buffer, self._environment):
-            with Repaint(sys.stderr.buffer) as screen:
+        if repaints(sys.stderr, self._environment):
+            with Repaint(sys.stderr, put_error) as screen:
                 while True:
                     screen.paint(self._progress())
                     await asyncio.sleep(REPAINT_S)
         while True:
             await asyncio.sleep(LINE_S)
             if load.start_ns:
-                print(self._progress(), file=sys.stderr, flush=True)
+                say(self._progress())
 
     def _progress(self) -> str:
         load = self._load

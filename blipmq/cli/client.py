@@ -1,8 +1,8 @@
 """blipmq-cli: publish, subscribe, end durable subscriptions, ask a broker how it is, put it under load.
 
 Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
-error. Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 77 not allowed, 78 bad configuration, 130 interrupted,
-141 the reader of the output has gone.
+error. Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 74 input or output failed, 77 not allowed, 78 bad
+configuration, 130 interrupted, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
+from blipmq.arguments import ArgumentParser
 from blipmq.cli.access import DEFAULT_ADDR
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import BlipMQError
+from blipmq.streams import READER_GONE, StreamError, say, take_descriptors
 from blipmq.version import __version__
 
 INTERRUPTED = 130
-READER_GONE = 141
 
 # Options that may stand before and behind the command.
 UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file")) | dict.fromkeys(
@@ -46,7 +47,8 @@ environment:
   NO_COLOR         plain text, without emoji
 
 exit status:
-  0 done, 1 refused, 2 usage, 69 unreachable, 77 not allowed, 78 bad configuration, 130 interrupted
+  0 done, 1 refused, 2 usage, 69 unreachable, 74 input or output failed, 77 not allowed, 78 bad configuration,
+  130 interrupted, 141 the reader of the output has gone
 """
 
 
@@ -64,7 +66,7 @@ def whole_number(least: int, most: int = (1 << 64) - 1) -> Callable[[str], int]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    common = ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     common.add_argument(
         "--addr", metavar="HOST:PORT", help=f"where the broker is; else $BLIPMQ_ADDR, else {DEFAULT_ADDR}"
     )
@@ -79,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="blipmq-cli",
         description="Talk to a BlipMQ broker.",
         epilog=EXAMPLES,
@@ -217,6 +219,7 @@ def _bench(arguments: argparse.Namespace, environment: Mapping[str, str], termin
 
 def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
     """Run one command; returns the exit status. argparse ends the process itself, with 2, where the usage is wrong."""
+    take_descriptors()
     environment = os.environ if environment is None else environment
     try:
         unset = argparse.Namespace(**UNSET)
@@ -227,11 +230,12 @@ def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = 
         except BlipMQError as error:
             terminal.error(error)
             return error.exit_status
+    except StreamError as error:  # --help into a full disk
+        say(f"blipmq-cli: {error}")
+        return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit; let that go nowhere instead of into the broken pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
 
 

@@ -18,6 +18,7 @@ from blipmq.cli import report
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Repaint, Terminal, repaints
 from blipmq.errors import Disconnected, TimedOut
+from blipmq.streams import write_out
 
 WATCH_INTERVAL_S = 2.0
 TIMEOUT_S = 10.0
@@ -25,7 +26,7 @@ WATCH_TIMEOUT_S = 4.0  # a screen that stands still for longer says why
 
 
 def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
-    in_place = arguments.watch and arguments.format == "text" and repaints(sys.stdout.buffer, environment)
+    in_place = arguments.watch and arguments.format == "text" and repaints(sys.stdout, environment)
     client = open_client(
         arguments,
         environment,
@@ -49,7 +50,7 @@ def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], ter
 def watch_in_place(client: BlockingClient, terminal: Terminal) -> NoReturn:
     """Until Ctrl-C. An outage is shown above the last state, and does not end it; a refusal does."""
     rates, text = report.SubscriptionRates(time.monotonic), ""
-    with Repaint(sys.stdout.buffer) as screen:
+    with Repaint(sys.stdout, write_out) as screen:
         while True:
             try:
                 info = client.info()

@@ -7,22 +7,24 @@ it goes to standard error, so that a script can take the one and a person read t
 from __future__ import annotations
 
 import json
-import os
-import sys
 
-from blipmq.errors import BlipMQError
 from blipmq.keys import Key, add_key, list_keys, revoke_key
+from blipmq.streams import StreamError, print_out, say
 
 
 def add(path: str, name: str, allow: list[str]) -> int:
     """Make a key and print it."""
     key = add_key(path, name, allow)
     try:
-        print(key, flush=True)
-    except OSError as error:
+        print_out(key)
+    except BrokenPipeError:
         revoke_key(path, name)  # nobody has seen it
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what the old one holds would fail at exit
-        raise BlipMQError(f"The key could not be printed, so it was revoked again: {error.strerror}.") from None
+        raise StreamError("The key could not be printed, because its reader has gone. It was revoked again.") from None
+    except BaseException as error:
+        revoke_key(path, name)
+        if isinstance(error, StreamError):
+            error.args = (f"{error} The key was therefore revoked again.",)
+        raise
     _say(f"Key {name!r} is in {path}: {_rights(allow)}.")
     _say("This is the only time it is shown; only its hash is kept. A running broker takes it within a second.")
     _say("Give it to the client in $BLIPMQ_API_KEY, or in a file named by --key-file, never on a command line.")
@@ -35,11 +37,11 @@ def list_all(path: str, format: str) -> int:
     if format == "json":
         for key in keys:
             fact = {"name": key.name, "created": key.created, "allow": list(key.allow)}
-            print(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
+            print_out(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
         return 0
     width = max((len(key.name) for key in keys), default=0)
     for key in keys:
-        print(f"{key.name:<{width}}  {key.created}  {_listed(key)}")
+        print_out(f"{key.name:<{width}}  {key.created}  {_listed(key)}")
     if not keys:
         _say(f"There is no key in {path}, so nobody is let in: blipmq keys add NAME")
     return 0
@@ -64,4 +66,4 @@ def _listed(key: Key) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from blipmq.blocking import BlockingClient
 from blipmq.cli import render
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import BlipMQError, Disconnected, UsageError
+from blipmq.streams import StreamError, read_in
 from blipmq.topics import check_topic
 
 READ_BYTES = 256 << 10
@@ -40,7 +40,7 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
             as_id = f" as {id_}" if id_ else ""
             terminal.done("📤", f"Sent {render.bytes_text(len(payload))} to {arguments.topic}{as_id}.")
         else:
-            sent = publish_lines(client, arguments, read_lines(sys.stdin.fileno()))
+            sent = publish_lines(client, arguments, read_lines(read_in))
             terminal.done("📤", f"Sent {render.count(sent, 'message')} to {arguments.topic}.")
         client.close()
     finally:
@@ -61,7 +61,7 @@ def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches
                     break
         client.flush()
     except BlipMQError as error:
-        if arguments.qos or isinstance(error, Disconnected):
+        if arguments.qos or isinstance(error, (Disconnected, StreamError)):
             error.args = (f"{error} {how_far(sent, arguments.qos)}",)
         raise
     return sent
@@ -81,11 +81,11 @@ def read_file(path: str) -> bytes:
         raise UsageError(f"Cannot read {path}: {error.strerror}. Check the path and its permissions.") from None
 
 
-def read_lines(descriptor: int) -> Iterator[list[bytes]]:
-    """The lines that each read completes, without their newline; the last one also where it has none."""
+def read_lines(read: Callable[[int], bytes]) -> Iterator[list[bytes]]:
+    """The lines that each read of so many bytes at most completes, without their newline; the last one also where it has none."""
     begun: list[bytes] = []
     begun_bytes = 0
-    while data := os.read(descriptor, READ_BYTES):
+    while data := read(READ_BYTES):
         head, newline, rest = data.partition(b"\n") if begun else (b"", b"", data)
         if begun:
             begun.append(head)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from blipmq.errors import BlipMQError
+from blipmq.streams import is_terminal
 from blipmq.wire import Message
 
 Renderer = Callable[[list[Message]], bytes]
@@ -24,7 +25,7 @@ class Stream(Protocol):
 def is_fancy(stream: Stream, environment: Mapping[str, str]) -> bool:
     """Whether a person looks at this stream and wants more than plain text (https://no-color.org)."""
     utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
-    return utf8 and stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    return utf8 and is_terminal(stream) and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}

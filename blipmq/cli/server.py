@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from blipmq.errors import BlipMQError, ConfigError
+from blipmq.streams import READER_GONE, print_out, say, take_descriptors
 from blipmq.version import __version__
 
 if TYPE_CHECKING:
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
     from blipmq.config_reader import Loaded
 
 
+INTERRUPTED = 130
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    run = _command(sys.argv[1:] if argv is None else list(argv))
+    take_descriptors()
     try:
-        return run()
+        return _command(sys.argv[1:] if argv is None else list(argv))()
     except BlipMQError as error:
-        print(f"blipmq: {error}", file=sys.stderr)
+        say(f"blipmq: {error}")
         return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # `blipmq check | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return READER_GONE
 
 
 def _command(words: list[str]) -> Callable[[], int]:
@@ -57,9 +62,9 @@ _WAL_ACTIONS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    import argparse
+    from blipmq.arguments import ArgumentParser
 
-    parser = argparse.ArgumentParser(prog="blipmq", description="An edge message broker.")
+    parser = ArgumentParser(prog="blipmq", description="An edge message broker.")
     parser.add_argument("--version", action="version", version=f"BlipMQ {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -149,20 +154,18 @@ def _check(arguments: argparse.Namespace) -> int:
     from blipmq import config_reader, memory
     from blipmq.config import KEYS, shown
 
-    print(f"configuration: {loaded.source}\n")
-    section = ""
+    lines, section = [f"configuration: {loaded.source}\n"], ""
     for path in KEYS:
         head, name = path.rsplit(".", 1)
         if head != section:
-            print(f"[{head}]")
+            lines.append(f"[{head}]")
             section = head
-        print(f"  {name + ' = ' + shown(loaded.config, path):<48} {loaded.origins[path]}")
-    print("\nmemory:")
-    print(memory.table(loaded.config))
+        lines.append(f"  {name + ' = ' + shown(loaded.config, path):<48} {loaded.origins[path]}")
+    print_out("\n".join([*lines, "\nmemory:", memory.table(loaded.config)]))
     if loaded.config.tls.cert_file:
         _check_certificate(loaded.config)
     for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
-        print(f"blipmq: warning: {warning}", file=sys.stderr)
+        say(f"blipmq: warning: {warning}")
     return 0
 
 
@@ -182,11 +185,11 @@ def _check_certificate(config: Config) -> None:
     from blipmq.certificate import Certificates, date  # here, because `ssl` takes its time
 
     files = Certificates(config.tls)
-    print(
+    print_out(
         f"\ncertificate:\n  {files.certificate.subject or '(no common name)'}, until {date(files.certificate.not_after)}"
     )
     for warning in files.warnings:
-        print(f"  warning: {warning}")
+        print_out(f"  warning: {warning}")
 
 
 def _connect(arguments: argparse.Namespace) -> int:
@@ -219,5 +222,5 @@ def _wal(arguments: argparse.Namespace) -> int:
 
 
 def _version() -> int:
-    print(f"BlipMQ {__version__}")
+    print_out(f"BlipMQ {__version__}")
     return 0

@@ -15,13 +15,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from blipmq.blocking import BlockingClient, BlockingSubscription
 from blipmq.cli import render
 from blipmq.cli.access import find_tls, read_key
 from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
+from blipmq.cli.publish import read_lines as read_whole_lines
 from blipmq.errors import BlipMQError, UsageError
+from blipmq.streams import StreamError, is_terminal, read_in, say, take_descriptors, write_out
 from blipmq.trust import Tls
 
 PROMPT = "blipmq> "
@@ -49,6 +51,9 @@ class Screen:
         self._typing = typing
         self._lock = threading.Lock()
         self._prompting = False
+        self._silent = False
+        self.status = 0
+        """The exit status of an output that failed."""
 
     def read_line(self, read: Callable[[str], str]) -> str:
         """Prompt for a line and wait for it. Raises EOFError and KeyboardInterrupt as input() does."""
@@ -61,16 +66,19 @@ class Screen:
                 self._prompting = False
 
     def show(self, data: bytes) -> None:
-        """Write whole lines, above the prompt if there is one. With no one left to read it, say nothing."""
+        """Write whole lines, above the prompt if there is one. If they cannot be written, say so once, and nothing more here."""
         with self._lock:
             above = self._typing is not None and self._prompting
             if above and self._typing is not None:
                 data = b"\r\x1b[K" + data + (PROMPT + self._typing()).encode("utf-8", "replace")
             try:
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+                if not self._silent:
+                    write_out(data)
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                self._silent = True
+            except StreamError as error:
+                self._silent, self.status = True, error.exit_status
+                say(f"blipmq connect: {error} The commands are carried out all the same.")
 
     def say(self, emoji: str, text: str) -> None:
         text = render.printable(text.encode("utf-8", "backslashreplace"))
@@ -81,7 +89,7 @@ class Screen:
         if self._typing is not None:
             self.say("❌", str(error))
         else:
-            print(f"blipmq connect: {error}", file=sys.stderr, flush=True)
+            say(f"blipmq connect: {error}")
 
 
 class Worker(threading.Thread):
@@ -259,11 +267,22 @@ def _interrupt_main() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def _read_plain(prompt: str) -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line
+def plain_reader() -> Callable[[str], str]:
+    """What reads one line after the other from standard input, whatever that is."""
+
+    def lines() -> Iterator[bytes]:
+        for batch in read_whole_lines(read_in):
+            yield from batch
+
+    rest = lines()
+
+    def read(prompt: str) -> str:
+        line = next(rest, None)
+        if line is None:
+            raise EOFError
+        return line.decode("utf-8", "surrogateescape")
+
+    return read
 
 
 def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, interactive: bool) -> int:
@@ -271,6 +290,13 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
     while worker.is_alive():
         try:
             line = screen.read_line(read)
+        except UnicodeDecodeError:
+            screen.fail(UsageError("The line is not UTF-8. Check the encoding of the terminal."))
+            continue
+        except BlipMQError as error:  # the input cannot be read
+            screen.fail(error)
+            screen.status = error.exit_status
+            line = "exit"
         except EOFError:
             line = "exit"
             if interactive:
@@ -286,15 +312,16 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
         if line.strip() in ("exit", "quit"):
             worker.join(TIMEOUT_S * 2)
             break
-    return 0 if interactive and not worker.ended else worker.status
+    return screen.status or (0 if interactive and not worker.ended else worker.status)
 
 
 def main(
     argv: list[str], environment: Mapping[str, str] | None = None, options: argparse.Namespace | None = None
 ) -> int:
     """`argv` holds one address, `options` those for the key and TLS. Returns the exit status; errors go to standard error."""
+    take_descriptors()
     environment = os.environ if environment is None else environment
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     fancy = render.is_fancy(sys.stdout, environment)
     vocabulary = Vocabulary(VERBS)
     editor = LineEditor(History(history_path(environment)), vocabulary) if interactive else None
@@ -309,11 +336,11 @@ def main(
         worker.connect()
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
-        print(f"{prefix}{error}", file=sys.stderr)
+        say(f"{prefix}{error}")
         return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED
     if interactive:
         screen.say("✅", f"Connected to {worker.address}. Type help for the commands.")
     worker.start()
-    return read_lines(worker, screen, editor.read if editor else _read_plain, interactive=interactive)
+    return read_lines(worker, screen, editor.read if editor else plain_reader(), interactive=interactive)

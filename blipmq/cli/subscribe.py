@@ -1,6 +1,6 @@
 """blipmq-cli sub and unsub: print messages as they come; end a durable subscription.
 
-Invariant: a QoS 1 message is acknowledged only after its line has been written and flushed.
+Invariant: a QoS 1 message is acknowledged only after standard output has taken all of its line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from blipmq.cli import render
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import UsageError
+from blipmq.streams import StreamError
 from blipmq.topics import check_filter
 from blipmq.wire import Message
 
@@ -57,8 +58,13 @@ def print_messages(
         messages: list[Message] = subscription.batch()
         if limit is not None:
             messages = messages[: limit - counted[0]]
+        try:
+            terminal.write(renderer(messages))
+        except StreamError as error:
+            if any(message.qos for message in messages):
+                error.args = (f"{error} What was not written is not acknowledged; the broker sends it again.",)
+            raise
         counted[0] += len(messages)
-        terminal.write(renderer(messages))
         subscription.ack(*messages)
 
 

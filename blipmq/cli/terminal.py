@@ -10,12 +10,13 @@ import argparse
 import os
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO, Any
 
 from blipmq.cli import render
 from blipmq.errors import BlipMQError
+from blipmq.streams import StreamError, is_terminal, say, write_out
 
 Size = tuple[int, int]  # columns, lines
 
@@ -30,17 +31,21 @@ class Terminal:
         self.fancy_err = render.is_fancy(sys.stderr, environment)
 
     def write(self, data: bytes) -> None:
-        """To standard output, now: a pipe is live. Raises BrokenPipeError."""
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        """To standard output, now: a pipe is live. Raises StreamError, or BrokenPipeError."""
+        write_out(data)
 
     def done(self, emoji: str, text: str) -> None:
         """The result of a command that has no other output."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             self.write((f"{emoji} {text}\n" if self.fancy_out else f"{text}\n").encode("utf-8", "backslashreplace"))
+        except StreamError as error:
+            error.args = (f"{error} The command itself was carried out: {text}",)
+            raise
 
     def notice(self, emoji: str, text: str) -> None:
-        print(f"{emoji} {text}" if self.fancy_err else text, file=sys.stderr, flush=True)
+        say(f"{emoji} {text}" if self.fancy_err else text)
 
     def detail(self, emoji: str, text: str) -> None:
         if self.verbose:
@@ -51,16 +56,17 @@ class Terminal:
         self.notice("❌", text if self.fancy_err else f"blipmq-cli: {text}")
 
 
-def repaints(stream: BinaryIO, environment: Mapping[str, str]) -> bool:
+def repaints(stream: IO[Any], environment: Mapping[str, str]) -> bool:
     """Whether the stream is a terminal on which the cursor can be moved."""
-    return stream.isatty() and environment.get("TERM", "dumb") != "dumb"
+    return is_terminal(stream) and environment.get("TERM", "dumb") != "dumb"
 
 
 class Repaint:
-    """Lines at the end of a terminal, replaced by each paint; the last ones stay. `with` hides the cursor meanwhile."""
+    """Lines at the end of the terminal `stream`, to which `write` writes. Each paint replaces them; the last ones stay.
+    `with` hides the cursor meanwhile."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[Any], write: Callable[[bytes], None]) -> None:
+        self._stream, self._put = stream, write
         self._painted_lines = 0
         self._size: Size = (0, 0)
 
@@ -92,8 +98,7 @@ class Repaint:
         return columns or 80, lines or 24  # a serial console reports 0
 
     def _write(self, text: str) -> None:
-        self._stream.write(text.encode("utf-8", "backslashreplace"))
-        self._stream.flush()
+        self._put(text.encode("utf-8", "backslashreplace"))
 
 
 def fit(lines: list[str], size: Size) -> list[str]:

@@ -14,11 +14,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from blipmq.errors import BlipMQError
 from blipmq.memory import size
 from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
 from blipmq.sessions import OWNER_ENDS
+from blipmq.streams import StreamError, is_terminal, put_error, write_out
 
 TORN = "TORN"
+LINES_BYTES = 64 << 10  # of an export, written at once
 
 Fact = dict[str, Any]
 
@@ -31,23 +34,67 @@ _SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and
 
 def run(action: str, directory: str, form: str) -> int:
     """Walk through the log; returns the exit status. Raises `LogLocked` and `LogUnusable`."""
-    write = _write_json if form == "json" else _write_text
-    progress = _Progress(sys.stderr.isatty())
+    write = _json_line if form == "json" else _text_line
+    progress = _Progress(is_terminal(sys.stderr))
+    out = _Output(gather=action == "export", to_the_end=action == "repair")
     damaged = False
-    for item in walk_log(directory, WalMode[action.upper()]):
-        if isinstance(item, WalProgress):
-            progress.show(item)
-            continue
-        progress.clear()
-        if isinstance(item, WalFinding):
-            damaged = damaged or item.name != TORN
-        elif isinstance(item, WalSums):
-            damaged = damaged or bool(item.lost_ranges)
-            if action == "export":
+    try:
+        for item in walk_log(directory, WalMode[action.upper()]):
+            if isinstance(item, WalProgress):
+                progress.show(item)
                 continue
-        write(action, item)
-    sys.stdout.flush()
+            progress.clear()
+            if isinstance(item, WalFinding):
+                damaged = damaged or item.name != TORN
+            elif isinstance(item, WalSums):
+                damaged = damaged or bool(item.lost_ranges)
+                if action == "export":
+                    continue
+            line = write(action, item)
+            if action == "export" and not isinstance(item, WalRecord):
+                put_error(line)  # standard output holds the records; what is wrong with the log is said beside them
+            else:
+                out.put(line)
+    except BlipMQError:
+        out.finish()  # the records before what cannot be read
+        raise
+    out.finish()
     return int(damaged)
+
+
+class _Output:
+    """Standard output. `gather`: many lines are written at once. `to_the_end`: an output that fails does not cut the work off;
+    it is told when the work is done."""
+
+    def __init__(self, gather: bool, to_the_end: bool) -> None:
+        self._gather, self._to_the_end = gather, to_the_end
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._failure: StreamError | BrokenPipeError | None = None
+
+    def put(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._bytes += len(line)
+        if not self._gather or self._bytes >= LINES_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        if self._failure is not None:
+            raise self._failure
+
+    def _flush(self) -> None:
+        data = b"".join(self._lines)
+        self._lines.clear()
+        self._bytes = 0
+        if self._failure is not None or not data:
+            return
+        try:
+            write_out(data)
+        except (StreamError, BrokenPipeError) as error:
+            if not self._to_the_end:
+                raise
+            self._failure = error
 
 
 class _Progress:
@@ -60,25 +107,22 @@ class _Progress:
     def show(self, item: WalProgress) -> None:
         if self._shown and item.total_bytes:
             share = item.done_bytes / item.total_bytes
-            sys.stderr.write(f"\r{share:6.1%} of {size(item.total_bytes)} read")
-            sys.stderr.flush()
+            put_error(f"\r{share:6.1%} of {size(item.total_bytes)} read".encode())
             self._dirty = True
 
     def clear(self) -> None:
         if self._dirty:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            put_error(b"\r\x1b[K")
             self._dirty = False
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def _write_text(action: str, item: WalItem) -> None:
+def _text_line(action: str, item: WalItem) -> bytes:
     if isinstance(item, WalFinding):
-        print(_finding_line(item))
-    elif isinstance(item, WalSums):
-        print(_sums_line(action, item))
+        return f"{_finding_line(item)}\n".encode("utf-8", "backslashreplace")
+    return f"{_sums_line(action, item)}\n".encode() if isinstance(item, WalSums) else b""
 
 
 def _finding_line(item: WalFinding) -> str:
@@ -105,7 +149,7 @@ def _sums_line(action: str, item: WalSums) -> str:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _write_json(action: str, item: WalItem) -> None:
+def _json_line(action: str, item: WalItem) -> bytes:
     if isinstance(item, WalFinding):
         fact: Fact = {"finding": item.name.lower(), **item._asdict()}
         del fact["name"]
@@ -113,12 +157,7 @@ def _write_json(action: str, item: WalItem) -> None:
         fact = {"lsn": item.lsn, **record_fact(item)}
     else:
         fact = {"done": action, **item._asdict()}
-    print(json.dumps(fact, ensure_ascii=False, separators=(",", ":")), file=_stream(action, item))
-
-
-def _stream(action: str, item: WalItem) -> Any:
-    """Of an export standard output holds the records; what is wrong with the log is said beside them."""
-    return sys.stderr if action == "export" and not isinstance(item, WalRecord) else sys.stdout
+    return (json.dumps(fact, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "backslashreplace")
 
 
 def record_fact(record: WalRecord) -> Fact:

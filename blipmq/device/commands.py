@@ -6,35 +6,40 @@ Invariant: what goes wrong is one message on standard error and an exit status; 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import sys
 from collections.abc import Sequence
 
+from blipmq.arguments import ArgumentParser
 from blipmq.device.places import Places
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
+from blipmq.streams import READER_GONE, StreamError, print_out, say, take_descriptors
 from blipmq.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    arguments = make_parser().parse_args(argv)
-    places = Places(arguments.root)
-    system = System(live=os.path.realpath(arguments.root) == "/")
+    take_descriptors()
     try:
+        arguments = make_parser().parse_args(argv)
+        places = Places(arguments.root)
+        system = System(live=os.path.realpath(arguments.root) == "/")
         return int(arguments.run(places, system, arguments))
     except BlipMQError as error:
-        print(f"blipmq-device: {error}", file=sys.stderr)
+        say(f"blipmq-device: {error}")
         return error.exit_status
+    except BrokenPipeError:
+        return READER_GONE
     except OSError as error:
-        print(f"blipmq-device: {error.filename or ''}: {error.strerror or error}. Are you root?", file=sys.stderr)
+        say(f"blipmq-device: {error.filename or ''}: {error.strerror or error}. Are you root?")
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="blipmq-device", description="Settings, status and health of a BlipMQ appliance."
-    )
+    parser = ArgumentParser(prog="blipmq-device", description="Settings, status and health of a BlipMQ appliance.")
     parser.add_argument("--version", action="version", version=f"blipmq-device {__version__}")
     parser.add_argument("--root", metavar="DIR", default="/", help="where the device's files are; default: /")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -73,9 +78,11 @@ def _apply(places: Places, system: System, arguments: argparse.Namespace) -> int
     from blipmq.device.report import readable
 
     outcome = apply(places, system, arguments.boot)
-    for sentence in (*outcome.problems, *outcome.notes):
-        print(readable(sentence))
-    # At boot the rest of the system must start whatever the files hold; the status tells what is wrong.
+    # At boot the rest of the system must start whatever the files hold, and whether or not anybody reads this; the status
+    # tells what is wrong.
+    with contextlib.suppress(*((StreamError, BrokenPipeError) if arguments.boot else ())):
+        for sentence in (*outcome.problems, *outcome.notes):
+            print_out(readable(sentence))
     return 78 if outcome.problems and not arguments.boot else 0
 
 
@@ -83,8 +90,8 @@ def _status(places: Places, system: System, arguments: argparse.Namespace) -> in
     from blipmq.device import report
 
     found = report.look(places, system)
-    print(found.text, end="")
     report.write(places, system, found)
+    print_out(found.text.rstrip("\n"))
     return int(bool(found.problems))
 
 
@@ -97,7 +104,7 @@ def _refresh(places: Places, system: System, arguments: argparse.Namespace) -> i
     try:
         report.write(places, system, found)
     except OSError as error:  # the consoles say that the settings partition is not there
-        print(f"blipmq-device: {places.status} cannot be written: {error.strerror}", file=sys.stderr)
+        say(f"blipmq-device: {places.status} cannot be written: {error.strerror}")
     return 0
 
 
@@ -105,7 +112,7 @@ def _selftest(places: Places, system: System, arguments: argparse.Namespace) -> 
     from blipmq.device import health
 
     why = health.test(places, strictly=True)
-    print(why or "passed", file=sys.stderr if why else sys.stdout)
+    _tell(why, "passed")
     return int(bool(why))
 
 
@@ -113,14 +120,15 @@ def _healthy(places: Places, system: System, arguments: argparse.Namespace) -> i
     from blipmq.device import health
 
     why = health.become_healthy(places, system, arguments.patience)
-    print(why or "healthy", file=sys.stderr if why else sys.stdout)
+    _tell(why, "healthy")
     return int(bool(why))
 
 
 def _factory_reset(places: Places, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import reset
 
-    print("the data partition has been made anew" if reset.carry_out(places, system) else "no file asks for a reset")
+    made = reset.carry_out(places, system)
+    print_out("the data partition has been made anew" if made else "no file asks for a reset")
     return 0
 
 
@@ -135,12 +143,19 @@ def _led(places: Places, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import led, report
 
     degraded = arguments.state == "degraded" if arguments.state else bool(report.look(places, system).problems)
-    print(led.show(places, degraded) or "no light that this program knows")
+    print_out(led.show(places, degraded) or "no light that this program knows")
     return 0
 
 
 def _banner(places: Places, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import console, report
 
-    print(console.banner(report.look(places, system)), end="")
+    print_out(console.banner(report.look(places, system)).rstrip("\n"))
     return 0
+
+
+def _tell(why: str, well: str) -> None:
+    if why:
+        say(why)
+    else:
+        print_out(well)

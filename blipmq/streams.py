@@ -1,0 +1,161 @@
+"""Standard input, output and error of a program, whatever they are: closed, full, non-blocking, or with nobody at the far end.
+
+    take_descriptors()   the first thing a program does: a descriptor 0, 1 or 2 that is closed is opened on /dev/null
+    write_out, read_in   raise one error that says what is wrong; a reader that has gone is a BrokenPipeError
+    say                  to standard error: never raises, because there is nobody left to tell
+
+Invariant: the system has all bytes for which `write_out` has returned. Nothing goes through Python's buffers, so nothing is left
+in them to fail at the end of the program.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+import time
+from typing import Any
+
+from blipmq.errors import BlipMQError
+
+INPUT, OUTPUT, ERROR = range(3)
+READER_GONE = 141
+# A message on standard error waits so long for whoever reads it, if that is a non-blocking pipe.
+PATIENCE_SECONDS = 2.0
+
+
+class StreamError(BlipMQError):
+    """Standard input cannot be read, or standard output cannot be written."""
+
+    exit_status = 74
+
+
+def take_descriptors() -> None:
+    """Open /dev/null on each of the descriptors 0, 1 and 2 that is closed. The next file or socket would get its number, and
+    with it all that is written to the stream. Input and output are opened the wrong way round, so that using them still fails.
+    """
+    for descriptor, mode in ((INPUT, os.O_WRONLY), (OUTPUT, os.O_RDONLY), (ERROR, os.O_RDWR)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            os.set_inheritable(opened, True)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    # Python has none for a descriptor that was closed when it started.
+    sys.stdin = sys.stdin or _object(INPUT, "r")
+    sys.stdout = sys.stdout or _object(OUTPUT, "w")
+    sys.stderr = sys.stderr or _object(ERROR, "w")
+
+
+def _object(descriptor: int, mode: str) -> Any:
+    return open(descriptor, mode, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def write_out(data: bytes) -> None:
+    """Write all of it to standard output, waiting for a slow reader. Raises StreamError, or BrokenPipeError if the reader has
+    gone."""
+    descriptor = _descriptor(sys.stdout)
+    try:
+        if descriptor is None:  # a stream that the calling program has put in its place
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            _write(descriptor, data, None)
+    except (BrokenPipeError, ConnectionResetError):
+        raise BrokenPipeError from None
+    except (OSError, ValueError) as error:
+        raise StreamError(f"Cannot write to standard output: {_why(error, _OUTPUT)}.") from None
+
+
+def print_out(text: str) -> None:
+    """One line, or several, to standard output. Raises as `write_out` does."""
+    write_out(f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def read_in(size: int) -> bytes:
+    """Up to `size` bytes of standard input as they come; b"" at its end. Raises StreamError."""
+    try:
+        descriptor = sys.stdin.fileno()
+        while True:
+            try:
+                return os.read(descriptor, size)
+            except BlockingIOError:
+                _wait(descriptor, "POLLIN", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise StreamError(f"Cannot read standard input: {_why(error, _INPUT)}.") from None
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    put_error(f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def put_error(data: bytes) -> None:
+    """Write to standard error what can be written to it."""
+    descriptor = _descriptor(sys.stderr)
+    try:
+        if descriptor is None:
+            sys.stderr.write(data.decode("utf-8", "backslashreplace"))
+            sys.stderr.flush()
+        else:
+            _write(descriptor, data, time.monotonic() + PATIENCE_SECONDS)
+    except (OSError, ValueError, AttributeError):
+        pass  # nobody is left to tell
+
+
+def is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (OSError, ValueError, AttributeError):  # closed, or none at all
+        return False
+
+
+# ---- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _write(descriptor: int, data: bytes, deadline_s: float | None) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            if not _wait(descriptor, "POLLOUT", deadline_s):
+                return
+
+
+def _wait(descriptor: int, event: str, deadline_s: float | None) -> bool:
+    """Wait until a non-blocking descriptor can go on; false: not in time. An error of it shows when it is read or written."""
+    if not hasattr(select, "poll"):
+        time.sleep(0.01)
+        return deadline_s is None or time.monotonic() < deadline_s
+    poller = select.poll()
+    poller.register(descriptor, getattr(select, event))
+    rest_ms = None if deadline_s is None else max(int((deadline_s - time.monotonic()) * 1000), 0)
+    return bool(poller.poll(rest_ms))
+
+
+_INPUT = {
+    errno.EBADF: "it is closed, or not open for reading. Give the program a file or a pipe to read",
+}
+_OUTPUT = {
+    errno.EBADF: "it is closed, or not open for writing. Redirect it to a file, or to /dev/null",
+    errno.ENOSPC: "no space is left where it goes. Free some, or write it elsewhere",
+    errno.EDQUOT: "the quota is used up where it goes. Free some space, or write it elsewhere",
+    errno.EFBIG: "the file is as large as a file may become. Write to another one",
+}
+
+
+def _why(error: Exception, sentences: dict[int, str]) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    number = errno.EBADF if number is None else number  # Python's own errors mean a stream that is closed
+    return sentences.get(number) or os.strerror(number)
