@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from blipmq.address import Address, parse_address
+from blipmq.administration import SESSIONS_SHOWN, decode_sessions, sessions_asked
 from blipmq.blocking_connection import BlockingConnection, StateCallback
 from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscription
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
@@ -238,6 +239,13 @@ class BlockingClient:
         """What the broker says about itself; see docs for the keys."""
         self._connection.wait_connected()
         return decode_info(self._connection.answer(self._protocol.info()))
+
+    def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
+        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
+        lag. `find`: a part of the filter, client_id or group."""
+        self._connection.wait_connected()
+        asked = sessions_asked(find, limit)
+        return decode_sessions(self._connection.answer(self._protocol.info(asked)))
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
         """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,

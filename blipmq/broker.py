@@ -40,6 +40,7 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    SessionsListed,
     Stats,
     Stopped,
     Sub,
@@ -434,6 +435,7 @@ class Broker:
             Fed: self._consumed,
             Stats: status.stats,
             Listed: status.listed,
+            SessionsListed: status.session_lists.listed,
             Accepting: self._accepting,
             Stopped: self._has_stopped,
         }

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from blipmq.address import Address, parse_address
+from blipmq.administration import SESSIONS_SHOWN, decode_sessions, sessions_asked
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected
@@ -287,6 +288,13 @@ class Client:
         """What the broker says about itself; see docs for the keys."""
         await self._connection.wait_writable()
         return decode_info(await self._connection.answer(self._protocol.info()))
+
+    async def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
+        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
+        lag. `find`: a part of the filter, client_id or group."""
+        await self._connection.wait_writable()
+        asked = sessions_asked(find, limit)
+        return decode_sessions(await self._connection.answer(self._protocol.info(asked)))
 
     async def close(self) -> None:
         """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's

@@ -233,9 +233,10 @@ class ClientProtocol:
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
-    def info(self) -> Request:
+    def info(self, asked: bytes = b"") -> Request:
+        """`asked`: what is to be told; empty: all of it."""
         request = self.unanswered.add("Info")
-        self._send(wire.encode_command(wire.INFO, seq=request.seq))
+        self._send(wire.encode_command(wire.INFO, payload=asked, seq=request.seq))
         return request
 
     def acknowledge(self, ids: Iterable[int], inbox: Inbox | None = None) -> None:

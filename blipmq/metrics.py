@@ -25,6 +25,8 @@ from blipmq.version import __version__
 
 # Subscribers that have series of their own, those with the deepest queues; all are in the totals.
 SUBSCRIBERS_MAX = 50
+# The same of QoS 1 subscriptions and queue groups, those with the largest lag.
+SESSIONS_MAX = 20
 LABEL_CHARS_MAX = 256
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,7 +70,7 @@ class Metric(NamedTuple):
     type: str  # counter, gauge, histogram or info
     help: str
     series: tuple[Series, ...]
-    per_subscriber: bool = False
+    rows: str = ""  # of what it has series for each of: "subscriber" or "session"; "": it is one of the broker
 
     @property
     def family(self) -> str:
@@ -94,7 +96,11 @@ def _gauge(name: str, help: str, *series: Series | str) -> Metric:
 
 
 def _of_each(name: str, type: str, help: str, *series: Series | str) -> Metric:
-    return Metric(name, type, help, _series(series), per_subscriber=True)
+    return Metric(name, type, help, _series(series), rows="subscriber")
+
+
+def _of_session(name: str, help: str, *series: Series | str) -> Metric:
+    return Metric(name, "gauge", help, _series(series), rows="session")
 
 
 def _seconds_of(source: str, ending: str = "") -> Series:
@@ -193,6 +199,38 @@ METRICS: tuple[Metric, ...] = (
         "Of these, those whose next messages are in the log alone: absent, or slower than what they subscribed to.",
         "stats.sessions_behind",
     ),
+    _gauge(
+        "blipmq_sessions_absent",
+        "Durable ones that nobody is connected to: what comes for them stays in the log.",
+        "stats.sessions_absent",
+    ),
+    _gauge(
+        "blipmq_sessions_lag_messages",
+        "Messages that QoS 1 subscriptions and queue groups have not acknowledged, counted for each. Absent after an "
+        "incomplete scrape.",
+        "report.sessions.lag_messages",
+    ),
+    _gauge(
+        "blipmq_sessions_lag_bytes",
+        "Bytes of these messages, as they are sent. Absent after an incomplete scrape.",
+        "report.sessions.lag_bytes",
+    ),
+    _of_session(
+        "blipmq_session_lag_messages", "Messages that this subscription has not acknowledged.", "row.lag_messages"
+    ),
+    _of_session("blipmq_session_lag_bytes", "Bytes of these messages, as they are sent.", "row.lag_bytes"),
+    _of_session(
+        "blipmq_session_log_bytes",
+        "Bytes of the log from its oldest message on: the log cannot shrink below this.",
+        "row.log_bytes",
+    ),
+    _of_session(
+        "blipmq_session_oldest_seconds",
+        "Age of its oldest message. Absent where that is not known.",
+        Series("row.oldest_ms", divisor=1000),
+    ),
+    _of_session("blipmq_session_connections", "Connections it has; 0: its client is away.", "row.connected"),
+    _of_session("blipmq_session_in_flight", "Messages sent and not acknowledged yet.", "row.in_flight"),
     # the log
     _gauge("blipmq_log_state", "0: there is no log, 1: it is well, 2: full, 3: failed.", "stats.log_state"),
     _gauge("blipmq_log_errno", "The system's error that the log failed with; 0: none.", "stats.log_errno"),
@@ -301,7 +339,11 @@ METRICS: tuple[Metric, ...] = (
         "stats.accept_rests",
     ),
     _counter("blipmq_connections_closed_total", "Connections that ended.", "stats.closed"),
-    _gauge("blipmq_subscriptions", "Subscriptions: filters, counted for each connection.", "stats.subscriptions"),
+    _gauge(
+        "blipmq_subscriptions",
+        "Subscriptions: filters, counted once for each connection that has one, and durable ones of absent clients.",
+        "stats.subscriptions",
+    ),
     _gauge("blipmq_filters", "Distinct filters subscribed to.", "stats.filters"),
     _gauge(
         "blipmq_subscribers",
@@ -337,7 +379,11 @@ METRICS: tuple[Metric, ...] = (
         _by("reason", "queue_full", "row.dropped_queue_full"),
     ),
     # routing
-    _gauge("blipmq_route_cache_topics", "Topics whose subscribers are remembered.", "stats.cached_topics"),
+    _gauge(
+        "blipmq_route_cache_topics",
+        "Topics in the routing cache, up to limits.route_cache_entries; how many topics there are is not known.",
+        "stats.cached_topics",
+    ),
     _counter(
         "blipmq_route_lookups_total",
         "Searches for a topic's subscribers, by whether they were remembered.",
@@ -502,24 +548,34 @@ def _value(snapshot: Snapshot, source: str) -> Number | None:
     return value  # type: ignore[no-any-return]
 
 
-def _rows(snapshot: Snapshot) -> dict[str, Mapping[str, Number]]:
-    """Subscribers with series of their own, by their labels. In-process ones without a name are one: nothing tells
-    them apart."""
+def _rows(listed: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, Mapping[str, Number]]:
+    """Rows with series of their own, by their labels: `names` says which of a row become labels, and what they are called.
+    Those that nothing tells apart, in-process clients without a name for one, are one."""
     rows: dict[str, Mapping[str, Number]] = {}
-    for row in (snapshot.report or {}).get("subscriptions", ())[:SUBSCRIBERS_MAX]:
-        labels = _labels((("client", row["client"]), ("peer", row["peer"])))
+    for row in listed:
+        labels = _labels((label, str(row[name])) for name, label in names.items())
         numbers = {name: value for name, value in row.items() if isinstance(value, int)}
         before = rows.get(labels, {})
         rows[labels] = {name: value + before.get(name, 0) for name, value in numbers.items()}
     return rows
 
 
+def _all_rows(snapshot: Snapshot) -> dict[str, dict[str, Mapping[str, Number]]]:
+    report = snapshot.report or {}
+    subscribers = report.get("subscriptions", ())[:SUBSCRIBERS_MAX]
+    sessions = report.get("sessions", {}).get("list", ())[:SESSIONS_MAX]
+    return {
+        "subscriber": _rows(subscribers, {"client": "client", "peer": "peer"}),
+        "session": _rows(sessions, {"key": "key", "client_id": "client", "filter": "filter", "group": "group"}),
+    }
+
+
 # ---- the formats -----------------------------------------------------------------------------------------------------
 
 
 def expose(snapshot: Snapshot, openmetrics: bool = False) -> bytes:
-    """The exposition: Prometheus text 0.0.4, or OpenMetrics 1.0. Its size is bounded by SUBSCRIBERS_MAX."""
-    rows = _rows(snapshot)
+    """The exposition: Prometheus text 0.0.4, or OpenMetrics 1.0. Its size is bounded by SUBSCRIBERS_MAX and SESSIONS_MAX."""
+    rows = _all_rows(snapshot)
     lines: list[str] = []
     for metric in METRICS:
         own = list(_samples(metric, snapshot, rows))
@@ -535,16 +591,18 @@ def expose(snapshot: Snapshot, openmetrics: bool = False) -> bytes:
 
 
 def _samples(
-    metric: Metric, snapshot: Snapshot, rows: Mapping[str, Mapping[str, Number]]
+    metric: Metric, snapshot: Snapshot, rows: Mapping[str, Mapping[str, Mapping[str, Number]]]
 ) -> Iterator[tuple[str, Number]]:
     """What comes behind the metric's name (a histogram's ending, the labels in braces), and the values."""
     if metric.type == "info":
         yield "{" + _labels((("version", __version__), ("python", sys.version.split()[0]))) + "}", 1
-    elif metric.per_subscriber:
+    elif metric.rows:
         for series in metric.series:
             extra = "," + _labels(series.labels) if series.labels else ""
-            for labels, row in rows.items():
-                yield "{" + labels + extra + "}", row[series.source.removeprefix("row.")]
+            for labels, row in rows[metric.rows].items():
+                number = row.get(series.source.removeprefix("row."))
+                if number is not None:
+                    yield "{" + labels + extra + "}", number if series.divisor == 1 else number / series.divisor
     else:
         below: Number = 0  # what the buckets before this one counted
         for series in metric.series:
@@ -611,15 +669,15 @@ def reference() -> str:
             what = metric.help if index == 0 else "″"
             if series.documented not in ("", metric.name):
                 name += f"<br>also `{series.documented}`"
-            lines.append(f"| {name} | {metric.type} | {what} | {_origin(series.source)} |")
+            lines.append(f"| {name} | {metric.type} | {what} | {_origin(series.source, metric.rows)} |")
     return "\n".join([*lines, "", _REFERENCE_TAIL, ""])
 
 
-def _origin(source: str) -> str:
+def _origin(source: str, rows: str) -> str:
     where, _, path = source.partition(".")
     origins = {
         "stats": f"core, `{path}`",
-        "row": f"core, for each subscriber, `{path}`",
+        "row": f"core, for each {rows}, `{path}`",
         "report": f"`info`, `{path}`",
         "config": f"setting `{path}`",
         "derived": f"computed: {_DERIVED[path][1]}" if where == "derived" else "",
@@ -648,7 +706,8 @@ reason, so that nothing restarts it for that.
 
 A scrape asks the core one question, which it answers between two turns, and never touches what the core works with. The
 {SUBSCRIBERS_MAX} subscribers with the deepest queues have series of their own (`client`, the client_id, and `peer`);
-the others are in the totals only, so that a scrape stays small whatever the number of clients. Scrapes at the same time
+the others are in the totals only, so that a scrape stays small whatever the number of clients. So have the {SESSIONS_MAX} QoS 1
+subscriptions and queue groups with the largest lag (`key`, `client`, `filter` and `group`). Scrapes at the same time
 share one collection, and a list of subscribers not older than a second serves again. Should listing take too long, the
 scrape goes out without, and `blipmq_scrape_incomplete` is 1.
 

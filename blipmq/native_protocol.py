@@ -21,7 +21,8 @@ from blipmq.errors import (
 from blipmq.logs import Log
 from blipmq.native.core import Core
 from blipmq.native.events import Closed, CloseReason, Hello, Info, Sub, Unsub
-from blipmq.sessions import Session, Sessions
+from blipmq.session_list import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
+from blipmq.sessions import OWNER_ENDS, Session, Sessions
 from blipmq.status import Status
 from blipmq.version import __version__
 
@@ -176,7 +177,16 @@ class NativeProtocol:
         key = session.key if session is not None else None
         # Who is let in for one topic need not see the others.
         only = key.name if key is not None and key.allow else None
-        self._status.ask_json(lambda payload: self._core.reply(event.conn, event.seq, 0, "", payload), only)
+        own = Wanted(conn=event.conn, owner=f"{key.owner}{OWNER_ENDS}") if key is not None and only else Wanted()
+
+        def answer(payload: bytes) -> None:
+            self._core.reply(event.conn, event.seq, 0, "", payload)
+
+        wanted = _sessions_wanted(event.asked, own)
+        if wanted is not None:
+            self._status.ask_sessions(answer, wanted)
+        else:
+            self._status.ask_json(answer, only, own)
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""
@@ -232,6 +242,24 @@ def _name_problem(what: str, name: str) -> str:
     if not name.isprintable():
         return f"the {what} holds control characters"
     return ""
+
+
+def _sessions_wanted(asked: bytes, own: Wanted) -> Wanted | None:
+    """What `{"sessions": {"find": TEXT, "limit": NUMBER}}` asks for; None: it is not that, so all is asked for."""
+    if not asked:
+        return None
+    import json  # here, because few ask
+
+    try:
+        options = json.loads(asked).get("sessions")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    if not isinstance(options, dict):
+        return None
+    find, limit = options.get("find", ""), options.get("limit", ROWS_MAX)
+    if not isinstance(find, str) or not isinstance(limit, int) or len(find.encode()) > FIND_BYTES_MAX:
+        return None
+    return own._replace(find=find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
 
 
 def _peer(peer: str) -> str:

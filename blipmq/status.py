@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from blipmq import strangers
+from blipmq import session_list, strangers
 from blipmq.auth import Auth
 from blipmq.hardware import Hardware, read_hardware
 from blipmq.native.core import Core
 from blipmq.native.events import Accepting, Listed, Stats, Subscriber
+from blipmq.session_list import Listing, SessionLists, Wanted
 from blipmq.sessions import Sessions
 from blipmq.strangers import Strangers
 from blipmq.version import __version__
@@ -27,6 +28,7 @@ FILTERS_MAX = 16
 INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
+EVERYTHING = Wanted()
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
 
@@ -63,6 +65,7 @@ class Status:
         self.budget_bytes = budget_bytes  # 0: none
         self.reloads_applied = self.reloads_refused = 0
         self.reload_error = ""  # why the last reload changed nothing; "" after one that did
+        self.session_lists = SessionLists(core)
         self._core = core
         self._sessions = sessions
         self._wal = wal
@@ -117,10 +120,22 @@ class Status:
             self.ask_counters(self._begin_round)
             self._round = self._seq
 
-    def ask_json(self, answer: Callable[[bytes], None], key: str | None = None) -> None:
+    def ask_json(self, answer: Callable[[bytes], None], key: str | None = None, own: Wanted = EVERYTHING) -> None:
         """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes. `key`: only with the subscribers that came
-        in with the key of that name."""
-        self.ask_report(lambda report: answer(_bounded_json(report if key is None else _only(report, key))))
+        in with the key of that name, and the sessions that `own` brings."""
+        if key is None:
+            self.ask_report(lambda report: answer(_bounded_json(report)))
+            return
+
+        def listed(listing: Listing) -> None:
+            rows = [session_list.facts(row, self._sessions) for row in listing.rows]
+            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, rows))))
+
+        self.session_lists.ask(listed, own)
+
+    def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None:
+        """Call `answer` with the sessions that are wanted, as JSON of at most INFO_BYTES_MAX bytes."""
+        self.session_lists.ask(lambda listing: answer(_bounded_json({"sessions": self._listed_facts(listing)})), wanted)
 
     # -- what the core answers
 
@@ -143,7 +158,7 @@ class Status:
         if event.next_slot:
             self._core.list(self._round, event.next_slot)
         else:
-            self._end_round()
+            self.session_lists.ask(self._end_round)
 
     def accepting(self, event: Accepting) -> None:
         self._accept_errno = event.errno if event.paused else 0
@@ -161,14 +176,14 @@ class Status:
         self._counters, self._deepest, self._listed, self._stuck = counters, [], 0, 0
         self._core.list(self._round, 0)
 
-    def _end_round(self) -> None:
-        report = self._report(self._counters, self._deepest)
+    def _end_round(self, listing: Listing) -> None:
+        report = self._report(self._counters, self._deepest, listing)
         answers, self._reports_for = self._reports_for, []
         self._round, self._deepest = 0, []
         for answer in answers:
             answer(report)
 
-    def _report(self, counters: Counters, subscribers: list[Subscriber]) -> Report:
+    def _report(self, counters: Counters, subscribers: list[Subscriber], listing: Listing) -> Report:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
         reasons = self._all_reasons(counters, hardware)
@@ -180,7 +195,8 @@ class Status:
             "reasons": reasons,
             "clients": counters["connections"],
             "connections": strangers.facts(counters),
-            "topics": counters["cached_topics"],
+            "topics": counters["cached_topics"],  # the routing cache, by the name this has always had
+            "filters": counters["filters"],
             "subscriptions": [self._subscriber(row) for row in subscribers],
             "subscriptions_total": counters["subscriptions"],
             "subscribers": {"total": self._listed, "blocked": self._stuck},
@@ -205,12 +221,23 @@ class Status:
                 "acked": counters["acked"],
                 "redelivered": counters["redelivered"],
                 "dead_lettered": counters["dead_lettered"],
+                **self._listed_facts(listing),
             },
             "auth": self._auth_facts(),
             "log": self._wal.facts(counters) if self._wal else None,
             "tls": self._tls.facts() if self._tls else None,
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
+        }
+
+    def _listed_facts(self, listing: Listing) -> Report:
+        return {
+            "total": listing.sums["sessions"],
+            "durable": listing.sums["durable"],
+            "absent": listing.sums["absent"],
+            "lag_messages": listing.sums["lag_messages"],
+            "lag_bytes": listing.sums["lag_bytes"],
+            "list": [session_list.facts(row, self._sessions) for row in listing.rows],
         }
 
     def _auth_facts(self) -> Report | None:
@@ -288,20 +315,24 @@ def _depth(row: Subscriber) -> tuple[int, int]:
     return row.queued_messages, row.dropped_queue_full
 
 
-def _only(report: Report, key: str) -> Report:
-    return {**report, "subscriptions": [row for row in report["subscriptions"] if row["key"] == key]}
+def _only(report: Report, key: str, sessions: list[Report]) -> Report:
+    rows = [row for row in report["subscriptions"] if row["key"] == key]
+    return {**report, "subscriptions": rows, "sessions": {**report["sessions"], "list": sessions}}
 
 
 def _bounded_json(report: Report) -> bytes:
-    """The report as JSON; rows are left out from the end until it fits."""
+    """The report as JSON; rows are left out from the end, of the longer list first, until it fits."""
     import json  # here, because a broker that no one asks does not need it
 
-    rows = report["subscriptions"]
     while True:
-        text = json.dumps({**report, "subscriptions": rows}, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= INFO_BYTES_MAX or not rows:
+        text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode()
+        rows, listed = report.get("subscriptions", []), report.get("sessions", {}).get("list", [])
+        if len(text) <= INFO_BYTES_MAX or not (rows or listed):
             return text
-        rows = rows[: len(rows) // 2]
+        if len(rows) >= len(listed):
+            report = {**report, "subscriptions": rows[: len(rows) // 2]}
+        else:
+            report = {**report, "sessions": {**report["sessions"], "list": listed[: len(listed) // 2]}}
 
 
 def _disk_free_bytes() -> int | None:

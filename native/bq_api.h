@@ -92,8 +92,11 @@ enum bq_command_type {
         16, /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
                            changes them for all connections admitted with them. BQ_RIGHTS_END: they allow nothing any more */
     BQ_CMD_CLOCK =
-        24 /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
+        24, /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
                                messages goes by it */
+    BQ_CMD_SESSIONS = 17 /* answered by one BQ_EV_SESSIONS page with this seq. flags: BQ_SESSIONS_BEGIN begins a walk, else it
+                            goes on; value: the least lag_messages to be told; text: a part of the filter, client_id or group;
+                            conn, data: only those of the key this connection came in with, whose client_ids begin so */
 };
 
 typedef struct bq_clock {
@@ -115,7 +118,8 @@ enum bq_command_flags {
     BQ_RIGHTS_END = 64,
     BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
     BQ_FEED_END =
-        256 /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
+        256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
+    BQ_SESSIONS_BEGIN = 512
 };
 
 /* Who is at the other end of a connection. */
@@ -149,7 +153,8 @@ enum bq_event_type {
     BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
     BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
-    BQ_EV_STOPPED = 12  /* value: messages that could not be flushed; the I/O thread ends after it */
+    BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
+    BQ_EV_SESSIONS = 13 /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
@@ -267,6 +272,7 @@ typedef struct bq_stats {
     uint64_t hello_timeouts;          /* closed because they were not admitted in time */
     uint64_t accept_rests;            /* times the listeners rested for accept_rate */
     uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
+    uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -284,6 +290,49 @@ typedef struct bq_subscriber {
     uint16_t reserved;
     uint32_t reserved2;
 } bq_subscriber_t;
+
+/* A QoS 1 subscription or a queue group. In a page the row is followed by filter and group, by [u16 size][client_id] of those that
+ * hold it, and by zeros up to a multiple of 8; what is too long is cut. The lag is what is not settled: sent and not acknowledged, waiting in memory, or in the log alone. */
+enum bq_session_flags {
+    BQ_SESSION_DURABLE = 1,
+    BQ_SESSION_GROUP = 2,
+    BQ_SESSION_QOS1 = 4,
+    BQ_SESSION_BEHIND = 8,     /* some of it is in the log alone */
+    BQ_SESSION_LAG_UNSURE = 16 /* a restart has lost count: the lag is at most what is told */
+};
+
+typedef struct bq_session_row {
+    uint64_t id;    /* of a durable one; else 0 */
+    bq_conn_t conn; /* one of its connections; 0: nobody is connected */
+    uint64_t lag_messages;
+    uint64_t lag_bytes;    /* of them, as they are sent */
+    uint64_t log_bytes;    /* of the log's files, from its oldest message on: what it keeps from being deleted */
+    uint64_t oldest_ms;    /* age of its oldest message by the wall clock; UINT64_MAX: not known, or none */
+    uint64_t last_seen_ms; /* wall clock, when somebody was connected to it; 0: not known */
+    uint64_t away_ms;      /* how long nobody has been; UINT64_MAX: not known */
+    uint64_t enqueued;     /* since the start, as what follows */
+    uint64_t acked;
+    uint64_t redelivered;
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t dead_lettered;
+    uint32_t members; /* connections */
+    uint32_t in_flight;
+    uint32_t flags;
+    uint32_t filter_size;
+    uint32_t group_size;
+    uint32_t clients;      /* client_ids that hold it; the first few are told */
+    uint32_t clients_size; /* their bytes */
+    uint32_t reserved;
+} bq_session_row_t;
+
+typedef struct bq_session_sums {
+    uint64_t sessions;
+    uint64_t durable;
+    uint64_t absent; /* durable, and nobody is connected */
+    uint64_t lag_messages;
+    uint64_t lag_bytes;
+} bq_session_sums_t;
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 

@@ -220,6 +220,17 @@ static void rights(bq_t *bq, const record_t *record, const uint8_t *data) {
         rights_set(&bq->rights, &bq->pool, command->value, command->flags & BQ_RIGHTS_ALL, data, record->data_size);
 }
 
+static bool sessions_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    return event_sessions(bq, &(session_list_request_t){.seq = record->command.seq,
+                                                        .lag_min = record->command.value,
+                                                        .conn = record->command.conn,
+                                                        .begin = record->command.flags & BQ_SESSIONS_BEGIN,
+                                                        .find = text,
+                                                        .find_size = record->text_size,
+                                                        .owner = data,
+                                                        .owner_size = record->data_size});
+}
+
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
@@ -229,6 +240,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
+    case BQ_CMD_SESSIONS: return sessions_page(bq, record, text, data);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_RIGHTS: rights(bq, record, data); return true;

@@ -21,8 +21,8 @@ const char *commit_refusal(const bq_t *bq) {
     switch (log_state(bq->log)) {
     case 0: return NULL;
     case LOG_E_FULL:
-        return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached; free space or let subscribers catch "
-               "up";
+        return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached. blipmq-cli sessions shows which "
+               "subscriptions keep it; free space or let them catch up";
     default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
     }
 }

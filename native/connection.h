@@ -60,6 +60,7 @@ typedef struct connection {
     uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
     uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
     uint32_t subscription_count;
+    uint32_t group_count;  /* queue groups it is in: they are not among its subscriptions */
     topic_t *last_topic;   /* a hint: compare the name before use */
     struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;

@@ -67,6 +67,15 @@ static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
     stats->log_errno = (uint64_t)log.error;
 }
 
+/* A subscription is a connection's, with QoS 1 too, or a member's of a queue group, or a durable one's that nobody is connected to. */
+static void stats_of_sessions(const bq_t *bq, bq_stats_t *stats) {
+    session_counts_t counts;
+    session_counts(bq, &counts);
+    stats->sessions_behind = counts.behind;
+    stats->sessions_absent = counts.absent;
+    stats->subscriptions = route_counts(bq->routes)->subscriptions + counts.members + counts.absent;
+}
+
 void core_stats(bq_t *bq, bq_stats_t *stats) {
     const route_counts_t *routes = route_counts(bq->routes);
     *stats = bq->stats;
@@ -81,7 +90,6 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->memory_peak_bytes = bq->pool.peak_bytes;
     stats->route_hits = routes->hits;
     stats->route_misses = routes->misses;
-    stats->subscriptions = routes->subscriptions;
     stats->filters = routes->filters;
     stats->cached_topics = routes->topics;
     stats->compacted_bytes = bq->segments.compacted_bytes;
@@ -89,7 +97,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->last_message_id = bq->next_message_id - 1;
     stats->connections = bq->open_count;
     stats->sessions = bq->sessions.count;
-    stats->sessions_behind = sessions_behind(bq);
+    stats_of_sessions(bq, stats);
     stats->in_flight = bq->sessions.flight_count;
     stats->held = bq->held_count;
     stats->pending = bq->door.pending;
@@ -115,7 +123,7 @@ static void list_row(const connection_t *connection, bq_subscriber_t *row) {
                              .dropped_queue_full = queue->dropped_queue_full,
                              .queued_messages = queue->messages,
                              .queued_bytes = queue->bytes,
-                             .subscriptions = connection->subscription_count,
+                             .subscriptions = connection->subscription_count + connection->group_count,
                              .flags = connection->blocked,
                              .peer_port = connection->peer_port};
     memcpy(row->peer, connection->peer, sizeof row->peer);
@@ -128,7 +136,8 @@ bool event_list(bq_t *bq, uint64_t seq, uint64_t first_slot) {
     uint64_t slot = first_slot, stop = first_slot + LIST_SLOTS < slots ? first_slot + LIST_SLOTS : slots;
     for (; slot < stop && count < LIST_ROWS; slot++) {
         const connection_t *connection = core_slot(bq, (uint32_t)slot);
-        if (connection->state == CONNECTION_OPEN && connection->subscription_count) list_row(connection, &rows[count++]);
+        if (connection->state == CONNECTION_OPEN && (connection->subscription_count || connection->group_count))
+            list_row(connection, &rows[count++]);
     }
     return event_push(bq, &(bq_event_t){.type = BQ_EV_LIST,
                                         .seq = seq,

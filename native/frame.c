@@ -416,6 +416,7 @@ void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size,
 void message_qos1_mark_redelivered(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
 const uint8_t *message_qos1_name(const uint8_t *frame) { return frame + FRAME_HEADER_BYTES + QOS1_BODY + 4; }
 uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(frame + FRAME_HEADER_BYTES + QOS1_BODY); }
+uint64_t message_qos1_timestamp(const uint8_t *frame) { return load_u64(frame + FRAME_HEADER_BYTES + QOS1_TIMESTAMP); }
 
 uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
                             const char *info) {

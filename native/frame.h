@@ -62,6 +62,7 @@ void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size,
 void message_qos1_mark_redelivered(uint8_t *frame);
 const uint8_t *message_qos1_name(const uint8_t *frame);
 uint32_t message_qos1_name_size(const uint8_t *frame);
+uint64_t message_qos1_timestamp(const uint8_t *frame);
 
 /* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */
 #define FRAME_REPLY_BYTES_MAX(text, payload) (96u + (text) + (payload))

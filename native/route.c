@@ -352,7 +352,6 @@ int route_session(routes_t *routes, session_t *session, session_route_t *at, con
     }
     *at = (session_route_t){filter, filter->session_count};
     filter->sessions[filter->session_count++] = session;
-    routes->counts.subscriptions++;
     return 1;
 }
 
@@ -363,7 +362,6 @@ void route_session_leave(routes_t *routes, session_route_t *at) {
     filter->sessions[at->index] = last;
     last->route.index = at->index;
     at->filter = NULL;
-    routes->counts.subscriptions--;
     filter_free_if_unused(routes, filter);
 }
 

@@ -141,6 +141,7 @@ void session_fall_behind(session_t *session, uint64_t lsn) {
     if (session->behind) return;
     session->behind = true;
     session->next_lsn = lsn;
+    session->behind_stamp_ms = 0;
 }
 
 /* Its window is its queue, and what is in flight may not be taken back out: under any policy, what comes is what is dropped. */
@@ -262,17 +263,22 @@ void session_offer(bq_t *bq, session_t *session, const held_t *held) {
     for (member_t *member = session->members; member && !session->grouped; member = member->next)
         member->connection->fan_mark = held->lsn;
     session->enqueued++;
-    if (session->behind) return; /* it is in the log, at next_lsn or later */
+    if (session->behind) { /* it is in the log, at next_lsn or later */
+        session_behind_add(session, held->hold.size, held->timestamp_ms);
+        return;
+    }
     bool room = session_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
     if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id,
                              held->expiry_tick)) {
         pump(bq, session); /* at once, so that it keeps its place among QoS 0 messages that follow it */
         return;
     }
-    if (session->durable)
+    if (session->durable) {
         session_fall_behind(session, held->lsn);
-    else
+        session_behind_add(session, held->hold.size, held->timestamp_ms);
+    } else {
         overflow(bq, session);
+    }
 }
 
 void session_pump_all(bq_t *bq) {
@@ -372,7 +378,9 @@ void session_window_leave(bq_t *bq, session_t *session) {
     session_read_abandon(bq, session); /* what it brings would come before what is given back here */
     session->behind = true;
     session->next_lsn = session->head->lsn;
+    session->behind_stamp_ms = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
     while (session->head) {
+        session_behind_add(session, session->head->hold.size, 0);
         if (session->head->redelivered && session->head->lsn > session->doubtful_lsn) session->doubtful_lsn = session->head->lsn;
         delivery_free(bq, session->head);
     }

@@ -18,6 +18,7 @@
 #include "log.h"
 #include "queue.h"
 #include "route.h"
+#include "session_list.h"
 
 struct bq;
 struct connection;
@@ -69,6 +70,10 @@ typedef struct session {
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
     uint64_t floor_record_lsn;           /* of the newest floor logged */
     uint64_t waited_lsn, waited_settled; /* of an older one, whose commit is waited for */
+    uint64_t behind_messages, behind_bytes; /* that wait for it in the log, at next_lsn or later */
+    uint64_t behind_stamp_ms;               /* wall clock of the oldest of them, or of one before it; 0: not known */
+    bool behind_unsure;                     /* a restart has lost count: they are at most so many */
+    uint64_t seen_wall_ms;                  /* when its last connection left it; 0: not known */
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t text[]; /* filter, client_id, group */
@@ -91,6 +96,7 @@ typedef struct sessions {
     delivery_t **flight; /* hash table of deliveries in flight */
     uint32_t flight_size, flight_count;
     session_t *pump; /* those that may have something to do */
+    session_list_t list;
     uint8_t *read_buffers[SESSION_SLOTS];
     session_t *readers[SESSION_SLOTS]; /* whom a read is for; NULL: nobody (any more) */
     bool reading[SESSION_SLOTS];       /* the buffer is the reader's until the read is done */
@@ -121,9 +127,6 @@ void session_pump_all(struct bq *bq);              /* log what was settled, send
 void sessions_aged(struct bq *bq, uint64_t ms);    /* what was found at the start is so much older than was known */
 void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
-
-/* For the tables that Python shows. */
-uint32_t sessions_behind(const struct bq *bq);
 
 /* Recovery and checkpoints. */
 bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */

@@ -4,6 +4,22 @@
 
 #include "session.h"
 
+/* Of those in the log alone it is known how many they are and how large, so that an operator can be told. */
+static inline void session_behind_add(session_t *session, uint32_t size, uint64_t stamp_ms) {
+    session->behind_messages++;
+    session->behind_bytes += size;
+    if (!session->behind_stamp_ms) session->behind_stamp_ms = stamp_ms;
+}
+static inline void session_behind_take(session_t *session, uint32_t size, uint64_t stamp_ms) {
+    session->behind_messages -= session->behind_messages > 0;
+    session->behind_bytes -= size < session->behind_bytes ? size : session->behind_bytes;
+    session->behind_stamp_ms = stamp_ms;
+}
+static inline void session_behind_end(session_t *session) {
+    session->behind = session->behind_unsure = false;
+    session->behind_messages = session->behind_bytes = session->behind_stamp_ms = 0;
+}
+
 /* session.c: the window */
 void session_pump_later(struct bq *bq, session_t *session); /* at the end of this turn */
 void session_floor_update(struct bq *bq, session_t *session);

@@ -58,14 +58,15 @@ static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uin
     const uint8_t *topic = bytes + sizeof record, *payload = topic + record.topic_size;
     uint32_t payload_size = size - (uint32_t)sizeof record - record.topic_size;
     if (filter_match(session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
+    uint32_t prefix_size = message_qos1_prefix_size(record.topic_size);
     if (!expiry_of(bq, lsn, &record, &tick)) {
+        session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
         session->dropped_ttl++;
         session->settled++;
         bq->stats.dropped_ttl++;
         bq->stats.enqueued++;
         return TAKE_SKIP;
     }
-    uint32_t prefix_size = message_qos1_prefix_size(record.topic_size);
     if (!session_has_room(bq, session, prefix_size + payload_size)) return TAKE_FULL;
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, prefix_size + payload_size);
@@ -75,6 +76,7 @@ static enum take take_back(bq_t *bq, session_t *session, uint64_t lsn, const uin
     segment_t *segment = bq->segments.open;
     if (!delivery_add(bq, session, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick)) return TAKE_FULL;
     segment_commit(&bq->segments, prefix_size + payload_size);
+    session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
     return TAKE_OK;
 }
 
@@ -108,7 +110,7 @@ void session_read_finished(bq_t *bq, const log_read_t *read) {
         bq->stats.lost_lsns += read->next_lsn - session->next_lsn; /* damaged on disk: counted and logged, never silent */
         session->next_lsn = read->next_lsn;
     }
-    if (session->next_lsn > bq->fanned_lsn && session->next_lsn > bq->found_lsn) session->behind = false;
+    if (session->next_lsn > bq->fanned_lsn && session->next_lsn > bq->found_lsn) session_behind_end(session);
     session_floor_update(bq, session);
     session_pump_later(bq, session);
 }

@@ -24,6 +24,8 @@ static void member_remove(bq_t *bq, member_t *member) {
     *member->connection_link = member->connection_next;
     if (member->connection_next) member->connection_next->connection_link = member->connection_link;
     session->member_count--;
+    session->seen_wall_ms = bq->wall_ms;
+    member->connection->group_count -= session->grouped;
     pool_give(&bq->pool, member, sizeof *member);
     if (!session->member_count && session->durable) session_window_leave(bq, session);
 }
@@ -52,6 +54,7 @@ static bool member_add(bq_t *bq, session_t *session, connection_t *connection) {
     session->members = member;
     if (member->connection_next) member->connection_next->connection_link = &member->connection_next;
     connection->members = member;
+    connection->group_count += session->grouped;
     session->member_count++;
     session_pump_later(bq, session);
     return true;
@@ -202,6 +205,7 @@ void session_free(bq_t *bq, session_t *session) {
         *at = session->pump_next;
     }
     route_session_leave(bq->routes, &session->route);
+    session_list_forget(bq, session);
     tables_leave(&bq->sessions, session);
     *session->link = session->next;
     if (session->next) session->next->link = session->link;
@@ -307,12 +311,6 @@ void session_leave_all(bq_t *bq, connection_t *connection) {
 void sessions_missed(bq_t *bq, uint64_t lsn) {
     for (session_t *session = bq->sessions.all; session; session = session->next)
         if (session->durable && session->qos) session_fall_behind(session, lsn);
-}
-
-uint32_t sessions_behind(const bq_t *bq) {
-    uint32_t count = 0;
-    for (const session_t *session = bq->sessions.all; session; session = session->next) count += session->behind;
-    return count;
 }
 
 /* ---- all of them ---- */

@@ -24,6 +24,8 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    SessionRow,
+    SessionsListed,
     Stats,
     Stopped,
     Sub,
@@ -301,6 +303,18 @@ class Bench:
             slot, pages = page.next_slot, pages + 1
         return rows
 
+    def session_pages(self, **wanted: Any) -> list[SessionsListed]:
+        """A walk over all sessions, page by page."""
+        self._seq += 1
+        seq, pages = self._seq, list[SessionsListed]()
+        while not pages or pages[-1].more:
+            self.core.sessions(seq, begin=not pages, **wanted)
+            pages.append(self._await(seq))
+        return pages
+
+    def session_rows(self, **wanted: Any) -> list[SessionRow]:
+        return [row for page in self.session_pages(**wanted) for row in page.rows]
+
     # -- the Python side's part
 
     def _await(self, seq: int) -> Any:
@@ -325,7 +339,7 @@ class Bench:
             self.closed.append(event)
             if event.conn in self._clients:
                 self._clients.pop(event.conn).closed = event
-        elif isinstance(event, Attached | Stats | Listed):
+        elif isinstance(event, Attached | Stats | Listed | SessionsListed):
             self._answers[event.seq] = event
         elif isinstance(event, Stopped):
             self.stopped = event

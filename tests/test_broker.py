@@ -333,7 +333,7 @@ def test_info_tells_the_state_of_the_broker(broker, connect):
     feeder.say(wire.PUB, "site/1/door", b"open")
     info = ask_info(feeder)
     assert set(info) == {
-        "version", "uptime_s", "address", "state", "reasons", "clients", "connections", "topics", "subscriptions",
+        "version", "uptime_s", "address", "state", "reasons", "clients", "connections", "topics", "filters", "subscriptions",
         "subscriptions_total", "subscribers", "messages", "rates", "memory", "sessions", "auth", "log", "tls",
         "disk_free_bytes", "hardware",
     }  # fmt: skip

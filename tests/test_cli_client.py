@@ -70,7 +70,7 @@ BlipMQ 2.0.0 at 0.0.0.0:7878
 State           degraded, because: disk almost full, a subscriber is stuck
 Up for          3 days 4 hours
 Clients         4
-Topics          12
+Topic cache     12 topics
 Messages in     1,234,567, 1,500 a second now
 Messages out    3,701, 0 a second now
 Waiting         1,200

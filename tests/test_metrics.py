@@ -442,7 +442,8 @@ CAUSES = [
         qos1_messages_flow, LOGGED,
         """blipmq_messages_acknowledged_total blipmq_messages_in_flight blipmq_sessions blipmq_log_next_lsn
         blipmq_log_durable_lsn blipmq_log_records_total blipmq_log_written_bytes_total blipmq_log_sync_seconds_sum
-        blipmq_log_sync_seconds_count blipmq_log_sync_seconds_bucket{le="+Inf"} blipmq_log_sync_last_seconds""",
+        blipmq_log_sync_seconds_count blipmq_log_sync_seconds_bucket{le="+Inf"} blipmq_log_sync_last_seconds
+        blipmq_session_connections blipmq_session_in_flight""",
     ),
     (
         what_is_not_acknowledged_comes_again, {**LOGGED, **QUICK},
@@ -451,7 +452,9 @@ CAUSES = [
     (publishes_wait_for_the_disk, {"wal": {**LOGGED["wal"], "flush_interval_ms": 1000}}, "blipmq_log_held"),
     (
         a_subscriber_goes_away_and_the_log_fills_up, SMALL_LOG,
-        "blipmq_log_state blipmq_sessions_behind blipmq_log_bytes blipmq_log_segments",
+        """blipmq_log_state blipmq_sessions_behind blipmq_log_bytes blipmq_log_segments blipmq_sessions_absent
+        blipmq_sessions_lag_messages blipmq_sessions_lag_bytes blipmq_session_lag_messages blipmq_session_lag_bytes
+        blipmq_session_log_bytes blipmq_session_oldest_seconds""",
     ),
     (the_log_goes_round, SMALL_LOG, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
     (the_log_fails, SMALL_LOG, "blipmq_log_errno"),

@@ -15,7 +15,7 @@ from blipmq.errors import ConfigError
 from blipmq.hardware import read_hardware
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
-from blipmq.native.events import STATS_FIELDS, Accepting, Listed, Stats, Subscriber
+from blipmq.native.events import STATS_FIELDS, SUMS_FIELDS, Accepting, Listed, SessionsListed, Stats, Subscriber
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 
@@ -40,7 +40,11 @@ def stepped():
             core.turn(int(clock.seconds * 1000), 0)
             events = list(core.events())
             for event in events:
-                {Stats: gathering.stats, Listed: gathering.listed}[type(event)](event)
+                {
+                    Stats: gathering.stats,
+                    Listed: gathering.listed,
+                    SessionsListed: gathering.session_lists.listed,
+                }[type(event)](event)
             if not events:
                 return
 
@@ -274,6 +278,7 @@ def test_the_deepest_queues_are_found_wherever_they_are_listed(stepped):
     for at in range(0, 1000, 32):
         rows = [empty._replace(queued_messages=depth, flags=depth % 2) for depth in depths[at : at + 32]]
         gathering.listed(Listed(gathering._round, at + 32 if at + 32 < 1000 else 0, rows))
+    gathering.session_lists.listed(SessionsListed(1, False, dict.fromkeys(SUMS_FIELDS, 0), []))
     listed = [row["queued_messages"] for row in reports[0]["subscriptions"]]
     assert listed == sorted(depths, reverse=True)[: status.SUBSCRIBERS_MAX]
     assert reports[0]["subscribers"] == {"total": 1000, "blocked": 500}

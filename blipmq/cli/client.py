@@ -37,6 +37,7 @@ examples:
                                                      what comes while this is not running is kept for it
   blipmq-cli unsub 'logs.>' --client-id archive      keep nothing for it any more
   blipmq-cli info --watch                            how the broker is, refreshed in place
+  blipmq-cli sessions --find archive                 QoS 1 subscriptions: what waits for whom, and since when
   blipmq-cli bench --rate 1000 --seconds 30          latencies at a load you choose
 
 environment:
@@ -107,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     info = command("info", ["stats"], _info, "show how the broker is")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
     info.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")
+    _add_sessions(command("sessions", [], _sessions, "show QoS 1 subscriptions and queue groups, or end one"))
     _add_bench(command("bench", [], _bench, "put the broker under load, and show what it did"))
     return parser
 
@@ -145,6 +147,20 @@ def _add_sub(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--durable", action="store_true", help="collect while away; needs --client-id and --qos 1")
     sub.add_argument("--client-id", metavar="ID", default="", help="the name to come back to")
     sub.add_argument("--group", metavar="GROUP", default="", help="share the messages with others of this group")
+
+
+def _add_sessions(sessions: argparse.ArgumentParser) -> None:
+    sessions.add_argument(
+        "--find", metavar="TEXT", default="", help="only those whose filter, client_id or group holds this"
+    )
+    sessions.add_argument(
+        "--limit",
+        metavar="N",
+        type=whole_number(1, 1000),
+        default=100,
+        help="show so many, those with the largest lag (100)",
+    )
+    sessions.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text, or JSON lines")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -209,6 +225,12 @@ def _info(arguments: argparse.Namespace, environment: Mapping[str, str], termina
     from blipmq.cli import info
 
     return info.show_info(arguments, environment, terminal)
+
+
+def _sessions(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
+    from blipmq.cli import sessions
+
+    return sessions.show(arguments, environment, terminal)
 
 
 def _bench(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
+from blipmq.cli import session_rows
 from blipmq.cli.render import bytes_text, count, duration_text, printable, rate_text, table
 
 _YEAR_10000 = 253_402_300_800  # in seconds since 1970
@@ -23,7 +24,8 @@ def render_info(info: Mapping[str, Any], *, fancy: bool, rates: SubscriptionRate
     width = max(len(label) for label, _ in rows)
     lines = [f"📊 {title}" if fancy else title, *(f"{label:<{width}}  {value}" for label, value in rows)]
     subscriptions = _subscription_lines(info) if rates is None else _subscription_table(info, rates)
-    return "\n".join([*lines, *subscriptions]) + "\n"
+    sessions = session_rows.info_lines(_map(info, "sessions").get("list"))
+    return "\n".join([*lines, *subscriptions, *sessions]) + "\n"
 
 
 def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -31,7 +33,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "State", _state(info)
     yield "Up for", duration_text(info["uptime_s"]) if _is_number(info.get("uptime_s")) else ""
     yield "Clients", _number(info.get("clients"))
-    yield "Topics", _number(info.get("topics"))
+    yield "Topic cache", _topics(info)
     yield "Messages in", _flow(messages.get("published"), rates.get("in_per_s"))
     yield "Messages out", _flow(messages.get("delivered"), rates.get("out_per_s"))
     yield "Waiting", _number(messages.get("queued"))
@@ -45,7 +47,13 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "TLS", _tls(_map(info, "tls"))
     yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
     yield from _hardware_rows(_map(info, "hardware"))
+    yield "Filters", _number(info.get("filters"))
     yield "Subscriptions", _number(info.get("subscriptions_total", len(_list(info, "subscriptions"))))
+
+
+def _topics(info: Mapping[str, Any]) -> str:
+    """A broker keeps no list of topics: what it can tell is how many of them its routing cache holds."""
+    return count(int(info["topics"]), "topic") if _is_number(info.get("topics")) else ""
 
 
 def _state(info: Mapping[str, Any]) -> str:
@@ -99,6 +107,7 @@ def _log(log: object) -> str:
 def _sessions(sessions: Mapping[str, Any]) -> str:
     """QoS 1 subscriptions and groups, the absent ones too."""
     names = (
+        ("absent", "with nobody connected"),
         ("behind", "reading back from the log"),
         ("in_flight", "not acknowledged yet"),
         ("redelivered", "sent again"),

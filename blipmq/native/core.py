@@ -246,6 +246,20 @@ class Core:
         """Ask for a `Listed` page with this seq."""
         self._push(lib.BQ_CMD_LIST, seq=seq, value=first_slot)
 
+    def sessions(self, seq: int, begin: bool, lag_min: int = 0, find: str = "", conn: int = 0, owner: str = "") -> None:
+        """Ask for a `SessionsListed` page with this seq. `begin` begins a walk over all sessions, else the one under way goes
+        on. `find`: a part of the filter, client_id or group. `conn`: only those of the key that this connection came in with,
+        whose client_ids begin with `owner`."""
+        self._push(
+            lib.BQ_CMD_SESSIONS,
+            seq=seq,
+            flags=lib.BQ_SESSIONS_BEGIN if begin else 0,
+            value=lag_min,
+            conn=conn,
+            text=find.encode(),
+            data=owner.encode(),
+        )
+
     def limits(self, config: CoreConfig) -> None:
         """Put the reloadable fields of `config` into effect."""
         struct_bytes = bytes(ffi.buffer(ffi.new("bq_config_t *", config._asdict())))

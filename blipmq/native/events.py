@@ -152,6 +152,54 @@ class Listed(NamedTuple):
     subscribers: list[Subscriber]
 
 
+class SessionRow(NamedTuple):
+    """A QoS 1 subscription or a queue group: `bq_session_row_t` in its order, and its texts."""
+
+    id: int
+    conn: int
+    lag_messages: int
+    lag_bytes: int
+    log_bytes: int
+    oldest_ms: int | None
+    last_seen_ms: int
+    away_ms: int | None
+    enqueued: int
+    acked: int
+    redelivered: int
+    dropped_ttl: int
+    dropped_queue_full: int
+    dead_lettered: int
+    members: int
+    in_flight: int
+    flags: int
+    clients: int  # how many client_ids hold it
+    filter: str
+    group: str
+    client_ids: tuple[str, ...]  # the first few of them
+
+    @property
+    def durable(self) -> bool:
+        return bool(self.flags & lib.BQ_SESSION_DURABLE)
+
+    @property
+    def qos(self) -> int:
+        return int(bool(self.flags & lib.BQ_SESSION_QOS1))
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the lag is at most what is told: a restart has lost count."""
+        return bool(self.flags & lib.BQ_SESSION_LAG_UNSURE)
+
+
+class SessionsListed(NamedTuple):
+    """One page of a walk over all sessions. `sums`: `bq_session_sums_t` by its field names, of those looked at so far."""
+
+    seq: int
+    more: bool
+    sums: dict[str, int]
+    rows: list[SessionRow]
+
+
 class Accepting(NamedTuple):
     """Accepting has paused (`errno` tells why) or resumed."""
 
@@ -165,7 +213,9 @@ class Stopped(NamedTuple):
     unflushed: int
 
 
-Event: TypeAlias = "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | Accepting | Stopped"
+Event: TypeAlias = (
+    "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed | Accepting | Stopped"
+)
 
 
 def _text(event: CData) -> str:
@@ -223,6 +273,31 @@ def _list(e: CData) -> Event:
     return Listed(e.seq, e.value, [Subscriber._make(row) for row in _SUBSCRIBER_LAYOUT.iter_unpack(_data(e))])
 
 
+def _sessions(e: CData) -> Event:
+    data = _data(e)
+    at = _SUMS_LAYOUT.size
+    sums = dict(zip(SUMS_FIELDS, _SUMS_LAYOUT.unpack_from(data), strict=True))
+    rows = []
+    while at < len(data):
+        numbers = _SESSION_LAYOUT.unpack_from(data, at)
+        at += _SESSION_LAYOUT.size
+        filter_size, group_size, clients, clients_size, _ = numbers[-5:]
+        filter = data[at : at + filter_size].decode("utf-8", "replace")
+        at += filter_size
+        group = data[at : at + group_size].decode("utf-8", "replace")
+        at += group_size
+        names, end = [], at + clients_size
+        while at < end:
+            size = int.from_bytes(data[at : at + 2], "little")
+            names.append(data[at + 2 : at + 2 + size].decode("utf-8", "replace"))
+            at += 2 + size
+        at = (at + 7) & ~7
+        oldest_ms, last_seen_ms, away_ms = (None if ms == _UNKNOWN else ms for ms in numbers[5:8])
+        known = (*numbers[:5], oldest_ms, last_seen_ms or 0, away_ms, *numbers[8:-5])
+        rows.append(SessionRow._make((*known, clients, filter, group, tuple(names))))
+    return SessionsListed(e.seq, bool(e.value), sums, rows)
+
+
 def _accepting(e: CData) -> Event:
     return Accepting(e.code == 1, e.value)
 
@@ -236,6 +311,11 @@ _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
 assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
+_SESSION_LAYOUT = struct.Struct("=14Q8I")
+assert _SESSION_LAYOUT.size == ffi.sizeof("bq_session_row_t")
+SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_session_sums_t").fields)  # each one uint64
+_SUMS_LAYOUT = struct.Struct(f"={len(SUMS_FIELDS)}Q")
+_UNKNOWN = (1 << 64) - 1
 
 _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_HELLO: _hello,
@@ -248,6 +328,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_FED: _fed,
     lib.BQ_EV_STATS: _stats,
     lib.BQ_EV_LIST: _list,
+    lib.BQ_EV_SESSIONS: _sessions,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,
 }
