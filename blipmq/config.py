@@ -552,9 +552,13 @@ in effect, where it comes from, and the memory it may need, and changes nothing.
 
 Every key can also be set by an environment variable, which wins over the file: `BLIPMQ_`, the section, two underscores,
 the key, in capitals: `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979`, `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5`.
-A list is written with commas. A secret should not stand in the environment: with `_FILE` at its end the variable names a
-file that holds it, one item a line: `BLIPMQ_AUTH__API_KEYS_FILE=/run/secrets/blipmq_keys`. Secrets are never shown, not by
-`blipmq check` and not in an error.
+A list is written with commas. A variable that begins with `BLIPMQ_` and names no setting is an error, unless it is one of
+the command lines' (`BLIPMQ_ADDR`, `BLIPMQ_API_KEY`, `BLIPMQ_TLS_CA` and so on), of the build's, or one by which Kubernetes
+tells of a service.
+
+A secret should not stand in the environment: with `_FILE` at its end the variable names a file that holds it, one item a
+line: `BLIPMQ_AUTH__API_KEYS_FILE=/run/secrets/blipmq_keys`. Secrets are never shown, not by `blipmq check` and not in an
+error.
 
 An unknown key, a value of the wrong kind or outside its range is an error that names the line; all errors of a file are
 listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are

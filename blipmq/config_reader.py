@@ -23,6 +23,21 @@ from blipmq.errors import ConfigError
 FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 20
 LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+# Variables that begin with BLIPMQ_ and are no settings: of the command lines, and of the build, the images and the tests.
+COMMAND_VARIABLES = tuple(f"BLIPMQ_{name}" for name in ("CONFIG", "ADDR", "API_KEY", "TLS_CA", "TLS_CERT", "TLS_KEY"))
+BUILD_VARIABLES = tuple(
+    "BLIPMQ_" + name
+    for name in (
+        *("AGAIN", "BUILD_CACHE", "BUNDLE_CERT", "BUNDLE_KEY", "BUNDLE_KEYRING", "DIST", "IMAGE", "IMAGE_URL"),
+        *("IMAGE_VERSION", "MIRROR", "MIRROR_SECURITY", "SANITIZE", "SIGNING_KEY", "WITHOUT_CORE", "XZ_LEVEL"),
+        *("BINARY", "CLI", "FLOOD_SECONDS", "ROOT", "SYS"),
+    )
+)
+# Kubernetes tells every container of a service that is called blipmq, or whose name begins so; Docker did of a link.
+_SERVICE_VARIABLE = re.compile(
+    r"BLIPMQ_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"|BLIPMQ_[A-Z0-9_]+_PORT|BLIPMQ_(NAME|ENV_\w+)"
+)
 
 
 class Loaded(NamedTuple):
@@ -226,15 +241,14 @@ class _Reading:
         by_variable = {k.variable: k for k in KEYS.values()}
         by_file_variable = {k.variable + "_FILE": k for k in KEYS.values() if k.secret}
         for name in sorted(environ):
-            if not name.startswith("BLIPMQ_") or "__" not in name:
+            if not name.startswith("BLIPMQ_") or _is_for_others(name, environ[name]):
                 continue
             if name in by_variable:
                 self._take(by_variable[name], _from_text(by_variable[name], environ[name]), name)
             elif name in by_file_variable:
                 self._take_file(by_file_variable[name], environ, name)
             else:
-                path = name[len("BLIPMQ_") :].lower().replace("__", ".")
-                self.problems.append(f"{name}: {_unknown(path, variable=True)}")
+                self.problems.append(f"{name}: {_unknown_variable(name, [*by_variable, *by_file_variable])}")
 
     def _take_file(self, k: Key, environ: Mapping[str, str], name: str) -> None:
         """A secret from the file that a variable names."""
@@ -464,28 +478,38 @@ def _from_text(k: Key, text: str) -> Any:
     return text
 
 
-def _unknown(path: str, section: bool = False, variable: bool = False) -> str:
-    if variable:
-        return f"there is no setting {path}" + _meant(path, tuple(KEYS), as_variable=True)
+def _unknown(path: str, section: bool = False) -> str:
     if section:
         return f"there is no section [{path}]" + _meant(path, tuple({k.rpartition(".")[0] for k in KEYS}))
     return f"there is no setting {path}" + _meant(path, tuple(KEYS))
 
 
-def _meant(word: Any, known: tuple[str, ...], as_variable: bool = False) -> str:
-    if not isinstance(word, str):
-        return ""
-    near = nearest(word, known)
-    if not near:
-        return ""
-    return f"; did you mean {KEYS[near].variable if as_variable else near}?"
+def _is_for_others(name: str, value: str) -> bool:
+    """Whether a variable is of the command lines, of the build, or what an engine tells of a service called blipmq."""
+    if name in COMMAND_VARIABLES or name in BUILD_VARIABLES or _SERVICE_VARIABLE.fullmatch(name):
+        return True
+    return name == "BLIPMQ_PORT" and "://" in value
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def _unknown_variable(name: str, settings: Sequence[str]) -> str:
+    path = name[len("BLIPMQ_") :].lower().replace("__", ".")
+    near = next((k.variable for k in KEYS.values() if k.path.rpartition(".")[2] == path.rpartition(".")[2]), "")
+    near = nearest(name, [*settings, *COMMAND_VARIABLES], cutoff=0.8) or near
+    return f"there is no setting {path}" + (
+        f"; did you mean {near}?" if near else "; unset it, or give it another name"
+    )
+
+
+def _meant(word: Any, known: tuple[str, ...]) -> str:
+    near = nearest(word, known) if isinstance(word, str) else ""
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
     """What `word` may have been meant to be, or nothing."""
     import difflib  # only errors need it, and starting must not wait for it
 
-    near = difflib.get_close_matches(word, known, 1, 0.6)
+    near = difflib.get_close_matches(word, known, 1, cutoff)
     if not near:  # the right key in the wrong section
         near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]
     return near[0] if near else ""

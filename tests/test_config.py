@@ -1,6 +1,7 @@
 """Settings: declared once, read from file and environment, refused with a sentence that helps."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,57 @@ def test_variables_of_other_programs_and_of_the_command_line_are_left_alone():
     assert load(None, {"BLIPMQ_ADDR": "x", "BLIPMQ_API_KEY": "y", "BLIPMQ_CONFIG": "z", "HOME": "/"}).config == Config()
 
 
-def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant():
-    with pytest.raises(ConfigError, match=r"BLIPMQ_SERVER__BIND_ADR: .* did you mean BLIPMQ_SERVER__BIND_ADDR\?"):
-        load(None, {"BLIPMQ_SERVER__BIND_ADR": "127.0.0.1:1"})
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BLIPMQ_SERVER__BIND_ADR", "did you mean BLIPMQ_SERVER__BIND_ADDR?"),
+        ("BLIPMQ_SERVER_BIND_ADDR", "did you mean BLIPMQ_SERVER__BIND_ADDR?"),
+        ("BLIPMQ_MAX_BATCH", "did you mean BLIPMQ_DELIVERY__MAX_BATCH?"),
+        ("BLIPMQ_AUTH__API_KEY_FILE", "did you mean BLIPMQ_AUTH__API_KEYS_FILE?"),
+        ("BLIPMQ_CONFG", "did you mean BLIPMQ_CONFIG?"),
+        ("BLIPMQ_PORT", ""),
+        ("BLIPMQ_", "unset it"),
+        ("BLIPMQ_COLOUR_OF_THE_BOX", "unset it"),
+    ],
+)
+def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant(name, meant):
+    with pytest.raises(ConfigError) as caught:
+        load(None, {name: "7979"})
+    assert f"{name}: there is no setting " in str(caught.value) and meant in str(caught.value)
+    assert caught.value.exit_status == 78
+
+
+def test_what_an_engine_tells_of_a_service_called_blipmq_is_no_setting():
+    told = {
+        "BLIPMQ_SERVICE_HOST": "10.0.0.11",
+        "BLIPMQ_SERVICE_PORT": "7878",
+        "BLIPMQ_SERVICE_PORT_METRICS": "9090",
+        "BLIPMQ_PORT": "tcp://10.0.0.11:7878",
+        "BLIPMQ_PORT_7878_TCP": "tcp://10.0.0.11:7878",
+        "BLIPMQ_PORT_7878_TCP_PROTO": "tcp",
+        "BLIPMQ_PORT_7878_TCP_PORT": "7878",
+        "BLIPMQ_PORT_7878_TCP_ADDR": "10.0.0.11",
+        "BLIPMQ_EDGE_SERVICE_HOST": "10.0.0.12",
+        "BLIPMQ_EDGE_PORT": "tcp://10.0.0.12:7878",
+        "BLIPMQ_EDGE_PORT_7878_TCP_ADDR": "10.0.0.12",
+    }
+    assert load(None, told).config == Config()
+
+
+def test_every_variable_that_the_project_reads_is_a_setting_or_known_to_be_none():
+    reads = re.compile(
+        r"""(?:environ(?:\.get\(|\[)["']|getenv\(["']|\$\{?|ENV |\.pop\(["'])(BLIPMQ_[A-Z0-9_]*[A-Z0-9])(?![A-Z0-9_$({])"""
+    )
+    known = {k.variable for k in KEYS.values()} | {f"{k.variable}_FILE" for k in KEYS.values() if k.secret}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    read_somewhere = set()
+    for name in listed:
+        if not name.startswith("tests/kept/") and not name.endswith((".c", ".h")) and (ROOT / name).is_file():
+            read_somewhere |= set(reads.findall((ROOT / name).read_text(errors="ignore")))
+    assert {"BLIPMQ_ADDR", "BLIPMQ_BUILD_CACHE", "BLIPMQ_SANITIZE"} <= read_somewhere
+    assert read_somewhere - known - {*config_reader.COMMAND_VARIABLES, *config_reader.BUILD_VARIABLES} == set()
 
 
 def test_every_key_can_be_set_by_its_variable():

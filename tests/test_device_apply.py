@@ -13,7 +13,7 @@ from blipmq.device.apply import NO_DATA, NO_KEY, apply
 from blipmq.device.commands import main
 from blipmq.device.outcome import NOT_APPLIED, read_outcome
 
-ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUFDSlXBqyXL0l7sUqgPO5sYMnuSbJw7zJWPPLTlPxm me"
+ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKKWLTmLtPZ1gRS4HG8HtDX9dY6/OibsLVxzLeJfltLO me"
 DEVICE, BROKER = "boot/blipmq/device.toml", "boot/blipmq/blipmq.toml"
 WIRED, WIFI = "run/systemd/network/10-blipmq-wired.network", "run/systemd/network/20-blipmq-wifi.network"
 

@@ -10,7 +10,8 @@ from blipmq.device.settings import SETTINGS, Device
 from blipmq.device.settings_reader import read_device
 from blipmq.errors import ConfigError
 
-ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUFDSlXBqyXL0l7sUqgPO5sYMnuSbJw7zJWPPLTlPxm me"
+ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKKWLTmLtPZ1gRS4HG8HtDX9dY6/OibsLVxzLeJfltLO me"
+NO_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPutTheLineOfYourOwnPubFileHereXXXXXXXXXXXXX you"
 FULL = f"""
 hostname = "gate-7"
 [network]
@@ -85,6 +86,8 @@ def test_all_that_is_wrong_is_told_at_once_each_with_its_line():
         ('[time]\nservers = ["a b"]', 2, "pool.ntp.org"),
         ('[ssh]\nauthorized_keys = ["-----BEGIN OPENSSH PRIVATE KEY-----"]', 2, "this is the private key"),
         ('[ssh]\nauthorized_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1"]', 2, "copy the whole line"),
+        (f'[ssh]\nauthorized_keys = ["{NO_KEY}"]', 2, "no such key can exist"),
+        (f'[ssh]\nauthorized_keys = ["{ED25519[:-12]}"]', 2, "copy the whole line"),
         ("[ssh]\nauthorized_keys = ['command=\"x\" ssh-ed25519 AAAA']", 2, "the line of a .pub file"),
         ("keys = 3", 1, "write [[keys]]"),
         ('[keys]\nname = "a"', 1, "write [[keys]]"),

@@ -111,8 +111,20 @@ def check_ssh_key(text: str) -> None:
     except (binascii.Error, ValueError):
         blob = b""
     kind = words[0].encode()
-    if blob[4 : 4 + len(kind)] != kind or blob[:4] != len(kind).to_bytes(4, "big"):
+    is_ed25519 = words[0] == "ssh-ed25519"
+    if blob[4 : 4 + len(kind)] != kind or blob[:4] != len(kind).to_bytes(4, "big") or (is_ed25519 and len(blob) != 51):
         raise ValueError("the key is not complete; copy the whole line of the .pub file")
+    if is_ed25519 and not _is_on_curve(blob[19:]):
+        raise ValueError("no such key can exist: the example's, or damaged; copy the line of your own .pub file")
+
+
+def _is_on_curve(point: bytes) -> bool:
+    """Whether 32 bytes are a public key of Ed25519 (RFC 8032, 5.1.3): whether x*x = (y*y - 1) / (d*y*y + 1) has a root."""
+    p = 2**255 - 19
+    d = -121665 * pow(121666, p - 2, p)
+    y = int.from_bytes(point, "little") & ((1 << 255) - 1)
+    square = (y * y - 1) * pow(d * y * y + 1, p - 2, p) % p
+    return y < p and pow(square, (p - 1) // 2, p) in (0, 1)
 
 
 def check_key_name(text: str) -> None:
