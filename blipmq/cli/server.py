@@ -1,4 +1,4 @@
-"""The `blipmq` command: start, check, connect, keys, wal, version.
+"""The `blipmq` command: start, check, health, connect, keys, wal, version.
 
 Invariant: `check` and `version` open no socket and write no file; whatever goes wrong is one message on standard error
 and an exit status that says which kind of thing it was.
@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="validate the configuration; prints the settings and the memory they need"
     )
-    for command, run in ((start, lambda arguments: _start(arguments.config)), (check, _check)):
+    health = commands.add_parser(
+        "health", help="ask a running broker whether it lives; needs metrics.bind_addr and no key"
+    )
+    health.add_argument("--ready", action="store_true", help="ask whether it serves clients, instead")
+    for command, run in ((start, lambda arguments: _start(arguments.config)), (check, _check), (health, _health)):
         command.add_argument(
             "--config", metavar="FILE", help="TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults"
         )
@@ -167,6 +171,12 @@ def _check(arguments: argparse.Namespace) -> int:
     for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
         say(f"blipmq: warning: {warning}")
     return 0
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from blipmq.cli import health
+
+    return health.run(_load(arguments.config, os.environ).config, arguments.ready)
 
 
 def _key_file_problems(path: str) -> list[str]:

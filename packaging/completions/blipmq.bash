@@ -16,7 +16,7 @@ _blipmq() {
     case $command in
         "")
             case $before in
-                *) words="start check connect keys wal version -h --help --version" ;;
+                *) words="start check health connect keys wal version -h --help --version" ;;
             esac ;;
         start)
             case $before in
@@ -29,6 +29,12 @@ _blipmq() {
                 --config)
                     files=yes ;;
                 *) words="-h --help --config" ;;
+            esac ;;
+        health)
+            case $before in
+                --config)
+                    files=yes ;;
+                *) words="-h --help --ready --config" ;;
             esac ;;
         connect)
             case $before in

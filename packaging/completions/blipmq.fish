@@ -2,6 +2,7 @@
 complete -c blipmq -f
 complete -c blipmq -n __fish_use_subcommand -a start -d 'run the broker in the foreground'
 complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configuration; prints the settings and the memory they need'
+complete -c blipmq -n __fish_use_subcommand -a health -d 'ask a running broker whether it lives; needs metrics.bind_addr and no key'
 complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
 complete -c blipmq -n __fish_use_subcommand -a keys -d 'make, list and revoke the keys that clients come in with'
 complete -c blipmq -n __fish_use_subcommand -a wal -d 'look at the log of a broker that does not run: verify, export, repair'
@@ -12,6 +13,9 @@ complete -c blipmq -n '__fish_seen_subcommand_from start' -s h -l help -d 'show 
 complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
+complete -c blipmq -n '__fish_seen_subcommand_from health' -s h -l help -d 'show this help message and exit'
+complete -c blipmq -n '__fish_seen_subcommand_from health' -l ready -d 'ask whether it serves clients, instead'
+complete -c blipmq -n '__fish_seen_subcommand_from health' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l key-file -r -F -d 'file that holds the API key; else $BLIPMQ_API_KEY'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l tls -d 'use TLS, as an address tls://HOST:PORT does'

@@ -22,16 +22,16 @@ RUNS_AS = 65532
 WRITABLE = ("var/lib/blipmq", "tmp")
 CONFIG: dict[str, Any] = {
     "User": f"{RUNS_AS}:{RUNS_AS}",
-    "ExposedPorts": {"7878/tcp": {}, "9090/tcp": {}},
+    "ExposedPorts": {"7878/tcp": {}},  # the metrics listen on the container's own loopback
     "Env": ["PATH=/usr/bin", "BLIPMQ_ADDR=127.0.0.1:7878"],
     "Entrypoint": ["/usr/bin/blipmq"],
     "Cmd": ["start", "--config", "/etc/blipmq/blipmq.toml"],
     "Volumes": {"/etc/blipmq": {}, "/var/lib/blipmq": {}},
     "WorkingDir": "/var/lib/blipmq",
     "StopSignal": "SIGTERM",
-    # No shell: the client asks the broker. Docker reads this; OCI has no such field and others ignore it.
+    # No shell, no curl, and no key either, which a broker with keys would ask for. Docker reads this; OCI has no such field and others ignore it.
     "Healthcheck": {
-        "Test": ["CMD", "/usr/bin/blipmq-cli", "-q", "info"],
+        "Test": ["CMD", "/usr/bin/blipmq", "health", "--config", "/etc/blipmq/blipmq.toml"],
         "Interval": 30_000_000_000,
         "Timeout": 5_000_000_000,
         "Retries": 3,

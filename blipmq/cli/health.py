@@ -1,0 +1,84 @@
+"""`blipmq health`: ask the broker that a configuration describes whether it lives, over its metrics port.
+
+Invariant: no key is needed, nothing is written, and it ends within TIMEOUT_SECONDS of being connected. For health checks of
+containers, which have neither a shell nor curl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+from blipmq.config import Config
+from blipmq.config_reader import split_address
+from blipmq.errors import BlipMQError, ConfigError, Unreachable
+
+TIMEOUT_SECONDS = 4.0  # an engine waits for five
+ANSWER_BYTES_MAX = 64 * 1024
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class NotWell(BlipMQError):
+    """The broker answers that it is not well."""
+
+
+def run(config: Config, ready: bool) -> int:
+    """Print what the broker says of itself. Raises `NotWell`, `Unreachable` or `ConfigError`."""
+    host, port = _address(config.metrics.bind_addr)
+    status, text = _get(config, host, port, "/readyz" if ready else "/livez")
+    if status != 200:
+        raise NotWell(f"The broker is not well: {text or f'status {status}'}.")
+    print(text)
+    return 0
+
+
+def _address(bind_addr: str) -> tuple[str, int]:
+    if not bind_addr:
+        raise ConfigError("metrics.bind_addr is empty, and that is where health is asked for. Give it an address.")
+    host, port = split_address(bind_addr)
+    if not port:
+        raise ConfigError("metrics.bind_addr has port 0, so nobody knows where to ask. Give it a port of its own.")
+    return ANY.get(host, host), port
+
+
+def _get(config: Config, host: str, port: int, path: str) -> tuple[int, str]:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    request = f"GET {path} HTTP/1.1\r\nHost: {where}\r\nConnection: close\r\n\r\n".encode()
+    answer = b""
+    try:
+        with _connected(config, host, port) as connection:
+            end = time.monotonic() + TIMEOUT_SECONDS
+            connection.sendall(request)
+            while len(answer) < ANSWER_BYTES_MAX and (piece := connection.recv(ANSWER_BYTES_MAX)):
+                answer += piece
+                connection.settimeout(max(end - time.monotonic(), 0.001))
+    except OSError as error:
+        raise Unreachable(
+            f"Nobody answers at {where} (metrics.bind_addr): {error.strerror or error}. "
+            "Does the broker run, with this configuration?"
+        ) from None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    if len(words) < 3 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise Unreachable(f"What answers at {where} (metrics.bind_addr) is not this broker.")
+    return int(words[1]), " ".join(body.decode("utf-8", "replace").split())
+
+
+@contextlib.contextmanager
+def _connected(config: Config, host: str, port: int) -> Iterator[socket.socket]:
+    with socket.create_connection((host, port), TIMEOUT_SECONDS) as plain:
+        if not config.metrics.tls:
+            yield plain
+            return
+        import ssl
+
+        # It asks on this machine, for one word: whose certificate that is does not matter. Where clients need one of their own,
+        # the broker's is shown; `tls.client_ca_file` may or may not vouch for it.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if config.tls.require_client_cert:
+            context.load_cert_chain(config.tls.cert_file, config.tls.key_file)
+        with context.wrap_socket(plain, server_hostname=host) as secure:
+            yield secure
