@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from blipmq import config
@@ -81,7 +82,7 @@ class Auth:
         path = self._settings.keys_file
         seen = _signature(path)
         if not path or seen == self._seen:
-            return False
+            return self._end_keys()
         self._seen = seen
         try:
             self._ring = self._read(self._settings)
@@ -96,6 +97,15 @@ class Auth:
             )
         self._tell_core()
         return True
+
+    def _end_keys(self) -> bool:
+        """Forget the keys whose time is over. True if there were such."""
+        ended = self._ring.end(time.time()) if self._ring is not None else []
+        for key in ended:
+            self._log.info("key_ended", name=key.name, keys=self.count)
+        if ended:
+            self._tell_core()
+        return bool(ended)
 
     def _failed(self, problem: str, again: bool) -> None:
         if problem != self.problem:

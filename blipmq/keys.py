@@ -4,8 +4,10 @@
     {"name": "boiler", "hash": "…", "created": "2026-11-24", "allow": ["pub:site/1/temp", "sub:site/1/#"]}
 
 One JSON object a line, `#` begins a comment. `allow` lists what the key may do and nothing else is allowed; without it the
-key may do everything. What is kept of a key is BLAKE2b of it, keyed with the file's salt: a generated key is 256 random
-bits, which nobody can find by trying, so a hash that is slow on purpose would only slow down those who connect. One salt
+key may do everything. With `"until": "2026-12-01T10:00:00Z"` it ends at that time. A name may stand there twice, once with
+`until` and once without: that is a rotation, and both keys are the same client. What is kept of a key is BLAKE2b of it, keyed
+with the file's salt: a generated key is 256 random bits, which nobody can find by trying, so a hash that is slow on purpose
+would only slow down those who connect. One salt
 for the file, because then one hash and one look into a table decide, whatever was presented: the time that takes says
 nothing about the keys there are. The salt keeps tables made beforehand from being of use against keys that a person chose.
 
@@ -22,6 +24,7 @@ import json
 import os
 import sys
 import time
+from calendar import timegm
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +46,9 @@ PLAIN_NAME = "auth.api_keys"
 """What keys that stand in the configuration are called, with their place: `auth.api_keys[0]`."""
 
 SALT_BYTES = 32
-_FIELDS = {"name", "hash", "created", "allow"}
+_FIELDS = {"name", "hash", "created", "allow", "until"}
+_UNTIL = "%Y-%m-%dT%H:%M:%SZ"
+OVERLAP_SECONDS_MAX = 365 * 24 * 3600
 
 Path = str | os.PathLike[str]
 
@@ -56,6 +61,10 @@ class NoSuchKey(BlipMQError):
     """There is no key of that name."""
 
 
+class RotationUnderWay(BlipMQError):
+    """The key of that name is being rotated already."""
+
+
 class KeysDenied(ConfigError):
     """The system does not let the key file be read or written."""
 
@@ -63,18 +72,23 @@ class KeysDenied(ConfigError):
 
 
 class Key(NamedTuple):
-    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`); empty: everything."""
+    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`); empty: everything. `until`: when
+    it ends, in seconds since 1970; 0: not by itself."""
 
     name: str
     digest: bytes
     created: str = ""
     allow: tuple[str, ...] = ()
     plain: bool = False  # stands in the configuration, where keys have no names
+    until: int = 0
 
     @property
     def owner(self) -> str:
         """Whose client_ids and durable subscriptions it uses: those of its name; plain keys share those of nobody."""
         return "" if self.plain else self.name
+
+    def has_ended(self, now: float) -> bool:
+        return 0 < self.until <= now
 
     @property
     def publishes(self) -> tuple[str, ...]:
@@ -102,6 +116,7 @@ class Keyring:
     def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
         self._salts = salt, plain.salt
         self._keys = {key.digest: key for key in keys}
+        self._ending = [key for key in self._keys.values() if key.until]
         self._plain: dict[bytes, Key] = {}
         for place, text in enumerate(plain.texts):
             digest = digest_of(text.encode("utf-8", "surrogateescape"), plain.salt)
@@ -120,6 +135,14 @@ class Keyring:
         plain = self._plain.get(digests[1])
         return self._keys.get(digests[0], plain)
 
+    def end(self, now: float) -> list[Key]:
+        """Forget the keys whose time is over, and return them."""
+        ended = [key for key in self._ending if key.has_ended(now)]
+        for key in ended:
+            self._ending.remove(key)
+            del self._keys[key.digest]
+        return ended
+
     def current(self, key: Key) -> Key | None:
         """What has become of a key found in an earlier ring: the same text under the same name, or None."""
         now = (self._plain if key.plain else self._keys).get(key.digest)
@@ -137,12 +160,14 @@ def digest_of(key: bytes, salt: bytes) -> bytes:
 def read_keyring(path: Path, plain: Plain = NO_PLAIN) -> Keyring:
     """The keys of the file and, beside them, the `plain` ones. Raises `ConfigError` (`KeysDenied`, if that is the cause)."""
     file = _File(path)
-    return Keyring(file.keys.values(), file.salt, plain)
+    ring = Keyring(file.all, file.salt, plain)
+    ring.end(time.time())
+    return ring
 
 
 def list_keys(path: Path) -> list[Key]:
-    """The keys of a file, in its order. Raises `ConfigError`."""
-    return list(_File(path).keys.values())
+    """The keys of a file, in its order, those that have ended included. Raises `ConfigError`."""
+    return _File(path).all
 
 
 class _File:
@@ -152,13 +177,19 @@ class _File:
         self.path = os.fspath(path)
         self.lines = _read(self.path).split("\n")
         self.salt = b""
+        self.all: list[Key] = []
         self.keys: dict[str, Key] = {}
+        self.ending: dict[str, Key] = {}  # by name, those with an end
         if self.lines.pop():  # each line ends in a newline, or it may have been cut short
             raise self._error(len(self.lines) + 1, "the last line is not complete")
-        self._digests: set[bytes] = set()
+        self._digests: dict[bytes, str] = {}
         for number, line in enumerate(self.lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
                 self._take(number, self._record(number, line))
+
+    def name_of(self, digest: bytes) -> str | None:
+        """The name of the key with this digest, if there is one."""
+        return self._digests.get(digest)
 
     def _error(self, number: int, what: str) -> ConfigError:
         return ConfigError(f"{self.path}:{number}: {what}. Mend the line, or take it out and make the key again.")
@@ -182,29 +213,36 @@ class _File:
             self.salt = salt
             return
         key = self._key(number, record)
-        if key.name in self.keys or key.digest in self._digests:
+        alike = self.ending if key.until else self.keys
+        if key.name in alike or key.digest in self._digests:
             raise self._error(number, f"the key {key.name!r} is there twice")
-        if len(self.keys) == KEYS_MAX:
+        if len(self.all) == KEYS_MAX:
             raise self._error(number, f"more than {KEYS_MAX} keys")
-        self.keys[key.name] = key
-        self._digests.add(key.digest)
+        alike[key.name] = key
+        self.all.append(key)
+        self._digests[key.digest] = key.name
 
     def _key(self, number: int, record: dict[str, Any]) -> Key:
         unknown = record.keys() - _FIELDS
         if unknown:
             raise self._error(number, f"unknown field {sorted(unknown)[0]!r}; a newer version may have written it")
         name, digest, created, allow = (record.get(field) for field in ("name", "hash", "created", "allow"))
+        until = _seconds_of(record["until"]) if "until" in record else 0
         allow = [] if "allow" not in record else allow
         kept = _bytes_of(digest)
         if not isinstance(name, str) or kept is None or not isinstance(created, str) or not isinstance(allow, list):
             raise self._error(
                 number, "a key has a name, a hash of 64 hexadecimal digits, a date and, perhaps, a list `allow`"
             )
+        if until is None:
+            raise self._error(
+                number, '`until` is a time such as "2026-12-01T10:00:00Z"; leave it out for a key without an end'
+            )
         if "allow" in record and not allow:
             raise self._error(number, "`allow` is empty; leave it out for a key that may do everything")
         try:
             check_name(name)
-            return Key(name, kept, created, check_allow(allow))
+            return Key(name, kept, created, check_allow(allow), until=until)
         except UsageError as error:
             raise self._error(number, str(error).rstrip(".")) from None
 
@@ -216,6 +254,15 @@ def _bytes_of(digits: Any) -> bytes | None:
     except ValueError:
         return None
     return value if len(value) == 32 else None
+
+
+def _seconds_of(text: Any) -> int | None:
+    """Seconds since 1970 from a time as it stands in the file; None for all else."""
+    try:
+        seconds = timegm(time.strptime(text, _UNTIL)) if isinstance(text, str) else 0
+        return seconds if seconds > 0 and text == time.strftime(_UNTIL, time.gmtime(seconds)) else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _read(path: str) -> str:
@@ -290,52 +337,134 @@ def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = 
     nowhere. `key`: text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
     check_name(name)
     rights = check_allow(allow)
-    text = PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=") if key is None else key
+    text = _new_text() if key is None else key
     _check_key(text)
     with _locked(path):
         file = _open_or_new(path)
-        if name in file.keys:
+        now = time.time()
+        if name in file.keys or (name in file.ending and not file.ending[name].has_ended(now)):
             raise KeyNameTaken(
-                f"There is a key {name!r} in {file.path} already. Revoke it first, or choose another name."
+                f"There is a key {name!r} in {file.path} already. Revoke it first, replace it with `blipmq keys rotate`, or "
+                "choose another name."
             )
-        digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
-        known = next((kept.name for kept in file.keys.values() if kept.digest == digest), None)
-        if known is not None:
-            raise KeyNameTaken(
-                f"The key {known!r} in {file.path} has the same text. Give each client a key of its own."
-            )
-        if len(file.keys) == KEYS_MAX:
-            raise ConfigError(f"{file.path} holds {KEYS_MAX} keys, and more are not allowed. Revoke those not used.")
-        record: dict[str, Any] = {
-            "name": name,
-            "hash": digest.hex(),
-            "created": time.strftime("%Y-%m-%d", time.gmtime()),
-        }
-        if rights:
-            record["allow"] = rights
-        _replace(file.path, [*file.lines, json.dumps(record, ensure_ascii=False)])
+        _replace(file.path, [*_unended(file, now), _new_line(file, name, rights, text)])
     return text
+
+
+def _new_text() -> str:
+    return PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+
+
+def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
+    """What the file will hold of a key."""
+    digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
+    known = file.name_of(digest)
+    if known is not None:
+        raise KeyNameTaken(f"The key {known!r} in {file.path} has the same text. Give each client a key of its own.")
+    if len(file.all) == KEYS_MAX:
+        raise ConfigError(f"{file.path} holds {KEYS_MAX} keys, and more are not allowed. Revoke those not used.")
+    record: dict[str, Any] = {
+        "name": name,
+        "hash": digest.hex(),
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if rights:
+        record["allow"] = rights
+    return json.dumps(record, ensure_ascii=False)
+
+
+def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
+    """Make a new key for a name, with the rights of the old one, which ends in `overlap_s` seconds. Returns the new key's text,
+    which is kept nowhere, and when the old one ends. Raises NoSuchKey, RotationUnderWay, UsageError, ConfigError."""
+    if not 0 <= overlap_s <= OVERLAP_SECONDS_MAX:
+        raise UsageError(f"Old and new key can overlap by 0 seconds to a year, not by {overlap_s} seconds.")
+    with _locked(path):
+        file = _File(path)
+        now = time.time()
+        old, ending = file.keys.get(name), file.ending.get(name)
+        if old is None:
+            raise _no_key(file, name)
+        if ending is not None and not ending.has_ended(now):
+            raise RotationUnderWay(
+                f"The key {name!r} is being rotated: its old one ends {written(ending.until)}. End that now with "
+                f"`blipmq keys rotate {name} --finish`, then rotate again."
+            )
+        text, until = _new_text(), int(now) + overlap_s
+        line = _new_line(file, name, old.allow, text)
+        _replace(file.path, [*_with_end(_unended(file, now), old, until), line])
+    return text, until
+
+
+def finish_rotation(path: Path, name: str) -> None:
+    """End the old key of a name that is being rotated. Raises NoSuchKey, ConfigError."""
+    with _locked(path):
+        file = _File(path)
+        if name not in file.ending or file.ending[name].has_ended(time.time()) or name not in file.keys:
+            raise NoSuchKey(
+                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows those that are."
+            )
+        _replace(file.path, [line for line in file.lines if not _is(line, file.ending[name])])
+
+
+def undo_rotation(path: Path, name: str) -> None:
+    """Take the new key of a rotation back, as if there had been none."""
+    with _locked(path):
+        file = _File(path)
+        new, old = file.keys[name], file.ending[name]
+        _replace(file.path, _with_end([line for line in file.lines if not _is(line, new)], old, 0))
+
+
+def written(seconds: int) -> str:
+    """A time as it stands in the file."""
+    return time.strftime(_UNTIL, time.gmtime(seconds))
 
 
 def revoke_key(path: Path, name: str) -> None:
     """Take the key of that name out of the file. Raises NoSuchKey, ConfigError."""
     with _locked(path):
         file = _File(path)
-        if name not in file.keys:
-            raise NoSuchKey(f"There is no key {name!r} in {file.path}. `blipmq keys list` shows those there are.")
-        _replace(file.path, [line for line in file.lines if not _names(line, name)])
+        if name not in file.keys and name not in file.ending:
+            raise _no_key(file, name)
+        gone = [key for key in file.all if key.name == name]
+        _replace(file.path, [line for line in file.lines if not any(_is(line, key) for key in gone)])
 
 
-def _names(line: str, name: str) -> bool:
+def _no_key(file: _File, name: str) -> NoSuchKey:
+    return NoSuchKey(f"There is no key {name!r} in {file.path}. `blipmq keys list` shows those there are.")
+
+
+def _is(line: str, key: Key) -> bool:
+    """Whether the line of a file that was read holds this key."""
     if not line.strip() or line.lstrip().startswith("#"):
         return False
-    return bool(json.loads(line).get("name") == name)
+    record = json.loads(line)
+    return record.get("name") == key.name and _bytes_of(record.get("hash")) == key.digest
+
+
+def _unended(file: _File, now: float) -> list[str]:
+    """The lines of a file without those of keys that have ended."""
+    ended = [key for key in file.ending.values() if key.has_ended(now)]
+    return [line for line in file.lines if not any(_is(line, key) for key in ended)] if ended else file.lines
+
+
+def _with_end(lines: list[str], key: Key, until: int) -> list[str]:
+    """The lines with another end for a key; 0: without one."""
+    changed = []
+    for line in lines:
+        if _is(line, key):
+            record = json.loads(line)
+            record.pop("until", None)
+            line = json.dumps({**record, "until": written(until)} if until else record, ensure_ascii=False)
+        changed.append(line)
+    return changed
 
 
 def _open_or_new(path: Path) -> _File:
     if not os.path.exists(path):
         header = json.dumps({"format": FORMAT, "salt": os.urandom(SALT_BYTES).hex()})
-        _replace(os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, revoke. Hashes only.", header])
+        _replace(
+            os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, rotate, revoke. Hashes only.", header]
+        )
     file = _File(path)
     if not file.salt:  # an empty one
         file.salt = os.urandom(SALT_BYTES)

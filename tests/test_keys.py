@@ -22,6 +22,8 @@ from blipmq.keys import (
     list_keys,
     read_keyring,
     revoke_key,
+    rotate_key,
+    undo_rotation,
 )
 
 SALT = "ab" * 32
@@ -216,6 +218,63 @@ def test_a_key_is_current_while_its_text_and_name_are(path):
     assert read_keyring(path).current(found) is None
     revoke_key(path, "b")
     assert read_keyring(path).current(found) is None
+
+
+# ---- rotation
+
+LATER, EARLIER = "2999-12-31T23:59:59Z", "2001-01-01T00:00:00Z"
+
+
+def test_both_keys_of_a_rotation_are_found_under_one_name_and_the_old_one_until_its_time(path):
+    old = add_key(path, "a", ["pub:x"])
+    new, until = rotate_key(path, "a", 100)
+    ring = read_keyring(path)
+    found = [ring.find(text.encode()) for text in (old, new)]
+    assert [(key.owner, key.allow) for key in found] == [("a", ("pub:x",))] * 2
+    assert (found[0].until, found[1].until) == (until, 0)
+    assert ring.end(until - 1) == [] and ring.current(found[0]) is not None
+    assert ring.end(until) == [found[0]] and ring.find(old.encode()) is None and ring.current(found[0]) is None
+    assert ring.find(new.encode()) == found[1] and len(ring) == 1
+
+
+def test_an_undone_rotation_leaves_the_file_as_it_was_for_everyone(path):
+    old = add_key(path, "a")
+    before = path.read_text()
+    rotate_key(path, "a", 0)
+    undo_rotation(path, "a")
+    assert path.read_text() == before and read_keyring(path).find(old.encode()) is not None
+
+
+def test_what_has_ended_goes_when_the_file_is_written_next_and_all_else_stays(path):
+    write(path, HEADER, "# a person's note", line("a", until=EARLIER), line("b", "01" * 32, until=LATER))
+    assert [key.name for key in list_keys(path)] == ["a", "b"]
+    assert len(read_keyring(path)) == 1
+    add_key(path, "a")  # the name is free again
+    text = path.read_text()
+    assert EARLIER not in text and LATER in text and "# a person's note" in text
+    with pytest.raises(KeyNameTaken):
+        add_key(path, "b")
+    with pytest.raises(NoSuchKey):
+        rotate_key(path, "b", 1)  # there is no successor to make: it ends anyway
+    revoke_key(path, "b")
+    assert [key.name for key in list_keys(path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "until", ["", "tomorrow", "2026-12-01", "2026-13-01T00:00:00Z", "1969-12-31T23:59:59Z", 7, None, LATER + "Z"]
+)
+def test_an_end_that_is_no_time_makes_the_file_broken(path, until):
+    with pytest.raises(ConfigError, match="`until` is a time such as"):
+        read_keyring(write(path, HEADER, line(until=until)))
+
+
+def test_a_name_may_stand_there_twice_only_as_a_rotation(path):
+    assert len(read_keyring(write(path, HEADER, line(), line(digits="01" * 32, until=LATER)))) == 2
+    for second in (line(digits="01" * 32), line(until=LATER)):
+        with pytest.raises(ConfigError, match="is there twice"):
+            read_keyring(write(path, HEADER, line(), second))
+    with pytest.raises(ConfigError, match="is there twice"):
+        read_keyring(write(path, HEADER, line(until=LATER), line(digits="01" * 32, until=LATER)))
 
 
 # ---- rights

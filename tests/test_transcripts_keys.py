@@ -347,6 +347,86 @@ def test_revoking_a_key_ends_its_connections_and_no_others(door, entered):
     until(lambda: len(door.broker.lines("ended", key="gone", code=401)) == 3, "each is logged")
 
 
+def rotate(door, name, *options):
+    """Make a new key for a name; its text, and what was said about it."""
+    result = blipmq("keys", "rotate", name, *options, "--file", str(door.path))
+    assert result.returncode == 0, result
+    return result.stdout.decode().strip(), result.stderr.decode()
+
+
+def listed(door):
+    lines = blipmq("keys", "list", "--format", "json", "--file", str(door.path)).stdout.splitlines()
+    return [(row["name"], bool(row["until"]), row["allow"]) for row in map(json.loads, lines)]
+
+
+def test_a_rotated_key_and_its_successor_are_the_same_client_until_the_rotation_is_finished(door, entered):
+    door.add("sensor", "pub:a", "sub:a")
+    door.start()
+    admin, old = entered(door.enter("admin")), entered(door.enter("sensor", "gauge"))
+    assert old.ask(SUB, "a", qos=1, durable=True).code == 0
+    stays = entered(door.enter("sensor", "stays"))
+    new, said = rotate(door, "sensor")
+    assert "the old one is good until 20" in said.lower() and "durable subscriptions stay" in said
+    assert listed(door) == [
+        ("admin", False, []),
+        ("sensor", True, ["pub:a", "sub:a"]),
+        ("sensor", False, ["pub:a", "sub:a"]),
+    ]
+    until(lambda: door.try_key(new)[0] == 0, "the broker knows the new key")
+    assert door.try_key(door.keys["sensor"])[0] == 0 and stays.is_open()
+
+    # The new one takes the client_id over, and what was collected for it.
+    took_over = entered(HelloClient(door.broker.address, "gauge", api_key=new))
+    assert took_over.greeting.code == 0 and drained(old)[-1].code == 409
+    admin.ask(PUB, "a", b"collected", qos=1)
+    assert took_over.ask(SUB, "a", qos=1, durable=True).code == 0
+    assert took_over.next().payload == b"collected"
+    assert took_over.ask(PUB, "b", b"x", qos=1).code == 403  # with the rights of the old one
+
+    blocked = blipmq("keys", "rotate", "sensor", "--file", str(door.path))
+    assert blocked.returncode == 1 and b"--finish" in blocked.stderr
+    assert rotate(door, "sensor", "--finish")[0] == ""
+    assert drained(stays) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+    assert door.try_key(door.keys["sensor"]) == UNKNOWN and took_over.is_open()
+    assert listed(door) == [("admin", False, []), ("sensor", False, ["pub:a", "sub:a"])]
+    again = blipmq("keys", "rotate", "sensor", "--finish", "--file", str(door.path))
+    assert again.returncode == 1 and b"is not being rotated" in again.stderr
+
+
+def test_the_overlap_of_a_rotation_ends_by_itself(door, entered):
+    door.add("sensor")
+    door.start()
+    old = entered(door.enter("sensor"))
+    new, _ = rotate(door, "sensor", "--overlap", "2s")
+    assert drained(old) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+    assert door.try_key(door.keys["sensor"]) == UNKNOWN and door.try_key(new)[0] == 0
+    assert door.broker.wait_for("key_ended", name="sensor")["keys"] == "2"
+    assert rotate(door, "sensor", "--overlap", "0s")[1].startswith(
+        "This is the new key"
+    )  # the one that ended is in no way
+    until(lambda: door.try_key(new) == UNKNOWN, "an overlap of nothing ends the old key at once")
+    door.revoke("sensor")
+    assert listed(door) == [("admin", False, [])]
+
+
+def test_an_overlap_that_has_ended_while_the_broker_was_away_has_ended(door):
+    door.add("sensor")
+    new, _ = rotate(door, "sensor", "--overlap", "0s")
+    door.start()
+    assert door.try_key(door.keys["sensor"]) == UNKNOWN and door.try_key(new)[0] == 0
+
+
+@pytest.mark.parametrize("overlap", ["1", "h", "-1h", "400d", "1w", ""])
+def test_an_overlap_that_is_no_time_is_refused_and_changes_nothing(door, overlap):
+    before = door.path.read_text()
+    refused = blipmq("keys", "rotate", "admin", f"--overlap={overlap}", "--file", str(door.path))
+    assert refused.returncode == 2 and b"verlap" in refused.stderr and door.path.read_text() == before
+    both = blipmq("keys", "rotate", "admin", "--overlap", "1h", "--finish", "--file", str(door.path))
+    assert both.returncode == 2 and door.path.read_text() == before
+    nobody = blipmq("keys", "rotate", "nobody", "--file", str(door.path))
+    assert nobody.returncode == 1 and b"There is no key 'nobody'" in nobody.stderr and door.path.read_text() == before
+
+
 def test_messages_that_wait_for_a_revoked_client_are_not_sent(door, entered):
     door.add("gone")
     door.start()
@@ -556,17 +636,20 @@ def test_a_mistake_with_keys_has_its_status_and_says_what_to_do(tmp_path, argume
     assert (result.returncode, result.stdout) == (status, b"") and text in result.stderr.decode(), result
 
 
-def test_a_key_that_nobody_could_read_is_revoked_again(tmp_path):
-    with open("/dev/full", "wb") as full:
-        result = subprocess.run(
-            [*broker_command(), "keys", "add", "a", "--file", "keys"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            env=environment(),
-        )
-    assert result.returncode == 74 and b"revoked again" in result.stderr
+def test_a_key_that_nobody_could_read_is_taken_back(tmp_path):
+    def unreadable(*words):
+        with open("/dev/full", "wb") as full:
+            command = [*broker_command(), "keys", *words, "--file", "keys"]
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, env=environment())
+        assert result.returncode == 74 and b"taken back" in result.stderr
+
+    unreadable("add", "a")
     assert blipmq("keys", "list", "--file", "keys", cwd=tmp_path).stdout == b""
+    assert blipmq("keys", "add", "a", "--file", "keys", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "keys").read_text()
+    for overlap in ("0s", "24h"):
+        unreadable("rotate", "a", "--overlap", overlap)
+        assert (tmp_path / "keys").read_text() == before
 
 
 def test_the_command_line_takes_the_key_from_the_environment_or_a_file(door, tmp_path):

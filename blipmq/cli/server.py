@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_keys(commands: Any) -> None:
-    keys = commands.add_parser("keys", help="make, list and revoke the keys that clients come in with")
+    keys = commands.add_parser("keys", help="make, list, rotate and revoke the keys that clients come in with")
     actions = keys.add_subparsers(metavar="ACTION", required=True, dest="action")
     add = actions.add_parser("add", help="make a key and print it, once; only its hash is kept")
     add.add_argument("name", metavar="NAME", help="what logs and `keys list` call it")
@@ -126,7 +126,13 @@ def _add_keys(commands: Any) -> None:
     list_.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
     revoke = actions.add_parser("revoke", help="end a key, and within a second the connections that use it")
     revoke.add_argument("name", metavar="NAME")
-    for action in (add, list_, revoke):
+    rotate = actions.add_parser("rotate", help="make a new key for a name; the old one stays good for a while")
+    rotate.add_argument("name", metavar="NAME")
+    rotate.add_argument(
+        "--overlap", metavar="TIME", help="how long the old key stays good: 90s, 30m, 24h (default), 7d; 0s ends it"
+    )
+    rotate.add_argument("--finish", action="store_true", help="end the old key now, instead")
+    for action in (add, list_, rotate, revoke):
         place = action.add_mutually_exclusive_group()
         place.add_argument("--file", metavar="FILE", help="the key file; else auth.keys_file of the configuration")
         place.add_argument("--config", metavar="FILE", help="configuration that names it, found as `blipmq start` does")
@@ -221,6 +227,8 @@ def _keys(arguments: argparse.Namespace) -> int:
         return keys.add(path, arguments.name, arguments.allow)
     if arguments.action == "list":
         return keys.list_all(path, arguments.format)
+    if arguments.action == "rotate":
+        return keys.rotate(path, arguments.name, arguments.overlap, arguments.finish)
     return keys.revoke(path, arguments.name)
 
 

@@ -50,7 +50,7 @@ class KeyFile:
 
     def names(self) -> list[str]:
         """Raises ConfigError if the file is there and is none."""
-        return [key.name for key in keys.list_keys(self._path)] if self._path.exists() else []
+        return list(dict.fromkeys(key.name for key in keys.list_keys(self._path))) if self._path.exists() else []
 
     def add(self, name: str, allow: Iterable[str], key: str) -> None:
         keys.add_key(self._path, name, allow, key)

@@ -26,7 +26,7 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
-                *) words="pub sub unsub info bench -h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --version" ;;
+                *) words="pub sub unsub info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --version" ;;
             esac ;;
         pub | p)
             case $before in
@@ -103,6 +103,26 @@ _blipmq_cli() {
                 -f | --format)
                     words="text json" ;;
                 *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose -f --format --watch" ;;
+            esac ;;
+        sessions)
+            case $before in
+                --addr)
+                    words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
+                --key-file)
+                    files=yes ;;
+                --find)
+                    words="" ;;
+                --limit)
+                    words="" ;;
+                -f | --format)
+                    words="text json" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --find --limit -f --format" ;;
             esac ;;
         bench)
             case $before in

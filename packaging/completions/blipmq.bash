@@ -58,7 +58,9 @@ _blipmq() {
                     files=yes ;;
                 --format)
                     words="text json" ;;
-                *) words="add list revoke -h --help --allow --file --config --format" ;;
+                --overlap)
+                    words="" ;;
+                *) words="add list revoke rotate -h --help --allow --file --config --format --overlap --finish" ;;
             esac ;;
         wal)
             case $before in

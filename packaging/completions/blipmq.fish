@@ -4,7 +4,7 @@ complete -c blipmq -n __fish_use_subcommand -a start -d 'run the broker in the f
 complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configuration; prints the settings and the memory they need'
 complete -c blipmq -n __fish_use_subcommand -a health -d 'ask a running broker whether it lives; needs metrics.bind_addr and no key'
 complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
-complete -c blipmq -n __fish_use_subcommand -a keys -d 'make, list and revoke the keys that clients come in with'
+complete -c blipmq -n __fish_use_subcommand -a keys -d 'make, list, rotate and revoke the keys that clients come in with'
 complete -c blipmq -n __fish_use_subcommand -a wal -d 'look at the log of a broker that does not run: verify, export, repair'
 complete -c blipmq -n __fish_use_subcommand -a version -d 'print the version'
 complete -c blipmq -n '__fish_use_subcommand' -s h -l help -d 'show this help message and exit'
@@ -25,11 +25,14 @@ complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert-key -r -F -d
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a add
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a list
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -a rotate
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l allow -x -d 'pub:TOPIC or sub:FILTER, as often as needed; with one given, nothing else is allowed'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l file -r -F -d 'the key file; else auth.keys_file of the configuration'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l config -r -F -d 'configuration that names it, found as `blipmq start` does'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l format -x -a 'text json' -d 'json: one object a line'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l overlap -x -d 'how long the old key stays good: 90s, 30m, 24h (default), 7d; 0s ends it'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l finish -d 'end the old key now, instead'
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a verify
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a export
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a repair
