@@ -29,7 +29,8 @@ CONFIG: dict[str, Any] = {
     "Volumes": {"/etc/blipmq": {}, "/var/lib/blipmq": {}},
     "WorkingDir": "/var/lib/blipmq",
     "StopSignal": "SIGTERM",
-    # No shell, no curl, and no key either, which a broker with keys would ask for. Docker reads this; OCI has no such field and others ignore it.
+    # No shell, no curl, and no key either, which a broker with keys would ask for. Docker reads this; OCI has no such field and
+    # others ignore it.
     "Healthcheck": {
         "Test": ["CMD", "/usr/bin/blipmq", "health", "--config", "/etc/blipmq/blipmq.toml"],
         "Interval": 30_000_000_000,
