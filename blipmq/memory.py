@@ -37,8 +37,8 @@ RING_RECORD_BYTES = 256
 # QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
 DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
 QOS1_FRAME_BYTES = 80  # the shortest one to a subscriber
-# The log: its smallest batch, its readers, what each buffer of theirs holds beside the largest record, and the places it
-# remembers in its files.
+# The log: its smallest batch, its readers, the block that each of them holds (one record, if that is larger), the buffer that
+# files are read into, and the places it remembers in its files.
 LOG_BATCH_BYTES_MIN = 256 * KIB
 LOG_READERS, LOG_READ_BYTES, LOG_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
 LOG_MARK_BYTES, LOG_MARK_EVERY_BYTES = 16, 256 * KIB
@@ -91,15 +91,11 @@ def _places(config: Config) -> int:
 def _log_terms(config: Config) -> list[Term]:
     if not config.wal.enabled:
         return []
-    batch, reader = log_batch_bytes(config), LOG_READ_BYTES + max_frame_bytes(config)
+    batch, scan = log_batch_bytes(config), LOG_SCAN_BYTES + max_frame_bytes(config)
     places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
     return [
         Term("log batches", f"2 x {size(batch)}", 2 * batch),
-        Term(
-            "log readers",
-            f"{LOG_READERS} x {size(reader)} + {size(LOG_SCAN_BYTES)}",
-            LOG_READERS * reader + LOG_SCAN_BYTES,
-        ),
+        Term("log reading", size(scan), scan),
         Term("log places", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
     ]
 
@@ -165,9 +161,13 @@ def _qos1_terms(config: Config) -> list[Term]:
     window = max(
         2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES)
     )
+    block = max(LOG_READ_BYTES, max_frame_bytes(config))
     each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
     formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
-    return [Term("QoS 1 windows", formula, n * each)]
+    return [
+        Term("QoS 1 windows", formula, n * each),
+        Term("log readers", f"{LOG_READERS} x {size(block)}", LOG_READERS * block),
+    ]
 
 
 def at_rest_bytes(config: Config) -> int:

@@ -200,6 +200,11 @@ METRICS: tuple[Metric, ...] = (
         "stats.sessions_behind",
     ),
     _gauge(
+        "blipmq_sessions_unread",
+        "Of these, those whose last read from the log failed. It is tried again, at longer and longer intervals.",
+        "stats.sessions_unread",
+    ),
+    _gauge(
         "blipmq_sessions_absent",
         "Durable ones that nobody is connected to: what comes for them stays in the log.",
         "stats.sessions_absent",
@@ -263,6 +268,16 @@ METRICS: tuple[Metric, ...] = (
         "blipmq_log_reclaimed_segments_total",
         "Files deleted: no one wanted them any more.",
         "stats.log_reclaimed_segments",
+    ),
+    _counter(
+        "blipmq_log_read_bytes_total",
+        "Bytes read from the log's files for subscribers that are behind.",
+        "stats.log_read_bytes",
+    ),
+    _counter(
+        "blipmq_log_read_failures_total",
+        "Reads for a subscriber that is behind which brought nothing: the disk or the memory failed.",
+        "stats.log_read_failures",
     ),
     _counter(
         "blipmq_log_lost_records_total", "Records that could not be read back for a subscriber.", "stats.lost_lsns"

@@ -204,4 +204,9 @@ class Wal:
             reasons.append(
                 f"log: {counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
             )
+        if counters["sessions_unread"]:
+            reasons.append(
+                f"log: reading back fails for {counters['sessions_unread']} subscriptions, which get nothing until it "
+                "succeeds; check the disk and the memory that is free. The broker tries again by itself"
+            )
         return reasons

@@ -273,6 +273,9 @@ typedef struct bq_stats {
     uint64_t accept_rests;            /* times the listeners rested for accept_rate */
     uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
     uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
+    uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
+    uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
+    uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */
 } bq_stats_t;
 
 typedef struct bq_subscriber {

@@ -57,6 +57,7 @@ static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
     stats->log_sync_us_last = log.sync_us_last;
     memcpy(&stats->log_syncs_100us, log.sync_us_buckets, sizeof log.sync_us_buckets);
     stats->log_reclaimed_segments = log.reclaimed_segments;
+    stats->log_read_bytes = log.read_bytes;
     stats->log_bytes = log.bytes;
     stats->log_segments = log.segments;
     stats->log_durable_lsn = log.durable_lsn;
@@ -98,6 +99,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->connections = bq->open_count;
     stats->sessions = bq->sessions.count;
     stats_of_sessions(bq, stats);
+    stats->sessions_unread = bq->sessions.read_failing;
     stats->in_flight = bq->sessions.flight_count;
     stats->held = bq->held_count;
     stats->pending = bq->door.pending;

@@ -575,7 +575,7 @@ static int gates_init(log_t *log) {
 static int buffers_init(log_t *log) {
     log->batches[0].bytes = malloc(log_batch_room(log));
     log->batches[1].bytes = malloc(log_batch_room(log));
-    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_SCAN_BYTES / 4)
+    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_READ_SCAN_BYTES)
                                                           : BQ_E_MEMORY;
 }
 

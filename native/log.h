@@ -78,6 +78,7 @@ typedef struct log_stats {
     uint32_t full, failed;
     int32_t error;        /* the errno that stopped it */
     uint32_t read_damage; /* records that did not verify when they were read back */
+    uint64_t read_bytes;  /* read from the segments for log_read_start */
 } log_stats_t;
 
 typedef bool (*log_visit)(void *context, const log_record_t *record); /* false: it cannot be taken, and the log is not opened */
@@ -121,7 +122,7 @@ typedef struct log_read {
     uint32_t slot;
     int32_t result;    /* items, or a negative code; LOG_E_GONE with next_lsn where reading can go on */
     uint64_t next_lsn; /* the first one not read */
-    uint32_t used;     /* bytes of the buffer */
+    uint32_t used;     /* bytes of the buffer; with BQ_E_TOO_LARGE, as many as the record at next_lsn needs */
     uint32_t reserved;
 } log_read_t;
 int log_read_start(log_t *log, uint32_t slot, uint64_t lsn, uint8_t *buffer, uint32_t capacity);

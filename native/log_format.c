@@ -179,14 +179,28 @@ void scan_free(scan_t *scan) {
 
 void scan_file(scan_t *scan, int file, uint64_t size, const segment_header_t *header) {
     scan->file = file;
-    scan->size = size < FORMAT_SEGMENT_BYTES_MAX ? size : FORMAT_SEGMENT_BYTES_MAX;
+    scan_more(scan, size);
     scan->offset = header->header_bytes;
     scan->seed = format_seed(header);
     scan->batch_bytes = header->batch_bytes;
     scan->at = 0;
     scan->used = 0;
+    scan->ahead = 0;
     scan->unreadable = 0;
     scan->error = 0;
+}
+
+void scan_more(scan_t *scan, uint64_t size) { scan->size = size < FORMAT_SEGMENT_BYTES_MAX ? size : FORMAT_SEGMENT_BYTES_MAX; }
+
+int scan_shrink(scan_t *scan, uint32_t capacity) {
+    uint8_t *smaller = scan->capacity > capacity ? malloc(capacity) : NULL;
+    if (scan->capacity <= capacity) return BQ_OK;
+    if (!smaller) return BQ_E_MEMORY;
+    free(scan->buffer);
+    scan->buffer = smaller;
+    scan->capacity = capacity;
+    scan->used = 0;
+    return BQ_OK;
 }
 
 #define SECTOR_BYTES 4096u
@@ -210,6 +224,25 @@ static int64_t read_by_sector(scan_t *scan, uint64_t offset, uint8_t *bytes, uin
     return (int64_t)done;
 }
 
+/* Read on behind what the buffer holds from the offset on, which moves to its front. */
+static void window_fill(scan_t *scan, uint64_t wanted) {
+    uint64_t kept = 0;
+    if (scan->offset >= scan->at && scan->offset - scan->at < scan->used) kept = scan->used - (scan->offset - scan->at);
+    if (kept) memmove(scan->buffer, scan->buffer + (scan->offset - scan->at), kept);
+    scan->at = scan->offset;
+    scan->used = (uint32_t)kept;
+    if (kept >= wanted) return;
+    uint64_t from = scan->offset + kept;
+    int64_t count = scan->storage->read(scan->storage, scan->file, from, scan->buffer + kept, wanted - kept);
+    if (count == -EIO) count = read_by_sector(scan, from, scan->buffer + kept, wanted - kept);
+    if (count < 0) {
+        scan->error = (int)count;
+        return;
+    }
+    scan->used += (uint32_t)count;
+    scan->read_bytes += (uint64_t)count;
+}
+
 /* `need` bytes at the offset, or NULL if the file ends before them or cannot be read. */
 static const uint8_t *window(scan_t *scan, uint64_t need) {
     if (scan->error || scan->offset > scan->size || need > scan->size - scan->offset) return NULL;
@@ -224,13 +257,9 @@ static const uint8_t *window(scan_t *scan, uint64_t need) {
         scan->buffer = larger;
         scan->capacity = (uint32_t)need;
     }
-    uint64_t left = scan->size - scan->offset;
-    uint64_t wanted = left < scan->capacity ? left : scan->capacity;
-    int64_t count = scan->storage->read(scan->storage, scan->file, scan->offset, scan->buffer, wanted);
-    if (count == -EIO) count = read_by_sector(scan, scan->offset, scan->buffer, wanted);
-    scan->at = scan->offset;
-    scan->used = count < 0 ? 0 : (uint32_t)count;
-    if (count < 0) scan->error = (int)count;
+    uint64_t left = scan->size - scan->offset, wanted = scan->capacity;
+    if (scan->ahead && scan->ahead < wanted) wanted = scan->ahead > need ? scan->ahead : need;
+    window_fill(scan, left < wanted ? left : wanted);
     return scan->used >= need ? scan->buffer : NULL;
 }
 

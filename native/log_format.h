@@ -85,8 +85,10 @@ typedef struct scan {
     uint32_t seed, batch_bytes;
     uint8_t *buffer;
     uint32_t capacity;
-    uint64_t at; /* file offset of buffer[0] */
+    uint32_t ahead; /* how much to read at once beyond what is needed now; 0: what the buffer holds */
+    uint64_t at;    /* file offset of buffer[0] */
     uint32_t used;
+    uint64_t read_bytes; /* in all */
     uint64_t unreadable; /* bytes the disk would not give; they read as 0xff, which is no record */
     int error;           /* -errno of a read that failed otherwise; sticks */
 } scan_t;
@@ -96,6 +98,8 @@ enum scan_result { SCAN_RECORD = 1, SCAN_STOP = 0 }; /* SCAN_STOP: no valid reco
 int scan_init(scan_t *scan, storage_t *storage, uint32_t capacity); /* BQ_OK or BQ_E_MEMORY */
 void scan_free(scan_t *scan);
 void scan_file(scan_t *scan, int file, uint64_t size, const segment_header_t *header); /* begin at its first record */
+void scan_more(scan_t *scan, uint64_t size);      /* the same file has so many bytes now; what is in the buffer stays */
+int scan_shrink(scan_t *scan, uint32_t capacity); /* after a large record. BQ_OK, or BQ_E_MEMORY: it is as large as before */
 /* The valid record at scan->offset; its payload holds until the next call. The offset moves on only with scan_pass. */
 int scan_look(scan_t *scan, format_record_t *record, const uint8_t **payload);
 void scan_pass(scan_t *scan, const format_record_t *record);

@@ -15,6 +15,7 @@
 #define LOG_MARK_BYTES (256u << 10) /* a remembered record every so often: where to begin looking for an LSN */
 #define LOG_SEGMENTS_MAX 65536u
 #define LOG_SCAN_BYTES (1u << 20)
+#define LOG_READ_SCAN_BYTES (LOG_SCAN_BYTES / 4) /* of the read thread */
 #define LOG_CHECKPOINT_BYTES_MAX (256u << 20)
 #define LOG_SEGMENT_TEMPORARY "wal.tmp"
 #define LOG_CHECKPOINT_TEMPORARY "checkpoint.tmp"
@@ -143,9 +144,13 @@ typedef struct read_slot {
     uint32_t capacity;
     log_read_t result;
     uint64_t done_order;
-    uint64_t cursor_lsn, cursor_number; /* where its last read ended: the next one usually goes on there */
-    uint64_t cursor_offset;
 } read_slot_t;
+
+/* Where a read ended: the next one of the same reader goes on there, in whatever slot. */
+typedef struct read_cursor {
+    uint64_t lsn, number, offset;
+} read_cursor_t;
+#define LOG_CURSORS 64u
 
 /* The records that the last fdatasync of the broker before may not have reached, and some more: see log_tail.c. */
 typedef struct tail {
@@ -205,6 +210,8 @@ struct log {
     bool checkpoint_busy;
     poll_thread_t read_thread;
     scan_t read_scan;
+    read_cursor_t cursors[LOG_CURSORS]; /* the newest; the read thread's, as read_scan is */
+    uint32_t cursor_next;
     int read_file;
     uint64_t read_number;                   /* segment that read_file is; 0: none */
     uint64_t generations[2], keep_below[2]; /* the two checkpoints kept, the newer first; generation 0: none */

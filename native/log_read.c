@@ -60,8 +60,23 @@ static bool place_find(log_t *log, uint64_t lsn, place_t *place, uint64_t *next_
     return found;
 }
 
-static int place_open(log_t *log, const place_t *place, read_slot_t *slot) {
+static const read_cursor_t *cursor_find(const log_t *log, uint64_t lsn, uint64_t number) {
+    for (uint32_t i = 0; i < LOG_CURSORS; i++)
+        if (log->cursors[i].lsn == lsn && log->cursors[i].number == number) return &log->cursors[i];
+    return NULL;
+}
+
+static void cursor_note(log_t *log, uint64_t lsn) {
+    const read_cursor_t *known = cursor_find(log, lsn, log->read_number);
+    if (known || !log->read_number) return;
+    log->cursors[log->cursor_next] = (read_cursor_t){.lsn = lsn, .number = log->read_number, .offset = log->read_scan.offset};
+    log->cursor_next = (log->cursor_next + 1) % LOG_CURSORS;
+}
+
+/* The scan stands at the LSN or before it. What it holds of the file already need not be read again. */
+static int place_open(log_t *log, const place_t *place, uint64_t lsn) {
     char name[FORMAT_NAME_BYTES];
+    bool same = log->read_number == place->header.number && !log->read_scan.error;
     if (log->read_number != place->header.number) {
         if (log->read_file >= 0) log->storage->close(log->storage, log->read_file);
         log->read_number = 0;
@@ -70,9 +85,12 @@ static int place_open(log_t *log, const place_t *place, read_slot_t *slot) {
         if (log->read_file < 0) return log->read_file;
         log->read_number = place->header.number;
     }
-    scan_file(&log->read_scan, log->read_file, place->end, &place->header);
-    bool goes_on = slot->cursor_number == place->header.number && slot->cursor_lsn == slot->result.next_lsn;
-    log->read_scan.offset = goes_on ? slot->cursor_offset : place->offset;
+    if (same)
+        scan_more(&log->read_scan, place->end);
+    else
+        scan_file(&log->read_scan, log->read_file, place->end, &place->header);
+    const read_cursor_t *cursor = cursor_find(log, lsn, place->header.number);
+    log->read_scan.offset = cursor ? cursor->offset : place->offset;
     return 0;
 }
 
@@ -119,11 +137,13 @@ static bool segment_read(log_t *log, read_slot_t *slot, const place_t *place, ui
     format_record_t record;
     const uint8_t *payload;
     while (slot->result.next_lsn < place->next_lsn && slot->result.next_lsn <= durable) {
+        scan->ahead = slot->capacity - slot->result.used + FORMAT_RECORD_BYTES; /* more would be read for nothing */
         bool valid = scan_look(scan, &record, &payload) == SCAN_RECORD;
         if (scan->error) {
             if (!slot->result.result) slot->result.result = system_error(scan->error);
             return false;
         }
+        if (!valid) scan->ahead = 0;
         if (!valid && scan->offset < scan->size && scan_resync(scan, 0, &record, &(uint64_t){0}) == SCAN_RECORD &&
             record.lsn <= slot->result.next_lsn)
             continue; /* damage before the LSN that is wanted */
@@ -139,14 +159,11 @@ static bool segment_read(log_t *log, read_slot_t *slot, const place_t *place, ui
             return false;
         }
         scan_pass(scan, &record);
-        slot->cursor_number = place->header.number;
-        slot->cursor_offset = scan->offset;
-        slot->cursor_lsn = slot->result.next_lsn;
     }
     return slot->result.next_lsn <= durable;
 }
 
-static void slot_read(log_t *log, read_slot_t *slot) {
+static void slot_fill(log_t *log, read_slot_t *slot) {
     uint64_t durable = log_durable(log);
     bool more = true;
     slot->result = (log_read_t){.slot = (uint32_t)(slot - log->slots), .next_lsn = slot->lsn};
@@ -157,13 +174,25 @@ static void slot_read(log_t *log, read_slot_t *slot) {
             gone(slot, next_lsn ? next_lsn : durable + 1);
             return;
         }
-        int error = place_open(log, &place, slot);
+        int error = place_open(log, &place, slot->result.next_lsn);
         if (error < 0) {
             if (!slot->result.result) slot->result.result = system_error(error);
             return;
         }
         more = segment_read(log, slot, &place, durable);
     }
+}
+
+static void slot_read(log_t *log, read_slot_t *slot) {
+    uint64_t before = log->read_scan.read_bytes;
+    slot_fill(log, slot);
+    if (slot->result.result > 0) {
+        cursor_note(log, slot->result.next_lsn);
+        scan_shrink(&log->read_scan, LOG_READ_SCAN_BYTES); /* a large record has been handed out */
+    }
+    gate_enter(&log->table);
+    log->stats.read_bytes += log->read_scan.read_bytes - before;
+    gate_leave(&log->table);
 }
 
 /* ---- checkpoints and reclaiming ------------------------------------------------------------------------------------------ */

@@ -137,11 +137,12 @@ bool delivery_add(bq_t *bq, session_t *session, segment_t *segment, uint32_t off
     return true;
 }
 
-void session_fall_behind(session_t *session, uint64_t lsn) {
+void session_fall_behind(bq_t *bq, session_t *session, uint64_t lsn) {
     if (session->behind) return;
     session->behind = true;
     session->next_lsn = lsn;
     session->behind_stamp_ms = 0;
+    session_pump_later(bq, session); /* with an empty window nothing else would */
 }
 
 /* Its window is its queue, and what is in flight may not be taken back out: under any policy, what comes is what is dropped. */
@@ -237,13 +238,7 @@ static bool waits_for_floor(bq_t *bq, session_t *session) {
     return unsafe > 0;
 }
 
-static bool hungry(const bq_t *bq, const session_t *session) {
-    return session->behind && session->next_lsn <= bq->fanned_lsn && session->members && session->read_slot < 0 &&
-           session->window_count <= bq->config.max_in_flight;
-}
-
-/* Send what can be sent, and fetch more when the window runs low. */
-static void pump(bq_t *bq, session_t *session) {
+static void send_window(bq_t *bq, session_t *session) {
     while (session->cursor && session->member_count) {
         delivery_t *delivery = session->cursor;
         if (!delivery->member) {
@@ -256,7 +251,12 @@ static void pump(bq_t *bq, session_t *session) {
         }
         session->cursor = delivery->next;
     }
-    if (hungry(bq, session)) session_read_start(bq, session);
+}
+
+/* Send what can be sent, and fetch more when the window runs low. */
+static void pump(bq_t *bq, session_t *session) {
+    send_window(bq, session);
+    if (session->behind && session_read_on(bq, session)) send_window(bq, session);
 }
 
 void session_offer(bq_t *bq, session_t *session, const held_t *held) {
@@ -274,7 +274,7 @@ void session_offer(bq_t *bq, session_t *session, const held_t *held) {
         return;
     }
     if (session->durable) {
-        session_fall_behind(session, held->lsn);
+        session_fall_behind(bq, session, held->lsn);
         session_behind_add(session, held->hold.size, held->timestamp_ms);
     } else {
         overflow(bq, session);
@@ -282,6 +282,7 @@ void session_offer(bq_t *bq, session_t *session, const held_t *held) {
 }
 
 void session_pump_all(bq_t *bq) {
+    session_reads_turn(bq);
     session_t *session = bq->sessions.pump;
     bq->sessions.pump = NULL;
     while (session) {
@@ -289,8 +290,7 @@ void session_pump_all(bq_t *bq) {
         session->pumping = false;
         pump(bq, session);
         bool logged = floor_log(bq, session);
-        /* The log is full for now, or all readers are busy: look again when a commit or a read has ended. */
-        if (!logged || hungry(bq, session)) session_pump_later(bq, session);
+        if (!logged) session_pump_later(bq, session); /* the log is full for now: look again when a commit has ended */
         session = next;
     }
 }
@@ -374,8 +374,8 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
 
 /* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. */
 void session_window_leave(bq_t *bq, session_t *session) {
-    if (!session->head) return;
     session_read_abandon(bq, session); /* what it brings would come before what is given back here */
+    if (!session->head) return;
     session->behind = true;
     session->next_lsn = session->head->lsn;
     session->behind_stamp_ms = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);

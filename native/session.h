@@ -64,7 +64,13 @@ typedef struct session {
     uint32_t window_count, flight_count;
     uint32_t member_count;
     bool grouped, durable, behind, pumping;
-    int8_t read_slot; /* < 0: no read under way */
+    struct reader *reader; /* it goes on in that one's block, if generation is still read_generation; NULL: in none */
+    uint32_t read_generation, read_at;
+    uint32_t read_bytes;                    /* of the record that is next, if the block was too small for it; 0: any will do */
+    uint32_t read_full;                     /* deliveries in the window when no more fitted; 0: not since something left it */
+    uint64_t read_again_ms;                 /* not before this */
+    struct session *read_next, **read_link; /* in line for a reader; read_link NULL: it is not */
+    uint8_t read_failures;                  /* in a row */
     uint8_t qos;
     uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
@@ -86,6 +92,18 @@ static inline const uint8_t *session_group(const session_t *session) {
 
 #define SESSION_SLOTS LOG_READS_MAX
 
+/* One reader and the block it has read last: see session_read.c. */
+typedef struct reader {
+    uint8_t *buffer; /* of the pool, so that it counts; NULL: none */
+    uint32_t capacity, used;
+    uint64_t first_lsn, next_lsn;
+    uint64_t since_ms;   /* when it was read */
+    uint32_t users;      /* sessions that go on in it */
+    uint32_t generation; /* another one with each block */
+    bool loaded, reading;
+    session_t *asker; /* whose need the read under way is for; NULL: nobody's (any more) */
+} reader_t;
+
 /* What the core keeps for all sessions. */
 typedef struct sessions {
     session_t *all;
@@ -97,9 +115,11 @@ typedef struct sessions {
     uint32_t flight_size, flight_count;
     session_t *pump; /* those that may have something to do */
     session_list_t list;
-    uint8_t *read_buffers[SESSION_SLOTS];
-    session_t *readers[SESSION_SLOTS]; /* whom a read is for; NULL: nobody (any more) */
-    bool reading[SESSION_SLOTS];       /* the buffer is the reader's until the read is done */
+    reader_t readers[SESSION_SLOTS];
+    session_t *read_first, **read_last; /* those in line for one */
+    uint64_t read_due_ms;               /* when they are looked at again, if nothing happens before */
+    uint64_t read_failing;              /* sessions whose last read brought nothing */
+    bool readers_changed;
 } sessions_t;
 
 bool sessions_init(struct bq *bq);
@@ -127,6 +147,8 @@ void session_pump_all(struct bq *bq);              /* log what was settled, send
 void sessions_aged(struct bq *bq, uint64_t ms);    /* what was found at the start is so much older than was known */
 void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
+void session_reads_turn(struct bq *bq);             /* those in line for a reader */
+uint64_t session_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */
 
 /* Recovery and checkpoints. */
 bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */

@@ -23,7 +23,7 @@ static inline void session_behind_end(session_t *session) {
 /* session.c: the window */
 void session_pump_later(struct bq *bq, session_t *session); /* at the end of this turn */
 void session_floor_update(struct bq *bq, session_t *session);
-void session_fall_behind(session_t *session, uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
+void session_fall_behind(struct bq *bq, session_t *session, uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
 bool session_has_room(const struct bq *bq, const session_t *session, uint32_t size);
 void session_window_leave(struct bq *bq, session_t *session); /* the window of a durable session goes back to the log */
 bool delivery_add(struct bq *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
@@ -32,7 +32,7 @@ void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_send_again(struct bq *bq, delivery_t *delivery);
 
 /* session_read.c */
-void session_read_start(struct bq *bq, session_t *session); /* nothing happens while all readers are busy */
+bool session_read_on(struct bq *bq, session_t *session); /* more from the log, if there is room; true: there are new deliveries */
 void session_read_abandon(struct bq *bq, session_t *session);
 
 /* session_table.c */

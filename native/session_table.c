@@ -171,8 +171,7 @@ session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t own
                            .durable = request->durable,
                            .grouped = request->group_size > 0,
                            .name_hash = name_hash(bq, request, owner),
-                           .owner = owner,
-                           .read_slot = -1};
+                           .owner = owner};
     memcpy(session->text, request->filter, request->filter_size);
     if (request->client_id_size) memcpy(session->text + request->filter_size, request->client_id, request->client_id_size);
     if (request->group_size)
@@ -310,7 +309,7 @@ void session_leave_all(bq_t *bq, connection_t *connection) {
 
 void sessions_missed(bq_t *bq, uint64_t lsn) {
     for (session_t *session = bq->sessions.all; session; session = session->next)
-        if (session->durable && session->qos) session_fall_behind(session, lsn);
+        if (session->durable && session->qos) session_fall_behind(bq, session, lsn);
 }
 
 /* ---- all of them ---- */
@@ -330,6 +329,7 @@ void sessions_release(bq_t *bq) {
     if (sessions->names) pool_give(&bq->pool, sessions->names, 2 * sessions->table_size * sizeof *sessions->names);
     sessions->flight = NULL;
     sessions->names = sessions->ids = NULL;
-    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++)
-        free(sessions->read_buffers[slot]); /* after log_close: no reader is left */
+    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) /* after log_close: no read is under way */
+        if (sessions->readers[slot].buffer)
+            pool_give(&bq->pool, sessions->readers[slot].buffer, sessions->readers[slot].capacity);
 }

@@ -344,6 +344,15 @@ def the_disk_returns_something_else(scene):
     subscribe_qos1(scene, "orders", "away", durable=True)
 
 
+def the_logs_file_is_not_there(scene):
+    subscribe_qos1(scene, "orders", "away", durable=True).close()
+    assert publish_qos1(scene.client("writer"), "orders", b"unread") == 0
+    until_stats(scene, lambda now: now["sessions_behind"])
+    for file in Path("log").glob("wal-*"):
+        file.rename(f"moved-{file.name}")
+    subscribe_qos1(scene, "orders", "away", durable=True)
+
+
 TLS = {
     "server": {"tls_bind_addr": "127.0.0.1:0"},
     "tls": {"cert_file": "broker.pem", "key_file": "broker.key"},
@@ -458,7 +467,8 @@ CAUSES = [
     ),
     (the_log_goes_round, SMALL_LOG, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
     (the_log_fails, SMALL_LOG, "blipmq_log_errno"),
-    (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total"),
+    (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total blipmq_log_read_bytes_total"),
+    (the_logs_file_is_not_there, LOGGED, "blipmq_sessions_unread blipmq_log_read_failures_total"),
     (
         tls_clients_come_and_the_certificate_changes, TLS,
         """blipmq_tls_connections blipmq_tls_handshakes_pending blipmq_tls_handshakes_total{result="done"}

@@ -234,6 +234,11 @@ def test_records_that_could_not_be_read_back_are_a_reason():
     assert "3 records could not be read back" in wal_with().reasons(counters(lost_lsns=3))[0]
 
 
+def test_subscriptions_that_cannot_be_read_for_are_a_reason():
+    (reason,) = wal_with().reasons(counters(sessions_unread=2))
+    assert reason.startswith("log: reading back fails for 2 subscriptions")
+
+
 def test_a_long_replay_says_how_far_it_is(monkeypatch):
     """The replay goes on until it has been reported: the test is the log's thread."""
     lines, seen = Lines(), []
