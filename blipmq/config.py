@@ -564,6 +564,18 @@ An unknown key, a value of the wrong kind or outside its range is an error that 
 listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are
 fine.
 
+## From 1.0.0
+
+`blipmq check --convert OLD` writes the settings of a configuration of BlipMQ 1.0.0 as they are here, to standard output or, with
+`--output FILE`, to a new file; it never writes over one. What became of each old line goes to standard error: kept, renamed,
+replaced (a value that is refused here, with the reason), without effect here, or left out. Comments above and behind a line that
+is kept come along. What is written is always accepted by `blipmq check`. Three things are worth a look: the log gets a folder
+of its own (`wal.directory`), because files of 1.0.0 have the same names and cannot be read; an address that served everyone goes
+on doing so (`auth.allow_anonymous`), which the file says; and where keys were configured, clients of 1.0.0, whose protocol has no
+place for a key, are refused.
+
+## Reloading
+
 On SIGHUP the file is read again. Keys marked *reload* take effect at once, a change to another one is logged and waits
 for a restart, and a file with an error changes nothing."""
 

@@ -265,7 +265,7 @@ class _Reading:
         self._take(k, _from_text(k, text), name)
 
     def _take(self, k: Key, value: Any, origin: str) -> None:
-        problem = _problem(k, value)
+        problem = problem_with(k, value)
         if problem:
             self.problems.append(f"{origin}: {k.path}: {problem}")
         else:
@@ -398,7 +398,7 @@ def _is_section(path: str) -> bool:
     return any(known.startswith(path + ".") for known in KEYS)
 
 
-def _problem(k: Key, value: Any) -> str:
+def problem_with(k: Key, value: Any) -> str:
     """What is wrong with `value` for this key, or nothing."""
     if k.type == "int":
         right = isinstance(value, int) and not isinstance(value, bool) and k.low <= value <= k.high

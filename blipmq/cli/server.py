@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from blipmq.errors import BlipMQError, ConfigError
+from blipmq.errors import BlipMQError, ConfigError, UsageError
 from blipmq.streams import READER_GONE, print_out, say, take_descriptors
 from blipmq.version import __version__
 
@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
             "--config", metavar="FILE", help="TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults"
         )
         command.set_defaults(run=run)
+    check.add_argument(
+        "--convert", metavar="OLD", help="write the settings of OLD, a file of BlipMQ 1.0.0, as they are here"
+    )
+    check.add_argument("--output", metavar="FILE", help="where to, with --convert; else standard output")
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
     connect.add_argument("addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS")
@@ -160,6 +164,12 @@ def _start(path: str | None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.convert is not None:
+        from blipmq.cli import convert
+
+        return convert.run(arguments.convert, arguments.output)
+    if arguments.output is not None:
+        raise UsageError("--output says where --convert writes to; what `blipmq check` prints goes to standard output.")
     loaded = _load(arguments.config, os.environ)
     from blipmq import config_reader, memory
     from blipmq.config import KEYS, shown

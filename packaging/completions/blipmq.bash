@@ -28,7 +28,11 @@ _blipmq() {
             case $before in
                 --config)
                     files=yes ;;
-                *) words="-h --help --config" ;;
+                --convert)
+                    words="" ;;
+                --output)
+                    files=yes ;;
+                *) words="-h --help --config --convert --output" ;;
             esac ;;
         health)
             case $before in

@@ -13,6 +13,8 @@ complete -c blipmq -n '__fish_seen_subcommand_from start' -s h -l help -d 'show 
 complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
+complete -c blipmq -n '__fish_seen_subcommand_from check' -l convert -x -d 'write the settings of OLD, a file of BlipMQ 1.0.0, as they are here'
+complete -c blipmq -n '__fish_seen_subcommand_from check' -l output -r -F -d 'where to, with --convert; else standard output'
 complete -c blipmq -n '__fish_seen_subcommand_from health' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from health' -l ready -d 'ask whether it serves clients, instead'
 complete -c blipmq -n '__fish_seen_subcommand_from health' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'

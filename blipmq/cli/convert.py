@@ -1,0 +1,53 @@
+"""`blipmq check --convert`: another program's configuration as one of this broker.
+
+Invariant: the configuration goes to standard output or to a new file, what became of each old line to standard error; a file
+that is there is never written over.
+"""
+
+from __future__ import annotations
+
+import os
+
+from blipmq.config_reader import read_text
+from blipmq.conversion import Fate, convert, printable
+from blipmq.conversion_v1 import read_v1
+from blipmq.errors import ConfigError, UsageError
+from blipmq.streams import print_out, say
+
+
+def run(old: str, output: str | None) -> int:
+    """Convert the file `old`. Raises `ConfigError` and `UsageError`."""
+    made = convert(read_text(old), old, read_v1)
+    for fate in made.fates:
+        say(
+            f"{old}:{fate.line}: {printable(fate.old)}: {fate.said}"
+            if fate.line
+            else f"{fate.key} = {fate.value}: {fate.said}"
+        )
+    say(_summary(made.fates))
+    if output is None:
+        print_out(made.text.removesuffix("\n"))
+        return 0
+    _write(output, made.text)
+    say(f"{output} is written. Look at it, then try it: blipmq check --config {output}")
+    return 0
+
+
+def _summary(fates: list[Fate]) -> str:
+    words = ("kept", "renamed", "replaced", "added", "left out", "without effect")
+    counts = {word: sum(fate.said.startswith(word) for fate in fates) for word in words}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        # It may hold keys.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise UsageError(
+            f"{path} is there already, and is not written over. Name another file with --output."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
+    with open(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
