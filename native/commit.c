@@ -294,6 +294,7 @@ static void checkpoint_when_due(bq_t *bq) {
     if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
     log_stats(bq->log, &stats);
+    if (stats.full || stats.bytes > bq->log_max_bytes / 2) sessions_skim(bq);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     if (!grown && !old && !stats.full) return;
@@ -387,6 +388,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     bq->log_flush_ms = config->flush_interval_ms;
     bq->log_batch_bytes = config->batch_bytes;
     bq->log_segment_bytes = config->segment_bytes;
+    bq->log_max_bytes = config->max_bytes;
     if (!found.clean && bq->ids_reserved > bq->next_message_id) bq->next_message_id = bq->ids_reserved;
     bq->ids_reserved = 0; /* reserve anew before the first use */
     bq->fanned_lsn = log_durable(bq->log);

@@ -101,7 +101,7 @@ struct bq {
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;
-    uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes;
+    uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes, log_max_bytes;
     uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
     uint64_t checkpoints_seen; /* that had been written when the last one was asked for */
     bool commit_wanted;        /* something gathered should not wait longer than log_flush_ms */

@@ -299,6 +299,7 @@ void session_pump_all(bq_t *bq) {
 void sessions_aged(bq_t *bq, uint64_t ms) {
     uint64_t ticks = ms / bq->config.tick_ms;
     for (session_t *session = bq->sessions.all; session; session = session->next) {
+        session->skim_due_ms = 0;
         for (delivery_t *delivery = session->head; delivery && delivery->lsn <= bq->found_lsn; delivery = delivery->next) {
             if (!delivery->expiry_tick) continue;
             uint64_t soonest = bq->wheel.now + 1;
@@ -377,6 +378,7 @@ void session_window_leave(bq_t *bq, session_t *session) {
     session_read_abandon(bq, session); /* what it brings would come before what is given back here */
     if (!session->head) return;
     session->behind = true;
+    session->skim_due_ms = 0;
     session->next_lsn = session->head->lsn;
     session->behind_stamp_ms = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
     while (session->head) {

@@ -71,6 +71,8 @@ typedef struct session {
     uint64_t read_again_ms;                 /* not before this */
     struct session *read_next, **read_link; /* in line for a reader; read_link NULL: it is not */
     uint8_t read_failures;                  /* in a row */
+    bool skim;                              /* absent, and read forward all the same: see session_skim.c */
+    uint64_t skim_due_ms;                   /* T when there may be something to let go of again */
     uint8_t qos;
     uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
@@ -144,6 +146,7 @@ struct connection *session_turn(session_t *session); /* the group's next live me
 
 void session_timeout(struct bq *bq, delivery_t *delivery);
 void session_pump_all(struct bq *bq);              /* log what was settled, send what can be sent, fetch what is missing */
+void sessions_skim(struct bq *bq);                 /* absent ones let go of what has expired */
 void sessions_aged(struct bq *bq, uint64_t ms);    /* what was found at the start is so much older than was known */
 void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);

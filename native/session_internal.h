@@ -35,6 +35,9 @@ void delivery_send_again(struct bq *bq, delivery_t *delivery);
 bool session_read_on(struct bq *bq, session_t *session); /* more from the log, if there is room; true: there are new deliveries */
 void session_read_abandon(struct bq *bq, session_t *session);
 
+/* session_skim.c: the next message is still wanted, for left_ms; 0: for ever */
+void session_skimmed(const struct bq *bq, session_t *session, uint64_t left_ms);
+
 /* session_table.c */
 session_t *session_by_id(struct bq *bq, uint64_t id);
 session_t *session_new(struct bq *bq, const session_request_t *request, bq_conn_t owner); /* NULL: no memory */

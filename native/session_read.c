@@ -228,6 +228,7 @@ void session_read_abandon(bq_t *bq, session_t *session) {
     if (session->read_failures) bq->sessions.read_failing--;
     session->read_failures = 0;
     session->read_full = 0;
+    session->skim = false;
     line_leave(bq, session);
     block_leave(session);
     bq->sessions.readers_changed = true;
@@ -244,6 +245,10 @@ static bool expiry_of(const bq_t *bq, uint64_t lsn, const publish_record_t *reco
     if (elapsed >= record->ttl_ms) return false;
     *tick = publish_expiry_tick(bq, bq->now_ms, record->ttl_ms - elapsed);
     return true;
+}
+
+static uint64_t left_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *record) {
+    return record->ttl_ms ? record->ttl_ms - timeline_age_ms(bq, lsn, record) : 0;
 }
 
 enum take { TAKE_OK, TAKE_FULL, TAKE_SKIP, TAKE_NO_MEMORY };
@@ -270,6 +275,10 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
         bq->stats.dropped_ttl++;
         bq->stats.enqueued++;
         return TAKE_SKIP;
+    }
+    if (!session->members) {
+        session_skimmed(bq, session, left_ms(bq, lsn, &record));
+        return TAKE_FULL;
     }
     if (!session_has_room(bq, session, prefix_size + payload_size)) return TAKE_FULL;
     publish_run_close(bq);
@@ -321,7 +330,7 @@ static void caught_up(bq_t *bq, session_t *session) {
 
 /* It wants more, and has not found its window full since the last acknowledgement. */
 static bool wants(const bq_t *bq, const session_t *session) {
-    return session->behind && session->members && session->next_lsn <= bq->fanned_lsn && !session->read_link &&
+    return session->behind && (session->members || session->skim) && session->next_lsn <= bq->fanned_lsn && !session->read_link &&
            session->window_count <= bq->config.max_in_flight &&
            (!session->read_full || session->window_count < session->read_full);
 }
@@ -335,7 +344,9 @@ bool session_read_on(bq_t *bq, session_t *session) {
             break;
         }
         enum take took = take_items(bq, session, session->reader);
-        if (took == TAKE_FULL) {
+        if (took == TAKE_FULL && !session->members) {
+            block_leave(session);
+        } else if (took == TAKE_FULL) {
             session->read_full = session->window_count;
         } else if (took == TAKE_NO_MEMORY && !session->window_count) {
             read_failed(bq, session); /* no acknowledgement will come that could bring it here again */
