@@ -210,12 +210,13 @@ class BlockingClient:
                     subscription.abandon(told=isinstance(error, BlipMQError) and error.code != 0)
                     raise
 
-    def unsubscribe(self, filter_: str) -> None:
-        """End all subscriptions to this filter, or the durable one of this client id. Refused (404) if there is
-        none."""
+    def unsubscribe(self, filter_: str, *, group: str = "") -> None:
+        """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
+        in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
+        (404) if there is nothing to end."""
         self._connection.wait_connected()
-        self._connection.answer(self._protocol.unsubscribe(filter_))
-        for inbox in self._protocol.inboxes(filter_):
+        self._connection.answer(self._protocol.unsubscribe(filter_, group))
+        for inbox in self._protocol.inboxes(filter_, group):
             self._protocol.drop(inbox)
             inbox.end(None)
 

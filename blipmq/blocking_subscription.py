@@ -96,7 +96,7 @@ class BlockingSubscription(Inbox):
         self.end(None)
         if last and not self.durable and protocol.welcomed:
             try:
-                connection.answer(protocol.unsubscribe(self.filter))
+                connection.answer(protocol.unsubscribe(self.filter, self.group))
             except BlipMQError:
                 pass  # it has ended here; on the broker it ends with the connection at the latest
 
@@ -105,4 +105,4 @@ class BlockingSubscription(Inbox):
         us."""
         protocol = self._connection.protocol
         if protocol.drop(self) and not told and not self.durable and protocol.welcomed:
-            protocol.forget(protocol.unsubscribe(self.filter))
+            protocol.forget(protocol.unsubscribe(self.filter, self.group))

@@ -45,6 +45,7 @@ from blipmq.native.events import (
     Stopped,
     Sub,
     Unsub,
+    Unsubscribed,
 )
 from blipmq.native_protocol import NativeProtocol
 from blipmq.relay import Relay
@@ -428,6 +429,7 @@ class Broker:
             Hello: protocol.hello,
             Sub: protocol.subscribe,
             Unsub: protocol.unsubscribe,
+            Unsubscribed: protocol.unsubscribed,
             Info: protocol.info,
             Closed: self._closed,
             Attached: self._attached,

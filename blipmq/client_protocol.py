@@ -216,16 +216,18 @@ class ClientProtocol:
                 del self._shared[id_]
         return was_last
 
-    def inboxes(self, filter_: str) -> list[Inbox]:
-        return list(self._inboxes.get(filter_, []))
+    def inboxes(self, filter_: str, group: str = "") -> list[Inbox]:
+        """Those of that filter; with a group, those in it."""
+        return [inbox for inbox in self._inboxes.get(filter_, []) if not group or inbox.group == group]
 
     def all_inboxes(self) -> list[Inbox]:
         return [inbox for group in self._inboxes.values() for inbox in group]
 
-    def unsubscribe(self, filter_: str) -> Request:
+    def unsubscribe(self, filter_: str, group: str = "") -> Request:
         check_filter(filter_)
+        check_identity("group", group)
         request = self.unanswered.add(f"Unsubscribe from {filter_}")
-        self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq))
+        self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group))
         return request
 
     def ping(self) -> Request:

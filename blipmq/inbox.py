@@ -67,6 +67,10 @@ class Inbox:
     def durable(self) -> bool:
         return self.options[1]
 
+    @property
+    def group(self) -> str:
+        return self.options[2]
+
     def is_full(self, times: int = 1) -> bool:
         return len(self.messages) >= self.messages_max * times or self.queued_bytes >= self.bytes_max * times
 

@@ -20,7 +20,7 @@ from blipmq.errors import (
 )
 from blipmq.logs import Log
 from blipmq.native.core import Core
-from blipmq.native.events import Closed, CloseReason, Hello, Info, Sub, Unsub
+from blipmq.native.events import Closed, CloseReason, Hello, Info, Sub, Unsub, Unsubscribed
 from blipmq.session_list import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import OWNER_ENDS, Session, Sessions
 from blipmq.status import Status
@@ -127,7 +127,8 @@ class NativeProtocol:
         if problem:
             self._refuse(event, code, problem)
             return
-        self._sessions.open(event.conn, event.peer).filters[event.filter] = None
+        # The core has the last word: if it refuses, or later ends it, `unsubscribed` takes this back.
+        self._sessions.open(event.conn, event.peer).subscriptions[event.filter, event.group] = None
         self._core.subscribe(
             event.conn,
             event.seq,
@@ -153,7 +154,8 @@ class NativeProtocol:
             return BAD_REQUEST, problem
         if event.qos and not self.config.wal.enabled:
             return NOT_NOW, NO_LOG
-        if session is not None and len(session.filters) >= limit and event.filter not in session.filters:
+        known = session.subscriptions if session is not None else {}
+        if len(known) >= limit and (event.filter, event.group) not in known:
             return TOO_MANY, f"{limit} subscriptions are the most one connection may have"
         if self._status.memory_is_short:
             return NOT_NOW, "memory is short: limits.memory_bytes is reached"
@@ -162,11 +164,16 @@ class NativeProtocol:
     def unsubscribe(self, event: Unsub) -> None:
         """Take a route away and end the client's durable subscription; the core knows whether there was one and answers."""
         session = self._sessions.find(event.conn)
+        if session is not None and session.closing:
+            return
+        identity = session.identity if session is not None else ""
+        self._core.unsubscribe(event.conn, event.seq, event.filter, identity, event.group)
+
+    def unsubscribed(self, event: Unsubscribed) -> None:
+        """The core has refused or ended a subscription: it counts no more, and no right to it can be lost."""
+        session = self._sessions.find(event.conn)
         if session is not None:
-            if session.closing:
-                return
-            session.filters.pop(event.filter, None)
-        self._core.unsubscribe(event.conn, event.seq, event.filter, session.identity if session is not None else "")
+            session.ended(event.filter, event.group, everywhere=not event.group and not event.refused)
 
     def info(self, event: Info) -> None:
         """Answer with the broker's state as JSON, once it has been gathered."""

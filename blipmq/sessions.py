@@ -19,7 +19,7 @@ OWNER_ENDS = "\x1f"
 class Session:
     """One connection: who it is and what it subscribes to. `conn` is the core's handle."""
 
-    __slots__ = ("client_id", "closing", "conn", "filters", "key", "peer", "said_hello")
+    __slots__ = ("client_id", "closing", "conn", "key", "peer", "said_hello", "subscriptions")
 
     def __init__(self, conn: int, peer: str) -> None:
         self.conn = conn
@@ -28,12 +28,24 @@ class Session:
         self.key: Key | None = None  # that it came in with, where keys are asked for
         self.said_hello = False
         self.closing = False  # told to close: what it still sends is not answered
-        self.filters: dict[str, None] = {}  # in the order they were subscribed
+        self.subscriptions: dict[tuple[str, str], None] = {}  # filter and group, in the order they were asked for
 
     def __repr__(self) -> str:
         state = " closing" if self.closing else ""
         who = f"conn={self.conn:#x} client={self.client_id!r} peer={self.peer}"
-        return f"<Session {who} filters={len(self.filters)}{state}>"
+        return f"<Session {who} subscriptions={len(self.subscriptions)}{state}>"
+
+    @property
+    def filters(self) -> dict[str, None]:
+        """What it subscribes to, in the order it did, however many groups of one it is in."""
+        return dict.fromkeys(filter_ for filter_, _ in self.subscriptions)
+
+    def ended(self, filter_: str, group: str, everywhere: bool) -> None:
+        """It has no such subscription, or with `everywhere` none to that filter at all."""
+        if everywhere:
+            self.subscriptions = {each: None for each in self.subscriptions if each[0] != filter_}
+        else:
+            self.subscriptions.pop((filter_, group), None)
 
     @property
     def identity(self) -> str:

@@ -116,7 +116,7 @@ class Subscription(Inbox):
         connection.resume_if_room()
         if last and not self.durable and protocol.welcomed:
             try:
-                await connection.answer(protocol.unsubscribe(self.filter))
+                await connection.answer(protocol.unsubscribe(self.filter, self.group))
             except BlipMQError:
                 pass  # it has ended here; on the broker it ends with the connection at the latest
 
@@ -126,5 +126,5 @@ class Subscription(Inbox):
         protocol = self._connection.protocol
         last = protocol.drop(self)
         if last and not told and not self.durable and protocol.welcomed:
-            protocol.forget(protocol.unsubscribe(self.filter))
+            protocol.forget(protocol.unsubscribe(self.filter, self.group))
             self._connection.schedule_flush()

@@ -79,9 +79,10 @@ enum bq_command_type {
                                of its key (BQ_CMD_RIGHTS), 0: it may publish everything */
     BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
                                flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
-                               subscription is on disk; Reply 503 when there is no log for it */
-    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text: filter, data: client_id; ends a durable subscription of that client too. Reply for
-                               clients that said HELLO: 0 (when it is on disk), or 404 */
+                               subscription is on disk; Reply 429 or 503 when it cannot be had, and BQ_EV_UNSUBSCRIBED */
+    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text, value and data as above; ends durable subscriptions of that client too; without a
+                               group, all to that filter. Reply for clients that said HELLO: 0 (when it is on disk) and
+                               BQ_EV_UNSUBSCRIBED, 404, or 503 when it cannot be logged now: nothing has changed then */
     BQ_CMD_REPLY = 10,  /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
     BQ_CMD_CLOSE = 11,  /* conn, code: enum bq_close */
     BQ_CMD_STATS = 12,  /* answered by BQ_EV_STATS with this seq */
@@ -144,7 +145,7 @@ typedef struct bq_command {
 enum bq_event_type {
     BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
     BQ_EV_SUB = 2,      /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_PLAIN */
-    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; flags: BQ_EV_PLAIN */
+    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; data: group; flags: BQ_EV_PLAIN */
     BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
     BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
     BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
@@ -154,7 +155,9 @@ enum bq_event_type {
     BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
     BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
-    BQ_EV_SESSIONS = 13 /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_SESSIONS = 13,    /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_UNSUBSCRIBED = 14 /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
+                               without a group all of that filter */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };

@@ -87,58 +87,79 @@ static session_request_t session_request(const record_t *record, const uint8_t *
                                .client_id_size = client_id_size,
                                .group = data + client_id_size,
                                .group_size = record->data_size - client_id_size,
-                               .qos = (record->command.flags & BQ_SUB_QOS1) != 0,
-                               .durable = (record->command.flags & BQ_SUB_DURABLE) != 0};
+                               .qos = (record->command.flags & (BQ_SUB_QOS1 | BQ_SUB_DURABLE)) != 0,
+                               .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE};
 }
 
-/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a session for what is
- * published with QoS 1, as a plain subscriber for the rest. */
-static void subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
-    session_request_t request = session_request(record, filter, data);
-    publish_run_close(bq);
-    if ((request.qos || request.durable) && !bq->log) { /* a full or failed log still delivers what it has */
-        connection_reply(bq, connection, record->command.seq, 503, commit_refusal(bq));
-        connection_resume(bq, connection, PAUSE_ANSWER);
-        return;
-    }
-    if (request.group_size) {
-        session_subscribe(bq, connection, record->command.seq, &request);
-        return;
-    }
-    int added = route_subscribe(bq->routes, connection, &connection->subscriptions, filter, record->text_size);
-    if (added < 0) {
-        bool memory = added == BQ_E_MEMORY;
-        connection_reply(bq, connection, record->command.seq, memory ? 503 : 400,
-                         memory ? "the broker is out of memory" : "not a filter");
-        connection_resume(bq, connection, PAUSE_ANSWER);
-        return;
-    }
-    if (added == 1) connection->subscription_count++;
-    if (request.qos || request.durable) {
-        session_subscribe(bq, connection, record->command.seq, &request);
-        return;
-    }
-    connection_suback(bq, connection, record->command.seq, filter, record->text_size);
+static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
+    if (connection->hello)
+        connection_reply(bq, connection, seq, code, why);
+    else
+        connection_close(bq, connection, BQ_CLOSE_FRAME, why); /* it knows no Reply */
     connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
-static void unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
+/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a session for what is
+ * published with QoS 1, as a plain subscriber for the rest. True: the connection has that subscription now, or had it before. */
+static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
+    if (request->qos && !bq->log) { /* a full or failed log still delivers what it has */
+        refuse_subscribe(bq, connection, seq, 503, commit_refusal(bq));
+        return false;
+    }
+    int added = 0;
+    bool remains;
+    if (!request->group_size)
+        added = route_subscribe(bq->routes, connection, &connection->subscriptions, request->filter, request->filter_size);
+    if (added < 0) {
+        bool memory = added == BQ_E_MEMORY;
+        refuse_subscribe(bq, connection, seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
+        return false;
+    }
+    if (added) connection->subscription_count++;
+    if (!request->group_size && !request->qos) {
+        connection_suback(bq, connection, seq, request->filter, request->filter_size);
+        connection_resume(bq, connection, PAUSE_ANSWER);
+        return true;
+    }
+    if (session_subscribe(bq, connection, seq, request, added == 1, &remains)) return true;
+    if (added && route_unsubscribe(bq->routes, connection, connection->subscriptions, request->filter, request->filter_size))
+        connection->subscription_count--;
+    return remains || (!request->group_size && !added);
+}
+
+/* False: Python has to be told if it is refused, and there is no room for that among the events; it is run again. */
+static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     session_request_t request = session_request(record, filter, data);
-    request.client_id_size = record->data_size;
-    request.group_size = 0;
+    if (connection->state != CONNECTION_OPEN) return true; /* it is going: it can neither be told nor acknowledge anything */
     publish_run_close(bq);
-    bool left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
+    if (!event_room(bq)) return false;
+    if (!subscribe_now(bq, connection, record->command.seq, &request))
+        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, 503);
+    return true;
+}
+
+static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
+    session_request_t request = session_request(record, filter, data);
+    uint64_t seq = record->command.seq;
+    bool ended, held, left = false;
+    publish_run_close(bq);
+    if (!event_room(bq)) return false;
+    if (!session_unsubscribe(bq, connection, seq, &request, &ended, &held)) return true;
+    if (!request.group_size)
+        left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
     if (left) {
         connection->subscription_count--;
         connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
     }
-    if (session_unsubscribe(bq, connection, record->command.seq, &request)) return;
+    if (ended || left) event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, 0);
+    if (held) return true; /* until it is on disk */
     connection_resume(bq, connection, PAUSE_ANSWER);
-    if (!connection->hello) return;
-    if (left)
-        connection_reply(bq, connection, record->command.seq, 0, "");
+    if (!connection->hello) return true;
+    if (ended || left)
+        connection_reply(bq, connection, seq, 0, "");
     else
-        connection_reply(bq, connection, record->command.seq, 404, "this connection has no such subscription");
+        connection_reply(bq, connection, seq, 404, "this client has no such subscription");
+    return true;
 }
 
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -179,26 +200,27 @@ static void taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
 }
 
 /* Commands for a connection; one that has gone meanwhile is not an error, its end is on its way to Python. */
-static void for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     connection_t *connection = connection_find(bq, record->command.conn);
-    if (!connection || connection->state == CONNECTION_DEAD) return;
+    if (!connection || connection->state == CONNECTION_DEAD) return true;
     switch (record->command.type) {
     case BQ_CMD_FEED:
         connection_feed(bq, connection, data, record->data_size);
         if (record->command.flags & BQ_FEED_END) connection_feed_end(bq, connection);
-        return;
-    case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return;
-    case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return;
+        return true;
+    case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return true;
+    case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
-    case BQ_CMD_SUBSCRIBE: subscribe(bq, connection, record, text, data); return; /* these two may wait for the disk */
-    case BQ_CMD_UNSUBSCRIBE: unsubscribe(bq, connection, record, text, data); return;
+    case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the disk */
+    case BQ_CMD_UNSUBSCRIBE: return unsubscribe(bq, connection, record, text, data);
     case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
-    default: return; /* no such command */
+    default: return true; /* no such command */
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
-    if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return;
+    if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return true;
     door_answered(bq, connection);
     connection_resume(bq, connection, PAUSE_ANSWER);
+    return true;
 }
 
 static void adopt(bq_t *bq, int fd) {
@@ -245,7 +267,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_RIGHTS: rights(bq, record, data); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
-    default: for_connection(bq, record, text, data); return true;
+    default: return for_connection(bq, record, text, data);
     }
 }
 

@@ -188,17 +188,30 @@ bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     return true;
 }
 
-bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text,
-                   uint32_t size) {
-    held_t *held = held_new(bq, connection, kind, size ? size : 1);
-    if (!held) return false;
-    if (size) memcpy(held->hold.segment->bytes + held->hold.offset, text, size);
+held_t *commit_answer_new(bq_t *bq, connection_t *connection, uint64_t seq, enum held_kind kind, const uint8_t *text,
+                          uint32_t size, uint32_t more) {
+    held_t *held = held_new(bq, connection, kind, size + more ? size + more : 1);
+    if (!held) return NULL;
+    if (size + more) memcpy(held->hold.segment->bytes + held->hold.offset, text, size + more);
     held->seq = seq;
-    held->lsn = lsn;
     held->topic_size = (uint16_t)size;
+    held->payload_size = more;
+    return held;
+}
+
+void commit_answer_hold(bq_t *bq, connection_t *connection, held_t *held, uint64_t lsn) {
+    held->lsn = lsn;
     held_append(bq, connection, held);
     bq->commit_wanted = true;
-    return true;
+}
+
+void commit_answer_drop(bq_t *bq, held_t *held) { held_free(bq, held); }
+
+bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text,
+                   uint32_t size) {
+    held_t *held = commit_answer_new(bq, connection, seq, kind, text, size, 0);
+    if (held) commit_answer_hold(bq, connection, held, lsn);
+    return held != NULL;
 }
 
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
@@ -251,10 +264,17 @@ static void held_let_go(bq_t *bq, held_t *held, bool durable) {
             answer(bq, connection, held);
         else
             refuse_held(bq, connection, held);
+        if (!durable && held->undo) session_subscribe_undo(bq, connection, held);
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
         connection_answered(bq, connection);
     }
     held_free(bq, held);
+}
+
+/* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
+static void refuse_all_held(bq_t *bq) {
+    publish_run_close(bq);
+    while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, false);
 }
 
 static void log_waiters_resume(bq_t *bq) {
@@ -273,8 +293,7 @@ void commit_turn(bq_t *bq) {
     timeline_begin(bq);
     uint64_t durable = log_durable(bq->log);
     while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
-    if (log_state(bq->log) == LOG_E_FAILED)
-        while (bq->held) held_let_go(bq, bq->held, false);
+    if (log_state(bq->log) == LOG_E_FAILED) refuse_all_held(bq);
     bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
     bq->fanned_lsn = durable;
     if (found) sessions_go_on(bq);
@@ -306,6 +325,7 @@ static void checkpoint_when_due(bq_t *bq) {
     if (!bytes) return;
     bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
     if ((grown || old || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+        if (keep_from > bq->sessions.kept_from) bq->sessions.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
         bq->checkpoints_seen = stats.checkpoints;

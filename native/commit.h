@@ -21,6 +21,9 @@ enum held_kind {
     HELD_REPLY    /* to the end of a durable subscription */
 };
 
+/* What a SUB whose answer waits has made: a disk that fails meanwhile takes it back. */
+enum held_undo { HELD_UNDO_ROUTE = 1, HELD_UNDO_MEMBER = 2, HELD_UNDO_HOLDER = 4, HELD_UNDO_SESSION = 8 };
+
 typedef struct held {
     queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (HELD_SUBACK) */
     struct held *next;
@@ -28,9 +31,10 @@ typedef struct held {
     uint64_t seq;
     uint64_t lsn, id;
     uint64_t timestamp_ms, ttl_ms, expiry_tick;
-    uint32_t payload_size;
+    uint32_t payload_size; /* HELD_SUBACK: of the group behind the filter */
     uint16_t topic_size;
     uint8_t kind;
+    uint8_t undo; /* HELD_SUBACK: enum held_undo; id: of the holder */
 } held_t;
 
 static inline const uint8_t *held_frame(const held_t *held) { return held->hold.segment->bytes + held->hold.offset; }
@@ -54,6 +58,12 @@ struct delivery;
 bool commit_dead_letter(struct bq *bq, const uint8_t *topic, uint32_t topic_size, const struct delivery *delivery,
                         const uint8_t *payload, uint32_t payload_size);
 bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
+/* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
+ * first `size` bytes are what is answered with. */
+held_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum held_kind kind, const uint8_t *text,
+                          uint32_t size, uint32_t more); /* NULL: no memory */
+void commit_answer_hold(struct bq *bq, struct connection *connection, held_t *held, uint64_t lsn);
+void commit_answer_drop(struct bq *bq, held_t *held);
 bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum held_kind kind,
                    const uint8_t *text, uint32_t size);
 

@@ -435,7 +435,12 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     case FRAME_SUB: return request_subscribe(bq, connection, view);
     case FRAME_UNSUB:
         return ask(bq, connection,
-                   &(bq_event_t){.type = BQ_EV_UNSUB, .seq = view->seq, .text = view->topic, .text_size = view->topic_size});
+                   &(bq_event_t){.type = BQ_EV_UNSUB,
+                                 .seq = view->seq,
+                                 .text = view->topic,
+                                 .text_size = view->topic_size,
+                                 .data = view->group,
+                                 .data_size = view->group_size});
     case FRAME_INFO: return request_info(bq, connection, view);
     case FRAME_PING:
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");

@@ -18,6 +18,17 @@ bool event_push(bq_t *bq, const bq_event_t *event) {
 
 bool event_room(bq_t *bq) { return ring_reserve(&bq->events, (uint32_t)sizeof(bq_event_t) + FED_CHUNK_BYTES) != NULL; }
 
+void event_unsubscribed(bq_t *bq, const connection_t *connection, const uint8_t *filter, uint32_t filter_size,
+                        const uint8_t *group, uint32_t group_size, uint16_t code) {
+    event_push(bq, &(bq_event_t){.type = BQ_EV_UNSUBSCRIBED,
+                                 .code = code,
+                                 .conn = connection->handle,
+                                 .text = filter,
+                                 .text_size = filter_size,
+                                 .data = group,
+                                 .data_size = group_size});
+}
+
 void event_retry(bq_t *bq, connection_t *connection) {
     if (connection->retrying) return;
     connection->retrying = true;

@@ -31,6 +31,7 @@ enum log_type {
     LOG_SESSION = 3,
     LOG_SESSION_END = 4,
     LOG_IDS = 5,
+    LOG_SESSION_LEAVE = 6,
     LOG_TIME = 8, /* see timeline.h */
     LOG_PAD = 15  /* fills a block; takes no LSN (its own is that of the record behind it); never handed to a visitor */
 };

@@ -355,6 +355,11 @@ int route_session(routes_t *routes, session_t *session, session_route_t *at, con
     return 1;
 }
 
+session_t *route_session_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
+    const filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    return filter && index < filter->session_count ? filter->sessions[index] : NULL;
+}
+
 void route_session_leave(routes_t *routes, session_route_t *at) {
     filter_t *filter = at->filter;
     filter_changed(routes, filter);

@@ -68,6 +68,8 @@ void route_leave(routes_t *routes, subscription_t *subscription);
 /* The same for a session; it is its own member and can be in only once. */
 int route_session(routes_t *routes, struct session *session, session_route_t *at, const uint8_t *filter, uint32_t size);
 void route_session_leave(routes_t *routes, session_route_t *at);
+struct session *route_session_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
+                                 uint32_t index); /* NULL: no more */
 
 static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t size) {
     return topic->name_size == size && size && memcmp(topic->name, name, size) == 0; /* a free slot has size 0 */

@@ -373,18 +373,25 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
     }
 }
 
-/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. */
+/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent.
+ * What came before it was durable may no longer be in the log: that ends with the last connection, as it would have. */
 void session_window_leave(bq_t *bq, session_t *session) {
     session_read_abandon(bq, session); /* what it brings would come before what is given back here */
     if (!session->head) return;
     session->behind = true;
     session->skim_due_ms = 0;
-    session->next_lsn = session->head->lsn;
+    session->next_lsn = session->head->lsn > session->kept_lsn ? session->head->lsn : session->kept_lsn;
     session->behind_stamp_ms = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
     while (session->head) {
-        session_behind_add(session, session->head->hold.size, 0);
-        if (session->head->redelivered && session->head->lsn > session->doubtful_lsn) session->doubtful_lsn = session->head->lsn;
-        delivery_free(bq, session->head);
+        delivery_t *delivery = session->head;
+        if (delivery->lsn < session->kept_lsn) {
+            bq->stats.dropped_disconnect++;
+            bq->stats.enqueued++;
+        } else {
+            session_behind_add(session, delivery->hold.size, 0);
+            if (delivery->redelivered && delivery->lsn > session->doubtful_lsn) session->doubtful_lsn = delivery->lsn;
+        }
+        delivery_free(bq, delivery);
     }
     session_floor_update(bq, session);
 }

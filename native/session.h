@@ -32,7 +32,18 @@ typedef struct member {
     struct member *next, **link;                       /* the session's members */
     struct member *connection_next, **connection_link; /* the connection's sessions */
     uint32_t flight_count;
+    uint8_t qos; /* the highest it asked for */
 } member_t;
+
+/* A client_id for which a durable subscription is kept while it is away: its own, or one of those of a queue group. */
+typedef struct holder {
+    struct holder *next;
+    uint64_t id;         /* from the same numbers as sessions' ids: what ended an older one of that name does not end it */
+    uint64_t record_lsn; /* its record in the log */
+    uint64_t hash;
+    uint32_t size;
+    uint8_t client_id[];
+} holder_t;
 
 typedef struct delivery {
     queue_entry_t hold; /* keeps the frame's bytes (compaction may move them); its timer is the expiry or the ack timeout */
@@ -54,15 +65,17 @@ typedef struct session {
     struct session *pump_next;
     session_route_t route;
     member_t *members, *turn;         /* turn: who is served next */
+    holder_t *holders;                /* one of a durable subscription, at least one of a durable group; NULL: not durable */
     delivery_t *head, *tail, *cursor; /* the window; cursor: where to look for the next to send, NULL: nowhere */
     uint64_t id;                      /* of a durable one, for the log */
     uint64_t floor_lsn, floor_logged;
     uint64_t next_lsn;     /* while behind */
     uint64_t doubtful_lsn; /* after a restart: up to here it may have been sent before */
-    uint64_t born_lsn;     /* its own record; 0: not durable */
+    uint64_t born_lsn;     /* what comes after this is for it; 0: it was not durable when it began */
+    uint64_t kept_lsn;     /* made durable later: what its window holds from before this is in memory only */
     uint64_t window_bytes;
     uint32_t window_count, flight_count;
-    uint32_t member_count;
+    uint32_t member_count, holder_count;
     bool grouped, durable, behind, pumping;
     struct reader *reader; /* it goes on in that one's block, if generation is still read_generation; NULL: in none */
     uint32_t read_generation, read_at;
@@ -84,13 +97,16 @@ typedef struct session {
     uint64_t seen_wall_ms;                  /* when its last connection left it; 0: not known */
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
-    uint8_t text[]; /* filter, client_id, group */
+    uint8_t text[]; /* filter, client_id of one that is no group, group */
 } session_t;
 
 static inline const uint8_t *session_client_id(const session_t *session) { return session->text + session->filter_size; }
 static inline const uint8_t *session_group(const session_t *session) {
     return session_client_id(session) + session->client_id_size;
 }
+
+/* A group's durable client_ids: each is compared at a SUB, and each costs a line of every checkpoint. */
+#define GROUP_HOLDERS_MAX 1024u
 
 #define SESSION_SLOTS LOG_READS_MAX
 
@@ -110,7 +126,9 @@ typedef struct reader {
 typedef struct sessions {
     session_t *all;
     uint32_t count;
-    uint64_t next_id;
+    uint32_t group_holders;   /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
+    uint64_t next_id;         /* of the newest session or holder */
+    uint64_t kept_from;       /* as the newest checkpoint says: the log has let go of what is older */
     session_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
     uint32_t table_size;
     delivery_t **flight; /* hash table of deliveries in flight */
@@ -134,9 +152,16 @@ typedef struct session_request {
     uint8_t qos;
     bool durable;
 } session_request_t;
-void session_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request);
-/* True if there was such a session of this connection, or a durable one of that client_id: the Reply is then this function's. */
-bool session_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request);
+/* False: it was refused and answered so, and all is as it was. *remains: the connection has the subscription (in that case too,
+ * if it had it before). `route_new`: what else this request has made, to be taken back if the disk refuses it later. */
+bool session_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request,
+                       bool route_new, bool *remains);
+void session_subscribe_undo(struct bq *bq, struct connection *connection, const struct held *held);
+
+/* Ends what UNSUB of that filter ends, its route too. *ended: false if there was none. The answer is the caller's, unless *held: it
+ * waits for the disk. False: refused, for want of room, and all is as it was. */
+bool session_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request,
+                         bool *ended, bool *held);
 void session_ack(struct bq *bq, struct connection *connection, uint64_t id);
 void session_leave_all(struct bq *bq, struct connection *connection);
 

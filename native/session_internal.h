@@ -43,9 +43,17 @@ session_t *session_by_id(struct bq *bq, uint64_t id);
 session_t *session_new(struct bq *bq, const session_request_t *request, bq_conn_t owner); /* NULL: no memory */
 void session_free(struct bq *bq, session_t *session);
 void session_id_give(struct bq *bq, session_t *session, uint64_t id);
+holder_t *holder_new(struct bq *bq, const uint8_t *client_id, uint32_t size, uint64_t id); /* NULL: no memory */
+void holder_free(struct bq *bq, holder_t *holder);
+void holder_enter(struct bq *bq, session_t *session, holder_t *holder); /* it is durable from now on */
+/* Every durable subscription of that client to that filter (and group, if there is one) ends whose id is not above `id_max`.
+ * Returns how many; `end` false: how many that would be. */
+uint32_t session_holders_end(struct bq *bq, const session_request_t *request, uint64_t id_max, bool end);
 
 /* session_store.c */
-int64_t session_log(struct bq *bq,
-                    session_t *session); /* the record of a new one: its LSN; 0 or less: it cannot be written now */
+#define SESSION_NEW_FLOOR UINT64_MAX /* it begins with its own record */
+/* Both return the record's LSN; 0 or less: it cannot be written now. */
+int64_t session_log(struct bq *bq, const session_t *session, const holder_t *holder, uint64_t session_id, uint64_t floor_lsn);
+int64_t session_log_leave(struct bq *bq, const session_request_t *request);
 
 #endif

@@ -56,18 +56,31 @@ static bool holds(const uint8_t *text, uint32_t size, const uint8_t *part, uint3
     return false;
 }
 
+/* A group is kept for client_ids of its own, any other session has one or none: the first few of them, until one is what is asked. */
+static bool any_client(const session_t *session, bool (*asked)(const uint8_t *, uint32_t, const uint8_t *, uint32_t),
+                       const uint8_t *part, uint32_t part_size) {
+    if (!session->grouped)
+        return session->client_id_size && asked(session_client_id(session), session->client_id_size, part, part_size);
+    const holder_t *holder = session->holders;
+    for (uint32_t i = 0; holder && i < GROUP_MEMBERS; i++, holder = holder->next)
+        if (asked(holder->client_id, holder->size, part, part_size)) return true;
+    return false;
+}
+
+static bool begins(const uint8_t *text, uint32_t size, const uint8_t *part, uint32_t part_size) {
+    return size >= part_size && !memcmp(text, part, part_size);
+}
+
 static bool is_found(const session_t *session, const session_list_request_t *request) {
     return !request->find_size || holds(session->text, session->filter_size, request->find, request->find_size) ||
-           holds(session_client_id(session), session->client_id_size, request->find, request->find_size) ||
+           any_client(session, holds, request->find, request->find_size) ||
            holds(session_group(session), session->group_size, request->find, request->find_size);
 }
 
 /* By the client_id, which begins with the name of its key, or by a connection that came in with the same key. */
 static bool is_own(const session_t *session, const session_list_request_t *request, const connection_t *asker) {
     if (!request->conn) return true;
-    if (request->owner_size && session->client_id_size >= request->owner_size &&
-        !memcmp(session_client_id(session), request->owner, request->owner_size))
-        return true;
+    if (request->owner_size && any_client(session, begins, request->owner, request->owner_size)) return true;
     const member_t *member = session->members;
     for (uint32_t i = 0; asker && asker->rights && member && i < GROUP_MEMBERS; i++, member = member->next)
         if (member->connection->rights == asker->rights) return true;
@@ -96,7 +109,7 @@ static void row_fill(const bq_t *bq, const session_t *session, const log_span_t 
                               .flags = (session->durable ? BQ_SESSION_DURABLE : 0u) | (session->grouped ? BQ_SESSION_GROUP : 0u) |
                                        (session->qos ? BQ_SESSION_QOS1 : 0u) | (session->behind ? BQ_SESSION_BEHIND : 0u) |
                                        (session->behind_unsure ? BQ_SESSION_LAG_UNSURE : 0u),
-                              .clients = session->client_id_size > 0};
+                              .clients = session->grouped ? session->holder_count : session->client_id_size > 0};
 }
 
 static void sums_add(bq_session_sums_t *sums, const bq_session_row_t *row) {
@@ -123,7 +136,10 @@ static uint32_t row_write(uint8_t *out, bq_session_row_t *row, const session_t *
     uint32_t at = sizeof *row;
     at += row->filter_size = text_write(out + at, session->text, session->filter_size);
     at += row->group_size = text_write(out + at, session_group(session), session->group_size);
-    if (row->clients) row->clients_size = client_write(out + at, session_client_id(session), session->client_id_size);
+    if (session->client_id_size) row->clients_size = client_write(out + at, session_client_id(session), session->client_id_size);
+    const holder_t *holder = session->grouped ? session->holders : NULL;
+    for (uint32_t i = 0; holder && i < CLIENTS_MAX; i++, holder = holder->next)
+        row->clients_size += client_write(out + at + row->clients_size, holder->client_id, holder->size);
     at += row->clients_size;
     memcpy(out, row, sizeof *row);
     memset(out + at, 0, (8 - at % 8) % 8);

@@ -31,6 +31,7 @@ from blipmq.native.events import (
     Sub,
     Subscriber,
     Unsub,
+    Unsubscribed,
 )
 
 STEPS_MAX = 100_000
@@ -190,6 +191,7 @@ class Bench:
         self.closed: list[Closed] = []
         self.stopped: Stopped | None = None
         self.accepting: list[Accepting] = []
+        self.unsubscribed: list[Unsubscribed] = []
         self._seq = 0
         self._clients: dict[int, Client] = {}
         self._sockets: list[SocketClient] = []
@@ -343,6 +345,8 @@ class Bench:
             self._answers[event.seq] = event
         elif isinstance(event, Stopped):
             self.stopped = event
+        elif isinstance(event, Unsubscribed):
+            self.unsubscribed.append(event)
         elif isinstance(event, Accepting):
             self.accepting.append(event)
         elif self.answering:
@@ -356,7 +360,7 @@ class Bench:
         elif isinstance(event, Sub):
             self.core.subscribe(event.conn, event.seq, event.filter)
         elif isinstance(event, Unsub):
-            self.core.unsubscribe(event.conn, event.seq, event.filter)
+            self.core.unsubscribe(event.conn, event.seq, event.filter, group=event.group)
         elif isinstance(event, Info):
             self.core.reply(event.conn, event.seq, 0, "", payload=b"{}")
         else:

@@ -759,10 +759,16 @@ def test_requests_take_effect_in_the_order_in_which_they_were_sent() -> None:
 
 def test_a_filter_that_is_none_is_refused_even_if_python_lets_it_through() -> None:
     with Bench() as bench:
-        client = bench.attach()
+        client, plain = bench.attach(hello=True), bench.attach()
         bench.core.subscribe(client.conn, 4, "a.#.b")
+        bench.core.subscribe(plain.conn, 4, "a.#.b")
         bench.settle()
         assert client.subacks == [] and [(reply.seq, reply.code) for reply in client.replies] == [(4, 400)]
+        assert plain.replies == [] and plain.closed is not None  # it would not know what a Reply is
+        assert {(event.conn, event.filter, event.refused) for event in bench.unsubscribed} == {
+            (client.conn, "a.#.b", True),
+            (plain.conn, "a.#.b", True),
+        }
 
 
 # ---- limits and questions ---------------------------------------------------------------------------------------------

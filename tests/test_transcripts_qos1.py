@@ -477,3 +477,54 @@ def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(s
     got = firsts(durable(connect, second, "orders"), 199)
     assert list(got.values()) == payloads[:100] + payloads[101:]
     assert list(got) == ids[:100] + ids[101:]
+
+
+def test_a_durable_subscription_that_a_failed_sync_refuses_leaves_nothing_behind(start_broker, connect, failing_disk):
+    variables, broken = failing_disk
+    broker = start_broker({"limits.max_subscriptions_per_connection": 2}, **variables)
+    light = connect(broker).subscribe("orders")
+    client = connect(broker, hello=True, client_id="me")
+    assert client.ask(SUB, "kept", qos=0) == SubAck("kept", "subscribed", client.seq)
+    broken.touch()
+    answer = client.ask(SUB, "orders", qos=1, durable=True)
+    assert (type(answer), answer.code) == (Reply, 503), answer
+    writer = connect(broker)
+    writer.publish("orders", b"not for it")
+    writer.publish("kept", b"for it")
+    assert light.next().payload == b"not for it"
+    assert client.next().payload == b"for it"
+    # what was refused is none of the two that a connection may have
+    assert client.ask(SUB, "other", qos=0) == SubAck("other", "subscribed", client.seq)
+    broken.unlink()
+
+
+@pytest.mark.parametrize(
+    "broker", [{"limits.max_sessions": 1, "limits.max_subscriptions_per_connection": 2}], indirect=True
+)
+def test_a_refused_subscription_does_not_count_and_an_ended_one_no_longer(broker, connect):
+    client = subscribe(connect(broker, hello=True, client_id="me"), "one", durable=True)
+    for _ in range(3):
+        assert client.ask(SUB, "two", qos=1, durable=True).code == 429
+    for filter_, group in (("three", ""), ("three", "g")):  # each group of a filter is a subscription of its own
+        assert type(client.ask(SUB, filter_, group=group)) is (SubAck if not group else Reply)
+    assert client.ask(UNSUB, "one").code == 0
+    assert client.ask(SUB, "three", group="g") == SubAck("three", "subscribed", client.seq)
+    assert client.ask(UNSUB, "three", group="g").code == 0
+    assert client.ask(UNSUB, "three", group="g").code == 404
+    assert client.ask(SUB, "four") == SubAck("four", "subscribed", client.seq)
+    assert client.ask(UNSUB, "three").code == 0, "leaving the group has not ended this one"
+
+
+def test_a_durable_group_ends_with_the_last_client_id_that_keeps_it(broker, connect):
+    one = subscribe(connect(broker, hello=True, client_id="one"), "jobs", durable=True, group="workers")
+    two = subscribe(connect(broker, hello=True, client_id="two"), "jobs", durable=True, group="workers")
+    two.close()
+    assert one.ask(UNSUB, "jobs").code == 0
+    one.close()
+    publish(connect(broker, hello=True), "jobs", b"for whoever comes")
+    assert broker.info()["sessions"]["total"] == 1
+    third = connect(broker, hello=True, client_id="two")
+    assert third.ask(UNSUB, "jobs", group="others").code == 404
+    assert third.ask(UNSUB, "jobs", group="workers").code == 0
+    assert broker.info()["sessions"]["total"] == 0
+    assert third.ask(UNSUB, "jobs", group="workers").code == 404

@@ -105,6 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
     unsub = command("unsub", ["u"], _unsubscribe, "end a durable subscription")
     unsub.add_argument("topic", metavar="TOPIC", help="the topic or filter it was made with")
     unsub.add_argument("--client-id", metavar="ID", required=True, help="the name it was made under")
+    unsub.add_argument(
+        "--group", metavar="GROUP", default="", help="the queue group to leave; without it, all of that filter"
+    )
     info = command("info", ["stats"], _info, "show how the broker is")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
     info.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")

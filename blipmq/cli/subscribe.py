@@ -71,8 +71,9 @@ def print_messages(
 def unsubscribe(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     client = open_client(arguments, environment, terminal, reconnect=False, client_id=arguments.client_id)
     try:
-        client.unsubscribe(arguments.topic)
-        terminal.done("✅", f"Ended the subscription of {arguments.client_id} to {arguments.topic}.")
+        client.unsubscribe(arguments.topic, group=arguments.group)
+        group = f" in the group {arguments.group}" if arguments.group else ""
+        terminal.done("✅", f"Ended the subscription of {arguments.client_id} to {arguments.topic}{group}.")
         client.close()
     finally:
         client.abort()

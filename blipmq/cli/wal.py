@@ -29,7 +29,8 @@ Fact = dict[str, Any]
 _TIME = struct.Struct("=6Q2I")  # of native/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
 _PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, reserved
 _ACK = struct.Struct("=2Q")  # subscription, floor
-_SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, reserved
+_SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, form, floored
+_LEAVE = struct.Struct("=Q4I")  # newest subscription it ends, sizes of filter, client_id and group, reserved
 
 
 def run(action: str, directory: str, form: str) -> int:
@@ -205,6 +206,18 @@ def _end_fact(data: bytes) -> Fact:
     return {"type": "unsubscribe", "subscription": struct.unpack_from("=Q", data)[0]}
 
 
+def _leave_fact(data: bytes) -> Fact:
+    up_to, filter_size, client_id_size, group_size, _ = _LEAVE.unpack_from(data)
+    texts, at = [], _LEAVE.size
+    for length in (filter_size, client_id_size, group_size):
+        texts.append(data[at : at + length].decode())
+        at += length
+    filter_, identity, group = texts
+    key, _, client_id = identity.rpartition(OWNER_ENDS)
+    about = {"filter": filter_, "client_id": client_id, "group": group, "up_to_subscription": up_to}
+    return {"type": "unsubscribe", **about, **({"key": key} if key else {})}
+
+
 def _ids_fact(data: bytes) -> Fact:
     return {"type": "ids", "below": struct.unpack_from("=Q", data)[0]}
 
@@ -230,5 +243,6 @@ _RECORDS: dict[int, Callable[[bytes], Fact]] = {
     3: _session_fact,
     4: _end_fact,
     5: _ids_fact,
+    6: _leave_fact,
     8: _time_fact,
 }

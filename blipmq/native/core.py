@@ -195,7 +195,7 @@ class Core:
         group: str = "",
     ) -> None:
         """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
-        new durable subscription is on disk; without a log that takes more, QoS 1 is answered 503."""
+        new durable subscription is on disk. One that is refused (429, 503) leaves nothing behind; `Unsubscribed` tells."""
         flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
         name = client_id.encode()
         self._push(
@@ -208,10 +208,18 @@ class Core:
             data=name + group.encode(),
         )
 
-    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "") -> None:
-        """Take the route away, and end the durable subscription of `client_id`. Clients that said HELLO are answered 0
-        (once it is on disk) or 404."""
-        self._push(lib.BQ_CMD_UNSUBSCRIBE, conn=conn, seq=seq, text=filter.encode(), data=client_id.encode())
+    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "", group: str = "") -> None:
+        """End this connection's subscriptions to `filter` and the durable ones of `client_id`, or with a group its part in
+        that. Clients that said HELLO are answered 0 (once it is on disk), 404, or 503 when it cannot be logged now."""
+        name = client_id.encode()
+        self._push(
+            lib.BQ_CMD_UNSUBSCRIBE,
+            conn=conn,
+            seq=seq,
+            value=len(name),
+            text=filter.encode(),
+            data=name + group.encode(),
+        )
 
     def reply(
         self,

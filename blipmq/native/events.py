@@ -68,8 +68,19 @@ class Unsub(NamedTuple):
     conn: int
     seq: int
     filter: str
+    group: str
     plain: bool
     peer: str
+
+
+class Unsubscribed(NamedTuple):
+    """A connection has not got that subscription, because the core has `refused` it, or has no longer. Without a group,
+    one that was not refused is every one to that filter."""
+
+    conn: int
+    filter: str
+    group: str
+    refused: bool
 
 
 class Info(NamedTuple):
@@ -214,7 +225,8 @@ class Stopped(NamedTuple):
 
 
 Event: TypeAlias = (
-    "Hello | Sub | Unsub | Info | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed | Accepting | Stopped"
+    "Hello | Sub | Unsub | Unsubscribed | Info | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed | Accepting"
+    " | Stopped"
 )
 
 
@@ -242,7 +254,12 @@ def _sub(e: CData) -> Event:
 
 
 def _unsub(e: CData) -> Event:
-    return Unsub(e.conn, e.seq, _text(e), bool(e.flags & lib.BQ_EV_PLAIN), _peer(e))
+    group = _data(e).decode("utf-8", "replace")
+    return Unsub(e.conn, e.seq, _text(e), group, bool(e.flags & lib.BQ_EV_PLAIN), _peer(e))
+
+
+def _unsubscribed(e: CData) -> Event:
+    return Unsubscribed(e.conn, _text(e), _data(e).decode("utf-8", "replace"), bool(e.code))
 
 
 def _info(e: CData) -> Event:
@@ -331,6 +348,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_SESSIONS: _sessions,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,
+    lib.BQ_EV_UNSUBSCRIBED: _unsubscribed,
 }
 
 

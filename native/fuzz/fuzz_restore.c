@@ -91,15 +91,15 @@ static void read_all(machine_t *machine) {
     client->filters_unknown = true;
     uint32_t rounds = 0;
     for (const session_t *session = machine->bq->sessions.all; session && rounds < 4; session = session->next, rounds++) {
-        uint8_t *data = malloc(session->client_id_size + session->group_size + 1);
+        uint32_t id_size = session->holders ? session->holders->size : 0, size = id_size + session->group_size;
+        uint8_t *data = malloc(size + 1);
         CHECK(data);
-        memcpy(data, session_client_id(session), session->client_id_size + session->group_size);
+        if (id_size) memcpy(data, session->holders->client_id, id_size);
+        memcpy(data + id_size, session_group(session), session->group_size);
         push(machine,
-             (bq_command_t){.type = BQ_CMD_SUBSCRIBE,
-                            .conn = client->conn,
-                            .value = session->client_id_size,
-                            .flags = BQ_SUB_QOS1 | BQ_SUB_DURABLE},
-             (text_t){session->text, session->filter_size}, (text_t){data, session->client_id_size + session->group_size});
+             (bq_command_t){
+                 .type = BQ_CMD_SUBSCRIBE, .conn = client->conn, .value = id_size, .flags = BQ_SUB_QOS1 | BQ_SUB_DURABLE},
+             (text_t){session->text, session->filter_size}, (text_t){data, size});
         free(data);
     }
     settle(machine, 1, 12);

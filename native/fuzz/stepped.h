@@ -142,7 +142,7 @@ static void answer(machine_t *machine, client_t *client) {
         return;
     case BQ_EV_UNSUB:
         command.type = BQ_CMD_UNSUBSCRIBE;
-        client->ask_data_size = 0;
+        command.value = 2;
         push(machine, command, filter, subscriber_of(machine, client, room));
         return;
     default:
@@ -204,6 +204,7 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     if (!client) return;
     switch (event->type) {
     case BQ_EV_CLOSED: client_gone(client); return;
+    case BQ_EV_UNSUBSCRIBED: CHECK(filter_check(event->text, event->text_size) >= 0); return;
     case BQ_EV_FED:
         client->consumed += event->value;
         CHECK(client->consumed <= client->fed);

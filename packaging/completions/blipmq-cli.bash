@@ -86,7 +86,9 @@ _blipmq_cli() {
                     files=yes ;;
                 --client-id)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --client-id" ;;
+                --group)
+                    words="" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --client-id --group" ;;
             esac ;;
         info | stats)
             case $before in

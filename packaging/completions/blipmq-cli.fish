@@ -53,6 +53,7 @@ complete -c blipmq-cli -n '__fish_seen_subcommand_from unsub u' -l key-file -r -
 complete -c blipmq-cli -n '__fish_seen_subcommand_from unsub u' -s q -l quiet -d 'print messages only'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from unsub u' -s v -l verbose -d 'say what is being done'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from unsub u' -l client-id -x -d 'the name it was made under'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from unsub u' -l group -x -d 'the queue group to leave; without it, all of that filter'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -s h -l help -d 'show this help message and exit'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -l addr -x -d 'where the broker is; else $BLIPMQ_ADDR, else 127.0.0.1:7878'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -l tls -d 'use TLS, as an address tls://HOST:PORT does'

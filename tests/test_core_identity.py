@@ -1,0 +1,281 @@
+"""Every cell of the table in docs/PROTOCOL.md that says what a second SUB, UNSUB, a newer connection and a restart do to a
+subscription, against a twin of a few obvious lines.
+
+Invariant: each scenario has a filter and two client_ids of its own, so hundreds of them run in one core. Only answers are
+waited for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from stepped import Client
+from test_core_log import LOG, LoggedBench
+
+from blipmq import wire
+
+SUBS = {
+    "sub qos 0": {"qos": 0},
+    "sub qos 1": {"qos": 1},
+    "sub durable": {"qos": 1, "durable": True},
+    "sub qos 0 group": {"qos": 0, "group": "g"},
+    "sub qos 1 group": {"qos": 1, "group": "g"},
+    "sub durable group": {"qos": 1, "durable": True, "group": "g"},
+}
+ENDS = {"unsub": "", "unsub group": "g"}
+ALL = [*SUBS, *ENDS, "newer connection", "connection ends"]
+BY_BOTH = [(who, what) for who in (0, 1) for what in ALL]
+PLACES = {"max_connections": 8000, "max_sessions": 20_000, "ring_bytes": 1 << 22}
+BIG_LOG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
+
+
+class Twin:
+    """What one filter's subscriptions are. Clients are 0 and 1; each has one connection or none."""
+
+    def __init__(self) -> None:
+        self.alone: dict[int, int] = {}  # the QoS of a connection's own subscription
+        self.taken_up: set[int] = set()  # those whose own is the durable one of their client_id
+        self.durable: set[int] = set()
+        self.members: dict[int, int] = {}  # the QoS each asked the group for
+        self.holders: set[int] = set()
+        self.group_qos = 0
+
+    def sub(self, who: int, qos: int, durable: bool = False, group: str = "") -> None:
+        mine = self.members if group else self.alone
+        mine[who] = max(qos, mine.get(who, 0))
+        if group:
+            self.group_qos = max(self.group_qos, qos)
+            self.holders |= {who} if durable else set()
+        elif durable:
+            self.durable.add(who)
+            self.taken_up.add(who)
+
+    def unsub(self, who: int, group: str) -> bool:
+        """Whether there was anything to end."""
+        there = who in self.members or who in self.holders
+        self.members.pop(who, None)
+        self.holders.discard(who)
+        if not group:
+            there = there or who in self.alone or who in self.durable
+            self.durable.discard(who)
+            self.leave(who, alone_only=True)
+        self._group_may_end()
+        return there
+
+    def leave(self, who: int, alone_only: bool = False) -> None:
+        self.alone.pop(who, None)
+        self.taken_up.discard(who)
+        if not alone_only:
+            self.members.pop(who, None)
+        self._group_may_end()
+
+    def _group_may_end(self) -> None:
+        if not self.members and not self.holders:
+            self.group_qos = 0
+
+    @property
+    def sessions(self) -> int:
+        passing = [who for who, qos in self.alone.items() if qos and who not in self.taken_up]
+        return len(passing) + len(self.durable) + bool(self.members or self.holders)
+
+    def collecting(self) -> list[str]:
+        """Who is promised a QoS 1 message that is published now, though nobody may be there."""
+        return [f"durable {who}" for who in sorted(self.durable)] + (["group"] if self.holders else [])
+
+
+class Scenario:
+    def __init__(self, number: int, steps: tuple[tuple[int, str], ...]) -> None:
+        self.filter = f"f/{number}"
+        self.steps = steps
+        self.twin = Twin()
+        self.clients: dict[int, Client] = {}
+        self.missed: dict[str, list[bytes]] = {}  # what has been published for those of `collecting` who are away
+        self.wanted: list[tuple[Client, int]] = []
+
+    def __repr__(self) -> str:
+        return " · ".join(f"{'AB'[who]} {what}" for who, what in self.steps)
+
+    def name(self, who: int) -> str:
+        return f"{'AB'[who]} of {self.filter}"
+
+    def client(self, bench: LoggedBench, who: int) -> Client:
+        if who not in self.clients:
+            self.clients[who] = bench.named(self.name(who))
+        return self.clients[who]
+
+    def step(self, bench: LoggedBench, who: int, what: str) -> None:
+        """Ask for it; `answers` looks at what came back."""
+        if what == "connection ends":
+            if who in self.clients:
+                bench.core.close(self.clients.pop(who).conn)
+            self.twin.leave(who)
+            return
+        if what == "newer connection":
+            older = self.clients.pop(who, None)
+            if older is not None:
+                bench.core.reply(older.conn, 0, 409, "", close=True, unasked=True)
+            self.client(bench, who)
+            self.twin.leave(who)
+            return
+        client = self.client(bench, who)
+        if what in SUBS:
+            client.send(wire.SUB, self.filter, seq=7, **SUBS[what])
+            self.twin.sub(who, **SUBS[what])
+            self.wanted.append((client, -1))
+        else:
+            client.send(wire.UNSUB, self.filter, seq=8, group=ENDS[what])
+            self.wanted.append((client, 0 if self.twin.unsub(who, ENDS[what]) else 404))
+
+    def answered(self) -> bool:
+        return all(
+            len(client.subacks) + len(client.replies) == sum(1 for other, _ in self.wanted if other is client)
+            for client, _ in self.wanted
+        )
+
+    def answers(self) -> None:
+        for client, code in self.wanted:
+            answer = client.subacks.pop(0) if code < 0 else client.replies.pop(0)
+            assert answer.code == max(code, 0), self
+        assert not any(client.subacks or client.replies for client in self.clients.values()), self
+        self.wanted.clear()
+
+    def due(self, light: bytes, heavy: bytes) -> tuple[dict[int, list[tuple[bytes, int]]], list[tuple[bytes, int]]]:
+        """What each connection has to have by now on its own account, and what the group's members have between them."""
+        twin = self.twin
+        alone = {who: [(light, 0), (heavy, qos)] for who, qos in twin.alone.items()}
+        for who in twin.taken_up:
+            alone[who] += [(payload, 1) for payload in self.missed.pop(f"durable {who}", [])]
+        missed = self.missed.pop("group", []) if twin.members else []
+        group = [(payload, 1) for payload in missed] + [(light, 0), (heavy, twin.group_qos)] if twin.members else []
+        return alone, group
+
+    def received(self) -> int:
+        return sum(len(client.messages) for client in self.clients.values())
+
+    def deliveries(self, alone: dict[int, list[tuple[bytes, int]]], group: list[tuple[bytes, int]]) -> None:
+        """Look at what has come, and acknowledge it."""
+        for who, client in self.clients.items():
+            got = [(message.payload, message.qos) for message in client.messages]
+            for one in alone.get(who, []):
+                assert one in got, (self, "AB"[who], one, got)
+                got.remove(one)
+            for one in got:  # of the group: each once, to any of its members
+                assert who in self.twin.members and one in group, (self, "AB"[who], one, group)
+                group.remove(one)
+            for message in client.messages:
+                if message.qos:
+                    client.send(wire.ACK, seq=message.id)
+            client.messages.clear()
+        assert not group, (self, group)
+
+    def published(self, payload: bytes) -> None:
+        """Note it for those who are away, and forget what was noted for one that has ended."""
+        kept = self.twin.collecting()
+        self.missed = {each: payloads for each, payloads in self.missed.items() if each in kept}
+        for each in kept:
+            who = set(self.twin.members) if each == "group" else {int(each[-1])} & self.twin.taken_up
+            if not who:
+                self.missed.setdefault(each, []).append(payload)
+
+    def comes_back(self, bench: LoggedBench) -> None:
+        """Connect all that is kept again, durably."""
+        for who in (0, 1):
+            if who in self.twin.durable:
+                self.step(bench, who, "sub durable")
+        if self.twin.holders:
+            self.step(bench, min(self.twin.holders), "sub durable group")
+
+    def kept(self) -> None:
+        expected: dict[int, list[bytes]] = {}
+        for each, payloads in self.missed.items():
+            who = min(self.twin.holders) if each == "group" else int(each[-1])
+            expected.setdefault(who, []).extend(payloads)
+        for who, client in self.clients.items():
+            got = [message.payload for message in client.messages]
+            assert sorted(got) == sorted(expected.get(who, [])), (self, "AB"[who], got)
+
+
+def after_all(bench: LoggedBench, scenarios: list[Scenario]) -> None:
+    """Wait for the answers, and look at them."""
+    bench.settle()
+    bench.until(lambda: all(scenario.answered() for scenario in scenarios))
+    for scenario in scenarios:
+        scenario.answers()
+    assert bench.stats()["sessions"] == sum(scenario.twin.sessions for scenario in scenarios)
+
+
+def publish_all(bench: LoggedBench, scenarios: list[Scenario], publisher: Client, payload: bytes, qos: int) -> None:
+    for scenario in scenarios:
+        publisher.send(wire.PUB, scenario.filter, payload, qos=qos, seq=1)
+    bench.settle()
+    bench.until(lambda: len(publisher.replies) == qos * len(scenarios))
+    assert {answer.code for answer in publisher.replies} <= {0}
+    publisher.replies.clear()
+    bench.settle()
+
+
+def all_got(bench: LoggedBench, scenarios: list[Scenario], light: bytes, heavy: bytes) -> None:
+    """Wait for what is due, and look at it."""
+    for scenario in scenarios:
+        scenario.published(heavy)
+    dues = [scenario.due(light, heavy) for scenario in scenarios]
+    count = sum(sum(map(len, alone.values())) + len(group) for alone, group in dues)
+    bench.until(lambda: sum(scenario.received() for scenario in scenarios) >= count)
+    for scenario, due in zip(scenarios, dues, strict=True):
+        scenario.deliveries(*due)
+    bench.settle()
+
+
+def all_come_back(bench: LoggedBench, scenarios: list[Scenario]) -> None:
+    """Connect for all that is kept, and look at what had been kept."""
+    assert bench.stats()["sessions"] == sum(scenario.twin.sessions for scenario in scenarios)
+    for scenario in scenarios:
+        scenario.clients.clear()
+        scenario.comes_back(bench)
+    after_all(bench, scenarios)
+    bench.until(lambda: bench.stats()["sessions_behind"] == 0)
+    for scenario in scenarios:
+        scenario.kept()
+
+
+def run(directory: Path, programs: Iterable[tuple[tuple[int, str], ...]], end: str) -> None:
+    scenarios = [Scenario(number, steps) for number, steps in enumerate(programs)]
+    log = directory / "log"
+    log.mkdir()
+    with LoggedBench(log, BIG_LOG, **PLACES) as bench:
+        publisher = bench.attach(hello=True)
+        for turn in range(max(len(scenario.steps) for scenario in scenarios)):
+            for scenario in scenarios:
+                scenario.step(bench, *scenario.steps[turn])
+            after_all(bench, scenarios)
+            light, heavy = b"light %d" % turn, b"heavy %d" % turn
+            publish_all(bench, scenarios, publisher, light, 0)
+            publish_all(bench, scenarios, publisher, heavy, 1)
+            all_got(bench, scenarios, light, heavy)
+        for scenario in scenarios:
+            for who in (0, 1):
+                scenario.step(bench, who, "connection ends")
+        bench.settle()
+        publish_all(bench, scenarios, publisher, b"last", 1)
+        for scenario in scenarios:
+            scenario.published(b"last")
+        if end == "at once":
+            all_come_back(bench, scenarios)
+            return
+        bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
+        if end == "after a kill":
+            log = shutil.copytree(log, directory / "as it was")  # no checkpoint: every record is read again
+    with LoggedBench(log, BIG_LOG, **PLACES) as bench:
+        all_come_back(bench, scenarios)
+
+
+@pytest.mark.parametrize("end", ["at once", "after a restart", "after a kill"])
+@pytest.mark.parametrize("first", ALL)
+def test_what_a_second_and_a_third_request_do_to_a_subscription_is_as_the_table_says(
+    first: str, end: str, tmp_path: Path
+) -> None:
+    run(tmp_path, [((0, first), second, third) for second, third in itertools.product(BY_BOTH, BY_BOTH)], end)
