@@ -25,11 +25,14 @@ def kind_name(kind: dict[str, Any]) -> str:
     return " ".join(f"{key} {value}" for key, value in kind.items())
 
 
-def full_batch(bench: LoggedBench, publisher: Client) -> None:
-    """Hand over so much at once that the log's batch takes nothing more in this turn."""
-    bench.core.feed(
-        publisher.conn, b"".join(wire.encode_command(wire.PUB, "fill", bytes(600), qos=1) for _ in range(40))
-    )
+LONG_NAME = "me, by a name that makes a longer record of a subscription than a publish without a payload is, by far"
+
+
+def full_batch(bench: LoggedBench, *publishers: Client) -> None:
+    """Hand over so much at once that the log's batch takes nothing more in this turn: large ones, then small ones."""
+    for publisher, size in zip(publishers, (600, 0), strict=True):
+        frames = (wire.encode_command(wire.PUB, "fill", bytes(size), qos=1) for _ in range(60))
+        bench.core.feed(publisher.conn, b"".join(frames))
 
 
 def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any) -> None:
@@ -38,8 +41,7 @@ def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any
     client.send(seq=77, **request)
     bench.until(lambda: bench.asked)
     bench.answering = True
-    publisher = bench.attach(hello=True)
-    full_batch(bench, publisher)
+    full_batch(bench, bench.attach(hello=True), bench.attach(hello=True))
     bench.answer(bench.asked.pop())
     bench.until(lambda: client.replies)
     answer = client.replies.pop()
@@ -80,7 +82,7 @@ def test_a_durable_subscription_that_cannot_be_logged_leaves_nothing_behind(
     kind: dict[str, Any], tmp_path: Path
 ) -> None:
     with LoggedBench(tmp_path) as bench:
-        client = bench.named("me")
+        client = bench.named(LONG_NAME)
         asked_behind_a_full_batch(bench, client, action=wire.SUB, topic="t", **kind)
         assert comes(bench, client, "t") == [] and bench.stats()["sessions"] == 0
         assert [event.refused for event in bench.unsubscribed] == [True]
@@ -92,7 +94,7 @@ def test_a_durable_subscription_that_cannot_be_logged_leaves_nothing_behind(
 def test_a_subscription_that_cannot_become_durable_is_what_it_was(before: dict[str, Any], tmp_path: Path) -> None:
     group = {"group": before["group"]} if "group" in before else {}
     with LoggedBench(tmp_path) as bench:
-        client = bench.named("me")
+        client = bench.named(LONG_NAME)
         client.send(wire.SUB, "t", seq=5, **before)
         bench.until(lambda: client.subacks)
         asked_behind_a_full_batch(bench, client, action=wire.SUB, topic="t", qos=1, durable=True, **group)
@@ -105,7 +107,7 @@ def test_a_subscription_that_cannot_become_durable_is_what_it_was(before: dict[s
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "durable" in kind], ids=kind_name)
 def test_a_subscription_whose_end_cannot_be_logged_is_what_it_was(kind: dict[str, Any], tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
-        client = bench.named("me")
+        client = bench.named(LONG_NAME)
         bench.subscribed(client, "t", **{key: value for key, value in kind.items() if key != "qos"})
         asked_behind_a_full_batch(bench, client, action=wire.UNSUB, topic="t")
         assert sorted(comes(bench, client, "t")) == [(b"heavy", 1), (b"light", 0)]
