@@ -110,6 +110,7 @@ format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
 WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
 	test_fuzz.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
+	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
 	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/native/*.[ch] $(ASAN)/tests $(ASAN)/report.*
@@ -158,6 +159,7 @@ WITHOUT_COUNTS := test_house_rules.py test_promises.py test_docs.py test_crash.p
 coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and build/coverage/html/index.html
 	@packaging/setup.sh clang
 	@packaging/setup.sh llvm
+	@$(TEST_PROGRAMS)
 	@rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)/tree
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(COVERAGE)/tree
 	@cd $(COVERAGE)/tree && export CC="clang -fprofile-instr-generate -fcoverage-mapping" PYTHONPATH="$(CURDIR)/$(COVERAGE)/tree" \

@@ -19,6 +19,7 @@ from blipmq import memory
 from blipmq.affinity import processor_numbers
 from blipmq.config import KEYS, Config, Key, Section, literal, value_of
 from blipmq.errors import ConfigError
+from blipmq.process import memory_limit_bytes
 
 FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 20
@@ -535,6 +536,12 @@ def _build(values: Mapping[str, Any]) -> Config:
 def warnings(loaded: Loaded) -> list[str]:
     """What is allowed and still unwise, a sentence each."""
     found: list[str] = []
+    limit, worst = memory_limit_bytes(), memory.worst_bytes(loaded.config)
+    if limit is not None and worst > limit:
+        found.append(
+            f"this process may have {memory.size(limit)} of memory (its control group), and the settings can come to "
+            f"{memory.size(worst)}: the system would end the broker there. Lower limits.memory_bytes, or raise the limit"
+        )
     origin, keys = loaded.origins.get("auth.api_keys", ""), loaded.config.auth.api_keys
     if not keys:
         return found

@@ -9,6 +9,7 @@ import os
 import time
 
 Root = str | os.PathLike[str]
+_UNLIMITED_BYTES = 1 << 60  # older kernels write a number where there is no limit
 
 
 def started_at(root: Root = "/") -> float:
@@ -35,6 +36,35 @@ def read_process(root: Root = "/") -> dict[str, float]:
     except (OSError, ValueError):
         pass
     return {**figures, **_descriptors(root)}
+
+
+def memory_limit_bytes(root: Root = "/") -> int | None:
+    """The memory that this process may have at most, by the control groups it is in: a container's limit, or MemoryMax= of a
+    service. None: all of the machine's."""
+    try:
+        lines = _read(root, "proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            folder, file = "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        for depth in range(
+            len(parts) + 1
+        ):  # in a container the path is that of the machine outside, and only the top is there
+            try:
+                text = _read(root, "/".join([folder, *parts[:depth], file])).strip()
+            except OSError:
+                continue
+            if text.isdigit() and int(text) < _UNLIMITED_BYTES:
+                limits.append(int(text))
+    return min(limits, default=None)
 
 
 def _read(root: Root, name: str) -> bytes:

@@ -10,6 +10,7 @@ from blipmq import config_reader, memory
 from blipmq.config import KEYS, Config, Logging, literal, reference, shown, value_of
 from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address, warnings
 from blipmq.errors import ConfigError
+from blipmq.process import memory_limit_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -216,6 +217,50 @@ def test_text_that_is_no_toml_is_refused_with_its_line(tmp_path):
 
 def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path):
     assert "blipmq.toml:2: not UTF-8" in refused(tmp_path, b"[server]\nbind_addr = '\xff'\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "536870912\n"}, 512 << 20),
+        (
+            {
+                "proc/self/cgroup": "0::/a.slice/b.service\n",
+                "sys/fs/cgroup/a.slice/memory.max": "300\n",
+                "sys/fs/cgroup/a.slice/b.service/memory.max": "400\n",
+            },
+            300,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:memory:/docker/abc\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "700\n",
+            },
+            700,
+        ),
+        (
+            {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+            None,
+        ),
+        ({"proc/self/cgroup": "nonsense\n\n0::/../..\n", "sys/fs/cgroup/memory.max": "nonsense\n"}, None),
+    ],
+)
+def test_the_limit_of_a_container_or_a_service_is_found(tmp_path, files, limit):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_limit_bytes(tmp_path) == limit
+
+
+def test_settings_that_can_come_to_more_than_the_process_may_have_are_warned_of(monkeypatch):
+    worst = memory.worst_bytes(Config())
+    monkeypatch.setattr(config_reader, "memory_limit_bytes", lambda: worst)
+    assert warnings(load(None, {})) == []
+    monkeypatch.setattr(config_reader, "memory_limit_bytes", lambda: worst - 1)
+    (warning,) = warnings(load(None, {}))
+    assert "its control group" in warning and memory.size(worst) in warning
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
