@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from blipmq.config import Tls
-from blipmq.errors import ConfigError
+from blipmq.errors import ConfigError, FileUnusable
 
 FILE_BYTES_MAX = 1 << 20
 EXPIRES_SOON_SECONDS = 14 * 24 * 3600
@@ -195,13 +195,13 @@ def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[
     try:
         context.load_cert_chain(settings.cert_file, settings.key_file, password=_refuse_pass_phrase)
     except (OSError, ValueError) as error:
-        raise ConfigError(_explained(settings, error)) from None
+        raise FileUnusable(_explained(settings, error)) from None
     if settings.client_ca_file:
         _read("tls.client_ca_file", settings.client_ca_file, "-----BEGIN CERTIFICATE-----")
         try:
             context.load_verify_locations(settings.client_ca_file)
         except (OSError, ValueError) as error:
-            raise ConfigError(
+            raise FileUnusable(
                 f"tls.client_ca_file: {settings.client_ca_file}: {_reason(error)}. "
                 "Write the certificates of the authorities that sign your clients', in PEM."
             ) from None
@@ -215,12 +215,12 @@ def _read(key: str, path: str, holds: str) -> str:
         with open(path, "rb") as file:
             text = file.read(FILE_BYTES_MAX + 1).decode("latin-1")
     except OSError as error:
-        raise ConfigError(
+        raise FileUnusable(
             f"{key}: {path} cannot be read: {error.strerror}. Give the right path, and let the broker's user read the file."
         ) from None
     if len(text) > FILE_BYTES_MAX or holds not in text:
         what = "private key" if "KEY" in holds else "certificate"
-        raise ConfigError(f"{key}: {path} holds no {what} in PEM, the text form that begins with five hyphens.")
+        raise FileUnusable(f"{key}: {path} holds no {what} in PEM, the text form that begins with five hyphens.")
     return text
 
 
@@ -232,7 +232,7 @@ def _first(path: str, chain: str) -> Certificate:
     try:
         return read_certificate(ssl.PEM_cert_to_DER_cert(chain[begin : end + len(tail)] if end >= 0 else ""))
     except ValueError:
-        raise ConfigError(f"tls.cert_file: {path}: its first certificate is damaged. Copy the file again.") from None
+        raise FileUnusable(f"tls.cert_file: {path}: its first certificate is damaged. Copy the file again.") from None
 
 
 def _refuse_pass_phrase() -> str:

@@ -51,6 +51,12 @@ class ConfigError(BlipMQError):
     exit_status = 78
 
 
+class FileUnusable(ConfigError):
+    """A file that a setting names cannot be used as it is now. Whoever writes it may still be at it, so trying again can help."""
+
+    exit_status = 66
+
+
 class LogLocked(BlipMQError):
     """Another broker has the directory of the log: one that is stopping, perhaps, so trying again can help."""
 
@@ -58,7 +64,8 @@ class LogLocked(BlipMQError):
 
 
 class LogUnusable(BlipMQError):
-    """The log cannot be opened: a newer version wrote it (exit status 78), or the system says no (77: not allowed)."""
+    """The log cannot be opened: a newer version wrote it or its directory can never be one (exit status 78), or the system says
+    no (77: not allowed; 71: it failed, so trying again can help)."""
 
     def __init__(self, message: str, *, exit_status: int = 78) -> None:
         super().__init__(message)

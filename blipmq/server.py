@@ -3,8 +3,9 @@
 Invariant: the first SIGTERM or SIGINT ends it in order and with status 0; a second one ends it at once with 128 + its
 number. SIGHUP reads the configuration again; one that is wrong changes nothing.
 
-Exit statuses: 0 stopped as asked, 1 the core failed, 69 the address is in use, 77 not allowed to listen there,
-78 the configuration is wrong or asks for more than the system gives.
+Exit statuses: 0 stopped as asked, 1 the core failed, 66 a file of [tls] cannot be used, 69 the address is in use, 71 the
+system failed at opening the log, 77 not allowed to listen there, 78 the configuration is wrong or asks for more than the
+system gives.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ BROKER_SECTIONS = {
         "those in effect, where each comes from, and the memory they may need."
     ),
     "signals": "SIGTERM and SIGINT end the broker in good order; SIGHUP makes it read its settings again.",
-    "exit status": "0 done, 1 refused, 2 usage, 69 unreachable, 74 input or output failed, 77 not allowed,\n"
+    "exit status": "0 done, 1 refused, 2 usage, 66 a file of [tls] cannot be used, 69 unreachable, 71 the log cannot be opened,\n"
+    "74 input or output failed, 77 not allowed,\n"
     "78 bad configuration, 130 interrupted, 141 the reader of the output has gone",
 }
 

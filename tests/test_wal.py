@@ -160,7 +160,16 @@ def test_a_broker_that_could_not_open_its_log_can_be_started_again(directory):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(errno.EACCES, 77), (errno.EROFS, 77), (errno.ENOTDIR, 78), (errno.EIO, 78), (0, 78)]
+    ("error", "status"),
+    [
+        (errno.EACCES, 77),
+        (errno.EROFS, 77),
+        (errno.ENOTDIR, 78),
+        (errno.EIO, 71),
+        (errno.ENOENT, 71),
+        (errno.ENOMEM, 71),
+        (0, 71),
+    ],
 )
 def test_what_the_system_denies_is_said_with_its_words_and_a_next_step(error, status):
     denied = log_denied("data/wal", error)
@@ -342,7 +351,7 @@ def test_the_tool_does_not_run_beside_a_broker(capsys, directory):
 
 def test_a_directory_without_a_log_is_not_made_into_one(capsys, tmp_path):
     status, _, err = tool(capsys, "verify", "--directory", str(tmp_path / "none"))
-    assert status == 78 and "No such file or directory" in err
+    assert status == 71 and "No such file or directory" in err
     assert not (tmp_path / "none").exists()
 
 

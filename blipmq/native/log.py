@@ -76,4 +76,7 @@ def log_denied(directory: str, error: int) -> LogUnusable:
     if error in (errno.EACCES, errno.EPERM, errno.EROFS):
         text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)
-    return LogUnusable(text + "Mend what is wrong there, or give the broker another wal.directory.")
+    # What is wrong with the name stays wrong; a disk, a mount or memory may be there at the next start.
+    never = error in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+    text += "Mend what is wrong there, or give the broker another wal.directory."
+    return LogUnusable(text, exit_status=78 if never else 71)
