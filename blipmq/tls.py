@@ -48,7 +48,6 @@ class Tls:
                 self.bounds,
                 self._log,
                 socket_options=_socket_options(self._config.performance.network_optimizations),
-                keepalive_ms=lambda: self._config.server.keepalive_ms,
             )
             await listener.start(awaited)
             self._listener = listener
@@ -75,9 +74,7 @@ class Tls:
         self._tell()
 
     def tick(self) -> None:
-        """Take a certificate that has changed, and look for clients that are gone."""
-        if self._listener is not None:
-            self._listener.tick()
+        """Take a certificate that has changed."""
         if self.certificates.look():
             self._tell()
 

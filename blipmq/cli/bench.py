@@ -219,7 +219,6 @@ class Bench:
             reconnect=False,
             on_refusal=self._load.result.refuse,
             timeout_s=DRAIN_S,
-            wait=self._arguments.wait or 0,
         )
         self._clients.append(client)
         return client

@@ -50,9 +50,7 @@ _blipmq() {
                     files=yes ;;
                 --cert-key)
                     files=yes ;;
-                --wait)
-                    words="" ;;
-                *) words="-h --help --key-file --tls --ca-file --cert --cert-key --wait" ;;
+                *) words="-h --help --key-file --tls --ca-file --cert --cert-key" ;;
             esac ;;
         keys)
             case $before in
