@@ -191,6 +191,7 @@ static const bq_config_t config = {/* what `blipmq start` gives it by default, b
                                    .max_frame_bytes = 1 << 20,
                                    .max_frame_bytes_unauth = 1024,
                                    .hello_timeout_ms = 5000,
+                                   .keepalive_ms = 60000,
                                    .max_batch = 65536,
                                    .max_batch_bytes = 1 << 20,
                                    .tick_ms = 10,

@@ -126,6 +126,7 @@ def core_config(config: Config) -> CoreConfig:
         accept_rate=config.limits.accept_rate,
         accept_burst=config.limits.accept_burst,
         max_topic_levels=config.limits.max_topic_levels,
+        keepalive_ms=config.server.keepalive_ms,
     )
 
 

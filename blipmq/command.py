@@ -37,9 +37,10 @@ class Command(NamedTuple):
     protocol: int = 0
     durable: bool = False
     group: str = ""
+    keepalive_ms: int = 0
 
 
-_SCALARS = {3: U64, 5: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
+_SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
 
 
 def _check_range(name: str, value: int, most: int) -> None:
@@ -60,6 +61,7 @@ def encode_command(
     protocol: int = 0,
     durable: bool = False,
     group: str = "",
+    keepalive_ms: int = 0,
 ) -> bytes:
     """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
     _check_range("action", action, INFO)
@@ -67,7 +69,8 @@ def encode_command(
     _check_range("qos", qos, 1)
     _check_range("seq", seq, _U64_MAX)
     _check_range("protocol", protocol, 0xFFFF)
-    numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable)}
+    _check_range("keepalive_ms", keepalive_ms, _U64_MAX)
+    numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable), 16: keepalive_ms}
     vectors = [
         (slot, text.encode("utf-8", errors), b"\0")
         for slot, text, errors in (
@@ -180,6 +183,7 @@ def decode_command(body: bytes) -> Command:
         protocol=table.number(8, U16),
         durable=table.number(9, U8) != 0,
         group=table.text(10),
+        keepalive_ms=table.number(16, U64),
     )
     if command.action > INFO:
         raise broken(f"there is no action {command.action}")

@@ -131,6 +131,17 @@ class Server(Section):
         16 * MIB,
     )
 
+    keepalive_ms: int = key(
+        60_000,
+        "Close within this time a connection whose client is gone without a word, as after a power cut. The system probes quiet "
+        "connections, the broker checks that output is acknowledged, and clients that can promise to send something this often. "
+        "A client that only reads slowly stays. At least 2000; 0: off. New connections use a new value.",
+        "ms",
+        0,
+        HOUR_MS,
+        reload=True,
+    )
+
 
 class Tls(Section):
     cert_file: str = key(

@@ -23,6 +23,7 @@ from blipmq.process import memory_limit_bytes
 
 FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 20
+KEEPALIVE_MIN_MS = 2000
 LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 # Variables that begin with BLIPMQ_ and are no settings: of the command lines, and of the build, the images and the tests.
 COMMAND_VARIABLES = tuple(f"BLIPMQ_{name}" for name in ("CONFIG", "ADDR", "API_KEY", "TLS_CA", "TLS_CERT", "TLS_KEY"))
@@ -284,6 +285,12 @@ class _Reading:
 
     def _check_together(self, config: Config) -> None:
         self._check_exposure(config)
+        if 0 < config.server.keepalive_ms < KEEPALIVE_MIN_MS:
+            self._clash(
+                "server.keepalive_ms",
+                f"{config.server.keepalive_ms} is less than {KEEPALIVE_MIN_MS}, the shortest time that systems can probe in; "
+                "raise it, or set 0 to turn keep-alive off",
+            )
         self._check_tls(config)
         addr = config.server.bind_addr
         if config.auth.allow_anonymous and config.auth.required:

@@ -353,6 +353,13 @@ METRICS: tuple[Metric, ...] = (
         "Times the listeners rested because connections came faster than limits.accept_rate.",
         "stats.accept_rests",
     ),
+    _counter(
+        "blipmq_connections_lost_total",
+        "Connections whose client was gone without a word. vanished: its machine answers no probe or acknowledges nothing; "
+        "silent: it did not send what it had promised with keepalive_ms.",
+        _by("cause", "vanished", "stats.closed_vanished"),
+        _by("cause", "silent", "stats.closed_silent"),
+    ),
     _counter("blipmq_connections_closed_total", "Connections that ended.", "stats.closed"),
     _gauge(
         "blipmq_subscriptions",

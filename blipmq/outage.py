@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from blipmq import errors
+from blipmq import errors, keepalive
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError
 from blipmq.trust import refused_certificate
 
@@ -48,9 +48,5 @@ def connection_ended(
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Notice within about a minute that a peer lost power: the reader of a quiet topic sends nothing that could
-    fail."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # not on every system
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    """Notice within a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
+    keepalive.keep_alive(sock, keepalive.LOST_MS)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blipmq.fed import RETRY_SECONDS, WINDOW_BYTES
+from blipmq.keepalive import is_lost_peer
 from blipmq.native.core import Buffer, Core
 from blipmq.native.errors import CoreBusy
 from blipmq.native.events import CloseReason
@@ -67,7 +68,9 @@ class Relay(asyncio.Protocol):
         return True  # the core closes, once it has served what came before
 
     def connection_lost(self, error: Exception | None) -> None:
-        reason = CloseReason.RESET if error is not None else CloseReason.EOF
+        reason = CloseReason.EOF
+        if error is not None:
+            reason = CloseReason.VANISHED if is_lost_peer(error) else CloseReason.RESET
 
         def close() -> None:
             self._ended = True

@@ -59,6 +59,7 @@ def facts(counters: Counters) -> dict[str, Any]:
         "refused": {cause: counters[name] for cause, name in REFUSED.items()},
         "hello_timeouts": counters["hello_timeouts"],
         "accept_rests": counters["accept_rests"],
+        "lost": {"vanished": counters["closed_vanished"], "silent": counters["closed_silent"]},
     }
 
 

@@ -48,6 +48,7 @@ class Tls:
                 self.bounds,
                 self._log,
                 socket_options=_socket_options(self._config.performance.network_optimizations),
+                keepalive_ms=lambda: self._config.server.keepalive_ms,
             )
             await listener.start(awaited)
             self._listener = listener
@@ -74,7 +75,9 @@ class Tls:
         self._tell()
 
     def tick(self) -> None:
-        """Take a certificate that has changed."""
+        """Take a certificate that has changed, and look for clients that are gone."""
+        if self._listener is not None:
+            self._listener.tick()
         if self.certificates.look():
             self._tell()
 

@@ -14,8 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import ssl
 from typing import Any, Protocol, cast
+
+from blipmq.keepalive import Owed
 
 # From saying goodbye until the client has closed too.
 CLOSING_SECONDS = 5.0
@@ -67,6 +71,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._ended = False  # the client will send no more
         self._broken: Exception | None = None  # what was wrong with a record behind those that have been read
         self._deadline: asyncio.TimerHandle | None = None
+        self._owed = Owed()
         self.peer: tuple[str, int] = ("", 0)  # until it is known
         self.began_s = loop.time()
 
@@ -118,6 +123,14 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._fail(None)
         else:
             self._transport.resume_reading()
+
+    def look(self, now_s: float, within_s: float) -> None:
+        """End the connection if its client's machine does not acknowledge what it is sent."""
+        if self._state == "open" and self._owed.is_lost(self.get_extra_info("socket"), now_s, within_s):
+            far, self._far = self._far, None
+            self.abort()
+            if far is not None:
+                far.connection_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def serve(self, far: asyncio.Protocol) -> None:
         """Connect an open connection with its far end."""

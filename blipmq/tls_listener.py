@@ -8,6 +8,7 @@ this one from those who are in already.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from blipmq.certificate import Certificates, subject_of
+from blipmq.keepalive import LOOKS, keep_alive
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
 from blipmq.pending import Bounds, Crowded, Pending
@@ -29,8 +31,8 @@ CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
 
 class TlsListener:
     """Listens at `bind_addr`, which the setting `key` names. `opened` is given each connection whose handshake is done and
-    calls its `serve`; `bounds` is asked what holds for the next one. Raises `AddressInUse`, `NotAllowed` or `ConfigError`
-    when started."""
+    calls its `serve`; `bounds` and `keepalive_ms` are asked what holds for the next one. Raises `AddressInUse`, `NotAllowed`
+    or `ConfigError` when started."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class TlsListener:
         log: Log,
         backlog: int = BACKLOG,
         socket_options: Iterable[tuple[int, int, int]] = (),
+        keepalive_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self.address = ""
         self.counts = {"done": 0, "failed": 0, "refused": 0}
@@ -52,6 +55,8 @@ class TlsListener:
         self._bind_addr, self._key, self._backlog = bind_addr, key, backlog
         self._certificates = certificates
         self._socket_options = tuple(socket_options)
+        self._keepalive_ms = keepalive_ms
+        self._unlooked: list[TlsConnection] = []  # in this round of looks
         self._on_open = opened
         self._bounds = bounds
         self._log = log
@@ -113,6 +118,17 @@ class TlsListener:
                 connection.abort()
         self._worker.shutdown(wait=False)
 
+    def tick(self) -> None:
+        """End connections whose client's machine acknowledges nothing. Called once a second; each is looked at LOOKS times in
+        `keepalive_ms`, or more often."""
+        within_s = self._keepalive_ms() / 1000
+        if within_s and not self._unlooked:
+            self._unlooked = list(self._connections)
+        now_s = self._loop.time()
+        for _ in range(math.ceil(len(self._connections) * LOOKS / within_s) if within_s else 0):
+            if self._unlooked:
+                self._unlooked.pop().look(now_s, within_s)
+
     # -- what connections tell
 
     def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
@@ -130,6 +146,7 @@ class TlsListener:
             gone.abort()
         for level, option, value in self._socket_options:
             connection.get_extra_info("socket").setsockopt(level, option, value)
+        keep_alive(connection.get_extra_info("socket"), self._keepalive_ms())
         return self._certificates.context, bounds.seconds
 
     def shake(self, connection: TlsConnection) -> None:

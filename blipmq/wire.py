@@ -74,6 +74,8 @@ class Reply(NamedTuple):
     message: str
     id: int
     payload: bytes
+    subscriptions: int = 0
+    keepalive_ms: int = 0
 
 
 Frame: TypeAlias = "SubAck | Message | Reply"
@@ -100,7 +102,13 @@ def decode_message(body: bytes) -> Message:
 def decode_reply(body: bytes) -> Reply:
     table = Table(body)
     return Reply(
-        table.number(0, U64), table.number(1, U16), table.text(2), table.number(3, U64), table.vector(4) or b""
+        table.number(0, U64),
+        table.number(1, U16),
+        table.text(2),
+        table.number(3, U64),
+        table.vector(4) or b"",
+        table.number(5, U64),
+        table.number(6, U64),
     )
 
 

@@ -63,6 +63,7 @@ typedef struct bq_config {
     uint32_t accept_rate;             /* connections taken in a second; 0: as they come */
     uint32_t accept_burst;            /* of them, at once after a quiet time */
     uint32_t max_topic_levels;        /* levels of a topic or filter, by whichever of . and / there is more of */
+    uint32_t keepalive_ms;            /* within this a client that is gone without a word is noticed; 0: not looked for */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -174,7 +175,8 @@ enum bq_close {
     BQ_CLOSE_SHUTDOWN = 8,
     BQ_CLOSE_MEMORY = 9,
     BQ_CLOSE_CROWDED = 10, /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
-    BQ_CLOSE_VANISHED = 11 /* its machine does not answer: the system's keep-alive, or output nobody acknowledges */
+    BQ_CLOSE_SILENT = 11,  /* it sent nothing for one and a half times the keepalive_ms that its HELLO had promised */
+    BQ_CLOSE_VANISHED = 12 /* its machine does not answer: the system's keep-alive, or output nobody acknowledges */
 };
 
 typedef struct bq_event {
@@ -279,6 +281,8 @@ typedef struct bq_stats {
     uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
     uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
     uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */
+    uint64_t closed_silent;           /* counters: BQ_CLOSE_SILENT */
+    uint64_t closed_vanished;         /* BQ_CLOSE_VANISHED */
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -405,6 +409,7 @@ typedef struct bq_view {
     uint8_t reserved[3];
     uint64_t ttl_ms;
     uint64_t seq;
+    uint64_t keepalive_ms;
 } bq_view_t;
 
 int bq_decode(const uint8_t *body, uint32_t size,

@@ -76,7 +76,8 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     connection->hello = true;
     door_leave(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
-    connection_reply_full(bq, connection, record->command.seq, 0, text, record->text_size, 0, NULL, 0);
+    keepalive_begin(bq, connection);
+    connection_welcome(bq, connection, record->command.seq, text, record->text_size);
 }
 
 static session_request_t session_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -199,6 +200,10 @@ static void taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
     connection_flush(bq, connection);
 }
 
+static void close_for(bq_t *bq, connection_t *connection, uint8_t code) {
+    connection_close(bq, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine does not answer any more" : NULL);
+}
+
 /* Commands for a connection; one that has gone meanwhile is not an error, its end is on its way to Python. */
 static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     connection_t *connection = connection_find(bq, record->command.conn);
@@ -209,7 +214,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
         if (record->command.flags & BQ_FEED_END) connection_feed_end(bq, connection);
         return true;
     case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return true;
-    case BQ_CMD_CLOSE: connection_close(bq, connection, (uint8_t)record->command.code, NULL); return true;
+    case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the disk */
     case BQ_CMD_UNSUBSCRIBE: return unsubscribe(bq, connection, record, text, data);
@@ -230,6 +235,7 @@ static void adopt(bq_t *bq, int fd) {
         poll_close(fd);
         return;
     }
+    keepalive_socket(bq, fd);
     bq->open_count++;
     bq->stats.accepted++;
 }

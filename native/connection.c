@@ -200,6 +200,7 @@ static void sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
     bq->stats.delivered_bytes += bytes;
     bq->stats.flush_bytes += bytes;
     bq->stats.flushes += bq->stats.delivered != delivered;
+    if (BQ_UNLIKELY(!connection->watched)) keepalive_watch(bq, connection);
     if ((connection->pause & PAUSE_OUTPUT) && connection->queue.control_bytes <= CONTROL_BYTES_MAX / 2)
         connection_resume(bq, connection, PAUSE_OUTPUT);
     connection_wake_waiters(bq, connection);
@@ -272,6 +273,11 @@ void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uin
 
 void connection_reply(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text) {
     connection_reply_full(bq, connection, seq, code, (const uint8_t *)text, (uint32_t)strlen(text), 0, NULL, 0);
+}
+
+void connection_welcome(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *text, uint32_t text_size) {
+    uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, 0));
+    if (out) push_control(bq, connection, frame_write_welcome(out, seq, text, text_size, connection->keepalive_ms));
 }
 
 void connection_suback(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size) {
@@ -396,6 +402,7 @@ static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, cons
                         .data = view->api_key,
                         .data_size = view->api_key_size};
     enum frame_outcome outcome = ask(bq, connection, &event);
+    keepalive_promise(bq, connection, view->keepalive_ms);
     if (connection->pause & PAUSE_ANSWER) door_heard(bq, connection);
     return outcome;
 }
@@ -610,6 +617,7 @@ static void read_more(bq_t *bq, connection_t *connection) {
         return;
     }
     bq->turn_bytes += (uint64_t)got;
+    connection->heard_ms = bq->now_ms;
     process(bq, connection, buffer, kept + (uint32_t)got);
 }
 
@@ -640,6 +648,7 @@ void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, u
     memcpy(connection->in + connection->in_size, bytes, size);
     connection->in_size += size;
     bq->turn_bytes += size;
+    connection->heard_ms = bq->now_ms;
     connection_continue(bq, connection);
 }
 

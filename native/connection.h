@@ -46,6 +46,8 @@ typedef struct connection {
     bool known;               /* Python has heard of it and will hear of its end */
     bool refused;             /* over max_connections: only here to be told so */
     bool broken;              /* it was reset while its input stood still: the poller would report that for ever */
+    bool watched;             /* something that it was sent may not have been acknowledged */
+    bool grace;               /* its promise is overdue, and what it sent may still be on its way */
     bool blocked;             /* the socket (or the feed's window) takes no more */
     bool dirty;               /* on the flush list */
     bool pending, silent;     /* not admitted yet, and in line to be pushed out: see door.h */
@@ -72,6 +74,10 @@ typedef struct connection {
     struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
     struct connection *silent_prev, *silent_next;
+    struct connection *watched_previous, *watched_next; /* see keepalive.h */
+    uint64_t heard_ms;                                  /* when it last sent anything */
+    uint64_t doubt_ms;                                  /* since when it may be gone; 0: nothing speaks for that */
+    uint32_t keepalive_ms;                              /* it has promised to send something in each such interval; 0: nothing */
     uint64_t route_mark;
     uint8_t peer[16];
     uint16_t peer_port;
@@ -119,6 +125,8 @@ void connection_flush(struct bq *bq, connection_t *connection); /* one send of a
 void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text);
 void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
                            uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
+void connection_welcome(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *text,
+                        uint32_t text_size); /* the Reply to a HELLO that is admitted */
 void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
 void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */

@@ -43,6 +43,10 @@ static void connection_timeout(bq_t *bq, connection_t *connection) {
         connection_end_late(bq, connection);
         return;
     }
+    if (connection->hello) {
+        keepalive_due(bq, connection);
+        return;
+    }
     bq->stats.hello_timeouts++;
     connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time");
 }
@@ -64,6 +68,7 @@ static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
             connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer)));
             break;
         case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
+        case TIMER_KEEPALIVE: keepalive_look(bq); break;
         default: door_timeout(bq); break;
         }
     }
@@ -330,7 +335,8 @@ static bool config_valid(const bq_config_t *config) {
            config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
            config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight &&
            config->max_deliveries && config->max_sessions && config->max_pending && config->max_pending <= (1u << 24) &&
-           config->max_pending_per_address && config->accept_burst && config->max_topic_levels;
+           config->max_pending_per_address && config->accept_burst && config->max_topic_levels &&
+           (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
 }
 
 /* The values that may change while running. */
@@ -357,6 +363,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.run_messages = config->run_messages;
     bq->config.require_hello = config->require_hello;
     bq->config.hello_timeout_ms = config->hello_timeout_ms;
+    bq->config.keepalive_ms = config->keepalive_ms;
     bq->config.max_pending_per_address = config->max_pending_per_address;
     bq->config.accept_rate = config->accept_rate;
     bq->config.accept_burst = config->accept_burst;
@@ -370,6 +377,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     bool strict = config.require_hello && !bq->config.require_hello;
     publish_run_close(bq);
     limits_apply(bq, &config);
+    keepalive_changed(bq);
     if (strict) for_each_open(bq, connection_need_hello);
     for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
 }
@@ -407,6 +415,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->queues.lazy_expiry = config->lazy_expiry;
     limits_apply(bq, config);
     wheel_init(&bq->wheel, 0);
+    bq->keepalive.timer.kind = TIMER_KEEPALIVE;
     pool_warm(&bq->pool, sizeof(queue_entry_t), config->warm_entries);
     pool_warm(&bq->pool, config->segment_bytes, config->warm_segments);
     if (parts_open(bq)) return bq;

@@ -6,6 +6,7 @@
 #include "connection.h"
 #include "door.h"
 #include "frame.h"
+#include "keepalive.h"
 #include "poll.h"
 #include "pool.h"
 #include "queue.h"
@@ -86,6 +87,7 @@ struct bq {
     bool event_held;             /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
     door_t door;
+    keepalive_t keepalive;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
     uint32_t read_bytes; /* of one connection in this turn */

@@ -197,10 +197,11 @@ void door_unlisten(bq_t *bq) {
 
 void door_timeout(bq_t *bq) { bq->door.knocking = true; }
 
-static void socket_options(const bq_t *bq, int fd) {
+static void socket_options(bq_t *bq, int fd) {
     int one = 1, send_bytes = (int)bq->config.send_buffer_bytes, recv_bytes = (int)bq->config.recv_buffer_bytes;
     if (bq->config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (send_bytes) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
+    keepalive_socket(bq, fd);
     if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
 }
 

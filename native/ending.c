@@ -20,6 +20,8 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     if (connection->state == CONNECTION_OPEN) { /* one that ends already keeps its first reason */
         connection->close_code = code;
         connection->close_detail = detail;
+        bq->stats.closed_silent += code == BQ_CLOSE_SILENT;
+        bq->stats.closed_vanished += code == BQ_CLOSE_VANISHED;
     }
     connection->state = CONNECTION_DEAD;
     if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
@@ -28,6 +30,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     door_leave(bq, connection);
     connection_wait_end(bq, connection);
     connection_release_waiters(bq, connection);
+    keepalive_unwatch(bq, connection);
     connection->dead_next = bq->dead;
     bq->dead = connection;
 }

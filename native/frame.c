@@ -192,6 +192,7 @@ enum slot {
     SLOT_PROTOCOL,
     SLOT_DURABLE,
     SLOT_GROUP,
+    SLOT_KEEPALIVE = 16, /* those between are reserved */
     SLOTS
 };
 
@@ -246,6 +247,12 @@ static inline __attribute__((always_inline)) int vector_at(const struct table *t
 /* A vtable ends with the last slot its table uses: enter there and fall through to the first. */
 static inline __attribute__((always_inline)) int fields_read(const struct table *table, uint64_t slots, bq_view_t *view) {
     switch (slots < SLOTS ? slots : SLOTS) {
+    case SLOT_KEEPALIVE + 1: READ_SCALAR(SLOT_KEEPALIVE, 8, view->keepalive_ms = load_u64(field)); /* fall through */
+    case SLOT_KEEPALIVE:
+    case SLOT_KEEPALIVE - 1:
+    case SLOT_KEEPALIVE - 2:
+    case SLOT_KEEPALIVE - 3:
+    case SLOT_GROUP + 2:                                                                     /* fall through */
     case SLOT_GROUP + 1: READ_VECTOR(SLOT_GROUP, true, group);                               /* fall through */
     case SLOT_DURABLE + 1: READ_SCALAR(SLOT_DURABLE, 1, view->durable = *field != 0);        /* fall through */
     case SLOT_PROTOCOL + 1: READ_SCALAR(SLOT_PROTOCOL, 2, view->protocol = load_u16(field)); /* fall through */
@@ -270,7 +277,7 @@ static inline void view_clear(bq_view_t *view) {
     view->protocol = 0;
     view->action = view->qos = view->durable = 0;
     view->reserved[0] = view->reserved[1] = view->reserved[2] = 0;
-    view->ttl_ms = view->seq = 0;
+    view->ttl_ms = view->seq = view->keepalive_ms = 0;
 }
 
 int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view) {
@@ -428,6 +435,19 @@ uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uin
     uint32_t at = vector_write(buffer, SUBACK_BODY, SUBACK_TOPIC, topic, topic_size, true);
     at = vector_write(buffer, at, SUBACK_INFO, info, (uint32_t)strlen(info), true);
     return frame_finish(out, TYPE_SUBACK, at);
+}
+
+enum welcome_at { WELCOME_TABLE = 28, WELCOME_SEQ = 32, WELCOME_KEEPALIVE = 40, WELCOME_MESSAGE = 48, WELCOME_CODE = 52 };
+
+uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, uint32_t text_size, uint64_t keepalive_ms) {
+    enum { NONE = WELCOME_TABLE }; /* a field at its own table is absent */
+    static const uint8_t fields[] = {WELCOME_SEQ, WELCOME_CODE, WELCOME_MESSAGE, NONE, NONE, NONE, WELCOME_KEEPALIVE};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    if (!keepalive_ms) return frame_write_reply(out, seq, 0, text, text_size, 0, NULL, 0);
+    table_write_at(buffer, WELCOME_TABLE, fields, sizeof fields, WELCOME_CODE + 2, WELCOME_CODE + 4);
+    store_u64(buffer + WELCOME_SEQ, seq);
+    store_u64(buffer + WELCOME_KEEPALIVE, keepalive_ms);
+    return frame_finish(out, TYPE_REPLY, vector_write(buffer, WELCOME_CODE + 4, WELCOME_MESSAGE, text, text_size, true));
 }
 
 uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,

@@ -68,6 +68,8 @@ uint64_t message_qos1_timestamp(const uint8_t *frame);
 #define FRAME_REPLY_BYTES_MAX(text, payload) (96u + (text) + (payload))
 uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
                             const char *info);
+/* The Reply to a HELLO that is admitted; keepalive_ms is left out if it is 0. */
+uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, uint32_t text_size, uint64_t keepalive_ms);
 uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
                            const uint8_t *payload, uint32_t payload_size);
 

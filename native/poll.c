@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@
 #if defined(__linux__)
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/timex.h>
 #elif defined(__APPLE__) || defined(__FreeBSD__) || defined(__NetBSD__) || defined(__OpenBSD__) || defined(__DragonFly__)
 #include <sys/event.h>
@@ -30,6 +32,7 @@
 
 #include "poll.h"
 
+#define LINUX_TCP_RTO_MAX_MS 44
 #define EVENTS_MAX 256 /* taken from the system in one call; what is left is still ready at the next */
 
 void poll_close(int poller) { close(poller); }
@@ -216,6 +219,62 @@ int poll_socket_error(int fd) {
     socklen_t size = sizeof error;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? 0 : error;
 }
+
+static void option_set(int fd, int option, uint32_t value) {
+    int number = (int)value;
+    setsockopt(fd, IPPROTO_TCP, option, &number, sizeof number);
+}
+
+/* The first probe after half of the time, then three, each after a sixth of it; whole seconds are all that systems know. */
+void poll_keepalive(int fd, uint32_t within_ms) {
+    int on = 1;
+    uint32_t seconds = within_ms < 2000 ? 2 : within_ms / 1000, idle = seconds / 2;
+    uint32_t interval = (seconds - idle) / 3 ? (seconds - idle) / 3 : 1;
+    if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) < 0) return;
+#if defined(TCP_KEEPIDLE)
+    option_set(fd, TCP_KEEPIDLE, idle);
+#elif defined(TCP_KEEPALIVE)
+    option_set(fd, TCP_KEEPALIVE, idle); /* macOS's name for it */
+#endif
+#if defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT)
+    option_set(fd, TCP_KEEPINTVL, interval);
+    option_set(fd, TCP_KEEPCNT, (seconds - idle) / interval);
+#endif
+#if defined(__linux__)
+    /* Linux 6.15: retransmissions and probes of a closed window back off to two minutes, and that is too rare to learn from. */
+    option_set(fd, LINUX_TCP_RTO_MAX_MS, within_ms / 6 < 1000 ? 1000 : within_ms / 6 > 120000 ? 120000 : within_ms / 6);
+#elif defined(TCP_RXT_CONNDROPTIME)
+    option_set(fd, TCP_RXT_CONNDROPTIME, seconds);
+#endif
+}
+
+#if defined(__linux__)
+
+/* A reader whose window is closed answers every transmission and every probe, and nothing is sent in between. One that stays
+ * unanswered may have been lost on its way. */
+int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms) {
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+    int waiting = 0;
+    if (ioctl(fd, TIOCOUTQ, &waiting) < 0) return BQ_E_SYSTEM;
+    if (waiting == 0) return POLL_ALL_ACKNOWLEDGED;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return BQ_E_SYSTEM;
+    *quiet_ms = info.tcpi_last_ack_recv;
+    *sent_ms = info.tcpi_unacked ? info.tcpi_last_data_sent : 0; /* the time of probes is not told */
+    bool unanswered = info.tcpi_unacked && info.tcpi_last_ack_recv > info.tcpi_last_data_sent;
+    return unanswered || info.tcpi_probes >= 2 ? POLL_OWED : POLL_ANSWERING;
+}
+
+#else
+
+int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms) {
+    (void)fd;
+    (void)quiet_ms;
+    (void)sent_ms;
+    return BQ_E_SYSTEM;
+}
+
+#endif
 
 int64_t poll_descriptors_end(uint32_t spare) {
     struct rlimit limit;

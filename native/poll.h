@@ -38,6 +38,15 @@ int poll_accept(int listener, uint8_t peer[16], uint16_t *port);
 
 int poll_socket_error(int fd); /* the errno that the socket has failed with, which is then forgotten; 0: none */
 
+/* Have the system probe a quiet peer, so that one that is gone is noticed within `within_ms`. Nothing on what is no TCP socket. */
+void poll_keepalive(int fd, uint32_t within_ms);
+
+/* Whether the peer's system has acknowledged what was sent. ANSWERING: it has answered the last transmission, though it may take no
+ * more at the moment. OWED: it has not; *quiet_ms is how long ago it acknowledged anything, *sent_ms how long ago something was
+ * sent, or sent again. BQ_E_SYSTEM: this system does not say. */
+enum poll_owed { POLL_ALL_ACKNOWLEDGED, POLL_ANSWERING, POLL_OWED };
+int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms);
+
 /* Descriptors are numbered from 0 up, the lowest free one first: from the one returned on, `spare` of those this process may
  * have are left (fewer if it may have few). And whether there is one below `end` still; any is a descriptor to try it with. */
 int64_t poll_descriptors_end(uint32_t spare);

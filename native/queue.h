@@ -20,7 +20,7 @@
 struct queue;
 struct connection;
 
-enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY };
+enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY, TIMER_KEEPALIVE };
 
 /* What the wheel fires: the kind says which structure the timer is part of. */
 typedef struct timer {

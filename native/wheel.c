@@ -53,6 +53,8 @@ static inline void place(wheel_t *wheel, wheel_timer_t *timer) {
     if (*head) (*head)->link = &timer->next;
     *head = timer;
     wheel->occupied[level][slot / 64] |= 1ull << slot % 64;
+    uint64_t begins = (wheel->now + ahead) >> (SLOT_BITS * level) << (SLOT_BITS * level);
+    if (begins < wheel->soonest) wheel->soonest = begins;
 }
 
 static inline wheel_timer_t *slot_detach(wheel_t *wheel, uint32_t level, uint32_t slot) {
@@ -65,6 +67,7 @@ static inline wheel_timer_t *slot_detach(wheel_t *wheel, uint32_t level, uint32_
 void wheel_init(wheel_t *wheel, uint64_t now_tick) {
     memset(wheel, 0, sizeof *wheel);
     wheel->now = now_tick;
+    wheel->soonest = UINT64_MAX;
 }
 
 void wheel_insert(wheel_t *wheel, wheel_timer_t *timer, uint64_t tick) {
@@ -86,6 +89,7 @@ void wheel_remove(wheel_t *wheel, wheel_timer_t *timer) {
         if (offset < sizeof wheel->slots) {
             uintptr_t index = offset / sizeof(wheel_timer_t *);
             wheel->occupied[index / WHEEL_SLOTS][index % WHEEL_SLOTS / 64] &= ~(1ull << index % 64);
+            wheel->stale = true;
         }
     }
     timer->link = NULL;
@@ -114,8 +118,23 @@ static wheel_timer_t **expire(wheel_t *wheel, wheel_timer_t **tail) {
     return tail;
 }
 
+static uint64_t find_soonest(const wheel_t *wheel) {
+    if (!wheel->armed) return UINT64_MAX;
+    if (slot_occupied(wheel, 0, slot_of(wheel->now, 0))) return wheel->now;
+    uint64_t soonest = UINT64_MAX;
+    for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {
+        uint64_t next = level_next(wheel, level);
+        if (next < soonest) soonest = next;
+    }
+    return soonest;
+}
+
 wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to) {
     assert(to >= wheel->now);
+    if (BQ_LIKELY(to < wheel->soonest)) {
+        wheel->now = to;
+        return NULL;
+    }
     wheel_timer_t *due = NULL;
     wheel_timer_t **tail = expire(wheel, &due);
     while (wheel->armed) {
@@ -131,16 +150,15 @@ wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to) {
         tail = expire(wheel, tail);
     }
     wheel->now = to;
+    wheel->soonest = find_soonest(wheel);
+    wheel->stale = false;
     return due;
 }
 
-uint64_t wheel_next(const wheel_t *wheel) {
-    if (!wheel->armed) return UINT64_MAX;
-    if (slot_occupied(wheel, 0, slot_of(wheel->now, 0))) return wheel->now;
-    uint64_t soonest = UINT64_MAX;
-    for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {
-        uint64_t next = level_next(wheel, level);
-        if (next < soonest) soonest = next;
+uint64_t wheel_next(wheel_t *wheel) {
+    if (BQ_UNLIKELY(wheel->stale)) {
+        wheel->soonest = find_soonest(wheel);
+        wheel->stale = false;
     }
-    return soonest;
+    return wheel->soonest;
 }

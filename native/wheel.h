@@ -21,7 +21,9 @@ typedef struct wheel_timer {
 typedef struct wheel {
     wheel_timer_t *slots[WHEEL_LEVELS][WHEEL_SLOTS];
     uint64_t occupied[WHEEL_LEVELS][WHEEL_SLOTS / 64];
-    uint64_t now; /* last tick that has been advanced to */
+    uint64_t now;     /* last tick that has been advanced to */
+    uint64_t soonest; /* before it wheel_advance has no work: most turns of an idle wheel compare with this and are done */
+    bool stale;       /* a removal may have made that a later tick */
     uint64_t armed;
     uint64_t insertions, expirations, cascades;
 } wheel_t;
@@ -37,6 +39,6 @@ static inline bool wheel_armed(const wheel_timer_t *timer) { return timer->link 
 wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to);
 
 /* The earliest tick at which wheel_advance may have work (due timers or a cascade), or UINT64_MAX when nothing is armed. */
-uint64_t wheel_next(const wheel_t *wheel);
+uint64_t wheel_next(wheel_t *wheel);
 
 #endif

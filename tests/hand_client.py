@@ -4,12 +4,14 @@ Invariant: nothing here comes from the package under test. Frames are laid out w
 protocol's tables say, so that a mistake in `blipmq.wire` cannot hide behind itself, and a frozen binary can be tried too.
 """
 
+import ctypes
 import json
 import socket
 import struct
 from typing import NamedTuple
 
 TIMEOUT_S = 60
+SO_ATTACH_FILTER = 26  # Linux
 
 PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO = range(8)
 SUBACK, MESSAGE, REPLY = range(3)
@@ -38,6 +40,13 @@ class Reply(NamedTuple):
     message: str
     id: int
     payload: bytes
+
+
+def vanish(sock):
+    """From now on nothing that arrives is acknowledged or answered, not even when the socket is closed."""
+    takes_nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    program = struct.pack("HL", 1, ctypes.addressof(takes_nothing))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

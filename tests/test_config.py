@@ -503,3 +503,11 @@ def test_a_file_with_keys_that_others_can_read_and_a_short_key_are_warned_of(tmp
     path.chmod(0o644)
     assert warnings(load(path, {"BLIPMQ_AUTH__API_KEYS": "a-long-key-of-the-environment"})) == []
     assert warnings(read(tmp_path, "")) == []
+
+
+def test_a_keep_alive_shorter_than_systems_can_probe_in_is_refused_with_the_reason():
+    for keepalive_ms in (0, 2000, 60_000):
+        assert from_dict({"server": {"keepalive_ms": keepalive_ms}}).server.keepalive_ms == keepalive_ms
+    for keepalive_ms in (1, 1999):
+        with pytest.raises(ConfigError, match=r"server\.keepalive_ms: .* is less than 2000.*0 to turn keep-alive off"):
+            from_dict({"server": {"keepalive_ms": keepalive_ms}})

@@ -212,7 +212,7 @@ def test_the_tables_of_the_protocol_page_name_every_field_in_its_slot() -> None:
         "durable",
         "group",
     ]
-    assert [(int(slot), name) for slot, name in command] == list(enumerate(names))
+    assert [(int(slot), name) for slot, name in command] == [*enumerate(names), (16, "keepalive_ms")]
     assert re.search(r"0 PUB, 1 SUB, 2 UNSUB, 3 QUIT, 4 HELLO, 5 ACK, 6 PING, 7 INFO", page)
     assert [wire.PUB, wire.SUB, wire.UNSUB, wire.QUIT, wire.HELLO, wire.ACK, wire.PING, wire.INFO] == list(range(8))
 

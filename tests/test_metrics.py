@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from broker_process import until
 from certificates import Authority
+from hand_client import vanish
 from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
@@ -172,6 +173,15 @@ def a_stranger_waits(scene):
 
 def a_client_leaves(scene):
     scene.client("short").close()
+
+
+def clients_are_gone_without_a_word(scene):
+    silent = scene.client()
+    silent.say(wire.HELLO, seq=1, protocol=1, keepalive_ms=1)
+    assert silent.next().keepalive_ms == 1000
+    vanish(scene.client("vanished").socket)
+    for cause in "vanished", "silent":
+        until(lambda: scene.watched.scrape()[f'blipmq_connections_lost_total{{cause="{cause}"}}'], "it is noticed")  # noqa: B023
 
 
 def slow_queues_are_compacted(scene):
@@ -424,6 +434,10 @@ CAUSES = [
     ),
     (a_stranger_waits, KEYED, "blipmq_connections_pending"),
     (a_client_leaves, {}, "blipmq_connections_closed_total"),
+    (
+        clients_are_gone_without_a_word, {"server": {"keepalive_ms": 2000}},
+        'blipmq_connections_lost_total{cause="vanished"} blipmq_connections_lost_total{cause="silent"}',
+    ),
     (slow_queues_are_compacted, FEW, "blipmq_segment_compacted_bytes_total"),
     (
         the_process_works, {},

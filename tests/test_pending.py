@@ -105,6 +105,9 @@ class Newcomer:
     def abort(self):
         self.aborted = True
 
+    def get_extra_info(self, name):
+        assert name == "socket"
+
 
 def test_a_reload_changes_the_bound_of_each_address_and_the_time_but_not_the_total(config):
     tls = Tls(config, Log(level="error"))

@@ -234,10 +234,11 @@ def test_flows_that_nobody_finishes_leave_nothing(start_broker, connect):
 
 
 def test_no_field_of_a_client_gives_it_more_time_than_the_broker_allows():
-    """There is no keepalive in the protocol. A field that might be one, and every number at its largest, changes nothing."""
+    """Every number at its largest, the keep-alive and the reserved fields too, changes nothing for one that is not admitted."""
     most = long(2**64 - 1)
-    body = table([byte(HELLO), None, None, most, byte(1), most, ["c"], None, short(1), byte(1), None, most, most])
-    with Bench(require_hello=1, hello_timeout_ms=5000) as bench:
+    fields = [byte(HELLO), None, None, most, byte(1), most, ["c"], None, short(1), byte(1), None, *[most] * 6]
+    body = table(fields)
+    with Bench(require_hello=1, keepalive_ms=60_000, hello_timeout_ms=5000) as bench:
         bench.answering = False
         client = bench.attach()
         client.feed(struct.pack(">I", len(body)) + body)

@@ -149,7 +149,7 @@ def test_a_flood_of_subscriptions_ends_at_the_budget():
 
 def test_every_setting_reaches_the_core():
     changed = {
-        "server": {"max_connections": 7, "max_message_size_bytes": 5000},
+        "server": {"max_connections": 7, "max_message_size_bytes": 5000, "keepalive_ms": 26_000},
         "queues": {
             "topic_capacity": 8, "subscriber_capacity": 9, "subscriber_bytes": 8192, "overflow_policy": "block",
         },
@@ -177,6 +177,7 @@ def test_every_setting_reaches_the_core():
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
         memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
         max_topic_levels=20, hello_timeout_ms=121, max_pending=22, max_pending_per_address=23, accept_rate=24, accept_burst=25,
+        keepalive_ms=26_000,
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class CoreConfig(NamedTuple):
     accept_rate: int = 1000
     accept_burst: int = 1000
     max_topic_levels: int = 64
+    keepalive_ms: int = 0
 
 
 class LogConfig(NamedTuple):

@@ -30,6 +30,7 @@ class CloseReason(IntEnum):
     SHUTDOWN = lib.BQ_CLOSE_SHUTDOWN
     MEMORY = lib.BQ_CLOSE_MEMORY
     CROWDED = lib.BQ_CLOSE_CROWDED
+    SILENT = lib.BQ_CLOSE_SILENT
     VANISHED = lib.BQ_CLOSE_VANISHED
 
 

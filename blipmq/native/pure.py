@@ -25,6 +25,7 @@ class View(NamedTuple):
     protocol: int
     durable: bool
     group: bytes
+    keepalive_ms: int
 
 
 def decode(body: bytes | bytearray | memoryview) -> View:
@@ -52,6 +53,7 @@ def decode(body: bytes | bytearray | memoryview) -> View:
         protocol=view.protocol,
         durable=bool(view.durable),
         group=part("group"),
+        keepalive_ms=view.keepalive_ms,
     )
 
 
