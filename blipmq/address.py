@@ -61,6 +61,14 @@ def _parse(text: str, tls: bool) -> Address:
     return Address(host, int(port_text), tls)
 
 
+def not_found_in_time(address: Address) -> BlipMQError:
+    """The sentence for a host name that nobody could look up in time."""
+    return Unreachable(
+        f"Cannot reach a broker at {address}: the host name was not found in time. Check the network and its name server, "
+        "or use the numeric address."
+    )
+
+
 def unreachable(address: Address, error: BaseException) -> BlipMQError:
     """The sentence for a failed attempt to connect, from what the system said."""
     if address.tls:
@@ -70,8 +78,7 @@ def unreachable(address: Address, error: BaseException) -> BlipMQError:
             return failed
     if isinstance(error, socket.gaierror):
         why = "the host name is not known. Check the spelling, or use the numeric address"
-    elif isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):
-        # asyncio folds the errors of a name with several addresses into one text
+    elif isinstance(error, ConnectionRefusedError):
         why = "nothing listens there. Start the broker (`blipmq start`), or check the port"
     elif isinstance(error, TimeoutError) or getattr(error, "errno", None) == errno.ETIMEDOUT:
         why = "no answer in time. Check that the machine is on, and that no firewall is in between"

@@ -26,6 +26,7 @@ from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscri
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
+from blipmq.outage import seconds_to_wait
 from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.wire import Message
@@ -78,9 +79,9 @@ class BlockingClient:
         """ "new", "connecting", "connected", "disconnected" or "closed"."""
         return self._connection.state
 
-    def open(self) -> BlockingClient:
-        """The first connection; connect_blocking calls it. Raises what went wrong, without a second attempt."""
-        self._connection.open()
+    def open(self, *, wait: bool | float = False) -> BlockingClient:
+        """The first connection; connect_blocking calls it. `wait` is as there."""
+        self._connection.open(seconds_to_wait(wait))
         return self
 
     def __enter__(self) -> BlockingClient:
@@ -295,6 +296,7 @@ def connect_blocking(
     api_key: str | None = None,
     tls: Tls = None,
     reconnect: bool = True,
+    wait: bool | float = False,
     timeout_s: float = 10.0,
     on_state: StateCallback | None = None,
     on_refusal: Callable[[BlipMQError], None] | None = None,
@@ -317,4 +319,4 @@ def connect_blocking(
         sleep=sleep,
         clock=clock,
     )
-    return client.open()
+    return client.open(wait=wait)

@@ -12,12 +12,14 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blipmq.address import Address, unreachable
+from blipmq.address import Address
 from blipmq.backoff import Backoff
+from blipmq.blocking_dialing import dial, look_up, shake_hands
+from blipmq.candidates import Tried, another_may_do, share_s
 from blipmq.client_protocol import ClientProtocol
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
 from blipmq.inbox import OVERRUN, Inbox
-from blipmq.outage import FINAL_CODES, connection_ended, keep_alive
+from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
 
@@ -67,43 +69,62 @@ class BlockingConnection:
 
     # ---- connecting ----
 
-    def open(self) -> None:
-        """The first connection. Raises what went wrong, without a second attempt."""
+    def open(self, wait_s: float = 0.0) -> None:
+        """The first connection. Raises what went wrong, at once if `wait_s` is 0 or if it would be the same again."""
         try:
-            self._open_socket(self.timeout_s)
+            self._open_in_time(wait_s)
         except BaseException as error:
             self.finish(error if isinstance(error, BlipMQError) else None)
             raise
 
+    def _open_in_time(self, wait_s: float) -> None:
+        end_s, attempts = self.clock() + wait_s, 0
+        while True:
+            attempts += 1
+            try:
+                return self._open_socket(attempt_s(self.timeout_s, end_s - self.clock(), waits=wait_s > 0))
+            except BlipMQError as error:
+                if not wait_s or is_permanent(error):
+                    raise
+                left_s = end_s - self.clock()
+                if left_s <= 0:
+                    raise waited(error, self.address, wait_s, attempts) from error
+                self._set_state("disconnected", error)
+                self._sleep(min(self._backoff.next_s(), left_s))
+
     def _open_socket(self, timeout_s: float) -> None:
+        """One attempt: the addresses of the host, whichever answers first; then the others, if there is no broker behind it."""
         self._set_state("connecting", None)
-        try:
-            sock = socket.create_connection((self.address.host, self.address.port), timeout=max(timeout_s, 0.01))
-        except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
-            raise unreachable(self.address, error) from error
+        deadline_s = self.clock() + max(timeout_s, 0.01)
+        candidates, tried = look_up(self.address), Tried(self.address)
+        while True:
+            sock, candidate = dial(candidates, deadline_s, self.clock, tried)
+            until_s = share_s(self.clock(), deadline_s, len(candidates))
+            try:
+                return self._use_socket(sock, until_s)
+            except BlipMQError as error:
+                if not another_may_do(error):
+                    raise
+                tried.add(candidate, error)
+                if not candidates or self.clock() >= deadline_s:
+                    raise tried.error() from error
+
+    def _use_socket(self, sock: socket.socket, deadline_s: float) -> None:
+        """Make a socket, which is connected, this client's, and say HELLO over it, both before `deadline_s`."""
         if self._tls is not None:
-            sock = self._secure(self._tls, sock)
+            sock = shake_hands(self._tls, sock, self.address, deadline_s, self.clock)
         self._socket = sock
         self._selector.register(sock, selectors.EVENT_READ)
         try:
             keep_alive(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
-            self.answer(self.protocol.open())
+            self.answer(self.protocol.open(), max(deadline_s - self.clock(), 0.01))
         except BaseException:
             self._drop_socket()
             raise
         self._backoff.reset()
         self._set_state("connected", None)
         self.send()
-
-    def _secure(self, tls: ssl.SSLContext, sock: socket.socket) -> socket.socket:
-        """The same socket behind TLS, its handshake done in what is left of the time to connect."""
-        try:
-            return tls.wrap_socket(sock, server_hostname=self.address.host)
-        except (OSError, ValueError) as error:
-            sock.close()
-            raise unreachable(self.address, error) from error
 
     def _connect_again(self, deadline_s: float | None) -> None:
         """One attempt, after its delay."""
@@ -247,31 +268,33 @@ class BlockingConnection:
                 "The broker is down or the network is; the client keeps trying with each call."
             )
 
-    def answer(self, request: Request) -> Reply:
-        """Wait for the answer; raises what the broker refused, Disconnected or TimedOut."""
+    def answer(self, request: Request, timeout_s: float | None = None) -> Reply:
+        """Wait for the answer, as long as the client's timeout or `timeout_s`; raises what the broker refused, Disconnected or
+        TimedOut."""
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if not request.done:
                 self.send()
             if not request.done:
-                self.wait(lambda: request.done, self.timeout_s)
+                self.wait(lambda: request.done, timeout_s)
         finally:
             if not request.done:
                 self.protocol.forget(request)
         if not request.done:
-            raise self.unanswered(request)
+            raise self.unanswered(request, timeout_s)
         if request.error is not None:
             raise request.error
         return request.reply
 
-    def unanswered(self, request: Request) -> BlipMQError:
+    def unanswered(self, request: Request, timeout_s: float) -> BlipMQError:
         """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
         if self._socket is None:
             return Disconnected(
-                f"{request.what}: no connection to {self.address}, and no answer in {self.timeout_s} s. "
+                f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
                 "The broker is down or the network is; what was not answered may not have arrived."
             )
         return TimedOut(
-            f"{request.what}: the broker at {self.address} did not answer in {self.timeout_s} s. "
+            f"{request.what}: the broker at {self.address} did not answer in {timeout_s:g} s. "
             "It is overloaded, or it is not a BlipMQ broker."
         )
 

@@ -29,6 +29,7 @@ from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
 from blipmq.opening import Opening as Opening
+from blipmq.outage import seconds_to_wait
 from blipmq.subscription import Subscription as Subscription
 from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
@@ -90,9 +91,9 @@ class Client:
         """Whether nothing is read from the broker because a subscription's queue is full."""
         return self._connection.reading_paused
 
-    async def open(self) -> Client:
-        """The first connection; `blipmq.connect` calls it. Raises what went wrong, without a second attempt."""
-        await self._connection.open()
+    async def open(self, *, wait: bool | float = False) -> Client:
+        """The first connection; `blipmq.connect` calls it. `wait` is as there."""
+        await self._connection.open(seconds_to_wait(wait))
         return self
 
     async def __aenter__(self) -> Client:
@@ -325,6 +326,7 @@ def connect(
     api_key: str | None = None,
     tls: Tls = None,
     reconnect: bool = True,
+    wait: bool | float = False,
     timeout_s: float = 10.0,
     on_state: StateCallback | None = None,
     on_refusal: Callable[[BlipMQError], None] | None = None,
@@ -337,14 +339,17 @@ def connect(
     tls          True: TLS, trusting the authorities the system does; a path: those in this PEM file; or an ssl.SSLContext.
                  The broker's certificate must be for the host that the address names. False: never
     client_id    this client's durable name; needed for durable subscriptions
+    wait         for the first connection: True, as long as it takes; a number, for so many seconds; False, one attempt. A wrong
+                 key, a wrong certificate or another protocol is raised at once all the same
     reconnect    after an outage connect again (exponential back-off with full jitter, at most 10 s) and subscribe again
-    timeout_s    for connecting, for each answer, and for how long a publish waits during an outage
+    timeout_s    for connecting once, for each answer, and for how long a publish waits during an outage
     on_state     called with "connecting", "connected", "disconnected" or "closed", and the error that led there, if any
     on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
     random, sleep  where the jitter comes from and how it is waited for
 
+    A host with several addresses is tried at all of them, a quarter of a second apart; the first that answers is used.
+
     Raises UsageError (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
-    The first attempt is the only one.
     """
 
     async def opened() -> Client:
@@ -360,6 +365,6 @@ def connect(
             random=random,
             sleep=sleep,
         )
-        return await client.open()
+        return await client.open(wait=wait)
 
     return Opening(opened())

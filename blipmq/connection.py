@@ -11,15 +11,18 @@ buffered without a limit: a slow network holds publishers back, a slow reader st
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from blipmq.address import Address, unreachable
 from blipmq.backoff import Backoff
+from blipmq.candidates import Tried, another_may_do, share_s
 from blipmq.client_protocol import ClientProtocol
+from blipmq.dialing import dial, look_up
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut
 from blipmq.inbox import OVERRUN
-from blipmq.outage import FINAL_CODES, connection_ended, keep_alive
+from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
 
@@ -111,14 +114,32 @@ class Connection:
 
     # ---- connecting ----
 
-    async def open(self) -> None:
-        """The first connection. Raises what went wrong, without a second attempt."""
-        self._set_state("connecting", None)
+    async def open(self, wait_s: float = 0.0) -> None:
+        """The first connection. Raises what went wrong, at once if `wait_s` is 0 or if it would be the same again."""
         try:
-            await self._open_link()
+            await self._open_in_time(wait_s)
         except BaseException as error:
             self._finish(error if isinstance(error, BlipMQError) else None)
             raise
+
+    async def _open_in_time(self, wait_s: float) -> None:
+        clock, attempts = asyncio.get_running_loop().time, 0
+        end_s = clock() + wait_s
+        while True:
+            self._set_state("connecting", None)
+            attempts += 1
+            try:
+                return await self._open_link(attempt_s(self.timeout_s, end_s - clock(), waits=wait_s > 0))
+            except BlipMQError as error:
+                if not wait_s or is_permanent(error):
+                    raise
+                left_s = end_s - clock()
+                if left_s <= 0:
+                    raise waited(error, self.address, wait_s, attempts) from error
+                self._set_state("disconnected", error)
+                await self._sleep(min(self._backoff.next_s(), left_s))
+                if self.state == "closed":
+                    raise
 
     async def close(self) -> None:
         """Say goodbye and end, at the latest after the client's timeout."""
@@ -138,29 +159,51 @@ class Connection:
     def is_up(self) -> bool:
         return self._link is not None
 
-    async def _connect_link(self, link: Link) -> None:
-        connecting: Awaitable[object]
+    async def _open_link(self, timeout_s: float) -> None:
+        """One attempt: the addresses of the host, whichever answers first; then the others, if there is no broker behind it."""
+        clock = asyncio.get_running_loop().time
+        deadline_s = clock() + timeout_s
         if self._opener is not None:
-            connecting = self._opener(link)
-        else:
-            loop = asyncio.get_running_loop()
-            secure: dict[str, Any] = {}
-            if self._tls is not None:  # the handshake's time is part of the client's own
-                secure = {"ssl": self._tls, "ssl_handshake_timeout": self.timeout_s + 1}
-            connecting = loop.create_connection(lambda: link, self.address.host, self.address.port, **secure)
-        try:
-            await asyncio.wait_for(connecting, self.timeout_s)
-        except asyncio.TimeoutError:
-            raise unreachable(self.address, TimeoutError()) from None
-        except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
-            raise unreachable(self.address, error) from error
+            return await self._use_link(Link(self), self._opener, deadline_s)
+        candidates, tried = await look_up(self.address, timeout_s), Tried(self.address)
+        while True:
+            sock, candidate = await dial(candidates, deadline_s, tried)
+            until_s = share_s(clock(), deadline_s, len(candidates))
+            try:
+                return await self._use_link(Link(self), self._opener_over(sock), until_s)
+            except BlipMQError as error:
+                if not another_may_do(error):
+                    raise
+                tried.add(candidate, error)
+                if not candidates or clock() >= deadline_s:
+                    raise tried.error() from error
 
-    async def _open_link(self) -> None:
-        link = Link(self)
+    def _opener_over(self, sock: socket.socket) -> Opener:
+        """What makes a socket, which is connected, the transport of a link."""
+        secure: dict[str, Any] = {}
+        if self._tls is not None:  # the handshake's time is part of the client's own
+            secure = {"ssl": self._tls, "server_hostname": self.address.host}
+            secure["ssl_handshake_timeout"] = self.timeout_s + 1
+
+        async def opened(link: asyncio.Protocol) -> object:
+            return await asyncio.get_running_loop().create_connection(lambda: link, sock=sock, **secure)
+
+        return opened
+
+    async def _use_link(self, link: Link, opener: Opener, deadline_s: float) -> None:
+        """Open the link and say HELLO over it, both before `deadline_s`."""
+        clock = asyncio.get_running_loop().time
         try:
-            await self._connect_link(link)
+            try:
+                await asyncio.wait_for(opener(link), max(deadline_s - clock(), 0.01))
+            except asyncio.TimeoutError:
+                raise unreachable(self.address, TimeoutError()) from None
+            except BlipMQError:
+                raise
+            except (OSError, ValueError) as error:  # a host name can be none that a certificate could hold
+                raise unreachable(self.address, error) from error
             assert link.hello is not None
-            await self.answer(link.hello)
+            await self.answer(link.hello, max(deadline_s - clock(), 0.01))
         except BaseException:
             self._link = None
             link.abort()
@@ -176,7 +219,7 @@ class Connection:
             await self._sleep(self._backoff.next_s())
             self._set_state("connecting", None)
             try:
-                return await self._open_link()
+                return await self._open_link(self.timeout_s)
             except BlipMQError as error:
                 if error.code in FINAL_CODES:
                     return self._finish(error)
@@ -292,8 +335,10 @@ class Connection:
             "The broker is down or the network is; the client keeps trying."
         )
 
-    async def answer(self, request: Request) -> Reply:
-        """Wait for the answer; raises what the broker refused, Disconnected or TimedOut."""
+    async def answer(self, request: Request, timeout_s: float | None = None) -> Reply:
+        """Wait for the answer, as long as the client's timeout or `timeout_s`; raises what the broker refused, Disconnected or
+        TimedOut."""
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if not request.done:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             earlier = request.on_done
@@ -308,9 +353,9 @@ class Connection:
             self.schedule_flush()
             self.resume_if_room()
             try:
-                await asyncio.wait_for(future, self.timeout_s)
+                await asyncio.wait_for(future, timeout_s)
             except asyncio.TimeoutError:
-                raise self.unanswered(request) from None
+                raise self.unanswered(request, timeout_s) from None
             finally:
                 if not request.done:
                     self.protocol.forget(request)
@@ -318,15 +363,15 @@ class Connection:
             raise request.error
         return request.reply
 
-    def unanswered(self, request: Request) -> BlipMQError:
+    def unanswered(self, request: Request, timeout_s: float) -> BlipMQError:
         """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
         if self._link is None:
             return Disconnected(
-                f"{request.what}: no connection to {self.address}, and no answer in {self.timeout_s} s. "
+                f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
                 "The broker is down or the network is; what was not answered may not have arrived."
             )
         return TimedOut(
-            f"{request.what}: the broker at {self.address} did not answer in {self.timeout_s} s. "
+            f"{request.what}: the broker at {self.address} did not answer in {timeout_s:g} s. "
             "It is overloaded, or this client's subscriptions are not being read."
         )
 

@@ -6,10 +6,11 @@ bytes, else what the system reports.
 
 from __future__ import annotations
 
+import math
 import socket
 
 from blipmq import errors, keepalive
-from blipmq.errors import BlipMQError, Disconnected, ProtocolError
+from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotTrusted, ProtocolError, UsageError
 from blipmq.trust import refused_certificate
 
 FINAL_CODES = frozenset(
@@ -22,6 +23,36 @@ FINAL_CODES = frozenset(
     }
 )
 """Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
+
+
+# The shortest time that an attempt gets, however little is left of the time to wait in.
+ATTEMPT_LEAST_S = 1.0
+
+
+def seconds_to_wait(wait: bool | float) -> float:
+    """What `wait` of `blipmq.connect` comes to; infinity: for ever. Raises UsageError."""
+    if isinstance(wait, bool):
+        return math.inf if wait else 0.0
+    if not isinstance(wait, (int, float)) or not wait >= 0:
+        raise UsageError(f"wait is True, False or a number of seconds from 0, not {wait!r}.")
+    return float(wait)
+
+
+def attempt_s(timeout_s: float, left_s: float, *, waits: bool) -> float:
+    """How long one attempt to connect may take, with so much left of the time to wait in."""
+    return min(timeout_s, max(left_s, ATTEMPT_LEAST_S)) if waits else timeout_s
+
+
+def is_permanent(error: BlipMQError) -> bool:
+    """Whether the first connection would fail in the same way at every other attempt."""
+    return isinstance(error, (NotTrusted, ProtocolError, UsageError, ConfigError)) or error.code in FINAL_CODES
+
+
+def waited(error: BlipMQError, address: object, wait_s: float, attempts: int) -> BlipMQError:
+    """The last error of an attempt, which says also how long and how often it was tried."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    error.args = (f"No connection to {address} in {wait_s:g} s, tried {times}. The last error: {error}",)
+    return error
 
 
 def connection_ended(

@@ -80,6 +80,6 @@ def open_client(
         reconnect=reconnect,
         timeout_s=timeout_s,
         on_state=None if terminal.quiet or not announce else render.OutageNotices(terminal.notice),
-    ).open()
+    ).open(wait=arguments.wait or 0)
     terminal.detail("✅", f"Connected to {client.address}.")
     return client

@@ -219,6 +219,7 @@ class Bench:
             reconnect=False,
             on_refusal=self._load.result.refuse,
             timeout_s=DRAIN_S,
+            wait=self._arguments.wait or 0,
         )
         self._clients.append(client)
         return client

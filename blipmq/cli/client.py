@@ -22,7 +22,7 @@ from blipmq.version import __version__
 INTERRUPTED = 130
 
 # Options that may stand before and behind the command.
-UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file")) | dict.fromkeys(
+UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file", "wait")) | dict.fromkeys(
     ("tls", "quiet", "verbose"), False
 )
 
@@ -78,6 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--cert", metavar="FILE", help="this client's certificate; else $BLIPMQ_TLS_CERT")
     common.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
     common.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
+    common.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=whole_number(0, 10**9),
+        help="if the broker does not answer yet, try again for so long; 0 (default): one attempt",
+    )
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="say what is being done")

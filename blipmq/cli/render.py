@@ -42,14 +42,16 @@ class OutageNotices:
     def __init__(self, say: Callable[[str, str], None]) -> None:
         self._say = say
         self._out = False
+        self._again = ""
 
     def __call__(self, state: str, error: BlipMQError | None) -> None:
         if state == "disconnected" and not self._out:
             self._out = True
             self._say("❌", f"{error} Trying again.")
-        elif state == "connected" and self._out:
-            self._out = False
-            self._say("✅", "Connected again.")
+        elif state == "connected":
+            if self._out:
+                self._say("✅", f"Connected{self._again}.")
+            self._out, self._again = False, " again"
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------

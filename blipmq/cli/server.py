@@ -95,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     connect.add_argument("--cert", metavar="FILE", help="this client's certificate; else $BLIPMQ_TLS_CERT")
     connect.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
+    connect.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=0,
+        help="if the broker does not answer yet, try again for so long",
+    )
     connect.set_defaults(run=_connect)
 
     _add_keys(commands)

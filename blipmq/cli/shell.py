@@ -117,10 +117,10 @@ class Worker(threading.Thread):
         )
         self.address = self._client.address
 
-    def connect(self) -> None:
-        """The first connection, before start(). Raises Unreachable, NotAllowed and so on."""
+    def connect(self, wait_s: float) -> None:
+        """The first connection, before start(), within `wait_s`. Raises Unreachable, NotAllowed and so on."""
         try:
-            self._client.open()
+            self._client.open(wait=wait_s)
         except BaseException:
             self._close_wake()
             raise
@@ -329,11 +329,11 @@ def main(
     try:
         (address,) = argv
         access = options or argparse.Namespace(
-            addr=address, key_file=None, tls=False, ca_file=None, cert=None, cert_key=None
+            addr=address, key_file=None, tls=False, ca_file=None, cert=None, cert_key=None, wait=0
         )
         tls = find_tls(access, environment)
         worker = Worker(address, read_key(access, environment), tls, screen, vocabulary)
-        worker.connect()
+        worker.connect(access.wait)
     except BlipMQError as error:
         prefix = "❌ " if render.is_fancy(sys.stderr, environment) else "blipmq connect: "
         say(f"{prefix}{error}")

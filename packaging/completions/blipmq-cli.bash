@@ -4,7 +4,7 @@ _blipmq_cli() {
     local command= files= words= index IFS=$' \t\n'
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            --addr | --ca-file | --cert | --cert-key | --key-file)
+            --addr | --ca-file | --cert | --cert-key | --key-file | --wait)
                 [[ ${COMP_WORDS[index + 1]} == "=" ]] && ((index++))
                 ((index++)) ;;
             :) ((index++)) ;; # bash takes HOST:PORT apart
@@ -26,7 +26,9 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
-                *) words="pub sub unsub info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --version" ;;
+                --wait)
+                    words="" ;;
+                *) words="pub sub unsub info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --version" ;;
             esac ;;
         pub | p)
             case $before in
@@ -40,13 +42,15 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 --file)
                     files=yes ;;
                 --ttl)
                     words="" ;;
                 --qos)
                     words="0 1" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --file --ttl --qos" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --file --ttl --qos" ;;
             esac ;;
         sub | s)
             case $before in
@@ -60,6 +64,8 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 -n | --count)
                     words="" ;;
                 -f | --format)
@@ -70,7 +76,7 @@ _blipmq_cli() {
                     words="" ;;
                 --group)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
             esac ;;
         unsub | u)
             case $before in
@@ -84,11 +90,13 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 --client-id)
                     words="" ;;
                 --group)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --client-id --group" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --client-id --group" ;;
             esac ;;
         info | stats)
             case $before in
@@ -102,9 +110,11 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose -f --format --watch" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose -f --format --watch" ;;
             esac ;;
         sessions)
             case $before in
@@ -118,13 +128,15 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 --find)
                     words="" ;;
                 --limit)
                     words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --find --limit -f --format" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --find --limit -f --format" ;;
             esac ;;
         bench)
             case $before in
@@ -138,6 +150,8 @@ _blipmq_cli() {
                     files=yes ;;
                 --key-file)
                     files=yes ;;
+                --wait)
+                    words="" ;;
                 --publishers)
                     words="" ;;
                 --subscribers)
@@ -158,7 +172,7 @@ _blipmq_cli() {
                     words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
             esac ;;
     esac
     if [[ $files ]]; then

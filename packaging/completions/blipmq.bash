@@ -50,7 +50,9 @@ _blipmq() {
                     files=yes ;;
                 --cert-key)
                     files=yes ;;
-                *) words="-h --help --key-file --tls --ca-file --cert --cert-key" ;;
+                --wait)
+                    words="" ;;
+                *) words="-h --help --key-file --tls --ca-file --cert --cert-key --wait" ;;
             esac ;;
         keys)
             case $before in

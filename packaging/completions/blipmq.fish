@@ -24,6 +24,7 @@ complete -c blipmq -n '__fish_seen_subcommand_from connect' -l tls -d 'use TLS, 
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l ca-file -r -F -d 'authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system\'s'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert -r -F -d 'this client\'s certificate; else $BLIPMQ_TLS_CERT'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert-key -r -F -d 'its key; else $BLIPMQ_TLS_KEY, else in the same file'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l wait -x -d 'if the broker does not answer yet, try again for so long'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a add
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a list
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke

@@ -38,7 +38,7 @@ async def with_asyncio() -> int:
         await client.flush()
         seconds: float = await client.ping()
         info: dict[str, Any] = await client.info()
-    other: blipmq.Client = await blipmq.connect(tls="ca.pem", reconnect=False, timeout_s=2)
+    other: blipmq.Client = await blipmq.connect(tls="ca.pem", reconnect=False, timeout_s=2, wait=True)
     await other.close()
     return id_ + count + len(info) + int(seconds)
 
@@ -51,7 +51,7 @@ def without_asyncio() -> None:
             print(text_of(message), id_)
         later: list[Message] = reader.batch(timeout_s=0.5)
         client.ack(*later)
-    same: blipmq.BlockingClient = blipmq.connect_blocking()
+    same: blipmq.BlockingClient = blipmq.connect_blocking(wait=2.5)
     same.close()
 
 

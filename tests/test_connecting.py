@@ -1,0 +1,418 @@
+"""Hosts with several addresses, of which some do not answer, and brokers that are not there yet: both clients, TLS or not."""
+
+import asyncio
+import contextlib
+import math
+import random
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import fake_broker
+import pytest
+import uvloop
+from broker_process import TIMEOUT_S, broker_command, cli_command, environment
+from certificates import Authority
+from fake_broker import FakeBroker
+
+import blipmq
+from blipmq import dialing
+from blipmq.address import Address
+from blipmq.candidates import CANDIDATES_MAX, Tried, in_turn
+from blipmq.errors import (
+    Disconnected,
+    NotAllowed,
+    NotTrusted,
+    ProtocolError,
+    Refused,
+    TimedOut,
+    Unreachable,
+    UsageError,
+)
+
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+# What a test never waits for: if an address were waited for in full, it would hang instead of passing late.
+NEVER_S = 10 * TIMEOUT_S
+
+
+@pytest.fixture
+def broker():
+    with FakeBroker() as running:
+        yield running
+
+
+@pytest.fixture
+def away():
+    """A broker that is not there yet: `start` it. No connection of another program takes a port of its address."""
+    absent = FakeBroker(host="127.0.0.9")
+    absent.start()
+    absent.stop()
+    try:
+        yield absent
+    finally:
+        absent.stop()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """Let the name broker.test stand for these places, (address, port), in this order."""
+    real = socket.getaddrinfo
+    places = []
+
+    def found(name, port, *rest, **options):
+        if name != "broker.test":
+            return real(name, port, *rest, **options)
+        kinds = [INET6 if ":" in address else INET for address, _ in places]
+        ends = [(*place, 0, 0) if kind == INET6 else place for kind, place in zip(kinds, places, strict=True)]
+        return [(kind, socket.SOCK_STREAM, 6, "", end) for kind, end in zip(kinds, ends, strict=True)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    return places
+
+
+@pytest.fixture
+def black_hole():
+    """A place that answers no attempt to connect, not even with a refusal: its queue of connections is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield listener.getsockname()
+
+
+@pytest.fixture
+def mute():
+    """A place that takes every connection and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        yield listener.getsockname()
+
+
+def nobody():
+    return ("127.0.0.1", fake_broker.free_port())
+
+
+def place_of(broker):
+    return (broker.host, broker.port)
+
+
+def connected_with_asyncio(address, **options):
+    async def scene():
+        async with blipmq.connect(address, **options) as client:
+            return await client.ping()
+
+    return asyncio.run(asyncio.wait_for(scene(), TIMEOUT_S))
+
+
+def connected_blocking(address, **options):
+    began_s = time.monotonic()
+    with blipmq.connect_blocking(address, **options) as client:
+        client.ping()
+    assert time.monotonic() - began_s < TIMEOUT_S
+
+
+both = pytest.mark.parametrize("connected", [connected_with_asyncio, connected_blocking])
+
+
+# ---- several addresses -----------------------------------------------------------------------------------------------
+
+
+def found(*addresses):
+    kinds = [INET6 if ":" in address else INET for address in addresses]
+    return [(kind, socket.SOCK_STREAM, 6, "", (address, 1)) for kind, address in zip(kinds, addresses, strict=True)]
+
+
+def test_families_take_turns_and_the_preference_of_the_system_comes_first():
+    order = in_turn(found("::1", "::2", "::3", "10.0.0.1", "10.0.0.2", "::1"))
+    assert [candidate.where for candidate in order] == ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]
+    assert [candidate.where for candidate in in_turn(found("10.0.0.1", "::1"))] == ["10.0.0.1", "::1"]
+    assert len(in_turn(found(*(f"10.0.0.{number}" for number in range(200))))) == CANDIDATES_MAX
+    assert in_turn([]) == []
+
+
+@both
+def test_an_address_that_does_not_answer_holds_nobody_up(broker, host, black_hole, connected):
+    host[:] = [black_hole, place_of(broker)]
+    connected("broker.test", timeout_s=NEVER_S)
+
+
+@both
+def test_an_address_that_refuses_is_followed_by_the_next(broker, host, connected):
+    host[:] = [nobody(), nobody(), nobody(), place_of(broker)]
+    connected("broker.test", timeout_s=NEVER_S)
+
+
+@both
+def test_an_address_where_nothing_is_said_is_followed_by_the_next(broker, host, mute, connected):
+    host[:] = [mute, place_of(broker)]
+    connected("broker.test", timeout_s=2)
+
+
+@both
+def test_an_address_of_another_program_is_followed_by_the_next(broker, host, connected):
+    with FakeBroker() as other:
+        other.greeting = b"SSH-2.0-OpenSSH\r\n"
+        host[:] = [place_of(other), place_of(broker)]
+        connected("broker.test", timeout_s=20)
+
+
+@both
+def test_a_family_that_this_machine_does_not_have_is_followed_by_the_other(broker, host, monkeypatch, connected):
+    host[:] = [("2001:db8::1", 7878), place_of(broker)]
+    real = socket.socket
+
+    class Without6(real):
+        def __init__(self, family=-1, *rest, **options):
+            if family == INET6:
+                raise OSError(97, "Address family not supported by protocol")
+            super().__init__(family, *rest, **options)
+
+    monkeypatch.setattr(socket, "socket", Without6)
+    connected("broker.test", timeout_s=NEVER_S)
+
+
+@both
+def test_over_tls_an_address_that_does_not_answer_holds_nobody_up(authority, host, black_hole, mute, connected):
+    cert, key = authority.sign("broker", names="DNS:broker.test")
+    settings = {
+        "server": {"bind_addr": "", "tls_bind_addr": "127.0.0.1:0"},
+        "tls": {"cert_file": str(cert), "key_file": str(key)},
+    }
+    with blipmq.Broker(settings) as secure:
+        at, port = secure.tls_address.rsplit(":", 1)
+        host[:] = [black_hole, (at, int(port))]
+        connected("tls://broker.test", tls=str(authority.file), timeout_s=NEVER_S)
+        host[:] = [mute, (at, int(port))]
+        connected("tls://broker.test", tls=str(authority.file), timeout_s=2)
+        with blipmq.Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as plain:
+            at_plain, port_plain = plain.address.rsplit(":", 1)
+            host[:] = [(at_plain, int(port_plain)), (at, int(port))]
+            connected("tls://broker.test", tls=str(authority.file), timeout_s=20)
+
+
+@both
+def test_a_broker_that_says_no_is_believed_whatever_other_addresses_there_are(broker, host, connected):
+    with FakeBroker(api_key="right") as strict:
+        host[:] = [place_of(strict), place_of(broker)]
+        with pytest.raises(NotAllowed):
+            connected("broker.test", api_key="wrong", timeout_s=20)
+    assert broker.commands == []
+
+
+@both
+def test_an_error_names_every_address_that_was_tried_and_what_it_did(host, black_hole, mute, connected):
+    host[:] = [nobody(), black_hole]
+    with pytest.raises(Unreachable, match=r"2 addresses were tried") as caught:
+        connected("broker.test", timeout_s=0.5)
+    assert "127.0.0.1: nothing listens there." in str(caught.value)
+    assert "127.0.0.1: no answer in time." in str(caught.value)
+    host[:] = [nobody(), mute]
+    with pytest.raises(TimedOut, match=r"2 addresses were tried.* nothing listens there.* HELLO: "):
+        connected("broker.test", timeout_s=0.5)
+    host[:] = [nobody(), nobody()]
+    with pytest.raises(Unreachable, match=r"^Cannot reach a broker at broker.test:7878: nothing listens there\. Start"):
+        connected("broker.test")
+
+
+def test_the_most_telling_error_is_the_one_that_is_raised():
+    tried = Tried(Address("h", 1))
+    first, second, third = in_turn(found("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+    tried.add(first, ConnectionRefusedError())
+    tried.add(second, NotTrusted("Its certificate has expired."))
+    tried.add(third, TimedOut("HELLO: no answer."))
+    assert isinstance(tried.error(), NotTrusted)
+    assert "10.0.0.2: Its certificate has expired." in str(tried.error())
+
+
+@both
+def test_what_lost_the_race_is_closed(host, connected):
+    """Both answer at the same time; one of them gets a HELLO, and both see their connections end."""
+    with FakeBroker() as one, FakeBroker() as other:
+        host[:] = [place_of(one), place_of(other)]
+        for _ in range(5):
+            connected("broker.test", timeout_s=20)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while one.connections or other.connections:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.005)
+
+
+# ---- waiting for the first connection --------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("wait", [True, NEVER_S, math.inf])
+def test_a_client_waits_for_a_broker_that_starts_later(away, connected, wait):
+    later = threading.Timer(0.5, away.start)
+    later.start()
+    states = []
+    connected(away.address, wait=wait, on_state=lambda state, error: states.append((state, str(error))))
+    later.join()
+    assert states[0][0] == "connecting" and states[1][0] == "disconnected" and "nothing listens" in states[1][1]
+    assert [state for state, _ in states][-2:] == ["connected", "closed"]
+
+
+@both
+def test_the_end_of_the_wait_says_what_was_tried_and_the_last_error(connected):
+    address, port = nobody()
+    with pytest.raises(
+        Unreachable, match=r"The last error: Cannot reach a broker at .*: nothing listens there"
+    ) as caught:
+        connected(f"{address}:{port}", wait=0.5, random=lambda: 0.2)
+    assert str(caught.value).startswith(f"No connection to {address}:{port} in 0.5 s, tried ")
+    assert caught.value.exit_status == 69
+
+
+@both
+def test_an_attempt_ends_with_the_wait_however_long_the_timeout_is(black_hole, connected):
+    with pytest.raises(Unreachable, match=r"tried once.* no answer in time"):
+        connected("{}:{}".format(*black_hole), wait=0.2, timeout_s=NEVER_S)
+
+
+@both
+def test_a_broker_that_is_full_is_tried_again(broker, connected):
+    broker.refusals["HELLO"] = (429, "all connections are in use")
+    later = threading.Timer(0.3, broker.refusals.clear)
+    later.start()
+    connected(broker.address, wait=True)
+    later.join()
+
+
+@both
+@pytest.mark.parametrize(("code", "kind"), [(401, NotAllowed), (403, NotAllowed), (426, Refused), (409, Refused)])
+def test_what_the_broker_will_never_allow_is_not_tried_again(broker, connected, code, kind):
+    broker.refusals["HELLO"] = (code, "never")
+    with pytest.raises(kind, match=rf"^HELLO was refused \({code}\)"):
+        connected(broker.address, wait=True)
+    assert len(broker.commands) == 1
+
+
+@both
+def test_another_protocol_is_not_tried_again(broker, connected):
+    broker.greeting = b"SSH-2.0-OpenSSH\r\n"
+    with pytest.raises(ProtocolError, match="probably not BlipMQ"):
+        connected(broker.address, wait=True)
+
+
+@both
+def test_a_wrong_certificate_is_not_tried_again(authority, tmp_path, connected):
+    cert, key = Authority(tmp_path, "Stranger").sign("broker")
+    settings = {
+        "server": {"bind_addr": "", "tls_bind_addr": "127.0.0.1:0"},
+        "tls": {"cert_file": str(cert), "key_file": str(key)},
+    }
+    with blipmq.Broker(settings) as broker, pytest.raises(NotTrusted):
+        connected(broker.tls_address, tls=ssl.create_default_context(cafile=authority.file), wait=True)
+
+
+@both
+@pytest.mark.parametrize("wait", [-1, math.nan, "5", None])
+def test_a_wait_that_is_no_time_is_refused(broker, connected, wait):
+    with pytest.raises(UsageError, match="wait is True, False or a number of seconds"):
+        connected(broker.address, wait=wait)
+
+
+def test_a_wait_that_is_cancelled_leaves_nothing_behind(black_hole):
+    async def scene():
+        waiting = asyncio.ensure_future(blipmq.connect("{}:{}".format(*black_hole), wait=True))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(asyncio.wait_for(scene(), TIMEOUT_S))
+
+
+def test_a_name_that_nobody_looks_up_in_time_is_told(monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(TIMEOUT_S) and [])
+
+    async def scene():
+        try:
+            with pytest.raises(Unreachable, match="the host name was not found in time"):
+                await blipmq.connect("broker.test", timeout_s=0.1)
+        finally:
+            answered.set()
+
+    asyncio.run(asyncio.wait_for(scene(), TIMEOUT_S))
+
+
+def test_uvloop_goes_on_to_the_next_address_too(broker, black_hole, monkeypatch):
+    places = [(INET, socket.SOCK_STREAM, 6, "", place) for place in (black_hole, place_of(broker))]
+    monkeypatch.setattr(dialing, "in_turn", lambda _: in_turn(places))  # uvloop has a resolver of its own
+
+    async def scene():
+        async with blipmq.connect("127.0.0.1", timeout_s=NEVER_S) as client:
+            await client.ping()
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(scene(), TIMEOUT_S))
+    finally:
+        loop.close()
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["pub", "a", "x"], ["info"], ["sub", "a", "-n", "1"], ["bench", "--messages", "1"]])
+def test_every_command_waits_for_a_broker_that_starts_later(away, words):
+    with subprocess.Popen(
+        [*cli_command(), *words, "--wait", "600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(BLIPMQ_ADDR=away.address),
+    ) as process:
+        if words[0] != "bench":  # it has other things to say on standard error
+            assert process.stderr.readline().endswith(b"Trying again.\n")
+        away.start()
+        if words[0] == "sub":
+            away.wait_for("SUB", timeout_s=TIMEOUT_S)
+            away.call(lambda: away.publish("a", b"x"))
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0 and out
+    assert words[0] == "bench" or err == b"Connected.\n"
+
+
+def test_the_shell_waits_for_a_broker_that_starts_later(away):
+    later = threading.Timer(0.5, away.start)
+    later.start()
+    command = [*broker_command(), "connect", away.address, "--wait", "600"]
+    done = subprocess.run(command, input=b"pub a x\n", capture_output=True, timeout=TIMEOUT_S, env=environment())
+    later.join()
+    assert done.returncode == 0 and done.stdout.endswith(b"Connected.\nSent 1 byte to a.\n")
+
+
+def test_the_end_of_a_wait_on_the_command_line_is_one_sentence_and_status_69():
+    address, port = nobody()
+    done = subprocess.run(
+        [*cli_command(), "--addr", f"{address}:{port}", "--wait", "1", "info", "-q"],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env=environment(),
+    )
+    assert done.returncode == 69 and done.stdout == b""
+    assert done.stderr.startswith(f"blipmq-cli: No connection to {address}:{port} in 1 s, tried ".encode())
+    assert b"The last error: Cannot reach a broker" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_a_client_that_is_disconnected_and_reconnects_tries_all_addresses_again(broker, host, black_hole):
+    host[:] = [black_hole, place_of(broker)]
+    with blipmq.connect_blocking("broker.test", timeout_s=20, random=lambda: random.random() / 10) as client:
+        broker.kick()
+        with contextlib.suppress(Disconnected):
+            client.ping()
+        assert client.ping() >= 0
