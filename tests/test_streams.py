@@ -3,6 +3,7 @@
 Each is a process: what it says, the exit status, and what became of its work. A traceback is a failure of any of them.
 """
 
+import ast
 import contextlib
 import os
 import resource
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from broker_process import TIMEOUT_S, BrokerProcess, broker_command, cli_command, environment, toml, until
@@ -124,6 +126,28 @@ def test_a_repair_goes_on_to_its_end_when_nobody_reads_what_it_says(tmp_path):
     assert run([*broker_command(), "wal", "verify", "--directory", log])[0] == 1
     assert run([*broker_command(), "wal", "repair", "--directory", log], "> /dev/full")[0] == 74
     assert list(log.rglob("damaged-*"))
+
+
+def test_no_module_prints_in_another_way():
+    """What only developers run, below `if __name__`, is their own."""
+    for path in Path(streams.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for part in tree.body if not is_for_developers(part) for node in ast.walk(part)]
+        names = [node.func.id for node in calls if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        assert "print" not in names, f"{path} calls print: use print_out or say of streams.py"
+        attributes = [ast.unparse(node) for node in calls if isinstance(node, ast.Attribute)]
+        written = {
+            "sys.stdout.write",
+            "sys.stderr.write",
+            "sys.stdout.buffer",
+            "sys.stderr.buffer",
+            "sys.stdin.readline",
+        }
+        assert path.name == "streams.py" or not written & set(attributes), path
+
+
+def is_for_developers(part):
+    return isinstance(part, ast.If) and "__name__" in ast.unparse(part.test)
 
 
 # ---- subscribers: acknowledged is what standard output has taken -------------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from blipmq.config import Config
 from blipmq.config_reader import split_address
 from blipmq.errors import BlipMQError, ConfigError, Unreachable
+from blipmq.streams import print_out
 
 TIMEOUT_SECONDS = 4.0  # an engine waits for five
 ANSWER_BYTES_MAX = 64 * 1024
@@ -30,7 +31,7 @@ def run(config: Config, ready: bool) -> int:
     status, text = _get(config, host, port, "/readyz" if ready else "/livez")
     if status != 200:
         raise NotWell(f"The broker is not well: {text or f'status {status}'}.")
-    print(text)
+    print_out(text)
     return 0
 
 
