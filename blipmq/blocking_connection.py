@@ -19,6 +19,7 @@ from blipmq.candidates import Tried, another_may_do, share_s
 from blipmq.client_protocol import ClientProtocol
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
 from blipmq.inbox import OVERRUN, Inbox
+from blipmq.keepalive import LOOKS, LOST_MS, Owed
 from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
@@ -55,6 +56,7 @@ class BlockingConnection:
         self._selector = selectors.DefaultSelector()
         self._socket: socket.socket | None = None
         self._error: BlipMQError | None = None
+        self._owed = Owed()
 
     def __repr__(self) -> str:
         return f"BlockingConnection({self.address}, {self.state}, {self.protocol!r})"
@@ -123,6 +125,7 @@ class BlockingConnection:
             self._drop_socket()
             raise
         self._backoff.reset()
+        self._owed = Owed()
         self._set_state("connected", None)
         self.send()
 
@@ -195,8 +198,11 @@ class BlockingConnection:
                 raise self._error or Disconnected("The client is closed. Open a new one with blipmq.connect_blocking.")
             return self._connect_again(deadline_s)
         timeout_s = None if deadline_s is None else max(deadline_s - self.clock(), 0.0)
-        if self._selector.select(timeout_s):
+        look_s = LOST_MS / 1000 / LOOKS
+        if self._selector.select(look_s if timeout_s is None else min(timeout_s, look_s)):
             self._receive()
+        elif self._owed.is_lost(self._socket, self.clock(), LOST_MS / 1000):
+            self._lost(Disconnected(f"its machine has acknowledged nothing for {LOST_MS // 1000} s"))
 
     def _receive(self) -> None:
         assert self._socket is not None

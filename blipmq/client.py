@@ -26,7 +26,7 @@ from blipmq.address import Address, parse_address
 from blipmq.administration import SESSIONS_SHOWN, decode_sessions, sessions_asked
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.connection import Connection, Opener, StateCallback
-from blipmq.errors import BlipMQError, Disconnected
+from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
 from blipmq.opening import Opening as Opening
 from blipmq.outage import seconds_to_wait
@@ -40,6 +40,7 @@ Payload = bytes | bytearray | memoryview | str
 GATHER_BYTES = 64 << 10
 """Publishes of one loop turn are gathered up to this size, then sent without waiting for the turn to end."""
 PUBLISH_MANY_CHUNK = 256
+KEEPALIVE_S, KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 60.0, 1.0, 86_400.0
 
 
 class Client:
@@ -59,6 +60,7 @@ class Client:
         random: Callable[[], float] = random_module.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         opener: Opener | None = None,
+        keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
         self.address: Address = parse_address(address, None if tls is None else tls is not False)
@@ -74,6 +76,7 @@ class Client:
             random=random,
             sleep=sleep,
             opener=opener,
+            keepalive_s=_seconds_of_keepalive(keepalive_s) if opener is None else 0.0,
         )
         self._published = False
         self._turn = asyncio.Lock()  # of QoS 1 publishes: those that wait for the window go in the order of the calls
@@ -319,6 +322,15 @@ class Client:
         await connection.close()
 
 
+def _seconds_of_keepalive(keepalive_s: float) -> float:
+    if not 0 <= keepalive_s <= KEEPALIVE_MOST_S or 0 < keepalive_s < KEEPALIVE_LEAST_S:
+        raise UsageError(
+            f"keepalive_s is {keepalive_s!r}; it is 0, for none, or a number of seconds from {KEEPALIVE_LEAST_S:g} to "
+            f"{KEEPALIVE_MOST_S:g}."
+        )
+    return keepalive_s
+
+
 def connect(
     address: str = "127.0.0.1:7878",
     *,
@@ -330,6 +342,7 @@ def connect(
     timeout_s: float = 10.0,
     on_state: StateCallback | None = None,
     on_refusal: Callable[[BlipMQError], None] | None = None,
+    keepalive_s: float = KEEPALIVE_S,
     random: Callable[[], float] = random_module.random,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Opening[Client]:
@@ -345,6 +358,8 @@ def connect(
     timeout_s    for connecting once, for each answer, and for how long a publish waits during an outage
     on_state     called with "connecting", "connected", "disconnected" or "closed", and the error that led there, if any
     on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
+    keepalive_s  the client sends something at least this often, and the broker closes one that does not; the broker may ask for
+                 more. 0: no such promise, as for a program that keeps the event loop from running for minutes
     random, sleep  where the jitter comes from and how it is waited for
 
     A host with several addresses is tried at all of them, a quarter of a second apart; the first that answers is used.
@@ -362,6 +377,7 @@ def connect(
             timeout_s=timeout_s,
             on_state=on_state,
             on_refusal=on_refusal,
+            keepalive_s=keepalive_s,
             random=random,
             sleep=sleep,
         )

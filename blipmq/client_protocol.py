@@ -69,6 +69,8 @@ class ClientProtocol:
         self._out: list[bytes] = []
         self.out_bytes = 0
         self.welcomed = False
+        self.keepalive_ms = 0
+        """What HELLO promises: that something is sent at least this often. 0: nothing."""
         self.farewell: BlipMQError | None = None
         self._blames_nobody = False
         """Why the broker is about to close, if it said so."""
@@ -95,7 +97,12 @@ class ClientProtocol:
         request = self.unanswered.add("HELLO")
         self._send(
             wire.encode_command(
-                wire.HELLO, seq=request.seq, client_id=self._client_id, api_key=self._api_key, protocol=wire.PROTOCOL
+                wire.HELLO,
+                seq=request.seq,
+                client_id=self._client_id,
+                api_key=self._api_key,
+                protocol=wire.PROTOCOL,
+                keepalive_ms=self.keepalive_ms,
             )
         )
 
@@ -229,6 +236,10 @@ class ClientProtocol:
         request = self.unanswered.add(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group))
         return request
+
+    def say_something(self) -> None:
+        """Keep the promise of HELLO: a PING that nobody waits for the answer of."""
+        self._send(wire.encode_command(wire.PING))
 
     def ping(self) -> Request:
         request = self.unanswered.add("Ping")

@@ -22,6 +22,7 @@ from blipmq.client_protocol import ClientProtocol
 from blipmq.dialing import dial, look_up
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut
 from blipmq.inbox import OVERRUN
+from blipmq.keepalive import LOOKS, Owed
 from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
@@ -90,6 +91,7 @@ class Connection:
         random: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
         opener: Opener | None,
+        keepalive_s: float = 0.0,
     ) -> None:
         """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
         self.address, self.protocol, self._tls = address, protocol, tls
@@ -105,6 +107,10 @@ class Connection:
         self._flush_scheduled = False
         self._task: asyncio.Task[None] | None = None
         self._error: BlipMQError | None = None
+        self._keepalive_s, self._sent = keepalive_s, False
+        self._owed = Owed()
+        self._look: asyncio.TimerHandle | None = None
+        protocol.keepalive_ms = int(keepalive_s * 1000)
 
     def __repr__(self) -> str:
         return (
@@ -203,12 +209,14 @@ class Connection:
             except (OSError, ValueError) as error:  # a host name can be none that a certificate could hold
                 raise unreachable(self.address, error) from error
             assert link.hello is not None
-            await self.answer(link.hello, max(deadline_s - clock(), 0.01))
+            reply = await self.answer(link.hello, max(deadline_s - clock(), 0.01))
         except BaseException:
             self._link = None
             link.abort()
             raise
         self._backoff.reset()
+        self._sent, self._owed = True, Owed()
+        self._look_later(link, reply.keepalive_ms / 1000 or self._keepalive_s)
         self.can_write = True
         self._progress.set()
         self._set_state("connected", None)
@@ -236,6 +244,8 @@ class Connection:
         self._error = error
         self._link = None
         self.can_write = False
+        if self._look is not None:
+            self._look.cancel()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._task = None
@@ -288,6 +298,28 @@ class Connection:
             self._set_state("disconnected", error)
             self._task = asyncio.get_running_loop().create_task(self._connect_again())
 
+    # ---- keep-alive ----
+
+    def _look_later(self, link: Link, interval_s: float) -> None:
+        if interval_s:
+            self._look = asyncio.get_running_loop().call_later(interval_s / LOOKS, self._look_at, link, interval_s)
+
+    def _look_at(self, link: Link, interval_s: float) -> None:
+        """Say something if nothing has been said for a while, and look whether the broker's machine still answers. A PING without
+        an answer says little: the broker may hold this client back."""
+        if link is not self._link or link.transport is None:
+            return
+        sock = link.transport.get_extra_info("socket")
+        if sock is not None and self._owed.is_lost(sock, asyncio.get_running_loop().time(), interval_s):
+            link.error = Disconnected(f"its machine has acknowledged nothing for {interval_s:g} s")
+            link.abort()
+            return
+        if not self._sent:
+            self.protocol.say_something()
+            self.schedule_flush()
+        self._sent = False
+        self._look_later(link, interval_s)
+
     # ---- sending and waiting ----
 
     def schedule_flush(self) -> None:
@@ -298,6 +330,7 @@ class Connection:
     def flush(self) -> None:
         self._flush_scheduled = False
         if self._link is not None and self._link.transport is not None and self.protocol.out_bytes:
+            self._sent = True
             self._link.transport.write(self.protocol.take())
 
     def deadline_s(self) -> float:

@@ -269,8 +269,7 @@ static void reclaim(log_t *log) {
             log->read_number = 0;
         }
         format_segment_name(name, segment->name_number);
-        /* One that stays is found by the next recovery, and is harmless there. */
-        if (ledger_lets_go(log, segment->header.number)) log->storage->unlink(log->storage, name);
+        log->storage->unlink(log->storage, name); /* one that stays is found by the next recovery, and is harmless there */
         segment_free(segment);
         any = true;
     }

@@ -5,7 +5,8 @@
  *
  * Invariant, checked at every turn's end: the counters add up, nothing before HELLO has an effect, at most one request of a
  * connection waits, nothing is reported consumed that was not fed, and every byte that comes out belongs to a frame for its
- * reader: of a known kind, and, when it is a message, of a topic that one of the connection's own filters matches.
+ * reader: of a known kind, and, when it is a message, of a topic that one of the connection's own filters matches. A client that
+ * said QUIT or ended its side, and had time, has an answer to each request before that.
  */
 #ifndef BQ_FUZZ_STEPPED_H
 #define BQ_FUZZ_STEPPED_H
@@ -35,7 +36,11 @@ typedef struct client {
     uint32_t filter_sizes[FILTERS_MAX], filter_count;
     bool filters_unknown; /* more than are remembered, or set without a request */
     bool answers_unknown; /* it was answered without a request */
-    uint8_t *out;         /* of a frame that is not whole yet */
+    bool desynchronised;  /* what the core reads of it may not be the commands that were meant */
+    bool ended;           /* it has said QUIT, or ended its side */
+    uint64_t ended_ms;
+    uint64_t requests, answers; /* that the core owes one answer each; and Replies and SubAcks that came */
+    uint8_t *out;               /* of a frame that is not whole yet */
     uint32_t out_size, out_capacity;
 } client_t;
 
@@ -89,7 +94,10 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
     while (client->out_size - at >= 4 && client->out_size - at - 4 >= load_be32(client->out + at)) {
         uint32_t whole = 4 + load_be32(client->out + at);
         CHECK(whole > FRAME_HEADER_BYTES && client->out[at + 4] <= 2);
-        if (client->out[at + 4] == 1) message_check(machine, client, client->out + at, whole);
+        if (client->out[at + 4] == 1)
+            message_check(machine, client, client->out + at, whole);
+        else
+            client->answers++;
         at += whole;
     }
     if (client->out_size - at >= 4) CHECK(load_be32(client->out + at) < 8u << 20);
@@ -169,6 +177,15 @@ static void asked(machine_t *machine, client_t *client, const bq_event_t *event)
     if (machine->answering) answer(machine, client);
 }
 
+#define ANSWER_MS 4000u /* less than the core waits for a client that does not read */
+
+/* A client that ended, and was closed for nothing else, has had every answer. */
+static void ending_check(const machine_t *machine, const client_t *client, const bq_event_t *event) {
+    bool in_order = event->code == BQ_CLOSE_EOF || event->code == BQ_CLOSE_QUIT;
+    bool known = client->ended && !client->desynchronised && !client->answers_unknown && !event->text_size;
+    if (in_order && known && machine->now_ms - client->ended_ms < ANSWER_MS) CHECK(client->answers >= client->requests);
+}
+
 static void client_gone(client_t *client) {
     free(client->out);
     memset(client, 0, sizeof *client);
@@ -203,7 +220,10 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     }
     if (!client) return;
     switch (event->type) {
-    case BQ_EV_CLOSED: client_gone(client); return;
+    case BQ_EV_CLOSED:
+        ending_check(machine, client, event);
+        client_gone(client);
+        return;
     case BQ_EV_UNSUBSCRIBED: CHECK(filter_check(event->text, event->text_size) >= 0); return;
     case BQ_EV_FED:
         client->consumed += event->value;
@@ -274,38 +294,41 @@ static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {
 
 typedef struct fields {
     text_t topic, payload, client_id, api_key, group;
-    uint64_t ttl_ms, seq;
+    uint64_t ttl_ms, seq, keepalive_ms;
     uint16_t protocol;
     uint8_t action, qos, durable;
 } fields_t;
 
+#define TABLE 48u /* where command_encode puts it */
+
 static uint32_t vector_put(uint8_t *body, uint32_t at, uint32_t slot, uint32_t field, text_t text) {
     if (!text.size) return at;
     store_u16(body + 8 + 2 * slot, (uint16_t)field);
-    store_u32(body + 32 + field, at - 32 - field);
+    store_u32(body + TABLE + field, at - TABLE - field);
     store_u32(body + at, text.size);
     memcpy(body + at + 4, text.bytes, text.size);
     body[at + 4 + text.size] = 0;
     return at + 4 + text.size + 1;
 }
 
-/* A ClientCommand with its length: vtable at 4, table at 32, vectors from 80 on. Bytes written; room: 100 and the texts. */
+/* A ClientCommand with its length: vtable at 4, table at 48, vectors from 104 on. Bytes written; room: 124 and the texts. */
 static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
     uint8_t *body = out + 4;
-    uint32_t at = 80;
-    memset(body, 0, 80);
-    store_u32(body, 32);
-    store_u16(body + 4, 26);
-    store_u16(body + 6, 48);
-    store_u32(body + 32, 28);
-    static const uint8_t scalars[][2] = {{0, 42}, {3, 4}, {4, 43}, {5, 12}, {8, 40}, {9, 44}}; /* slot, place in the table */
+    uint32_t at = 104;
+    memset(body, 0, at);
+    store_u32(body, TABLE);
+    store_u16(body + 4, 38);
+    store_u16(body + 6, 56);
+    store_u32(body + TABLE, TABLE - 4);
+    static const uint8_t scalars[][2] = {{0, 42}, {3, 4}, {4, 43}, {5, 12}, {8, 40}, {9, 44}, {16, 48}}; /* slot, place */
     for (uint32_t i = 0; i < COUNT(scalars); i++) store_u16(body + 8 + 2 * scalars[i][0], scalars[i][1]);
-    store_u64(body + 36, fields->ttl_ms);
-    store_u64(body + 44, fields->seq);
-    store_u16(body + 72, fields->protocol);
-    body[74] = fields->action;
-    body[75] = fields->qos;
-    body[76] = fields->durable;
+    store_u64(body + TABLE + 4, fields->ttl_ms);
+    store_u64(body + TABLE + 12, fields->seq);
+    store_u16(body + TABLE + 40, fields->protocol);
+    body[TABLE + 42] = fields->action;
+    body[TABLE + 43] = fields->qos;
+    body[TABLE + 44] = fields->durable;
+    store_u64(body + TABLE + 48, fields->keepalive_ms);
     at = vector_put(body, at, 1, 20, fields->topic);
     at = vector_put(body, at, 2, 24, fields->payload);
     at = vector_put(body, at, 6, 28, fields->client_id);
@@ -321,7 +344,10 @@ static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cu
     text_t none = {NULL, 0};
     while (bytes.size && client->open && client->conn == before) {
         uint32_t size = cut && cut < bytes.size ? cut : bytes.size;
-        if (!push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn}, none, (text_t){bytes.bytes, size})) return;
+        if (!push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn}, none, (text_t){bytes.bytes, size})) {
+            client->desynchronised = true;
+            return;
+        }
         client->fed += size;
         bytes = (text_t){bytes.bytes + size, bytes.size - size};
         cut = 0;
@@ -332,6 +358,11 @@ static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cu
 static uint64_t input_time(input_t *input) {
     static const uint32_t times_ms[] = {0, 1, 9, 10, 50, 99, 1000, 1001, 5000, 31000, 1000000};
     return times_ms[input_byte(input) % COUNT(times_ms)];
+}
+
+static void ended(machine_t *machine, client_t *client) {
+    if (!client->ended) client->ended_ms = machine->now_ms;
+    client->ended = true;
 }
 
 static void step_command(machine_t *machine, client_t *client, input_t *input) {
@@ -349,10 +380,19 @@ static void step_command(machine_t *machine, client_t *client, input_t *input) {
     if (how & 8) fields.ttl_ms = input_time(input);
     if (how & 16) fields.ttl_ms = input_u64(input);
     if (fields.action == FRAME_ACK && !(how & 32)) fields.seq = client->last_id;
+    if (fields.action == FRAME_HELLO) fields.keepalive_ms = fields.ttl_ms;
     uint32_t size = command_encode(frame, &fields);
-    if (how & 64) frame[input_byte(input) % size] ^= (uint8_t)(1u << (input_byte(input) & 7)); /* a bit of its front */
+    if (how & 64) {
+        frame[input_byte(input) % size] ^= (uint8_t)(1u << (input_byte(input) & 7)); /* a bit of its front */
+        client->desynchronised = true;
+    }
     uint32_t cut = how & 128 ? 1 + input_byte(input) : 0;
-    for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) feed(machine, client, (text_t){frame, size}, cut);
+    for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) {
+        bool owed = client->admitted && !client->ended && fields.action != FRAME_ACK && fields.action != FRAME_QUIT;
+        client->requests += owed && (fields.action != FRAME_PUB || fields.qos); /* QoS 0 is answered if it is refused */
+        feed(machine, client, (text_t){frame, size}, cut);
+        if (fields.action == FRAME_QUIT) ended(machine, client);
+    }
 }
 
 static void step_raw(machine_t *machine, client_t *client, input_t *input) {
@@ -364,6 +404,7 @@ static void step_raw(machine_t *machine, client_t *client, input_t *input) {
     if (bytes.size) memcpy(copy + 4, bytes.bytes, bytes.size);
     text_t all =
         how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size}; /* with the right length, or as they are */
+    client->desynchronised = true;
     feed(machine, client, all, how >> 1);
     free(copy);
 }
@@ -450,6 +491,12 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
         machine->allocations_failing = what - 231;
         return;
     }
+    if (what >= 224 && what < 232) { /* its end of file, perhaps behind commands that the core has not looked at yet */
+        if (client->open &&
+            push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn, .flags = BQ_FEED_END}, none, none))
+            ended(machine, client);
+        return;
+    }
     switch (what % 16) {
     case 0: step_attach(machine, client, input); return;
     case 1:
@@ -509,7 +556,8 @@ static bq_config_t config_of(input_t *input) {
                          .max_pending = 1 + size % 8,
                          .max_pending_per_address = 1 + size % 8,
                          .accept_burst = 1,
-                         .max_topic_levels = 4 + frame % 8};
+                         .max_topic_levels = 4 + frame % 8,
+                         .keepalive_ms = size & 1 ? 1000 + 100u * size : 0};
 }
 
 static void everyone_gone(machine_t *machine) {

@@ -111,6 +111,65 @@ static void test_a_reset_connection_reports_an_error(void) {
     poll_close(poller);
 }
 
+/* A TCP connection over loopback: what connected, and what was accepted. */
+static void tcp_pair(int ends[2]) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    uint8_t peer[16];
+    uint16_t port;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 4) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(connect(ends[0], (struct sockaddr *)&address, sizeof address) == 0);
+    ends[1] = poll_accept(listener, peer, &port);
+    CHECK(ends[1] >= 0);
+    close(listener);
+}
+
+static void test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_else(void) {
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    int ends[2], poller = poll_open();
+    tcp_pair(ends);
+    CHECK(poll_set(poller, ends[1], KEY, 0, POLL_ERROR) == BQ_OK && ready_now(poller) == 0);
+    CHECK(write(ends[0], "x", 1) == 1 && shutdown(ends[0], SHUT_WR) == 0);
+    poll_event_t event;
+    CHECK(poll_wait(poller, &event, 1, 100) == 0); /* neither of the byte nor of the end of the peer's input */
+    CHECK(poll_set(poller, ends[1], KEY, POLL_ERROR, POLL_READ) == BQ_OK && ready_now(poller) == POLL_READ);
+    CHECK(poll_set(poller, ends[1], KEY, POLL_READ, POLL_ERROR) == BQ_OK && ready_now(poller) == 0);
+    CHECK(poll_socket_error(ends[1]) == 0);
+    CHECK(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0);
+    close(ends[0]);
+    CHECK(poll_wait(poller, &event, 1, -1) == 1 && (event.ready & POLL_ERROR));
+    CHECK(poll_socket_error(ends[1]) != 0 && poll_socket_error(ends[1]) == 0);
+    CHECK(poll_set(poller, ends[1], KEY, POLL_ERROR, 0) == BQ_OK && ready_now(poller) == 0);
+    close(ends[1]);
+    poll_close(poller);
+}
+
+static void test_a_reader_whose_window_is_closed_still_answers(void) {
+    uint32_t quiet_ms, sent_ms;
+    int ends[2], small = 4096, other[2];
+    char bytes[4096] = {0};
+    tcp_pair(ends);
+    CHECK(setsockopt(ends[0], SOL_SOCKET, SO_RCVBUF, &small, sizeof small) == 0);
+    poll_keepalive(ends[1], 60000);
+    CHECK(poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) == POLL_ALL_ACKNOWLEDGED);
+    while (write(ends[1], bytes, sizeof bytes) > 0) {}
+    CHECK(errno == EAGAIN);
+    int tries = 0; /* the last transmission is answered soon */
+    while (tries++ < 10000 && poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) != POLL_ANSWERING) poll_sleep_ms(1);
+    CHECK(tries < 10000);
+    close(ends[0]);
+    close(ends[1]);
+    CHECK(poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) == BQ_E_SYSTEM);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, other) == 0);
+    poll_keepalive(other[0], 60000); /* no TCP socket: nothing happens */
+    CHECK(poll_unacknowledged(other[0], &quiet_ms, &sent_ms) != POLL_OWED);
+    close(other[0]);
+    close(other[1]);
+}
+
 static void *report_thread(void *argument) {
     sigset_t mask;
     char *name = argument;
@@ -140,6 +199,8 @@ int main(void) {
     test_any_number_of_signals_wakes_until_cleared();
     test_accept_names_the_peer();
     test_a_reset_connection_reports_an_error();
+    test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_else();
+    test_a_reader_whose_window_is_closed_still_answers();
     test_the_thread_has_its_name_and_takes_no_signals();
     test_clocks_go_forward();
     return 0;
