@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -25,6 +26,7 @@ from blipmq.clock_watch import ClockWatch
 from blipmq.config import Config
 from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
 from blipmq.fed import FedTransport
+from blipmq.ids import IdFile
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
 from blipmq.native.config import CoreConfig, Overflow
@@ -52,7 +54,7 @@ from blipmq.relay import Relay
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 from blipmq.strangers import Strangers
-from blipmq.wal import Wal, first_message_id
+from blipmq.wal import Wal
 
 if TYPE_CHECKING:
     from blipmq.awaited import Awaited
@@ -160,6 +162,7 @@ class Broker:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._ids = IdFile("", self.log)
         self.tls: Tls | None = None
         if self.config.tls.cert_file:
             from blipmq.tls import Tls  # here, because only a broker that is configured for it pays for `ssl`
@@ -180,9 +183,11 @@ class Broker:
             raise UsageError("this broker has been started already")
         self._starting = True
         self._awaited = awaited
-        core = Core(core_config(self.config), first_message_id(time.time()), on_backlog=self._backlog)
+        logged = self.config.wal.enabled
+        self._ids = IdFile("" if logged else self.config.wal.directory, self.log)
+        core = Core(core_config(self.config), self._ids.begin(), on_backlog=self._backlog)
         try:
-            wal = await Wal.open(core, self.config, self.log) if self.config.wal.enabled else None
+            wal = await Wal.open(core, self.config, self.log) if logged else None
             bind_addr = self.config.server.bind_addr
             if listener is None and bind_addr:
                 listener = (
@@ -216,6 +221,7 @@ class Broker:
         self._status = Status(
             core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door, self.tls
         )
+        self._status.sampled = self._ids.observe
         self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
         self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)
@@ -547,9 +553,22 @@ class Broker:
             if not waiter.done():
                 waiter.set_exception(Disconnected("the broker stopped before it could answer"))
         self._attaching.clear()
-        core.free()
+        self._after("stop", STOP_GRACE_SECONDS, self._stop_waits)
+        # In a thread: the last sync can take as long as the disk likes, and signals are still listened to.
+        pool = ThreadPoolExecutor(1, "blipmq-close")
+        loop.run_in_executor(pool, core.free).add_done_callback(lambda _: self._has_ended(event.unflushed))
+        pool.shutdown(wait=False)
+
+    def _stop_waits(self) -> None:
+        self.log.warning(
+            "stop_waits", hint="the disk has not answered the last write yet; a second signal ends at once"
+        )
+
+    def _has_ended(self, unflushed: int) -> None:
+        assert self._stopped is not None
+        self._timers.pop("stop").cancel()
         if not self._stopped.done():
-            self._stopped.set_result(event.unflushed)
+            self._stopped.set_result(unflushed)
 
     # -- timers
 
@@ -633,5 +652,5 @@ def _as_config(config: Settings) -> Config:
 def _with_log_where_told(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     wal = settings.get("wal", {})
     if isinstance(wal, Mapping) and not wal.keys() & {"enabled", "directory"}:
-        return {**settings, "wal": {**wal, "enabled": False}}
+        return {**settings, "wal": {**wal, "enabled": False, "directory": ""}}
     return settings

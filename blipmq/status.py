@@ -66,6 +66,7 @@ class Status:
         self.reloads_applied = self.reloads_refused = 0
         self.reload_error = ""  # why the last reload changed nothing; "" after one that did
         self.session_lists = SessionLists(core)
+        self.sampled: Callable[[Counters], None] | None = None  # told each second's counters
         self._core = core
         self._sessions = sessions
         self._wal = wal
@@ -169,6 +170,8 @@ class Status:
             self._wal.observe(counters)
         if self._door is not None:
             self._door.observe(counters)
+        if self.sampled is not None:
+            self.sampled(counters)
 
     # -- the report
 

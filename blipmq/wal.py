@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import stat
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from blipmq import memory
 from blipmq.config import Config
+from blipmq.errors import LogUnusable
 from blipmq.logs import Log
 from blipmq.native.config import LogConfig
 from blipmq.native.core import Core
 from blipmq.native.log import LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
-# Where the ids of a broker begin that has none in its log: at the milliseconds since this moment, shifted. They stay below
-# 2**53 (JSON's exact whole numbers) until 2094, and do not go back over a restart unless more than four million messages a
-# second were published, or the clock went back.
-IDS_SINCE_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
-IDS_SHIFT = 12
-
+LOG_NAMES = ("wal", "checkpoint", "LOCK")
+HINT_LOST = "records are gone, all others are kept; `blipmq wal verify` lists them; check the disk"
+HINT_AT_MOST = "records are gone, at most these; how many is not known; all others are kept; check the disk"
+# What an errno means where it cannot be the disk's.
+GONE = "the log's directory, or the file that was written to, has been removed or replaced"
 Counters = dict[str, int]
-
-
-def first_message_id(wall_s: float) -> int:
-    """Where the ids of a broker begin that has none in its log: later than those of any earlier start."""
-    return max(1, (int(wall_s * 1000) - IDS_SINCE_MS) << IDS_SHIFT)
 
 
 def log_config(config: Config) -> LogConfig:
@@ -61,6 +59,66 @@ def make_parents(directory: str) -> None:
             sync_directory(os.path.dirname(path))
     except OSError as error:
         raise log_denied(directory, error.errno or 0) from None
+
+
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """See that only the broker's user may change the log: what that user owns is closed to others, with a fact to log for each
+    change; what it does not own is refused. Raises `LogUnusable`. A directory that is not there yet is made closed."""
+    if os.name != "posix":
+        return
+    try:
+        found = os.stat(directory)
+        if not stat.S_ISDIR(found.st_mode):
+            return  # opening it says what is wrong
+        if found.st_mode & WRITABLE_BY_OTHERS:
+            yield _closed(directory, found)
+        count = sum(_file_closed(entry) for entry in os.scandir(directory) if entry.name.startswith(LOG_NAMES))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise log_denied(directory, error.errno or 0) from None
+    if count:
+        yield (
+            "log_files_open",
+            {"directory": directory, "count": count, "hint": "others could write into them; they are closed now"},
+        )
+
+
+def _closed(directory: str, found: os.stat_result) -> tuple[str, dict[str, Any]]:
+    was = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid():
+        raise LogUnusable(
+            f"the log's directory {directory} belongs to user {found.st_uid} and others may write there (mode {was:04o}), so "
+            f"anyone could change what was acknowledged. Close it (`chmod go-w {directory}`, or `chown` it to the broker's "
+            "user), or give the broker a directory of its own inside: set wal.directory.",
+            exit_status=77,
+        )
+    now = was & ~WRITABLE_BY_OTHERS
+    os.chmod(directory, now)
+    return (
+        "log_directory_open",
+        {
+            "directory": directory,
+            "was": f"{was:04o}",
+            "now": f"{now:04o}",
+            "hint": "others could write there; it is closed now",
+        },
+    )
+
+
+def _file_closed(entry: os.DirEntry[str]) -> bool:
+    found = entry.stat(follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & WRITABLE_BY_OTHERS or found.st_uid != os.geteuid():
+        return False
+    descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~WRITABLE_BY_OTHERS)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def sync_directory(path: str) -> None:
@@ -92,6 +150,8 @@ class Wal:
         `LogUnusable`."""
         started = time.monotonic()
         make_parents(config.wal.directory)
+        for event, about in close_to_others(config.wal.directory):
+            log.warning(event, **about)
         # A pool of its own: the thread ends with its work, and another program's pool is not kept waiting.
         pool = ThreadPoolExecutor(1, "blipmq-open")
         opening = asyncio.get_running_loop().run_in_executor(
@@ -128,14 +188,22 @@ class Wal:
             self._log.warning("log_torn", bytes=report.torn_bytes, hint=hint)
         if report.checkpoints_bad:
             self._log.warning("log_checkpoint_bad", count=report.checkpoints_bad, hint="it cost only a longer replay")
+        if report.strange_files:
+            hint = "files that are not this log's: set aside as aside-* or passed over; `blipmq wal verify` names what is left"
+            self._log.warning("log_strange_files", count=report.strange_files, hint=hint)
         if report.lost_ranges:
             self._log.error(
                 "log_damaged",
                 first_lsn=report.lost_first_lsn,
                 last_lsn=report.lost_last_lsn,
                 ranges=report.lost_ranges,
-                hint="records are gone, all others are kept; `blipmq wal verify` lists them; check the disk",
+                exact=not report.lost_unknown,
+                files=report.damaged_files,
+                hint=HINT_AT_MOST if report.lost_unknown else HINT_LOST,
             )
+        elif report.damaged_files:
+            hint = "a segment has lost a header, or its file; no record is known to be missing; check the disk"
+            self._log.error("log_damaged", files=report.damaged_files, hint=hint)
 
     def observe(self, counters: Counters) -> None:
         """Write one line when the log fills up, fails, or has room again. Called once a second."""
@@ -146,7 +214,7 @@ class Wal:
             self._log.error(
                 "log_failed",
                 directory=self.directory,
-                error=os.strerror(counters["log_errno"]),
+                error=_why(counters["log_errno"]),
                 hint="QoS 1 publishes are refused until a restart, QoS 0 goes on; check the disk first",
             )
         elif state == LogState.FULL:
@@ -171,20 +239,26 @@ class Wal:
             "records": counters["log_records"],
             "commits": counters["log_commits"],
             "lost": self._lost(),
+            "damaged_files": self.report.damaged_files,
         }
 
-    def _lost(self) -> dict[str, int] | None:
+    def _lost(self) -> dict[str, int | bool] | None:
         report = self.report
         if not report.lost_ranges:
             return None
-        return {"first_lsn": report.lost_first_lsn, "last_lsn": report.lost_last_lsn, "ranges": report.lost_ranges}
+        return {
+            "first_lsn": report.lost_first_lsn,
+            "last_lsn": report.lost_last_lsn,
+            "ranges": report.lost_ranges,
+            "exact": not report.lost_unknown,
+        }
 
     def reasons(self, counters: Counters) -> list[str]:
         """Why the broker is degraded, as far as the log has to do with it."""
         reasons = []
         state, report = LogState(counters["log_state"]), self.report
         if state == LogState.FAILED:
-            why = os.strerror(counters["log_errno"])
+            why = _why(counters["log_errno"])
             reasons.append(
                 f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
             )
@@ -194,15 +268,26 @@ class Wal:
                 f"log: full at {size} with {free} free on its disk; QoS 1 publishes are refused until subscribers catch up, "
                 "their durable subscriptions are ended, the disk has room, or wal.max_bytes is raised"
             )
-        if report.lost_ranges:
+        if report.lost_unknown:
+            reasons.append(
+                f"log: damaged; of the records {report.lost_first_lsn} to {report.lost_last_lsn} some or all are gone, and how "
+                "many there were is not known; `blipmq wal verify` lists them; check the disk"
+            )
+        elif report.lost_ranges:
             reasons.append(
                 f"log: damaged; records {report.lost_first_lsn} to {report.lost_last_lsn} "
                 f"({report.lost_ranges} range{'s'[: report.lost_ranges != 1]}) are gone or partly gone; "
                 "`blipmq wal verify` lists them"
             )
-        if counters["lost_lsns"]:
+        elif report.damaged_files:
             reasons.append(
-                f"log: {counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
+                f"log: damaged; a header or the file of a segment was lost ({report.damaged_files}); no record is known to be "
+                "missing; check the disk"
+            )
+        if counters["lost_lsns"]:
+            up_to = "up to " if report.lost_unknown else ""
+            reasons.append(
+                f"log: {up_to}{counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
             )
         if counters["sessions_unread"]:
             reasons.append(
@@ -210,3 +295,7 @@ class Wal:
                 "succeeds; check the disk and the memory that is free. The broker tries again by itself"
             )
         return reasons
+
+
+def _why(error: int) -> str:
+    return GONE if error in (errno.ENOENT, errno.ESTALE) else os.strerror(error)

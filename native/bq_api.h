@@ -368,8 +368,10 @@ typedef struct bq_log_report {
     uint64_t first_lsn, next_lsn, checkpoint_lsn;
     uint64_t sessions, next_message_id;
     uint32_t checkpoints_bad, clean;
-    int32_t error; /* errno, where a system call failed */
-    uint32_t reserved;
+    int32_t error;          /* errno, where a system call failed */
+    uint32_t lost_unknown;  /* 1: of the last range nobody knows how much of it there was */
+    uint32_t damaged_files; /* segments whose headers or length are not as they were made, or that are gone */
+    uint32_t strange_files; /* files that are not this log's; they were set aside or left where they are */
 } bq_log_report_t;
 int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
 uint32_t bq_log_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_log_open runs */
@@ -431,8 +433,9 @@ typedef struct bq_wal bq_wal_t;
 enum bq_wal_mode { BQ_WAL_VERIFY = 0, BQ_WAL_EXPORT = 1, BQ_WAL_REPAIR = 2 };
 enum bq_wal_error { BQ_WAL_E_FULL = -20, BQ_WAL_E_LOCKED = -22, BQ_WAL_E_VERSION = -23 };
 enum bq_wal_kind {
-    BQ_WAL_PROGRESS = 1,   /* done_bytes of total_bytes have been read */
-    BQ_WAL_FINDING = 2,    /* name, text, segment; offset and bytes of the bad range; first_lsn to last_lsn of LOST */
+    BQ_WAL_PROGRESS = 1, /* done_bytes of total_bytes have been read */
+    BQ_WAL_FINDING =
+        2, /* name, text, segment; offset and bytes of the bad range; first_lsn to last_lsn of LOST and LOST_AT_MOST */
     BQ_WAL_CHECKPOINT = 3, /* export: lsn, data */
     BQ_WAL_RECORD = 4,     /* export: lsn, type, flags, data; in LSN order */
     BQ_WAL_DONE = 5        /* the sums */
@@ -462,7 +465,7 @@ typedef struct bq_wal_item {
     uint8_t clean; /* 1: the log was closed in order */
     uint8_t type;
     uint8_t flags;
-    uint8_t reserved;
+    uint8_t lost_unknown; /* 1: lost_records is the most there may have been */
 } bq_wal_item_t;
 
 bq_wal_t *bq_wal_open(const char *directory, uint32_t mode, int *error); /* NULL: *error is a code; BQ_E_SYSTEM with errno */

@@ -86,11 +86,25 @@ static bool reserve_ids(bq_t *bq) {
     if (log_append(bq->log, LOG_IDS, 0, &part, 1, true) < 0) return false;
     bq->ids_reserved = upper;
     bq->commit_wanted = true;
+    log_note(bq->log, upper, false);
     return true;
+}
+
+/* Where the ids go on. The number that was noted is the next one after an orderly end, whatever of the last checkpoint could be
+ * written, and the end of the reserved block otherwise. Without it (the log is of a version that noted none, or LOCK is gone) nobody
+ * knows how many QoS 0 messages there were: behind the block. What reserved it may be among the records that are gone. */
+static void ids_go_on(bq_t *bq, const log_report_t *found) {
+    uint64_t after = found->note, lost = found->lost_ranges && !found->note ? 2 * IDS_BLOCK : 0;
+    bool exact = found->note && found->note_last;
+    if (!exact && bq->ids_reserved > after) after = bq->ids_reserved;
+    if (after > bq->next_message_id) bq->next_message_id = after;
+    bq->next_message_id += lost;
+    bq->ids_reserved = 0; /* reserve anew before the first use */
 }
 
 /* The first block is on disk before anybody gets an id of it. A full disk is no reason not to start: commit_begin tries again. */
 static void reserve_first_ids(bq_t *bq) {
+    log_note(bq->log, bq->next_message_id + IDS_BLOCK, true); /* a full disk has room for this */
     if (!reserve_ids(bq) || !log_commit(bq->log)) return;
     bq->commit_wanted = false;
     for (uint32_t full_ms = 0; log_busy(bq->log) && full_ms < FIRST_IDS_FULL_MS; full_ms += log_state(bq->log) != 0)
@@ -248,7 +262,7 @@ static void answer(bq_t *bq, connection_t *connection, const held_t *held) {
 
 static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
     const char *why = commit_refusal(bq);
-    if (held->kind != HELD_FOLLOW && connection->hello)
+    if (held->kind != HELD_FOLLOW && held->kind != HELD_GONE && connection->hello)
         connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
 }
 
@@ -256,7 +270,7 @@ static void held_let_go(bq_t *bq, held_t *held, bool durable) {
     bq->held = held->next;
     if (!bq->held) bq->held_tail = &bq->held;
     bq->held_count--;
-    if (durable && (held->kind == HELD_PUBLISH || held->kind == HELD_FOLLOW)) fan_out(bq, held);
+    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) fan_out(bq, held);
     connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
     if (connection) {
         connection->held_count--;
@@ -285,6 +299,14 @@ static void log_waiters_resume(bq_t *bq) {
         connection->log_waiting = false;
         connection_resume(bq, connection, PAUSE_LOG);
         connection = next;
+    }
+}
+
+void commit_end(bq_t *bq) {
+    for (held_t *held = bq->held; held; held = held->next) {
+        if (held->kind != HELD_FOLLOW) continue;
+        fan_out(bq, held);
+        held->kind = HELD_GONE;
     }
 }
 
@@ -382,7 +404,10 @@ static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_
                             .sessions = bq->sessions.count,
                             .next_message_id = bq->next_message_id,
                             .checkpoints_bad = from->checkpoints_bad,
-                            .clean = from->clean};
+                            .clean = from->clean,
+                            .lost_unknown = from->lost_unknown,
+                            .damaged_files = from->damaged_files,
+                            .strange_files = from->strange_files};
 }
 
 int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
@@ -409,8 +434,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     bq->log_batch_bytes = config->batch_bytes;
     bq->log_segment_bytes = config->segment_bytes;
     bq->log_max_bytes = config->max_bytes;
-    if (!found.clean && bq->ids_reserved > bq->next_message_id) bq->next_message_id = bq->ids_reserved;
-    bq->ids_reserved = 0; /* reserve anew before the first use */
+    ids_go_on(bq, &found);
     bq->fanned_lsn = log_durable(bq->log);
     bq->found_lsn = found.next_lsn - 1;
     session_restored(bq);
@@ -419,7 +443,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     return BQ_OK;
 }
 
-/* The last checkpoint makes the next start short and its ids exact. */
+/* The last checkpoint makes the next start short. */
 static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
@@ -435,6 +459,7 @@ void commit_close(bq_t *bq) {
     if (!bq->log) return;
     while (bq->held) held_let_go(bq, bq->held, false);
     checkpoint_last(bq);
+    log_note(bq->log, bq->next_message_id, false);
     log_close(bq->log);
     bq->log = NULL;
 }

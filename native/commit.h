@@ -17,6 +17,7 @@ struct topic;
 enum held_kind {
     HELD_PUBLISH, /* QoS 1 */
     HELD_FOLLOW,  /* QoS 0 behind an unsynced QoS 1 publish of the same connection: order is kept, nothing is logged */
+    HELD_GONE,    /* one of these that did not wait any longer */
     HELD_SUBACK,  /* to a durable subscriber */
     HELD_REPLY    /* to the end of a durable subscription */
 };
@@ -68,6 +69,7 @@ bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, u
                    const uint8_t *text, uint32_t size);
 
 void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
+void commit_end(struct bq *bq);   /* stopping, in time's name: QoS 0 publishes do not wait for a disk any longer */
 void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
 int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
 int64_t commit_due_ms(struct bq *bq);            /* milliseconds to the next commit that only waits for time; -1: none */

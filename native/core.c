@@ -317,6 +317,7 @@ static void stop_when_flushed(bq_t *bq) {
     if (bq->stopped) return;
     if (!bq->stop_closed) {
         if (bq->now_ms < bq->stop_deadline_ms && (bq->held || !all_sent(bq))) return;
+        commit_end(bq);
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
         reap(bq, UINT32_MAX);

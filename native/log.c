@@ -62,6 +62,9 @@ int log_header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, ui
     int error = log->storage->random(log->storage, salt, sizeof salt);
     *header =
         (segment_header_t){.log_id = log->log_id, .number = log->number_next, .first_lsn = first_lsn, .salt = load_u32(salt)};
+    header->major = FORMAT_MAJOR;
+    header->minor = FORMAT_MINOR;
+    if (first_lsn && log->gap_last && log->gap_last + 1 >= first_lsn) header->flags = FORMAT_HEADER_GAP;
     header->header_bytes = log_header_bytes(log);
     header->segment_bytes = segment_bytes;
     header->batch_bytes = log_batch_room(log);
@@ -95,6 +98,7 @@ static int ahead_create(log_t *log) {
     error = segment_create(log->storage, &header, &file);
     if (error == 0) {
         error = segment_publish(log->storage, file, header.number);
+        if (error == 0) error = ledger_begun(log, log->active, segment);
         if (error < 0) log->storage->close(log->storage, file);
     }
     if (error < 0) {
@@ -145,16 +149,13 @@ static void segments_make(log_t *log) {
     }
 }
 
-/* Go on in the next segment. The one left behind is sealed and synced. 0 or as ahead_create. */
-static int segment_switch(log_t *log, uint64_t first_lsn) {
-    int error = log->ahead ? 0 : ahead_create(log); /* records that were accepted may use the reserve and the last of the quota */
-    if (error < 0) return error;
+/* Go on in the next segment, which is there. The one left behind is sealed and synced. */
+static void segment_switch(log_t *log, uint64_t first_lsn) {
     log->storage->close(log->storage, log->active_file);
     segment_t *segment = log->ahead;
     segment->first_lsn = segment->next_lsn = first_lsn;
     log->active_file = log->ahead_file;
     log->position = segment->header.header_bytes;
-    log->active_sealed = false;
     log->segment_records = 0;
     log->ahead = NULL;
     log->ahead_file = -1;
@@ -162,7 +163,6 @@ static int segment_switch(log_t *log, uint64_t first_lsn) {
     log->active = segment;
     log->segments[log->count++] = segment;
     gate_leave(&log->table);
-    return 0;
 }
 
 /* ---- quota and reserve ----------------------------------------------------------------------------------------------- */
@@ -174,9 +174,9 @@ static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static void limits_set(log_t *log) {
     if (!log->active) return; /* they are 0 from the start */
     uint64_t waste = log_waste_bytes_max(log);
-    uint64_t capacity = log->active->header.segment_bytes, segment = log->config.segment_bytes;
-    uint64_t usable = segment - log_header_bytes(log) - waste;
-    uint64_t room = !log->active_sealed && capacity > log->position + waste ? capacity - log->position - waste : 0;
+    uint64_t capacity = format_records_end(&log->active->header), segment = log->config.segment_bytes;
+    uint64_t usable = segment - FORMAT_END_BYTES - log_header_bytes(log) - waste;
+    uint64_t room = capacity > log->position + waste ? capacity - log->position - waste : 0;
     if (log->ahead) room += usable;
     uint64_t more_urgent = quota_left(log) / segment, more_publish = more_urgent;
     if (!log->ahead || atomic_load(&log->full)) { /* else there is room for a while, whatever the disk says */
@@ -207,9 +207,8 @@ typedef struct part {
 static part_t part_seal(log_t *log, batch_t *batch) {
     part_t part = {.first_lsn = load_u64(batch->bytes + batch->done + 8)};
     uint32_t seed = format_seed(&log->active->header);
-    uint64_t room = log->active->header.segment_bytes - log->position,
+    uint64_t end = format_records_end(&log->active->header), room = end > log->position ? end - log->position : 0,
              left = room > FORMAT_FOOTER_BYTES ? room - FORMAT_FOOTER_BYTES : 0;
-    if (log->active_sealed) left = 0;
     part.next_lsn = part.first_lsn;
     while (batch->done + part.bytes < batch->used) {
         uint8_t *record = batch->bytes + batch->done + part.bytes;
@@ -232,7 +231,7 @@ static void part_pad(log_t *log, batch_t *batch, part_t *part) {
     if (!block || end % block == 0) return;
     uint32_t pad = block - (uint32_t)(end % block);
     if (pad < FORMAT_RECORD_BYTES) pad += block;
-    if (end + pad + FORMAT_FOOTER_BYTES > log->active->header.segment_bytes) return; /* the next batch begins a segment */
+    if (end + pad + FORMAT_FOOTER_BYTES > format_records_end(&log->active->header)) return; /* the next batch begins a segment */
     uint8_t *record = batch->bytes + batch->used;
     memset(record, 0, pad);
     format_record_begin(record, &(format_record_t){.type = LOG_PAD,
@@ -266,13 +265,16 @@ static void durable_set(log_t *log, batch_t *batch, const part_t *part) {
         atomic_store_explicit(&log->durable, part->next_lsn - 1, memory_order_release);
 }
 
-/* One write and one sync: what of the batch fits the active segment, and its footer if there is more. */
+/* One write and one sync: what of the batch fits the active segment, and its footer if there is more. A segment is sealed only when
+ * there is one to go on in: whoever finds a footer and nothing behind it knows that something is missing. */
 static int part_commit(log_t *log, batch_t *batch) {
     part_t part = part_seal(log, batch);
     bool whole = batch->done + part.consumed == batch->used;
     if (whole) part_pad(log, batch, &part);
     storage_t *storage = log->storage;
-    int error = 0;
+    /* Records that were accepted may use the reserve and the last of the quota. */
+    int next = whole || log->ahead ? 0 : ahead_create(log), error = 0;
+    if (next < 0 && (next != -ENOSPC || !part.bytes)) return next;
     if (part.bytes) {
         /* The pad lies behind the batch's last record, which this part ends with. */
         error = storage->write(storage, log->active_file, log->position, batch->bytes + batch->done, part.bytes);
@@ -282,7 +284,7 @@ static int part_commit(log_t *log, batch_t *batch) {
     atomic_store(&log->durable, part.next_lsn - 1);
     log_wake(log);
 #endif
-    if (!whole && !log->active_sealed) {
+    if (!whole && !next) {
         log->position += part.bytes;
         log->segment_records += part.records;
         error = footer_write(log, part.next_lsn, (uint16_t)(part.next_lsn - batch->first_lsn), 0);
@@ -290,16 +292,14 @@ static int part_commit(log_t *log, batch_t *batch) {
         log->segment_records -= part.records;
         if (error < 0) return error;
     }
-    if (part.bytes || !log->active_sealed) {
-        error = log_sync_data(log, log->active_file);
-        if (error < 0) return error == -ENOSPC || error == -EDQUOT ? -EIO : error; /* a failed sync is final, whatever it says */
-    }
+    error = log_sync_data(log, log->active_file);
+    if (error < 0) return error == -ENOSPC || error == -EDQUOT ? -EIO : error; /* a failed sync is final, whatever it says */
     durable_set(log, batch, &part);
     if (whole) return 0;
-    if (!log->active_sealed) log->position += FORMAT_FOOTER_BYTES;
-    log->active_sealed = true;
     log_wake(log);
-    return segment_switch(log, part.next_lsn);
+    if (next < 0) return next; /* what fits is durable; the rest waits for a segment */
+    segment_switch(log, part.next_lsn);
+    return 0;
 }
 
 /* 0: all of it is durable. -ENOSPC: go on from batch->done when there is room. Anything else stops the log. */
@@ -331,9 +331,13 @@ static void batch_finish(log_t *log, batch_t *batch, int error) {
 static void close_clean(log_t *log) {
     storage_t *storage = log->storage;
     char name[FORMAT_NAME_BYTES];
-    if (atomic_load(&log->failed) || !log->active || log->active_sealed) return;
-    if (footer_write(log, log->next_lsn, 0, FORMAT_FOOTER_CLEAN) < 0 || log_sync_data(log, log->active_file) < 0) return;
-    storage->truncate(storage, log->active_file, log->position + FORMAT_FOOTER_BYTES);
+    uint8_t footer[FORMAT_FOOTER_BYTES];
+    if (atomic_load(&log->failed) || !log->active) return;
+    format_footer_encode(footer, format_seed(&log->active->header), log->next_lsn, log->segment_records, 0, FORMAT_FOOTER_CLEAN);
+    int64_t size = segment_end_write(storage, log->active_file, log->active, log->position, footer, sizeof footer);
+    if (size < 0 || log_sync_data(log, log->active_file) < 0) return;
+    ledger_close(log);
+    storage->truncate(storage, log->active_file, (uint64_t)size);
     if (!log->ahead) return;
     format_segment_name(name, log->ahead->name_number);
     storage->unlink(storage, name);
@@ -472,6 +476,8 @@ static int log_id_make(log_t *log, recover_t *recover) {
     uint8_t bytes[8];
     log->log_id = recover->log_id;
     log->number_next = recover->number_max + 1;
+    log->ledger = recover->ledger;
+    log->note = recover->ledger.note;
     if (log->log_id) return BQ_OK;
     int error = log->storage->random(log->storage, bytes, sizeof bytes);
     log->log_id = load_u64(bytes) | 1;
@@ -485,7 +491,7 @@ static void checkpoints_note(log_t *log, const recover_t *recover) {
     log->keep_below[1] = recover->keep_before;
     log->stats.checkpoint_lsn = recover->checkpoint.lsn;
     log->stats.keep_from = log_keep_from(log);
-    log->checkpoint.generation = recover->generations_count ? recover->generations[recover->generations_count - 1] : 0;
+    log->checkpoint.generation = recover->generation_max;
 }
 
 typedef struct opening {
@@ -520,6 +526,7 @@ static int replay(log_t *log, recover_t *recover, opening_t *opening) {
         }
     }
     log->next_lsn = recover->expected ? recover->expected : 1;
+    log->gap_last = recover->gap_last;
     return BQ_OK;
 }
 
@@ -558,18 +565,19 @@ static void log_free(log_t *log) {
     gate_free(&log->work);
     gate_free(&log->table);
     gate_free(&log->reads);
+    gate_free(&log->books);
     free(log);
     storage->release(storage);
 }
 
 static int gates_init(log_t *log) {
-    if (gate_init(&log->work) != BQ_OK) return BQ_E_SYSTEM;
-    if (gate_init(&log->table) == BQ_OK) {
-        if (gate_init(&log->reads) == BQ_OK) return BQ_OK;
-        gate_free(&log->table);
+    gate_t *gates[] = {&log->work, &log->table, &log->reads, &log->books};
+    for (uint32_t i = 0; i < 4; i++) {
+        if (gate_init(gates[i]) == BQ_OK) continue;
+        while (i-- > 0) gate_free(gates[i]);
+        return BQ_E_SYSTEM;
     }
-    gate_free(&log->work);
-    return BQ_E_SYSTEM;
+    return BQ_OK;
 }
 
 static int buffers_init(log_t *log) {

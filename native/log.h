@@ -62,8 +62,13 @@ typedef struct log_report {
     uint64_t lost_first_lsn, lost_last_lsn, lost_ranges; /* corruption: outermost bounds and how many ranges; 0: none */
     uint64_t first_lsn, next_lsn;
     uint64_t checkpoint_lsn; /* 0: none could be read */
+    uint64_t note;           /* what log_note was told last, as far as it is known; 0: nothing */
     uint32_t checkpoints_bad;
-    uint32_t clean; /* 1: the log was closed in order */
+    uint32_t clean;         /* 1: the log was closed in order */
+    uint32_t note_last;     /* 1: and the note is of that end: nothing has been noted since */
+    uint32_t lost_unknown;  /* 1: of the last range nobody knows how much of it was used */
+    uint32_t damaged_files; /* segments whose headers or length are not as they were made, or that are gone */
+    uint32_t strange_files; /* set aside or renamed: of another log, there twice, or no files of this log at all */
 } log_report_t;
 
 typedef struct log_stats {
@@ -92,6 +97,10 @@ typedef bool (*log_visit)(void *context, const log_record_t *record); /* false: 
 int log_open(log_t **log, storage_t *storage, const log_config_t *config, log_visit restore, void *context, log_report_t *report,
              void (*progress)(void *context, uint64_t done, uint64_t total));
 void log_close(log_t *log); /* commits what is gathered, marks the end as clean */
+
+/* A number that the log keeps beside its records, where no checkpoint is needed for it: the next log_report_t has it. With `now` it is
+ * on disk when this returns, as far as the disk lets it be; else with the next segment, or at an orderly end. */
+void log_note(log_t *log, uint64_t note, bool now);
 
 /* Append a record made of parts. Returns its LSN (> 0) or BQ_E_AGAIN (the batch is full: wait for a commit), LOG_E_FULL,
  * LOG_E_FAILED, BQ_E_TOO_LARGE. `urgent`: acks and the like, which may use the reserve. */

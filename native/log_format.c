@@ -12,6 +12,7 @@
 
 static const uint8_t segment_magic[8] = {'B', 'L', 'I', 'P', 'W', 'A', 'L', 0};
 static const uint8_t checkpoint_magic[8] = {'B', 'L', 'I', 'P', 'C', 'K', 'P', 0};
+static const uint8_t ledger_magic[8] = {'B', 'L', 'I', 'P', 'L', 'C', 'K', 0};
 
 #define HEADER_CRC_AT 60u /* in both headers, and in those of every later major version */
 #define CRC_IEEE 1u
@@ -42,6 +43,7 @@ void format_header_encode(uint8_t out[FORMAT_HEADER_BYTES], const segment_header
     store_u32(out + 44, header->segment_bytes);
     store_u32(out + 48, header->batch_bytes);
     store_u32(out + 52, CRC_IEEE);
+    store_u32(out + 56, header->flags);
     envelope_write(out, segment_magic);
 }
 
@@ -55,8 +57,10 @@ int format_header_decode(const uint8_t bytes[FORMAT_HEADER_BYTES], segment_heade
     header->salt = load_u32(bytes + 40);
     header->segment_bytes = load_u32(bytes + 44);
     header->batch_bytes = load_u32(bytes + 48);
+    header->flags = load_u32(bytes + 56);
     bool sane = header->header_bytes >= FORMAT_HEADER_ROOM && header->header_bytes % 8 == 0 && header->number != 0 &&
-                header->segment_bytes <= FORMAT_SEGMENT_BYTES_MAX && header->header_bytes < header->segment_bytes &&
+                header->number <= FORMAT_NUMBER_LAST && header->segment_bytes <= FORMAT_SEGMENT_BYTES_MAX &&
+                header->segment_bytes > FORMAT_HEADER_ROOM && header->header_bytes < format_records_end(header) &&
                 header->batch_bytes <= FORMAT_BATCH_BYTES_MAX && load_u32(bytes + 52) == CRC_IEEE;
     return sane ? FORMAT_GOOD : FORMAT_BAD;
 }
@@ -139,6 +143,35 @@ int format_checkpoint_decode(const uint8_t bytes[FORMAT_CHECKPOINT_BYTES], check
     return FORMAT_GOOD;
 }
 
+void format_ledger_encode(uint8_t out[FORMAT_LEDGER_BYTES], const ledger_t *ledger) {
+    memset(out, 0, FORMAT_LEDGER_BYTES);
+    out[12] = (uint8_t)ledger->flags;
+    out[13] = (uint8_t)(ledger->created - ledger->active);
+    out[14] = ledger->size_log2;
+    store_u64(out + 16, ledger->log_id);
+    store_u64(out + 24, ledger->sequence);
+    store_u64(out + 32, ledger->active);
+    store_u64(out + 40, ledger->lsn);
+    store_u64(out + 48, ledger->note);
+    envelope_write(out, ledger_magic);
+}
+
+int format_ledger_decode(const uint8_t bytes[FORMAT_LEDGER_BYTES], ledger_t *ledger) {
+    uint16_t major, minor;
+    int verdict = envelope_check(bytes, ledger_magic, &major, &minor);
+    if (verdict != FORMAT_GOOD) return verdict;
+    ledger->flags = bytes[12];
+    ledger->size_log2 = bytes[14];
+    ledger->log_id = load_u64(bytes + 16);
+    ledger->sequence = load_u64(bytes + 24);
+    ledger->active = load_u64(bytes + 32);
+    ledger->created = ledger->active + bytes[13];
+    ledger->lsn = load_u64(bytes + 40);
+    ledger->note = load_u64(bytes + 48);
+    bool sane = ledger->created <= FORMAT_NUMBER_LAST && ledger->size_log2 < 32 && ledger->lsn <= FORMAT_LSN_LAST;
+    return sane ? FORMAT_GOOD : FORMAT_BAD;
+}
+
 void format_segment_name(char name[FORMAT_NAME_BYTES], uint64_t number) {
     snprintf(name, FORMAT_NAME_BYTES, "wal-%010llu.log", (unsigned long long)number);
 }
@@ -159,11 +192,21 @@ static uint64_t number_between(const char *name, const char *prefix, const char 
         if (name[i] < '0' || name[i] > '9') return 0;
         number = number * 10 + (uint64_t)(name[i] - '0');
     }
-    return number;
+    return number <= FORMAT_NUMBER_MAX ? number : 0;
 }
 
 uint64_t format_segment_number(const char *name) { return number_between(name, "wal-", ".log"); }
 uint64_t format_checkpoint_number(const char *name) { return number_between(name, "checkpoint-", ".ckp"); }
+
+static bool is_between(const char *name, const char *prefix, const char *suffix) {
+    size_t size = strlen(name), ends = strlen(prefix) + strlen(suffix);
+    return size > ends && strncmp(name, prefix, strlen(prefix)) == 0 && strcmp(name + size - strlen(suffix), suffix) == 0;
+}
+
+bool format_name_strange(const char *name) {
+    bool alike = is_between(name, "wal-", ".log") || is_between(name, "checkpoint-", ".ckp");
+    return alike && !format_segment_number(name) && !format_checkpoint_number(name);
+}
 
 /* ---- reading through one segment ------------------------------------------------------------------------------------- */
 

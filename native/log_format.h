@@ -1,6 +1,6 @@
 /* log_format.h: the bytes of segments and checkpoints (FORMAT.md is the page about them), and reading through a segment.
  *
- *      segment     [header 64][zeros][header again at 512][zeros to header_bytes] record record ... footer [zeros]
+ *      segment     [header 64][zeros][header again at 512][zeros to header_bytes] record record ... footer [zeros][header again]
  *      record      [type 1][flags 1][place 2][size 4][lsn 8][payload crc 4][header crc 4][payload, padded with zeros to 8]
  *
  * Invariant: a record is accepted only if both its CRCs hold, which cover every byte of it but themselves and begin with a
@@ -12,15 +12,20 @@
 #include "log.h"
 
 #define FORMAT_MAJOR 1u
-#define FORMAT_MINOR 0u
+#define FORMAT_MINOR 1u
 #define FORMAT_HEADER_BYTES 64u
 #define FORMAT_HEADER_COPY 512u  /* where the second copy lies: another sector than the first */
 #define FORMAT_HEADER_ROOM 1024u /* records begin here, or at the block size if that is larger */
+#define FORMAT_END_BYTES 64u     /* since 1.1: the header once more, at the end of the file; no record reaches into it */
+#define FORMAT_APART_BYTES 4160u /* a file that may be this long is never shorter: its ends lie in two pages of flash */
+#define FORMAT_HEADER_GAP 1u     /* a header's flag: how many of the LSNs missing before or in it were used is not known */
 #define FORMAT_RECORD_BYTES 24u  /* a record's header */
 #define FORMAT_FOOTER_BYTES 40u  /* the footer with its header */
 #define FORMAT_PLACE_MAX 65535u  /* records before this one in its batch */
 #define FORMAT_BATCH_BYTES_MAX (128u << 20)
 #define FORMAT_SEGMENT_BYTES_MAX (1u << 30)
+#define FORMAT_NUMBER_LAST (1ull << 54) /* no log comes near these: what says more is not believed */
+#define FORMAT_LSN_LAST (1ull << 62)
 #define FORMAT_FOOTER 14      /* log_type of the record that seals a segment */
 #define FORMAT_FOOTER_CLEAN 1 /* its flag: the log was closed in order here */
 
@@ -30,11 +35,16 @@ typedef struct segment_header {
     uint64_t log_id, number;
     uint64_t first_lsn;     /* 0: made ahead of need, goes on where the one before it ends */
     uint32_t header_bytes;  /* offset of the first record */
-    uint32_t segment_bytes; /* what the file was allocated for */
+    uint32_t segment_bytes; /* what the file was allocated for; in the copy at its end: how long it is */
     uint32_t batch_bytes;   /* no record is larger, and no more than this was ever written without a sync */
-    uint32_t salt;
+    uint32_t salt, flags;
     uint16_t major, minor;
 } segment_header_t;
+
+/* Where records of a segment that is as long as its header says may reach to. */
+static inline uint64_t format_records_end(const segment_header_t *header) {
+    return header->segment_bytes - (header->minor ? FORMAT_END_BYTES : 0);
+}
 
 enum format_verdict { FORMAT_GOOD = 0, FORMAT_BAD = -100, FORMAT_NEWER = -101 }; /* no error code's number */
 
@@ -67,12 +77,33 @@ typedef struct checkpoint_header {
 void format_checkpoint_encode(uint8_t out[FORMAT_CHECKPOINT_BYTES], const checkpoint_header_t *header);
 int format_checkpoint_decode(const uint8_t bytes[FORMAT_CHECKPOINT_BYTES], checkpoint_header_t *header);
 
-/* File names. A number read from a name, or 0 if it is none of ours. */
+/* LOCK, which is locked, holds in two slots, written in turn, which segments there must be. In the header's layout of 64 bytes. */
+#define FORMAT_LEDGER_BYTES 64u
+#define FORMAT_LEDGER_SLOT 4096u /* bytes between the two: pages apart, so that no torn write takes both */
+#define FORMAT_LEDGER_CLEAN 1u
+typedef struct ledger {
+    uint64_t log_id, sequence;
+    uint64_t active; /* this segment's file is there; 0: none need be */
+    uint64_t
+        created;   /* and this one's too, if `active` is sealed and the log was not closed in order; the same: there was none */
+    uint64_t lsn;  /* the first of `active`; CLEAN or without an active segment: the one that comes next */
+    uint64_t note; /* the core's: it is told what was noted last */
+    uint32_t flags;
+    uint8_t size_log2; /* neither of the two segments is longer than 1 << this */
+} ledger_t;
+void format_ledger_encode(uint8_t out[FORMAT_LEDGER_BYTES], const ledger_t *ledger);
+int format_ledger_decode(const uint8_t bytes[FORMAT_LEDGER_BYTES], ledger_t *ledger);
+
+/* File names. A number read from a name, or 0 if it is none of ours. A name can have more than any file has that is believed, so
+ * that the next ones have names as well. */
+#define FORMAT_NUMBER_MAX 99999999999999999ull
 #define FORMAT_NAME_BYTES 64
 void format_segment_name(char name[FORMAT_NAME_BYTES], uint64_t number);
 void format_checkpoint_name(char name[FORMAT_NAME_BYTES], uint64_t generation);
 uint64_t format_segment_number(const char *name);
 uint64_t format_checkpoint_number(const char *name);
+bool format_name_strange(
+    const char *name); /* like one of these, but the log does not write it: too long a number, or too short */
 
 /* ---- reading through one segment ----------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* log_internal.h: what log.c, log_tail.c, log_recover.c, log_read.c and log_tool.c share. Nobody else includes it, tests excepted.
+/* log_internal.h: what log.c, log_tail.c, log_ledger.c, log_directory.c, log_recover.c, log_read.c and log_tool.c share. Nobody else includes it, tests excepted.
  *
  * Invariant: the segment table is read and changed inside `table`; only the log thread adds to it and only the read thread
  * takes from it, so each of them may keep a pointer into it for as long as it runs. Gates are never entered inside each other.
@@ -34,17 +34,25 @@ typedef struct segment {
     uint64_t name_number;         /* of its file; differs from header.number only if somebody renamed it */
     uint64_t first_lsn, next_lsn; /* of the records taken from it: first_lsn <= lsn < next_lsn */
     uint64_t records;
-    uint64_t file_bytes;
-    uint64_t end; /* offset behind the last valid record */
+    uint64_t file_bytes, data_bytes; /* data: up to the header at the file's end */
+    uint64_t end;                    /* offset behind the last valid record */
     log_mark_t *marks;
     uint32_t marks_count, marks_capacity;
-    bool damaged; /* bytes of it are bad: never unlinked, moved aside when nothing more is taken from it */
+    bool damaged;  /* bytes of it are bad: never unlinked, moved aside when nothing more is taken from it */
+    bool beheaded; /* only the header at its end is left: what was written beside the others is damaged as well */
+    bool cut;      /* the file is not as long as it was made */
+    bool sealed;   /* recovery has met its footer ... */
+    bool in_order; /* ... which says that the log was closed in order */
 } segment_t;
 
 segment_t *segment_new(const segment_header_t *header, uint64_t name_number, uint64_t file_bytes); /* NULL: no memory */
 void segment_free(segment_t *segment);
 void segment_mark(segment_t *segment, uint64_t lsn, uint64_t offset);
-/* Write a segment's file under the temporary name: allocated, header written, open as *file. 0 or -errno. */
+/* Put the header once more behind the records, in a file that is then as long as it says; `bytes` go before it, from `offset` on (a
+ * footer), and zeros between. Returns the length the file is to have, or -errno; synced by the caller before the file is cut. */
+int64_t segment_end_write(storage_t *storage, int file, const segment_t *segment, uint64_t offset, const uint8_t *bytes,
+                          uint32_t size);
+/* Write a segment's file under the temporary name: allocated, headers written, open as *file. 0 or -errno. */
 int segment_create(storage_t *storage, const segment_header_t *header, int *file);
 int segment_publish(storage_t *storage, int file, uint64_t number); /* fsync, rename, fsync of the directory. 0 or -errno */
 
@@ -58,9 +66,13 @@ enum recover_action {
 
 /* Every case that recovery tells apart. `lost`: it means that records are gone. */
 #define RECOVER_CASES(X)                                                                                                         \
-    X(HEADER_COPY, ACTION_NONE, "one of a segment's two headers is damaged, the other is used")                                  \
-    X(HEADER_BAD, ACTION_MOVE_ASIDE, "both headers of a segment are damaged, so nothing in it can be verified")                  \
+    X(HEADER_COPY, ACTION_NONE, "one of a segment's headers is damaged, another is used")                                        \
+    X(HEADER_PAGE, ACTION_NONE, "the beginning of a segment is damaged; the header at its end is used")                          \
+    X(HEADER_BAD, ACTION_MOVE_ASIDE, "all headers of a segment are damaged, so nothing in it can be verified")                   \
     X(HEADER_MISSING, ACTION_MOVE_ASIDE, "a segment file is empty or too short for a header")                                    \
+    X(CUT, ACTION_NONE, "a segment's file is not as long as it was made")                                                        \
+    X(NOT_A_FILE, ACTION_MOVE_ASIDE, "a link, a directory or a pipe has a segment's name")                                       \
+    X(STRAY, ACTION_MOVE_ASIDE, "a file with a segment's name that this log has not made")                                       \
     X(FOREIGN, ACTION_MOVE_ASIDE, "a segment belongs to another log")                                                            \
     X(DUPLICATE, ACTION_MOVE_ASIDE, "two files hold the same segment; the one with the right name is used")                      \
     X(MISNAMED, ACTION_NONE, "a segment's file has another segment's name; its own header is believed")                          \
@@ -68,6 +80,8 @@ enum recover_action {
     X(TORN, ACTION_COPY_ASIDE, "the end of the newest segment was never synced: normal after a power cut")                       \
     X(DAMAGED, ACTION_COPY_ASIDE, "bytes in the middle of the log do not verify")                                                \
     X(LOST, ACTION_NONE, "records are gone")                                                                                     \
+    X(GONE, ACTION_NONE, "the newest segment, which was in use, is not there any more or has nothing left in it")                \
+    X(LOST_AT_MOST, ACTION_NONE, "records are gone; how many is not known, but no more than these")                              \
     X(CHECKPOINT_BAD, ACTION_NONE, "a checkpoint does not verify; an older one or a longer replay takes its place")
 
 enum recover_case {
@@ -97,8 +111,12 @@ typedef struct recover {
     recover_finding_t *findings; /* of the directory, handed out before the first record; one per file at most */
     uint32_t findings_count, findings_given;
     uint64_t log_id, number_max;
+    uint64_t headless_max; /* the highest number of a file without a header that this log may have made; 0: none */
+    ledger_t ledger;       /* sequence 0: there is none that can be believed */
+    bool lock_strange;     /* LOCK holds something, and not a ledger */
     uint64_t *generations; /* of the checkpoint files there are, rising */
     uint32_t generations_count;
+    uint64_t generation_max;                 /* of those that this log may have made */
     uint64_t generation_before, keep_before; /* the readable checkpoint before the newest; 0: none */
     checkpoint_header_t checkpoint;          /* the newest readable one; generation 0: none */
     uint8_t *checkpoint_bytes;
@@ -112,6 +130,8 @@ typedef struct recover {
     uint64_t expected; /* LSN that comes next; 0: not known yet */
     uint64_t bound;    /* the segments behind begin here; 0: not said */
     uint64_t proof;    /* newest segment: everything below was durable; 0: not looked for yet */
+    uint64_t gap_last; /* the last of the LSNs of which nobody knows whether they were used; 0: none */
+    bool gone_told;
     uint64_t done_bytes, total_bytes;
     bool finished;
 } recover_t;
@@ -122,9 +142,18 @@ enum recover_event { RECOVER_END = 0, RECOVER_RECORD = 1, RECOVER_FINDING = 2 };
 int recover_begin(recover_t *recover, storage_t *storage);
 /* Pull the next record or finding; a record's bytes hold until the next call. Negative: as above. */
 int recover_next(recover_t *recover, log_record_t *record, recover_finding_t *finding);
+int recover_open(recover_t *recover, uint32_t at); /* have recover->scan at the first record of that segment */
 int recover_keep_aside(recover_t *recover, const recover_finding_t *finding); /* do what its rule says */
 void recover_free(recover_t *recover);
 int system_error(int error); /* -errno to BQ_E_SYSTEM with errno set, or BQ_E_MEMORY */
+
+/* What the end of the walk lacks, by the ledger and by what the segments themselves say. `next`: what the log goes on with, at least;
+ * `unknown`: some of the LSNs before it may never have been used. 0 in next: nothing is missing. */
+typedef struct evidence {
+    uint64_t next;
+    bool unknown, gone;
+} evidence_t;
+evidence_t recover_evidence(const recover_t *recover);
 
 /* ---- the log ------------------------------------------------------------------------------------------------------- */
 
@@ -188,16 +217,21 @@ struct log {
     uint64_t checkpoint_room;  /* what a checkpoint takes: a short segment leaves it free */
     int active_file, ahead_file;
     uint64_t position; /* where the active segment goes on */
-    bool active_sealed;
     uint64_t segment_records;
     uint64_t number_next, charged_done;
     uint64_t look_at_us; /* when a full disk is looked at again */
 
     /* the table of segments, oldest first, and the counters */
-    gate_t table;
+    gate_t table; /* never entered inside `books`, nor the other way round */
     segment_t **segments;
     uint32_t count, capacity;
     log_stats_t stats;
+
+    /* LOCK's ledger, written by all of the log's threads */
+    gate_t books;
+    ledger_t ledger;
+    uint64_t note;
+    uint64_t gap_last; /* as in recover_t */
 
     /* the read thread and its gate */
     gate_t reads;
@@ -233,6 +267,15 @@ static inline uint32_t log_waste_bytes_max(const log_t *log) {
 static inline uint64_t log_keep_from(const log_t *log) {
     return log->keep_below[0] < log->keep_below[1] ? log->keep_below[0] : log->keep_below[1];
 }
+
+/* ---- the ledger: see log_ledger.c ----------------------------------------------------------------------------------- */
+
+/* Read LOCK's ledger: sequence 0 if there is none. *strange: it holds something else. 0 or -errno. */
+int ledger_read(storage_t *storage, ledger_t *ledger, bool *strange);
+/* From now on `active` is there, and `created` if it is sealed. 0, or -errno, which stops the log; a full disk is none. */
+int ledger_begun(log_t *log, const segment_t *active, const segment_t *created);
+bool ledger_lets_go(log_t *log, uint64_t number); /* its file may be deleted now */
+void ledger_close(log_t *log);                    /* closed in order: what comes next is known */
 
 int log_header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes);
 bool log_table_grow(log_t *log);   /* false: no memory for one more segment, or too many */

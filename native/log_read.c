@@ -269,7 +269,8 @@ static void reclaim(log_t *log) {
             log->read_number = 0;
         }
         format_segment_name(name, segment->name_number);
-        log->storage->unlink(log->storage, name); /* one that stays is found by the next recovery, and is harmless there */
+        /* One that stays is found by the next recovery, and is harmless there. */
+        if (ledger_lets_go(log, segment->header.number)) log->storage->unlink(log->storage, name);
         segment_free(segment);
         any = true;
     }

@@ -125,12 +125,21 @@ static int segment_begin(log_t *log, uint64_t bytes, uint64_t next_lsn, segment_
     segment_t *segment = segment_new(&header, header.number, bytes);
     if (!segment) return -ENOMEM;
     segment->first_lsn = segment->next_lsn = header.first_lsn;
+#ifdef BUG_LEDGER_TOO_EARLY
+    ledger_begun(log, segment, segment);
+#endif
     error = segment_write(log, segment, next_lsn, &file);
     if (error < 0) {
         segment_free(segment);
         return error == -EDQUOT ? -ENOSPC : error;
     }
     log->number_next++;
+    error = ledger_begun(log, segment, segment);
+    if (error < 0) {
+        log->storage->close(log->storage, file);
+        segment_free(segment);
+        return error;
+    }
     log->active_file = file;
     log->position = segment->end;
     log->segment_records = segment->records;
@@ -146,8 +155,11 @@ enum { SIZE_WHOLE, SIZE_SHORT, SIZE_TAIL, SIZES };
 static void sizes_fill(const log_t *log, uint64_t sizes[SIZES]) {
     uint64_t carried = log->tail.source ? log->tail.source->end - log->tail.offset : 0, whole = log->config.segment_bytes;
     uint64_t block = log->config.block_bytes ? log->config.block_bytes : 8;
-    sizes[SIZE_TAIL] = log_header_bytes(log) + carried + FORMAT_RECORD_BYTES + block + FORMAT_FOOTER_BYTES;
-    sizes[SIZE_SHORT] = format_padded(sizes[SIZE_TAIL] + log_batch_room(log) + log_waste_bytes_max(log));
+    uint64_t least = whole < FORMAT_APART_BYTES ? 0 : FORMAT_APART_BYTES;
+    uint64_t tail = log_header_bytes(log) + carried + FORMAT_RECORD_BYTES + block + FORMAT_FOOTER_BYTES + FORMAT_END_BYTES;
+    uint64_t more = format_padded(tail + log_batch_room(log) + log_waste_bytes_max(log));
+    sizes[SIZE_TAIL] = tail > least ? tail : least;
+    sizes[SIZE_SHORT] = more > least ? more : least;
     sizes[SIZE_WHOLE] = carried && sizes[SIZE_SHORT] > whole ? sizes[SIZE_SHORT] : whole;
 }
 
@@ -184,6 +196,21 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
     const segment_t *segment = recover->segments[at];
     return (at > recover->newest || recover->newest >= recover->count) && !segment->records && !segment->header.first_lsn;
 }
+/* The ledger says that the newest segment in use is sealed and the one behind it is there, and that one is empty and is to go: the
+ * ledger is told before. */
+static bool ledger_forgets_ahead(log_t *log, const recover_t *recover) {
+#ifdef BUG_DROP_BEFORE_LEDGER
+    if (log) return true;
+#endif
+    const ledger_t *ledger = &log->ledger;
+    const segment_t *newest = recover->newest < recover->count ? recover->segments[recover->newest] : NULL;
+    if (!newest || !newest->sealed || !newest->header.minor) return true;
+    bool is_known = !ledger->sequence || (ledger->active == newest->header.number && ledger->created != ledger->active);
+    if (!is_known || recover->newest + 1 == recover->count) return true;
+    int error = ledger_begun(log, newest, newest);
+    return error == 0 && (!log->ledger.sequence || log->ledger.created == newest->header.number);
+}
+
 static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
 
 /* Leave out segments that nothing is taken from: made ahead and unused, or carried over by an earlier recovery. Their files go
@@ -203,6 +230,20 @@ static void segments_leave_out(log_t *log, recover_t *recover, bool (*leaves)(co
     recover->count = kept;
 }
 
+/* Cut a file where its records end. The header behind them is on the disk before the length is: a file that does not end in one has
+ * been cut by somebody else. */
+static void segment_trim(storage_t *storage, segment_t *segment, int file) {
+    int64_t size = (int64_t)segment->end;
+    if (segment->header.minor) {
+        size = segment_end_write(storage, file, segment, segment->end, NULL, 0);
+#ifndef BUG_CUT_BEFORE_SYNC
+        if (size >= 0 && storage->sync_data(storage, file) < 0) return;
+#endif
+    }
+    if (size < 0 || size >= (int64_t)segment->file_bytes || storage->truncate(storage, file, (uint64_t)size) < 0) return;
+    segment->file_bytes = (uint64_t)size;
+}
+
 /* Give back what was allocated for records that never came, where it is `least` or more: a broker killed again and again would
  * fill the disk with it. Damaged segments stay as they are. */
 static void segments_trim(log_t *log, const recover_t *recover, uint64_t least) {
@@ -210,11 +251,11 @@ static void segments_trim(log_t *log, const recover_t *recover, uint64_t least) 
     for (uint32_t i = 0; i < recover->count; i++) {
         segment_t *segment = recover->segments[i];
         char name[FORMAT_NAME_BYTES];
-        if (segment->damaged || segment->file_bytes < segment->end + least) continue;
+        if (segment->damaged || segment->file_bytes < segment->end + FORMAT_END_BYTES + least) continue;
         format_segment_name(name, segment->name_number);
         int file = storage->open(storage, name, false);
         if (file < 0) continue;
-        if (storage->truncate(storage, file, segment->end) >= 0) segment->file_bytes = segment->end;
+        segment_trim(storage, segment, file);
         storage->close(storage, file);
     }
 }
@@ -259,7 +300,11 @@ int log_begin(log_t *log, recover_t *recover) {
     }
     if (recover->file >= 0) storage->close(storage, recover->file);
     recover->file = -1;
-    segments_leave_out(log, recover, was_never_used, true);
+    if (recover->lock_strange) { /* somebody else's bytes: they are not written over */
+        storage->rename(storage, LOG_LOCK_NAME, "aside-" LOG_LOCK_NAME);
+        storage->lock(storage, LOG_LOCK_NAME);
+    }
+    segments_leave_out(log, recover, was_never_used, ledger_forgets_ahead(log, recover));
     log->tail = tail_of(recover, log->next_lsn);
     log->checkpoint_room = 2 * (FORMAT_CHECKPOINT_BYTES + (uint64_t)recover->checkpoint.size) + 2 * TRIM_BYTES;
     int error = active_begin(log, log->next_lsn, false, &active);
@@ -272,7 +317,8 @@ int log_begin(log_t *log, recover_t *recover) {
     if (active && log->tail.whole) log->tail.source->records = 0;
     if (active && log->tail.whole) log->tail.source = NULL;
     log->sure_lsn = active ? log->next_lsn - 1 : sure_lsn(log, recover);
-    segments_leave_out(log, recover, has_no_records, active != NULL);
+    bool told = active && (!log->ledger.sequence || log->ledger.active == active->header.number);
+    segments_leave_out(log, recover, has_no_records, told);
     if (active) segments_trim(log, recover, log->config.segment_bytes / 8);
     table_fill(log, recover);
     if (active) active_take(log, active);

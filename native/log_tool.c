@@ -104,7 +104,8 @@ static void item_finding(bq_wal_t *wal, bq_wal_item_t *item, const recover_findi
     item->bytes = finding->bytes;
     item->first_lsn = finding->first_lsn;
     item->last_lsn = finding->last_lsn;
-    if (finding->kind == RECOVER_LOST) wal->lost_records += finding->last_lsn - finding->first_lsn + 1;
+    if (finding->kind == RECOVER_LOST || finding->kind == RECOVER_LOST_AT_MOST)
+        wal->lost_records += finding->last_lsn - finding->first_lsn + 1;
 }
 
 static void item_record(bq_wal_item_t *item, const log_record_t *record, uint32_t kind) {
@@ -129,6 +130,7 @@ static int wal_end(bq_wal_t *wal, bq_wal_item_t *item) {
     item->torn_bytes = report->torn_bytes;
     item->lost_ranges = report->lost_ranges;
     item->lost_records = wal->lost_records;
+    item->lost_unknown = (uint8_t)report->lost_unknown;
     item->checkpoint_lsn = report->checkpoint_lsn;
     item->checkpoints_bad = report->checkpoints_bad;
     item->clean = (uint8_t)report->clean;

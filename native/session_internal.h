@@ -33,6 +33,8 @@ void delivery_send_again(struct bq *bq, delivery_t *delivery);
 
 /* session_read.c */
 bool session_read_on(struct bq *bq, session_t *session); /* more from the log, if there is room; true: there are new deliveries */
+struct publish_record;
+bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *record); /* false: no core wrote it */
 void session_read_abandon(struct bq *bq, session_t *session);
 
 /* session_skim.c: the next message is still wanted, for left_ms; 0: for ever */

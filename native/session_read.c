@@ -254,7 +254,7 @@ static uint64_t left_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *re
 enum take { TAKE_OK, TAKE_FULL, TAKE_SKIP, TAKE_NO_MEMORY };
 
 /* A CRC shows that a record is as it was written, not that a core wrote it: what it says of itself must fit, and its topic be one. */
-static bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record) {
+bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record) {
     if (size < sizeof *record) return false;
     memcpy(record, bytes, sizeof *record);
     return record->topic_size <= size - sizeof *record && topic_check(bytes + sizeof *record, record->topic_size) == 0;

@@ -220,7 +220,7 @@ static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_
 
 static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
     checkpoint_head_t head;
-    if (checkpoint->size < sizeof head) return false;
+    if (checkpoint->size < sizeof head) return true; /* no core's of any version: the records say what there is */
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
     if (head.next_message_id > bq->next_message_id)
@@ -259,15 +259,13 @@ bool session_restore(void *context, const log_record_t *entry) {
     switch (entry->type) {
     case 0: return checkpoint_load(bq, entry);
     case LOG_PUBLISH:
-        if (numbers_read(entry, numbers, 1) && numbers[0] + 1 > bq->next_message_id) bq->next_message_id = numbers[0] + 1;
-        if (entry->size >= sizeof publish) {
-            memcpy(&publish, entry->bytes, sizeof publish);
-            timeline_restore_publish(bq, entry->lsn, &publish);
-        }
+        if (!publish_read(entry->bytes, entry->size, &publish)) return true;
+        if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
+        timeline_restore_publish(bq, entry->lsn, &publish);
         return true;
     case LOG_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
     case LOG_IDS:
-        if (numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
+        if (entry->size == sizeof *numbers && numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
         return true;
     case LOG_SESSION: return record_load(bq, entry);
     case LOG_SESSION_LEAVE: leave_load(bq, entry); return true;

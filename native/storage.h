@@ -7,13 +7,18 @@
 #ifndef BQ_STORAGE_H
 #define BQ_STORAGE_H
 
+#include <errno.h>
+
 #include "base.h"
 
 typedef struct storage storage_t;
+
+#define STORAGE_NOT_A_FILE (-ELOOP) /* what has the name is a link, a directory, a pipe: nothing of the log */
 typedef void (*storage_visit)(void *context, const char *name);
 
 struct storage {
-    int (*open)(storage_t *storage, const char *name, bool create); /* a file's handle, for reading and writing */
+    int (*open)(storage_t *storage, const char *name, bool create); /* a file's handle, for reading and writing; created: a new
+                                                                       file, whatever had the name before is left as it is */
     int (*close)(storage_t *storage, int file);
     int (*write)(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size);
     int64_t (*read)(storage_t *storage, int file, uint64_t offset, uint8_t *bytes,
@@ -29,9 +34,11 @@ struct storage {
     int (*list)(storage_t *storage, storage_visit visit, void *context);
     int64_t (*free_bytes)(storage_t *storage); /* of the file system, for this user */
     int (*random)(storage_t *storage, uint8_t *bytes,
-                  uint32_t size);                      /* unpredictable, at most 256; a simulated disk repeats its own */
-    int (*lock)(storage_t *storage, const char *name); /* -EWOULDBLOCK: another process holds it; held until release */
-    void (*release)(storage_t *storage);               /* close the directory and free the structure */
+                  uint32_t size); /* unpredictable, at most 256; a simulated disk repeats its own */
+    int (*lock)(storage_t *storage,
+                const char *name); /* -EWOULDBLOCK: another process holds the log; until release; again: LOCK is made anew */
+    int (*held)(storage_t *storage, int file); /* -EWOULDBLOCK: another process has it open as a file it has made */
+    void (*release)(storage_t *storage);       /* close the directory and free the structure */
 };
 
 /* A storage over a directory, made (0700) if it is not there. NULL with *error = -errno. */

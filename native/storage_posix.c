@@ -26,23 +26,73 @@
 _Static_assert(sizeof(off_t) == 8, "the log needs file offsets of 64 bits: define _FILE_OFFSET_BITS before any system header");
 
 #define CHUNK_BYTES_MAX (1u << 30) /* one call; some systems refuse more */
+#define NAME_BYTES_MAX 256u
 
 typedef struct disk {
     storage_t calls; /* first: a storage_t * is a disk_t * */
     int directory;
     int lock;
+    char *path; /* absolute: a directory that is no longer found there is noticed */
+    ino_t root; /* what / was then: a process that has changed it finds nothing any more, and that says nothing */
 } disk_t;
 
 static disk_t *disk_of(storage_t *storage) { return (disk_t *)storage; }
 static int result_of(int result) { return result < 0 ? -errno : result; }
 
-static int disk_open(storage_t *storage, const char *name, bool create) {
+static int plain_file(int file) {
+    struct stat status;
+    if (fstat(file, &status) < 0) return -errno;
+    return S_ISREG(status.st_mode) ? 0 : STORAGE_NOT_A_FILE;
+}
+
+static int open_at(int directory, const char *name, int flags) {
     int file;
-    do file = openat(disk_of(storage)->directory, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_TRUNC : 0), 0600);
+    do file = openat(directory, name, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
     while (file < 0 && errno == EINTR);
-    if (file < 0 && !create && (errno == EACCES || errno == EROFS)) /* good enough to verify and to export */
-        file = openat(disk_of(storage)->directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    return result_of(file);
+    bool strange = file < 0 && (errno == ELOOP || errno == EMLINK || errno == EISDIR || errno == ENXIO || errno == ENODEV);
+    return strange ? STORAGE_NOT_A_FILE : result_of(file);
+}
+
+static int lock_try(int file, int operation) {
+    int result;
+    do result = flock(file, operation | LOCK_NB);
+    while (result < 0 && errno == EINTR);
+    return result_of(result);
+}
+
+static int out_of_the_way(int directory, const char *name) {
+    char aside[NAME_BYTES_MAX];
+    if (unlinkat(directory, name, 0) == 0 || errno == ENOENT) return 0;
+    if (errno != EISDIR && errno != EPERM) return -errno;
+    if (snprintf(aside, sizeof aside, "aside-%s", name) >= (int)sizeof aside) return -ENAMETOOLONG;
+    return result_of(renameat(directory, name, directory, aside));
+}
+
+/* A new file under a name that may be taken: what had it is not written to, whatever else it is called. The lock is held as long as
+ * the file is open, so that a broker that comes to the same file by another way than LOCK sees that it is in use. */
+static int disk_create(storage_t *storage, const char *name) {
+    int directory = disk_of(storage)->directory, error = out_of_the_way(directory, name);
+    int file = error < 0 ? error : open_at(directory, name, O_RDWR | O_CREAT | O_EXCL);
+    if (file >= 0) lock_try(file, LOCK_EX); /* where locks are not known, LOCK alone has to do */
+    return file;
+}
+
+static int disk_open(storage_t *storage, const char *name, bool create) {
+    if (create) return disk_create(storage, name);
+    int directory = disk_of(storage)->directory, file = open_at(directory, name, O_RDWR);
+    if (file == -EACCES || file == -EROFS) file = open_at(directory, name, O_RDONLY); /* good enough to verify and to export */
+    if (file < 0) return file;
+    int error = plain_file(file);
+    if (error == 0) return file;
+    close(file);
+    return error;
+}
+
+static int disk_held(storage_t *storage, int file) {
+    (void)storage;
+    int error = lock_try(file, LOCK_SH);
+    if (error == 0) lock_try(file, LOCK_UN);
+    return error == -EWOULDBLOCK ? error : 0;
 }
 
 static int disk_close(storage_t *storage, int file) {
@@ -81,6 +131,8 @@ static int64_t disk_read(storage_t *storage, int file, uint64_t offset, uint8_t 
 
 static int disk_truncate(storage_t *storage, int file, uint64_t size) {
     (void)storage;
+    struct stat status;
+    if (fstat(file, &status) == 0 && status.st_nlink > 1) return -EMLINK; /* somebody's backup, made of links, keeps its length */
     int result;
     do result = ftruncate(file, (off_t)size);
     while (result < 0 && errno == EINTR);
@@ -116,13 +168,25 @@ static int full_sync(int file) {
     return result_of(fsync(file));
 }
 
+static bool same_file(const struct stat *a, const struct stat *b) { return a->st_ino == b->st_ino && a->st_dev == b->st_dev; }
+
+/* What is synced into a file without a name, or in a directory that the next start will not find, is not kept. */
+static int still_there(const disk_t *disk, int file) {
+    struct stat status, directory;
+    if (fstat(file, &status) == 0 && status.st_nlink == 0) return -ENOENT;
+    bool none = stat(disk->path, &status) < 0;
+    if (none && errno != ENOENT && errno != ENOTDIR) return 0;
+    if (!none && fstat(disk->directory, &directory) == 0 && same_file(&status, &directory)) return 0;
+    return stat("/", &directory) == 0 && directory.st_ino == disk->root ? -ENOENT : 0;
+}
+
 static int disk_sync_data(storage_t *storage, int file) {
-    (void)storage;
 #if defined(F_FULLFSYNC)
-    return full_sync(file);
+    int error = full_sync(file);
 #else
-    return result_of(fdatasync(file));
+    int error = result_of(fdatasync(file));
 #endif
+    return error < 0 ? error : still_there(disk_of(storage), file);
 }
 
 static int disk_sync(storage_t *storage, int file) {
@@ -173,18 +237,25 @@ static int disk_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
     return getentropy(bytes, size) < 0 ? -errno : 0; /* needs no descriptor and no /dev */
 }
 
+/* The directory itself is locked too: LOCK is a file that somebody may take for a leftover and remove. Called again, it makes LOCK
+ * anew if that has happened. */
 static int disk_lock(storage_t *storage, const char *name) {
     disk_t *disk = disk_of(storage);
-    int file = openat(disk->directory, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (file < 0) return -errno;
-    int result;
-    do result = flock(file, LOCK_EX | LOCK_NB);
-    while (result < 0 && errno == EINTR);
-    if (result < 0) {
-        int error = -errno;
+    int error = lock_try(disk->directory, LOCK_EX);
+    if (error == -EWOULDBLOCK) return error; /* any other: a file system that locks no directories */
+    struct stat held, named;
+    if (disk->lock >= 0 && fstat(disk->lock, &held) == 0 && fstatat(disk->directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+        same_file(&held, &named))
+        return 0;
+    int file = open_at(disk->directory, name, O_RDWR | O_CREAT);
+    if (file < 0) return file;
+    error = plain_file(file);
+    if (error == 0) error = lock_try(file, LOCK_EX);
+    if (error < 0) {
         close(file);
         return error;
     }
+    if (disk->lock >= 0) close(disk->lock);
     disk->lock = file;
     return 0;
 }
@@ -193,6 +264,7 @@ static void disk_release(storage_t *storage) {
     disk_t *disk = disk_of(storage);
     if (disk->lock >= 0) close(disk->lock);
     close(disk->directory);
+    free(disk->path);
     free(disk);
 }
 
@@ -213,6 +285,7 @@ static const storage_t disk_calls = {
     .free_bytes = disk_free_bytes,
     .random = disk_random,
     .lock = disk_lock,
+    .held = disk_held,
     .release = disk_release,
 };
 
@@ -233,6 +306,15 @@ static int parent_sync(const char *directory) {
     return error;
 }
 
+static char *absolute(const char *directory) { /* without following links: one that is changed is to be noticed */
+    char *here = directory[0] == '/' ? NULL : getcwd(NULL, 0);
+    size_t size = strlen(directory) + (here ? strlen(here) : 0) + 2;
+    char *path = here || directory[0] == '/' ? malloc(size) : NULL;
+    if (path) snprintf(path, size, "%s%s%s", here ? here : "", here ? "/" : "", directory);
+    free(here);
+    return path;
+}
+
 storage_t *storage_posix(const char *directory, int *error) {
     *error = 0;
     if (mkdir(directory, 0700) == 0)
@@ -245,11 +327,15 @@ storage_t *storage_posix(const char *directory, int *error) {
         return NULL;
     }
     disk_t *disk = malloc(sizeof *disk);
-    if (!disk) {
+    char *path = absolute(directory);
+    struct stat root;
+    if (!disk || !path || stat("/", &root) < 0) {
+        free(disk);
+        free(path);
         close(file);
         *error = -ENOMEM;
         return NULL;
     }
-    *disk = (disk_t){.calls = disk_calls, .directory = file, .lock = -1};
+    *disk = (disk_t){.calls = disk_calls, .directory = file, .lock = -1, .path = path, .root = root.st_ino};
     return &disk->calls;
 }

@@ -16,11 +16,11 @@ from blipmq import fed, memory, publisher, status, wire
 from blipmq.config import KEYS
 from blipmq.config_reader import from_dict
 from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
+from blipmq.ids import first_message_id
 from blipmq.listener import AddressInUse, address_of, open_listener
 from blipmq.logs import Log
 from blipmq.native.core import Core
 from blipmq.version import __version__
-from blipmq.wal import first_message_id
 
 ROOT = Path(__file__).parent.parent
 ALL_VECTORS = json.loads((ROOT / "tests/vectors.json").read_text())

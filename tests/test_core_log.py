@@ -5,6 +5,7 @@ Invariant: nothing here waits for a clock. Time passes when a test says so, and 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,21 @@ def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(t
         assert writer.replies[-1].code == 503 and "larger than the log takes" in writer.replies[-1].message
         bench.published(writer, "a", 1)
         assert writer.replies[-1].code == 0
+
+
+def test_what_waited_for_order_behind_a_publish_that_the_disk_refuses_is_delivered_and_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path / "log") as bench:
+        reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
+        bench.published(writer, "a", 1)
+        shutil.rmtree(tmp_path / "log")  # what is synced from now on is nowhere
+        writer.feed(
+            wire.encode_command(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
+            + b"".join(wire.encode_command(wire.PUB, "b", b"QoS 0") for _ in range(5))
+        )
+        bench.until(lambda: writer.replies[-1].seq == 5)
+        assert writer.replies[-1].code == 503
+        bench.until(lambda: len(reader.messages) == 5)
+        assert bench.stats()["enqueued"] == 5 and conserved(bench.stats())
 
 
 def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> None:

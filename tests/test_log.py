@@ -17,7 +17,8 @@ KEPT = sorted((TESTS / "kept").glob("log-*"))
 CC = os.environ.get("CC", "cc").split()
 # The log looks at a full disk again after a millisecond here instead of a tenth of a second.
 FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DLOG_RETRY_MS=1", "-pthread"]
-LOG = ["log.c", "log_tail.c", "log_format.c", "log_recover.c", "log_read.c", "log_tool.c", "storage_posix.c"]
+LOG = ["log.c", "log_tail.c", "log_ledger.c", "log_format.c", "log_directory.c", "log_recover.c", "log_read.c"]
+LOG += ["log_tool.c", "storage_posix.c"]
 SOURCES = [NATIVE / name for name in (*LOG, "gate.c", "poll.c", "crc32.c")]
 SIMULATED = [TESTS / "native" / name for name in ("sim_disk.c", "log_model.c")]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -68,6 +69,13 @@ def test_a_flipped_bit_is_harmless_or_told_exactly(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_flips", MEMORY), 1, 4000)
 
 
+@pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_whatever_is_done_to_the_files_what_was_acknowledged_is_there_or_named_as_gone(
+    tmp_path: Path, sanitizers: list[str]
+) -> None:
+    passes(build(tmp_path, "test_log_damage", sanitizers), 1, 150)
+
+
 def test_every_labelled_case_of_recovery_keeps_and_reports_what_it_should(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_cases", MEMORY))
 
@@ -108,6 +116,11 @@ def test_without_fsync_the_crash_test_finds_losses(tmp_path: Path) -> None:
         ("TRUNCATE_ON_DAMAGE", "test_log_flips", (1, 4000)),
         ("RETRY_FSYNC", "test_log_errors", (1, 3)),
         ("SERVE_DOUBTFUL", "test_log_full", (4, 6)),
+        ("FORGET_NEWEST", "test_log_damage", (1, 100)),
+        ("HEADERS_IN_ONE_PAGE", "test_log_damage", (1, 100)),
+        ("LEDGER_TOO_EARLY", "test_log_crash", (1, 3)),
+        ("DROP_BEFORE_LEDGER", "test_log_crash", (10, 4)),
+        ("CUT_BEFORE_SYNC", "test_log_full", (1, 6)),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, arguments: tuple[int, ...]) -> None:
@@ -120,12 +133,17 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, argument
 
 @pytest.mark.slow
 def test_a_hundred_thousand_flipped_bits_are_harmless_or_told_exactly(tmp_path: Path) -> None:
-    passes(build(tmp_path, "test_log_flips", []), 7, 100_000)
+    passes(build(tmp_path, "test_log_flips", []), 8, 100_000)
 
 
 @pytest.mark.slow
 def test_hundreds_of_workloads_cut_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_crash", []), 1000, 300)
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_logs_say_what_is_gone(tmp_path: Path) -> None:
+    passes(build(tmp_path, "test_log_damage", []), 1000, 3000)
 
 
 @pytest.mark.slow

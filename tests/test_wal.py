@@ -14,12 +14,13 @@ from blipmq.cli import server as cli
 from blipmq.config import Config
 from blipmq.config_reader import from_dict, load
 from blipmq.errors import ConfigError, LogLocked, LogUnusable
+from blipmq.ids import first_message_id
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS
 from blipmq.native.log import LOG_REFUSED, LOG_VERSION, LogReport, LogState, log_denied, log_error
 from blipmq.native.log_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_log
-from blipmq.wal import Wal, first_message_id, log_config
+from blipmq.wal import Wal, log_config
 
 SMALL_CORE = CoreConfig(ring_bytes=1 << 16)
 SMALL_LOG = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21}
@@ -234,7 +235,7 @@ def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
     log = wal_with(lost_first_lsn=5, lost_last_lsn=9, lost_ranges=1)
     (reason,) = log.reasons(counters())
     assert reason.startswith("log: damaged; records 5 to 9 (1 range) are gone")
-    assert log.facts(counters())["lost"] == {"first_lsn": 5, "last_lsn": 9, "ranges": 1}
+    assert log.facts(counters())["lost"] == {"first_lsn": 5, "last_lsn": 9, "ranges": 1, "exact": True}
     log._tell(0.1)
     assert [event for _, event, _ in log._log.written] == ["log_opened", "log_damaged"]
 

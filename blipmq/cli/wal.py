@@ -19,8 +19,9 @@ from blipmq.memory import size
 from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
 from blipmq.sessions import OWNER_ENDS
 from blipmq.streams import StreamError, is_terminal, put_error, write_out
+from blipmq.wal import close_to_others
 
-TORN = "TORN"
+HARMLESS = ("TORN", "STRAY")  # no one was told it was there; never part of this log
 LINES_BYTES = 64 << 10  # of an export, written at once
 
 Fact = dict[str, Any]
@@ -39,6 +40,9 @@ def run(action: str, directory: str, form: str) -> int:
     progress = _Progress(is_terminal(sys.stderr))
     out = _Output(gather=action == "export", to_the_end=action == "repair")
     damaged = False
+    if action == "repair":
+        for event, about in close_to_others(directory):
+            put_error(f"{event}: {about['directory']}: {about['hint']}\n".encode())
     try:
         for item in walk_log(directory, WalMode[action.upper()]):
             if isinstance(item, WalProgress):
@@ -46,7 +50,7 @@ def run(action: str, directory: str, form: str) -> int:
                 continue
             progress.clear()
             if isinstance(item, WalFinding):
-                damaged = damaged or item.name != TORN
+                damaged = damaged or item.name not in HARMLESS
             elif isinstance(item, WalSums):
                 damaged = damaged or bool(item.lost_ranges)
                 if action == "export":
@@ -141,7 +145,8 @@ def _sums_line(action: str, item: WalSums) -> str:
         parts.append(f"{item.first_lsn} to {item.last_lsn}")
     parts.append("closed in order" if item.clean else "not closed in order")
     if item.lost_ranges:
-        parts.append(f"{item.lost_records} records are gone in {item.lost_ranges} ranges")
+        most = "at most " if item.lost_unknown else ""
+        parts.append(f"{most}{item.lost_records} records are gone in {item.lost_ranges} ranges")
     else:
         parts.append("no record is missing")
     return f"{'repaired' if action == 'repair' else 'verified'}: " + "; ".join(parts)

@@ -36,7 +36,9 @@ class LogReport(NamedTuple):
     checkpoints_bad: int
     clean: int
     error: int
-    reserved: int
+    lost_unknown: int
+    damaged_files: int
+    strange_files: int
 
 
 class LogState(IntEnum):
@@ -73,6 +75,11 @@ def log_error(code: int, directory: str, error: int) -> BlipMQError:
 def log_denied(directory: str, error: int) -> LogUnusable:
     """The system does not let the log be opened: `error` is its errno."""
     text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
+    if error == errno.ELOOP:
+        return LogUnusable(
+            f"the log in {directory} cannot be opened: LOCK in it is a link, a directory or a pipe, and the broker follows none. "
+            "Find out who made it, remove it, and start the broker again."
+        )
     if error in (errno.EACCES, errno.EPERM, errno.EROFS):
         text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)

@@ -64,6 +64,7 @@ class WalSums(NamedTuple):
     checkpoint_lsn: int
     checkpoints_bad: int
     clean: int
+    lost_unknown: int
 
 
 WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"

@@ -358,12 +358,22 @@ static int sim_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
 }
 
 static int sim_lock(storage_t *storage, const char *name) {
-    (void)name;
     sim_disk_t *disk = enter(storage);
     int begun = call_begin(disk, LOOK, "lock");
-    if (begun == 0 && disk->locked) begun = -EWOULDBLOCK;
+    if (begun == 0 && disk->locked && entry_find(&disk->now, name)) begun = -EWOULDBLOCK;
     if (begun == 0) disk->locked = true;
+    if (begun == 0 && !entry_find(&disk->now, name)) {
+        node_t *node = node_new();
+        entry_set(&disk->now, name, node);
+        pending_add(disk, "", name, node);
+    }
     return leave(disk, begun);
+}
+
+static int sim_held(storage_t *storage, int file) {
+    (void)storage;
+    (void)file;
+    return 0;
 }
 
 static void sim_release(storage_t *storage) {
@@ -393,6 +403,7 @@ storage_t *sim_disk_storage(sim_disk_t *disk) {
                               .free_bytes = sim_free_bytes,
                               .random = sim_random,
                               .lock = sim_lock,
+                              .held = sim_held,
                               .release = sim_release};
     return &view->calls;
 }

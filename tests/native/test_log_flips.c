@@ -109,6 +109,7 @@ static void flip(const model_t *model, const outcome_t *before, uint64_t *random
     uint8_t *bytes = sim_disk_bytes(disk, name, &size);
     if (size) {
         uint64_t used = size;
+        if (format_segment_number(name) && used > FORMAT_END_BYTES && random_below(random, 8)) used -= FORMAT_END_BYTES;
         while (used > 1 && random_below(random, 8) && !bytes[used - 1]) used--; /* mostly where something is */
         uint64_t bit = random_below(random, used * 8);
         bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);

@@ -115,12 +115,60 @@ static void test_names_stay_inside_the_directory(void) {
     CHECK(disk->random(disk, a, 16) == 0 && disk->random(disk, b, 16) == 0 && memcmp(a, b, 16) != 0);
 }
 
+static void test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it_is(void) {
+    uint8_t byte;
+    int file = disk->open(disk, "victim", true);
+    CHECK(file >= 0 && disk->write(disk, file, 0, (const uint8_t *)"precious", 8) == 0);
+    CHECK(linkat(disk_of(disk)->directory, "victim", disk_of(disk)->directory, "taken", 0) == 0);
+    int made = disk->open(disk, "taken", true);
+    CHECK(made >= 0 && disk->size(disk, made) == 0 && disk->size(disk, file) == 8);
+    CHECK(disk->close(disk, made) == 0);
+    CHECK(linkat(disk_of(disk)->directory, "victim", disk_of(disk)->directory, "second name", 0) == 0);
+    CHECK(disk->truncate(disk, file, 1) == -EMLINK && disk->read(disk, file, 7, &byte, 1) == 1 && byte == 's');
+    CHECK(symlinkat("victim", disk_of(disk)->directory, "link") == 0 && disk->open(disk, "link", false) == STORAGE_NOT_A_FILE);
+    CHECK(mkdirat(disk_of(disk)->directory, "folder", 0700) == 0 && disk->open(disk, "folder", false) == STORAGE_NOT_A_FILE);
+    CHECK(mkfifoat(disk_of(disk)->directory, "pipe", 0600) == 0 && disk->open(disk, "pipe", false) == STORAGE_NOT_A_FILE);
+    made = disk->open(disk, "folder", true); /* set aside */
+    CHECK(made >= 0 && disk->close(disk, made) == 0);
+    CHECK(unlinkat(disk_of(disk)->directory, "aside-folder", AT_REMOVEDIR) == 0);
+    static const char *const names[] = {"victim", "taken", "second name", "link", "folder", "pipe"};
+    for (int i = 0; i < 6; i++) CHECK(disk->unlink(disk, names[i]) == 0);
+    CHECK(disk->sync_data(disk, file) == -ENOENT); /* nothing that is written now is found again */
+    CHECK(disk->close(disk, file) == 0);
+}
+
+static void test_a_file_that_was_made_here_is_seen_to_be_in_use(const char *directory) {
+    int error, file = disk->open(disk, "made", true);
+    storage_t *second = storage_posix(directory, &error);
+    CHECK(second && file >= 0);
+    int other = second->open(second, "made", false);
+    CHECK(other >= 0 && second->held(second, other) == -EWOULDBLOCK);
+    CHECK(disk->close(disk, file) == 0 && second->held(second, other) == 0);
+    CHECK(second->close(second, other) == 0 && second->unlink(second, "made") == 0);
+    second->release(second);
+}
+
+static void test_a_directory_that_is_no_longer_where_it_was_takes_nothing_more(const char *directory) {
+    char moved[4200];
+    CHECK(snprintf(moved, sizeof moved, "%s-moved", directory) < (int)sizeof moved);
+    int file = disk->open(disk, "made", true);
+    CHECK(file >= 0 && disk->sync_data(disk, file) == 0);
+    CHECK(rename(directory, moved) == 0 && disk->sync_data(disk, file) == -ENOENT);
+    CHECK(mkdir(directory, 0700) == 0 && disk->sync_data(disk, file) == -ENOENT);
+    CHECK(rmdir(directory) == 0 && rename(moved, directory) == 0 && disk->sync_data(disk, file) == 0);
+    CHECK(disk->close(disk, file) == 0 && disk->unlink(disk, "made") == 0);
+}
+
 static void test_the_lock_is_held_until_release(const char *directory) {
     int error;
     storage_t *second = storage_posix(directory, &error);
     CHECK(second);
     plan_error = EINTR;
     CHECK(disk->lock(disk, "LOCK") == 0 && second->lock(second, "LOCK") == -EWOULDBLOCK);
+    CHECK(disk->lock(disk, "LOCK") == 0);                                                   /* again: nothing to do */
+    CHECK(disk->unlink(disk, "LOCK") == 0 && second->lock(second, "LOCK") == -EWOULDBLOCK); /* the directory is locked too */
+    CHECK(disk->lock(disk, "LOCK") == 0 && second->lock(second, "LOCK") == -EWOULDBLOCK);
+    CHECK(disk->open(disk, "LOCK", false) >= 0);
     disk->release(disk);
     CHECK(second->lock(second, "LOCK") == 0);
     second->release(second);
@@ -140,6 +188,9 @@ int main(int count, char **arguments) {
     test_a_file_system_that_cannot_reserve_blocks_gets_a_longer_file(file);
     CHECK(disk->close(disk, file) == 0);
     test_names_stay_inside_the_directory();
+    test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it_is();
+    test_a_file_that_was_made_here_is_seen_to_be_in_use(directory);
+    test_a_directory_that_is_no_longer_where_it_was_takes_nothing_more(directory);
     test_the_lock_is_held_until_release(directory);
     return 0;
 }

@@ -1,0 +1,427 @@
+"""What a broker says of its log after somebody has been at the files: wiped, cut, deleted, exchanged, open to others.
+
+Each test kills a broker with SIGKILL, changes files and starts it again. What was acknowledged comes, or it is named as gone; a
+plain kill names nothing.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from broker_process import BrokerProcess, broker_command, environment, until
+from hand_client import ACK, PUB, SUB, HelloClient, Message, command
+
+KEPT = Path(__file__).resolve().parent / "kept" / "broker-1.0"
+SMALL = {
+    "server.max_message_size_bytes": 4096,
+    "wal.segment_size_bytes": 524288,
+    "wal.max_bytes": 4194304,
+    "wal.reserve_bytes": 0,
+}
+MARK = b"marked payload"
+HUNG_DISK = """
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int fdatasync(int file) {
+    while (!access(getenv("DISK_HANGS"), F_OK)) usleep(10000);
+    return (int)syscall(SYS_fdatasync, file);
+}
+"""
+
+
+CLIENTS = []
+
+
+@pytest.fixture(autouse=True)
+def close_clients():
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
+def connect(broker, **options):
+    CLIENTS.append(HelloClient(broker.address, **options))
+    return CLIENTS[-1]
+
+
+def wal_of(broker):
+    return broker.config.parent / "data" / "wal"
+
+
+def subscribe(broker, filter_="orders"):
+    client = connect(broker, client_id="me")
+    assert client.ask(SUB, filter_, qos=1, durable=True).code == 0
+    return client
+
+
+def publish(broker, count, size=100):
+    """So many messages, each with the mark; their ids."""
+    with HelloClient(broker.address) as client:
+        answers = [client.ask(PUB, "orders", MARK + b" %d " % n + bytes(size), qos=1) for n in range(count)]
+    assert {answer.code for answer in answers} <= {0}
+    return [answer.id for answer in answers]
+
+
+def ids_for(client, last):
+    """The ids that come, each acknowledged, up to `last`."""
+    seen = []
+    while not seen or seen[-1] < last:
+        message = client.next()
+        assert isinstance(message, Message), message
+        client.send(command(ACK, seq=message.id))
+        seen.append(message.id)
+    return seen
+
+
+def killed_broker(start_broker, messages, size=100):
+    """A broker that was killed, and the ids of what a subscription that is away was to get."""
+    broker = start_broker(SMALL)
+    subscribe(broker).close()
+    ids = publish(broker, messages, size)
+    broker.kill()
+    return broker, ids
+
+
+def newest_used(wal):
+    return max(file for file in wal.glob("wal-*.log") if MARK in file.read_bytes())
+
+
+def wipe_first_page(file):
+    with file.open("r+b") as opened:
+        opened.write(bytes(4096))
+
+
+def wipe_all(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def cut_to_nothing(file):
+    os.truncate(file, 0)
+
+
+def cut_in_the_middle(file):
+    os.truncate(file, max(file.read_bytes().rfind(MARK), 2048) // 2)
+
+
+def another_logs(file):
+    shutil.copy(KEPT / "wal-0000000001.log", file)
+
+
+DAMAGES = [wipe_first_page, wipe_all, cut_to_nothing, cut_in_the_middle, Path.unlink, another_logs]
+
+
+def verify(broker):
+    return subprocess.run(
+        [*broker_command(), "wal", "verify", "--directory", str(wal_of(broker))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+
+
+@pytest.mark.parametrize("checkpoints", [True, False], ids=["", "without-checkpoints"])
+@pytest.mark.parametrize(("messages", "size"), [(5, 100), (400, 3000)], ids=["first-segment", "later-segment"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage_to_the_newest_segment_after_a_kill_is_an_error_and_says_what_is_gone(
+    start_broker, damage, messages, size, checkpoints
+):
+    first, ids = killed_broker(start_broker, messages, size)
+    damage(newest_used(wal_of(first)))
+    if not checkpoints:
+        for file in wal_of(first).glob("checkpoint-*"):
+            file.unlink()
+    verified = verify(first)
+    assert verified.returncode == 1, verified.stdout
+    assert "records are gone" in verified.stdout.splitlines()[-1], verified.stdout
+    second = start_broker(SMALL, after=first)
+    line = second.wait_for("log_damaged")
+    assert line["level"] == "error" and int(line["last_lsn"]) >= int(line["first_lsn"]) > 0
+    described = second.info()
+    assert described["state"] == "degraded"
+    assert any(reason.startswith("log: damaged; ") for reason in described["reasons"]), described["reasons"]
+    assert described["log"]["lost"]["exact"] == (line["exact"] == "true")
+    subscriber = subscribe(second)
+    (again,) = publish(second, 1)
+    assert again > ids[-1]
+    came = ids_for(subscriber, again)
+    assert came[:-1] == ids[: len(came) - 1] if "wipe_first" not in damage.__name__ else set(came[:-1]) <= set(ids)
+    assert len(came) - 1 < len(ids)
+    if damage is wipe_first_page and size > 1000:  # all that lies behind the page is there
+        assert line["exact"] == "true" and len(came) - 1 == len(ids) - (
+            int(line["last_lsn"]) - int(line["first_lsn"]) + 1
+        )
+        assert len(ids) - len(came) + 1 <= 3
+
+
+def test_a_directory_that_was_emptied_but_for_lock_is_an_error(start_broker):
+    first, ids = killed_broker(start_broker, 5)
+    for file in wal_of(first).iterdir():
+        if file.name != "LOCK":
+            file.unlink()
+    assert verify(first).returncode == 1
+    second = start_broker(SMALL, after=first)
+    assert second.wait_for("log_damaged")["exact"] == "false"
+    assert second.info()["state"] == "degraded"
+    assert publish(second, 1)[0] > ids[-1]
+
+
+def test_a_newest_segment_that_is_gone_shows_without_lock_as_well(start_broker):
+    first, _ = killed_broker(start_broker, 400, 3000)
+    newest_used(wal_of(first)).unlink()
+    (wal_of(first) / "LOCK").unlink()
+    assert start_broker(SMALL, after=first).wait_for("log_damaged")["level"] == "error"
+
+
+def test_what_was_lost_stays_known_as_unknown_over_a_further_start(start_broker):
+    first, _ = killed_broker(start_broker, 5)
+    newest_used(wal_of(first)).unlink()
+    second = start_broker(SMALL, after=first)
+    facts = {name: second.wait_for("log_damaged")[name] for name in ("first_lsn", "last_lsn", "exact")}
+    second.kill()
+    third = start_broker(SMALL, after=first)
+    line = third.wait_for("log_damaged")
+    assert {name: line[name] for name in facts} == facts and facts["exact"] == "false"
+
+
+@pytest.mark.parametrize("messages", [0, 5, 400])
+def test_a_kill_alone_is_no_damage(start_broker, messages):
+    first, ids = killed_broker(start_broker, messages, 3000)
+    for _ in range(2):
+        verified = verify(first)
+        assert verified.returncode == 0, verified.stdout
+        second = start_broker(SMALL, after=first)
+        assert not second.lines("log_damaged") and second.info()["state"] == "ok"
+        if ids:
+            assert ids_for(subscribe(second), ids[-1]) == ids
+        second.kill()
+
+
+# ---- who may have it -----------------------------------------------------------------------------------------------------
+
+
+def refused_start(directory, settings, text, status):
+    broker = BrokerProcess(directory, settings)
+    assert broker.wait() == status, broker.log
+    assert any(text in line for line in broker.log), broker.log
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["", "without-LOCK"])
+def test_a_second_broker_or_a_repair_on_a_log_in_use_is_refused(start_broker, tmp_path, removed):
+    first = start_broker(SMALL)
+    if removed:
+        (wal_of(first) / "LOCK").unlink()
+    (tmp_path / "second").mkdir()
+    directory = {**SMALL, "wal.directory": str(wal_of(first))}
+    refused_start(tmp_path / "second", directory, "another broker uses the log", 69)
+    for action in ("repair", "verify", "export"):
+        tried = subprocess.run(
+            [*broker_command(), "wal", action, "--directory", str(wal_of(first))],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment(),
+        )
+        assert tried.returncode == 69 and "a broker runs on the log" in tried.stderr
+    publish(first, 3)
+
+
+def test_its_files_in_another_directory_are_still_in_use(start_broker, tmp_path):
+    first = start_broker(SMALL)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in wal_of(first).glob("wal-*.log"):
+        file.rename(moved / file.name)
+    refused_start(moved, {**SMALL, "wal.directory": str(moved)}, "another broker uses the log", 69)
+    first.kill()
+
+
+@pytest.mark.parametrize("way", ["removed", "replaced", "moved"])
+def test_a_log_that_is_taken_away_from_a_running_broker_acknowledges_nothing_more(start_broker, way):
+    first = start_broker(SMALL)
+    with HelloClient(first.address) as client:
+        assert client.ask(PUB, "orders", b"kept", qos=1).code == 0
+        if way == "moved":
+            wal_of(first).rename(wal_of(first).parent / "elsewhere")
+        else:
+            shutil.rmtree(wal_of(first))
+        if way == "replaced":
+            wal_of(first).mkdir()
+        assert client.ask(PUB, "orders", b"for nobody", qos=1).code == 503
+        assert first.wait_for("log_failed")["error"].startswith("the log's directory, or the file that was written to")
+        client.publish("orders", b"QoS 0 goes on")
+        assert client.is_open()
+    assert first.info()["state"] == "degraded"
+    first.kill()
+
+
+def test_a_directory_of_ours_that_others_may_write_to_is_closed_with_a_line(start_broker, tmp_path):
+    wal = tmp_path / "open"
+    wal.mkdir()
+    wal.chmod(0o777)
+    (wal / "wal-0000000001.log").touch()
+    (wal / "wal-0000000001.log").chmod(0o666)
+    broker = start_broker({**SMALL, "wal.directory": str(wal)})
+    assert broker.wait_for("log_directory_open", was="0777", now="0755")["level"] == "warning"
+    assert broker.wait_for("log_files_open", count=1)
+    assert wal.stat().st_mode & 0o777 == 0o755
+    assert not [file for file in wal.iterdir() if file.stat().st_mode & 0o022]
+
+
+def link(place):
+    place.symlink_to(place.parent.parent / "victim")
+
+
+def hard_link(place):
+    os.link(place.parent.parent / "victim", place)
+
+
+STRANGE = [link, hard_link, os.mkfifo, Path.mkdir]
+
+
+@pytest.mark.parametrize("name", ["wal-0000000001.log", "checkpoint-0000000001.ckp", "wal.tmp", "checkpoint.tmp"])
+@pytest.mark.parametrize("make", STRANGE, ids=lambda make: make.__name__)
+def test_links_pipes_and_directories_with_the_names_of_the_logs_files_are_not_followed(
+    start_broker, tmp_path, name, make
+):
+    (tmp_path / "victim").write_bytes(b"precious")
+    wal = tmp_path / "wal"
+    wal.mkdir(0o700)
+    make(wal / name)
+    broker = start_broker({**SMALL, "wal.directory": str(wal)})
+    publish(broker, 3)
+    broker.stop()
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    again = start_broker({**SMALL, "wal.directory": str(wal)}, after=broker)
+    assert int(again.wait_for("log_opened")["records"]) >= 3
+
+
+@pytest.mark.parametrize("make", [link, os.mkfifo, Path.mkdir], ids=lambda make: make.__name__)
+def test_a_lock_that_is_no_file_is_refused_with_a_remedy(tmp_path, make):
+    (tmp_path / "victim").write_bytes(b"precious")
+    wal = tmp_path / "wal"
+    wal.mkdir(0o700)
+    make(wal / "LOCK")
+    refused_start(tmp_path, {**SMALL, "wal.directory": str(wal)}, "LOCK in it is a link, a directory or a pipe", 78)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_a_lock_that_is_a_second_name_of_another_file_is_not_written_to(start_broker, tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    wal = tmp_path / "wal"
+    wal.mkdir(0o700)
+    hard_link(wal / "LOCK")
+    publish(start_broker({**SMALL, "wal.directory": str(wal)}), 1)
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["wal-9999999999999999999.log", "wal-999999999999999.log", "wal-9999999999.log"])
+def test_a_stray_name_does_not_poison_the_numbers(start_broker, tmp_path, name):
+    wal = tmp_path / "wal"
+    wal.mkdir(0o700)
+    (wal / name).touch()
+    first = start_broker({**SMALL, "wal.directory": str(wal)})
+    assert first.wait_for("log_strange_files")["level"] == "warning"
+    subscribe(first).close()
+    ids = publish(first, 5)
+    first.stop()
+    assert (wal / "wal-0000000001.log").exists()
+    second = start_broker({**SMALL, "wal.directory": str(wal)}, after=first)
+    assert ids_for(subscribe(second), ids[-1]) == ids and second.info()["state"] == "ok"
+
+
+# ---- a log of version 1.0 --------------------------------------------------------------------------------------------------
+
+
+def test_the_kept_log_of_a_broker_of_1_0_is_served(start_broker, tmp_path):
+    shutil.copytree(KEPT, tmp_path / "wal")
+    broker = start_broker({**SMALL, "wal.directory": str(tmp_path / "wal")})
+    assert not broker.lines("log_damaged") and broker.info()["state"] == "ok"
+    client = subscribe(broker, "site/+/temp")
+    payloads = []
+    while not payloads or payloads[-1] != b"kept 8":
+        message = client.next()
+        client.send(command(ACK, seq=message.id))
+        payloads.append(message.payload)
+    assert payloads == [b"kept %d" % n for n in range(9)]
+    jobs = connect(broker, client_id="me")
+    assert jobs.ask(SUB, "jobs", qos=1, durable=True, group="workers").code == 0
+    assert [jobs.next().payload for _ in range(6)] == [b"job %d" % n for n in range(6)]
+    assert publish(broker, 1)[0] > message.id
+
+
+@pytest.mark.parametrize("version", ["log-1.0", "log-1.1"])
+def test_kept_logs_that_no_broker_wrote_do_not_keep_one_down(start_broker, tmp_path, version):
+    shutil.copytree(KEPT.parent / version, tmp_path / "wal")
+    broker = start_broker({**SMALL, "wal.directory": str(tmp_path / "wal")})
+    assert not broker.lines("log_damaged")
+    client = subscribe(broker)
+    ids = publish(broker, 3)
+    assert ids_for(client, ids[-1]) == ids
+    assert ids[-1] < 2**53
+
+
+# ---- ids, and an end that the disk holds up --------------------------------------------------------------------------------
+
+
+def test_ids_do_not_go_back_when_the_last_checkpoint_could_not_be_written(start_broker):
+    first = start_broker(SMALL)
+    subscriber = connect(first).subscribe("orders")
+    with HelloClient(first.address) as client:
+        for _ in range(50):
+            client.publish("orders", b"QoS 0")
+    last = max(subscriber.next().id for _ in range(50))
+    first.stop()
+    for file in wal_of(first).glob("checkpoint-*"):  # as if there had been no room for it
+        file.unlink()
+    second = start_broker(SMALL, after=first)
+    assert publish(second, 1)[0] > last
+
+
+@pytest.mark.parametrize("ends", ["stop", "kill"])
+def test_ids_without_a_log_do_not_go_back_with_the_clock(start_broker, ends):
+    settings = {"wal.enabled": False}
+    first = start_broker(settings)
+    kept = wal_of(first) / "ids"
+    ahead = int(kept.read_text()) + 2**40  # as if the clock had been far ahead then
+    kept.write_text(f"{ahead}\n")
+    getattr(first, ends)()
+    for _ in range(2):
+        second = start_broker(settings, after=first)
+        with HelloClient(second.address).subscribe("orders") as client, HelloClient(second.address) as writer:
+            writer.publish("orders", b"x")
+            number = client.next().id
+        assert number >= ahead
+        assert int(kept.read_text()) > number
+        ahead = number + 1
+        getattr(second, ends)()
+
+
+def test_a_second_signal_ends_at_once_while_the_disk_hangs_in_the_last_sync(start_broker, tmp_path):
+    source, library, hangs = (tmp_path / name for name in ("disk.c", "disk.so", "hangs"))
+    source.write_text(HUNG_DISK)
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler: packaging/setup.sh installs one"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
+    settings = {**SMALL, "limits.shutdown_timeout_ms": 100}
+    broker = start_broker(settings, LD_PRELOAD=preloaded, DISK_HANGS=str(hangs))
+    publish(broker, 1)
+    hangs.touch()
+    with HelloClient(broker.address) as client:
+        client.send(command(PUB, "orders", b"held", qos=1, seq=99))
+        until(lambda: broker.info()["log"]["unsynced"], "the publish waits for the disk")
+        broker.signal(signal.SIGTERM)
+        broker.wait_for("stopping")
+        while client.frame() is not None:  # until it is closed: the last sync is waited for
+            pass
+    time.sleep(0.2)  # longer than a signal that is merely passed on twice may take
+    broker.signal(signal.SIGTERM)
+    assert broker.wait() == 128 + signal.SIGTERM
+    assert broker.lines("killed")
