@@ -475,6 +475,7 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
     assert not list(root.rglob("sh")) and not list(root.rglob("bash"))
     program = " ".join([*config["Entrypoint"], *config["Cmd"]])  # type: ignore[misc]
     health = " ".join(config["Healthcheck"]["Test"][1:])  # type: ignore[index]
+    entry = config["Entrypoint"][0]  # type: ignore[index]
     user, group = str(config["User"]).split(":")
     # As an engine starts it: devices, the image's user and folder, nothing to write to but the volume.
     script = f"""
@@ -485,6 +486,8 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
         mount --bind /dev {root}/dev
         mount -t tmpfs -o size=256m,uid=65532 none {root}/var/lib/blipmq
         as_user() {{ exec unshare --root={root} --wd={config["WorkingDir"]} --setgid={group} --setuid={user} "$@"; }}
+        (as_user {entry} keys add probe --file /var/lib/blipmq/keys) >/dev/null 2>&1
+        export BLIPMQ_AUTH__KEYS_FILE=/var/lib/blipmq/keys BLIPMQ_AUTH__ALLOW_ANONYMOUS=false
         as_user {program} >{tmp_path}/log 2>&1 & broker=$!
         until grep -q ' info ready ' {tmp_path}/log; do kill -0 $broker || {{ cat {tmp_path}/log; exit 90; }}; sleep 0.05; done
         (as_user {health}) >{tmp_path}/health && echo healthy

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import fake_broker
 
-from blipmq import command, config_reader, flatbuffer, http, keys, logs, splitter, wire
+from blipmq import command, config_reader, conversion, conversion_v1, flatbuffer, http, keys, logs, splitter, wire
 from blipmq.device import settings_reader
 from blipmq.errors import BlipMQError, ConfigError, ProtocolError
 from blipmq.native.pure import decode
@@ -218,10 +218,20 @@ def requests_first() -> list[bytes]:
 
 
 def configuration(data: bytes) -> None:
-    """A configuration file: read whole, or refused with the file's name and no trace of Python."""
+    """A configuration file: read whole, or refused with the file's name and no trace of Python; taken for one of 1.0.0 it is
+    converted, if it is TOML at all."""
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
         file.write(data)
         file.flush()
+        try:
+            text = config_reader.read_text(file.name)
+            config_reader.parse_toml(text, "old.toml")
+            made = conversion.convert(text, "old.toml", conversion_v1.read_v1)
+            assert all(fate.line or fate.key for fate in made.fates)
+        except ConfigError as error:
+            assert any(
+                words in str(error) for words in (file.name, "old.toml:", "old.toml: lists", "no setting in it")
+            ), str(error)
         try:
             loaded = config_reader.load(file.name, {})
         except ConfigError as error:
@@ -320,7 +330,7 @@ TARGETS = {
         configuration,
         configuration_first,
         [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
-        [config_reader],
+        [config_reader, conversion, conversion_v1],
     ),
     "py-device": Target(
         device_settings,
