@@ -57,9 +57,9 @@ static uint64_t wheel_steady(uint64_t ttl_ticks) {
     wheel_init(&wheel, 12345);
     for (uint32_t next = 0; next < TIMERS;) {
         for (uint32_t i = 0; i < per_tick; i++, next++) wheel_insert(&wheel, &timers[next], wheel.now + ttl_ticks);
-        for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + 1); timer; timer = timer->next) expired++;
+        for (uint64_t to = wheel.now + 1; wheel_take(&wheel, to);) expired++;
     }
-    for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + ttl_ticks); timer; timer = timer->next) expired++;
+    for (uint64_t to = wheel.now + ttl_ticks; wheel_take(&wheel, to);) expired++;
     if (expired != TIMERS) abort();
     return TIMERS;
 }
@@ -77,7 +77,7 @@ static uint64_t wheel_scattered(void) {
         wheel_insert(&wheel, &timers[i], wheel.now + 1 + (random >> 51));
     }
     while (wheel.armed)
-        for (wheel_timer_t *timer = wheel_advance(&wheel, wheel.now + 1); timer; timer = timer->next) expired++;
+        for (uint64_t to = wheel.now + 1; wheel_take(&wheel, to);) expired++;
     if (expired != TIMERS) abort();
     return TIMERS;
 }
@@ -196,6 +196,7 @@ static uint64_t encode_reply(void) {
 #define TOPICS 1000u
 
 static routes_t *routes;
+static uint64_t work;
 static connection_t subscribers[TOPICS];
 static uint8_t names[TOPICS][32];
 static uint32_t name_size;
@@ -204,7 +205,7 @@ static uint32_t name_size;
 static bool routes_fill(void) {
     static const char *const wildcards[] = {"plant.>", "plant.*.line.*.t", "plant.*.line.>", "*.*.line.*.t", "plant.*.*.*.t"};
     int error = 0;
-    bool well = (routes = route_new(&pool, 4096)) != NULL;
+    bool well = (routes = route_new(&pool, 4096, &work)) != NULL;
     for (uint32_t i = 0; well && i < TOPICS; i++) {
         name_size = (uint32_t)snprintf((char *)names[i], sizeof names[i], "plant.%02u.line.%02u.t", i / 100, i % 100);
         well = route_subscribe(routes, &subscribers[i], &subscribers[i].subscriptions, names[i], name_size) == 1 &&
@@ -237,7 +238,7 @@ static uint64_t route_match(void) {
     int error;
     for (uint64_t i = 0; i < operations; i++) {
         topic_t *found = route_topic(routes, names[i * 7 % TOPICS], name_size, &error);
-        if (!route_resolve(routes, found)) abort();
+        if (route_resolve(routes, found, UINT32_MAX) != ROUTE_READY) abort();
         sink += found->target_count;
     }
     return operations;

@@ -64,6 +64,7 @@ typedef struct bq_config {
     uint32_t accept_burst;            /* of them, at once after a quiet time */
     uint32_t max_topic_levels;        /* levels of a topic or filter, by whichever of . and / there is more of */
     uint32_t keepalive_ms;            /* within this a client that is gone without a word is noticed; 0: not looked for */
+    uint32_t work_share;              /* units of work for one client before others come to theirs, see share.h; 0: 1024 */
 } bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -283,6 +284,8 @@ typedef struct bq_stats {
     uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */
     uint64_t closed_silent;           /* counters: BQ_CLOSE_SILENT */
     uint64_t closed_vanished;         /* BQ_CLOSE_VANISHED */
+    uint64_t work;                    /* a counter: units of work, of about 50 ns: see share.h */
+    uint64_t share_stops;             /* a counter: times a client had used its share of a turn and waited for the next */
 } bq_stats_t;
 
 typedef struct bq_subscriber {

@@ -122,7 +122,9 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         connection_resume(bq, connection, PAUSE_ANSWER);
         return true;
     }
-    if (session_subscribe(bq, connection, seq, request, added == 1, &remains)) return true;
+    bool in = session_subscribe(bq, connection, seq, request, added == 1, &remains);
+    if (request->group_size) wait_release(bq, &bq->group_waiters, UINT32_MAX); /* a member more may have room */
+    if (in) return true;
     if (added && route_unsubscribe(bq->routes, connection, connection->subscriptions, request->filter, request->filter_size))
         connection->subscription_count--;
     return remains || (!request->group_size && !added);
@@ -282,7 +284,9 @@ bool command_run_all(bq_t *bq) {
     const uint8_t *bytes;
     uint32_t count = 0;
     bq->command_waits = false;
-    while (count < COMMANDS_MAX && (bytes = ring_peek(&bq->commands, &size))) {
+    uint64_t stop = work_done(bq) + WORK_COMMANDS;
+    while (count < COMMANDS_MAX && work_done(bq) < stop && (bytes = ring_peek(&bq->commands, &size))) {
+        bq->stats.work += WORK_COMMAND;
         record_t record;
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;

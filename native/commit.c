@@ -231,22 +231,41 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
 /* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. */
-static void fan_out(bq_t *bq, const held_t *held) {
-    int error = 0;
-    topic_t *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
-    if (!topic || !route_ready(bq->routes, topic)) {
+static void fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
+    if (!topic) {
         bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
         sessions_missed(bq, held->lsn);
         return;
     }
     if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
+    bq->flush_order = topic->session_count > WIDE_TARGETS;
     if (held->kind == HELD_PUBLISH) {
+        bq->stats.work += topic->session_count;
         for (uint32_t i = 0; i < topic->session_count; i++) {
             session_t *session = topic->sessions[i];
             if (session->qos && held->lsn > session->born_lsn) session_offer(bq, session, held);
         }
     }
+    bq->flush_order = FLUSH_NARROW;
     publish_held(bq, topic, held);
+}
+
+/* Whom one that is held is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
+static bool held_topic_ready(bq_t *bq, const held_t *held, uint32_t units, topic_t **topic) {
+    int error = 0;
+    *topic = NULL;
+    if (held->kind != HELD_PUBLISH && held->kind != HELD_FOLLOW) return true;
+    *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
+    if (!*topic) return true;
+    enum route_outcome outcome = route_ready(bq->routes, *topic, units);
+    if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
+    return outcome != ROUTE_LATER;
+}
+
+static topic_t *topic_now(bq_t *bq, const held_t *held) {
+    topic_t *topic;
+    while (!held_topic_ready(bq, held, UINT32_MAX, &topic)) {}
+    return topic;
 }
 
 static void answer(bq_t *bq, connection_t *connection, const held_t *held) {
@@ -266,11 +285,11 @@ static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) 
         connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
 }
 
-static void held_let_go(bq_t *bq, held_t *held, bool durable) {
+static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
     bq->held = held->next;
     if (!bq->held) bq->held_tail = &bq->held;
     bq->held_count--;
-    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) fan_out(bq, held);
+    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) fan_out(bq, held, topic);
     connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
     if (connection) {
         connection->held_count--;
@@ -288,7 +307,7 @@ static void held_let_go(bq_t *bq, held_t *held, bool durable) {
 /* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
 static void refuse_all_held(bq_t *bq) {
     publish_run_close(bq);
-    while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, false);
+    while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
 }
 
 static void log_waiters_resume(bq_t *bq) {
@@ -305,17 +324,32 @@ static void log_waiters_resume(bq_t *bq) {
 void commit_end(bq_t *bq) {
     for (held_t *held = bq->held; held; held = held->next) {
         if (held->kind != HELD_FOLLOW) continue;
-        fan_out(bq, held);
+        fan_out(bq, held, topic_now(bq, held));
         held->kind = HELD_GONE;
     }
+}
+
+/* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its sessions. */
+static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
+    uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->fanned_lsn;
+    topic_t *topic;
+    while (bq->held && bq->held->lsn <= durable) {
+        if (work_done(bq) >= stop || !held_topic_ready(bq, bq->held, WORK_COMMITS, &topic)) {
+            bq->commits_left = true;
+            return bq->held->lsn > done + 1 ? bq->held->lsn - 1 : done;
+        }
+        if (bq->held->lsn > done) done = bq->held->lsn;
+        held_let_go(bq, bq->held, topic, true);
+    }
+    return durable;
 }
 
 void commit_turn(bq_t *bq) {
     if (!bq->log) return;
     timeline_begin(bq);
-    uint64_t durable = log_durable(bq->log);
-    while (bq->held && bq->held->lsn <= durable) held_let_go(bq, bq->held, true);
-    if (log_state(bq->log) == LOG_E_FAILED) refuse_all_held(bq);
+    bq->commits_left = false;
+    uint64_t durable = let_go_durable(bq, log_durable(bq->log));
+    if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_held(bq);
     bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
     bq->fanned_lsn = durable;
     if (found) sessions_go_on(bq);
@@ -377,6 +411,7 @@ void commit_begin(bq_t *bq) {
 int64_t commit_due_ms(bq_t *bq) {
     if (!bq->log) return -1;
     int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
+    if (bq->commits_left) return 0;
     if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
     return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
 }
@@ -457,7 +492,7 @@ static void checkpoint_last(bq_t *bq) {
 
 void commit_close(bq_t *bq) {
     if (!bq->log) return;
-    while (bq->held) held_let_go(bq, bq->held, false);
+    while (bq->held) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
     checkpoint_last(bq);
     log_note(bq->log, bq->next_message_id, false);
     log_close(bq->log);

@@ -57,42 +57,6 @@ connection_t *connection_find(bq_t *bq, bq_conn_t handle) {
     return connection->handle == handle && connection->state != CONNECTION_FREE ? connection : NULL;
 }
 
-void connection_wait_end(bq_t *bq, connection_t *connection) {
-    if (!connection->wait_link) return;
-    bq->stats.blocked_publishers--;
-    *connection->wait_link = connection->wait_next;
-    if (connection->wait_next) connection->wait_next->wait_link = connection->wait_link;
-    connection->wait_link = NULL;
-    connection->wait_next = NULL;
-}
-
-static void wait_on(bq_t *bq, connection_t *publisher, connection_t *full) {
-    bq->stats.blocked_publishers++;
-    bq->stats.blocked_pauses++;
-    publisher->pause |= PAUSE_BLOCK;
-    publisher->wait_next = full->waiters;
-    publisher->wait_link = &full->waiters;
-    if (full->waiters) full->waiters->wait_link = &publisher->wait_next;
-    full->waiters = publisher;
-}
-
-/* In the order in which they were held back: another order would let some of them starve. */
-void connection_release_waiters(bq_t *bq, connection_t *connection) {
-    connection_t *first = NULL; /* the list has the last one first */
-    while (connection->waiters) {
-        connection_t *publisher = connection->waiters;
-        connection_wait_end(bq, publisher);
-        publisher->wait_next = first;
-        first = publisher;
-    }
-    while (first) {
-        connection_t *publisher = first;
-        first = publisher->wait_next;
-        publisher->wait_next = NULL;
-        connection_resume(bq, publisher, PAUSE_BLOCK);
-    }
-}
-
 static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
     pool_give(&bq->pool, connection->in, connection->in_capacity);
     bq->input_bytes += capacity;
@@ -121,16 +85,11 @@ void connection_update_interest(bq_t *bq, connection_t *connection) {
 /* ---- output -------------------------------------------------------------------------------------------------------- */
 
 void connection_mark_dirty(bq_t *bq, connection_t *connection) {
-    if (connection->dirty) return;
-    connection->dirty = true;
-    bq->dirty[bq->dirty_count++] = connection;
-}
-
-void connection_wake_waiters(bq_t *bq, connection_t *connection) {
-    if (BQ_LIKELY(!connection->waiters)) return;
-    const queue_t *queue = &connection->queue;
-    if (queue->messages > bq->queues.messages_max / 4 * 3 || queue->bytes > bq->queues.bytes_max / 4 * 3) return;
-    connection_release_waiters(bq, connection);
+    const uint32_t order = bq->flush_order;
+    if (connection->dirty & (order << FLUSH_WIDE | 1u)) return; /* what is on the narrow list is sent soon enough */
+    connection->dirty |= (uint8_t)(order + 1);
+    flush_list_t *list = &bq->dirty[order];
+    list->items[list->count++] = connection;
 }
 
 /* One flush takes whole entries up to the batch limits, at least one. Small ones with others beside them are copied together. */
@@ -218,6 +177,7 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
     uint64_t bytes;
     int count = gather(bq, &connection->queue, parts, &bytes);
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
+    bq->stats.work += WORK_SEND;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
         connection_broken(bq, connection, errno);
         return;
@@ -329,9 +289,15 @@ static void wait_for_log(bq_t *bq, connection_t *connection) {
     bq->log_waiters = connection;
 }
 
-/* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. */
-static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, const topic_t *topic, const bq_view_t *view) {
+/* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
+ * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
+static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
+    if (route_ready(bq->routes, topic, share_units(bq)) == ROUTE_LATER) {
+        connection->pause |= PAUSE_SHARE;
+        return FRAME_KEPT;
+    }
+    bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->session_count * WORK_DELIVERY;
     if (bq->config.overflow_policy == BQ_BLOCK && publish_full(bq, topic, view->payload_size))
         return refuse(bq, connection, view->seq, 503, "a subscriber's queue is full and the policy is block: try again later");
     switch (commit_publish(bq, connection, view, &why)) {
@@ -358,13 +324,14 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
         return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
     }
-    connection_t *blocker = NULL;
+    wait_list_t *blocker = NULL;
     switch (publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker)) {
     case PUBLISH_DONE: return FRAME_PUBLISHED;
     case PUBLISH_NO_MEMORY: return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
+    case PUBLISH_LATER: connection->pause |= PAUSE_SHARE; return FRAME_KEPT;
     case PUBLISH_BLOCKED: break;
     }
-    wait_on(bq, connection, blocker);
+    wait_begin(bq, blocker, connection);
     return FRAME_KEPT;
 }
 
@@ -469,6 +436,11 @@ static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t 
     return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
 }
 
+static BQ_APART void share_used_up(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_SHARE;
+    bq->stats.share_stops++;
+}
+
 /* The frame at the front of `size` bytes, and others taken with it. Returns their bytes; 0: it must be looked at again later. */
 static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
     bq_view_t view;
@@ -502,7 +474,7 @@ static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
 void connection_input_drop(bq_t *bq, connection_t *connection) { input_replace(bq, connection, NULL, 0, 0); }
 
 /* Take whole frames off the front of the input; returns the bytes taken. */
-static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+static inline BQ_WITHIN uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     uint32_t at = 0;
     bool welcome = connection->admitted && !connection->refused;
     uint32_t limit = welcome ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
@@ -516,6 +488,8 @@ static uint32_t parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
         uint32_t taken = frames(bq, connection, bytes + at, size - at, body_size);
         if (!taken) break;
         at += taken;
+        bq->stats.work += WORK_FRAME;
+        if (BQ_UNLIKELY(work_done(bq) >= bq->share.stop)) share_used_up(bq, connection);
     }
     return at;
 }
@@ -526,27 +500,28 @@ static bool input_over_budget(const bq_t *bq, uint64_t more) {
     return bq->config.memory_bytes && bq->input_bytes + more > bq->config.memory_bytes / 4;
 }
 
+static void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+
 /* Keep what was not parsed. `bytes` may lie in the connection's own buffer, which stays unless it is far too large by now. */
-static bool keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+static void keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->state != CONNECTION_OPEN || !size) {
         input_replace(bq, connection, NULL, 0, 0);
-        return true;
+        return;
     }
     bool own = connection->in && bytes >= connection->in && bytes < connection->in + connection->in_capacity;
     if (own && connection->in_capacity / 8 <= size) {
         connection->in_start = (uint32_t)(bytes - connection->in);
         connection->in_size = size;
-        return true;
+        return;
     }
     uint32_t capacity = (uint32_t)pool_good_size(size);
     uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_take(&bq->pool, capacity);
     if (!in) {
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
-        return false;
+        rest_without_memory(bq, connection, bytes, size);
+        return;
     }
     memcpy(in, bytes, size);
     input_replace(bq, connection, in, capacity, size);
-    return true;
 }
 
 static void consumed(bq_t *bq, connection_t *connection, uint32_t bytes) {
@@ -559,6 +534,17 @@ static void process(bq_t *bq, connection_t *connection, const uint8_t *bytes, ui
     uint32_t used = parse(bq, connection, bytes, size);
     consumed(bq, connection, used);
     keep_rest(bq, connection, bytes + used, size - used);
+}
+
+/* There is no memory for the rest of its input. If it is only its share that is used up, it goes on now. */
+static BQ_APART void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->pause != PAUSE_SHARE) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        return;
+    }
+    connection->pause = 0;
+    bq->share.stop = UINT64_MAX;
+    process(bq, connection, bytes, size);
 }
 
 /* Make room for `more` bytes behind what is kept. Grows as bytes really come, never from an announced length alone. */
@@ -586,6 +572,7 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
  * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
+    if (connection->heavy) return READ_BYTES_HEAVY;
     if (bq->config.overflow_policy == BQ_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
@@ -649,12 +636,12 @@ void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, u
     connection->in_size += size;
     bq->turn_bytes += size;
     connection->heard_ms = bq->now_ms;
-    connection_continue(bq, connection);
+    share_go_on(bq, connection);
 }
 
 void connection_feed_end(bq_t *bq, connection_t *connection) {
     connection->fed_ended = true;
-    connection_continue(bq, connection);
+    share_go_on(bq, connection);
 }
 
 void connection_continue(bq_t *bq, connection_t *connection) {
@@ -669,9 +656,5 @@ void connection_continue(bq_t *bq, connection_t *connection) {
 
 void connection_resume(bq_t *bq, connection_t *connection, uint8_t pause) {
     connection->pause &= (uint8_t)~pause;
-    if (connection->pause || connection->ready || connection->state != CONNECTION_OPEN) return;
-    connection->ready = true;
-    connection->ready_next = NULL;
-    *bq->ready_tail = connection;
-    bq->ready_tail = &connection->ready_next;
+    if (!connection->pause && connection->state == CONNECTION_OPEN) share_line_up(bq, connection);
 }

@@ -14,6 +14,7 @@
 #include "base.h"
 #include "queue.h"
 #include "route.h"
+#include "waiters.h"
 
 enum connection_state {
     CONNECTION_FREE,
@@ -30,7 +31,8 @@ enum connection_pause {
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
     PAUSE_STOPPING = 16,
-    PAUSE_LOG = 32 /* the log's batch is full: a commit will make room */
+    PAUSE_LOG = 32,  /* the log's batch is full: a commit will make room */
+    PAUSE_SHARE = 64 /* it has used its share of this turn, or waits in line for the next: see share.h */
 };
 
 typedef struct connection {
@@ -49,9 +51,12 @@ typedef struct connection {
     bool watched;             /* something that it was sent may not have been acknowledged */
     bool grace;               /* its promise is overdue, and what it sent may still be on its way */
     bool blocked;             /* the socket (or the feed's window) takes no more */
-    bool dirty;               /* on the flush list */
+    uint8_t dirty;            /* on which flush lists: enum flush_list, a bit each */
     bool pending, silent;     /* not admitted yet, and in line to be pushed out: see door.h */
-    bool ready;               /* on the list of connections with input to go on with */
+    bool ready;               /* on a list of connections with input to go on with */
+    bool heavy;               /* it used much of its share the last time */
+    bool waiters_left;        /* some of those its full queue held back are woken when it is flushed next */
+    bool unread;              /* in line because its socket has something */
     bool log_waiting;         /* on the list of those that wait for the log */
     bool retrying;            /* on the list of those that wait for room in the event ring */
     bool fed_ended;           /* no more will be fed */
@@ -66,11 +71,12 @@ typedef struct connection {
     topic_t *last_topic;   /* a hint: compare the name before use */
     struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
-    struct member *members;                    /* its part in sessions */
-    uint32_t held_count;                       /* its publishes that wait for the disk */
-    uint64_t fan_mark;                         /* LSN of the last message it got through a session */
-    struct connection *waiters;                /* publishers that this one's full queue holds back */
-    struct connection *wait_next, **wait_link; /* this one's place in another's waiters */
+    struct member *members;                       /* its part in sessions */
+    uint32_t held_count;                          /* its publishes that wait for the disk */
+    uint64_t fan_mark;                            /* LSN of the last message it got through a session */
+    wait_list_t waiters;                          /* publishers that this one's full queue holds back */
+    wait_list_t *waits_in;                        /* whose full queue holds this one back */
+    struct connection *wait_next, *wait_previous; /* in that list */
     struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
     struct connection *silent_prev, *silent_next;
@@ -128,10 +134,8 @@ void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq
 void connection_welcome(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *text,
                         uint32_t text_size); /* the Reply to a HELLO that is admitted */
 void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
-void connection_wake_waiters(struct bq *bq, connection_t *connection);    /* if its queue has room again */
 void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
 void connection_update_interest(struct bq *bq, connection_t *connection);
-void connection_wait_end(struct bq *bq, connection_t *connection); /* no full queue holds it back any more */
 
 /* Whether a Reply may still go into its queue. */
 static inline bool connection_takes_answers(const connection_t *connection) {

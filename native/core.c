@@ -5,6 +5,7 @@
  *      commits     what the disk has confirmed is answered and offered to its subscribers (commit.c, session.c)
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
+ *      line        of those who used up their share of the last turn, as many as this turn has room for (share.c)
  *      sessions    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
  *      flush       each subscriber that got something is sent to once (connection.c)
  *      compact     segments that slow queues keep alive for a few bytes are copied out
@@ -57,48 +58,26 @@ static void entry_timeout(bq_t *bq, queue_entry_t *entry) {
     connection_wake_waiters(bq, connection);
 }
 
-static uint32_t fire(bq_t *bq, wheel_timer_t *due) {
-    uint32_t count = 0;
-    for (; due; count++) {
-        core_timer_t *timer = (core_timer_t *)(void *)due;
-        due = due->next;
-        switch (timer->kind) {
-        case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
-        case TIMER_CONNECTION:
-            connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer)));
-            break;
-        case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
-        case TIMER_KEEPALIVE: keepalive_look(bq); break;
-        default: door_timeout(bq); break;
-        }
+static void fire(bq_t *bq, core_timer_t *timer) {
+    switch (timer->kind) {
+    case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
+    case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
+    case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
+    case TIMER_KEEPALIVE: keepalive_look(bq); break;
+    default: door_timeout(bq); break;
     }
-    return count;
 }
 
-/* Whole ticks at a time, so that nothing due is left hanging outside the wheel; what exceeds the batch is the next turn's. */
+/* What exceeds the batch stays in the wheel and is the next turn's. */
 static bool run_timers(bq_t *bq) {
     uint64_t target = tick_of(bq, bq->now_ms);
-    uint32_t count = 0;
-    do {
-        uint64_t next = wheel_next(&bq->wheel);
-        count += fire(bq, wheel_advance(&bq->wheel, next > bq->wheel.now && next < target ? next : target));
-    } while (bq->wheel.now < target && count < bq->config.expire_batch);
+    uint32_t most = bq->config.expire_batch < TIMERS_MAX ? bq->config.expire_batch : TIMERS_MAX, count = 0;
+    wheel_timer_t *due;
+    for (; count < most && (due = wheel_take(&bq->wheel, target)); count++) fire(bq, (core_timer_t *)(void *)due);
     return count > 0;
 }
 
 /* ---- one turn ------------------------------------------------------------------------------------------------------ */
-
-static void run_ready_list(bq_t *bq) {
-    connection_t *connection = bq->ready;
-    bq->ready = NULL;
-    bq->ready_tail = &bq->ready;
-    while (connection) {
-        connection_t *next = connection->ready_next;
-        connection->ready = false;
-        connection_continue(bq, connection);
-        connection = next;
-    }
-}
 
 /* Flushing in the middle of a turn keeps what many publishers sent in the processor's cache on its way out. */
 #define TURN_BYTES_MAX (1u << 20)
@@ -112,7 +91,7 @@ static uint32_t read_share(const poll_event_t *events, int count) {
     return readable < READ_BYTES_ALL / READ_BYTES_SHARE ? READ_BYTES_ALL / readable : READ_BYTES_SHARE;
 }
 
-static void on_ready(bq_t *bq, const poll_event_t *event) {
+static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *writes_left) {
     if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
         door_knock(&bq->door);
@@ -120,33 +99,72 @@ static void on_ready(bq_t *bq, const poll_event_t *event) {
     }
     connection_t *connection = connection_find(bq, event->key);
     if (!connection || connection->state == CONNECTION_DEAD) return;
-    if ((event->ready & POLL_WRITE) && (connection->interest & POLL_WRITE)) connection_flush(bq, connection);
-    if ((event->ready & POLL_READ) && (connection->interest & POLL_READ)) connection_readable(bq, connection);
+    if ((event->ready & connection->interest & POLL_WRITE) && *writes_left) { /* else it is told again */
+        (*writes_left)--;
+        connection_flush(bq, connection);
+    }
+    if (event->ready & connection->interest & POLL_READ) {
+        if (BQ_LIKELY(!connection->ready && !connection->heavy)) {
+            uint64_t begun = share_begin(bq);
+            connection_readable(bq, connection);
+            share_done(bq, connection, begun);
+        } else {
+            share_wait(bq, connection);
+        }
+    }
     /* An error is told even to a connection that asked for nothing but to write, and would be told for ever. */
     if (BQ_UNLIKELY(event->ready & POLL_ERROR) && !(connection->interest & POLL_READ) && connection->state != CONNECTION_DEAD)
         connection_error(bq, connection);
     if (bq->turn_bytes > TURN_BYTES_MAX) core_flush(bq);
 }
 
+/* Light ones all at once, unless hundreds of them together are much: the poller tells of the others again, and they come first. */
+static inline void run_events(bq_t *bq) {
+    const uint64_t stop = work_done(bq) + WORK_LIGHT * (uint64_t)bq->config.work_share;
+    const int from = bq->poll_from, count = bq->poll_count;
+    uint32_t writes_left = WRITES_MAX;
+    int i = from < count ? from : 0, left = count;
+    bq->poll_count = bq->poll_from = 0;
+    while (left--) {
+        on_ready(bq, &bq->poll_events[i++], &writes_left);
+        if (BQ_UNLIKELY(i == count)) i = 0;
+        if (BQ_LIKELY(work_done(bq) < stop)) continue;
+        bq->poll_from = i;
+        return;
+    }
+}
+
+/* The rest, and what did not fit one batch and marked itself again, is the next turn's. */
+static void flush_list(bq_t *bq, enum flush_order order, uint32_t count_max) {
+    flush_list_t *list = &bq->dirty[order];
+    uint32_t count = list->count < count_max ? list->count : count_max;
+    for (uint32_t i = 0; i < count; i++) {
+        connection_t *connection = list->items[i];
+        connection->dirty &= (uint8_t) ~(1u << order);
+        if (!connection->blocked) connection_flush(bq, connection);
+        if (BQ_UNLIKELY(connection->waiters_left)) connection_wake_waiters(bq, connection);
+    }
+    list->count -= count;
+    if (list->count) memmove(list->items, list->items + count, list->count * sizeof *list->items);
+}
+
+static inline bool anything_dirty(const bq_t *bq) { return bq->dirty[FLUSH_NARROW].count | bq->dirty[FLUSH_WIDE].count; }
+
+/* A thousand subscribers of one topic take the kernel milliseconds: what goes to few does not wait for them. */
 void core_flush(bq_t *bq) {
+    uint32_t most = bq->config.flush_subscribers;
     publish_run_close(bq);
     bq->turn_bytes = 0;
     bq->flush_due_ms = 0;
-    uint32_t count = bq->dirty_count < bq->config.flush_subscribers ? bq->dirty_count : bq->config.flush_subscribers;
-    for (uint32_t i = 0; i < count; i++) {
-        connection_t *connection = bq->dirty[i];
-        connection->dirty = false;
-        if (!connection->blocked) connection_flush(bq, connection);
-    }
-    bq->dirty_count -= count; /* the rest, and what did not fit one batch and marked itself again, is the next turn's */
-    memmove(bq->dirty, bq->dirty + count, bq->dirty_count * sizeof *bq->dirty);
-    if (bq->dirty_count) bq->flush_due_ms = bq->now_ms; /* it has waited once */
+    flush_list(bq, FLUSH_NARROW, most);
+    if (bq->dirty[FLUSH_WIDE].count) flush_list(bq, FLUSH_WIDE, most < WIDE_SENDS_MAX ? most : WIDE_SENDS_MAX);
+    if (anything_dirty(bq)) bq->flush_due_ms = bq->now_ms; /* it has waited once */
 }
 
 /* With a flush interval deliveries wait for company, until the oldest has waited long enough or a batch is full. */
 static void flush_when_due(bq_t *bq) {
     publish_run_close(bq);
-    if (!bq->dirty_count) return;
+    if (!anything_dirty(bq)) return;
     if (bq->config.flush_interval_ms && !bq->stopping && bq->turn_bytes < bq->config.max_batch_bytes) {
         if (!bq->flush_due_ms) bq->flush_due_ms = bq->now_ms + bq->config.flush_interval_ms;
         if (bq->now_ms < bq->flush_due_ms) return;
@@ -182,29 +200,26 @@ static void run_retry_list(bq_t *bq) {
     }
 }
 
-static bool holds_nothing(const connection_t *connection) {
-    return !connection->subscriptions && !connection->members && !connection->queue.head;
-}
-
-/* Closing a socket takes the kernel microseconds, and a crowd may end in one turn: those nobody can notice any more, up to
- * `idle_max` of them. */
-static void reap(bq_t *bq, uint32_t idle_max) {
-    connection_t *connection = bq->dead;
+/* Closing a socket takes the kernel microseconds, its routes and its queue take ours, and a crowd may end in one turn. */
+static void reap(bq_t *bq, uint64_t work) {
+    connection_t *list = bq->dead, **at = &list;
     bq->dead = NULL;
-    while (connection) {
-        connection_t *next = connection->dead_next;
-        bool idle = holds_nothing(connection);
-        if ((idle && !idle_max) || !connection_bury(bq, connection)) {
-            connection->dead_next = bq->dead;
-            bq->dead = connection;
-        } else {
-            idle_max -= idle;
-        }
-        connection = next;
+    bq->ends_stop = work > UINT64_MAX - work_done(bq) ? UINT64_MAX : work_done(bq) + work;
+    while (*at && work_done(bq) < bq->ends_stop) {
+        connection_t *connection = *at, *next = connection->dead_next;
+        if (connection_bury(bq, connection))
+            *at = next;
+        else
+            at = &connection->dead_next;
     }
+    bq->ends_left = *at != NULL;
+    for (at = &bq->dead; *at;) at = &(*at)->dead_next; /* who ended meanwhile */
+    *at = list;
 }
 
 static void stop_when_flushed(bq_t *bq);
+
+static inline bool anyone_ready(const bq_t *bq) { return bq->share.light.first || bq->share.line.first || bq->ends_left; }
 
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
@@ -213,32 +228,32 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bool work = run_timers(bq);
     work |= command_run_all(bq);
     commit_turn(bq);
-    run_ready_list(bq);
+    if (bq->share.light.first) share_run_light(bq);
     bq->read_bytes = read_share(bq->poll_events, bq->poll_count);
-    for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i]);
     work |= bq->poll_count > 0;
-    bq->poll_count = 0;
+    run_events(bq);
+    if (bq->share.line.first) share_run_line(bq);
     session_pump_all(bq);
     commit_begin(bq);
     flush_when_due(bq);
     segment_compact(&bq->segments, COMPACT_BYTES);
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
-    reap(bq, REAPS_MAX);
+    if (bq->dead) reap(bq, WORK_ENDS);
     door_accept(bq);
     segment_rewind(&bq->segments);
     if (bq->stopping) stop_when_flushed(bq);
-    return work || bq->ready;
+    return work || anyone_ready(bq);
 }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------- */
 
 int64_t bq_next_timer_ms(bq_t *bq) {
-    if (bq->ready || (bq->dirty_count && !bq->config.flush_interval_ms) || bq->segments.compact_head) return 0;
+    if (anyone_ready(bq) || (anything_dirty(bq) && !bq->config.flush_interval_ms) || bq->segments.compact_head) return 0;
     uint64_t due = UINT64_MAX;
     uint64_t tick = wheel_next(&bq->wheel);
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
-    if (bq->dirty_count && bq->flush_due_ms < due) due = bq->flush_due_ms;
+    if (anything_dirty(bq) && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
     bool tries = bq->retry || bq->dead || bq->command_waits || (bq->stop_closed && !bq->stopped);
     if (tries && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
@@ -320,7 +335,7 @@ static void stop_when_flushed(bq_t *bq) {
         commit_end(bq);
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
-        reap(bq, UINT32_MAX);
+        reap(bq, UINT64_MAX);
         bq->stop_closed = true;
     }
     bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});
@@ -380,6 +395,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     keepalive_changed(bq);
     if (strict) for_each_open(bq, connection_need_hello);
     for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
+    wait_release(bq, &bq->group_waiters, UINT32_MAX);
 }
 
 static bool parts_open(bq_t *bq) {
@@ -391,12 +407,14 @@ static bool parts_open(bq_t *bq) {
     bq->slots_max = (config->max_connections + REFUSED_MAX + CONNECTION_CHUNK - 1) / CONNECTION_CHUNK * CONNECTION_CHUNK;
     bq->chunks = calloc(bq->slots_max / CONNECTION_CHUNK, sizeof *bq->chunks);
     bq->free_slots = calloc(bq->slots_max, sizeof *bq->free_slots);
-    bq->dirty = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty); /* during a flush one may stand in it twice */
+    for (uint32_t i = 0; i < FLUSH_LISTS; i++) /* during a flush one may stand in a list twice */
+        bq->dirty[i].items = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty[i].items);
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
-    bq->routes = route_new(&bq->pool, config->route_cache_entries);
+    bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work);
     if (!sessions_init(bq) || !door_init(bq)) return false;
-    return bq->chunks && bq->free_slots && bq->dirty && bq->read_buffer && bq->send_buffer && bq->routes;
+    return bq->chunks && bq->free_slots && bq->dirty[0].items && bq->dirty[1].items && bq->read_buffer && bq->send_buffer &&
+           bq->routes;
 }
 
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
@@ -405,9 +423,10 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     if (!bq) return NULL;
     memset(bq, 0, sizeof *bq);
     bq->config = *config;
+    if (!bq->config.work_share) bq->config.work_share = WORK_SHARE;
     bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
     bq->next_message_id = first_message_id ? first_message_id : 1;
-    bq->ready_tail = &bq->ready;
+    share_init(bq);
     bq->held_tail = &bq->held;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
@@ -427,6 +446,7 @@ void bq_free(bq_t *bq) {
     if (!bq) return;
     door_unlisten(bq);
     for_each_open(bq, close_for_good);
+    bq->ends_stop = UINT64_MAX;
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
         connection_t *connection = core_slot(bq, slot);
         if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
@@ -447,7 +467,7 @@ void bq_free(bq_t *bq) {
     door_release(bq);
     free(bq->chunks);
     free(bq->free_slots);
-    free(bq->dirty);
+    for (uint32_t i = 0; i < FLUSH_LISTS; i++) free(bq->dirty[i].items);
     free(bq->read_buffer);
     free(bq->send_buffer);
     free(bq);

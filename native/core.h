@@ -18,6 +18,8 @@
 #include "commit.h"
 #include "timeline.h"
 #include "wheel.h"
+#include "share.h"
+#include "waiters.h"
 
 #define POLL_EVENTS_MAX 512
 #define CONNECTION_CHUNK 64u
@@ -26,12 +28,12 @@
 #define ENDING_MS 30000u             /* how long a client that sends no more waits for answers from the disk */
 #define LINGER_MS 1000u              /* how long a closed client may take to read its last Reply */
 #define CLOSING_MS 5000u             /* how long that Reply may take to leave */
-#define REAPS_MAX 256u               /* connections without subscriptions buried in a turn */
 #define RETRY_MS 2u                  /* when the event ring is full */
 #define READ_BYTES (1u << 20)        /* per connection and turn, but */
 #define READ_BYTES_ALL (4u << 20)    /* all that have input share this, */
 #define READ_BYTES_SHARE (64u << 10) /* each getting so much at least */
 #define READ_BYTES_FAN (48u << 10)   /* of one whose last topic has several subscribers */
+#define READ_BYTES_HEAVY (32u << 10) /* of one that does not get through more of it in its share of a turn */
 #define READ_BYTES_OWN (256u << 10)  /* of one that gathers a frame in a buffer of its own, which grows by so much */
 #define GATHER_BYTES                                                                                                             \
     (64u << 10) /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
@@ -39,6 +41,7 @@
 #define CONTROL_BYTES_MAX (64u << 10)   /* replies waiting for one connection before its input stops */
 #define FED_WINDOW_BYTES (256u << 10)   /* in BQ_EV_OUT events at once, per fed connection */
 #define FED_CHUNK_BYTES (16u << 10)
+#define TIMERS_MAX 2048u         /* fired in a turn */
 #define COMMANDS_MAX 1024u       /* per turn: a burst of SUBs must not stall the flow */
 #define COMPACT_BYTES (1u << 20) /* copied per turn */
 #define REQUEST_BYTES_MAX 4096u  /* of each part of a request that Python is asked: client_id, api_key, group, INFO */
@@ -52,6 +55,13 @@ typedef struct publish_run {
     topic_t *topic;
     uint32_t count_max, size_max; /* what every target still has room for, under the block policy; else one flush */
 } publish_run_t;
+
+/* Subscribers to send to. Those with something that goes to few of them come first. */
+enum flush_order { FLUSH_NARROW = 0, FLUSH_WIDE = 1, FLUSH_LISTS };
+typedef struct flush_list {
+    connection_t **items;
+    uint32_t count;
+} flush_list_t;
 
 struct bq {
     bq_config_t config;
@@ -71,11 +81,13 @@ struct bq {
     uint32_t *free_slots; /* a stack */
     uint32_t free_count;
     uint32_t open_count, refused_count;
-    connection_t **dirty;
-    uint32_t dirty_count;
-    connection_t *ready, **ready_tail;
+    flush_list_t dirty[FLUSH_LISTS];
+    uint32_t flush_order; /* which of them those go to who get something now */
+    share_t share;
     connection_t *retry;
     connection_t *dead;
+    uint64_t ends_stop;    /* counted work at which ending connections stops in this turn */
+    bool ends_left;        /* of that work, some is the next turn's */
     uint64_t input_bytes;  /* in buffers of connections whose frames are not whole yet */
     uint64_t turn_bytes;   /* read since the last flush */
     uint64_t flush_due_ms; /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
@@ -90,6 +102,7 @@ struct bq {
     keepalive_t keepalive;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
+    int poll_from;       /* the first of them to look at: those before it were looked at last turn */
     uint32_t read_bytes; /* of one connection in this turn */
     uint8_t *read_buffer, *send_buffer;
 
@@ -98,12 +111,14 @@ struct bq {
     timeline_t timeline;
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_last_lsn;
+    bool commits_left;   /* of what is durable, some is the next turn's */
     uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
     uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;
     uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes, log_max_bytes;
+    wait_list_t group_waiters; /* publishers that wait for room in a queue group */
     uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
     uint64_t checkpoints_seen; /* that had been written when the last one was asked for */
     bool commit_wanted;        /* something gathered should not wait longer than log_flush_ms */
@@ -119,9 +134,9 @@ struct bq {
 enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
 
 /* publish.c */
-enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY };
+enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY, PUBLISH_LATER };
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                             connection_t **blocker);
+                             wait_list_t **blocker);
 /* Publishes that follow one of `view` that has just joined the open run, as long as they are alike and fit it: `first` is that one's
  * frame, length included, in `size` bytes of input. Returns the bytes of those taken behind it, counted as frames in. */
 uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view);
@@ -156,6 +171,28 @@ void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq);
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
 static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
     return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];
+}
+
+/* Units of work since the start: see share.h. */
+static inline uint64_t work_done(const bq_t *bq) { return bq->stats.work; }
+
+/* Somebody who is not heavy is served from here to share_done, at most for a share of a turn. */
+static inline uint64_t share_begin(bq_t *bq) {
+    uint64_t begun = work_done(bq);
+    bq->share.stop = begun + bq->config.work_share;
+    return begun;
+}
+
+/* What the one being served may ask for at once. */
+static inline uint32_t share_units(const bq_t *bq) { return bq->share.stop == UINT64_MAX ? UINT32_MAX : bq->config.work_share; }
+
+static inline void share_done(bq_t *bq, connection_t *connection, uint64_t begun) {
+    if (BQ_UNLIKELY(connection->pause & PAUSE_SHARE) || work_done(bq) - begun >= bq->config.work_share / 4)
+        share_end(bq, connection);
+}
+
+static inline void connection_wake_waiters(bq_t *bq, connection_t *connection) {
+    if (BQ_UNLIKELY(connection->waiters.first || bq->group_waiters.first)) wait_wake(bq, connection);
 }
 
 /* Before anything that changes a route, a queue's order or the open segment. */

@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define CLEAR_ENTRIES 64u
+
 /* ---- states -------------------------------------------------------------------------------------------------------- */
 
 void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
@@ -28,7 +30,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     connection->interest = 0;
     wheel_remove(&bq->wheel, &connection->timer.wheel);
     door_leave(bq, connection);
-    connection_wait_end(bq, connection);
+    wait_end(bq, connection);
     connection_release_waiters(bq, connection);
     keepalive_unwatch(bq, connection);
     connection->dead_next = bq->dead;
@@ -173,16 +175,26 @@ static bool tell_closed(bq_t *bq, const connection_t *connection) {
     return event_push(bq, &event);
 }
 
+/* Its routes, sessions and queue: thousands of each, as far as the turn's work goes. False: the rest is the next turn's. */
+static bool let_go(bq_t *bq, connection_t *connection) {
+    while (connection->subscriptions && work_done(bq) < bq->ends_stop) route_leave(bq->routes, connection->subscriptions);
+    while (connection->members && work_done(bq) < bq->ends_stop) session_leave_one(bq, connection);
+    while (connection->queue.head && work_done(bq) < bq->ends_stop) {
+        bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues, CLEAR_ENTRIES);
+        bq->stats.work += CLEAR_ENTRIES;
+    }
+    return !connection->subscriptions && !connection->members && !connection->queue.head;
+}
+
 bool connection_bury(bq_t *bq, connection_t *connection) {
     if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
         close(connection->fd);
+        bq->stats.work += WORK_SEND;
         connection->fd = -1;
         door_descriptor_freed(&bq->door);
     }
-    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
-    session_leave_all(bq, connection);
-    bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues);
     connection_input_drop(bq, connection);
+    if (!let_go(bq, connection)) return false;
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
     if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
@@ -191,6 +203,7 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     else
         bq->open_count--;
     bq->stats.closed++;
+    bq->stats.work += WORK_COMMAND;
     rights_drop(&bq->pool, connection->rights);
     connection->rights = NULL;
     connection->state = CONNECTION_FREE;

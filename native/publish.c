@@ -43,6 +43,7 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
 static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run) {
     if (!target->blocked) connection_flush(bq, target);
     if (target->state != CONNECTION_OPEN) return;
+    bq->stats.work += 1 + run->count / WORK_DROPS;
     if (bq->config.overflow_policy == BQ_BLOCK)
         queue_push(&target->queue, &bq->queues, run);
     else if (target->blocked && publish_over_budget(bq))
@@ -62,11 +63,36 @@ static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *ru
     connection_mark_dirty(bq, target);
 }
 
+static bool has_room(const bq_t *bq, const connection_t *target, uint32_t messages, uint64_t bytes) {
+    if (target->blocked && target->queue.messages && publish_over_budget(bq)) return false;
+    return queue_fits(&target->queue, &bq->queues, messages, bytes);
+}
+
+/* A group's next live member with room, else its next live one, else NULL. */
+static connection_t *group_member(bq_t *bq, session_t *session, uint32_t messages, uint64_t bytes, bool *room) {
+    connection_t *first = NULL;
+    *room = true;
+    for (uint32_t i = 0; i < session->member_count; i++) {
+        connection_t *target = session_turn(session);
+        bq->stats.work++;
+        if (!target) return NULL;
+        if (BQ_LIKELY(has_room(bq, target, messages, bytes))) return target;
+        if (!target->blocked) connection_flush(bq, target);
+        if (target->state != CONNECTION_OPEN) continue;
+        if (has_room(bq, target, messages, bytes)) return target;
+        if (!first) first = target;
+    }
+    *room = !first;
+    return first;
+}
+
 /* Each queue group gives the run to one of its live members. Groups of QoS 1 take QoS 0 messages too (`all`). */
 static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *run, bool all) {
+    bool room;
     for (uint32_t i = 0; i < topic->session_count; i++) {
         session_t *session = topic->sessions[i];
-        connection_t *target = session->grouped && (all || !session->qos) ? session_turn(session) : NULL;
+        if (!session->grouped || !(all || !session->qos)) continue;
+        connection_t *target = group_member(bq, session, run->count, run->size, &room);
         if (target) push_to(bq, target, run);
     }
 }
@@ -76,10 +102,13 @@ void publish_run_give(bq_t *bq) {
     topic_t *topic = bq->open.topic;
     bq->open.run.segment = NULL;
     bq->open.topic = NULL;
+    bq->stats.work += topic->target_count;
+    bq->flush_order = topic->target_count > WIDE_TARGETS;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];
         if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run);
     }
+    bq->flush_order = FLUSH_NARROW;
     if (BQ_UNLIKELY(topic->grouped)) push_to_groups(bq, topic, &run, true);
 }
 
@@ -92,8 +121,20 @@ uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms) 
     return BQ_LIKELY(!ttl_ms) ? 0 : (from_ms + ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
 }
 
-/* Block policy: what the fullest target has room for; or the target without room for even one frame of `size` bytes. */
-static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
+/* Block policy: a group of the topic whose members are all full. Nobody's turn passes by looking. */
+static bool group_full(bq_t *bq, const topic_t *topic, uint32_t size) {
+    bool room = true;
+    for (uint32_t i = 0; i < topic->session_count && room; i++) {
+        session_t *session = topic->sessions[i];
+        member_t *turn = session->turn;
+        if (session->grouped) group_member(bq, session, 1, size, &room);
+        session->turn = turn;
+    }
+    return !room;
+}
+
+/* Block policy: what the fullest target has room for; or the waiters of the target without room for even one frame of `size` bytes. */
+static wait_list_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
     const queue_env_t *env = &bq->queues;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];
@@ -101,18 +142,19 @@ static connection_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size,
         const queue_t *queue = &target->queue;
         if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
         if (target->state != CONNECTION_OPEN) continue;
-        if (!queue_fits(queue, env, 1, size) || (target->blocked && queue->messages && publish_over_budget(bq))) return target;
+        if (!has_room(bq, target, 1, size)) return &target->waiters;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
         if (messages < *count_max) *count_max = messages;
         if (bytes < *size_max) *size_max = (uint32_t)bytes;
     }
+    if (topic->grouped && group_full(bq, topic, size)) return &bq->group_waiters;
     if (*size_max < size) *size_max = size; /* a frame over the cap goes alone into an empty queue, see queue_fits */
     return NULL;
 }
 
 /* True: open. Otherwise *blocker is the subscriber to wait for. */
-static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, connection_t **blocker) {
+static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
     /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
@@ -137,7 +179,7 @@ static inline bool run_takes(const publish_run_t *open, const topic_t *topic, ui
 }
 
 /* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
-static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, connection_t **blocker) {
+static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
     publish_run_close(bq);
     if (!segment_reserve(&bq->segments, size)) return PUBLISH_NO_MEMORY;
     return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
@@ -155,12 +197,13 @@ static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *p
 }
 
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
-                             connection_t **blocker) {
+                             wait_list_t **blocker) {
     ttl_ms = publish_ttl_ms(bq, ttl_ms);
     uint64_t tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
         publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
-        if (!route_resolve(bq->routes, topic)) return PUBLISH_NO_MEMORY;
+        enum route_outcome outcome = route_resolve(bq->routes, topic, share_units(bq));
+        if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
     }
     if (topic->target_count || topic->grouped) {
         if (BQ_UNLIKELY(!run_takes(&bq->open, topic, tick, topic->prefix_size + size))) {
@@ -321,9 +364,10 @@ BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, u
     return (uint32_t)(frame - first) - load_be32(first) - 4;
 }
 
+/* The topic's targets are current. */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
-    if (!route_ready(bq->routes, (topic_t *)topic)) return false;
+    bq->stats.work += topic->target_count;
     return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
 }
 
@@ -341,10 +385,13 @@ void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
     queue_run_t run = {
         .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
     segment_commit(&bq->segments, size);
+    bq->stats.work += topic->target_count;
+    bq->flush_order = topic->target_count > WIDE_TARGETS;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];
         bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
         if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run);
     }
+    bq->flush_order = FLUSH_NARROW;
     if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
 }

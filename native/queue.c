@@ -42,6 +42,7 @@ static void entry_insert_after(queue_t *queue, queue_entry_t *before, queue_entr
         entry->next->previous = entry;
     else
         queue->tail = entry;
+    if (!queue->oldest) queue->oldest = entry;
 }
 
 /* Take an entry out and free it. Its messages and bytes have been accounted for already. */
@@ -55,6 +56,7 @@ static void entry_free(queue_env_t *env, queue_entry_t *entry) {
         entry->next->previous = entry->previous;
     else
         queue->tail = entry->previous;
+    if (queue->oldest == entry) queue->oldest = entry->next;
     wheel_remove(env->wheel, &entry->timer.wheel);
     segment_unlink(env->segments, entry);
     pool_give(env->pool, entry, sizeof *entry);
@@ -143,19 +145,19 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     return fresh;
 }
 
-/* The oldest entry that can be dropped from. */
+static queue_entry_t *with_messages(queue_entry_t *entry) {
+    while (entry && !entry->count) entry = entry->next;
+    return entry;
+}
+
+/* The oldest entry that can be dropped from. No part of the walk is made twice: replies and QoS 1 deliveries by the thousand may
+ * wait in front of a full queue, and each message that comes drops one. */
 static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
-    queue_entry_t *entry = queue->head;
-    while (entry) {
-        if (entry->head_left) {
-            queue_entry_t *rest = entry_split_head(env, entry);
-            if (rest) return rest;
-        } else if (entry->count) {
-            return entry;
-        }
-        entry = entry->next;
-    }
-    return NULL;
+    queue_entry_t *entry = queue->oldest = with_messages(queue->oldest);
+    if (!entry || !entry->head_left) return entry;
+    queue_entry_t *rest = entry_split_head(env, entry);
+    if (!rest && entry->count > 1) return with_messages(entry->next); /* no memory to split it now */
+    return queue->oldest = rest ? rest : with_messages(entry->next);
 }
 
 /* Make room for `messages` and `bytes` at the tail by dropping from the head. */
@@ -332,10 +334,16 @@ void queue_drop_kept(queue_t *queue, queue_env_t *env, bool begun) {
     }
 }
 
-uint64_t queue_clear(queue_t *queue, queue_env_t *env) {
-    uint64_t dropped = queue->messages;
-    account(queue, env, -(int64_t)queue->messages, -(int64_t)queue->bytes);
-    while (queue->head) entry_free(env, queue->head);
-    queue->control_bytes = 0;
+uint64_t queue_clear(queue_t *queue, queue_env_t *env, uint32_t entries_max) {
+    uint64_t dropped = 0;
+    for (; queue->head && entries_max; entries_max--) {
+        queue_entry_t *entry = queue->head;
+        dropped += entry->count;
+        if (entry->count)
+            account(queue, env, -(int64_t)entry->count, -(int64_t)entry->size);
+        else if (!entry->kept)
+            queue->control_bytes -= entry->size;
+        entry_free(env, entry);
+    }
     return dropped;
 }

@@ -44,7 +44,8 @@ typedef struct queue_entry {
 
 typedef struct queue {
     queue_entry_t *head, *tail;
-    uint64_t bytes; /* of messages */
+    queue_entry_t *oldest; /* no entry before it holds messages to drop; NULL: no entry at all does */
+    uint64_t bytes;        /* of messages */
     uint32_t messages;
     uint32_t control_bytes; /* of replies */
     uint64_t enqueued, delivered, dropped_ttl, dropped_queue_full;
@@ -100,7 +101,7 @@ uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun);
 /* Drop the QoS 1 deliveries, all but a first one that is partly on the wire, which `begun` says there may be. */
 void queue_drop_kept(queue_t *queue, queue_env_t *env, bool begun);
 
-/* Drop everything; returns the messages dropped (counted by the caller, who knows the reason). */
-uint64_t queue_clear(queue_t *queue, queue_env_t *env);
+/* Drop up to `entries_max` entries from the head; returns the messages dropped (counted by the caller, who knows the reason). */
+uint64_t queue_clear(queue_t *queue, queue_env_t *env, uint32_t entries_max);
 
 #endif

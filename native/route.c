@@ -8,6 +8,10 @@
 #define FILTER_TABLE_SIZE_MIN 256u
 #define TOPIC_CHUNK 64u
 #define TARGETS_BYTES_MAX (16u << 20) /* merged target lists of the whole cache; past it the clock hand gives some back */
+#define CHANGES_KEPT 64u              /* a power of two */
+#define RESTARTS_MAX 16u
+#define LEVEL_BYTES 4u     /* of a filter's text for each unit of work that entering it takes, about a level */
+#define MERGED_PER_UNIT 8u /* members of a filter merged for one unit of work */
 
 typedef struct filter {
     uint64_t hash;
@@ -23,9 +27,24 @@ typedef struct filter {
     uint8_t text[];
 } filter_t;
 
+/* A wildcard filter whose members changed. */
+typedef struct route_change {
+    int dialect;
+    uint32_t size;
+    uint8_t text[FRAME_TOPIC_BYTES_MAX];
+} route_change_t;
+
+/* A search that stopped because its units were used up. */
+typedef struct topic_search {
+    trie_walk_t walks[2];
+    uint32_t dialect;    /* of the walk under way */
+    uint64_t generation; /* when it began, or when no later change was found to matter */
+} topic_search_t;
+
 struct routes {
     route_counts_t counts; /* must be first, see route_counts */
     pool_t *pool;
+    uint64_t *work;
     filter_t **filters;
     uint32_t filters_size; /* a power of two */
     trie_t tries[2];       /* dot, slash */
@@ -38,6 +57,7 @@ struct routes {
     uint64_t serial;
     uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
     uint64_t seed;
+    route_change_t changes[CHANGES_KEPT]; /* by generation: the newest ones */
 };
 
 static uint32_t power_of_two(uint32_t at_least) {
@@ -46,11 +66,12 @@ static uint32_t power_of_two(uint32_t at_least) {
     return size;
 }
 
-routes_t *route_new(pool_t *pool, uint32_t topics_max) {
+routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work) {
     routes_t *routes = pool_take(pool, sizeof *routes);
     if (!routes) return NULL;
     memset(routes, 0, sizeof *routes);
     routes->pool = pool;
+    routes->work = work;
     routes->topics_max = (topics_max + TOPIC_CHUNK - 1) / TOPIC_CHUNK * TOPIC_CHUNK;
     routes->topics_size = power_of_two(routes->topics_max);
     routes->filters_size = FILTER_TABLE_SIZE_MIN;
@@ -69,7 +90,16 @@ routes_t *route_new(pool_t *pool, uint32_t topics_max) {
 
 /* ---- topics -------------------------------------------------------------------------------------------------------- */
 
+static BQ_APART void search_end(routes_t *routes, topic_t *topic) {
+    pool_give(routes->pool, topic->search, sizeof *topic->search);
+    topic->search = NULL;
+}
+
 static void targets_drop(routes_t *routes, topic_t *topic) {
+    if (BQ_UNLIKELY(topic->search != NULL)) {
+        search_end(routes, topic);
+        if (topic->restarts < RESTARTS_MAX) topic->restarts++;
+    }
     if (topic->target_capacity) {
         size_t bytes = topic->target_capacity * sizeof *topic->targets;
         routes->targets_bytes -= bytes;
@@ -211,6 +241,7 @@ static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text
     if (!filter) return NULL;
     *filter = (filter_t){.hash = hash, .dialect = dialect, .size = size};
     memcpy(filter->text, text, size);
+    *routes->work += size / LEVEL_BYTES;
     if (dialect && !(filter->node = trie_insert(&routes->tries[dialect - 1], text, size, filter))) {
         pool_give(routes->pool, filter, filter_bytes(filter));
         return NULL;
@@ -225,7 +256,7 @@ static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text
 
 static void filter_free(routes_t *routes, filter_t *filter) {
     *filter_slot(routes, filter->hash, filter->text, filter->size) = filter->chain;
-    if (filter->dialect) trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
+    if (filter->dialect) *routes->work += trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
     pool_give(routes->pool, filter->members, filter->capacity * sizeof *filter->members);
     pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
     pool_give(routes->pool, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
@@ -236,7 +267,10 @@ static void filter_free(routes_t *routes, filter_t *filter) {
 /* The members of a filter change: topics that it matches must look again before they are used. */
 static void filter_changed(routes_t *routes, const filter_t *filter) {
     if (filter->dialect) {
-        routes->counts.generation++;
+        route_change_t *change = &routes->changes[++routes->counts.generation % CHANGES_KEPT];
+        change->dialect = filter->dialect;
+        change->size = filter->size;
+        memcpy(change->text, filter->text, filter->size);
         return;
     }
     topic_t *topic = topic_lookup(routes, filter->hash, filter->text, filter->size);
@@ -272,13 +306,16 @@ static bool filter_reserve(routes_t *routes, filter_t *filter) {
 /* ---- subscriptions ------------------------------------------------------------------------------------------------- */
 
 /* Search whichever is shorter, the filter's members or the connection's subscriptions: walk both in step. */
-static subscription_t *subscription_find(const filter_t *filter, const connection_t *connection, subscription_t *list) {
+static subscription_t *subscription_find(routes_t *routes, const filter_t *filter, const connection_t *connection,
+                                         subscription_t *list) {
     uint32_t index = 0;
-    for (; list && index < filter->count; list = list->next, index++) {
-        if (list->filter == filter) return list;
-        if (filter->members[index] == connection) return filter->subscriptions[index];
+    subscription_t *found = NULL;
+    for (; list && index < filter->count && !found; list = list->next, index++) {
+        if (list->filter == filter) found = list;
+        if (filter->members[index] == connection) found = filter->subscriptions[index];
     }
-    return NULL;
+    *routes->work += index / MERGED_PER_UNIT;
+    return found;
 }
 
 /* The filter of that text, made if it is new. NULL with *error. */
@@ -295,7 +332,7 @@ int route_subscribe(routes_t *routes, connection_t *connection, subscription_t *
     int error;
     filter_t *filter = filter_enter(routes, text, size, &error);
     if (!filter) return error;
-    if (subscription_find(filter, connection, *list)) return 0;
+    if (subscription_find(routes, filter, connection, *list)) return 0;
     filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
     subscription_t *subscription = filter_reserve(routes, filter) ? pool_take(routes->pool, sizeof *subscription) : NULL;
     if (!subscription) {
@@ -314,6 +351,7 @@ int route_subscribe(routes_t *routes, connection_t *connection, subscription_t *
 
 void route_leave(routes_t *routes, subscription_t *subscription) {
     filter_t *filter = subscription->filter;
+    *routes->work += 2;
     filter_changed(routes, filter);
     uint32_t last = --filter->count;
     filter->members[subscription->index] = filter->members[last];
@@ -329,7 +367,7 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
 bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text,
                        uint32_t size) {
     filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
-    subscription_t *subscription = filter ? subscription_find(filter, connection, list) : NULL;
+    subscription_t *subscription = filter ? subscription_find(routes, filter, connection, list) : NULL;
     if (subscription) route_leave(routes, subscription);
     return subscription != NULL;
 }
@@ -375,6 +413,7 @@ void route_session_leave(routes_t *routes, session_route_t *at) {
 typedef struct merge {
     routes_t *routes;
     topic_t *topic;
+    uint32_t *units;
 } merge_t;
 
 /* A topic's list of pointers with room for `need`, counted in the budget; NULL: no memory, and the old list still stands. */
@@ -405,6 +444,8 @@ static bool merge_sessions(routes_t *routes, topic_t *topic, const filter_t *fil
 static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
     topic_t *topic = merge->topic;
+    uint32_t units = (filter->count + filter->session_count) / MERGED_PER_UNIT;
+    *merge->units -= units < *merge->units ? units : *merge->units;
     if (filter->session_count && !merge_sessions(merge->routes, topic, filter)) return false;
     if (!filter->count) return true;
     connection_t **targets =
@@ -429,28 +470,90 @@ static void targets_trim(routes_t *routes, const topic_t *keep) {
     }
 }
 
-bool route_resolve(routes_t *routes, topic_t *topic) {
-    targets_drop(routes, topic);
-    merge_t merge = {routes, topic};
-    routes->mark++;
-    bool whole = trie_match(&routes->tries[0], topic->name, topic->name_size, merge_filter, &merge) &&
-                 trie_match(&routes->tries[1], topic->name, topic->name_size, merge_filter, &merge);
-    filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
-    if (whole && literal && topic->target_capacity == 0) { /* nobody else: borrow instead of copying */
-        topic->targets = literal->members;
-        topic->target_count = literal->count;
-        whole = !literal->session_count || merge_sessions(routes, topic, literal);
-    } else if (whole && literal) {
-        whole = merge_filter(&merge, literal);
+/* Whether a wildcard filter that changed after `generation` matches the topic, or so many changed that nobody knows. */
+static bool changed_since(routes_t *routes, const topic_t *topic, uint64_t generation) {
+    uint64_t now = routes->counts.generation;
+    if (now - generation > CHANGES_KEPT) return true;
+    *routes->work += now - generation;
+    while (generation++ < now) {
+        const route_change_t *change = &routes->changes[generation % CHANGES_KEPT];
+        if (filter_matches(change->dialect, change->text, change->size, topic->name, topic->name_size)) return true;
     }
-    if (!whole) {
+    return false;
+}
+
+/* A search goes on unless a filter that matches the topic changed meanwhile: then it begins anew. */
+static void search_continue(routes_t *routes, topic_t *topic, topic_search_t *search) {
+    if (topic->search && changed_since(routes, topic, topic->search->generation)) targets_drop(routes, topic);
+    routes->mark++;
+    if (topic->search) {
+        *search = *topic->search;
+        for (uint32_t i = 0; i < topic->target_count; i++) topic->targets[i]->route_mark = routes->mark;
+        *routes->work += topic->target_count / MERGED_PER_UNIT;
+    } else {
         targets_drop(routes, topic);
-        return false;
+        memset(search, 0, sizeof *search);
+    }
+    search->generation = routes->counts.generation;
+}
+
+/* False: there is no memory to remember the search in. */
+static BQ_APART bool search_keep(routes_t *routes, topic_t *topic, const topic_search_t *search) {
+    if (!topic->search) topic->search = pool_take(routes->pool, sizeof *search);
+    if (topic->search) *topic->search = *search;
+    return topic->search != NULL;
+}
+
+static enum trie_outcome search_tries(routes_t *routes, topic_t *topic, topic_search_t *search, merge_t *merge) {
+    for (; search->dialect < 2; search->dialect++) {
+        enum trie_outcome outcome = trie_match(&routes->tries[search->dialect], &search->walks[search->dialect], topic->name,
+                                               topic->name_size, merge->units, merge_filter, merge);
+        if (outcome != TRIE_DONE) return outcome;
+    }
+    return TRIE_DONE;
+}
+
+static bool search_literal(routes_t *routes, topic_t *topic, merge_t *merge) {
+    filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
+    if (!literal) return true;
+    if (topic->target_capacity) return merge_filter(merge, literal);
+    topic->targets = literal->members; /* nobody else: borrow instead of copying */
+    topic->target_count = literal->count;
+    return !literal->session_count || merge_sessions(routes, topic, literal);
+}
+
+/* A search that filters in change let begin anew gets twice the units each time, so that it ends whatever they do. */
+static uint32_t units_for(const topic_t *topic, uint32_t units) {
+    uint64_t more = (uint64_t)units << topic->restarts;
+    return more < UINT32_MAX ? (uint32_t)more : UINT32_MAX;
+}
+
+enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t units) {
+    bool remembered = !topic->stale && routes->counts.generation - topic->generation <= topic->cost;
+    if (remembered && !changed_since(routes, topic, topic->generation)) {
+        topic->generation = routes->counts.generation;
+        return ROUTE_READY;
+    }
+    topic_search_t search;
+    search_continue(routes, topic, &search);
+    uint32_t all = units_for(topic, units), left = all, before = topic->search ? topic->cost : 0;
+    merge_t merge = {routes, topic, &left};
+    enum trie_outcome outcome = search_tries(routes, topic, &search, &merge);
+    if (outcome == TRIE_MORE && !search_keep(routes, topic, &search)) outcome = TRIE_FAILED;
+    if (outcome == TRIE_DONE && !search_literal(routes, topic, &merge)) outcome = TRIE_FAILED;
+    *routes->work += all - left;
+    topic->cost = before + all - left;
+    if (outcome == TRIE_MORE) return ROUTE_LATER;
+    if (topic->search) search_end(routes, topic);
+    topic->restarts = 0;
+    if (outcome == TRIE_FAILED) {
+        targets_drop(routes, topic);
+        return ROUTE_NO_MEMORY;
     }
     topic->stale = false;
     topic->generation = routes->counts.generation;
     if (routes->targets_bytes > TARGETS_BYTES_MAX) targets_trim(routes, topic);
-    return true;
+    return ROUTE_READY;
 }
 
 void route_free(routes_t *routes) {

@@ -7,6 +7,9 @@
  * Invariant: a topic's targets may be used only while route_is_current says so: subscribing to or leaving a literal filter
  * makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each connection appears
  * once in the targets, however many of its filters match.
+ *
+ * Work is counted: finding a topic's targets stops when its units are used up and goes on from there, so that nobody waits for a
+ * topic that a thousand filters might match. A topic that none of the last changed filters matches is current without a search.
  */
 #ifndef BQ_ROUTE_H
 #define BQ_ROUTE_H
@@ -50,13 +53,17 @@ typedef struct topic {
     uint32_t name_size;  /* 0: the slot is free */
     const uint8_t *name; /* in prefix */
     bool stale;
-    bool recent; /* looked up since the clock hand last passed */
+    bool recent;                 /* looked up since the clock hand last passed */
+    uint8_t restarts;            /* of the search under way, because filters changed meanwhile */
+    uint32_t cost;               /* units that finding the targets took */
+    struct topic_search *search; /* under way: the targets are not complete */
 } topic_t;
 
 typedef struct routes routes_t;
 
-routes_t *route_new(pool_t *pool, uint32_t topics_max); /* NULL: no memory */
-void route_free(routes_t *routes);                      /* every subscription has left */
+/* NULL: no memory. Units of work done are added to *work: nodes and filters visited, members merged. */
+routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work);
+void route_free(routes_t *routes); /* every subscription has left */
 
 /* Subscribe a connection to a filter that filter_check accepts. 1: new, 0: it was there already, BQ_E_MEMORY, BQ_E_ARGUMENT.
  * `list` is the head of the connection's subscriptions. */
@@ -79,8 +86,10 @@ static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t 
  * topic_check code, or to BQ_E_MEMORY. */
 topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error);
 
-/* Make topic->targets current; may drop the targets of other topics. False: no memory (the targets are then empty). */
-bool route_resolve(routes_t *routes, topic_t *topic);
+/* Make topic->targets current; may drop the targets of other topics. NO_MEMORY: the targets are empty. LATER: `units` of work did
+ * not do, the targets may not be used yet; call again. */
+enum route_outcome { ROUTE_NO_MEMORY, ROUTE_READY, ROUTE_LATER };
+enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t units);
 
 typedef struct route_counts {
     uint64_t generation; /* first, so that the check inlines */
@@ -94,8 +103,8 @@ static inline bool route_is_current(const routes_t *routes, const topic_t *topic
     return !topic->stale && topic->generation == route_counts(routes)->generation;
 }
 
-static inline bool route_ready(routes_t *routes, topic_t *topic) {
-    return BQ_LIKELY(route_is_current(routes, topic)) || route_resolve(routes, topic);
+static inline enum route_outcome route_ready(routes_t *routes, topic_t *topic, uint32_t units) {
+    return BQ_LIKELY(route_is_current(routes, topic)) ? ROUTE_READY : route_resolve(routes, topic, units);
 }
 
 #endif

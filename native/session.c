@@ -63,9 +63,24 @@ static void flight_leave(bq_t *bq, delivery_t *delivery) {
 
 void session_pump_later(bq_t *bq, session_t *session) {
     if (session->pumping) return;
+    sessions_t *sessions = &bq->sessions;
     session->pumping = true;
-    session->pump_next = bq->sessions.pump;
-    bq->sessions.pump = session;
+    session->pump_next = NULL;
+    session->pump_link = sessions->pump_tail;
+    *sessions->pump_tail = session;
+    sessions->pump_tail = &session->pump_next;
+    sessions->pump_count++;
+}
+
+void session_pump_never(bq_t *bq, session_t *session) {
+    if (!session->pumping) return;
+    session->pumping = false;
+    *session->pump_link = session->pump_next;
+    if (session->pump_next)
+        session->pump_next->pump_link = session->pump_link;
+    else
+        bq->sessions.pump_tail = session->pump_link;
+    bq->sessions.pump_count--;
 }
 
 void session_floor_update(bq_t *bq, session_t *session) {
@@ -188,6 +203,7 @@ static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
         bq->stats.redelivered++;
     }
     delivery->deliveries++;
+    bq->stats.work += WORK_DELIVERY;
     return true;
 }
 
@@ -281,17 +297,20 @@ void session_offer(bq_t *bq, session_t *session, const held_t *held) {
     }
 }
 
+/* As many of them as a turn's work goes for: the others are the next turn's. */
 void session_pump_all(bq_t *bq) {
+    uint64_t stop = work_done(bq) + WORK_COMMITS;
     session_reads_turn(bq);
-    session_t *session = bq->sessions.pump;
-    bq->sessions.pump = NULL;
-    while (session) {
-        session_t *next = session->pump_next;
-        session->pumping = false;
+    for (uint32_t left = bq->sessions.pump_count; left && bq->sessions.pump; left--) {
+        if (work_done(bq) >= stop) {
+            bq->commits_left = true;
+            return;
+        }
+        session_t *session = bq->sessions.pump;
+        session_pump_never(bq, session);
+        bq->stats.work += WORK_DELIVERY;
         pump(bq, session);
-        bool logged = floor_log(bq, session);
-        if (!logged) session_pump_later(bq, session); /* the log is full for now: look again when a commit has ended */
-        session = next;
+        if (!floor_log(bq, session)) session_pump_later(bq, session); /* the log is full for now: after the next commit */
     }
 }
 

@@ -62,7 +62,7 @@ typedef struct session {
     struct session *name_chain, *id_chain;
     uint64_t name_hash;
     bq_conn_t owner; /* of one that is neither durable nor grouped: its only connection; else 0 */
-    struct session *pump_next;
+    struct session *pump_next, **pump_link;
     session_route_t route;
     member_t *members, *turn;         /* turn: who is served next */
     holder_t *holders;                /* one of a durable subscription, at least one of a durable group; NULL: not durable */
@@ -133,7 +133,8 @@ typedef struct sessions {
     uint32_t table_size;
     delivery_t **flight; /* hash table of deliveries in flight */
     uint32_t flight_size, flight_count;
-    session_t *pump; /* those that may have something to do */
+    session_t *pump, **pump_tail; /* those that may have something to do, the first to say so first */
+    uint32_t pump_count;
     session_list_t list;
     reader_t readers[SESSION_SLOTS];
     session_t *read_first, **read_last; /* those in line for one */
@@ -163,6 +164,7 @@ void session_subscribe_undo(struct bq *bq, struct connection *connection, const 
 bool session_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request,
                          bool *ended, bool *held);
 void session_ack(struct bq *bq, struct connection *connection, uint64_t id);
+void session_leave_one(struct bq *bq, struct connection *connection); /* the first of those it is in */
 void session_leave_all(struct bq *bq, struct connection *connection);
 
 /* A message has become durable: take it into the window, or note that it is in the log. */

@@ -22,6 +22,7 @@ static inline void session_behind_end(session_t *session) {
 
 /* session.c: the window */
 void session_pump_later(struct bq *bq, session_t *session); /* at the end of this turn */
+void session_pump_never(struct bq *bq, session_t *session);
 void session_floor_update(struct bq *bq, session_t *session);
 void session_fall_behind(struct bq *bq, session_t *session, uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
 bool session_has_room(const struct bq *bq, const session_t *session, uint32_t size);

@@ -260,11 +260,7 @@ void session_free(bq_t *bq, session_t *session) {
     bq->stats.enqueued += session->window_count;
     while (session->head) delivery_free(bq, session->head);
     session_read_abandon(bq, session);
-    if (session->pumping) {
-        session_t **at = &bq->sessions.pump;
-        while (*at != session) at = &(*at)->pump_next;
-        *at = session->pump_next;
-    }
+    session_pump_never(bq, session);
     route_session_leave(bq->routes, &session->route);
     session_list_forget(bq, session);
     name_leave(&bq->sessions, session);
@@ -508,12 +504,15 @@ bool session_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const
     return true;
 }
 
+void session_leave_one(bq_t *bq, connection_t *connection) {
+    session_t *session = connection->members->session;
+    bq->stats.work += WORK_DELIVERY + session->window_count / WORK_DROPS;
+    member_remove(bq, connection->members);
+    if (!session->member_count && !session->durable) session_free(bq, session);
+}
+
 void session_leave_all(bq_t *bq, connection_t *connection) {
-    while (connection->members) {
-        session_t *session = connection->members->session;
-        member_remove(bq, connection->members);
-        if (!session->member_count && !session->durable) session_free(bq, session);
-    }
+    while (connection->members) session_leave_one(bq, connection);
 }
 
 void sessions_missed(bq_t *bq, uint64_t lsn) {
@@ -525,6 +524,7 @@ void sessions_missed(bq_t *bq, uint64_t lsn) {
 
 bool sessions_init(bq_t *bq) {
     sessions_t *sessions = &bq->sessions;
+    sessions->pump_tail = &sessions->pump;
     sessions->flight_size = FLIGHT_SIZE_MIN;
     sessions->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
     if (sessions->flight) memset(sessions->flight, 0, FLIGHT_SIZE_MIN * sizeof *sessions->flight);

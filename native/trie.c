@@ -100,7 +100,8 @@ static void child_unlink(trie_t *trie, trie_node_t *node) {
 }
 
 /* Remove nodes from here up that nothing needs any more. The root stays. */
-static void prune(trie_t *trie, trie_node_t *node) {
+static uint32_t prune(trie_t *trie, trie_node_t *node) {
+    uint32_t count = 0;
     while (node->parent && !node->here && !node->rest && !node->single && !node->children) {
         trie_node_t *parent = node->parent;
         if (parent->single == node)
@@ -109,7 +110,9 @@ static void prune(trie_t *trie, trie_node_t *node) {
             child_unlink(trie, node);
         node_free(trie, node);
         node = parent;
+        count++;
     }
+    return count;
 }
 
 static uint32_t level_end(const uint8_t *text, uint32_t from, uint32_t size, uint8_t separator) {
@@ -147,42 +150,78 @@ trie_node_t *trie_insert(trie_t *trie, const uint8_t *text, uint32_t size, struc
     return node;
 }
 
-void trie_remove(trie_t *trie, trie_node_t *node, struct filter *filter) {
+uint32_t trie_remove(trie_t *trie, trie_node_t *node, struct filter *filter) {
     if (node->here == filter) node->here = NULL;
     if (node->rest == filter) node->rest = NULL;
-    prune(trie, node);
+    return prune(trie, node);
 }
 
-bool trie_match(const trie_t *trie, const uint8_t *topic, uint32_t size, trie_found found, void *context) {
-    struct {
-        const trie_node_t *node;
-        uint32_t at;
-    } stack[FRAME_TOPIC_BYTES_MAX + 2];
+typedef struct trie_step {
+    const trie_node_t *node;
+    uint32_t at; /* where in the topic the node's next level begins; past its end: every level is used up */
+} trie_step_t;
+
+/* The branches that led to a node. */
+static BQ_APART void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
+    *walk = (trie_walk_t){.begun = true};
+    for (const trie_node_t *at = node; at->parent; at = at->parent) walk->levels++;
+    uint32_t level = walk->levels;
+    for (; node->parent; node = node->parent) {
+        level--;
+        if (node->parent->single == node) walk->singles[level / 64] |= 1ull << level % 64;
+    }
+}
+
+/* Down the same branches again, as far as they still are: the last node is the next to visit, and beside each literal level taken the
+ * wildcard is still to come. Returns the depth of the stack. */
+static BQ_APART uint32_t walk_resume(const trie_t *trie, const trie_walk_t *walk, const uint8_t *topic, uint32_t size,
+                                     trie_step_t *stack) {
+    uint32_t depth = 0, at = 0;
+    const trie_node_t *node = trie->root;
+    for (uint32_t level = 0; level < walk->levels && node; level++) {
+        uint32_t end = level_end(topic, at, size, trie->separator);
+        bool own = at == 0 && topic[0] == '$';
+        if (walk->singles[level / 64] >> level % 64 & 1) {
+            node = node->single;
+        } else {
+            if (node->single && !own) stack[depth++] = (trie_step_t){node->single, end + 1};
+            node = child_find(trie, node, topic + at, end - at);
+        }
+        at = end + 1;
+    }
+    if (node) stack[depth++] = (trie_step_t){node, at};
+    return depth;
+}
+
+enum trie_outcome trie_match(const trie_t *trie, trie_walk_t *walk, const uint8_t *topic, uint32_t size, uint32_t *units,
+                             trie_found found, void *context) {
+    trie_step_t stack[FRAME_TOPIC_BYTES_MAX + 2];
     uint32_t depth = 0;
-    if (!trie->root || size > FRAME_TOPIC_BYTES_MAX) return true;
+    if (!trie->root || size > FRAME_TOPIC_BYTES_MAX) return TRIE_DONE;
     bool slash = trie->wildcard_rest == '#';
-    stack[depth].node = trie->root;
-    stack[depth++].at = 0;
+    if (BQ_UNLIKELY(walk->begun))
+        depth = walk_resume(trie, walk, topic, size, stack);
+    else
+        stack[depth++] = (trie_step_t){trie->root, 0};
     while (depth) {
         const trie_node_t *node = stack[--depth].node;
         uint32_t at = stack[depth].at;
+        if (BQ_UNLIKELY(!*units)) {
+            walk_remember(walk, node);
+            return TRIE_MORE;
+        }
+        (*units)--;
         if (at > size) { /* every level of the topic is used up; `site/#` matches `site` itself, `logs.>` does not match `logs` */
-            if (node->here && !found(context, node->here)) return false;
-            if (slash && node->rest && !found(context, node->rest)) return false;
+            if (node->here && !found(context, node->here)) return TRIE_FAILED;
+            if (slash && node->rest && !found(context, node->rest)) return TRIE_FAILED;
             continue;
         }
         bool own = at == 0 && topic[0] == '$'; /* the broker's own topics: only for filters that name them */
-        if (node->rest && !own && !found(context, node->rest)) return false;
+        if (node->rest && !own && !found(context, node->rest)) return TRIE_FAILED;
         uint32_t end = level_end(topic, at, size, trie->separator);
+        if (node->single && !own) stack[depth++] = (trie_step_t){node->single, end + 1};
         const trie_node_t *child = child_find(trie, node, topic + at, end - at);
-        if (child) {
-            stack[depth].node = child;
-            stack[depth++].at = end + 1;
-        }
-        if (node->single && !own) {
-            stack[depth].node = node->single;
-            stack[depth++].at = end + 1;
-        }
+        if (child) stack[depth++] = (trie_step_t){child, end + 1};
     }
-    return true;
+    return TRIE_DONE;
 }

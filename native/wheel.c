@@ -57,13 +57,6 @@ static inline void place(wheel_t *wheel, wheel_timer_t *timer) {
     if (begins < wheel->soonest) wheel->soonest = begins;
 }
 
-static inline wheel_timer_t *slot_detach(wheel_t *wheel, uint32_t level, uint32_t slot) {
-    wheel_timer_t *timers = wheel->slots[level][slot];
-    wheel->slots[level][slot] = NULL;
-    wheel->occupied[level][slot / 64] &= ~(1ull << slot % 64);
-    return timers;
-}
-
 void wheel_init(wheel_t *wheel, uint64_t now_tick) {
     memset(wheel, 0, sizeof *wheel);
     wheel->now = now_tick;
@@ -98,7 +91,10 @@ void wheel_remove(wheel_t *wheel, wheel_timer_t *timer) {
 
 /* `now` stands at the beginning of this slot: its timers move closer, or into the level 0 slot of `now`, which is next. */
 static void cascade(wheel_t *wheel, uint32_t level) {
-    wheel_timer_t *timer = slot_detach(wheel, level, slot_of(wheel->now, level));
+    uint32_t slot = slot_of(wheel->now, level);
+    wheel_timer_t *timer = wheel->slots[level][slot];
+    wheel->slots[level][slot] = NULL;
+    wheel->occupied[level][slot / 64] &= ~(1ull << slot % 64);
     while (timer) {
         wheel_timer_t *next = timer->next;
         place(wheel, timer);
@@ -107,15 +103,18 @@ static void cascade(wheel_t *wheel, uint32_t level) {
     }
 }
 
-/* Append the timers due at `now` to the list that ends at *tail; returns the new end. */
-static wheel_timer_t **expire(wheel_t *wheel, wheel_timer_t **tail) {
-    *tail = slot_detach(wheel, 0, slot_of(wheel->now, 0));
-    for (; *tail; tail = &(*tail)->next) {
-        (*tail)->link = NULL;
-        wheel->armed--;
-        wheel->expirations++;
+/* On to the next slot that has timers, whatever its level. False: none begins by `to`. */
+static bool step(wheel_t *wheel, uint64_t to) {
+    uint64_t next[WHEEL_LEVELS], soonest = UINT64_MAX;
+    for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {
+        next[level] = level_next(wheel, level);
+        if (next[level] < soonest) soonest = next[level];
     }
-    return tail;
+    if (soonest > to) return false;
+    wheel->now = soonest;
+    for (uint32_t level = WHEEL_LEVELS - 1; level > 0; level--)
+        if (next[level] == soonest) cascade(wheel, level);
+    return true;
 }
 
 static uint64_t find_soonest(const wheel_t *wheel) {
@@ -129,30 +128,23 @@ static uint64_t find_soonest(const wheel_t *wheel) {
     return soonest;
 }
 
-wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to) {
+wheel_timer_t *wheel_take(wheel_t *wheel, uint64_t to) {
     assert(to >= wheel->now);
     if (BQ_LIKELY(to < wheel->soonest)) {
         wheel->now = to;
         return NULL;
     }
-    wheel_timer_t *due = NULL;
-    wheel_timer_t **tail = expire(wheel, &due);
-    while (wheel->armed) {
-        uint64_t next[WHEEL_LEVELS], soonest = UINT64_MAX;
-        for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {
-            next[level] = level_next(wheel, level);
-            if (next[level] < soonest) soonest = next[level];
-        }
-        if (soonest > to) break;
-        wheel->now = soonest;
-        for (uint32_t level = WHEEL_LEVELS - 1; level > 0; level--)
-            if (next[level] == soonest) cascade(wheel, level);
-        tail = expire(wheel, tail);
-    }
+    do {
+        wheel_timer_t *timer = wheel->slots[0][slot_of(wheel->now, 0)];
+        if (!timer) continue;
+        wheel_remove(wheel, timer);
+        wheel->expirations++;
+        return timer;
+    } while (wheel->armed && step(wheel, to));
     wheel->now = to;
     wheel->soonest = find_soonest(wheel);
     wheel->stale = false;
-    return due;
+    return NULL;
 }
 
 uint64_t wheel_next(wheel_t *wheel) {

@@ -1,6 +1,6 @@
 /* wheel.h: a hierarchical timer wheel. O(1) insert and remove; a timer costs its own four words and nothing else.
  *
- * Invariant: a timer due at tick T sits in the slot that wheel_advance reaches at T, or in a coarser slot that is cascaded
+ * Invariant: a timer due at tick T sits in the slot that wheel_take reaches at T, or in a coarser slot that is cascaded
  * down before T. Ticks are monotonic; the wheel never sees a wall clock.
  */
 #ifndef BQ_WHEEL_H
@@ -22,23 +22,23 @@ typedef struct wheel {
     wheel_timer_t *slots[WHEEL_LEVELS][WHEEL_SLOTS];
     uint64_t occupied[WHEEL_LEVELS][WHEEL_SLOTS / 64];
     uint64_t now;     /* last tick that has been advanced to */
-    uint64_t soonest; /* before it wheel_advance has no work: most turns of an idle wheel compare with this and are done */
+    uint64_t soonest; /* before it wheel_take has no work: most turns of an idle wheel compare with this and are done */
     bool stale;       /* a removal may have made that a later tick */
     uint64_t armed;
     uint64_t insertions, expirations, cascades;
 } wheel_t;
 
 void wheel_init(wheel_t *wheel, uint64_t now_tick);
-void wheel_insert(wheel_t *wheel, wheel_timer_t *timer,
-                  uint64_t tick);                        /* timer not armed; a tick <= now is due at the next advance */
-void wheel_remove(wheel_t *wheel, wheel_timer_t *timer); /* no-op if not armed */
+void wheel_insert(wheel_t *wheel, wheel_timer_t *timer, uint64_t tick); /* timer not armed; a tick <= now is due at once */
+void wheel_remove(wheel_t *wheel, wheel_timer_t *timer);                /* no-op if not armed */
 static inline bool wheel_armed(const wheel_timer_t *timer) { return timer->link != NULL; }
 
-/* Move to tick `to` (never backwards) and return the due timers as a list through `next`, each no longer armed, or NULL.
- * A large step costs what is armed, not the ticks between. Due timers come in tick order. */
-wheel_timer_t *wheel_advance(wheel_t *wheel, uint64_t to);
+/* One timer that is due at tick `to`, no longer armed, in tick order; NULL: none is, and the wheel has moved to `to` (never
+ * backwards). A large step costs what is armed, not the ticks between. Timers that nobody takes stay armed, so whoever takes one
+ * may remove others. */
+wheel_timer_t *wheel_take(wheel_t *wheel, uint64_t to);
 
-/* The earliest tick at which wheel_advance may have work (due timers or a cascade), or UINT64_MAX when nothing is armed. */
+/* The earliest tick at which wheel_take may have work (due timers or a cascade), or UINT64_MAX when nothing is armed. */
 uint64_t wheel_next(wheel_t *wheel);
 
 #endif

@@ -116,7 +116,7 @@ def test_one_publisher_alone_is_read_as_far_as_it_wrote_and_many_share_a_turn() 
     with Bench() as bench:
         (waiting,), taken = _published_in_a_turn(bench, [bench.adopt(1 << 18)])
         assert taken == waiting > (64 << 10) // len(FRAME)
-    with Bench() as bench:
+    with Bench(work_share=1 << 20) as bench:
         publishers = [bench.adopt(1 << 18) for _ in range(80)]
         counts, taken = _published_in_a_turn(bench, publishers)
         share = (64 << 10) // len(FRAME)

@@ -84,7 +84,12 @@ class CoreAndTwin(RuleBasedStateMachine):
     @initialize(limits=LIMITS, tick_ms=st.sampled_from([1, 10]), filters=HOT_FILTERS, stalled=st.booleans())
     def start(self, limits: dict[str, Any], tick_ms: int, filters: list[str], stalled: bool) -> None:
         self.bench = Bench(
-            **limits, tick_ms=tick_ms, segment_bytes=SEGMENT_BYTES, route_cache_entries=64, max_connections=4
+            **limits,
+            tick_ms=tick_ms,
+            segment_bytes=SEGMENT_BYTES,
+            route_cache_entries=64,
+            max_connections=4,
+            work_share=1 << 30,
         )
         self.twin = Twin(self.bench.config, self.bench.now_ms, self.bench.wall_offset_ms)
         self.clients: dict[str, Client] = {}

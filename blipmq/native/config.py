@@ -64,6 +64,7 @@ class CoreConfig(NamedTuple):
     accept_burst: int = 1000
     max_topic_levels: int = 64
     keepalive_ms: int = 0
+    work_share: int = 1024
 
 
 class LogConfig(NamedTuple):

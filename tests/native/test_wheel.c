@@ -1,6 +1,7 @@
 /* test_wheel.c: the timer wheel against an array that is searched from end to end.
  *
- * Invariant checked: wheel_advance(to) returns exactly the armed timers with tick <= to, in tick order, and nothing else.
+ * Invariant checked: wheel_take(to), called until it returns NULL, returns exactly the armed timers with tick <= to, in tick order; those that are
+ * not taken stay armed.
  */
 #include "check.h"
 #include "wheel.h"
@@ -38,7 +39,7 @@ static void check_structure(void) {
 
 static void check_advance(uint64_t to) {
     uint64_t last = 0, expirations = wheel.expirations, returned = 0;
-    for (wheel_timer_t *timer = wheel_advance(&wheel, to); timer; timer = timer->next, returned++) {
+    for (wheel_timer_t *timer; (timer = wheel_take(&wheel, to)); returned++) {
         int i = (int)(timer - timers);
         CHECK(armed[i] && !wheel_armed(timer));
         CHECK(timer->tick >= last && timer->tick <= to);
@@ -116,8 +117,8 @@ static void test_level_borders_are_exact(void) {
             wheel_timer_t timer = {0};
             wheel_init(&wheel, starts[s]);
             wheel_insert(&wheel, &timer, starts[s] + borders[b]);
-            CHECK(wheel_advance(&wheel, starts[s] + borders[b] - 1) == NULL);
-            CHECK(wheel_advance(&wheel, starts[s] + borders[b]) == &timer && timer.next == NULL);
+            CHECK(wheel_take(&wheel, starts[s] + borders[b] - 1) == NULL);
+            CHECK(wheel_take(&wheel, starts[s] + borders[b]) == &timer && !wheel_armed(&timer));
             CHECK(wheel.cascades <= 2 * WHEEL_LEVELS + 4); /* a step of billions of ticks costs a few moves */
         }
     }
@@ -128,8 +129,8 @@ static void test_a_tick_in_the_past_is_due_at_the_next_advance(void) {
     wheel_init(&wheel, 1000);
     wheel_insert(&wheel, &timer, 3);
     CHECK(wheel_next(&wheel) == 1000);
-    CHECK(wheel_advance(&wheel, 1000) == &timer && !wheel_armed(&timer));
-    CHECK(wheel_advance(&wheel, 5000) == NULL);
+    CHECK(wheel_take(&wheel, 1000) == &timer && !wheel_armed(&timer));
+    CHECK(wheel_take(&wheel, 5000) == NULL);
 }
 
 static void test_removing_twice_is_harmless(void) {
@@ -139,7 +140,7 @@ static void test_removing_twice_is_harmless(void) {
     wheel_insert(&wheel, &timer, 300);
     wheel_remove(&wheel, &timer);
     wheel_remove(&wheel, &timer);
-    CHECK(wheel.armed == 0 && wheel_next(&wheel) == UINT64_MAX && wheel_advance(&wheel, 400) == NULL);
+    CHECK(wheel.armed == 0 && wheel_next(&wheel) == UINT64_MAX && wheel_take(&wheel, 400) == NULL);
 }
 
 int main(void) {

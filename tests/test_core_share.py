@@ -1,0 +1,255 @@
+"""No client stalls another by the work it asks for: what is counted here is turns, never time.
+
+A turn of the core serves a client for a share of work at most. Somebody who does one thing beside an attack has it done within a
+few turns, however much the attack asked for, and in the end everybody has everything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from stepped import Bench, Client, conserved
+
+from blipmq import wire
+from blipmq.native.config import Overflow
+
+DEEP = 60
+FRESH = 2000
+FEW_TURNS = 4
+
+
+def overlapping(count: int, levels: int = DEEP) -> list[str]:
+    """Filters that all match `a/a/a/...`, and share no more than their first levels."""
+    return [
+        "/".join("+" if number >> level % 10 & 1 else "a" for level in range(levels)) + "/#" for number in range(count)
+    ]
+
+
+def fresh_topics(count: int, levels: int = DEEP) -> bytes:
+    head = "/".join("a" * levels)
+    return b"".join(wire.encode_command(wire.PUB, f"{head}/{number}", b"x") for number in range(count))
+
+
+class Beside:
+    """A publisher and a subscriber that have nothing to do with the attack."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.reader = bench.attach().subscribe("good/one")
+        self.writer = bench.attach()
+        self.sent = 0
+
+    def turns(self) -> int:
+        """The turns from a publish to its arrival."""
+        self.writer.publish("good/one", b"%d" % self.sent)
+        self.sent += 1
+        for turns in itertools.count(1):
+            self.bench.turn()
+            if len(self.reader.messages) == self.sent:
+                return turns
+            assert turns < 1000
+        raise AssertionError
+
+
+def messages_beside(beside: Beside, done: Callable[[], bool]) -> int:
+    """How many messages went by, each within a few turns, before the attack was done with."""
+    for count in range(10_000):
+        if done():
+            beside.bench.settle()
+            return count
+        assert beside.turns() <= FEW_TURNS
+    raise AssertionError("the attack has no end")
+
+
+def test_a_thousand_overlapping_filters_and_fresh_topics_hold_up_only_their_publisher() -> None:
+    with Bench() as bench:
+        beside = Beside(bench)
+        attacker = bench.attach().subscribe(*overlapping(1000))
+        attacker.feed(fresh_topics(40))
+        assert messages_beside(beside, lambda: len(attacker.messages) == 40) > 100
+
+
+def test_filters_that_change_all_the_time_do_not_keep_a_search_from_its_end() -> None:
+    with Bench() as bench:
+        attacker = bench.attach().subscribe(*overlapping(200))
+        other = bench.attach()
+        attacker.feed(fresh_topics(1))
+        for _ in range(200):
+            other.subscribe("a/#")
+            other.send(wire.UNSUB, "a/#")
+            bench.turn()
+            if attacker.messages:
+                break
+        assert len(attacker.messages) == 1
+
+
+def test_filters_that_change_and_do_not_match_leave_a_topic_as_it_is() -> None:
+    with Bench() as bench:
+        attacker = bench.attach().subscribe(*overlapping(300))
+        other = bench.attach()
+        attacker.feed(fresh_topics(1))
+        bench.settle()
+        before = bench.stats()["work"]
+        for _ in range(20):
+            other.subscribe("elsewhere/#")
+            other.send(wire.UNSUB, "elsewhere/#")
+            attacker.feed(fresh_topics(1))
+            bench.settle()
+        assert len(attacker.messages) == 21
+        assert bench.stats()["work"] - before < 20 * 300  # not one search of 300 filters for each message
+
+
+def test_a_flood_of_small_frames_is_taken_in_shares_and_whole() -> None:
+    with Bench() as bench:
+        beside = Beside(bench)
+        attacker = bench.attach(hello=True)
+        topics = [wire.encode_command(wire.PUB, f"t{number % 100}", b"") for number in range(4000)]
+        attacker.feed(b"".join(topics))
+        assert messages_beside(beside, lambda: bench.stats()["published"] == 4000 + beside.sent) > 1
+        assert bench.stats()["share_stops"] > 5
+
+
+def test_a_topic_of_many_subscribers_does_not_hold_up_one_of_few() -> None:
+    with Bench(max_connections=2000) as bench:
+        beside = Beside(bench)
+        crowd = [bench.attach().subscribe("wide", "too") for _ in range(600)]
+        attacker = bench.attach()
+        for _ in range(3):
+            attacker.feed(b"".join(wire.encode_command(wire.PUB, topic, b"x") for topic in ["wide", "too"] * 20))
+        assert messages_beside(beside, lambda: all(len(client.messages) == 120 for client in crowd)) > 5
+
+
+def test_a_drop_from_a_queue_walks_past_what_may_not_be_dropped_once() -> None:
+    with Bench(subscriber_messages=100) as bench:
+        slow, attacker = bench.attach(hello=True).subscribe("q0", "q1"), bench.attach()
+        slow.stall()
+        for _ in range(500):
+            bench.core.reply(slow.conn, 0, 1, "")
+        bench.settle()
+        attacker.feed(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(100)))
+        bench.settle()
+        before = bench.stats()
+        attacker.feed(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(1000)))
+        bench.settle()
+        after = bench.stats()
+        assert after["dropped_queue_full"] - before["dropped_queue_full"] == 1000
+        assert after["work"] - before["work"] < 20 * 1000
+
+
+def test_the_end_of_many_who_had_many_filters_is_spread_over_turns() -> None:
+    with Bench(max_connections=100) as bench:
+        beside = Beside(bench)
+        crowd = [bench.attach().subscribe(*overlapping(200, 20)) for _ in range(20)]
+        before = bench.stats()
+        for client in crowd:
+            bench.core.close(client.conn)
+        assert messages_beside(beside, lambda: len(bench.closed) == 20) > 3
+        after = bench.stats()
+        assert after["connections"] == before["connections"] - 20
+        assert after["subscriptions"] == 1 and after["filters"] == 1
+
+
+def test_ten_thousand_messages_that_expire_at_once_do_so_over_turns() -> None:
+    with Bench() as bench:
+        beside = Beside(bench)
+        attacker = bench.attach()
+        for filter in ("t.0", "t.1"):  # what goes to one and the other in turn lies in an entry of its own
+            bench.attach().subscribe(filter).stall()
+        for number in range(10_000):
+            attacker.publish(f"t.{number % 2}", b"x", ttl_ms=50)
+        bench.settle()
+        assert bench.stats()["queued_messages"] == 10_000
+        bench.turn(60)
+        assert bench.core.next_timer_ms() == 0  # some are left for the next turn
+        assert beside.turns() <= FEW_TURNS
+        bench.settle()
+        assert bench.stats()["dropped_ttl"] == 10_000 and bench.stats()["queued_messages"] == 0
+
+
+def held_back(bench: Bench, count: int) -> list[Client]:
+    publishers = [bench.attach() for _ in range(count)]
+    for number, publisher in enumerate(publishers):
+        publisher.publish("t", b"%d" % number)
+    bench.settle()
+    return publishers
+
+
+def test_publishers_held_back_by_the_hundred_go_on_some_at_a_time_in_the_order_in_which_they_stopped() -> None:
+    with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=4) as bench:
+        reader = bench.attach().subscribe("t")
+        reader.stall()
+        held_back(bench, 500)
+        assert bench.stats()["blocked_publishers"] == 496
+        pauses = bench.stats()["blocked_pauses"]
+        reader.read()
+        bench.settle()
+        assert reader.payloads == [b"%d" % number for number in range(500)]
+        assert bench.stats()["blocked_publishers"] == 0
+        assert bench.stats()["blocked_pauses"] - pauses < 500 * 64 / 4
+
+
+def test_a_full_group_holds_its_publishers_back_and_takes_whatever_one_of_its_members_has_room_for() -> None:
+    with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=10) as bench:
+        members = [bench.attach(hello=True), bench.attach(hello=True)]
+        join(bench, members, "t")
+        members[0].stall()
+        publisher = bench.attach()
+        for number in range(100):
+            publisher.publish("t", b"%d" % number)
+        bench.settle()
+        assert bench.stats()["blocked_publishers"] == 0
+        assert bench.stats()["queued_messages"] == 10  # one member is full, the other one got all the rest
+        assert len(members[1].messages) == 90
+        members[1].stall()
+        for number in range(100, 200):
+            publisher.publish("t", b"%d" % number)
+        bench.settle()
+        stats = bench.stats()
+        assert stats["blocked_publishers"] == 1 and stats["queued_messages"] == 20 and stats["dropped_queue_full"] == 0
+        members[0].read()
+        members[1].read()
+        bench.settle()
+        got = sorted(int(payload) for member in members for payload in member.payloads)
+        assert got == list(range(200)) and conserved(bench.stats())
+
+
+def test_a_member_that_joins_or_leaves_a_full_group_lets_its_publishers_go_on() -> None:
+    for leaves in (False, True):
+        with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=5) as bench:
+            full = bench.attach(hello=True)
+            join(bench, [full], "t")
+            full.stall()
+            publisher = bench.attach()
+            for number in range(20):
+                publisher.publish("t", b"%d" % number)
+            bench.settle()
+            assert bench.stats()["blocked_publishers"] == 1
+            if leaves:
+                bench.close(full)
+            else:
+                other = bench.attach(hello=True)
+                join(bench, [other], "t")
+                assert len(other.messages) == 15
+            assert bench.stats()["blocked_publishers"] == 0
+
+
+@pytest.mark.parametrize("policy", [Overflow.DROP_OLDEST, Overflow.DROP_NEW])
+def test_a_full_group_drops_and_counts_when_the_policy_is_to_drop(policy: Overflow) -> None:
+    with Bench(overflow_policy=policy, subscriber_messages=5) as bench:
+        full = bench.attach(hello=True)
+        join(bench, [full], "t")
+        full.stall()
+        publisher = bench.attach()
+        for number in range(20):
+            publisher.publish("t", b"%d" % number)
+        bench.settle()
+        stats = bench.stats()
+        assert stats["queued_messages"] == 5 and stats["dropped_queue_full"] == 15 and conserved(stats)
+
+
+def join(bench: Bench, members: list[Client], filter: str) -> None:
+    for member in members:
+        bench.core.subscribe(member.conn, 9, filter, group="workers")
+    bench.settle()
