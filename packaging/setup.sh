@@ -6,7 +6,7 @@
 #   packaging/setup.sh clang        a clang with libFuzzer
 #   packaging/setup.sh llvm         llvm-cov and llvm-profdata, which say what tests have run
 #   packaging/setup.sh tests        every program that `make test` and `make slow` call, the downloads' own excepted
-#   packaging/setup.sh systemd      systemd-analyze, which rates the unit, and what the unit calls; nothing is started
+#   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh sfdisk       sfdisk, which an appliance grows its data partition with
@@ -72,8 +72,7 @@ programs() {
     [ -z "$packages" ] || apt_install "${lacking#, }" $packages
 }
 
-# The unit calls /bin/kill, which is not in every system that has systemd.
-SYSTEMD="systemd-analyze:systemd /bin/kill:procps"
+SYSTEMD="systemd-analyze:systemd"
 NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
 TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash"
 

@@ -27,7 +27,7 @@ UNITS = OVERLAY / "usr/lib/systemd/system"
 MASKS = OVERLAY / "etc/systemd/system"
 GROW = OVERLAY / "usr/lib/blipmq-device/grow-data"
 # Programs that the units start and Debian brings, not the overlay.
-PROGRAMS = ("usr/bin/blipmq", "usr/sbin/sshd", "usr/sbin/wpa_supplicant", "bin/sh", "bin/kill", "usr/bin/true")
+PROGRAMS = ("usr/bin/blipmq", "usr/sbin/sshd", "usr/sbin/wpa_supplicant", "bin/sh", "usr/bin/true")
 # Units of systemd's own that ours lean on: those the machine's systemd brings are taken from it.
 BORROWED = ("*.target", "systemd-fsck@.service", "emergency.service", "systemd-networkd.service")
 MARK_BAD_SECONDS = 60  # usr/lib/blipmq-device/rollback

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -224,6 +225,14 @@ def test_systemd_reads_the_unit_without_a_complaint_about_a_line_of_it(systemd_a
     assert UNIT.name in done.stderr and "often" in done.stderr
 
 
+def test_what_the_unit_reloads_with_needs_no_program_but_the_shell(start_broker):
+    broker = start_broker()
+    (line,) = re.findall(r"^ExecReload=(.*)$", UNIT.read_text(), re.MULTILINE)
+    command = [word.replace("$$", "$") for word in shlex.split(line)]  # as systemd does
+    subprocess.run(command, check=True, timeout=TIMEOUT_S, env={"MAINPID": str(broker.pid), "PATH": "/nowhere"})
+    broker.wait_for("reloaded")
+
+
 def test_the_unit_says_what_the_broker_needs_of_it():
     lines = UNIT.read_text().splitlines()
     for line in (
@@ -232,7 +241,7 @@ def test_the_unit_says_what_the_broker_needs_of_it():
         "ProtectSystem=strict",
         "StateDirectory=blipmq",
         "WorkingDirectory=/var/lib/blipmq",
-        "ExecReload=/bin/kill -HUP $MAINPID",
+        "ExecReload=/bin/sh -c 'kill -HUP $$MAINPID'",
         "LimitNOFILE=131072",
     ):
         assert line in lines
