@@ -27,3 +27,20 @@ def decode_sessions(reply: Reply) -> dict[str, Any]:
     if not isinstance(listed, dict) or not isinstance(listed.get("list"), list):
         raise ProtocolError("The broker does not list its sessions: it is older than this client.")
     return listed
+
+
+def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> bytes:
+    """Asks ADMIN to end a durable subscription."""
+    import json
+
+    named = {"filter": filter_, "client_id": client_id, "group": group, "key": key}
+    asked = {"do": "sessions.end", **{name: text for name, text in named.items() if text is not None}}
+    return json.dumps(asked, ensure_ascii=False).encode()
+
+
+def decode_end(reply: Reply) -> dict[str, Any]:
+    """The subscription that has ended, as it was."""
+    row = decode_info(reply).get("ended")
+    if not isinstance(row, dict):
+        raise ProtocolError("The answer to ADMIN is not what was asked for: the broker is of another generation.")
+    return row

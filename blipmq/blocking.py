@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from blipmq.address import Address, parse_address
-from blipmq.administration import SESSIONS_SHOWN, decode_sessions, sessions_asked
+from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
 from blipmq.blocking_connection import BlockingConnection, StateCallback
 from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscription
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
@@ -248,6 +248,15 @@ class BlockingClient:
         self._connection.wait_connected()
         asked = sessions_asked(find, limit)
         return decode_sessions(self._connection.answer(self._protocol.info(asked)))
+
+    def end_session(
+        self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
+        name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
+        self._connection.wait_connected()
+        asked = end_asked(filter, client_id, group, key)
+        return decode_end(self._connection.answer(self._protocol.admin(asked)))
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
         """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,

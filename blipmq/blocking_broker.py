@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blipmq.errors import BlipMQError, UsageError
+from blipmq.session_list import ROWS_MAX
 
 if TYPE_CHECKING:
     from blipmq.blocking import BlockingClient
@@ -91,6 +92,16 @@ class BlockingBroker:
     def info(self) -> dict[str, Any]:
         """As `Broker.info`."""
         return self._wait(self._broker.info())
+
+    def sessions(self, find: str = "", limit: int = ROWS_MAX) -> dict[str, Any]:
+        """As `Broker.sessions`."""
+        return self._wait(self._broker.sessions(find, limit))
+
+    def end_session(
+        self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """As `Broker.end_session`."""
+        return self._wait(self._broker.end_session(filter, client_id=client_id, group=group, key=key))
 
     def stop(self, timeout_ms: int | None = None) -> int:
         """As `Broker.stop`; the thread has ended when it returns."""

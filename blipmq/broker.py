@@ -24,7 +24,7 @@ from blipmq.affinity import choose_processors
 from blipmq.auth import CHECK_SECONDS, Auth
 from blipmq.clock_watch import ClockWatch
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError, refusal
 from blipmq.fed import FedTransport
 from blipmq.ids import IdFile
 from blipmq.listener import address_of, open_listener
@@ -34,6 +34,7 @@ from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
 from blipmq.native.events import (
     Accepting,
+    AdminAsked,
     Attached,
     Closed,
     CloseReason,
@@ -42,6 +43,7 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    SessionEnded,
     SessionsListed,
     Stats,
     Stopped,
@@ -51,6 +53,7 @@ from blipmq.native.events import (
 )
 from blipmq.native_protocol import NativeProtocol
 from blipmq.relay import Relay
+from blipmq.session_list import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import Sessions
 from blipmq.status import Status
 from blipmq.strangers import Strangers
@@ -61,7 +64,9 @@ if TYPE_CHECKING:
     from blipmq.blocking_broker import BlockingBroker
     from blipmq.client import Client, Opening
     from blipmq.connection import StateCallback
+    from blipmq.operators import Operators
     from blipmq.publisher import Publisher
+    from blipmq.session_end import End, SessionEnds
     from blipmq.tls import Tls
     from blipmq.tls_connection import TlsConnection
 
@@ -145,13 +150,14 @@ class Broker:
         self.config = _as_config(config)
         # Quiet unless told otherwise: an embedding program's standard error is its own.
         self.log = log or Log(level="warning", format=self.config.logging.format)
-        self.sessions = Sessions()
+        self._sessions = Sessions()
         self._core: Core | None = None
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._status: Status | None = None
         self._protocol: NativeProtocol | None = None
         self._auth: Auth | None = None
+        self._ends: SessionEnds | None = None
         self._fed: dict[int, FedTransport | Relay] = {}
         self._attaching: dict[int, Callable[[int | None], None]] = {}  # told the handle; 0: refused, None: stopped
         self._attach_seq = 0
@@ -171,7 +177,7 @@ class Broker:
 
     def __repr__(self) -> str:
         state = self.unready or "running"
-        return f"<Broker {state} address={self.address or '-'} sessions={len(self.sessions)} fed={len(self._fed)}>"
+        return f"<Broker {state} address={self.address or '-'} sessions={len(self._sessions)} fed={len(self._fed)}>"
 
     # -- life
 
@@ -216,13 +222,16 @@ class Broker:
         self._core = core
         self._clocks = clocks
         self._stopped = None
+        self._ends = None
         self._auth = Auth(core, self.config.auth, self.log)
         door = Strangers(self.log, time.monotonic)
         self._status = Status(
-            core, self.sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door, self.tls
+            core, self._sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door, self.tls
+        )
+        self._protocol = NativeProtocol(
+            core, self._sessions, self.config, self.log, self._status, self._auth, self._operators
         )
         self._status.sampled = self._ids.observe
-        self._protocol = NativeProtocol(core, self.sessions, self.config, self.log, self._status, self._auth)
         self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)
         if self._awaited is not None:
@@ -384,6 +393,29 @@ class Broker:
         """The state of the broker, as INFO answers it."""
         return await self._ask(self._status_running().ask_report)
 
+    async def sessions(self, find: str = "", limit: int = ROWS_MAX) -> dict[str, Any]:
+        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
+        lag. `find`: a part of the filter, client_id or group."""
+        status, wanted = self._status_running(), Wanted(find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
+        return await self._ask(lambda answer: status.list_sessions(answer, wanted))
+
+    async def end_session(
+        self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """End a durable subscription, or a queue group, whoever it belongs to; returns it as it was. `key`: the name of the
+        key that the client_id belongs to; None: whichever it is, if it is one. Raises `Refused` with the reason."""
+        from blipmq.session_end import Target
+
+        ends, target = self._session_ends(), Target(filter, client_id, group, key)
+
+        def ask(answer: Callable[[End], None]) -> None:
+            ends.end(target, {"by": "the program itself"}, answer)
+
+        end = await self._ask(ask)
+        if end.code:
+            raise refusal(f"The end of the subscription to {filter}", end.code, end.text)
+        return end.row
+
     async def reasons(self) -> list[str]:
         """What is not as it should be, a sentence each; nothing in it: all is well."""
         return await self._ask(self._status_running().ask_reasons)
@@ -438,6 +470,7 @@ class Broker:
             Unsub: protocol.unsubscribe,
             Unsubscribed: protocol.unsubscribed,
             Info: protocol.info,
+            AdminAsked: protocol.admin,
             Closed: self._closed,
             Attached: self._attached,
             Out: self._out,
@@ -445,6 +478,7 @@ class Broker:
             Stats: status.stats,
             Listed: status.listed,
             SessionsListed: status.session_lists.listed,
+            SessionEnded: self._session_ended,
             Accepting: self._accepting,
             Stopped: self._has_stopped,
         }
@@ -467,7 +501,7 @@ class Broker:
 
     def _failed(self, core: Core, event: Any, error: Exception) -> None:
         self.log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
-        if isinstance(event, (Hello, Sub, Unsub, Info)):
+        if isinstance(event, (Hello, Sub, Unsub, Info, AdminAsked)):
             core.reply(event.conn, event.seq, INTERNAL, "the broker failed inside; its log has the cause", close=True)
 
     def _closed(self, event: Closed) -> None:
@@ -476,6 +510,24 @@ class Broker:
         if transport is not None:
             transport.ended()
         self._protocol.closed(event)
+
+    def _session_ended(self, event: SessionEnded) -> None:
+        self._session_ends().ended(event)
+
+    def _session_ends(self) -> SessionEnds:
+        """Made when it is first needed, as what it answers: most brokers never do."""
+        core, status = self._running(), self._status_running()
+        if self._ends is None:
+            from blipmq.session_end import SessionEnds
+
+            self._ends = SessionEnds(core, status.session_lists, self._sessions, self.log)
+        return self._ends
+
+    def _operators(self) -> Operators:
+        from blipmq.operators import Operators
+
+        assert self._auth is not None
+        return Operators(self._running(), self._auth, self._session_ends())
 
     def _attached(self, event: Attached) -> None:
         self._attaching.pop(event.seq)(event.conn)
@@ -545,7 +597,7 @@ class Broker:
         for transport in list(self._fed.values()):
             transport.ended()
         self._fed.clear()
-        self.sessions.clear()
+        self._sessions.clear()
         self._publisher = None
         for made in self._attaching.values():
             made(None)

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from blipmq.address import Address, parse_address
-from blipmq.administration import SESSIONS_SHOWN, decode_sessions, sessions_asked
+from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected, UsageError
@@ -300,6 +300,15 @@ class Client:
         await self._connection.wait_writable()
         asked = sessions_asked(find, limit)
         return decode_sessions(await self._connection.answer(self._protocol.info(asked)))
+
+    async def end_session(
+        self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
+        name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
+        await self._connection.wait_writable()
+        asked = end_asked(filter, client_id, group, key)
+        return decode_end(await self._connection.answer(self._protocol.admin(asked)))
 
     async def close(self) -> None:
         """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's

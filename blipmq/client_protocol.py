@@ -252,6 +252,11 @@ class ClientProtocol:
         self._send(wire.encode_command(wire.INFO, payload=asked, seq=request.seq))
         return request
 
+    def admin(self, asked: bytes) -> Request:
+        request = self.unanswered.add("The request to the broker")
+        self._send(wire.encode_command(wire.ADMIN, payload=asked, seq=request.seq))
+        return request
+
     def acknowledge(self, ids: Iterable[int], inbox: Inbox | None = None) -> None:
         """Messages have been dealt with by the reader of this inbox, or (None) by all. Without a connection nothing is
         kept: they come again."""
@@ -333,6 +338,13 @@ class ClientProtocol:
             self._routes[topic] = inboxes
         return inboxes
 
+    def _ended(self, frame: Reply) -> None:
+        """An operator has ended a subscription of this client: its readers are told, and the connection goes on."""
+        filter_ = frame.payload.partition(b"\n")[0].decode("utf-8", "replace")
+        for inbox in self.inboxes(filter_):
+            self.drop(inbox)
+            inbox.end(refusal(f"The subscription to {filter_}", frame.code, frame.message))
+
     def _answered(self, frame: SubAck | Reply) -> None:
         request = self.unanswered.take(frame.seq)
         reason = frame.info if isinstance(frame, SubAck) else frame.message
@@ -343,6 +355,8 @@ class ClientProtocol:
             if error is not None and error.code in errors.CLOSING_CODES:
                 self.farewell = error
             request.finish(error)
+        elif frame.code == errors.ENDED and isinstance(frame, Reply):
+            self._ended(frame)
         elif frame.code:
             about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
             error = refusal("This client" if about_client else "A publish", frame.code, reason)

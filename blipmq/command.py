@@ -17,8 +17,8 @@ from blipmq.splitter import LENGTH
 from blipmq.topics import check_filter, check_topic
 
 PROTOCOL = 1
-PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO = range(8)
-ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO")
+PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO, STREAM, ADMIN = range(10)  # STREAM is kept for later
+ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO", "STREAM", "ADMIN")
 
 _U64_MAX = (1 << 64) - 1
 
@@ -64,7 +64,9 @@ def encode_command(
     keepalive_ms: int = 0,
 ) -> bytes:
     """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
-    _check_range("action", action, INFO)
+    _check_range("action", action, ADMIN)
+    if action == STREAM:
+        raise UsageError("There is no action 8 yet.")
     _check_range("ttl_ms", ttl_ms, _U64_MAX)
     _check_range("qos", qos, 1)
     _check_range("seq", seq, _U64_MAX)
@@ -185,7 +187,7 @@ def decode_command(body: bytes) -> Command:
         group=table.text(10),
         keepalive_ms=table.number(16, U64),
     )
-    if command.action > INFO:
+    if command.action > INFO and command.action != ADMIN:
         raise broken(f"there is no action {command.action}")
     if command.qos > 1:
         raise broken(f"QoS {command.qos} is not 0 or 1")

@@ -12,6 +12,7 @@ NOT_AUTHENTICATED = 401
 NOT_ALLOWED = 403
 NO_SUBSCRIPTION = 404
 CLIENT_ID_IN_USE = 409
+ENDED = 410
 TOO_LARGE = 413
 PROTOCOL_VERSION = 426
 TOO_MANY = 429
@@ -27,6 +28,7 @@ _ADVICE = {
     NOT_ALLOWED: "The key has no right to this topic; use another key, or change its rights with `blipmq keys`.",
     NO_SUBSCRIPTION: "Nothing by that name is subscribed; check the topic and the client id.",
     CLIENT_ID_IN_USE: "Another connection has taken this client id; give each client its own.",
+    ENDED: "Subscribe again if it is still wanted.",
     TOO_LARGE: "Send less at once, or raise server.max_message_size_bytes on the broker.",
     PROTOCOL_VERSION: "Client and broker are of different generations; update the older one.",
     TOO_MANY: "The broker is at one of its limits (connections, rate, subscriptions); try later or raise the limit.",

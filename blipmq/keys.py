@@ -39,6 +39,7 @@ KEYS_MAX = 10_000
 ALLOW_MAX = 64
 FILE_BYTES_MAX = 16 << 20
 NAME_CHARS_MAX = 64
+ADMIN = "admin"
 KEY_BYTES_MIN, KEY_BYTES_MAX = 16, 512
 PREFIX = "bq_"
 """Begins a generated key, so that people, and programs that look for leaked secrets, know one when they see it."""
@@ -72,8 +73,8 @@ class KeysDenied(ConfigError):
 
 
 class Key(NamedTuple):
-    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`); empty: everything. `until`: when
-    it ends, in seconds since 1970; 0: not by itself."""
+    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`, `admin`); empty: everything.
+    `until`: when it ends, in seconds since 1970; 0: not by itself."""
 
     name: str
     digest: bytes
@@ -94,6 +95,11 @@ class Key(NamedTuple):
     def publishes(self) -> tuple[str, ...]:
         """Topics and filters it may publish to, if `allow` is not empty."""
         return tuple(right[4:] for right in self.allow if right.startswith("pub:"))
+
+    @property
+    def may_admin(self) -> bool:
+        """Whether it may do what an operator does: see all subscriptions, and end them."""
+        return not self.allow or ADMIN in self.allow
 
     def may_subscribe(self, filter: str) -> bool:
         """Whether all that a subscriber of `filter` gets is within one filter that this key may subscribe to."""
@@ -305,15 +311,16 @@ def check_name(name: str) -> None:
 
 
 def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
-    """Rights as they are kept, each once. Raises UsageError unless each is `pub:` or `sub:` and a topic or filter."""
+    """Rights as they are kept, each once. Raises UsageError unless each is `admin`, or `pub:` or `sub:` and a topic or filter."""
     rights: dict[str, None] = {}
     for right in allow:
         kind, colon, filter_ = right.partition(":") if isinstance(right, str) else ("", "", "")
-        if kind not in ("pub", "sub") or not colon:
+        if right != ADMIN and (kind not in ("pub", "sub") or not colon):
             raise UsageError(
-                f"A right is pub:TOPIC or sub:FILTER, such as pub:site/1/temp or sub:site/#; not {right!r}."
+                f"A right is pub:TOPIC, sub:FILTER or admin, such as pub:site/1/temp or sub:site/#; not {right!r}."
             )
-        check_filter(filter_)
+        if right != ADMIN:
+            check_filter(filter_)
         rights[right] = None
     if len(rights) > ALLOW_MAX:
         raise UsageError(f"A key may have {ALLOW_MAX} rights at most, not {len(rights)}; use wildcards.")

@@ -7,6 +7,9 @@ and QUIT.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from blipmq.auth import Auth
 from blipmq.config import Config
 from blipmq.errors import (
@@ -20,11 +23,14 @@ from blipmq.errors import (
 )
 from blipmq.logs import Log
 from blipmq.native.core import Core
-from blipmq.native.events import Closed, CloseReason, Hello, Info, Sub, Unsub, Unsubscribed
+from blipmq.native.events import AdminAsked, Closed, CloseReason, Hello, Info, Sub, Unsub, Unsubscribed
 from blipmq.session_list import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import OWNER_ENDS, Session, Sessions
 from blipmq.status import Status
 from blipmq.version import __version__
+
+if TYPE_CHECKING:
+    from blipmq.operators import Operators
 
 PROTOCOL = 1
 NAME_BYTES_MAX = 256  # of a client_id or a group
@@ -48,6 +54,7 @@ class NativeProtocol:
         log: Log,
         status: Status,
         auth: Auth,
+        operators: Callable[[], Operators],
     ) -> None:
         self.config = config
         self._core = core
@@ -55,6 +62,7 @@ class NativeProtocol:
         self._log = log
         self._status = status
         self._auth = auth
+        self._operators = operators
 
     def hello(self, event: Hello) -> None:
         """Let a client in, oust the older connection of the same client_id, or say why not."""
@@ -183,7 +191,7 @@ class NativeProtocol:
         # A handle that has been closed meanwhile is never valid again: the core drops the reply.
         key = session.key if session is not None else None
         # Who is let in for one topic need not see the others.
-        only = key.name if key is not None and key.allow else None
+        only = key.name if key is not None and not key.may_admin else None
         own = Wanted(conn=event.conn, owner=f"{key.owner}{OWNER_ENDS}") if key is not None and only else Wanted()
 
         def answer(payload: bytes) -> None:
@@ -194,6 +202,12 @@ class NativeProtocol:
             self._status.ask_sessions(answer, wanted)
         else:
             self._status.ask_json(answer, only, own)
+
+    def admin(self, event: AdminAsked) -> None:
+        """Do what an operator asks for, if the client may."""
+        session = self._sessions.find(event.conn)
+        if session is None or not session.closing:
+            self._operators().admin(event, session)
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""

@@ -40,3 +40,14 @@ def place_of(host: str) -> bytes:
     if address == _LOOPBACK or address[:13] == _MAPPED + b"\x7f":
         return b""
     return address if address[:12] == _MAPPED else address[:8]
+
+
+def is_this_machine(peer: str) -> bool:
+    """Whether a peer's name, as `peer_name` has it, is of a loopback address; "" is of this process."""
+    if not peer:
+        return True
+    host = peer.rpartition(":")[0].strip("[]")
+    try:
+        return not place_of(host)
+    except OSError:
+        return False

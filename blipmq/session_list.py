@@ -26,6 +26,7 @@ class Wanted(NamedTuple):
     conn: int = 0
     owner: str = ""
     limit: int = ROWS_MAX
+    exact: bool = False  # `find` is the filter, `owner` a client_id or ""
 
 
 class Listing(NamedTuple):
@@ -88,7 +89,7 @@ class SessionLists:
     def _push(self, begin: bool, lag_min: int) -> None:
         assert self._now is not None
         wanted = self._now[0]
-        self._core.sessions(self._seq, begin, lag_min, wanted.find, wanted.conn, wanted.owner)
+        self._core.sessions(self._seq, begin, lag_min, wanted.find, wanted.conn, wanted.owner, wanted.exact)
 
 
 def _lag(row: SessionRow) -> tuple[int, int]:

@@ -136,7 +136,11 @@ class Status:
 
     def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None:
         """Call `answer` with the sessions that are wanted, as JSON of at most INFO_BYTES_MAX bytes."""
-        self.session_lists.ask(lambda listing: answer(_bounded_json({"sessions": self._listed_facts(listing)})), wanted)
+        self.list_sessions(lambda listed: answer(_bounded_json({"sessions": listed})), wanted)
+
+    def list_sessions(self, answer: Callable[[Report], None], wanted: Wanted) -> None:
+        """Call `answer` with sums over the sessions that are wanted, and in `list` the rows with the largest lag."""
+        self.session_lists.ask(lambda listing: answer(self._listed_facts(listing)), wanted)
 
     # -- what the core answers
 

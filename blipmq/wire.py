@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from blipmq.command import ACK as ACK
 from blipmq.command import ACTIONS as ACTIONS
+from blipmq.command import ADMIN as ADMIN
 from blipmq.command import HELLO as HELLO
 from blipmq.command import INFO as INFO
 from blipmq.command import PING as PING

@@ -97,9 +97,14 @@ enum bq_command_type {
     BQ_CMD_CLOCK =
         24, /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
                                messages goes by it */
-    BQ_CMD_SESSIONS = 17 /* answered by one BQ_EV_SESSIONS page with this seq. flags: BQ_SESSIONS_BEGIN begins a walk, else it
+    BQ_CMD_SESSIONS = 17,   /* answered by one BQ_EV_SESSIONS page with this seq. flags: BQ_SESSIONS_BEGIN begins a walk, else it
                             goes on; value: the least lag_messages to be told; text: a part of the filter, client_id or group;
-                            conn, data: only those of the key this connection came in with, whose client_ids begin so */
+                            conn, data: only those of the key this connection came in with, whose client_ids begin so. flags:
+                            BQ_SESSIONS_EXACT: text is the filter, data the client_id with or without its key in front, or nothing:
+                            the queue groups */
+    BQ_CMD_SESSION_END = 18 /* value: the id of a durable one, which ends; data: of a queue group the client_id that is taken
+                               out instead, with or without its key in front; answered by BQ_EV_SESSION_ENDED with this seq. Those
+                               connected to it are told with a Reply 410 that answers no request, and stay */
 };
 
 typedef struct bq_clock {
@@ -122,7 +127,8 @@ enum bq_command_flags {
     BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
     BQ_FEED_END =
         256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
-    BQ_SESSIONS_BEGIN = 512
+    BQ_SESSIONS_BEGIN = 512,
+    BQ_SESSIONS_EXACT = 1024
 };
 
 /* Who is at the other end of a connection. */
@@ -142,7 +148,7 @@ typedef struct bq_command {
 
 /* ---- events: core to Python --------------------------------------------------------------------------------------- */
 
-/* HELLO, SUB, UNSUB and INFO stop the connection's input until ADMIT, SUBSCRIBE, UNSUBSCRIBE, REPLY or CLOSE answers
+/* HELLO, SUB, UNSUB, INFO and ADMIN stop the connection's input until ADMIT, SUBSCRIBE, UNSUBSCRIBE, REPLY or CLOSE answers
  * them: requests of one connection take effect in the order they were sent, and at most one event per connection waits. */
 enum bq_event_type {
     BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
@@ -157,9 +163,13 @@ enum bq_event_type {
     BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
     BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
-    BQ_EV_SESSIONS = 13,    /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
-    BQ_EV_UNSUBSCRIBED = 14 /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
+    BQ_EV_SESSIONS = 13,     /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_UNSUBSCRIBED = 14, /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
                                without a group all of that filter */
+    BQ_EV_SESSION_ENDED =
+        15,          /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
+                                 such client_ids; 503: the log did not take it */
+    BQ_EV_ADMIN = 16 /* conn, seq; data: what is to be done */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };

@@ -255,6 +255,7 @@ static bool sessions_page(bq_t *bq, const record_t *record, const uint8_t *text,
                                                         .lag_min = record->command.value,
                                                         .conn = record->command.conn,
                                                         .begin = record->command.flags & BQ_SESSIONS_BEGIN,
+                                                        .exact = record->command.flags & BQ_SESSIONS_EXACT,
                                                         .find = text,
                                                         .find_size = record->text_size,
                                                         .owner = data,
@@ -271,6 +272,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_SESSIONS: return sessions_page(bq, record, text, data);
+    case BQ_CMD_SESSION_END: return session_end_by_id(bq, command->seq, command->value, data, record->data_size);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_RIGHTS: rights(bq, record, data); return true;

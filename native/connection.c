@@ -339,7 +339,8 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
 static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
     /* An event that can never find room in the ring would be tried for ever. */
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
-        return refuse(bq, connection, event->seq, 400, "client_id, api_key, group and what INFO asks for are at most 4 KiB each");
+        return refuse(bq, connection, event->seq, 400,
+                      "client_id, api_key, group and what INFO or ADMIN ask for are at most 4 KiB each");
     event->conn = connection->handle;
     event->flags |= (connection->hello ? 0 : BQ_EV_PLAIN) | (connection->trusted ? BQ_EV_TRUSTED : 0);
     memcpy(event->peer, connection->peer, sizeof event->peer);
@@ -388,10 +389,10 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
                              .data_size = view->group_size});
 }
 
-static enum frame_outcome request_info(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+static enum frame_outcome request_json(bq_t *bq, connection_t *connection, const bq_view_t *view, uint16_t type) {
     if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
     return ask(bq, connection,
-               &(bq_event_t){.type = BQ_EV_INFO, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
+               &(bq_event_t){.type = type, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
@@ -415,7 +416,8 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
                                  .text_size = view->topic_size,
                                  .data = view->group,
                                  .data_size = view->group_size});
-    case FRAME_INFO: return request_info(bq, connection, view);
+    case FRAME_INFO: return request_json(bq, connection, view, BQ_EV_INFO);
+    case FRAME_ADMIN: return request_json(bq, connection, view, BQ_EV_ADMIN);
     case FRAME_PING:
         if (connection->hello) connection_reply(bq, connection, view->seq, 0, "");
         return FRAME_TAKEN;

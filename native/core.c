@@ -228,6 +228,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bool work = run_timers(bq);
     work |= command_run_all(bq);
     commit_turn(bq);
+    if (bq->sessions.ending) session_end_turn(bq);
     if (bq->share.light.first) share_run_light(bq);
     bq->read_bytes = read_share(bq->poll_events, bq->poll_count);
     work |= bq->poll_count > 0;
@@ -255,7 +256,7 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (anything_dirty(bq) && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    bool tries = bq->retry || bq->dead || bq->command_waits || (bq->stop_closed && !bq->stopped);
+    bool tries = bq->retry || session_end_waits(bq) || bq->dead || bq->command_waits || (bq->stop_closed && !bq->stopped);
     if (tries && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;

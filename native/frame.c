@@ -16,7 +16,7 @@
     X(FIELD, "a field lies outside its table")                                                                                   \
     X(VECTOR, "a string or vector runs past the end of the frame")                                                               \
     X(STRING, "a string does not end with NUL")                                                                                  \
-    X(ACTION, "no such action: it must be 0 to 7")                                                                               \
+    X(ACTION, "no such action: it must be 0 to 7, or 9")                                                                         \
     X(QOS, "no such QoS: it must be 0 or 1")                                                                                     \
     X(NO_TOPIC, "this action needs a topic of at least 1 byte")                                                                  \
     X(TOPIC_LONG, "the topic or filter is longer than 256 bytes")                                                                \
@@ -266,7 +266,7 @@ static inline __attribute__((always_inline)) int fields_read(const struct table 
     case SLOT_ACTION + 1: READ_SCALAR(SLOT_ACTION, 1, view->action = *field);                /* fall through */
     default: break;
     }
-    if (BQ_UNLIKELY(view->action > FRAME_INFO)) return FAIL(ACTION);
+    if (BQ_UNLIKELY(view->action > FRAME_INFO && view->action != FRAME_ADMIN)) return FAIL(ACTION); /* 8 is kept for streams */
     return BQ_UNLIKELY(view->qos > 1) ? FAIL(QOS) : 0;
 }
 

@@ -7,7 +7,17 @@
 
 #include "base.h"
 
-enum frame_action { FRAME_PUB, FRAME_SUB, FRAME_UNSUB, FRAME_QUIT, FRAME_HELLO, FRAME_ACK, FRAME_PING, FRAME_INFO };
+enum frame_action {
+    FRAME_PUB,
+    FRAME_SUB,
+    FRAME_UNSUB,
+    FRAME_QUIT,
+    FRAME_HELLO,
+    FRAME_ACK,
+    FRAME_PING,
+    FRAME_INFO,
+    FRAME_ADMIN = 9
+};
 
 #define FRAME_TOPIC_BYTES_MAX 256u
 #define FRAME_HEADER_BYTES 5u /* u32 big-endian length and the type byte of a frame to the client */

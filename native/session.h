@@ -18,6 +18,7 @@
 #include "log.h"
 #include "queue.h"
 #include "route.h"
+#include "session_end.h"
 #include "session_list.h"
 
 struct bq;
@@ -141,6 +142,7 @@ typedef struct sessions {
     uint64_t read_due_ms;               /* when they are looked at again, if nothing happens before */
     uint64_t read_failing;              /* sessions whose last read brought nothing */
     bool readers_changed;
+    session_end_t *ending; /* the oldest first */
 } sessions_t;
 
 bool sessions_init(struct bq *bq);

@@ -13,6 +13,7 @@
 #define GROUP_MEMBERS 64u   /* looked at, to find those of one key */
 #define TEXT_BYTES_MAX 512u /* of a group or client_id: what is longer comes from no broker */
 #define CLIENTS_MAX 8u      /* of a queue group's */
+#define KEY_ENDS 0x1f       /* between the name of a key and a client_id */
 #define ROW_BYTES_MAX (sizeof(bq_session_row_t) + FRAME_TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
 
 /* ---- what a session has not settled -------------------------------------------------------------------------------------- */
@@ -71,7 +72,24 @@ static bool begins(const uint8_t *text, uint32_t size, const uint8_t *part, uint
     return size >= part_size && !memcmp(text, part, part_size);
 }
 
+bool session_client_is(const uint8_t *identity, uint32_t identity_size, const uint8_t *client_id, uint32_t size) {
+    if (identity_size < size || memcmp(identity + identity_size - size, client_id, size) != 0) return false;
+    return identity_size == size || identity[identity_size - size - 1] == KEY_ENDS;
+}
+
+static bool is_exactly(const session_t *session, const session_list_request_t *request) {
+    if (session->filter_size != request->find_size || memcmp(session->text, request->find, request->find_size) != 0) return false;
+    if (!request->owner_size) return session->grouped;
+    if (!session->grouped)
+        return session_client_is(session_client_id(session), session->client_id_size, request->owner, request->owner_size);
+    const holder_t *holder = session->holders;
+    while (holder && !session_client_is(holder->client_id, holder->size, request->owner, request->owner_size))
+        holder = holder->next;
+    return holder != NULL;
+}
+
 static bool is_found(const session_t *session, const session_list_request_t *request) {
+    if (request->exact) return is_exactly(session, request);
     return !request->find_size || holds(session->text, session->filter_size, request->find, request->find_size) ||
            any_client(session, holds, request->find, request->find_size) ||
            holds(session_group(session), session->group_size, request->find, request->find_size);

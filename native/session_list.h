@@ -23,7 +23,8 @@ typedef struct session_list {
 typedef struct session_list_request {
     uint64_t seq, lag_min;
     bq_conn_t conn; /* only what belongs to the key this connection came in with; 0: all */
-    bool begin;
+    bool begin,
+        exact; /* exact: `find` is the filter, `owner` the client_id, with or without its key in front, or nothing: the queue groups */
     const uint8_t *find, *owner; /* find: a part of the filter, client_id or group; owner: what its key's client_ids begin with */
     uint32_t find_size, owner_size;
 } session_list_request_t;
@@ -37,6 +38,9 @@ uint64_t session_lag_bytes(const struct session *session);
 uint64_t session_oldest_ms(const struct bq *bq, const struct session *session); /* an age; UINT64_MAX: not known */
 
 uint64_t session_away_ms(const struct bq *bq, const struct session *session); /* UINT64_MAX: not known */
+
+/* Whether an identity is this client_id, as it is or behind the name of its key. */
+bool session_client_is(const uint8_t *identity, uint32_t identity_size, const uint8_t *client_id, uint32_t size);
 
 /* Numbers that a walk over all sessions gives. */
 typedef struct session_counts {

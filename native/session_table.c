@@ -276,7 +276,7 @@ void session_free(bq_t *bq, session_t *session) {
 
 static const char *NO_ROOM = "the broker is out of memory, or its log takes nothing now";
 static const char *TOO_MANY_SESSIONS =
-    "limits.max_sessions is reached: end durable subscriptions that nobody uses (blipmq-cli unsub)";
+    "limits.max_sessions is reached: end durable subscriptions that nobody uses: blipmq-cli sessions";
 static const char *TOO_MANY_HOLDERS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
                                       "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
@@ -534,6 +534,7 @@ bool sessions_init(bq_t *bq) {
 void sessions_release(bq_t *bq) {
     sessions_t *sessions = &bq->sessions;
     while (sessions->all) session_free(bq, sessions->all);
+    session_end_release(bq);
     if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
     if (sessions->names) pool_give(&bq->pool, sessions->names, 2 * sessions->table_size * sizeof *sessions->names);
     sessions->flight = NULL;

@@ -21,7 +21,7 @@ import flatbuffers
 from flatbuffers import number_types as number
 from flatbuffers.table import Table
 
-ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO")
+ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO", "STREAM", "ADMIN")
 COMMAND_SLOTS = {
     "action": (0, number.Uint8Flags),
     "topic": (1, str),

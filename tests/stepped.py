@@ -16,6 +16,7 @@ from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import (
     Accepting,
+    AdminAsked,
     Attached,
     Closed,
     Event,
@@ -24,6 +25,7 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    SessionEnded,
     SessionRow,
     SessionsListed,
     Stats,
@@ -341,7 +343,7 @@ class Bench:
             self.closed.append(event)
             if event.conn in self._clients:
                 self._clients.pop(event.conn).closed = event
-        elif isinstance(event, Attached | Stats | Listed | SessionsListed):
+        elif isinstance(event, Attached | Stats | Listed | SessionsListed | SessionEnded):
             self._answers[event.seq] = event
         elif isinstance(event, Stopped):
             self.stopped = event
@@ -361,7 +363,7 @@ class Bench:
             self.core.subscribe(event.conn, event.seq, event.filter)
         elif isinstance(event, Unsub):
             self.core.unsubscribe(event.conn, event.seq, event.filter, group=event.group)
-        elif isinstance(event, Info):
+        elif isinstance(event, Info | AdminAsked):
             self.core.reply(event.conn, event.seq, 0, "", payload=b"{}")
         else:
             raise AssertionError(f"nobody asked for {event}")

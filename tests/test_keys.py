@@ -379,7 +379,7 @@ BROKEN = {
     "an empty list of rights": [HEADER, line(allow=[])],
     "rights that are no list": [HEADER, line(allow="pub:a")],
     "rights that are null": [HEADER, line(allow=None)],
-    "a right that is none": [HEADER, line(allow=["pub:a", "admin"])],
+    "a right that is none": [HEADER, line(allow=["pub:a", "admin:a"])],
     "a name twice": [HEADER, line(), line(digits="11" * 32)],
     "a text twice": [HEADER, line(), line("b")],
 }

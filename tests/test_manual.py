@@ -99,7 +99,7 @@ def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> Non
     (tmp_path / "key one").touch()
     assert complete("") >= {"pub", "sub", "unsub", "info", "bench", "--addr"}
     assert complete("u") == {"unsub"}
-    assert complete("--addr host:7878 --key-file x su") == {"sub"}
+    assert complete("--addr host:7878 --key-file x s") == {"sessions", "sub"}
     assert complete("--addr=host:7878 su") == {"sub"}
     assert complete("p --q") == {"--qos", "--quiet"}
     assert complete("sub a --format ") == complete("s a --format=") - {"="} == {"text", "json"}

@@ -65,7 +65,7 @@ def expected_answer(expect):
         return SubAck(expect["topic"], "subscribed", seq)
     if action == "UNSUB":
         return (seq, 0)  # the vector before it subscribed to the same topic
-    return {"HELLO": (seq, 400), "PING": (seq, 0), "INFO": (seq, 0), "ACK": None}[action]
+    return {"HELLO": (seq, 400), "PING": (seq, 0), "INFO": (seq, 0), "ADMIN": (seq, 404), "ACK": None}[action]
 
 
 @splits

@@ -85,7 +85,7 @@ def test_an_api_key_may_be_any_bytes() -> None:
     assert command.api_key == key
 
 
-@pytest.mark.parametrize("action", [-1, 8])
+@pytest.mark.parametrize("action", [-1, 8, 10])
 def test_an_action_that_does_not_exist_is_not_encoded(action: int) -> None:
     with pytest.raises(UsageError, match="action"):
         wire.encode_command(action)

@@ -38,6 +38,8 @@ examples:
   blipmq-cli unsub 'logs.>' --client-id archive      keep nothing for it any more
   blipmq-cli info --watch                            how the broker is, refreshed in place
   blipmq-cli sessions --find archive                 QoS 1 subscriptions: what waits for whom, and since when
+  blipmq-cli sessions end 'logs.>' --client-id archive
+                                                     the same for an operator, whoever it belongs to
   blipmq-cli bench --rate 1000 --seconds 30          latencies at a load you choose
 
 environment:
@@ -117,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     info = command("info", ["stats"], _info, "show how the broker is")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
     info.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")
-    _add_sessions(command("sessions", [], _sessions, "show QoS 1 subscriptions and queue groups, or end one"))
+    _add_sessions(command("sessions", [], _sessions, "show QoS 1 subscriptions and queue groups, or end one"), common)
     _add_bench(command("bench", [], _bench, "put the broker under load, and show what it did"))
     return parser
 
@@ -158,7 +160,7 @@ def _add_sub(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--group", metavar="GROUP", default="", help="share the messages with others of this group")
 
 
-def _add_sessions(sessions: argparse.ArgumentParser) -> None:
+def _add_sessions(sessions: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     sessions.add_argument(
         "--find", metavar="TEXT", default="", help="only those whose filter, client_id or group holds this"
     )
@@ -170,6 +172,13 @@ def _add_sessions(sessions: argparse.ArgumentParser) -> None:
         help="show so many, those with the largest lag (100)",
     )
     sessions.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text, or JSON lines")
+    actions = sessions.add_subparsers(dest="action", metavar="ACTION")
+    end_help = "end a durable subscription or a queue group; what waited for it is let go. Needs the right admin"
+    end = actions.add_parser("end", parents=[common], help=end_help, description=end_help, allow_abbrev=False)
+    end.add_argument("filter", metavar="FILTER", help="the topic or filter it was made with")
+    end.add_argument("--client-id", metavar="ID", default="", help="the name it was made under")
+    end.add_argument("--group", metavar="GROUP", default="", help="the queue group")
+    end.add_argument("--key", metavar="NAME", help="name of the key it was made with, if several have that client id")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -239,7 +248,8 @@ def _info(arguments: argparse.Namespace, environment: Mapping[str, str], termina
 def _sessions(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     from blipmq.cli import sessions
 
-    return sessions.show(arguments, environment, terminal)
+    run = sessions.end if arguments.action == "end" else sessions.show
+    return run(arguments, environment, terminal)
 
 
 def _bench(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:

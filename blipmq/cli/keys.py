@@ -102,7 +102,8 @@ def revoke(path: str, name: str) -> int:
     revoke_key(path, name)
     _say(f"Key {name!r} is no more; a running broker ends its connections within a second.")
     _say(
-        f"Durable subscriptions made with it still collect: a new key named {name!r} can use them, or end them with unsub."
+        f"Durable subscriptions made with it still collect: a new key named {name!r} can use them, or an operator ends them: "
+        "blipmq-cli sessions end."
     )
     return 0
 

@@ -131,7 +131,7 @@ def _add_keys(commands: Any) -> None:
         metavar="RIGHT",
         action="append",
         default=[],
-        help="pub:TOPIC or sub:FILTER, as often as needed; with one given, nothing else is allowed",
+        help="pub:TOPIC, sub:FILTER or admin, as often as needed; with one given, nothing else is allowed",
     )
     list_ = actions.add_parser("list", help="show names, dates and rights")
     list_.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")

@@ -1,4 +1,4 @@
-"""blipmq-cli sessions: the QoS 1 subscriptions and queue groups of a broker, those with the largest lag first.
+"""blipmq-cli sessions: list, or end, the QoS 1 subscriptions and queue groups of a broker, those with the largest lag first.
 
 Invariant: what is shown of a row is what the broker sent; a key that is missing or odd is left out or shown as unknown.
 """
@@ -12,7 +12,9 @@ from typing import Any
 
 from blipmq.cli import session_rows
 from blipmq.cli.access import open_client
+from blipmq.cli.render import count
 from blipmq.cli.terminal import Terminal
+from blipmq.errors import UsageError
 
 
 def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -24,6 +26,23 @@ def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal
         client.abort()
     rows = [row for row in listed["list"] if isinstance(row, Mapping)]
     terminal.write(_json_lines(rows) if arguments.format == "json" else _text(listed, rows))
+    return 0
+
+
+def end(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
+    if not (arguments.client_id or arguments.group):
+        raise UsageError("Say whose it is: --client-id ID, or --group GROUP. `blipmq-cli sessions` lists them.")
+    client = open_client(arguments, environment, terminal, reconnect=False)
+    try:
+        row = client.end_session(
+            arguments.filter, client_id=arguments.client_id, group=arguments.group, key=arguments.key
+        )
+        client.close()
+    finally:
+        client.abort()
+    lag = row.get("lag_messages")
+    waited = f"; {count(lag, 'message')} had waited for it" if isinstance(lag, int) else ""
+    terminal.done("✅", f"Ended the subscription of {session_rows.who(row)} to {arguments.filter}{waited}.")
     return 0
 
 

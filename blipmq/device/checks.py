@@ -140,9 +140,11 @@ def check_key(text: str) -> None:
 
 
 def check_right(text: str) -> None:
+    if text == "admin":
+        return
     verb, colon, pattern = text.partition(":")
     if not colon or verb not in ("pub", "sub"):
-        raise ValueError('expected "pub:TOPIC" or "sub:FILTER"')
+        raise ValueError('expected "pub:TOPIC", "sub:FILTER" or "admin"')
     try:
         topics.check_filter(pattern)
     except UsageError as error:

@@ -70,7 +70,7 @@ class BrokerKey:
     name: str = setting("", "What the key is called: letters, digits, `-`, `_` and `.`.", checks.check_key_name)
     allow: tuple[str, ...] = setting(
         (),
-        '`"pub:TOPIC"` and `"sub:FILTER"`, what its holder may do. None: everything.',
+        '`"pub:TOPIC"`, `"sub:FILTER"` and `"admin"`, what its holder may do. None: everything.',
         checks.check_right,
     )
     key: str = setting(

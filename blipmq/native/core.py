@@ -254,19 +254,33 @@ class Core:
         """Ask for a `Listed` page with this seq."""
         self._push(lib.BQ_CMD_LIST, seq=seq, value=first_slot)
 
-    def sessions(self, seq: int, begin: bool, lag_min: int = 0, find: str = "", conn: int = 0, owner: str = "") -> None:
+    def sessions(
+        self,
+        seq: int,
+        begin: bool,
+        lag_min: int = 0,
+        find: str = "",
+        conn: int = 0,
+        owner: str = "",
+        exact: bool = False,
+    ) -> None:
         """Ask for a `SessionsListed` page with this seq. `begin` begins a walk over all sessions, else the one under way goes
         on. `find`: a part of the filter, client_id or group. `conn`: only those of the key that this connection came in with,
-        whose client_ids begin with `owner`."""
+        whose client_ids begin with `owner`. `exact`: `find` is the filter, `owner` the client_id ("": whatever it is)."""
         self._push(
             lib.BQ_CMD_SESSIONS,
             seq=seq,
-            flags=lib.BQ_SESSIONS_BEGIN if begin else 0,
+            flags=(lib.BQ_SESSIONS_BEGIN if begin else 0) | (lib.BQ_SESSIONS_EXACT if exact else 0),
             value=lag_min,
             conn=conn,
             text=find.encode(),
             data=owner.encode(),
         )
+
+    def end_session(self, seq: int, id: int, client_id: str = "") -> None:
+        """End the durable session of this id, or take `client_id` out of a queue group. `SessionEnded` with this seq tells when
+        that is on disk."""
+        self._push(lib.BQ_CMD_SESSION_END, seq=seq, value=id, data=client_id.encode())
 
     def limits(self, config: CoreConfig) -> None:
         """Put the reloadable fields of `config` into effect."""

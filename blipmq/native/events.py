@@ -93,6 +93,16 @@ class Info(NamedTuple):
     peer: str
 
 
+class AdminAsked(NamedTuple):
+    """A client asks for something that only an operator may. Answered by `reply` or `close`."""
+
+    conn: int
+    seq: int
+    asked: bytes
+    peer: str
+    trusted: bool = False
+
+
 class Closed(NamedTuple):
     """A connection is gone; its handle is never valid again."""
 
@@ -212,6 +222,14 @@ class SessionsListed(NamedTuple):
     rows: list[SessionRow]
 
 
+class SessionEnded(NamedTuple):
+    """What became of `end_session`: 0: it has ended, on disk; 404: there was none of that id, or no such client_id; 400: several
+    such client_ids; 503: the log did not take it."""
+
+    seq: int
+    code: int
+
+
 class Accepting(NamedTuple):
     """Accepting has paused (`errno` tells why) or resumed."""
 
@@ -226,8 +244,8 @@ class Stopped(NamedTuple):
 
 
 Event: TypeAlias = (
-    "Hello | Sub | Unsub | Unsubscribed | Info | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed | Accepting"
-    " | Stopped"
+    "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed"
+    " | SessionEnded | Accepting | Stopped"
 )
 
 
@@ -265,6 +283,10 @@ def _unsubscribed(e: CData) -> Event:
 
 def _info(e: CData) -> Event:
     return Info(e.conn, e.seq, _data(e), _peer(e))
+
+
+def _admin(e: CData) -> Event:
+    return AdminAsked(e.conn, e.seq, _data(e), _peer(e), bool(e.flags & lib.BQ_EV_TRUSTED))
 
 
 def _closed(e: CData) -> Event:
@@ -316,6 +338,10 @@ def _sessions(e: CData) -> Event:
     return SessionsListed(e.seq, bool(e.value), sums, rows)
 
 
+def _session_ended(e: CData) -> Event:
+    return SessionEnded(e.seq, e.code)
+
+
 def _accepting(e: CData) -> Event:
     return Accepting(e.code == 1, e.value)
 
@@ -347,6 +373,8 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_STATS: _stats,
     lib.BQ_EV_LIST: _list,
     lib.BQ_EV_SESSIONS: _sessions,
+    lib.BQ_EV_SESSION_ENDED: _session_ended,
+    lib.BQ_EV_ADMIN: _admin,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,
     lib.BQ_EV_UNSUBSCRIBED: _unsubscribed,

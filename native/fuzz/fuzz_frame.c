@@ -21,7 +21,7 @@ static void read_view(const bq_view_t *view) {
     read_range(view->client_id, view->client_id_size, true);
     read_range(view->api_key, view->api_key_size, true);
     read_range(view->group, view->group_size, true);
-    CHECK(view->action <= FRAME_INFO && view->qos <= 1 && view->durable <= 1);
+    CHECK((view->action <= FRAME_INFO || view->action == FRAME_ADMIN) && view->qos <= 1 && view->durable <= 1);
 }
 
 static void write_message(const bq_view_t *view) {

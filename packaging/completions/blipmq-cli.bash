@@ -136,7 +136,13 @@ _blipmq_cli() {
                     words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --find --limit -f --format" ;;
+                --client-id)
+                    words="" ;;
+                --group)
+                    words="" ;;
+                --key)
+                    words="" ;;
+                *) words="end -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --find --limit -f --format --client-id --group --key" ;;
             esac ;;
         bench)
             case $before in

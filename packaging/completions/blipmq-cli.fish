@@ -70,6 +70,7 @@ complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -s q -l quiet
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -s v -l verbose -d 'say what is being done'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -s f -l format -x -a 'text json' -d 'text (default) or JSON'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from info stats' -l watch -d 'again every 2 seconds, until Ctrl-C'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -a end
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s h -l help -d 'show this help message and exit'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l addr -x -d 'where the broker is; else $BLIPMQ_ADDR, else 127.0.0.1:7878'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l tls -d 'use TLS, as an address tls://HOST:PORT does'
@@ -83,6 +84,9 @@ complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s v -l verbose
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l find -x -d 'only those whose filter, client_id or group holds this'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l limit -x -d 'show so many, those with the largest lag (100)'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s f -l format -x -a 'text json' -d 'text, or JSON lines'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l client-id -x -d 'the name it was made under'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l group -x -d 'the queue group'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l key -x -d 'name of the key it was made with, if several have that client id'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from bench' -s h -l help -d 'show this help message and exit'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from bench' -l addr -x -d 'where the broker is; else $BLIPMQ_ADDR, else 127.0.0.1:7878'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from bench' -l tls -d 'use TLS, as an address tls://HOST:PORT does'

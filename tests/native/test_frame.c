@@ -27,7 +27,7 @@ static void check_body(const uint8_t *source, uint32_t size) {
         check_range(body, size, view.client_id, view.client_id_size, true);
         check_range(body, size, view.api_key, view.api_key_size, true);
         check_range(body, size, view.group, view.group_size, true);
-        CHECK(view.action <= FRAME_INFO && view.qos <= 1 && view.durable <= 1);
+        CHECK((view.action <= FRAME_INFO || view.action == FRAME_ADMIN) && view.qos <= 1 && view.durable <= 1);
         if (view.action == FRAME_PUB) CHECK(topic_check(view.topic, view.topic_size) == 0);
     } else {
         refused++;
