@@ -230,6 +230,33 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
+/* Its time to live ended while it waited for the disk. Sessions that are behind find that out when they read it back. */
+static BQ_APART void fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < topic->session_count && held->kind == HELD_PUBLISH; i++) {
+        session_t *session = topic->sessions[i];
+        if (!session->qos || held->lsn <= session->born_lsn) continue;
+        if (session->behind) {
+            session_offer(bq, session, held);
+            continue;
+        }
+        for (member_t *member = session->members; member && !session->grouped; member = member->next)
+            member->connection->fan_mark = held->lsn;
+        session->enqueued++;
+        session->dropped_ttl++;
+        count++;
+    }
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        queue_t *queue = &topic->targets[i]->queue;
+        if (held->kind == HELD_PUBLISH && topic->targets[i]->fan_mark == held->lsn) continue;
+        queue->enqueued++;
+        queue->dropped_ttl++;
+        count++;
+    }
+    bq->stats.enqueued += count;
+    bq->stats.dropped_ttl += count;
+}
+
 /* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. */
 static void fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
     if (!topic) {
@@ -238,6 +265,10 @@ static void fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
         return;
     }
     if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
+    if (BQ_UNLIKELY(held->expiry_tick && held->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
+        fan_out_expired(bq, topic, held);
+        return;
+    }
     bq->flush_order = topic->session_count > WIDE_TARGETS;
     if (held->kind == HELD_PUBLISH) {
         bq->stats.work += topic->session_count;

@@ -248,3 +248,20 @@ def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> N
         bench.published(publisher, "t", 1, bytes(1000))
         assert publisher.replies[-1].code == 503
         assert generations[-1] - generations[0] <= 4, generations
+
+
+def test_what_its_time_runs_out_for_while_it_waits_for_the_disk_is_dropped_and_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path) as bench:
+        durable, plain, publisher = bench.named("durable"), bench.named("plain"), bench.named("publisher")
+        bench.subscribed(durable, "t", durable=True)
+        plain.send(wire.SUB, "t")
+        bench.settle()
+        publisher.send(wire.PUB, "t", b"late", qos=1, seq=1, ttl_ms=500)
+        publisher.send(wire.PUB, "t", b"behind it", ttl_ms=500)
+        bench.turn()  # to the log
+        bench.turn(1_000)
+        bench.until(lambda: publisher.replies)
+        bench.published(publisher, "t", 1, b"in time")
+        bench.settle()
+        assert durable.payloads == plain.payloads == [b"in time"]
+        assert bench.stats()["dropped_ttl"] == 4 and conserved(bench.stats())
