@@ -34,6 +34,7 @@ COMMAND_SLOTS = {
     "protocol": (8, number.Uint16Flags),
     "durable": (9, number.BoolFlags),
     "group": (10, str),
+    "keepalive_ms": (16, number.Uint64Flags),
 }
 MESSAGE_SLOTS = ("id", "payload", "timestamp", "ttl_ms", "topic", "qos", "redelivered")
 MESSAGE_KINDS = ("Uint64", bytes, "Uint64", "Uint64", str, "Uint8", "Bool")
