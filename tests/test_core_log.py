@@ -233,6 +233,19 @@ def test_what_waited_for_order_behind_a_publish_that_the_disk_refuses_is_deliver
         assert bench.stats()["enqueued"] == 5 and conserved(bench.stats())
 
 
+def test_what_waits_for_order_when_the_time_to_stop_is_over_is_counted_as_not_sent(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LOG._replace(flush_interval_ms=1000)) as bench:
+        reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
+        writer.send(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
+        for _ in range(5):
+            writer.send(wire.PUB, "b", b"QoS 0")
+        bench.settle()
+        assert bench.stats()["held"] == 6 and not reader.messages
+        bench.core.stop(0)
+        bench.until(lambda: bench.stopped)
+        assert bench.stopped is not None and bench.stopped.unflushed == 5
+
+
 def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         away, publisher = bench.named("away"), bench.named("publisher")

@@ -124,7 +124,12 @@ def is_utf8(value: str) -> bool:
 def test_the_reference_reads_every_command_as_it_was_written(fields: dict[str, Any]) -> None:
     frame = wire.encode_command(**fields)
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
-    expected = {**fields, "payload": fields["payload"] or b"", "action": wire.ACTIONS[fields["action"]], "keepalive_ms": 0}
+    expected = {
+        **fields,
+        "payload": fields["payload"] or b"",
+        "action": wire.ACTIONS[fields["action"]],
+        "keepalive_ms": 0,
+    }
     assert fake_broker.read_command(frame[4:]) == expected
 
 

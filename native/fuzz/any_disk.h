@@ -10,7 +10,7 @@
 #include "log_internal.h"
 #include "sim_storage.h"
 
-enum mend { MEND_HEADER = 1, MEND_RECORDS = 2, MEND_CHECKPOINT = 4, SPLIT = 8, OPEN = 16 };
+enum mend { MEND_HEADER = 1, MEND_RECORDS = 2, MEND_CHECKPOINT = 4, SPLIT = 8, OPEN = 16, MEND_END = 32, LEDGER = 64 };
 
 static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t how) {
     segment_header_t header = {
@@ -28,6 +28,34 @@ static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t
         if (bytes[at + 1] & 3) format_record_seal(bytes + at, format_seed(&header)); /* most of them */
         at += FORMAT_RECORD_BYTES + padded;
     }
+}
+
+/* The header at the end says how long the file is; the first byte, whether there are others. */
+static void mend_end(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t how) {
+    if (!(how & MEND_END) || size % 8 || size < FORMAT_HEADER_ROOM + 2 * FORMAT_END_BYTES) return;
+    segment_header_t header = {.log_id = 7,
+                               .number = number,
+                               .header_bytes = FORMAT_HEADER_ROOM,
+                               .segment_bytes = (uint32_t)size,
+                               .batch_bytes = 4096,
+                               .flags = bytes[size - 1] & 1};
+    format_header_encode(bytes + size - FORMAT_END_BYTES, &header);
+    if (bytes[FORMAT_HEADER_ROOM - 1] & 1) memset(bytes, 0, FORMAT_HEADER_ROOM);
+}
+
+static void ledger_put(const uint8_t *data, size_t size, uint8_t how) {
+    uint8_t slots[FORMAT_LEDGER_SLOT + FORMAT_LEDGER_BYTES] = {0};
+    if (!(how & LEDGER) || size < 24) return;
+    for (uint32_t slot = 0; slot < 2; slot++) {
+        const uint8_t *bytes = data + size - 12 * (slot + 1);
+        ledger_t ledger = {.log_id = 7, .sequence = bytes[0], .active = bytes[1] % 8, .lsn = load_u32(bytes + 2)};
+        ledger.created = ledger.active + bytes[6] % 3;
+        ledger.flags = bytes[7] & 1;
+        ledger.size_log2 = bytes[8] % 40;
+        ledger.note = bytes[9];
+        format_ledger_encode(slots + slot * FORMAT_LEDGER_SLOT, &ledger);
+    }
+    sim_disk_put(disk, LOG_LOCK_NAME, slots, sizeof slots);
 }
 
 static void mend_checkpoint(uint8_t *bytes, uint64_t size, uint8_t how) {
@@ -50,8 +78,10 @@ static void disk_make(const uint8_t *data, size_t size) {
         char name[FORMAT_NAME_BYTES];
         format_segment_name(name, i + 1);
         mend_segment(copy + i * part, part, i + 1, how);
+        mend_end(copy + i * part, part, i + 1, how);
         sim_disk_put(disk, name, copy + i * part, part);
     }
+    ledger_put(data, size, how);
     mend_checkpoint(copy + parts * part, size - parts * part, how);
     sim_disk_put(disk, "checkpoint-0000000001.ckp", copy + parts * part, size - parts * part);
     free(copy);
