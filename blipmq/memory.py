@@ -79,8 +79,8 @@ def ring_bytes(config: Config) -> int:
 
 def log_batch_bytes(config: Config) -> int:
     """What the log gathers for one sync. A record may fill half of it, and the largest is a dead letter: the largest
-    message in base64, its topic twice, and what is said about it."""
-    record = max_frame_bytes(config) // 3 * 4 + 8 * KIB
+    message, its topic twice, and what is said about it."""
+    record = max_frame_bytes(config) + 4 * KIB
     return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
 
 

@@ -185,8 +185,18 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "blipmq_messages_dead_lettered_total",
-        "QoS 1 messages given up after qos1.max_deliveries and published to `$dlq/<topic>`.",
+        "QoS 1 messages given up after qos1.max_deliveries: published to `$dlq/<topic>`, if anybody subscribed to that.",
         "stats.dead_lettered",
+    ),
+    _counter(
+        "blipmq_messages_dead_lettered_unclaimed_total",
+        "Of these, those that nobody had subscribed to: they are gone.",
+        "stats.dead_letters_unclaimed",
+    ),
+    _counter(
+        "blipmq_messages_dead_lettered_dropped_total",
+        "Of these, those that are gone because a full log had no room for them in half a minute.",
+        "stats.dead_letters_dropped",
     ),
     _gauge("blipmq_messages_in_flight", "QoS 1 messages sent and not acknowledged yet.", "stats.in_flight"),
     _gauge(

@@ -140,6 +140,7 @@ class Wal:
         self.report = report
         self._log = log
         self._state = LogState.OK
+        self._unclaimed = self._dropped = 0  # dead letters that have been told of
 
     def __repr__(self) -> str:
         return f"<Wal {self.directory} {self._state.name.lower()} opened at LSN {self.report.next_lsn}>"
@@ -206,7 +207,9 @@ class Wal:
             self._log.error("log_damaged", files=report.damaged_files, hint=hint)
 
     def observe(self, counters: Counters) -> None:
-        """Write one line when the log fills up, fails, or has room again. Called once a second."""
+        """Write one line when the log fills up, fails, or has room again, and when dead letters are gone. Called once a
+        second."""
+        self._observe_letters(counters)
         state = LogState(counters["log_state"])
         if state == self._state:
             return
@@ -222,6 +225,23 @@ class Wal:
         elif self._state == LogState.FULL:
             self._log.info("log_has_room", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
         self._state = state
+
+    def _observe_letters(self, counters: Counters) -> None:
+        unclaimed, dropped = counters["dead_letters_unclaimed"], counters["dead_letters_dropped"]
+        if unclaimed > self._unclaimed:
+            self._log.warning(
+                "dead_letters_unclaimed",
+                messages=unclaimed - self._unclaimed,
+                hint="they were delivered qos1.max_deliveries times and never acknowledged, and nobody collects dead "
+                "letters: subscribe to $dlq/# with QoS 1, durably",
+            )
+        if dropped > self._dropped:
+            self._log.error(
+                "dead_letters_dropped",
+                messages=dropped - self._dropped,
+                hint="the log had no room for them: let the subscribers of $dlq/# catch up, or raise wal.max_bytes",
+            )
+        self._unclaimed, self._dropped = unclaimed, dropped
 
     def facts(self, counters: Counters) -> dict[str, Any]:
         """The log's part of what INFO answers. Ids are those of the log's records, which rise by one for ever."""
@@ -288,6 +308,11 @@ class Wal:
             up_to = "up to " if report.lost_unknown else ""
             reasons.append(
                 f"log: {up_to}{counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
+            )
+        if counters["dead_letters_dropped"]:
+            reasons.append(
+                f"log: {counters['dead_letters_dropped']} dead letters are gone because the log was full; let the "
+                "subscribers of $dlq/# catch up, or raise wal.max_bytes"
             )
         if counters["sessions_unread"]:
             reasons.append(

@@ -34,6 +34,7 @@ from blipmq.command import encode_acks as encode_acks
 from blipmq.command import encode_command as encode_command
 from blipmq.errors import ProtocolError
 from blipmq.flatbuffer import I32, U8, U16, U32, U64, Table, broken
+from blipmq.properties import user_properties
 from blipmq.splitter import FRAME_BYTES_MAX as FRAME_BYTES_MAX
 from blipmq.splitter import LENGTH, Splitter
 
@@ -60,11 +61,18 @@ class Message(NamedTuple):
     ttl_ms: int
     qos: int
     redelivered: bool
+    properties: bytes = b""
 
     @property
     def text(self) -> str:
         """The payload as UTF-8, with U+FFFD where it is not."""
         return self.payload.decode("utf-8", "replace")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is said beside the payload; empty for most. Of a dead letter: `reason`, and the `topic`, `id` and
+        `deliveries` of the message that it was."""
+        return user_properties(self.properties) if self.properties else {}
 
 
 class Reply(NamedTuple):
@@ -97,6 +105,7 @@ def decode_message(body: bytes) -> Message:
         table.number(3, U64),
         table.number(5, U8),
         table.number(6, U8) != 0,
+        table.vector(8) or b"",
     )
 
 
@@ -179,6 +188,8 @@ class _Shape:
         fields = table.fields[:7]
         if not 4 <= vtable < table.table or len(fields) < 5 or not fields[1] or not fields[4]:
             return None
+        if any(table.fields[8:9]):
+            return None  # with properties: seldom, and so not worth a fast way
         widths = sorted(
             (offset, offset + Struct("<" + code).size)
             for offset, code in zip(fields, _FIELD_CODES, strict=False)
@@ -303,7 +314,7 @@ class FrameReader(Splitter):
             end = start + u32_at(data, start - 4)[0]
             if end > stop:
                 break
-            append(new(Message, (id_, topic, data[start:end], timestamp_ms, ttl_ms, qos, redelivered != 0)))
+            append(new(Message, (id_, topic, data[start:end], timestamp_ms, ttl_ms, qos, redelivered != 0, b"")))
             at = stop
         self._topic, self._topic_raw = topic, topic_raw
         return at

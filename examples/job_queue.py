@@ -10,7 +10,6 @@ do no harm.
 """
 
 import asyncio
-import json
 import sys
 
 import blipmq
@@ -41,8 +40,8 @@ async def main(address: str) -> None:
         for job in JOBS:
             await client.publish("jobs/mail", job, qos=1)  # returns when the job is on the broker's disk
         letter = await dead_letters.next(timeout_s=60)
-        about = json.loads(letter.payload)
-        print(f"given up after {about['deliveries']} deliveries: {about['topic']}, id {about['id']}")
+        about = letter.headers
+        print(f"given up after {about['deliveries']} deliveries: {about['topic']}, id {about['id']}: {letter.text}")
     for task in workers:
         task.cancel()
     await asyncio.gather(*workers, return_exceptions=True)

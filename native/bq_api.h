@@ -296,6 +296,8 @@ typedef struct bq_stats {
     uint64_t closed_vanished;         /* BQ_CLOSE_VANISHED */
     uint64_t work;                    /* a counter: units of work, of about 50 ns: see share.h */
     uint64_t share_stops;             /* a counter: times a client had used its share of a turn and waited for the next */
+    uint64_t dead_letters_unclaimed;  /* counters: of dead_lettered, those that nobody had subscribed to */
+    uint64_t dead_letters_dropped;    /* and those that the log had no room for */
 } bq_stats_t;
 
 typedef struct bq_subscriber {

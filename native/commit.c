@@ -3,7 +3,6 @@
 #include "core.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
@@ -14,7 +13,7 @@
 #define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
 const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
-const uint8_t *held_payload(const held_t *held) { return held_frame(held) + message_qos1_prefix_size(held->topic_size); }
+const uint8_t *held_payload(const held_t *held) { return message_qos1_payload(held_frame(held)); }
 
 const char *commit_refusal(const bq_t *bq) {
     if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
@@ -83,7 +82,7 @@ static bool reserve_ids(bq_t *bq) {
     if (bq->next_message_id + IDS_BLOCK / 2 < bq->ids_reserved) return true;
     uint64_t upper = bq->next_message_id + IDS_BLOCK;
     log_part_t part = {&upper, sizeof upper};
-    if (log_append(bq->log, LOG_IDS, 0, &part, 1, true) < 0) return false;
+    if (log_append(bq->log, LOG_IDS, 0, &part, 1, LOG_URGENT) < 0) return false;
     bq->ids_reserved = upper;
     bq->commit_wanted = true;
     log_note(bq->log, upper, false);
@@ -137,7 +136,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
                                .run = bq->run,
                                .topic_size = view->topic_size};
     log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
-    int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, false);
+    int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, LOG_ORDINARY);
     if (lsn < 0) {
         held_free(bq, held);
         return refused(bq, lsn, why);
@@ -151,46 +150,71 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
 
 /* ---- dead letters -------------------------------------------------------------------------------------------------- */
 
-static uint32_t base64_write(char *out, const uint8_t *bytes, uint32_t size) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    char *to = out;
-    for (uint32_t at = 0; at < size; at += 3) {
-        uint32_t left = size - at < 3 ? size - at : 3;
-        uint32_t group =
-            (uint32_t)bytes[at] << 16 | (left > 1 ? (uint32_t)bytes[at + 1] << 8 : 0) | (left > 2 ? bytes[at + 2] : 0);
-        for (uint32_t digit = 0; digit < 4; digit++) *to++ = digit > left ? '=' : digits[group >> (18 - 6 * digit) & 63];
-    }
-    return (uint32_t)(to - out);
-}
-
-static uint32_t json_text_write(char *out, const uint8_t *text, uint32_t size) {
-    char *to = out;
-    for (uint32_t i = 0; i < size; i++) { /* topics hold no control characters, so these two are all there is to escape */
-        if (text[i] == '"' || text[i] == '\\') *to++ = '\\';
-        *to++ = (char)text[i];
-    }
-    return (uint32_t)(to - out);
-}
-
-/* {"reason":"max_deliveries","id":7,"deliveries":16,"topic":"jobs","payload_base64":"..."} */
-bool commit_dead_letter(bq_t *bq, const uint8_t *topic, uint32_t topic_size, const delivery_t *delivery, const uint8_t *payload,
-                        uint32_t payload_size) {
-    const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
-    size_t size = 256 + 2 * FRAME_TOPIC_BYTES_MAX + (size_t)payload_size / 3 * 4 + 8;
-    char *json = malloc(size);
-    if (!json) return false;
-    int head = snprintf(json, size, "{\"reason\":\"max_deliveries\",\"id\":%llu,\"deliveries\":%u,\"topic\":\"",
-                        (unsigned long long)delivery->id, delivery->deliveries);
-    uint32_t at = (uint32_t)head;
-    at += json_text_write(json + at, message_qos1_name(frame), message_qos1_name_size(frame));
-    at += (uint32_t)snprintf(json + at, size - at, "\",\"payload_base64\":\"");
-    at += base64_write(json + at, payload, payload_size);
-    memcpy(json + at, "\"}", 2);
-    const char *why;
-    bq_view_t view = {.topic = topic, .topic_size = topic_size, .payload = (const uint8_t *)json, .payload_size = at + 2};
-    bool held = commit_publish(bq, NULL, &view, &why) == COMMIT_HELD;
-    free(json);
+static held_t *held_letter(bq_t *bq, enum held_kind kind, const letter_t *letter) {
+    message_head_t head = letter->head;
+    head.id = bq->next_message_id;
+    head.timestamp_ms = bq->wall_ms;
+    head.ttl_ms = publish_ttl_ms(bq, 0);
+    uint32_t head_size = message_head_size(&head);
+    held_t *held = held_new(bq, NULL, kind, head_size + head.payload_size);
+    if (!held) return NULL;
+    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    message_head_write(out, &head);
+    const uint8_t *from = letter->delivery->hold.segment->bytes + letter->delivery->hold.offset;
+    if (head.payload_size) memcpy(out + head_size, message_qos1_payload(from), head.payload_size);
+    held->id = head.id;
+    held->timestamp_ms = head.timestamp_ms;
+    held->ttl_ms = head.ttl_ms;
+    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, head.ttl_ms);
+    held->payload_size = head.payload_size;
+    held->properties_size = head.properties_size;
+    held->topic_size = (uint16_t)head.topic_size;
     return held;
+}
+
+static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *letter) {
+    publish_record_t record = {.id = held->id,
+                               .timestamp_ms = held->timestamp_ms,
+                               .ttl_ms = held->ttl_ms,
+                               .mono_ms = bq->now_ms,
+                               .run = bq->run,
+                               .topic_size = held->topic_size};
+    letter_record_t about = {.id = letter->delivery->id, .deliveries = letter->delivery->deliveries};
+    log_part_t properties = {&about, sizeof about};
+    if (letter->cut) properties = (log_part_t){letter->head.properties, letter->head.properties_size};
+    record.properties_size = properties.size;
+    log_part_t parts[] = {
+        {&record, sizeof record}, {letter->head.topic, held->topic_size}, {held_payload(held), held->payload_size}, properties};
+    return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4, LOG_LETTER);
+}
+
+int64_t commit_letter(bq_t *bq, const letter_t *letter) {
+    int64_t error = timeline_write(bq);
+    if (error < 0) return error;
+    if (!reserve_ids(bq)) return BQ_E_AGAIN;
+    held_t *held = held_letter(bq, HELD_PUBLISH, letter);
+    if (!held) return BQ_E_MEMORY;
+    int64_t lsn = letter_append(bq, held, letter);
+    if (lsn < 0) {
+        held_free(bq, held);
+        return lsn;
+    }
+    held->lsn = (uint64_t)lsn;
+    held->delivery = letter->delivery;
+    letter->delivery->letter = held;
+    held_append(bq, NULL, held);
+    count_publish(bq, held->payload_size);
+    bq->commit_wanted = true;
+    return lsn;
+}
+
+bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
+    held_t *held = held_letter(bq, HELD_FOLLOW, letter);
+    if (!held) return false;
+    held->lsn = bq->held_last_lsn;
+    held_append(bq, NULL, held);
+    count_publish(bq, held->payload_size);
+    return true;
 }
 
 bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
@@ -332,6 +356,7 @@ static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
         connection_answered(bq, connection);
     }
+    if (held->delivery) letter_written(bq, held->delivery, durable);
     held_free(bq, held);
 }
 
@@ -441,6 +466,7 @@ void commit_begin(bq_t *bq) {
 
 int64_t commit_due_ms(bq_t *bq) {
     if (!bq->log) return -1;
+    if (bq->held && bq->held->lsn <= log_durable(bq->log)) return 0; /* it waits for the next turn alone */
     int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
     if (bq->commits_left) return 0;
     if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */

@@ -33,31 +33,42 @@ typedef struct held {
     uint64_t lsn, id;
     uint64_t timestamp_ms, ttl_ms, expiry_tick;
     uint32_t payload_size; /* HELD_SUBACK: of the group behind the filter */
-    uint16_t topic_size;
+    uint16_t topic_size, properties_size;
     uint8_t kind;
-    uint8_t undo; /* HELD_SUBACK: enum held_undo; id: of the holder */
+    uint8_t undo;              /* HELD_SUBACK: enum held_undo; id: of the holder */
+    struct delivery *delivery; /* a dead letter: whose, while it waits for this */
 } held_t;
 
 static inline const uint8_t *held_frame(const held_t *held) { return held->hold.segment->bytes + held->hold.offset; }
 const uint8_t *held_topic(const held_t *held);
 const uint8_t *held_payload(const held_t *held);
 
-/* What LOG_PUBLISH records begin with; topic and payload follow. */
+/* What LOG_PUBLISH records begin with; topic, payload and properties follow. */
 typedef struct publish_record {
     uint64_t id, timestamp_ms, ttl_ms;
     uint64_t mono_ms; /* of the process that wrote it: what was left of the ttl is known while `run` is the same */
     uint64_t run;
-    uint32_t topic_size, reserved;
+    uint32_t topic_size;
+    uint32_t properties_size; /* behind the payload: a version that knows of none takes them for the payload's end */
 } publish_record_t;
+
+/* Of a record with this flag the properties are a letter_record_t: a dead letter of a short message is hardly larger than it was, so
+ * that a log full of such can be emptied. The topic is the letter's without what comes in front. */
+#define PUBLISH_LETTER 1u
+typedef struct letter_record {
+    uint64_t id; /* of the message it was */
+    uint32_t deliveries, reserved;
+} letter_record_t;
 
 enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };
 
 /* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, const bq_view_t *view, const char **why);
-struct delivery;
-/* A message that was delivered too often goes to the dead-letter topic, with the reason. False: the log takes nothing now. */
-bool commit_dead_letter(struct bq *bq, const uint8_t *topic, uint32_t topic_size, const struct delivery *delivery,
-                        const uint8_t *payload, uint32_t payload_size);
+struct letter;
+/* Log a dead letter and hold it; letter_written says what came of it. Its LSN, or what log_append says. */
+int64_t commit_letter(struct bq *bq, const struct letter *letter);
+/* The same for subscribers of QoS 0 alone: it is not logged. False: no memory. */
+bool commit_letter_follow(struct bq *bq, const struct letter *letter);
 bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
 /* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
  * first `size` bytes are what is answered with. */

@@ -261,8 +261,9 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
     if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
-    uint64_t reads = session_reads_due_ms(bq);
+    uint64_t reads = session_reads_due_ms(bq), letters = letters_due_ms(bq);
     if (reads < due) due = reads;
+    if (letters < due) due = letters;
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }

@@ -16,6 +16,7 @@
 #include "segment.h"
 #include "session.h"
 #include "commit.h"
+#include "letter.h"
 #include "timeline.h"
 #include "wheel.h"
 #include "share.h"
@@ -108,6 +109,7 @@ struct bq {
 
     log_t *log; /* NULL: QoS 0 only */
     sessions_t sessions;
+    letters_t letters;
     timeline_t timeline;
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_last_lsn;

@@ -338,7 +338,15 @@ int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
 
 /* Where things are in the buffers written here, all known beforehand: the vtable ends where the table begins, at 20, so that
  * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
-enum { TABLE_AT = 20, MESSAGE_BODY = 56, SUBACK_BODY = 44, REPLY_BODY = 52, QOS1_TABLE_AT = 28, QOS1_BODY = 68 };
+enum {
+    TABLE_AT = 20,
+    MESSAGE_BODY = 56,
+    SUBACK_BODY = 44,
+    REPLY_BODY = 52,
+    QOS1_TABLE_AT = 28,
+    QOS1_BODY = 68,
+    PROPERTIES_BODY = 72
+};
 enum qos1_at {
     QOS1_ID = 32,
     QOS1_TIMESTAMP = 40,
@@ -346,7 +354,8 @@ enum qos1_at {
     QOS1_PAYLOAD = 56,
     QOS1_TOPIC = 60,
     QOS1_QOS = 64,
-    QOS1_REDELIVERED = 65
+    QOS1_REDELIVERED = 65,
+    QOS1_PROPERTIES = 68 /* of a message that has some; the body follows */
 };
 enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
 enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
@@ -420,10 +429,65 @@ void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size,
     frame_finish(out, TYPE_MESSAGE, payload_at + 4 + payload_size);
 }
 
+void message_qos1_mark_qos0(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_QOS] = 0; }
 void message_qos1_mark_redelivered(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
-const uint8_t *message_qos1_name(const uint8_t *frame) { return frame + FRAME_HEADER_BYTES + QOS1_BODY + 4; }
-uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(frame + FRAME_HEADER_BYTES + QOS1_BODY); }
+
+/* Where the offset in a field leads to. */
+static inline const uint8_t *qos1_vector(const uint8_t *frame, enum qos1_at field) {
+    const uint8_t *at = frame + FRAME_HEADER_BYTES + field;
+    return at + load_u32(at);
+}
+
+const uint8_t *message_qos1_name(const uint8_t *frame) { return qos1_vector(frame, QOS1_TOPIC) + 4; }
+uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_TOPIC)); }
+const uint8_t *message_qos1_payload(const uint8_t *frame) { return qos1_vector(frame, QOS1_PAYLOAD) + 4; }
+uint32_t message_qos1_payload_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_PAYLOAD)); }
 uint64_t message_qos1_timestamp(const uint8_t *frame) { return load_u64(frame + FRAME_HEADER_BYTES + QOS1_TIMESTAMP); }
+static uint32_t properties_at(uint32_t topic_size) { return (PROPERTIES_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_properties_prefix_size(uint32_t topic_size, uint32_t properties_size) {
+    return FRAME_HEADER_BYTES + ((properties_at(topic_size) + 4 + properties_size + 3) & ~3u) + 4;
+}
+
+static void message_properties_write(uint8_t *out, const message_head_t *head) {
+    static const uint8_t fields[] = {QOS1_ID,        QOS1_PAYLOAD, QOS1_TIMESTAMP,   QOS1_TTL,
+                                     QOS1_TOPIC,     QOS1_QOS,     QOS1_REDELIVERED, QOS1_TABLE_AT /* absent */,
+                                     QOS1_PROPERTIES};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_PROPERTIES + 4, PROPERTIES_BODY);
+    store_u64(buffer + QOS1_ID, head->id);
+    store_u64(buffer + QOS1_TIMESTAMP, head->timestamp_ms);
+    store_u64(buffer + QOS1_TTL, head->ttl_ms);
+    buffer[QOS1_QOS] = 1;
+    uint32_t at = vector_write(buffer, PROPERTIES_BODY, QOS1_TOPIC, head->topic, head->topic_size, true);
+    at = vector_write(buffer, at, QOS1_PROPERTIES, head->properties, head->properties_size, false);
+    store_u32(buffer + QOS1_PAYLOAD, at - QOS1_PAYLOAD);
+    store_u32(buffer + at, head->payload_size);
+    frame_finish(out, TYPE_MESSAGE, at + 4 + head->payload_size);
+}
+
+void message_head_write(uint8_t *out, const message_head_t *head) {
+    if (head->properties_size)
+        message_properties_write(out, head);
+    else
+        message_qos1_write(out, head->topic, head->topic_size, head->id, head->timestamp_ms, head->ttl_ms, head->payload_size,
+                           false);
+}
+
+static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) { /* a size as MQTT writes it, big-endian */
+    *out++ = (uint8_t)(size >> 8);
+    *out++ = (uint8_t)size;
+    if (size) memcpy(out, text, size);
+    return out + size;
+}
+
+uint32_t property_write(uint8_t *out, const char *name, const uint8_t *value, uint32_t value_size) {
+    uint8_t *to = out;
+    *to++ = 0x26; /* a user property */
+    to = property_text(to, name, (uint32_t)strlen(name));
+    to = property_text(to, value, value_size);
+    return (uint32_t)(to - out);
+}
 
 uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
                             const char *info) {

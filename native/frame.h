@@ -70,8 +70,29 @@ uint32_t message_qos1_prefix_size(uint32_t topic_size);
 void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms,
                         uint64_t ttl_ms, uint32_t payload_size, bool redelivered); /* all but the payload's bytes */
 void message_qos1_mark_redelivered(uint8_t *frame);
+void message_qos1_mark_qos0(uint8_t *frame); /* for a subscriber who has nothing to acknowledge */
 const uint8_t *message_qos1_name(const uint8_t *frame);
 uint32_t message_qos1_name_size(const uint8_t *frame);
+const uint8_t *message_qos1_payload(const uint8_t *frame);
+uint32_t message_qos1_payload_size(const uint8_t *frame);
+
+/* A message that may have properties: MQTT 5's, without the length in front. Without any it is what message_qos1_write makes; with some
+ * it has all that the functions of QoS 1 messages look for. */
+typedef struct message_head {
+    const uint8_t *topic, *properties;
+    uint32_t topic_size, properties_size, payload_size;
+    uint64_t id, timestamp_ms, ttl_ms;
+} message_head_t;
+void message_head_write(uint8_t *out, const message_head_t *head);
+uint32_t message_properties_prefix_size(uint32_t topic_size, uint32_t properties_size);
+static inline uint32_t message_head_size(const message_head_t *head) { /* bytes before the payload's first byte */
+    if (BQ_LIKELY(!head->properties_size)) return message_qos1_prefix_size(head->topic_size);
+    return message_properties_prefix_size(head->topic_size, head->properties_size);
+}
+
+/* One user property: its name, its value. Returns the bytes written, PROPERTY_BYTES(...) of them. */
+#define PROPERTY_BYTES(name, value) (5u + (name) + (value))
+uint32_t property_write(uint8_t *out, const char *name, const uint8_t *value, uint32_t value_size);
 uint64_t message_qos1_timestamp(const uint8_t *frame);
 
 /* Both return the bytes written and need FRAME_REPLY_BYTES_MAX(...) of room. */

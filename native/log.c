@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#define LETTER_MORE_BYTES 1024u /* at most, that a dead letter takes more than its message */
+
 static const uint32_t sync_bounds_us[7] = {100, 300, 1000, 3000, 10000, 30000, 100000};
 
 static uint64_t now_us(void) {
@@ -115,12 +117,14 @@ static int ahead_create(log_t *log) {
     return 0;
 }
 
-static uint64_t quota_left(log_t *log) {
+static uint64_t bytes_of(log_t *log) {
     gate_enter(&log->table);
     uint64_t bytes = log->stats.bytes;
     gate_leave(&log->table);
-    return log->config.max_bytes > bytes ? log->config.max_bytes - bytes : 0;
+    return bytes;
 }
+
+static uint64_t left_of(uint64_t quota, uint64_t bytes) { return quota > bytes ? quota - bytes : 0; }
 
 int64_t log_free_look(log_t *log) {
     int64_t bytes = log->storage->free_bytes(log->storage);
@@ -133,7 +137,9 @@ int64_t log_free_look(log_t *log) {
 /* Ahead of need, within quota and reserve. 0: made, or there is no room. */
 static int ahead_make(log_t *log) {
     uint64_t wanted = log->config.segment_bytes;
-    if (quota_left(log) < wanted || (uint64_t)log_free_look(log) < wanted + log->config.reserve_bytes) return -ENOSPC;
+    if (left_of(log->config.max_bytes, bytes_of(log)) < wanted ||
+        (uint64_t)log_free_look(log) < wanted + log->config.reserve_bytes)
+        return -ENOSPC;
     return ahead_create(log);
 }
 
@@ -178,18 +184,23 @@ static void limits_set(log_t *log) {
     uint64_t usable = segment - FORMAT_END_BYTES - log_header_bytes(log) - waste;
     uint64_t room = capacity > log->position + waste ? capacity - log->position - waste : 0;
     if (log->ahead) room += usable;
-    uint64_t more_urgent = quota_left(log) / segment, more_publish = more_urgent;
+    uint64_t quota = log->config.max_bytes, bytes = bytes_of(log), more_letter = left_of(quota + quota / 2, bytes) / segment;
+    uint64_t more_publish = left_of(quota, bytes) / segment;
+    uint64_t more_urgent = bytes > quota ? more_letter : more_publish; /* letters have gone there: acks follow */
     if (!log->ahead || atomic_load(&log->full)) { /* else there is room for a while, whatever the disk says */
         uint64_t free_bytes = (uint64_t)log_free_look(log), reserve = log->config.reserve_bytes;
         more_urgent = smaller(more_urgent, free_bytes / segment);
+        more_letter = smaller(more_letter, free_bytes / segment);
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
     uint64_t publish = log->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
     bool full = atomic_load(&log->full);
     publish = publish > usable ? publish - usable : 0;
     if (full && publish < segment / 4) publish = 0; /* no flapping: once refused, publishes wait for room that lasts a while */
-    atomic_store(&log->limit_urgent, log->charged_done + room + more_urgent * usable);
-    atomic_store(&log->limit_publish, log->charged_done + publish);
+    uint64_t urgent = room + more_urgent * usable, letter = room + more_letter * usable, acks = usable / 16;
+    atomic_store(&log->limits[LOG_URGENT], log->charged_done + urgent);
+    atomic_store(&log->limits[LOG_LETTER], log->charged_done + (letter > acks ? letter - acks : 0));
+    atomic_store(&log->limits[LOG_ORDINARY], log->charged_done + publish);
     if (!full || !publish) return;
     atomic_store(&log->full, false);
     log_wake(log);
@@ -371,8 +382,8 @@ static void *log_run(void *argument) {
 
 /* ---- the core's side --------------------------------------------------------------------------------------------------- */
 
-static int refuse(log_t *log, bool urgent) {
-    if (urgent) return LOG_E_FULL;
+static int refuse(log_t *log, enum log_urgency urgency) {
+    if (urgency == LOG_URGENT) return LOG_E_FULL;
     if (!atomic_exchange(&log->full, true)) { /* from now on the thread looks for room by itself */
         gate_enter(&log->work);
         gate_signal(&log->work);
@@ -381,7 +392,7 @@ static int refuse(log_t *log, bool urgent) {
     return LOG_E_FULL;
 }
 
-int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, bool urgent) {
+int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, enum log_urgency urgency) {
     batch_t *batch = &log->batches[log->gathering];
     uint64_t size = 0;
     if (BQ_UNLIKELY(atomic_load_explicit(&log->failed, memory_order_relaxed))) return LOG_E_FAILED;
@@ -392,8 +403,7 @@ int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *pa
     uint64_t place = batch->used ? log->next_lsn - batch->first_lsn : 0;
     if (batch->used + bytes > log->config.batch_bytes_max || place >= FORMAT_PLACE_MAX) return BQ_E_AGAIN;
     uint64_t charged = log->charged + bytes + (batch->used ? 0 : log_pad_bytes_max(log));
-    if (charged > atomic_load_explicit(urgent ? &log->limit_urgent : &log->limit_publish, memory_order_relaxed))
-        return refuse(log, urgent);
+    if (charged > atomic_load_explicit(&log->limits[urgency], memory_order_relaxed)) return refuse(log, urgency);
 
     uint64_t lsn = log->next_lsn++;
     uint8_t *record = batch->bytes + batch->used, *out = record + FORMAT_RECORD_BYTES;
@@ -530,12 +540,23 @@ static int replay(log_t *log, recover_t *recover, opening_t *opening) {
     return BQ_OK;
 }
 
+/* The largest record that was found is taken again, as a dead letter, though the limits may have been lowered since: as far as the
+ * quota has room for segments that hold it. */
+static void sizes_raise(log_t *log, uint32_t record_bytes) {
+    uint64_t batch = (2ull * (record_bytes + LETTER_MORE_BYTES) + 4095) & ~4095ull;
+    uint64_t segment = 2 * batch > log->config.segment_bytes ? 2 * batch : log->config.segment_bytes;
+    if (batch <= log->config.batch_bytes_max || batch > FORMAT_BATCH_BYTES_MAX / 2 || segment > log->config.max_bytes / 4) return;
+    log->config.batch_bytes_max = (uint32_t)batch;
+    log->config.segment_bytes = (uint32_t)segment;
+}
+
 static int log_recover(log_t *log, opening_t *opening, log_report_t *report) {
     recover_t recover;
     int error = recover_begin(&recover, log->storage);
     if (error != BQ_OK) return error;
     error = log_id_make(log, &recover);
     if (error == BQ_OK) error = replay(log, &recover, opening);
+    if (error == BQ_OK) sizes_raise(log, recover.record_bytes_max);
     if (error == BQ_OK) {
         int begun = log_begin(log, &recover);
         if (begun < 0) error = system_error(begun);
@@ -583,8 +604,7 @@ static int gates_init(log_t *log) {
 static int buffers_init(log_t *log) {
     log->batches[0].bytes = malloc(log_batch_room(log));
     log->batches[1].bytes = malloc(log_batch_room(log));
-    return log->batches[0].bytes && log->batches[1].bytes ? scan_init(&log->read_scan, log->storage, LOG_READ_SCAN_BYTES)
-                                                          : BQ_E_MEMORY;
+    return log->batches[0].bytes && log->batches[1].bytes ? BQ_OK : BQ_E_MEMORY;
 }
 
 static void threads_stop(log_t *log) {
@@ -623,9 +643,12 @@ int log_open(log_t **out, storage_t *storage, const log_config_t *config, log_vi
     log->config = *config;
     log->active_file = log->ahead_file = log->read_file = -1;
     int locked = storage->lock(storage, LOG_LOCK_NAME);
-    error = locked >= 0 ? buffers_init(log) : locked == -EWOULDBLOCK ? LOG_E_LOCKED : system_error(locked);
+    error = locked >= 0              ? scan_init(&log->read_scan, log->storage, LOG_READ_SCAN_BYTES)
+            : locked == -EWOULDBLOCK ? LOG_E_LOCKED
+                                     : system_error(locked);
     opening_t opening = {.restore = restore, .progress = progress, .context = context};
     if (error == BQ_OK) error = log_recover(log, &opening, report);
+    if (error == BQ_OK) error = buffers_init(log);
     if (error == BQ_OK) {
         atomic_store(&log->durable, log->sure_lsn);
 #ifdef BUG_SERVE_DOUBTFUL

@@ -102,13 +102,18 @@ void log_close(log_t *log); /* commits what is gathered, marks the end as clean 
  * on disk when this returns, as far as the disk lets it be; else with the next segment, or at an orderly end. */
 void log_note(log_t *log, uint64_t note, bool now);
 
+/* What a record may use of a log that is getting full. Ordinary ones stop where the quota less a segment, or the disk's reserve, is
+ * reached. Urgent ones, acks and the like, may have that too. Dead letters may, but leave some of it for acks, and they may go beyond
+ * the quota by half of it: each lets go of a message that lies further ahead, though only later. */
+enum log_urgency { LOG_ORDINARY, LOG_URGENT, LOG_LETTER };
+
 /* Append a record made of parts. Returns its LSN (> 0) or BQ_E_AGAIN (the batch is full: wait for a commit), LOG_E_FULL,
- * LOG_E_FAILED, BQ_E_TOO_LARGE. `urgent`: acks and the like, which may use the reserve. */
+ * LOG_E_FAILED, BQ_E_TOO_LARGE. */
 typedef struct log_part {
     const void *bytes;
     uint32_t size;
 } log_part_t;
-int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, bool urgent);
+int64_t log_append(log_t *log, uint8_t type, uint8_t flags, const log_part_t *parts, uint32_t count, enum log_urgency urgency);
 
 bool log_commit(log_t *log);     /* hand the gathered batch to the thread if that is idle; false: nothing to do, or busy */
 bool log_busy(const log_t *log); /* a batch is being written */

@@ -133,6 +133,7 @@ typedef struct recover {
     uint64_t gap_last; /* the last of the LSNs of which nobody knows whether they were used; 0: none */
     bool gone_told;
     uint64_t done_bytes, total_bytes;
+    uint32_t record_bytes_max; /* of the records there are, headers and padding included */
     bool finished;
 } recover_t;
 
@@ -201,8 +202,8 @@ struct log {
 
     /* shared */
     _Atomic uint64_t durable, shown_next_lsn;
-    _Atomic uint64_t limit_publish, limit_urgent; /* `charged` may not pass them */
-    _Atomic int32_t failed;                       /* the errno that stopped the log */
+    _Atomic uint64_t limits[3]; /* by enum log_urgency: `charged` may not pass them */
+    _Atomic int32_t failed;     /* the errno that stopped the log */
     _Atomic bool full, busy;
 
     /* the log thread and its gate */

@@ -166,6 +166,8 @@ static int record_take(recover_t *recover, const format_record_t *found, const u
     segment_mark(segment, found->lsn, offset);
     recover->report.records++;
     recover->report.bytes += found->size;
+    uint32_t bytes = FORMAT_RECORD_BYTES + (uint32_t)format_padded(found->size);
+    if (bytes > recover->record_bytes_max) recover->record_bytes_max = bytes;
     *record =
         (log_record_t){.lsn = found->lsn, .bytes = payload, .size = found->size, .type = found->type, .flags = found->flags};
     return RECOVER_RECORD;

@@ -122,6 +122,8 @@ static int segment_begin(log_t *log, uint64_t bytes, uint64_t next_lsn, segment_
     segment_header_t header;
     int file, error = log_header_make(log, &header, log->tail.first_lsn, (uint32_t)bytes);
     if (error < 0) return error;
+    uint32_t carried = log->tail.source ? log->tail.source->header.batch_bytes : 0;
+    if (header.batch_bytes < carried) header.batch_bytes = carried; /* a record of the tail may be larger than any that is new */
     segment_t *segment = segment_new(&header, header.number, bytes);
     if (!segment) return -ENOMEM;
     segment->first_lsn = segment->next_lsn = header.first_lsn;

@@ -375,13 +375,18 @@ bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
  * into the queues at once, as a run of its own; what it waits for has been waited for. */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
     if (!topic->target_count && !topic->grouped) return;
-    uint32_t size = topic->prefix_size + held->payload_size;
+    uint32_t size = held->properties_size ? held->hold.size : topic->prefix_size + held->payload_size;
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, size);
     if (!out) return; /* QoS 0 subscribers may lose it, counted as unrouted by nobody: memory is at its end */
-    memcpy(out, topic->prefix, topic->prefix_size);
-    message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
-    if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
+    if (held->properties_size) {
+        memcpy(out, held_frame(held), size);
+        message_qos1_mark_qos0(out);
+    } else {
+        memcpy(out, topic->prefix, topic->prefix_size);
+        message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
+        if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
+    }
     queue_run_t run = {
         .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
     segment_commit(&bq->segments, size);

@@ -4,8 +4,6 @@
 #include "core.h"
 
 #define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout grows to 32 times itself */
-#define DEAD_LETTER_RETRY_MS 1000u
-#define DEAD_LETTER_PREFIX "$dlq/"
 
 /* ---- deliveries in flight, by (id, connection) ---------------------------------------------------------------------- */
 
@@ -93,6 +91,7 @@ void session_floor_update(bq_t *bq, session_t *session) {
 void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     if (delivery->member) flight_leave(bq, delivery);
+    if (delivery->given_up) letter_forget(bq, delivery);
     if (session->cursor == delivery) session->cursor = delivery->next;
     if (delivery->previous)
         delivery->previous->next = delivery->next;
@@ -228,7 +227,7 @@ static bool floor_log(bq_t *bq, session_t *session) {
         return true;
     uint64_t ack[2] = {session->id, session->floor_lsn};
     log_part_t part = {ack, sizeof ack};
-    int64_t lsn = log_append(bq->log, LOG_ACK, 0, &part, 1, true);
+    int64_t lsn = log_append(bq->log, LOG_ACK, 0, &part, 1, LOG_URGENT);
     if (lsn < 0) return false;
     session->floor_logged = session->floor_lsn;
     session->settled_logged = session->settled;
@@ -257,7 +256,7 @@ static bool waits_for_floor(bq_t *bq, session_t *session) {
 static void send_window(bq_t *bq, session_t *session) {
     while (session->cursor && session->member_count) {
         delivery_t *delivery = session->cursor;
-        if (!delivery->member) {
+        if (!delivery->member && !delivery->given_up) {
             if (waits_for_floor(bq, session)) {
                 session_pump_later(bq, session);
                 break;
@@ -300,6 +299,7 @@ void session_offer(bq_t *bq, session_t *session, const held_t *held) {
 /* As many of them as a turn's work goes for: the others are the next turn's. */
 void session_pump_all(bq_t *bq) {
     uint64_t stop = work_done(bq) + WORK_COMMITS;
+    letters_turn(bq);
     session_reads_turn(bq);
     for (uint32_t left = bq->sessions.pump_count; left && bq->sessions.pump; left--) {
         if (work_done(bq) >= stop) {
@@ -355,29 +355,8 @@ void delivery_send_again(bq_t *bq, delivery_t *delivery) {
     session_pump_later(bq, session);
 }
 
-static bool dead_letter(bq_t *bq, const delivery_t *delivery) {
-    const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
-    uint32_t topic_size = message_qos1_name_size(frame);
-    uint8_t topic[FRAME_TOPIC_BYTES_MAX];
-    uint32_t prefix_size = sizeof DEAD_LETTER_PREFIX - 1;
-    if (topic_size > sizeof topic - prefix_size) topic_size = sizeof topic - prefix_size; /* cut at a character below */
-    memcpy(topic, DEAD_LETTER_PREFIX, prefix_size);
-    memcpy(topic + prefix_size, message_qos1_name(frame), topic_size);
-    while (topic_check(topic, prefix_size + topic_size)) topic_size--;
-    uint32_t head_size = message_qos1_prefix_size(message_qos1_name_size(frame));
-    return commit_dead_letter(bq, topic, prefix_size + topic_size, delivery, frame + head_size, delivery->hold.size - head_size);
-}
-
-static void give_up(bq_t *bq, delivery_t *delivery) {
-    session_t *session = delivery->session;
-    const uint8_t *frame = delivery->hold.segment->bytes + delivery->hold.offset;
-    uint32_t prefix_size = sizeof DEAD_LETTER_PREFIX - 1;
-    bool own = message_qos1_name_size(frame) >= prefix_size && !memcmp(message_qos1_name(frame), DEAD_LETTER_PREFIX, prefix_size);
-    if (!own && !dead_letter(bq, delivery)) { /* the log takes nothing now: keep it until it does */
-        core_timer_set(bq, &delivery->hold.timer, DEAD_LETTER_RETRY_MS);
-        return;
-    }
-    delivery_settle(bq, delivery, &session->dead_lettered, &bq->stats.dead_lettered);
+void delivery_dead(bq_t *bq, delivery_t *delivery) {
+    delivery_settle(bq, delivery, &delivery->session->dead_lettered, &bq->stats.dead_lettered);
 }
 
 void session_timeout(bq_t *bq, delivery_t *delivery) {
@@ -385,8 +364,8 @@ void session_timeout(bq_t *bq, delivery_t *delivery) {
     bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
     if (expired) {
         delivery_settle(bq, delivery, &session->dropped_ttl, &bq->stats.dropped_ttl);
-    } else if (delivery->member && delivery->deliveries >= bq->config.max_deliveries) {
-        give_up(bq, delivery);
+    } else if (delivery->given_up || (delivery->member && delivery->deliveries >= bq->config.max_deliveries)) {
+        letter_send(bq, delivery);
     } else if (delivery->member) {
         delivery_send_again(bq, delivery);
     }

@@ -56,6 +56,10 @@ typedef struct delivery {
     uint64_t expiry_tick; /* 0: never */
     uint32_t deliveries;
     bool redelivered;
+    bool given_up;       /* not sent any more: see letter.h */
+    bool letter_waits;   /* in line to be logged */
+    struct held *letter; /* its dead letter, on its way to the disk */
+    struct delivery *letter_next, *letter_previous;
 } delivery_t;
 
 typedef struct session {

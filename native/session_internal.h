@@ -31,6 +31,7 @@ bool delivery_add(struct bq *bq, session_t *session, segment_t *segment, uint32_
                   uint64_t id, uint64_t expiry_tick); /* false: no memory */
 void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_send_again(struct bq *bq, delivery_t *delivery);
+void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
 
 /* session_read.c */
 bool session_read_on(struct bq *bq, session_t *session); /* more from the log, if there is room; true: there are new deliveries */

@@ -257,17 +257,39 @@ enum take { TAKE_OK, TAKE_FULL, TAKE_SKIP, TAKE_NO_MEMORY };
 bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record) {
     if (size < sizeof *record) return false;
     memcpy(record, bytes, sizeof *record);
-    return record->topic_size <= size - sizeof *record && topic_check(bytes + sizeof *record, record->topic_size) == 0;
+    uint64_t texts = (uint64_t)record->topic_size + record->properties_size;
+    return texts <= size - sizeof *record && topic_check(bytes + sizeof *record, record->topic_size) == 0;
 }
 
-static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size) {
+/* The message of a record; `room` is for the properties of a dead letter. */
+static message_head_t head_of(const publish_record_t *record, const uint8_t *texts, uint32_t size, uint8_t flags, uint8_t *room) {
+    message_head_t head = {.topic = texts,
+                           .topic_size = record->topic_size,
+                           .payload_size = size - record->topic_size - record->properties_size,
+                           .properties_size = record->properties_size,
+                           .id = record->id,
+                           .timestamp_ms = record->timestamp_ms,
+                           .ttl_ms = record->ttl_ms};
+    if (BQ_LIKELY(!head.properties_size)) return head;
+    head.properties = texts + head.topic_size + head.payload_size;
+    letter_record_t letter;
+    if (!(flags & PUBLISH_LETTER) || head.properties_size != sizeof letter) return head;
+    memcpy(&letter, head.properties, sizeof letter);
+    head.properties = room;
+    head.properties_size = letter_properties_again(room, head.topic, head.topic_size, &letter);
+    return head;
+}
+
+static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size,
+                           uint8_t flags) {
     publish_record_t record;
     uint64_t tick;
+    uint8_t room[LETTER_PROPERTIES_BYTES_MAX];
     if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
-    const uint8_t *topic = bytes + sizeof record, *payload = topic + record.topic_size;
-    uint32_t payload_size = size - (uint32_t)sizeof record - record.topic_size;
-    if (filter_matches(dialect, session->text, session->filter_size, topic, record.topic_size) != 1) return TAKE_SKIP;
-    uint32_t prefix_size = message_qos1_prefix_size(record.topic_size);
+    message_head_t head = head_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
+    const uint8_t *payload = head.topic + head.topic_size;
+    if (filter_matches(dialect, session->text, session->filter_size, head.topic, head.topic_size) != 1) return TAKE_SKIP;
+    uint32_t prefix_size = message_head_size(&head), payload_size = head.payload_size;
     if (!expiry_of(bq, lsn, &record, &tick)) {
         session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
         session->dropped_ttl++;
@@ -284,7 +306,7 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, prefix_size + payload_size);
     if (!out) return TAKE_NO_MEMORY;
-    message_qos1_write(out, topic, record.topic_size, record.id, record.timestamp_ms, record.ttl_ms, payload_size, false);
+    message_head_write(out, &head);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);
     segment_t *segment = bq->segments.open;
     if (!delivery_add(bq, session, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick))
@@ -303,7 +325,7 @@ static enum take take_items(bq_t *bq, session_t *session, const reader_t *reader
         uint32_t size = load_u32(item + 8);
         if (lsn > bq->fanned_lsn) break;
         if (item[12] == LOG_PUBLISH && lsn >= session->next_lsn) {
-            enum take took = take_back(bq, session, dialect, lsn, item + 16, size);
+            enum take took = take_back(bq, session, dialect, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
                 session->next_lsn = lsn;
                 return took;

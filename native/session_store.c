@@ -48,7 +48,7 @@ int64_t session_log(bq_t *bq, const session_t *session, const holder_t *holder, 
                           {holder->client_id, holder->size},
                           {session_group(session), session->group_size},
                           {&more, sizeof more}};
-    return log_append(bq->log, LOG_SESSION, 0, parts, 5, true);
+    return log_append(bq->log, LOG_SESSION, 0, parts, 5, LOG_URGENT);
 }
 
 /* What LOG_SESSION_LEAVE records hold: an UNSUB. Filter, client_id and group follow. */
@@ -66,7 +66,7 @@ int64_t session_log_leave(bq_t *bq, const session_request_t *request) {
                           {request->filter, request->filter_size},
                           {request->client_id, request->client_id_size},
                           {request->group, request->group_size}};
-    return log_append(bq->log, LOG_SESSION_LEAVE, 0, parts, 4, true);
+    return log_append(bq->log, LOG_SESSION_LEAVE, 0, parts, 4, LOG_URGENT);
 }
 
 /* ---- recovery and checkpoints ---------------------------------------------------------------------------------------------- */

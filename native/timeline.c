@@ -198,7 +198,7 @@ int64_t timeline_write(bq_t *bq) {
     if (!line->due) return 0;
     time_record_t record = {.run = bq->run, .mono_ms = bq->now_ms, .mark = mark_now(bq)};
     log_part_t part = {&record, sizeof record};
-    int64_t lsn = log_append(bq->log, LOG_TIME, 0, &part, 1, true);
+    int64_t lsn = log_append(bq->log, LOG_TIME, 0, &part, 1, LOG_URGENT);
     if (lsn < 0) return lsn;
     line->due = false;
     return 0;

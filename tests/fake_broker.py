@@ -36,8 +36,8 @@ COMMAND_SLOTS = {
     "group": (10, str),
     "keepalive_ms": (16, number.Uint64Flags),
 }
-MESSAGE_SLOTS = ("id", "payload", "timestamp", "ttl_ms", "topic", "qos", "redelivered")
-MESSAGE_KINDS = ("Uint64", bytes, "Uint64", "Uint64", str, "Uint8", "Bool")
+MESSAGE_SLOTS = ("id", "payload", "timestamp", "ttl_ms", "topic", "qos", "redelivered", "origin", "properties")
+MESSAGE_KINDS = ("Uint64", bytes, "Uint64", "Uint64", str, "Uint8", "Bool", None, bytes)  # origin: nothing yet
 SUBACK_KINDS = (str, str, "Uint64", "Uint16")
 REPLY_KINDS = ("Uint64", "Uint16", str, "Uint64", bytes)
 
@@ -77,7 +77,7 @@ def write_table(
     for slot in order if order is not None else range(len(kinds)):
         if slot in offsets:
             builder.PrependUOffsetTRelativeSlot(slot, offsets[slot], 0)
-        elif kinds[slot] not in (str, bytes) and values[slot] is not None:
+        elif kinds[slot] not in (str, bytes, None) and values[slot] is not None:
             getattr(builder, f"Prepend{kinds[slot]}Slot")(slot, values[slot], 0)
     builder.Finish(builder.EndObject())
     return bytes(builder.Output())
@@ -90,7 +90,9 @@ def read_table(kinds: tuple[Any, ...], body: bytes) -> tuple[Any, ...]:
     values: list[Any] = []
     for slot, kind in enumerate(kinds):
         at = table.Offset(4 + 2 * slot)
-        if kind is str:
+        if kind is None:
+            values.append(None)
+        elif kind is str:
             values.append(bytes(table.String(at + root)) if at else None)
         elif kind is bytes:
             start = table.Vector(at) if at else 0
@@ -116,8 +118,10 @@ def message(
     ttl_ms: int = 0,
     qos: int = 0,
     redelivered: bool = False,
+    properties: bytes | None = None,
 ) -> bytes:
-    return frame(1, write_table(MESSAGE_KINDS, (id_, payload, timestamp, ttl_ms, topic, qos, redelivered)))
+    values = (id_, payload, timestamp, ttl_ms, topic, qos, redelivered, None, properties)
+    return frame(1, write_table(MESSAGE_KINDS, values))
 
 
 def reply(seq: int, code: int = 0, text: str | None = "", id_: int = 0, payload: bytes | None = None) -> bytes:

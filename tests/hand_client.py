@@ -32,6 +32,7 @@ class Message(NamedTuple):
     topic: str
     qos: int
     redelivered: bool
+    properties: bytes = b""
 
 
 class Reply(NamedTuple):
@@ -177,7 +178,7 @@ def decode(body):
     if body[0] == MESSAGE:
         return Message(
             r.number(0, "<Q"), r.vector(1), r.number(2, "<Q"), r.number(3, "<Q"), r.string(4), r.number(5, "<B"),
-            bool(r.number(6, "<B")),
+            bool(r.number(6, "<B")), r.vector(8),
         )  # fmt: skip
     assert body[0] == REPLY, f"the broker sent a frame of type {body[0]}, which no client knows"
     return Reply(r.number(0, "<Q"), r.number(1, "<H"), r.string(2), r.number(3, "<Q"), r.vector(4))

@@ -372,4 +372,4 @@ class Bench:
 def conserved(stats: dict[str, int]) -> bool:
     """The sum that holds at every turn's end."""
     gone = stats["delivered"] + stats["dropped_ttl"] + stats["dropped_queue_full"] + stats["dropped_disconnect"]
-    return stats["enqueued"] == gone + stats["queued_messages"]
+    return stats["enqueued"] == gone + stats["dead_lettered"] + stats["queued_messages"]

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import errno
 import json
+import struct
 import time
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_block_larger_than_an_eighth_of_a_segment_is_refused():
 @pytest.mark.parametrize("size", [64, 4096, 65536, 1 << 20, 4 << 20])
 def test_a_dead_letter_of_the_largest_message_fits_half_a_batch(size):
     config = from_dict({"server": {"max_message_size_bytes": size}})
-    letter = len(base64.b64encode(bytes(size))) + 2 * 2 * 256 + 512
+    letter = size + 2 * 256 + 512
     assert letter <= memory.log_batch_bytes(config) // 2
     assert log_config(config).batch_bytes == memory.log_batch_bytes(config) <= config.wal.segment_size_bytes // 2
 
@@ -242,6 +243,34 @@ def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
 
 def test_records_that_could_not_be_read_back_are_a_reason():
     assert "3 records could not be read back" in wal_with().reasons(counters(lost_lsns=3))[0]
+
+
+def test_dead_letters_that_are_gone_are_told_of_once_and_those_dropped_are_a_reason():
+    log = wal_with()
+    for now in (counters(dead_letters_unclaimed=2), counters(dead_letters_unclaimed=2, dead_letters_dropped=3)):
+        log.observe(now)
+        log.observe(now)
+    assert [(event, facts["messages"]) for _, event, facts in log._log.written] == [
+        ("dead_letters_unclaimed", 2),
+        ("dead_letters_dropped", 3),
+    ]
+    assert log.reasons(counters(dead_letters_unclaimed=2)) == []
+    assert log.reasons(counters(dead_letters_dropped=3))[0].startswith("log: 3 dead letters are gone")
+
+
+def test_a_dead_letter_is_exported_with_what_is_said_beside_it():
+    from blipmq.cli.wal import record_fact
+
+    def record(topic, payload, properties, flags):
+        head = struct.pack("=5Q2I", 9, 8, 0, 7, 6, len(topic), len(properties))
+        return record_fact(WalRecord(5, 1, head + topic + payload + properties, flags))
+
+    short = record(b"$dlq/jobs", b"poison", struct.pack("=Q2I", 3, 16, 0), 1)
+    about = {"reason": "max_deliveries", "topic": "jobs", "id": "3", "deliveries": "16"}
+    assert (short["topic"], short["payload_base64"], short["headers"]) == ("$dlq/jobs", "cG9pc29u", about)
+    whole = record(b"$dlq/jobs", b"", b"\x26\0\x01a\0\x02bc", 0)
+    assert (whole["payload_base64"], whole["headers"]) == ("", {"a": "bc"})
+    assert "headers" not in record(b"jobs", b"x", b"", 0)
 
 
 def test_subscriptions_that_cannot_be_read_for_are_a_reason():

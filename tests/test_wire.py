@@ -37,6 +37,7 @@ def frame_of(expect: dict[str, Any]) -> wire.Frame:
     if kind == wire.REPLY:
         return wire.Reply(**{"seq": 0, "code": 0, "message": "", "id": 0, **fields})
     fields["timestamp_ms"] = fields.pop("timestamp", 0)
+    fields["properties"] = bytes.fromhex(fields.pop("properties_hex", ""))
     return wire.Message(**{"id": 0, "topic": "", "ttl_ms": 0, "qos": 0, "redelivered": False, **fields})
 
 
@@ -168,6 +169,8 @@ messages = st.fixed_dictionaries(
         "topic": st.none() | st.sampled_from(("a", "site/1/temp", "t" * 255, "température/küche")),
         "qos": st.integers(0, 1),
         "redelivered": st.booleans(),
+        "origin": st.none(),
+        "properties": st.none() | st.none() | st.binary(max_size=40),
     }
 )
 
@@ -188,10 +191,11 @@ def expected_message(fields: dict[str, Any]) -> wire.Message:
         fields["ttl_ms"],
         fields["qos"],
         fields["redelivered"],
+        fields["properties"] or b"",
     )
 
 
-@given(st.lists(st.tuples(messages, st.permutations(range(7)), st.booleans()), max_size=4), st.data())
+@given(st.lists(st.tuples(messages, st.permutations(range(9)), st.booleans()), max_size=4), st.data())
 def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
     written: list[tuple[dict[str, Any], list[int], bool]], data: st.DataObject
 ) -> None:
@@ -211,7 +215,7 @@ def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
 def test_a_damaged_message_reads_the_same_with_and_without_a_learned_layout(
     fields: dict[str, Any], at: int, value: int, defaults: bool
 ) -> None:
-    good = built(fields, list(range(7)), defaults)
+    good = built(fields, list(range(9)), defaults)
     bad = bytearray(good)
     bad[5 + at % (len(bad) - 5)] = value
     try:
@@ -261,11 +265,12 @@ def reference_frame(kind: int, body: bytes) -> wire.Frame:
         return wire.SubAck(values[0] or "", values[1] or "", values[2], values[3])
     if kind == wire.REPLY:
         return wire.Reply(values[0], values[1], values[2] or "", values[3], values[4] or b"")
-    return wire.Message(values[0], values[4] or "", values[1] or b"", values[2], values[3], values[5], bool(values[6]))
+    fixed = (values[2], values[3], values[5], bool(values[6]), values[8] or b"")
+    return wire.Message(values[0], values[4] or "", values[1] or b"", *fixed)
 
 
 frames_to_mutate = st.one_of(
-    st.builds(built, messages, st.permutations(range(7)), st.booleans()),
+    st.builds(built, messages, st.permutations(range(9)), st.booleans()),
     st.builds(fake_broker.suback, text, text, u64, st.integers(0, 65535)),
     st.builds(fake_broker.reply, u64, st.integers(0, 65535), st.none() | text, u64, st.none() | st.binary(max_size=40)),
 )

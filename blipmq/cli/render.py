@@ -74,7 +74,8 @@ def render_fancy(messages: list[Message]) -> bytes:
     lines = []
     for message in messages:
         again = " (again)" if message.redelivered else ""
-        lines.append(f"📥 {message.topic}{again}  {printable(message.payload)}\n")
+        about = "".join([f" [{name}: {value}]" for name, value in message.headers.items()])
+        lines.append(f"📥 {message.topic}{again}{printable(about.encode())}  {printable(message.payload)}\n")
     return "".join(lines).encode("utf-8", "backslashreplace")
 
 
@@ -108,6 +109,8 @@ class JsonRenderer:
             "redelivered": message.redelivered,
             "sequence": self._sequence,
         }
+        if message.properties:
+            fields["headers"] = message.headers
         return self._encode(fields) + "\n"
 
 

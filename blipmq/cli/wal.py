@@ -17,6 +17,7 @@ from typing import Any
 from blipmq.errors import BlipMQError
 from blipmq.memory import size
 from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
+from blipmq.properties import user_properties
 from blipmq.sessions import OWNER_ENDS
 from blipmq.streams import StreamError, is_terminal, put_error, write_out
 from blipmq.wal import close_to_others
@@ -28,7 +29,9 @@ Fact = dict[str, Any]
 
 # As commit.c and session.c write them, in the byte order of the machine.
 _TIME = struct.Struct("=6Q2I")  # of native/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
-_PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, reserved
+_PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, properties_size
+_LETTER = struct.Struct("=Q2I")  # a dead letter's properties, in a record with this flag: id, deliveries, reserved
+PUBLISH_LETTER = 1
 _ACK = struct.Struct("=2Q")  # subscription, floor
 _SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, form, floored
 _LEAVE = struct.Struct("=Q4I")  # newest subscription it ends, sizes of filter, client_id and group, reserved
@@ -171,22 +174,31 @@ def record_fact(record: WalRecord) -> Fact:
     read = _RECORDS.get(record.type)
     if read is not None:
         try:
-            return read(record.data)
+            return read(record.data, record.flags) if read is _publish_fact else read(record.data)
         except (struct.error, UnicodeDecodeError):
             pass
     return {"type": f"type {record.type}", "data_base64": _base64(record.data)}
 
 
-def _publish_fact(data: bytes) -> Fact:
-    id_, timestamp_ms, ttl_ms, _, _, topic_size, _ = _PUBLISH.unpack_from(data)
-    topic_end = _PUBLISH.size + topic_size
+def _publish_fact(data: bytes, flags: int = 0) -> Fact:
+    id_, timestamp_ms, ttl_ms, _, _, topic_size, properties_size = _PUBLISH.unpack_from(data)
+    topic_end, payload_end = _PUBLISH.size + topic_size, len(data) - properties_size
+    if topic_end > payload_end:
+        raise struct.error("its sizes do not fit")
+    topic, properties = data[_PUBLISH.size : topic_end].decode(), data[payload_end:]
+    headers = user_properties(properties)
+    if flags & PUBLISH_LETTER and properties_size == _LETTER.size:
+        letter_id, deliveries, _ = _LETTER.unpack(properties)
+        about = {"topic": topic.removeprefix("$dlq/"), "id": str(letter_id), "deliveries": str(deliveries)}
+        headers = {"reason": "max_deliveries", **about}
     return {
         "type": "publish",
         "id": id_,
-        "topic": data[_PUBLISH.size : topic_end].decode(),
+        "topic": topic,
         "timestamp": timestamp_ms,
         "ttl_ms": ttl_ms,
-        "payload_base64": _base64(data[topic_end:]),
+        "payload_base64": _base64(data[topic_end:payload_end]),
+        **({"headers": headers} if headers else {}),
     }
 
 

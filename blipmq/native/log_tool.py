@@ -48,6 +48,7 @@ class WalRecord(NamedTuple):
     lsn: int
     type: int
     data: bytes
+    flags: int = 0
 
 
 class WalSums(NamedTuple):
@@ -98,4 +99,4 @@ def _wal_item(item: Any) -> WalItem:
     if item.kind == lib.BQ_WAL_DONE:
         return WalSums(*(getattr(item, name) for name in WalSums._fields))
     data = bytes(ffi.buffer(item.data, item.data_size)) if item.data_size else b""
-    return WalRecord(item.lsn, item.type, data)
+    return WalRecord(item.lsn, item.type, data, item.flags)

@@ -1,0 +1,260 @@
+"""The core's dead letters: what they say, and that a log that is full, small or about to lose its power gets rid of poison.
+
+Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_broker import MESSAGE_KINDS, read_table
+from stepped import Client, conserved
+from test_core_backlog import LARGE, absent, back
+from test_core_log import LOG, LoggedBench
+
+from blipmq import wire
+from blipmq.native.config import LogConfig
+
+SMALL = LogConfig(max_bytes=512 << 10, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
+QUICK: dict[str, Any] = {"ack_timeout_ms": 100, "max_deliveries": 2}
+TICK_MS = 50
+
+
+def test_a_letter_is_the_message_as_it_was_with_the_reason_beside_it(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, **QUICK) as bench:
+        undertaker, plain, worker = bench.named("undertaker"), bench.named("plain"), bench.named("worker")
+        bench.subscribed(undertaker, "$dlq/#")
+        plain.subscribe("$dlq/#")
+        bench.subscribed(worker, "jobs/heavy")
+        bench.published(bench.named("writer"), "jobs/heavy", 1, b"\xff\0poison")
+        bench.until(lambda: undertaker.messages and plain.messages, TICK_MS)
+        about = {
+            "reason": "max_deliveries",
+            "topic": "jobs/heavy",
+            "id": str(worker.messages[0].id),
+            "deliveries": "2",
+        }
+        for reader, qos in (undertaker, 1), (plain, 0):
+            letter = reader.messages[0]
+            assert (letter.topic, letter.payload, letter.qos) == ("$dlq/jobs/heavy", b"\xff\0poison", qos)
+            assert letter.headers == about and list(letter.headers) == list(about)
+            assert letter.id > worker.messages[0].id
+        assert worker.messages[0].headers == {} and worker.messages[0].properties == b""
+        assert bench.stats()["dead_letters_unclaimed"] == 0
+
+
+def test_the_reference_reader_reads_a_letter_as_it_was_read_here(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, **QUICK) as bench:
+        undertaker, worker = bench.named("undertaker"), bench.named("worker")
+        bodies: list[bytes] = []
+        arrived = undertaker.arrived
+        undertaker.arrived = lambda data: (bodies.append(data), arrived(data))[1]  # type: ignore[method-assign]
+        bench.subscribed(undertaker, "$dlq/#")
+        for size in range(9):
+            bench.subscribed(worker, "t" * (size + 1))
+            bench.published(bench.named("writer"), "t" * (size + 1), 1, bytes(size))
+        bench.until(lambda: len(undertaker.messages) >= 9, TICK_MS)
+        stream = b"".join(bodies)
+        letters = []
+        while stream:
+            end = 4 + int.from_bytes(stream[:4], "big")
+            if stream[4] == 1:
+                letters.append(read_table(MESSAGE_KINDS, stream[5:end]))
+            stream = stream[end:]
+        read = [(m.id, m.payload, m.timestamp_ms, m.ttl_ms, m.topic, m.qos, m.properties) for m in undertaker.messages]
+        assert [(v[0], v[1] or b"", *v[2:4], v[4].decode(), v[5], v[8]) for v in letters] == read
+
+
+@pytest.mark.parametrize("topic", ["t" * 256, "é" * 128, "a/" + "ü" * 127, "t" * 251])
+def test_the_topic_of_a_letter_is_cut_at_a_character_and_its_property_is_whole(tmp_path: Path, topic: str) -> None:
+    with LoggedBench(tmp_path, **QUICK) as bench:
+        undertaker, worker = bench.named("undertaker"), bench.named("worker")
+        bench.subscribed(undertaker, "$dlq/#")
+        bench.subscribed(worker, topic)
+        bench.published(bench.named("writer"), topic, 1)
+        bench.until(lambda: undertaker.messages, TICK_MS)
+        (letter,) = undertaker.messages[:1]
+        assert letter.headers["topic"] == topic
+        whole = "$dlq/" + topic
+        assert whole.startswith(letter.topic) and 255 <= len(letter.topic.encode()) <= 256
+
+
+def test_a_letter_comes_back_from_the_log_with_all_it_said(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20, **QUICK) as bench:
+        absent(bench, "undertaker", "$dlq/#")
+        worker = back(bench, "worker", "big")
+        bench.published(bench.named("writer"), "big", 1, bytes(1_500_000))
+        bench.until(lambda: bench.stats()["dead_lettered"] == 1, TICK_MS)
+        first = worker.messages[0].id
+    with LoggedBench(tmp_path, LARGE, **QUICK) as bench:
+        undertaker = back(bench, "undertaker", "$dlq/#")
+        bench.until(lambda: undertaker.messages)
+        letter = undertaker.messages[0]
+        assert letter.payload == bytes(1_500_000)
+        assert letter.headers == {"reason": "max_deliveries", "topic": "big", "id": str(first), "deliveries": "2"}
+
+
+def test_a_letter_nobody_collects_takes_no_room_in_the_log_and_is_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, **QUICK) as bench:
+        back(bench, "worker")
+        bench.published(bench.named("writer"), "a", 5)
+        bench.until(lambda: bench.stats()["acked"] + bench.stats()["dead_lettered"] == 5, TICK_MS)
+        stats = bench.stats()
+        assert stats["dead_letters_unclaimed"] == 5 and stats["published"] == 5 and conserved(stats)
+
+
+def test_the_letters_of_whoever_does_not_acknowledge_letters_are_settled_and_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, **QUICK) as bench:
+        undertaker = back(bench, "undertaker", "$dlq/#")
+        back(bench, "worker")
+        bench.published(bench.named("writer"), "a", 5)
+        bench.until(lambda: bench.stats()["dead_lettered"] == 10, TICK_MS)
+        assert len(undertaker.messages) == 10 and bench.stats()["in_flight"] == 0 and conserved(bench.stats())
+
+
+SLOW = LOG._replace(flush_interval_ms=1000)
+
+
+def held_letter(bench: LoggedBench) -> Client:
+    """A worker whose message has been given up, and whose letter waits for a disk that is in no hurry."""
+    undertaker, worker, writer = bench.named("undertaker"), bench.named("worker"), bench.named("writer")
+    bench.subscribed(undertaker, "$dlq/#")
+    bench.subscribed(worker, "a")
+    writer.send(wire.PUB, "a", b"poison", qos=1, seq=9)
+    bench.until(lambda: writer.replies, 100)
+    bench.until(lambda: len(worker.messages) == 2, TICK_MS)
+    bench.until(lambda: bench.stats()["held"] == 1, TICK_MS)
+    return worker
+
+
+def test_an_acknowledgement_that_comes_while_the_letter_is_written_settles_the_message_once(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
+        worker = held_letter(bench)
+        worker.send(wire.ACK, seq=worker.messages[0].id)
+        bench.until(lambda: bench.stats()["held"] == 0, 100)
+        assert bench.stats()["acked"] == 1 and bench.stats()["dead_lettered"] == 0 and conserved(bench.stats())
+
+
+def test_a_worker_that_leaves_while_the_letter_is_written_does_no_harm(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
+        bench.close(held_letter(bench))
+        bench.until(lambda: bench.stats()["held"] == 0, 100)
+        assert bench.stats()["in_flight"] == 1  # the undertaker's
+
+
+def filled(bench: LoggedBench, writer: Client, topic: str, payload: bytes) -> int:
+    """Publish until the log is full. How many were taken."""
+    before = len(writer.replies)
+    while True:
+        bench.published(writer, topic, 5 if len(payload) > 1000 else 200, payload)
+        codes = [reply.code for reply in writer.replies[before:]]
+        assert set(codes) <= {0, 503}
+        if codes[-1]:
+            return codes.count(0)
+
+
+def publishes_again(bench: LoggedBench, writer: Client) -> bool:
+    bench.published(writer, "other", 1)
+    return writer.replies[-1].code == 0
+
+
+@pytest.mark.parametrize("size", [0, 20, 300, 2000, 7000])
+def test_a_log_full_of_poison_empties_itself_into_letters_and_takes_publishes_again(tmp_path: Path, size: int) -> None:
+    """Each letter needs room that only the letters can make."""
+    with LoggedBench(tmp_path, SMALL, max_in_flight=64, **QUICK) as bench:
+        undertaker, worker, writer = back(bench, "undertaker", "$dlq/#"), back(bench, "worker"), bench.named("writer")
+        taken = filled(bench, writer, "a", bytes(size))
+        seen, about = 0, set[str]()
+
+        def empty() -> bool:
+            nonlocal seen
+            for message in undertaker.messages[seen:]:
+                undertaker.send(wire.ACK, seq=message.id)
+                about.add(message.headers["id"])
+            seen = len(undertaker.messages)
+            return len(about) >= taken
+
+        bench.until(empty, TICK_MS)
+        assert about == {str(message.id) for message in worker.messages}
+        bench.until(lambda: publishes_again(bench, writer), TICK_MS)
+        stats = bench.stats()
+        assert stats["dead_letters_dropped"] == stats["dead_letters_unclaimed"] == 0
+        assert stats["log_bytes"] <= SMALL.max_bytes
+
+
+def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
+        back(bench, "undertaker", "$dlq/#")
+        back(bench, "worker", "poison")
+        absent(bench, "reader")
+        writer = bench.named("writer")
+        bench.published(writer, "poison", 1)
+        taken = filled(bench, writer, "a", bytes(4000))
+        reader = back(bench, "reader")
+        seen = 0
+
+        def caught_up() -> bool:
+            nonlocal seen
+            for message in reader.messages[seen:]:
+                reader.send(wire.ACK, seq=message.id)
+            seen = len(reader.messages)
+            return seen >= taken
+
+        bench.until(caught_up)
+        bench.until(lambda: publishes_again(bench, writer), TICK_MS)
+
+
+def test_a_poison_message_larger_than_what_is_taken_today_becomes_a_letter_all_the_same(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
+        absent(bench, "undertaker", "$dlq/#")
+        absent(bench, "worker")
+        bench.published(bench.named("writer"), "a", 1, bytes(1_000_000))
+    lowered = LogConfig(max_bytes=32 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=8 << 10)
+    with LoggedBench(tmp_path, lowered, max_frame_bytes=2048, **QUICK) as bench:
+        back(bench, "worker")
+        undertaker = back(bench, "undertaker", "$dlq/#")
+        bench.until(lambda: undertaker.messages, TICK_MS)
+        assert undertaker.messages[0].payload == bytes(1_000_000) and bench.stats()["dead_letters_dropped"] == 0
+
+
+def test_after_a_kill_and_with_lowered_limits_the_last_message_is_still_there(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    with LoggedBench(tmp_path / "log", LARGE, max_frame_bytes=2 << 20) as bench:
+        absent(bench, "reader")
+        bench.published(bench.named("writer"), "a", 2, bytes(1_000_000))
+        shutil.copytree(tmp_path / "log", killed)
+    tiny = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=8 << 10)
+    for _ in range(2):  # the second start reads what the first one carried over
+        with LoggedBench(killed, tiny, max_frame_bytes=2048) as bench:
+            reader = back(bench, "reader")
+            bench.until(lambda: len(reader.messages) == 2)  # noqa: B023
+            assert [len(payload) for payload in reader.payloads] == [1_000_000] * 2
+            assert bench.stats()["lost_lsns"] == 0
+
+
+def test_a_letter_the_log_can_never_take_is_dropped_and_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
+        absent(bench, "undertaker", "$dlq/#")
+        absent(bench, "worker")
+        bench.published(bench.named("writer"), "a", 1, bytes(1_000_000))
+    tiny = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=8 << 10)
+    with LoggedBench(tmp_path, tiny, max_frame_bytes=2048, **QUICK) as bench:
+        back(bench, "undertaker", "$dlq/#")
+        back(bench, "worker")
+        bench.until(lambda: bench.stats()["dead_letters_dropped"] == 1, TICK_MS)
+        assert bench.stats()["dead_lettered"] == 1 and conserved(bench.stats())
+
+
+def test_a_message_is_not_settled_before_its_letter_is_on_disk(tmp_path: Path) -> None:
+    """Else a checkpoint could say so, and a power cut take the letter."""
+    with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
+        held_letter(bench)
+        before = bench.stats()
+        assert before["dead_lettered"] == 0 and before["in_flight"] == 1
+        assert before["log_durable_lsn"] < before["log_next_lsn"] - 1
+        bench.until(lambda: bench.stats()["held"] == 0, 100)
+        after = bench.stats()
+        assert after["dead_lettered"] == 1 and after["log_durable_lsn"] == after["log_next_lsn"] - 1

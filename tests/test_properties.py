@@ -1,0 +1,56 @@
+"""Properties of messages, as MQTT 5 writes them: what is read of them, and that no bytes whatever do harm."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blipmq import wire
+from blipmq.cli.render import message_renderer
+from blipmq.properties import user_properties
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def written(name: str, value: str) -> bytes:
+    texts = [part.encode() for part in (name, value)]
+    return b"\x26" + b"".join(len(part).to_bytes(2, "big") + part for part in texts)
+
+
+@given(st.dictionaries(text, text, max_size=5))
+def test_user_properties_read_as_they_were_written(properties: dict[str, str]) -> None:
+    data = b"".join(written(name, value) for name, value in properties.items())
+    assert user_properties(data) == properties
+    for cut in range(len(data)):
+        assert user_properties(data[:cut]).items() <= properties.items()
+
+
+def test_other_properties_of_mqtt_5_are_passed_over() -> None:
+    others = [
+        b"\x01\x01",  # payload format indicator: a byte
+        b"\x02\0\0\0\x3c",  # message expiry interval: four
+        b"\x23\0\x07",  # topic alias: two
+        b"\x03\0\x0aimage/jpeg",  # content type: a text
+        b"\x09\0\x02\xff\xfe",  # correlation data: bytes
+        b"\x0b\x80\x01",  # subscription identifier: as many bytes as it needs
+    ]
+    assert user_properties(b"".join(other + written(str(i), "x") for i, other in enumerate(others))) == dict.fromkeys(
+        map(str, range(len(others))), "x"
+    )
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_harm(data: bytes) -> None:
+    assert all(isinstance(value, str) for pair in user_properties(data).items() for value in pair)
+
+
+def test_what_makes_no_sense_ends_the_reading_and_not_the_message() -> None:
+    message = wire.Message(1, "a", b"x", 2, 0, 1, False, written("a", "b") + b"\xff" + written("c", "d"))
+    assert message.headers == {"a": "b"}
+
+
+def test_the_command_line_shows_headers_where_there_are_any() -> None:
+    letter = wire.Message(1, "$dlq/a", b"x", 2, 0, 1, False, written("reason", "max_deliveries"))
+    plain = letter._replace(topic="a", properties=b"")
+    lines = message_renderer(quiet=False, json=True, fancy=False)([letter, plain]).decode().splitlines()
+    assert '"headers": {"reason": "max_deliveries"}' in lines[0] and "headers" not in lines[1]
+    shown = message_renderer(quiet=False, json=False, fancy=True)([letter, plain]).decode().splitlines()
+    assert "[reason: max_deliveries]" in shown[0] and "[" not in shown[1]
