@@ -1,8 +1,12 @@
 """The clients' part of keep-alive: something is sent in each interval, and a broker whose machine is gone is given up."""
 
 import asyncio
+import fcntl
 import socket
+import struct
+import termios
 import threading
+import time
 
 import pytest
 from fake_broker import FakeBroker, reply
@@ -23,6 +27,7 @@ class Mute:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = "{}:{}".format(*self._listener.getsockname())
         self._connection = None
+        self.is_gone = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self
@@ -32,7 +37,10 @@ class Mute:
         self._listener.close()  # whoever comes again finds nobody
         self._connection.recv(65536)
         self._connection.sendall(reply(1, 0, "welcome"))
+        while struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))[0]:
+            time.sleep(0.001)  # until the client has acknowledged that: it would be sent again and again
         vanish(self._connection)
+        self.is_gone.set()
 
     def __exit__(self, *_):
         self._thread.join(TIMEOUT_S)
@@ -110,6 +118,7 @@ def test_the_blocking_client_gives_a_broker_up_whose_machine_acknowledges_nothin
     monkeypatch.setattr(blocking_connection, "LOST_MS", 1000)
     with Mute() as broker:
         client = blipmq.connect_blocking(broker.address, reconnect=False, timeout_s=TIMEOUT_S)
+        assert broker.is_gone.wait(TIMEOUT_S)
         with pytest.raises(Disconnected, match="acknowledged nothing"):
             client.ping()
 
