@@ -37,6 +37,7 @@ typedef struct client {
     bool filters_unknown; /* more than are remembered, or set without a request */
     bool answers_unknown; /* it was answered without a request */
     bool desynchronised;  /* what the core reads of it may not be the commands that were meant */
+    bool welcomed;        /* its HELLO was answered as it should be: its requests are owed answers from here on */
     bool ended;           /* it has said QUIT, or ended its side */
     uint64_t ended_ms;
     uint64_t requests, answers; /* that the core owes one answer each; and Replies and SubAcks that came */
@@ -109,7 +110,7 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
 
 static void admit(machine_t *machine, client_t *client, uint64_t seq) {
     static const char welcome[] = "welcome";
-    client->admitted = machine->someone_admitted = true;
+    client->admitted = client->welcomed = machine->someone_admitted = true;
     push(machine, (bq_command_t){.type = BQ_CMD_ADMIT, .conn = client->conn, .seq = seq},
          (text_t){(const uint8_t *)welcome, sizeof welcome - 1}, (text_t){NULL, 0});
 }
@@ -388,7 +389,7 @@ static void step_command(machine_t *machine, client_t *client, input_t *input) {
     }
     uint32_t cut = how & 128 ? 1 + input_byte(input) : 0;
     for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) {
-        bool owed = client->admitted && !client->ended && fields.action != FRAME_ACK && fields.action != FRAME_QUIT;
+        bool owed = client->welcomed && !client->ended && fields.action != FRAME_ACK && fields.action != FRAME_QUIT;
         client->requests += owed && (fields.action != FRAME_PUB || fields.qos); /* QoS 0 is answered if it is refused */
         feed(machine, client, (text_t){frame, size}, cut);
         if (fields.action == FRAME_QUIT) ended(machine, client);
@@ -510,6 +511,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     case 9: settle(machine, input_time(input), 1); return;
     case 10: settle(machine, input_time(input), 1 + input_byte(input) % 8); return;
     case 11:
+        client->answers_unknown = true; /* closed in the middle of them */
         push(machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
         return;
     case 12: machine->answering = !machine->answering; return;
