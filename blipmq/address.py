@@ -11,6 +11,7 @@ import socket
 from typing import NamedTuple
 
 from blipmq.errors import BlipMQError, Unreachable, UsageError
+from blipmq.parameters import check_text
 
 PORT, TLS_PORT = 7878, 7879
 
@@ -28,6 +29,7 @@ class Address(NamedTuple):
 def parse_address(text: str, tls: bool | None = None) -> Address:
     """Take an address apart: HOST, HOST:PORT, tls://HOST:PORT or tcp://HOST:PORT; the port defaults to 7878, with TLS to 7879.
     `tls` says what an address without a scheme means. Raises UsageError if it is not an address, or if the two contradict."""
+    check_text("the address", text)
     scheme, separator, rest = text.partition("://")
     if not separator:
         return _parse(text, bool(tls))

@@ -9,6 +9,7 @@ from typing import Any
 
 from blipmq.client_protocol import decode_info
 from blipmq.errors import ProtocolError
+from blipmq.parameters import check_text, check_whole
 from blipmq.wire import Reply
 
 SESSIONS_SHOWN = 100
@@ -18,6 +19,8 @@ def sessions_asked(find: str, limit: int) -> bytes:
     """Asks INFO for the sessions whose filter, client_id or group holds `find`."""
     import json  # here, because most clients never ask
 
+    check_text("find", find)
+    check_whole("limit", limit)
     return json.dumps({"sessions": {"find": find, "limit": limit}}, ensure_ascii=False).encode()
 
 
@@ -31,6 +34,8 @@ def decode_sessions(reply: Reply) -> dict[str, Any]:
 
 def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> bytes:
     """Asks ADMIN to end a durable subscription."""
+    for name, text in (("filter", filter_), ("client_id", client_id), ("group", group), ("key", key or "")):
+        check_text(name, text)
     import json
 
     named = {"filter": filter_, "client_id": client_id, "group": group, "key": key}

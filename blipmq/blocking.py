@@ -26,7 +26,8 @@ from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscri
 from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
-from blipmq.outage import seconds_to_wait
+from blipmq.outage import check_options, seconds_to_wait
+from blipmq.parameters import check_callable, check_qos, check_seconds, ids_of, many
 from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.wire import Message
@@ -55,6 +56,7 @@ class BlockingClient:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_options(timeout_s, reconnect, on_state=on_state, on_refusal=on_refusal, random=random, sleep=sleep)
         self.address: Address = parse_address(address, None if tls is None else tls is not False)
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
@@ -101,6 +103,8 @@ class BlockingClient:
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
         or TimedOut a QoS 1 message may have arrived even so.
         """
+        if qos != 0:
+            check_qos(qos)
         self._connection.wait_connected()
         if qos:
             request = self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms)
@@ -125,11 +129,13 @@ class BlockingClient:
         one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
         be on disk.
         """
-        if qos:
+        rest = many(payloads)
+        if qos != 0:
+            check_qos(qos)
             check_window(window)
-            return self._publish_many_answered(topic, payloads, ttl_ms, window)
-        count, iterator = 0, iter(payloads)
-        while chunk := [as_bytes(payload) for payload in islice(iterator, _PUBLISH_MANY_CHUNK)]:
+            return self._publish_many_answered(topic, rest, ttl_ms, window)
+        count = 0
+        while chunk := [as_bytes(payload) for payload in islice(rest, _PUBLISH_MANY_CHUNK)]:
             self._connection.wait_connected()
             self._protocol.publish_many(topic, chunk, ttl_ms)
             self._published = True
@@ -224,7 +230,7 @@ class BlockingClient:
     def ack(self, *messages: Message) -> None:
         """Acknowledge messages for all subscriptions of this client that have them; BlockingSubscription.ack does so
         for one. Without a connection they come again."""
-        self._protocol.acknowledge([message.id for message in messages])
+        self._protocol.acknowledge(ids_of(messages))
         self._connection.send()
 
     # ---- asking ----
@@ -261,6 +267,8 @@ class BlockingClient:
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
         """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,
         which no one reads meanwhile, is full."""
+        check_callable("ready", ready)
+        check_seconds("timeout_s", timeout_s, none=True)
         self._connection.wait(ready, timeout_s, reader)
 
     def fileno(self) -> int:
@@ -270,6 +278,7 @@ class BlockingClient:
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in what has arrived, or wait for something; during an outage, make one attempt to connect."""
+        check_seconds("timeout_s", timeout_s)
         self._connection.step(self._connection.clock() + timeout_s)
 
     # ---- ending ----

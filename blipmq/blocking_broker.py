@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blipmq.blocking import BlockingClient
     from blipmq.blocking_connection import StateCallback
     from blipmq.broker import Broker
+    from blipmq.client import Payload
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class BlockingBroker:
         self._thread.start()
         try:
             self._wait(broker.start())
-        except BaseException:
+        except BaseException:  # an interrupt too: what has begun ends before the thread does
             self._end()
             raise
 
@@ -48,13 +49,13 @@ class BlockingBroker:
         """Where it listens for TLS, with the real port; "" without such a listener."""
         return self._broker.tls_address
 
-    def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
-        """As `Broker.publish`."""
+    def publish(self, topic: str, payload: Payload, ttl_ms: int = 0, *, qos: int = 0) -> int:
+        """As `Broker.publish`, and awaited: with QoS 1 the message is on disk when this returns its id."""
 
-        async def publish() -> None:
-            self._broker.publish(topic, payload, ttl_ms)
+        async def publish() -> int:
+            return await self._broker.publish(topic, payload, ttl_ms, qos=qos)
 
-        self._wait(publish())
+        return self._wait(publish())
 
     def connect(
         self,
@@ -113,7 +114,23 @@ class BlockingBroker:
             self._end()
 
     def _run(self) -> None:
-        self._loop.run_forever()
+        """In the thread. Everything of the loop happens here: the caller may have a loop of its own that runs."""
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(self._finish())
+        finally:
+            asyncio.set_event_loop(None)
+            self._loop.close()
+
+    async def _finish(self) -> None:
+        """Nothing goes on that the caller did not wait for."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._broker.stop(0)
+        await self._loop.shutdown_asyncgens()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():
@@ -124,5 +141,3 @@ class BlockingBroker:
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()

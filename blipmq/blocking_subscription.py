@@ -15,6 +15,7 @@ from typing import Any
 from blipmq.blocking_connection import BlockingConnection
 from blipmq.errors import BlipMQError, Disconnected, TimedOut
 from blipmq.inbox import Inbox
+from blipmq.parameters import check_seconds, ids_of
 from blipmq.wire import Message
 
 
@@ -57,9 +58,10 @@ class BlockingSubscription(Inbox):
 
     def ack(self, *messages: Message) -> None:
         """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
-        self._acknowledge([message.id for message in messages if message.qos])
+        self._acknowledge(ids_of(messages, 1))
 
     def _wait(self, timeout_s: float | None) -> None:
+        check_seconds("timeout_s", timeout_s, none=True)
         if self.taken:
             self._settle()
         self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)

@@ -14,7 +14,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -24,7 +24,7 @@ from blipmq.affinity import choose_processors
 from blipmq.auth import CHECK_SECONDS, Auth
 from blipmq.clock_watch import ClockWatch
 from blipmq.config import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError, refusal
+from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError, WrongType, refusal
 from blipmq.fed import FedTransport
 from blipmq.ids import IdFile
 from blipmq.listener import address_of, open_listener
@@ -52,6 +52,7 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 from blipmq.native_protocol import NativeProtocol
+from blipmq.parameters import check_text, check_whole
 from blipmq.relay import Relay
 from blipmq.session_list import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import Sessions
@@ -62,7 +63,7 @@ from blipmq.wal import Wal
 if TYPE_CHECKING:
     from blipmq.awaited import Awaited
     from blipmq.blocking_broker import BlockingBroker
-    from blipmq.client import Client, Opening
+    from blipmq.client import Client, Opening, Payload
     from blipmq.connection import StateCallback
     from blipmq.operators import Operators
     from blipmq.publisher import Publisher
@@ -136,7 +137,8 @@ def core_config(config: Config) -> CoreConfig:
 
 
 class Broker:
-    """An embedded broker. Use it as `async with`, or as `with` to get a `BlockingBroker` that runs in a thread.
+    """An embedded broker. Use it as `async with`, or as `with` to get a `BlockingBroker` that runs in a thread, also in a program
+    whose own event loop runs (each call then holds that loop up for as long as it takes).
 
     `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults; unlike the
     command line, an embedded broker reads no environment. `server.bind_addr = ""` makes one without a listener, used
@@ -257,8 +259,11 @@ class Broker:
 
         Returns how many messages could not be sent. Stopping twice is harmless.
         """
+        if timeout_ms is not None:
+            check_whole("timeout_ms", timeout_ms)
         if self._core is None or self._loop is None:
             return 0
+        self._running()
         if self._stopped is None:
             self._stopped = self._loop.create_future()
             flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
@@ -318,22 +323,23 @@ class Broker:
         """Where it listens for TLS, with the real port; "" without such a listener."""
         return self.tls.address if self.tls is not None else ""
 
-    def publish(self, topic: str, payload: bytes | str, ttl_ms: int = 0) -> None:
-        """Publish from the broker itself. Raises `UsageError` for what cannot be sent, `Refused` if too much waits."""
+    def publish(self, topic: str, payload: Payload, ttl_ms: int = 0, *, qos: int = 0) -> Awaitable[int]:
+        """Publish from the broker itself. `ttl_ms` 0: the default.
+
+        QoS 0 is on its way when this returns; awaiting the result is allowed and gives 0. QoS 1 needs the log: awaiting the
+        result waits until the message is on disk and gives its id, or raises `Refused` if the log does not take it. The
+        message is published whether or not the result is awaited. Order is kept among the publishes of one QoS.
+
+        Raises `UsageError` for what cannot be sent, `Refused` if too much waits already.
+        """
         self._running()
+        if qos and not self.config.wal.enabled:
+            raise UsageError("QoS 1 needs the log: name its place in wal.directory, or publish with qos 0")
         if self._publisher is None:
             from blipmq.publisher import Publisher  # here, because a broker of its own never needs it
 
             self._publisher = Publisher(self.open_transport)
-        data = payload.encode() if isinstance(payload, str) else payload
-        if len(data) > self.config.server.max_message_size_bytes:
-            raise UsageError(
-                f"a payload of {len(data)} bytes is over server.max_message_size_bytes "
-                f"({self.config.server.max_message_size_bytes}); send less or raise the limit"
-            )
-        if ttl_ms < 0:
-            raise UsageError(f"ttl_ms is {ttl_ms}; 0 means the default, any other value counts milliseconds")
-        self._publisher.publish(topic, data, ttl_ms)
+        return self._publisher.publish(topic, payload, ttl_ms, qos, self.config.server.max_message_size_bytes)
 
     def connect(
         self,
@@ -396,6 +402,8 @@ class Broker:
     async def sessions(self, find: str = "", limit: int = ROWS_MAX) -> dict[str, Any]:
         """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
         lag. `find`: a part of the filter, client_id or group."""
+        check_text("find", find)
+        check_whole("limit", limit)
         status, wanted = self._status_running(), Wanted(find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
         return await self._ask(lambda answer: status.list_sessions(answer, wanted))
 
@@ -406,6 +414,8 @@ class Broker:
         key that the client_id belongs to; None: whichever it is, if it is one. Raises `Refused` with the reason."""
         from blipmq.session_end import Target
 
+        for name, text in (("filter", filter), ("client_id", client_id), ("group", group), ("key", key or "")):
+            check_text(name, text)
         ends, target = self._session_ends(), Target(filter, client_id, group, key)
 
         def ask(answer: Callable[[End], None]) -> None:
@@ -424,6 +434,8 @@ class Broker:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart. Raises
         `ConfigError`, and changes nothing, if its key file is of no use."""
         core = self._running()
+        if not isinstance(config, Config):
+            raise WrongType(f"config is a {type(config).__name__}; apply takes a Config")
         assert self._protocol is not None and self._status is not None and self._auth is not None
         keys = self._auth.prepare(config.auth)
         if self.tls is not None:
@@ -676,6 +688,11 @@ class Broker:
     def _running(self) -> Core:
         if self._core is None:
             raise UsageError("this broker is not running; use it inside `async with` or between start and stop")
+        if _loop_here() is not self._loop:
+            raise UsageError(
+                "this broker belongs to the event loop that started it. From another thread call it through "
+                "loop.call_soon_threadsafe, or use `with Broker(...)`, which may be called from any thread"
+            )
         return self._core
 
     def _status_running(self) -> Status:
@@ -693,9 +710,20 @@ class Broker:
             self._asked.discard(answer)
 
 
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _as_config(config: Settings) -> Config:
     if isinstance(config, Config):
         return config
+    if config is not None and not isinstance(config, (Mapping, str, os.PathLike)):
+        raise WrongType(
+            f"config is {config!r} ({type(config).__name__}); it must be a Config, nested dicts, the path of a file or None"
+        )
     if config is None or isinstance(config, Mapping):
         return config_reader.from_dict(_with_log_where_told({} if config is None else config))
     return config_reader.load(config, {}).config

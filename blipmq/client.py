@@ -29,7 +29,8 @@ from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
 from blipmq.opening import Opening as Opening
-from blipmq.outage import seconds_to_wait
+from blipmq.outage import check_options, seconds_to_wait
+from blipmq.parameters import check_qos, ids_of, many
 from blipmq.subscription import Subscription as Subscription
 from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
@@ -63,6 +64,7 @@ class Client:
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
+        check_options(timeout_s, reconnect, on_state=on_state, on_refusal=on_refusal, random=random, sleep=sleep)
         self.address: Address = parse_address(address, None if tls is None else tls is not False)
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
         self._protocol.on_refusal = on_refusal
@@ -117,10 +119,13 @@ class Client:
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
         or TimedOut a QoS 1 message may have arrived even so.
         """
-        if qos:
+        if qos != 0:
+            check_qos(qos)
+            self._connection.check_loop()
             request = await self._send_answered(topic, as_bytes(payload), ttl_ms, WINDOW_MESSAGES_MAX)
             return (await self._connection.answer(request)).id
         connection, protocol = self._connection, self._protocol
+        connection.check_loop()
         if not connection.can_write:
             await connection.wait_writable()
         protocol.publish(topic, as_bytes(payload), ttl_ms)
@@ -147,11 +152,14 @@ class Client:
         one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
         be on disk.
         """
-        if qos:
+        self._connection.check_loop()
+        rest = many(payloads)
+        if qos != 0:
+            check_qos(qos)
             check_window(window)
-            return await self._publish_many_answered(topic, payloads, ttl_ms, window)
-        count, iterator = 0, iter(payloads)
-        while chunk := [as_bytes(payload) for payload in islice(iterator, PUBLISH_MANY_CHUNK)]:
+            return await self._publish_many_answered(topic, rest, ttl_ms, window)
+        count = 0
+        while chunk := [as_bytes(payload) for payload in islice(rest, PUBLISH_MANY_CHUNK)]:
             if not self._connection.can_write:
                 await self._connection.wait_writable()
             self._protocol.publish_many(topic, chunk, ttl_ms)
@@ -252,6 +260,7 @@ class Client:
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
         connection = self._connection
+        connection.check_loop()
         while True:
             await connection.wait_writable()
             try:
@@ -267,6 +276,7 @@ class Client:
         """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
         in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
         (404) if there is nothing to end."""
+        self._connection.check_loop()
         await self._connection.wait_writable()
         await self._connection.answer(self._protocol.unsubscribe(filter_, group))
         for inbox in self._protocol.inboxes(filter_, group):
@@ -276,13 +286,15 @@ class Client:
 
     def ack(self, *messages: Message) -> None:
         """Acknowledge messages for all subscriptions of this client that have them; Subscription.ack does so for one."""
-        self._protocol.acknowledge([message.id for message in messages])
+        self._connection.check_loop()
+        self._protocol.acknowledge(ids_of(messages))
         self._connection.schedule_flush()
 
     # ---- asking ----
 
     async def ping(self) -> float:
         """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
+        self._connection.check_loop()
         await self._connection.wait_writable()
         clock = asyncio.get_running_loop().time
         began_s = clock()
@@ -291,12 +303,14 @@ class Client:
 
     async def info(self) -> dict[str, Any]:
         """What the broker says about itself; see docs for the keys."""
+        self._connection.check_loop()
         await self._connection.wait_writable()
         return decode_info(await self._connection.answer(self._protocol.info()))
 
     async def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
         """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
         lag. `find`: a part of the filter, client_id or group."""
+        self._connection.check_loop()
         await self._connection.wait_writable()
         asked = sessions_asked(find, limit)
         return decode_sessions(await self._connection.answer(self._protocol.info(asked)))
@@ -306,8 +320,9 @@ class Client:
     ) -> dict[str, Any]:
         """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
         name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
-        await self._connection.wait_writable()
+        self._connection.check_loop()
         asked = end_asked(filter, client_id, group, key)
+        await self._connection.wait_writable()
         return decode_end(await self._connection.answer(self._protocol.admin(asked)))
 
     async def close(self) -> None:
@@ -315,6 +330,8 @@ class Client:
         timeout. QoS 1 messages that were taken and not acknowledged come again."""
         if self.state == "closed":
             return
+        if self.state != "new":
+            self._connection.check_loop()
         for inbox in self._protocol.all_inboxes():
             self._protocol.drop(inbox)
             inbox.end(None)

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from blipmq import errors, wire
-from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, refusal
+from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, WrongType, refusal
 from blipmq.inbox import Inbox, check_identity
+from blipmq.parameters import check_text
 from blipmq.topics import check_filter, match
 from blipmq.unanswered import PENDING_MAX as PENDING_MAX
 from blipmq.unanswered import Request, Unanswered
@@ -45,7 +46,7 @@ def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
             raise UsageError("The payload's text is not UTF-8; publish it as bytes (os.fsencode).") from None
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
-    raise UsageError(
+    raise WrongType(
         f"A payload is bytes or str, not {type(payload).__name__}; encode it first (json.dumps, struct.pack)."
     )
 
@@ -55,6 +56,7 @@ class ClientProtocol:
 
     def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
         check_identity("client id", client_id)
+        check_text("api_key", api_key)
         if len(api_key.encode("utf-8", "surrogateescape")) > _API_KEY_BYTES_MAX:
             raise ConfigError(
                 f"The API key is longer than {_API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
@@ -276,7 +278,10 @@ class ClientProtocol:
 
     def encoder(self, topic: str, ttl_ms: int, qos: int = 0) -> PublishEncoder:
         key = (topic, ttl_ms, qos)
-        encoder = self._encoders.get(key)
+        try:
+            encoder = self._encoders.get(key)
+        except TypeError:  # a list, say, which PublishEncoder refuses
+            encoder = None
         if encoder is None:
             if len(self._encoders) >= _ENCODERS_MAX:
                 self._encoders.clear()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from blipmq.errors import UsageError
 from blipmq.flatbuffer import U8, U16, U32, U64, Table, assemble, broken
+from blipmq.parameters import check_whole
 from blipmq.splitter import LENGTH
 from blipmq.topics import check_filter, check_topic
 
@@ -43,11 +44,6 @@ class Command(NamedTuple):
 _SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
 
 
-def _check_range(name: str, value: int, most: int) -> None:
-    if not 0 <= value <= most:
-        raise UsageError(f"{name} is {value}; it must be between 0 and {most}.")
-
-
 def encode_command(
     action: int,
     topic: str = "",
@@ -64,14 +60,14 @@ def encode_command(
     keepalive_ms: int = 0,
 ) -> bytes:
     """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
-    _check_range("action", action, ADMIN)
+    check_whole("action", action, 0, ADMIN)
     if action == STREAM:
         raise UsageError("There is no action 8 yet.")
-    _check_range("ttl_ms", ttl_ms, _U64_MAX)
-    _check_range("qos", qos, 1)
-    _check_range("seq", seq, _U64_MAX)
-    _check_range("protocol", protocol, 0xFFFF)
-    _check_range("keepalive_ms", keepalive_ms, _U64_MAX)
+    check_whole("ttl_ms", ttl_ms, 0, _U64_MAX)
+    check_whole("qos", qos, 0, 1)
+    check_whole("seq", seq, 0, _U64_MAX)
+    check_whole("protocol", protocol, 0, 0xFFFF)
+    check_whole("keepalive_ms", keepalive_ms, 0, _U64_MAX)
     numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable), 16: keepalive_ms}
     vectors = [
         (slot, text.encode("utf-8", errors), b"\0")

@@ -20,7 +20,7 @@ from blipmq.backoff import Backoff
 from blipmq.candidates import Tried, another_may_do, share_s
 from blipmq.client_protocol import ClientProtocol
 from blipmq.dialing import dial, look_up
-from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut
+from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
 from blipmq.inbox import OVERRUN
 from blipmq.keepalive import LOOKS, Owed
 from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
@@ -106,6 +106,7 @@ class Connection:
         self._progress = asyncio.Event()
         self._flush_scheduled = False
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BlipMQError | None = None
         self._keepalive_s, self._sent = keepalive_s, False
         self._owed = Owed()
@@ -129,7 +130,8 @@ class Connection:
             raise
 
     async def _open_in_time(self, wait_s: float) -> None:
-        clock, attempts = asyncio.get_running_loop().time, 0
+        self._loop = asyncio.get_running_loop()
+        clock, attempts = self._loop.time, 0
         end_s = clock() + wait_s
         while True:
             self._set_state("connecting", None)
@@ -164,6 +166,20 @@ class Connection:
     @property
     def is_up(self) -> bool:
         return self._link is not None
+
+    def check_loop(self) -> None:
+        """Raise UsageError unless the caller runs in the loop that this client belongs to: elsewhere messages would get lost."""
+        try:
+            if asyncio.get_running_loop() is self._loop:
+                return
+        except RuntimeError:  # there is none
+            pass
+        if self._loop is None:
+            raise UsageError("This client has not been opened: `await client.open()`, or make it with blipmq.connect.")
+        raise UsageError(
+            "This client belongs to the event loop that opened it. From another thread use "
+            "asyncio.run_coroutine_threadsafe, or a client of its own (blipmq.connect_blocking)."
+        )
 
     async def _open_link(self, timeout_s: float) -> None:
         """One attempt: the addresses of the host, whichever answers first; then the others, if there is no broker behind it."""

@@ -80,6 +80,10 @@ class UsageError(BlipMQError, ValueError):
     exit_status = 2
 
 
+class WrongType(UsageError, TypeError):
+    """The caller gave a value of a type that is of no use there. Nothing was sent."""
+
+
 class Unreachable(BlipMQError, ConnectionError):
     """No broker answers at the address: nothing listens, no route, the name is unknown, or it took too long."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from blipmq.errors import BlipMQError, UsageError
+from blipmq.parameters import check_flag, check_qos, check_text, check_whole
 from blipmq.topics import check_filter
 from blipmq.wire import Message
 
@@ -38,9 +39,12 @@ class Inbox:
         bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
         check_filter(filter_)
+        check_qos(qos)
+        check_flag("durable", durable)
         check_identity("group", group)
-        if messages_max < 1 or bytes_max < 1:
-            raise UsageError("A subscription's queue must hold at least one message and one byte.")
+        check_flag("auto_ack", auto_ack)
+        check_whole("queue_messages_max", messages_max, 1)
+        check_whole("queue_bytes_max", bytes_max, 1)
         if durable and not qos:
             raise UsageError(f"A durable subscription to {filter_} needs QoS 1: what is kept must be acknowledged.")
         self.filter = filter_
@@ -123,6 +127,7 @@ class Inbox:
 
 def check_identity(noun: str, text: str) -> None:
     """Raise UsageError if a client id or group is none."""
+    check_text(f"the {noun}", text)
     try:
         size_bytes = len(text.encode("utf-8"))
     except UnicodeEncodeError:

@@ -11,6 +11,7 @@ import socket
 
 from blipmq import errors, keepalive
 from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotTrusted, ProtocolError, UsageError
+from blipmq.parameters import check_callable, check_flag, check_seconds
 from blipmq.trust import refused_certificate
 
 FINAL_CODES = frozenset(
@@ -33,9 +34,16 @@ def seconds_to_wait(wait: bool | float) -> float:
     """What `wait` of `blipmq.connect` comes to; infinity: for ever. Raises UsageError."""
     if isinstance(wait, bool):
         return math.inf if wait else 0.0
-    if not isinstance(wait, (int, float)) or not wait >= 0:
-        raise UsageError(f"wait is True, False or a number of seconds from 0, not {wait!r}.")
+    check_seconds("wait", wait)
     return float(wait)
+
+
+def check_options(timeout_s: float, reconnect: bool, **functions: object) -> None:
+    """The options of a client that nothing else looks at. Raises UsageError."""
+    check_seconds("timeout_s", timeout_s)
+    check_flag("reconnect", reconnect)
+    for name, function in functions.items():
+        check_callable(name, function)
 
 
 def attempt_s(timeout_s: float, left_s: float, *, waits: bool) -> float:

@@ -1,21 +1,42 @@
-"""The broker's own publishes: a client's frames over a connection inside the process.
+"""The broker's own publishes: frames over connections inside the process, one for QoS 0 and one, of a client, for QoS 1.
 
-Invariant: publishes go out in the order of the calls, and at most WAITING_BYTES_MAX of them wait here; the next one is
-refused rather than kept. Nothing is opened before the first publish, so a broker that only serves others has no such
+Invariant: publishes of one QoS go out in the order of the calls, and at most WAITING_BYTES_MAX of them wait here; the next
+one is refused rather than kept. Nothing is opened before the first publish, so a broker that only serves others has no such
 connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any
 
-from blipmq.errors import NOT_NOW, BlipMQError, Refused
+from blipmq.client_protocol import as_bytes
+from blipmq.errors import NOT_NOW, BlipMQError, Refused, UsageError
+from blipmq.parameters import check_qos, check_whole
+from blipmq.topics import check_topic
 from blipmq.wire import PublishEncoder
+
+if TYPE_CHECKING:
+    from blipmq.client import Client, Payload
 
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 ENCODERS_MAX = 64  # each may keep a hundred kilobytes of frame heads
+# Of one QoS 1 publish: a disk can be slow, and until it is done nobody knows.
+ANSWER_SECONDS = 60.0
+# What a QoS 1 publish that waits costs beside its payload.
+WAITING_COST_BYTES = 2048
+
+
+class AtOnce:
+    """What a QoS 0 publish returns: it may be awaited, and has nothing to wait for."""
+
+    def __await__(self) -> Generator[None, None, int]:
+        yield from ()
+        return 0
+
+
+AT_ONCE = AtOnce()
 
 
 class Publisher(asyncio.Protocol):
@@ -28,6 +49,10 @@ class Publisher(asyncio.Protocol):
         self._waiting: list[bytes] = []  # until the connection is there
         self._waiting_bytes = 0
         self._encoders: dict[tuple[str, int], PublishEncoder] = {}
+        self._client: Client | None = None  # for QoS 1
+        self._opened: asyncio.Task[Client] | None = None
+        self._answers: set[asyncio.Task[int]] = set()
+        self._answers_bytes = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -39,8 +64,23 @@ class Publisher(asyncio.Protocol):
         """Bytes that the core has not been given yet."""
         return self._waiting_bytes + (self._transport.get_write_buffer_size() if self._transport else 0)
 
-    def publish(self, topic: str, payload: bytes, ttl_ms: int) -> None:
-        """Queue one message. Raises `UsageError` for a bad topic, `Refused` (503) when too much waits."""
+    def publish(self, topic: str, payload: Payload, ttl_ms: int, qos: int, payload_bytes_max: int) -> Awaitable[int]:
+        """Queue one message. Raises `UsageError` for what cannot be sent, `Refused` (503) when too much waits."""
+        data = as_bytes(payload)
+        if len(data) > payload_bytes_max:
+            raise UsageError(
+                f"a payload of {len(data)} bytes is over server.max_message_size_bytes ({payload_bytes_max}); send less or "
+                "raise the limit"
+            )
+        check_topic(topic)
+        check_whole("ttl_ms", ttl_ms, 0, (1 << 64) - 1)
+        if qos != 0:
+            check_qos(qos)
+            return self._publish_answered(topic, data, ttl_ms)
+        self._publish(topic, data, ttl_ms)
+        return AT_ONCE
+
+    def _publish(self, topic: str, payload: bytes, ttl_ms: int) -> None:
         encoder = self._encoders.get((topic, ttl_ms))
         if encoder is None:
             encoder = PublishEncoder(topic, ttl_ms=ttl_ms)
@@ -49,11 +89,8 @@ class Publisher(asyncio.Protocol):
             self._encoders[topic, ttl_ms] = encoder
         frame = encoder.frame(payload)
         if self.waiting_bytes + len(frame) > WAITING_BYTES_MAX:
-            raise Refused(
-                f"publish to {topic} was refused: {self.waiting_bytes} bytes wait already: publishes come faster "
-                "than the loop runs, or than subscribers take them (overflow_policy = block). Publish again later.",
-                code=NOT_NOW,
-            )
+            why = "than the loop runs, or than subscribers take them (overflow_policy = block)"
+            raise _too_much_waits(topic, self.waiting_bytes, why)
         if self._transport is not None:
             self._transport.write(frame)
             return
@@ -64,8 +101,48 @@ class Publisher(asyncio.Protocol):
             self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def drain(self) -> None:
-        """Return when the core has been given all that was published before."""
+        """Return when the core has been given all that was published before, and has answered what is QoS 1."""
         await self._empty.wait()
+        await asyncio.gather(*self._answers, return_exceptions=True)
+
+    # -- QoS 1
+
+    def _publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Awaitable[int]:
+        cost = len(payload) + WAITING_COST_BYTES
+        if self._answers_bytes + cost > WAITING_BYTES_MAX:
+            raise _too_much_waits(topic, self._answers_bytes, "than the disk takes them")
+        task = asyncio.get_running_loop().create_task(self._answered(topic, payload, ttl_ms))
+        self._answers.add(task)
+        self._answers_bytes += cost
+
+        def done(task: asyncio.Task[int]) -> None:
+            self._answers.discard(task)
+            self._answers_bytes -= cost
+
+        task.add_done_callback(done)
+        return task
+
+    async def _answered(self, topic: str, payload: bytes, ttl_ms: int) -> int:
+        client = self._client
+        if client is None or client.state == "closed":
+            client = await self._open_client()
+        return await client.publish(topic, payload, ttl_ms=ttl_ms, qos=1)
+
+    async def _open_client(self) -> Client:
+        """One connection for all who wait for it; whoever gives up waiting does not take it from the others."""
+        if self._opened is None:
+            self._opened = asyncio.get_running_loop().create_task(self._connected())
+        return await asyncio.shield(self._opened)
+
+    async def _connected(self) -> Client:
+        from blipmq.client import Client  # here, because most brokers publish nothing with QoS 1
+
+        try:
+            client = Client("in-process:1", opener=self._open_transport, reconnect=False, timeout_s=ANSWER_SECONDS)
+            self._client = await client.open()
+            return client
+        finally:
+            self._opened = None
 
     async def _open(self) -> None:
         try:
@@ -99,3 +176,10 @@ class Publisher(asyncio.Protocol):
     def _forget(self) -> None:
         self._waiting, self._waiting_bytes = [], 0
         self._empty.set()
+
+
+def _too_much_waits(topic: str, waiting_bytes: int, why: str) -> Refused:
+    return Refused(
+        f"publish to {topic} was refused: {waiting_bytes} bytes wait already: publishes come faster {why}. Publish again later.",
+        code=NOT_NOW,
+    )

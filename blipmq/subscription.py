@@ -18,6 +18,7 @@ from typing import Any
 from blipmq.connection import Connection
 from blipmq.errors import BlipMQError, Disconnected, TimedOut
 from blipmq.inbox import Inbox
+from blipmq.parameters import check_seconds, ids_of
 from blipmq.wire import Message
 
 
@@ -39,6 +40,7 @@ class Subscription(Inbox):
         return self
 
     async def __anext__(self) -> Message:
+        self._connection.check_loop()
         if self.taken:
             self._settle()
         if not self.messages:
@@ -54,6 +56,7 @@ class Subscription(Inbox):
 
     async def next(self, timeout_s: float | None = None) -> Message:
         """The next message. Raises TimedOut after `timeout_s`, Disconnected if the subscription has ended."""
+        check_seconds("timeout_s", timeout_s, none=True)
         try:
             return await asyncio.wait_for(self.__anext__(), timeout_s)
         except asyncio.TimeoutError:
@@ -64,6 +67,7 @@ class Subscription(Inbox):
     async def batch(self) -> list[Message]:
         """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by
         one. Of QoS 1, the whole batch is acknowledged by the next call."""
+        self._connection.check_loop()
         if self.taken:
             self._settle()
         if not self.messages:
@@ -78,7 +82,8 @@ class Subscription(Inbox):
     def ack(self, *messages: Message) -> None:
         """Acknowledge QoS 1 messages (others are passed over), at the end of this turn of the loop. Without a
         connection they come again."""
-        self._acknowledge([message.id for message in messages if message.qos])
+        self._connection.check_loop()
+        self._acknowledge(ids_of(messages, 1))
 
     async def _wait(self) -> None:
         while not self.messages and not self.ended:
@@ -108,6 +113,7 @@ class Subscription(Inbox):
         at the broker (Client.unsubscribe ends it). What is queued can still be read."""
         if self.ended:
             return
+        self._connection.check_loop()
         if self.taken:
             self._settle()
         connection, protocol = self._connection, self._connection.protocol

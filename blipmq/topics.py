@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from blipmq.errors import UsageError
+from blipmq.errors import UsageError, WrongType
 
 TOPIC_BYTES_MAX = 256
 
@@ -21,6 +21,8 @@ _SEPARATOR = {DOT: ".", SLASH: "/"}
 
 def _check_text(text: str, noun: str) -> None:
     """What topics and filters have in common: 1-256 bytes of UTF-8 without control characters (C0, DEL and C1)."""
+    if not isinstance(text, str):
+        raise WrongType(f"The {noun} is {text!r} ({type(text).__name__}); it must be a str.")
     if not text:
         raise UsageError(f"The {noun} is empty; it needs 1 to {TOPIC_BYTES_MAX} bytes.")
     try:

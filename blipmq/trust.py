@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Union
 
-from blipmq.errors import BlipMQError, ConfigError, NotTrusted, Unreachable, UsageError
+from blipmq.errors import BlipMQError, ConfigError, NotTrusted, Unreachable, WrongType
 
 if TYPE_CHECKING:
     import ssl
@@ -55,7 +55,7 @@ def context_for(tls: Tls) -> ssl.SSLContext:
         return client_context()
     if isinstance(tls, (str, os.PathLike)):
         return client_context(os.fspath(tls))
-    raise UsageError(f"tls is True, the path of a file or an ssl.SSLContext, not {type(tls).__name__}.")
+    raise WrongType(f"tls is True, the path of a file or an ssl.SSLContext, not {type(tls).__name__}.")
 
 
 def _refuse_pass_phrase() -> str:

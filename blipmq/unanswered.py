@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from blipmq.errors import BlipMQError, UsageError
+from blipmq.parameters import check_whole
 from blipmq.wire import Reply
 
 PENDING_MAX = 65_536
@@ -113,5 +114,4 @@ class Unanswered:
 
 def check_window(window: int) -> None:
     """Raise UsageError if this many unanswered publishes cannot be."""
-    if not 1 <= window < PENDING_MAX:
-        raise UsageError(f"A window of {window} messages cannot be; it must be between 1 and {PENDING_MAX - 1}.")
+    check_whole("window", window, 1, PENDING_MAX - 1)

@@ -174,7 +174,7 @@ def test_a_refusal_ends_a_run_of_publishes_after_those_under_way(broker: FakeBro
         with pytest.raises(Refused, match="the disk is full"):
             client.publish_many("a", [b"x"] * 1000, qos=1, window=4)
         assert client.ping() >= 0
-    with connect_blocking(broker) as client, pytest.raises(UsageError, match="window of 0"):
+    with connect_blocking(broker) as client, pytest.raises(UsageError, match="window is 0"):
         client.publish_many("a", [b"x"], qos=1, window=0)
 
 

@@ -321,7 +321,7 @@ def test_a_wrong_certificate_is_not_tried_again(authority, tmp_path, connected):
 @both
 @pytest.mark.parametrize("wait", [-1, math.nan, "5", None])
 def test_a_wait_that_is_no_time_is_refused(broker, connected, wait):
-    with pytest.raises(UsageError, match="wait is True, False or a number of seconds"):
+    with pytest.raises(UsageError, match=r"wait is .* it must be a number of seconds"):
         connected(broker.address, wait=wait)
 
 

@@ -58,13 +58,14 @@ def print_messages(
         messages: list[Message] = subscription.batch()
         if limit is not None:
             messages = messages[: limit - counted[0]]
+        counted[0] += len(messages)  # before it is written: an interrupt may come right behind that
         try:
             terminal.write(renderer(messages))
-        except StreamError as error:
-            if any(message.qos for message in messages):
+        except (StreamError, BrokenPipeError) as error:
+            counted[0] -= len(messages)
+            if isinstance(error, StreamError) and any(message.qos for message in messages):
                 error.args = (f"{error} What was not written is not acknowledged; the broker sends it again.",)
             raise
-        counted[0] += len(messages)
         subscription.ack(*messages)
 
 

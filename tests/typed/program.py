@@ -60,17 +60,18 @@ async def with_a_broker() -> dict[str, int]:
     async with blipmq.Broker(settings) as broker, broker.connect(client_id="b") as client:
         broker.publish("a", "text", ttl_ms=5)
         await client.publish("a", memoryview(b"x"))
+        kept: int = await broker.publish("a", b"x", qos=1)
         reasons: list[str] = await broker.reasons()
-        print(broker.address, reasons)
+        print(broker.address, reasons, kept)
         return await broker.stats()
 
 
 def with_a_broker_in_a_thread(config: blipmq.Config) -> str:
     with blipmq.Broker(config) as broker:
         same: blipmq.BlockingBroker = broker
-        same.publish("a", b"x")
+        kept: int = same.publish("a", b"x", qos=1)
         with same.connect() as client:
-            client.publish("a", "x")
+            client.publish("a", str(kept))
         return same.address
 
 
