@@ -43,6 +43,7 @@ class Auth:
     def __init__(self, core: Core, settings: config.Auth, log: Log) -> None:
         self.problem = ""  # why the keys in effect are not those of the key file; "" if they are
         self.refused = 0  # clients turned away with no key, or none that is known
+        self.over_limit = 0  # and those whose key has all the connections it may have
         self._core = core
         self._settings = settings
         self._log = log
@@ -70,7 +71,12 @@ class Auth:
     @property
     def facts(self) -> dict[str, int]:
         """For `info` and the metrics: how many `keys` are in effect, `file_ok`, clients `refused`."""
-        return {"keys": self.count, "file_ok": int(not self.problem), "refused": self.refused}
+        return {
+            "keys": self.count,
+            "file_ok": int(not self.problem),
+            "refused": self.refused,
+            "over_limit": self.over_limit,
+        }
 
     def open(self) -> None:
         """Read the keys. A key file that is of no use admits nobody."""

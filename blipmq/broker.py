@@ -123,6 +123,7 @@ def core_config(config: Config) -> CoreConfig:
         ack_timeout_ms=config.qos1.ack_timeout_ms,
         max_in_flight=config.qos1.max_in_flight,
         max_sessions=config.limits.max_sessions,
+        max_sessions_per_key=config.sessions_per_key,
         max_deliveries=config.qos1.max_deliveries,
         run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,

@@ -458,6 +458,24 @@ class Limits(Section):
         1_000_000,
         reload=True,
     )
+    max_connections_per_key: int = key(
+        0,
+        "Connections of one key, where keys are asked for; one more is refused (429), unless it takes the place of one with the "
+        "same client_id. 0: three quarters of `server.max_connections`.",
+        "connections",
+        0,
+        1_000_000,
+        reload=True,
+    )
+    max_sessions_per_key: int = key(
+        0,
+        "Of `max_sessions`, those of one key, where keys are asked for; one more is refused (429). Keys of `auth.api_keys` count "
+        "as one. 0: three quarters of `max_sessions`.",
+        "subscriptions",
+        0,
+        1_000_000,
+        reload=True,
+    )
     route_cache_entries: int = key(
         4096,
         "Topics whose subscribers are remembered; more topics than this cost a search each.",
@@ -496,6 +514,21 @@ class Config(Section):
     performance: Performance = section(Performance)
     limits: Limits = section(Limits)
     logging: Logging = section(Logging)
+
+    @property
+    def connections_per_key(self) -> int:
+        """Connections that one key may have."""
+        return self.limits.max_connections_per_key or most_of(self.server.max_connections)
+
+    @property
+    def sessions_per_key(self) -> int:
+        """QoS 1 subscriptions and queue groups that one key may have."""
+        return self.limits.max_sessions_per_key or most_of(self.limits.max_sessions)
+
+
+def most_of(limit: int) -> int:
+    """Three quarters, so that others find room; one at least."""
+    return max(1, limit * 3 // 4)
 
 
 def _declared(kind: type[Section], prefix: str) -> Iterator[Key]:

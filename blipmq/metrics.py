@@ -246,6 +246,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     _of_session("blipmq_session_connections", "Connections it has; 0: its client is away.", "row.connected"),
     _of_session("blipmq_session_in_flight", "Messages sent and not acknowledged yet.", "row.in_flight"),
+    _counter(
+        "blipmq_sessions_refused_total",
+        "QoS 1 subscriptions refused, by the limit that was reached.",
+        _by("reason", "max_sessions", "stats.sessions_refused"),
+        _by("reason", "max_sessions_per_key", "stats.sessions_refused_key"),
+    ),
     # the log
     _gauge("blipmq_log_state", "0: there is no log, 1: it is well, 2: full, 3: failed.", "stats.log_state"),
     _gauge("blipmq_log_errno", "The system's error that the log failed with; 0: none.", "stats.log_errno"),
@@ -346,6 +352,7 @@ METRICS: tuple[Metric, ...] = (
         "blipmq_connections_refused_total",
         "Connections refused, by the limit that was reached; for max_pending also those closed to make room for newer ones.",
         *(_by("reason", cause, f"stats.{counter}") for cause, counter in REFUSED.items()),
+        _by("reason", "max_connections_per_key", "auth.over_limit"),
     ),
     _gauge(
         "blipmq_connections_pending",

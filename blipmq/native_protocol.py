@@ -85,6 +85,8 @@ class NativeProtocol:
             self._core.reply(event.conn, event.seq, BAD_REQUEST, problem)
             self._refused(session, "hello", BAD_REQUEST, problem)
             return
+        if session.key is not None and self._is_one_too_many(session, event):
+            return
         ousted = self._sessions.identify(session, event.client_id)
         if ousted is not None:
             self._oust(ousted, event.peer)
@@ -92,6 +94,19 @@ class NativeProtocol:
         self._core.admit(event.conn, event.seq, GREETING, rights)
         by = {"key": session.key.name} if session.key is not None else {}
         self._log.info("hello", client=event.client_id, **by, peer=_peer(event.peer))
+
+    def _is_one_too_many(self, session: Session, event: Hello) -> bool:
+        """Refuse a client whose key has all the connections it may have, unless it takes the place of one of them."""
+        assert session.key is not None
+        name, limit = session.key.name, self.config.connections_per_key
+        if self._sessions.of_key(name) < limit or self._sessions.takes_over(session, event.client_id):
+            return False
+        session.closing = True
+        self._auth.over_limit += 1
+        text = f"limits.max_connections_per_key is reached: the key {name} has {limit} connections"
+        self._core.reply(event.conn, event.seq, TOO_MANY, text, close=True)
+        self._refused(session, "hello", TOO_MANY, text)
+        return True
 
     def _know(self, session: Session, event: Hello) -> bool:
         """Find the key the client presents. There is one answer to all that is none: nobody learns what was wrong with it."""
@@ -143,8 +158,9 @@ class NativeProtocol:
             event.filter,
             qos=event.qos,
             durable=event.durable,
-            client_id=client_id,
+            client_id=session.core_name if session is not None else "",
             group=event.group,
+            keyed=session is not None and session.key is not None,
         )
 
     def _sub_problem(self, event: Sub, session: Session | None, client_id: str) -> tuple[int, str]:

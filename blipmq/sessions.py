@@ -19,7 +19,7 @@ OWNER_ENDS = "\x1f"
 class Session:
     """One connection: who it is and what it subscribes to. `conn` is the core's handle."""
 
-    __slots__ = ("client_id", "closing", "conn", "key", "peer", "said_hello", "subscriptions")
+    __slots__ = ("client_id", "closing", "conn", "counted", "key", "peer", "said_hello", "subscriptions")
 
     def __init__(self, conn: int, peer: str) -> None:
         self.conn = conn
@@ -27,6 +27,7 @@ class Session:
         self.client_id = ""
         self.key: Key | None = None  # that it came in with, where keys are asked for
         self.said_hello = False
+        self.counted = ""  # the name of the key among whose connections it counts
         self.closing = False  # told to close: what it still sends is not answered
         self.subscriptions: dict[tuple[str, str], None] = {}  # filter and group, in the order they were asked for
 
@@ -39,6 +40,12 @@ class Session:
     def filters(self) -> dict[str, None]:
         """What it subscribes to, in the order it did, however many groups of one it is in."""
         return dict.fromkeys(filter_ for filter_, _ in self.subscriptions)
+
+    @property
+    def core_name(self) -> str:
+        """The identity, and without a client_id what it would begin with: so the core knows whose a subscription is."""
+        owner = self.key.owner if self.key is not None else ""
+        return f"{owner}{OWNER_ENDS}{self.client_id}" if owner else self.client_id
 
     def ended(self, filter_: str, group: str, everywhere: bool) -> None:
         """It has no such subscription, or with `everywhere` none to that filter at all."""
@@ -61,6 +68,7 @@ class Sessions:
     def __init__(self) -> None:
         self._by_conn: dict[int, Session] = {}
         self._by_client: dict[str, Session] = {}
+        self._of_key: dict[str, int] = {}  # connections that were let in, by the name of their key
 
     def __len__(self) -> int:
         return len(self._by_conn)
@@ -84,16 +92,31 @@ class Sessions:
 
     def identify(self, session: Session, client_id: str) -> Session | None:
         """Record that `session` said HELLO as `client_id` ("": nobody in particular). Returns the session it ousts."""
+        if session.key is not None and not session.counted:
+            session.counted = session.key.name
+            self._of_key[session.key.name] = self._of_key.get(session.key.name, 0) + 1
         session.said_hello = True
         session.client_id = client_id
         if not client_id:
             return None
         ousted = self._by_client.get(session.identity)
         self._by_client[session.identity] = session
+        if ousted is not None:  # it has no place any more, though it may still read why
+            self._uncount(ousted)
         return ousted
+
+    def of_key(self, name: str) -> int:
+        """How many connections have been let in with the key of that name."""
+        return self._of_key.get(name, 0)
+
+    def takes_over(self, session: Session, client_id: str) -> bool:
+        """Whether `session` would oust another as that client."""
+        owner = session.key.owner if session.key is not None else ""
+        return bool(client_id) and (f"{owner}{OWNER_ENDS}{client_id}" if owner else client_id) in self._by_client
 
     def clear(self) -> None:
         """Forget all connections."""
+        self._of_key.clear()
         self._by_conn.clear()
         self._by_client.clear()
 
@@ -102,4 +125,14 @@ class Sessions:
         session = self._by_conn.pop(conn, None)
         if session is not None and self._by_client.get(session.identity) is session:
             del self._by_client[session.identity]
+        if session is not None:
+            self._uncount(session)
         return session
+
+    def _uncount(self, session: Session) -> None:
+        name, session.counted = session.counted, ""
+        if not name:
+            return
+        self._of_key[name] -= 1
+        if not self._of_key[name]:
+            del self._of_key[name]

@@ -228,6 +228,10 @@ class Status:
                 "acked": counters["acked"],
                 "redelivered": counters["redelivered"],
                 "dead_lettered": counters["dead_lettered"],
+                "refused": {
+                    "max_sessions": counters["sessions_refused"],
+                    "max_sessions_per_key": counters["sessions_refused_key"],
+                },
                 **self._listed_facts(listing),
             },
             "auth": self._auth_facts(),

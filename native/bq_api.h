@@ -55,6 +55,7 @@ typedef struct bq_config {
     uint32_t ack_timeout_ms;          /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
     uint32_t max_in_flight;           /* per subscription and client: sent and not acknowledged */
     uint32_t max_sessions;            /* QoS 1 subscriptions and queue groups, absent durable ones included */
+    uint32_t max_sessions_per_key;    /* of them, those of one key, for who subscribes with BQ_SUB_KEYED */
     uint32_t max_deliveries;          /* then the message goes to $dlq/<topic> */
     uint32_t run_messages;            /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
     int32_t io_cpu;                   /* the I/O thread stays on this processor; -1: where the system puts it */
@@ -128,7 +129,8 @@ enum bq_command_flags {
     BQ_FEED_END =
         256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
     BQ_SESSIONS_BEGIN = 512,
-    BQ_SESSIONS_EXACT = 1024
+    BQ_SESSIONS_EXACT = 1024,
+    BQ_SUB_KEYED = 2048 /* the client came in with a key: the client_id begins with its name, if it has one */
 };
 
 /* Who is at the other end of a connection. */
@@ -289,6 +291,8 @@ typedef struct bq_stats {
     uint64_t accept_rests;            /* times the listeners rested for accept_rate */
     uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
     uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
+    uint64_t sessions_refused;        /* counters: SUBs over max_sessions, */
+    uint64_t sessions_refused_key;    /* over max_sessions_per_key */
     uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
     uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
     uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */

@@ -89,7 +89,8 @@ static session_request_t session_request(const record_t *record, const uint8_t *
                                .group = data + client_id_size,
                                .group_size = record->data_size - client_id_size,
                                .qos = (record->command.flags & (BQ_SUB_QOS1 | BQ_SUB_DURABLE)) != 0,
-                               .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE};
+                               .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE,
+                               .keyed = (record->command.flags & BQ_SUB_KEYED) != 0};
 }
 
 static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {

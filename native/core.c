@@ -351,9 +351,9 @@ static bool config_valid(const bq_config_t *config) {
            config->max_frame_bytes_unauth >= 64 && config->tick_ms && config->overflow_policy <= BQ_BLOCK &&
            config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
            config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight &&
-           config->max_deliveries && config->max_sessions && config->max_pending && config->max_pending <= (1u << 24) &&
-           config->max_pending_per_address && config->accept_burst && config->max_topic_levels &&
-           (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
+           config->max_deliveries && config->max_sessions && config->max_sessions_per_key && config->max_pending &&
+           config->max_pending <= (1u << 24) && config->max_pending_per_address && config->accept_burst &&
+           config->max_topic_levels && (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
 }
 
 /* The values that may change while running. */
@@ -377,6 +377,7 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.max_in_flight = config->max_in_flight;
     bq->config.max_deliveries = config->max_deliveries;
     bq->config.max_sessions = config->max_sessions;
+    bq->config.max_sessions_per_key = config->max_sessions_per_key;
     bq->config.run_messages = config->run_messages;
     bq->config.require_hello = config->require_hello;
     bq->config.hello_timeout_ms = config->hello_timeout_ms;

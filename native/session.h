@@ -20,6 +20,7 @@
 #include "route.h"
 #include "session_end.h"
 #include "session_list.h"
+#include "session_owner.h"
 
 struct bq;
 struct connection;
@@ -39,8 +40,9 @@ typedef struct member {
 /* A client_id for which a durable subscription is kept while it is away: its own, or one of those of a queue group. */
 typedef struct holder {
     struct holder *next;
-    uint64_t id;         /* from the same numbers as sessions' ids: what ended an older one of that name does not end it */
-    uint64_t record_lsn; /* its record in the log */
+    uint64_t id;          /* from the same numbers as sessions' ids: what ended an older one of that name does not end it */
+    uint64_t record_lsn;  /* its record in the log */
+    session_owner_t *key; /* where it is counted */
     uint64_t hash;
     uint32_t size;
     uint8_t client_id[];
@@ -92,6 +94,7 @@ typedef struct session {
     bool skim;                              /* absent, and read forward all the same: see session_skim.c */
     uint64_t skim_due_ms;                   /* T when there may be something to let go of again */
     uint8_t qos;
+    session_owner_t *key;                /* where it is counted, for who made it; NULL: it is kept for holders, which are */
     uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
     uint64_t floor_record_lsn;           /* of the newest floor logged */
@@ -147,6 +150,7 @@ typedef struct sessions {
     uint64_t read_failing;              /* sessions whose last read brought nothing */
     bool readers_changed;
     session_end_t *ending; /* the oldest first */
+    session_owner_t *owners[OWNER_CHAINS];
 } sessions_t;
 
 bool sessions_init(struct bq *bq);
@@ -157,7 +161,7 @@ typedef struct session_request {
     const uint8_t *filter, *client_id, *group;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t qos;
-    bool durable;
+    bool durable, keyed; /* keyed: limits of its key count */
 } session_request_t;
 /* False: it was refused and answered so, and all is as it was. *remains: the connection has the subscription (in that case too,
  * if it had it before). `route_new`: what else this request has made, to be taken back if the disk refuses it later. */

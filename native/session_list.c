@@ -13,7 +13,6 @@
 #define GROUP_MEMBERS 64u   /* looked at, to find those of one key */
 #define TEXT_BYTES_MAX 512u /* of a group or client_id: what is longer comes from no broker */
 #define CLIENTS_MAX 8u      /* of a queue group's */
-#define KEY_ENDS 0x1f       /* between the name of a key and a client_id */
 #define ROW_BYTES_MAX (sizeof(bq_session_row_t) + FRAME_TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
 
 /* ---- what a session has not settled -------------------------------------------------------------------------------------- */

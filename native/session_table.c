@@ -189,6 +189,9 @@ static holder_t *holder_find(const bq_t *bq, const session_t *session, const uin
 }
 
 void holder_enter(bq_t *bq, session_t *session, holder_t *holder) {
+    holder->key = session_owner_enter(bq, holder->client_id, holder->size);
+    session_owner_leave(bq, session->key); /* it counts for those it is kept for */
+    session->key = NULL;
     holder->next = session->holders;
     session->holders = holder;
     bq->sessions.group_holders += session->holder_count++ > 0;
@@ -200,6 +203,10 @@ static void holder_remove(bq_t *bq, session_t *session, holder_t *holder) {
     while (*at != holder) at = &(*at)->next;
     *at = holder->next;
     bq->sessions.group_holders -= --session->holder_count > 0;
+    if (session->holder_count)
+        session_owner_leave(bq, holder->key);
+    else
+        session->key = holder->key;
     holder_free(bq, holder);
 }
 
@@ -244,6 +251,7 @@ session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t own
         return NULL;
     }
     names_enter(bq, session);
+    session->key = session_owner_enter(bq, request->client_id, request->client_id_size);
     session->floor_lsn = session->floor_logged = bq->fanned_lsn;
     session->next = bq->sessions.all;
     session->link = &bq->sessions.all;
@@ -266,6 +274,7 @@ void session_free(bq_t *bq, session_t *session) {
     name_leave(&bq->sessions, session);
     id_leave(&bq->sessions, session);
     while (session->holders) holder_remove(bq, session, session->holders);
+    session_owner_leave(bq, session->key);
     *session->link = session->next;
     if (session->next) session->next->link = session->link;
     bq->sessions.count--;
@@ -277,6 +286,8 @@ void session_free(bq_t *bq, session_t *session) {
 static const char *NO_ROOM = "the broker is out of memory, or its log takes nothing now";
 static const char *TOO_MANY_SESSIONS =
     "limits.max_sessions is reached: end durable subscriptions that nobody uses: blipmq-cli sessions";
+static const char *TOO_MANY_OF_KEY =
+    "limits.max_sessions_per_key is reached: this key has as many QoS 1 subscriptions and queue groups as one may have";
 static const char *TOO_MANY_HOLDERS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
                                       "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
@@ -371,10 +382,18 @@ static bool in_doubt(const bq_t *bq, const holder_t *holder) {
     return bq->fanned_lsn < bq->found_lsn && holder->record_lsn > bq->fanned_lsn;
 }
 
-static const char *over_limits(const bq_t *bq, const session_t *session, bool holds) {
+static const char *over_limits(bq_t *bq, const session_t *session, bool holds, const session_request_t *request) {
     if (session && holds && session->grouped && session->holder_count >= GROUP_HOLDERS_MAX) return TOO_MANY_HOLDERS;
     bool counts = !session || (holds && session->holder_count);
-    return counts && bq->sessions.count + bq->sessions.group_holders >= bq->config.max_sessions ? TOO_MANY_SESSIONS : NULL;
+    if (!counts) return NULL;
+    if (bq->sessions.count + bq->sessions.group_holders >= bq->config.max_sessions) {
+        bq->stats.sessions_refused++;
+        return TOO_MANY_SESSIONS;
+    }
+    if (!request->keyed || session_owner_count(bq, request->client_id, request->client_id_size) < bq->config.max_sessions_per_key)
+        return NULL;
+    bq->stats.sessions_refused_key++;
+    return TOO_MANY_OF_KEY;
 }
 
 /* The connection's own subscription, when it has taken up the durable one of the same filter: all that it holds is there too. */
@@ -403,7 +422,7 @@ bool session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
     attempt.member = attempt.session ? member_find(attempt.session, connection) : NULL;
     *remains = attempt.member != NULL;
     if (holder && in_doubt(bq, holder)) return refuse(bq, connection, seq, 503, NO_ROOM);
-    const char *over = over_limits(bq, attempt.session, holds);
+    const char *over = over_limits(bq, attempt.session, holds, request);
     if (over) return refuse(bq, connection, seq, 429, over);
     if (!attempt.session) {
         attempt.session = session_new(bq, request, request->group_size ? 0 : connection->handle);

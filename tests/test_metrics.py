@@ -143,6 +143,22 @@ def strangers_and_a_key_with_few_rights_come(scene):
     scene.client().say(wire.HELLO, protocol=1)
 
 
+def one_key_has_all_it_may(scene):
+    key = KEYED["auth"]["api_keys"][0]
+    first = scene.client().hello("a", api_key=key)
+    scene.client().say(wire.HELLO, client_id="b", api_key=key, protocol=1)
+    for filter_ in "ab":
+        first.say(wire.SUB, filter_, qos=1, seq=5)
+        first.next()
+
+
+def too_many_subscriptions_are_made(scene):
+    client = scene.client("many")
+    for filter_ in "ab":
+        client.say(wire.SUB, filter_, qos=1, seq=5)
+        client.next()
+
+
 def too_many_connect(scene):
     for _ in range(4):
         scene.client()
@@ -433,6 +449,16 @@ CAUSES = [
         blipmq_connections_refused_total{reason="max_pending_per_address"}""",
     ),
     (a_stranger_waits, KEYED, "blipmq_connections_pending"),
+    (
+        one_key_has_all_it_may,
+        {**KEYED, **LOGGED, "limits": {"max_connections_per_key": 1, "max_sessions_per_key": 1}},
+        """blipmq_connections_refused_total{reason="max_connections_per_key"}
+        blipmq_sessions_refused_total{reason="max_sessions_per_key"}""",
+    ),
+    (
+        too_many_subscriptions_are_made, {**LOGGED, "limits": {"max_sessions": 1}},
+        'blipmq_sessions_refused_total{reason="max_sessions"}',
+    ),
     (a_client_leaves, {}, "blipmq_connections_closed_total"),
     (
         clients_are_gone_without_a_word, {"server": {"keepalive_ms": 2000}},

@@ -166,7 +166,7 @@ def test_every_setting_reaches_the_core():
         },
         "limits": {
             "memory_bytes": 1 << 22, "route_cache_entries": 19, "max_topic_levels": 20, "hello_timeout_ms": 121,
-            "max_pending": 22, "max_pending_per_address": 23, "accept_rate": 24, "accept_burst": 25,
+            "max_sessions_per_key": 27, "max_pending": 22, "max_pending_per_address": 23, "accept_rate": 24, "accept_burst": 25,
         },
     }  # fmt: skip
     core = core_config(from_dict(changed))
@@ -177,7 +177,7 @@ def test_every_setting_reaches_the_core():
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
         memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
         max_topic_levels=20, hello_timeout_ms=121, max_pending=22, max_pending_per_address=23, accept_rate=24, accept_burst=25,
-        keepalive_ms=26_000,
+        keepalive_ms=26_000, max_sessions_per_key=27,
     )  # fmt: skip
 
 

@@ -503,7 +503,7 @@ def test_a_broken_new_file_keeps_the_keys_there_were_and_says_so(door, entered):
     assert admin.is_open() and door.try_key(door.keys["admin"])[0] == 0
     info = door.broker.info()
     assert info["state"] == "degraded" and "the last line is not complete" in info["reasons"][0]
-    assert info["auth"] == {"keys": 1, "file_ok": False, "refused": 0}
+    assert info["auth"] == {"keys": 1, "file_ok": False, "refused": 0, "over_limit": 0}
     door.path.unlink()
     until(lambda: "No such file" in door.broker.info()["reasons"][0], "it is said that the file is gone")
     assert admin.is_open()

@@ -55,6 +55,7 @@ class CoreConfig(NamedTuple):
     ack_timeout_ms: int = 30_000
     max_in_flight: int = 256
     max_sessions: int = 10_000
+    max_sessions_per_key: int = 10_000
     max_deliveries: int = 16
     run_messages: int = 0
     io_cpu: int = -1

@@ -193,10 +193,12 @@ class Core:
         durable: bool = False,
         client_id: str = "",
         group: str = "",
+        keyed: bool = False,
     ) -> None:
         """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
         new durable subscription is on disk. One that is refused (429, 503) leaves nothing behind; `Unsubscribed` tells."""
         flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
+        flags |= lib.BQ_SUB_KEYED if keyed else 0  # the limits of its key count
         name = client_id.encode()
         self._push(
             lib.BQ_CMD_SUBSCRIBE,
