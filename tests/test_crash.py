@@ -43,6 +43,11 @@ def test_nothing_acknowledged_is_lost_to_power_cuts(tmp_path, shim):
     kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=30, shim=shim))
 
 
+@pytest.mark.slow
+def test_what_nobody_acknowledges_in_a_full_log_becomes_dead_letters_over_kills_and_power_cuts(tmp_path, shim):
+    kept_its_word(*storm.run(tmp_path, kind=storm.PoisonStorm, seed=SEED, cycles=15, shim=shim))
+
+
 def test_a_few_kills_and_power_cuts_lose_nothing(tmp_path, shim):
     kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=5, shim=shim))
 

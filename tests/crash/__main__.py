@@ -24,10 +24,11 @@ ROWS = (
     ("of them while it started or recovered", lambda figures: figures["crashes"]["while it started"]),
     ("of them with a power cut", lambda figures: figures["cuts"]),
     ("published with QoS 1", lambda figures: figures["sent"]),
+    ("refused, because the log was full", lambda figures: figures["refused"]),
     ("acknowledged", lambda figures: figures["acknowledged"]),
-    ("delivered to six subscriptions", lambda figures: figures["delivered"]),
+    ("delivered to all subscriptions", lambda figures: figures["delivered"]),
     ("acknowledged and lost", lambda figures: figures["lost"]),
-    ("invented, changed, reordered, unmarked or too often", lambda figures: figures["faults"]),
+    ("invented, changed, reordered, late, unmarked or too often", lambda figures: figures["faults"]),
     ("most duplicates of one subscription after one crash", lambda figures: max(figures["duplicates_most"].values())),
     ("bytes written, not synced and cut", lambda figures: (figures["cut"] or {"bytes": 0})["bytes"]),
     ("names changed, not synced and cut", lambda figures: (figures["cut"] or {"names": 0})["names"]),
@@ -96,16 +97,23 @@ def far_behind(count):
     return in_directory(work)
 
 
-def section(kills, cuts, control, behind_figures):
+def section(kills, cuts, poison, control, behind_figures):
     lines = [
         "Written by `make crash`. What the rows mean and how the storm works: tests/crash/.",
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors.",
         "",
-        "| | kill -9 | power cuts | power cuts, no syncs (control) |",
-        "|---|---:|---:|---:|",
+        "The storm has subscribers of several habits, a group whose members differ in their flags, and payloads of every size",
+        "up to a limit that changes between two starts. Messages with a time to live must not come late. The storm with poison",
+        "has messages that nobody acknowledges. They fill a log of 2 MiB, and each must come as a dead letter.",
+        "",
+        "| | kill -9 | power cuts | power cuts, poison in a full log | power cuts, no syncs (control) |",
+        "|---|---:|---:|---:|---:|",
     ]
-    lines += [f"| {name} | {' | '.join(shown(value(run)) for run in (kills, cuts, control))} |" for name, value in ROWS]
+    lines += [
+        f"| {name} | {' | '.join(shown(value(run)) for run in (kills, cuts, poison, control))} |"
+        for name, value in ROWS
+    ]
     lines += [
         "",
         f"A durable subscriber that was away for {behind_figures['messages']:,} messages of 200 bytes, with",
@@ -128,10 +136,13 @@ def main():
     control = storm_of("the control run: power cuts, no syncs", True, seed=seed, cycles=10, shim=shim, no_sync=True)
     figures = far_behind(chosen.behind)
     cuts = storm_of("power cuts", seed=seed + 1, cycles=cycles, shim=shim)
+    poison = storm_of(
+        "power cuts, poison in a full log", seed=seed + 3, cycles=cycles // 5, shim=shim, kind=storm.PoisonStorm
+    )
     kills = storm_of("kill -9", seed=seed + 2, cycles=cycles)
     shutil.rmtree(tools)
     before = PAGE.read_text(encoding="utf-8").split(SECTION)[0]
-    PAGE.write_text(f"{before}{SECTION}\n{section(kills, cuts, control, figures)}", encoding="utf-8")
+    PAGE.write_text(f"{before}{SECTION}\n{section(kills, cuts, poison, control, figures)}", encoding="utf-8")
     print(f"==> {PAGE.relative_to(ROOT)}")
 
 

@@ -9,6 +9,8 @@ import struct
 
 from hand_client import ACK, HELLO, MESSAGE, PUB, SUB, SUBACK, Reader, command, decode
 
+from crash.ledger import SIZE_MIN
+
 RETRY_SECONDS = 0.02
 MARK = 0x1122334455667788
 ACK_FRAME = command(ACK, seq=MARK)
@@ -123,18 +125,27 @@ class Publisher(Client):
     async def stay(self):
         self.outstanding = {}
         dice, ledger = self.storm.dice, self.storm.ledger
+        bytes_max = self.storm.bytes_max  # of the broker that this connection is to
         while self.is_open and not self.storm.publishing_over:
             burst = []
             for _ in range(min(dice.randint(1, self.window), self.window - len(self.outstanding))):
                 topic = dice.choice(self.topics)
-                number, payload = ledger.send(self.number, topic)
+                number, payload = ledger.send(self.number, topic, self.size(bytes_max))
                 self.seq += 1
                 self.outstanding[self.seq] = (topic, number)
-                burst.append(command(PUB, ledger.topics[topic], payload, qos=1, seq=self.seq))
+                ttl_ms = ledger.ttl_ms.get(topic, 0)
+                burst.append(command(PUB, ledger.topics[topic], payload, qos=1, seq=self.seq, ttl_ms=ttl_ms))
             self.link.send(b"".join(burst))
             await asyncio.sleep(self.storm.pace * dice.random())
         if not self.storm.over:
             await self.link.closed.wait()
+
+    def size(self, bytes_max):
+        """Of the next payload: mostly small, and of any size up to the limit."""
+        dice = self.storm.dice
+        kind = dice.random()
+        most = bytes_max if kind < 0.02 else 4096 if kind < 0.1 else 430
+        return bytes_max if kind < 0.002 else dice.randint(SIZE_MIN, min(most, bytes_max))
 
     def reply(self, answer):
         sent = self.outstanding.pop(answer.seq, None)
@@ -149,12 +160,13 @@ class Publisher(Client):
 
 
 class Subscriber(Client):
-    """Habits: `ack_seconds` each acknowledgement takes; `away_seconds` it stays away at most after each connection;
-    `leaves_after` messages at most it goes by itself; `absent`: it comes only when the storm lets it."""
+    """Habits: `ack_seconds` each acknowledgement takes (None: it never acknowledges); `away_seconds` it stays away at most after
+    each connection; `leaves_after` messages at most it goes by itself; `absent`: it comes only when the storm lets it."""
 
     def __init__(self, storm, view, filter_, client_id=None, group=None, ack_seconds=0.0, away_seconds=0.0, leaves_after=0,
-                 absent=False):  # fmt: skip
+                 absent=False, durable=True):  # fmt: skip
         super().__init__(storm, client_id or view.name)
+        self.durable = durable
         self.view, self.filter, self.group = view, filter_, group
         self.ack_seconds, self.away_seconds, self.leaves_after, self.absent = (
             ack_seconds, away_seconds, leaves_after, absent,
@@ -174,12 +186,13 @@ class Subscriber(Client):
             await asyncio.sleep(RETRY_SECONDS)
             return
         self.view.connects_since_crash += 1
-        answer = await self.ask(SUB, self.filter, qos=1, durable=True, group=self.group)
+        answer = await self.ask(SUB, self.filter, qos=1, durable=self.durable, group=self.group)
         if answer is None or answer.code == 503:
             return
         if answer.code:
             self.storm.ledger.fault(f"{self.client_id} could not subscribe: {answer}")
-        self.view.begin()
+        if self.durable:
+            self.view.begin()
         self.subscribed.set()
         while self.is_open and not self.storm.over and not (self.absent and not self.storm.absent_may_come):
             if self.to_ack:
@@ -194,6 +207,8 @@ class Subscriber(Client):
         message = Reader(memoryview(body)[1:])
         id_ = message.number(0, "<Q")
         self.view.deliver(message.string(4), message.vector(1), id_, bool(message.number(6, "<B")))
+        if self.ack_seconds is None:
+            return
         if self.ack_seconds:
             self.to_ack.append(id_)
         else:

@@ -5,23 +5,25 @@ in the payload, with a checksum; each number is sent once, so a second copy is t
 """
 
 import struct
+import time
 from array import array
 from random import Random
 from zlib import crc32
 
 HEAD = struct.Struct(">HHQ")
-FILL = Random(7).randbytes(1024)
+SIZE_MIN, SIZE_MAX = HEAD.size + 16 + 4, 64 * 1024  # of a payload: head, salt and checksum at least
+FILL = Random(7).randbytes(SIZE_MAX + 600)
 FAULTS_KEPT = 20
+LATE_SECONDS = 2.0  # what the clients of a busy machine may add to a time to live
 
 SENT, ACKNOWLEDGED = 0, 1
 
 
-def payload_of(publisher, topic, number, salt):
-    """Of 20 to 430 bytes: all of it follows from the arguments, so that any byte that changes shows."""
+def payload_of(publisher, topic, number, salt, size):
+    """All of it follows from the arguments, so that any byte that changes shows."""
     body = HEAD.pack(publisher, topic, number) + salt
-    mark = crc32(body)
-    start, size = mark % 600, mark % 411
-    body += FILL[start : start + size]
+    start = crc32(body) % 600
+    body += FILL[start : start + size - len(body) - 4]
     return body + struct.pack(">I", crc32(body))
 
 
@@ -31,6 +33,8 @@ class Lane:
     def __init__(self):
         self.state = bytearray()  # by number
         self.ids = array("Q")  # by number; 0: not known
+        self.sizes = array("I")  # of the payloads
+        self.times = array("d")  # when each was handed to the socket, in monotonic seconds
 
 
 class View:
@@ -71,8 +75,11 @@ class View:
         lane = self.ledger.lanes.get(key)
         if lane is None or number >= len(lane.state) or topic != self.ledger.topics[topic_index]:
             return fault(f"{self.name} got {number} of {key} on {topic}, which nobody sent")
-        if payload != payload_of(*key, number, self.ledger.salt):
+        if payload != payload_of(*key, number, self.ledger.salt, lane.sizes[number]):
             return fault(f"{self.name} got {number} of {key} with changed bytes")
+        age, ttl_ms = time.monotonic() - lane.times[number], self.ledger.ttl_ms.get(topic_index, 0)
+        if ttl_ms and age > ttl_ms / 1000 + LATE_SECONDS:
+            fault(f"{self.name} got {number} of {key} {age:.1f} s after it was sent, with {ttl_ms} ms to live")
         if topic_index not in self.topics:
             return fault(f"{self.name} got a message of {topic}, which it did not ask for")
         if lane.ids[number] not in (0, id_):
@@ -101,7 +108,9 @@ class View:
             (key, number)
             for key, first in self.since.items()
             for number in range(first, len(self.ledger.lanes[key].state))
-            if self.ledger.lanes[key].state[number] == ACKNOWLEDGED and not self.has(key, number)
+            if self.ledger.lanes[key].state[number] == ACKNOWLEDGED
+            and not self.has(key, number)
+            and key[1] not in self.ledger.ttl_ms
         ]
 
     def has(self, key, number):
@@ -109,11 +118,55 @@ class View:
         return number < len(seen) and seen[number] == 1
 
 
+class Impatient(View):
+    """One whose broker waits only shortly for acknowledgements: each may come often, or end as a dead letter."""
+
+    def crash(self):
+        self.duplicates_most = max(self.duplicates_most, self.duplicates_since_crash)
+        self.duplicates_since_crash = self.connects_since_crash = 0
+
+    def missing(self):
+        return [found for found in super().missing() if not self.ledger.dead.has(*found)]
+
+
+class Unacknowledging(Impatient):
+    """One that never acknowledges: it has what it is due when that has come as a dead letter."""
+
+    def has(self, key, number):
+        return False
+
+
+class DeadLetters(View):
+    """What was given up. A crash may give a message up twice, each time under an id of its own."""
+
+    def deliver(self, topic, payload, id_, redelivered):
+        self.delivered += 1
+        publisher, topic_index, number = HEAD.unpack_from(payload)
+        key = (publisher, topic_index)
+        lane = self.ledger.lanes.get(key)
+        if lane is None or number >= len(lane.state) or topic != "$dlq/" + self.ledger.topics[topic_index]:
+            return self.ledger.fault(f"{self.name} got {number} of {key} on {topic}, which nobody sent")
+        if payload != payload_of(*key, number, self.ledger.salt, lane.sizes[number]):
+            return self.ledger.fault(f"{self.name} got {number} of {key} with changed bytes")
+        seen = self.seen.setdefault(key, bytearray())
+        seen.extend(bytes(max(0, number + 1 - len(seen))))
+        seen[number] = 1
+
+    def crash(self):
+        pass
+
+    def missing(self):
+        return []
+
+
 class Ledger:
-    def __init__(self, topics, publishers, salt, max_in_flight):
-        self.topics, self.salt, self.max_in_flight = topics, salt, max_in_flight
+    """`ttl_ms`: by topic, the time to live of its messages. They may go, but not come late."""
+
+    def __init__(self, topics, publishers, salt, max_in_flight, ttl_ms=None):
+        self.topics, self.salt, self.max_in_flight, self.ttl_ms = topics, salt, max_in_flight, ttl_ms or {}
         self.lanes = {(publisher, topic): Lane() for publisher in range(publishers) for topic in range(len(topics))}
         self.views = []
+        self.dead = None  # the view of dead letters, where there is one
         self.faults, self.faults_count = [], 0
         self.sent = self.acknowledged = self.refused = 0
         self.last_ids = {}  # by publisher
@@ -124,18 +177,20 @@ class Ledger:
         if len(self.faults) < FAULTS_KEPT:
             self.faults.append(text)
 
-    def view(self, name, topics, members=1):
-        self.views.append(View(self, name, topics, members))
+    def view(self, name, topics, members=1, kind=View):
+        self.views.append(kind(self, name, topics, members))
         return self.views[-1]
 
-    def send(self, publisher, topic):
+    def send(self, publisher, topic, size):
         """The next number and payload of a lane."""
         lane = self.lanes[publisher, topic]
         number = len(lane.state)
         lane.state.append(SENT)
         lane.ids.append(0)
+        lane.sizes.append(size)
+        lane.times.append(time.monotonic())
         self.sent += 1
-        return number, payload_of(publisher, topic, number, self.salt)
+        return number, payload_of(publisher, topic, number, self.salt, size)
 
     def acknowledge(self, publisher, topic, number, id_):
         lane = self.lanes[publisher, topic]

@@ -16,14 +16,17 @@ from broker_process import BrokerProcess
 
 from crash.clients import Publisher, Subscriber
 from crash.disk import Disk, Faults
-from crash.ledger import Ledger
+from crash.ledger import DeadLetters, Impatient, Ledger, Unacknowledging
 
-TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state")
+TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state", "command/valve", "job/poison")
+SITE, COMMAND, POISON = range(4), 4, 5
+TTL_MS = {COMMAND: 1000}
+BYTES_MAX = (16 * 1024, 16 * 1024, 4 * 1024)  # the limits that a start may find in its settings
 DRAIN_SECONDS = 40  # without one new message
 MAX_IN_FLIGHT = 64
 SETTINGS = {
     "metrics.bind_addr": "",
-    "server.max_message_size_bytes": 16 * 1024,
+    "server.max_message_size_bytes": BYTES_MAX[0],
     "wal.segment_size_bytes": 512 * 1024,
     "wal.max_bytes": 512 * 1024 * 1024,
     "wal.reserve_bytes": 0,
@@ -49,7 +52,8 @@ class Storm:
         self.settings = {**SETTINGS, **(settings or {})}
         self.host, self.port = "127.0.0.1", free_port()
         self.over = self.publishing_over = self.absent_may_come = False
-        self.ledger = Ledger(TOPICS, publishers, b"%016x" % self.dice.getrandbits(64), MAX_IN_FLIGHT)
+        self.ledger = Ledger(TOPICS, publishers, b"%016x" % self.dice.getrandbits(64), MAX_IN_FLIGHT, TTL_MS)
+        self.bytes_max = self.settings["server.max_message_size_bytes"]
         self.broker = None
         self.crashes = {"while it started": 0, "under load": 0, "at a write or sync": 0}
         self.lost_ranges = self.cuts = 0
@@ -61,22 +65,32 @@ class Storm:
             self.faults.page.sync_us = 3000
         self.settings["wal.directory"] = str(wal)
         self.settings["server.bind_addr"] = f"127.0.0.1:{self.port}"
-        self.clients = [Publisher(self, number, range(len(TOPICS)), 32) for number in range(publishers)]
+        self.clients = [Publisher(self, number, self.publishes, 32) for number in range(publishers)]
         self._add_subscribers()
 
+    publishes = (*SITE, COMMAND)
+    limits = BYTES_MAX
+
     def _add_subscribers(self):
-        every, view = range(len(TOPICS)), self.ledger.view
+        every, view = SITE, self.ledger.view
         self.subscribers = [
             Subscriber(self, view("prompt", every), "site/#"),
             Subscriber(self, view("slow", [3]), "site/b/state", ack_seconds=0.002),
             Subscriber(self, view("late", [0, 2]), "site/+/temp", away_seconds=1.5),
             Subscriber(self, view("restless", [0, 1]), "site/a/#", leaves_after=400),
             Subscriber(self, view("absent", [2, 3]), "site/b/#", absent=True),
+            Subscriber(self, view("commanded", [COMMAND]), "command/#", away_seconds=6.0, leaves_after=100),
         ]
         shared = view("group", [1, 3], members=3)
         self.subscribers += [
             Subscriber(self, shared, "site/+/state", client_id=f"worker-{number}", group="workers", leaves_after=leaves)
             for number, leaves in enumerate((0, 300, 700))
+        ]
+        # Whoever is first makes the group, durable or not; what it is given must come all the same.
+        mixed = view("mixed group", every, members=3)
+        self.subscribers += [
+            Subscriber(self, mixed, "site/#", f"mixed-{number}", "mixed", leaves_after=leaves, durable=durable)
+            for number, (leaves, durable) in enumerate(((0, False), (500, True), (300, False)))
         ]
         self.clients += self.subscribers
 
@@ -84,6 +98,7 @@ class Storm:
 
     def _start(self):
         command, variables = None, {}
+        self.bytes_max = self.settings["server.max_message_size_bytes"] = self.dice.choice(self.limits)
         if self.no_sync:
             command = [sys.executable, str(WITHOUT_SYNC)]
         if self.shim:
@@ -203,7 +218,36 @@ class Storm:
         }
 
 
-def run(directory, progress=lambda storm, cycle: None, **options):
+class PoisonStorm(Storm):
+    """Messages that nobody acknowledges fill a log: they become dead letters, and publishing goes on."""
+
+    publishes = (SITE[0], POISON)
+    limits = (8 * 1024,)
+
+    def __init__(self, directory, **options):
+        settings = {
+            "qos1.ack_timeout_ms": 100,
+            "qos1.max_deliveries": 3,
+            "qos1.max_in_flight": 256,
+            "server.max_message_size_bytes": self.limits[0],
+            "wal.max_bytes": 2 * 1024 * 1024,
+        }
+        super().__init__(directory, settings=settings, **options)
+
+    def _add_subscribers(self):
+        view = self.ledger.view
+        self.ledger.dead = view("dead letters", [SITE[0], POISON], kind=DeadLetters)
+        self.subscribers = [
+            Subscriber(self, view("prompt", [SITE[0]], kind=Impatient), "site/#", leaves_after=500),
+            Subscriber(
+                self, view("poisoned", [POISON], kind=Unacknowledging), "job/#", ack_seconds=None, leaves_after=300
+            ),
+            Subscriber(self, self.ledger.dead, "$dlq/#"),
+        ]
+        self.clients += self.subscribers
+
+
+def run(directory, progress=lambda storm, cycle: None, kind=Storm, **options):
     """A storm from beginning to end: (figures, ledger)."""
-    storm = Storm(directory, **options)
+    storm = kind(directory, **options)
     return asyncio.run(storm.run(progress)), storm.ledger
