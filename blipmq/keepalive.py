@@ -35,10 +35,11 @@ _TCP_INFO = struct.Struct("<3xB4x13I")
 
 
 def keep_alive(sock: Any, within_ms: int) -> None:
-    """Have the system probe a quiet far end: the first time after half of `within_ms`, then three times. 0: do not."""
+    """Have the system probe a quiet far end: first after about half of `within_ms`, then three times at most. 0: do not."""
     if not within_ms:
         return
     seconds = max(within_ms // 1000, _SECONDS_LEAST)
+    seconds -= seconds // 10  # the system's timers may be late by that much
     idle = seconds // 2
     interval = max((seconds - idle) // 3, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -225,10 +225,11 @@ static void option_set(int fd, int option, uint32_t value) {
     setsockopt(fd, IPPROTO_TCP, option, &number, sizeof number);
 }
 
-/* The first probe after half of the time, then three, each after a sixth of it; whole seconds are all that systems know. */
+/* A tenth of the time is left for the system's timers, which may be late by seconds. Of the rest the first probe takes half, and
+ * up to three that stay unanswered the other half. Whole seconds are all that systems know. */
 void poll_keepalive(int fd, uint32_t within_ms) {
     int on = 1;
-    uint32_t seconds = within_ms < 2000 ? 2 : within_ms / 1000, idle = seconds / 2;
+    uint32_t whole = within_ms < 2000 ? 2 : within_ms / 1000, seconds = whole - whole / 10, idle = seconds / 2;
     uint32_t interval = (seconds - idle) / 3 ? (seconds - idle) / 3 : 1;
     if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) < 0) return;
 #if defined(TCP_KEEPIDLE)

@@ -1,10 +1,13 @@
 """Clients that end their side and read on, by the thousand, against a broker of its own process."""
 
+import asyncio
 import os
 import socket
 
 from broker_process import TIMEOUT_S, until
 from hand_client import HELLO, PING, PUB, QUIT, command, decode
+
+from blipmq import Broker
 
 CROWD = 1000
 SLOW_DISK = {"wal.flush_interval_ms": 500, "limits.accept_rate": 0, "metrics.bind_addr": ""}
@@ -83,3 +86,35 @@ def test_the_log_says_how_a_client_that_ended_its_side_went(start_broker):
         client.shutdown(socket.SHUT_WR)
         assert len(frames(read_to_end(client))) == 2
     assert broker.wait_for("closed", client="half")["reason"] == "eof"
+
+
+def test_a_client_inside_the_process_that_writes_no_more_is_answered(tmp_path):
+    class Far(asyncio.Protocol):
+        def __init__(self):
+            self.data, self.lost = b"", asyncio.get_running_loop().create_future()
+
+        def data_received(self, data):
+            self.data += data
+
+        def connection_lost(self, exc):
+            self.lost.set_result(exc)
+
+    async def run():
+        settings = {
+            "server": {"bind_addr": ""},
+            "wal": {"directory": str(tmp_path / "wal"), "flush_interval_ms": 200},
+            "metrics": {"bind_addr": ""},
+        }
+        async with Broker(settings) as broker:
+            far = Far()
+            transport = await broker.open_transport(far)
+            assert transport.can_write_eof()
+            transport.write(command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"x" * 100_000, qos=1, seq=2))
+            transport.write(command(PING, seq=3))
+            transport.write_eof()
+            transport.write(command(PING, seq=4))  # nothing more is written
+            assert await asyncio.wait_for(far.lost, TIMEOUT_S) is None
+            return frames(far.data)
+
+    replies = asyncio.run(run())
+    assert sorted((reply.seq, reply.code) for reply in replies) == [(1, 0), (2, 0), (3, 0)]
