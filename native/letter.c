@@ -114,25 +114,49 @@ static void drop(bq_t *bq, delivery_t *delivery) {
     delivery_dead(bq, delivery);
 }
 
-/* The first in line has been refused. A full log is given time; then, as long as it takes nothing at all, one letter is dropped at each
- * look at it, the oldest first, because nothing else may be what makes room. */
-static void refused(bq_t *bq, delivery_t *delivery, int64_t error) {
+/* Whether the log could let go of what lies before, were it not for this one. */
+static bool keeps_the_log(const bq_t *bq, const delivery_t *delivery) {
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+        bool holds = session->durable && (session->head || session->behind) && session != delivery->session;
+        if (holds && session->floor_lsn + 1 < delivery->lsn) return false;
+    }
+    return delivery->session->durable;
+}
+
+/* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
+static void drop_oldest(bq_t *bq) {
+    letters_t *letters = &bq->letters;
+    if (!keeps_the_log(bq, letters->first)) return;
+    letters->drops = letters->drops ? 2 * letters->drops : 1;
+    if (letters->drops > LETTER_DROPS_MAX) letters->drops = LETTER_DROPS_MAX;
+    for (uint32_t i = 0; i < letters->drops && letters->first && keeps_the_log(bq, letters->first); i++) drop(bq, letters->first);
+    letters->patience_ms = LETTER_PATIENCE_NEXT_MS;
+}
+
+/* The first in line has been refused. A full log is given time. */
+static void refused(bq_t *bq, int64_t error) {
     letters_t *letters = &bq->letters;
     letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
                                     : error == LOG_E_FULL ? RETRY_FULL_MS
                                                           : RETRY_OTHER_MS);
-    if (error != LOG_E_FULL) {
-        if (error != BQ_E_AGAIN) letters->refused_ms = 0;
-    } else if (!letters->refused_ms) {
+    if (error == LOG_E_FULL && !letters->refused_ms)
         letters->refused_ms = bq->now_ms;
-    } else if (bq->now_ms >= letters->refused_ms + LETTER_PATIENCE_MS) {
-        drop(bq, delivery);
-    }
+    else if (error == LOG_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
+        drop_oldest(bq);
+    else if (error != LOG_E_FULL && error != BQ_E_AGAIN)
+        letters->refused_ms = 0;
+}
+
+static void taken(bq_t *bq, delivery_t *delivery) {
+    line_leave(bq, delivery);
+    bq->letters.refused_ms = 0;
+    bq->letters.drops = 0;
 }
 
 void letters_turn(bq_t *bq) {
     letters_t *letters = &bq->letters;
     if (!letters->first || bq->now_ms < letters->due_ms) return;
+    if (!bq->log || log_state(bq->log) != LOG_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
     for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
         bq->stats.work += WORK_QOS1;
         publish_run_close(bq); /* it may end connections, and their deliveries with them: before one is looked at */
@@ -146,11 +170,10 @@ void letters_turn(bq_t *bq) {
         if (error == BQ_E_TOO_LARGE) { /* for the log as it is set up now */
             drop(bq, delivery);
         } else if (error < 0) {
-            refused(bq, delivery, error);
+            refused(bq, error);
             return;
         } else if (letters->first == delivery) { /* on its way to the disk */
-            line_leave(bq, delivery);
-            letters->refused_ms = 0;
+            taken(bq, delivery);
         }
     }
 }

@@ -2,7 +2,8 @@
  *
  * Invariant: a delivery is settled as dead-lettered when its letter is on disk, or when there is nobody whose letter it would be.
  * Until then it is kept: an acknowledgement that comes after all settles it. One that finds no room in a log that stays full for
- * LETTER_PATIENCE_MS is dropped, and counted as such: else it would keep the log full by itself.
+ * LETTER_PATIENCE_MS is dropped, and counted as such, if it is what keeps the log's oldest segment: else it could keep the log full for
+ * ever by itself.
  */
 #ifndef BQ_LETTER_H
 #define BQ_LETTER_H
@@ -16,6 +17,8 @@ struct letter_record;
 
 #define LETTER_PREFIX "$dlq/"
 #define LETTER_PATIENCE_MS 30000u
+#define LETTER_PATIENCE_NEXT_MS 3000u /* once letters have been dropped, and the log is still full */
+#define LETTER_DROPS_MAX 64u          /* at one look at the log: one, then twice as many each time */
 
 #define LETTER_PROPERTIES_BYTES_MAX (512u + FRAME_TOPIC_BYTES_MAX)
 
@@ -35,6 +38,8 @@ typedef struct letters {
     struct delivery *first, *last; /* in LSN order */
     uint64_t due_ms;               /* when they are tried again */
     uint64_t refused_ms;           /* since when a full log has taken none of them; 0: it has, or has not been asked */
+    uint64_t patience_ms;          /* how long that may last */
+    uint32_t drops;                /* at the last look */
 } letters_t;
 
 void letter_send(struct bq *bq, struct delivery *delivery);   /* at the end of this turn, or when the log takes it */

@@ -185,6 +185,52 @@ def test_a_log_full_of_poison_empties_itself_into_letters_and_takes_publishes_ag
         assert stats["log_bytes"] <= SMALL.max_bytes
 
 
+LOWERED = SMALL._replace(max_bytes=SMALL.max_bytes // 2)
+
+
+def poisoned(path: Path, *others: str) -> int:
+    """A log full of messages for an absent worker, and for others. How many there are."""
+    with LoggedBench(path, SMALL) as bench:
+        absent(bench, "undertaker", "$dlq/#")
+        for name in ("worker", *others):
+            absent(bench, name)
+        return filled(bench, bench.named("writer"), "a", bytes(2000))
+
+
+def test_where_there_is_no_room_at_all_the_oldest_letters_are_dropped_and_counted_until_there_is(
+    tmp_path: Path,
+) -> None:
+    taken = poisoned(tmp_path)
+    with LoggedBench(tmp_path, LOWERED, max_in_flight=64, **QUICK) as bench:
+        undertaker, _, writer = back(bench, "undertaker", "$dlq/#"), back(bench, "worker"), bench.named("writer")
+        seen, about = 0, set[str]()
+
+        def over() -> bool:
+            nonlocal seen
+            for message in undertaker.messages[seen:]:
+                undertaker.send(wire.ACK, seq=message.id)
+                about.add(message.headers["id"])
+            seen = len(undertaker.messages)
+            return len(about) + bench.stats()["dead_letters_dropped"] == taken
+
+        bench.until(over, TICK_MS)
+        assert 0 < bench.stats()["dead_letters_dropped"] < taken
+        bench.until(lambda: publishes_again(bench, writer), TICK_MS)
+        assert conserved(bench.stats())
+
+
+def test_no_letter_is_dropped_where_another_subscription_keeps_the_log(tmp_path: Path) -> None:
+    poisoned(tmp_path, "forgotten")
+    with LoggedBench(tmp_path, LOWERED, max_in_flight=64, **QUICK) as bench:
+        back(bench, "undertaker", "$dlq/#")
+        back(bench, "worker")
+        for _ in range(2400):  # two minutes
+            bench.turn(TICK_MS)
+            bench.core.wait(0)
+        stats = bench.stats()
+        assert stats["dead_letters_dropped"] == 0 and stats["log_state"] == 2
+
+
 def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
         back(bench, "undertaker", "$dlq/#")

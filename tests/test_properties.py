@@ -1,8 +1,12 @@
 """Properties of messages, as MQTT 5 writes them: what is read of them, and that no bytes whatever do harm."""
 
+import asyncio
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+import blipmq
 from blipmq import wire
 from blipmq.cli.render import message_renderer
 from blipmq.properties import user_properties
@@ -54,3 +58,40 @@ def test_the_command_line_shows_headers_where_there_are_any() -> None:
     assert '"headers": {"reason": "max_deliveries"}' in lines[0] and "headers" not in lines[1]
     shown = message_renderer(quiet=False, json=False, fancy=True)([letter, plain]).decode().splitlines()
     assert "[reason: max_deliveries]" in shown[0] and "[" not in shown[1]
+
+
+def test_both_clients_show_what_is_said_of_a_large_dead_letter(tmp_path: Path) -> None:
+    """Of a message as large as the broker takes: its letter is larger than any frame of a client."""
+    payload = bytes(range(256)) * 4096
+    config = {
+        "server": {"bind_addr": "127.0.0.1:0"},
+        "metrics": {"bind_addr": ""},
+        "wal": {"directory": str(tmp_path / "log"), "reserve_bytes": 0},
+        "qos1": {"ack_timeout_ms": 100, "max_deliveries": 1},
+    }
+
+    async def asyncio_letter(address: str) -> blipmq.Message:
+        async with (
+            blipmq.connect(address, client_id="one") as client,
+            client.subscribe("$dlq/#", qos=1, durable=True) as stored,
+        ):
+            return await stored.next(timeout_s=30)
+
+    with blipmq.Broker(config) as broker, blipmq.connect_blocking(broker.address, client_id="two") as client:
+        address = broker.address
+
+        async def subscribe_first() -> None:
+            async with (
+                blipmq.connect(address, client_id="one") as first,
+                first.subscribe("$dlq/#", qos=1, durable=True),
+            ):
+                pass
+
+        asyncio.run(subscribe_first())
+        letters = client.subscribe("$dlq/#", qos=1)
+        with client.subscribe("t" * 256, qos=1, auto_ack=False) as poisoned:
+            id_ = client.publish("t" * 256, payload, qos=1)
+            assert poisoned.next(timeout_s=30).headers == {}
+            for letter in (letters.next(timeout_s=30), asyncio.run(asyncio_letter(address))):
+                about = {"reason": "max_deliveries", "topic": "t" * 256, "id": str(id_), "deliveries": "1"}
+                assert (letter.payload, letter.headers) == (payload, about)

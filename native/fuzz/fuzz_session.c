@@ -2,7 +2,8 @@
  * disk that fills and one that fails, between the steps of stepped.h.
  *
  * Invariant: as stepped.h says; and a core that starts again on what its disk holds starts, with ids above all it gave out
- * before, unless the disk has failed it.
+ * before, unless the disk has failed it. A session that has room and lies behind is on its way to more, blocks know how many use
+ * them, and dead letters wait in the log's order.
  */
 #include "sim_storage.h"
 #include "stepped.h"
@@ -57,6 +58,33 @@ static bool harm(input_t *input) {
     return true;
 }
 
+static void readers_check(const bq_t *bq) {
+    uint32_t users[SESSION_SLOTS] = {0}, in_line = 0, waiting = 0;
+    uint64_t failing = 0;
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+        bool in_block = session->reader && session->reader->generation == session->read_generation;
+        if (in_block) users[session->reader - bq->sessions.readers]++;
+        CHECK(!in_block || !session->read_link);
+        in_line += session->read_link != NULL;
+        failing += session->read_failures > 0;
+        bool hungry = session->behind && session->members && !session->window_count && session->next_lsn <= bq->fanned_lsn;
+        CHECK(!hungry || session->read_link || session->pumping);
+    }
+    for (const session_t *session = bq->sessions.read_first; session; session = session->read_next) waiting++;
+    CHECK(waiting == in_line && failing == bq->sessions.read_failing);
+    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) CHECK(bq->sessions.readers[slot].users == users[slot]);
+}
+
+static void letters_check(const bq_t *bq) {
+    const delivery_t *last = NULL;
+    for (const delivery_t *delivery = bq->letters.first; delivery; last = delivery, delivery = delivery->letter_next) {
+        CHECK(delivery->given_up && delivery->letter_waits && !delivery->letter && delivery->letter_previous == last);
+        CHECK(!last || last->lsn <= delivery->lsn);
+    }
+    CHECK(bq->letters.last == last);
+    for (const held_t *held = bq->held; held; held = held->next) CHECK(!held->delivery || held->delivery->letter == held);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input_t input = {data, data + size};
     machine_t machine = {.config = config_of(&input), .now_ms = 1000, .answering = true};
@@ -73,6 +101,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             restart(&machine, &input, harmed);
         else
             harmed |= harm(&input);
+        if (!machine.bq->log) continue;
+        readers_check(machine.bq);
+        letters_check(machine.bq);
     }
     sim_disk_heal(disk);
     sim_disk_room(disk, DISK_BYTES);
