@@ -539,6 +539,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
 static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
+    bq->sessions.last_checkpoint = true;
     bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
     uint8_t *bytes = none ? NULL : sessions_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;

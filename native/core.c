@@ -434,6 +434,8 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
     bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};
+    bq->queues.handed = delivery_handed;
+    bq->queues.handed_context = bq;
     bq->queues.lazy_expiry = config->lazy_expiry;
     limits_apply(bq, config);
     wheel_init(&bq->wheel, 0);

@@ -99,12 +99,22 @@ bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
     return true;
 }
 
-bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
+bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold) {
     queue_entry_t *entry = entry_new(env, queue, run);
     if (!entry) return false;
     entry->kept = true;
+    entry->other = hold;
+    hold->other = entry;
     entry_insert_after(queue, queue->tail, entry);
     return true;
+}
+
+void queue_take_back(queue_entry_t *hold, queue_env_t *env) {
+    queue_entry_t *entry = hold->other;
+    if (!entry) return;
+    bool begun = queue_begun(hold);
+    hold->other = entry->other = NULL;
+    if (!begun) entry_free(env, entry);
 }
 
 static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) {
@@ -262,6 +272,16 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
     count_delivered(queue, env, whole, bytes);
 }
 
+/* A Reply or a QoS 1 delivery has left. */
+static void other_sent(queue_t *queue, queue_env_t *env, queue_entry_t *entry) {
+    queue_entry_t *hold = entry->other;
+    if (!entry->kept) queue->control_bytes -= entry->size;
+    entry_free(env, entry);
+    if (!hold) return;
+    hold->other = NULL;
+    env->handed(env->handed_context, hold);
+}
+
 void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
     while (bytes) {
         queue_entry_t *entry = queue->head;
@@ -270,11 +290,12 @@ void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
             return;
         }
         bytes -= entry->size;
-        if (entry->count)
+        if (BQ_LIKELY(entry->count)) {
             count_delivered(queue, env, entry->count, entry->size);
-        else if (!entry->kept)
-            queue->control_bytes -= entry->size;
-        entry_free(env, entry);
+            entry_free(env, entry);
+        } else {
+            other_sent(queue, env, entry);
+        }
     }
 }
 

@@ -36,6 +36,8 @@ typedef struct queue_entry {
     struct queue_entry *segment_next, **segment_link;
     segment_t *segment;
     struct queue *queue;
+    struct queue_entry
+        *other;         /* of a QoS 1 delivery: its session's entry, whose `other` is this one; NULL: it is not wanted back */
     uint32_t offset;    /* in segment->bytes */
     uint32_t size;      /* bytes from there on */
     bool kept;          /* a QoS 1 delivery: bounded by its session's window, so neither dropped nor counted as a reply */
@@ -58,6 +60,8 @@ typedef struct queue_run {
     uint64_t tick; /* expires when the wheel reaches it; 0: never */
 } queue_run_t;
 
+typedef void (*queue_handed)(void *context, queue_entry_t *hold);
+
 /* The pieces of the core that queues work with, and the counters they keep. */
 typedef struct queue_env {
     pool_t *pool;
@@ -68,7 +72,9 @@ typedef struct queue_env {
     uint32_t messages_max;
     uint32_t entry_messages_max; /* an entry never grows past one flush: flushes then take whole entries */
     uint32_t entry_bytes_max;
-    bool lazy_expiry; /* see bq_config_t */
+    bool lazy_expiry;    /* see bq_config_t */
+    queue_handed handed; /* called when the last byte of a QoS 1 delivery has left, with what its session holds it by */
+    void *handed_context;
 } queue_env_t;
 
 /* Room under both caps. An empty queue takes one message of any size: a cap below the message size must not stop the flow. */
@@ -80,8 +86,12 @@ static inline bool queue_fits(const queue_t *queue, const queue_env_t *env, uint
 /* Append a run, or control bytes (count 0, not counted as messages). False: no memory; the messages are counted as dropped. */
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run);
 
-/* Append one QoS 1 delivery. False: no memory, nothing has changed. */
-bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run);
+/* Append one QoS 1 delivery, which its session holds by `hold`. False: no memory, nothing has changed. */
+bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold);
+
+/* Take it out of its queue again. Begun, it is finished, and nobody is told. */
+static inline bool queue_begun(const queue_entry_t *hold) { return hold->other && hold->other->size < hold->size; }
+void queue_take_back(queue_entry_t *hold, queue_env_t *env);
 
 /* Append a run the policy's way: at the caps, drop_oldest makes room from the head, drop_new cuts the run. */
 bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy);

@@ -1,61 +1,8 @@
 /* session.c: a session's window: what it takes in, sends, and lets go of. See session.h for the picture and the invariants. */
-#include "session_internal.h"
+#include "session_flight.h"
 #include "commit.h"
-#include "core.h"
 
 #define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout grows to 32 times itself */
-
-/* ---- deliveries in flight, by (id, connection) ---------------------------------------------------------------------- */
-
-static uint64_t flight_hash(uint64_t id, const connection_t *connection) {
-    uint64_t hash = (id ^ connection->handle * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull;
-    return hash ^ hash >> 32;
-}
-
-static delivery_t **flight_slot(sessions_t *sessions, uint64_t id, const connection_t *connection) {
-    return &sessions->flight[flight_hash(id, connection) & (sessions->flight_size - 1)];
-}
-
-static void flight_grow(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    uint32_t size = sessions->flight_size * 2;
-    delivery_t **table = pool_take(&bq->pool, size * sizeof *table);
-    if (!table) return; /* longer chains are slower, not wrong */
-    memset(table, 0, size * sizeof *table);
-    for (uint32_t i = 0; i < sessions->flight_size; i++) {
-        for (delivery_t *delivery = sessions->flight[i], *next; delivery; delivery = next) {
-            next = delivery->chain;
-            delivery_t **slot = &table[flight_hash(delivery->id, delivery->member->connection) & (size - 1)];
-            delivery->chain = *slot;
-            *slot = delivery;
-        }
-    }
-    pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *table);
-    sessions->flight = table;
-    sessions->flight_size = size;
-}
-
-static void flight_enter(bq_t *bq, delivery_t *delivery, member_t *member) {
-    sessions_t *sessions = &bq->sessions;
-    if (sessions->flight_count >= sessions->flight_size) flight_grow(bq);
-    delivery_t **slot = flight_slot(sessions, delivery->id, member->connection);
-    delivery->chain = *slot;
-    *slot = delivery;
-    delivery->member = member;
-    member->flight_count++;
-    delivery->session->flight_count++;
-    sessions->flight_count++;
-}
-
-static void flight_leave(bq_t *bq, delivery_t *delivery) {
-    delivery_t **at = flight_slot(&bq->sessions, delivery->id, delivery->member->connection);
-    while (*at != delivery) at = &(*at)->chain;
-    *at = delivery->chain;
-    delivery->member->flight_count--;
-    delivery->session->flight_count--;
-    bq->sessions.flight_count--;
-    delivery->member = NULL;
-}
 
 /* ---- the window ------------------------------------------------------------------------------------------------------ */
 
@@ -82,7 +29,7 @@ void session_pump_never(bq_t *bq, session_t *session) {
 }
 
 void session_floor_update(bq_t *bq, session_t *session) {
-    if (session->head)
+    if (session->head && !(session->behind && session->next_lsn < session->head->lsn))
         session->floor_lsn = session->head->lsn - 1;
     else
         session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
@@ -90,7 +37,7 @@ void session_floor_update(bq_t *bq, session_t *session) {
 
 void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
-    if (delivery->member) flight_leave(bq, delivery);
+    flight_forget(bq, delivery);
     if (delivery->given_up) letter_forget(bq, delivery);
     if (session->cursor == delivery) session->cursor = delivery->next;
     if (delivery->previous)
@@ -115,6 +62,10 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
     (*total)++;
     bq->stats.enqueued++; /* counted when it is settled, so that the sum over all outcomes holds at any time */
     session->settled++;
+    if (BQ_UNLIKELY(delivery->previous != NULL)) { /* before an older one */
+        if (delivery->lsn > session->touched_lsn) session->touched_lsn = delivery->lsn;
+        if (delivery->lsn > session->hole_lsn) session->hole_lsn = delivery->lsn;
+    }
     delivery_free(bq, delivery);
     session_floor_update(bq, session);
     session_pump_later(bq, session);
@@ -130,25 +81,53 @@ bool session_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
            (session->window_count < count_max && session->window_bytes + size <= bq->config.subscriber_bytes);
 }
 
-/* Take a frame that lies in a segment into the window, at its end. */
-bool delivery_add(bq_t *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn, uint64_t id,
-                  uint64_t expiry_tick) {
+/* Field by field, because gcc makes of clearing so much a `rep stos`. What a hold has for entries of queues only is never read. */
+static inline void delivery_init(delivery_t *delivery, session_t *session, uint32_t offset, uint32_t size) {
+    delivery->hold.timer.kind = TIMER_DELIVERY;
+    delivery->hold.timer.wheel.next = NULL;
+    delivery->hold.timer.wheel.link = NULL;
+    delivery->hold.other = NULL;
+    delivery->hold.offset = offset;
+    delivery->hold.size = size;
+    delivery->session = session;
+    delivery->now.member = NULL;
+    delivery->late = NULL;
+    delivery->deliveries = 0;
+    delivery->place = DELIVERY_WAITS;
+    delivery->redelivered = delivery->marked = delivery->killed = delivery->alone = false;
+    delivery->given_up = delivery->letter_waits = false;
+    delivery->letter = NULL;
+}
+
+/* Take a frame that lies in a segment into the window, mostly at its end. */
+delivery_t *delivery_add(bq_t *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+                         uint64_t id, uint64_t expiry_tick) {
     delivery_t *delivery = pool_take(&bq->pool, sizeof *delivery);
-    if (!delivery) return false;
-    *delivery = (delivery_t){.session = session, .previous = session->tail, .lsn = lsn, .id = id, .expiry_tick = expiry_tick};
-    delivery->hold = (queue_entry_t){.timer = {.kind = TIMER_DELIVERY}, .offset = offset, .size = size};
+    if (!delivery) return NULL;
+    delivery_t *before = session->tail;
+    while (BQ_UNLIKELY(before && before->lsn > lsn)) before = before->previous; /* one that has been given up stayed */
+    delivery_init(delivery, session, offset, size);
+    delivery->previous = before;
+    delivery->next = before ? before->next : session->head;
+    delivery->lsn = lsn;
+    delivery->id = id;
+    delivery->expiry_tick = expiry_tick;
     delivery->redelivered = lsn <= session->doubtful_lsn;
     segment_link(segment, &delivery->hold);
-    if (session->tail)
-        session->tail->next = delivery;
-    else
-        session->head = delivery;
-    session->tail = delivery;
-    if (!session->cursor) session->cursor = delivery;
+    *(before ? &before->next : &session->head) = delivery;
+    *(delivery->next ? &delivery->next->previous : &session->tail) = delivery;
+    if (!session->cursor || session->cursor->lsn > lsn) session->cursor = delivery;
     session->window_count++;
     session->window_bytes += size;
     if (expiry_tick) wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, expiry_tick);
-    return true;
+    return delivery;
+}
+
+void delivery_recall(bq_t *bq, delivery_t *delivery, const past_entry_t *entry) {
+    delivery->deliveries = entry->deliveries;
+    delivery->redelivered |= entry->deliveries > 0 || entry->flags & PAST_REDELIVERED;
+    delivery->killed = (entry->flags & PAST_KILLED) != 0;
+    if (delivery->deliveries >= bq->config.max_deliveries) letter_send(bq, delivery); /* there is no try left */
 }
 
 void session_fall_behind(bq_t *bq, session_t *session, uint64_t lsn) {
@@ -182,6 +161,20 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
     segment_unlink(&bq->segments, &delivery->hold);
     delivery->hold.offset = offset;
     segment_link(segment, &delivery->hold);
+    delivery->marked = true;
+    return true;
+}
+
+/* The frame again, for a member of QoS 0. */
+static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
+    publish_run_close(bq);
+    uint8_t *out = segment_reserve(&bq->segments, run->size);
+    if (!out) return false;
+    memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, run->size);
+    message_qos1_mark_qos0(out);
+    run->segment = bq->segments.open;
+    run->offset = run->segment->used;
+    segment_commit(&bq->segments, run->size);
     return true;
 }
 
@@ -190,20 +183,41 @@ static uint64_t ack_timeout_ms(const bq_t *bq, const delivery_t *delivery) {
     return (uint64_t)bq->config.ack_timeout_ms << doublings;
 }
 
+/* A message that ended its last connection, and has one try left, makes that alone: it must not take with it what was handed over
+ * beside it. */
+static bool tries_alone(const bq_t *bq, const delivery_t *delivery) {
+    return delivery->killed && delivery->deliveries + 1 >= bq->config.max_deliveries;
+}
+
 static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
-    if (delivery->redelivered && !mark_redelivered(bq, delivery)) return false;
+    if (BQ_UNLIKELY(delivery->redelivered) && !delivery->marked && !mark_redelivered(bq, delivery)) return false;
     queue_run_t run = {.segment = delivery->hold.segment, .offset = delivery->hold.offset, .size = delivery->hold.size};
-    if (!queue_push_kept(&member->connection->queue, &bq->queues, &run)) return false;
+    if (BQ_UNLIKELY(!member->qos) && !quiet_copy(bq, delivery, &run)) return false;
+    if (!queue_push_kept(&member->connection->queue, &bq->queues, &run, &delivery->hold)) return false;
     connection_mark_dirty(bq, member->connection);
-    flight_enter(bq, delivery, member);
-    core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));
+    flight_begin(bq, delivery, member);
+    if (BQ_UNLIKELY(delivery->killed)) delivery->alone = member->alone = tries_alone(bq, delivery);
+    return true;
+}
+
+void delivery_handed(void *context, queue_entry_t *hold) {
+    bq_t *bq = context;
+    delivery_t *delivery = (delivery_t *)(void *)hold;
+    session_t *session = delivery->session;
+    uint64_t settled = 0;
+    delivery->place = DELIVERY_HANDED;
+    if (delivery->lsn > session->touched_lsn) session->touched_lsn = delivery->lsn;
     if (delivery->redelivered) {
-        delivery->session->redelivered++;
+        session->redelivered++;
         bq->stats.redelivered++;
     }
-    delivery->deliveries++;
     bq->stats.work += WORK_DELIVERY;
-    return true;
+    if (delivery->now.member->qos) {
+        core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));
+        delivery->deliveries++;
+    } else {
+        delivery_settle(bq, delivery, &settled, &bq->stats.delivered);
+    }
 }
 
 /* Whose turn it is among the live members with fewer than `flight_max` messages in flight; NULL: none of them. */
@@ -211,14 +225,18 @@ static member_t *member_in_turn(session_t *session, uint32_t flight_max) {
     for (uint32_t i = 0; i < session->member_count; i++) {
         member_t *member = session->turn ? session->turn : session->members;
         session->turn = member->next;
-        if (member->connection->state == CONNECTION_OPEN && member->flight_count < flight_max) return member;
+        if (member->connection->state == CONNECTION_OPEN && member->flight_count < flight_max && !member->alone) return member;
     }
     return NULL;
 }
 
 connection_t *session_turn(session_t *session) {
-    member_t *member = member_in_turn(session, UINT32_MAX);
-    return member ? member->connection : NULL;
+    for (uint32_t i = 0; i < session->member_count; i++) {
+        member_t *member = session->turn ? session->turn : session->members;
+        session->turn = member->next;
+        if (member->connection->state == CONNECTION_OPEN) return member->connection;
+    }
+    return NULL;
 }
 
 /* One record says how far a session has got, however many acks that were. False: the log takes nothing more now. */
@@ -256,12 +274,12 @@ static bool waits_for_floor(bq_t *bq, session_t *session) {
 static void send_window(bq_t *bq, session_t *session) {
     while (session->cursor && session->member_count) {
         delivery_t *delivery = session->cursor;
-        if (!delivery->member && !delivery->given_up) {
+        if (delivery->place == DELIVERY_WAITS && !delivery->given_up) {
             if (waits_for_floor(bq, session)) {
                 session_pump_later(bq, session);
                 break;
             }
-            member_t *member = member_in_turn(session, bq->config.max_in_flight);
+            member_t *member = member_in_turn(session, tries_alone(bq, delivery) ? 1 : bq->config.max_in_flight);
             if (!member || !send_to(bq, delivery, member)) break;
         }
         session->cursor = delivery->next;
@@ -323,7 +341,7 @@ void sessions_aged(bq_t *bq, uint64_t ms) {
             if (!delivery->expiry_tick) continue;
             uint64_t soonest = bq->wheel.now + 1;
             delivery->expiry_tick = delivery->expiry_tick > soonest + ticks ? delivery->expiry_tick - ticks : soonest;
-            if (delivery->member) continue; /* looked at when its ack timer fires */
+            if (delivery->place == DELIVERY_HANDED) continue; /* looked at when its ack timer fires */
             wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
             wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
         }
@@ -334,21 +352,20 @@ void sessions_aged(bq_t *bq, uint64_t ms) {
 
 void session_ack(bq_t *bq, connection_t *connection, uint64_t id) {
     if (!connection->members) return;
-    delivery_t *delivery = *flight_slot(&bq->sessions, id, connection);
-    while (delivery) {
-        delivery_t *next = delivery->chain;
-        if (delivery->id == id && delivery->member->connection == connection) {
-            bq->stats.delivered++;
-            delivery_settle(bq, delivery, &delivery->session->acked, &bq->stats.acked);
-        }
-        delivery = next;
+    handing_t *handing = *flight_slot(&bq->sessions, id, connection);
+    while (handing) {
+        delivery_t *delivery = handing->delivery;
+        bool acknowledged = delivery->id == id && handing->member->connection == connection;
+        handing = handing->chain;
+        if (!acknowledged) continue;
+        while (BQ_UNLIKELY(handing && handing->delivery == delivery)) handing = handing->chain; /* it goes with this one */
+        bq->stats.delivered++;
+        delivery_settle(bq, delivery, &delivery->session->acked, &bq->stats.acked);
     }
 }
 
-void delivery_send_again(bq_t *bq, delivery_t *delivery) {
+void delivery_wait(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
-    flight_leave(bq, delivery);
-    delivery->redelivered = true;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
     if (delivery->expiry_tick) wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
     if (!session->cursor || session->cursor->lsn > delivery->lsn) session->cursor = delivery;
@@ -359,35 +376,49 @@ void delivery_dead(bq_t *bq, delivery_t *delivery) {
     delivery_settle(bq, delivery, &delivery->session->dead_lettered, &bq->stats.dead_lettered);
 }
 
+void delivery_left(bq_t *bq, delivery_t *delivery) {
+    delivery->redelivered = delivery->killed = true;
+    delivery_wait(bq, delivery);
+    if (delivery->deliveries >= bq->config.max_deliveries) letter_send(bq, delivery);
+}
+
 void session_timeout(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
     if (expired) {
+        if (delivery->place == DELIVERY_QUEUED && queue_begun(&delivery->hold)) return; /* its ack timer looks at it again */
         delivery_settle(bq, delivery, &session->dropped_ttl, &bq->stats.dropped_ttl);
-    } else if (delivery->given_up || (delivery->member && delivery->deliveries >= bq->config.max_deliveries)) {
+    } else if (delivery->given_up || (delivery->place == DELIVERY_HANDED && delivery->deliveries >= bq->config.max_deliveries)) {
         letter_send(bq, delivery);
-    } else if (delivery->member) {
-        delivery_send_again(bq, delivery);
+    } else if (delivery->place == DELIVERY_HANDED) {
+        flight_end(bq, delivery);
+        delivery->redelivered = true;
+        delivery->killed = false;
+        delivery_wait(bq, delivery);
     }
 }
 
-/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent.
- * What came before it was durable may no longer be in the log: that ends with the last connection, as it would have. */
+/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. What has
+ * been given up stays, for its dead letter is on the way. What came before the session was durable may no longer be in the log: that
+ * ends with the last connection, as it would have. */
 void session_window_leave(bq_t *bq, session_t *session) {
     session_read_abandon(bq, session); /* what it brings would come before what is given back here */
-    if (!session->head) return;
+    delivery_t *first = session->head;
+    while (first && first->given_up) first = first->next;
+    if (!first) return;
+    session_past_keep(bq, session);
     session->behind = true;
     session->skim_due_ms = 0;
-    session->next_lsn = session->head->lsn > session->kept_lsn ? session->head->lsn : session->kept_lsn;
-    session->behind_stamp_ms = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
-    while (session->head) {
-        delivery_t *delivery = session->head;
+    session->next_lsn = first->lsn > session->kept_lsn ? first->lsn : session->kept_lsn;
+    session->behind_stamp_ms = message_qos1_timestamp(first->hold.segment->bytes + first->hold.offset);
+    for (delivery_t *delivery = first, *next; delivery; delivery = next) {
+        next = delivery->next;
+        if (delivery->given_up) continue;
         if (delivery->lsn < session->kept_lsn) {
             bq->stats.dropped_disconnect++;
             bq->stats.enqueued++;
         } else {
             session_behind_add(session, delivery->hold.size, 0);
-            if (delivery->redelivered && delivery->lsn > session->doubtful_lsn) session->doubtful_lsn = delivery->lsn;
         }
         delivery_free(bq, delivery);
     }

@@ -7,9 +7,10 @@
  * and is read back when there is room: an absent client costs disk, not memory. Others drop, as their policy says.
  *
  * Invariants: every message up to floor_lsn is acknowledged, expired or given up; every later one that matches is in the
- * window, or, while `behind`, in the log at next_lsn or later. A delivery is first sent in LSN order. Only the floor is
- * logged: what was acknowledged above it comes again after a crash: duplicates, never a loss, and no more than two windows of
- * them, because sending waits for the log there (out of order they may be more: the floor waits for the gap to close).
+ * window, or, while `behind`, in the log at next_lsn or later. A delivery is first sent in LSN order, and stands in its member's
+ * output queue at most once. Only the floor is logged: what was acknowledged above it comes again after a crash, as far as no
+ * checkpoint tells (session_past.c): duplicates, never a loss, and no more than two windows of them, because sending waits for the
+ * log there (out of order they may be more: the floor waits for the gap to close).
  */
 #ifndef BQ_SESSION_H
 #define BQ_SESSION_H
@@ -33,9 +34,20 @@ typedef struct member {
     struct connection *connection;
     struct member *next, **link;                       /* the session's members */
     struct member *connection_next, **connection_link; /* the connection's sessions */
+    struct handing *handings;                          /* what it has been handed and not acknowledged, or is about to be */
     uint32_t flight_count;
-    uint8_t qos; /* the highest it asked for */
+    uint8_t qos; /* the highest it asked for; what one of QoS 0 is handed is settled by that */
+    bool alone;  /* it tries one delivery, and gets no other before that has ended */
 } member_t;
+
+/* A delivery and one member that may acknowledge it: see session_flight.c. */
+typedef struct handing {
+    struct delivery *delivery;
+    member_t *member;
+    struct handing *chain, **chain_link;        /* in the table, by (id, connection) */
+    struct handing *next;                       /* of the same delivery */
+    struct handing *member_next, **member_link; /* of the same member */
+} handing_t;
 
 /* A client_id for which a durable subscription is kept while it is away: its own, or one of those of a queue group. */
 typedef struct holder {
@@ -48,21 +60,44 @@ typedef struct holder {
     uint8_t client_id[];
 } holder_t;
 
+enum delivery_place {
+    DELIVERY_WAITS,  /* to be sent */
+    DELIVERY_QUEUED, /* in the output queue of its member, once: hold.other is the entry there */
+    DELIVERY_HANDED  /* the socket has taken its last byte; its timer is the ack timeout, else it is the expiry */
+};
+
 typedef struct delivery {
-    queue_entry_t hold; /* keeps the frame's bytes (compaction may move them); its timer is the expiry or the ack timeout */
+    queue_entry_t hold; /* keeps the frame's bytes (compaction may move them) */
     struct session *session;
     struct delivery *next, *previous; /* in the window */
-    struct delivery *chain;           /* in flight: by (id, connection) */
-    member_t *member;                 /* whom it is in flight to; NULL: it waits to be sent */
+    handing_t now;                    /* whom it is with, or was with last; member NULL: nobody */
+    handing_t *late;                  /* others who were handed it */
     uint64_t lsn, id;
     uint64_t expiry_tick; /* 0: never */
-    uint32_t deliveries;
-    bool redelivered;
-    bool given_up;       /* not sent any more: see letter.h */
-    bool letter_waits;   /* in line to be logged */
-    struct held *letter; /* its dead letter, on its way to the disk */
+    uint32_t deliveries;  /* times it was handed over */
+    uint8_t place;        /* enum delivery_place */
+    bool redelivered;     /* somebody may have seen it */
+    bool marked;          /* the frame says so */
+    bool killed;          /* the connection that was handed it last ended */
+    bool alone;           /* its member gets nothing else meanwhile */
+    bool given_up;        /* not sent any more: see letter.h */
+    bool letter_waits;    /* in line to be logged */
+    struct held *letter;  /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
 } delivery_t;
+
+/* What is remembered of what was in the window when it was left: see session_past.c. */
+enum past_flags { PAST_REDELIVERED = 1, PAST_KILLED = 2 };
+typedef struct past_entry {
+    uint32_t after; /* its LSN, from the base on */
+    uint16_t deliveries, flags;
+} past_entry_t;
+typedef struct past {
+    uint64_t base_lsn, end_lsn;
+    uint32_t count, at; /* at: the first entry that may still be asked for */
+    bool tells;         /* more than that each was handed over once */
+    past_entry_t entries[];
+} past_t;
 
 typedef struct session {
     struct session *next, **link; /* all, the newest first */
@@ -80,6 +115,9 @@ typedef struct session {
     uint64_t doubtful_lsn; /* after a restart: up to here it may have been sent before */
     uint64_t born_lsn;     /* what comes after this is for it; 0: it was not durable when it began */
     uint64_t kept_lsn;     /* made durable later: what its window holds from before this is in memory only */
+    uint64_t touched_lsn;  /* the highest that was handed over, or settled */
+    uint64_t hole_lsn;     /* the highest that was settled before an older one */
+    past_t *past;          /* NULL: nothing is remembered */
     uint64_t window_bytes;
     uint32_t window_count, flight_count;
     uint32_t member_count, holder_count;
@@ -139,8 +177,10 @@ typedef struct sessions {
     uint64_t kept_from;       /* as the newest checkpoint says: the log has let go of what is older */
     session_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
     uint32_t table_size;
-    delivery_t **flight; /* hash table of deliveries in flight */
-    uint32_t flight_size, flight_count;
+    handing_t **flight; /* hash table of who may acknowledge what */
+    uint32_t flight_size;
+    uint32_t flight_count;        /* deliveries that are queued or handed over */
+    bool last_checkpoint;         /* the one at the end, which holds all there is to know */
     session_t *pump, **pump_tail; /* those that may have something to do, the first to say so first */
     uint32_t pump_count;
     session_list_t list;
@@ -182,10 +222,11 @@ void session_offer(struct bq *bq, session_t *session, const struct held *held);
 struct connection *session_turn(session_t *session); /* the group's next live member; NULL: none */
 
 void session_timeout(struct bq *bq, delivery_t *delivery);
-void session_pump_all(struct bq *bq);              /* log what was settled, send what can be sent, fetch what is missing */
-void sessions_skim(struct bq *bq);                 /* absent ones let go of what has expired */
-void sessions_aged(struct bq *bq, uint64_t ms);    /* what was found at the start is so much older than was known */
-void sessions_missed(struct bq *bq, uint64_t lsn); /* a message could not be offered: durable sessions read it back later */
+void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
+void session_pump_all(struct bq *bq);                /* log what was settled, send what can be sent, fetch what is missing */
+void sessions_skim(struct bq *bq);                   /* absent ones let go of what has expired */
+void sessions_aged(struct bq *bq, uint64_t ms);      /* what was found at the start is so much older than was known */
+void sessions_missed(struct bq *bq, uint64_t lsn);   /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
 void session_reads_turn(struct bq *bq);             /* those in line for a reader */
 uint64_t session_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */

@@ -27,11 +27,23 @@ void session_floor_update(struct bq *bq, session_t *session);
 void session_fall_behind(struct bq *bq, session_t *session, uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
 bool session_has_room(const struct bq *bq, const session_t *session, uint32_t size);
 void session_window_leave(struct bq *bq, session_t *session); /* the window of a durable session goes back to the log */
-bool delivery_add(struct bq *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
-                  uint64_t id, uint64_t expiry_tick); /* false: no memory */
+delivery_t *delivery_add(struct bq *bq, session_t *session, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+                         uint64_t id, uint64_t expiry_tick);                          /* NULL: no memory */
+void delivery_recall(struct bq *bq, delivery_t *delivery, const past_entry_t *entry); /* it had been in the window before */
 void delivery_free(struct bq *bq, delivery_t *delivery);
-void delivery_send_again(struct bq *bq, delivery_t *delivery);
 void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
+void delivery_wait(struct bq *bq, delivery_t *delivery); /* to be sent to whoever is next */
+void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that had been handed it has ended */
+
+/* session_past.c */
+void session_past_keep(struct bq *bq, session_t *session);
+void session_past_drop(struct bq *bq, session_t *session);
+bool session_past_settled(session_t *session, uint64_t lsn, past_entry_t *entry); /* else *entry: what is known of it, or zeros */
+past_t *session_past_new(struct bq *bq, uint32_t count);                          /* NULL: no memory */
+uint32_t session_past_count(const session_t *session, bool all);
+bool session_past_tells(const session_t *session);
+bool session_past_fill(const session_t *session, past_t *past, uint32_t count,
+                       bool all); /* false: there is nothing, or it spans too much */
 
 /* session_read.c */
 bool session_read_on(struct bq *bq, session_t *session); /* more from the log, if there is room; true: there are new deliveries */

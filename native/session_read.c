@@ -289,11 +289,14 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     message_head_t head = head_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
     const uint8_t *payload = head.topic + head.topic_size;
     if (filter_matches(dialect, session->text, session->filter_size, head.topic, head.topic_size) != 1) return TAKE_SKIP;
+    past_entry_t entry;
+    if (session_past_settled(session, lsn, &entry)) return TAKE_SKIP;
     uint32_t prefix_size = message_head_size(&head), payload_size = head.payload_size;
     if (!expiry_of(bq, lsn, &record, &tick)) {
         session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
         session->dropped_ttl++;
         session->settled++;
+        if (lsn > session->touched_lsn) session->touched_lsn = lsn;
         bq->stats.dropped_ttl++;
         bq->stats.enqueued++;
         return TAKE_SKIP;
@@ -309,9 +312,10 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     message_head_write(out, &head);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);
     segment_t *segment = bq->segments.open;
-    if (!delivery_add(bq, session, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick))
-        return TAKE_NO_MEMORY;
+    delivery_t *delivery = delivery_add(bq, session, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick);
+    if (!delivery) return TAKE_NO_MEMORY;
     segment_commit(&bq->segments, prefix_size + payload_size);
+    delivery_recall(bq, delivery, &entry);
     session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
     return TAKE_OK;
 }
@@ -347,6 +351,7 @@ static enum take take_items(bq_t *bq, session_t *session, const reader_t *reader
 /* Everything up to here was offered, and what comes will be. */
 static void caught_up(bq_t *bq, session_t *session) {
     session_behind_end(session);
+    session_past_drop(bq, session);
     session_read_abandon(bq, session);
 }
 

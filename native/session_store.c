@@ -153,13 +153,62 @@ typedef struct checkpoint_head {
 
 /* Behind the sessions: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
  * before sections pass over all of them. */
-enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2 };
+enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3 };
 
 typedef struct section_head {
     uint32_t kind, size;
 } section_head_t;
 
 static uint64_t section_bytes(uint32_t size) { return sizeof(section_head_t) + (((uint64_t)size + 7) & ~7ull); }
+
+/* What the section of pasts holds: for each session with one this, and its entries, padded to 8. */
+typedef struct past_record {
+    uint64_t session_id, base_lsn, end_lsn;
+    uint32_t count, tells;
+} past_record_t;
+
+static uint64_t past_record_bytes(uint32_t count) { return sizeof(past_record_t) + count * (uint64_t)sizeof(past_entry_t); }
+
+/* A past that is not there means that all comes again: what does not fit, or cannot be read, is left out. */
+static void pasts_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+    past_record_t record;
+    while (size >= sizeof record) {
+        memcpy(&record, bytes, sizeof record);
+        if (past_record_bytes(record.count) > size) return;
+        session_t *session = session_by_id(bq, record.session_id);
+        past_t *past = session && !session->past ? session_past_new(bq, record.count) : NULL;
+        if (past) {
+            *past =
+                (past_t){.base_lsn = record.base_lsn, .end_lsn = record.end_lsn, .count = record.count, .tells = record.tells};
+            if (record.count) memcpy(past->entries, bytes + sizeof record, record.count * sizeof(past_entry_t));
+            session->past = past;
+        }
+        bytes += past_record_bytes(record.count);
+        size -= past_record_bytes(record.count);
+    }
+}
+
+/* That each delivery in flight was handed over once is not worth writing every half minute: those are told to be again anyway. */
+static bool past_is_kept(const bq_t *bq, const session_t *session) {
+    return session->durable &&
+           (session_past_tells(session) || (bq->sessions.last_checkpoint && session_past_count(session, true)));
+}
+
+/* There is room for all of which past_is_kept says so; what is left of it stays zero. */
+static void pasts_put(uint8_t *to, bq_t *bq) {
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+        if (!past_is_kept(bq, session)) continue;
+        uint32_t count = session_past_count(session, true);
+        past_t *past = session_past_new(bq, count);
+        if (past && session_past_fill(session, past, count, true)) {
+            past_record_t record = {session->id, past->base_lsn, past->end_lsn, count, past->tells};
+            memcpy(to, &record, sizeof record);
+            if (count) memcpy(to + sizeof record, past->entries, count * sizeof(past_entry_t));
+            to += past_record_bytes(count);
+        }
+        if (past) pool_give(&bq->pool, past, sizeof *past + count * sizeof(past_entry_t));
+    }
+}
 
 /* What the section of holders holds: for each client_id that keeps a group this, and the client_id, padded to 8. */
 typedef struct holder_record {
@@ -200,6 +249,7 @@ static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
         memcpy(&head, bytes, sizeof head);
         if (head.size > size - sizeof head) return true;
         if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_PAST) pasts_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_HOLDERS && !holders_load(bq, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
@@ -298,8 +348,8 @@ void sessions_go_on(bq_t *bq) {
 
 typedef struct durable_sums {
     uint32_t count;
-    uint64_t bytes, holders_bytes; /* in a checkpoint */
-    uint64_t keep_from;            /* the first LSN that one of them has not done with */
+    uint64_t bytes, holders_bytes, pasts_bytes; /* in a checkpoint */
+    uint64_t keep_from;                         /* the first LSN that one of them has not done with */
 } durable_sums_t;
 
 /* What the log has to keep for it. What it holds from before it was durable is in memory only. */
@@ -316,6 +366,7 @@ static durable_sums_t durable_sums(bq_t *bq) {
         if (!session->durable) continue;
         sums.count++;
         sums.bytes += sizeof(session_record_t) + session->filter_size + session->client_id_size + session->group_size;
+        if (past_is_kept(bq, session)) sums.pasts_bytes += past_record_bytes(session_past_count(session, true));
         for (const holder_t *holder = session->grouped ? session->holders : NULL; holder; holder = holder->next)
             sums.holders_bytes += holder_bytes(holder->size);
     }
@@ -332,7 +383,7 @@ uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
                               .ids_reserved = bq->ids_reserved,
                               .next_session_id = bq->sessions.next_id};
     uint32_t timeline_size = timeline_section_size(bq, *keep_from);
-    bytes = sums.bytes + sums.holders_bytes + sizeof(section_head_t) + section_bytes(timeline_size);
+    bytes = sums.bytes + sums.holders_bytes + sums.pasts_bytes + 2 * sizeof(section_head_t) + section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
@@ -345,6 +396,8 @@ uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
         at += sizeof record + texts_size(&record);
     }
     holders_put(section_begin(out, &at, SECTION_HOLDERS, (uint32_t)sums.holders_bytes), bq);
+    uint8_t *pasts = section_begin(out, &at, SECTION_PAST, (uint32_t)sums.pasts_bytes);
+    pasts_put(pasts, bq);
     timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;

@@ -2,22 +2,20 @@
  *
  * Invariant: a session is in the table of names and, if it has an id, in that of ids, from session_new to session_free.
  */
-#include "session_internal.h"
+#include "session_flight.h"
 #include "commit.h"
 #include "core.h"
 #include "trie.h"
 
 #include <stdlib.h>
 
-#define FLIGHT_SIZE_MIN 256u
 #define SESSIONS_SIZE_MIN 64u
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
 
 static void member_remove(bq_t *bq, member_t *member) {
     session_t *session = member->session;
-    for (delivery_t *delivery = session->head; delivery && member->flight_count; delivery = delivery->next)
-        if (delivery->member == member) delivery_send_again(bq, delivery); /* it may have been seen: it comes again, marked */
+    flight_member_leaves(bq, member);
     if (session->turn == member) session->turn = member->next;
     *member->link = member->next;
     if (member->next) member->next->link = member->link;
@@ -263,10 +261,11 @@ session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t own
 
 void session_free(bq_t *bq, session_t *session) {
     publish_run_close(bq);
-    while (session->members) member_remove(bq, session->members);
-    bq->stats.dropped_disconnect += session->window_count; /* an ended durable session has left its window to the log */
+    bq->stats.dropped_disconnect += session->window_count;
     bq->stats.enqueued += session->window_count;
     while (session->head) delivery_free(bq, session->head);
+    while (session->members) member_remove(bq, session->members);
+    session_past_drop(bq, session);
     session_read_abandon(bq, session);
     session_pump_never(bq, session);
     route_session_leave(bq->routes, &session->route);
@@ -542,21 +541,16 @@ void sessions_missed(bq_t *bq, uint64_t lsn) {
 /* ---- all of them ---- */
 
 bool sessions_init(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    sessions->pump_tail = &sessions->pump;
-    sessions->flight_size = FLIGHT_SIZE_MIN;
-    sessions->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
-    if (sessions->flight) memset(sessions->flight, 0, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
-    return sessions->flight && tables_make(bq, SESSIONS_SIZE_MIN);
+    bq->sessions.pump_tail = &bq->sessions.pump;
+    return flight_init(bq) && tables_make(bq, SESSIONS_SIZE_MIN);
 }
 
 void sessions_release(bq_t *bq) {
     sessions_t *sessions = &bq->sessions;
     while (sessions->all) session_free(bq, sessions->all);
     session_end_release(bq);
-    if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
+    flight_release(bq);
     if (sessions->names) pool_give(&bq->pool, sessions->names, 2 * sessions->table_size * sizeof *sessions->names);
-    sessions->flight = NULL;
     sessions->names = sessions->ids = NULL;
     for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) /* after log_close: no read is under way */
         if (sessions->readers[slot].buffer)

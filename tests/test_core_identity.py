@@ -163,9 +163,11 @@ class Scenario:
             for one in alone.get(who, []):
                 assert one in got, (self, "AB"[who], one, got)
                 got.remove(one)
-            for one in got:  # of the group: each once, to any of its members
-                assert who in self.twin.members and one in group, (self, "AB"[who], one, group)
-                group.remove(one)
+            for payload, qos in got:  # of the group: each once, to any of its members, with no more than that asked for
+                assert who in self.twin.members, (self, "AB"[who], got)
+                due = next((each for each in group if each[0] == payload), None)
+                assert due and qos == min(due[1], self.twin.members[who]), (self, "AB"[who], payload, qos, group)
+                group.remove(due)
             for message in client.messages:
                 if message.qos:
                     client.send(wire.ACK, seq=message.id)
