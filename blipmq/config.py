@@ -234,7 +234,8 @@ class Wal(Section):
     )
     directory: str = key(
         "data/wal",
-        "Where the log lies, made if it is not there. Not on a RAM disk, and no other broker's.",
+        "Where the log lies, made if it is not there. Not on a RAM disk, and no other broker's. Without a log a file in it keeps "
+        "message ids from going back.",
     )
     segment_size_bytes: int = key(
         32 * MIB,

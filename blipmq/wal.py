@@ -280,7 +280,9 @@ class Wal:
         if state == LogState.FAILED:
             why = _why(counters["log_errno"])
             reasons.append(
-                f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
+                f"log: {why}; QoS 1 publishes are refused; put it back or leave it, then restart the broker"
+                if why == GONE
+                else f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
             )
         if state == LogState.FULL:
             size, free = memory.size(counters["log_bytes"]), memory.size(counters["log_free_bytes"])

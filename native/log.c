@@ -487,7 +487,7 @@ static int log_id_make(log_t *log, recover_t *recover) {
     log->log_id = recover->log_id;
     log->number_next = recover->number_max + 1;
     log->ledger = recover->ledger;
-    log->note = recover->ledger.note;
+    atomic_store(&log->note, recover->ledger.note);
     if (log->log_id) return BQ_OK;
     int error = log->storage->random(log->storage, bytes, sizeof bytes);
     log->log_id = load_u64(bytes) | 1;

@@ -231,8 +231,8 @@ struct log {
     /* LOCK's ledger, written by all of the log's threads */
     gate_t books;
     ledger_t ledger;
-    uint64_t note;
-    uint64_t gap_last; /* as in recover_t */
+    _Atomic uint64_t note; /* no gate: whoever notes does not wait for a disk that hangs */
+    uint64_t gap_last;     /* as in recover_t */
 
     /* the read thread and its gate */
     gate_t reads;

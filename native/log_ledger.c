@@ -175,7 +175,7 @@ int ledger_begun(log_t *log, const segment_t *active, const segment_t *created) 
                        .lsn = active->first_lsn,
                        .size_log2 = log2_above(larger)};
     gate_enter(&log->books);
-    ledger.note = log->note;
+    ledger.note = atomic_load(&log->note);
 #ifdef BUG_FORGET_NEWEST
     if (log->ledger.sequence) ledger = log->ledger;
 #endif
@@ -197,7 +197,7 @@ bool ledger_lets_go(log_t *log, uint64_t number) {
         ledger.active = in_use;
         ledger.lsn = in_use ? lsn : atomic_load(&log->shown_next_lsn); /* nothing can be appended where there is no room */
         ledger.flags = 0;
-        ledger.note = log->note;
+        ledger.note = atomic_load(&log->note);
         error = ledger_write(log, ledger);
     }
     bool gone = !log->ledger.sequence || number < log->ledger.active || !log->ledger.active;
@@ -208,9 +208,10 @@ bool ledger_lets_go(log_t *log, uint64_t number) {
 
 void log_note(log_t *log, uint64_t note, bool now) {
     int error = 0;
+    atomic_store(&log->note, note);
+    if (!now || atomic_load(&log->failed)) return;
     gate_enter(&log->books);
-    log->note = note;
-    if (now && log->ledger.sequence && !atomic_load(&log->failed)) {
+    if (log->ledger.sequence) {
         ledger_t ledger = log->ledger;
         ledger.note = note;
         ledger.flags = 0;
@@ -225,7 +226,7 @@ void ledger_close(log_t *log) {
     ledger_t ledger = log->ledger;
     ledger.active = ledger.created = log->active->header.number;
     ledger.lsn = log->next_lsn;
-    ledger.note = log->note;
+    ledger.note = atomic_load(&log->note);
     ledger.flags = FORMAT_LEDGER_CLEAN;
     if (ledger.sequence) ledger_write(log, ledger);
     gate_leave(&log->books);
