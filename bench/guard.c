@@ -206,6 +206,7 @@ static const bq_config_t config = {/* what `blipmq start` gives it by default, b
                                    .ack_timeout_ms = 30000,
                                    .max_in_flight = 256,
                                    .max_sessions = 100,
+                                   .max_sessions_per_key = 100,
                                    .max_deliveries = 16,
                                    .max_pending = 1024,
                                    .max_pending_per_address = 64,

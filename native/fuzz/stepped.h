@@ -552,6 +552,7 @@ static bq_config_t config_of(input_t *input) {
                          .ack_timeout_ms = 1000,
                          .max_in_flight = 1 + count % 4,
                          .max_sessions = 1 + count % 7,
+                         .max_sessions_per_key = 1 + count % 5,
                          .max_deliveries = 1 + size % 3,
                          .run_messages = flags & 128 ? 2 : 0,
                          .io_cpu = -1,
