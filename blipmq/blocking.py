@@ -29,6 +29,7 @@ from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
 from blipmq.outage import check_options, seconds_to_wait
 from blipmq.parameters import check_callable, check_qos, check_seconds, ids_of, many
 from blipmq.trust import Tls, context_for
+from blipmq.turn import in_turn
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.wire import Message
 
@@ -39,7 +40,12 @@ _GATHER_BYTES = 64 << 10
 
 
 class BlockingClient:
-    """A connection to one broker that comes back by itself. Make it with `blipmq.connect_blocking`; for one thread."""
+    """A connection to one broker that comes back by itself. Make it with `blipmq.connect_blocking`.
+
+    Several threads may use it, one at a time: a call waits for the end of another thread's, but not while that thread waits for
+    messages, which raises UsageError. Give each thread that reads a client of its own. With auto_ack a message is acknowledged
+    by the thread that took it.
+    """
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class BlockingClient:
             sleep=sleep,
             clock=clock,
         )
+        self._turn = self._connection.turn
         self._published = False
 
     def __repr__(self) -> str:
@@ -81,6 +88,7 @@ class BlockingClient:
         """ "new", "connecting", "connected", "disconnected" or "closed"."""
         return self._connection.state
 
+    @in_turn
     def open(self, *, wait: bool | float = False) -> BlockingClient:
         """The first connection; connect_blocking calls it. `wait` is as there."""
         self._connection.open(seconds_to_wait(wait))
@@ -96,6 +104,7 @@ class BlockingClient:
 
     # ---- publishing ----
 
+    @in_turn
     def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> int:
         """Send one message. QoS 0 returns 0 once the system has it (see flush); QoS 1 returns the message's id once the
         broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
@@ -114,6 +123,7 @@ class BlockingClient:
         self._connection.send()
         return 0
 
+    @in_turn
     def publish_many(
         self,
         topic: str,
@@ -165,6 +175,7 @@ class BlockingClient:
                 self._protocol.forget(request)
         return count
 
+    @in_turn
     def flush(self) -> None:
         """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
         since the last flush, Disconnected or TimedOut."""
@@ -183,6 +194,7 @@ class BlockingClient:
 
     # ---- subscribing ----
 
+    @in_turn
     def subscribe(
         self,
         filter_: str,
@@ -217,6 +229,7 @@ class BlockingClient:
                     subscription.abandon(told=isinstance(error, BlipMQError) and error.code != 0)
                     raise
 
+    @in_turn
     def unsubscribe(self, filter_: str, *, group: str = "") -> None:
         """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
         in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
@@ -227,6 +240,7 @@ class BlockingClient:
             self._protocol.drop(inbox)
             inbox.end(None)
 
+    @in_turn
     def ack(self, *messages: Message) -> None:
         """Acknowledge messages for all subscriptions of this client that have them; BlockingSubscription.ack does so
         for one. Without a connection they come again."""
@@ -235,6 +249,7 @@ class BlockingClient:
 
     # ---- asking ----
 
+    @in_turn
     def ping(self) -> float:
         """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
         connection = self._connection
@@ -243,11 +258,13 @@ class BlockingClient:
         connection.answer(self._protocol.ping())
         return connection.clock() - began_s
 
+    @in_turn
     def info(self) -> dict[str, Any]:
         """What the broker says about itself; see docs for the keys."""
         self._connection.wait_connected()
         return decode_info(self._connection.answer(self._protocol.info()))
 
+    @in_turn
     def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
         """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
         lag. `find`: a part of the filter, client_id or group."""
@@ -255,6 +272,7 @@ class BlockingClient:
         asked = sessions_asked(find, limit)
         return decode_sessions(self._connection.answer(self._protocol.info(asked)))
 
+    @in_turn
     def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
     ) -> dict[str, Any]:
@@ -264,25 +282,30 @@ class BlockingClient:
         asked = end_asked(filter, client_id, group, key)
         return decode_end(self._connection.answer(self._protocol.admin(asked)))
 
+    @in_turn
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
         """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,
         which no one reads meanwhile, is full."""
         check_callable("ready", ready)
         check_seconds("timeout_s", timeout_s, none=True)
-        self._connection.wait(ready, timeout_s, reader)
+        with self._turn.waiting("something of its own"):
+            self._connection.wait(ready, timeout_s, reader)
 
     def fileno(self) -> int:
         """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call
         poll()."""
         return self._connection.fileno()
 
+    @in_turn
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in what has arrived, or wait for something; during an outage, make one attempt to connect."""
         check_seconds("timeout_s", timeout_s)
-        self._connection.step(self._connection.clock() + timeout_s)
+        with self._turn.waiting("messages"):
+            self._connection.step(self._connection.clock() + timeout_s)
 
     # ---- ending ----
 
+    @in_turn
     def close(self) -> None:
         """Make sure that the broker has read what was published, and end. Waits no longer than the client's timeout.
         QoS 1 messages that were taken and not acknowledged come again."""
@@ -301,6 +324,7 @@ class BlockingClient:
                 pass  # closing does not fail: who must know that all has arrived calls flush
         self._connection.finish(None)
 
+    @in_turn
     def abort(self) -> None:
         """End at once, without a word to the broker and without waiting. Does nothing after close."""
         if self.state != "closed":

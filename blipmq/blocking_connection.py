@@ -21,6 +21,7 @@ from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, Us
 from blipmq.inbox import OVERRUN, Inbox
 from blipmq.keepalive import LOOKS, LOST_MS, Owed
 from blipmq.outage import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
+from blipmq.turn import Turn
 from blipmq.unanswered import Request
 from blipmq.wire import Reply
 
@@ -33,7 +34,7 @@ _RECEIVE_BYTES = 256 << 10
 
 
 class BlockingConnection:
-    """See the top of the file. For one thread."""
+    """See the top of the file. Whoever calls it has its `turn`."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class BlockingConnection:
     ) -> None:
         self.address, self.protocol, self._tls = address, protocol, tls
         self.state = "new"
+        self.turn = Turn()
         self.reconnects, self.timeout_s, self.clock = reconnect, timeout_s, clock
         self._on_state, self._sleep = on_state, sleep
         self._backoff = Backoff(random)

@@ -8,6 +8,7 @@ Invariant: nothing is acknowledged that its reader may still be working on.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from blipmq.blocking_connection import BlockingConnection
 from blipmq.errors import BlipMQError, Disconnected, TimedOut
 from blipmq.inbox import Inbox
 from blipmq.parameters import check_seconds, ids_of
+from blipmq.turn import in_turn
 from blipmq.wire import Message
 
 
@@ -26,12 +28,27 @@ class BlockingSubscription(Inbox):
     """
 
     def __init__(self, connection: BlockingConnection, filter_: str, **options: Any) -> None:
+        self._own = threading.local()
         super().__init__(filter_, **options)
         self._connection = connection
+        self._turn = connection.turn
+
+    @property
+    def taken(self) -> list[int]:
+        """Each thread acknowledges what it has taken itself: another may still be working on its own."""
+        taken: list[int] | None = getattr(self._own, "taken", None)
+        if taken is None:
+            taken = self._own.taken = []
+        return taken
+
+    @taken.setter
+    def taken(self, ids: list[int]) -> None:
+        self._own.taken = ids
 
     def __iter__(self) -> Iterator[Message]:
         return self
 
+    @in_turn
     def __next__(self) -> Message:
         if self.taken:
             self._settle()
@@ -41,6 +58,7 @@ class BlockingSubscription(Inbox):
                 raise StopIteration
         return self.pop()
 
+    @in_turn
     def next(self, timeout_s: float | None = None) -> Message:
         """The next message. Raises TimedOut after `timeout_s`, Disconnected if the subscription has ended."""
         self._wait(timeout_s)
@@ -50,12 +68,14 @@ class BlockingSubscription(Inbox):
             raise Disconnected(f"The subscription to {self.filter} has been closed.")
         raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?")
 
+    @in_turn
     def batch(self, timeout_s: float | None = None) -> list[Message]:
         """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once it has ended. Of
         QoS 1, the whole batch is acknowledged by the next call."""
         self._wait(timeout_s)
         return self.pop_all()
 
+    @in_turn
     def ack(self, *messages: Message) -> None:
         """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
         self._acknowledge(ids_of(messages, 1))
@@ -64,7 +84,8 @@ class BlockingSubscription(Inbox):
         check_seconds("timeout_s", timeout_s, none=True)
         if self.taken:
             self._settle()
-        self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)
+        with self._turn.waiting(f"messages on {self.filter}"):
+            self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)
         if not self.messages and self.error is not None:
             raise self.error
 
@@ -86,6 +107,7 @@ class BlockingSubscription(Inbox):
             self.taken.clear()  # whoever raised has not dealt with the message: let it come again
         self.close()
 
+    @in_turn
     def close(self) -> None:
         """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
         at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""

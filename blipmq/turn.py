@@ -1,0 +1,75 @@
+"""Whose turn it is to use a blocking client: one thread's at a time.
+
+    another thread is in a call that ends in time (publish, ping …)   its end is waited for
+    another thread waits for messages, which may take for ever        UsageError, at once
+
+Invariant: bytes, answers and queues of one client are never touched by two threads at once, so none gets lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from blipmq.errors import UsageError
+
+LOOK_AGAIN_S = 0.05
+
+
+class Turn:
+    """A lock that a thread may take again while it has it. `waits_for`: what the thread that has it waits for without an end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.waits_for = ""
+
+    def __repr__(self) -> str:
+        return f"Turn(waits_for={self.waits_for!r})"
+
+    def __enter__(self) -> None:
+        if self._lock.acquire(blocking=False):
+            return
+        while not self._lock.acquire(timeout=LOOK_AGAIN_S):
+            if waits_for := self.waits_for:
+                raise UsageError(
+                    f"Another thread uses this client to wait for {waits_for}, so it cannot do anything else meanwhile. Give "
+                    "each thread that reads a client of its own, or use the asyncio client."
+                )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """For the thread whose turn it is: it waits for something that may never come."""
+        before, self.waits_for = self.waits_for, what
+        try:
+            yield
+        finally:
+            self.waits_for = before
+
+
+class TakesTurns(Protocol):
+    _turn: Turn
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=TakesTurns)
+
+
+def in_turn(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that runs when it is the caller's turn."""
+
+    @functools.wraps(verb)
+    def wrapped(self: S, /, *arguments: P.args, **options: P.kwargs) -> R:
+        with self._turn:
+            return verb(self, *arguments, **options)
+
+    return wrapped
