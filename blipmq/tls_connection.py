@@ -68,6 +68,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._stepping = False  # the handshake is in another thread's hands: nothing here may touch it
         self._paused = True  # until it has a far end
         self._reading = False
+        self._unread = False  # the client does not read what TLS answers it, so it is not read either
         self._ended = False  # the client will send no more
         self._broken: Exception | None = None  # what was wrong with a record behind those that have been read
         self._deadline: asyncio.TimerHandle | None = None
@@ -185,7 +186,7 @@ class TlsConnection(asyncio.BufferedProtocol):
     def resume_reading(self) -> None:
         self._paused = False
         self._read()
-        if not self._paused and self._state == "open" and not self._transport.is_closing():
+        if not self._paused and not self._unread and self._state == "open" and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # -- the socket's protocol
@@ -227,6 +228,10 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._far.pause_writing()
 
     def resume_writing(self) -> None:
+        if self._unread:
+            self._unread = False
+            if not self._paused:
+                self.resume_reading()
         if self._far is not None:
             self._far.resume_writing()
 
@@ -249,6 +254,17 @@ class TlsConnection(asyncio.BufferedProtocol):
         data = self._outgoing.read()
         if data and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _answer(self) -> None:
+        """What TLS itself has to say to a record: that there is no renegotiation, or new keys. A client can ask for ever and
+        read none of it, so it is not read while too much waits for it."""
+        data = self._outgoing.read()
+        if not data or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._state == "open" and self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+            self._unread = True
+            self._transport.pause_reading()
 
     def _read(self) -> None:
         """Hand on what can be decrypted, in large pieces, until there is no more or the far end pauses."""
@@ -280,9 +296,9 @@ class TlsConnection(asyncio.BufferedProtocol):
                 size += count
             else:
                 return size, True
-            self._send()
+            self._answer()
         except ssl.SSLWantReadError:
-            self._send()  # an answer to a key update, perhaps
+            self._answer()
         except ssl.SSLZeroReturnError:
             self._ended = True
         except (OSError, ValueError) as error:

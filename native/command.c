@@ -5,6 +5,7 @@
  * Invariant: commands take effect in the order they were pushed. One whose answer finds no room among the events stays at
  * the head of the ring until it does.
  */
+#include "budget.h"
 #include "core.h"
 
 #include <errno.h>
@@ -108,6 +109,10 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         refuse_subscribe(bq, connection, seq, 503, commit_refusal(bq));
         return false;
     }
+    if (!budget_part(bq, route_bytes(bq->routes))) {
+        refuse_subscribe(bq, connection, seq, 503, "subscriptions fill a quarter of limits.memory_bytes: end some, or raise it");
+        return false;
+    }
     int added = 0;
     bool remains;
     if (!request->group_size)
@@ -199,7 +204,9 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
 }
 
 static void taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
-    connection->fed_in_flight -= bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
+    uint32_t back = bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
+    connection->fed_in_flight -= back;
+    bq->fed_bytes -= back;
     connection_flush(bq, connection);
 }
 

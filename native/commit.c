@@ -1,5 +1,6 @@
 /* commit.c: see commit.h for the invariant. */
 #include "commit.h"
+#include "budget.h"
 #include "core.h"
 
 #include <errno.h>
@@ -46,12 +47,17 @@ static void held_free(bq_t *bq, held_t *held) {
     pool_give(&bq->pool, held, sizeof *held);
 }
 
+static uint64_t held_bytes(const held_t *held) { return sizeof *held + held->hold.size; }
+
 static void held_append(bq_t *bq, connection_t *connection, held_t *held) {
     bq->held_last_lsn = held->lsn;
     *bq->held_tail = held;
     bq->held_tail = &held->next;
     bq->held_count++;
-    if (connection) connection->held_count++;
+    bq->held_bytes += held_bytes(held);
+    if (!connection) return;
+    connection->held_count++;
+    connection->held_bytes += held_bytes(held);
 }
 
 static held_t *held_message(bq_t *bq, connection_t *connection, enum held_kind kind, const bq_view_t *view, uint64_t ttl_ms) {
@@ -217,6 +223,10 @@ bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
     return true;
 }
 
+bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
+    return connection->held_bytes < HELD_BYTES_OWN && budget_part(bq, bq->held_bytes) && !budget_over(bq);
+}
+
 bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     held_t *held = held_message(bq, connection, HELD_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
     if (!held) return false;
@@ -344,16 +354,19 @@ static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
     bq->held = held->next;
     if (!bq->held) bq->held_tail = &bq->held;
     bq->held_count--;
+    bq->held_bytes -= held_bytes(held);
     if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) fan_out(bq, held, topic);
     connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
     if (connection) {
         connection->held_count--;
+        connection->held_bytes -= held_bytes(held);
         if (durable)
             answer(bq, connection, held);
         else
             refuse_held(bq, connection, held);
         if (!durable && held->undo) session_subscribe_undo(bq, connection, held);
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
+        if (!connection->held_count && connection->pause & PAUSE_HELD) connection_resume(bq, connection, PAUSE_HELD);
         connection_answered(bq, connection);
     }
     if (held->delivery) letter_written(bq, held->delivery, durable);

@@ -69,6 +69,8 @@ struct letter;
 int64_t commit_letter(struct bq *bq, const struct letter *letter);
 /* The same for subscribers of QoS 0 alone: it is not logged. False: no memory. */
 bool commit_letter_follow(struct bq *bq, const struct letter *letter);
+/* Whether a QoS 0 publish may be held too. False: its publisher waits. */
+bool commit_follow_room(const struct bq *bq, const struct connection *connection);
 bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
 /* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
  * first `size` bytes are what is answered with. */

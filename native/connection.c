@@ -1,4 +1,5 @@
 /* connection.c: see connection.h for the states and the invariants. */
+#include "budget.h"
 #include "core.h"
 #include "commit.h"
 
@@ -84,14 +85,6 @@ void connection_update_interest(bq_t *bq, connection_t *connection) {
 
 /* ---- output -------------------------------------------------------------------------------------------------------- */
 
-void connection_mark_dirty(bq_t *bq, connection_t *connection) {
-    const uint32_t order = bq->flush_order;
-    if (connection->dirty & (order << FLUSH_WIDE | 1u)) return; /* what is on the narrow list is sent soon enough */
-    connection->dirty |= (uint8_t)(order + 1);
-    flush_list_t *list = &bq->dirty[order];
-    list->items[list->count++] = connection;
-}
-
 /* One flush takes whole entries up to the batch limits, at least one. Small ones with others beside them are copied together. */
 static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
     uint64_t messages = 0;
@@ -132,11 +125,12 @@ static ssize_t send_parts(int fd, struct iovec *parts, int count) {
 
 /* A fed connection's output goes to Python as events, as far as its window and the ring allow. */
 static uint64_t feed_out(bq_t *bq, connection_t *connection) {
+    const uint64_t window = budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;
     uint64_t total = 0;
     for (const queue_entry_t *entry = connection->queue.head; entry; entry = entry->next) {
         for (uint32_t at = 0; at < entry->size;) {
             uint32_t size = entry->size - at < FED_CHUNK_BYTES ? entry->size - at : FED_CHUNK_BYTES;
-            if (connection->fed_in_flight + size > FED_WINDOW_BYTES) return total;
+            if (connection->fed_in_flight + size > window) return total;
             bq_event_t event = {.type = BQ_EV_OUT,
                                 .conn = connection->handle,
                                 .data = entry->segment->bytes + entry->offset + at,
@@ -146,6 +140,7 @@ static uint64_t feed_out(bq_t *bq, connection_t *connection) {
                 return total;
             }
             connection->fed_in_flight += size;
+            bq->fed_bytes += size;
             total += size;
             at += size;
         }
@@ -188,7 +183,16 @@ static void flush_socket(bq_t *bq, connection_t *connection) {
         connection->blocked = blocked;
         connection_update_interest(bq, connection);
     }
-    if (!blocked && connection->queue.head) connection_mark_dirty(bq, connection); /* more than a batch: next turn */
+    if (!blocked && connection->queue.head)
+        connection_mark_dirty(bq, connection, FLUSH_NARROW); /* more than a batch: next turn */
+}
+
+/* It does not read its replies. Past the budget whoever holds a large one in the queue is closed: nothing else gives it back. */
+static BQ_APART void replies_grow(bq_t *bq, connection_t *connection) {
+    bool large = connection->queue.control_bytes > CONTROL_BYTES_MAX, over = connection->blocked && budget_over(bq);
+    if (large || over) connection->pause |= PAUSE_OUTPUT;
+    if (large && over)
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "it does not read its replies, and limits.memory_bytes is used up");
 }
 
 void connection_flush(bq_t *bq, connection_t *connection) {
@@ -201,6 +205,7 @@ void connection_flush(bq_t *bq, connection_t *connection) {
         flush_fed(bq, connection);
     else
         flush_socket(bq, connection);
+    if (BQ_UNLIKELY(connection->blocked) && connection->queue.control_bytes > CONTROL_BYTES_MAX) replies_grow(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
 }
 
@@ -213,8 +218,8 @@ static void push_control(bq_t *bq, connection_t *connection, uint32_t size) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
         return;
     }
-    if (connection->queue.control_bytes > CONTROL_BYTES_MAX) connection->pause |= PAUSE_OUTPUT;
-    connection_mark_dirty(bq, connection);
+    if (connection->queue.control_bytes > CONTROL_BYTES_SHORT) replies_grow(bq, connection);
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
 }
 
 static uint8_t *reserve_control(bq_t *bq, connection_t *connection, uint32_t size) {
@@ -321,6 +326,10 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
     }
     if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
     if (BQ_UNLIKELY(connection->held_count)) {
+        if (!commit_follow_room(bq, connection)) {
+            connection->pause |= PAUSE_HELD;
+            return FRAME_KEPT;
+        }
         if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
         return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
     }
@@ -498,9 +507,7 @@ static inline BQ_WITHIN uint32_t parse(bq_t *bq, connection_t *connection, const
 
 /* Frames that are not whole yet may hold at most a quarter of the budget: many slow senders of large frames are cut off
  * before they crowd out the queues. */
-static bool input_over_budget(const bq_t *bq, uint64_t more) {
-    return bq->config.memory_bytes && bq->input_bytes + more > bq->config.memory_bytes / 4;
-}
+static bool input_over_budget(const bq_t *bq, uint64_t more) { return !budget_part(bq, bq->input_bytes + more); }
 
 static void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 
@@ -574,7 +581,7 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
  * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    if (connection->heavy) return READ_BYTES_HEAVY;
+    if (connection->heavy || connection->held_count) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
     if (bq->config.overflow_policy == BQ_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;

@@ -31,8 +31,9 @@ enum connection_pause {
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
     PAUSE_STOPPING = 16,
-    PAUSE_LOG = 32,  /* the log's batch is full: a commit will make room */
-    PAUSE_SHARE = 64 /* it has used its share of this turn, or waits in line for the next: see share.h */
+    PAUSE_LOG = 32,   /* the log's batch is full: a commit will make room */
+    PAUSE_SHARE = 64, /* it has used its share of this turn, or waits in line for the next: see share.h */
+    PAUSE_HELD = 128  /* too much of what it published waits for the disk: it goes on when none does */
 };
 
 typedef struct connection {
@@ -72,11 +73,13 @@ typedef struct connection {
     struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
     struct member *members;                       /* its part in sessions */
+    uint64_t held_bytes;                          /* of its publishes that wait for the disk */
     uint32_t held_count;                          /* its publishes that wait for the disk */
     uint64_t fan_mark;                            /* LSN of the last message it got through a session */
     wait_list_t waiters;                          /* publishers that this one's full queue holds back */
     wait_list_t *waits_in;                        /* whose full queue holds this one back */
     struct connection *wait_next, *wait_previous; /* in that list */
+    uint64_t debt; /* units of work it has had beyond its share: it sits out so much before it is served again */
     struct connection *ready_next, *retry_next, *dead_next, *log_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
     struct connection *silent_prev, *silent_next;
@@ -126,7 +129,6 @@ void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); 
 void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 
 /* Output. */
-void connection_mark_dirty(struct bq *bq, connection_t *connection);
 void connection_flush(struct bq *bq, connection_t *connection); /* one send of at most a batch */
 void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text);
 void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,

@@ -118,46 +118,57 @@ static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *write
     if (bq->turn_bytes > TURN_BYTES_MAX) core_flush(bq);
 }
 
-/* Light ones all at once, unless hundreds of them together are much: the poller tells of the others again, and they come first. */
-static inline void run_events(bq_t *bq) {
+/* Hundreds of light ones together may be much work: the poller tells of the others again, and they come first. */
+static BQ_APART void run_many_events(bq_t *bq, uint32_t *writes_left) {
     const uint64_t stop = work_done(bq) + WORK_LIGHT * (uint64_t)bq->config.work_share;
-    const int from = bq->poll_from, count = bq->poll_count;
-    uint32_t writes_left = WRITES_MAX;
-    int i = from < count ? from : 0, left = count;
-    bq->poll_count = bq->poll_from = 0;
-    while (left--) {
-        on_ready(bq, &bq->poll_events[i++], &writes_left);
-        if (BQ_UNLIKELY(i == count)) i = 0;
-        if (BQ_LIKELY(work_done(bq) < stop)) continue;
-        bq->poll_from = i;
-        return;
+    const int count = bq->poll_count;
+    int i = bq->poll_from < count ? bq->poll_from : 0;
+    for (int left = count; left && work_done(bq) < stop; left--) {
+        on_ready(bq, &bq->poll_events[i++], writes_left);
+        if (i == count) i = 0;
     }
+    bq->poll_from = i;
+}
+
+static inline void run_events(bq_t *bq) {
+    uint32_t writes_left = WRITES_MAX;
+    if (BQ_LIKELY(bq->poll_count <= (int)WORK_LIGHT))
+        for (int i = 0; i < bq->poll_count; i++) on_ready(bq, &bq->poll_events[i], &writes_left);
+    else
+        run_many_events(bq, &writes_left);
+    bq->poll_count = 0;
 }
 
 /* The rest, and what did not fit one batch and marked itself again, is the next turn's. */
-static void flush_list(bq_t *bq, enum flush_order order, uint32_t count_max) {
+static inline void flush_list(bq_t *bq, enum flush_order order, uint32_t count_max, uint64_t bytes_max) {
     flush_list_t *list = &bq->dirty[order];
     uint32_t count = list->count < count_max ? list->count : count_max;
+    const uint64_t stop = bytes_max == UINT64_MAX ? UINT64_MAX : bq->stats.flush_bytes + bytes_max;
     for (uint32_t i = 0; i < count; i++) {
         connection_t *connection = list->items[i];
         connection->dirty &= (uint8_t) ~(1u << order);
         if (!connection->blocked) connection_flush(bq, connection);
         if (BQ_UNLIKELY(connection->waiters_left)) connection_wake_waiters(bq, connection);
+        if (bytes_max != UINT64_MAX && bq->stats.flush_bytes >= stop) count = i + 1;
     }
     list->count -= count;
     if (list->count) memmove(list->items, list->items + count, list->count * sizeof *list->items);
+}
+
+static BQ_APART void flush_wide(bq_t *bq) {
+    uint32_t most = bq->config.flush_subscribers;
+    flush_list(bq, FLUSH_WIDE, most < WIDE_SENDS_MAX ? most : WIDE_SENDS_MAX, WIDE_BYTES_MAX);
 }
 
 static inline bool anything_dirty(const bq_t *bq) { return bq->dirty[FLUSH_NARROW].count | bq->dirty[FLUSH_WIDE].count; }
 
 /* A thousand subscribers of one topic take the kernel milliseconds: what goes to few does not wait for them. */
 void core_flush(bq_t *bq) {
-    uint32_t most = bq->config.flush_subscribers;
     publish_run_close(bq);
     bq->turn_bytes = 0;
     bq->flush_due_ms = 0;
-    flush_list(bq, FLUSH_NARROW, most);
-    if (bq->dirty[FLUSH_WIDE].count) flush_list(bq, FLUSH_WIDE, most < WIDE_SENDS_MAX ? most : WIDE_SENDS_MAX);
+    flush_list(bq, FLUSH_NARROW, bq->config.flush_subscribers, UINT64_MAX);
+    if (BQ_UNLIKELY(bq->dirty[FLUSH_WIDE].count)) flush_wide(bq);
     if (anything_dirty(bq)) bq->flush_due_ms = bq->now_ms; /* it has waited once */
 }
 
@@ -183,7 +194,7 @@ static void retry_one(bq_t *bq, connection_t *connection) {
     }
     if (connection->fd < 0 && connection->queue.head) {
         connection->blocked = false;
-        connection_mark_dirty(bq, connection);
+        connection_mark_dirty(bq, connection, FLUSH_NARROW);
     }
     connection_resume(bq, connection, PAUSE_EVENTS);
 }

@@ -83,13 +83,14 @@ struct bq {
     uint32_t free_count;
     uint32_t open_count, refused_count;
     flush_list_t dirty[FLUSH_LISTS];
-    uint32_t flush_order; /* which of them those go to who get something now */
+    enum flush_order flush_order; /* the list of those who get a QoS 1 delivery now */
     share_t share;
     connection_t *retry;
     connection_t *dead;
     uint64_t ends_stop;    /* counted work at which ending connections stops in this turn */
     bool ends_left;        /* of that work, some is the next turn's */
     uint64_t input_bytes;  /* in buffers of connections whose frames are not whole yet */
+    uint64_t fed_bytes;    /* in BQ_EV_OUT events that have not been TAKEN */
     uint64_t turn_bytes;   /* read since the last flush */
     uint64_t flush_due_ms; /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
 
@@ -112,7 +113,7 @@ struct bq {
     letters_t letters;
     timeline_t timeline;
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
-    uint64_t held_count, held_last_lsn;
+    uint64_t held_count, held_bytes, held_last_lsn;
     bool commits_left;   /* of what is durable, some is the next turn's */
     uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
     uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
@@ -145,7 +146,6 @@ uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t f
 uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                        /* with the default and the maximum applied */
 uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms); /* 0: never */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                /* block policy: someone has no room */
-bool publish_over_budget(const bq_t *bq);                                        /* the pools hold more than memory_bytes */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                 /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error);
 void publish_run_give(bq_t *bq); /* the open run to its queues */
@@ -190,7 +190,15 @@ static inline uint32_t share_units(const bq_t *bq) { return bq->share.stop == UI
 
 static inline void share_done(bq_t *bq, connection_t *connection, uint64_t begun) {
     if (BQ_UNLIKELY(connection->pause & PAUSE_SHARE) || work_done(bq) - begun >= bq->config.work_share / 4)
-        share_end(bq, connection);
+        share_end(bq, connection, work_done(bq) - begun);
+}
+
+/* It has something to send. */
+static inline void connection_mark_dirty(bq_t *bq, connection_t *connection, enum flush_order order) {
+    if (connection->dirty & (order << FLUSH_WIDE | 1u)) return; /* who is on the narrow list is sent to soon enough */
+    connection->dirty |= (uint8_t)(order + 1);
+    flush_list_t *list = &bq->dirty[order];
+    list->items[list->count++] = connection;
 }
 
 static inline void connection_wake_waiters(bq_t *bq, connection_t *connection) {

@@ -65,7 +65,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
     }
     connection->state = CONNECTION_CLOSING;
     end_within(bq, connection, CLOSING_MS);
-    connection_mark_dirty(bq, connection);
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
     connection_update_interest(bq, connection);
 }
 
@@ -202,6 +202,8 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
         bq->refused_count--;
     else
         bq->open_count--;
+    bq->fed_bytes -= connection->fed_in_flight;
+    connection->fed_in_flight = 0;
     bq->stats.closed++;
     bq->stats.work += WORK_COMMAND;
     rights_drop(&bq->pool, connection->rights);

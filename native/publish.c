@@ -6,6 +6,7 @@
  * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. Whoever changes routes,
  * queues' order or the open segment closes it first.
  */
+#include "budget.h"
 #include "core.h"
 
 /* Publishers that serve many topics mostly go round them in one order, so the last one's follower is tried before the cache. */
@@ -24,11 +25,6 @@ topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32
     return topic;
 }
 
-/* The budget is exceeded: from here on queues of slow subscribers may only shrink. Fast ones are not touched, they hold nothing. */
-bool publish_over_budget(const bq_t *bq) {
-    return bq->config.memory_bytes && bq->pool.used_bytes - bq->pool.free_bytes > bq->config.memory_bytes;
-}
-
 /* Push under caps of a little less than the queue holds now, so that the policy makes it smaller by a sixteenth. */
 static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run) {
     const queue_t *queue = &target->queue;
@@ -40,31 +36,31 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
 
 /* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
  * is slow, never because many publishers were read in one turn. */
-static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run) {
+static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
     if (!target->blocked) connection_flush(bq, target);
     if (target->state != CONNECTION_OPEN) return;
     bq->stats.work += 1 + run->count / WORK_DROPS;
     if (bq->config.overflow_policy == BQ_BLOCK)
         queue_push(&target->queue, &bq->queues, run);
-    else if (target->blocked && publish_over_budget(bq))
+    else if (target->blocked && budget_over(bq))
         push_squeezed(bq, target, run);
     else
         queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
-    connection_mark_dirty(bq, target);
+    connection_mark_dirty(bq, target, order);
 }
 
 /* Give a run to one subscriber. */
-static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *run) {
+static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
     if (BQ_UNLIKELY(target->blocked || !queue_fits(&target->queue, &bq->queues, run->count, run->size))) {
-        push_to_slow(bq, target, run);
+        push_to_slow(bq, target, run, order);
         return;
     }
     queue_push(&target->queue, &bq->queues, run);
-    connection_mark_dirty(bq, target);
+    connection_mark_dirty(bq, target, order);
 }
 
 static bool has_room(const bq_t *bq, const connection_t *target, uint32_t messages, uint64_t bytes) {
-    if (target->blocked && target->queue.messages && publish_over_budget(bq)) return false;
+    if (target->blocked && target->queue.messages && budget_over(bq)) return false;
     return queue_fits(&target->queue, &bq->queues, messages, bytes);
 }
 
@@ -93,7 +89,15 @@ static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *ru
         session_t *session = topic->sessions[i];
         if (!session->grouped || !(all || !session->qos)) continue;
         connection_t *target = group_member(bq, session, run->count, run->size, &room);
-        if (target) push_to(bq, target, run);
+        if (target) push_to(bq, target, run, FLUSH_NARROW);
+    }
+}
+
+static BQ_APART void give_wide(bq_t *bq, const topic_t *topic, const queue_run_t *run) {
+    bq->stats.work += (uint64_t)topic->target_count * WORK_WIDE;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, run, FLUSH_WIDE);
     }
 }
 
@@ -102,13 +106,15 @@ void publish_run_give(bq_t *bq) {
     topic_t *topic = bq->open.topic;
     bq->open.run.segment = NULL;
     bq->open.topic = NULL;
-    bq->stats.work += topic->target_count;
-    bq->flush_order = topic->target_count > WIDE_TARGETS;
-    for (uint32_t i = 0; i < topic->target_count; i++) {
-        connection_t *target = topic->targets[i];
-        if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run);
+    if (BQ_UNLIKELY(topic->target_count > WIDE_TARGETS)) {
+        give_wide(bq, topic, &run);
+    } else {
+        bq->stats.work += topic->target_count;
+        for (uint32_t i = 0; i < topic->target_count; i++) {
+            connection_t *target = topic->targets[i];
+            if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run, FLUSH_NARROW);
+        }
     }
-    bq->flush_order = FLUSH_NARROW;
     if (BQ_UNLIKELY(topic->grouped)) push_to_groups(bq, topic, &run, true);
 }
 
@@ -391,12 +397,11 @@ void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
         .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
     segment_commit(&bq->segments, size);
     bq->stats.work += topic->target_count;
-    bq->flush_order = topic->target_count > WIDE_TARGETS;
+    const enum flush_order order = topic->target_count > WIDE_TARGETS;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];
         bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
-        if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run);
+        if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run, order);
     }
-    bq->flush_order = FLUSH_NARROW;
     if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
 }

@@ -53,7 +53,7 @@ struct routes {
     topic_t **chunks;      /* the slots, TOPIC_CHUNK at a time */
     uint32_t topics_max, slots;
     uint32_t hand; /* of the clock */
-    uint64_t targets_bytes;
+    uint64_t targets_bytes, filter_bytes;
     uint64_t serial;
     uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
     uint64_t seed;
@@ -236,14 +236,28 @@ static void filters_grow(routes_t *routes) {
 
 static size_t filter_bytes(const filter_t *filter) { return sizeof *filter + filter->size; }
 
+/* Filters and subscriptions are counted: see route_bytes. */
+static void *take(routes_t *routes, size_t size) {
+    void *block = pool_take(routes->pool, size);
+    if (block) routes->filter_bytes += pool_good_size(size);
+    return block;
+}
+
+static void give(routes_t *routes, void *block, size_t size) {
+    if (block) routes->filter_bytes -= pool_good_size(size);
+    pool_give(routes->pool, block, size);
+}
+
+uint64_t route_bytes(const routes_t *routes) { return routes->filter_bytes + routes->tries[0].bytes + routes->tries[1].bytes; }
+
 static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size, int dialect) {
-    filter_t *filter = pool_take(routes->pool, sizeof *filter + size);
+    filter_t *filter = take(routes, sizeof *filter + size);
     if (!filter) return NULL;
     *filter = (filter_t){.hash = hash, .dialect = dialect, .size = size};
     memcpy(filter->text, text, size);
     *routes->work += size / LEVEL_BYTES;
     if (dialect && !(filter->node = trie_insert(&routes->tries[dialect - 1], text, size, filter))) {
-        pool_give(routes->pool, filter, filter_bytes(filter));
+        give(routes, filter, filter_bytes(filter));
         return NULL;
     }
     if (routes->counts.filters >= routes->filters_size) filters_grow(routes);
@@ -257,10 +271,10 @@ static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text
 static void filter_free(routes_t *routes, filter_t *filter) {
     *filter_slot(routes, filter->hash, filter->text, filter->size) = filter->chain;
     if (filter->dialect) *routes->work += trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
-    pool_give(routes->pool, filter->members, filter->capacity * sizeof *filter->members);
-    pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
-    pool_give(routes->pool, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
-    pool_give(routes->pool, filter, filter_bytes(filter));
+    give(routes, filter->members, filter->capacity * sizeof *filter->members);
+    give(routes, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
+    give(routes, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
+    give(routes, filter, filter_bytes(filter));
     routes->counts.filters--;
 }
 
@@ -284,19 +298,19 @@ static void filter_free_if_unused(routes_t *routes, filter_t *filter) {
 static bool filter_reserve(routes_t *routes, filter_t *filter) {
     if (filter->count < filter->capacity) return true;
     uint32_t capacity = filter->capacity ? filter->capacity * 2 : 2;
-    connection_t **members = pool_take(routes->pool, capacity * sizeof *members);
-    subscription_t **subscriptions = pool_take(routes->pool, capacity * sizeof *subscriptions);
+    connection_t **members = take(routes, capacity * sizeof *members);
+    subscription_t **subscriptions = take(routes, capacity * sizeof *subscriptions);
     if (!members || !subscriptions) {
-        pool_give(routes->pool, members, capacity * sizeof *members);
-        pool_give(routes->pool, subscriptions, capacity * sizeof *subscriptions);
+        give(routes, members, capacity * sizeof *members);
+        give(routes, subscriptions, capacity * sizeof *subscriptions);
         return false;
     }
     if (filter->count) {
         memcpy(members, filter->members, filter->count * sizeof *members);
         memcpy(subscriptions, filter->subscriptions, filter->count * sizeof *subscriptions);
     }
-    pool_give(routes->pool, filter->members, filter->capacity * sizeof *members);
-    pool_give(routes->pool, filter->subscriptions, filter->capacity * sizeof *subscriptions);
+    give(routes, filter->members, filter->capacity * sizeof *members);
+    give(routes, filter->subscriptions, filter->capacity * sizeof *subscriptions);
     filter->members = members;
     filter->subscriptions = subscriptions;
     filter->capacity = capacity;
@@ -334,7 +348,7 @@ int route_subscribe(routes_t *routes, connection_t *connection, subscription_t *
     if (!filter) return error;
     if (subscription_find(routes, filter, connection, *list)) return 0;
     filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
-    subscription_t *subscription = filter_reserve(routes, filter) ? pool_take(routes->pool, sizeof *subscription) : NULL;
+    subscription_t *subscription = filter_reserve(routes, filter) ? take(routes, sizeof *subscription) : NULL;
     if (!subscription) {
         filter_free_if_unused(routes, filter);
         return BQ_E_MEMORY;
@@ -359,7 +373,7 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
     filter->subscriptions[subscription->index]->index = subscription->index;
     *subscription->link = subscription->next;
     if (subscription->next) subscription->next->link = subscription->link;
-    pool_give(routes->pool, subscription, sizeof *subscription);
+    give(routes, subscription, sizeof *subscription);
     routes->counts.subscriptions--;
     filter_free_if_unused(routes, filter);
 }
@@ -380,11 +394,13 @@ int route_session(routes_t *routes, session_t *session, session_route_t *at, con
     if (filter->session_count == filter->session_capacity) {
         uint32_t capacity = filter->session_capacity ? filter->session_capacity * 2 : 1;
         size_t old_bytes = filter->session_capacity * sizeof *filter->sessions;
-        session_t **sessions = pool_resize(routes->pool, filter->sessions, old_bytes, capacity * sizeof *sessions);
+        size_t bytes = capacity * sizeof(session_t *);
+        session_t **sessions = pool_resize(routes->pool, filter->sessions, old_bytes, bytes);
         if (!sessions) {
             filter_free_if_unused(routes, filter);
             return BQ_E_MEMORY;
         }
+        routes->filter_bytes += pool_good_size(bytes) - (filter->sessions ? pool_good_size(old_bytes) : 0);
         filter->sessions = sessions;
         filter->session_capacity = capacity;
     }

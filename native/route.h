@@ -96,6 +96,8 @@ typedef struct route_counts {
     uint64_t hits, misses, subscriptions, filters, topics;
 } route_counts_t;
 
+uint64_t route_bytes(const routes_t *routes); /* of filters and subscriptions */
+
 /* The counters are the routes' first member. */
 static inline const route_counts_t *route_counts(const routes_t *routes) { return (const route_counts_t *)(const void *)routes; }
 

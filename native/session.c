@@ -1,6 +1,8 @@
 /* session.c: a session's window: what it takes in, sends, and lets go of. See session.h for the picture and the invariants. */
 #include "session_flight.h"
 #include "commit.h"
+#include "budget.h"
+#include "core.h"
 
 #define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout grows to 32 times itself */
 
@@ -74,7 +76,7 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
 /* What is in flight and as much again, so that acknowledgements find the next ones ready. A session that is not durable has no
  * log to read the rest from: its window is its queue, as long as any other. */
 bool session_has_room(const bq_t *bq, const session_t *session, uint32_t size) {
-    if (session->window_count && publish_over_budget(bq)) return false;
+    if (session->window_count && budget_over(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (session->member_count > 1 ? session->member_count + 1 : 2);
     if (!session->durable && count_max < bq->config.subscriber_messages) count_max = bq->config.subscriber_messages;
     return session->window_count == 0 ||
@@ -194,8 +196,9 @@ static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
     queue_run_t run = {.segment = delivery->hold.segment, .offset = delivery->hold.offset, .size = delivery->hold.size};
     if (BQ_UNLIKELY(!member->qos) && !quiet_copy(bq, delivery, &run)) return false;
     if (!queue_push_kept(&member->connection->queue, &bq->queues, &run, &delivery->hold)) return false;
-    connection_mark_dirty(bq, member->connection);
+    connection_mark_dirty(bq, member->connection, bq->flush_order);
     flight_begin(bq, delivery, member);
+    bq->stats.work += WORK_DELIVERY;
     if (BQ_UNLIKELY(delivery->killed)) delivery->alone = member->alone = tries_alone(bq, delivery);
     return true;
 }
@@ -211,7 +214,6 @@ void delivery_handed(void *context, queue_entry_t *hold) {
         session->redelivered++;
         bq->stats.redelivered++;
     }
-    bq->stats.work += WORK_DELIVERY;
     if (delivery->now.member->qos) {
         core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));
         delivery->deliveries++;

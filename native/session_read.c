@@ -11,6 +11,7 @@
  */
 #include "session_internal.h"
 #include "commit.h"
+#include "budget.h"
 #include "core.h"
 #include "trie.h"
 
@@ -204,7 +205,7 @@ static void blocks_squeeze(bq_t *bq) {
 
 void session_reads_turn(bq_t *bq) {
     sessions_t *sessions = &bq->sessions;
-    if (publish_over_budget(bq)) blocks_squeeze(bq);
+    if (budget_over(bq)) blocks_squeeze(bq);
     if (!sessions->read_first || (!sessions->readers_changed && bq->now_ms < sessions->read_due_ms)) return;
     sessions->readers_changed = false;
     sessions->read_due_ms = UINT64_MAX;

@@ -17,8 +17,9 @@ void share_line_up(bq_t *bq, connection_t *connection) {
     list->tail = &connection->ready_next;
 }
 
-void share_end(bq_t *bq, connection_t *connection) {
+void share_end(bq_t *bq, connection_t *connection, uint64_t used) {
     connection->heavy = true;
+    if (used > bq->config.work_share) connection->debt += used - bq->config.work_share;
     if (!(connection->pause & PAUSE_SHARE)) return;
     if (connection->pause == PAUSE_SHARE)
         share_line_up(bq, connection);
@@ -60,17 +61,37 @@ static void serve(bq_t *bq, connection_t *connection) {
     share_done(bq, connection, begun);
 }
 
-/* Those in a list now, one after the other, until they have done `work` units together. */
-static void run_list(bq_t *bq, connection_list_t *list, uint64_t work) {
-    const uint64_t stop = work_done(bq) + work;
-    while (list->first && work_done(bq) < stop) {
-        connection_t *connection = list->first;
-        list->first = connection->ready_next;
-        if (!list->first) list->tail = &list->first;
-        serve(bq, connection);
-    }
+static connection_t *list_pop(connection_list_t *list) {
+    connection_t *connection = list->first;
+    list->first = connection->ready_next;
+    if (!list->first) list->tail = &list->first;
+    return connection;
 }
 
-void share_run_light(bq_t *bq) { run_list(bq, &bq->share.light, WORK_LIGHT * (uint64_t)bq->config.work_share); }
+void share_run_light(bq_t *bq) {
+    const uint64_t stop = work_done(bq) + WORK_LIGHT * (uint64_t)bq->config.work_share;
+    while (bq->share.light.first && work_done(bq) < stop) serve(bq, list_pop(&bq->share.light));
+}
 
-void share_run_line(bq_t *bq) { run_list(bq, &bq->share.line, WORK_LINE * (uint64_t)bq->config.work_share); }
+/* It sits out one share. Returns how much of it that was. */
+static uint64_t pay(bq_t *bq, connection_t *connection) {
+    const uint64_t share = bq->config.work_share, paid = connection->debt < share ? connection->debt : share;
+    connection->debt -= paid;
+    connection->ready = false;
+    share_line_up(bq, connection);
+    return paid;
+}
+
+void share_run_line(bq_t *bq) {
+    uint64_t left = WORK_LINE * (uint64_t)bq->config.work_share, used;
+    for (; bq->share.line.first && left; left -= used < left ? used : left) {
+        connection_t *connection = list_pop(&bq->share.line);
+        const uint64_t begun = work_done(bq);
+        if (connection->debt && connection->state == CONNECTION_OPEN) {
+            used = pay(bq, connection);
+        } else {
+            serve(bq, connection);
+            used = work_done(bq) - begun + 1;
+        }
+    }
+}

@@ -27,7 +27,10 @@ void trie_init(trie_t *trie, pool_t *pool, uint8_t separator, uint8_t wildcard_o
     *trie = (trie_t){.pool = pool, .separator = separator, .wildcard_one = wildcard_one, .wildcard_rest = wildcard_rest};
 }
 
-static void node_free(trie_t *trie, trie_node_t *node) { pool_give(trie->pool, node, sizeof *node + node->level_size); }
+static void node_free(trie_t *trie, trie_node_t *node) {
+    trie->bytes -= pool_good_size(sizeof *node + node->level_size);
+    pool_give(trie->pool, node, sizeof *node + node->level_size);
+}
 
 void trie_release(trie_t *trie) {
     if (trie->root) node_free(trie, trie->root);
@@ -73,6 +76,7 @@ static bool table_grow(trie_t *trie) {
 static trie_node_t *node_new(trie_t *trie, trie_node_t *parent, const uint8_t *level, uint32_t size) {
     trie_node_t *node = pool_take(trie->pool, sizeof *node + size);
     if (!node) return NULL;
+    trie->bytes += pool_good_size(sizeof *node + size);
     *node = (trie_node_t){.parent = parent, .level_size = size};
     if (size) memcpy(node->level, level, size);
     return node;

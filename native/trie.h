@@ -33,6 +33,7 @@ typedef struct trie {
     trie_node_t **table;   /* literal children by (parent, level) */
     uint32_t table_size;   /* a power of two */
     uint32_t node_count;   /* in the table */
+    uint64_t bytes;        /* taken from the pool */
     uint8_t separator;     /* '.' or '/' */
     uint8_t wildcard_one;  /* '*' or '+' */
     uint8_t wildcard_rest; /* '>' or '#' */

@@ -43,7 +43,7 @@ static BQ_APART void wake_some(bq_t *bq, connection_t *connection, wait_list_t *
     wait_release(bq, list, WAKES_MAX);
     if (!list->first) return;
     connection->waiters_left = true;
-    connection_mark_dirty(bq, connection);
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
 }
 
 BQ_APART void wait_wake(bq_t *bq, connection_t *connection) {

@@ -815,7 +815,7 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
     """1,024 subscribers of everything and 2,200 topics take more than the lists may hold, so what is looked up drops another
     topic's list, each in its turn. Here every turn drops one while messages of `waiting` wait to be handed out."""
     topics = [f"t.{number}" for number in range(2200)]
-    with Bench(ring_bytes=65_536, subscriber_messages=2, max_connections=1100) as bench:
+    with Bench(ring_bytes=65_536, subscriber_messages=2, max_connections=1100, work_share=1 << 30) as bench:
         first, second, third = bench.attach(), bench.attach(), bench.attach()
         everyone = [bench.attach() for _ in range(1024)]
         for client in everyone:
