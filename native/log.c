@@ -540,12 +540,13 @@ static int replay(log_t *log, recover_t *recover, opening_t *opening) {
     return BQ_OK;
 }
 
-/* The largest record that was found is taken again, as a dead letter, though the limits may have been lowered since: as far as the
- * quota has room for segments that hold it. */
+/* The largest record that was found is taken again, as a dead letter, though the limits have been lowered since: as far as the quota
+ * has room for segments that hold it. */
 static void sizes_raise(log_t *log, uint32_t record_bytes) {
+    if (record_bytes <= log_record_bytes_max(log)) return;
     uint64_t batch = (2ull * (record_bytes + LETTER_MORE_BYTES) + 4095) & ~4095ull;
     uint64_t segment = 2 * batch > log->config.segment_bytes ? 2 * batch : log->config.segment_bytes;
-    if (batch <= log->config.batch_bytes_max || batch > FORMAT_BATCH_BYTES_MAX / 2 || segment > log->config.max_bytes / 4) return;
+    if (batch > FORMAT_BATCH_BYTES_MAX / 2 || segment > log->config.max_bytes / 4) return;
     log->config.batch_bytes_max = (uint32_t)batch;
     log->config.segment_bytes = (uint32_t)segment;
 }

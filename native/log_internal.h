@@ -16,7 +16,7 @@
 #define LOG_SEGMENTS_MAX 65536u
 #define LOG_SCAN_BYTES (1u << 20)
 #define LOG_READ_SCAN_BYTES (LOG_SCAN_BYTES / 4) /* of the read thread */
-#define LOG_CHECKPOINT_BYTES_MAX (256u << 20)
+#define LOG_CHECKPOINT_BYTES_MAX (1u << 30) /* of 1,000,000 subscriptions with texts of the largest size: what settings allow */
 #define LOG_SEGMENT_TEMPORARY "wal.tmp"
 #define LOG_CHECKPOINT_TEMPORARY "checkpoint.tmp"
 #define LOG_LOCK_NAME "LOCK"
