@@ -44,6 +44,7 @@ from blipmq.native.events import (
     Listed,
     Out,
     SessionEnded,
+    SessionExpired,
     SessionsListed,
     Stats,
     Stopped,
@@ -125,6 +126,7 @@ def core_config(config: Config) -> CoreConfig:
         max_sessions=config.limits.max_sessions,
         max_sessions_per_key=config.sessions_per_key,
         max_deliveries=config.qos1.max_deliveries,
+        session_expiry_ms=config.qos1.session_expiry_ms,
         run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,
         hello_timeout_ms=config.limits.hello_timeout_ms,
@@ -492,6 +494,7 @@ class Broker:
             Listed: status.listed,
             SessionsListed: status.session_lists.listed,
             SessionEnded: self._session_ended,
+            SessionExpired: protocol.session_expired,
             Accepting: self._accepting,
             Stopped: self._has_stopped,
         }

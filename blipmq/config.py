@@ -301,6 +301,15 @@ class Qos1(Section):
         10_000,
         reload=True,
     )
+    session_expiry_ms: int = key(
+        0,
+        "A durable subscription or queue group that nobody was connected to for this long ends by itself, and what waited for it "
+        "is let go. Time off counts as far as it is known. 0: never.",
+        "ms",
+        0,
+        365 * DAY_MS,
+        reload=True,
+    )
 
 
 class Delivery(Section):

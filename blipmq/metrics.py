@@ -252,6 +252,11 @@ METRICS: tuple[Metric, ...] = (
         _by("reason", "max_sessions", "stats.sessions_refused"),
         _by("reason", "max_sessions_per_key", "stats.sessions_refused_key"),
     ),
+    _counter(
+        "blipmq_sessions_expired_total",
+        "Durable subscriptions that ended because nobody was connected to them for qos1.session_expiry_ms.",
+        "stats.sessions_expired",
+    ),
     # the log
     _gauge("blipmq_log_state", "0: there is no log, 1: it is well, 2: full, 3: failed.", "stats.log_state"),
     _gauge("blipmq_log_errno", "The system's error that the log failed with; 0: none.", "stats.log_errno"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from blipmq import session_list
 from blipmq.auth import Auth
 from blipmq.config import Config
 from blipmq.errors import (
@@ -23,7 +24,7 @@ from blipmq.errors import (
 )
 from blipmq.logs import Log
 from blipmq.native.core import Core
-from blipmq.native.events import AdminAsked, Closed, CloseReason, Hello, Info, Sub, Unsub, Unsubscribed
+from blipmq.native.events import AdminAsked, Closed, CloseReason, Hello, Info, SessionExpired, Sub, Unsub, Unsubscribed
 from blipmq.session_list import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import OWNER_ENDS, Session, Sessions
 from blipmq.status import Status
@@ -224,6 +225,12 @@ class NativeProtocol:
         session = self._sessions.find(event.conn)
         if session is None or not session.closing:
             self._operators().admin(event, session)
+
+    def session_expired(self, event: SessionExpired) -> None:
+        """Say that nobody came back to a durable subscription, so it has ended."""
+        fact = session_list.facts(event.row, self._sessions)
+        names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
+        self._log.warning("session_expired", **names, lag_messages=fact["lag_messages"], away_ms=fact["away_ms"])
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""

@@ -228,6 +228,7 @@ class Status:
                 "acked": counters["acked"],
                 "redelivered": counters["redelivered"],
                 "dead_lettered": counters["dead_lettered"],
+                "expired": counters["sessions_expired"],
                 "refused": {
                     "max_sessions": counters["sessions_refused"],
                     "max_sessions_per_key": counters["sessions_refused_key"],

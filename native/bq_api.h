@@ -26,6 +26,7 @@ typedef struct bq_config {
     uint64_t subscriber_bytes;        /* per queue: encoded bytes waiting */
     uint64_t default_ttl_ms;          /* for a publish with ttl_ms 0; 0: never expires */
     uint64_t max_ttl_ms;              /* longer ones are cut to this */
+    uint64_t session_expiry_ms;       /* a durable session that nobody was connected to for so long ends; 0: never */
     uint32_t subscriber_messages;     /* per queue: messages waiting */
     uint32_t overflow_policy;         /* enum bq_overflow */
     uint32_t max_connections;         /* open at once */
@@ -169,9 +170,10 @@ enum bq_event_type {
     BQ_EV_UNSUBSCRIBED = 14, /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
                                without a group all of that filter */
     BQ_EV_SESSION_ENDED =
-        15,          /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
+        15,           /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
                                  such client_ids; 503: the log did not take it */
-    BQ_EV_ADMIN = 16 /* conn, seq; data: what is to be done */
+    BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
+    BQ_EV_SESSION_EXPIRED = 17 /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
@@ -293,6 +295,7 @@ typedef struct bq_stats {
     uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
     uint64_t sessions_refused;        /* counters: SUBs over max_sessions, */
     uint64_t sessions_refused_key;    /* over max_sessions_per_key */
+    uint64_t sessions_expired;        /* durable ones that ended because nobody was connected to them for session_expiry_ms */
     uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
     uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
     uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */

@@ -441,7 +441,8 @@ static void checkpoint_when_due(bq_t *bq) {
     if (stats.full || stats.bytes > bq->log_max_bytes / 2) sessions_skim(bq);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
-    if (!grown && !old && !stats.full) return;
+    bool seen = bq->sessions.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
+    if (!grown && !old && !seen && !stats.full) return;
     bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
     if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;
@@ -449,10 +450,11 @@ static void checkpoint_when_due(bq_t *bq) {
     uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
     if (!bytes) return;
     bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
-    if ((grown || old || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+    if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
         if (keep_from > bq->sessions.kept_from) bq->sessions.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
+        bq->sessions.seen_changed = false;
         bq->checkpoints_seen = stats.checkpoints;
     }
     free(bytes);

@@ -20,6 +20,7 @@
 #include "queue.h"
 #include "route.h"
 #include "session_end.h"
+#include "session_expire.h"
 #include "session_list.h"
 #include "session_owner.h"
 
@@ -140,7 +141,7 @@ typedef struct session {
     uint64_t behind_messages, behind_bytes; /* that wait for it in the log, at next_lsn or later */
     uint64_t behind_stamp_ms;               /* wall clock of the oldest of them, or of one before it; 0: not known */
     bool behind_unsure;                     /* a restart has lost count: they are at most so many */
-    uint64_t seen_wall_ms;                  /* when its last connection left it; 0: not known */
+    uint64_t seen_wall_ms, seen_ms;         /* when its last connection left it, by the wall clock and by T; 0: not known */
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t text[]; /* filter, client_id of one that is no group, group */
@@ -191,6 +192,11 @@ typedef struct sessions {
     bool readers_changed;
     session_end_t *ending; /* the oldest first */
     session_owner_t *owners[OWNER_CHAINS];
+    session_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
+    uint64_t expire_due_ms;
+    uint64_t begun_ms;                                             /* T at the start, once it is known */
+    bool seen_changed;                                             /* who is connected to what, since the last checkpoint */
+    uint64_t replayed_messages, replayed_bytes, replayed_stamp_ms; /* at the start: publishes behind the checkpoint */
 } sessions_t;
 
 bool sessions_init(struct bq *bq);

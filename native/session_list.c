@@ -20,18 +20,16 @@
 uint64_t session_lag_messages(const session_t *session) { return session->window_count + session->behind_messages; }
 uint64_t session_lag_bytes(const session_t *session) { return session->window_bytes + session->behind_bytes; }
 
-/* By the wall clock, which the messages were stamped with: one that was set in between makes it wrong. */
-uint64_t session_oldest_ms(const bq_t *bq, const session_t *session) {
-    uint64_t stamp = session->behind_stamp_ms;
-    if (session->head) stamp = message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
-    if (!session_lag_messages(session) || !stamp) return UINT64_MAX;
-    return bq->wall_ms > stamp ? bq->wall_ms - stamp : 0;
+uint64_t session_stamp_ms(const session_t *session) {
+    if (session->head) return message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
+    return session->behind_messages ? session->behind_stamp_ms : 0;
 }
 
-uint64_t session_away_ms(const bq_t *bq, const session_t *session) {
-    if (session->members) return 0;
-    if (!session->seen_wall_ms) return UINT64_MAX;
-    return bq->wall_ms > session->seen_wall_ms ? bq->wall_ms - session->seen_wall_ms : 0;
+/* By the wall clock, which the messages were stamped with: one that was set in between makes it wrong. */
+uint64_t session_oldest_ms(const bq_t *bq, const session_t *session) {
+    uint64_t stamp_ms = session_stamp_ms(session);
+    if (!stamp_ms) return UINT64_MAX;
+    return bq->wall_ms > stamp_ms ? bq->wall_ms - stamp_ms : 0;
 }
 
 static uint64_t log_bytes_of(const session_t *session, const log_span_t *span) {
@@ -201,4 +199,15 @@ BQ_APART bool event_sessions(bq_t *bq, const session_list_request_t *request) {
 
 void session_list_forget(bq_t *bq, const session_t *session) {
     if (bq->sessions.list.next == session) bq->sessions.list.next = session->next;
+    if (bq->sessions.expire_next == session) bq->sessions.expire_next = session->next;
+}
+
+BQ_APART bool event_session(bq_t *bq, uint16_t type, const session_t *session, uint16_t code, uint64_t seq, uint64_t value) {
+    uint8_t data[ROW_BYTES_MAX];
+    bq_session_row_t row;
+    log_span_t span;
+    log_span(bq->log, &span);
+    row_fill(bq, session, &span, &row);
+    uint32_t size = row_write(data, &row, session);
+    return event_push(bq, &(bq_event_t){.type = type, .code = code, .seq = seq, .value = value, .data = data, .data_size = size});
 }

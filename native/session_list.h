@@ -31,13 +31,15 @@ typedef struct session_list_request {
 
 bool event_sessions(struct bq *bq, const session_list_request_t *request); /* false: no room among the events now */
 void session_list_forget(struct bq *bq, const struct session *session);    /* it is about to end */
+/* An event about one session: its row, with `seq` and `value` as the event's own. False: no room. */
+bool event_session(struct bq *bq, uint16_t type, const struct session *session, uint16_t code, uint64_t seq, uint64_t value);
 
 /* What a session has not settled, and how old the oldest of it is. */
 uint64_t session_lag_messages(const struct session *session);
 uint64_t session_lag_bytes(const struct session *session);
 uint64_t session_oldest_ms(const struct bq *bq, const struct session *session); /* an age; UINT64_MAX: not known */
 
-uint64_t session_away_ms(const struct bq *bq, const struct session *session); /* UINT64_MAX: not known */
+uint64_t session_stamp_ms(const struct session *session); /* wall clock of its oldest message; 0: not known, or none */
 
 /* Whether an identity is this client_id, as it is or behind the name of its key. */
 bool session_client_is(const uint8_t *identity, uint32_t identity_size, const uint8_t *client_id, uint32_t size);

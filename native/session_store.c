@@ -153,7 +153,7 @@ typedef struct checkpoint_head {
 
 /* Behind the sessions: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
  * before sections pass over all of them. */
-enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3 };
+enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3, SECTION_SEEN = 4 };
 
 typedef struct section_head {
     uint32_t kind, size;
@@ -243,6 +243,16 @@ static void holders_put(uint8_t *out, const bq_t *bq) {
     }
 }
 
+static void seen_put(uint8_t *out, const bq_t *bq) {
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+        if (!session->durable) continue;
+        seen_record_t record;
+        session_seen_write(bq, session, &record);
+        memcpy(out, &record, sizeof record);
+        out += sizeof record;
+    }
+}
+
 static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     section_head_t head;
     while (size >= sizeof head) {
@@ -250,6 +260,7 @@ static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
         if (head.size > size - sizeof head) return true;
         if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_PAST) pasts_load(bq, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_SEEN) session_seen_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_HOLDERS && !holders_load(bq, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
@@ -300,6 +311,24 @@ static bool numbers_read(const log_record_t *entry, uint64_t *numbers, uint32_t 
     return true;
 }
 
+/* What waits for a session is not counted record by record, for that a start has no time: those behind the checkpoint may be its own. */
+static void replayed(bq_t *bq, const publish_record_t *publish, uint32_t size) {
+    sessions_t *sessions = &bq->sessions;
+    if (!sessions->replayed_messages++) sessions->replayed_stamp_ms = publish->timestamp_ms;
+    sessions->replayed_bytes += size;
+}
+
+/* At most so much waits for a session that was found behind. */
+static void lag_restore(const bq_t *bq, session_t *session) {
+    const sessions_t *sessions = &bq->sessions;
+    uint64_t most = bq->found_lsn - session->floor_lsn;
+    session->behind_messages += sessions->replayed_messages;
+    session->behind_bytes += sessions->replayed_bytes;
+    session->behind_unsure |= sessions->replayed_messages > 0;
+    if (session->behind_messages > most) session->behind_messages = most;
+    if (!session->behind_stamp_ms) session->behind_stamp_ms = sessions->replayed_stamp_ms;
+}
+
 /* A record that is not what its type says is passed over, as one of a later version is: the others are still good. */
 bool session_restore(void *context, const log_record_t *entry) {
     bq_t *bq = context;
@@ -312,6 +341,7 @@ bool session_restore(void *context, const log_record_t *entry) {
         if (!publish_read(entry->bytes, entry->size, &publish)) return true;
         if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
         timeline_restore_publish(bq, entry->lsn, &publish);
+        replayed(bq, &publish, entry->size);
         return true;
     case LOG_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
     case LOG_IDS:
@@ -334,7 +364,11 @@ bool session_restore(void *context, const log_record_t *entry) {
  * all of it may have been, and says so. */
 void session_restored(bq_t *bq) {
     for (session_t *session = bq->sessions.all; session; session = session->next) {
-        if (session->floor_lsn >= bq->found_lsn || !session->qos) continue;
+        if (session->floor_lsn >= bq->found_lsn || !session->qos) {
+            session_behind_end(session);
+            continue;
+        }
+        lag_restore(bq, session);
         session->behind = true;
         session->next_lsn = session->floor_lsn + 1;
         session->doubtful_lsn = bq->found_lsn;
@@ -383,7 +417,9 @@ uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
                               .ids_reserved = bq->ids_reserved,
                               .next_session_id = bq->sessions.next_id};
     uint32_t timeline_size = timeline_section_size(bq, *keep_from);
-    bytes = sums.bytes + sums.holders_bytes + sums.pasts_bytes + 2 * sizeof(section_head_t) + section_bytes(timeline_size);
+    uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
+    bytes = sums.bytes + sums.holders_bytes + sums.pasts_bytes + seen_bytes + 3 * sizeof(section_head_t) +
+            section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
@@ -398,6 +434,7 @@ uint8_t *sessions_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
     holders_put(section_begin(out, &at, SECTION_HOLDERS, (uint32_t)sums.holders_bytes), bq);
     uint8_t *pasts = section_begin(out, &at, SECTION_PAST, (uint32_t)sums.pasts_bytes);
     pasts_put(pasts, bq);
+    seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), bq);
     timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;

@@ -23,6 +23,7 @@ static void member_remove(bq_t *bq, member_t *member) {
     if (member->connection_next) member->connection_next->connection_link = member->connection_link;
     session->member_count--;
     session->seen_wall_ms = bq->wall_ms;
+    session_seen(bq, session);
     member->connection->group_count -= session->grouped;
     pool_give(&bq->pool, member, sizeof *member);
     if (!session->member_count && session->durable) session_window_leave(bq, session);
@@ -53,6 +54,7 @@ static member_t *member_add(bq_t *bq, session_t *session, connection_t *connecti
     connection->members = member;
     connection->group_count += session->grouped;
     session->member_count++;
+    session_seen(bq, session);
     session_pump_later(bq, session);
     return member;
 }

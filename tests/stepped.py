@@ -26,6 +26,7 @@ from blipmq.native.events import (
     Listed,
     Out,
     SessionEnded,
+    SessionExpired,
     SessionRow,
     SessionsListed,
     Stats,
@@ -193,6 +194,7 @@ class Bench:
         self.closed: list[Closed] = []
         self.stopped: Stopped | None = None
         self.accepting: list[Accepting] = []
+        self.expired: list[SessionExpired] = []
         self.unsubscribed: list[Unsubscribed] = []
         self._seq = 0
         self._clients: dict[int, Client] = {}
@@ -345,6 +347,8 @@ class Bench:
                 self._clients.pop(event.conn).closed = event
         elif isinstance(event, Attached | Stats | Listed | SessionsListed | SessionEnded):
             self._answers[event.seq] = event
+        elif isinstance(event, SessionExpired):
+            self.expired.append(event)
         elif isinstance(event, Stopped):
             self.stopped = event
         elif isinstance(event, Unsubscribed):

@@ -152,6 +152,11 @@ def one_key_has_all_it_may(scene):
         first.next()
 
 
+def nobody_comes_back_to_a_subscription(scene):
+    subscribe_qos1(scene, "orders", "gone", durable=True).close()
+    until_stats(scene, lambda now: now["sessions_expired"])
+
+
 def too_many_subscriptions_are_made(scene):
     client = scene.client("many")
     for filter_ in "ab":
@@ -454,6 +459,10 @@ CAUSES = [
         {**KEYED, **LOGGED, "limits": {"max_connections_per_key": 1, "max_sessions_per_key": 1}},
         """blipmq_connections_refused_total{reason="max_connections_per_key"}
         blipmq_sessions_refused_total{reason="max_sessions_per_key"}""",
+    ),
+    (
+        nobody_comes_back_to_a_subscription, {**LOGGED, "qos1": {"session_expiry_ms": 100}},
+        "blipmq_sessions_expired_total",
     ),
     (
         too_many_subscriptions_are_made, {**LOGGED, "limits": {"max_sessions": 1}},

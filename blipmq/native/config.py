@@ -27,6 +27,7 @@ class CoreConfig(NamedTuple):
     subscriber_bytes: int = 64 << 20
     default_ttl_ms: int = 0
     max_ttl_ms: int = 24 * 3600 * 1000
+    session_expiry_ms: int = 0
     subscriber_messages: int = 262_144
     overflow_policy: int = Overflow.DROP_OLDEST
     max_connections: int = 10_000

@@ -230,6 +230,12 @@ class SessionEnded(NamedTuple):
     code: int
 
 
+class SessionExpired(NamedTuple):
+    """A durable session has ended: nobody was connected to it for too long."""
+
+    row: SessionRow
+
+
 class Accepting(NamedTuple):
     """Accepting has paused (`errno` tells why) or resumed."""
 
@@ -245,7 +251,7 @@ class Stopped(NamedTuple):
 
 Event: TypeAlias = (
     "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed"
-    " | SessionEnded | Accepting | Stopped"
+    " | SessionEnded | SessionExpired | Accepting | Stopped"
 )
 
 
@@ -315,8 +321,15 @@ def _list(e: CData) -> Event:
 
 def _sessions(e: CData) -> Event:
     data = _data(e)
-    at = _SUMS_LAYOUT.size
     sums = dict(zip(SUMS_FIELDS, _SUMS_LAYOUT.unpack_from(data), strict=True))
+    return SessionsListed(e.seq, bool(e.value), sums, _session_rows(data, _SUMS_LAYOUT.size))
+
+
+def _session_expired(e: CData) -> Event:
+    return SessionExpired(_session_rows(_data(e), 0)[0])
+
+
+def _session_rows(data: bytes, at: int) -> list[SessionRow]:
     rows = []
     while at < len(data):
         numbers = _SESSION_LAYOUT.unpack_from(data, at)
@@ -335,7 +348,7 @@ def _sessions(e: CData) -> Event:
         oldest_ms, last_seen_ms, away_ms = (None if ms == _UNKNOWN else ms for ms in numbers[5:8])
         known = (*numbers[:5], oldest_ms, last_seen_ms or 0, away_ms, *numbers[8:-5])
         rows.append(SessionRow._make((*known, clients, filter, group, tuple(names))))
-    return SessionsListed(e.seq, bool(e.value), sums, rows)
+    return rows
 
 
 def _session_ended(e: CData) -> Event:
@@ -374,6 +387,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_LIST: _list,
     lib.BQ_EV_SESSIONS: _sessions,
     lib.BQ_EV_SESSION_ENDED: _session_ended,
+    lib.BQ_EV_SESSION_EXPIRED: _session_expired,
     lib.BQ_EV_ADMIN: _admin,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,
