@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blipmq.broker import Broker as Broker
     from blipmq.client import Client as Client
     from blipmq.client import connect as connect
+    from blipmq.client_protocol import Receipt as Receipt
     from blipmq.config import Config as Config
     from blipmq.subscription import Subscription as Subscription
     from blipmq.wire import Message as Message
@@ -33,6 +34,7 @@ _HOMES = {
     "BlockingClient": "blipmq.blocking",
     "BlockingSubscription": "blipmq.blocking_subscription",
     "Message": "blipmq.wire",
+    "Receipt": "blipmq.client_protocol",
     "Broker": "blipmq.broker",
     "BlockingBroker": "blipmq.blocking_broker",
     "Config": "blipmq.config",
@@ -46,6 +48,7 @@ __all__ = [
     "Client",
     "Config",
     "Message",
+    "Receipt",
     "Subscription",
     "__version__",
     "connect",

@@ -23,7 +23,7 @@ from blipmq.address import Address, parse_address
 from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
 from blipmq.blocking_connection import BlockingConnection, StateCallback
 from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscription
-from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
+from blipmq.client_protocol import ClientProtocol, Receipt, as_bytes, decode_info
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
 from blipmq.outage import check_options, seconds_to_wait
@@ -105,9 +105,10 @@ class BlockingClient:
     # ---- publishing ----
 
     @in_turn
-    def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> int:
+    def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
         """Send one message. QoS 0 returns 0 once the system has it (see flush); QoS 1 returns the message's id once the
-        broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
+        broker has it on disk, a number that says as `.subscriptions` for how many it is stored. `ttl_ms` 0: the broker's
+        default. During an outage this waits for the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
         or TimedOut a QoS 1 message may have arrived even so.
@@ -117,11 +118,11 @@ class BlockingClient:
         self._connection.wait_connected()
         if qos:
             request = self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms)
-            return self._connection.answer(request).id
+            return Receipt.of(self._connection.answer(request))
         self._protocol.publish(topic, as_bytes(payload), ttl_ms)
         self._published = True
         self._connection.send()
-        return 0
+        return Receipt(0)
 
     @in_turn
     def publish_many(

@@ -24,7 +24,7 @@ from typing import Any
 
 from blipmq.address import Address, parse_address
 from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
-from blipmq.client_protocol import ClientProtocol, as_bytes, decode_info
+from blipmq.client_protocol import ClientProtocol, Receipt, as_bytes, decode_info
 from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
@@ -111,10 +111,10 @@ class Client:
 
     # ---- publishing ----
 
-    async def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> int:
+    async def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
         """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the
-        message's id once the broker has it on disk. `ttl_ms` 0: the broker's default. During an outage this waits for
-        the connection.
+        message's id once the broker has it on disk, a number that says as `.subscriptions` for how many it is stored.
+        `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
         or TimedOut a QoS 1 message may have arrived even so.
@@ -123,7 +123,7 @@ class Client:
             check_qos(qos)
             self._connection.check_loop()
             request = await self._send_answered(topic, as_bytes(payload), ttl_ms, WINDOW_MESSAGES_MAX)
-            return (await self._connection.answer(request)).id
+            return Receipt.of(await self._connection.answer(request))
         connection, protocol = self._connection, self._protocol
         connection.check_loop()
         if not connection.can_write:
@@ -135,7 +135,7 @@ class Client:
             await asyncio.sleep(0)  # a loop that only publishes must not keep everyone else from running
         else:
             connection.schedule_flush()
-        return 0
+        return Receipt(0)
 
     async def publish_many(
         self,

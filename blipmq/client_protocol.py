@@ -372,6 +372,23 @@ class ClientProtocol:
                 self.on_refusal(error)
 
 
+class Receipt(int):
+    """What a publish returns: the message's id (0 for QoS 0), which is all there is to it as a number."""
+
+    subscriptions: int | None
+    """For how many QoS 1 subscriptions and queue groups the broker has stored it, those of absent clients included; None: it
+    does not say (QoS 0, or a broker of an earlier version)."""
+
+    def __new__(cls, id_: int, subscriptions: int | None = None) -> Receipt:
+        receipt = super().__new__(cls, id_)
+        receipt.subscriptions = subscriptions
+        return receipt
+
+    @classmethod
+    def of(cls, reply: Reply) -> Receipt:
+        return cls(reply.id, reply.subscriptions)
+
+
 def decode_info(reply: Reply) -> dict[str, Any]:
     """The JSON object in the answer to INFO."""
     import json  # only INFO needs it, and the command line must start fast

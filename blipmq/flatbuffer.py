@@ -92,6 +92,11 @@ class Table:
             raise broken(f"field {slot} out of range")
         return at
 
+    def number_or_none(self, slot: int, width: Struct) -> int | None:
+        """A scalar; None if absent."""
+        at = self._at(slot, width.size)
+        return int(width.unpack_from(self.body, at)[0]) if at else None
+
     def number(self, slot: int, width: Struct) -> int:
         """A scalar; 0 if absent."""
         at = self._at(slot, width.size)

@@ -83,7 +83,7 @@ class Reply(NamedTuple):
     message: str
     id: int
     payload: bytes
-    subscriptions: int = 0
+    subscriptions: int | None = None  # of a QoS 1 PUB; a broker that does not say is of an earlier version
     keepalive_ms: int = 0
 
 
@@ -117,7 +117,7 @@ def decode_reply(body: bytes) -> Reply:
         table.text(2),
         table.number(3, U64),
         table.vector(4) or b"",
-        table.number(5, U64),
+        table.number_or_none(5, U64),
         table.number(6, U64),
     )
 

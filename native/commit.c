@@ -265,13 +265,14 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
 /* Its time to live ended while it waited for the disk. Sessions that are behind find that out when they read it back. */
-static BQ_APART void fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
+static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
     uint64_t count = 0;
+    uint32_t stored = 0;
     for (uint32_t i = 0; i < topic->session_count && held->kind == HELD_PUBLISH; i++) {
         session_t *session = topic->sessions[i];
         if (!session->qos || held->lsn <= session->born_lsn) continue;
         if (session->behind) {
-            session_offer(bq, session, held);
+            stored += session_offer(bq, session, held);
             continue;
         }
         for (member_t *member = session->members; member && !session->grouped; member = member->next)
@@ -289,30 +290,32 @@ static BQ_APART void fan_out_expired(bq_t *bq, const topic_t *topic, const held_
     }
     bq->stats.enqueued += count;
     bq->stats.dropped_ttl += count;
+    return stored;
 }
 
-/* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. */
-static void fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
+/* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
+ * many of them it is stored. */
+static uint32_t fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
+    uint32_t stored = 0;
     if (!topic) {
         bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
-        sessions_missed(bq, held->lsn);
-        return;
+        return held->kind == HELD_PUBLISH ? sessions_missed(bq, held) : 0;
     }
     if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
     if (BQ_UNLIKELY(held->expiry_tick && held->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
-        fan_out_expired(bq, topic, held);
-        return;
+        return fan_out_expired(bq, topic, held);
     }
     bq->flush_order = topic->session_count > WIDE_TARGETS;
     if (held->kind == HELD_PUBLISH) {
         bq->stats.work += topic->session_count;
         for (uint32_t i = 0; i < topic->session_count; i++) {
             session_t *session = topic->sessions[i];
-            if (session->qos && held->lsn > session->born_lsn) session_offer(bq, session, held);
+            if (session->qos && held->lsn > session->born_lsn) stored += session_offer(bq, session, held);
         }
     }
     bq->flush_order = FLUSH_NARROW;
     publish_held(bq, topic, held);
+    return stored;
 }
 
 /* Whom one that is held is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
@@ -333,10 +336,10 @@ static topic_t *topic_now(bq_t *bq, const held_t *held) {
     return topic;
 }
 
-static void answer(bq_t *bq, connection_t *connection, const held_t *held) {
+static void answer(bq_t *bq, connection_t *connection, const held_t *held, uint32_t stored) {
     switch (held->kind) {
     case HELD_PUBLISH:
-        if (connection->hello) connection_reply_full(bq, connection, held->seq, 0, NULL, 0, held->id, NULL, 0);
+        if (connection->hello) connection_published(bq, connection, held->seq, held->id, stored);
         break;
     case HELD_SUBACK: connection_suback(bq, connection, held->seq, held_frame(held), held->topic_size); break;
     case HELD_REPLY: connection_reply(bq, connection, held->seq, 0, ""); break;
@@ -355,13 +358,14 @@ static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
     if (!bq->held) bq->held_tail = &bq->held;
     bq->held_count--;
     bq->held_bytes -= held_bytes(held);
-    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) fan_out(bq, held, topic);
+    uint32_t stored = 0;
+    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) stored = fan_out(bq, held, topic);
     connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
     if (connection) {
         connection->held_count--;
         connection->held_bytes -= held_bytes(held);
         if (durable)
-            answer(bq, connection, held);
+            answer(bq, connection, held, stored);
         else
             refuse_held(bq, connection, held);
         if (!durable && held->undo) session_subscribe_undo(bq, connection, held);

@@ -230,6 +230,11 @@ static uint8_t *reserve_control(bq_t *bq, connection_t *connection, uint32_t siz
     return connection_takes_answers(connection) ? out : NULL; /* giving the run out may have closed it */
 }
 
+void connection_published(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+    uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(0, 0));
+    if (out) push_control(bq, connection, frame_write_published(out, seq, id, subscriptions));
+}
+
 void connection_reply_full(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
                            uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size) {
     uint8_t *out = reserve_control(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));

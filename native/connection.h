@@ -131,6 +131,7 @@ void connection_continue(struct bq *bq, connection_t *connection);              
 /* Output. */
 void connection_flush(struct bq *bq, connection_t *connection); /* one send of at most a batch */
 void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text);
+void connection_published(struct bq *bq, connection_t *connection, uint64_t seq, uint64_t id, uint64_t subscriptions);
 void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
                            uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
 void connection_welcome(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *text,

@@ -514,6 +514,24 @@ uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, ui
     return frame_finish(out, TYPE_REPLY, vector_write(buffer, WELCOME_CODE + 4, WELCOME_MESSAGE, text, text_size, true));
 }
 
+enum published_at {
+    PUBLISHED_SEQ = 24,
+    PUBLISHED_ID = 32,
+    PUBLISHED_SUBSCRIPTIONS = 40,
+    PUBLISHED_CODE = 48,
+    PUBLISHED_BYTES = 52
+};
+
+uint32_t frame_write_published(uint8_t *out, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+    static const uint8_t fields[] = {PUBLISHED_SEQ, PUBLISHED_CODE, TABLE_AT, PUBLISHED_ID, TABLE_AT, PUBLISHED_SUBSCRIPTIONS};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES; /* a field at its own table is absent */
+    table_write(buffer, fields, sizeof fields, PUBLISHED_CODE + 2, PUBLISHED_BYTES);
+    store_u64(buffer + PUBLISHED_SEQ, seq);
+    store_u64(buffer + PUBLISHED_ID, id);
+    store_u64(buffer + PUBLISHED_SUBSCRIPTIONS, subscriptions);
+    return frame_finish(out, TYPE_REPLY, PUBLISHED_BYTES);
+}
+
 uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
                            const uint8_t *payload, uint32_t payload_size) {
     static const uint8_t fields[] = {REPLY_SEQ, REPLY_CODE, REPLY_MESSAGE, REPLY_ID, REPLY_PAYLOAD};

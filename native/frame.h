@@ -101,6 +101,8 @@ uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uin
                             const char *info);
 /* The Reply to a HELLO that is admitted; keepalive_ms is left out if it is 0. */
 uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, uint32_t text_size, uint64_t keepalive_ms);
+/* The Reply to a QoS 1 publish: for how many subscriptions it was stored is said even if there is none. */
+uint32_t frame_write_published(uint8_t *out, uint64_t seq, uint64_t id, uint64_t subscriptions);
 uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
                            const uint8_t *payload, uint32_t payload_size);
 

@@ -294,26 +294,27 @@ static void pump(bq_t *bq, session_t *session) {
     if (session->behind && session_read_on(bq, session)) send_window(bq, session);
 }
 
-void session_offer(bq_t *bq, session_t *session, const held_t *held) {
+bool session_offer(bq_t *bq, session_t *session, const held_t *held) {
     for (member_t *member = session->members; member && !session->grouped; member = member->next)
         member->connection->fan_mark = held->lsn;
     session->enqueued++;
     if (session->behind) { /* it is in the log, at next_lsn or later */
         session_behind_add(session, held->hold.size, held->timestamp_ms);
-        return;
+        return true;
     }
     bool room = session_has_room(bq, session, held->hold.size) && (session->members || !session->durable);
     if (room && delivery_add(bq, session, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id,
                              held->expiry_tick)) {
         pump(bq, session); /* at once, so that it keeps its place among QoS 0 messages that follow it */
-        return;
+        return true;
     }
     if (session->durable) {
         session_fall_behind(bq, session, held->lsn);
         session_behind_add(session, held->hold.size, held->timestamp_ms);
-    } else {
-        overflow(bq, session);
+        return true;
     }
+    overflow(bq, session);
+    return false;
 }
 
 /* As many of them as a turn's work goes for: the others are the next turn's. */

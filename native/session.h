@@ -224,15 +224,16 @@ void session_leave_one(struct bq *bq, struct connection *connection); /* the fir
 void session_leave_all(struct bq *bq, struct connection *connection);
 
 /* A message has become durable: take it into the window, or note that it is in the log. */
-void session_offer(struct bq *bq, session_t *session, const struct held *held);
-struct connection *session_turn(session_t *session); /* the group's next live member; NULL: none */
+bool session_offer(struct bq *bq, session_t *session, const struct held *held); /* false: it finds no room in memory */
+struct connection *session_turn(session_t *session);                            /* the group's next live member; NULL: none */
 
 void session_timeout(struct bq *bq, delivery_t *delivery);
 void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
 void session_pump_all(struct bq *bq);                /* log what was settled, send what can be sent, fetch what is missing */
 void sessions_skim(struct bq *bq);                   /* absent ones let go of what has expired */
 void sessions_aged(struct bq *bq, uint64_t ms);      /* what was found at the start is so much older than was known */
-void sessions_missed(struct bq *bq, uint64_t lsn);   /* a message could not be offered: durable sessions read it back later */
+uint32_t sessions_missed(struct bq *bq,
+                         const struct held *held); /* a message could not be offered: durable sessions read it back later */
 void session_read_finished(struct bq *bq, const log_read_t *read);
 void session_reads_turn(struct bq *bq);             /* those in line for a reader */
 uint64_t session_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */

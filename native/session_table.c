@@ -535,9 +535,14 @@ void session_leave_all(bq_t *bq, connection_t *connection) {
     while (connection->members) session_leave_one(bq, connection);
 }
 
-void sessions_missed(bq_t *bq, uint64_t lsn) {
-    for (session_t *session = bq->sessions.all; session; session = session->next)
-        if (session->durable && session->qos) session_fall_behind(bq, session, lsn);
+uint32_t sessions_missed(bq_t *bq, const held_t *held) {
+    uint32_t count = 0;
+    for (session_t *session = bq->sessions.all; session; session = session->next) {
+        if (!session->durable || !session->qos) continue;
+        session_fall_behind(bq, session, held->lsn);
+        count += filter_match(session->text, session->filter_size, held_topic(held), held->topic_size) == 1;
+    }
+    return count;
 }
 
 /* ---- all of them ---- */

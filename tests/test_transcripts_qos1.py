@@ -4,13 +4,16 @@ Each test is one sentence of the protocol, tried against a broker in a process o
 That nothing more comes is shown by what comes next, never by waiting.
 """
 
+import asyncio
 import os
 import shutil
 import subprocess
 
 import pytest
-from broker_process import BrokerProcess, until
+from broker_process import BrokerProcess, run_cli, until
 from hand_client import ACK, PUB, SUB, UNSUB, Reply, SubAck, command
+
+import blipmq
 
 pytestmark = pytest.mark.blackbox
 
@@ -531,3 +534,46 @@ def test_a_durable_group_ends_with_the_last_client_id_that_keeps_it(broker, conn
     assert third.ask(UNSUB, "jobs", group="workers").code == 0
     assert broker.info()["sessions"]["total"] == 0
     assert third.ask(UNSUB, "jobs", group="workers").code == 404
+
+
+# ---- for how many a message is stored ----------------------------------------------------------------------------------
+
+
+def test_a_publisher_learns_for_how_many_subscriptions_its_message_is_stored(broker, connect):
+    with blipmq.connect_blocking(broker.address) as writer:
+        assert writer.publish("orders", b"nobody", qos=1).subscriptions == 0
+        durable(connect, broker, "orders").close()
+        subscribe(connect(broker, hello=True), "orders")
+        for number in range(2):
+            subscribe(connect(broker, hello=True, client_id=f"w{number}"), "#", durable=True, group="workers")
+        connect(broker).subscribe("orders")  # with QoS 0: nothing is stored for it
+        connect(broker, hello=True).ask(SUB, "orders", group="light")
+        receipt = writer.publish("orders", b"three", qos=1)
+        assert (receipt.subscriptions, receipt + 1) == (3, writer.publish("nobody", b"", qos=1))
+        assert writer.publish("orders", b"QoS 0") == 0
+
+    async def publish_one():
+        async with blipmq.connect(broker.address) as client:
+            return await client.publish("other", b"one", qos=1), await client.publish("other", b"one")
+
+    heavy, light = asyncio.run(publish_one())
+    assert (heavy.subscriptions, light.subscriptions, light) == (1, None, 0)
+
+
+def test_the_command_line_says_for_how_many_subscriptions_a_message_is_stored(broker, connect):
+    told = run_cli(broker.address, "pub", "orders", "x", "--qos", "1").stdout
+    assert told.endswith(b", stored for no subscription: nobody has subscribed to it with QoS 1.\n")
+    durable(connect, broker, "orders").close()
+    assert run_cli(broker.address, "pub", "orders", "x", "--qos", "1").stdout.endswith(
+        b", stored for 1 subscription.\n"
+    )
+    assert run_cli(broker.address, "pub", "orders", "x", "--qos", "1", "-q").stdout == b""
+    assert run_cli(broker.address, "pub", "orders", "x").stdout == b"Sent 1 byte to orders.\n"
+
+
+@pytest.mark.parametrize("broker", [{"queues.subscriber_capacity": 1, "qos1.max_in_flight": 1}], indirect=True)
+def test_what_a_full_queue_in_memory_does_not_take_is_not_stored_for_it(broker, connect):
+    subscribe(connect(broker, hello=True), "orders")
+    with blipmq.connect_blocking(broker.address) as writer:
+        stored = [writer.publish("orders", b"x", qos=1).subscriptions for _ in range(4)]
+    assert stored == [1, 1, 0, 0]

@@ -35,10 +35,11 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
     client = open_client(arguments, environment, terminal, reconnect=arguments.qos > 0)
     try:
         if payload is not None:
-            id_ = client.publish(arguments.topic, payload, ttl_ms=arguments.ttl, qos=arguments.qos)
+            receipt = client.publish(arguments.topic, payload, ttl_ms=arguments.ttl, qos=arguments.qos)
             client.flush()
-            as_id = f" as {id_}" if id_ else ""
-            terminal.done("📤", f"Sent {render.bytes_text(len(payload))} to {arguments.topic}{as_id}.")
+            as_id = f" as {receipt}" if receipt else ""
+            stored = stored_for(receipt.subscriptions)
+            terminal.done("📤", f"Sent {render.bytes_text(len(payload))} to {arguments.topic}{as_id}{stored}.")
         else:
             sent = publish_lines(client, arguments, read_lines(read_in))
             terminal.done("📤", f"Sent {render.count(sent, 'message')} to {arguments.topic}.")
@@ -46,6 +47,15 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
     finally:
         client.abort()
     return 0
+
+
+def stored_for(subscriptions: int | None) -> str:
+    """What to say of that; a broker of an earlier version says nothing."""
+    if subscriptions is None:
+        return ""
+    if not subscriptions:
+        return ", stored for no subscription: nobody has subscribed to it with QoS 1"
+    return f", stored for {render.count(subscriptions, 'subscription')}"
 
 
 def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches: Iterator[list[bytes]]) -> int:
