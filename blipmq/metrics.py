@@ -483,6 +483,14 @@ METRICS: tuple[Metric, ...] = (
         "stats.compacted_bytes",
     ),
     # the machinery
+    _counter(
+        "blipmq_core_work_units_total", "Work of the core in units of about 50 ns, frames to searches.", "stats.work"
+    ),
+    _counter(
+        "blipmq_core_share_stops_total",
+        "Times a client had used its share of a turn and waited behind others.",
+        "stats.share_stops",
+    ),
     _counter("blipmq_core_turns_total", "Turns of the I/O thread.", "stats.turns"),
     _gauge(
         "blipmq_disk_free_bytes",

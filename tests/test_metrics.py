@@ -129,6 +129,11 @@ def publishers_are_held_back(scene):
     scene.publish("slow", BIG, 60)
 
 
+def a_client_publishes_to_many_topics_at_once(scene):
+    frames = b"".join(wire.encode_command(wire.PUB, f"many.{number}", b"") for number in range(1000))
+    until_stats(scene, lambda now: now["share_stops"], lambda: scene.client().send(frames))
+
+
 def a_client_talks_nonsense(scene):
     scene.client().send(b"\x00\x00\x00\x08GET / HT")
 
@@ -420,7 +425,7 @@ CAUSES = [
         blipmq_route_lookups_total{result="hit"} blipmq_route_lookups_total{result="miss"} blipmq_memory_used_bytes
         blipmq_memory_peak_bytes blipmq_memory_free_bytes blipmq_memory_pool_utilization
         blipmq_pool_takes_total{result="hit"} blipmq_pool_takes_total{result="miss"} blipmq_pool_cache_hits
-        blipmq_pool_cache_misses blipmq_pool_allocations blipmq_core_turns_total
+        blipmq_pool_cache_misses blipmq_pool_allocations blipmq_core_turns_total blipmq_core_work_units_total
         blipmq_admin_requests_total""",
     ),
     (
@@ -442,6 +447,7 @@ CAUSES = [
         "blipmq_publisher_pauses_total blipmq_publishers_blocked",
     ),
     (a_client_talks_nonsense, {}, "blipmq_frames_bad_total"),
+    (a_client_publishes_to_many_topics_at_once, {}, "blipmq_core_share_stops_total"),
     (
         too_many_connect, {"server": {"max_connections": 2}},
         'blipmq_connections_refused_total{reason="max_connections"}',
