@@ -111,7 +111,7 @@ static void read_all(machine_t *machine) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const uint8_t defaults[4];
     input_t input = {data, data + size}, plain = {defaults, defaults + sizeof defaults};
-    machine_t machine = {.config = config_of(&plain)};
+    machine_t machine = {.config = config_of(&plain), .restores = true};
     machine.config.max_sessions = machine.config.max_sessions_per_key = 64;
     machine.config.max_in_flight = 8;
     uint8_t how = input_byte(&input);

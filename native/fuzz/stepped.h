@@ -53,6 +53,7 @@ typedef struct machine {
     uint32_t allocations_before, allocations_failing; /* of the next turn */
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no log */
+    bool restores;         /* a log that no core wrote: what it says of sessions need not fit */
 } machine_t;
 
 static bool push(machine_t *machine, bq_command_t command, text_t text, text_t data) {
@@ -275,6 +276,53 @@ static void sums_check(machine_t *machine) {
     if (machine->config.require_hello && !machine->someone_admitted) CHECK(s.published == 0 && s.subscriptions == s.sessions);
 }
 
+/* One delivery: where it is, who may acknowledge it, and the one copy of it in a queue. Returns whether it is in flight. */
+static bool delivery_check(const session_t *session, const delivery_t *delivery) {
+    const handing_t *now = &delivery->now;
+    CHECK(delivery->session == session && (!delivery->next || delivery->next->lsn > delivery->lsn));
+    CHECK((delivery->place == DELIVERY_QUEUED) == (delivery->hold.other != NULL));
+    CHECK(delivery->place == DELIVERY_WAITS || (now->member && now->member->session == session));
+    if (delivery->hold.other) {
+        CHECK(delivery->hold.other->other == &delivery->hold && delivery->hold.other->kept);
+        CHECK(delivery->hold.other->queue == &now->member->connection->queue);
+    }
+    CHECK(delivery->place != DELIVERY_HANDED || delivery->deliveries);
+    CHECK(!delivery->alone || (now->member && now->member->alone));
+    for (const handing_t *late = delivery->late; late; late = late->next)
+        CHECK(late->delivery == delivery && late->member != now->member && late->member->session == session);
+    return delivery->place != DELIVERY_WAITS;
+}
+
+static void session_check(const bq_t *bq, const session_t *session) {
+    uint32_t window = 0, flight = 0, members = 0, member_flight = 0, holders = 0;
+    for (const delivery_t *delivery = session->head; delivery; delivery = delivery->next, window++)
+        flight += delivery_check(session, delivery);
+    for (const member_t *member = session->members; member; member = member->next, members++) {
+        member_flight += member->flight_count;
+        CHECK(!member->alone || member->flight_count == 1);
+        CHECK(member->connection->state == CONNECTION_OPEN || member->connection->state == CONNECTION_DEAD);
+    }
+    for (const holder_t *holder = session->holders; holder; holder = holder->next) holders++;
+    CHECK(window == session->window_count && flight == session->flight_count && flight == member_flight);
+    CHECK(members == session->member_count && holders == session->holder_count && (!holders || session->durable));
+    CHECK(!session->head || session->floor_lsn < session->head->lsn);
+    CHECK(!session->behind || session->floor_lsn < session->next_lsn || session->head);
+    CHECK(session->qos || !session->durable || !bq->log);
+    for (uint32_t i = 1; session->past && i < session->past->count; i++)
+        CHECK(session->past->entries[i - 1].after < session->past->entries[i].after);
+}
+
+static void sessions_check(machine_t *machine) {
+    uint64_t flight = 0, more_holders = 0, count = 0;
+    for (const session_t *session = machine->bq->sessions.all; session; session = session->next, count++) {
+        session_check(machine->bq, session);
+        flight += session->flight_count;
+        more_holders += session->holder_count > 1 ? session->holder_count - 1 : 0;
+    }
+    CHECK(flight == machine->bq->sessions.flight_count && more_holders == machine->bq->sessions.group_holders);
+    CHECK(count == machine->bq->sessions.count);
+}
+
 static void turn(machine_t *machine, uint64_t advance_ms) {
     bq_event_t event;
     machine->now_ms += advance_ms;
@@ -285,6 +333,7 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     if (machine->bq->log) log_settle(machine->bq->log); /* the same input does the same again */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
+    if (!machine->restores) sessions_check(machine);
 }
 
 static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {
