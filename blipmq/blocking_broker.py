@@ -131,6 +131,7 @@ class BlockingBroker:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._broker.stop(0)
         await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()  # its threads end before this one does
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():

@@ -191,7 +191,7 @@ def _check(arguments: argparse.Namespace) -> int:
     print_out("\n".join([*lines, "\nmemory:", memory.table(loaded.config)]))
     if loaded.config.auth.required:
         connections, sessions = loaded.config.connections_per_key, loaded.config.sessions_per_key
-        print(f"\none key may have:\n  {connections} connections, {sessions} QoS 1 subscriptions and queue groups")
+        print_out(f"\none key may have:\n  {connections} connections, {sessions} QoS 1 subscriptions and queue groups")
     if loaded.config.tls.cert_file:
         _check_certificate(loaded.config)
     for warning in [*config_reader.warnings(loaded), *_key_file_problems(loaded.config.auth.keys_file)]:
