@@ -29,7 +29,7 @@ from blipmq.fed import FedTransport
 from blipmq.ids import IdFile
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
-from blipmq.native.config import CoreConfig, Overflow
+from blipmq.native.config import CoreConfig, Overflow, SessionOverflow
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
 from blipmq.native.events import (
@@ -45,6 +45,7 @@ from blipmq.native.events import (
     Out,
     SessionEnded,
     SessionExpired,
+    SessionOver,
     SessionsListed,
     Stats,
     Stopped,
@@ -127,6 +128,8 @@ def core_config(config: Config) -> CoreConfig:
         max_sessions_per_key=config.sessions_per_key,
         max_deliveries=config.qos1.max_deliveries,
         session_expiry_ms=config.qos1.session_expiry_ms,
+        session_log_bytes=config.qos1.session_log_bytes,
+        session_overflow=SessionOverflow[config.qos1.session_overflow.upper()],
         run_messages=config.queues.topic_capacity,
         io_cpu=io_cpu,
         hello_timeout_ms=config.limits.hello_timeout_ms,
@@ -495,6 +498,7 @@ class Broker:
             SessionsListed: status.session_lists.listed,
             SessionEnded: self._session_ended,
             SessionExpired: protocol.session_expired,
+            SessionOver: protocol.session_over,
             Accepting: self._accepting,
             Stopped: self._has_stopped,
         }

@@ -549,6 +549,12 @@ def warnings(loaded: Loaded) -> list[str]:
             f"this process may have {memory.size(limit)} of memory (its control group), and the settings can come to "
             f"{memory.size(worst)}: the system would end the broker there. Lower limits.memory_bytes, or raise the limit"
         )
+    wal, quota = loaded.config.wal, loaded.config.qos1.session_log_bytes
+    if wal.enabled and quota > wal.max_bytes - 4 * wal.segment_size_bytes:
+        found.append(
+            f"qos1.session_log_bytes = {quota} leaves a log of wal.max_bytes = {wal.max_bytes} no room: one subscription can still "
+            "fill it. Set it to half of wal.max_bytes or less, and at least four segments below it"
+        )
     origin, keys = loaded.origins.get("auth.api_keys", ""), loaded.config.auth.api_keys
     if not keys:
         return found

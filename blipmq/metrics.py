@@ -171,6 +171,7 @@ METRICS: tuple[Metric, ...] = (
         _by("reason", "ttl", "stats.dropped_ttl", "blipmq_dropped_ttl"),
         _by("reason", "queue_full", "stats.dropped_queue_full", "blipmq_dropped_sub_queue_full"),
         _by("reason", "disconnect", "stats.dropped_disconnect"),
+        _by("reason", "session_log_bytes", "stats.dropped_session_log"),
     ),
     _counter("blipmq_payload_published_bytes_total", "Payloads of the publishes accepted.", "stats.published_bytes"),
     _counter("blipmq_frames_received_total", "Frames received whole.", "stats.frames_in"),
@@ -251,6 +252,11 @@ METRICS: tuple[Metric, ...] = (
         "QoS 1 subscriptions refused, by the limit that was reached.",
         _by("reason", "max_sessions", "stats.sessions_refused"),
         _by("reason", "max_sessions_per_key", "stats.sessions_refused_key"),
+    ),
+    _counter(
+        "blipmq_sessions_over_quota_total",
+        "Messages over qos1.session_log_bytes, dropped or given to the dead letters.",
+        "stats.over_session_log",
     ),
     _counter(
         "blipmq_sessions_expired_total",

@@ -24,7 +24,18 @@ from blipmq.errors import (
 )
 from blipmq.logs import Log
 from blipmq.native.core import Core
-from blipmq.native.events import AdminAsked, Closed, CloseReason, Hello, Info, SessionExpired, Sub, Unsub, Unsubscribed
+from blipmq.native.events import (
+    AdminAsked,
+    Closed,
+    CloseReason,
+    Hello,
+    Info,
+    SessionExpired,
+    SessionOver,
+    Sub,
+    Unsub,
+    Unsubscribed,
+)
 from blipmq.session_list import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
 from blipmq.sessions import OWNER_ENDS, Session, Sessions
 from blipmq.status import Status
@@ -231,6 +242,15 @@ class NativeProtocol:
         fact = session_list.facts(event.row, self._sessions)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         self._log.warning("session_expired", **names, lag_messages=fact["lag_messages"], away_ms=fact["away_ms"])
+
+    def session_over(self, event: SessionOver) -> None:
+        """Say what a subscription has lost to its quota of the log; the core tells it once a minute for each, and in a flood of
+        them the log counts what repeats."""
+        fact = session_list.facts(event.row, self._sessions)
+        names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
+        ids = {"messages": event.messages, "first_id": event.first_id, "last_id": event.last_id}
+        became = "dropped" if event.dropped else "dead letters"
+        self._log.warning("session_over_log_bytes", **names, **ids, became=became)
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""

@@ -122,6 +122,7 @@ def facts(row: SessionRow, sessions: Sessions) -> dict[str, Any]:
         "away_ms": row.away_ms,
         "in_flight": row.in_flight,
         "dead_lettered": row.dead_lettered,
+        "over_quota": row.over_quota,
     }
 
 

@@ -29,6 +29,7 @@ INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
 EVERYTHING = Wanted()
+LOG_FILLING = 0.75  # of wal.max_bytes: from here on it is told who keeps most of it
 NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
 
 
@@ -112,7 +113,14 @@ class Status:
 
     def ask_reasons(self, answer: Callable[[list[str]], None]) -> None:
         """Call `answer` with what is not as it should be, a sentence each; nothing in it: all is well."""
-        self.ask_counters(lambda counters: answer(self._all_reasons(counters, read_hardware())))
+
+        def counted(counters: Counters) -> None:
+            if self._log_is_filling(counters):  # who keeps it has to be looked for
+                self.session_lists.ask(lambda listing: answer(self._all_reasons(counters, read_hardware(), listing)))
+            else:
+                answer(self._all_reasons(counters, read_hardware()))
+
+        self.ask_counters(counted)
 
     def ask_report(self, answer: Callable[[Report], None]) -> None:
         """Call `answer` with the report that INFO gives as JSON."""
@@ -193,7 +201,7 @@ class Status:
     def _report(self, counters: Counters, subscribers: list[Subscriber], listing: Listing) -> Report:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
-        reasons = self._all_reasons(counters, hardware)
+        reasons = self._all_reasons(counters, hardware, listing)
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
@@ -217,6 +225,7 @@ class Status:
                     "ttl": counters["dropped_ttl"],
                     "queue_full": counters["dropped_queue_full"],
                     "disconnect": counters["dropped_disconnect"],
+                    "session_log_bytes": counters["dropped_session_log"],
                 },
             },
             "rates": rates,
@@ -229,6 +238,7 @@ class Status:
                 "redelivered": counters["redelivered"],
                 "dead_lettered": counters["dead_lettered"],
                 "expired": counters["sessions_expired"],
+                "over_quota": counters["over_session_log"],
                 "refused": {
                     "max_sessions": counters["sessions_refused"],
                     "max_sessions_per_key": counters["sessions_refused_key"],
@@ -285,9 +295,26 @@ class Status:
         dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
-    def _all_reasons(self, counters: Counters, hardware: Hardware | None) -> list[str]:
+    def _log_is_filling(self, counters: Counters) -> bool:
+        return bool(self._wal and counters["log_bytes"] >= self._wal.max_bytes * LOG_FILLING)
+
+    def _who_fills_the_log(self, counters: Counters, listing: Listing | None) -> list[str]:
+        """The subscription that keeps most of a log that is nearly full, and how to end it."""
+        holder = listing.holder if listing is not None else None
+        if holder is None or not self._log_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
+            return []
+        fact = session_list.facts(holder, self._sessions)
+        whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
+        key = f" --key {fact['key']}" if fact["key"] and not fact["group"] else ""
+        return [
+            f"log: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes from "
+            f"being deleted; bring its client back, or end it: blipmq-cli sessions end '{fact['filter']}' {whose}{key}"
+        ]
+
+    def _all_reasons(self, counters: Counters, hardware: Hardware | None, listing: Listing | None = None) -> list[str]:
         reasons = list(self.awaited().values())
         reasons += self._wal.reasons(counters) if self._wal else []
+        reasons += self._who_fills_the_log(counters, listing)
         reasons += self._tls.reasons() if self._tls else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
         if self._history:

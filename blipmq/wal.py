@@ -135,8 +135,9 @@ def sync_directory(path: str) -> None:
 class Wal:
     """One broker's log: where it is, what was found when it was opened, how it has done since."""
 
-    def __init__(self, directory: str, report: LogReport, log: Log) -> None:
+    def __init__(self, directory: str, report: LogReport, log: Log, max_bytes: int = 0) -> None:
         self.directory = os.path.abspath(directory)
+        self.max_bytes = max_bytes  # at which the log is full
         self.report = report
         self._log = log
         self._state = LogState.OK
@@ -166,7 +167,7 @@ class Wal:
             while not opening.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((opening,))
-        wal = cls(config.wal.directory, opening.result(), log)
+        wal = cls(config.wal.directory, opening.result(), log, config.wal.max_bytes)
         wal._tell(time.monotonic() - started)
         return wal
 

@@ -19,6 +19,8 @@ enum bq_error {
     BQ_E_TOO_LARGE = -5
 };
 
+enum bq_session_overflow { BQ_SESSION_DEAD_LETTER = 0, BQ_SESSION_DROP = 1 };
+
 enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
 
 typedef struct bq_config {
@@ -26,6 +28,7 @@ typedef struct bq_config {
     uint64_t subscriber_bytes;        /* per queue: encoded bytes waiting */
     uint64_t default_ttl_ms;          /* for a publish with ttl_ms 0; 0: never expires */
     uint64_t max_ttl_ms;              /* longer ones are cut to this */
+    uint64_t session_log_bytes;       /* of the log, that one durable session may keep from being deleted; 0: any */
     uint64_t session_expiry_ms;       /* a durable session that nobody was connected to for so long ends; 0: never */
     uint32_t subscriber_messages;     /* per queue: messages waiting */
     uint32_t overflow_policy;         /* enum bq_overflow */
@@ -56,6 +59,7 @@ typedef struct bq_config {
     uint32_t ack_timeout_ms;          /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
     uint32_t max_in_flight;           /* per subscription and client: sent and not acknowledged */
     uint32_t max_sessions;            /* QoS 1 subscriptions and queue groups, absent durable ones included */
+    uint32_t session_overflow;        /* enum bq_session_overflow: what becomes of messages over session_log_bytes */
     uint32_t max_sessions_per_key;    /* of them, those of one key, for who subscribes with BQ_SUB_KEYED */
     uint32_t max_deliveries;          /* then the message goes to $dlq/<topic> */
     uint32_t run_messages;            /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
@@ -173,7 +177,8 @@ enum bq_event_type {
         15,           /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
                                  such client_ids; 503: the log did not take it */
     BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
-    BQ_EV_SESSION_EXPIRED = 17 /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
+    BQ_EV_SESSION_EXPIRED = 17, /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
+    BQ_EV_SESSION_OVER = 18     /* data: a bq_session_over_t, and the row of a session that was over session_log_bytes */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
@@ -212,7 +217,7 @@ typedef struct bq_event {
 } bq_event_t;
 
 /* Counters since start and gauges, all of them uint64. Per subscriber and message:
- * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dead_lettered + queued_messages, at every turn's
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dropped_session_log + dead_lettered + queued_messages, at every turn's
  * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
 typedef struct bq_stats {
     uint64_t published;       /* publishes accepted */
@@ -295,6 +300,8 @@ typedef struct bq_stats {
     uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
     uint64_t sessions_refused;        /* counters: SUBs over max_sessions, */
     uint64_t sessions_refused_key;    /* over max_sessions_per_key */
+    uint64_t over_session_log;        /* messages over session_log_bytes, dropped ones and those given to the dead letters */
+    uint64_t dropped_session_log;     /* of them, the dropped ones */
     uint64_t sessions_expired;        /* durable ones that ended because nobody was connected to them for session_expiry_ms */
     uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
     uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
@@ -348,7 +355,8 @@ typedef struct bq_session_row {
     uint64_t dropped_ttl;
     uint64_t dropped_queue_full;
     uint64_t dead_lettered;
-    uint32_t members; /* connections */
+    uint64_t over_quota; /* of the log: dropped, or given to the dead letters */
+    uint32_t members;    /* connections */
     uint32_t in_flight;
     uint32_t flags;
     uint32_t filter_size;
@@ -357,6 +365,13 @@ typedef struct bq_session_row {
     uint32_t clients_size; /* their bytes */
     uint32_t reserved;
 } bq_session_row_t;
+
+typedef struct bq_session_over {
+    uint64_t count; /* messages, since it was told last */
+    uint64_t first_id;
+    uint64_t last_id;
+    uint64_t dropped; /* 0: they go to the dead letters */
+} bq_session_over_t;
 
 typedef struct bq_session_sums {
     uint64_t sessions;

@@ -185,7 +185,8 @@ static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *lette
                                .mono_ms = bq->now_ms,
                                .run = bq->run,
                                .topic_size = held->topic_size};
-    letter_record_t about = {.id = letter->delivery->id, .deliveries = letter->delivery->deliveries};
+    letter_record_t about = {
+        .id = letter->delivery->id, .deliveries = letter->delivery->deliveries, .over = letter->delivery->over};
     log_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (log_part_t){letter->head.properties, letter->head.properties_size};
     record.properties_size = properties.size;
@@ -438,7 +439,9 @@ static bool checkpoint_would_lie(const bq_t *bq) { return bq->fanned_lsn < bq->f
 static void checkpoint_when_due(bq_t *bq) {
     log_stats_t stats;
     int state = log_state(bq->log);
-    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS;
+    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
+             quota_ms = session_quota_checkpoint_ms(bq);
+    if (quota_ms < look_ms) look_ms = quota_ms;
     if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
     log_stats(bq->log, &stats);
@@ -446,7 +449,7 @@ static void checkpoint_when_due(bq_t *bq) {
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     bool seen = bq->sessions.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
-    if (!grown && !old && !seen && !stats.full) return;
+    if (!grown && !old && !seen && !stats.full && quota_ms == UINT64_MAX) return;
     bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
     if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;

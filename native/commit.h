@@ -56,8 +56,8 @@ typedef struct publish_record {
  * that a log full of such can be emptied. The topic is the letter's without what comes in front. */
 #define PUBLISH_LETTER 1u
 typedef struct letter_record {
-    uint64_t id; /* of the message it was */
-    uint32_t deliveries, reserved;
+    uint64_t id;               /* of the message it was */
+    uint32_t deliveries, over; /* over: because of its session's quota of the log */
 } letter_record_t;
 
 enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };

@@ -247,6 +247,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (bq->share.line.first) share_run_line(bq);
     session_pump_all(bq);
     sessions_expire(bq);
+    sessions_quota(bq);
     commit_begin(bq);
     flush_when_due(bq);
     segment_compact(&bq->segments, COMPACT_BYTES);
@@ -273,10 +274,12 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
     if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
-    uint64_t reads = session_reads_due_ms(bq), letters = letters_due_ms(bq), expires = sessions_expire_due_ms(bq);
+    uint64_t reads = session_reads_due_ms(bq), letters = letters_due_ms(bq), expires = sessions_expire_due_ms(bq),
+             quota = sessions_quota_due_ms(bq);
     if (reads < due) due = reads;
     if (letters < due) due = letters;
     if (expires < due) due = expires;
+    if (quota < due) due = quota;
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
@@ -392,6 +395,8 @@ static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq->config.max_sessions = config->max_sessions;
     bq->config.max_sessions_per_key = config->max_sessions_per_key;
     bq->config.session_expiry_ms = config->session_expiry_ms;
+    bq->config.session_log_bytes = config->session_log_bytes;
+    bq->config.session_overflow = config->session_overflow;
     bq->config.run_messages = config->run_messages;
     bq->config.require_hello = config->require_hello;
     bq->config.hello_timeout_ms = config->hello_timeout_ms;

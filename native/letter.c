@@ -10,7 +10,7 @@
 #define RETRY_OTHER_MS 1000u
 #define NUMBER_BYTES 24u
 
-static const char REASON[] = "max_deliveries";
+static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
 
 static const uint8_t *frame_of(const delivery_t *delivery) { return delivery->hold.segment->bytes + delivery->hold.offset; }
 
@@ -34,8 +34,9 @@ static uint32_t number_property(uint8_t *out, const char *name, uint64_t number)
     return property_write(out, name, (const uint8_t *)text, (uint32_t)size);
 }
 
-uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries) {
-    uint32_t at = property_write(out, "reason", (const uint8_t *)REASON, sizeof REASON - 1);
+uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries, bool over) {
+    const char *reason = over ? OVER : TOO_OFTEN;
+    uint32_t at = property_write(out, "reason", (const uint8_t *)reason, (uint32_t)strlen(reason));
     at += property_write(out + at, "topic", topic, topic_size);
     at += number_property(out + at, "id", id);
     return at + number_property(out + at, "deliveries", deliveries);
@@ -43,7 +44,7 @@ uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_si
 
 uint32_t letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size, const letter_record_t *record) {
     uint32_t front = topic_size < PREFIX_BYTES ? topic_size : PREFIX_BYTES;
-    return letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries);
+    return letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries, record->over != 0);
 }
 
 /* Who would get the letter. No memory to find that out: somebody may want it, so it has to be on disk. */
@@ -90,12 +91,12 @@ static int64_t letter_try(bq_t *bq, delivery_t *delivery) {
     const uint8_t *name = message_qos1_name(frame_of(delivery));
     uint32_t name_size = message_qos1_name_size(frame_of(delivery));
     letter_t letter = {.delivery = delivery};
-    letter.head =
-        (message_head_t){.topic = topic,
-                         .topic_size = topic_write(topic, name, name_size),
-                         .properties = properties,
-                         .properties_size = letter_properties(properties, name, name_size, delivery->id, delivery->deliveries),
-                         .payload_size = message_qos1_payload_size(frame_of(delivery))};
+    letter.head = (message_head_t){
+        .topic = topic,
+        .topic_size = topic_write(topic, name, name_size),
+        .properties = properties,
+        .properties_size = letter_properties(properties, name, name_size, delivery->id, delivery->deliveries, delivery->over),
+        .payload_size = message_qos1_payload_size(frame_of(delivery))};
     letter.cut = letter.head.topic_size != PREFIX_BYTES + name_size;
     enum wanted wanted = wanted_by(bq, topic, letter.head.topic_size);
     if (wanted == WANTED_LATER) return BQ_E_AGAIN;
@@ -167,7 +168,7 @@ void letters_turn(bq_t *bq) {
             continue;
         }
         int64_t error = letter_try(bq, delivery);
-        if (error == BQ_E_TOO_LARGE) { /* for the log as it is set up now */
+        if (error == BQ_E_TOO_LARGE || (error == LOG_E_FULL && delivery->over)) { /* the quota is there to make room */
             drop(bq, delivery);
         } else if (error < 0) {
             refused(bq, error);

@@ -29,7 +29,7 @@ typedef struct letter {
 } letter_t;
 
 /* What is said of a message beside its letter. Returns the bytes written, LETTER_PROPERTIES_BYTES_MAX at most. */
-uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries);
+uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries, bool over);
 /* The same of a letter that was logged, by the letter's topic. */
 uint32_t letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size, const struct letter_record *record);
 

@@ -375,6 +375,10 @@ void delivery_wait(bq_t *bq, delivery_t *delivery) {
     session_pump_later(bq, session);
 }
 
+void delivery_over(bq_t *bq, delivery_t *delivery) {
+    delivery_settle(bq, delivery, &delivery->session->dropped_session_log, &bq->stats.dropped_session_log);
+}
+
 void delivery_dead(bq_t *bq, delivery_t *delivery) {
     delivery_settle(bq, delivery, &delivery->session->dead_lettered, &bq->stats.dead_lettered);
 }

@@ -23,6 +23,7 @@
 #include "session_expire.h"
 #include "session_list.h"
 #include "session_owner.h"
+#include "session_quota.h"
 
 struct bq;
 struct connection;
@@ -82,6 +83,7 @@ typedef struct delivery {
     bool killed;          /* the connection that was handed it last ended */
     bool alone;           /* its member gets nothing else meanwhile */
     bool given_up;        /* not sent any more: see letter.h */
+    bool over;            /* because of the quota of the log: see session_quota.h */
     bool letter_waits;    /* in line to be logged */
     struct held *letter;  /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
@@ -142,6 +144,9 @@ typedef struct session {
     uint64_t behind_stamp_ms;               /* wall clock of the oldest of them, or of one before it; 0: not known */
     bool behind_unsure;                     /* a restart has lost count: they are at most so many */
     uint64_t seen_wall_ms, seen_ms;         /* when its last connection left it, by the wall clock and by T; 0: not known */
+    uint64_t quota_lsn;                     /* what lies before this is over its quota of the log */
+    uint64_t over_untold, over_first_id, over_last_id; /* of such, those that Python has not been told of */
+    uint64_t over_told_ms, over_quota, dropped_session_log;
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t text[]; /* filter, client_id of one that is no group, group */
@@ -194,8 +199,11 @@ typedef struct sessions {
     session_owner_t *owners[OWNER_CHAINS];
     session_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
     uint64_t expire_due_ms;
-    uint64_t begun_ms;                                             /* T at the start, once it is known */
-    bool seen_changed;                                             /* who is connected to what, since the last checkpoint */
+    session_t *quota_next; /* the same for those over their quota of the log */
+    uint64_t quota_due_ms, quota_cut_lsn, quota_looked_lsn, quota_step_lsn;
+    bool quota_tight;  /* the log is more than half full, and somebody may be over the quota */
+    uint64_t begun_ms; /* T at the start, once it is known */
+    bool seen_changed; /* who is connected to what, since the last checkpoint */
     uint64_t replayed_messages, replayed_bytes, replayed_stamp_ms; /* at the start: publishes behind the checkpoint */
 } sessions_t;
 

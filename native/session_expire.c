@@ -67,7 +67,7 @@ static bool expire(bq_t *bq, session_t *session) {
     if (log_append(bq->log, LOG_SESSION_END, 0, &part, 1, LOG_URGENT) <= 0) return false;
     bq->commit_wanted = true;
     bq->stats.sessions_expired++;
-    event_session(bq, BQ_EV_SESSION_EXPIRED, session, 0, 0, 0);
+    event_session(bq, BQ_EV_SESSION_EXPIRED, session, NULL, 0);
     session_free(bq, session);
     return true;
 }

@@ -32,6 +32,7 @@ delivery_t *delivery_add(struct bq *bq, session_t *session, segment_t *segment, 
 void delivery_recall(struct bq *bq, delivery_t *delivery, const past_entry_t *entry); /* it had been in the window before */
 void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
+void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its session's quota of the log */
 void delivery_wait(struct bq *bq, delivery_t *delivery); /* to be sent to whoever is next */
 void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that had been handed it has ended */
 

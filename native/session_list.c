@@ -8,6 +8,7 @@
 #include "log_span.h"
 #include "session_list.h"
 
+#define FRONT_BYTES_MAX 64u
 #define PAGE_BYTES (12u << 10)
 #define PAGE_SESSIONS 1024u /* looked at per page, so that a page without a row is no long walk either */
 #define GROUP_MEMBERS 64u   /* looked at, to find those of one key */
@@ -119,6 +120,7 @@ static void row_fill(const bq_t *bq, const session_t *session, const log_span_t 
                               .dropped_ttl = session->dropped_ttl,
                               .dropped_queue_full = session->dropped_queue_full,
                               .dead_lettered = session->dead_lettered,
+                              .over_quota = session->over_quota,
                               .members = session->member_count,
                               .in_flight = session->flight_count,
                               .flags = (session->durable ? BQ_SESSION_DURABLE : 0u) | (session->grouped ? BQ_SESSION_GROUP : 0u) |
@@ -200,14 +202,16 @@ BQ_APART bool event_sessions(bq_t *bq, const session_list_request_t *request) {
 void session_list_forget(bq_t *bq, const session_t *session) {
     if (bq->sessions.list.next == session) bq->sessions.list.next = session->next;
     if (bq->sessions.expire_next == session) bq->sessions.expire_next = session->next;
+    if (bq->sessions.quota_next == session) bq->sessions.quota_next = session->next;
 }
 
-BQ_APART bool event_session(bq_t *bq, uint16_t type, const session_t *session, uint16_t code, uint64_t seq, uint64_t value) {
-    uint8_t data[ROW_BYTES_MAX];
+BQ_APART bool event_session(bq_t *bq, uint16_t type, const session_t *session, const uint8_t *front, uint32_t front_size) {
+    uint8_t data[FRONT_BYTES_MAX + ROW_BYTES_MAX];
     bq_session_row_t row;
     log_span_t span;
     log_span(bq->log, &span);
     row_fill(bq, session, &span, &row);
-    uint32_t size = row_write(data, &row, session);
-    return event_push(bq, &(bq_event_t){.type = type, .code = code, .seq = seq, .value = value, .data = data, .data_size = size});
+    if (front_size) memcpy(data, front, front_size);
+    uint32_t size = front_size + row_write(data + front_size, &row, session);
+    return event_push(bq, &(bq_event_t){.type = type, .data = data, .data_size = size});
 }

@@ -31,8 +31,8 @@ typedef struct session_list_request {
 
 bool event_sessions(struct bq *bq, const session_list_request_t *request); /* false: no room among the events now */
 void session_list_forget(struct bq *bq, const struct session *session);    /* it is about to end */
-/* An event about one session: its row, with `seq` and `value` as the event's own. False: no room. */
-bool event_session(struct bq *bq, uint16_t type, const struct session *session, uint16_t code, uint64_t seq, uint64_t value);
+/* An event about one session: `front`, a few numbers, and its row. False: no room. */
+bool event_session(struct bq *bq, uint16_t type, const struct session *session, const uint8_t *front, uint32_t front_size);
 
 /* What a session has not settled, and how old the oldest of it is. */
 uint64_t session_lag_messages(const struct session *session);

@@ -281,6 +281,17 @@ static message_head_t head_of(const publish_record_t *record, const uint8_t *tex
     return head;
 }
 
+/* Over the session's quota of the log, and not to be a dead letter. */
+static bool take_dropped(bq_t *bq, session_t *session, uint64_t lsn, uint64_t id) {
+    if (!session_quota_drops(bq, session, id)) return false;
+    session->dropped_session_log++;
+    session->settled++;
+    if (lsn > session->touched_lsn) session->touched_lsn = lsn;
+    bq->stats.dropped_session_log++;
+    bq->stats.enqueued++;
+    return true;
+}
+
 static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size,
                            uint8_t flags) {
     publish_record_t record;
@@ -302,11 +313,19 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
         bq->stats.enqueued++;
         return TAKE_SKIP;
     }
-    if (!session->members) {
+    bool over = BQ_UNLIKELY(lsn < session->quota_lsn);
+    if (over) {
+        if (take_dropped(bq, session, lsn, record.id)) {
+            session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
+            return TAKE_SKIP;
+        }
+        if (!session_quota_has_room(bq, session)) return TAKE_FULL;
+    } else if (!session->members) {
         session_skimmed(bq, session, left_ms(bq, lsn, &record));
         return TAKE_FULL;
+    } else if (!session_has_room(bq, session, prefix_size + payload_size)) {
+        return TAKE_FULL;
     }
-    if (!session_has_room(bq, session, prefix_size + payload_size)) return TAKE_FULL;
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, prefix_size + payload_size);
     if (!out) return TAKE_NO_MEMORY;
@@ -318,6 +337,7 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     segment_commit(&bq->segments, prefix_size + payload_size);
     delivery_recall(bq, delivery, &entry);
     session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
+    if (over) session_quota_letter(bq, delivery);
     return TAKE_OK;
 }
 
@@ -372,7 +392,7 @@ bool session_read_on(bq_t *bq, session_t *session) {
             break;
         }
         enum take took = take_items(bq, session, session->reader);
-        if (took == TAKE_FULL && !session->members) {
+        if (took == TAKE_FULL && !session->members && !session->skim) {
             block_leave(session);
         } else if (took == TAKE_FULL) {
             session->read_full = session->window_count;

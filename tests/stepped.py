@@ -27,6 +27,7 @@ from blipmq.native.events import (
     Out,
     SessionEnded,
     SessionExpired,
+    SessionOver,
     SessionRow,
     SessionsListed,
     Stats,
@@ -195,6 +196,7 @@ class Bench:
         self.stopped: Stopped | None = None
         self.accepting: list[Accepting] = []
         self.expired: list[SessionExpired] = []
+        self.over: list[SessionOver] = []
         self.unsubscribed: list[Unsubscribed] = []
         self._seq = 0
         self._clients: dict[int, Client] = {}
@@ -349,6 +351,8 @@ class Bench:
             self._answers[event.seq] = event
         elif isinstance(event, SessionExpired):
             self.expired.append(event)
+        elif isinstance(event, SessionOver):
+            self.over.append(event)
         elif isinstance(event, Stopped):
             self.stopped = event
         elif isinstance(event, Unsubscribed):
@@ -376,4 +380,5 @@ class Bench:
 def conserved(stats: dict[str, int]) -> bool:
     """The sum that holds at every turn's end."""
     gone = stats["delivered"] + stats["dropped_ttl"] + stats["dropped_queue_full"] + stats["dropped_disconnect"]
+    gone += stats["dropped_session_log"]
     return stats["enqueued"] == gone + stats["dead_lettered"] + stats["queued_messages"]

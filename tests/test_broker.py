@@ -343,7 +343,7 @@ def test_info_tells_the_state_of_the_broker(broker, connect):
     assert (info["clients"], info["topics"], info["subscriptions_total"]) == (2, 2, 1)
     assert info["messages"] == {
         "published": 2, "enqueued": 1, "delivered": 1, "queued": 0, "unrouted": 1,
-        "dropped": {"ttl": 0, "queue_full": 0, "disconnect": 0},
+        "dropped": {"ttl": 0, "queue_full": 0, "disconnect": 0, "session_log_bytes": 0},
     }  # fmt: skip
     (row,) = info["subscriptions"]
     assert row == {

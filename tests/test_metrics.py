@@ -157,6 +157,12 @@ def one_key_has_all_it_may(scene):
         first.next()
 
 
+def a_forgotten_subscription_is_over_its_quota(scene):
+    subscribe_qos1(scene, "orders", "gone", durable=True).close()
+    writer = scene.client("writer")
+    until_stats(scene, lambda now: now["dropped_session_log"], lambda: publish_qos1(writer, "orders", bytes(4000)))
+
+
 def nobody_comes_back_to_a_subscription(scene):
     subscribe_qos1(scene, "orders", "gone", durable=True).close()
     until_stats(scene, lambda now: now["sessions_expired"])
@@ -465,6 +471,11 @@ CAUSES = [
         {**KEYED, **LOGGED, "limits": {"max_connections_per_key": 1, "max_sessions_per_key": 1}},
         """blipmq_connections_refused_total{reason="max_connections_per_key"}
         blipmq_sessions_refused_total{reason="max_sessions_per_key"}""",
+    ),
+    (
+        a_forgotten_subscription_is_over_its_quota,
+        {**SMALL_LOG, "qos1": {"session_log_bytes": 65536, "session_overflow": "drop"}},
+        'blipmq_messages_dropped_total{reason="session_log_bytes"} blipmq_sessions_over_quota_total',
     ),
     (
         nobody_comes_back_to_a_subscription, {**LOGGED, "qos1": {"session_expiry_ms": 100}},

@@ -153,7 +153,7 @@ def test_every_setting_reaches_the_core():
         "queues": {
             "topic_capacity": 8, "subscriber_capacity": 9, "subscriber_bytes": 8192, "overflow_policy": "block",
         },
-        "qos1": {"session_expiry_ms": 28},
+        "qos1": {"session_expiry_ms": 28, "session_log_bytes": 29, "session_overflow": "drop"},
         "delivery": {"max_batch": 3, "max_batch_bytes": 4096, "flush_interval_ms": 4, "default_ttl_ms": 5},
         "performance": {
             "enable_timer_wheel": False,
@@ -178,7 +178,7 @@ def test_every_setting_reaches_the_core():
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
         memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
         max_topic_levels=20, hello_timeout_ms=121, max_pending=22, max_pending_per_address=23, accept_rate=24, accept_burst=25,
-        keepalive_ms=26_000, max_sessions_per_key=27, session_expiry_ms=28,
+        keepalive_ms=26_000, max_sessions_per_key=27, session_expiry_ms=28, session_log_bytes=29, session_overflow=1,
     )  # fmt: skip
 
 

@@ -62,7 +62,12 @@ def _state(info: Mapping[str, Any]) -> str:
 
 
 def _dropped(dropped: Mapping[str, Any]) -> str:
-    names = (("ttl", "expired"), ("queue_full", "queue full"), ("disconnect", "reader gone"))
+    names = (
+        ("ttl", "expired"),
+        ("queue_full", "queue full"),
+        ("disconnect", "reader gone"),
+        ("session_log_bytes", "over its quota of the log"),
+    )
     known = [(text, dropped[key]) for key, text in names if _is_number(dropped.get(key))]
     total = sum(number for _, number in known)
     detail = ", ".join(f"{text} {number:,}" for text, number in known)

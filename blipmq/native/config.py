@@ -20,6 +20,13 @@ class Overflow(IntEnum):
     BLOCK = lib.BQ_BLOCK
 
 
+class SessionOverflow(IntEnum):
+    """What becomes of messages that are over a session's quota of the log."""
+
+    DEAD_LETTER = lib.BQ_SESSION_DEAD_LETTER
+    DROP = lib.BQ_SESSION_DROP
+
+
 class CoreConfig(NamedTuple):
     """The fields of `bq_config_t`, by the same names and in the same units. A test keeps the two in step."""
 
@@ -27,6 +34,7 @@ class CoreConfig(NamedTuple):
     subscriber_bytes: int = 64 << 20
     default_ttl_ms: int = 0
     max_ttl_ms: int = 24 * 3600 * 1000
+    session_log_bytes: int = 0
     session_expiry_ms: int = 0
     subscriber_messages: int = 262_144
     overflow_policy: int = Overflow.DROP_OLDEST
@@ -56,6 +64,7 @@ class CoreConfig(NamedTuple):
     ack_timeout_ms: int = 30_000
     max_in_flight: int = 256
     max_sessions: int = 10_000
+    session_overflow: int = SessionOverflow.DEAD_LETTER
     max_sessions_per_key: int = 10_000
     max_deliveries: int = 16
     run_messages: int = 0

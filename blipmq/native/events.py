@@ -191,6 +191,7 @@ class SessionRow(NamedTuple):
     dropped_ttl: int
     dropped_queue_full: int
     dead_lettered: int
+    over_quota: int
     members: int
     in_flight: int
     flags: int
@@ -236,6 +237,16 @@ class SessionExpired(NamedTuple):
     row: SessionRow
 
 
+class SessionOver(NamedTuple):
+    """Messages of a session were over its quota of the log: so many since it was told last, from `first_id` to `last_id`."""
+
+    messages: int
+    first_id: int
+    last_id: int
+    dropped: bool  # else they go to the dead letters
+    row: SessionRow
+
+
 class Accepting(NamedTuple):
     """Accepting has paused (`errno` tells why) or resumed."""
 
@@ -251,7 +262,7 @@ class Stopped(NamedTuple):
 
 Event: TypeAlias = (
     "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed"
-    " | SessionEnded | SessionExpired | Accepting | Stopped"
+    " | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped"
 )
 
 
@@ -329,6 +340,12 @@ def _session_expired(e: CData) -> Event:
     return SessionExpired(_session_rows(_data(e), 0)[0])
 
 
+def _session_over(e: CData) -> Event:
+    data = _data(e)
+    messages, first_id, last_id, dropped = _OVER_LAYOUT.unpack_from(data)
+    return SessionOver(messages, first_id, last_id, bool(dropped), _session_rows(data, _OVER_LAYOUT.size)[0])
+
+
 def _session_rows(data: bytes, at: int) -> list[SessionRow]:
     rows = []
     while at < len(data):
@@ -368,10 +385,11 @@ _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
 assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
-_SESSION_LAYOUT = struct.Struct("=14Q8I")
+_SESSION_LAYOUT = struct.Struct("=15Q8I")
 assert _SESSION_LAYOUT.size == ffi.sizeof("bq_session_row_t")
 SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_session_sums_t").fields)  # each one uint64
 _SUMS_LAYOUT = struct.Struct(f"={len(SUMS_FIELDS)}Q")
+_OVER_LAYOUT = struct.Struct("=4Q")
 _UNKNOWN = (1 << 64) - 1
 
 _READERS: dict[int, Callable[[CData], Event]] = {
@@ -388,6 +406,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_SESSIONS: _sessions,
     lib.BQ_EV_SESSION_ENDED: _session_ended,
     lib.BQ_EV_SESSION_EXPIRED: _session_expired,
+    lib.BQ_EV_SESSION_OVER: _session_over,
     lib.BQ_EV_ADMIN: _admin,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,

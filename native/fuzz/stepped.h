@@ -270,7 +270,8 @@ void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_r
 static void sums_check(machine_t *machine) {
     bq_stats_t s;
     core_stats(machine->bq, &s);
-    uint64_t gone = s.delivered + s.dropped_ttl + s.dropped_queue_full + s.dropped_disconnect + s.dead_lettered;
+    uint64_t gone =
+        s.delivered + s.dropped_ttl + s.dropped_queue_full + s.dropped_disconnect + s.dropped_session_log + s.dead_lettered;
     CHECK(s.enqueued == gone + s.queued_messages);
     CHECK(s.connections <= machine->config.max_connections && s.sessions <= machine->config.max_sessions);
     if (machine->config.require_hello && !machine->someone_admitted) CHECK(s.published == 0 && s.subscriptions == s.sessions);

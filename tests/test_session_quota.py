@@ -1,0 +1,233 @@
+"""How much of the log one durable subscription may keep: what is over it goes to the dead letters or is dropped, and QoS 1 goes on.
+
+Invariant: time passes when a test says so; the disk is waited for until it has answered.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_process import BrokerProcess, until
+from stepped import Client, conserved
+from test_core_log import LoggedBench
+from test_session_list import collecting, durable
+
+import blipmq
+from blipmq import config_reader, wire
+from blipmq.config_reader import from_dict
+from blipmq.errors import Refused
+from blipmq.native.config import LogConfig, SessionOverflow
+
+LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
+QUOTA = 256 << 10
+
+
+def quota_bench(directory: Path, **limits: Any) -> LoggedBench:
+    return LoggedBench(directory, LOG, **{"session_log_bytes": QUOTA, **limits})
+
+
+def publish(bench: LoggedBench, writer: Client, topic: str, count: int, bytes_each: int = 1000) -> None:
+    """Each is accepted, however often it has to be tried."""
+    for _ in range(count):
+        for _ in range(400):
+            writer.replies.clear()
+            writer.send(wire.PUB, topic, bytes(bytes_each), qos=1, seq=5)
+            bench.until(lambda: writer.replies, advance_ms=1)
+            if writer.replies[0].code == 0:
+                break
+            bench.turn(50)
+        assert writer.replies[0].code == 0, writer.replies
+
+
+def settled(bench: LoggedBench) -> None:
+    for _ in range(100):
+        bench.turn(20)
+        bench.core.wait(1)
+
+
+@pytest.mark.parametrize("overflow", list(SessionOverflow))
+def test_a_forgotten_subscription_does_not_stop_publishing(tmp_path: Path, overflow: SessionOverflow) -> None:
+    with quota_bench(tmp_path, session_overflow=overflow) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        writer = bench.named("writer")
+        publish(bench, writer, "t", 4000)  # four times what the log holds
+        settled(bench)
+        (row,) = bench.session_rows()
+        stats = bench.stats()
+        assert stats["log_state"] == 1
+        assert 0 < row.log_bytes < QUOTA + (64 << 10)
+        assert row.lag_messages + row.over_quota == 4000 and not row.unsure
+        assert stats["over_session_log"] == row.over_quota
+        assert stats["dropped_session_log"] == (row.over_quota if overflow is SessionOverflow.DROP else 0)
+        assert conserved(stats)
+        client = durable(bench, "forgotten", "t")
+        bench.until(lambda: len(client.messages) >= min(row.lag_messages, 100))
+        assert client.messages[0].id > 1
+
+
+def test_one_message_that_nobody_acknowledges_keeps_the_log_no_longer(tmp_path: Path) -> None:
+    with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP, ack_timeout_ms=3_600_000) as bench:
+        stuck, busy = durable(bench, "stuck", "rare"), durable(bench, "busy", "often")
+        writer = bench.named("writer")
+        publish(bench, writer, "rare", 1)
+        bench.until(lambda: stuck.messages)
+        for _ in range(40):
+            publish(bench, writer, "often", 100)
+            for message in busy.messages:
+                busy.send(wire.ACK, seq=message.id)
+            busy.messages.clear()
+        settled(bench)
+        rows = {row.filter: row for row in bench.session_rows()}
+        assert (rows["rare"].lag_messages, rows["rare"].over_quota) == (0, 1)
+        assert rows["often"].over_quota == 0
+        stuck.send(wire.ACK, seq=stuck.messages[0].id)  # too late, and no harm
+        publish(bench, writer, "rare", 1)
+        bench.until(lambda: len(stuck.messages) == 2)
+        assert conserved(bench.stats())
+
+
+def test_what_is_over_the_quota_comes_as_dead_letters_with_the_reason(tmp_path: Path) -> None:
+    with quota_bench(tmp_path) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        undertaker, writer = bench.named("undertaker"), bench.named("writer")
+        bench.subscribed(undertaker, "$dlq/t", durable=True)
+        letters: list[wire.Message] = []
+
+        def collect() -> None:
+            for message in undertaker.messages:
+                undertaker.send(wire.ACK, seq=message.id)
+            letters.extend(undertaker.messages)
+            undertaker.messages.clear()
+
+        for _ in range(20):
+            publish(bench, writer, "t", 50)
+            collect()
+        for _ in range(20):
+            settled(bench)
+            collect()
+        (row,) = [row for row in bench.session_rows() if row.filter == "t"]
+        assert row.over_quota > 100
+        assert {letter.topic for letter in letters} == {"$dlq/t"}
+        assert {letter.headers["reason"] for letter in letters} == {"session_log_bytes"}
+        ids = [int(letter.headers["id"]) for letter in letters]
+        assert ids == sorted(set(ids)) and len(ids) >= row.over_quota - bench.stats()["dead_letters_dropped"]
+        assert letters[0].payload == bytes(1000)
+
+
+def test_a_quota_that_is_set_on_a_full_log_makes_room(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LOG) as bench:
+        for number in range(3):
+            bench.close(durable(bench, f"forgotten{number}", "t"))
+        writer = bench.named("writer")
+
+        def code() -> int:
+            writer.replies.clear()
+            writer.send(wire.PUB, "t", bytes(1000), qos=1, seq=5)
+            bench.until(lambda: writer.replies)
+            return writer.replies[0].code
+
+        bench.until(lambda: code() == 503)
+        bench.core.limits(bench.config._replace(session_log_bytes=QUOTA))
+        bench.until(lambda: code() == 0, advance_ms=20)
+        publish(bench, writer, "t", 2000)
+        assert conserved(bench.stats())
+
+
+def test_absent_ones_found_at_the_start_are_cut_too(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LOG) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        publish(bench, bench.named("writer"), "t", 600)
+    with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP) as bench:
+        bench.until(lambda: bench.session_rows()[0].over_quota > 200, advance_ms=20)
+        (row,) = bench.session_rows()
+        assert row.lag_messages + row.over_quota == 600
+
+
+def test_each_is_told_with_the_ids_once_a_minute(tmp_path: Path) -> None:
+    with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        writer = bench.named("writer")
+        publish(bench, writer, "t", 2000)
+        settled(bench)
+        assert len(bench.over) == 1
+        bench.until(lambda: len(bench.over) == 2, advance_ms=1000)
+        (row,) = bench.session_rows()
+        assert sum(event.messages for event in bench.over) == row.over_quota
+        assert all(event.dropped and event.row.client_ids == ("forgotten",) for event in bench.over)
+        first, second = bench.over
+        assert first.first_id <= first.last_id < second.first_id <= second.last_id
+
+
+def test_who_keeps_up_loses_nothing(tmp_path: Path) -> None:
+    with quota_bench(tmp_path, max_in_flight=16) as bench:
+        client, writer = durable(bench, "quick", "t"), bench.named("writer")
+        got = 0
+        for _ in range(60):
+            publish(bench, writer, "t", 50)
+            for _ in range(1000):
+                if got % 50 == 0 and got and not client.messages:
+                    break
+                bench.until(lambda: client.messages)
+                for message in client.messages:
+                    client.send(wire.ACK, seq=message.id)
+                got += len(client.messages)
+                client.messages.clear()
+        assert got == 3000
+        assert bench.stats()["over_session_log"] == 0
+
+
+def test_health_names_the_subscription_that_fills_the_log_and_the_command_that_ends_it(tmp_path: Path) -> None:
+    wal = {
+        "segment_size_bytes": 512 << 10,
+        "max_bytes": 8 << 20,
+        "directory": str(tmp_path / "wal"),
+        "reserve_bytes": 0,
+    }
+    config = {"server": {"bind_addr": "127.0.0.1:0", "max_message_size_bytes": 4096}, "wal": wal}
+    with blipmq.Broker(config) as broker, blipmq.connect_blocking(broker.address) as writer:
+        collecting(broker.address, "gone", "t.>")
+        assert broker.info()["reasons"] == []
+        with pytest.raises(Refused):
+            for _ in range(3000):
+                writer.publish("t.a", bytes(4000), qos=1)
+        command = "blipmq-cli sessions end 't.>' --client-id gone"
+        assert any(command in reason for reason in broker.info()["reasons"])
+        assert any(command in reason for reason in broker._wait(broker._broker.reasons()))
+        broker.end_session("t.>", client_id="gone")
+        until(lambda: not broker.info()["reasons"], "there is room again")
+
+
+def test_a_quota_that_a_log_has_no_room_for_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "blipmq.toml").write_text("[qos1]\nsession_log_bytes = 1_000_000_000\n")
+    loaded = config_reader.load(str(tmp_path / "blipmq.toml"), {})
+    assert any("session_log_bytes" in warning for warning in config_reader.warnings(loaded))
+
+
+def test_the_settings_reach_the_core_and_the_log_says_what_was_lost(tmp_path: Path) -> None:
+    from blipmq.broker import core_config
+
+    core = core_config(from_dict({"qos1": {"session_log_bytes": 5, "session_overflow": "drop"}}))
+    assert (core.session_log_bytes, core.session_overflow) == (5, SessionOverflow.DROP)
+    config = {
+        "server.max_message_size_bytes": 4096,
+        "wal.segment_size_bytes": 512 << 10,
+        "wal.max_bytes": 8 << 20,
+        "wal.reserve_bytes": 0,
+        "qos1.session_log_bytes": 2 << 20,
+        "qos1.session_overflow": "drop",
+    }
+    broker = BrokerProcess(tmp_path, config).get_ready()
+    try:
+        collecting(broker.address, "gone", "t")
+        with blipmq.connect_blocking(broker.address) as writer:
+            for _ in range(4000):
+                writer.publish("t", bytes(4000), qos=1)
+        line = broker.wait_for("session_over_log_bytes")
+        assert (line["client_id"], line["filter"], line["became"]) == ("gone", "t", "dropped")
+        assert int(line["messages"]) > 0 and int(line["first_id"]) <= int(line["last_id"])
+        assert broker.info()["messages"]["dropped"]["session_log_bytes"] > 0
+    finally:
+        broker.child.terminate()
+        assert broker.wait() == 0
