@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+from broker_process import until
 
 import blipmq
 from blipmq import publisher
@@ -161,7 +162,7 @@ def test_a_blocking_broker_that_cannot_start_leaves_no_thread_behind(tmp_path):
 
     before = threading.active_count()
     run(scene())
-    assert threading.active_count() == before
+    until(lambda: threading.active_count() == before, "no thread of it is left")
 
 
 def test_an_interrupt_while_it_starts_ends_all_that_had_begun(tmp_path, monkeypatch):
@@ -177,7 +178,7 @@ def test_an_interrupt_while_it_starts_ends_all_that_had_begun(tmp_path, monkeypa
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         broker.__enter__()
-    assert threading.active_count() == before
+    until(lambda: threading.active_count() == before, "no thread of it is left")
     monkeypatch.undo()
     with blipmq.Broker(settings(tmp_path)) as again:  # the log is free
         assert again.address
