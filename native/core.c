@@ -232,6 +232,9 @@ static void stop_when_flushed(bq_t *bq);
 
 static inline bool anyone_ready(const bq_t *bq) { return bq->share.light.first || bq->share.line.first || bq->ends_left; }
 
+/* Most brokers of QoS 0 have none, and turn for every message. */
+static inline bool any_sessions(const bq_t *bq) { return bq->sessions.all || bq->letters.first; }
+
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
     bq->wall_ms = wall_ms;
@@ -245,9 +248,11 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     work |= bq->poll_count > 0;
     run_events(bq);
     if (bq->share.line.first) share_run_line(bq);
-    session_pump_all(bq);
-    sessions_expire(bq);
-    sessions_quota(bq);
+    if (any_sessions(bq)) {
+        session_pump_all(bq);
+        sessions_expire(bq);
+        sessions_quota(bq);
+    }
     commit_begin(bq);
     flush_when_due(bq);
     segment_compact(&bq->segments, COMPACT_BYTES);
@@ -262,6 +267,14 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------- */
 
+static uint64_t sessions_due_ms(const bq_t *bq, uint64_t due) {
+    const uint64_t each[] = {session_reads_due_ms(bq), letters_due_ms(bq), sessions_expire_due_ms(bq), sessions_quota_due_ms(bq)};
+    if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+    for (uint32_t i = 0; i < sizeof each / sizeof *each; i++)
+        if (each[i] < due) due = each[i];
+    return due;
+}
+
 int64_t bq_next_timer_ms(bq_t *bq) {
     if (anyone_ready(bq) || (anything_dirty(bq) && !bq->config.flush_interval_ms) || bq->segments.compact_head) return 0;
     uint64_t due = UINT64_MAX;
@@ -269,17 +282,12 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (anything_dirty(bq) && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    bool tries = bq->retry || session_end_waits(bq) || bq->dead || bq->command_waits || (bq->stop_closed && !bq->stopped);
+    bool tries = bq->retry || (bq->sessions.ending && session_end_waits(bq)) || bq->dead || bq->command_waits ||
+                 (bq->stop_closed && !bq->stopped);
     if (tries && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
-    if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
-    uint64_t reads = session_reads_due_ms(bq), letters = letters_due_ms(bq), expires = sessions_expire_due_ms(bq),
-             quota = sessions_quota_due_ms(bq);
-    if (reads < due) due = reads;
-    if (letters < due) due = letters;
-    if (expires < due) due = expires;
-    if (quota < due) due = quota;
+    if (any_sessions(bq)) due = sessions_due_ms(bq, due);
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
