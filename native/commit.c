@@ -129,7 +129,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
     uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
     *why = commit_refusal(bq);
     if (*why) return COMMIT_REFUSED;
-    int64_t timed = timeline_write(bq);
+    int64_t timed = BQ_LIKELY(!timeline_waits(&bq->timeline)) ? 0 : timeline_write(bq);
     if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
     held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
@@ -470,7 +470,8 @@ static void checkpoint_when_due(bq_t *bq) {
 void commit_begin(bq_t *bq) {
     if (!bq->log) return;
     checkpoint_when_due(bq);
-    timeline_write(bq); /* a full log takes it later: a publish does not go before it */
+    if (BQ_UNLIKELY(timeline_waits(&bq->timeline)))
+        timeline_write(bq); /* a full log takes it later: a publish does not go before it */
     reserve_ids(bq);
     uint64_t gathered = log_gathered(bq->log);
     if (!gathered || log_busy(bq->log)) return;

@@ -60,6 +60,7 @@ void timeline_begin(struct bq *bq);                          /* nobody has told 
 
 /* Write the TIME record that is due, if any. 0, or what log_append says: no publish may go before it. */
 int64_t timeline_write(struct bq *bq);
+static inline bool timeline_waits(const timeline_t *line) { return !line->begun || line->due; }
 
 uint64_t timeline_now_ms(const struct bq *bq);
 uint64_t timeline_age_ms(const struct bq *bq, uint64_t lsn, const struct publish_record *record); /* since it was accepted */
