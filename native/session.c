@@ -97,7 +97,7 @@ static inline void delivery_init(delivery_t *delivery, session_t *session, uint3
     delivery->deliveries = 0;
     delivery->place = DELIVERY_WAITS;
     delivery->redelivered = delivery->marked = delivery->killed = delivery->alone = false;
-    delivery->given_up = delivery->letter_waits = false;
+    delivery->given_up = delivery->over = delivery->letter_waits = false;
     delivery->letter = NULL;
 }
 

@@ -231,3 +231,19 @@ def test_the_settings_reach_the_core_and_the_log_says_what_was_lost(tmp_path: Pa
     finally:
         broker.child.terminate()
         assert broker.wait() == 0
+
+
+def test_a_letter_of_a_message_that_was_never_acknowledged_does_not_name_the_quota(tmp_path: Path) -> None:
+    with quota_bench(tmp_path, max_deliveries=1, ack_timeout_ms=100) as bench:
+        reader, undertaker = durable(bench, "reader", "t"), durable(bench, "undertaker", "$dlq/#")
+        writer = bench.named("writer")
+        for _ in range(3):  # in memory that others have used before
+            publish(bench, writer, "elsewhere", 100)
+            publish(bench, writer, "t", 20)
+            bench.until(lambda: reader.messages)
+            reader.messages.clear()
+            bench.until(lambda: len(undertaker.messages) >= 20, advance_ms=50)
+            assert {letter.headers["reason"] for letter in undertaker.messages} == {"max_deliveries"}
+            for letter in undertaker.messages:
+                undertaker.send(wire.ACK, seq=letter.id)
+            undertaker.messages.clear()
