@@ -233,7 +233,7 @@ class Wal:
             self._log.warning(
                 "dead_letters_unclaimed",
                 messages=unclaimed - self._unclaimed,
-                hint="they were delivered qos1.max_deliveries times and never acknowledged, and nobody collects dead "
+                hint="they were never acknowledged or over qos1.session_log_bytes, and nobody collects dead "
                 "letters: subscribe to $dlq/# with QoS 1, durably",
             )
         if dropped > self._dropped:
