@@ -36,13 +36,15 @@ BQ_APART void flight_late_drop(bq_t *bq, handing_t *handing) {
     pool_give(&bq->pool, handing, sizeof *handing);
 }
 
-/* It goes to another member than before: who had it keeps the right to acknowledge it, while there is memory for that. */
+/* It goes to another member than before, or to one that had it earlier. Who had it keeps the right to acknowledge it, while there is
+ * memory for that; nobody has that right twice. */
 BQ_APART void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
     member_t *before = delivery->now.member;
     for (handing_t *late = delivery->late, *next; late; late = next) {
         next = late->next;
         if (late->member == member) flight_late_drop(bq, late);
     }
+    if (!before || before == member) return;
     handing_leave(&delivery->now);
     handing_t *late = delivery->deliveries ? pool_take(&bq->pool, sizeof *late) : NULL;
     if (!late) return;

@@ -49,7 +49,8 @@ static inline void handing_leave(handing_t *handing) {
 
 /* It is in that member's queue. */
 static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member) {
-    if (BQ_UNLIKELY(delivery->now.member != NULL && delivery->now.member != member)) flight_give_to_another(bq, delivery, member);
+    bool others = (delivery->now.member && delivery->now.member != member) || delivery->late;
+    if (BQ_UNLIKELY(others)) flight_give_to_another(bq, delivery, member);
     if (BQ_LIKELY(!delivery->now.member)) handing_enter(bq, &delivery->now, delivery, member);
     delivery->place = DELIVERY_QUEUED;
     member->flight_count++;

@@ -54,6 +54,8 @@ typedef struct machine {
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no log */
     bool restores;         /* a log that no core wrote: what it says of sessions need not fit */
+    void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame,
+                     uint32_t size); /* each whole one; or NULL */
 } machine_t;
 
 static bool push(machine_t *machine, bq_command_t command, text_t text, text_t data) {
@@ -100,6 +102,7 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
             message_check(machine, client, client->out + at, whole);
         else
             client->answers++;
+        if (machine->on_frame) machine->on_frame(machine, client, client->out + at, whole);
         at += whole;
     }
     if (client->out_size - at >= 4) CHECK(load_be32(client->out + at) < 8u << 20);

@@ -1,0 +1,406 @@
+/* fuzz_promise.c: durable subscriptions and queue groups against a page of plain C that knows what each of them is owed.
+ *
+ *      input     [configuration][step][step]...      three clients that come, subscribe, read, acknowledge, leave; one that publishes;
+ *                                                    restarts, kills, power cuts, a disk that fills; time
+ *
+ * Invariant, at the end, when the disk is whole again and everyone has come back: what was acknowledged to its publisher has come to
+ * each durable subscription and group that was there, whatever flags its members had, or its time to live was over. And at any time:
+ * nothing comes that nobody sent, after its time to live, to somebody who has no part in such a subscription, or, unless the broker
+ * was killed since, after it was acknowledged; what comes a second time says so; first deliveries keep the order of publishing.
+ */
+#include "sim_storage.h"
+#include "stepped.h"
+
+enum { DISK_BYTES = 1 << 20, LOG_BYTES = 96 << 10, PEOPLE = 3, PUBLISHER = 5, MESSAGES_MAX = 200, SUBS_MAX = 12, NOBODY = 255 };
+
+static const bq_log_config_t log_config = {
+    .max_bytes = LOG_BYTES, .segment_bytes = 16384, .flush_interval_ms = 2, .batch_bytes = 4096, .block_bytes = 0};
+
+static const char *const WHERE[] = {"a", "a.x", "b"};
+static const char *const WANTED[] = {"a", "a.>", "b"};
+static const bool MATCHES[COUNT(WANTED)][COUNT(WHERE)] = {{true, false, false}, {false, true, false}, {false, false, true}};
+
+/* What one durable subscription, or a group, has had of each message. */
+enum had { HAD_NOTHING, HAD_SEEN, HAD_DONE };
+
+typedef struct sub {
+    uint8_t filter, group; /* group 0: none */
+    uint8_t owner;         /* of one without a group */
+    uint8_t durable;       /* bits of those who hold it; 0: it is not, or does not exist */
+    uint8_t joined;        /* bits of those who are in it now */
+    uint32_t first;        /* the message from which on it is owed everything */
+    uint32_t newest;       /* first deliveries come in order; a group's come to several, which need not read at the same pace */
+    uint8_t had[MESSAGES_MAX];
+    bool unsure[MESSAGES_MAX]; /* a kill may have taken back that it was acknowledged */
+} sub_t;
+
+typedef struct message {
+    uint8_t topic;
+    bool acknowledged, sent;
+    uint64_t id, ttl_ms, at_ms;
+    uint32_t size;
+} message_t;
+
+typedef struct model {
+    machine_t machine;
+    sub_t subs[SUBS_MAX];
+    message_t messages[MESSAGES_MAX];
+    uint32_t count;
+    uint64_t unacked[PEOPLE][64]; /* ids a client may acknowledge */
+    uint32_t unacked_count[PEOPLE];
+    bool reads[PEOPLE], acks[PEOPLE];
+    uint64_t seq, answer_seq;
+    uint16_t answer_code;
+    bool answered;
+    uint32_t boot;
+} model_t;
+
+/* ---- what comes ------------------------------------------------------------------------------------------------------------ */
+
+static uint64_t frame_field(const uint8_t *frame, uint32_t slot, uint32_t size) {
+    const uint8_t *buffer = frame + FRAME_HEADER_BYTES, *table = buffer + load_u32(buffer);
+    const uint8_t *vtable = table - (int32_t)load_u32(table);
+    uint32_t at = 4 + 2 * slot < load_u16(vtable) ? load_u16(vtable + 4 + 2 * slot) : 0;
+    if (!at) return 0;
+    return size == 8 ? load_u64(table + at) : size == 2 ? load_u16(table + at) : table[at];
+}
+
+static text_t frame_vector(const uint8_t *frame, uint32_t slot) {
+    const uint8_t *buffer = frame + FRAME_HEADER_BYTES, *table = buffer + load_u32(buffer);
+    const uint8_t *vtable = table - (int32_t)load_u32(table);
+    uint32_t at = 4 + 2 * slot < load_u16(vtable) ? load_u16(vtable + 4 + 2 * slot) : 0;
+    if (!at) return (text_t){NULL, 0};
+    const uint8_t *vector = table + at + load_u32(table + at);
+    return (text_t){vector + 4, load_u32(vector)};
+}
+
+static uint8_t payload_byte(uint32_t number, uint32_t at) { return (uint8_t)(number * 31 + at * 7 + 1); }
+
+/* The message that a payload is, all of it. */
+static uint32_t message_of(model_t *model, text_t payload) {
+    uint32_t number;
+    CHECK(payload.size >= sizeof number);
+    memcpy(&number, payload.bytes, sizeof number);
+    CHECK(number < model->count && payload.size == model->messages[number].size);
+    for (uint32_t at = sizeof number; at < payload.size; at++) CHECK(payload.bytes[at] == payload_byte(number, at));
+    return number;
+}
+
+static void message_came(model_t *model, uint32_t person, const uint8_t *frame) {
+    uint32_t number = message_of(model, frame_vector(frame, 1));
+    message_t *message = &model->messages[number];
+    uint64_t id = frame_field(frame, 0, 8);
+    bool redelivered = frame_field(frame, 6, 1), expected = false, seen = false;
+    CHECK(frame_field(frame, 5, 1) == 1);
+    CHECK(!message->id || message->id == id);
+    message->id = id;
+    if (message->ttl_ms) CHECK(model->machine.now_ms < message->at_ms + message->ttl_ms + 2 * model->machine.config.tick_ms);
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        if (!(sub->joined >> person & 1) || !MATCHES[sub->filter][message->topic]) continue;
+        expected |= sub->had[number] != HAD_DONE || sub->unsure[number];
+        seen |= sub->had[number] != HAD_NOTHING;
+        if (sub->had[number] == HAD_NOTHING && !sub->group) {
+            CHECK(number + 1 > sub->newest);
+            sub->newest = number + 1;
+        }
+        if (sub->had[number] == HAD_NOTHING) sub->had[number] = HAD_SEEN;
+    }
+    CHECK(expected);
+    CHECK(!seen || redelivered);
+    if (model->unacked_count[person] < COUNT(model->unacked[person])) model->unacked[person][model->unacked_count[person]++] = id;
+}
+
+static void frame_came(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
+    model_t *model = (model_t *)(void *)machine; /* its first member */
+    uint32_t number = client_number(machine, client);
+    (void)size;
+    if (frame[4] == 1) {
+        CHECK(number % 2 == 0 && number / 2 < PEOPLE);
+        message_came(model, number / 2, frame);
+        return;
+    }
+    uint32_t seq_slot = frame[4] == 0 ? 2 : 0, code_slot = frame[4] == 0 ? 3 : 1;
+    if (frame_field(frame, seq_slot, 8) != model->answer_seq) return;
+    model->answered = true;
+    model->answer_code = (uint16_t)frame_field(frame, code_slot, 2);
+}
+
+/* ---- what is sent ------------------------------------------------------------------------------------------------------------ */
+
+static client_t *client_of(model_t *model, uint32_t person) {
+    return &model->machine.clients[person == PUBLISHER ? PUBLISHER : 2 * person];
+}
+
+/* Send a request; its answer's code, or 0xffff: none has come. */
+static uint16_t ask_for(model_t *model, client_t *client, fields_t fields) {
+    static uint8_t frame[16384];
+    if (!client->open) return UINT16_MAX;
+    fields.seq = model->answer_seq = ++model->seq + (1ull << 32);
+    model->answered = false;
+    feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+    for (uint32_t turns = 0; turns < 12 && !model->answered; turns++) turn(&model->machine, turns < 6 ? 0 : 2);
+    return model->answered ? model->answer_code : UINT16_MAX;
+}
+
+static text_t text_of(const char *text) { return (text_t){(const uint8_t *)text, (uint32_t)strlen(text)}; }
+
+static void come(model_t *model, uint32_t person) {
+    client_t *client = client_of(model, person);
+    text_t none = {NULL, 0};
+    if (client->open || client->attaching) return;
+    client_gone(client);
+    client->trusted = client->reads = client->attaching = true;
+    model->machine.someone_admitted = true;
+    CHECK(push(&model->machine,
+               (bq_command_t){.type = BQ_CMD_ATTACH, .seq = client_number(&model->machine, client), .flags = BQ_CONN_TRUSTED},
+               none, none));
+    settle(&model->machine, 0, 3);
+    CHECK(ask_for(model, client, (fields_t){.action = FRAME_HELLO, .protocol = 1}) == 0);
+    if (person != PUBLISHER) model->unacked_count[person] = 0;
+}
+
+static void parted(model_t *model, uint32_t person) {
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) sub->joined &= (uint8_t) ~(1u << person);
+    model->unacked_count[person] = 0;
+}
+
+static void go_away(model_t *model, uint32_t person) {
+    client_t *client = client_of(model, person);
+    text_t none = {NULL, 0};
+    if (!client->open) return;
+    push(&model->machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
+    settle(&model->machine, 0, 4);
+    if (person != PUBLISHER) parted(model, person);
+}
+
+static sub_t *sub_find(model_t *model, uint32_t person, uint8_t filter, uint8_t group) {
+    sub_t *free_one = NULL;
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        bool used = sub->durable || sub->joined;
+        if (used && sub->filter == filter && sub->group == group && (group || sub->owner == person)) return sub;
+        if (!used && !free_one) free_one = sub;
+    }
+    CHECK(free_one);
+    *free_one = (sub_t){.filter = filter, .group = group, .owner = (uint8_t)person, .first = model->count};
+    return free_one;
+}
+
+/* Whether it has a part in another subscription of that filter: then nobody could tell whose copy of a message came. */
+static bool elsewhere(const model_t *model, uint32_t person, uint8_t filter, uint8_t group) {
+    for (const sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++)
+        if (sub->filter == filter && sub->group != group && ((sub->joined | sub->durable) >> person & 1)) return true;
+    return false;
+}
+
+/* In a group any flags; alone only durable ones, which are what is owed something. */
+static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t group, bool durable) {
+    client_t *client = client_of(model, person);
+    static const char *const groups[] = {"", "g", "h"};
+    fields_t fields = {.action = FRAME_SUB, .qos = 1, .durable = durable, .topic = text_of(WANTED[filter])};
+    if (group) fields.group = text_of(groups[group]);
+    if (!client->open || elsewhere(model, person, filter, group)) return;
+    sub_t *sub = sub_find(model, person, filter, group);
+    bool new_one = !sub->durable && !sub->joined, was_durable = sub->durable;
+    sub->joined |= (uint8_t)(1u << person); /* it may be served before its SubAck has come */
+    uint16_t code = ask_for(model, client, fields);
+    if (code == UINT16_MAX) { /* nobody knows: as after a lost connection, and the next SUB tells */
+        go_away(model, person);
+        return;
+    }
+    if (code) {
+        if (!new_one && sub->joined) return;
+        sub->joined &= (uint8_t) ~(1u << person);
+        return;
+    }
+    if (durable && !was_durable) sub->first = new_one ? model->count : sub->first;
+    if (durable) sub->durable |= (uint8_t)(1u << person);
+}
+
+static void unsubscribe(model_t *model, uint32_t person, uint8_t filter) {
+    client_t *client = client_of(model, person);
+    if (!client->open) return;
+    uint16_t code = ask_for(model, client, (fields_t){.action = FRAME_UNSUB, .topic = text_of(WANTED[filter])});
+    if (code == 503) return;
+    CHECK(code == 0 || code == 404 || code == UINT16_MAX);
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        if (sub->filter != filter || (!sub->group && sub->owner != person)) continue;
+        sub->joined &= (uint8_t) ~(1u << person);
+        sub->durable &= (uint8_t) ~(1u << person);
+        if (!sub->durable && !sub->joined) *sub = (sub_t){0};
+    }
+}
+
+static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t ttl_ms) {
+    static uint8_t payload[8192];
+    if (model->count == MESSAGES_MAX) return;
+    uint32_t number = model->count++;
+    message_t *message = &model->messages[number];
+    *message = (message_t){.topic = topic, .sent = true, .ttl_ms = ttl_ms, .at_ms = model->machine.now_ms + 64, .size = size};
+    memcpy(payload, &number, sizeof number);
+    for (uint32_t at = sizeof number; at < size; at++) payload[at] = payload_byte(number, at);
+    come(model, PUBLISHER);
+    uint16_t code = ask_for(
+        model, client_of(model, PUBLISHER),
+        (fields_t){.action = FRAME_PUB, .qos = 1, .ttl_ms = ttl_ms, .topic = text_of(WHERE[topic]), .payload = {payload, size}});
+    message->acknowledged = code == 0;
+    if (code == UINT16_MAX) { /* it may still be taken: its time begins then */
+        message->at_ms = UINT64_MAX / 4;
+        go_away(model, PUBLISHER);
+    }
+}
+
+static void acknowledge(model_t *model, uint32_t person, uint32_t which) {
+    static uint8_t frame[256];
+    client_t *client = client_of(model, person);
+    uint32_t *count = &model->unacked_count[person];
+    if (!client->open || !*count) return;
+    which %= *count;
+    uint64_t id = model->unacked[person][which];
+    fields_t fields = {.action = FRAME_ACK, .seq = id};
+    feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+    turn(&model->machine, 0);
+    model->unacked[person][which] = model->unacked[person][--*count];
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        if (!(sub->joined >> person & 1)) continue;
+        for (uint32_t number = 0; number < model->count; number++) {
+            if (model->messages[number].id != id || sub->had[number] != HAD_SEEN) continue;
+            sub->had[number] = HAD_DONE;
+            sub->unsure[number] = false;
+        }
+    }
+}
+
+/* ---- what happens to the broker --------------------------------------------------------------------------------------------- */
+
+static void clock_tell(model_t *model) {
+    bq_clock_t clock = {.boot_id = model->boot, .boot_ms = model->machine.now_ms, .wall_ms = model->machine.now_ms};
+    push(&model->machine, (bq_command_t){.type = BQ_CMD_CLOCK}, (text_t){NULL, 0},
+         (text_t){(const uint8_t *)&clock, sizeof clock});
+}
+
+static void start(model_t *model) {
+    bq_log_report_t report;
+    machine_t *machine = &model->machine;
+    machine->bq = bq_new(&machine->config, 1);
+    CHECK(machine->bq && bq_log_open(machine->bq, "/", &log_config, &report) == BQ_OK);
+    CHECK(report.lost_ranges == 0);
+    clock_tell(model);
+    turn(machine, 0);
+}
+
+static void restart(model_t *model, uint8_t how) {
+    if (how % 3) sim_disk_stop_at(disk, sim_disk_changes(disk) + how % 16 / 3);
+    bq_free(model->machine.bq);
+    everyone_gone(&model->machine);
+    if (how % 3 == 1) {
+        sim_disk_end_process(disk);
+        sim_disk_heal(disk);
+    } else if (how % 3 == 2) {
+        sim_disk_cut(disk, 1 + how);
+    }
+    sim_disk_room(disk, DISK_BYTES);
+    for (uint32_t person = 0; person < PEOPLE; person++) parted(model, person);
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        if (!sub->durable) *sub = (sub_t){0};
+        for (uint32_t number = 0; number < model->count; number++) sub->unsure[number] = true;
+    }
+    start(model);
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------------------------------ */
+
+static void everything_is_fetched(model_t *model) {
+    sim_disk_heal(disk);
+    sim_disk_room(disk, DISK_BYTES);
+    restart(model, 0);
+    for (uint32_t person = 0; person < PEOPLE; person++) {
+        come(model, person);
+        model->acks[person] = true;
+        for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++)
+            if (sub->durable >> person & 1) subscribe(model, person, sub->filter, sub->group, true);
+    }
+    for (uint32_t quiet = 0; quiet < 8;) {
+        bool some = false;
+        settle(&model->machine, 3, 2);
+        for (uint32_t person = 0; person < PEOPLE; person++) {
+            client_t *client = client_of(model, person);
+            client->reads = true;
+            took(&model->machine, client, client->untaken);
+            for (; model->unacked_count[person]; some = true) acknowledge(model, person, 0);
+        }
+        quiet = some ? 0 : quiet + 1;
+    }
+}
+
+static void nothing_is_owed(const model_t *model) {
+    for (const sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        if (!sub->durable) continue;
+        for (uint32_t number = sub->first; number < model->count; number++) {
+            const message_t *message = &model->messages[number];
+            if (message->acknowledged && !message->ttl_ms && MATCHES[sub->filter][message->topic])
+                CHECK(sub->had[number] != HAD_NOTHING);
+        }
+    }
+}
+
+static void step_one(model_t *model, uint8_t what, input_t *input) {
+    uint8_t more = input_byte(input);
+    uint32_t person = more % PEOPLE;
+    client_t *client = client_of(model, person);
+    static const uint64_t ttls[] = {0, 0, 0, 50, 1000, 20000};
+    switch (what % 16) {
+    case 0: come(model, person); return;
+    case 1:
+    case 2:
+        come(model, person);
+        subscribe(model, person, (more >> 2) % COUNT(WANTED), (more >> 4) % 3, (more >> 6) || (more >> 4) % 3 == 0);
+        return;
+    case 3: go_away(model, person); return;
+    case 4:
+    case 5:
+    case 6:
+        publish_one(model, more % COUNT(WHERE), 8 + (more >> 2) * (more & 128 ? 24u : 2u), ttls[input_byte(input) % COUNT(ttls)]);
+        return;
+    case 7:
+    case 8: acknowledge(model, person, more >> 2); return;
+    case 9:
+        for (uint32_t count = model->unacked_count[person]; count; count--) acknowledge(model, person, more >> 2);
+        return;
+    case 10:
+        client->reads = !client->reads;
+        if (client->reads) took(&model->machine, client, client->untaken);
+        return;
+    case 11: settle(&model->machine, input_time(input), 1 + more % 4); return;
+    case 12: unsubscribe(model, person, (more >> 2) % COUNT(WANTED)); return;
+    case 13: restart(model, more); return;
+    case 14: sim_disk_room(disk, more & 1 ? DISK_BYTES : 8192u * (more >> 2)); return;
+    default: settle(&model->machine, 1, 1 + more % 8); return;
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static model_t model; /* large */
+    input_t input = {data, data + size};
+    memset(&model, 0, sizeof model);
+    model.machine = (machine_t){.config = config_of(&input), .now_ms = 1000, .answering = true, .on_frame = frame_came};
+    bq_config_t *config = &model.machine.config;
+    config->max_frame_bytes = 4096;
+    config->max_connections = CLIENTS;
+    config->max_sessions = SUBS_MAX + 1;
+    config->max_deliveries = UINT32_MAX;
+    config->overflow_policy = BQ_DROP_OLDEST;
+    config->memory_bytes = 0;
+    config->default_ttl_ms = 0;
+    config->require_hello = 0;
+    config->expire_batch = 1000; /* timers that fall behind make messages late */
+    model.boot = 1;
+    disk = sim_disk_new(1);
+    sim_disk_room(disk, DISK_BYTES);
+    start(&model);
+    for (uint32_t steps = 0; steps < STEPS_MAX && input.at < input.end; steps++) step_one(&model, input_byte(&input), &input);
+    everything_is_fetched(&model);
+    nothing_is_owed(&model);
+    finish(&model.machine);
+    sim_disk_free(disk);
+    return 0;
+}
