@@ -303,8 +303,8 @@ class Qos1(Section):
     )
     session_log_bytes: int = key(
         0,
-        "Bytes of the log that one durable subscription or queue group may keep from being deleted: as far as its oldest message may "
-        "lie behind the log's end. What is older goes where `session_overflow` says, so one forgotten subscriber cannot fill the "
+        "Bytes of the log that one durable subscription or queue group may keep from being deleted: as far as its oldest message "
+        "may lie behind the log's end. What is older goes where `session_overflow` says, so one forgotten subscriber cannot fill the "
         "log. Half of `wal.max_bytes` or less is of use. 0: no quota.",
         "bytes",
         0,
@@ -313,8 +313,8 @@ class Qos1(Section):
     )
     session_overflow: str = key(
         "dead_letter",
-        "What becomes of messages over `session_log_bytes`: they go to `$dlq/<topic>` with the reason `session_log_bytes`, or they "
-        "are dropped. Those whose dead letter finds no room in a full log are dropped.",
+        "What becomes of messages over `session_log_bytes`: they go to `$dlq/<topic>` with the reason `session_log_bytes`, or "
+        "they are dropped. Those whose dead letter finds no room in a full log are dropped.",
         choices=("dead_letter", "drop"),
         reload=True,
     )

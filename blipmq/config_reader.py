@@ -552,8 +552,8 @@ def warnings(loaded: Loaded) -> list[str]:
     wal, quota = loaded.config.wal, loaded.config.qos1.session_log_bytes
     if wal.enabled and quota > wal.max_bytes - 4 * wal.segment_size_bytes:
         found.append(
-            f"qos1.session_log_bytes = {quota} leaves a log of wal.max_bytes = {wal.max_bytes} no room: one subscription can still "
-            "fill it. Set it to half of wal.max_bytes or less, and at least four segments below it"
+            f"qos1.session_log_bytes = {quota} leaves a log of wal.max_bytes = {wal.max_bytes} no room: one subscription can "
+            "still fill it. Set it to half of wal.max_bytes or less, and at least four segments below it"
         )
     origin, keys = loaded.origins.get("auth.api_keys", ""), loaded.config.auth.api_keys
     if not keys:

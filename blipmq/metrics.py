@@ -186,7 +186,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "blipmq_messages_dead_lettered_total",
-        "QoS 1 messages given up after qos1.max_deliveries, or over qos1.session_log_bytes: published to `$dlq/<topic>`, if anybody subscribed to that.",
+        "QoS 1 messages given up after qos1.max_deliveries, or over qos1.session_log_bytes: published to `$dlq/<topic>`, if "
+        "anybody subscribed to that.",
         "stats.dead_lettered",
     ),
     _counter(

@@ -307,8 +307,8 @@ class Status:
         whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
         key = f" --key {fact['key']}" if fact["key"] and not fact["group"] else ""
         return [
-            f"log: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes from "
-            f"being deleted; bring its client back, or end it: blipmq-cli sessions end '{fact['filter']}' {whose}{key}"
+            f"log: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes "
+            f"from being deleted; bring its client back, or end it: blipmq-cli sessions end '{fact['filter']}' {whose}{key}"
         ]
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None, listing: Listing | None = None) -> list[str]:

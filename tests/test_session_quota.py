@@ -1,4 +1,4 @@
-"""How much of the log one durable subscription may keep: what is over it goes to the dead letters or is dropped, and QoS 1 goes on.
+"""How much of the log one durable subscription may keep. What is over it becomes dead letters or is dropped; QoS 1 goes on.
 
 Invariant: time passes when a test says so; the disk is waited for until it has answered.
 """

@@ -107,7 +107,12 @@ def test_when_it_blocks_a_stopped_subscriber_holds_back_its_publishers_and_no_on
         assert stopped.digest() == digest(text)
         until(lambda: reader.count == LINES, "the other subscriber has all as well")
         assert digest(reader.lines()) == digest(text)
-        assert asker.info()["messages"]["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0}
+        assert asker.info()["messages"]["dropped"] == {
+            "ttl": 0,
+            "queue_full": 0,
+            "disconnect": 0,
+            "session_log_bytes": 0,
+        }
 
 
 def send_until_it_waits(writer, lines):

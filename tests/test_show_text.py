@@ -120,7 +120,7 @@ def test_by_default_even_a_slow_subscriber_gets_every_line(run, text):
     run.wait_for_the_rest()
     messages = run.check_sums()
     assert messages["published"] == TOTAL
-    assert messages["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0}
+    assert messages["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0, "session_log_bytes": 0}
     assert messages["delivered"] == 7 * TOTAL + run.row(run.halfway)["delivered"]
     run.check_fast(text)
     run.check_halfway(text)
@@ -184,7 +184,7 @@ def test_block_holds_the_publisher_back_and_loses_nothing(run, text, connect):
     run.wait_for_the_rest()
     messages = run.check_sums()
     assert messages["published"] == TOTAL + 1
-    assert messages["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0}
+    assert messages["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0, "session_log_bytes": 0}
     run.check_fast(text)
     run.check_halfway(text)
     assert digest(run.slow.lines()) == digest(text)

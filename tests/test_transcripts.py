@@ -174,7 +174,7 @@ def test_info_is_json_that_tells_how_the_broker_is(broker, connect):
     assert info["subscriptions_total"] == 2
     (row,) = info["subscriptions"]
     assert (row["client"], row["peer"], row["filters"]) == ("asker", client.peer, ["a", "b.>"])
-    assert info["messages"]["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0}
+    assert info["messages"]["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0, "session_log_bytes": 0}
     assert {"version", "uptime_s", "topics", "rates", "memory"} <= info.keys()
 
 

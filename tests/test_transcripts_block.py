@@ -70,7 +70,12 @@ def read_all(stalled):
 def test_the_subscriber_reads_on_and_has_lost_nothing(stalled):
     read_all(stalled)
     stalled.goes_on()
-    assert stalled.asker.info()["messages"]["dropped"] == {"ttl": 0, "queue_full": 0, "disconnect": 0}
+    assert stalled.asker.info()["messages"]["dropped"] == {
+        "ttl": 0,
+        "queue_full": 0,
+        "disconnect": 0,
+        "session_log_bytes": 0,
+    }
 
 
 def test_the_subscriber_is_reset(stalled):
