@@ -304,8 +304,8 @@ class Qos1(Section):
     session_log_bytes: int = key(
         0,
         "Bytes of the log that one durable subscription or queue group may keep from being deleted: as far as its oldest message "
-        "may lie behind the log's end. What is older goes where `session_overflow` says, so one forgotten subscriber cannot fill the "
-        "log. Half of `wal.max_bytes` or less is of use. 0: no quota.",
+        "may lie behind the log's end. What is older goes where `session_overflow` says, so one forgotten subscriber cannot "
+        "fill the log. Half of `wal.max_bytes` or less is of use. 0: no quota.",
         "bytes",
         0,
         1 << 44,
