@@ -79,6 +79,7 @@ static uint64_t texts_size(const session_record_t *record) {
 static bool session_read(const uint8_t *bytes, uint64_t size, session_record_t *record) {
     if (size < sizeof *record) return false;
     memcpy(record, bytes, sizeof *record);
+    if (!record->id) return false; /* no core gives it, and nothing could be told of it later */
     return texts_size(record) <= size - sizeof *record && filter_check(bytes + sizeof *record, record->filter_size) >= 0;
 }
 
