@@ -192,7 +192,8 @@ static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *lette
     record.properties_size = properties.size;
     log_part_t parts[] = {
         {&record, sizeof record}, {letter->head.topic, held->topic_size}, {held_payload(held), held->payload_size}, properties};
-    return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4, LOG_LETTER);
+    return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4,
+                      letter->delivery->session->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
 }
 
 int64_t commit_letter(bq_t *bq, const letter_t *letter) {

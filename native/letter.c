@@ -115,22 +115,27 @@ static void drop(bq_t *bq, delivery_t *delivery) {
     delivery_dead(bq, delivery);
 }
 
-/* Whether the log could let go of what lies before, were it not for this one. */
-static bool keeps_the_log(const bq_t *bq, const delivery_t *delivery) {
+/* The oldest message that the log has to keep, if that is a letter in line: the log could let go of it, were it written or dropped. */
+static delivery_t *letter_that_keeps_the_log(const bq_t *bq) {
+    const session_t *oldest = NULL;
     for (const session_t *session = bq->sessions.all; session; session = session->next) {
-        bool holds = session->durable && (session->head || session->behind) && session != delivery->session;
-        if (holds && session->floor_lsn + 1 < delivery->lsn) return false;
+        bool holds = session->durable && (session->head || session->behind);
+        if (holds && (!oldest || session->floor_lsn < oldest->floor_lsn)) oldest = session;
     }
-    return delivery->session->durable;
+    return oldest && oldest->head && oldest->head->letter_waits ? oldest->head : NULL;
 }
 
 /* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
 static void drop_oldest(bq_t *bq) {
     letters_t *letters = &bq->letters;
-    if (!keeps_the_log(bq, letters->first)) return;
+    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    if (!delivery) return;
     letters->drops = letters->drops ? 2 * letters->drops : 1;
     if (letters->drops > LETTER_DROPS_MAX) letters->drops = LETTER_DROPS_MAX;
-    for (uint32_t i = 0; i < letters->drops && letters->first && keeps_the_log(bq, letters->first); i++) drop(bq, letters->first);
+    for (uint32_t i = 0; i < letters->drops && delivery; i++) {
+        drop(bq, delivery);
+        delivery = letter_that_keeps_the_log(bq);
+    }
     letters->patience_ms = LETTER_PATIENCE_NEXT_MS;
 }
 
@@ -154,6 +159,16 @@ static void taken(bq_t *bq, delivery_t *delivery) {
     bq->letters.drops = 0;
 }
 
+/* The log is full for the first in line. Behind it may be the one that keeps the log full: that goes before it. */
+static bool overtaken(bq_t *bq, const delivery_t *first) {
+    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    if (!delivery || delivery == first) return false;
+    const session_t *session = delivery->session;
+    if (letter_try(bq, delivery) < 0) return false;
+    if (session->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
+    return true;
+}
+
 void letters_turn(bq_t *bq) {
     letters_t *letters = &bq->letters;
     if (!letters->first || bq->now_ms < letters->due_ms) return;
@@ -170,6 +185,8 @@ void letters_turn(bq_t *bq) {
         int64_t error = letter_try(bq, delivery);
         if (error == BQ_E_TOO_LARGE || (error == LOG_E_FULL && delivery->over)) { /* the quota is there to make room */
             drop(bq, delivery);
+        } else if (error == LOG_E_FULL && overtaken(bq, delivery)) {
+            continue;
         } else if (error < 0) {
             refused(bq, error);
             return;

@@ -37,10 +37,13 @@ void session_floor_update(bq_t *bq, session_t *session) {
         session->floor_lsn = session->behind ? session->next_lsn - 1 : bq->fanned_lsn;
 }
 
+static delivery_t **marked_slot(bq_t *bq, uint64_t id) { return &bq->sessions.marked[id % MARKED_SLOTS]; }
+
 void delivery_free(bq_t *bq, delivery_t *delivery) {
     session_t *session = delivery->session;
     flight_forget(bq, delivery);
     if (delivery->given_up) letter_forget(bq, delivery);
+    if (BQ_UNLIKELY(delivery->marked) && *marked_slot(bq, delivery->id) == delivery) *marked_slot(bq, delivery->id) = NULL;
     if (session->cursor == delivery) session->cursor = delivery->next;
     if (delivery->previous)
         delivery->previous->next = delivery->next;
@@ -149,27 +152,41 @@ static void overflow(bq_t *bq, session_t *session) {
 
 /* ---- sending ---------------------------------------------------------------------------------------------------------- */
 
+static void bytes_move(bq_t *bq, delivery_t *delivery, segment_t *segment, uint32_t offset) {
+    segment_unlink(&bq->segments, &delivery->hold);
+    delivery->hold.offset = offset;
+    segment_link(segment, &delivery->hold);
+    delivery->marked = true;
+}
+
 /* The frame again, marked. The old bytes may be on their way to somebody else and stay as they are. */
 static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
-    publish_run_close(bq);
+    delivery_t **slot = marked_slot(bq, delivery->id), *other = *slot;
     uint32_t size = delivery->hold.size;
-    uint8_t *out = segment_reserve(&bq->segments, size);
+    if (other && other->id == delivery->id && other->hold.size == size) {
+        bytes_move(bq, delivery, other->hold.segment, other->hold.offset);
+        return true;
+    }
+    publish_run_close(bq);
+    uint8_t *out = budget_over(bq) && delivery->session->flight_count ? NULL : segment_reserve(&bq->segments, size);
     if (!out) return false;
     memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, size);
     message_qos1_mark_redelivered(out);
     segment_t *segment = bq->segments.open;
     uint32_t offset = segment->used;
     segment_commit(&bq->segments, size);
-    segment_unlink(&bq->segments, &delivery->hold);
-    delivery->hold.offset = offset;
-    segment_link(segment, &delivery->hold);
-    delivery->marked = true;
+    bytes_move(bq, delivery, segment, offset);
+    *slot = delivery;
     return true;
 }
 
 /* The frame again, for a member of QoS 0. */
 static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
     publish_run_close(bq);
+    if (budget_over(bq)) { /* a copy for each group: they wait for memory */
+        session_pump_later(bq, delivery->session);
+        return false;
+    }
     uint8_t *out = segment_reserve(&bq->segments, run->size);
     if (!out) return false;
     memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, run->size);

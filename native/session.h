@@ -174,6 +174,8 @@ typedef struct reader {
     session_t *asker; /* whose need the read under way is for; NULL: nobody's (any more) */
 } reader_t;
 
+#define MARKED_SLOTS 64u
+
 /* What the core keeps for all sessions. */
 typedef struct sessions {
     session_t *all;
@@ -191,9 +193,10 @@ typedef struct sessions {
     uint32_t pump_count;
     session_list_t list;
     reader_t readers[SESSION_SLOTS];
-    session_t *read_first, **read_last; /* those in line for one */
-    uint64_t read_due_ms;               /* when they are looked at again, if nothing happens before */
-    uint64_t read_failing;              /* sessions whose last read brought nothing */
+    session_t *read_first, **read_last;    /* those in line for one */
+    uint64_t read_due_ms;                  /* when they are looked at again, if nothing happens before */
+    uint64_t read_failing;                 /* sessions whose last read brought nothing */
+    struct delivery *marked[MARKED_SLOTS]; /* by id: one whose frame says that it comes again; others share its bytes */
     bool readers_changed;
     session_end_t *ending; /* the oldest first */
     session_owner_t *owners[OWNER_CHAINS];

@@ -14,6 +14,7 @@ from stepped import Client, conserved
 from test_core_log import LOG, LoggedBench
 
 from blipmq import wire
+from blipmq.native.config import LogConfig
 
 TIMEOUT_MS = 100
 LATER_MS = 40 * TIMEOUT_MS  # more than any ack timeout
@@ -357,3 +358,19 @@ def test_whatever_a_subscriber_does_each_message_is_acknowledged_once_or_tried_a
     for _ in range(60):
         story.step()
     story.end()
+
+
+def test_what_comes_again_to_many_is_marked_once_for_all_of_them(tmp_path: Path) -> None:
+    size, count = 100_000, 40
+    log = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
+    with LoggedBench(tmp_path, log, ack_timeout_ms=1_000, max_sessions=64) as bench:
+        clients = [bench.named(f"reader-{number}") for number in range(count)]
+        for client in clients:
+            bench.subscribed(client, "t", durable=True)
+        bench.published(bench.named("publisher"), "t", 1, bytes(size))
+        bench.settle()
+        before = bench.stats()["memory_used_bytes"]
+        bench.until(lambda: bench.stats()["redelivered"] == count, advance_ms=500)
+        assert bench.stats()["memory_used_bytes"] < before + 10 * size
+        assert all([message.redelivered for message in client.messages] == [False, True] for client in clients)
+        assert {bytes(message.payload) for client in clients for message in client.messages} == {bytes(size)}

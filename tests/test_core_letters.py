@@ -254,6 +254,32 @@ def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_
         bench.until(lambda: publishes_again(bench, writer), TICK_MS)
 
 
+def test_letters_of_subscriptions_that_keep_nothing_do_not_go_before_the_one_that_keeps_the_log(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
+        back(bench, "undertaker", "$dlq/#")
+        idle, writer = bench.named("idle"), bench.named("writer")
+        for number in range(12):
+            bench.subscribed(idle, "n", group=f"group-{number}")
+        back(bench, "worker", "poison")
+        absent(bench, "reader")
+        bench.published(writer, "n", 20, bytes(4000))  # 240 letters, in front of the one of the durable worker
+        bench.published(writer, "poison", 1)
+        taken = filled(bench, writer, "a", bytes(4000))
+        reader = back(bench, "reader")
+        seen = 0
+
+        def caught_up() -> bool:
+            nonlocal seen
+            for message in reader.messages[seen:]:
+                reader.send(wire.ACK, seq=message.id)
+            seen = len(reader.messages)
+            return seen >= taken
+
+        bench.until(caught_up)
+        bench.until(lambda: publishes_again(bench, writer), TICK_MS)
+        assert bench.stats()["dead_letters_dropped"] == 0 and conserved(bench.stats())
+
+
 def test_a_poison_message_larger_than_what_is_taken_today_becomes_a_letter_all_the_same(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "undertaker", "$dlq/#")
