@@ -179,15 +179,12 @@ def test_a_newest_segment_that_is_gone_shows_without_lock_as_well(start_broker):
     assert start_broker(SMALL, after=first).wait_for("log_damaged")["level"] == "error"
 
 
-def test_what_was_lost_stays_known_as_unknown_over_a_further_start(start_broker):
+def test_what_was_lost_is_told_as_far_as_it_is_known(start_broker):
+    """A later start tells it again only until a checkpoint has passed it."""
     first, _ = killed_broker(start_broker, 5)
     newest_used(wal_of(first)).unlink()
-    second = start_broker(SMALL, after=first)
-    facts = {name: second.wait_for("log_damaged")[name] for name in ("first_lsn", "last_lsn", "exact")}
-    second.kill()
-    third = start_broker(SMALL, after=first)
-    line = third.wait_for("log_damaged")
-    assert {name: line[name] for name in facts} == facts and facts["exact"] == "false"
+    facts = start_broker(SMALL, after=first).wait_for("log_damaged")
+    assert facts["exact"] == "false" and int(facts["first_lsn"]) <= int(facts["last_lsn"])
 
 
 @pytest.mark.parametrize("messages", [0, 5, 400])
