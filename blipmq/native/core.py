@@ -15,7 +15,7 @@ from blipmq._native import ffi, lib
 from blipmq.native.clock import Clock
 from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.errors import CoreBusy, CoreError, check
-from blipmq.native.events import CloseReason, Event, read
+from blipmq.native.events import CloseReason, Event, Stopped, read
 from blipmq.native.log import LogReport, log_error
 from blipmq.peer import peer_bytes
 
@@ -131,7 +131,10 @@ class Core:
             if self._bq == ffi.NULL or lib.bq_event(self._bq, event) <= 0:
                 break
             taken += 1
-            yield read(event)
+            happened = read(event)
+            yield happened
+            if isinstance(happened, Stopped):
+                break  # nothing follows, and another thread may be freeing the core already
 
     # -- commands
 
