@@ -27,13 +27,13 @@ MARK_BYTES = struct.pack("<Q", MARK)
 
 
 class Frames:
-    """Whole frames from a socket, many at a time."""
+    """Whole frames from a client, many at a time, from its buffer on: what came behind its last answer is there already."""
 
     def __init__(self, client):
-        self.socket, self.held = client.socket, b""
+        self.stream, self.held = client.stream, b""
 
     def some(self):
-        data = self.held + self.socket.recv(1 << 18)
+        data = self.held + self.stream.read1(1 << 18)
         bodies, at = [], 0
         while at + 4 <= len(data):
             size = int.from_bytes(data[at : at + 4], "big")
