@@ -232,6 +232,20 @@ def test_no_letter_is_dropped_where_another_subscription_keeps_the_log(tmp_path:
         assert stats["dead_letters_dropped"] == 0 and stats["log_state"] == 2
 
 
+def fetch_all(bench: LoggedBench, reader: Client, count: int) -> None:
+    """Take and acknowledge `count` messages."""
+    seen = 0
+
+    def caught_up() -> bool:
+        nonlocal seen
+        for message in reader.messages[seen:]:
+            reader.send(wire.ACK, seq=message.id)
+        seen = len(reader.messages)
+        return seen >= count
+
+    bench.until(caught_up)
+
+
 def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
         back(bench, "undertaker", "$dlq/#")
@@ -240,17 +254,7 @@ def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_
         writer = bench.named("writer")
         bench.published(writer, "poison", 1)
         taken = filled(bench, writer, "a", bytes(4000))
-        reader = back(bench, "reader")
-        seen = 0
-
-        def caught_up() -> bool:
-            nonlocal seen
-            for message in reader.messages[seen:]:
-                reader.send(wire.ACK, seq=message.id)
-            seen = len(reader.messages)
-            return seen >= taken
-
-        bench.until(caught_up)
+        fetch_all(bench, back(bench, "reader"), taken)
         bench.until(lambda: publishes_again(bench, writer), TICK_MS)
 
 
@@ -265,17 +269,7 @@ def test_letters_of_subscriptions_that_keep_nothing_do_not_go_before_the_one_tha
         bench.published(writer, "n", 20, bytes(4000))  # 240 letters, in front of the one of the durable worker
         bench.published(writer, "poison", 1)
         taken = filled(bench, writer, "a", bytes(4000))
-        reader = back(bench, "reader")
-        seen = 0
-
-        def caught_up() -> bool:
-            nonlocal seen
-            for message in reader.messages[seen:]:
-                reader.send(wire.ACK, seq=message.id)
-            seen = len(reader.messages)
-            return seen >= taken
-
-        bench.until(caught_up)
+        fetch_all(bench, back(bench, "reader"), taken)
         bench.until(lambda: publishes_again(bench, writer), TICK_MS)
         assert bench.stats()["dead_letters_dropped"] == 0 and conserved(bench.stats())
 
