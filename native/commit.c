@@ -421,7 +421,7 @@ static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
 
 void commit_turn(bq_t *bq) {
     if (!bq->log) return;
-    timeline_begin(bq);
+    if (BQ_UNLIKELY(!bq->timeline.begun)) timeline_begin(bq);
     bq->commits_left = false;
     uint64_t durable = let_go_durable(bq, log_durable(bq->log));
     if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_held(bq);
