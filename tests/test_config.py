@@ -125,7 +125,7 @@ def test_every_variable_that_the_project_reads_is_a_setting_or_known_to_be_none(
     )
     known = {k.variable for k in KEYS.values()} | {f"{k.variable}_FILE" for k in KEYS.values() if k.secret}
     listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--full-name", ":/"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     read_somewhere = set()
     for name in listed:

@@ -6,10 +6,10 @@ Invariant: time passes when a test says so. What a client has in its lists came 
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
+from killed import as_killed
 from stepped import Client, conserved
 from test_core_log import LOG, LoggedBench
 
@@ -139,7 +139,7 @@ def restarted(bench: LoggedBench, directory: Path, copy: Path, killed: bool, **l
     bench.turn(2000)  # acknowledgements are logged lazily
     bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
     if killed:
-        directory = shutil.copytree(directory, copy)
+        directory = as_killed(directory, copy)
     bench.core.free()
     return LoggedBench(directory, **limits)
 

@@ -8,11 +8,11 @@ waited for.
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from killed import as_killed
 from stepped import Client
 from test_core_log import LOG, LoggedBench
 
@@ -270,7 +270,7 @@ def run(directory: Path, programs: Iterable[tuple[tuple[int, str], ...]], end: s
             return
         bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
         if end == "after a kill":
-            log = shutil.copytree(log, directory / "as it was")  # no checkpoint: every record is read again
+            log = as_killed(log, directory / "as it was")  # no checkpoint: every record is read again
     with LoggedBench(log, BIG_LOG, **PLACES) as bench:
         all_come_back(bench, scenarios)
 

@@ -5,12 +5,12 @@ Invariant: nothing here waits for a clock. Time passes when a test says so, and 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_broker import MESSAGE_KINDS, read_table
+from killed import as_killed
 from stepped import Client, conserved
 from test_core_backlog import LARGE, absent, back
 from test_core_log import LOG, LoggedBench
@@ -292,7 +292,7 @@ def test_after_a_kill_and_with_lowered_limits_the_last_message_is_still_there(tm
     with LoggedBench(tmp_path / "log", LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 2, bytes(1_000_000))
-        shutil.copytree(tmp_path / "log", killed)
+        as_killed(tmp_path / "log", killed)
     tiny = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=8 << 10)
     for _ in range(2):  # the second start reads what the first one carried over
         with LoggedBench(killed, tiny, max_frame_bytes=2048) as bench:

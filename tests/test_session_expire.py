@@ -5,10 +5,10 @@ Invariant: time passes when a test says so.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from broker_process import BrokerProcess
+from killed import as_killed
 from stepped import Client
 from test_core_log import LoggedBench
 from test_session_list import collecting, durable
@@ -109,7 +109,7 @@ def test_who_was_connected_when_the_broker_was_killed_was_seen_then(tmp_path: Pa
         passes(bench, 10)
         bench.published(bench.named("writer"), "t", 1)
         on_disk(bench)
-        shutil.copytree(log, copy)
+        as_killed(log, copy)
         assert client.conn
     with LoggedBench(copy, session_expiry_ms=2 * HOUR_MS) as bench:
         passes(bench, 1.5)
@@ -129,7 +129,7 @@ def test_coming_and_going_on_a_quiet_broker_is_known_after_a_kill_within_minutes
         for _ in range(50):
             bench.turn()
             bench.core.wait(1)
-        shutil.copytree(log, copy)
+        as_killed(log, copy)
     with LoggedBench(copy, session_expiry_ms=4 * HOUR_MS) as bench:
         passes(bench, 2)
         assert not bench.expired
@@ -143,7 +143,7 @@ def test_the_lag_is_known_again_after_an_orderly_restart_and_at_most_so_large_af
         bench.published(writer, "t", 7)
         bench.published(writer, "other", 5)
         on_disk(bench)
-        shutil.copytree(log, copy)
+        as_killed(log, copy)
         (before,) = bench.session_rows()
     with LoggedBench(log) as bench:
         (row,) = bench.session_rows()

@@ -5,12 +5,12 @@ Invariant: no test waits for a clock. A machine is a boot and two clocks that th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from killed import as_killed
 from test_core_log import LoggedBench
 
 from blipmq.clock_watch import ClockWatch
@@ -218,7 +218,7 @@ def test_a_kill_loses_nothing_of_the_time_line(tmp_path: Path) -> None:
         bench.subscribed(client, "valve", durable=True)
         bench.close(client)
         bench.published(bench.named("publisher"), "valve", 1, b"open", ttl_ms=1_000)
-        shutil.copytree(tmp_path / "log", tmp_path / "killed")  # the disk as a kill would leave it
+        as_killed(tmp_path / "log", tmp_path / "killed")  # the disk as a kill would leave it
     machine.pass_(4_000)
     assert restarted(tmp_path / "killed", machine) == []
 
