@@ -108,7 +108,7 @@ format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
 # libubsan comes first because gcc's two run-times share the name of the function that sets the file. Left out: tests without
 # a core, those that build sanitized programs of their own or run others' (curl), and test_crash, which preloads a disk of its own.
 WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
-	test_fuzz.py
+	test_fuzz.py test_planted.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"
@@ -155,7 +155,7 @@ fuzz-keep: $(VENV)/.test $(CORE) ## put what fuzzing has reached so far, in as f
 
 # The suite on a copy of the tree whose core counts what it runs, and the C tests with it, all by clang. A process that is killed
 # leaves no counts, so the crash tests are left out; so is what needs no core.
-WITHOUT_COUNTS := test_house_rules.py test_promises.py test_docs.py test_crash.py test_fuzz.py
+WITHOUT_COUNTS := test_house_rules.py test_promises.py test_docs.py test_crash.py test_fuzz.py test_planted.py
 coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and build/coverage/html/index.html
 	@packaging/setup.sh clang
 	@packaging/setup.sh llvm

@@ -41,9 +41,6 @@ int log_sync_data(log_t *log, int file) {
     if (log->config.no_sync) return 0;
     uint64_t begin = now_us();
     int error = log->storage->sync_data(log->storage, file);
-#ifdef BUG_RETRY_FSYNC
-    if (error < 0) error = log->storage->sync_data(log->storage, file);
-#endif
     uint64_t took = now_us() - begin;
     uint32_t bucket = 0;
     while (bucket < 7 && took > sync_bounds_us[bucket]) bucket++;
@@ -291,10 +288,6 @@ static int part_commit(log_t *log, batch_t *batch) {
         error = storage->write(storage, log->active_file, log->position, batch->bytes + batch->done, part.bytes);
         if (error < 0) return error;
     }
-#ifdef BUG_REPLY_BEFORE_FSYNC
-    atomic_store(&log->durable, part.next_lsn - 1);
-    log_wake(log);
-#endif
     if (!whole && !next) {
         log->position += part.bytes;
         log->segment_records += part.records;
@@ -652,9 +645,6 @@ int log_open(log_t **out, storage_t *storage, const log_config_t *config, log_vi
     if (error == BQ_OK) error = buffers_init(log);
     if (error == BQ_OK) {
         atomic_store(&log->durable, log->sure_lsn);
-#ifdef BUG_SERVE_DOUBTFUL
-        atomic_store(&log->durable, log->next_lsn - 1);
-#endif
         atomic_store(&log->shown_next_lsn, log->next_lsn);
         limits_set(log);
         error = threads_start(log);

@@ -90,9 +90,7 @@ int segment_publish(storage_t *storage, int file, uint64_t number) {
     format_segment_name(name, number);
     int error = storage->sync(storage, file);
     if (error >= 0) error = storage->rename(storage, LOG_SEGMENT_TEMPORARY, name);
-#ifndef BUG_NO_DIRECTORY_FSYNC
     if (error >= 0) error = storage->sync_directory(storage);
-#endif
     return error < 0 ? error : 0;
 }
 
@@ -185,9 +183,6 @@ static int headers_judge(recover_t *recover, uint64_t number, const uint8_t *roo
     if (first == FORMAT_NEWER || second == FORMAT_NEWER || third == FORMAT_NEWER) return LOG_E_VERSION;
     bool begins = first == FORMAT_GOOD || second == FORMAT_GOOD;
     if (first != FORMAT_GOOD && begins) looks->header = copy;
-#ifdef BUG_HEADERS_IN_ONE_PAGE
-    third = FORMAT_BAD;
-#endif
     bool ends = third == FORMAT_GOOD && last.segment_bytes == looks->size && (!begins || same_segment(&last, &looks->header));
     if (looks->size < FORMAT_HEADER_ROOM || (!begins && !ends)) {
         header_finding(recover, looks->size < FORMAT_HEADER_ROOM ? RECOVER_HEADER_MISSING : RECOVER_HEADER_BAD, number, 0,

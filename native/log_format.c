@@ -83,13 +83,7 @@ void format_record_begin(uint8_t *out, const format_record_t *record) {
 }
 
 /* The header's CRC covers the payload's, so one cannot be exchanged for another record's. */
-static uint32_t header_crc(const uint8_t *record, uint32_t seed) {
-#ifdef BUG_CRC_WITHOUT_LENGTH
-    return crc32_update(crc32_update(seed, record, 4), record + 8, 12);
-#else
-    return crc32_update(seed, record, 20);
-#endif
-}
+static uint32_t header_crc(const uint8_t *record, uint32_t seed) { return crc32_update(seed, record, 20); }
 
 static uint32_t payload_crc(const uint8_t *record, uint32_t seed, uint32_t size) {
     return crc32_update(seed, record + FORMAT_RECORD_BYTES, format_padded(size));

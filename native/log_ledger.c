@@ -176,9 +176,6 @@ int ledger_begun(log_t *log, const segment_t *active, const segment_t *created) 
                        .size_log2 = log2_above(larger)};
     gate_enter(&log->books);
     ledger.note = atomic_load(&log->note);
-#ifdef BUG_FORGET_NEWEST
-    if (log->ledger.sequence) ledger = log->ledger;
-#endif
     int error = ledger_write(log, ledger);
     gate_leave(&log->books);
     return error;

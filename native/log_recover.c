@@ -138,9 +138,6 @@ static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
         if (found) junk_end = scan->offset; /* zeros before it are as bad */
         if (!found) segment_leave(recover);
         segment->damaged = segment->damaged || junk_end > begin;
-#ifdef BUG_TRUNCATE_ON_DAMAGE
-        segment_leave(recover);
-#endif
     }
     if (junk_end == begin) return false;
     *finding = (recover_finding_t){.kind = torn ? RECOVER_TORN : RECOVER_DAMAGED,

@@ -127,9 +127,6 @@ static int segment_begin(log_t *log, uint64_t bytes, uint64_t next_lsn, segment_
     segment_t *segment = segment_new(&header, header.number, bytes);
     if (!segment) return -ENOMEM;
     segment->first_lsn = segment->next_lsn = header.first_lsn;
-#ifdef BUG_LEDGER_TOO_EARLY
-    ledger_begun(log, segment, segment);
-#endif
     error = segment_write(log, segment, next_lsn, &file);
     if (error < 0) {
         segment_free(segment);
@@ -201,9 +198,6 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
 /* The ledger says that the newest segment in use is sealed and the one behind it is there, and that one is empty and is to go: the
  * ledger is told before. */
 static bool ledger_forgets_ahead(log_t *log, const recover_t *recover) {
-#ifdef BUG_DROP_BEFORE_LEDGER
-    if (log) return true;
-#endif
     const ledger_t *ledger = &log->ledger;
     const segment_t *newest = recover->newest < recover->count ? recover->segments[recover->newest] : NULL;
     if (!newest || !newest->sealed || !newest->header.minor) return true;
@@ -238,9 +232,7 @@ static void segment_trim(storage_t *storage, segment_t *segment, int file) {
     int64_t size = (int64_t)segment->end;
     if (segment->header.minor) {
         size = segment_end_write(storage, file, segment, segment->end, NULL, 0);
-#ifndef BUG_CUT_BEFORE_SYNC
         if (size >= 0 && storage->sync_data(storage, file) < 0) return;
-#endif
     }
     if (size < 0 || size >= (int64_t)segment->file_bytes || storage->truncate(storage, file, (uint64_t)size) < 0) return;
     segment->file_bytes = (uint64_t)size;

@@ -1,7 +1,7 @@
 """The write-ahead log: the native test programs on a simulated disk, and proof that they can fail.
 
 Each program says in its first lines what must hold; each test here builds one and runs a share. A program that finds
-something prints the seed: `test_log_crash SEED 1` repeats it. The planted bugs are macros in the log's own source.
+something prints the seed: `test_log_crash SEED 1` repeats it. The planted bugs are in planted.py.
 """
 
 import os
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import planted
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -110,21 +111,24 @@ def test_without_fsync_the_crash_test_finds_losses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bug", "program", "arguments"),
     [
-        ("REPLY_BEFORE_FSYNC", "test_log_crash", (1, 3)),
-        ("NO_DIRECTORY_FSYNC", "test_log_crash", (1, 3)),
-        ("CRC_WITHOUT_LENGTH", "test_log_flips", (1, 8000)),
-        ("TRUNCATE_ON_DAMAGE", "test_log_flips", (1, 4000)),
-        ("RETRY_FSYNC", "test_log_errors", (1, 3)),
-        ("SERVE_DOUBTFUL", "test_log_full", (4, 6)),
-        ("FORGET_NEWEST", "test_log_damage", (1, 100)),
-        ("HEADERS_IN_ONE_PAGE", "test_log_damage", (1, 100)),
-        ("LEDGER_TOO_EARLY", "test_log_crash", (1, 3)),
-        ("DROP_BEFORE_LEDGER", "test_log_crash", (10, 4)),
-        ("CUT_BEFORE_SYNC", "test_log_full", (1, 6)),
+        ("reply_before_fsync", "test_log_crash", (1, 3)),
+        ("no_directory_fsync", "test_log_crash", (1, 3)),
+        ("crc_without_length", "test_log_flips", (1, 8000)),
+        ("truncate_on_damage", "test_log_flips", (1, 4000)),
+        ("retry_fsync", "test_log_errors", (1, 3)),
+        ("serve_doubtful", "test_log_full", (4, 6)),
+        ("forget_newest", "test_log_damage", (1, 100)),
+        ("headers_in_one_page", "test_log_damage", (1, 100)),
+        ("ledger_too_early", "test_log_crash", (1, 3)),
+        ("drop_before_ledger", "test_log_crash", (10, 4)),
+        ("cut_before_sync", "test_log_full", (1, 6)),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, arguments: tuple[int, ...]) -> None:
-    result = run(build(tmp_path, program, [f"-DBUG_{bug}"]), *arguments)
+    changed = planted.source_with(bug, tmp_path)
+    sources = [changed if source.name == changed.name else source for source in SOURCES + SIMULATED]
+    assert changed in sources
+    result = run(build(tmp_path, program, planted.flags_for(bug), sources), *arguments)
     assert result.returncode == 1 and result.stderr.startswith("seed "), (result.returncode, result.stderr)
 
 
