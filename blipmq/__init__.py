@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from blipmq.broker import Broker as Broker
     from blipmq.client import Client as Client
     from blipmq.client import connect as connect
+    from blipmq.client_protocol import Published as Published
     from blipmq.client_protocol import Receipt as Receipt
     from blipmq.config import Config as Config
     from blipmq.subscription import Subscription as Subscription
@@ -34,6 +35,7 @@ _HOMES = {
     "BlockingClient": "blipmq.blocking",
     "BlockingSubscription": "blipmq.blocking_subscription",
     "Message": "blipmq.wire",
+    "Published": "blipmq.client_protocol",
     "Receipt": "blipmq.client_protocol",
     "Broker": "blipmq.broker",
     "BlockingBroker": "blipmq.blocking_broker",
@@ -48,6 +50,7 @@ __all__ = [
     "Client",
     "Config",
     "Message",
+    "Published",
     "Receipt",
     "Subscription",
     "__version__",

@@ -23,7 +23,7 @@ from blipmq.address import Address, parse_address
 from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
 from blipmq.blocking_connection import BlockingConnection, StateCallback
 from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscription
-from blipmq.client_protocol import ClientProtocol, Receipt, as_bytes, decode_info
+from blipmq.client_protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
 from blipmq.outage import check_options, seconds_to_wait
@@ -133,10 +133,11 @@ class BlockingClient:
         ttl_ms: int = 0,
         qos: int = 0,
         window: int = WINDOW_MESSAGES_MAX,
-    ) -> int:
+    ) -> Published:
         """Send many messages of one topic, in order; returns how many. As publish, and cheaper for each.
 
-        QoS 1 returns when the broker has all of them on disk. At most `window` wait for their answers at any time; if
+        QoS 1 returns when the broker has all of them on disk; `.unrouted` of the number counts those that no QoS 1
+        subscription took, which the broker does not keep. At most `window` wait for their answers at any time; if
         one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
         be on disk.
         """
@@ -152,29 +153,29 @@ class BlockingClient:
             self._published = True
             self._connection.send()
             count += len(chunk)
-        return count
+        return Published(count)
 
-    def _publish_many_answered(self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int) -> int:
-        count, waiting = 0, deque[Request]()
+    def _publish_many_answered(self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int) -> Published:
+        count, waiting = PublishedCount(), deque[Request]()
         connection, unanswered = self._connection, self._protocol.unanswered
         try:
             for payload in payloads:
                 while waiting and (waiting[0].done or unanswered.is_full(window)):
-                    connection.answer(waiting.popleft())
+                    count.answered(connection.answer(waiting.popleft()))
                 connection.wait_connected()
                 waiting.append(self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms))
-                count += 1
+                count.sent()
                 if self._protocol.out_bytes >= _GATHER_BYTES:
                     connection.send()
             while waiting:
-                connection.answer(waiting.popleft())
+                count.answered(connection.answer(waiting.popleft()))
         except BlipMQError:
             connection.wait(lambda: all(request.done for request in waiting), connection.timeout_s)
             raise
         finally:
             for request in waiting:
                 self._protocol.forget(request)
-        return count
+        return count.result()
 
     @in_turn
     def flush(self) -> None:

@@ -429,7 +429,7 @@ class Broker:
 
         end = await self._ask(ask)
         if end.code:
-            raise refusal(f"The end of the subscription to {filter}", end.code, end.text)
+            raise refusal(f"Ending the subscription to {filter}", end.code, end.text)
         return end.row
 
     async def reasons(self) -> list[str]:

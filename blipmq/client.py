@@ -24,7 +24,7 @@ from typing import Any
 
 from blipmq.address import Address, parse_address
 from blipmq.administration import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
-from blipmq.client_protocol import ClientProtocol, Receipt, as_bytes, decode_info
+from blipmq.client_protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
 from blipmq.connection import Connection, Opener, StateCallback
 from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
@@ -34,7 +34,7 @@ from blipmq.parameters import check_qos, ids_of, many
 from blipmq.subscription import Subscription as Subscription
 from blipmq.trust import Tls, context_for
 from blipmq.unanswered import WINDOW_MESSAGES_MAX, Request, check_window
-from blipmq.wire import Message
+from blipmq.wire import Message, Reply
 
 Payload = bytes | bytearray | memoryview | str
 
@@ -145,10 +145,11 @@ class Client:
         ttl_ms: int = 0,
         qos: int = 0,
         window: int = WINDOW_MESSAGES_MAX,
-    ) -> int:
+    ) -> Published:
         """Send many messages of one topic, in order; returns how many. As publish, and cheaper for each.
 
-        QoS 1 returns when the broker has all of them on disk. At most `window` wait for their answers at any time; if
+        QoS 1 returns when the broker has all of them on disk; `.unrouted` of the number counts those that no QoS 1
+        subscription took, which the broker does not keep. At most `window` wait for their answers at any time; if
         one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
         be on disk.
         """
@@ -167,7 +168,7 @@ class Client:
             self._connection.flush()
             count += len(chunk)
             await asyncio.sleep(0)
-        return count
+        return Published(count)
 
     async def _send_answered(self, topic: str, payload: bytes, ttl_ms: int, window: int) -> Request:
         """Send a QoS 1 publish when it is its turn and there is room. Raises TimedOut or Disconnected if not in time."""
@@ -184,33 +185,36 @@ class Client:
         connection.schedule_flush()
         return request
 
-    async def _publish_many_answered(self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int) -> int:
-        count, waiting = 0, deque[Request]()
+    async def _publish_many_answered(
+        self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int
+    ) -> Published:
+        count, waiting = PublishedCount(), deque[Request]()
         connection, unanswered = self._connection, self._protocol.unanswered
         try:
             for payload in payloads:
                 while waiting and (waiting[0].done or unanswered.is_full(window)):
-                    await self._await_first(waiting)
+                    count.answered(await self._await_first(waiting))
                 waiting.append(await self._send_answered(topic, as_bytes(payload), ttl_ms, window))
-                count += 1
+                count.sent()
                 if self._protocol.out_bytes >= GATHER_BYTES:
                     connection.flush()
             while waiting:
-                await self._await_first(waiting)
+                count.answered(await self._await_first(waiting))
         except BlipMQError:
             await connection.until(lambda: all(request.done for request in waiting), connection.deadline_s())
             raise
         finally:
             for request in waiting:
                 self._protocol.forget(request)
-        return count
+        return count.result()
 
-    async def _await_first(self, waiting: deque[Request]) -> None:
+    async def _await_first(self, waiting: deque[Request]) -> Reply:
         request = waiting.popleft()
         if not request.done:
-            await self._connection.answer(request)
-        elif request.error is not None:
+            return await self._connection.answer(request)
+        if request.error is not None:
             raise request.error
+        return request.reply
 
     async def flush(self) -> None:
         """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish

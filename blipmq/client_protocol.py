@@ -389,6 +389,40 @@ class Receipt(int):
         return cls(reply.id, reply.subscriptions)
 
 
+class Published(int):
+    """What publish_many returns: how many messages it sent, which is all there is to it as a number."""
+
+    unrouted: int | None
+    """How many of them no QoS 1 subscription took, so that the broker does not keep them; None: it does not say (QoS 0, or a
+    broker of an earlier version)."""
+
+    def __new__(cls, count: int, unrouted: int | None = None) -> Published:
+        published = super().__new__(cls, count)
+        published.unrouted = unrouted
+        return published
+
+
+class PublishedCount:
+    """Counts the answers to the publishes of one call."""
+
+    def __init__(self) -> None:
+        self._sent = self._unrouted = 0
+        self._said = True
+
+    def __repr__(self) -> str:
+        return f"<PublishedCount sent={self._sent} unrouted={self._unrouted}>"
+
+    def sent(self) -> None:
+        self._sent += 1
+
+    def answered(self, reply: Reply) -> None:
+        self._said &= reply.subscriptions is not None
+        self._unrouted += reply.subscriptions == 0
+
+    def result(self) -> Published:
+        return Published(self._sent, self._unrouted if self._said else None)
+
+
 def decode_info(reply: Reply) -> dict[str, Any]:
     """The JSON object in the answer to INFO."""
     import json  # only INFO needs it, and the command line must start fast

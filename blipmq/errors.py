@@ -26,7 +26,7 @@ _ADVICE = {
     BAD_REQUEST: "The request breaks a rule of the protocol; check topic, filter and QoS.",
     NOT_AUTHENTICATED: "Set $BLIPMQ_API_KEY or --key-file to a key that `blipmq keys list` shows on the broker.",
     NOT_ALLOWED: "The key has no right to this topic; use another key, or change its rights with `blipmq keys`.",
-    NO_SUBSCRIPTION: "Nothing by that name is subscribed; check the topic and the client id.",
+    NO_SUBSCRIPTION: "Check the filter, the client_id and the group; `blipmq-cli sessions` lists QoS 1 subscriptions.",
     CLIENT_ID_IN_USE: "Another connection has taken this client id; give each client its own.",
     ENDED: "Subscribe again if it is still wanted.",
     TOO_LARGE: "Send less at once, or raise server.max_message_size_bytes on the broker.",
@@ -130,8 +130,13 @@ class NotAllowed(Refused):
     exit_status = 77
 
 
+class Ended(Refused):
+    """An operator has ended the subscription (410). The connection stays."""
+
+
 def refusal(what: str, code: int, reason: str) -> Refused:
     """The exception for a Reply or SubAck with a code other than 0. `what` was attempted: "publish to orders"."""
-    kind = NotAllowed if code in (NOT_AUTHENTICATED, NOT_ALLOWED) else Refused
+    kind = NotAllowed if code in (NOT_AUTHENTICATED, NOT_ALLOWED) else Ended if code == ENDED else Refused
     advice = _ADVICE.get(code, "The broker is newer than this client; its answer is all there is.")
-    return kind(f"{what} was refused ({code}): {reason or 'no reason given'}. {advice}", code=code, reason=reason)
+    happened = "has ended" if kind is Ended else "was refused"
+    return kind(f"{what} {happened} ({code}): {reason or 'no reason given'}. {advice}", code=code, reason=reason)

@@ -403,7 +403,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "blipmq_subscribers_blocked",
-        "Subscribers whose socket takes no more at the moment. Absent after an incomplete scrape.",
+        "Subscribers that do not read: their socket takes no more. Absent after an incomplete scrape.",
         "report.subscribers.blocked",
     ),
     _of_each(

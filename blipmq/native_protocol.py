@@ -105,7 +105,8 @@ class NativeProtocol:
         rights = self._auth.rights_of(session.key) if session.key is not None else 0
         self._core.admit(event.conn, event.seq, GREETING, rights)
         by = {"key": session.key.name} if session.key is not None else {}
-        self._log.info("hello", client=event.client_id, **by, peer=_peer(event.peer))
+        write = self._log.info if _is_named(session) else self._log.debug
+        write("hello", client=event.client_id, **by, peer=_peer(event.peer))
 
     def _is_one_too_many(self, session: Session, event: Hello) -> bool:
         """Refuse a client whose key has all the connections it may have, unless it takes the place of one of them."""
@@ -259,7 +260,7 @@ class NativeProtocol:
             return
         write = self._log.warning
         if event.reason in _ORDINARY:
-            write = self._log.info
+            write = self._log.info if session is not None and _is_named(session) else self._log.debug
         elif event.reason in (CloseReason.SHUTDOWN, CloseReason.BROKER):
             write = self._log.debug  # the cause has its own line
         client = session.client_id if session else ""
@@ -298,6 +299,11 @@ class NativeProtocol:
             reason=reason,
             **({"filter": filter} if filter else {}),
         )
+
+
+def _is_named(session: Session) -> bool:
+    """Whether its coming and going is worth a line at info: a command line without a key leaves none."""
+    return bool(session.client_id or session.key)
 
 
 def _name_problem(what: str, name: str) -> str:

@@ -59,6 +59,9 @@ class SessionEnds:
         if not (target.client_id or target.group):
             answer(End(BAD_REQUEST, "name the client_id or the group that the subscription belongs to", {}))
             return
+        if target.group and target.key is not None and not target.client_id:
+            answer(End(BAD_REQUEST, "a key names no member of a group by itself: name the client_id, too", {}))
+            return
         wanted = Wanted(target.filter, owner=target.client_id, limit=ASKED_ROWS_MAX, exact=True)
         self._lists.ask(lambda listing: self._listed(target, who, answer, listing), wanted)
 
@@ -79,9 +82,7 @@ class SessionEnds:
         elif found and key is None:
             answer(End(BAD_REQUEST, "it is not durable: it ends with its connection", {}))
         else:
-            answer(
-                End(NO_SUBSCRIPTION, "there is no such subscription: `blipmq-cli sessions` lists those there are", {})
-            )
+            answer(End(NO_SUBSCRIPTION, "there is no such subscription", {}))
 
     def _end(self, row: SessionRow, fact: dict[str, Any], target: Target, who: dict[str, str], answer: Answer) -> None:
         def ended(code: int) -> None:

@@ -28,6 +28,11 @@ class Wanted(NamedTuple):
     limit: int = ROWS_MAX
     exact: bool = False  # `find` is the filter, `owner` a client_id or ""
 
+    @property
+    def key(self) -> str | None:
+        """The name of the key whose subscriptions alone are wanted; None: those of all."""
+        return self.owner.removesuffix(OWNER_ENDS) if self.conn else None
+
 
 class Listing(NamedTuple):
     """What a walk brought: sums over all that it was about, the rows with the largest lag, and the one that keeps most of
@@ -96,12 +101,17 @@ def _lag(row: SessionRow) -> tuple[int, int]:
     return row.lag_messages, row.log_bytes
 
 
-def facts(row: SessionRow, sessions: Sessions) -> dict[str, Any]:
-    """A row as INFO answers it. `away_ms` is how long nobody has been connected, 0 if somebody is."""
+def facts(row: SessionRow, sessions: Sessions, own_key: str | None = None) -> dict[str, Any]:
+    """A row as INFO answers it. `away_ms` is how long nobody has been connected, 0 if somebody is. `own_key`: the row is for that
+    key, which is shown no client of another key, nor its name; a group may have both."""
     holders = [_names(identity) for identity in row.client_ids]
+    if own_key is not None:
+        holders = [holder for holder in holders if holder[0] == own_key]
     key, client_id = holders[0] if holders else ("", "")
     connection = sessions.find(row.conn) if row.conn and not row.durable else None
-    if connection is not None and connection.key is not None:
+    if own_key is not None:
+        key = own_key
+    elif connection is not None and connection.key is not None:
         key = connection.key.name
     return {
         "key": key,

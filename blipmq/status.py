@@ -137,8 +137,8 @@ class Status:
             return
 
         def listed(listing: Listing) -> None:
-            rows = [session_list.facts(row, self._sessions) for row in listing.rows]
-            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, rows))))
+            sessions = self._listed_facts(listing, own)
+            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, sessions))))
 
         self.session_lists.ask(listed, own)
 
@@ -148,7 +148,7 @@ class Status:
 
     def list_sessions(self, answer: Callable[[Report], None], wanted: Wanted) -> None:
         """Call `answer` with sums over the sessions that are wanted, and in `list` the rows with the largest lag."""
-        self.session_lists.ask(lambda listing: answer(self._listed_facts(listing)), wanted)
+        self.session_lists.ask(lambda listing: answer(self._listed_facts(listing, wanted)), wanted)
 
     # -- what the core answers
 
@@ -252,14 +252,14 @@ class Status:
             "hardware": hardware,
         }
 
-    def _listed_facts(self, listing: Listing) -> Report:
+    def _listed_facts(self, listing: Listing, wanted: Wanted = EVERYTHING) -> Report:
         return {
             "total": listing.sums["sessions"],
             "durable": listing.sums["durable"],
             "absent": listing.sums["absent"],
             "lag_messages": listing.sums["lag_messages"],
             "lag_bytes": listing.sums["lag_bytes"],
-            "list": [session_list.facts(row, self._sessions) for row in listing.rows],
+            "list": [session_list.facts(row, self._sessions, wanted.key) for row in listing.rows],
         }
 
     def _auth_facts(self) -> Report | None:
@@ -354,9 +354,10 @@ def _depth(row: Subscriber) -> tuple[int, int]:
     return row.queued_messages, row.dropped_queue_full
 
 
-def _only(report: Report, key: str, sessions: list[Report]) -> Report:
+def _only(report: Report, key: str, sessions: Report) -> Report:
+    """The report with the subscribers of one key, and `sessions`, which are its own: their sums, and rows in `list`."""
     rows = [row for row in report["subscriptions"] if row["key"] == key]
-    return {**report, "subscriptions": rows, "sessions": {**report["sessions"], "list": sessions}}
+    return {**report, "subscriptions": rows, "sessions": {**report["sessions"], **sessions}}
 
 
 def _bounded_json(report: Report) -> bytes:

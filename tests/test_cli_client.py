@@ -49,6 +49,7 @@ INFO: dict[str, Any] = {
         {"client": "", "peer": "10.0.0.8:1", "filters": ["#"], "queued_messages": 0, "delivered": 1},
     ],
     "subscriptions_total": 3,
+    "subscribers": {"total": 5, "blocked": 1},
     "connections": {"pending": 3, "refused": {"max_connections": 0, "max_pending": 1204, "descriptors": 2}},
     "messages": {
         "published": 1_234_567,
@@ -67,27 +68,27 @@ INFO: dict[str, Any] = {
 
 INFO_TEXT = """\
 BlipMQ 2.0.0 at 0.0.0.0:7878
-State           degraded, because: disk almost full, a subscriber is stuck
-Up for          3 days 4 hours
-Clients         4
-Topic cache     12 topics
-Messages in     1,234,567, 1,500 a second now
-Messages out    3,701, 0 a second now
-Waiting         1,200
-Dropped         100 (expired 60, queue full 40, reader gone 0)
-Turned away     1,204 (max_pending), 2 (descriptors)
-Without reader  7
-Memory          12 MiB of 64 MiB (19 %)
-Log             off
-Disk free       3.2 GiB
-Temperature     61 °C
-Processor       full speed
-Power           UNDER-VOLTAGE: use a stronger supply or a shorter cable
-Subscriptions   3
+State          degraded, because: disk almost full, a subscriber is stuck
+Up for         3 days 4 hours
+Clients        4
+Topic cache    12 topics
+Messages in    1,234,567, 1,500 a second now
+Messages out   3,701, 0 a second now
+Waiting        1,200
+Dropped        100 (expired 60, queue full 40, disconnected 0)
+Turned away    1,204 (max_pending), 2 (descriptors)
+No subscriber  7 messages
+Memory         12 MiB of 64 MiB (19 %)
+Log            off
+Disk free      3.2 GiB
+Temperature    61 °C
+Processor      full speed
+Power          UNDER-VOLTAGE: use a stronger supply or a shorter cable
+Subscriptions  3
   gateway-17  site/+/temp, alarm: 1,200 waiting (87.9 KiB), 3,700 delivered, 100 dropped (expired 60, queue full 40), \
-its network takes no more at the moment
+not reading
   10.0.0.8:1  #: 0 waiting, 1 delivered
-  … and more, 3 in all
+  … and 3 more connected subscribers
 """
 
 

@@ -80,17 +80,17 @@ def test_a_refusal_ends_the_watching_with_its_reason(broker: FakeBroker) -> None
 def test_a_subscriber_is_shown_with_depth_drops_and_rates_between_two_answers() -> None:
     times = iter((10.0, 12.0))
     rates = SubscriptionRates(lambda: next(times))
-    info = {"subscriptions": [subscriber(1000)], "subscriptions_total": 2}
+    info = {"subscriptions": [subscriber(1000)], "subscribers": {"total": 2}}
     rates.take(info)
     assert rates.of(subscriber(1000)) is None
-    info = {"subscriptions": [subscriber(3500, 40, blocked=True)], "subscriptions_total": 2}
+    info = {"subscriptions": [subscriber(3500, 40, blocked=True)], "subscribers": {"total": 2}}
     rates.take(info)
     lines = render_info(info, fancy=False, rates=rates).splitlines()[-3:]
     assert [line.split() for line in lines[:2]] == [
         "SUBSCRIBER WAITING SIZE DELIVERED /s DROPPED /s TOPICS".split(),
         "gateway-17 (blocked) 1,200 87.9 KiB 3,500 1,250 40 20 site/+/temp".split(),
     ]
-    assert lines[2] == "  … and more, 2 in all"
+    assert lines[2] == "  … and 1 more connected subscriber"
 
 
 def test_odd_answers_are_shown_as_far_as_they_go() -> None:
@@ -166,7 +166,10 @@ def test_the_log_and_what_waits_in_it_are_told_in_words() -> None:
     sessions = {"total": 3, "behind": 1, "in_flight": 20, "redelivered": 0, "dead_lettered": 2, "acked": 7}
     text = render_info({"log": log, "sessions": sessions}, fancy=False)
     assert "Log            well, 64 MiB in 2 segments, last sync 1.0 ms, durable id 5,003, 20 unsynced\n" in text
-    assert "QoS 1          3 subscriptions, 1 reading back from the log, 20 not acknowledged yet, 2 given up\n" in text
+    assert (
+        "QoS 1          3 subscriptions, 1 with stored messages not collected (away or slow), "
+        "20 messages waiting for acknowledgement, 2 dead-lettered\n"
+    ) in text
     odd = {"state": "failed", "bytes": None, "lost": {"first_lsn": 5, "last_lsn": 9}}
     text = render_info({"log": odd, "sessions": {"total": "x"}}, fancy=False)
     assert "failed, LOST records 5 to 9\n" in text and "QoS 1" not in text

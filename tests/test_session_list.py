@@ -220,10 +220,10 @@ def settings(directory: Path, **sections: Any) -> dict[str, Any]:
     }
 
 
-def collecting(address: str, name: str, filter: str, **options: Any) -> None:
+def collecting(address: str, name: str, filter: str, group: str = "", **options: Any) -> None:
     """A durable subscription whose client is away."""
     with blipmq.connect_blocking(address, client_id=name, **options) as client:
-        client.subscribe(filter, qos=1, durable=True)
+        client.subscribe(filter, qos=1, durable=True, group=group)
 
 
 def test_info_lists_those_with_the_largest_lag_first(tmp_path: Path) -> None:
@@ -283,8 +283,32 @@ def test_a_key_with_rights_is_shown_its_own_sessions_alone(tmp_path: Path) -> No
             rows = own.info()["sessions"]["list"]
             assert {(row["key"], row["filter"]) for row in rows} == {("boiler", "t.a"), ("boiler", "t.b")}
             assert own.sessions("t.")["total"] == 2
+            assert own.info()["sessions"]["total"] == 2
             with blipmq.connect_blocking(broker.address, api_key=chief) as all_of_them:
                 assert all_of_them.sessions()["total"] == 3
+
+
+def test_a_key_with_rights_is_shown_its_own_part_of_a_group_alone(tmp_path: Path) -> None:
+    from blipmq.keys import add_key
+
+    keys = tmp_path / "keys"
+    boiler = add_key(keys, "boiler", ["sub:t"])
+    alice = add_key(keys, "alice", ["sub:t"])
+    operator = add_key(keys, "operator", ["admin"])
+    with blipmq.Broker(settings(tmp_path, auth={"keys_file": str(keys)})) as broker:
+        for key, name in ((alice, "secret"), (boiler, "mine")):
+            collecting(broker.address, name, "t", group="g", api_key=key)
+        rows = {}
+        for key in (boiler, alice, operator):
+            with blipmq.connect_blocking(broker.address, api_key=key) as client:
+                (rows[key],) = client.sessions()["list"]
+                (in_info,) = client.info()["sessions"]["list"]
+                assert (in_info["key"], in_info["members"]) == (rows[key]["key"], rows[key]["members"])
+        assert [(row["key"], row["members"]) for row in rows.values()] == [
+            ("boiler", ["mine"]),
+            ("alice", ["secret"]),
+            ("boiler", ["mine", "secret"]),  # the newest first
+        ]
 
 
 def test_metrics_have_series_for_those_with_the_largest_lag_alone(tmp_path: Path) -> None:
@@ -315,13 +339,41 @@ def test_the_words_of_info_name_those_for_whom_messages_wait() -> None:
     }  # fmt: skip
     shared = {**row, "group": "presses", "members": ["a", "b\x1b[2J"], "lag_exact": True, "lag_messages": 1}
     served = {**row, "client_id": "quick", "connected": 1, "lag_messages": 3, "in_flight": 3}
-    text = report.render_info({"sessions": {"total": 3, "list": [row, shared, served, 5, {}]}}, fancy=False)
+    idle = {**row, "client_id": "idle", "lag_messages": 0, "lag_bytes": 0, "lag_exact": True, "log_bytes": 0}
+    idle |= {"oldest_ms": None}
+    rows = [row, shared, served, idle, 5, {}]
+    text = report.render_info({"sessions": {"total": 4, "absent": 3, "list": rows}}, fancy=False)
     assert (
         "  archive  logs.>: at most 12,345 messages (3 MiB), the oldest 2 hours 5 minutes old, away for 1 day 1 hour, "
         "keeps 64 MiB of the log\n"
     ) in text
     assert "  group presses of a, b\\x1b[2J  logs.>: 1 message (3 MiB)" in text
-    assert "quick" not in text
+    assert text.endswith("  idle  logs.>: 0 messages, away for 1 day 1 hour\n") and "quick" not in text
+
+
+def test_the_words_of_info_say_how_many_subscriptions_are_not_shown() -> None:
+    away = {"client_id": "c", "filter": "t", "connected": 0, "lag_messages": 1, "in_flight": 0}
+    late = {**away, "connected": 1, "lag_messages": 9, "in_flight": 2}
+
+    def last_line(total: int, absent: int, rows: list[dict[str, Any]]) -> str:
+        sessions = {"total": total, "absent": absent, "list": rows}
+        return report.render_info({"sessions": sessions}, fancy=False).splitlines()[-1]
+
+    assert last_line(8, 7, [late, *[away] * 7]) == "  … and 3 more"
+    assert last_line(40, 30, [late, *[away] * 7]) == "  … and at least 26 more"
+    assert last_line(5, 5, [away] * 5) == "  c  t: 1 message, away"
+
+
+def test_info_shows_each_subscription_that_is_away_and_no_connected_one_is_missing(tmp_path: Path) -> None:
+    with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as reader:
+        collecting(broker.address, "archive", "logs.>")
+        reader.subscribe("logs.>")
+        lines = cli(broker.address, "info").stdout.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[-2:]] == [
+        "QoS 1 subscriptions that are away or late (all of them",
+        "archive  logs.>",
+    ]
+    assert not any("more" in line for line in lines)
 
 
 def cli(address: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -331,7 +383,7 @@ def cli(address: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_shows_sessions_as_a_table_and_as_json(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as writer:
-        assert cli(broker.address, "sessions").stdout == "There is no such subscription.\n"
+        assert cli(broker.address, "sessions").stdout == "There are no QoS 1 subscriptions.\n"
         collecting(broker.address, "archive", "logs.>")
         collecting(broker.address, "other", "x")
         writer.publish("logs.a", b"x", qos=1)
@@ -343,3 +395,6 @@ def test_the_command_line_shows_sessions_as_a_table_and_as_json(tmp_path: Path) 
         rows = [json.loads(line) for line in cli(broker.address, "sessions", "-f", "json").stdout.splitlines()]
         assert [(row["client_id"], row["lag_messages"]) for row in rows] == [("archive", 1), ("other", 0)]
         assert "other" in cli(broker.address, "sessions", "--find", "othe").stdout
+        for format in ("text", "json"):
+            none = cli(broker.address, "sessions", "--find", "nowhere", "-f", format)
+            assert (none.returncode, none.stdout) == (1, "") and "'nowhere'" in none.stderr

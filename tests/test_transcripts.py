@@ -95,12 +95,13 @@ def test_a_topic_subscribed_twice_is_acknowledged_twice_and_delivered_once(broke
     assert [client.next().payload, client.next().payload] == [b"one", b"two"]
 
 
+@pytest.mark.parametrize("broker", [{"logging.level": "debug"}], indirect=True)
 def test_a_client_that_says_quit_is_closed_without_a_warning(broker, connect):
     client = connect(broker).subscribe("t")
     client.send(v1_command(QUIT))
     assert client.is_closed()
     line = why_closed(broker, client)
-    assert (line["level"], line["reason"]) == ("info", "quit")
+    assert (line["level"], line["reason"]) == ("debug", "quit")
 
 
 def test_what_was_published_before_quit_is_delivered(broker, connect):

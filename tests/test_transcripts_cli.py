@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 import pytest
-from broker_process import broker_command, cli_command, environment, run_cli, start_cli, until
+from broker_process import broker_command, cli_command, environment, parse_line, run_cli, start_cli, until
 from hand_client import HelloClient, reply
 
 pytestmark = pytest.mark.blackbox
@@ -342,3 +342,12 @@ def test_check_shows_where_each_setting_comes_from_and_starts_nothing(tmp_path):
     assert "subscriber_capacity = 77" in text and "max_connections = 88" in text
     assert "BLIPMQ_SERVER__MAX_CONNECTIONS" in text
     assert os.listdir(tmp_path) == ["b.toml"]
+
+
+def test_a_client_without_a_name_leaves_no_line_at_info(broker, connect):
+    for words in (("info",), ("sessions",), ("pub", "a", "x")):
+        assert run_cli(broker.address, *words).returncode == 0
+    connect(broker, hello=True, client_id="named").close()
+    broker.wait_for("closed", client="named")
+    events = [line["event"] for line in map(parse_line, broker.log) if line.get("level") == "info"]
+    assert events[events.index("ready") + 1 :] == ["hello", "closed"]

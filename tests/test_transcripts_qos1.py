@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from broker_process import BrokerProcess, run_cli, until
+from broker_process import BrokerProcess, run_cli, start_cli, until
 from hand_client import ACK, PUB, SUB, UNSUB, Reply, SubAck, command
 
 import blipmq
@@ -562,13 +562,52 @@ def test_a_publisher_learns_for_how_many_subscriptions_its_message_is_stored(bro
 
 def test_the_command_line_says_for_how_many_subscriptions_a_message_is_stored(broker, connect):
     told = run_cli(broker.address, "pub", "orders", "x", "--qos", "1").stdout
-    assert told.endswith(b", stored for no subscription: nobody has subscribed to it with QoS 1.\n")
+    assert told.endswith(b". No QoS 1 subscription took it, so the broker did not keep it.\n")
     durable(connect, broker, "orders").close()
     assert run_cli(broker.address, "pub", "orders", "x", "--qos", "1").stdout.endswith(
         b", stored for 1 subscription.\n"
     )
     assert run_cli(broker.address, "pub", "orders", "x", "--qos", "1", "-q").stdout == b""
     assert run_cli(broker.address, "pub", "orders", "x").stdout == b"Sent 1 byte to orders.\n"
+
+
+def test_publish_many_counts_the_messages_that_no_subscription_takes(broker, connect):
+    with blipmq.connect_blocking(broker.address) as writer:
+        lost = writer.publish_many("orders", [b"1", b"2"], qos=1)
+        durable(connect, broker, "orders").close()
+        kept = writer.publish_many("orders", [b"3"], qos=1)
+        unknown = writer.publish_many("orders", [b"4"])
+
+    async def publish_some():
+        async with blipmq.connect(broker.address) as client:
+            return await client.publish_many("other", [b"1", b"2", b"3"], qos=1)
+
+    counts = [lost, kept, unknown, asyncio.run(publish_some())]
+    assert [(count, count.unrouted) for count in counts] == [(2, 2), (1, 0), (1, None), (3, 3)]
+
+
+def test_the_command_line_says_how_many_lines_no_subscription_takes(broker, connect):
+    def told(lines):
+        return run_cli(broker.address, "pub", "orders", "-", "--qos", "1", stdin=lines).stdout.decode()
+
+    assert told(b"a\nb\n") == (
+        "Sent 2 messages to orders. No QoS 1 subscription took any, so the broker did not keep them.\n"
+    )
+    assert told(b"a\n") == "Sent 1 message to orders. No QoS 1 subscription took it, so the broker did not keep it.\n"
+    durable(connect, broker, "orders").close()
+    assert told(b"a\nb\n") == "Sent 2 messages to orders.\n"
+
+
+def test_the_command_line_says_how_many_lines_of_a_live_pipe_no_subscription_takes(broker, connect):
+    process = start_cli(
+        broker.address, "pub", "orders", "-", "--qos", "1", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdin.write(b"early\n")
+    process.stdin.flush()
+    until(lambda: broker.info()["messages"]["published"] == 1, "first line is published")
+    durable(connect, broker, "orders").close()
+    told, _ = process.communicate(b"late\n", timeout=30)
+    assert told == b"Sent 2 messages to orders. No QoS 1 subscription took 1 of them, so the broker did not keep it.\n"
 
 
 @pytest.mark.parametrize("broker", [{"queues.subscriber_capacity": 1, "qos1.max_in_flight": 1}], indirect=True)

@@ -162,7 +162,7 @@ def _flow(messages: int, size_bytes: int, seconds: float) -> str:
 
 
 def _drops_text(drops: Mapping[str, int]) -> str:
-    names = {"ttl": "expired", "queue_full": "queue full", "disconnect": "reader gone"}
+    names = {"ttl": "expired", "queue_full": "queue full", "disconnect": "disconnected"}
     parts = [f"{names.get(cause, printable(cause.encode()))} {number:,}" for cause, number in drops.items() if number]
     return ", ".join(parts) if parts else "nothing" if drops else "it does not say"
 

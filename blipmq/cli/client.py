@@ -162,7 +162,10 @@ def _add_sub(sub: argparse.ArgumentParser) -> None:
 
 def _add_sessions(sessions: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     sessions.add_argument(
-        "--find", metavar="TEXT", default="", help="only those whose filter, client_id or group holds this"
+        "--find",
+        metavar="TEXT",
+        default="",
+        help="only those with TEXT in filter, client_id or group; exit status 1 if there are none",
     )
     sessions.add_argument(
         "--limit",

@@ -14,6 +14,7 @@ from blipmq.blocking import BlockingClient
 from blipmq.cli import render
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Terminal
+from blipmq.client_protocol import Published
 from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.streams import StreamError, read_in
 from blipmq.topics import check_topic
@@ -42,7 +43,8 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
             terminal.done("📤", f"Sent {render.bytes_text(len(payload))} to {arguments.topic}{as_id}{stored}.")
         else:
             sent = publish_lines(client, arguments, read_lines(read_in))
-            terminal.done("📤", f"Sent {render.count(sent, 'message')} to {arguments.topic}.")
+            lost = not_kept(sent, sent.unrouted)
+            terminal.done("📤", f"Sent {render.count(sent, 'message')} to {arguments.topic}{lost}.")
         client.close()
     finally:
         client.abort()
@@ -50,21 +52,31 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
 
 
 def stored_for(subscriptions: int | None) -> str:
-    """What to say of that; a broker of an earlier version says nothing."""
+    """What to say of one message; a broker of an earlier version does not tell for how many it is stored."""
     if subscriptions is None:
         return ""
     if not subscriptions:
-        return ", stored for no subscription: nobody has subscribed to it with QoS 1"
+        return ". No QoS 1 subscription took it, so the broker did not keep it"
     return f", stored for {render.count(subscriptions, 'subscription')}"
 
 
-def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches: Iterator[list[bytes]]) -> int:
+def not_kept(sent: int, unrouted: int | None) -> str:
+    """What to say of many messages of which `unrouted` are stored for no subscription."""
+    if not unrouted:
+        return ""
+    it = "it" if unrouted == 1 else "them"
+    which = f"{unrouted:,} of them" if unrouted != sent else "it" if sent == 1 else "any"
+    return f". No QoS 1 subscription took {which}, so the broker did not keep {it}"
+
+
+def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches: Iterator[list[bytes]]) -> Published:
     """Publish the lines of each read before the next; returns how many, once the broker has read them all (QoS 0) or
     has them on disk (QoS 1)."""
-    sent = 0
+    sent, unrouted = 0, 0
     try:
         for lines in batches:
-            sent += client.publish_many(arguments.topic, lines, ttl_ms=arguments.ttl, qos=arguments.qos)
+            published = client.publish_many(arguments.topic, lines, ttl_ms=arguments.ttl, qos=arguments.qos)
+            sent, unrouted = sent + published, unrouted + (published.unrouted or 0)
             if not arguments.qos:
                 client.poll()
                 if client.refusals:
@@ -74,7 +86,7 @@ def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches
         if arguments.qos or isinstance(error, (Disconnected, StreamError)):
             error.args = (f"{error} {how_far(sent, arguments.qos)}",)
         raise
-    return sent
+    return Published(sent, unrouted)
 
 
 def how_far(sent: int, qos: int) -> str:

@@ -24,7 +24,7 @@ def render_info(info: Mapping[str, Any], *, fancy: bool, rates: SubscriptionRate
     width = max(len(label) for label, _ in rows)
     lines = [f"📊 {title}" if fancy else title, *(f"{label:<{width}}  {value}" for label, value in rows)]
     subscriptions = _subscription_lines(info) if rates is None else _subscription_table(info, rates)
-    sessions = session_rows.info_lines(_map(info, "sessions").get("list"))
+    sessions = session_rows.info_lines(_map(info, "sessions"))
     return "\n".join([*lines, *subscriptions, *sessions]) + "\n"
 
 
@@ -39,7 +39,8 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Waiting", _number(messages.get("queued"))
     yield "Dropped", _dropped(_map(messages, "dropped"))
     yield "Turned away", _refused(_map(_map(info, "connections"), "refused"))
-    yield "Without reader", _number(messages.get("unrouted"))
+    unrouted = messages.get("unrouted")
+    yield "No subscriber", count(int(unrouted), "message") if _is_number(unrouted) else ""
     yield "Memory", _share(memory.get("used_bytes"), memory.get("budget_bytes"))
     yield "QoS 1", _sessions(_map(info, "sessions"))
     if "log" in info:
@@ -65,7 +66,7 @@ def _dropped(dropped: Mapping[str, Any]) -> str:
     names = (
         ("ttl", "expired"),
         ("queue_full", "queue full"),
-        ("disconnect", "reader gone"),
+        ("disconnect", "disconnected"),
         ("session_log_bytes", "over its quota of the log"),
     )
     known = [(text, dropped[key]) for key, text in names if _is_number(dropped.get(key))]
@@ -111,16 +112,20 @@ def _log(log: object) -> str:
 
 def _sessions(sessions: Mapping[str, Any]) -> str:
     """QoS 1 subscriptions and groups, the absent ones too."""
-    names = (
-        ("absent", "with nobody connected"),
-        ("behind", "reading back from the log"),
-        ("in_flight", "not acknowledged yet"),
-        ("redelivered", "sent again"),
-        ("dead_lettered", "given up"),
-    )
     if not _is_number(sessions.get("total")):
         return ""
-    known = [f"{sessions[key]:,} {text}" for key, text in names if _is_number(sessions.get(key)) and sessions[key]]
+    names = (
+        ("absent", "{:,} away"),
+        ("behind", "{:,} with stored messages not collected (away or slow)"),
+        ("in_flight", "{} waiting for acknowledgement"),
+        ("redelivered", "{} sent again"),
+        ("dead_lettered", "{:,} dead-lettered"),
+    )
+    known = []
+    for key, form in names:
+        number = sessions.get(key)
+        if _is_number(number) and number:
+            known.append(form.format(count(int(number), "message") if form.startswith("{}") else int(number)))
     return ", ".join([count(int(sessions["total"]), "subscription"), *known])
 
 
@@ -149,15 +154,16 @@ def _subscription_lines(info: Mapping[str, Any]) -> Iterator[str]:
         if _is_number(expired) and _is_number(full) and expired + full:
             parts.append(f"{expired + full:,} dropped (expired {expired:,}, queue full {full:,})")
         if entry.get("blocked"):
-            parts.append("its network takes no more at the moment")
+            parts.append("not reading")
         yield f"  {name}  {filters}: {', '.join(parts)}"
     yield from _left_out(info)
 
 
 def _left_out(info: Mapping[str, Any]) -> Iterator[str]:
-    shown, total = len(_list(info, "subscriptions")), info.get("subscriptions_total", 0)
+    """Connected subscribers that are not among the rows; those that are away have lines of their own."""
+    shown, total = len(_list(info, "subscriptions")), _map(info, "subscribers").get("total")
     if _is_number(total) and 0 < shown < total:
-        yield f"  … and more, {total:,} in all"
+        yield f"  … and {count(int(total - shown), 'more connected subscriber')}"
 
 
 class SubscriptionRates:

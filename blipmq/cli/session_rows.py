@@ -14,17 +14,22 @@ IN_INFO = 5  # lines
 _COLUMNS = ("CLIENT", "KEY", "FILTER", "GROUP", "STATE", "LAG", "SIZE", "OLDEST", "KEEPS OF LOG", "IN FLIGHT")
 
 
-def info_lines(listed: object) -> Iterator[str]:
-    """Those that somebody should know of: something waits for them, and nobody is connected or it is in the log alone."""
-    rows = listed if isinstance(listed, list) else []
-    late = [row for row in rows if isinstance(row, Mapping) and _number(row.get("lag_messages")) and _waits(row)]
-    if not late:
+def info_lines(sessions: Mapping[str, Any]) -> Iterator[str]:
+    """Those that somebody should know of: nobody is connected, or stored messages have not been sent yet."""
+    listed = sessions.get("list")
+    rows = [row for row in listed if isinstance(row, Mapping) and row] if isinstance(listed, list) else []
+    shown = [row for row in rows if _is_away(row) or _is_late(row)]
+    if not shown:
         return
-    yield "Messages wait for these QoS 1 subscriptions (all of them: blipmq-cli sessions):"
-    for row in late[:IN_INFO]:
+    yield "QoS 1 subscriptions that are away or late (all of them: blipmq-cli sessions):"
+    for row in shown[:IN_INFO]:
         yield f"  {who(row)}  {_text(row.get('filter'))}: {', '.join(_facts(row))}"
-    if len(late) > IN_INFO:
-        yield f"  … and {len(late) - IN_INFO:,} more"
+    # The list has those with the largest lag; the sum of those that are away is over all.
+    unlisted_away = max(int(_number(sessions.get("absent"))) - sum(map(_is_away, rows)), 0)
+    more = len(shown[IN_INFO:]) + unlisted_away
+    if more:
+        least = "at least " if _number(sessions.get("total")) > len(rows) else ""
+        yield f"  … and {least}{more:,} more"
 
 
 def table_lines(rows: list[Mapping[str, Any]]) -> list[str]:
@@ -50,8 +55,12 @@ def state(row: Mapping[str, Any]) -> str:
     return f"away for {duration_text(seen / 1000)}" if _is_number(seen) else "away"
 
 
-def _waits(row: Mapping[str, Any]) -> bool:
-    return not row.get("connected") or _number(row.get("lag_messages")) > _number(row.get("in_flight"))
+def _is_away(row: Mapping[str, Any]) -> bool:
+    return not row.get("connected")
+
+
+def _is_late(row: Mapping[str, Any]) -> bool:
+    return _number(row.get("lag_messages")) > _number(row.get("in_flight"))
 
 
 def _facts(row: Mapping[str, Any]) -> Iterator[str]:

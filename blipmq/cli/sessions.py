@@ -16,6 +16,8 @@ from blipmq.cli.render import count
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import UsageError
 
+NOT_FOUND = 1  # as of grep
+
 
 def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     client = open_client(arguments, environment, terminal, reconnect=False)
@@ -25,6 +27,9 @@ def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal
     finally:
         client.abort()
     rows = [row for row in listed["list"] if isinstance(row, Mapping)]
+    if not rows and arguments.find:
+        terminal.notice("🔎", f"No QoS 1 subscription has {arguments.find!r} in its filter, client_id or group.")
+        return NOT_FOUND
     terminal.write(_json_lines(rows) if arguments.format == "json" else _text(listed, rows))
     return 0
 
@@ -32,6 +37,8 @@ def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal
 def end(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     if not (arguments.client_id or arguments.group):
         raise UsageError("Say whose it is: --client-id ID, or --group GROUP. `blipmq-cli sessions` lists them.")
+    if arguments.group and arguments.key is not None and not arguments.client_id:
+        raise UsageError("--key and --group together need --client-id: the member of the group that is to be removed.")
     client = open_client(arguments, environment, terminal, reconnect=False)
     try:
         row = client.end_session(
@@ -40,10 +47,19 @@ def end(arguments: argparse.Namespace, environment: Mapping[str, str], terminal:
         client.close()
     finally:
         client.abort()
-    lag = row.get("lag_messages")
-    waited = f"; {count(lag, 'message')} had waited for it" if isinstance(lag, int) else ""
-    terminal.done("✅", f"Ended the subscription of {session_rows.who(row)} to {arguments.filter}{waited}.")
+    terminal.done("✅", ended_text(row, arguments))
     return 0
+
+
+def ended_text(row: Mapping[str, Any], asked: argparse.Namespace) -> str:
+    """What has been done: `row` is the subscription as it was."""
+    if asked.group and asked.client_id:
+        total = row.get("members_total")
+        left = f" Durable members left: {total - 1:,}." if isinstance(total, int) and total else ""
+        return f"Removed {asked.client_id} from group {asked.group} on {asked.filter}.{left}"
+    lag = row.get("lag_messages")
+    discarded = f" Discarded {count(lag, 'message')} stored for it." if isinstance(lag, int) and lag else ""
+    return f"Ended the subscription of {session_rows.who(row)} to {asked.filter}.{discarded}"
 
 
 def _json_lines(rows: list[Mapping[str, Any]]) -> bytes:
@@ -56,5 +72,5 @@ def _text(listed: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> bytes:
     if isinstance(total, int) and total > len(rows):
         lines.append(f"… and {total - len(rows):,} more with less lag: --limit NUMBER shows more, --find TEXT others")
     if not rows:
-        lines = ["There is no such subscription."]
+        lines = ["There are no QoS 1 subscriptions."]
     return "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace")

@@ -81,7 +81,7 @@ complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l key-file -r 
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l wait -x -d 'if the broker does not answer yet, try again for so long; 0 (default): one attempt'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s q -l quiet -d 'print messages only'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s v -l verbose -d 'say what is being done'
-complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l find -x -d 'only those whose filter, client_id or group holds this'
+complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l find -x -d 'only those with TEXT in filter, client_id or group; exit status 1 if there are none'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l limit -x -d 'show so many, those with the largest lag (100)'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -s f -l format -x -a 'text json' -d 'text, or JSON lines'
 complete -c blipmq-cli -n '__fish_seen_subcommand_from sessions' -l client-id -x -d 'the name it was made under'
