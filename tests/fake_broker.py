@@ -1,4 +1,4 @@
-"""A tiny broker built on the reference `flatbuffers` package, so that client and wire are tested against someone
+"""A tiny broker built on code that flatc generates from blip.fbs, so that client and wire are tested against someone
 else's code.
 
 It runs in a thread of its own and speaks to anyone: `with FakeBroker() as broker: connect(broker.address)`.
@@ -17,89 +17,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flatbuffers
-from flatbuffers import number_types as number
-from flatbuffers.table import Table
+import schema
 
-ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO", "STREAM", "ADMIN")
-COMMAND_SLOTS = {
-    "action": (0, number.Uint8Flags),
-    "topic": (1, str),
-    "payload": (2, bytes),
-    "ttl_ms": (3, number.Uint64Flags),
-    "qos": (4, number.Uint8Flags),
-    "seq": (5, number.Uint64Flags),
-    "client_id": (6, str),
-    "api_key": (7, str),
-    "protocol": (8, number.Uint16Flags),
-    "durable": (9, number.BoolFlags),
-    "group": (10, str),
-    "keepalive_ms": (16, number.Uint64Flags),
-}
-MESSAGE_SLOTS = ("id", "payload", "timestamp", "ttl_ms", "topic", "qos", "redelivered", "origin", "properties")
-MESSAGE_KINDS = ("Uint64", bytes, "Uint64", "Uint64", str, "Uint8", "Bool", None, bytes)  # origin: nothing yet
-SUBACK_KINDS = (str, str, "Uint64", "Uint16")
-REPLY_KINDS = ("Uint64", "Uint16", str, "Uint64", bytes)
+ACTIONS = {number: name for name, number in schema.ENUMS["Action"][1].items()}
 
 
 def read_command(body: bytes) -> dict[str, Any]:
-    """A ClientCommand, read by the reference package; bytes and text fields are "" and b"" when absent."""
-    root = struct.unpack_from("<I", body)[0]
-    table = Table(bytearray(body), root)
-    command: dict[str, Any] = {}
-    for name, (slot, kind) in COMMAND_SLOTS.items():
-        at = table.Offset(4 + 2 * slot)
-        if kind is str:
-            command[name] = table.String(at + root).decode() if at else ""
-        elif kind is bytes:
-            start = table.Vector(at) if at else 0
-            command[name] = bytes(table.Bytes[start : start + table.VectorLen(at)]) if at else b""
-        else:
-            command[name] = table.Get(kind, at + root) if at else 0
+    """A ClientCommand, read by generated code; bytes and text fields are "" and b"" when absent."""
+    command = schema.decode("ClientCommand", body)
+    for name, field in schema.fields("ClientCommand").items():
+        if field.type == "string":
+            command[name] = (command[name] or b"").decode()
+    command["payload"] = command["payload"] or b""
     command["action"] = ACTIONS[command["action"]]
     return command
-
-
-def write_table(
-    kinds: tuple[Any, ...], values: tuple[Any, ...], *, order: list[int] | None = None, defaults: bool = False
-) -> bytes:
-    """A FlatBuffer of these slots. `order`: in which the slots are put; `defaults`: write them even where they are
-    0."""
-    builder = flatbuffers.Builder(64)
-    builder.ForceDefaults(defaults)
-    offsets = {}
-    for slot, (kind, value) in enumerate(zip(kinds, values, strict=True)):
-        if value is not None and kind is str:
-            offsets[slot] = builder.CreateString(value)
-        elif value is not None and kind is bytes:
-            offsets[slot] = builder.CreateByteVector(value)
-    builder.StartObject(len(kinds))
-    for slot in order if order is not None else range(len(kinds)):
-        if slot in offsets:
-            builder.PrependUOffsetTRelativeSlot(slot, offsets[slot], 0)
-        elif kinds[slot] not in (str, bytes, None) and values[slot] is not None:
-            getattr(builder, f"Prepend{kinds[slot]}Slot")(slot, values[slot], 0)
-    builder.Finish(builder.EndObject())
-    return bytes(builder.Output())
-
-
-def read_table(kinds: tuple[Any, ...], body: bytes) -> tuple[Any, ...]:
-    """The slots of a FlatBuffer, read by the reference package; texts as bytes, None and 0 where absent."""
-    root = struct.unpack_from("<I", body)[0]
-    table = Table(bytearray(body), root)
-    values: list[Any] = []
-    for slot, kind in enumerate(kinds):
-        at = table.Offset(4 + 2 * slot)
-        if kind is None:
-            values.append(None)
-        elif kind is str:
-            values.append(bytes(table.String(at + root)) if at else None)
-        elif kind is bytes:
-            start = table.Vector(at) if at else 0
-            values.append(bytes(table.Bytes[start : start + table.VectorLen(at)]) if at else None)
-        else:
-            values.append(table.Get(getattr(number, f"{kind}Flags"), at + root) if at else 0)
-    return tuple(values)
 
 
 def frame(kind: int, body: bytes) -> bytes:
@@ -107,7 +38,7 @@ def frame(kind: int, body: bytes) -> bytes:
 
 
 def suback(topic: str, info: str, seq: int, code: int = 0) -> bytes:
-    return frame(0, write_table(SUBACK_KINDS, (topic, info, seq, code)))
+    return frame(0, schema.encode("SubAck", {"topic": topic, "info": info, "seq": seq, "code": code}))
 
 
 def message(
@@ -120,12 +51,14 @@ def message(
     redelivered: bool = False,
     properties: bytes | None = None,
 ) -> bytes:
-    values = (id_, payload, timestamp, ttl_ms, topic, qos, redelivered, None, properties)
-    return frame(1, write_table(MESSAGE_KINDS, values))
+    values = {"id": id_, "payload": payload, "timestamp": timestamp, "ttl_ms": ttl_ms, "topic": topic}
+    values |= {"qos": qos, "redelivered": redelivered, "properties": properties}
+    return frame(1, schema.encode("Message", values))
 
 
 def reply(seq: int, code: int = 0, text: str | None = "", id_: int = 0, payload: bytes | None = None) -> bytes:
-    return frame(2, write_table(REPLY_KINDS, (seq, code, text, id_, payload)))
+    values = {"seq": seq, "code": code, "message": text, "id": id_, "payload": payload}
+    return frame(2, schema.encode("Reply", values))
 
 
 def matches(filter_: str, topic: str) -> bool:

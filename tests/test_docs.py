@@ -192,31 +192,6 @@ def test_the_frame_that_the_protocol_page_takes_apart_is_one_of_the_reference_bu
         at += len(digits) // 2
 
 
-def test_the_tables_of_the_protocol_page_name_every_field_in_its_slot() -> None:
-    from blipmq import wire
-
-    page = (ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")
-    command = re.findall(
-        r"^\| (\d+) \| (\w+) \| \S+ \|", page.split("## What the client sends")[1].split("\n## ")[0], re.MULTILINE
-    )
-    names = [
-        "action",
-        "topic",
-        "payload",
-        "ttl_ms",
-        "qos",
-        "seq",
-        "client_id",
-        "api_key",
-        "protocol",
-        "durable",
-        "group",
-    ]
-    assert [(int(slot), name) for slot, name in command] == [*enumerate(names), (16, "keepalive_ms")]
-    assert re.search(r"0 PUB, 1 SUB, 2 UNSUB, 3 QUIT, 4 HELLO, 5 ACK, 6 PING, 7 INFO", page)
-    assert [wire.PUB, wire.SUB, wire.UNSUB, wire.QUIT, wire.HELLO, wire.ACK, wire.PING, wire.INFO] == list(range(8))
-
-
 def test_the_port_that_the_pages_show_is_the_default() -> None:
     from blipmq.config import Config
 

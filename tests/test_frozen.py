@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ CACHE = Path(
 )
 DIST = Path(os.environ.get("BLIPMQ_DIST", TOP / "dist"))
 RELEASE = DIST / "release"
+SCHEMA = TOP / "native" / "proto" / "blip.fbs"  # every download has it
 GLIBC_NEWEST = (2, 31)
 ONEFILE_BYTES_MAX = 14 * 1000 * 1000
 # arm64 and armv7 run under emulation: a chosen share of the tests.
@@ -349,6 +351,7 @@ def test_the_release_archive_holds_both_names_settings_and_all_licences(tmp_path
     (folder,) = tmp_path.iterdir()
     assert {"blipmq", "blipmq-cli", "LICENSE", "THIRD-PARTY.txt", "README.md", "config/blipmq-production.toml"} <= names
     assert (folder / "blipmq").samefile(folder / "blipmq-cli")
+    assert (folder / "blip.fbs").read_bytes() == SCHEMA.read_bytes()
     assert subprocess.run([folder / "blipmq", "version"], capture_output=True, check=True).stdout.startswith(b"BlipMQ ")
     bom = json.loads((RELEASE / "blipmq-linux-x64.cdx.json").read_text())
     digest = hashlib.sha256((folder / "blipmq").read_bytes()).hexdigest()
@@ -395,6 +398,8 @@ def test_the_debian_package_installs_upgrades_with_its_data_and_purges_without_t
 ) -> None:
     build(target, "deb")
     (package,) = RELEASE.glob(f"blipmq_*_{'amd64' if target == 'x64' else 'arm64'}.deb")
+    listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True, text=True).stdout
+    assert "./usr/share/doc/blipmq/blip.fbs\n" in listed
     bare = system(target, "oldest", upper)
     shutil.copy(package, bare.trial / "blipmq.deb")
     shutil.copy(newer(package, tmp_path), bare.trial / "newer.deb")
@@ -472,6 +477,7 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
     root = tmp_path / "root"
     root.mkdir()
     config = image_root(platform, root)
+    assert (root / "usr/share/doc/blipmq/blip.fbs").read_bytes() == SCHEMA.read_bytes()
     assert not list(root.rglob("sh")) and not list(root.rglob("bash"))
     program = " ".join([*config["Entrypoint"], *config["Cmd"]])  # type: ignore[misc]
     health = " ".join(config["Healthcheck"]["Test"][1:])  # type: ignore[index]
@@ -513,3 +519,6 @@ def test_the_wheel_serves_every_python_3_on_glibc_2_31_without_a_compiler(target
     for tag in platform.split("."):
         version = tag.removeprefix("manylinux_").split("_")[:2] if tag.startswith("manylinux_") else ["2", "17"]
         assert (int(version[0]), int(version[1])) <= GLIBC_NEWEST
+    with zipfile.ZipFile(wheel) as archive:
+        (schema,) = [name for name in archive.namelist() if name.endswith(".data/data/share/doc/blipmq/blip.fbs")]
+        assert archive.read(schema) == SCHEMA.read_bytes()

@@ -20,6 +20,7 @@ from typing import Any
 
 import flatbuffers
 import pytest
+import schema
 from flatbuffers import number_types
 from flatbuffers.table import Table
 from hypothesis import example, given, settings
@@ -35,12 +36,18 @@ settings.register_profile("leaves", deadline=None, max_examples=400)
 LEAVES = settings.get_profile("leaves")
 
 ACTIONS = ["PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO"]
-# slot, name, kind: protocol.md's ClientCommand
-FIELDS = [
-    (0, "action", "u8"), (1, "topic", "string"), (2, "payload", "vector"), (3, "ttl_ms", "u64"), (4, "qos", "u8"),
-    (5, "seq", "u64"), (6, "client_id", "string"), (7, "api_key", "string"), (8, "protocol", "u16"),
-    (9, "durable", "u8"), (10, "group", "string"),
-]  # fmt: skip
+# slot, name, kind
+KINDS = {
+    "byte": "u8",
+    "ubyte": "u8",
+    "bool": "u8",
+    "ushort": "u16",
+    "ulong": "u64",
+    "string": "string",
+    "[ubyte]": "vector",
+}
+FIELDS = [(field.id, field.name, KINDS[field.type]) for field in schema.fields("ClientCommand").values()]
+SLOTS = 1 + max(slot for slot, _, _ in FIELDS)
 SCALARS = {"u8": number_types.Uint8Flags, "u16": number_types.Uint16Flags, "u64": number_types.Uint64Flags}
 
 
@@ -97,6 +104,7 @@ class View(ctypes.Structure):
         *((f"{name}_size", ctypes.c_uint32) for name in _STRINGS),
         ("protocol", ctypes.c_uint16), ("action", ctypes.c_uint8), ("qos", ctypes.c_uint8), ("durable", ctypes.c_uint8),
         ("reserved", ctypes.c_uint8 * 3), ("ttl_ms", ctypes.c_uint64), ("seq", ctypes.c_uint64),
+        ("keepalive_ms", ctypes.c_uint64),
     ]  # fmt: skip
 
     def bytes_of(self, name: str) -> bytes | None:
@@ -117,6 +125,8 @@ def leaf(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     loaded.bq_encode_message.argtypes = [text, u32, u64, u64, u64, text, u32, text, u32]
     loaded.frame_write_suback.argtypes = [text, u64, u16, text, u32, text]
     loaded.frame_write_reply.argtypes = [text, u64, u16, text, u32, u64, text, u32]
+    loaded.frame_write_welcome.argtypes = [text, u64, text, u32, u64]
+    loaded.frame_write_published.argtypes = [text, u64, u64, u64]
     return loaded
 
 
@@ -188,8 +198,8 @@ def reference_read(body: bytes) -> dict[str, Any]:
     return values
 
 
-def build(values: dict[str, Any], order: list[int], slots: int = 11) -> bytes:
-    """A ClientCommand with the given fields, written in the given slot order, defaults included."""
+def build(values: dict[str, Any], order: list[int], slots: int = SLOTS) -> bytes:
+    """A ClientCommand with the given fields, written in the given order, defaults included."""
     builder = flatbuffers.Builder(64)
     builder.ForceDefaults(True)
     offsets = {}
@@ -199,8 +209,7 @@ def build(values: dict[str, Any], order: list[int], slots: int = 11) -> bytes:
             offsets[name] = create(values[name])
     builder.StartObject(slots)
     prepend = {"u8": builder.PrependUint8Slot, "u16": builder.PrependUint16Slot, "u64": builder.PrependUint64Slot}
-    for slot in order:
-        _, name, kind = FIELDS[slot]
+    for slot, name, kind in (FIELDS[index] for index in order):
         if name in offsets:
             builder.PrependUOffsetTRelativeSlot(slot, offsets[name], 0)
         elif kind in prepend and values.get(name) is not None:
@@ -217,13 +226,14 @@ COMMANDS = st.fixed_dictionaries(
         "payload": st.binary(max_size=40), "ttl_ms": st.integers(0, 2**64 - 1), "qos": st.integers(0, 1),
         "seq": st.integers(0, 2**64 - 1), "client_id": ANY_TEXT, "api_key": st.binary(max_size=20),
         "protocol": st.integers(0, 2**16 - 1), "durable": st.integers(0, 255), "group": ANY_TEXT,
+        "keepalive_ms": st.integers(0, 2**64 - 1),
     },
 )  # fmt: skip
-ORDERS = st.permutations(range(11))
+ORDERS = st.permutations(range(len(FIELDS)))
 
 
 @LEAVES
-@given(COMMANDS, ORDERS, st.integers(11, 16))
+@given(COMMANDS, ORDERS, st.integers(SLOTS, SLOTS + 5))
 def test_every_command_of_the_reference_builder_reads_as_it_was_meant(
     leaf: ctypes.CDLL, values: dict[str, Any], order: list[int], slots: int
 ) -> None:
@@ -267,7 +277,7 @@ def test_a_field_on_top_of_the_way_to_the_vtable_is_refused(leaf: ctypes.CDLL, o
 @LEAVES
 @given(COMMANDS, st.integers(1, 7))
 def test_misaligned_frames_read_the_same(leaf: ctypes.CDLL, values: dict[str, Any], shift: int) -> None:
-    body = build(values, list(range(11)))
+    body = build(values, list(range(len(FIELDS))))
     memory = ctypes.create_string_buffer(b"\xee" * shift + body, shift + len(body))
     view = View()
     assert leaf.bq_decode(ctypes.byref(memory, shift), len(body), ctypes.byref(view)) == 0
@@ -276,15 +286,15 @@ def test_misaligned_frames_read_the_same(leaf: ctypes.CDLL, values: dict[str, An
 
 @pytest.mark.parametrize("name", ["client_id", "group"])
 def test_names_that_are_not_utf8_are_refused(leaf: ctypes.CDLL, name: str) -> None:
-    assert decode(leaf, build({"action": 4, name: b"caf\xc3\xa9"}, list(range(11)))) is not None
-    assert decode(leaf, build({"action": 4, name: b"caf\xe9"}, list(range(11)))) is None
+    assert decode(leaf, build({"action": 4, name: b"caf\xc3\xa9"}, list(range(len(FIELDS))))) is not None
+    assert decode(leaf, build({"action": 4, name: b"caf\xe9"}, list(range(len(FIELDS))))) is None
 
 
 @pytest.mark.parametrize("action", [3, 4, 5, 6, 7])
 def test_only_pub_sub_and_unsub_need_a_topic(leaf: ctypes.CDLL, action: int) -> None:
-    assert decode(leaf, build({"action": action}, list(range(11)))) is not None
+    assert decode(leaf, build({"action": action}, list(range(len(FIELDS))))) is not None
     for needy in (0, 1, 2):
-        assert decode(leaf, build({"action": needy}, list(range(11)))) is None
+        assert decode(leaf, build({"action": needy}, list(range(len(FIELDS))))) is None
 
 
 # ---- topics and filters --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import fake_broker
 import pytest
+import schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,17 +170,14 @@ messages = st.fixed_dictionaries(
         "topic": st.none() | st.sampled_from(("a", "site/1/temp", "t" * 255, "température/küche")),
         "qos": st.integers(0, 1),
         "redelivered": st.booleans(),
-        "origin": st.none(),
         "properties": st.none() | st.none() | st.binary(max_size=40),
     }
 )
+MESSAGE_FIELDS = list(schema.fields("Message"))
 
 
-def built(fields: dict[str, Any], order: list[int], defaults: bool) -> bytes:
-    values = tuple(fields[name] for name in fake_broker.MESSAGE_SLOTS)
-    return fake_broker.frame(
-        1, fake_broker.write_table(fake_broker.MESSAGE_KINDS, values, order=order, defaults=defaults)
-    )
+def built(fields: dict[str, Any], order: list[str], defaults: bool) -> bytes:
+    return fake_broker.frame(1, schema.encode("Message", fields, order=order, defaults=defaults))
 
 
 def expected_message(fields: dict[str, Any]) -> wire.Message:
@@ -195,9 +193,9 @@ def expected_message(fields: dict[str, Any]) -> wire.Message:
     )
 
 
-@given(st.lists(st.tuples(messages, st.permutations(range(9)), st.booleans()), max_size=4), st.data())
+@given(st.lists(st.tuples(messages, st.permutations(MESSAGE_FIELDS), st.booleans()), max_size=4), st.data())
 def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
-    written: list[tuple[dict[str, Any], list[int], bool]], data: st.DataObject
+    written: list[tuple[dict[str, Any], list[str], bool]], data: st.DataObject
 ) -> None:
     """Each message thrice, so that layouts learned from the first are used for the others, in pieces of any size."""
     items = data.draw(st.permutations(written * 3))
@@ -215,7 +213,7 @@ def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
 def test_a_damaged_message_reads_the_same_with_and_without_a_learned_layout(
     fields: dict[str, Any], at: int, value: int, defaults: bool
 ) -> None:
-    good = built(fields, list(range(9)), defaults)
+    good = built(fields, MESSAGE_FIELDS, defaults)
     bad = bytearray(good)
     bad[5 + at % (len(bad) - 5)] = value
     try:
@@ -255,22 +253,21 @@ def test_answers_read_as_the_reference_wrote_them(seq: int, code: int, words: st
 
 
 def reference_frame(kind: int, body: bytes) -> wire.Frame:
-    """A frame from the broker as the reference package reads it."""
-    kinds = (fake_broker.SUBACK_KINDS, fake_broker.MESSAGE_KINDS, fake_broker.REPLY_KINDS)[kind]
-    values = [
-        value.decode() if of is str and value else value
-        for of, value in zip(kinds, fake_broker.read_table(kinds, body), strict=True)
-    ]
-    if kind == wire.SUBACK:
-        return wire.SubAck(values[0] or "", values[1] or "", values[2], values[3])
-    if kind == wire.REPLY:
-        return wire.Reply(values[0], values[1], values[2] or "", values[3], values[4] or b"")
-    fixed = (values[2], values[3], values[5], bool(values[6]), values[8] or b"")
-    return wire.Message(values[0], values[4] or "", values[1] or b"", *fixed)
+    """A frame from the broker as generated code reads it."""
+    table = ("SubAck", "Message", "Reply")[kind]
+    values = schema.decode(table, body)
+    for name, field in schema.fields(table).items():
+        if field.type == "string":
+            values[name] = (values[name] or b"").decode()
+        elif field.type == "[ubyte]":
+            values[name] = values[name] or b""
+    if kind == wire.MESSAGE:
+        values["timestamp_ms"] = values.pop("timestamp")
+    return (wire.SubAck, wire.Message, wire.Reply)[kind](**values)
 
 
 frames_to_mutate = st.one_of(
-    st.builds(built, messages, st.permutations(range(9)), st.booleans()),
+    st.builds(built, messages, st.permutations(MESSAGE_FIELDS), st.booleans()),
     st.builds(fake_broker.suback, text, text, u64, st.integers(0, 65535)),
     st.builds(fake_broker.reply, u64, st.integers(0, 65535), st.none() | text, u64, st.none() | st.binary(max_size=40)),
 )

@@ -1,7 +1,7 @@
 """`archive.py CACHE TARGET VERSION EPOCH BINARY OUT`: the release archive blipmq-linux-TARGET.tar.gz.
 
   blipmq-VERSION/   blipmq · blipmq-cli (the same file: a hard link, each works alone) · config/ · README.md · LICENSE
-                    THIRD-PARTY.txt
+                    THIRD-PARTY.txt · blip.fbs (the schema of the protocol)
 
 Invariant: the same contents give the same bytes: names sorted, owner 0, the commit's time, no time in the gzip header.
 """
@@ -23,6 +23,7 @@ def contents(cache: Path, target: str, binary: Path) -> dict[str, tuple[bytes, i
         "LICENSE": ((TOP / "LICENSE").read_bytes(), 0o644),
         "README.md": ((TOP / "README.md").read_bytes(), 0o644),
         "THIRD-PARTY.txt": (notices(components(cache, target)).encode(), 0o644),
+        "blip.fbs": ((TOP / "native" / "proto" / "blip.fbs").read_bytes(), 0o644),
         "blipmq": (binary.read_bytes(), 0o755),
     }
     for path in (TOP / "config").glob("*.toml"):

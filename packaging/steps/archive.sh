@@ -1,6 +1,6 @@
 # The release archive, and the SBOM of the binary in it.
 # needs: onefile
-# inputs: packaging/release config LICENSE README.md EPOCH
+# inputs: packaging/release config native/proto/blip.fbs LICENSE README.md EPOCH
 version=$(packaging/version)
 epoch=$(packaging/epoch)
 mkdir -p "$DELIVER/release"

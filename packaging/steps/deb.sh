@@ -1,6 +1,6 @@
 # The Debian package: the onedir with a systemd unit, its own user and one settings file.
 # needs: freeze
-# inputs: packaging/deb packaging/man packaging/completions packaging/release config LICENSE EPOCH
+# inputs: packaging/deb packaging/man packaging/completions packaging/release config native/proto/blip.fbs LICENSE EPOCH
 SOURCE_DATE_EPOCH=$(packaging/epoch)
 export SOURCE_DATE_EPOCH
 version=$(packaging/version debian)
@@ -18,6 +18,7 @@ ln -s ../lib/blipmq/blipmq "$root/usr/bin/blipmq-cli"
 cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"
 cp packaging/deb/blipmq.toml "$root/etc/blipmq/"
 cp config/*.toml "$doc/examples/"
+cp native/proto/blip.fbs "$doc/"
 # The pages carry neither version nor date in the tree, where they would be behind at once; here both are known.
 today=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%F)
 for page in packaging/man/*.1; do

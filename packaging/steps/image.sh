@@ -1,6 +1,6 @@
 # The two layers of the container image for one platform: the C library with zlib, and BlipMQ.
 # needs: freeze
-# inputs: packaging/oci packaging/release LICENSE EPOCH
+# inputs: packaging/oci packaging/release native/proto/blip.fbs LICENSE EPOCH
 epoch=$(packaging/epoch)
 mirror=$(packaging/mirror main)
 security=$(packaging/mirror security)
@@ -38,6 +38,7 @@ rm "$program/usr/lib/blipmq/_internal/libz.so.1"
 ln -s ../lib/blipmq/blipmq "$program/usr/bin/blipmq"
 ln -s ../lib/blipmq/blipmq "$program/usr/bin/blipmq-cli"
 cp packaging/oci/blipmq.toml "$program/etc/blipmq/"
+cp native/proto/blip.fbs "$program/usr/share/doc/blipmq/"
 python3 packaging/release/copyright.py "$CACHE" "$TARGET" "$program/usr/share/doc/blipmq"
 
 python3 packaging/oci/image.py layer "$base" "$epoch" "$OUT/image/base.tar"
