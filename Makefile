@@ -15,6 +15,7 @@ FUZZ_MINUTES ?= 60
 FUZZ_JOBS ?= 2
 ASAN := build/asan
 COVERAGE := build/coverage
+CORE_FILES = $(shell find native -name fuzz -prune -o -name "*.[ch]" -print)
 C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 
 .DEFAULT_GOAL := help
@@ -53,7 +54,7 @@ $(VENV)/.bench: pyproject.toml setup.py | $(PY)
 	@$(INSTALL) '.[bench]'
 	@touch $(VENV)/.run $@
 
-$(CORE): setup.py native/build_native.py $(wildcard native/*.c native/*.h) | $(VENV)/.run
+$(CORE): setup.py native/build_native.py $(CORE_FILES) | $(VENV)/.run
 	@echo "==> building the core"
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
@@ -96,7 +97,7 @@ check: $(VENV)/.dev $(CORE) ## style and types: ruff, mypy, clang-format, compil
 	@echo "==> mypy" && $(VENV)/bin/mypy --no-error-summary
 	@echo "==> clang-format" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 	@for cc in cc clang; do if command -v $$cc >/dev/null; then echo "==> $$cc -Wall -Wextra -Werror"; \
-	for file in native/*.c; do $$cc -std=gnu11 -O2 -Wall -Wextra -Werror -c -o /dev/null "$$file" || exit 1; done; fi; done
+	for file in $(filter %.c,$(CORE_FILES)); do $$cc -std=gnu11 -Inative -O2 -Wall -Wextra -Werror -c -o /dev/null "$$file" || exit 1; done; fi; done
 	@echo "==> house rules" && $(PY) -m pytest -q tests/test_house_rules.py tests/test_promises.py
 
 format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
@@ -113,7 +114,7 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
-	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/native/*.[ch] $(ASAN)/tests $(ASAN)/report.*
+	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/native $(ASAN)/tests $(ASAN)/report.*
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(ASAN)
 	@cd $(ASAN) && BLIPMQ_SANITIZE=1 $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" \

@@ -16,7 +16,7 @@
 #include <unistd.h>
 #include <valgrind/callgrind.h>
 
-#include "frame.h"
+#include "proto/blip_codec.h"
 #include "sim_disk.h"
 #include "wire.h"
 
@@ -75,7 +75,7 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
     exit(1);
 }
 
-/* In place of native/storage_posix.c. One disk at a time: each shape with a log begins with an empty one. */
+/* In place of native/wal/storage_posix.c. One disk at a time: each shape with a log begins with an empty one. */
 static sim_disk_t *disk;
 storage_t *storage_posix(const char *directory, int *error) {
     (void)directory, (void)error;

@@ -14,13 +14,13 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "connection.h"
-#include "crc32.h"
-#include "frame.h"
-#include "pool.h"
-#include "ring.h"
-#include "route.h"
-#include "wheel.h"
+#include "net/connection.h"
+#include "base/crc32.h"
+#include "proto/blip_codec.h"
+#include "base/pool.h"
+#include "base/ring.h"
+#include "broker/router.h"
+#include "base/wheel.h"
 
 #define ROUNDS 7
 #define TIMERS 100000u

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from bench import report
-from native.build_native import compile_flags
+from native.build_native import compile_flags, core_files
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
@@ -29,7 +29,7 @@ def build() -> Path:
     """Raises SystemExit with what to install when there is no compiler."""
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / "micro"
-    sources = [ROOT / "bench" / "micro.c", *sorted((ROOT / "native").glob("*.c"))]
+    sources = [ROOT / "bench" / "micro.c", *core_files("*.c")]
     command = [*shlex.split(os.environ.get("CC", "cc")), *compile_flags(False), f"-I{ROOT / 'native'}"]
     try:
         subprocess.run([*command, "-o", str(program), *map(str, sources)], check=True)

@@ -1,6 +1,6 @@
 """When the core is told what the system's clocks show: at the start, and when the wall clock was set or became synchronized.
 
-The core judges the age of stored messages by a time line of its own (native/timeline.h). It has to know how long the broker was
+The core judges the age of stored messages by a time line of its own (broker/timeline.h). It has to know how long the broker was
 away, and only the system can tell: the same boot of the machine, or a wall clock that was right before and is right now.
 
 Invariant: the core is told before it starts, and then only of changes.

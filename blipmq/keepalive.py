@@ -3,7 +3,7 @@
     nothing is on its way    the system probes the far end (keep_alive)
     output is on its way     the owner of the socket looks whether the far end's system acknowledges it (Owed)
 
-The rules are those of native/keepalive.c, for the sockets that Python owns. Invariant: a far end whose system answers is never
+The rules are those of net/keepalive.c, for the sockets that Python owns. Invariant: a far end whose system answers is never
 taken for gone, however slowly it reads; that is why TCP_USER_TIMEOUT is not used.
 """
 

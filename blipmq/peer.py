@@ -35,7 +35,7 @@ def peer_bytes(peer: tuple[str, int]) -> bytes:
 
 def place_of(host: str) -> bytes:
     """Whose place the numeric address `host` takes at a door: its own if it is IPv4, its /64's if it is IPv6. b"" for this
-    machine's own, of which only the total is bounded. As `address_counts` and `address_of` of native/door.c have it."""
+    machine's own, of which only the total is bounded. As `address_counts` and `address_of` of net/admission.c have it."""
     address = address_bytes(host)
     if address == _LOOPBACK or address[:13] == _MAPPED + b"\x7f":
         return b""

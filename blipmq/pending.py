@@ -1,6 +1,6 @@
 """Who stands in a door that the core does not see: TLS clients until their handshake is done.
 
-Invariant: the rule is native/door.c's. No more than `Bounds.total` stand here and `Bounds.each` of one address, this machine's
+Invariant: the rule is net/admission.c's. No more than `Bounds.total` stand here and `Bounds.each` of one address, this machine's
 own excepted; when places are short, the one that has stood here for longest makes room, but none that is being looked at.
 A test holds this and the core against one twin.
 """

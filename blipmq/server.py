@@ -34,7 +34,7 @@ from blipmq.service import Service
 from blipmq.version import __version__
 
 # Beside the connections: listener, rings, poller, log, HTTP, libraries; those that are told there are too many of them
-# (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker itself (DESCRIPTORS_SPARE of door.c).
+# (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker itself (DESCRIPTORS_SPARE of net/admission.c).
 DESCRIPTORS_RESERVED = 64 + 64 + 32
 # One key press or one `systemctl stop` can arrive twice (a launcher passes on what the group got anyway).
 SAME_SIGNAL_SECONDS = 0.1

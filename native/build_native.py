@@ -1,6 +1,6 @@
-"""Builds blipmq._native from every native/*.c and the declarations of bq_api.h (cffi, API mode).
+"""Builds blipmq._native from every C file below native/ and the declarations of api/bq.h (cffi, API mode).
 
-Invariant: bq_api.h is the only description of the boundary. gcc and cffi read the same text, so a structure that
+Invariant: api/bq.h is the only description of the boundary. gcc and cffi read the same text, so a structure that
 differs between the two sides cannot be built. Run through setup.py, from the root of the source tree;
 `BLIPMQ_SANITIZE=1` builds with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at a finding.
 """
@@ -59,21 +59,26 @@ def link_flags(sanitize: bool) -> list[str]:
     return flags
 
 
+def core_files(pattern: str) -> list[Path]:
+    """Files of the core. The fuzz targets are programs of their own."""
+    return [path for path in sorted(NATIVE.rglob(pattern)) if NATIVE / "fuzz" not in path.parents]
+
+
 def relative(path: Path) -> str:
     """setuptools wants paths relative to the root of the project, with slashes."""
     return path.relative_to(ROOT).as_posix()
 
 
 sanitize = os.environ.get("BLIPMQ_SANITIZE") == "1"
-declared = NATIVE / "bq_api.h"
-sources = sorted(NATIVE.glob("*.c"))
-inputs = [*sorted(NATIVE.glob("*.h")), Path(__file__).resolve(), ROOT / "setup.py"]
+declared = NATIVE / "api/bq.h"
+sources = core_files("*.c")
+inputs = [*core_files("*.h"), Path(__file__).resolve(), ROOT / "setup.py"]
 
 ffibuilder = FFI()
 ffibuilder.cdef(declared.read_text(encoding="utf-8"))
 ffibuilder.set_source(
     "blipmq._native",
-    '#include "base.h"\n',
+    '#include "base/bytes.h"\n',
     sources=[relative(path) for path in sources],
     depends=[relative(path) for path in inputs],
     include_dirs=[relative(NATIVE)],

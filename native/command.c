@@ -5,7 +5,7 @@
  * Invariant: commands take effect in the order they were pushed. One whose answer finds no room among the events stays at
  * the head of the ring until it does.
  */
-#include "budget.h"
+#include "broker/budget.h"
 #include "core.h"
 
 #include <errno.h>

@@ -2,16 +2,16 @@
  *
  *      timers      what has expired is gone before anything is delivered
  *      commands    what Python decided takes effect: a route is there before the messages it is for
- *      commits     what the disk has confirmed is answered and offered to its subscribers (commit.c, session.c)
+ *      commits     what the disk has confirmed is answered and offered to its subscribers (broker/commit.c, broker/consumer.c)
  *      resume      connections whose wait has ended go on with the input they left
- *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (publish.c)
- *      line        of those who used up their share of the last turn, as many as this turn has room for (share.c)
+ *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (broker/publish.c)
+ *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
  *      sessions    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
- *      flush       each subscriber that got something is sent to once (connection.c)
+ *      flush       each subscriber that got something is sent to once (net/connection.c)
  *      compact     segments that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
  *      reap        dead connections are freed; nothing of this turn points at them any more
- *      accept      last, so that the slots and descriptors just freed count (door.c)
+ *      accept      last, so that the slots and descriptors just freed count (net/admission.c)
  *
  * Invariant: at the end of a turn no run is open and every queue that can be sent from is either empty or on the dirty list.
  */

@@ -1,26 +1,26 @@
-/* core.h: the actor's whole state, shared by core.c, door.c, connection.c, publish.c, command.c and event.c, and by nothing else. */
+/* core.h: the actor's whole state, shared by the top level, net/ and broker/, and by nothing else. */
 #ifndef BQ_CORE_H
 #define BQ_CORE_H
 
-#include "base.h"
-#include "connection.h"
-#include "door.h"
-#include "frame.h"
-#include "keepalive.h"
-#include "poll.h"
-#include "pool.h"
-#include "queue.h"
-#include "rights.h"
-#include "ring.h"
-#include "route.h"
-#include "segment.h"
-#include "session.h"
-#include "commit.h"
-#include "letter.h"
-#include "timeline.h"
-#include "wheel.h"
-#include "share.h"
-#include "waiters.h"
+#include "base/bytes.h"
+#include "net/connection.h"
+#include "net/admission.h"
+#include "proto/blip_codec.h"
+#include "net/keepalive.h"
+#include "base/poll.h"
+#include "base/pool.h"
+#include "broker/outqueue.h"
+#include "broker/acl.h"
+#include "base/ring.h"
+#include "broker/router.h"
+#include "broker/buffer.h"
+#include "broker/consumer.h"
+#include "broker/commit.h"
+#include "broker/dead_letter.h"
+#include "broker/timeline.h"
+#include "base/wheel.h"
+#include "net/fair_share.h"
+#include "broker/waiters.h"
 
 #define POLL_EVENTS_MAX 512
 #define CONNECTION_CHUNK 64u
@@ -136,7 +136,7 @@ struct bq {
 /* Poll keys: a connection's handle, or one of these. Generations start at 1, so a handle is never that small. */
 enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
 
-/* publish.c */
+/* broker/publish.c */
 enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY, PUBLISH_LATER };
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                              wait_list_t **blocker);
@@ -175,7 +175,7 @@ static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
     return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];
 }
 
-/* Units of work since the start: see share.h. */
+/* Units of work since the start: see net/fair_share.h. */
 static inline uint64_t work_done(const bq_t *bq) { return bq->stats.work; }
 
 /* Somebody who is not heavy is served from here to share_done, at most for a share of a turn. */

@@ -1,4 +1,4 @@
-"""`core_coverage.py DIRECTORY`: what the instrumented run in DIRECTORY has covered of native/*.c, as a table and as pages.
+"""`core_coverage.py DIRECTORY`: what the instrumented run in DIRECTORY has covered of the core, as a table and as pages.
 
 Invariant: the counts of all processes and of all programs that were built from the core's files are in it: the extension, and
 the C tests' programs that are left in DIRECTORY/tmp.
@@ -41,7 +41,7 @@ def main() -> None:
     subprocess.run(["llvm-profdata", "merge", "-sparse", "-failure-mode=all", *raw, "-o", str(profile)], check=True)
     first, *others = map(str, programs(directory))
     common = [first, *(part for other in others for part in ("-object", other)), f"-instr-profile={profile}"]
-    core = [str(path) for path in sorted((directory / "tree" / "native").glob("*.c"))]
+    core = [str(path) for path in sorted((directory / "tree" / "native").rglob("*.c")) if path.parent.name != "fuzz"]
     exported = subprocess.run(
         ["llvm-cov", "export", "-summary-only", *common, *core], check=True, capture_output=True
     ).stdout

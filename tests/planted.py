@@ -28,60 +28,60 @@ class Edit(NamedTuple):
 BUGS = {
     # ---- the write-ahead log
     "retry_fsync": Edit(
-        "log.c",
+        "writer.c",
         "error = log->storage->sync_data(log->storage, file);",
         "error = log->storage->sync_data(log->storage, file);\n"
         "    if (error < 0) error = log->storage->sync_data(log->storage, file);",
     ),
     "reply_before_fsync": Edit(
-        "log.c",
+        "writer.c",
         "    if (!whole && !next) {\n        log->position += part.bytes;",
         "    atomic_store(&log->durable, part.next_lsn - 1);\n    log_wake(log);\n"
         "    if (!whole && !next) {\n        log->position += part.bytes;",
     ),
     "serve_doubtful": Edit(
-        "log.c",
+        "writer.c",
         "atomic_store(&log->durable, log->sure_lsn);",
         "atomic_store(&log->durable, log->next_lsn - 1);",
     ),
     "no_directory_fsync": Edit(
-        "log_directory.c",
+        "directory.c",
         "    if (error >= 0) error = storage->sync_directory(storage);\n    return error < 0 ? error : 0;",
         "    return error < 0 ? error : 0;",
     ),
     "headers_in_one_page": Edit(
-        "log_directory.c",
+        "directory.c",
         "    bool ends = third == FORMAT_GOOD &&",
         "    third = FORMAT_BAD;\n    bool ends = third == FORMAT_GOOD &&",
     ),
     "crc_without_length": Edit(
-        "log_format.c",
+        "format.c",
         "return crc32_update(seed, record, 20);",
         "return crc32_update(crc32_update(seed, record, 4), record + 8, 12);",
     ),
     "forget_newest": Edit(
-        "log_ledger.c",
+        "ledger.c",
         "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
         "    if (log->ledger.sequence) ledger = log->ledger;\n"
         "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
     ),
     "truncate_on_damage": Edit(
-        "log_recover.c",
+        "recover.c",
         "segment->damaged = segment->damaged || junk_end > begin;",
         "segment->damaged = segment->damaged || junk_end > begin;\n        segment_leave(recover);",
     ),
     "ledger_too_early": Edit(
-        "log_tail.c",
+        "tail.c",
         "    error = segment_write(log, segment, next_lsn, &file);",
         "    ledger_begun(log, segment, segment);\n    error = segment_write(log, segment, next_lsn, &file);",
     ),
     "drop_before_ledger": Edit(
-        "log_tail.c",
+        "tail.c",
         "    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
         "    if (log) return true;\n    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
     ),
     "cut_before_sync": Edit(
-        "log_tail.c",
+        "tail.c",
         "        if (size >= 0 && storage->sync_data(storage, file) < 0) return;\n    }",
         "    }",
     ),

@@ -20,12 +20,12 @@ PROFILE = """\
 # callgrind format
 events: Ir
 
-fl=/src/native/publish.c
+fl=/src/native/broker/publish.c
 fn=publish
 10 100
-fi=/src/native/base.h
+fi=/src/native/base/bytes.h
 23 7
-fe=/src/native/publish.c
+fe=/src/native/broker/publish.c
 calls=4 0
 12 40
 cfi=/usr/lib/libc.so.6
@@ -36,7 +36,7 @@ calls=2 0
 fl=/src/bench/guard.c
 fn=round_run
 200 5000
-fi=/src/native/base.h
+fi=/src/native/base/bytes.h
 40 300
 
 fl=/src/tests/native/sim_disk.c

@@ -92,8 +92,8 @@ def test_the_map_in_the_docs_names_every_module_and_no_other(layers: list[set[st
 
 def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
     table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Map of the core")[1]
-    named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"\w+\.c", line)}
-    assert named == {path.name for path in NATIVE.glob("*.c")}
+    named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"[\w/]+\.c", line)}
+    assert named == {core_name(path) for path in native_files() if path.suffix == ".c"}
 
 
 def test_imports_point_downwards(layers: list[set[str]]) -> None:
@@ -250,11 +250,72 @@ def strip_comments(text: str) -> str:
 
 
 def native_files() -> list[Path]:
-    return sorted([*NATIVE.glob("*.c"), *NATIVE.glob("*.h")])
+    """The core's own: the fuzz targets are programs of their own."""
+    files = [*NATIVE.rglob("*.c"), *NATIVE.rglob("*.h")]
+    return sorted(path for path in files if NATIVE / "fuzz" not in path.parents)
+
+
+def core_name(path: Path) -> str:
+    return path.relative_to(NATIVE).as_posix()
+
+
+def test_no_two_files_of_the_core_share_a_name() -> None:
+    """Objects, symbols in a profile and questions in a review are named by the base name alone."""
+    names = [path.name for path in native_files()]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+# A file may include headers of its own level and of lower levels.
+CORE_LEVELS = {"api": 0, "base": 1, "wal": 2, "proto": 2, "broker": 3, "net": 4, "": 5}
+# Headers that lower folders include all the same, and why. A folder that is not named here includes none of them.
+CORE_UPWARD = {
+    "core.h": ({"broker", "net"}, "one structure holds the state of all parts"),
+    "net/connection.h": ({"broker"}, "a target of a topic is a connection, not yet an operation of its protocol"),
+}
+
+
+def folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def upward_includes(name: str, text: str) -> set[str]:
+    """Headers of a folder above the one that `name` stands in, and of another one at its level."""
+    own = folder_of(name)
+    found = set(re.findall(r'^#include "([^"]+)"', text, re.MULTILINE))
+    others = {header for header in found if folder_of(header) != own}
+    return {header for header in others if CORE_LEVELS[folder_of(header)] >= CORE_LEVELS[own]}
+
+
+def test_no_folder_of_the_core_includes_one_above_it() -> None:
+    used: dict[str, set[str]] = {}
+    for path in native_files():
+        name = core_name(path)
+        for header in upward_includes(name, path.read_text(encoding="utf-8")):
+            used.setdefault(header, set()).add(folder_of(name))
+    assert used == {header: folders for header, (folders, _) in CORE_UPWARD.items()}
+
+
+def test_an_upward_include_is_found() -> None:
+    assert upward_includes("base/pool.c", '#include "base/pool.h"\n#include "wal/wal.h"\n') == {"wal/wal.h"}
+    assert upward_includes("wal/reader.c", '#include "proto/blip_codec.h"\n') == {"proto/blip_codec.h"}
+    assert upward_includes("net/admission.c", '#include <time.h>\n#include "broker/trie.h"\n#include "core.h"') == {
+        "core.h"
+    }
+
+
+def test_every_include_names_its_folder_from_the_root_of_the_core() -> None:
+    wrong = {
+        core_name(path): bad
+        for path in native_files()
+        if (bad := [h for h in re.findall(r'#include "([^"]+)"', path.read_text("utf-8")) if not (NATIVE / h).exists()])
+    }
+    assert wrong == {}
 
 
 def test_the_core_calls_no_function_that_cannot_be_bounded() -> None:
-    found = {path.name: BANNED.findall(strip_comments(path.read_text(encoding="utf-8"))) for path in native_files()}
+    found = {
+        core_name(path): BANNED.findall(strip_comments(path.read_text(encoding="utf-8"))) for path in native_files()
+    }
     assert {name: calls for name, calls in found.items() if calls} == {}
 
 
@@ -264,9 +325,11 @@ def test_a_banned_call_is_found_and_a_comment_is_not() -> None:
 
 
 def test_only_poll_c_includes_what_one_system_has() -> None:
-    found = {path.name: ONE_SYSTEM.findall(path.read_text(encoding="utf-8")) for path in native_files()}
-    assert {name for name, headers in found.items() if headers} <= {"poll.c"}
-    assert found["poll.c"], "poll.c no longer includes what this rule is about: the rule looks in the wrong place"
+    found = {core_name(path): ONE_SYSTEM.findall(path.read_text(encoding="utf-8")) for path in native_files()}
+    assert {name for name, headers in found.items() if headers} <= {"base/poll.c"}
+    assert found["base/poll.c"], (
+        "base/poll.c no longer includes what this rule is about: the rule looks in the wrong place"
+    )
 
 
 def compile_core(source: Path, target: Path) -> None:
@@ -285,10 +348,10 @@ def mutable_symbols(object_file: Path) -> list[str]:
 
 def test_the_core_compiles_without_a_warning_and_has_no_mutable_globals(tmp_path: Path) -> None:
     found = {}
-    for source in sorted(NATIVE.glob("*.c")):
+    for source in (path for path in native_files() if path.suffix == ".c"):
         compile_core(source, tmp_path / "object.o")
         if symbols := mutable_symbols(tmp_path / "object.o"):
-            found[source.name] = symbols
+            found[core_name(source)] = symbols
     assert found == {}
 
 

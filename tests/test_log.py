@@ -18,9 +18,9 @@ KEPT = sorted((TESTS / "kept").glob("log-[0-9]*"))  # one for each version of th
 CC = os.environ.get("CC", "cc").split()
 # The log looks at a full disk again after a millisecond here instead of a tenth of a second.
 FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DLOG_RETRY_MS=1", "-pthread"]
-LOG = ["log.c", "log_tail.c", "log_ledger.c", "log_format.c", "log_directory.c", "log_recover.c", "log_read.c"]
-LOG += ["log_tool.c", "storage_posix.c"]
-SOURCES = [NATIVE / name for name in (*LOG, "gate.c", "poll.c", "crc32.c")]
+LOG = ["wal/writer.c", "wal/tail.c", "wal/ledger.c", "wal/format.c", "wal/directory.c", "wal/recover.c", "wal/reader.c"]
+LOG += ["wal/tool.c", "wal/storage_posix.c"]
+SOURCES = [NATIVE / name for name in (*LOG, "base/monitor.c", "base/poll.c", "base/crc32.c")]
 SIMULATED = [TESTS / "native" / name for name in ("sim_disk.c", "log_model.c")]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]

@@ -64,24 +64,24 @@ def run_program(directory: Path, name: str, sanitizers: str, sources: list[str],
 
 
 def test_names_that_differ_little_do_not_share_a_bucket(tmp_path: Path) -> None:
-    run_program(tmp_path, "hash", "address,undefined", ["trie.c", "frame.c", "pool.c"])
+    run_program(tmp_path, "hash", "address,undefined", ["broker/trie.c", "proto/blip_codec.c", "base/pool.c"])
 
 
 def test_the_wheel_agrees_with_an_array(tmp_path: Path) -> None:
-    run_program(tmp_path, "wheel", "address,undefined", ["wheel.c"])
+    run_program(tmp_path, "wheel", "address,undefined", ["base/wheel.c"])
 
 
 def test_the_pool_agrees_with_sums_kept_by_hand(tmp_path: Path) -> None:
-    run_program(tmp_path, "pool", "address,undefined", ["pool.c"])
+    run_program(tmp_path, "pool", "address,undefined", ["base/pool.c"])
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_the_ring_loses_no_record_and_no_wake_up(tmp_path: Path, sanitizers: str) -> None:
-    run_program(tmp_path, "ring", sanitizers, ["ring.c", "poll.c"])
+    run_program(tmp_path, "ring", sanitizers, ["base/ring.c", "base/poll.c"])
 
 
 def test_the_poller_reports_what_was_asked_for(tmp_path: Path) -> None:
-    run_program(tmp_path, "poll", "address,undefined", ["poll.c"])
+    run_program(tmp_path, "poll", "address,undefined", ["base/poll.c"])
 
 
 def test_no_cut_or_flipped_bit_of_a_vector_makes_the_reader_look_outside_its_frame(tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_no_cut_or_flipped_bit_of_a_vector_makes_the_reader_look_outside_its_fra
         bytes.fromhex(v["frame"])[4:] for v in VECTORS["valid"] + VECTORS["broken"] if v.get("direction") != "down"
     ]
     stdin = b"".join(struct.pack("<I", len(body)) + body for body in bodies)
-    run_program(tmp_path, "frame", "address,undefined", ["frame.c"], stdin)
+    run_program(tmp_path, "frame", "address,undefined", ["proto/blip_codec.c"], stdin)
 
 
 # ---- the same code, called from Python -----------------------------------------------------------------------------
 
 
 class View(ctypes.Structure):
-    """bq_view_t of bq_api.h."""
+    """bq_view_t of api/bq.h."""
 
     _STRINGS = ("topic", "payload", "client_id", "api_key", "group")
     _fields_ = [
@@ -115,7 +115,7 @@ class View(ctypes.Structure):
 @pytest.fixture(scope="module")
 def leaf(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("leaves") / "leaves.so"
-    sources = [str(NATIVE / name) for name in ("frame.c", "crc32.c", "pure.c")]
+    sources = [str(NATIVE / name) for name in ("proto/blip_codec.c", "base/crc32.c", "stateless.c")]
     subprocess.run([*CC, *WARNINGS, "-O2", "-shared", "-fPIC", *sources, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.bq_decode_error.restype = ctypes.c_char_p

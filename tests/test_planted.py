@@ -17,8 +17,8 @@ def test_every_planted_bug_fits_the_source_as_it_is() -> None:
 
 
 def test_a_planted_bug_that_no_longer_fits_says_which_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(planted.BUGS, "gone", planted.Edit("log.c", "a text that stands nowhere", ""))
-    with pytest.raises(planted.Stale, match=r"'gone' no longer applies.* 0 times in native/.*log\.c"):
+    monkeypatch.setitem(planted.BUGS, "gone", planted.Edit("writer.c", "a text that stands nowhere", ""))
+    with pytest.raises(planted.Stale, match=r"'gone' no longer applies.* 0 times in native/.*writer\.c"):
         planted.text_with("gone")
     monkeypatch.setitem(planted.BUGS, "gone", planted.Edit("no_such_file.c", "", ""))
     with pytest.raises(planted.Stale, match="0 files named no_such_file"):

@@ -27,8 +27,10 @@ LINES_BYTES = 64 << 10  # of an export, written at once
 
 Fact = dict[str, Any]
 
-# As commit.c and session.c write them, in the byte order of the machine.
-_TIME = struct.Struct("=6Q2I")  # of native/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
+# As broker/commit.c and broker/consumer.c write them, in the byte order of the machine.
+_TIME = struct.Struct(
+    "=6Q2I"
+)  # of native/broker/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
 _PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, properties_size
 _LETTER = struct.Struct("=Q2I")  # a dead letter's properties, in a record with this flag: id, deliveries, reserved
 PUBLISH_LETTER = 1

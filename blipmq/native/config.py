@@ -1,6 +1,6 @@
 """What a core and its log are made with.
 
-Invariant: each class has the fields of a struct of native/bq_api.h, by the same names and in the same units; a test keeps the
+Invariant: each class has the fields of a struct of native/api/bq.h, by the same names and in the same units; a test keeps the
 two in step.
 """
 

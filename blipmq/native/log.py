@@ -14,7 +14,7 @@ from blipmq._native import lib
 from blipmq.errors import BlipMQError, LogLocked, LogUnusable
 from blipmq.native.errors import CoreError
 
-# Codes of native/log.h, beside those of bq_api.h.
+# Codes of native/wal/wal.h, beside those of api/bq.h.
 LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
 
 

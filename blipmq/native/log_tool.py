@@ -43,7 +43,7 @@ class WalFinding(NamedTuple):
 
 
 class WalRecord(NamedTuple):
-    """One record of an export; `type` is log.h's log_type, 0 for the checkpoint."""
+    """One record of an export; `type` is wal/wal.h's log_type, 0 for the checkpoint."""
 
     lsn: int
     type: int

@@ -5,9 +5,9 @@
 #ifndef BQ_FUZZ_ANY_DISK_H
 #define BQ_FUZZ_ANY_DISK_H
 
-#include "crc32.h"
+#include "base/crc32.h"
 #include "fuzz.h"
-#include "log_internal.h"
+#include "wal/wal_internal.h"
 #include "sim_storage.h"
 
 enum mend { MEND_HEADER = 1, MEND_RECORDS = 2, MEND_CHECKPOINT = 4, SPLIT = 8, OPEN = 16, MEND_END = 32, LEDGER = 64 };

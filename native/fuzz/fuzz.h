@@ -5,7 +5,7 @@
 #ifndef BQ_FUZZ_H
 #define BQ_FUZZ_H
 
-#include "base.h"
+#include "base/bytes.h"
 #include "../../tests/native/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

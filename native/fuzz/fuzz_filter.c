@@ -2,7 +2,7 @@
  *
  * Invariant: the checks and the match agree with each other and with what follows from the protocol's sentences alone.
  */
-#include "frame.h"
+#include "proto/blip_codec.h"
 #include "fuzz.h"
 
 struct name {

@@ -3,7 +3,7 @@
  * Invariant: the body lies in memory of exactly its size, so a read outside it is seen; what is accepted can be read whole,
  * and a publish can be written out again as a Message.
  */
-#include "frame.h"
+#include "proto/blip_codec.h"
 #include "fuzz.h"
 
 static uint64_t sum; /* of every byte a view leads to: reads the compiler must not drop */

@@ -5,7 +5,7 @@
  * that is dropped leaves a trace.
  */
 #include "fuzz.h"
-#include "ring.h"
+#include "base/ring.h"
 
 #define KEPT_MAX 512u
 

@@ -6,8 +6,8 @@
  * Invariant: a topic's targets are exactly those whose filters match it, each once, whatever came before, filters that changed
  * while the search for them had stopped included; when all have left, nothing is left in the pool.
  */
-#include "connection.h"
-#include "frame.h"
+#include "net/connection.h"
+#include "proto/blip_codec.h"
 #include "fuzz.h"
 
 #define CONNECTIONS 5u

@@ -14,7 +14,7 @@
 #include "core.h"
 #include "fuzz.h"
 
-void log_settle(log_t *log); /* log_internal.h, whose segments are others than the core's */
+void log_settle(log_t *log); /* wal/wal_internal.h, whose segments are others than the core's */
 
 #define CLIENTS 6u
 #define FILTERS_MAX 32u
@@ -72,7 +72,7 @@ static bool wanted(const client_t *client, text_t topic) {
 }
 
 static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
-    bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see frame.c */
+    bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see proto/blip_codec.c */
     CHECK(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
     const uint8_t *name = qos1 ? message_qos1_name(frame) : message_prefix_name(frame);
     text_t topic = {name, load_u32(name - 4)};

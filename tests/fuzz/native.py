@@ -59,7 +59,7 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
         subprocess.run([*compiler, *FLAGS, whole, *files, *wrap, "-o", str(directory / f"fuzz_{target}")], check=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, sorted(NATIVE.glob("*.c"))))
+        list(pool.map(compile_one, (path for path in sorted(NATIVE.rglob("*.c")) if path.parent != SOURCES)))
         list(pool.map(link_one, TARGETS if targets is None else targets))
 
 

@@ -102,7 +102,7 @@ def durable_steps() -> list[bytes]:
     return [config + flow for config in CONFIGS for flow in flows] + steps()
 
 
-# ---- records: see session_store.c and commit.h -------------------------------------------------------------------------
+# ---- records: see broker/consumer_store.c and broker/commit.h --------------------------------------------------------
 
 
 def session_record(number: int, filter_: bytes, client: bytes, group: bytes = b"", floor: int = 0) -> bytes:

@@ -6,7 +6,7 @@
 #ifndef LOG_MODEL_H
 #define LOG_MODEL_H
 
-#include "log_internal.h"
+#include "wal/wal_internal.h"
 #include "sim_disk.h"
 
 #define MODEL_LSN_MAX 8192u

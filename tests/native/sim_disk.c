@@ -8,7 +8,7 @@
 #include <errno.h>
 
 #include "check.h"
-#include "gate.h"
+#include "base/monitor.h"
 
 #define SECTOR 512u
 #ifndef FILE_BYTES_MAX

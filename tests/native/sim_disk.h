@@ -9,7 +9,7 @@
 #ifndef SIM_DISK_H
 #define SIM_DISK_H
 
-#include "storage.h"
+#include "wal/storage.h"
 
 typedef struct sim_disk sim_disk_t;
 

@@ -4,7 +4,7 @@
  * sees that), or return a view that does. What the writers write stays within what they say they need.
  */
 #include "check.h"
-#include "frame.h"
+#include "proto/blip_codec.h"
 
 static uint64_t accepted, refused;
 

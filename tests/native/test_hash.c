@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "trie.h"
+#include "broker/trie.h"
 
 enum { BUCKETS = 4096, NAMES = 100, LENGTH_MAX = 40, TOGETHER_MAX = 7 };
 

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "crc32.h"
-#include "log_internal.h"
+#include "base/crc32.h"
+#include "wal/wal_internal.h"
 #include "sim_disk.h"
 
 static const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};

@@ -2,13 +2,13 @@
  *
  *      test_log_posix DIRECTORY
  *
- * Invariant: storage_posix.c itself runs here; only the system calls under it are replaced.
+ * Invariant: wal/storage_posix.c itself runs here; only the system calls under it are replaced.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #if !defined(__LP64__) && !defined(_FILE_OFFSET_BITS)
-#define _FILE_OFFSET_BITS 64 /* as storage_posix.c, which is included below these headers */
+#define _FILE_OFFSET_BITS 64 /* as wal/storage_posix.c, which is included below these headers */
 #endif
 
 #include <errno.h>
@@ -53,7 +53,7 @@ static int planned_flock(int file, int operation) { return fails() ? -1 : flock(
 #define fallocate planned_fallocate
 #define ftruncate planned_ftruncate
 #define flock planned_flock
-#include "../../native/storage_posix.c"
+#include "../../native/wal/storage_posix.c"
 
 static storage_t *disk;
 static uint8_t written[10000], read_back[10000];

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "log_internal.h"
+#include "wal/wal_internal.h"
 
 #define RECORDS 40u
 

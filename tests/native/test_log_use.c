@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_internal.h"
+#include "wal/wal_internal.h"
 #include "sim_disk.h"
 
 static const log_config_t plain = {.max_bytes = 64u << 10, .segment_bytes = 8192, .batch_bytes_max = 2048};

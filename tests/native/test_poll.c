@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "poll.h"
+#include "base/poll.h"
 
 #define KEY 0x123456789abcdef0ull
 

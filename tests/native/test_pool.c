@@ -3,7 +3,7 @@
  * Invariant checked: used_bytes is what is out plus what is kept, exactly, and no block is given out twice.
  */
 #include "check.h"
-#include "pool.h"
+#include "base/pool.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

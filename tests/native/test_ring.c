@@ -3,8 +3,8 @@
  * Invariant checked: records come out whole, once, in order; a sleeping consumer is woken, and only a sleeping one.
  */
 #include "check.h"
-#include "poll.h"
-#include "ring.h"
+#include "base/poll.h"
+#include "base/ring.h"
 
 #define CAPACITY 4096u
 #define RECORDS 200000u

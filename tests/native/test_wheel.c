@@ -4,7 +4,7 @@
  * not taken stay armed.
  */
 #include "check.h"
-#include "wheel.h"
+#include "base/wheel.h"
 
 #define TIMERS 200
 

@@ -1,0 +1,510 @@
+/* api/bq.h: the whole boundary between Python and the C core, read by gcc and by cffi (plain declarations, no preprocessor).
+ *
+ * Invariant: the core is an actor. One thread runs bq_wait and bq_turn (the I/O thread after bq_start, or the caller in
+ * stepped mode); one thread pushes commands and takes events. Nothing else is shared. Every function returns >= 0 or a
+ * negative BQ_E code; none calls back, none keeps a caller's pointer after it returns. Sizes are bytes, times say their unit.
+ */
+
+typedef struct bq bq_t;
+
+/* A connection's handle: generation << 32 | slot. A handle of a closed connection is never valid again. */
+typedef uint64_t bq_conn_t;
+
+enum bq_error {
+    BQ_OK = 0,
+    BQ_E_AGAIN = -1,    /* a ring is full: try again after the other side has drained it */
+    BQ_E_MEMORY = -2,   /* the allocator failed */
+    BQ_E_ARGUMENT = -3, /* a value is outside what the declaration allows */
+    BQ_E_SYSTEM = -4,   /* a system call failed: errno tells */
+    BQ_E_TOO_LARGE = -5
+};
+
+enum bq_session_overflow { BQ_SESSION_DEAD_LETTER = 0, BQ_SESSION_DROP = 1 };
+
+enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
+
+typedef struct bq_config {
+    uint64_t memory_bytes;            /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
+    uint64_t subscriber_bytes;        /* per queue: encoded bytes waiting */
+    uint64_t default_ttl_ms;          /* for a publish with ttl_ms 0; 0: never expires */
+    uint64_t max_ttl_ms;              /* longer ones are cut to this */
+    uint64_t session_log_bytes;       /* of the log, that one durable session may keep from being deleted; 0: any */
+    uint64_t session_expiry_ms;       /* a durable session that nobody was connected to for so long ends; 0: never */
+    uint32_t subscriber_messages;     /* per queue: messages waiting */
+    uint32_t overflow_policy;         /* enum bq_overflow */
+    uint32_t max_connections;         /* open at once */
+    uint32_t max_frame_bytes;         /* largest N accepted from an admitted connection */
+    uint32_t max_frame_bytes_unauth;  /* the same before admission (require_hello) */
+    uint32_t require_hello;           /* 1: nothing but HELLO before Python admits the connection. Set later, it ends who is in
+                                         without rights */
+    uint32_t hello_timeout_ms;        /* time to be admitted in when require_hello is set */
+    uint32_t max_batch;               /* messages per flush of one subscriber */
+    uint32_t max_batch_bytes;         /* bytes per flush of one subscriber */
+    uint32_t flush_interval_ms;       /* how long a delivery may wait for company; 0: not at all */
+    uint32_t tick_ms;                 /* resolution of the timer wheel */
+    uint32_t segment_bytes;           /* size of a shared segment */
+    uint32_t route_cache_entries;     /* topics whose subscribers are remembered */
+    uint32_t pool_small_count;        /* free blocks kept per class: up to 1 KiB */
+    uint32_t pool_medium_count;       /* up to 16 KiB */
+    uint32_t pool_large_count;        /* above, segments included */
+    uint32_t tcp_nodelay;             /* 1: set on every accepted socket */
+    uint32_t send_buffer_bytes;       /* SO_SNDBUF of accepted sockets; 0: the system's */
+    uint32_t recv_buffer_bytes;       /* SO_RCVBUF of accepted sockets; 0: the system's */
+    uint32_t ring_bytes;              /* capacity of each ring, a power of two */
+    uint32_t flush_subscribers;       /* subscribers sent to before input is looked at again */
+    uint32_t expire_batch;            /* timers fired before other work goes on */
+    uint32_t lazy_expiry;             /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
+    uint32_t warm_entries;            /* queue entries allocated ahead */
+    uint32_t warm_segments;           /* segments allocated ahead */
+    uint32_t ack_timeout_ms;          /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
+    uint32_t max_in_flight;           /* per subscription and client: sent and not acknowledged */
+    uint32_t max_sessions;            /* QoS 1 subscriptions and queue groups, absent durable ones included */
+    uint32_t session_overflow;        /* enum bq_session_overflow: what becomes of messages over session_log_bytes */
+    uint32_t max_sessions_per_key;    /* of them, those of one key, for who subscribes with BQ_SUB_KEYED */
+    uint32_t max_deliveries;          /* then the message goes to $dlq/<topic> */
+    uint32_t run_messages;            /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
+    int32_t io_cpu;                   /* the I/O thread stays on this processor; -1: where the system puts it */
+    uint32_t max_pending;             /* connections that have to say HELLO and are not admitted yet */
+    uint32_t max_pending_per_address; /* of them, those of one IPv4 address or IPv6 /64 that is not loopback */
+    uint32_t accept_rate;             /* connections taken in a second; 0: as they come */
+    uint32_t accept_burst;            /* of them, at once after a quiet time */
+    uint32_t max_topic_levels;        /* levels of a topic or filter, by whichever of . and / there is more of */
+    uint32_t keepalive_ms;            /* within this a client that is gone without a word is noticed; 0: not looked for */
+    uint32_t work_share; /* units of work for one client before others come to theirs, see net/fair_share.h; 0: 1024 */
+} bq_config_t;
+
+/* ---- commands: Python to core ------------------------------------------------------------------------------------- */
+
+enum bq_command_type {
+    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
+    BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
+    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+                               bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
+    BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
+    BQ_CMD_TAKEN = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
+    BQ_CMD_ADMIT = 7, /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the rights
+                               of its key (BQ_CMD_RIGHTS), 0: it may publish everything */
+    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
+                               flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
+                               subscription is on disk; Reply 429 or 503 when it cannot be had, and BQ_EV_UNSUBSCRIBED */
+    BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text, value and data as above; ends durable subscriptions of that client too; without a
+                               group, all to that filter. Reply for clients that said HELLO: 0 (when it is on disk) and
+                               BQ_EV_UNSUBSCRIBED, 404, or 503 when it cannot be logged now: nothing has changed then */
+    BQ_CMD_REPLY = 10,  /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
+    BQ_CMD_CLOSE = 11,  /* conn, code: enum bq_close */
+    BQ_CMD_STATS = 12,  /* answered by BQ_EV_STATS with this seq */
+    BQ_CMD_LIST = 13,   /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
+    BQ_CMD_LIMITS = 14, /* data: a bq_config_t whose reloadable fields take effect */
+    BQ_CMD_STOP = 15,   /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
+    BQ_CMD_RIGHTS =
+        16, /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
+                           changes them for all connections admitted with them. BQ_RIGHTS_END: they allow nothing any more */
+    BQ_CMD_CLOCK =
+        24, /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
+                               messages goes by it */
+    BQ_CMD_SESSIONS = 17,   /* answered by one BQ_EV_SESSIONS page with this seq. flags: BQ_SESSIONS_BEGIN begins a walk, else it
+                            goes on; value: the least lag_messages to be told; text: a part of the filter, client_id or group;
+                            conn, data: only those of the key this connection came in with, whose client_ids begin so. flags:
+                            BQ_SESSIONS_EXACT: text is the filter, data the client_id with or without its key in front, or nothing:
+                            the queue groups */
+    BQ_CMD_SESSION_END = 18 /* value: the id of a durable one, which ends; data: of a queue group the client_id that is taken
+                               out instead, with or without its key in front; answered by BQ_EV_SESSION_ENDED with this seq. Those
+                               connected to it are told with a Reply 410 that answers no request, and stay */
+};
+
+typedef struct bq_clock {
+    uint64_t boot_id;      /* tells this boot of the machine from others; 0: the system does not say */
+    uint64_t boot_ms;      /* since then, time asleep included */
+    uint64_t wall_ms;      /* since 1970 */
+    uint32_t synchronized; /* 1: the system says that something keeps wall_ms right */
+    uint32_t reserved;
+} bq_clock_t;
+int bq_clock_read(bq_clock_t *clock); /* what the system's clocks show now */
+
+enum bq_command_flags {
+    BQ_REPLY_CLOSE = 1,   /* close once the reply has been flushed */
+    BQ_CONN_TRUSTED = 2,  /* an attached connection that needs no HELLO */
+    BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
+    BQ_SUB_QOS1 = 8,
+    BQ_SUB_DURABLE = 16,
+    BQ_RIGHTS_ALL = 32,
+    BQ_RIGHTS_END = 64,
+    BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
+    BQ_FEED_END =
+        256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
+    BQ_SESSIONS_BEGIN = 512,
+    BQ_SESSIONS_EXACT = 1024,
+    BQ_SUB_KEYED = 2048 /* the client came in with a key: the client_id begins with its name, if it has one */
+};
+
+/* Who is at the other end of a connection. */
+typedef struct bq_peer {
+    uint8_t address[16]; /* IPv6, or IPv4 mapped into it */
+    uint16_t port;
+} bq_peer_t;
+
+typedef struct bq_command {
+    uint16_t type;
+    uint16_t code;
+    uint32_t flags;
+    bq_conn_t conn;
+    uint64_t seq;
+    uint64_t value;
+} bq_command_t;
+
+/* ---- events: core to Python --------------------------------------------------------------------------------------- */
+
+/* HELLO, SUB, UNSUB, INFO and ADMIN stop the connection's input until ADMIT, SUBSCRIBE, UNSUBSCRIBE, REPLY or CLOSE answers
+ * them: requests of one connection take effect in the order they were sent, and at most one event per connection waits. */
+enum bq_event_type {
+    BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
+    BQ_EV_SUB = 2,      /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_PLAIN */
+    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; data: group; flags: BQ_EV_PLAIN */
+    BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
+    BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
+    BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
+    BQ_EV_OUT = 7,      /* conn, data: bytes to send on a fed connection; answer with TAKEN */
+    BQ_EV_FED = 8,      /* conn, value: bytes consumed */
+    BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
+    BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
+    BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
+    BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
+    BQ_EV_SESSIONS = 13,     /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_UNSUBSCRIBED = 14, /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
+                               without a group all of that filter */
+    BQ_EV_SESSION_ENDED =
+        15,           /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
+                                 such client_ids; 503: the log did not take it */
+    BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
+    BQ_EV_SESSION_EXPIRED = 17, /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
+    BQ_EV_SESSION_OVER = 18     /* data: a bq_session_over_t, and the row of a session that was over session_log_bytes */
+};
+
+enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
+
+enum bq_close {
+    BQ_CLOSE_EOF = 0,   /* the client closed */
+    BQ_CLOSE_QUIT = 1,  /* the client said QUIT */
+    BQ_CLOSE_RESET = 2, /* the socket failed */
+    BQ_CLOSE_FRAME = 3, /* a frame that does not verify, or a request that may not be: detail says which */
+    BQ_CLOSE_TOO_LARGE = 4,
+    BQ_CLOSE_UNAUTH = 5,  /* a command before HELLO while authentication is on, or no HELLO in time */
+    BQ_CLOSE_REFUSED = 6, /* over max_connections */
+    BQ_CLOSE_BROKER = 7,  /* Python asked for it */
+    BQ_CLOSE_SHUTDOWN = 8,
+    BQ_CLOSE_MEMORY = 9,
+    BQ_CLOSE_CROWDED = 10, /* not admitted yet, and a newcomer needed the place; counted, told only of those Python knows */
+    BQ_CLOSE_SILENT = 11,  /* it sent nothing for one and a half times the keepalive_ms that its HELLO had promised */
+    BQ_CLOSE_VANISHED = 12 /* its machine does not answer: the system's keep-alive, or output nobody acknowledges */
+};
+
+typedef struct bq_event {
+    uint16_t type;
+    uint16_t code;
+    uint32_t flags;
+    bq_conn_t conn;
+    uint64_t seq;
+    uint64_t value;
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections that were attached without one */
+    uint16_t peer_port;
+    uint16_t reserved;
+    uint32_t text_size;
+    uint32_t data_size;
+    uint32_t reserved2;
+    const uint8_t *text; /* both point into the ring and hold until the next bq_event */
+    const uint8_t *data;
+} bq_event_t;
+
+/* Counters since start and gauges, all of them uint64. Per subscriber and message:
+ * enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + dropped_session_log + dead_lettered + queued_messages, at every turn's
+ * end. What is delivered with QoS 1 is counted when it is settled: acknowledged (delivered), expired or given up. */
+typedef struct bq_stats {
+    uint64_t published;       /* publishes accepted */
+    uint64_t published_bytes; /* their payloads */
+    uint64_t unrouted;        /* accepted, but no one subscribed */
+    uint64_t enqueued;        /* messages put into subscriber queues */
+    uint64_t delivered;       /* messages handed to the kernel whole */
+    uint64_t delivered_bytes; /* bytes handed to the kernel */
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t dropped_disconnect; /* still queued when the subscriber's connection ended */
+    uint64_t frames_bad;
+    uint64_t frames_in;
+    uint64_t flushes; /* sends with at least one message */
+    uint64_t flush_bytes;
+    uint64_t blocked_pauses; /* times a publisher was held back by a full `block` queue */
+    uint64_t accepted;
+    uint64_t refused; /* over max_connections */
+    uint64_t closed;
+    uint64_t wheel_insertions;
+    uint64_t wheel_expirations;
+    uint64_t wheel_cascades;
+    uint64_t pool_hits;
+    uint64_t pool_misses;
+    uint64_t pool_allocations;
+    uint64_t route_hits;
+    uint64_t route_misses;
+    uint64_t compacted_bytes; /* copied out of segments that slow queues kept alive */
+    uint64_t last_message_id;
+    uint64_t turns;
+    uint64_t acked; /* QoS 1 deliveries acknowledged */
+    uint64_t redelivered;
+    uint64_t dead_lettered;
+    uint64_t lost_lsns; /* log positions that could not be read back for a subscriber */
+    uint64_t log_written_bytes;
+    uint64_t log_records;
+    uint64_t log_commits;
+    uint64_t log_sync_us_total;
+    uint64_t log_sync_us_max;
+    uint64_t log_syncs_100us; /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */
+    uint64_t log_syncs_300us;
+    uint64_t log_syncs_1ms;
+    uint64_t log_syncs_3ms;
+    uint64_t log_syncs_10ms;
+    uint64_t log_syncs_30ms;
+    uint64_t log_syncs_100ms;
+    uint64_t log_syncs_longer;
+    uint64_t log_reclaimed_segments;
+    uint64_t connections; /* gauges from here */
+    uint64_t subscriptions;
+    uint64_t filters; /* distinct */
+    uint64_t cached_topics;
+    uint64_t queued_messages;
+    uint64_t queued_bytes;
+    uint64_t segments;
+    uint64_t memory_used_bytes; /* all the core has allocated, free blocks kept in pools included */
+    uint64_t memory_peak_bytes;
+    uint64_t pool_free_bytes;
+    uint64_t blocked_publishers;
+    uint64_t sessions;        /* QoS 1 subscriptions and queue groups */
+    uint64_t sessions_behind; /* reading back from the log */
+    uint64_t in_flight;
+    uint64_t held; /* publishes and answers that wait for the disk */
+    uint64_t log_bytes;
+    uint64_t log_segments;
+    uint64_t log_durable_lsn;
+    uint64_t log_next_lsn;
+    uint64_t log_checkpoint_lsn;
+    uint64_t log_sync_us_last;
+    uint64_t log_free_bytes; /* of its file system */
+    uint64_t log_state;      /* 0: none, 1: well, 2: full, 3: failed */
+    uint64_t log_errno;
+    uint64_t publishes_not_allowed;   /* a counter: refused, because the publisher's key has no right to the topic */
+    uint64_t refused_pending;         /* counters again: closed, or pushed out by a newcomer, because max_pending was reached */
+    uint64_t refused_pending_address; /* closed because max_pending_per_address was reached */
+    uint64_t refused_descriptors;     /* closed because the process had hardly a descriptor left */
+    uint64_t hello_timeouts;          /* closed because they were not admitted in time */
+    uint64_t accept_rests;            /* times the listeners rested for accept_rate */
+    uint64_t pending;                 /* a gauge: connections that have to say HELLO and are not admitted yet */
+    uint64_t sessions_absent;         /* a gauge: durable ones that nobody is connected to */
+    uint64_t sessions_refused;        /* counters: SUBs over max_sessions, */
+    uint64_t sessions_refused_key;    /* over max_sessions_per_key */
+    uint64_t over_session_log;        /* messages over session_log_bytes, dropped ones and those given to the dead letters */
+    uint64_t dropped_session_log;     /* of them, the dropped ones */
+    uint64_t sessions_expired;        /* durable ones that ended because nobody was connected to them for session_expiry_ms */
+    uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
+    uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
+    uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */
+    uint64_t closed_silent;           /* counters: BQ_CLOSE_SILENT */
+    uint64_t closed_vanished;         /* BQ_CLOSE_VANISHED */
+    uint64_t work;                    /* a counter: units of work, of about 50 ns: see net/fair_share.h */
+    uint64_t share_stops;             /* a counter: times a client had used its share of a turn and waited for the next */
+    uint64_t dead_letters_unclaimed;  /* counters: of dead_lettered, those that nobody had subscribed to */
+    uint64_t dead_letters_dropped;    /* and those that the log had no room for */
+} bq_stats_t;
+
+typedef struct bq_subscriber {
+    bq_conn_t conn;
+    uint64_t enqueued;
+    uint64_t delivered;
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t queued_messages;
+    uint64_t queued_bytes;
+    uint32_t subscriptions;
+    uint32_t flags; /* 1: its socket takes no more at the moment */
+    uint8_t peer[16];
+    uint16_t peer_port;
+    uint16_t reserved;
+    uint32_t reserved2;
+} bq_subscriber_t;
+
+/* A QoS 1 subscription or a queue group. In a page the row is followed by filter and group, by [u16 size][client_id] of those that
+ * hold it, and by zeros up to a multiple of 8; what is too long is cut. The lag is what is not settled: sent and not acknowledged, waiting in memory, or in the log alone. */
+enum bq_session_flags {
+    BQ_SESSION_DURABLE = 1,
+    BQ_SESSION_GROUP = 2,
+    BQ_SESSION_QOS1 = 4,
+    BQ_SESSION_BEHIND = 8,     /* some of it is in the log alone */
+    BQ_SESSION_LAG_UNSURE = 16 /* a restart has lost count: the lag is at most what is told */
+};
+
+typedef struct bq_session_row {
+    uint64_t id;    /* of a durable one; else 0 */
+    bq_conn_t conn; /* one of its connections; 0: nobody is connected */
+    uint64_t lag_messages;
+    uint64_t lag_bytes;    /* of them, as they are sent */
+    uint64_t log_bytes;    /* of the log's files, from its oldest message on: what it keeps from being deleted */
+    uint64_t oldest_ms;    /* age of its oldest message by the wall clock; UINT64_MAX: not known, or none */
+    uint64_t last_seen_ms; /* wall clock, when somebody was connected to it; 0: not known */
+    uint64_t away_ms;      /* how long nobody has been; UINT64_MAX: not known */
+    uint64_t enqueued;     /* since the start, as what follows */
+    uint64_t acked;
+    uint64_t redelivered;
+    uint64_t dropped_ttl;
+    uint64_t dropped_queue_full;
+    uint64_t dead_lettered;
+    uint64_t over_quota; /* of the log: dropped, or given to the dead letters */
+    uint32_t members;    /* connections */
+    uint32_t in_flight;
+    uint32_t flags;
+    uint32_t filter_size;
+    uint32_t group_size;
+    uint32_t clients;      /* client_ids that hold it; the first few are told */
+    uint32_t clients_size; /* their bytes */
+    uint32_t reserved;
+} bq_session_row_t;
+
+typedef struct bq_session_over {
+    uint64_t count; /* messages, since it was told last */
+    uint64_t first_id;
+    uint64_t last_id;
+    uint64_t dropped; /* 0: they go to the dead letters */
+} bq_session_over_t;
+
+typedef struct bq_session_sums {
+    uint64_t sessions;
+    uint64_t durable;
+    uint64_t absent; /* durable, and nobody is connected */
+    uint64_t lag_messages;
+    uint64_t lag_bytes;
+} bq_session_sums_t;
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id); /* NULL: no memory or a value out of range */
+void bq_free(bq_t *bq);                                             /* after bq_join, or in stepped mode */
+
+/* The log: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
+ * those of wal/wal.h: -22 locked by another broker, -23 written by a newer version), with *report filled as far as it went. */
+typedef struct bq_log_config {
+    uint64_t max_bytes;
+    uint64_t reserve_bytes;
+    uint32_t segment_bytes;
+    uint32_t flush_interval_ms;
+    uint32_t batch_bytes;
+    uint32_t block_bytes;
+    uint32_t no_sync; /* test hook of the storm's control run */
+    uint32_t reserved;
+} bq_log_config_t;
+typedef struct bq_log_report {
+    uint64_t records, bytes, segments;
+    uint64_t torn_bytes;
+    uint64_t lost_first_lsn, lost_last_lsn, lost_ranges;
+    uint64_t first_lsn, next_lsn, checkpoint_lsn;
+    uint64_t sessions, next_message_id;
+    uint32_t checkpoints_bad, clean;
+    int32_t error;          /* errno, where a system call failed */
+    uint32_t lost_unknown;  /* 1: of the last range nobody knows how much of it there was */
+    uint32_t damaged_files; /* segments whose headers or length are not as they were made, or that are gone */
+    uint32_t strange_files; /* files that are not this log's; they were set aside or left where they are */
+} bq_log_report_t;
+int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
+uint32_t bq_log_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_log_open runs */
+
+int bq_start(bq_t *bq); /* run in a thread of its own */
+int bq_join(bq_t *bq);  /* wait for the thread, which ends after BQ_EV_STOPPED */
+
+int bq_wait(bq_t *bq, int timeout_ms);                     /* stepped: collect readiness; -1 waits as long as timers allow */
+int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms); /* stepped: one turn; returns > 0 if there was work */
+int64_t bq_next_timer_ms(bq_t *bq);                        /* stepped: milliseconds to the next timer, -1 for none */
+int bq_poll_fd(bq_t *bq);                                  /* stepped: readable when bq_wait would not block; -1: none here */
+
+int bq_event_fd(bq_t *bq);                 /* readable when events wait */
+int bq_event(bq_t *bq, bq_event_t *event); /* 1: filled; 0: none left, and the descriptor is armed again */
+int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint32_t text_size, const uint8_t *data,
+               uint32_t data_size);
+
+/* ---- pure functions, for tests, tools and the client ---------------------------------------------------------------- */
+
+typedef struct bq_view {
+    const uint8_t *topic;
+    const uint8_t *payload;
+    const uint8_t *client_id;
+    const uint8_t *api_key;
+    const uint8_t *group;
+    uint32_t topic_size;
+    uint32_t payload_size;
+    uint32_t client_id_size;
+    uint32_t api_key_size;
+    uint32_t group_size;
+    uint16_t protocol;
+    uint8_t action;
+    uint8_t qos;
+    uint8_t durable;
+    uint8_t reserved[3];
+    uint64_t ttl_ms;
+    uint64_t seq;
+    uint64_t keepalive_ms;
+} bq_view_t;
+
+int bq_decode(const uint8_t *body, uint32_t size,
+              bq_view_t *view);                            /* 0, or a negative code for bq_decode_error; pointers into body */
+const char *bq_decode_error(int code);                     /* one phrase, never NULL */
+int bq_topic_check(const uint8_t *topic, uint32_t size);   /* 0: a topic that can be published to */
+int bq_filter_check(const uint8_t *filter, uint32_t size); /* 0: literal, 1: dot dialect, 2: slash dialect, < 0: bad */
+int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic,
+                    uint32_t topic_size); /* 1, 0, < 0: bad filter */
+int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
+                      uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
+uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size);                      /* IEEE 802.3, as zlib's crc32 */
+
+/* ---- the log, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
+
+/* A handle that is stepped: no threads, no callbacks. It locks the log, so it does not run beside a broker. Verify and export
+ * change nothing (but make the LOCK file); repair does what a starting broker does: it moves aside what cannot be used, drops a
+ * torn end, writes the newest records anew and closes the log in order. */
+typedef struct bq_wal bq_wal_t;
+
+enum bq_wal_mode { BQ_WAL_VERIFY = 0, BQ_WAL_EXPORT = 1, BQ_WAL_REPAIR = 2 };
+enum bq_wal_error { BQ_WAL_E_FULL = -20, BQ_WAL_E_LOCKED = -22, BQ_WAL_E_VERSION = -23 };
+enum bq_wal_kind {
+    BQ_WAL_PROGRESS = 1, /* done_bytes of total_bytes have been read */
+    BQ_WAL_FINDING =
+        2, /* name, text, segment; offset and bytes of the bad range; first_lsn to last_lsn of LOST and LOST_AT_MOST */
+    BQ_WAL_CHECKPOINT = 3, /* export: lsn, data */
+    BQ_WAL_RECORD = 4,     /* export: lsn, type, flags, data; in LSN order */
+    BQ_WAL_DONE = 5        /* the sums */
+};
+
+typedef struct bq_wal_item {
+    uint32_t kind;
+    uint32_t data_size;
+    const uint8_t *data; /* holds until the next step */
+    const char *name;    /* of the case, in capitals: LOST, TORN, DAMAGED ... */
+    const char *text;    /* what it means */
+    uint64_t lsn;
+    uint64_t segment; /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
+    uint64_t offset;
+    uint64_t bytes;     /* of the bad range; DONE: of all payloads */
+    uint64_t first_lsn; /* DONE: of the log */
+    uint64_t last_lsn;
+    uint64_t done_bytes;
+    uint64_t total_bytes;
+    uint64_t records; /* DONE, as the rest */
+    uint64_t segments;
+    uint64_t torn_bytes;
+    uint64_t lost_ranges;
+    uint64_t lost_records; /* LSNs in those ranges */
+    uint64_t checkpoint_lsn;
+    uint32_t checkpoints_bad;
+    uint8_t clean; /* 1: the log was closed in order */
+    uint8_t type;
+    uint8_t flags;
+    uint8_t lost_unknown; /* 1: lost_records is the most there may have been */
+} bq_wal_item_t;
+
+bq_wal_t *bq_wal_open(const char *directory, uint32_t mode, int *error); /* NULL: *error is a code; BQ_E_SYSTEM with errno */
+int bq_wal_step(bq_wal_t *wal, bq_wal_item_t *item);                     /* 1: item filled; 0: it was DONE before; or a code */
+void bq_wal_close(bq_wal_t *wal);

@@ -1,0 +1,42 @@
+/* base/ring.h: a bounded ring of variable-size records between one producer thread and one consumer thread.
+ *
+ *      tail (consumer)         head (producer)
+ *        v                       v
+ *   ...  [size|record][size|record]........      a record never wraps: a skip mark fills the end of the buffer
+ *
+ * Invariant: bytes between tail and head are complete records. ring_wait_begin is the consumer's last look before it
+ * sleeps; the producer that commits after it sees `sleeping` and must signal. No wake-up is ever lost (both sides use
+ * sequentially consistent order there), and none is sent to a consumer that is awake.
+ */
+#ifndef BQ_RING_H
+#define BQ_RING_H
+
+#include <stdatomic.h>
+
+#include "base/bytes.h"
+
+typedef struct ring {
+    uint8_t *buffer;
+    uint32_t capacity;                  /* a power of two */
+    _Alignas(64) _Atomic uint64_t head; /* written by the producer */
+    uint64_t reserved_to;               /* producer only */
+    _Alignas(64) _Atomic uint64_t tail; /* written by the consumer */
+    uint64_t peeked_to;                 /* consumer only */
+    _Alignas(64) _Atomic uint32_t sleeping;
+} ring_t;
+
+int ring_init(ring_t *ring, uint32_t capacity); /* BQ_OK, BQ_E_ARGUMENT, BQ_E_MEMORY */
+void ring_free(ring_t *ring);
+uint32_t ring_record_max(const ring_t *ring); /* the largest record that always fits an empty ring */
+
+/* Producer. Records are 8-byte aligned. NULL: no room now (or size over ring_record_max). */
+uint8_t *ring_reserve(ring_t *ring, uint32_t size);
+bool ring_commit(ring_t *ring); /* publish the reserved record; true: the consumer sleeps, signal it */
+
+/* Consumer. ring_peek returns the oldest record, again until ring_pop. NULL: empty. */
+const uint8_t *ring_peek(ring_t *ring, uint32_t *size);
+void ring_pop(ring_t *ring);
+bool ring_wait_begin(ring_t *ring); /* true: really empty, go to sleep; false: something came, do not */
+void ring_wait_end(ring_t *ring);
+
+#endif

@@ -1,0 +1,582 @@
+/* broker/commit.c: see broker/commit.h for the invariant. */
+#include "broker/commit.h"
+#include "broker/budget.h"
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
+#define CHECKPOINT_MS 30000u
+#define CHECKPOINT_LOOK_MS 1000u
+#define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
+#define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
+#define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
+
+const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
+const uint8_t *held_payload(const held_t *held) { return message_qos1_payload(held_frame(held)); }
+
+const char *commit_refusal(const bq_t *bq) {
+    if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
+    switch (log_state(bq->log)) {
+    case 0: return NULL;
+    case LOG_E_FULL:
+        return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached. blipmq-cli sessions shows which "
+               "subscriptions keep it; free space or let them catch up";
+    default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
+    }
+}
+
+/* ---- holding ------------------------------------------------------------------------------------------------------- */
+
+static held_t *held_new(bq_t *bq, connection_t *connection, enum held_kind kind, uint32_t size) {
+    publish_run_close(bq);
+    held_t *held = segment_reserve(&bq->segments, size) ? pool_take(&bq->pool, sizeof *held) : NULL;
+    if (!held) return NULL;
+    segment_t *segment = bq->segments.open;
+    *held = (held_t){.kind = kind, .conn = connection ? connection->handle : 0};
+    held->hold.offset = segment->used;
+    held->hold.size = size;
+    segment_link(segment, &held->hold);
+    segment_commit(&bq->segments, size);
+    return held;
+}
+
+static void held_free(bq_t *bq, held_t *held) {
+    segment_unlink(&bq->segments, &held->hold);
+    pool_give(&bq->pool, held, sizeof *held);
+}
+
+static uint64_t held_bytes(const held_t *held) { return sizeof *held + held->hold.size; }
+
+static void held_append(bq_t *bq, connection_t *connection, held_t *held) {
+    bq->held_last_lsn = held->lsn;
+    *bq->held_tail = held;
+    bq->held_tail = &held->next;
+    bq->held_count++;
+    bq->held_bytes += held_bytes(held);
+    if (!connection) return;
+    connection->held_count++;
+    connection->held_bytes += held_bytes(held);
+}
+
+static held_t *held_message(bq_t *bq, connection_t *connection, enum held_kind kind, const bq_view_t *view, uint64_t ttl_ms) {
+    uint32_t prefix_size = message_qos1_prefix_size(view->topic_size);
+    held_t *held = held_new(bq, connection, kind, prefix_size + view->payload_size);
+    if (!held) return NULL;
+    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    message_qos1_write(out, view->topic, view->topic_size, bq->next_message_id, bq->wall_ms, ttl_ms, view->payload_size, false);
+    if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
+    held->seq = view->seq;
+    held->id = bq->next_message_id;
+    held->timestamp_ms = bq->wall_ms;
+    held->ttl_ms = ttl_ms;
+    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
+    held->payload_size = view->payload_size;
+    held->topic_size = (uint16_t)view->topic_size;
+    return held;
+}
+
+static void count_publish(bq_t *bq, uint32_t size) {
+    bq->next_message_id++;
+    bq->stats.published++;
+    bq->stats.published_bytes += size;
+}
+
+/* Ids must not go back after a crash, and QoS 0 publishes are not in the log: reserve a block of ids before it is begun. */
+static bool reserve_ids(bq_t *bq) {
+    if (bq->next_message_id + IDS_BLOCK / 2 < bq->ids_reserved) return true;
+    uint64_t upper = bq->next_message_id + IDS_BLOCK;
+    log_part_t part = {&upper, sizeof upper};
+    if (log_append(bq->log, LOG_IDS, 0, &part, 1, LOG_URGENT) < 0) return false;
+    bq->ids_reserved = upper;
+    bq->commit_wanted = true;
+    log_note(bq->log, upper, false);
+    return true;
+}
+
+/* Where the ids go on. The number that was noted is the next one after an orderly end, whatever of the last checkpoint could be
+ * written, and the end of the reserved block otherwise. Without it (the log is of a version that noted none, or LOCK is gone) nobody
+ * knows how many QoS 0 messages there were: behind the block. What reserved it may be among the records that are gone. */
+static void ids_go_on(bq_t *bq, const log_report_t *found) {
+    uint64_t after = found->note, lost = found->lost_ranges && !found->note ? 2 * IDS_BLOCK : 0;
+    bool exact = found->note && found->note_last;
+    if (!exact && bq->ids_reserved > after) after = bq->ids_reserved;
+    if (after > bq->next_message_id) bq->next_message_id = after;
+    bq->next_message_id += lost;
+    bq->ids_reserved = 0; /* reserve anew before the first use */
+}
+
+/* The first block is on disk before anybody gets an id of it. A full disk is no reason not to start: commit_begin tries again. */
+static void reserve_first_ids(bq_t *bq) {
+    log_note(bq->log, bq->next_message_id + IDS_BLOCK, true); /* a full disk has room for this */
+    if (!reserve_ids(bq) || !log_commit(bq->log)) return;
+    bq->commit_wanted = false;
+    for (uint32_t full_ms = 0; log_busy(bq->log) && full_ms < FIRST_IDS_FULL_MS; full_ms += log_state(bq->log) != 0)
+        poll_sleep_ms(1);
+}
+
+static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
+    if (error == BQ_E_AGAIN) return COMMIT_LATER;
+    const char *refusal = commit_refusal(bq);
+    *why = error == BQ_E_TOO_LARGE ? "the message is larger than the log takes"
+           : refusal               ? refusal
+                                   : "the log refused the message";
+    return COMMIT_REFUSED;
+}
+
+enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_view_t *view, const char **why) {
+    uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
+    *why = commit_refusal(bq);
+    if (*why) return COMMIT_REFUSED;
+    int64_t timed = BQ_LIKELY(!timeline_waits(&bq->timeline)) ? 0 : timeline_write(bq);
+    if (timed < 0) return refused(bq, timed, why);
+    if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
+    held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
+    *why = "the broker is out of memory";
+    if (!held) return COMMIT_REFUSED;
+    publish_record_t record = {.id = held->id,
+                               .timestamp_ms = held->timestamp_ms,
+                               .ttl_ms = ttl_ms,
+                               .mono_ms = bq->now_ms,
+                               .run = bq->run,
+                               .topic_size = view->topic_size};
+    log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
+    int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, LOG_ORDINARY);
+    if (lsn < 0) {
+        held_free(bq, held);
+        return refused(bq, lsn, why);
+    }
+    held->lsn = (uint64_t)lsn;
+    held_append(bq, connection, held);
+    count_publish(bq, view->payload_size);
+    bq->commit_wanted = true;
+    return COMMIT_HELD;
+}
+
+/* ---- dead letters -------------------------------------------------------------------------------------------------- */
+
+static held_t *held_letter(bq_t *bq, enum held_kind kind, const letter_t *letter) {
+    message_head_t head = letter->head;
+    head.id = bq->next_message_id;
+    head.timestamp_ms = bq->wall_ms;
+    head.ttl_ms = publish_ttl_ms(bq, 0);
+    uint32_t head_size = message_head_size(&head);
+    held_t *held = held_new(bq, NULL, kind, head_size + head.payload_size);
+    if (!held) return NULL;
+    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    message_head_write(out, &head);
+    const uint8_t *from = letter->delivery->hold.segment->bytes + letter->delivery->hold.offset;
+    if (head.payload_size) memcpy(out + head_size, message_qos1_payload(from), head.payload_size);
+    held->id = head.id;
+    held->timestamp_ms = head.timestamp_ms;
+    held->ttl_ms = head.ttl_ms;
+    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, head.ttl_ms);
+    held->payload_size = head.payload_size;
+    held->properties_size = head.properties_size;
+    held->topic_size = (uint16_t)head.topic_size;
+    return held;
+}
+
+static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *letter) {
+    publish_record_t record = {.id = held->id,
+                               .timestamp_ms = held->timestamp_ms,
+                               .ttl_ms = held->ttl_ms,
+                               .mono_ms = bq->now_ms,
+                               .run = bq->run,
+                               .topic_size = held->topic_size};
+    letter_record_t about = {
+        .id = letter->delivery->id, .deliveries = letter->delivery->deliveries, .over = letter->delivery->over};
+    log_part_t properties = {&about, sizeof about};
+    if (letter->cut) properties = (log_part_t){letter->head.properties, letter->head.properties_size};
+    record.properties_size = properties.size;
+    log_part_t parts[] = {
+        {&record, sizeof record}, {letter->head.topic, held->topic_size}, {held_payload(held), held->payload_size}, properties};
+    return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4,
+                      letter->delivery->session->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
+}
+
+int64_t commit_letter(bq_t *bq, const letter_t *letter) {
+    int64_t error = timeline_write(bq);
+    if (error < 0) return error;
+    if (!reserve_ids(bq)) return BQ_E_AGAIN;
+    held_t *held = held_letter(bq, HELD_PUBLISH, letter);
+    if (!held) return BQ_E_MEMORY;
+    int64_t lsn = letter_append(bq, held, letter);
+    if (lsn < 0) {
+        held_free(bq, held);
+        return lsn;
+    }
+    held->lsn = (uint64_t)lsn;
+    held->delivery = letter->delivery;
+    letter->delivery->letter = held;
+    held_append(bq, NULL, held);
+    count_publish(bq, held->payload_size);
+    bq->commit_wanted = true;
+    return lsn;
+}
+
+bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
+    held_t *held = held_letter(bq, HELD_FOLLOW, letter);
+    if (!held) return false;
+    held->lsn = bq->held_last_lsn;
+    held_append(bq, NULL, held);
+    count_publish(bq, held->payload_size);
+    return true;
+}
+
+bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
+    return connection->held_bytes < HELD_BYTES_OWN && budget_part(bq, bq->held_bytes) && !budget_over(bq);
+}
+
+bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    held_t *held = held_message(bq, connection, HELD_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
+    if (!held) return false;
+    held->lsn = bq->held_last_lsn; /* nothing newer is held: the one it follows, or one after that */
+    held_append(bq, connection, held);
+    count_publish(bq, view->payload_size);
+    return true;
+}
+
+held_t *commit_answer_new(bq_t *bq, connection_t *connection, uint64_t seq, enum held_kind kind, const uint8_t *text,
+                          uint32_t size, uint32_t more) {
+    held_t *held = held_new(bq, connection, kind, size + more ? size + more : 1);
+    if (!held) return NULL;
+    if (size + more) memcpy(held->hold.segment->bytes + held->hold.offset, text, size + more);
+    held->seq = seq;
+    held->topic_size = (uint16_t)size;
+    held->payload_size = more;
+    return held;
+}
+
+void commit_answer_hold(bq_t *bq, connection_t *connection, held_t *held, uint64_t lsn) {
+    held->lsn = lsn;
+    held_append(bq, connection, held);
+    bq->commit_wanted = true;
+}
+
+void commit_answer_drop(bq_t *bq, held_t *held) { held_free(bq, held); }
+
+bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text,
+                   uint32_t size) {
+    held_t *held = commit_answer_new(bq, connection, seq, kind, text, size, 0);
+    if (held) commit_answer_hold(bq, connection, held, lsn);
+    return held != NULL;
+}
+
+/* ---- letting go ---------------------------------------------------------------------------------------------------- */
+
+/* Its time to live ended while it waited for the disk. Sessions that are behind find that out when they read it back. */
+static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
+    uint64_t count = 0;
+    uint32_t stored = 0;
+    for (uint32_t i = 0; i < topic->session_count && held->kind == HELD_PUBLISH; i++) {
+        session_t *session = topic->sessions[i];
+        if (!session->qos || held->lsn <= session->born_lsn) continue;
+        if (session->behind) {
+            stored += session_offer(bq, session, held);
+            continue;
+        }
+        for (member_t *member = session->members; member && !session->grouped; member = member->next)
+            member->connection->fan_mark = held->lsn;
+        session->enqueued++;
+        session->dropped_ttl++;
+        count++;
+    }
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        queue_t *queue = &topic->targets[i]->queue;
+        if (held->kind == HELD_PUBLISH && topic->targets[i]->fan_mark == held->lsn) continue;
+        queue->enqueued++;
+        queue->dropped_ttl++;
+        count++;
+    }
+    bq->stats.enqueued += count;
+    bq->stats.dropped_ttl += count;
+    return stored;
+}
+
+/* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
+ * many of them it is stored. */
+static uint32_t fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
+    uint32_t stored = 0;
+    if (!topic) {
+        bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
+        return held->kind == HELD_PUBLISH ? sessions_missed(bq, held) : 0;
+    }
+    if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
+    if (BQ_UNLIKELY(held->expiry_tick && held->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
+        return fan_out_expired(bq, topic, held);
+    }
+    bq->flush_order = topic->session_count > WIDE_TARGETS;
+    if (held->kind == HELD_PUBLISH) {
+        bq->stats.work += topic->session_count;
+        for (uint32_t i = 0; i < topic->session_count; i++) {
+            session_t *session = topic->sessions[i];
+            if (session->qos && held->lsn > session->born_lsn) stored += session_offer(bq, session, held);
+        }
+    }
+    bq->flush_order = FLUSH_NARROW;
+    publish_held(bq, topic, held);
+    return stored;
+}
+
+/* Whom one that is held is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
+static bool held_topic_ready(bq_t *bq, const held_t *held, uint32_t units, topic_t **topic) {
+    int error = 0;
+    *topic = NULL;
+    if (held->kind != HELD_PUBLISH && held->kind != HELD_FOLLOW) return true;
+    *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
+    if (!*topic) return true;
+    enum route_outcome outcome = route_ready(bq->routes, *topic, units);
+    if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
+    return outcome != ROUTE_LATER;
+}
+
+static topic_t *topic_now(bq_t *bq, const held_t *held) {
+    topic_t *topic;
+    while (!held_topic_ready(bq, held, UINT32_MAX, &topic)) {}
+    return topic;
+}
+
+static void answer(bq_t *bq, connection_t *connection, const held_t *held, uint32_t stored) {
+    switch (held->kind) {
+    case HELD_PUBLISH:
+        if (connection->hello) connection_published(bq, connection, held->seq, held->id, stored);
+        break;
+    case HELD_SUBACK: connection_suback(bq, connection, held->seq, held_frame(held), held->topic_size); break;
+    case HELD_REPLY: connection_reply(bq, connection, held->seq, 0, ""); break;
+    default: break;
+    }
+}
+
+static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
+    const char *why = commit_refusal(bq);
+    if (held->kind != HELD_FOLLOW && held->kind != HELD_GONE && connection->hello)
+        connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
+}
+
+static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
+    bq->held = held->next;
+    if (!bq->held) bq->held_tail = &bq->held;
+    bq->held_count--;
+    bq->held_bytes -= held_bytes(held);
+    uint32_t stored = 0;
+    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) stored = fan_out(bq, held, topic);
+    connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
+    if (connection) {
+        connection->held_count--;
+        connection->held_bytes -= held_bytes(held);
+        if (durable)
+            answer(bq, connection, held, stored);
+        else
+            refuse_held(bq, connection, held);
+        if (!durable && held->undo) session_subscribe_undo(bq, connection, held);
+        if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
+        if (!connection->held_count && connection->pause & PAUSE_HELD) connection_resume(bq, connection, PAUSE_HELD);
+        connection_answered(bq, connection);
+    }
+    if (held->delivery) letter_written(bq, held->delivery, durable);
+    held_free(bq, held);
+}
+
+/* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
+static void refuse_all_held(bq_t *bq) {
+    publish_run_close(bq);
+    while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
+}
+
+static void log_waiters_resume(bq_t *bq) {
+    connection_t *connection = bq->log_waiters;
+    bq->log_waiters = NULL;
+    while (connection) {
+        connection_t *next = connection->log_next;
+        connection->log_waiting = false;
+        connection_resume(bq, connection, PAUSE_LOG);
+        connection = next;
+    }
+}
+
+void commit_end(bq_t *bq) {
+    for (held_t *held = bq->held; held; held = held->next) {
+        if (held->kind != HELD_FOLLOW) continue;
+        fan_out(bq, held, topic_now(bq, held));
+        held->kind = HELD_GONE;
+    }
+}
+
+/* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its sessions. */
+static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
+    uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->fanned_lsn;
+    topic_t *topic;
+    while (bq->held && bq->held->lsn <= durable) {
+        if (work_done(bq) >= stop || !held_topic_ready(bq, bq->held, WORK_COMMITS, &topic)) {
+            bq->commits_left = true;
+            return bq->held->lsn > done + 1 ? bq->held->lsn - 1 : done;
+        }
+        if (bq->held->lsn > done) done = bq->held->lsn;
+        held_let_go(bq, bq->held, topic, true);
+    }
+    return durable;
+}
+
+void commit_turn(bq_t *bq) {
+    if (!bq->log) return;
+    if (BQ_UNLIKELY(!bq->timeline.begun)) timeline_begin(bq);
+    bq->commits_left = false;
+    uint64_t durable = let_go_durable(bq, log_durable(bq->log));
+    if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_held(bq);
+    bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
+    bq->fanned_lsn = durable;
+    if (found) sessions_go_on(bq);
+    log_read_t read;
+    while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
+    if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
+}
+
+/* The sessions are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
+ * take away, and that others would have next. */
+static bool checkpoint_would_lie(const bq_t *bq) { return bq->fanned_lsn < bq->found_lsn; }
+
+static void checkpoint_when_due(bq_t *bq) {
+    log_stats_t stats;
+    int state = log_state(bq->log);
+    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
+             quota_ms = session_quota_checkpoint_ms(bq);
+    if (quota_ms < look_ms) look_ms = quota_ms;
+    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
+    bq->checkpoint_looked_ms = bq->now_ms;
+    log_stats(bq->log, &stats);
+    if (stats.full || stats.bytes > bq->log_max_bytes / 2) sessions_skim(bq);
+    bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
+    bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
+    bool seen = bq->sessions.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
+    if (!grown && !old && !seen && !stats.full && quota_ms == UINT64_MAX) return;
+    bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
+    if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
+    uint32_t size;
+    uint64_t keep_from;
+    uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
+    if (!bytes) return;
+    bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
+    if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+        if (keep_from > bq->sessions.kept_from) bq->sessions.kept_from = keep_from;
+        bq->checkpoint_written = stats.written_bytes;
+        bq->checkpoint_ms = bq->now_ms;
+        bq->sessions.seen_changed = false;
+        bq->checkpoints_seen = stats.checkpoints;
+    }
+    free(bytes);
+}
+
+void commit_begin(bq_t *bq) {
+    if (!bq->log) return;
+    checkpoint_when_due(bq);
+    if (BQ_UNLIKELY(timeline_waits(&bq->timeline)))
+        timeline_write(bq); /* a full log takes it later: a publish does not go before it */
+    reserve_ids(bq);
+    uint64_t gathered = log_gathered(bq->log);
+    if (!gathered || log_busy(bq->log)) return;
+    if (!bq->commit_due_ms)
+        bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
+    else if (bq->commit_wanted && bq->now_ms + bq->log_flush_ms < bq->commit_due_ms)
+        bq->commit_due_ms = bq->now_ms + bq->log_flush_ms;
+    bool full = bq->log_waiters || gathered >= bq->log_batch_bytes / 2;
+    if (!full && !bq->stopping && bq->now_ms < bq->commit_due_ms) return;
+    if (!log_commit(bq->log)) return;
+    bq->commit_due_ms = 0;
+    bq->commit_wanted = false;
+    log_waiters_resume(bq);
+}
+
+int64_t commit_due_ms(bq_t *bq) {
+    if (!bq->log) return -1;
+    if (bq->held && bq->held->lsn <= log_durable(bq->log)) return 0; /* it waits for the next turn alone */
+    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
+    if (bq->commits_left) return 0;
+    if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
+    return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+static void wake_core(void *context) { poll_wake_signal(&((bq_t *)context)->command_wake); }
+
+static void show_progress(void *context, uint64_t done, uint64_t total) {
+    bq_t *bq = context;
+    atomic_store_explicit(&bq->log_progress, total ? (uint32_t)(done * 1000 / total) : 1000, memory_order_relaxed);
+}
+
+static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_t *to) {
+    *to = (bq_log_report_t){.records = from->records,
+                            .bytes = from->bytes,
+                            .segments = from->segments,
+                            .torn_bytes = from->torn_bytes,
+                            .lost_first_lsn = from->lost_first_lsn,
+                            .lost_last_lsn = from->lost_last_lsn,
+                            .lost_ranges = from->lost_ranges,
+                            .first_lsn = from->first_lsn,
+                            .next_lsn = from->next_lsn,
+                            .checkpoint_lsn = from->checkpoint_lsn,
+                            .sessions = bq->sessions.count,
+                            .next_message_id = bq->next_message_id,
+                            .checkpoints_bad = from->checkpoints_bad,
+                            .clean = from->clean,
+                            .lost_unknown = from->lost_unknown,
+                            .damaged_files = from->damaged_files,
+                            .strange_files = from->strange_files};
+}
+
+int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
+    int error = 0;
+    log_report_t found = {0};
+    storage_t *storage = storage_posix(directory, &error);
+    *report = (bq_log_report_t){.error = -error};
+    if (!storage) return BQ_E_SYSTEM;
+    log_config_t log_config = {.max_bytes = config->max_bytes,
+                               .reserve_bytes = config->reserve_bytes,
+                               .segment_bytes = config->segment_bytes,
+                               .batch_bytes_max = config->batch_bytes,
+                               .block_bytes = config->block_bytes,
+                               .no_sync = config->no_sync,
+                               .wake = wake_core,
+                               .wake_context = bq};
+    int opened = log_open(&bq->log, storage, &log_config, session_restore, bq, &found, show_progress);
+    if (opened < 0) {
+        bq->log = NULL;
+        report->error = errno;
+        return opened;
+    }
+    bq->log_flush_ms = config->flush_interval_ms;
+    bq->log_batch_bytes = config->batch_bytes;
+    bq->log_segment_bytes = config->segment_bytes;
+    bq->log_max_bytes = config->max_bytes;
+    ids_go_on(bq, &found);
+    bq->fanned_lsn = log_durable(bq->log);
+    bq->found_lsn = found.next_lsn - 1;
+    session_restored(bq);
+    reserve_first_ids(bq);
+    report_fill(bq, &found, report);
+    return BQ_OK;
+}
+
+/* The last checkpoint makes the next start short. */
+static void checkpoint_last(bq_t *bq) {
+    uint32_t size;
+    uint64_t keep_from;
+    bq->sessions.last_checkpoint = true;
+    bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
+    uint8_t *bytes = none ? NULL : sessions_serialize(bq, &size, &keep_from);
+    for (uint32_t tries = 0;
+         bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
+        poll_sleep_ms(10); /* one is being written */
+    free(bytes);
+}
+
+void commit_close(bq_t *bq) {
+    if (!bq->log) return;
+    while (bq->held) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
+    checkpoint_last(bq);
+    log_note(bq->log, bq->next_message_id, false);
+    log_close(bq->log);
+    bq->log = NULL;
+}

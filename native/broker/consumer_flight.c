@@ -1,0 +1,85 @@
+/* broker/consumer_flight.c: who has been handed which delivery, so that an acknowledgement finds it, however late it comes.
+ *
+ *      delivery   now: the member it is with, or was with last      late: earlier members, which may still acknowledge it
+ *
+ * A delivery is at one place: it waits, it stands in one member's output queue, or it is handed over and its ack timer runs. That
+ * timer begins when the last byte has left for the socket (or the event ring of a fed connection), and so does the count of tries.
+ *
+ * Invariant: each handing is in the table, in its delivery's list and in its member's list, from handing_enter to handing_leave.
+ */
+#include "broker/consumer_flight.h"
+
+#define FLIGHT_SIZE_MIN 256u
+
+BQ_APART void flight_grow(bq_t *bq) {
+    sessions_t *sessions = &bq->sessions;
+    uint32_t size = sessions->flight_size * 2;
+    handing_t **table = pool_take(&bq->pool, size * sizeof *table);
+    if (!table) return; /* longer chains are slower, not wrong */
+    memset(table, 0, size * sizeof *table);
+    for (uint32_t i = 0; i < sessions->flight_size; i++) {
+        for (handing_t *handing = sessions->flight[i], *next; handing; handing = next) {
+            next = handing->chain;
+            chain_enter(&table[flight_hash(handing->delivery->id, handing->member->connection) & (size - 1)], handing);
+        }
+    }
+    pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *table);
+    sessions->flight = table;
+    sessions->flight_size = size;
+}
+
+BQ_APART void flight_late_drop(bq_t *bq, handing_t *handing) {
+    handing_t **at = &handing->delivery->late;
+    while (*at != handing) at = &(*at)->next;
+    *at = handing->next;
+    handing_leave(handing);
+    pool_give(&bq->pool, handing, sizeof *handing);
+}
+
+/* It goes to another member than before, or to one that had it earlier. Who had it keeps the right to acknowledge it, while there is
+ * memory for that; nobody has that right twice. */
+BQ_APART void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
+    member_t *before = delivery->now.member;
+    for (handing_t *late = delivery->late, *next; late; late = next) {
+        next = late->next;
+        if (late->member == member) flight_late_drop(bq, late);
+    }
+    if (!before || before == member) return;
+    handing_leave(&delivery->now);
+    handing_t *late = delivery->deliveries ? pool_take(&bq->pool, sizeof *late) : NULL;
+    if (!late) return;
+    handing_enter(bq, late, delivery, before);
+    late->next = delivery->late;
+    delivery->late = late;
+}
+
+/* Its connection ends: what it was handed may have been seen, what still stood in its queue has not. */
+void flight_member_leaves(bq_t *bq, member_t *member) {
+    while (member->handings) {
+        handing_t *handing = member->handings;
+        delivery_t *delivery = handing->delivery;
+        if (handing != &delivery->now) {
+            flight_late_drop(bq, handing);
+            continue;
+        }
+        enum delivery_place place = delivery->place;
+        flight_end(bq, delivery);
+        handing_leave(handing);
+        if (place == DELIVERY_HANDED) delivery_left(bq, delivery);
+        if (place == DELIVERY_QUEUED) delivery_wait(bq, delivery);
+    }
+}
+
+bool flight_init(bq_t *bq) {
+    sessions_t *sessions = &bq->sessions;
+    sessions->flight_size = FLIGHT_SIZE_MIN;
+    sessions->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
+    if (sessions->flight) memset(sessions->flight, 0, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
+    return sessions->flight != NULL;
+}
+
+void flight_release(bq_t *bq) {
+    sessions_t *sessions = &bq->sessions;
+    if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
+    sessions->flight = NULL;
+}

@@ -1,0 +1,225 @@
+/* broker/dead_letter.c: see broker/dead_letter.h for the invariant. */
+#include "broker/dead_letter.h"
+#include "core.h"
+#include "broker/consumer_internal.h"
+
+#include <stdio.h>
+
+#define PREFIX_BYTES ((uint32_t)sizeof LETTER_PREFIX - 1)
+#define RETRY_FULL_MS 250u
+#define RETRY_OTHER_MS 1000u
+#define NUMBER_BYTES 24u
+
+static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
+
+static const uint8_t *frame_of(const delivery_t *delivery) { return delivery->hold.segment->bytes + delivery->hold.offset; }
+
+/* The topic of a letter of a letter would be one of the same again. */
+static bool is_letter(const uint8_t *frame) {
+    return message_qos1_name_size(frame) >= PREFIX_BYTES && !memcmp(message_qos1_name(frame), LETTER_PREFIX, PREFIX_BYTES);
+}
+
+/* A topic of nearly the largest size is cut, at a character; the property has all of it. */
+static uint32_t topic_write(uint8_t *out, const uint8_t *topic, uint32_t size) {
+    if (size > FRAME_TOPIC_BYTES_MAX - PREFIX_BYTES) size = FRAME_TOPIC_BYTES_MAX - PREFIX_BYTES;
+    memcpy(out, LETTER_PREFIX, PREFIX_BYTES);
+    memcpy(out + PREFIX_BYTES, topic, size);
+    while (topic_check(out, PREFIX_BYTES + size)) size--;
+    return PREFIX_BYTES + size;
+}
+
+static uint32_t number_property(uint8_t *out, const char *name, uint64_t number) {
+    char text[NUMBER_BYTES];
+    int size = snprintf(text, sizeof text, "%llu", (unsigned long long)number);
+    return property_write(out, name, (const uint8_t *)text, (uint32_t)size);
+}
+
+uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries, bool over) {
+    const char *reason = over ? OVER : TOO_OFTEN;
+    uint32_t at = property_write(out, "reason", (const uint8_t *)reason, (uint32_t)strlen(reason));
+    at += property_write(out + at, "topic", topic, topic_size);
+    at += number_property(out + at, "id", id);
+    return at + number_property(out + at, "deliveries", deliveries);
+}
+
+uint32_t letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size, const letter_record_t *record) {
+    uint32_t front = topic_size < PREFIX_BYTES ? topic_size : PREFIX_BYTES;
+    return letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries, record->over != 0);
+}
+
+/* Who would get the letter. No memory to find that out: somebody may want it, so it has to be on disk. */
+enum wanted { WANTED_BY_NOBODY, WANTED_BY_QOS0, WANTED, WANTED_LATER };
+
+static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
+    int error = 0;
+    topic_t *topic = publish_topic(bq, NULL, name, size, &error);
+    enum route_outcome outcome = topic ? route_ready(bq->routes, topic, WORK_COMMITS) : ROUTE_NO_MEMORY;
+    if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? WANTED_LATER : WANTED;
+    for (uint32_t i = 0; i < topic->session_count; i++)
+        if (topic->sessions[i]->qos) return WANTED;
+    return topic->target_count || topic->grouped ? WANTED_BY_QOS0 : WANTED_BY_NOBODY;
+}
+
+/* ---- those that wait for the log ------------------------------------------------------------------------------------------ */
+
+/* In LSN order, over all sessions: the oldest is what keeps the log's oldest segment, so it has the first of whatever room there is. */
+static void line_join(bq_t *bq, delivery_t *delivery) {
+    letters_t *letters = &bq->letters;
+    delivery_t *before = letters->last;
+    while (before && before->lsn > delivery->lsn) before = before->letter_previous;
+    delivery->letter_previous = before;
+    delivery->letter_next = before ? before->letter_next : letters->first;
+    *(before ? &before->letter_next : &letters->first) = delivery;
+    *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery;
+    delivery->letter_waits = true;
+    wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
+}
+
+static void line_leave(bq_t *bq, delivery_t *delivery) {
+    letters_t *letters = &bq->letters;
+    if (!delivery->letter_waits) return;
+    *(delivery->letter_previous ? &delivery->letter_previous->letter_next : &letters->first) = delivery->letter_next;
+    *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery->letter_previous;
+    delivery->letter_waits = false;
+}
+
+/* ---- sending ---------------------------------------------------------------------------------------------------------------- */
+
+/* 0: settled or on its way. Else why it has to wait. */
+static int64_t letter_try(bq_t *bq, delivery_t *delivery) {
+    uint8_t topic[FRAME_TOPIC_BYTES_MAX], properties[LETTER_PROPERTIES_BYTES_MAX];
+    const uint8_t *name = message_qos1_name(frame_of(delivery));
+    uint32_t name_size = message_qos1_name_size(frame_of(delivery));
+    letter_t letter = {.delivery = delivery};
+    letter.head = (message_head_t){
+        .topic = topic,
+        .topic_size = topic_write(topic, name, name_size),
+        .properties = properties,
+        .properties_size = letter_properties(properties, name, name_size, delivery->id, delivery->deliveries, delivery->over),
+        .payload_size = message_qos1_payload_size(frame_of(delivery))};
+    letter.cut = letter.head.topic_size != PREFIX_BYTES + name_size;
+    enum wanted wanted = wanted_by(bq, topic, letter.head.topic_size);
+    if (wanted == WANTED_LATER) return BQ_E_AGAIN;
+    if (wanted == WANTED) {
+        int64_t lsn = commit_letter(bq, &letter);
+        return lsn > 0 ? 0 : lsn;
+    }
+    if (wanted == WANTED_BY_QOS0 && !commit_letter_follow(bq, &letter)) return BQ_E_MEMORY;
+    bq->stats.dead_letters_unclaimed += wanted == WANTED_BY_NOBODY;
+    delivery_dead(bq, delivery);
+    return 0;
+}
+
+static void drop(bq_t *bq, delivery_t *delivery) {
+    bq->stats.dead_letters_dropped++;
+    delivery_dead(bq, delivery);
+}
+
+/* The oldest message that the log has to keep, if that is a letter in line: the log could let go of it, were it written or dropped. */
+static delivery_t *letter_that_keeps_the_log(const bq_t *bq) {
+    const session_t *oldest = NULL;
+    for (const session_t *session = bq->sessions.all; session; session = session->next) {
+        bool holds = session->durable && (session->head || session->behind);
+        if (holds && (!oldest || session->floor_lsn < oldest->floor_lsn)) oldest = session;
+    }
+    return oldest && oldest->head && oldest->head->letter_waits ? oldest->head : NULL;
+}
+
+/* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
+static void drop_oldest(bq_t *bq) {
+    letters_t *letters = &bq->letters;
+    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    if (!delivery) return;
+    letters->drops = letters->drops ? 2 * letters->drops : 1;
+    if (letters->drops > LETTER_DROPS_MAX) letters->drops = LETTER_DROPS_MAX;
+    for (uint32_t i = 0; i < letters->drops && delivery; i++) {
+        drop(bq, delivery);
+        delivery = letter_that_keeps_the_log(bq);
+    }
+    letters->patience_ms = LETTER_PATIENCE_NEXT_MS;
+}
+
+/* The first in line has been refused. A full log is given time. */
+static void refused(bq_t *bq, int64_t error) {
+    letters_t *letters = &bq->letters;
+    letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
+                                    : error == LOG_E_FULL ? RETRY_FULL_MS
+                                                          : RETRY_OTHER_MS);
+    if (error == LOG_E_FULL && !letters->refused_ms)
+        letters->refused_ms = bq->now_ms;
+    else if (error == LOG_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
+        drop_oldest(bq);
+    else if (error != LOG_E_FULL && error != BQ_E_AGAIN)
+        letters->refused_ms = 0;
+}
+
+static void taken(bq_t *bq, delivery_t *delivery) {
+    line_leave(bq, delivery);
+    bq->letters.refused_ms = 0;
+    bq->letters.drops = 0;
+}
+
+/* The log is full for the first in line. Behind it may be the one that keeps the log full: that goes before it. */
+static bool overtaken(bq_t *bq, const delivery_t *first) {
+    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    if (!delivery || delivery == first) return false;
+    const session_t *session = delivery->session;
+    if (letter_try(bq, delivery) < 0) return false;
+    if (session->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
+    return true;
+}
+
+void letters_turn(bq_t *bq) {
+    letters_t *letters = &bq->letters;
+    if (!letters->first || bq->now_ms < letters->due_ms) return;
+    if (!bq->log || log_state(bq->log) != LOG_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
+    for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
+        bq->stats.work += WORK_QOS1;
+        publish_run_close(bq); /* it may end connections, and their deliveries with them: before one is looked at */
+        delivery_t *delivery = letters->first;
+        if (!delivery) return;
+        if (delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now) {
+            session_timeout(bq, delivery); /* settles it: its time is over */
+            continue;
+        }
+        int64_t error = letter_try(bq, delivery);
+        if (error == BQ_E_TOO_LARGE || (error == LOG_E_FULL && delivery->over)) { /* the quota is there to make room */
+            drop(bq, delivery);
+        } else if (error == LOG_E_FULL && overtaken(bq, delivery)) {
+            continue;
+        } else if (error < 0) {
+            refused(bq, error);
+            return;
+        } else if (letters->first == delivery) { /* on its way to the disk */
+            taken(bq, delivery);
+        }
+    }
+}
+
+uint64_t letters_due_ms(const bq_t *bq) { return bq->letters.first ? bq->letters.due_ms : UINT64_MAX; }
+
+void letter_send(bq_t *bq, delivery_t *delivery) {
+    delivery->given_up = true;
+    if (delivery->letter || delivery->letter_waits) return;
+    if (is_letter(frame_of(delivery))) {
+        delivery_dead(bq, delivery);
+        return;
+    }
+    if (!bq->letters.first) bq->letters.due_ms = bq->now_ms; /* at the end of this turn */
+    line_join(bq, delivery);
+}
+
+void letter_forget(bq_t *bq, delivery_t *delivery) {
+    if (delivery->letter) delivery->letter->delivery = NULL;
+    line_leave(bq, delivery);
+}
+
+void letter_written(bq_t *bq, delivery_t *delivery, bool durable) {
+    delivery->letter = NULL;
+    if (durable) {
+        delivery_dead(bq, delivery);
+        return;
+    }
+    if (!bq->letters.first) bq->letters.due_ms = bq->now_ms + RETRY_OTHER_MS;
+    line_join(bq, delivery);
+}

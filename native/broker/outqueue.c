@@ -1,0 +1,370 @@
+/* broker/outqueue.c: see broker/outqueue.h for the picture and the invariants. */
+#include "broker/outqueue.h"
+
+static uint32_t frame_size_at(const segment_t *segment, uint32_t offset) { return 4 + load_be32(segment->bytes + offset); }
+
+/* Bytes of the first `count` whole frames at `offset`. */
+static uint32_t frames_size(const segment_t *segment, uint32_t offset, uint32_t count) {
+    uint32_t at = offset;
+    for (uint32_t i = 0; i < count; i++) at += frame_size_at(segment, at);
+    return at - offset;
+}
+
+static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t bytes) {
+    queue->messages = (uint32_t)(queue->messages + messages);
+    queue->bytes += (uint64_t)bytes;
+    env->stats->queued_messages += (uint64_t)messages;
+    env->stats->queued_bytes += (uint64_t)bytes;
+}
+
+static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
+    queue_entry_t *entry = pool_take(env->pool, sizeof *entry);
+    if (!entry) return NULL;
+    *entry = (queue_entry_t){.timer = {.kind = TIMER_ENTRY},
+                             .count = run->count,
+                             .tick = run->tick,
+                             .queue = queue,
+                             .offset = run->offset,
+                             .size = run->size};
+    segment_link(run->segment, entry);
+    if (run->tick && !env->lazy_expiry) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
+    return entry;
+}
+
+static void entry_insert_after(queue_t *queue, queue_entry_t *before, queue_entry_t *entry) {
+    entry->previous = before;
+    entry->next = before ? before->next : queue->head;
+    if (before)
+        before->next = entry;
+    else
+        queue->head = entry;
+    if (entry->next)
+        entry->next->previous = entry;
+    else
+        queue->tail = entry;
+    if (!queue->oldest) queue->oldest = entry;
+}
+
+/* Take an entry out and free it. Its messages and bytes have been accounted for already. */
+static void entry_free(queue_env_t *env, queue_entry_t *entry) {
+    queue_t *queue = entry->queue;
+    if (entry->previous)
+        entry->previous->next = entry->next;
+    else
+        queue->head = entry->next;
+    if (entry->next)
+        entry->next->previous = entry->previous;
+    else
+        queue->tail = entry->previous;
+    if (queue->oldest == entry) queue->oldest = entry->next;
+    wheel_remove(env->wheel, &entry->timer.wheel);
+    segment_unlink(env->segments, entry);
+    pool_give(env->pool, entry, sizeof *entry);
+}
+
+/* The entry's first `bytes` are no longer wanted. */
+static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
+    entry->offset += bytes;
+    entry->size -= bytes;
+    segment_shrink(env->segments, entry->segment, bytes);
+}
+
+static bool entry_extends(const queue_entry_t *tail, const queue_env_t *env, const queue_run_t *run) {
+    return tail && tail->count && run->count && tail->segment == run->segment && tail->offset + tail->size == run->offset &&
+           tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max &&
+           tail->size + run->size <= env->entry_bytes_max;
+}
+
+bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
+    queue->enqueued += run->count;
+    env->stats->enqueued += run->count;
+    queue_entry_t *tail = queue->tail;
+    if (entry_extends(tail, env, run)) {
+        tail->count += run->count;
+        tail->size += run->size;
+        tail->segment->live_bytes += run->size;
+    } else {
+        queue_entry_t *entry = entry_new(env, queue, run);
+        if (BQ_UNLIKELY(!entry)) {
+            queue->dropped_queue_full += run->count;
+            env->stats->dropped_queue_full += run->count;
+            return false;
+        }
+        entry_insert_after(queue, tail, entry);
+    }
+    if (run->count)
+        account(queue, env, run->count, run->size);
+    else
+        queue->control_bytes += run->size;
+    return true;
+}
+
+bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold) {
+    queue_entry_t *entry = entry_new(env, queue, run);
+    if (!entry) return false;
+    entry->kept = true;
+    entry->other = hold;
+    hold->other = entry;
+    entry_insert_after(queue, queue->tail, entry);
+    return true;
+}
+
+void queue_take_back(queue_entry_t *hold, queue_env_t *env) {
+    queue_entry_t *entry = hold->other;
+    if (!entry) return;
+    bool begun = queue_begun(hold);
+    hold->other = entry->other = NULL;
+    if (!begun) entry_free(env, entry);
+}
+
+static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) {
+    queue->dropped_queue_full += messages;
+    env->stats->dropped_queue_full += messages;
+}
+
+/* Drop the first `count` messages of an entry whose first frame is untouched. Frees the entry when none is left. */
+static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t count) {
+    queue_t *queue = entry->queue;
+    uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->segment, entry->offset, count);
+    account(queue, env, -(int64_t)count, -(int64_t)bytes);
+    if (count == entry->count) {
+        entry_free(env, entry);
+        return;
+    }
+    entry_advance(env, entry, bytes);
+    entry->count -= count;
+}
+
+/* A frame that is partly on the wire must be finished, or the stream breaks. Leave it in an entry of its own, so that what
+ * follows can be dropped like any other. Returns the entry with the rest, or NULL when there is none (or no memory). */
+static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
+    if (entry->count <= 1) return NULL;
+    uint32_t rest = entry->head_left;
+    queue_run_t tail = {.segment = entry->segment,
+                        .offset = entry->offset + rest,
+                        .size = entry->size - rest,
+                        .count = entry->count - 1,
+                        .tick = entry->tick};
+    queue_entry_t *fresh = entry_new(env, entry->queue, &tail);
+    if (!fresh) return NULL;
+    entry_insert_after(entry->queue, entry, fresh);
+    wheel_remove(env->wheel, &entry->timer.wheel);
+    entry->count = 1;
+    segment_shrink(env->segments, entry->segment, tail.size);
+    entry->size = rest;
+    return fresh;
+}
+
+static queue_entry_t *with_messages(queue_entry_t *entry) {
+    while (entry && !entry->count) entry = entry->next;
+    return entry;
+}
+
+/* The oldest entry that can be dropped from. No part of the walk is made twice: replies and QoS 1 deliveries by the thousand may
+ * wait in front of a full queue, and each message that comes drops one. */
+static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
+    queue_entry_t *entry = queue->oldest = with_messages(queue->oldest);
+    if (!entry || !entry->head_left) return entry;
+    queue_entry_t *rest = entry_split_head(env, entry);
+    if (!rest && entry->count > 1) return with_messages(entry->next); /* no memory to split it now */
+    return queue->oldest = rest ? rest : with_messages(entry->next);
+}
+
+/* Make room for `messages` and `bytes` at the tail by dropping from the head. */
+static void make_room(queue_t *queue, queue_env_t *env, uint32_t messages, uint64_t bytes) {
+    while (!queue_fits(queue, env, messages, bytes)) {
+        queue_entry_t *entry = oldest_droppable(env, queue);
+        if (!entry) return;
+        uint64_t over = (uint64_t)queue->messages + messages;
+        over = over > env->messages_max ? over - env->messages_max : 1; /* short of bytes only: one at a time */
+        uint32_t count = over < entry->count ? (uint32_t)over : entry->count;
+        count_overflow(queue, env, count);
+        entry_drop_front(env, entry, count);
+    }
+}
+
+static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
+    queue->enqueued += messages;
+    env->stats->enqueued += messages;
+    count_overflow(queue, env, messages);
+}
+
+/* How many of the run's first messages fit, one by one. */
+static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queue_run_t *run, uint32_t *bytes) {
+    uint32_t count = 0;
+    *bytes = 0;
+    while (count < run->count) {
+        uint32_t next = *bytes + frame_size_at(run->segment, run->offset + *bytes);
+        if (!queue_fits(queue, env, count + 1, next)) break;
+        *bytes = next;
+        count++;
+    }
+    return count;
+}
+
+static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
+    run->offset += bytes;
+    run->size -= bytes;
+    run->count -= messages;
+}
+
+/* The run's last messages that fit an empty queue: what drop_oldest would have left had they come one by one. */
+static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
+    queue_run_t part = *run;
+    while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max))
+        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
+    return part;
+}
+
+/* Push what fits and refuse the rest, message by message: a small one behind a large one that did not fit may still fit, so
+ * that what is lost does not depend on how messages were gathered into runs. */
+static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
+    bool pushed = true;
+    while (run.count && queue->messages < env->messages_max) {
+        queue_run_t part = run;
+        part.count = fitting(queue, env, &run, &part.size);
+        if (part.count) pushed &= queue_push(queue, env, &part);
+        run_cut_front(&run, part.count, part.size);
+        if (!run.count) return pushed;
+        count_refused(queue, env, 1);
+        run_cut_front(&run, 1, frame_size_at(run.segment, run.offset));
+    }
+    count_refused(queue, env, run.count);
+    return pushed;
+}
+
+bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy) {
+    if (BQ_LIKELY(queue_fits(queue, env, run->count, run->size))) return queue_push(queue, env, run);
+    if (overflow_policy == BQ_DROP_NEW) return push_fitting(queue, env, *run);
+    queue_run_t part = newest_part(env, run);
+    make_room(queue, env, part.count, part.size);
+    /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
+    while (part.count && !queue_fits(queue, env, part.count, part.size))
+        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
+    count_refused(queue, env, run->count - part.count);
+    return part.count == 0 || queue_push(queue, env, &part);
+}
+
+static void count_delivered(queue_t *queue, queue_env_t *env, uint32_t messages, uint64_t bytes) {
+    queue->delivered += messages;
+    env->stats->delivered += messages;
+    account(queue, env, -(int64_t)messages, -(int64_t)bytes);
+}
+
+/* The head entry has been sent for its first `bytes`, fewer than it has: walk the frames to count the whole ones. */
+static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
+    if (!entry->count) {
+        if (!entry->kept) queue->control_bytes -= bytes;
+        entry_advance(env, entry, bytes);
+        return;
+    }
+    uint32_t left = bytes, at = entry->offset, whole = 0;
+    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->segment, at);
+    while (size <= left) {
+        left -= size;
+        at += size;
+        whole++;
+        size = frame_size_at(entry->segment, at);
+    }
+    entry->count -= whole;
+    entry->head_left = left ? size - left : 0;
+    entry_advance(env, entry, bytes);
+    count_delivered(queue, env, whole, bytes);
+}
+
+/* A Reply or a QoS 1 delivery has left. */
+static void other_sent(queue_t *queue, queue_env_t *env, queue_entry_t *entry) {
+    queue_entry_t *hold = entry->other;
+    if (!entry->kept) queue->control_bytes -= entry->size;
+    entry_free(env, entry);
+    if (!hold) return;
+    hold->other = NULL;
+    env->handed(env->handed_context, hold);
+}
+
+void queue_sent(queue_t *queue, queue_env_t *env, uint64_t bytes) {
+    while (bytes) {
+        queue_entry_t *entry = queue->head;
+        if (bytes < entry->size) {
+            entry_sent_partly(queue, env, entry, (uint32_t)bytes);
+            return;
+        }
+        bytes -= entry->size;
+        if (BQ_LIKELY(entry->count)) {
+            count_delivered(queue, env, entry->count, entry->size);
+            entry_free(env, entry);
+        } else {
+            other_sent(queue, env, entry);
+        }
+    }
+}
+
+void queue_expire(queue_entry_t *entry, queue_env_t *env) {
+    queue_t *queue = entry->queue;
+    if (entry->head_left) {
+        entry = entry_split_head(env, entry);
+        if (!entry) return; /* nothing but the frame that must be finished */
+    }
+    queue->dropped_ttl += entry->count;
+    env->stats->dropped_ttl += entry->count;
+    entry_drop_front(env, entry, entry->count);
+}
+
+void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
+    queue_entry_t *entry = queue->head;
+    bool begun = entry && entry->head_left; /* its first frame must be finished, whatever its age; what follows need not */
+    while (entry && (begun || (entry->tick && entry->tick <= now_tick))) {
+        queue_entry_t *next = entry->next;
+        if (entry->tick && entry->tick <= now_tick) queue_expire(entry, env);
+        entry = next;
+        begun = false;
+    }
+}
+
+/* Of an entry without messages (a Reply, a QoS 1 delivery) nobody knows how much of it has left: begun, it is finished. */
+uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun) {
+    uint64_t dropped = 0;
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->head_left) {
+        queue_entry_t *rest = entry_split_head(env, entry);
+        entry = rest ? rest : entry->next;
+    } else if (entry && !entry->count && begun) {
+        entry = entry->next;
+    }
+    while (entry) {
+        queue_entry_t *next = entry->next;
+        if (entry->count) {
+            dropped += entry->count;
+            account(queue, env, -(int64_t)entry->count, -(int64_t)entry->size);
+        } else if (!entry->kept) {
+            queue->control_bytes -= entry->size;
+        }
+        entry_free(env, entry);
+        entry = next;
+    }
+    return dropped;
+}
+
+void queue_drop_kept(queue_t *queue, queue_env_t *env, bool begun) {
+    queue_entry_t *entry = queue->head;
+    if (entry && entry->kept && begun) entry = entry->next;
+    while (entry) {
+        queue_entry_t *next = entry->next;
+        if (entry->kept) entry_free(env, entry);
+        entry = next;
+    }
+}
+
+uint64_t queue_clear(queue_t *queue, queue_env_t *env, uint32_t entries_max) {
+    uint64_t dropped = 0;
+    for (; queue->head && entries_max; entries_max--) {
+        queue_entry_t *entry = queue->head;
+        dropped += entry->count;
+        if (entry->count)
+            account(queue, env, -(int64_t)entry->count, -(int64_t)entry->size);
+        else if (!entry->kept)
+            queue->control_bytes -= entry->size;
+        entry_free(env, entry);
+    }
+    return dropped;
+}

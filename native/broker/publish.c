@@ -1,0 +1,407 @@
+/* broker/publish.c: from one publish to the queues of everyone who wants it.
+ *
+ * Frames are encoded once into the open segment and gathered into a run; a run goes to each queue as one entry. That is what
+ * makes a message cost nanoseconds: the work per subscriber is done per run, not per message.
+ *
+ * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. Whoever changes routes,
+ * queues' order or the open segment closes it first.
+ */
+#include "broker/budget.h"
+#include "core.h"
+
+/* Publishers that serve many topics mostly go round them in one order, so the last one's follower is tried before the cache. */
+topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
+    topic_t *topic = last ? last->follower : NULL;
+    if (topic && topic_is(topic, name, size)) {
+        topic->recent = true;
+        return topic;
+    }
+    topic = bq->open.run.segment ? bq->open.topic : NULL;
+    if (!topic || topic == last || !topic_is(topic, name, size)) {
+        publish_run_close(bq); /* a new topic may evict the run's */
+        topic = route_topic(bq->routes, name, size, bq->config.max_topic_levels, error);
+    }
+    if (topic && last) last->follower = topic;
+    return topic;
+}
+
+/* Push under caps of a little less than the queue holds now, so that the policy makes it smaller by a sixteenth. */
+static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run) {
+    const queue_t *queue = &target->queue;
+    queue_env_t squeezed = bq->queues;
+    squeezed.messages_max = queue->messages - queue->messages / 16;
+    squeezed.bytes_max = queue->bytes - queue->bytes / 16;
+    queue_push_dropping(&target->queue, &squeezed, run, bq->config.overflow_policy);
+}
+
+/* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
+ * is slow, never because many publishers were read in one turn. */
+static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
+    if (!target->blocked) connection_flush(bq, target);
+    if (target->state != CONNECTION_OPEN) return;
+    bq->stats.work += 1 + run->count / WORK_DROPS;
+    if (bq->config.overflow_policy == BQ_BLOCK)
+        queue_push(&target->queue, &bq->queues, run);
+    else if (target->blocked && budget_over(bq))
+        push_squeezed(bq, target, run);
+    else
+        queue_push_dropping(&target->queue, &bq->queues, run, bq->config.overflow_policy);
+    connection_mark_dirty(bq, target, order);
+}
+
+/* Give a run to one subscriber. */
+static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
+    if (BQ_UNLIKELY(target->blocked || !queue_fits(&target->queue, &bq->queues, run->count, run->size))) {
+        push_to_slow(bq, target, run, order);
+        return;
+    }
+    queue_push(&target->queue, &bq->queues, run);
+    connection_mark_dirty(bq, target, order);
+}
+
+static bool has_room(const bq_t *bq, const connection_t *target, uint32_t messages, uint64_t bytes) {
+    if (target->blocked && target->queue.messages && budget_over(bq)) return false;
+    return queue_fits(&target->queue, &bq->queues, messages, bytes);
+}
+
+/* A group's next live member with room, else its next live one, else NULL. */
+static connection_t *group_member(bq_t *bq, session_t *session, uint32_t messages, uint64_t bytes, bool *room) {
+    connection_t *first = NULL;
+    *room = true;
+    for (uint32_t i = 0; i < session->member_count; i++) {
+        connection_t *target = session_turn(session);
+        bq->stats.work++;
+        if (!target) return NULL;
+        if (BQ_LIKELY(has_room(bq, target, messages, bytes))) return target;
+        if (!target->blocked) connection_flush(bq, target);
+        if (target->state != CONNECTION_OPEN) continue;
+        if (has_room(bq, target, messages, bytes)) return target;
+        if (!first) first = target;
+    }
+    *room = !first;
+    return first;
+}
+
+/* Each queue group gives the run to one of its live members. Groups of QoS 1 take QoS 0 messages too (`all`). */
+static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *run, bool all) {
+    bool room;
+    for (uint32_t i = 0; i < topic->session_count; i++) {
+        session_t *session = topic->sessions[i];
+        if (!session->grouped || !(all || !session->qos)) continue;
+        connection_t *target = group_member(bq, session, run->count, run->size, &room);
+        if (target) push_to(bq, target, run, FLUSH_NARROW);
+    }
+}
+
+static BQ_APART void give_wide(bq_t *bq, const topic_t *topic, const queue_run_t *run) {
+    bq->stats.work += (uint64_t)topic->target_count * WORK_WIDE;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, run, FLUSH_WIDE);
+    }
+}
+
+void publish_run_give(bq_t *bq) {
+    queue_run_t run = bq->open.run;
+    topic_t *topic = bq->open.topic;
+    bq->open.run.segment = NULL;
+    bq->open.topic = NULL;
+    if (BQ_UNLIKELY(topic->target_count > WIDE_TARGETS)) {
+        give_wide(bq, topic, &run);
+    } else {
+        bq->stats.work += topic->target_count;
+        for (uint32_t i = 0; i < topic->target_count; i++) {
+            connection_t *target = topic->targets[i];
+            if (BQ_LIKELY(target->state == CONNECTION_OPEN)) push_to(bq, target, &run, FLUSH_NARROW);
+        }
+    }
+    if (BQ_UNLIKELY(topic->grouped)) push_to_groups(bq, topic, &run, true);
+}
+
+uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms) {
+    if (!ttl_ms) ttl_ms = bq->config.default_ttl_ms;
+    return ttl_ms > bq->config.max_ttl_ms ? bq->config.max_ttl_ms : ttl_ms;
+}
+
+uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms) {
+    return BQ_LIKELY(!ttl_ms) ? 0 : (from_ms + ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
+}
+
+/* Block policy: a group of the topic whose members are all full. Nobody's turn passes by looking. */
+static bool group_full(bq_t *bq, const topic_t *topic, uint32_t size) {
+    bool room = true;
+    for (uint32_t i = 0; i < topic->session_count && room; i++) {
+        session_t *session = topic->sessions[i];
+        member_t *turn = session->turn;
+        if (session->grouped) group_member(bq, session, 1, size, &room);
+        session->turn = turn;
+    }
+    return !room;
+}
+
+/* Block policy: what the fullest target has room for; or the waiters of the target without room for even one frame of `size` bytes. */
+static wait_list_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
+    const queue_env_t *env = &bq->queues;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        if (target->state != CONNECTION_OPEN) continue;
+        const queue_t *queue = &target->queue;
+        if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
+        if (target->state != CONNECTION_OPEN) continue;
+        if (!has_room(bq, target, 1, size)) return &target->waiters;
+        uint32_t messages = env->messages_max - queue->messages;
+        uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
+        if (messages < *count_max) *count_max = messages;
+        if (bytes < *size_max) *size_max = (uint32_t)bytes;
+    }
+    if (topic->grouped && group_full(bq, topic, size)) return &bq->group_waiters;
+    if (*size_max < size) *size_max = size; /* a frame over the cap goes alone into an empty queue, see queue_fits */
+    return NULL;
+}
+
+/* True: open. Otherwise *blocker is the subscriber to wait for. */
+static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
+    /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
+    const bq_config_t *config = &bq->config;
+    uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
+    if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
+    uint32_t size_max =
+        config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
+    if (bq->config.overflow_policy == BQ_BLOCK) {
+        *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
+        if (*blocker) return false;
+    }
+    if (topic->grouped) count_max = 1; /* members take turns message by message */
+    segment_t *segment = bq->segments.open;
+    bq->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
+    bq->open.run = (queue_run_t){.segment = segment, .offset = segment->used, .tick = tick};
+    return true;
+}
+
+/* Whether a frame of `size` bytes may join the open run. */
+static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t tick, uint32_t size) {
+    return open->run.segment && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
+           size <= open->size_max - open->run.size && size <= open->run.segment->capacity - open->run.segment->used;
+}
+
+/* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
+static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
+    publish_run_close(bq);
+    if (!segment_reserve(&bq->segments, size)) return PUBLISH_NO_MEMORY;
+    return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
+}
+
+static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
+    queue_run_t *run = &bq->open.run;
+    uint8_t *out = run->segment->bytes + run->segment->used;
+    memcpy(out, topic->prefix, topic->prefix_size);
+    message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
+    if (size) memcpy(out + topic->prefix_size, payload, size);
+    segment_commit(&bq->segments, topic->prefix_size + size);
+    run->size += topic->prefix_size + size;
+    run->count++;
+}
+
+enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                             wait_list_t **blocker) {
+    ttl_ms = publish_ttl_ms(bq, ttl_ms);
+    uint64_t tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
+    if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
+        publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
+        enum route_outcome outcome = route_resolve(bq->routes, topic, share_units(bq));
+        if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
+    }
+    if (topic->target_count || topic->grouped) {
+        if (BQ_UNLIKELY(!run_takes(&bq->open, topic, tick, topic->prefix_size + size))) {
+            enum publish_outcome outcome = run_change(bq, topic, tick, topic->prefix_size + size, blocker);
+            if (outcome != PUBLISH_DONE) return outcome;
+        }
+        frame_append(bq, topic, payload, size, ttl_ms);
+    } else {
+        bq->stats.unrouted++;
+    }
+    bq->next_message_id++;
+    bq->stats.published++;
+    bq->stats.published_bytes += size;
+    return PUBLISH_DONE;
+}
+
+/* ---- publishes alike ------------------------------------------------------------------------------------------------ */
+
+/* Pieces of 16 bytes at any address: one instruction to load, to compare, or to store. Copies go by BLOCK, the last one whole, so up
+ * to SLACK bytes beyond what is copied are read and written; from COPY_BYTES on, memcpy knows better. */
+#define PIECE 16u
+#define BLOCK_PIECES 4u
+#define BLOCK (PIECE * BLOCK_PIECES)
+#define SLACK BLOCK
+#define COPY_BYTES 256u
+typedef uint64_t piece_t __attribute__((vector_size(PIECE)));
+
+static inline piece_t piece_load(const uint8_t *from) {
+    piece_t piece;
+    memcpy(&piece, from, PIECE);
+    return piece;
+}
+
+static inline void piece_store(uint8_t *to, piece_t piece) { memcpy(to, &piece, PIECE); }
+
+static inline bool piece_any(piece_t piece) { return piece[0] | piece[1]; }
+
+static inline void block_load(piece_t block[BLOCK_PIECES], const uint8_t *from) {
+    for (uint32_t i = 0; i < BLOCK_PIECES; i++) block[i] = piece_load(from + i * PIECE);
+}
+
+static inline void block_store(uint8_t *to, const piece_t block[BLOCK_PIECES]) {
+    for (uint32_t i = 0; i < BLOCK_PIECES; i++) piece_store(to + i * PIECE, block[i]);
+}
+
+static inline void blocks_copy(uint8_t *to, const uint8_t *from, uint32_t size) {
+    if (size >= COPY_BYTES) {
+        memcpy(to, from, size);
+        return;
+    }
+    for (uint32_t at = 0; at < size; at += BLOCK) {
+        piece_t block[BLOCK_PIECES];
+        block_load(block, from + at);
+        block_store(to + at, block);
+    }
+}
+
+/* What publishes are compared with: one that has been taken, and where its payload lies. The head is all before the payload,
+ * at least PIECE bytes, both lengths in it; its first BLOCK is kept at hand in pieces that overlap if it is shorter. */
+typedef struct publish_model {
+    const uint8_t *frame;
+    uint32_t size, payload_at, payload_size; /* from the frame's begin, length included */
+    uint32_t head_at[BLOCK_PIECES];
+    bool payload_last;
+} publish_model_t;
+
+static publish_model_t model_of(const uint8_t *frame, const bq_view_t *view, enum frame_payload place) {
+    publish_model_t model = {.frame = frame,
+                             .size = 4 + load_be32(frame),
+                             .payload_at = (uint32_t)(view->payload - frame),
+                             .payload_size = view->payload_size,
+                             .payload_last = place == PAYLOAD_LAST};
+    for (uint32_t i = 0; i < BLOCK_PIECES; i++)
+        model.head_at[i] = (i + 1) * PIECE < model.payload_at ? i * PIECE : model.payload_at - PIECE;
+    return model;
+}
+
+static inline void head_load(piece_t head[BLOCK_PIECES], const publish_model_t *model) {
+    for (uint32_t i = 0; i < BLOCK_PIECES; i++) head[i] = piece_load(model->frame + model->head_at[i]);
+}
+
+/* Whether a frame with room for the model's size differs from it in anything that is read, its payload aside. */
+static inline bool frame_differs(const publish_model_t *model, const piece_t head[BLOCK_PIECES], const uint8_t *frame) {
+    piece_t differs = {0};
+    for (uint32_t i = 0; i < BLOCK_PIECES; i++) differs |= head[i] ^ piece_load(frame + model->head_at[i]);
+    for (uint32_t at = BLOCK; at < model->payload_at; at += PIECE) {
+        uint32_t piece_at = at + PIECE < model->payload_at ? at : model->payload_at - PIECE;
+        differs |= piece_load(model->frame + piece_at) ^ piece_load(frame + piece_at);
+    }
+    if (BQ_UNLIKELY(piece_any(differs))) return true;
+    if (model->payload_last) return false;
+    uint32_t end = model->payload_at + model->payload_size;
+    return memcmp(model->frame + end, frame + end, model->size - end) != 0;
+}
+
+/* A frame of another size that would be read as the model was becomes the model. Nothing that is read may lie behind its payload,
+ * and nothing before it may differ but the two lengths. */
+static BQ_APART bool model_resize(publish_model_t *model, const uint8_t *frame, uint64_t left, uint32_t frame_bytes_max) {
+    if (!model->payload_last || left < model->payload_at) return false;
+    uint32_t size = load_be32(frame), payload_size = load_u32(frame + model->payload_at - 4);
+    if (size > frame_bytes_max || model->payload_at + (uint64_t)payload_size > size + 4ull) return false;
+    if (memcmp(model->frame + 4, frame + 4, model->payload_at - 8) != 0) return false;
+    model->frame = frame;
+    model->size = 4 + size;
+    model->payload_size = payload_size;
+    return true;
+}
+
+/* Most publishers write messages by the dozen that differ in their payload alone. Once one of them has been read and has joined
+ * the open run, those behind it need only be compared with it, and join as it did. */
+BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
+    enum frame_payload place = frame_payload_place(first + 4, view);
+    if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
+    publish_model_t model = model_of(first, view, place);
+    queue_run_t *run = &bq->open.run;
+    const uint32_t prefix_size = bq->open.topic->prefix_size, count_max = bq->open.count_max - run->count;
+    const uint32_t segment_room = run->segment->capacity - run->segment->used;
+    if (segment_room < SLACK) return 0;
+    uint32_t room = bq->open.size_max - run->size;
+    if (room > segment_room - SLACK) room = segment_room - SLACK;
+
+    /* The prefix is the first one's, as subscribers get it: only the id, and with another size the lengths, are another's. */
+    uint8_t *const begin = run->segment->bytes + run->segment->used, *const prefix = begin - model.payload_size - prefix_size;
+    const uint8_t *const end = first + size;
+    const uint64_t first_id = bq->next_message_id;
+    piece_t head[BLOCK_PIECES], opening[BLOCK_PIECES];
+    head_load(head, &model);
+    block_load(opening, prefix);
+    uint8_t *out = begin;
+    const uint8_t *frame = first + model.size;
+    uint32_t count = 0;
+    for (; count < count_max; count++) {
+        uint64_t left = (uint64_t)(end - frame);
+        if (BQ_UNLIKELY(left < model.size + SLACK || frame_differs(&model, head, frame))) {
+            publish_model_t resized = model;
+            if (!model_resize(&resized, frame, left, frame_bytes_max) || left < resized.size + (uint64_t)SLACK) break;
+            model = resized;
+            head_load(head, &model);
+        }
+        const uint32_t payload_size = model.payload_size, out_size = prefix_size + payload_size;
+        if (BQ_UNLIKELY(out_size > room)) break;
+        block_store(out, opening);
+        for (uint32_t at = BLOCK; at < prefix_size; at += PIECE) piece_store(out + at, piece_load(prefix + at));
+        message_prefix_renumber(out, prefix_size, first_id + count, payload_size);
+        blocks_copy(out + prefix_size, frame + model.payload_at, payload_size);
+        out += out_size;
+        room -= out_size;
+        frame += model.size;
+    }
+    uint32_t bytes = (uint32_t)(out - begin);
+    segment_commit(&bq->segments, bytes);
+    run->size += bytes;
+    run->count += count;
+    bq->next_message_id += count;
+    bq->stats.published += count;
+    bq->stats.published_bytes += bytes - (uint64_t)count * prefix_size;
+    bq->stats.frames_in += count;
+    return (uint32_t)(frame - first) - load_be32(first) - 4;
+}
+
+/* The topic's targets are current. */
+bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
+    uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
+    bq->stats.work += topic->target_count;
+    return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
+}
+
+/* One message that has been on disk first: encoded anew for those who subscribed with QoS 0. Order is the log's, so it goes
+ * into the queues at once, as a run of its own; what it waits for has been waited for. */
+void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
+    if (!topic->target_count && !topic->grouped) return;
+    uint32_t size = held->properties_size ? held->hold.size : topic->prefix_size + held->payload_size;
+    publish_run_close(bq);
+    uint8_t *out = segment_reserve(&bq->segments, size);
+    if (!out) return; /* QoS 0 subscribers may lose it, counted as unrouted by nobody: memory is at its end */
+    if (held->properties_size) {
+        memcpy(out, held_frame(held), size);
+        message_qos1_mark_qos0(out);
+    } else {
+        memcpy(out, topic->prefix, topic->prefix_size);
+        message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
+        if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
+    }
+    queue_run_t run = {
+        .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
+    segment_commit(&bq->segments, size);
+    bq->stats.work += topic->target_count;
+    const enum flush_order order = topic->target_count > WIDE_TARGETS;
+    for (uint32_t i = 0; i < topic->target_count; i++) {
+        connection_t *target = topic->targets[i];
+        bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
+        if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run, order);
+    }
+    if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
+}

@@ -1,0 +1,588 @@
+/* broker/router.c: see broker/router.h for the picture and the invariant. */
+#include "broker/router.h"
+#include "proto/blip_codec.h"
+#include "broker/trie.h"
+#include "net/connection.h"
+#include "broker/consumer.h"
+
+#define FILTER_TABLE_SIZE_MIN 256u
+#define TOPIC_CHUNK 64u
+#define TARGETS_BYTES_MAX (16u << 20) /* merged target lists of the whole cache; past it the clock hand gives some back */
+#define CHANGES_KEPT 64u              /* a power of two */
+#define RESTARTS_MAX 16u
+#define LEVEL_BYTES 4u     /* of a filter's text for each unit of work that entering it takes, about a level */
+#define MERGED_PER_UNIT 8u /* members of a filter merged for one unit of work */
+
+typedef struct filter {
+    uint64_t hash;
+    struct filter *chain;
+    connection_t **members; /* parallel to subscriptions, so that a literal topic can use it as its targets */
+    subscription_t **subscriptions;
+    uint32_t count, capacity;
+    session_t **sessions;
+    uint32_t session_count, session_capacity;
+    int dialect;       /* 0 literal, 1 dot, 2 slash */
+    trie_node_t *node; /* of a wildcard filter */
+    uint32_t size;
+    uint8_t text[];
+} filter_t;
+
+/* A wildcard filter whose members changed. */
+typedef struct route_change {
+    int dialect;
+    uint32_t size;
+    uint8_t text[FRAME_TOPIC_BYTES_MAX];
+} route_change_t;
+
+/* A search that stopped because its units were used up. */
+typedef struct topic_search {
+    trie_walk_t walks[2];
+    uint32_t dialect;    /* of the walk under way */
+    uint64_t generation; /* when it began, or when no later change was found to matter */
+} topic_search_t;
+
+struct routes {
+    route_counts_t counts; /* must be first, see route_counts */
+    pool_t *pool;
+    uint64_t *work;
+    filter_t **filters;
+    uint32_t filters_size; /* a power of two */
+    trie_t tries[2];       /* dot, slash */
+    topic_t **topics;      /* hash table */
+    uint32_t topics_size;  /* a power of two */
+    topic_t **chunks;      /* the slots, TOPIC_CHUNK at a time */
+    uint32_t topics_max, slots;
+    uint32_t hand; /* of the clock */
+    uint64_t targets_bytes, filter_bytes;
+    uint64_t serial;
+    uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
+    uint64_t seed;
+    route_change_t changes[CHANGES_KEPT]; /* by generation: the newest ones */
+};
+
+static uint32_t power_of_two(uint32_t at_least) {
+    uint32_t size = 1;
+    while (size < at_least) size *= 2;
+    return size;
+}
+
+routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work) {
+    routes_t *routes = pool_take(pool, sizeof *routes);
+    if (!routes) return NULL;
+    memset(routes, 0, sizeof *routes);
+    routes->pool = pool;
+    routes->work = work;
+    routes->topics_max = (topics_max + TOPIC_CHUNK - 1) / TOPIC_CHUNK * TOPIC_CHUNK;
+    routes->topics_size = power_of_two(routes->topics_max);
+    routes->filters_size = FILTER_TABLE_SIZE_MIN;
+    routes->seed = (uint64_t)(uintptr_t)routes * 0x9E3779B97F4A7C15ull;
+    routes->topics = pool_take(pool, routes->topics_size * sizeof(topic_t *));
+    routes->filters = pool_take(pool, routes->filters_size * sizeof(filter_t *));
+    routes->chunks = pool_take(pool, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    if (routes->topics) memset(routes->topics, 0, routes->topics_size * sizeof(topic_t *));
+    if (routes->filters) memset(routes->filters, 0, routes->filters_size * sizeof(filter_t *));
+    trie_init(&routes->tries[0], pool, '.', '*', '>');
+    trie_init(&routes->tries[1], pool, '/', '+', '#');
+    if (routes->topics && routes->filters && routes->chunks) return routes;
+    route_free(routes);
+    return NULL;
+}
+
+/* ---- topics -------------------------------------------------------------------------------------------------------- */
+
+static BQ_APART void search_end(routes_t *routes, topic_t *topic) {
+    pool_give(routes->pool, topic->search, sizeof *topic->search);
+    topic->search = NULL;
+}
+
+static void targets_drop(routes_t *routes, topic_t *topic) {
+    if (BQ_UNLIKELY(topic->search != NULL)) {
+        search_end(routes, topic);
+        if (topic->restarts < RESTARTS_MAX) topic->restarts++;
+    }
+    if (topic->target_capacity) {
+        size_t bytes = topic->target_capacity * sizeof *topic->targets;
+        routes->targets_bytes -= bytes;
+        pool_give(routes->pool, topic->targets, bytes);
+    }
+    if (topic->session_capacity) {
+        size_t bytes = topic->session_capacity * sizeof *topic->sessions;
+        routes->targets_bytes -= bytes;
+        pool_give(routes->pool, topic->sessions, bytes);
+    }
+    topic->targets = NULL;
+    topic->sessions = NULL;
+    topic->target_count = topic->target_capacity = topic->session_count = topic->session_capacity = 0;
+    topic->grouped = false;
+    topic->stale = true;
+}
+
+static topic_t *slot_at(const routes_t *routes, uint32_t index) {
+    return &routes->chunks[index / TOPIC_CHUNK][index % TOPIC_CHUNK];
+}
+
+static void topic_forget(routes_t *routes, topic_t *topic) {
+    topic_t **at = &routes->topics[topic->hash & (routes->topics_size - 1)];
+    while (*at != topic) at = &(*at)->chain;
+    *at = topic->chain;
+    targets_drop(routes, topic);
+    pool_give(routes->pool, topic->prefix, topic->prefix_size);
+    topic->prefix = NULL;
+    topic->name_size = 0;
+    routes->counts.topics--;
+}
+
+static bool slots_add(routes_t *routes) {
+    topic_t *chunk = pool_take(routes->pool, TOPIC_CHUNK * sizeof *chunk);
+    if (!chunk) return false;
+    memset(chunk, 0, TOPIC_CHUNK * sizeof *chunk);
+    routes->chunks[routes->slots / TOPIC_CHUNK] = chunk;
+    routes->slots += TOPIC_CHUNK;
+    return true;
+}
+
+/* A free slot: a fresh one while the cache may grow, else the first that was not used since the hand came by (second chance). */
+static topic_t *slot_find(routes_t *routes) {
+    if (routes->counts.topics == routes->slots && routes->slots < routes->topics_max) {
+        routes->hand = routes->slots;
+        if (!slots_add(routes)) return NULL;
+    }
+    for (;;) {
+        topic_t *topic = slot_at(routes, routes->hand);
+        routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
+        if (!topic->name_size) return topic;
+        if (routes->counts.topics < routes->slots) continue; /* a free one exists: do not evict on the way to it */
+        if (!topic->recent) {
+            topic_forget(routes, topic);
+            return topic;
+        }
+        topic->recent = false;
+    }
+}
+
+static topic_t *topic_lookup(const routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
+    topic_t *topic = routes->topics[hash & (routes->topics_size - 1)];
+    while (topic && !(topic->hash == hash && topic_is(topic, name, size))) topic = topic->chain;
+    return topic;
+}
+
+static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
+    topic_t *topic = slot_find(routes);
+    if (!topic) return NULL;
+    uint32_t prefix_size = message_prefix_size(size);
+    uint8_t *prefix = pool_take(routes->pool, prefix_size);
+    if (!prefix) return NULL;
+    message_prefix_write(prefix, name, size);
+    topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
+    *topic = (topic_t){.hash = hash,
+                       .chain = *head,
+                       .prefix = prefix,
+                       .prefix_size = prefix_size,
+                       .name_size = size,
+                       .stale = true,
+                       .serial = ++routes->serial};
+    topic->name = message_prefix_name(prefix);
+    *head = topic;
+    routes->counts.topics++;
+    return topic;
+}
+
+topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error) {
+    if (BQ_UNLIKELY(size == 0 || size > FRAME_TOPIC_BYTES_MAX)) {
+        *error = topic_check(name, size);
+        return NULL;
+    }
+    uint64_t hash = hash_bytes(name, size, routes->seed);
+    topic_t *topic = topic_lookup(routes, hash, name, size);
+    if (BQ_LIKELY(topic != NULL)) {
+        routes->counts.hits++;
+        topic->recent = true;
+        return topic;
+    }
+    routes->counts.misses++;
+    *error = topic_check(name, size);
+    if (!*error) *error = levels_check(name, size, levels_max);
+    if (*error) return NULL;
+    topic = topic_enter(routes, hash, name, size);
+    if (!topic) *error = BQ_E_MEMORY;
+    return topic;
+}
+
+/* ---- filters ------------------------------------------------------------------------------------------------------- */
+
+static filter_t **filter_slot(const routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size) {
+    filter_t **at = &routes->filters[hash & (routes->filters_size - 1)];
+    while (*at && !((*at)->hash == hash && (*at)->size == size && !memcmp((*at)->text, text, size))) at = &(*at)->chain;
+    return at;
+}
+
+static void filters_grow(routes_t *routes) {
+    uint32_t size = routes->filters_size * 2;
+    filter_t **table = pool_take(routes->pool, size * sizeof *table);
+    if (!table) return; /* longer chains are slower, not wrong */
+    memset(table, 0, size * sizeof *table);
+    for (uint32_t i = 0; i < routes->filters_size; i++) {
+        for (filter_t *filter = routes->filters[i], *next; filter; filter = next) {
+            next = filter->chain;
+            filter_t **head = &table[filter->hash & (size - 1)];
+            filter->chain = *head;
+            *head = filter;
+        }
+    }
+    pool_give(routes->pool, routes->filters, routes->filters_size * sizeof *table);
+    routes->filters = table;
+    routes->filters_size = size;
+}
+
+static size_t filter_bytes(const filter_t *filter) { return sizeof *filter + filter->size; }
+
+/* Filters and subscriptions are counted: see route_bytes. */
+static void *take(routes_t *routes, size_t size) {
+    void *block = pool_take(routes->pool, size);
+    if (block) routes->filter_bytes += pool_good_size(size);
+    return block;
+}
+
+static void give(routes_t *routes, void *block, size_t size) {
+    if (block) routes->filter_bytes -= pool_good_size(size);
+    pool_give(routes->pool, block, size);
+}
+
+uint64_t route_bytes(const routes_t *routes) { return routes->filter_bytes + routes->tries[0].bytes + routes->tries[1].bytes; }
+
+static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size, int dialect) {
+    filter_t *filter = take(routes, sizeof *filter + size);
+    if (!filter) return NULL;
+    *filter = (filter_t){.hash = hash, .dialect = dialect, .size = size};
+    memcpy(filter->text, text, size);
+    *routes->work += size / LEVEL_BYTES;
+    if (dialect && !(filter->node = trie_insert(&routes->tries[dialect - 1], text, size, filter))) {
+        give(routes, filter, filter_bytes(filter));
+        return NULL;
+    }
+    if (routes->counts.filters >= routes->filters_size) filters_grow(routes);
+    filter_t **head = &routes->filters[hash & (routes->filters_size - 1)];
+    filter->chain = *head;
+    *head = filter;
+    routes->counts.filters++;
+    return filter;
+}
+
+static void filter_free(routes_t *routes, filter_t *filter) {
+    *filter_slot(routes, filter->hash, filter->text, filter->size) = filter->chain;
+    if (filter->dialect) *routes->work += trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
+    give(routes, filter->members, filter->capacity * sizeof *filter->members);
+    give(routes, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
+    give(routes, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
+    give(routes, filter, filter_bytes(filter));
+    routes->counts.filters--;
+}
+
+/* The members of a filter change: topics that it matches must look again before they are used. */
+static void filter_changed(routes_t *routes, const filter_t *filter) {
+    if (filter->dialect) {
+        route_change_t *change = &routes->changes[++routes->counts.generation % CHANGES_KEPT];
+        change->dialect = filter->dialect;
+        change->size = filter->size;
+        memcpy(change->text, filter->text, filter->size);
+        return;
+    }
+    topic_t *topic = topic_lookup(routes, filter->hash, filter->text, filter->size);
+    if (topic) targets_drop(routes, topic);
+}
+
+static void filter_free_if_unused(routes_t *routes, filter_t *filter) {
+    if (!filter->count && !filter->session_count) filter_free(routes, filter);
+}
+
+static bool filter_reserve(routes_t *routes, filter_t *filter) {
+    if (filter->count < filter->capacity) return true;
+    uint32_t capacity = filter->capacity ? filter->capacity * 2 : 2;
+    connection_t **members = take(routes, capacity * sizeof *members);
+    subscription_t **subscriptions = take(routes, capacity * sizeof *subscriptions);
+    if (!members || !subscriptions) {
+        give(routes, members, capacity * sizeof *members);
+        give(routes, subscriptions, capacity * sizeof *subscriptions);
+        return false;
+    }
+    if (filter->count) {
+        memcpy(members, filter->members, filter->count * sizeof *members);
+        memcpy(subscriptions, filter->subscriptions, filter->count * sizeof *subscriptions);
+    }
+    give(routes, filter->members, filter->capacity * sizeof *members);
+    give(routes, filter->subscriptions, filter->capacity * sizeof *subscriptions);
+    filter->members = members;
+    filter->subscriptions = subscriptions;
+    filter->capacity = capacity;
+    return true;
+}
+
+/* ---- subscriptions ------------------------------------------------------------------------------------------------- */
+
+/* Search whichever is shorter, the filter's members or the connection's subscriptions: walk both in step. */
+static subscription_t *subscription_find(routes_t *routes, const filter_t *filter, const connection_t *connection,
+                                         subscription_t *list) {
+    uint32_t index = 0;
+    subscription_t *found = NULL;
+    for (; list && index < filter->count && !found; list = list->next, index++) {
+        if (list->filter == filter) found = list;
+        if (filter->members[index] == connection) found = filter->subscriptions[index];
+    }
+    *routes->work += index / MERGED_PER_UNIT;
+    return found;
+}
+
+/* The filter of that text, made if it is new. NULL with *error. */
+static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t size, int *error) {
+    int dialect = filter_check(text, size);
+    *error = dialect < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
+    if (dialect < 0) return NULL;
+    uint64_t hash = hash_bytes(text, size, routes->seed);
+    filter_t *filter = *filter_slot(routes, hash, text, size);
+    return filter ? filter : filter_new(routes, hash, text, size, dialect);
+}
+
+int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
+    int error;
+    filter_t *filter = filter_enter(routes, text, size, &error);
+    if (!filter) return error;
+    if (subscription_find(routes, filter, connection, *list)) return 0;
+    filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
+    subscription_t *subscription = filter_reserve(routes, filter) ? take(routes, sizeof *subscription) : NULL;
+    if (!subscription) {
+        filter_free_if_unused(routes, filter);
+        return BQ_E_MEMORY;
+    }
+    *subscription =
+        (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
+    if (*list) (*list)->link = &subscription->next;
+    *list = subscription;
+    filter->members[filter->count] = connection;
+    filter->subscriptions[filter->count++] = subscription;
+    routes->counts.subscriptions++;
+    return 1;
+}
+
+void route_leave(routes_t *routes, subscription_t *subscription) {
+    filter_t *filter = subscription->filter;
+    *routes->work += 2;
+    filter_changed(routes, filter);
+    uint32_t last = --filter->count;
+    filter->members[subscription->index] = filter->members[last];
+    filter->subscriptions[subscription->index] = filter->subscriptions[last];
+    filter->subscriptions[subscription->index]->index = subscription->index;
+    *subscription->link = subscription->next;
+    if (subscription->next) subscription->next->link = subscription->link;
+    give(routes, subscription, sizeof *subscription);
+    routes->counts.subscriptions--;
+    filter_free_if_unused(routes, filter);
+}
+
+bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text,
+                       uint32_t size) {
+    filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    subscription_t *subscription = filter ? subscription_find(routes, filter, connection, list) : NULL;
+    if (subscription) route_leave(routes, subscription);
+    return subscription != NULL;
+}
+
+int route_session(routes_t *routes, session_t *session, session_route_t *at, const uint8_t *text, uint32_t size) {
+    int error;
+    filter_t *filter = filter_enter(routes, text, size, &error);
+    if (!filter) return error;
+    filter_changed(routes, filter);
+    if (filter->session_count == filter->session_capacity) {
+        uint32_t capacity = filter->session_capacity ? filter->session_capacity * 2 : 1;
+        size_t old_bytes = filter->session_capacity * sizeof *filter->sessions;
+        size_t bytes = capacity * sizeof(session_t *);
+        session_t **sessions = pool_resize(routes->pool, filter->sessions, old_bytes, bytes);
+        if (!sessions) {
+            filter_free_if_unused(routes, filter);
+            return BQ_E_MEMORY;
+        }
+        routes->filter_bytes += pool_good_size(bytes) - (filter->sessions ? pool_good_size(old_bytes) : 0);
+        filter->sessions = sessions;
+        filter->session_capacity = capacity;
+    }
+    *at = (session_route_t){filter, filter->session_count};
+    filter->sessions[filter->session_count++] = session;
+    return 1;
+}
+
+session_t *route_session_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
+    const filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    return filter && index < filter->session_count ? filter->sessions[index] : NULL;
+}
+
+void route_session_leave(routes_t *routes, session_route_t *at) {
+    filter_t *filter = at->filter;
+    filter_changed(routes, filter);
+    session_t *last = filter->sessions[--filter->session_count];
+    filter->sessions[at->index] = last;
+    last->route.index = at->index;
+    at->filter = NULL;
+    filter_free_if_unused(routes, filter);
+}
+
+/* ---- resolving ----------------------------------------------------------------------------------------------------- */
+
+typedef struct merge {
+    routes_t *routes;
+    topic_t *topic;
+    uint32_t *units;
+} merge_t;
+
+/* A topic's list of pointers with room for `need`, counted in the budget; NULL: no memory, and the old list still stands. */
+static void *merged_reserve(routes_t *routes, void *list, uint32_t *capacity, uint32_t need) {
+    if (list && need <= *capacity) return list;
+    uint32_t grown = power_of_two(need);
+    size_t old_bytes = *capacity * sizeof(void *), bytes = grown * sizeof(void *);
+    void *moved = pool_resize(routes->pool, list, old_bytes, bytes);
+    if (!moved) return NULL;
+    routes->targets_bytes += bytes - old_bytes;
+    *capacity = grown;
+    return moved;
+}
+
+static bool merge_sessions(routes_t *routes, topic_t *topic, const filter_t *filter) {
+    uint32_t need = topic->session_count + filter->session_count;
+    session_t **sessions = merged_reserve(routes, topic->sessions, &topic->session_capacity, need);
+    if (!sessions) return false;
+    topic->sessions = sessions;
+    for (uint32_t i = 0; i < filter->session_count; i++) {
+        topic->sessions[topic->session_count++] = filter->sessions[i];
+        topic->grouped |= filter->sessions[i]->grouped;
+    }
+    return true;
+}
+
+/* Add a filter's members to the topic's targets, each connection once, and its sessions. */
+static bool merge_filter(void *context, filter_t *filter) {
+    merge_t *merge = context;
+    topic_t *topic = merge->topic;
+    uint32_t units = (filter->count + filter->session_count) / MERGED_PER_UNIT;
+    *merge->units -= units < *merge->units ? units : *merge->units;
+    if (filter->session_count && !merge_sessions(merge->routes, topic, filter)) return false;
+    if (!filter->count) return true;
+    connection_t **targets =
+        merged_reserve(merge->routes, topic->targets, &topic->target_capacity, topic->target_count + filter->count);
+    if (!targets) return false;
+    topic->targets = targets;
+    for (uint32_t i = 0; i < filter->count; i++) {
+        connection_t *connection = filter->members[i];
+        if (connection->route_mark == merge->routes->mark) continue;
+        connection->route_mark = merge->routes->mark;
+        topic->targets[topic->target_count++] = connection;
+    }
+    return true;
+}
+
+/* Keep merged lists within their budget: the hand drops those of topics it passes; they are found again when needed. */
+static void targets_trim(routes_t *routes, const topic_t *keep) {
+    for (uint32_t i = 0; i < routes->slots && routes->targets_bytes > TARGETS_BYTES_MAX; i++) {
+        topic_t *topic = slot_at(routes, routes->hand);
+        routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
+        if (topic != keep && (topic->target_capacity || topic->session_capacity)) targets_drop(routes, topic);
+    }
+}
+
+/* Whether a wildcard filter that changed after `generation` matches the topic, or so many changed that nobody knows. */
+static bool changed_since(routes_t *routes, const topic_t *topic, uint64_t generation) {
+    uint64_t now = routes->counts.generation;
+    if (now - generation > CHANGES_KEPT) return true;
+    *routes->work += now - generation;
+    while (generation++ < now) {
+        const route_change_t *change = &routes->changes[generation % CHANGES_KEPT];
+        if (filter_matches(change->dialect, change->text, change->size, topic->name, topic->name_size)) return true;
+    }
+    return false;
+}
+
+/* A search goes on unless a filter that matches the topic changed meanwhile: then it begins anew. */
+static void search_continue(routes_t *routes, topic_t *topic, topic_search_t *search) {
+    if (topic->search && changed_since(routes, topic, topic->search->generation)) targets_drop(routes, topic);
+    routes->mark++;
+    if (topic->search) {
+        *search = *topic->search;
+        for (uint32_t i = 0; i < topic->target_count; i++) topic->targets[i]->route_mark = routes->mark;
+        *routes->work += topic->target_count / MERGED_PER_UNIT;
+    } else {
+        targets_drop(routes, topic);
+        memset(search, 0, sizeof *search);
+    }
+    search->generation = routes->counts.generation;
+}
+
+/* False: there is no memory to remember the search in. */
+static BQ_APART bool search_keep(routes_t *routes, topic_t *topic, const topic_search_t *search) {
+    if (!topic->search) topic->search = pool_take(routes->pool, sizeof *search);
+    if (topic->search) *topic->search = *search;
+    return topic->search != NULL;
+}
+
+static enum trie_outcome search_tries(routes_t *routes, topic_t *topic, topic_search_t *search, merge_t *merge) {
+    for (; search->dialect < 2; search->dialect++) {
+        enum trie_outcome outcome = trie_match(&routes->tries[search->dialect], &search->walks[search->dialect], topic->name,
+                                               topic->name_size, merge->units, merge_filter, merge);
+        if (outcome != TRIE_DONE) return outcome;
+    }
+    return TRIE_DONE;
+}
+
+static bool search_literal(routes_t *routes, topic_t *topic, merge_t *merge) {
+    filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
+    if (!literal) return true;
+    if (topic->target_capacity) return merge_filter(merge, literal);
+    topic->targets = literal->members; /* nobody else: borrow instead of copying */
+    topic->target_count = literal->count;
+    return !literal->session_count || merge_sessions(routes, topic, literal);
+}
+
+/* A search that filters in change let begin anew gets twice the units each time, so that it ends whatever they do. */
+static uint32_t units_for(const topic_t *topic, uint32_t units) {
+    uint64_t more = (uint64_t)units << topic->restarts;
+    return more < UINT32_MAX ? (uint32_t)more : UINT32_MAX;
+}
+
+enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t units) {
+    bool remembered = !topic->stale && routes->counts.generation - topic->generation <= topic->cost;
+    if (remembered && !changed_since(routes, topic, topic->generation)) {
+        topic->generation = routes->counts.generation;
+        return ROUTE_READY;
+    }
+    topic_search_t search;
+    search_continue(routes, topic, &search);
+    uint32_t all = units_for(topic, units), left = all, before = topic->search ? topic->cost : 0;
+    merge_t merge = {routes, topic, &left};
+    enum trie_outcome outcome = search_tries(routes, topic, &search, &merge);
+    if (outcome == TRIE_MORE && !search_keep(routes, topic, &search)) outcome = TRIE_FAILED;
+    if (outcome == TRIE_DONE && !search_literal(routes, topic, &merge)) outcome = TRIE_FAILED;
+    *routes->work += all - left;
+    topic->cost = before + all - left;
+    if (outcome == TRIE_MORE) return ROUTE_LATER;
+    if (topic->search) search_end(routes, topic);
+    topic->restarts = 0;
+    if (outcome == TRIE_FAILED) {
+        targets_drop(routes, topic);
+        return ROUTE_NO_MEMORY;
+    }
+    topic->stale = false;
+    topic->generation = routes->counts.generation;
+    if (routes->targets_bytes > TARGETS_BYTES_MAX) targets_trim(routes, topic);
+    return ROUTE_READY;
+}
+
+void route_free(routes_t *routes) {
+    pool_t *pool = routes->pool;
+    for (uint32_t i = 0; i < routes->slots; i++) {
+        topic_t *topic = slot_at(routes, i);
+        if (topic->name_size) topic_forget(routes, topic);
+    }
+    for (uint32_t i = 0; i < routes->slots / TOPIC_CHUNK; i++) pool_give(pool, routes->chunks[i], TOPIC_CHUNK * sizeof(topic_t));
+    trie_release(&routes->tries[0]);
+    trie_release(&routes->tries[1]);
+    if (routes->topics) pool_give(pool, routes->topics, routes->topics_size * sizeof(topic_t *));
+    if (routes->filters) pool_give(pool, routes->filters, routes->filters_size * sizeof(filter_t *));
+    if (routes->chunks) pool_give(pool, routes->chunks, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    pool_give(pool, routes, sizeof *routes);
+}

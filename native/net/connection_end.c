@@ -1,0 +1,214 @@
+/* net/connection_end.c: how a connection ends. net/connection.h shows the states.
+ *
+ * A client that sends no more (QUIT, end of file) may still read: what it asked for before is answered, also when the answer
+ * waits for the disk, and the connection closes after the last answer. A reset ends a connection at once.
+ *
+ * Invariants: a connection that leaves CONNECTION_OPEN leaves its routes, groups and sessions at the same moment, so no message
+ * waits for a client that cannot acknowledge it. ENDING, CLOSING and LINGERING have a timer each: no client keeps its descriptor
+ * by not reading.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CLEAR_ENTRIES 64u
+
+/* ---- states -------------------------------------------------------------------------------------------------------- */
+
+void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
+    if (connection->state == CONNECTION_DEAD || connection->state == CONNECTION_FREE) return;
+    if (connection->state == CONNECTION_OPEN) { /* one that ends already keeps its first reason */
+        connection->close_code = code;
+        connection->close_detail = detail;
+        bq->stats.closed_silent += code == BQ_CLOSE_SILENT;
+        bq->stats.closed_vanished += code == BQ_CLOSE_VANISHED;
+    }
+    connection->state = CONNECTION_DEAD;
+    if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
+    connection->interest = 0;
+    wheel_remove(&bq->wheel, &connection->timer.wheel);
+    door_leave(bq, connection);
+    wait_end(bq, connection);
+    connection_release_waiters(bq, connection);
+    keepalive_unwatch(bq, connection);
+    connection->dead_next = bq->dead;
+    bq->dead = connection;
+}
+
+/* A connection that was never admitted has no more time to end than it had to be admitted. */
+static void end_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
+    if (connection->pending)
+        core_timer_cut(bq, &connection->timer, after_ms);
+    else
+        core_timer_set(bq, &connection->timer, after_ms);
+}
+
+/* QoS 1 deliveries that have not begun to leave go to other members, or come again: this client cannot acknowledge them.
+ * Messages of QoS 0 that were queued before stay in the queue, between the answers. */
+static void leave(bq_t *bq, connection_t *connection) {
+    connection_release_waiters(bq, connection);
+    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
+    connection->subscription_count = 0;
+    session_leave_all(bq, connection);
+    queue_drop_kept(&connection->queue, &bq->queues, connection->blocked);
+}
+
+void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
+    publish_run_close(bq); /* routes change below; giving the run out may close this connection */
+    if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_ENDING) return;
+    if (connection->state == CONNECTION_OPEN) {
+        connection->close_code = code;
+        connection->close_detail = detail;
+        leave(bq, connection);
+    }
+    connection->state = CONNECTION_CLOSING;
+    end_within(bq, connection, CLOSING_MS);
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
+    connection_update_interest(bq, connection);
+}
+
+void connection_input_ended(bq_t *bq, connection_t *connection, uint8_t code) {
+    publish_run_close(bq); /* it may hold messages for this client */
+    if (connection->state != CONNECTION_OPEN) return;
+    if (connection->hello && connection->held_count) {
+        connection->close_code = code;
+        connection->close_detail = NULL;
+        leave(bq, connection);
+        connection->state = CONNECTION_ENDING;
+        end_within(bq, connection, ENDING_MS);
+        connection_update_interest(bq, connection);
+    } else if (connection->queue.head) {
+        connection_finish(bq, connection, code, NULL);
+    } else {
+        connection_close(bq, connection, code, NULL);
+    }
+}
+
+void connection_answered(bq_t *bq, connection_t *connection) {
+    if (connection->state == CONNECTION_ENDING && !connection->held_count)
+        connection_finish(bq, connection, connection->close_code, connection->close_detail);
+}
+
+/* Everything queued has left. A client that has not ended its side gets time to read the last Reply: closing a socket with
+ * unread input resets the connection, and the Reply would be lost. */
+void connection_all_sent(bq_t *bq, connection_t *connection) {
+    if (connection->fd < 0 || connection->close_code == BQ_CLOSE_EOF) {
+        connection_close(bq, connection, connection->close_code, connection->close_detail);
+        return;
+    }
+    connection->state = CONNECTION_LINGERING;
+    shutdown(connection->fd, SHUT_WR);
+    end_within(bq, connection, LINGER_MS);
+    connection_update_interest(bq, connection);
+}
+
+void connection_end_late(bq_t *bq, connection_t *connection) {
+    if (connection->state == CONNECTION_ENDING)
+        connection->close_detail = "what it had asked for was not answered in time: the disk is slow, or full";
+    connection_close(bq, connection, connection->close_code, connection->close_detail);
+}
+
+/* ---- failures ------------------------------------------------------------------------------------------------------ */
+
+void connection_broken(bq_t *bq, connection_t *connection, int error) {
+    if (error == ECONNRESET || error == EPIPE) {
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
+        return;
+    }
+    connection_close(bq, connection, BQ_CLOSE_VANISHED, "the client's machine does not answer any more");
+}
+
+/* The poller reports an error on a socket that is not read at the moment. The input that came before a reset is still taken,
+ * when the pause ends: a client may publish and close at once. A client that vanished does not wait for that. */
+void connection_error(bq_t *bq, connection_t *connection) {
+    int error = poll_socket_error(connection->fd);
+    bool reset = !error || error == ECONNRESET || error == EPIPE;
+    if (reset && connection->state == CONNECTION_OPEN && connection->pause && !connection->blocked) {
+        connection->broken = true;
+        connection_update_interest(bq, connection);
+    } else {
+        connection_broken(bq, connection, reset ? ECONNRESET : error);
+    }
+}
+
+/* ---- endings that the broker decides ------------------------------------------------------------------------------- */
+
+void connection_discard(bq_t *bq, connection_t *connection) {
+    if (connection->state != CONNECTION_OPEN) return;
+    publish_run_close(bq); /* into the queue that is emptied here; giving it out may close a connection */
+    while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
+    connection->subscription_count = 0;
+    session_leave_all(bq, connection);
+    bq->stats.dropped_disconnect += queue_discard(&connection->queue, &bq->queues, connection->blocked);
+}
+
+void connection_need_hello(bq_t *bq, connection_t *connection) {
+    if (connection->trusted || connection->rights || !connection->admitted) return;
+    static const char why[] = "keys are asked for since the broker's settings were changed";
+    if (connection->hello && connection->state == CONNECTION_OPEN) {
+        connection_discard(bq, connection);
+        connection_reply(bq, connection, 0, 401, why);
+        connection_finish(bq, connection, BQ_CLOSE_UNAUTH, why);
+    } else {
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, why);
+    }
+}
+
+/* ---- burial -------------------------------------------------------------------------------------------------------- */
+
+/* Strangers that were pushed out are counted only: they come by the thousand. */
+static bool worth_telling(const connection_t *connection) {
+    return connection->known || (connection->close_code > BQ_CLOSE_RESET && connection->close_code != BQ_CLOSE_CROWDED);
+}
+
+static bool tell_closed(bq_t *bq, const connection_t *connection) {
+    const char *detail = connection->close_detail ? connection->close_detail : "";
+    bq_event_t event = {.type = BQ_EV_CLOSED,
+                        .code = connection->close_code,
+                        .conn = connection->handle,
+                        .peer_port = connection->peer_port,
+                        .text = (const uint8_t *)detail,
+                        .text_size = (uint32_t)strlen(detail)};
+    memcpy(event.peer, connection->peer, sizeof event.peer);
+    return event_push(bq, &event);
+}
+
+/* Its routes, sessions and queue: thousands of each, as far as the turn's work goes. False: the rest is the next turn's. */
+static bool let_go(bq_t *bq, connection_t *connection) {
+    while (connection->subscriptions && work_done(bq) < bq->ends_stop) route_leave(bq->routes, connection->subscriptions);
+    while (connection->members && work_done(bq) < bq->ends_stop) session_leave_one(bq, connection);
+    while (connection->queue.head && work_done(bq) < bq->ends_stop) {
+        bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues, CLEAR_ENTRIES);
+        bq->stats.work += CLEAR_ENTRIES;
+    }
+    return !connection->subscriptions && !connection->members && !connection->queue.head;
+}
+
+bool connection_bury(bq_t *bq, connection_t *connection) {
+    if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
+        close(connection->fd);
+        bq->stats.work += WORK_SEND;
+        connection->fd = -1;
+        door_descriptor_freed(&bq->door);
+    }
+    connection_input_drop(bq, connection);
+    if (!let_go(bq, connection)) return false;
+    /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
+    if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
+    if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
+    if (connection->refused)
+        bq->refused_count--;
+    else
+        bq->open_count--;
+    bq->fed_bytes -= connection->fed_in_flight;
+    connection->fed_in_flight = 0;
+    bq->stats.closed++;
+    bq->stats.work += WORK_COMMAND;
+    rights_drop(&bq->pool, connection->rights);
+    connection->rights = NULL;
+    connection->state = CONNECTION_FREE;
+    bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
+    return true;
+}

@@ -1,0 +1,128 @@
+/* net/keepalive.c: see net/keepalive.h. */
+#include "core.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+#define LOOKS 4u           /* at a watched connection in each keepalive_ms */
+#define LOOK_MAX 256u      /* connections looked at before other work goes on */
+#define FED_GRACE_MS 1000u /* what a fed client sent may still be on its way through Python */
+
+void keepalive_socket(bq_t *bq, int fd) {
+    if (bq->config.keepalive_ms) poll_keepalive(fd, bq->config.keepalive_ms);
+}
+
+/* ---- what a client promised ------------------------------------------------------------------------------------------ */
+
+void keepalive_promise(bq_t *bq, connection_t *connection, uint64_t asked_ms) {
+    uint64_t most_ms = bq->config.keepalive_ms, ms = asked_ms < KEEPALIVE_MIN_MS ? KEEPALIVE_MIN_MS : asked_ms;
+    if (connection->hello) return; /* a second HELLO is refused */
+    connection->keepalive_ms = asked_ms && most_ms ? (uint32_t)(ms < most_ms ? ms : most_ms) : 0;
+}
+
+static uint64_t silence_max_ms(const connection_t *connection) {
+    return connection->keepalive_ms + connection->keepalive_ms / 2ull;
+}
+
+void keepalive_begin(bq_t *bq, connection_t *connection) {
+    connection->heard_ms = bq->now_ms;
+    if (connection->keepalive_ms && connection->state == CONNECTION_OPEN)
+        core_timer_set(bq, &connection->timer, silence_max_ms(connection));
+}
+
+/* Input that the core has not read yet: the core was late, not the client. */
+static bool input_waits(const connection_t *connection) {
+    uint8_t byte;
+    if (connection->pause) return true;
+    if (connection->fd < 0) return false;
+    return recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+void keepalive_due(bq_t *bq, connection_t *connection) {
+    uint64_t most_ms = silence_max_ms(connection);
+    if (input_waits(connection)) connection->heard_ms = bq->now_ms;
+    uint64_t silent_ms = bq->now_ms - connection->heard_ms;
+    if (silent_ms < most_ms) {
+        connection->grace = false;
+        core_timer_set(bq, &connection->timer, most_ms - silent_ms);
+    } else if (connection->fd < 0 && !connection->grace) {
+        connection->grace = true;
+        core_timer_set(bq, &connection->timer, FED_GRACE_MS);
+    } else {
+        connection_close(bq, connection, BQ_CLOSE_SILENT,
+                         "it sent nothing, not even PING, for one and a half times the keepalive_ms of its HELLO");
+    }
+}
+
+/* ---- output that nobody acknowledges --------------------------------------------------------------------------------- */
+
+static void list_append(keepalive_t *keepalive, connection_t *connection) {
+    connection->watched_next = NULL;
+    connection->watched_previous = keepalive->watched_last;
+    *(keepalive->watched_last ? &keepalive->watched_last->watched_next : &keepalive->watched_first) = connection;
+    keepalive->watched_last = connection;
+}
+
+static void list_remove(keepalive_t *keepalive, connection_t *connection) {
+    connection_t *next = connection->watched_next, *previous = connection->watched_previous;
+    *(previous ? &previous->watched_next : &keepalive->watched_first) = next;
+    *(next ? &next->watched_previous : &keepalive->watched_last) = previous;
+}
+
+/* A whole round takes keepalive_ms / LOOKS, however many there are. */
+static void look_later(bq_t *bq) {
+    keepalive_t *keepalive = &bq->keepalive;
+    uint64_t round_ms = bq->config.keepalive_ms / LOOKS, count = keepalive->watched_count;
+    wheel_remove(&bq->wheel, &keepalive->timer.wheel);
+    if (count && round_ms) core_timer_set(bq, &keepalive->timer, count > LOOK_MAX ? round_ms * LOOK_MAX / count : round_ms);
+}
+
+void keepalive_changed(bq_t *bq) { look_later(bq); }
+
+BQ_APART void keepalive_watch(bq_t *bq, connection_t *connection) {
+    keepalive_t *keepalive = &bq->keepalive;
+    if (connection->watched || connection->fd < 0 || !bq->config.keepalive_ms || connection->state == CONNECTION_DEAD) return;
+    connection->watched = true;
+    connection->doubt_ms = 0;
+    list_append(keepalive, connection);
+    if (!keepalive->watched_count++) look_later(bq);
+}
+
+void keepalive_unwatch(bq_t *bq, connection_t *connection) {
+    if (!connection->watched) return;
+    connection->watched = false;
+    list_remove(&bq->keepalive, connection);
+    bq->keepalive.watched_count--;
+}
+
+/* Doubt begins at the first look that finds the last transmission unanswered, and ends with any acknowledgement. It has to last,
+ * and to outlast a transmission that began later: one may be lost on its way, and the next may come minutes later. */
+static void look_at(bq_t *bq, connection_t *connection) {
+    uint32_t quiet_ms, sent_ms;
+    int owed = poll_unacknowledged(connection->fd, &quiet_ms, &sent_ms);
+    if (owed < 0 || owed == POLL_ALL_ACKNOWLEDGED) {
+        keepalive_unwatch(bq, connection);
+        return;
+    }
+    uint64_t doubted_ms = bq->now_ms - connection->doubt_ms;
+    if (owed == POLL_ANSWERING) {
+        connection->doubt_ms = 0;
+    } else if (!connection->doubt_ms || quiet_ms < doubted_ms) {
+        connection->doubt_ms = bq->now_ms;
+    } else if (doubted_ms >= bq->config.keepalive_ms / LOOKS * (LOOKS - 1ull) && sent_ms < doubted_ms) {
+        connection_close(bq, connection, BQ_CLOSE_VANISHED,
+                         "its machine acknowledged nothing that was sent for server.keepalive_ms");
+    }
+}
+
+void keepalive_look(bq_t *bq) {
+    keepalive_t *keepalive = &bq->keepalive;
+    uint32_t count = keepalive->watched_count < LOOK_MAX ? keepalive->watched_count : LOOK_MAX;
+    while (count-- && keepalive->watched_first) {
+        connection_t *connection = keepalive->watched_first;
+        list_remove(keepalive, connection);
+        list_append(keepalive, connection);
+        look_at(bq, connection);
+    }
+    look_later(bq);
+}

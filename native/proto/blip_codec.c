@@ -1,0 +1,546 @@
+/* proto/blip_codec.c: the wire of proto/blip_codec.h: FlatBuffers tables read in place and written at fixed offsets, topics and filters checked.
+ *
+ *      body      [root u32]...[vtable: bytes u16, table bytes u16, slot offsets u16...]...[table: i32 back to vtable, fields]
+ *      message   [u32 big-endian][1][root, vtable, table, topic][payload]     all but the values is constant per topic
+ *
+ * Invariant: every read of a body is behind a check that compares uint64_t sums with its size; nothing here allocates.
+ */
+#include "proto/blip_codec.h"
+
+/* ---- errors -------------------------------------------------------------------------------------------------------- */
+
+#define FRAME_ERRORS(X)                                                                                                          \
+    X(ROOT, "no table: the root offset points outside the frame; is the client speaking this protocol?")                         \
+    X(VTABLE, "the table's vtable is outside the frame or has an impossible length")                                             \
+    X(TABLE, "the table runs past the end of the frame")                                                                         \
+    X(FIELD, "a field lies outside its table")                                                                                   \
+    X(VECTOR, "a string or vector runs past the end of the frame")                                                               \
+    X(STRING, "a string does not end with NUL")                                                                                  \
+    X(ACTION, "no such action: it must be 0 to 7, or 9")                                                                         \
+    X(QOS, "no such QoS: it must be 0 or 1")                                                                                     \
+    X(NO_TOPIC, "this action needs a topic of at least 1 byte")                                                                  \
+    X(TOPIC_LONG, "the topic or filter is longer than 256 bytes")                                                                \
+    X(UTF8, "a string is not valid UTF-8")                                                                                       \
+    X(CONTROL, "the topic or filter contains a control character")                                                               \
+    X(WILDCARD, "the topic contains one of * > + #, which are for filters only")                                                 \
+    X(NOT_ALONE, "a wildcard in the filter shares its level with other characters")                                              \
+    X(NOT_LAST, "> or # in the filter is not its last level")                                                                    \
+    X(DIALECTS, "the filter mixes the wildcards of dot levels (* >) with those of slash levels (+ #)")                           \
+    X(LEVELS, "the topic or filter has more levels than limits.max_topic_levels")
+
+#define ERROR_NAME(name, phrase) ERROR_##name,
+#define ERROR_PHRASE(name, phrase) phrase,
+enum { FRAME_ERRORS(ERROR_NAME) ERROR_COUNT };
+static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE)};
+
+#define ERROR_BASE (-100) /* apart from enum bq_error */
+#define FAIL(name) (ERROR_BASE - ERROR_##name)
+
+const char *frame_error(int code) {
+    if (code > ERROR_BASE - ERROR_COUNT && code <= ERROR_BASE) return error_phrases[ERROR_BASE - code];
+    return code < 0 ? "unknown error" : "no error";
+}
+
+/* The stream itself cannot be trusted after these; the others are about one request. */
+bool frame_error_is_fatal(int code) { return (code <= FAIL(ROOT) && code >= FAIL(STRING)) || code == FAIL(UTF8); }
+
+/* ---- text ---------------------------------------------------------------------------------------------------------- */
+
+#define ONES (~0ull / 255)
+#define HIGHS (ONES * 128)
+
+/* Not 0 when a byte of the word is v; exact as a whole, though it may mark more bytes than match. */
+static inline uint64_t word_has(uint64_t word, uint8_t v) {
+    uint64_t x = word ^ ONES * v;
+    return (x - ONES) & ~x & HIGHS;
+}
+
+/* Not 0 when a byte is not ASCII, a control character or a wildcard: what plain topics have none of. */
+static inline uint64_t word_special(uint64_t word) {
+    uint64_t below_space = (word - ONES * ' ') & ~word;
+    uint64_t star_or_plus = word_has(word | ONES, '+'); /* '*' with its lowest bit set */
+    return ((word | below_space) & HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
+}
+
+/* The length of the UTF-8 character at p, 2 to 4 bytes, or 0: overlong, a surrogate, beyond U+10FFFF, cut off. */
+static uint32_t character_bytes(const uint8_t *p, uint64_t size) {
+    uint8_t lead = p[0];
+    uint32_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || bytes > size) return 0;
+    /* Only the second byte's range depends on the first: Unicode, table 3-7. */
+    uint8_t lowest = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    uint8_t highest = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    if (p[1] < lowest || p[1] > highest) return 0;
+    for (uint32_t i = 2; i < bytes; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    return bytes;
+}
+
+static int utf8_check(const uint8_t *text, uint64_t size) {
+    uint64_t i = 0;
+    while (i < size) {
+        if (size - i >= 8 && !(load_u64(text + i) & HIGHS)) {
+            i += 8;
+        } else if (text[i] < 0x80) {
+            i++;
+        } else {
+            uint32_t bytes = character_bytes(text + i, size - i);
+            if (!bytes) return FAIL(UTF8);
+            i += bytes;
+        }
+    }
+    return 0;
+}
+
+static inline bool is_wildcard(uint8_t c) { return c == '*' || c == '>' || c == '+' || c == '#'; }
+
+/* What topics and filters have in common. 0, 1 when there are wildcards, or a negative code. */
+static int name_check(const uint8_t *name, uint32_t size) {
+    if (BQ_UNLIKELY(size == 0)) return FAIL(NO_TOPIC);
+    if (BQ_UNLIKELY(size > FRAME_TOPIC_BYTES_MAX)) return FAIL(TOPIC_LONG);
+    int wildcards = 0;
+    for (uint32_t i = 0; i < size;) {
+        uint8_t c = name[i];
+        if (size - i >= 8 && !word_special(load_u64(name + i))) {
+            i += 8;
+        } else if (c < 0x80) {
+            if (c < ' ' || c == 0x7f) return FAIL(CONTROL);
+            wildcards |= is_wildcard(c);
+            i++;
+        } else {
+            uint32_t bytes = character_bytes(name + i, size - i);
+            if (!bytes) return FAIL(UTF8);
+            if (c == 0xc2 && name[i + 1] < 0xa0) return FAIL(CONTROL); /* C1: U+0080 to U+009F */
+            i += bytes;
+        }
+    }
+    return wildcards;
+}
+
+int topic_check(const uint8_t *topic, uint32_t size) {
+    int wildcards = name_check(topic, size);
+    return wildcards > 0 ? FAIL(WILDCARD) : wildcards;
+}
+
+enum dialect { LITERAL, DOTS, SLASHES };
+
+int filter_check(const uint8_t *filter, uint32_t size) {
+    int wildcards = name_check(filter, size);
+    if (wildcards <= 0) return wildcards;
+    int dialect = LITERAL;
+    for (uint32_t i = 0; i < size; i++) {
+        if (!is_wildcard(filter[i])) continue;
+        int own = filter[i] == '*' || filter[i] == '>' ? DOTS : SLASHES;
+        if (dialect != LITERAL && dialect != own) return FAIL(DIALECTS);
+        dialect = own;
+    }
+    const uint8_t separator = dialect == DOTS ? '.' : '/';
+    for (uint32_t i = 0; i < size; i++) {
+        if (!is_wildcard(filter[i])) continue;
+        bool last = i + 1 == size;
+        if ((i > 0 && filter[i - 1] != separator) || (!last && filter[i + 1] != separator)) return FAIL(NOT_ALONE);
+        if ((filter[i] == '>' || filter[i] == '#') && !last) return FAIL(NOT_LAST);
+    }
+    return dialect;
+}
+
+int levels_check(const uint8_t *name, uint32_t size, uint32_t levels_max) {
+    uint32_t dots = 0, slashes = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        dots += name[i] == '.';
+        slashes += name[i] == '/';
+    }
+    uint32_t levels = (dots > slashes ? dots : slashes) + 1, own = size && name[0] == '$';
+    return levels - own > levels_max ? FAIL(LEVELS) : 0;
+}
+
+int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
+    int dialect = filter_check(filter, filter_size);
+    return dialect < 0 ? dialect : filter_matches(dialect, filter, filter_size, topic, topic_size);
+}
+
+/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
+int filter_matches(int dialect, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
+    if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
+    const uint8_t separator = dialect == DOTS ? '.' : '/';
+    uint32_t t = 0;
+    for (uint32_t f = 0; f < filter_size; f++) {
+        if (dialect != LITERAL && (filter[f] == '>' || filter[f] == '#')) return 1;
+        if (dialect != LITERAL && (filter[f] == '*' || filter[f] == '+')) {
+            while (t < topic_size && topic[t] != separator) t++;
+        } else if (t < topic_size && topic[t] == filter[f]) {
+            t++;
+        } else {
+            /* site/# is also for site itself. */
+            return dialect == SLASHES && t == topic_size && filter_size - f == 2 && filter[f + 1] == '#';
+        }
+    }
+    return t == topic_size;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------- */
+
+enum slot {
+    SLOT_ACTION,
+    SLOT_TOPIC,
+    SLOT_PAYLOAD,
+    SLOT_TTL,
+    SLOT_QOS,
+    SLOT_SEQ,
+    SLOT_CLIENT_ID,
+    SLOT_API_KEY,
+    SLOT_PROTOCOL,
+    SLOT_DURABLE,
+    SLOT_GROUP,
+    SLOT_KEEPALIVE = 16, /* those between are reserved */
+    SLOTS
+};
+
+/* One table that has been shown to lie within its body. */
+struct table {
+    const uint8_t *body;
+    const uint8_t *slots; /* the vtable's field offsets */
+    uint64_t size;        /* of the body */
+    uint64_t at;          /* where in the body */
+    uint64_t bytes;       /* the table's own */
+};
+
+/* Where a slot's field of `width` bytes is: 0 when it is absent (0 is the root offset, never a field), < 0 when it is bad. */
+static inline __attribute__((always_inline)) int64_t field_at(const struct table *table, enum slot slot, uint32_t width) {
+    uint64_t offset = load_u16(table->slots + 2 * slot);
+    if (offset == 0) return 0;
+    if (BQ_UNLIKELY(offset < 4 || offset + width > table->bytes)) return FAIL(FIELD);
+    return (int64_t)(table->at + offset);
+}
+
+/* The vector, or with `terminated` the string, that the offset at `at` leads to. */
+static inline __attribute__((always_inline)) int vector_at(const struct table *table, uint64_t at, bool terminated,
+                                                           const uint8_t **bytes, uint32_t *size) {
+    uint64_t offset = load_u32(table->body + at);
+    uint64_t start = at + offset + 4;
+    if (BQ_UNLIKELY(offset == 0 || start > table->size)) return FAIL(VECTOR);
+    uint64_t length = load_u32(table->body + start - 4);
+    if (BQ_UNLIKELY(start + length + terminated > table->size)) return FAIL(VECTOR);
+    if (terminated && BQ_UNLIKELY(table->body[start + length] != 0)) return FAIL(STRING);
+    *bytes = table->body + start;
+    *size = (uint32_t)length;
+    return 0;
+}
+
+/* One slot each: leave with the error, or do nothing for a field that is absent. */
+#define READ_SCALAR(slot, width, assign)                                                                                         \
+    do {                                                                                                                         \
+        int64_t at = field_at(table, slot, width);                                                                               \
+        if (BQ_UNLIKELY(at < 0)) return (int)at;                                                                                 \
+        const uint8_t *field = table->body + at;                                                                                 \
+        if (at) assign;                                                                                                          \
+    } while (0)
+
+#define READ_VECTOR(slot, terminated, name)                                                                                      \
+    do {                                                                                                                         \
+        int64_t at = field_at(table, slot, 4);                                                                                   \
+        if (BQ_UNLIKELY(at < 0)) return (int)at;                                                                                 \
+        int error = at ? vector_at(table, (uint64_t)at, terminated, &view->name, &view->name##_size) : 0;                        \
+        if (BQ_UNLIKELY(error)) return error;                                                                                    \
+    } while (0)
+
+/* A vtable ends with the last slot its table uses: enter there and fall through to the first. */
+static inline __attribute__((always_inline)) int fields_read(const struct table *table, uint64_t slots, bq_view_t *view) {
+    switch (slots < SLOTS ? slots : SLOTS) {
+    case SLOT_KEEPALIVE + 1: READ_SCALAR(SLOT_KEEPALIVE, 8, view->keepalive_ms = load_u64(field)); /* fall through */
+    case SLOT_KEEPALIVE:
+    case SLOT_KEEPALIVE - 1:
+    case SLOT_KEEPALIVE - 2:
+    case SLOT_KEEPALIVE - 3:
+    case SLOT_GROUP + 2:                                                                     /* fall through */
+    case SLOT_GROUP + 1: READ_VECTOR(SLOT_GROUP, true, group);                               /* fall through */
+    case SLOT_DURABLE + 1: READ_SCALAR(SLOT_DURABLE, 1, view->durable = *field != 0);        /* fall through */
+    case SLOT_PROTOCOL + 1: READ_SCALAR(SLOT_PROTOCOL, 2, view->protocol = load_u16(field)); /* fall through */
+    case SLOT_API_KEY + 1: READ_VECTOR(SLOT_API_KEY, true, api_key);                         /* fall through */
+    case SLOT_CLIENT_ID + 1: READ_VECTOR(SLOT_CLIENT_ID, true, client_id);                   /* fall through */
+    case SLOT_SEQ + 1: READ_SCALAR(SLOT_SEQ, 8, view->seq = load_u64(field));                /* fall through */
+    case SLOT_QOS + 1: READ_SCALAR(SLOT_QOS, 1, view->qos = *field);                         /* fall through */
+    case SLOT_TTL + 1: READ_SCALAR(SLOT_TTL, 8, view->ttl_ms = load_u64(field));             /* fall through */
+    case SLOT_PAYLOAD + 1: READ_VECTOR(SLOT_PAYLOAD, false, payload);                        /* fall through */
+    case SLOT_TOPIC + 1: READ_VECTOR(SLOT_TOPIC, true, topic);                               /* fall through */
+    case SLOT_ACTION + 1: READ_SCALAR(SLOT_ACTION, 1, view->action = *field);                /* fall through */
+    default: break;
+    }
+    if (BQ_UNLIKELY(view->action > FRAME_INFO && view->action != FRAME_ADMIN)) return FAIL(ACTION); /* 8 is kept for streams */
+    return BQ_UNLIKELY(view->qos > 1) ? FAIL(QOS) : 0;
+}
+
+/* Field by field, because gcc makes of a memset of this size a `rep stos` that takes three times as long as all the rest. */
+static inline void view_clear(bq_view_t *view) {
+    view->topic = view->payload = view->client_id = view->api_key = view->group = NULL;
+    view->topic_size = view->payload_size = view->client_id_size = view->api_key_size = view->group_size = 0;
+    view->protocol = 0;
+    view->action = view->qos = view->durable = 0;
+    view->reserved[0] = view->reserved[1] = view->reserved[2] = 0;
+    view->ttl_ms = view->seq = view->keepalive_ms = 0;
+}
+
+int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view) {
+    view_clear(view);
+    if (BQ_UNLIKELY(size < 8)) return FAIL(ROOT);
+    uint64_t at = load_u32(body);
+    if (BQ_UNLIKELY(at < 4 || at > size - 4u)) return FAIL(ROOT);
+
+    uint64_t vtable = at - (uint64_t)(int64_t)(int32_t)load_u32(body + at); /* before the body: wraps to beyond any size */
+    if (BQ_UNLIKELY(vtable > size - 4u)) return FAIL(VTABLE);
+    uint64_t vtable_bytes = load_u16(body + vtable);
+    if (BQ_UNLIKELY(vtable_bytes < 4 || vtable_bytes % 2 || vtable + vtable_bytes > size)) return FAIL(VTABLE);
+    uint64_t table_bytes = load_u16(body + vtable + 2);
+    if (BQ_UNLIKELY(table_bytes < 4 || at + table_bytes > size)) return FAIL(TABLE);
+
+    struct table table = {body, body + vtable + 4, size, at, table_bytes};
+    return fields_read(&table, (vtable_bytes - 4) / 2, view);
+}
+
+enum frame_payload frame_payload_place(const uint8_t *body, const bq_view_t *view) {
+    if (!view->payload || !view->topic || view->client_id || view->api_key || view->group) return PAYLOAD_MIXED;
+    uint64_t table = load_u32(body), vtable = table - (uint64_t)(int64_t)(int32_t)load_u32(body + table);
+    uint64_t topic = (uint64_t)(view->topic - body);
+    uint64_t from = (uint64_t)(view->payload - body) - 4, to = from + 4 + view->payload_size;
+    const struct {
+        uint64_t from, to;
+    } others[] = {{table, table + load_u16(body + vtable + 2)},
+                  {vtable, vtable + load_u16(body + vtable)},
+                  {topic - 4, topic + view->topic_size + 1}};
+    enum frame_payload place = PAYLOAD_LAST; /* the root offset lies before any vector */
+    for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (others[i].to <= from) continue;
+        if (others[i].from < to) return PAYLOAD_MIXED;
+        place = PAYLOAD_APART;
+    }
+    return place;
+}
+
+int frame_check_fields(const bq_view_t *view) {
+    int error;
+    switch (view->action) {
+    case FRAME_PUB: error = topic_check(view->topic, view->topic_size); break;
+    case FRAME_SUB:
+    case FRAME_UNSUB: error = filter_check(view->topic, view->topic_size); break;
+    default: error = utf8_check(view->topic, view->topic_size); break;
+    }
+    if (error >= 0) error = utf8_check(view->client_id, view->client_id_size);
+    if (error >= 0) error = utf8_check(view->group, view->group_size);
+    return error < 0 ? error : 0;
+}
+
+int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
+    int error = frame_verify(body, size, view);
+    return error < 0 ? error : frame_check_fields(view);
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------- */
+
+/* Where things are in the buffers written here, all known beforehand: the vtable ends where the table begins, at 20, so that
+ * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
+enum {
+    TABLE_AT = 20,
+    MESSAGE_BODY = 56,
+    SUBACK_BODY = 44,
+    REPLY_BODY = 52,
+    QOS1_TABLE_AT = 28,
+    QOS1_BODY = 68,
+    PROPERTIES_BODY = 72
+};
+enum qos1_at {
+    QOS1_ID = 32,
+    QOS1_TIMESTAMP = 40,
+    QOS1_TTL = 48,
+    QOS1_PAYLOAD = 56,
+    QOS1_TOPIC = 60,
+    QOS1_QOS = 64,
+    QOS1_REDELIVERED = 65,
+    QOS1_PROPERTIES = 68 /* of a message that has some; the body follows */
+};
+enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
+enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
+enum frame_type { TYPE_SUBACK, TYPE_MESSAGE, TYPE_REPLY };
+
+/* The root offset, the vtable for fields at these places, and the table's way back to it; other bytes up to `end` are zero. */
+static void table_write_at(uint8_t *buffer, uint32_t table_at, const uint8_t *fields, uint32_t count, uint32_t table_end,
+                           uint32_t end) {
+    uint32_t vtable_bytes = 4 + 2 * count;
+    uint8_t *vtable = buffer + table_at - vtable_bytes;
+    memset(buffer, 0, end);
+    store_u32(buffer, table_at);
+    store_u16(vtable, (uint16_t)vtable_bytes);
+    store_u16(vtable + 2, (uint16_t)(table_end - table_at));
+    for (uint32_t slot = 0; slot < count; slot++) store_u16(vtable + 4 + 2 * slot, (uint16_t)(fields[slot] - table_at));
+    store_u32(buffer + table_at, vtable_bytes);
+}
+
+static void table_write(uint8_t *buffer, const uint8_t *fields, uint32_t count, uint32_t table_end, uint32_t end) {
+    table_write_at(buffer, TABLE_AT, fields, count, table_end, end);
+}
+
+/* A vector and what `field` needs to find it; zeros up to the next multiple of 4, at least one when it is a string. */
+static uint32_t vector_write(uint8_t *buffer, uint32_t at, uint32_t field, const void *bytes, uint32_t size, bool terminated) {
+    uint32_t end = at + 4 + size, next = (end + terminated + 3) & ~3u;
+    store_u32(buffer + field, at - field);
+    store_u32(buffer + at, size);
+    if (size) memcpy(buffer + at + 4, bytes, size);
+    memset(buffer + end, 0, next - end);
+    return next;
+}
+
+static uint32_t frame_finish(uint8_t *out, enum frame_type type, uint32_t buffer_bytes) {
+    store_be32(out, buffer_bytes + 1);
+    out[4] = (uint8_t)type;
+    return FRAME_HEADER_BYTES + buffer_bytes;
+}
+
+static inline uint32_t message_payload_at(uint32_t topic_size) { return (MESSAGE_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + message_payload_at(topic_size) + 4; }
+
+void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size) {
+    static const uint8_t fields[] = {MESSAGE_ID, MESSAGE_PAYLOAD, MESSAGE_TIMESTAMP, MESSAGE_TTL, MESSAGE_TOPIC};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write(buffer, fields, sizeof fields, MESSAGE_BODY, MESSAGE_BODY);
+    uint32_t payload_at = vector_write(buffer, MESSAGE_BODY, MESSAGE_TOPIC, topic, topic_size, true);
+    vector_write(buffer, payload_at, MESSAGE_PAYLOAD, NULL, 0, false);
+    frame_finish(out, TYPE_MESSAGE, payload_at + 4);
+}
+
+const uint8_t *message_prefix_name(const uint8_t *prefix) { return prefix + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
+
+static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_qos1_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + qos1_payload_at(topic_size) + 4; }
+
+void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms,
+                        uint64_t ttl_ms, uint32_t payload_size, bool redelivered) {
+    static const uint8_t fields[] = {QOS1_ID, QOS1_PAYLOAD, QOS1_TIMESTAMP, QOS1_TTL, QOS1_TOPIC, QOS1_QOS, QOS1_REDELIVERED};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_REDELIVERED + 1, QOS1_BODY);
+    store_u64(buffer + QOS1_ID, id);
+    store_u64(buffer + QOS1_TIMESTAMP, timestamp_ms);
+    store_u64(buffer + QOS1_TTL, ttl_ms);
+    buffer[QOS1_QOS] = 1;
+    buffer[QOS1_REDELIVERED] = redelivered;
+    uint32_t payload_at = vector_write(buffer, QOS1_BODY, QOS1_TOPIC, topic, topic_size, true);
+    store_u32(buffer + QOS1_PAYLOAD, payload_at - QOS1_PAYLOAD);
+    store_u32(buffer + payload_at, payload_size);
+    frame_finish(out, TYPE_MESSAGE, payload_at + 4 + payload_size);
+}
+
+void message_qos1_mark_qos0(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_QOS] = 0; }
+void message_qos1_mark_redelivered(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
+
+/* Where the offset in a field leads to. */
+static inline const uint8_t *qos1_vector(const uint8_t *frame, enum qos1_at field) {
+    const uint8_t *at = frame + FRAME_HEADER_BYTES + field;
+    return at + load_u32(at);
+}
+
+const uint8_t *message_qos1_name(const uint8_t *frame) { return qos1_vector(frame, QOS1_TOPIC) + 4; }
+uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_TOPIC)); }
+const uint8_t *message_qos1_payload(const uint8_t *frame) { return qos1_vector(frame, QOS1_PAYLOAD) + 4; }
+uint32_t message_qos1_payload_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_PAYLOAD)); }
+uint64_t message_qos1_timestamp(const uint8_t *frame) { return load_u64(frame + FRAME_HEADER_BYTES + QOS1_TIMESTAMP); }
+static uint32_t properties_at(uint32_t topic_size) { return (PROPERTIES_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_properties_prefix_size(uint32_t topic_size, uint32_t properties_size) {
+    return FRAME_HEADER_BYTES + ((properties_at(topic_size) + 4 + properties_size + 3) & ~3u) + 4;
+}
+
+static void message_properties_write(uint8_t *out, const message_head_t *head) {
+    static const uint8_t fields[] = {QOS1_ID,        QOS1_PAYLOAD, QOS1_TIMESTAMP,   QOS1_TTL,
+                                     QOS1_TOPIC,     QOS1_QOS,     QOS1_REDELIVERED, QOS1_TABLE_AT /* absent */,
+                                     QOS1_PROPERTIES};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_PROPERTIES + 4, PROPERTIES_BODY);
+    store_u64(buffer + QOS1_ID, head->id);
+    store_u64(buffer + QOS1_TIMESTAMP, head->timestamp_ms);
+    store_u64(buffer + QOS1_TTL, head->ttl_ms);
+    buffer[QOS1_QOS] = 1;
+    uint32_t at = vector_write(buffer, PROPERTIES_BODY, QOS1_TOPIC, head->topic, head->topic_size, true);
+    at = vector_write(buffer, at, QOS1_PROPERTIES, head->properties, head->properties_size, false);
+    store_u32(buffer + QOS1_PAYLOAD, at - QOS1_PAYLOAD);
+    store_u32(buffer + at, head->payload_size);
+    frame_finish(out, TYPE_MESSAGE, at + 4 + head->payload_size);
+}
+
+void message_head_write(uint8_t *out, const message_head_t *head) {
+    if (head->properties_size)
+        message_properties_write(out, head);
+    else
+        message_qos1_write(out, head->topic, head->topic_size, head->id, head->timestamp_ms, head->ttl_ms, head->payload_size,
+                           false);
+}
+
+static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) { /* a size as MQTT writes it, big-endian */
+    *out++ = (uint8_t)(size >> 8);
+    *out++ = (uint8_t)size;
+    if (size) memcpy(out, text, size);
+    return out + size;
+}
+
+uint32_t property_write(uint8_t *out, const char *name, const uint8_t *value, uint32_t value_size) {
+    uint8_t *to = out;
+    *to++ = 0x26; /* a user property */
+    to = property_text(to, name, (uint32_t)strlen(name));
+    to = property_text(to, value, value_size);
+    return (uint32_t)(to - out);
+}
+
+uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *topic, uint32_t topic_size,
+                            const char *info) {
+    static const uint8_t fields[] = {SUBACK_TOPIC, SUBACK_INFO, SUBACK_SEQ, SUBACK_CODE};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write(buffer, fields, sizeof fields, SUBACK_CODE + 2, SUBACK_BODY);
+    store_u64(buffer + SUBACK_SEQ, seq);
+    store_u16(buffer + SUBACK_CODE, code);
+    uint32_t at = vector_write(buffer, SUBACK_BODY, SUBACK_TOPIC, topic, topic_size, true);
+    at = vector_write(buffer, at, SUBACK_INFO, info, (uint32_t)strlen(info), true);
+    return frame_finish(out, TYPE_SUBACK, at);
+}
+
+enum welcome_at { WELCOME_TABLE = 28, WELCOME_SEQ = 32, WELCOME_KEEPALIVE = 40, WELCOME_MESSAGE = 48, WELCOME_CODE = 52 };
+
+uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, uint32_t text_size, uint64_t keepalive_ms) {
+    enum { NONE = WELCOME_TABLE }; /* a field at its own table is absent */
+    static const uint8_t fields[] = {WELCOME_SEQ, WELCOME_CODE, WELCOME_MESSAGE, NONE, NONE, NONE, WELCOME_KEEPALIVE};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    if (!keepalive_ms) return frame_write_reply(out, seq, 0, text, text_size, 0, NULL, 0);
+    table_write_at(buffer, WELCOME_TABLE, fields, sizeof fields, WELCOME_CODE + 2, WELCOME_CODE + 4);
+    store_u64(buffer + WELCOME_SEQ, seq);
+    store_u64(buffer + WELCOME_KEEPALIVE, keepalive_ms);
+    return frame_finish(out, TYPE_REPLY, vector_write(buffer, WELCOME_CODE + 4, WELCOME_MESSAGE, text, text_size, true));
+}
+
+enum published_at {
+    PUBLISHED_SEQ = 24,
+    PUBLISHED_ID = 32,
+    PUBLISHED_SUBSCRIPTIONS = 40,
+    PUBLISHED_CODE = 48,
+    PUBLISHED_BYTES = 52
+};
+
+uint32_t frame_write_published(uint8_t *out, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+    static const uint8_t fields[] = {PUBLISHED_SEQ, PUBLISHED_CODE, TABLE_AT, PUBLISHED_ID, TABLE_AT, PUBLISHED_SUBSCRIPTIONS};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES; /* a field at its own table is absent */
+    table_write(buffer, fields, sizeof fields, PUBLISHED_CODE + 2, PUBLISHED_BYTES);
+    store_u64(buffer + PUBLISHED_SEQ, seq);
+    store_u64(buffer + PUBLISHED_ID, id);
+    store_u64(buffer + PUBLISHED_SUBSCRIPTIONS, subscriptions);
+    return frame_finish(out, TYPE_REPLY, PUBLISHED_BYTES);
+}
+
+uint32_t frame_write_reply(uint8_t *out, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size, uint64_t id,
+                           const uint8_t *payload, uint32_t payload_size) {
+    static const uint8_t fields[] = {REPLY_SEQ, REPLY_CODE, REPLY_MESSAGE, REPLY_ID, REPLY_PAYLOAD};
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    table_write(buffer, fields, sizeof fields, REPLY_CODE + 2, REPLY_BODY);
+    store_u64(buffer + REPLY_SEQ, seq);
+    store_u16(buffer + REPLY_CODE, code);
+    store_u64(buffer + REPLY_ID, id);
+    uint32_t at = vector_write(buffer, REPLY_BODY, REPLY_MESSAGE, text, text_size, true);
+    at = vector_write(buffer, at, REPLY_PAYLOAD, payload, payload_size, false);
+    return frame_finish(out, TYPE_REPLY, at);
+}

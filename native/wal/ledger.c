@@ -1,0 +1,230 @@
+/* wal/ledger.c: which segments there must be, written where no damage to a segment reaches: into LOCK, in two slots in turn.
+ *
+ *      what happens                                        then the ledger says          so that a next start knows
+ *      the segment to go on in has its name, on disk       active, created: that one     it has to be there
+ *      the one behind it has its name, on disk             created: that one             it has to be there too if `active` is sealed
+ *      `active` is about to be deleted: all it held        active: the one in use now    it need not be there
+ *      has been fetched, and no segment was made since
+ *      an orderly end                                      CLEAN, the next LSN           exactly how much is missing
+ *
+ * It is written after what it says is on the disk and before what it denies is taken away, so a cut between the two costs nothing:
+ * no power cut looks like damage. It is synced once for each segment and never for a commit.
+ *
+ * Where it is missing (somebody removed LOCK, or a program of 1.0 wrote the log) a segment that is sealed with nothing behind it, and
+ * one made ahead with nothing before it, say the same: a segment is sealed only when the next one is there.
+ *
+ * Invariant: log->ledger is what is on the disk. A write that finds no room leaves it so; a failed sync stops the log.
+ */
+#include "wal/wal_internal.h"
+
+#include <errno.h>
+
+/* ---- reading --------------------------------------------------------------------------------------------------------- */
+
+static bool is_blank(const uint8_t *bytes, uint32_t size) {
+    for (uint32_t i = 0; i < size; i++)
+        if (bytes[i]) return false;
+    return true;
+}
+
+int ledger_read(storage_t *storage, ledger_t *ledger, bool *strange) {
+    *ledger = (ledger_t){0};
+    *strange = false;
+    int file = storage->open(storage, LOG_LOCK_NAME, false);
+    if (file < 0) return file == -ENOENT || file == STORAGE_NOT_A_FILE ? 0 : file;
+    bool known = false, blank = true;
+    for (uint32_t slot = 0; slot < 2; slot++) {
+        uint8_t bytes[FORMAT_LEDGER_BYTES] = {0};
+        ledger_t found;
+        int64_t got = storage->read(storage, file, slot * FORMAT_LEDGER_SLOT, bytes, sizeof bytes);
+        if (got < 0 && got != -EIO) {
+            storage->close(storage, file);
+            return (int)got;
+        }
+        blank = blank && is_blank(bytes, sizeof bytes);
+        known = known || memcmp(bytes, "BLIPLCK", 8) == 0;
+        if (format_ledger_decode(bytes, &found) == FORMAT_GOOD && found.sequence > ledger->sequence) *ledger = found;
+    }
+    storage->close(storage, file);
+    *strange = !ledger->sequence && !known && !blank;
+    return 0;
+}
+
+/* ---- what is missing --------------------------------------------------------------------------------------------------- */
+
+static const segment_t *segment_of(const recover_t *recover, uint64_t number) {
+    for (uint32_t i = 0; i < recover->count; i++)
+        if (recover->segments[i]->header.number == number) return recover->segments[i];
+    return NULL;
+}
+
+/* There, and not only as a rest in which nothing is left. */
+static bool stands(const segment_t *segment) {
+    return segment && (segment->records || segment->sealed || !(segment->beheaded || segment->cut));
+}
+
+static const segment_t *newest_used(const recover_t *recover) {
+    const segment_t *newest = NULL;
+    for (uint32_t i = 0; i < recover->count; i++) {
+        const segment_t *segment = recover->segments[i];
+        if (segment->records || segment->sealed || (segment->header.first_lsn && stands(segment))) newest = segment;
+    }
+    return newest;
+}
+
+/* A program of 1.0 has gone on with the log and knows of no ledger. */
+static bool is_stale(const recover_t *recover) {
+    const segment_t *last = recover->count ? recover->segments[recover->count - 1] : NULL;
+    return last && last->header.minor == 0 && last->header.number > recover->ledger.created;
+}
+
+/* How many whole segments' worth is missing behind the last record, by the ledger. */
+static uint32_t missing_by_ledger(const recover_t *recover, const segment_t *used) {
+    const ledger_t *ledger = &recover->ledger;
+    const segment_t *active = segment_of(recover, ledger->active), *created = segment_of(recover, ledger->created);
+    bool ahead = ledger->created != ledger->active;
+    if (used && used->header.number > ledger->active && (used->header.number >= ledger->created || used->header.first_lsn))
+        return 0;
+    if (!ledger->active) return 0;
+    bool first = stands(active), second = !ahead || stands(created);
+    if (first && (second || !active->sealed || active->in_order)) return 0;
+    return !first + !second;
+}
+
+/* The same without one, as far as it can be told: only segments since 1.1 are sealed when the next one is there, and not before. */
+static uint32_t missing_by_segments(const recover_t *recover, const segment_t *used) {
+    const segment_t *last = recover->count ? recover->segments[recover->count - 1] : NULL;
+    if (used && used->header.minor && used->sealed && !used->in_order && !stands(segment_of(recover, used->header.number + 1)))
+        return 1;
+    bool orphan = last && last != used && last->header.minor && !last->header.first_lsn && last->header.number > 1;
+    if (orphan && !segment_of(recover, last->header.number - 1)) return 1;
+    if (last && !used && (last->beheaded || last->cut)) return 1;
+    bool behind = recover->headless_max > (used ? used->header.number : 0);
+    return behind && (!used || (used->sealed && !used->in_order)) ? 1 : 0;
+}
+
+static uint64_t records_max(uint64_t bytes) { return bytes / FORMAT_RECORD_BYTES + 1; }
+
+/* How long a segment of this log is that nobody can look at. */
+static uint64_t segment_bytes_of(const recover_t *recover, bool known) {
+    if (known) return 1ull << recover->ledger.size_log2;
+    return recover->count ? recover->segments[recover->count - 1]->header.segment_bytes : FORMAT_SEGMENT_BYTES_MAX / 2;
+}
+
+evidence_t recover_evidence(const recover_t *recover) {
+    const ledger_t *ledger = &recover->ledger;
+    const segment_t *used = newest_used(recover);
+    bool known = ledger->sequence && !is_stale(recover);
+    evidence_t evidence = {.next = recover->expected};
+    if (recover->checkpoint.generation && recover->checkpoint.lsn >= evidence.next) evidence.next = recover->checkpoint.lsn + 1;
+    bool told = known && (!ledger->active || (ledger->flags & FORMAT_LEDGER_CLEAN)); /* and so is how far the log went */
+    if (told && ledger->lsn > evidence.next) evidence.next = ledger->lsn;
+    uint32_t missing = known ? missing_by_ledger(recover, used) : missing_by_segments(recover, used);
+    evidence.gone = missing != 0;
+    if (told) return evidence;
+    uint64_t most = missing * records_max(segment_bytes_of(recover, known));
+    if (missing && known && ledger->lsn > evidence.next) evidence.next = ledger->lsn;
+    if (used && used->cut && !used->sealed && used->header.segment_bytes > used->data_bytes)
+        most += records_max(used->header.segment_bytes - used->data_bytes);
+    evidence.unknown = most != 0;
+    evidence.next += most;
+    return evidence;
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------------- */
+
+static int ledger_open(log_t *log, bool *anew) {
+    storage_t *storage = log->storage;
+    int file = storage->open(storage, LOG_LOCK_NAME, false);
+    *anew = file == -ENOENT;
+    if (!*anew) return file;
+    int locked = storage->lock(storage, LOG_LOCK_NAME); /* somebody has removed it */
+    return locked < 0 ? locked : storage->open(storage, LOG_LOCK_NAME, false);
+}
+
+/* Inside `books`. 0: it is on disk, or there was no room for it; log->ledger says which. */
+static int ledger_write(log_t *log, ledger_t ledger) {
+    storage_t *storage = log->storage;
+    uint8_t bytes[FORMAT_LEDGER_BYTES];
+    bool anew;
+    ledger.log_id = log->log_id;
+    ledger.sequence = log->ledger.sequence + 1;
+    format_ledger_encode(bytes, &ledger);
+    int file = ledger_open(log, &anew);
+    int error = file;
+    if (file >= 0) error = storage->write(storage, file, ledger.sequence % 2 * FORMAT_LEDGER_SLOT, bytes, sizeof bytes);
+    bool full = error == -ENOSPC || error == -EDQUOT;
+    if (error >= 0 && !log->config.no_sync) error = storage->sync_data(storage, file);
+    if (error >= 0 && anew) error = storage->sync_directory(storage);
+    if (file >= 0) storage->close(storage, file);
+    if (full) return 0;
+    if (error >= 0) log->ledger = ledger;
+    return error == -ENOSPC || error == -EDQUOT ? -EIO : error < 0 ? error : 0; /* a failed sync is final */
+}
+
+static uint8_t log2_above(uint64_t bytes) {
+    uint8_t log2 = 0;
+    while ((1ull << log2) < bytes) log2++;
+    return log2;
+}
+
+int ledger_begun(log_t *log, const segment_t *active, const segment_t *created) {
+    uint64_t larger = active->file_bytes > created->file_bytes ? active->file_bytes : created->file_bytes;
+    ledger_t ledger = {.active = active->header.number,
+                       .created = created->header.number,
+                       .lsn = active->first_lsn,
+                       .size_log2 = log2_above(larger)};
+    gate_enter(&log->books);
+    ledger.note = atomic_load(&log->note);
+    int error = ledger_write(log, ledger);
+    gate_leave(&log->books);
+    return error;
+}
+
+bool ledger_lets_go(log_t *log, uint64_t number) {
+    gate_enter(&log->table);
+    const segment_t *active = log->active;
+    uint64_t in_use = active ? active->header.number : 0, lsn = active ? active->first_lsn : 0;
+    gate_leave(&log->table);
+    gate_enter(&log->books);
+    ledger_t ledger = log->ledger;
+    int error = 0;
+    if (ledger.sequence && number >= ledger.active) {
+        ledger.created = in_use > ledger.created || !in_use ? in_use : ledger.created;
+        ledger.active = in_use;
+        ledger.lsn = in_use ? lsn : atomic_load(&log->shown_next_lsn); /* nothing can be appended where there is no room */
+        ledger.flags = 0;
+        ledger.note = atomic_load(&log->note);
+        error = ledger_write(log, ledger);
+    }
+    bool gone = !log->ledger.sequence || number < log->ledger.active || !log->ledger.active;
+    gate_leave(&log->books);
+    if (error < 0) log_fail(log, error);
+    return error == 0 && gone;
+}
+
+void log_note(log_t *log, uint64_t note, bool now) {
+    int error = 0;
+    atomic_store(&log->note, note);
+    if (!now || atomic_load(&log->failed)) return;
+    gate_enter(&log->books);
+    if (log->ledger.sequence) {
+        ledger_t ledger = log->ledger;
+        ledger.note = note;
+        ledger.flags = 0;
+        error = ledger_write(log, ledger);
+    }
+    gate_leave(&log->books);
+    if (error < 0) log_fail(log, error);
+}
+
+void ledger_close(log_t *log) {
+    gate_enter(&log->books);
+    ledger_t ledger = log->ledger;
+    ledger.active = ledger.created = log->active->header.number;
+    ledger.lsn = log->next_lsn;
+    ledger.note = atomic_load(&log->note);
+    ledger.flags = FORMAT_LEDGER_CLEAN;
+    if (ledger.sequence) ledger_write(log, ledger);
+    gate_leave(&log->books);
+}
