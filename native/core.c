@@ -71,9 +71,12 @@ static void fire(bq_t *bq, core_timer_t *timer) {
 /* What exceeds the batch stays in the wheel and is the next turn's. */
 static bool run_timers(bq_t *bq) {
     uint64_t target = tick_of(bq, bq->now_ms);
-    uint32_t most = bq->config.expire_batch < TIMERS_MAX ? bq->config.expire_batch : TIMERS_MAX, count = 0;
+    uint32_t count = 0;
     wheel_timer_t *due;
-    for (; count < most && (due = wheel_take(&bq->wheel, target)); count++) fire(bq, (core_timer_t *)(void *)due);
+    while ((due = wheel_take(&bq->wheel, target))) {
+        fire(bq, (core_timer_t *)(void *)due);
+        if (++count >= TIMERS_MAX || count >= bq->config.expire_batch) break;
+    }
     return count > 0;
 }
 
@@ -86,6 +89,7 @@ static bool run_timers(bq_t *bq) {
  * those who send little would notice that others send much. */
 static uint32_t read_share(const poll_event_t *events, int count) {
     uint32_t readable = 0;
+    if (BQ_LIKELY(count <= (int)(READ_BYTES_ALL / READ_BYTES))) return READ_BYTES;
     for (int i = 0; i < count; i++) readable += (events[i].ready & POLL_READ) != 0;
     if (readable <= READ_BYTES_ALL / READ_BYTES) return READ_BYTES;
     return readable < READ_BYTES_ALL / READ_BYTES_SHARE ? READ_BYTES_ALL / readable : READ_BYTES_SHARE;

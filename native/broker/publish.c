@@ -377,14 +377,22 @@ bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
 }
 
-/* One message that has been on disk first: encoded anew for those who subscribed with QoS 0. Order is the log's, so it goes
- * into the queues at once, as a run of its own; what it waits for has been waited for. */
-void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
-    if (!topic->target_count && !topic->grouped) return;
+/* The first target from `i` on that has not been given this one through a session of QoS 1. */
+static uint32_t next_unserved(const topic_t *topic, const held_t *held, uint32_t i) {
+    for (; i < topic->target_count; i++) {
+        const connection_t *target = topic->targets[i];
+        bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
+        if (target->state == CONNECTION_OPEN && !served) break;
+    }
+    return i;
+}
+
+/* Encoded anew for those who subscribed with QoS 0. False: no memory. */
+static bool held_encode(bq_t *bq, const topic_t *topic, const held_t *held, queue_run_t *run) {
     uint32_t size = held->properties_size ? held->hold.size : topic->prefix_size + held->payload_size;
     publish_run_close(bq);
     uint8_t *out = segment_reserve(&bq->segments, size);
-    if (!out) return; /* QoS 0 subscribers may lose it, counted as unrouted by nobody: memory is at its end */
+    if (!out) return false;
     if (held->properties_size) {
         memcpy(out, held_frame(held), size);
         message_qos1_mark_qos0(out);
@@ -393,15 +401,21 @@ void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
         message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
         if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
     }
-    queue_run_t run = {
+    *run = (queue_run_t){
         .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
     segment_commit(&bq->segments, size);
+    return true;
+}
+
+/* One message that has been on disk first. Order is the log's, so it goes into the queues at once, as a run of its own; what it
+ * waits for has been waited for. Mostly its subscribers have it through their sessions: then nothing is encoded. */
+void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
+    queue_run_t run;
     bq->stats.work += topic->target_count;
+    uint32_t i = next_unserved(topic, held, 0);
+    if (i == topic->target_count && !topic->grouped) return;
+    if (!held_encode(bq, topic, held, &run)) return; /* QoS 0 subscribers may lose it: memory is at its end */
     const enum flush_order order = topic->target_count > WIDE_TARGETS;
-    for (uint32_t i = 0; i < topic->target_count; i++) {
-        connection_t *target = topic->targets[i];
-        bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
-        if (target->state == CONNECTION_OPEN && !served) push_to(bq, target, &run, order);
-    }
+    for (; i < topic->target_count; i = next_unserved(topic, held, i + 1)) push_to(bq, topic->targets[i], &run, order);
     if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
 }

@@ -317,6 +317,16 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
     }
 }
 
+static BQ_APART enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
+                                                 enum publish_outcome outcome, wait_list_t *blocker) {
+    if (outcome == PUBLISH_NO_MEMORY) return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
+    if (outcome == PUBLISH_LATER)
+        connection->pause |= PAUSE_SHARE;
+    else
+        wait_begin(bq, blocker, connection);
+    return FRAME_KEPT;
+}
+
 static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     int error = 0;
     topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
@@ -339,14 +349,8 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
     }
     wait_list_t *blocker = NULL;
-    switch (publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker)) {
-    case PUBLISH_DONE: return FRAME_PUBLISHED;
-    case PUBLISH_NO_MEMORY: return refuse(bq, connection, view->seq, 503, "the broker is out of memory");
-    case PUBLISH_LATER: connection->pause |= PAUSE_SHARE; return FRAME_KEPT;
-    case PUBLISH_BLOCKED: break;
-    }
-    wait_begin(bq, blocker, connection);
-    return FRAME_KEPT;
+    enum publish_outcome outcome = publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
+    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(bq, connection, view, outcome, blocker);
 }
 
 /* Hand a request to Python and stop this connection's input until the answer. */
