@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -55,6 +55,7 @@ $(VENV)/.bench: pyproject.toml setup.py | $(PY)
 	@touch $(VENV)/.run $@
 
 $(CORE): setup.py native/build_native.py $(CORE_FILES) | $(VENV)/.run
+	@$(PY) native/generate_settings.py --check
 	@echo "==> building the core"
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
@@ -125,6 +126,10 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' $(addprefix --ignore=tests/,$(WITHOUT_CORE)) $(ARGS) \
 	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
+
+settings: $(VENV)/.run ## write what is made from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md
+	@$(PY) native/generate_settings.py
+	@$(PY) -m blipmq.config > docs/CONFIGURATION.md
 
 bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)

@@ -183,36 +183,20 @@ static void read_all(guard_t *guard) {
 
 /* ---- shapes --------------------------------------------------------------------------------------------------------- */
 
-static const bq_config_t config = {/* what `blipmq start` gives it by default, but for the size of the pools */
-                                   .subscriber_bytes = 64 << 20,
-                                   .max_ttl_ms = 24 * 3600 * 1000,
-                                   .subscriber_messages = 262144,
-                                   .max_connections = 1000,
-                                   .max_frame_bytes = 1 << 20,
-                                   .max_frame_bytes_unauth = 1024,
-                                   .hello_timeout_ms = 5000,
-                                   .keepalive_ms = 60000,
-                                   .max_batch = 65536,
-                                   .max_batch_bytes = 1 << 20,
-                                   .tick_ms = 10,
-                                   .segment_bytes = 256 << 10,
-                                   .route_cache_entries = 4096,
-                                   .pool_small_count = 1024,
-                                   .pool_medium_count = 256,
-                                   .pool_large_count = 32,
-                                   .ring_bytes = 1 << 20,
-                                   .flush_subscribers = 1024,
-                                   .expire_batch = 65536,
-                                   .ack_timeout_ms = 30000,
-                                   .max_in_flight = 256,
-                                   .max_sessions = 100,
-                                   .max_sessions_per_key = 100,
-                                   .max_deliveries = 16,
-                                   .max_pending = 1024,
-                                   .max_pending_per_address = 64,
-                                   .accept_burst = 1000,
-                                   .max_topic_levels = 64,
-                                   .io_cpu = -1};
+/* What `blipmq start` gives it by default, but for the size of its tables and for limits that would spend instructions on other
+ * things than messages: the figures in guard.json are of these. */
+static bq_config_t config_of_guard(void) {
+    bq_config_t config;
+    bq_config_default(&config);
+    config.memory_bytes = 0;
+    config.max_connections = 1000;
+    config.max_sessions = 100;
+    config.max_sessions_per_key = 100;
+    config.accept_rate = 0;
+    config.run_messages = 0;
+    config.tcp_nodelay = 0;
+    return config;
+}
 
 static const bq_log_config_t log_config = {.max_bytes = 64 << 20, .segment_bytes = 1 << 20, .batch_bytes = 128 << 10};
 
@@ -253,6 +237,7 @@ static void guard_open(guard_t *guard, const shape_t *shape) {
     wire_places_t places;
     char name[32];
     bq_log_report_t report;
+    bq_config_t config = config_of_guard();
     *guard = (guard_t){.shape = shape, .wire = wire_named(shape->qos1 ? "blipmq1" : "blipmq"), .bq = bq_new(&config, 1)};
     if (!guard->bq || !guard->wire) fail("no core");
     if (shape->qos1) {

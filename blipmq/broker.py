@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from blipmq import config_reader, memory
-from blipmq.affinity import choose_processors
 from blipmq.auth import CHECK_SECONDS, Auth
 from blipmq.clock_watch import ClockWatch
 from blipmq.config import Config
@@ -29,7 +28,7 @@ from blipmq.fed import FedTransport
 from blipmq.ids import IdFile
 from blipmq.listener import address_of, open_listener
 from blipmq.logs import Log
-from blipmq.native.config import CoreConfig, Overflow, SessionOverflow
+from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
 from blipmq.native.events import (
@@ -86,60 +85,6 @@ STOP_GRACE_SECONDS = 5.0
 NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per_address is reached"
 # What TLS clients have to read the last bytes and to say goodbye in.
 STOP_TLS_SECONDS = 1.0
-
-
-def core_config(config: Config) -> CoreConfig:
-    """The core's share of the settings."""
-    performance = config.performance
-    network, pool, timer = performance.network_optimizations, performance.pool_config, performance.timer_config
-    keep, warm, batch = performance.enable_memory_pools, performance.warm_up_pools, performance.enable_batch_processing
-    io_cpu, _ = choose_processors(network.cpu_affinity)
-    return CoreConfig(
-        memory_bytes=config.limits.memory_bytes,
-        subscriber_bytes=config.queues.subscriber_bytes,
-        subscriber_messages=config.queues.subscriber_capacity,
-        overflow_policy=Overflow[config.queues.overflow_policy.upper()],
-        default_ttl_ms=config.delivery.default_ttl_ms,
-        max_ttl_ms=timer.max_timeout_ms,
-        max_connections=config.server.max_connections,
-        max_frame_bytes=memory.max_frame_bytes(config),
-        require_hello=int(config.auth.required),
-        max_batch=config.delivery.max_batch if batch else 1,
-        max_batch_bytes=config.delivery.max_batch_bytes,
-        flush_interval_ms=config.delivery.flush_interval_ms if batch else 0,
-        tick_ms=timer.resolution_ms,
-        segment_bytes=memory.SEGMENT_BYTES,
-        route_cache_entries=config.limits.route_cache_entries,
-        pool_small_count=pool.buffer_small_count if keep else 0,
-        pool_medium_count=pool.buffer_medium_count if keep else 0,
-        pool_large_count=pool.buffer_large_count if keep else 0,
-        tcp_nodelay=int(network.tcp_nodelay),
-        send_buffer_bytes=network.send_buffer_size,
-        recv_buffer_bytes=network.recv_buffer_size,
-        ring_bytes=memory.ring_bytes(config),
-        flush_subscribers=performance.batch_config.fanout_max_batch_size,
-        expire_batch=performance.batch_config.ttl_max_batch_size,
-        lazy_expiry=int(not performance.enable_timer_wheel),
-        warm_entries=pool.message_batch_count if keep and warm else 0,
-        warm_segments=pool.buffer_large_count if keep and warm else 0,
-        ack_timeout_ms=config.qos1.ack_timeout_ms,
-        max_in_flight=config.qos1.max_in_flight,
-        max_sessions=config.limits.max_sessions,
-        max_sessions_per_key=config.sessions_per_key,
-        max_deliveries=config.qos1.max_deliveries,
-        session_expiry_ms=config.qos1.session_expiry_ms,
-        session_log_bytes=config.qos1.session_log_bytes,
-        session_overflow=SessionOverflow[config.qos1.session_overflow.upper()],
-        run_messages=config.queues.topic_capacity,
-        io_cpu=io_cpu,
-        hello_timeout_ms=config.limits.hello_timeout_ms,
-        max_pending=config.limits.max_pending,
-        max_pending_per_address=config.limits.max_pending_per_address,
-        accept_rate=config.limits.accept_rate,
-        accept_burst=config.limits.accept_burst,
-        max_topic_levels=config.limits.max_topic_levels,
-        keepalive_ms=config.server.keepalive_ms,
-    )
 
 
 class Broker:
@@ -199,7 +144,7 @@ class Broker:
         self._awaited = awaited
         logged = self.config.wal.enabled
         self._ids = IdFile("" if logged else self.config.wal.directory, self.log)
-        core = Core(core_config(self.config), self._ids.begin(), on_backlog=self._backlog)
+        core = Core(CoreConfig.of(self.config), self._ids.begin(), on_backlog=self._backlog)
         try:
             wal = await Wal.open(core, self.config, self.log) if logged else None
             bind_addr = self.config.server.bind_addr
@@ -451,7 +396,7 @@ class Broker:
         self._status.reloads_applied += 1
         self._status.reload_error = ""
         self.log.set(config.logging.level, config.logging.format)
-        core.limits(core_config(config))  # first: from here on nobody comes in without a key, if one is wanted
+        core.limits(CoreConfig.of(config))  # first: from here on nobody comes in without a key, if one is wanted
         self._auth.apply(keys)
         self._protocol.keys_changed()
         self._watch_keys()

@@ -28,6 +28,8 @@ class Key(NamedTuple):
     choices: tuple[str, ...]
     reload: bool
     secret: bool
+    core: str  # the field of the core's bq_config_t that takes the value as it is
+    wal: str  # the same for bq_log_config_t
 
     @property
     def variable(self) -> str:
@@ -55,11 +57,14 @@ def key(
     choices: tuple[str, ...] = (),
     reload: bool = False,
     secret: bool = False,
+    core: str = "",
+    wal: str = "",
 ) -> Any:
     """Declare one key. Numbers have a unit and an inclusive range; `reload`: SIGHUP puts a new value into effect; `secret`:
-    the value is never shown, and BLIPMQ_SECTION__KEY_FILE names a file that holds it."""
+    the value is never shown, and BLIPMQ_SECTION__KEY_FILE names a file that holds it; `core`, `wal`: the field of the C core's
+    struct of settings, or of its WAL's, that takes the value (`make settings` writes the structs)."""
     kind = "list" if isinstance(default, tuple) else type(default).__name__
-    return Key("", kind, default, help, unit, low, high, choices, reload, secret)
+    return Key("", kind, default, help, unit, low, high, choices, reload, secret, core, wal)
 
 
 def section(kind: type[Section]) -> Any:
@@ -122,7 +127,9 @@ class Server(Section):
         "",
         "Where to listen for TLS, beside or instead of `bind_addr`; the certificate is that of `[tls]`. Empty: nowhere.",
     )
-    max_connections: int = key(10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000)
+    max_connections: int = key(
+        10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000, core="max_connections"
+    )
     max_message_size_bytes: int = key(
         1 * MIB,
         "Largest message taken; a longer frame is refused from its length alone.",
@@ -140,6 +147,7 @@ class Server(Section):
         0,
         HOUR_MS,
         reload=True,
+        core="keepalive_ms",
     )
 
 
@@ -214,16 +222,29 @@ class Queues(Section):
         reload=True,
     )
     subscriber_capacity: int = key(
-        262_144, "Messages that may wait for one subscriber.", "messages", 1, 100_000_000, reload=True
+        262_144,
+        "Messages that may wait for one subscriber.",
+        "messages",
+        1,
+        100_000_000,
+        reload=True,
+        core="subscriber_messages",
     )
     subscriber_bytes: int = key(
-        64 * MIB, "Encoded bytes that may wait for one subscriber.", "bytes", 4 * KIB, 1 << 40, reload=True
+        64 * MIB,
+        "Encoded bytes that may wait for one subscriber.",
+        "bytes",
+        4 * KIB,
+        1 << 40,
+        reload=True,
+        core="subscriber_bytes",
     )
     overflow_policy: str = key(
         "drop_oldest",
         "What a full queue does: drop its oldest message, drop the new one, or hold the publisher back.",
         choices=("drop_oldest", "drop_new", "block"),
         reload=True,
+        core="overflow_policy",
     )
 
 
@@ -243,6 +264,7 @@ class Wal(Section):
         "bytes",
         64 * KIB,
         512 * MIB,
+        wal="segment_bytes",
     )
     flush_interval_ms: int = key(
         0,
@@ -251,6 +273,7 @@ class Wal(Section):
         "ms",
         0,
         1000,
+        wal="flush_interval_ms",
     )
     max_bytes: int = key(
         1024 * MIB,
@@ -258,6 +281,7 @@ class Wal(Section):
         "bytes",
         256 * KIB,
         1 << 44,
+        wal="max_bytes",
     )
     reserve_bytes: int = key(
         64 * MIB,
@@ -265,6 +289,7 @@ class Wal(Section):
         "bytes",
         0,
         1 << 44,
+        wal="reserve_bytes",
     )
     block_bytes: int = key(
         0,
@@ -273,6 +298,7 @@ class Wal(Section):
         "bytes",
         0,
         64 * KIB,
+        wal="block_bytes",
     )
 
 
@@ -284,6 +310,7 @@ class Qos1(Section):
         100,
         HOUR_MS,
         reload=True,
+        core="ack_timeout_ms",
     )
     max_in_flight: int = key(
         256,
@@ -292,6 +319,7 @@ class Qos1(Section):
         1,
         65_536,
         reload=True,
+        core="max_in_flight",
     )
     max_deliveries: int = key(
         16,
@@ -300,6 +328,7 @@ class Qos1(Section):
         1,
         10_000,
         reload=True,
+        core="max_deliveries",
     )
     session_log_bytes: int = key(
         0,
@@ -310,6 +339,7 @@ class Qos1(Section):
         0,
         1 << 44,
         reload=True,
+        core="session_log_bytes",
     )
     session_overflow: str = key(
         "dead_letter",
@@ -317,6 +347,7 @@ class Qos1(Section):
         "they are dropped. Those whose dead letter finds no room in a full log are dropped.",
         choices=("dead_letter", "drop"),
         reload=True,
+        core="session_overflow",
     )
     session_expiry_ms: int = key(
         0,
@@ -326,6 +357,7 @@ class Qos1(Section):
         0,
         365 * DAY_MS,
         reload=True,
+        core="session_expiry_ms",
     )
 
 
@@ -340,6 +372,7 @@ class Delivery(Section):
         4 * KIB,
         64 * MIB,
         reload=True,
+        core="max_batch_bytes",
     )
     flush_interval_ms: int = key(
         0,
@@ -358,14 +391,28 @@ class Delivery(Section):
         1,
     )
     default_ttl_ms: int = key(
-        0, "Time to live of a message that names none. 0: it never expires.", "ms", 0, 365 * DAY_MS, reload=True
+        0,
+        "Time to live of a message that names none. 0: it never expires.",
+        "ms",
+        0,
+        365 * DAY_MS,
+        reload=True,
+        core="default_ttl_ms",
     )
 
 
 class TimerConfig(Section):
-    resolution_ms: int = key(10, "How exactly a time to live is kept: the tick of the timer wheel.", "ms", 1, 1000)
+    resolution_ms: int = key(
+        10, "How exactly a time to live is kept: the tick of the timer wheel.", "ms", 1, 1000, core="tick_ms"
+    )
     max_timeout_ms: int = key(
-        7 * DAY_MS, "Longest time to live; a longer one is cut to this.", "ms", 1000, 365 * DAY_MS, reload=True
+        7 * DAY_MS,
+        "Longest time to live; a longer one is cut to this.",
+        "ms",
+        1000,
+        365 * DAY_MS,
+        reload=True,
+        core="max_ttl_ms",
     )
 
 
@@ -380,10 +427,22 @@ class PoolConfig(Section):
 
 class BatchConfig(Section):
     ttl_max_batch_size: int = key(
-        65_536, "Expired entries removed before other work goes on.", "entries", 1, 10_000_000, reload=True
+        65_536,
+        "Expired entries removed before other work goes on.",
+        "entries",
+        1,
+        10_000_000,
+        reload=True,
+        core="expire_batch",
     )
     fanout_max_batch_size: int = key(
-        1024, "Subscribers sent to before input is looked at again.", "subscribers", 1, 1_000_000, reload=True
+        1024,
+        "Subscribers sent to before input is looked at again.",
+        "subscribers",
+        1,
+        1_000_000,
+        reload=True,
+        core="flush_subscribers",
     )
     channel_capacity: int = key(
         4096,
@@ -396,9 +455,15 @@ class BatchConfig(Section):
 
 
 class NetworkOptimizations(Section):
-    tcp_nodelay: bool = key(True, "Send small messages at once instead of waiting to fill a packet.")
-    send_buffer_size: int = key(0, "SO_SNDBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
-    recv_buffer_size: int = key(0, "SO_RCVBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB)
+    tcp_nodelay: bool = key(
+        True, "Send small messages at once instead of waiting to fill a packet.", core="tcp_nodelay"
+    )
+    send_buffer_size: int = key(
+        0, "SO_SNDBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB, core="send_buffer_bytes"
+    )
+    recv_buffer_size: int = key(
+        0, "SO_RCVBUF of each connection. 0: the system decides.", "bytes", 0, 64 * MIB, core="recv_buffer_bytes"
+    )
     cpu_affinity: str = key(
         "",
         "Processors to stay on: `auto`, or numbers such as `0,2`: the first for the I/O thread, the others for the rest. "
@@ -432,12 +497,18 @@ class Limits(Section):
         0,
         1 << 40,
         reload=True,
+        core="memory_bytes",
     )
     max_subscriptions_per_connection: int = key(
         1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
     )
     max_topic_levels: int = key(
-        64, "Levels of a topic or a filter, whichever of `.` and `/` there is more of.", "levels", 1, 257
+        64,
+        "Levels of a topic or a filter, whichever of `.` and `/` there is more of.",
+        "levels",
+        1,
+        257,
+        core="max_topic_levels",
     )
     hello_timeout_ms: int = key(
         5000,
@@ -447,6 +518,7 @@ class Limits(Section):
         100,
         60_000,
         reload=True,
+        core="hello_timeout_ms",
     )
     max_pending: int = key(
         1024,
@@ -455,6 +527,7 @@ class Limits(Section):
         "connections",
         1,
         100_000,
+        core="max_pending",
     )
     max_pending_per_address: int = key(
         64,
@@ -464,6 +537,7 @@ class Limits(Section):
         1,
         100_000,
         reload=True,
+        core="max_pending_per_address",
     )
     accept_rate: int = key(
         1000,
@@ -473,9 +547,16 @@ class Limits(Section):
         0,
         1_000_000,
         reload=True,
+        core="accept_rate",
     )
     accept_burst: int = key(
-        1000, "Connections taken at once after a quiet time.", "connections", 1, 1_000_000, reload=True
+        1000,
+        "Connections taken at once after a quiet time.",
+        "connections",
+        1,
+        1_000_000,
+        reload=True,
+        core="accept_burst",
     )
     max_sessions: int = key(
         10_000,
@@ -484,6 +565,7 @@ class Limits(Section):
         1,
         1_000_000,
         reload=True,
+        core="max_sessions",
     )
     max_connections_per_key: int = key(
         0,
@@ -509,6 +591,7 @@ class Limits(Section):
         "topics",
         16,
         1_000_000,
+        core="route_cache_entries",
     )
     shutdown_timeout_ms: int = key(
         5000,

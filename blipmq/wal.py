@@ -33,19 +33,6 @@ GONE = "the log's directory, or the file that was written to, has been removed o
 Counters = dict[str, int]
 
 
-def log_config(config: Config) -> LogConfig:
-    """The log's share of the settings."""
-    wal = config.wal
-    return LogConfig(
-        max_bytes=wal.max_bytes,
-        reserve_bytes=wal.reserve_bytes,
-        segment_bytes=wal.segment_size_bytes,
-        flush_interval_ms=wal.flush_interval_ms,
-        batch_bytes=memory.log_batch_bytes(config),
-        block_bytes=wal.block_bytes,
-    )
-
-
 def make_parents(directory: str) -> None:
     """Make the directories above `directory`, each with its entry on disk: a power cut must not take the whole log. The
     core makes the last one. Raises `LogUnusable`."""
@@ -157,7 +144,7 @@ class Wal:
         # A pool of its own: the thread ends with its work, and another program's pool is not kept waiting.
         pool = ThreadPoolExecutor(1, "blipmq-open")
         opening = asyncio.get_running_loop().run_in_executor(
-            pool, core.open_log, config.wal.directory, log_config(config)
+            pool, core.open_log, config.wal.directory, LogConfig.of(config)
         )
         pool.shutdown(wait=False)
         try:

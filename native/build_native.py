@@ -1,6 +1,6 @@
-"""Builds blipmq._native from every C file below native/ and the declarations of api/bq.h (cffi, API mode).
+"""Builds blipmq._native from every C file below native/ and the declarations of api/settings.h and api/bq.h (cffi, API mode).
 
-Invariant: api/bq.h is the only description of the boundary. gcc and cffi read the same text, so a structure that
+Invariant: these two are the only description of the boundary. gcc and cffi read the same text, so a structure that
 differs between the two sides cannot be built. Run through setup.py, from the root of the source tree;
 `BLIPMQ_SANITIZE=1` builds with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at a finding.
 """
@@ -70,12 +70,12 @@ def relative(path: Path) -> str:
 
 
 sanitize = os.environ.get("BLIPMQ_SANITIZE") == "1"
-declared = NATIVE / "api/bq.h"
+declared = [NATIVE / "api/settings.h", NATIVE / "api/bq.h"]  # in this order, as base/bytes.h includes them
 sources = core_files("*.c")
 inputs = [*core_files("*.h"), Path(__file__).resolve(), ROOT / "setup.py"]
 
 ffibuilder = FFI()
-ffibuilder.cdef(declared.read_text(encoding="utf-8"))
+ffibuilder.cdef("".join(path.read_text(encoding="utf-8") for path in declared))
 ffibuilder.set_source(
     "blipmq._native",
     '#include "base/bytes.h"\n',

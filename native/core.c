@@ -373,49 +373,19 @@ static void stop_when_flushed(bq_t *bq) {
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 
+/* What no range says: a bound of a table, and two settings that are off at 0. */
 static bool config_valid(const bq_config_t *config) {
-    return config->max_connections && config->subscriber_messages && config->subscriber_bytes && config->max_batch &&
-           config->max_batch_bytes && config->max_frame_bytes >= 64 && config->max_frame_bytes <= (1u << 30) &&
-           config->max_frame_bytes_unauth >= 64 && config->tick_ms && config->overflow_policy <= BQ_BLOCK &&
-           config->segment_bytes >= 4096 && config->route_cache_entries && config->ring_bytes >= 65536 &&
-           config->flush_subscribers && config->expire_batch && config->ack_timeout_ms && config->max_in_flight &&
-           config->max_deliveries && config->max_sessions && config->max_sessions_per_key && config->max_pending &&
-           config->max_pending <= (1u << 24) && config->max_pending_per_address && config->accept_burst &&
-           config->max_topic_levels && (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
+    return bq_config_valid(config) && config->max_frame_bytes <= (1u << 30) && config->max_pending <= (1u << 24) &&
+           (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
 }
 
 /* The values that may change while running. */
 static void limits_apply(bq_t *bq, const bq_config_t *config) {
-    bq->config.subscriber_bytes = config->subscriber_bytes;
-    bq->config.subscriber_messages = config->subscriber_messages;
-    bq->config.default_ttl_ms = config->default_ttl_ms;
-    bq->config.max_ttl_ms = config->max_ttl_ms;
-    bq->config.overflow_policy = config->overflow_policy;
-    bq->config.max_batch = config->max_batch;
-    bq->config.max_batch_bytes = config->max_batch_bytes;
-    bq->config.flush_interval_ms = config->flush_interval_ms;
+    bq_config_reload(&bq->config, config);
     bq->queues.bytes_max = config->subscriber_bytes;
     bq->queues.messages_max = config->subscriber_messages;
     bq->queues.entry_messages_max = config->max_batch;
     bq->queues.entry_bytes_max = config->max_batch_bytes;
-    bq->config.memory_bytes = config->memory_bytes;
-    bq->config.flush_subscribers = config->flush_subscribers;
-    bq->config.expire_batch = config->expire_batch;
-    bq->config.ack_timeout_ms = config->ack_timeout_ms;
-    bq->config.max_in_flight = config->max_in_flight;
-    bq->config.max_deliveries = config->max_deliveries;
-    bq->config.max_sessions = config->max_sessions;
-    bq->config.max_sessions_per_key = config->max_sessions_per_key;
-    bq->config.session_expiry_ms = config->session_expiry_ms;
-    bq->config.session_log_bytes = config->session_log_bytes;
-    bq->config.session_overflow = config->session_overflow;
-    bq->config.run_messages = config->run_messages;
-    bq->config.require_hello = config->require_hello;
-    bq->config.hello_timeout_ms = config->hello_timeout_ms;
-    bq->config.keepalive_ms = config->keepalive_ms;
-    bq->config.max_pending_per_address = config->max_pending_per_address;
-    bq->config.accept_rate = config->accept_rate;
-    bq->config.accept_burst = config->accept_burst;
 }
 
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {

@@ -8,10 +8,12 @@ leaves requests in `asked` instead.
 from __future__ import annotations
 
 import socket
+from enum import IntEnum
 from types import TracebackType
 from typing import Any
 
 from blipmq import wire
+from blipmq.config import KEYS
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import (
@@ -38,6 +40,9 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 
+Overflow = IntEnum("Overflow", [choice.upper() for choice in KEYS["queues.overflow_policy"].choices], start=0)
+"""What a full queue does, as the core's `overflow_policy` says it."""
+SessionOverflow = IntEnum("SessionOverflow", [c.upper() for c in KEYS["qos1.session_overflow"].choices], start=0)
 STEPS_MAX = 100_000
 WINDOW_BYTES = 256 << 10
 """What the core hands out for one fed connection before some of it is taken."""

@@ -11,7 +11,6 @@ import pytest
 from raw_client import RawClient
 
 import blipmq
-from blipmq import broker as broker_module
 from blipmq import fed, memory, publisher, status, wire
 from blipmq.config import KEYS
 from blipmq.config_reader import from_dict
@@ -19,6 +18,7 @@ from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
 from blipmq.ids import first_message_id
 from blipmq.listener import AddressInUse, address_of, open_listener
 from blipmq.logs import Log
+from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.version import __version__
 
@@ -678,7 +678,7 @@ def test_the_smallest_ring_serves_the_largest_message_in_and_out():
 @pytest.mark.parametrize("records", [256, 257, 4096])
 def test_channel_capacity_is_how_many_requests_may_wait_between_python_and_the_core(records):
     config = from_dict({"performance": {"batch_config": {"channel_capacity": records}}})
-    core = Core(broker_module.core_config(config))
+    core = Core(CoreConfig.of(config))
     try:
         taken = 0
         while not core.has_backlog:

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from stepped import Bench
+from stepped import Bench, Overflow
 from test_core_properties import frames_of
 from twin import Publish
 
 from blipmq import wire
-from blipmq.native.config import Overflow
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["valid"]
 PUBLISHES = [

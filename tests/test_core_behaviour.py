@@ -7,11 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from stepped import WINDOW_BYTES, Bench, Client, SocketClient, conserved
+from stepped import WINDOW_BYTES, Bench, Client, Overflow, SocketClient, conserved
 from test_wire import BROKEN
 
 from blipmq import wire
-from blipmq.native.config import Overflow
 from blipmq.native.core import BACKLOG_COMMANDS_MAX
 from blipmq.native.errors import CoreBusy
 from blipmq.native.events import CloseReason, Stopped

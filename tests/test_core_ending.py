@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stepped import Client, SocketClient, conserved
+from stepped import Client, Overflow, SocketClient, conserved
 from test_core_log import LoggedBench
 
 from blipmq import wire
-from blipmq.native.config import LogConfig, Overflow
+from blipmq.native.config import LogConfig
 from blipmq.native.events import CloseReason
 
 DISK_MS = 1000

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stepped import Bench, Client, SocketClient
+from stepped import Bench, Client, Overflow, SocketClient
 from test_core_log import LoggedBench
 
 from blipmq import wire
-from blipmq.native.config import Overflow
 from blipmq.native.events import CloseReason
 
 SERVER_MS = 60_000
@@ -215,7 +214,7 @@ def test_the_system_probes_from_half_of_the_time_on_and_gives_up_within_it(
 
 
 def test_a_reload_takes_new_connections_only() -> None:
-    with Bench() as bench:
+    with Bench(keepalive_ms=0) as bench:
         bench.listen()
         before = bench.connect()
         assert options_of(before)[0] == 0

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stepped import Bench, Client, conserved
+from stepped import Bench, Client, Overflow, conserved
 
 from blipmq import wire
-from blipmq.native.config import LogConfig, Overflow
+from blipmq.native.config import LogConfig
 from blipmq.native.events import Event, Sub, Unsub
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)

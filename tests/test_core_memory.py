@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stepped import Bench, Client, conserved
+from stepped import Bench, Client, Overflow, conserved
 from test_core_log import LoggedBench
 
 from blipmq import wire
-from blipmq.native.config import LogConfig, Overflow
+from blipmq.native.config import LogConfig
 from blipmq.native.events import CloseReason
 
 BUDGET = 4 << 20

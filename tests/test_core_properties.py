@@ -14,11 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stepped import Bench, Client, SocketClient, conserved
+from stepped import Bench, Client, Overflow, SocketClient, conserved
 from twin import Publish, Twin, message_bytes
 
 from blipmq import wire
-from blipmq.native.config import Overflow
 from blipmq.native.pure import filter_kind
 
 SEGMENT_BYTES = 4096

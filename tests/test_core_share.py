@@ -10,10 +10,9 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from stepped import Bench, Client, conserved
+from stepped import Bench, Client, Overflow, conserved
 
 from blipmq import wire
-from blipmq.native.config import Overflow
 
 DEEP = 60
 FRESH = 2000

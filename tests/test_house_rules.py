@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -236,6 +237,13 @@ def test_the_makefile_builds_with_what_pyproject_requires() -> None:
     installed = re.search(r"^BUILD_REQUIRES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert required and installed
     assert re.findall(r'"(.*?)"', required.group(1)) == re.findall(r'"(.*?)"', installed.group(1))
+
+
+def test_the_settings_of_the_core_are_written_as_they_are_declared() -> None:
+    done = subprocess.run(
+        [sys.executable, NATIVE / "generate_settings.py", "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # ---- the C core ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from broker_process import BrokerProcess, until
-from stepped import Client, conserved
+from stepped import Client, SessionOverflow, conserved
 from test_core_log import LoggedBench
 from test_session_list import collecting, durable
 
@@ -18,7 +18,7 @@ import blipmq
 from blipmq import config_reader, wire
 from blipmq.config_reader import from_dict
 from blipmq.errors import Refused
-from blipmq.native.config import LogConfig, SessionOverflow
+from blipmq.native.config import LogConfig
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 QUOTA = 256 << 10
@@ -206,9 +206,9 @@ def test_a_quota_that_a_log_has_no_room_for_is_warned_of(tmp_path: Path) -> None
 
 
 def test_the_settings_reach_the_core_and_the_log_says_what_was_lost(tmp_path: Path) -> None:
-    from blipmq.broker import core_config
+    from blipmq.native.config import CoreConfig
 
-    core = core_config(from_dict({"qos1": {"session_log_bytes": 5, "session_overflow": "drop"}}))
+    core = CoreConfig.of(from_dict({"qos1": {"session_log_bytes": 5, "session_overflow": "drop"}}))
     assert (core.session_log_bytes, core.session_overflow) == (5, SessionOverflow.DROP)
     config = {
         "server.max_message_size_bytes": 4096,

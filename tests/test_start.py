@@ -26,10 +26,10 @@ sys.exit(status)
 
 # Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
 OURS = set(
-    """__main__ admin affinity auth awaited broker cli cli.server clock_watch config config_reader errors fed hardware http
-    ids keepalive listener logs loop memory metrics native native.clock native.config native.core native.errors native.events
-    native.log native_protocol notify parameters peer process relay server service session_list sessions status strangers
-    streams version wal""".split()
+    """__main__ admin affinity auth awaited broker cli cli.server clock_watch config config_reader core_settings errors fed
+    hardware http ids keepalive listener logs loop memory metrics native native.clock native.config native.core native.errors
+    native.events native.log native_protocol notify parameters peer process relay server service session_list sessions status
+    strangers streams version wal""".split()
 )
 # What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
 # lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.

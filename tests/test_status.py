@@ -9,7 +9,6 @@ from raw_client import RawClient
 import blipmq
 from blipmq import hardware, status, wire
 from blipmq.affinity import ANY, choose_processors, processor_numbers
-from blipmq.broker import core_config
 from blipmq.config_reader import from_dict
 from blipmq.errors import ConfigError
 from blipmq.hardware import read_hardware
@@ -170,7 +169,7 @@ def test_every_setting_reaches_the_core():
             "max_sessions_per_key": 27, "max_pending": 22, "max_pending_per_address": 23, "accept_rate": 24, "accept_burst": 25,
         },
     }  # fmt: skip
-    core = core_config(from_dict(changed))
+    core = CoreConfig.of(from_dict(changed))
     assert core == CoreConfig(
         max_connections=7, max_frame_bytes=6024, subscriber_messages=9, subscriber_bytes=8192, overflow_policy=2,
         max_batch=3, max_batch_bytes=4096, flush_interval_ms=4, default_ttl_ms=5, lazy_expiry=1, warm_entries=14,
@@ -184,7 +183,7 @@ def test_every_setting_reaches_the_core():
 
 def test_pools_and_batches_can_be_switched_off():
     off = {"performance": {"enable_memory_pools": False, "enable_batch_processing": False, "warm_up_pools": True}}
-    core = core_config(from_dict({**off, "delivery": {"flush_interval_ms": 9}}))
+    core = CoreConfig.of(from_dict({**off, "delivery": {"flush_interval_ms": 9}}))
     assert (core.pool_small_count, core.pool_medium_count, core.pool_large_count) == (0, 0, 0)
     assert (core.warm_entries, core.warm_segments) == (0, 0)
     assert (core.max_batch, core.flush_interval_ms) == (1, 0)

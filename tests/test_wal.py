@@ -16,12 +16,12 @@ from blipmq.config import Config
 from blipmq.config_reader import from_dict, load
 from blipmq.errors import ConfigError, LogLocked, LogUnusable
 from blipmq.ids import first_message_id
-from blipmq.native.config import CoreConfig
+from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS
 from blipmq.native.log import LOG_REFUSED, LOG_VERSION, LogReport, LogState, log_denied, log_error
 from blipmq.native.log_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_log
-from blipmq.wal import Wal, log_config
+from blipmq.wal import Wal
 
 SMALL_CORE = CoreConfig(ring_bytes=1 << 16)
 SMALL_LOG = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21}
@@ -69,7 +69,7 @@ def test_a_dead_letter_of_the_largest_message_fits_half_a_batch(size):
     config = from_dict({"server": {"max_message_size_bytes": size}})
     letter = size + 2 * 256 + 512
     assert letter <= memory.log_batch_bytes(config) // 2
-    assert log_config(config).batch_bytes == memory.log_batch_bytes(config) <= config.wal.segment_size_bytes // 2
+    assert LogConfig.of(config).batch_bytes == memory.log_batch_bytes(config) <= config.wal.segment_size_bytes // 2
 
 
 def test_every_pair_of_sizes_that_is_accepted_opens_a_log(tmp_path):
@@ -81,7 +81,7 @@ def test_every_pair_of_sizes_that_is_accepted_opens_a_log(tmp_path):
             }
         )
         core = Core(SMALL_CORE)
-        assert core.open_log(str(tmp_path / str(number)), log_config(config)).next_lsn == 1
+        assert core.open_log(str(tmp_path / str(number)), LogConfig.of(config)).next_lsn == 1
         core.free()
 
 

@@ -13,8 +13,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from stepped import Overflow
+
 from blipmq import topics
-from blipmq.native.config import CoreConfig, Overflow
+from blipmq.native.config import CoreConfig
 from blipmq.wire import Message
 
 

@@ -3,6 +3,7 @@
  * Invariant: the core is an actor. One thread runs bq_wait and bq_turn (the I/O thread after bq_start, or the caller in
  * stepped mode); one thread pushes commands and takes events. Nothing else is shared. Every function returns >= 0 or a
  * negative BQ_E code; none calls back, none keeps a caller's pointer after it returns. Sizes are bytes, times say their unit.
+ * The structs of settings, bq_config_t and bq_log_config_t, are in api/settings.h, which is read before this file.
  */
 
 typedef struct bq bq_t;
@@ -18,60 +19,6 @@ enum bq_error {
     BQ_E_SYSTEM = -4,   /* a system call failed: errno tells */
     BQ_E_TOO_LARGE = -5
 };
-
-enum bq_session_overflow { BQ_SESSION_DEAD_LETTER = 0, BQ_SESSION_DROP = 1 };
-
-enum bq_overflow { BQ_DROP_OLDEST = 0, BQ_DROP_NEW = 1, BQ_BLOCK = 2 };
-
-typedef struct bq_config {
-    uint64_t memory_bytes;            /* budget of the core's pools; past it slow subscribers' queues only shrink. 0: none */
-    uint64_t subscriber_bytes;        /* per queue: encoded bytes waiting */
-    uint64_t default_ttl_ms;          /* for a publish with ttl_ms 0; 0: never expires */
-    uint64_t max_ttl_ms;              /* longer ones are cut to this */
-    uint64_t session_log_bytes;       /* of the log, that one durable session may keep from being deleted; 0: any */
-    uint64_t session_expiry_ms;       /* a durable session that nobody was connected to for so long ends; 0: never */
-    uint32_t subscriber_messages;     /* per queue: messages waiting */
-    uint32_t overflow_policy;         /* enum bq_overflow */
-    uint32_t max_connections;         /* open at once */
-    uint32_t max_frame_bytes;         /* largest N accepted from an admitted connection */
-    uint32_t max_frame_bytes_unauth;  /* the same before admission (require_hello) */
-    uint32_t require_hello;           /* 1: nothing but HELLO before Python admits the connection. Set later, it ends who is in
-                                         without rights */
-    uint32_t hello_timeout_ms;        /* time to be admitted in when require_hello is set */
-    uint32_t max_batch;               /* messages per flush of one subscriber */
-    uint32_t max_batch_bytes;         /* bytes per flush of one subscriber */
-    uint32_t flush_interval_ms;       /* how long a delivery may wait for company; 0: not at all */
-    uint32_t tick_ms;                 /* resolution of the timer wheel */
-    uint32_t segment_bytes;           /* size of a shared segment */
-    uint32_t route_cache_entries;     /* topics whose subscribers are remembered */
-    uint32_t pool_small_count;        /* free blocks kept per class: up to 1 KiB */
-    uint32_t pool_medium_count;       /* up to 16 KiB */
-    uint32_t pool_large_count;        /* above, segments included */
-    uint32_t tcp_nodelay;             /* 1: set on every accepted socket */
-    uint32_t send_buffer_bytes;       /* SO_SNDBUF of accepted sockets; 0: the system's */
-    uint32_t recv_buffer_bytes;       /* SO_RCVBUF of accepted sockets; 0: the system's */
-    uint32_t ring_bytes;              /* capacity of each ring, a power of two */
-    uint32_t flush_subscribers;       /* subscribers sent to before input is looked at again */
-    uint32_t expire_batch;            /* timers fired before other work goes on */
-    uint32_t lazy_expiry;             /* 1: no timers for messages; expired ones are found when their turn to be sent comes */
-    uint32_t warm_entries;            /* queue entries allocated ahead */
-    uint32_t warm_segments;           /* segments allocated ahead */
-    uint32_t ack_timeout_ms;          /* QoS 1: time to acknowledge in before a message comes again; doubles each time */
-    uint32_t max_in_flight;           /* per subscription and client: sent and not acknowledged */
-    uint32_t max_sessions;            /* QoS 1 subscriptions and queue groups, absent durable ones included */
-    uint32_t session_overflow;        /* enum bq_session_overflow: what becomes of messages over session_log_bytes */
-    uint32_t max_sessions_per_key;    /* of them, those of one key, for who subscribes with BQ_SUB_KEYED */
-    uint32_t max_deliveries;          /* then the message goes to $dlq/<topic> */
-    uint32_t run_messages;            /* of one topic gathered before they go to its subscribers' queues; 0: what a flush takes */
-    int32_t io_cpu;                   /* the I/O thread stays on this processor; -1: where the system puts it */
-    uint32_t max_pending;             /* connections that have to say HELLO and are not admitted yet */
-    uint32_t max_pending_per_address; /* of them, those of one IPv4 address or IPv6 /64 that is not loopback */
-    uint32_t accept_rate;             /* connections taken in a second; 0: as they come */
-    uint32_t accept_burst;            /* of them, at once after a quiet time */
-    uint32_t max_topic_levels;        /* levels of a topic or filter, by whichever of . and / there is more of */
-    uint32_t keepalive_ms;            /* within this a client that is gone without a word is noticed; 0: not looked for */
-    uint32_t work_share; /* units of work for one client before others come to theirs, see net/fair_share.h; 0: 1024 */
-} bq_config_t;
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
@@ -388,16 +335,6 @@ void bq_free(bq_t *bq);                                             /* after bq_
 
 /* The log: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
  * those of wal/wal.h: -22 locked by another broker, -23 written by a newer version), with *report filled as far as it went. */
-typedef struct bq_log_config {
-    uint64_t max_bytes;
-    uint64_t reserve_bytes;
-    uint32_t segment_bytes;
-    uint32_t flush_interval_ms;
-    uint32_t batch_bytes;
-    uint32_t block_bytes;
-    uint32_t no_sync; /* test hook of the storm's control run */
-    uint32_t reserved;
-} bq_log_config_t;
 typedef struct bq_log_report {
     uint64_t records, bytes, segments;
     uint64_t torn_bytes;

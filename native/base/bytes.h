@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "api/settings.h" /* before bq.h, whose functions take its structs */
+
 #include "api/bq.h"
 
 #define BQ_LIKELY(x) __builtin_expect(!!(x), 1)

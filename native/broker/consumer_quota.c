@@ -22,7 +22,7 @@ static void count(bq_t *bq, session_t *session, uint64_t id) {
 }
 
 bool session_quota_drops(bq_t *bq, session_t *session, uint64_t id) {
-    if (bq->config.session_overflow != BQ_SESSION_DROP) return false;
+    if (bq->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;
     count(bq, session, id);
     return true;
 }
@@ -59,7 +59,7 @@ static void tell(bq_t *bq, session_t *session) {
     bq_session_over_t over = {.count = session->over_untold,
                               .first_id = session->over_first_id,
                               .last_id = session->over_last_id,
-                              .dropped = bq->config.session_overflow == BQ_SESSION_DROP};
+                              .dropped = bq->config.session_overflow == BQ_SESSION_OVERFLOW_DROP};
     event_session(bq, BQ_EV_SESSION_OVER, session, (const uint8_t *)&over, sizeof over);
     session->over_untold = 0;
     session->over_told_ms = bq->now_ms;

@@ -239,7 +239,7 @@ static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
 
 bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy) {
     if (BQ_LIKELY(queue_fits(queue, env, run->count, run->size))) return queue_push(queue, env, run);
-    if (overflow_policy == BQ_DROP_NEW) return push_fitting(queue, env, *run);
+    if (overflow_policy == BQ_OVERFLOW_POLICY_DROP_NEW) return push_fitting(queue, env, *run);
     queue_run_t part = newest_part(env, run);
     make_room(queue, env, part.count, part.size);
     /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */

@@ -40,7 +40,7 @@ static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_ru
     if (!target->blocked) connection_flush(bq, target);
     if (target->state != CONNECTION_OPEN) return;
     bq->stats.work += 1 + run->count / WORK_DROPS;
-    if (bq->config.overflow_policy == BQ_BLOCK)
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK)
         queue_push(&target->queue, &bq->queues, run);
     else if (target->blocked && budget_over(bq))
         push_squeezed(bq, target, run);
@@ -167,7 +167,7 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wai
     if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
     uint32_t size_max =
         config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
-    if (bq->config.overflow_policy == BQ_BLOCK) {
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) {
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
         if (*blocker) return false;
     }

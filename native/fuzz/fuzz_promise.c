@@ -388,7 +388,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     config->max_connections = CLIENTS;
     config->max_sessions = SUBS_MAX + 1;
     config->max_deliveries = UINT32_MAX;
-    config->overflow_policy = BQ_DROP_OLDEST;
+    config->overflow_policy = BQ_OVERFLOW_POLICY_DROP_OLDEST;
     config->memory_bytes = 0;
     config->default_ttl_ms = 0;
     config->require_hello = 0;

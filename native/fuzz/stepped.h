@@ -503,7 +503,7 @@ static void step_limits(machine_t *machine, input_t *input) {
     config.overflow_policy = input_byte(input) % 4; /* 3 is none: refused, nothing changes */
     text_t none = {NULL, 0}, data = {(const uint8_t *)&config, sizeof config};
     push(machine, (bq_command_t){.type = BQ_CMD_LIMITS}, none, data);
-    if (config.overflow_policy <= BQ_BLOCK) machine->config = config;
+    if (config.overflow_policy <= BQ_OVERFLOW_POLICY_BLOCK) machine->config = config;
 }
 
 /* Any record that carries no descriptor, for whatever connection: handles that are stale or never were included. */
@@ -576,44 +576,46 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
 
 /* ---- beginning and end ---------------------------------------------------------------------------------------------- */
 
+/* Small limits, so that few steps reach them; what is not varied here has the broker's default. */
 static bq_config_t config_of(input_t *input) {
     uint8_t flags = input_byte(input), size = input_byte(input), count = input_byte(input), frame = input_byte(input);
-    return (bq_config_t){.memory_bytes = flags & 1 ? 400000 + 4000u * size : 0,
-                         .subscriber_bytes = flags & 2 ? 1 + 64u * size : 1 << 20,
-                         .default_ttl_ms = flags & 4 ? 100 : 0,
-                         .max_ttl_ms = flags & 4 ? 5000 : UINT64_MAX / 4,
-                         .subscriber_messages = 1 + count % 32,
-                         .overflow_policy = count >> 5 & 3 ? (count >> 5 & 3) - 1u : 0,
-                         .max_connections = 1 + frame % 8,
-                         .max_frame_bytes = frame & 16 ? 64 + size * 4u : 1 << 20,
-                         .max_frame_bytes_unauth = frame & 32 ? 64 : 1024,
-                         .require_hello = flags >> 3 & 1,
-                         .hello_timeout_ms = 5000,
-                         .max_batch = 1 + (size & 15),
-                         .max_batch_bytes = frame & 64 ? 1 : 65536,
-                         .flush_interval_ms = flags & 16 ? 10 : 0,
-                         .tick_ms = flags & 32 ? 10 : 1,
-                         .segment_bytes = frame & 128 ? 65536 : 4096,
-                         .route_cache_entries = 1 + count % 3,
-                         .pool_small_count = 4,
-                         .pool_medium_count = 2,
-                         .pool_large_count = 1,
-                         .ring_bytes = 65536,
-                         .flush_subscribers = 1 + size % 4,
-                         .expire_batch = 1 + size % 3,
-                         .lazy_expiry = flags >> 6 & 1,
-                         .ack_timeout_ms = 1000,
-                         .max_in_flight = 1 + count % 4,
-                         .max_sessions = 1 + count % 7,
-                         .max_sessions_per_key = 1 + count % 5,
-                         .max_deliveries = 1 + size % 3,
-                         .run_messages = flags & 128 ? 2 : 0,
-                         .io_cpu = -1,
-                         .max_pending = 1 + size % 8,
-                         .max_pending_per_address = 1 + size % 8,
-                         .accept_burst = 1,
-                         .max_topic_levels = 4 + frame % 8,
-                         .keepalive_ms = size & 1 ? 1000 + 100u * size : 0};
+    bq_config_t config;
+    bq_config_default(&config);
+    config.memory_bytes = flags & 1 ? 400000 + 4000u * size : 0;
+    config.subscriber_bytes = flags & 2 ? 1 + 64u * size : 1 << 20;
+    config.default_ttl_ms = flags & 4 ? 100 : 0;
+    config.max_ttl_ms = flags & 4 ? 5000 : UINT64_MAX / 4;
+    config.subscriber_messages = 1 + count % 32;
+    config.overflow_policy = count >> 5 & 3 ? (count >> 5 & 3) - 1u : 0;
+    config.max_connections = 1 + frame % 8;
+    config.max_frame_bytes = frame & 16 ? 64 + size * 4u : 1 << 20;
+    config.max_frame_bytes_unauth = frame & 32 ? 64 : 1024;
+    config.require_hello = flags >> 3 & 1;
+    config.max_batch = 1 + (size & 15);
+    config.max_batch_bytes = frame & 64 ? 1 : 65536;
+    config.flush_interval_ms = flags & 16 ? 10 : 0;
+    config.tick_ms = flags & 32 ? 10 : 1;
+    config.segment_bytes = frame & 128 ? 65536 : 4096;
+    config.route_cache_entries = 1 + count % 3;
+    config.pool_small_count = 4;
+    config.pool_medium_count = 2;
+    config.pool_large_count = 1;
+    config.ring_bytes = 65536;
+    config.flush_subscribers = 1 + size % 4;
+    config.expire_batch = 1 + size % 3;
+    config.lazy_expiry = flags >> 6 & 1;
+    config.ack_timeout_ms = 1000;
+    config.max_in_flight = 1 + count % 4;
+    config.max_sessions = 1 + count % 7;
+    config.max_sessions_per_key = 1 + count % 5;
+    config.max_deliveries = 1 + size % 3;
+    config.run_messages = flags & 128 ? 2 : 0;
+    config.max_pending = 1 + size % 8;
+    config.max_pending_per_address = 1 + size % 8;
+    config.accept_burst = 1;
+    config.max_topic_levels = 4 + frame % 8;
+    config.keepalive_ms = size & 1 ? 1000 + 100u * size : 0;
+    return config;
 }
 
 static void everyone_gone(machine_t *machine) {

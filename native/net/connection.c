@@ -308,7 +308,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
         return FRAME_KEPT;
     }
     bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->session_count * WORK_DELIVERY;
-    if (bq->config.overflow_policy == BQ_BLOCK && publish_full(bq, topic, view->payload_size))
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(bq, topic, view->payload_size))
         return refuse(bq, connection, view->seq, 503, "a subscriber's queue is full and the policy is block: try again later");
     switch (commit_publish(bq, connection, view, &why)) {
     case COMMIT_HELD: return FRAME_TAKEN;
@@ -591,7 +591,7 @@ static bool reserve_in(bq_t *bq, connection_t *connection, uint32_t more) {
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
     if (connection->heavy || connection->held_count) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
-    if (bq->config.overflow_policy == BQ_BLOCK) return READ_BYTES_BLOCKING;
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
 }

@@ -3,9 +3,9 @@
 Invariant: all but one field of its configuration is the real broker's.
 """
 
-from blipmq import wal
 from blipmq.__main__ import main
+from blipmq.native.config import LogConfig
 
-synced = wal.log_config
-wal.log_config = lambda config: synced(config)._replace(no_sync=1)
+synced = LogConfig.of
+LogConfig.of = lambda config: synced(config)._replace(no_sync=1)
 main()
