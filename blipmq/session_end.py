@@ -13,7 +13,7 @@ from blipmq import session_list
 from blipmq.errors import BAD_REQUEST, NO_SUBSCRIPTION, NOT_NOW, OK
 from blipmq.logs import Log
 from blipmq.native.core import Core
-from blipmq.native.events import SessionEnded, SessionRow
+from blipmq.native.events import Outcome, SessionEnded, SessionRow
 from blipmq.session_list import ASKED_ROWS_MAX, Listing, SessionLists, Wanted
 from blipmq.sessions import OWNER_ENDS, Sessions
 
@@ -68,7 +68,7 @@ class SessionEnds:
     def ended(self, event: SessionEnded) -> None:
         answer = self._answers.pop(event.seq, None)
         if answer is not None:
-            answer(event.code)
+            answer(_CODES[event.outcome])
 
     def _listed(self, target: Target, who: dict[str, str], answer: Answer, listing: Listing) -> None:
         found = [(row, session_list.facts(row, self._sessions)) for row in listing.rows if row.group == target.group]
@@ -98,6 +98,13 @@ class SessionEnds:
         identity = f"{target.key}{OWNER_ENDS}{client_id}" if client_id and target.key else client_id
         self._core.end_session(self._seq, row.id, identity)
 
+
+_CODES = {
+    Outcome.DONE: OK,
+    Outcome.INVALID: BAD_REQUEST,
+    Outcome.NOT_FOUND: NO_SUBSCRIPTION,
+    Outcome.UNAVAILABLE: NOT_NOW,
+}
 
 _REASONS = {
     OK: "",

@@ -7,6 +7,8 @@
  */
 #include "broker/budget.h"
 #include "core.h"
+#include "proto/protocol.h"
+#include "net/transport.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -74,11 +76,10 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     rights_drop(&bq->pool, connection->rights);
     connection->rights = rights;
     connection->admitted = true;
-    connection->hello = true;
     door_leave(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
     keepalive_begin(bq, connection);
-    connection_welcome(bq, connection, record->command.seq, text, record->text_size);
+    connection->protocol->welcome(bq, connection, record->command.seq, text, record->text_size);
 }
 
 static session_request_t session_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -94,11 +95,8 @@ static session_request_t session_request(const record_t *record, const uint8_t *
                                .keyed = (record->command.flags & BQ_SUB_KEYED) != 0};
 }
 
-static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
-    if (connection->hello)
-        connection_reply(bq, connection, seq, code, why);
-    else
-        connection_close(bq, connection, BQ_CLOSE_FRAME, why); /* it knows no Reply */
+static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    connection->protocol->refuse(bq, connection, seq, outcome, why);
     connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
@@ -106,11 +104,12 @@ static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, u
  * published with QoS 1, as a plain subscriber for the rest. True: the connection has that subscription now, or had it before. */
 static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
     if (request->qos && !bq->log) { /* a full or failed log still delivers what it has */
-        refuse_subscribe(bq, connection, seq, 503, commit_refusal(bq));
+        refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(bq));
         return false;
     }
     if (!budget_part(bq, route_bytes(bq->routes))) {
-        refuse_subscribe(bq, connection, seq, 503, "subscriptions fill a quarter of limits.memory_bytes: end some, or raise it");
+        refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE,
+                         "subscriptions fill a quarter of limits.memory_bytes: end some, or raise it");
         return false;
     }
     int added = 0;
@@ -119,12 +118,13 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         added = route_subscribe(bq->routes, connection, &connection->subscriptions, request->filter, request->filter_size);
     if (added < 0) {
         bool memory = added == BQ_E_MEMORY;
-        refuse_subscribe(bq, connection, seq, memory ? 503 : 400, memory ? "the broker is out of memory" : "not a filter");
+        refuse_subscribe(bq, connection, seq, memory ? BQ_OUTCOME_UNAVAILABLE : BQ_OUTCOME_INVALID,
+                         memory ? "the broker is out of memory" : "not a filter");
         return false;
     }
     if (added) connection->subscription_count++;
     if (!request->group_size && !request->qos) {
-        connection_suback(bq, connection, seq, request->filter, request->filter_size);
+        connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
         connection_resume(bq, connection, PAUSE_ANSWER);
         return true;
     }
@@ -143,7 +143,8 @@ static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record
     publish_run_close(bq);
     if (!event_room(bq)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
-        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, 503);
+        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size,
+                           BQ_OUTCOME_UNAVAILABLE);
     return true;
 }
 
@@ -160,22 +161,21 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
         connection->subscription_count--;
         connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
     }
-    if (ended || left) event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, 0);
+    if (ended || left)
+        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, BQ_OUTCOME_DONE);
     if (held) return true; /* until it is on disk */
     connection_resume(bq, connection, PAUSE_ANSWER);
-    if (!connection->hello) return true;
     if (ended || left)
-        connection_reply(bq, connection, seq, 0, "");
+        connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_DONE, NULL);
     else
-        connection_reply(bq, connection, seq, 404, "this client has no such subscription");
+        connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_NOT_FOUND, "this client has no such subscription");
     return true;
 }
 
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     if (command->flags & BQ_REPLY_DISCARD) connection_discard(bq, connection);
-    connection_reply_full(bq, connection, command->seq, command->code, text, record->text_size, command->value, data,
-                          record->data_size);
+    connection->protocol->forward(bq, connection, command, text, record->text_size, data, record->data_size);
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
@@ -191,7 +191,7 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
     connection_t *connection =
-        room_for(bq, peer.address, trusted) ? connection_open(bq, -1, peer.address, peer.port, trusted) : NULL;
+        room_for(bq, peer.address, trusted) ? connection_open(bq, &transport_memory, -1, peer.address, peer.port, trusted) : NULL;
     event_push(bq,
                &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
     if (!connection) return true;
@@ -201,13 +201,6 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     bq->open_count++;
     bq->stats.accepted++;
     return true;
-}
-
-static void taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
-    uint32_t back = bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
-    connection->fed_in_flight -= back;
-    bq->fed_bytes -= back;
-    connection_flush(bq, connection);
 }
 
 static void close_for(bq_t *bq, connection_t *connection, uint8_t code) {
@@ -223,7 +216,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
         connection_feed(bq, connection, data, record->data_size);
         if (record->command.flags & BQ_FEED_END) connection_feed_end(bq, connection);
         return true;
-    case BQ_CMD_TAKEN: taken(bq, connection, record->command.value); return true;
+    case BQ_CMD_TAKEN: connection_taken(bq, connection, record->command.value); return true;
     case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the disk */
@@ -240,7 +233,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
 
 static void adopt(bq_t *bq, int fd) {
     static const uint8_t no_peer[16];
-    connection_t *connection = room_for(bq, no_peer, false) ? connection_open(bq, fd, no_peer, 0, false) : NULL;
+    connection_t *connection = room_for(bq, no_peer, false) ? connection_open(bq, &transport_tcp, fd, no_peer, 0, false) : NULL;
     if (!connection) {
         poll_close(fd);
         return;

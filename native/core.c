@@ -7,7 +7,7 @@
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (broker/publish.c)
  *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
  *      sessions    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
- *      flush       each subscriber that got something is sent to once (net/connection.c)
+ *      flush       each subscriber that got something is sent to once (net/output.c)
  *      compact     segments that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
  *      reap        dead connections are freed; nothing of this turn points at them any more
@@ -16,6 +16,8 @@
  * Invariant: at the end of a turn no run is open and every queue that can be sent from is either empty or on the dirty list.
  */
 #include "core.h"
+#include "proto/protocol.h"
+#include "net/transport.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -187,18 +189,11 @@ static void flush_when_due(bq_t *bq) {
     core_flush(bq);
 }
 
-/* What waited for the event ring: reports of consumed input, output of fed connections, requests. */
+/* What waited for the event ring: what its transport has to tell, requests. */
 static void retry_one(bq_t *bq, connection_t *connection) {
-    if (connection->fed_consumed) {
-        if (!event_push(bq, &(bq_event_t){.type = BQ_EV_FED, .conn = connection->handle, .value = connection->fed_consumed})) {
-            event_retry(bq, connection);
-            return;
-        }
-        connection->fed_consumed = 0;
-    }
-    if (connection->fd < 0 && connection->queue.head) {
-        connection->blocked = false;
-        connection_mark_dirty(bq, connection, FLUSH_NARROW);
+    if (connection->transport->retry && !connection->transport->retry(bq, connection)) {
+        event_retry(bq, connection);
+        return;
     }
     connection_resume(bq, connection, PAUSE_EVENTS);
 }
@@ -329,7 +324,7 @@ static void for_each_open(bq_t *bq, void (*visit)(bq_t *bq, connection_t *connec
 
 static void say_goodbye(bq_t *bq, connection_t *connection) {
     connection->pause |= PAUSE_STOPPING;
-    if (connection->hello) connection_reply(bq, connection, 0, 503, "shutting down");
+    connection->protocol->answer(bq, connection, 0, BQ_OUTCOME_UNAVAILABLE, "shutting down");
     connection_update_interest(bq, connection);
 }
 

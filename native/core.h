@@ -156,7 +156,7 @@ bool event_room(bq_t *bq);                          /* for any one event */
 void event_retry(bq_t *bq, connection_t *connection);
 /* What Python may have noted for this connection is not, or no longer, subscribed. The caller has seen to event_room. */
 void event_unsubscribed(bq_t *bq, const connection_t *connection, const uint8_t *filter, uint32_t filter_size,
-                        const uint8_t *group, uint32_t group_size, uint16_t code);
+                        const uint8_t *group, uint32_t group_size, enum bq_outcome outcome);
 void core_stats(bq_t *bq, bq_stats_t *stats);
 bool event_stats(bq_t *bq, uint64_t seq);
 bool event_list(bq_t *bq, uint64_t seq, uint64_t first_slot);

@@ -19,9 +19,9 @@ bool event_push(bq_t *bq, const bq_event_t *event) {
 bool event_room(bq_t *bq) { return ring_reserve(&bq->events, (uint32_t)sizeof(bq_event_t) + FED_CHUNK_BYTES) != NULL; }
 
 void event_unsubscribed(bq_t *bq, const connection_t *connection, const uint8_t *filter, uint32_t filter_size,
-                        const uint8_t *group, uint32_t group_size, uint16_t code) {
+                        const uint8_t *group, uint32_t group_size, enum bq_outcome outcome) {
     event_push(bq, &(bq_event_t){.type = BQ_EV_UNSUBSCRIBED,
-                                 .code = code,
+                                 .code = (uint16_t)outcome,
                                  .conn = connection->handle,
                                  .text = filter,
                                  .text_size = filter_size,

@@ -24,17 +24,17 @@ import blipmq
 from blipmq import wire
 from blipmq.errors import BlipMQError, Refused
 from blipmq.keys import add_key, check_allow
-from blipmq.native.events import SessionEnded
+from blipmq.native.events import Outcome, SessionEnded
 from blipmq.peer import is_this_machine
 
 
-def ended(bench: LoggedBench, id: int, client_id: str = "") -> int:
-    """The code that ending the session of this id is answered with."""
+def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
+    """What comes of ending the session of this id."""
     bench._seq += 1
     seq, answers = bench._seq, list[SessionEnded]()
     bench.core.end_session(seq, id, client_id)
     bench.until(lambda: answers or answers.extend(filter(None, [bench._answers.pop(seq, None)])))
-    return answers[0].code
+    return answers[0].outcome
 
 
 # ---- the core
@@ -46,11 +46,11 @@ def test_an_ended_session_is_gone_and_stays_gone_over_a_restart(tmp_path: Path) 
         bench.close(client)
         bench.published(writer, "t", 5)
         (row,) = bench.session_rows()
-        assert ended(bench, row.id) == 0
+        assert ended(bench, row.id) == Outcome.DONE
         stats = bench.stats()
         assert (stats["sessions"], stats["log_durable_lsn"]) == (0, stats["log_next_lsn"] - 1)
-        assert ended(bench, row.id) == 404
-        assert ended(bench, 0) == 404
+        assert ended(bench, row.id) == Outcome.NOT_FOUND
+        assert ended(bench, 0) == Outcome.NOT_FOUND
     with LoggedBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == 0
 
@@ -60,7 +60,7 @@ def test_whoever_is_connected_to_an_ended_session_is_told_and_stays(tmp_path: Pa
         client, writer = durable(bench, "a", "t.*"), bench.named("writer")
         bench.subscribed(client, "other")
         (row,) = [row for row in bench.session_rows() if row.durable]
-        assert ended(bench, row.id) == 0
+        assert ended(bench, row.id) == Outcome.DONE
         (told,) = client.replies
         assert (told.seq, told.code, told.payload) == (0, 410, b"t.*")
         assert told.message == "an operator ended this subscription: t.*"
@@ -82,7 +82,7 @@ def test_all_members_of_an_ended_group_are_told(tmp_path: Path) -> None:
         for member in members:
             bench.subscribed(member, "jobs", durable=True, group="presses")
         (row,) = bench.session_rows()
-        assert ended(bench, row.id) == 0
+        assert ended(bench, row.id) == Outcome.DONE
         assert [member.replies[0].payload for member in members] == [b"jobs\npresses"] * 3
         assert bench.stats()["subscriptions"] == 0
 
@@ -95,15 +95,15 @@ def test_a_client_id_is_taken_out_of_a_durable_group_and_with_the_last_it_ends(t
             bench.close(client)
         (row,) = bench.session_rows()
         assert (row.clients, row.group) == (3, "presses")
-        assert ended(bench, row.id, "two") == 400
-        assert ended(bench, row.id, "three") == 404
-        assert [ended(bench, row.id, name) for name in ("press\x1ftwo", "one")] == [0, 0]
+        assert ended(bench, row.id, "two") == Outcome.INVALID
+        assert ended(bench, row.id, "three") == Outcome.NOT_FOUND
+        assert [ended(bench, row.id, name) for name in ("press\x1ftwo", "one")] == [Outcome.DONE, Outcome.DONE]
         (row,) = bench.session_rows()
         assert row.client_ids == ("boiler\x1ftwo",)
     with LoggedBench(tmp_path) as bench:
         (row,) = bench.session_rows()
         assert row.client_ids == ("boiler\x1ftwo",)
-        assert ended(bench, row.id, "two") == 0
+        assert ended(bench, row.id, "two") == Outcome.DONE
         assert not bench.session_rows()
 
 
@@ -121,7 +121,7 @@ def test_an_ended_session_lets_a_full_log_go(tmp_path: Path) -> None:
         bench.until(lambda: publish() == 503)
         assert b"blipmq-cli sessions" in writer.replies[0].message.encode()
         (row,) = bench.session_rows()
-        assert ended(bench, row.id) == 0
+        assert ended(bench, row.id) == Outcome.DONE
         bench.until(lambda: publish() == 0, advance_ms=100)
 
 
@@ -138,7 +138,7 @@ def test_an_answer_that_finds_no_room_among_the_events_comes_when_there_is(tmp_p
             bench.core.wait(1)
         bench.present = True
         bench.until(lambda: 77_000 in bench._answers and 100_299 in bench._answers)
-        assert bench._answers.pop(77_000).code == 0
+        assert bench._answers.pop(77_000).outcome == Outcome.DONE
         assert bench.stats()["log_durable_lsn"] == bench.stats()["log_next_lsn"] - 1
 
 

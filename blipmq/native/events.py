@@ -223,12 +223,21 @@ class SessionsListed(NamedTuple):
     rows: list[SessionRow]
 
 
+class Outcome(IntEnum):
+    """What became of a request, before a protocol gives it a number of its own (native/: enum bq_outcome)."""
+
+    DONE = lib.BQ_OUTCOME_DONE
+    INVALID = lib.BQ_OUTCOME_INVALID
+    NOT_FOUND = lib.BQ_OUTCOME_NOT_FOUND
+    UNAVAILABLE = lib.BQ_OUTCOME_UNAVAILABLE
+
+
 class SessionEnded(NamedTuple):
-    """What became of `end_session`: 0: it has ended, on disk; 404: there was none of that id, or no such client_id; 400: several
-    such client_ids; 503: the log did not take it."""
+    """What became of `end_session`. DONE: it has ended, on disk; NOT_FOUND: there was none of that id, or no such client_id;
+    INVALID: several such client_ids; UNAVAILABLE: the log did not take it."""
 
     seq: int
-    code: int
+    outcome: Outcome
 
 
 class SessionExpired(NamedTuple):
@@ -369,7 +378,7 @@ def _session_rows(data: bytes, at: int) -> list[SessionRow]:
 
 
 def _session_ended(e: CData) -> Event:
-    return SessionEnded(e.seq, e.code)
+    return SessionEnded(e.seq, Outcome(e.code))
 
 
 def _accepting(e: CData) -> Event:

@@ -20,6 +20,19 @@ enum bq_error {
     BQ_E_TOO_LARGE = -5
 };
 
+/* What became of a request. A protocol has its own numbers for these. */
+enum bq_outcome {
+    BQ_OUTCOME_DONE = 0,
+    BQ_OUTCOME_INVALID = 1,         /* it is against the rules, whenever it is tried */
+    BQ_OUTCOME_UNAUTHENTICATED = 2, /* a key is needed */
+    BQ_OUTCOME_NOT_ALLOWED = 3,     /* the key has no right to it */
+    BQ_OUTCOME_NOT_FOUND = 4,
+    BQ_OUTCOME_ENDED = 5, /* an operator ended it */
+    BQ_OUTCOME_TOO_LARGE = 6,
+    BQ_OUTCOME_LIMIT = 7,      /* a limit on how many is reached */
+    BQ_OUTCOME_UNAVAILABLE = 8 /* not now: memory, the log or a full queue */
+};
+
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
@@ -117,12 +130,13 @@ enum bq_event_type {
     BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
     BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
-    BQ_EV_SESSIONS = 13,     /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
-    BQ_EV_UNSUBSCRIBED = 14, /* conn; text: filter; data: group. code not 0: a SUB of it was refused; 0: UNSUB has ended it, or
-                               without a group all of that filter */
+    BQ_EV_SESSIONS = 13, /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_UNSUBSCRIBED =
+        14, /* conn; text: filter; data: group. code: enum bq_outcome. DONE: UNSUB has ended it, or without a group
+                               all of that filter; else: a SUB of it was refused, or an operator ended it */
     BQ_EV_SESSION_ENDED =
-        15,           /* seq; code 0: its end is on disk; 404: there is none of that id, or no such client_id; 400: several
-                                 such client_ids; 503: the log did not take it */
+        15,           /* seq; code: enum bq_outcome. DONE: its end is on disk; NOT_FOUND: there is none of that id, or no such
+                                 client_id; INVALID: several such client_ids; UNAVAILABLE: the log did not take it */
     BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
     BQ_EV_SESSION_EXPIRED = 17, /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
     BQ_EV_SESSION_OVER = 18     /* data: a bq_session_over_t, and the row of a session that was over session_log_bytes */

@@ -2,6 +2,7 @@
 #include "broker/commit.h"
 #include "broker/budget.h"
 #include "core.h"
+#include "proto/protocol.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -339,20 +340,19 @@ static topic_t *topic_now(bq_t *bq, const held_t *held) {
 }
 
 static void answer(bq_t *bq, connection_t *connection, const held_t *held, uint32_t stored) {
+    const protocol_ops_t *protocol = connection->protocol;
     switch (held->kind) {
-    case HELD_PUBLISH:
-        if (connection->hello) connection_published(bq, connection, held->seq, held->id, stored);
-        break;
-    case HELD_SUBACK: connection_suback(bq, connection, held->seq, held_frame(held), held->topic_size); break;
-    case HELD_REPLY: connection_reply(bq, connection, held->seq, 0, ""); break;
+    case HELD_PUBLISH: protocol->published(bq, connection, held->seq, held->id, stored); break;
+    case HELD_SUBACK: protocol->subscribed(bq, connection, held->seq, held_frame(held), held->topic_size); break;
+    case HELD_REPLY: protocol->answer(bq, connection, held->seq, BQ_OUTCOME_DONE, NULL); break;
     default: break;
     }
 }
 
 static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
     const char *why = commit_refusal(bq);
-    if (held->kind != HELD_FOLLOW && held->kind != HELD_GONE && connection->hello)
-        connection_reply(bq, connection, held->seq, 503, why ? why : "shutting down");
+    if (held->kind != HELD_FOLLOW && held->kind != HELD_GONE)
+        connection->protocol->answer(bq, connection, held->seq, BQ_OUTCOME_UNAVAILABLE, why ? why : "shutting down");
 }
 
 static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {

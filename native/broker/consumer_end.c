@@ -3,27 +3,7 @@
 #include "broker/commit.h"
 #include "core.h"
 #include "broker/consumer_end.h"
-
-#define GROUP_BYTES_TOLD 512u
-#define ENDED_TEXT "an operator ended this subscription: "
-
-/* The connection stays. Who said HELLO is told with a Reply that answers no request: its payload is the filter and, of a group, a
- * line end and the group. */
-static void member_tell(bq_t *bq, connection_t *connection, const session_t *session) {
-    uint8_t what[FRAME_TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + FRAME_TOPIC_BYTES_MAX];
-    uint32_t size = session->filter_size, group_size = session->group_size;
-    if (!connection->hello) return;
-    memcpy(what, session->text, size);
-    memcpy(text, ENDED_TEXT, sizeof ENDED_TEXT - 1);
-    memcpy(text + sizeof ENDED_TEXT - 1, session->text, size);
-    if (group_size > GROUP_BYTES_TOLD) group_size = GROUP_BYTES_TOLD;
-    if (group_size) {
-        what[size++] = '\n';
-        memcpy(what + size, session_group(session), group_size);
-        size += group_size;
-    }
-    connection_reply_full(bq, connection, 0, 410, text, (uint32_t)sizeof ENDED_TEXT - 1 + session->filter_size, 0, what, size);
-}
+#include "proto/protocol.h"
 
 /* A subscription without a group is in the routes for QoS 0 too. */
 static void members_part(bq_t *bq, session_t *session) {
@@ -34,8 +14,10 @@ static void members_part(bq_t *bq, session_t *session) {
             connection->subscription_count--;
             connection_release_waiters(bq, connection);
         }
-        member_tell(bq, connection, session);
-        event_unsubscribed(bq, connection, session->text, session->filter_size, session_group(session), session->group_size, 410);
+        connection->protocol->ended(bq, connection, session->text, session->filter_size, session_group(session),
+                                    session->group_size);
+        event_unsubscribed(bq, connection, session->text, session->filter_size, session_group(session), session->group_size,
+                           BQ_OUTCOME_ENDED);
     }
 }
 
@@ -56,8 +38,8 @@ static int64_t end_all(bq_t *bq, session_t *session) {
     return lsn;
 }
 
-/* One client_id of a group. With the last one the group is durable no more. *code: why not. */
-static int64_t end_holder(bq_t *bq, session_t *session, const uint8_t *client_id, uint32_t size, uint16_t *code) {
+/* One client_id of a group. With the last one the group is durable no more. *outcome: why not. */
+static int64_t end_holder(bq_t *bq, session_t *session, const uint8_t *client_id, uint32_t size, enum bq_outcome *outcome) {
     const holder_t *found = NULL;
     uint32_t count = 0;
     for (const holder_t *holder = session->holders; holder; holder = holder->next) {
@@ -65,7 +47,7 @@ static int64_t end_holder(bq_t *bq, session_t *session, const uint8_t *client_id
         found = holder;
         count++;
     }
-    *code = count ? 400 : 404;
+    *outcome = count ? BQ_OUTCOME_INVALID : BQ_OUTCOME_NOT_FOUND;
     if (count != 1) return 0;
     uint8_t texts[FRAME_TOPIC_BYTES_MAX + REQUEST_BYTES_MAX]; /* a copy: the session may end with it */
     if (session->group_size > REQUEST_BYTES_MAX) return 0;
@@ -81,7 +63,7 @@ static int64_t end_holder(bq_t *bq, session_t *session, const uint8_t *client_id
                                  .client_id = identity,
                                  .client_id_size = found->size};
     int64_t lsn = session_log_leave(bq, &request);
-    *code = 503;
+    *outcome = BQ_OUTCOME_UNAVAILABLE;
     if (lsn > 0) session_holders_end(bq, &request, UINT64_MAX, true);
     return lsn;
 }
@@ -89,15 +71,15 @@ static int64_t end_holder(bq_t *bq, session_t *session, const uint8_t *client_id
 bool session_end_by_id(bq_t *bq, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size) {
     session_end_t *end = pool_take(&bq->pool, sizeof *end);
     if (!end) return false;
-    *end = (session_end_t){.seq = seq, .code = 404};
+    *end = (session_end_t){.seq = seq, .outcome = BQ_OUTCOME_NOT_FOUND};
     end_append(bq, end);
     session_t *session = id ? session_by_id(bq, id) : NULL;
     if (!session || !session->durable) return true;
-    end->code = 503;
-    int64_t lsn = client_id_size && session->grouped ? end_holder(bq, session, client_id, client_id_size, &end->code)
+    end->outcome = BQ_OUTCOME_UNAVAILABLE;
+    int64_t lsn = client_id_size && session->grouped ? end_holder(bq, session, client_id, client_id_size, &end->outcome)
                                                      : end_all(bq, session);
     if (lsn <= 0) return true;
-    end->code = 0;
+    end->outcome = BQ_OUTCOME_DONE;
     end->lsn = (uint64_t)lsn;
     bq->commit_wanted = true;
     return true;
@@ -110,7 +92,8 @@ void session_end_turn(bq_t *bq) {
     while ((end = bq->sessions.ending)) {
         bool lost = !on_disk(bq, end) && log_state(bq->log) == LOG_E_FAILED;
         if (!on_disk(bq, end) && !lost) return;
-        if (!event_push(bq, &(bq_event_t){.type = BQ_EV_SESSION_ENDED, .seq = end->seq, .code = lost ? 503 : end->code})) return;
+        enum bq_outcome outcome = lost ? BQ_OUTCOME_UNAVAILABLE : end->outcome;
+        if (!event_push(bq, &(bq_event_t){.type = BQ_EV_SESSION_ENDED, .seq = end->seq, .code = (uint16_t)outcome})) return;
         bq->sessions.ending = end->next;
         pool_give(&bq->pool, end, sizeof *end);
     }

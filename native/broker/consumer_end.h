@@ -15,7 +15,7 @@ typedef struct session_end {
     struct session_end *next;
     uint64_t seq; /* of the command */
     uint64_t lsn; /* of the record; 0: there is none to wait for */
-    uint16_t code;
+    enum bq_outcome outcome;
 } session_end_t;
 
 /* `client_id`: of a queue group the one that is taken out, with or without its key in front; nothing: the whole session ends.

@@ -6,6 +6,7 @@
 #include "broker/commit.h"
 #include "core.h"
 #include "broker/trie.h"
+#include "proto/protocol.h"
 
 #include <stdlib.h>
 
@@ -292,12 +293,8 @@ static const char *TOO_MANY_OF_KEY =
 static const char *TOO_MANY_HOLDERS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
                                       "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
-/* A client that knows no Reply can only be closed. */
-static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *why) {
-    if (connection->hello)
-        connection_reply(bq, connection, seq, code, why);
-    else
-        connection_close(bq, connection, BQ_CLOSE_FRAME, why);
+static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    connection->protocol->refuse(bq, connection, seq, outcome, why);
     connection_resume(bq, connection, PAUSE_ANSWER);
     return false;
 }
@@ -422,9 +419,9 @@ bool session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
     bool holds = request->durable && !holder;
     attempt.member = attempt.session ? member_find(attempt.session, connection) : NULL;
     *remains = attempt.member != NULL;
-    if (holder && in_doubt(bq, holder)) return refuse(bq, connection, seq, 503, NO_ROOM);
+    if (holder && in_doubt(bq, holder)) return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
     const char *over = over_limits(bq, attempt.session, holds, request);
-    if (over) return refuse(bq, connection, seq, 429, over);
+    if (over) return refuse(bq, connection, seq, BQ_OUTCOME_LIMIT, over);
     if (!attempt.session) {
         attempt.session = session_new(bq, request, request->group_size ? 0 : connection->handle);
         attempt.undo |= HELD_UNDO_SESSION;
@@ -433,7 +430,7 @@ bool session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
         attempt.undo |= HELD_UNDO_MEMBER;
     if (!attempt.member || (holds && !holder_begin(bq, connection, seq, &attempt, request))) {
         attempt_undo(bq, &attempt);
-        return refuse(bq, connection, seq, 503, NO_ROOM);
+        return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
     }
     own_end(bq, connection, request, attempt.session);
     raise_qos(bq, &attempt, request->qos);
@@ -443,7 +440,7 @@ bool session_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const s
     bool unsure = holder && holder->record_lsn > log_durable(bq->log);
     if (unsure && commit_answer(bq, connection, seq, holder->record_lsn, HELD_SUBACK, request->filter, request->filter_size))
         return true;
-    connection_suback(bq, connection, seq, request->filter, request->filter_size);
+    connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
     connection_resume(bq, connection, PAUSE_ANSWER);
     return true;
 }
@@ -470,7 +467,7 @@ void session_subscribe_undo(bq_t *bq, connection_t *connection, const held_t *he
     if (held->undo & HELD_UNDO_ROUTE && route_unsubscribe(bq->routes, connection, connection->subscriptions, text, filter_size))
         connection->subscription_count--;
     if (held->undo & (HELD_UNDO_MEMBER | HELD_UNDO_ROUTE))
-        event_unsubscribed(bq, connection, text, filter_size, text + filter_size, group_size, 503);
+        event_unsubscribed(bq, connection, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
 }
 
 /* ---- requests: UNSUB ------------------------------------------------------------------------------------------------------- */
@@ -515,7 +512,7 @@ bool session_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const
         int64_t lsn = answer ? session_log_leave(bq, request) : 0;
         if (lsn <= 0) {
             if (answer) commit_answer_drop(bq, answer);
-            return refuse(bq, connection, seq, 503, NO_ROOM);
+            return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
         }
         commit_answer_hold(bq, connection, answer, (uint64_t)lsn);
         session_holders_end(bq, request, UINT64_MAX, true);

@@ -5,6 +5,7 @@
  */
 #include "core.h"
 #include "broker/trie.h"
+#include "net/transport.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -207,7 +208,7 @@ static void socket_options(bq_t *bq, int fd) {
 
 /* Over max_connections: keep it just long enough to say so if it says HELLO; when even those are many, close at once. */
 static void turn_away(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
-    connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, fd, peer, port, true) : NULL;
+    connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, &transport_tcp, fd, peer, port, true) : NULL;
     bq->stats.refused++;
     if (!connection) {
         close(fd);
@@ -225,7 +226,7 @@ static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
         return;
     }
     bool room = !bq->config.require_hello || door_make_room(bq, peer);
-    connection_t *connection = room ? connection_open(bq, fd, peer, port, false) : NULL;
+    connection_t *connection = room ? connection_open(bq, &transport_tcp, fd, peer, port, false) : NULL;
     if (!connection) {
         bq->stats.refused += room; /* no memory for it */
         close(fd);

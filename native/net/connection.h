@@ -38,7 +38,9 @@ enum connection_pause {
 
 typedef struct connection {
     bq_conn_t handle;
-    int fd; /* -1: fed */
+    const struct transport_ops *transport;
+    const struct protocol_ops *protocol;
+    int fd; /* -1: none */
     uint8_t state;
     uint8_t pause;
     uint8_t interest; /* what the poller has been told */
@@ -93,9 +95,11 @@ typedef struct connection {
 } connection_t;
 
 struct bq;
+struct protocol_ops;
+struct transport_ops;
 
 /* Life. */
-connection_t *connection_open(struct bq *bq, int fd, const uint8_t peer[16], uint16_t port,
+connection_t *connection_open(struct bq *bq, const struct transport_ops *transport, int fd, const uint8_t peer[16], uint16_t port,
                               bool trusted);                    /* NULL: no slot or memory */
 connection_t *connection_find(struct bq *bq, bq_conn_t handle); /* NULL: gone */
 void connection_hurry(struct bq *bq, connection_t *connection,
@@ -122,22 +126,25 @@ bool connection_bury(
 
 /* Input. */
 void connection_readable(struct bq *bq, connection_t *connection);
+/* For transports: `bytes` may lie in the connection's own buffer; room for more there, false: none, it has been closed; the end. */
+void input_process(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+bool input_reserve(struct bq *bq, connection_t *connection, uint32_t more);
+void input_end(struct bq *bq, connection_t *connection, int error);
 void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 void connection_feed_end(struct bq *bq, connection_t *connection);              /* its end of file */
+void connection_taken(struct bq *bq, connection_t *connection, uint64_t bytes); /* Python has taken so much of its output */
 void connection_input_drop(struct bq *bq, connection_t *connection);            /* forget what has not been parsed */
 void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
 void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 
 /* Output. */
 void connection_flush(struct bq *bq, connection_t *connection); /* one send of at most a batch */
-void connection_reply(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const char *text);
-void connection_published(struct bq *bq, connection_t *connection, uint64_t seq, uint64_t id, uint64_t subscriptions);
-void connection_reply_full(struct bq *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text,
-                           uint32_t text_size, uint64_t id, const uint8_t *payload, uint32_t payload_size);
-void connection_welcome(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *text,
-                        uint32_t text_size); /* the Reply to a HELLO that is admitted */
-void connection_suback(struct bq *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
-void connection_release_waiters(struct bq *bq, connection_t *connection); /* whatever room it has */
+/* A control frame behind what waits. output_reserve: room for `size` bytes, NULL if it takes none (any more); output_push: so many of
+ * them were written. */
+uint8_t *output_reserve(struct bq *bq, connection_t *connection, uint32_t size);
+void output_push(struct bq *bq, connection_t *connection, uint32_t size);
+void output_sent(struct bq *bq, connection_t *connection, uint64_t bytes); /* for transports: so much of the queue has left */
+void connection_release_waiters(struct bq *bq, connection_t *connection);  /* whatever room it has */
 void connection_update_interest(struct bq *bq, connection_t *connection);
 
 /* Whether a Reply may still go into its queue. */

@@ -8,10 +8,10 @@
  * by not reading.
  */
 #include "core.h"
+#include "proto/protocol.h"
+#include "net/transport.h"
 
 #include <errno.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #define CLEAR_ENTRIES 64u
 
@@ -26,8 +26,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
         bq->stats.closed_vanished += code == BQ_CLOSE_VANISHED;
     }
     connection->state = CONNECTION_DEAD;
-    if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
-    connection->interest = 0;
+    connection->transport->silence(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
     door_leave(bq, connection);
     wait_end(bq, connection);
@@ -91,15 +90,12 @@ void connection_answered(bq_t *bq, connection_t *connection) {
         connection_finish(bq, connection, connection->close_code, connection->close_detail);
 }
 
-/* Everything queued has left. A client that has not ended its side gets time to read the last Reply: closing a socket with
- * unread input resets the connection, and the Reply would be lost. */
 void connection_all_sent(bq_t *bq, connection_t *connection) {
-    if (connection->fd < 0 || connection->close_code == BQ_CLOSE_EOF) {
+    if (!connection->transport->goodbye(bq, connection)) {
         connection_close(bq, connection, connection->close_code, connection->close_detail);
         return;
     }
     connection->state = CONNECTION_LINGERING;
-    shutdown(connection->fd, SHUT_WR);
     end_within(bq, connection, LINGER_MS);
     connection_update_interest(bq, connection);
 }
@@ -149,7 +145,7 @@ void connection_need_hello(bq_t *bq, connection_t *connection) {
     static const char why[] = "keys are asked for since the broker's settings were changed";
     if (connection->hello && connection->state == CONNECTION_OPEN) {
         connection_discard(bq, connection);
-        connection_reply(bq, connection, 0, 401, why);
+        connection->protocol->answer(bq, connection, 0, BQ_OUTCOME_UNAUTHENTICATED, why);
         connection_finish(bq, connection, BQ_CLOSE_UNAUTH, why);
     } else {
         connection_close(bq, connection, BQ_CLOSE_UNAUTH, why);
@@ -187,12 +183,7 @@ static bool let_go(bq_t *bq, connection_t *connection) {
 }
 
 bool connection_bury(bq_t *bq, connection_t *connection) {
-    if (connection->fd >= 0) { /* the descriptor first: it must come free even while the event waits for room */
-        close(connection->fd);
-        bq->stats.work += WORK_SEND;
-        connection->fd = -1;
-        door_descriptor_freed(&bq->door);
-    }
+    connection->transport->end(bq, connection); /* first: a descriptor must come free even while the event waits for room */
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
@@ -202,8 +193,6 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
         bq->refused_count--;
     else
         bq->open_count--;
-    bq->fed_bytes -= connection->fed_in_flight;
-    connection->fed_in_flight = 0;
     bq->stats.closed++;
     bq->stats.work += WORK_COMMAND;
     rights_drop(&bq->pool, connection->rights);

@@ -1,12 +1,9 @@
 /* net/keepalive.c: see net/keepalive.h. */
 #include "core.h"
+#include "net/transport.h"
 
-#include <errno.h>
-#include <sys/socket.h>
-
-#define LOOKS 4u           /* at a watched connection in each keepalive_ms */
-#define LOOK_MAX 256u      /* connections looked at before other work goes on */
-#define FED_GRACE_MS 1000u /* what a fed client sent may still be on its way through Python */
+#define LOOKS 4u      /* at a watched connection in each keepalive_ms */
+#define LOOK_MAX 256u /* connections looked at before other work goes on */
 
 void keepalive_socket(bq_t *bq, int fd) {
     if (bq->config.keepalive_ms) poll_keepalive(fd, bq->config.keepalive_ms);
@@ -32,10 +29,7 @@ void keepalive_begin(bq_t *bq, connection_t *connection) {
 
 /* Input that the core has not read yet: the core was late, not the client. */
 static bool input_waits(const connection_t *connection) {
-    uint8_t byte;
-    if (connection->pause) return true;
-    if (connection->fd < 0) return false;
-    return recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+    return connection->pause || connection->transport->input_waits(connection);
 }
 
 void keepalive_due(bq_t *bq, connection_t *connection) {
@@ -45,9 +39,9 @@ void keepalive_due(bq_t *bq, connection_t *connection) {
     if (silent_ms < most_ms) {
         connection->grace = false;
         core_timer_set(bq, &connection->timer, most_ms - silent_ms);
-    } else if (connection->fd < 0 && !connection->grace) {
+    } else if (connection->transport->transit_ms && !connection->grace) {
         connection->grace = true;
-        core_timer_set(bq, &connection->timer, FED_GRACE_MS);
+        core_timer_set(bq, &connection->timer, connection->transport->transit_ms);
     } else {
         connection_close(bq, connection, BQ_CLOSE_SILENT,
                          "it sent nothing, not even PING, for one and a half times the keepalive_ms of its HELLO");
@@ -81,7 +75,8 @@ void keepalive_changed(bq_t *bq) { look_later(bq); }
 
 BQ_APART void keepalive_watch(bq_t *bq, connection_t *connection) {
     keepalive_t *keepalive = &bq->keepalive;
-    if (connection->watched || connection->fd < 0 || !bq->config.keepalive_ms || connection->state == CONNECTION_DEAD) return;
+    if (connection->watched || !connection->transport->acknowledged) return;
+    if (!bq->config.keepalive_ms || connection->state == CONNECTION_DEAD) return;
     connection->watched = true;
     connection->doubt_ms = 0;
     list_append(keepalive, connection);

@@ -1,0 +1,117 @@
+/* net/input.c: bytes from a transport to a protocol: what is not a whole frame yet is kept, within the budget. */
+#include "broker/budget.h"
+#include "core.h"
+#include "proto/protocol.h"
+#include "net/transport.h"
+
+static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
+    pool_give(&bq->pool, connection->in, connection->in_capacity);
+    bq->input_bytes += capacity;
+    bq->input_bytes -= connection->in_capacity;
+    connection->in = in;
+    connection->in_capacity = capacity;
+    connection->in_start = 0;
+    connection->in_size = size;
+}
+
+void connection_input_drop(bq_t *bq, connection_t *connection) { input_replace(bq, connection, NULL, 0, 0); }
+
+/* Frames that are not whole yet may hold at most a quarter of the budget: many slow senders of large frames are cut off
+ * before they crowd out the queues. */
+static bool input_over_budget(const bq_t *bq, uint64_t more) { return !budget_part(bq, bq->input_bytes + more); }
+
+static void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+
+/* Keep what was not parsed. `bytes` may lie in the connection's own buffer, which stays unless it is far too large by now. */
+static void keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN || !size) {
+        input_replace(bq, connection, NULL, 0, 0);
+        return;
+    }
+    bool own = connection->in && bytes >= connection->in && bytes < connection->in + connection->in_capacity;
+    if (own && connection->in_capacity / 8 <= size) {
+        connection->in_start = (uint32_t)(bytes - connection->in);
+        connection->in_size = size;
+        return;
+    }
+    uint32_t capacity = (uint32_t)pool_good_size(size);
+    uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_take(&bq->pool, capacity);
+    if (!in) {
+        rest_without_memory(bq, connection, bytes, size);
+        return;
+    }
+    memcpy(in, bytes, size);
+    input_replace(bq, connection, in, capacity, size);
+}
+
+void input_process(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    uint32_t used = connection->protocol->parse(bq, connection, bytes, size);
+    if (connection->transport->parsed) connection->transport->parsed(bq, connection, used);
+    keep_rest(bq, connection, bytes + used, size - used);
+}
+
+/* There is no memory for the rest of its input. If it is only its share that is used up, it goes on now. */
+static BQ_APART void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->pause != PAUSE_SHARE) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        return;
+    }
+    connection->pause = 0;
+    bq->share.stop = UINT64_MAX;
+    input_process(bq, connection, bytes, size);
+}
+
+/* Make room for `more` bytes behind what is kept. Grows as bytes really come, never from an announced length alone. */
+bool input_reserve(bq_t *bq, connection_t *connection, uint32_t more) {
+    if (connection->in_start) {
+        memmove(connection->in, connection->in + connection->in_start, connection->in_size);
+        connection->in_start = 0;
+    }
+    if (connection->in_capacity - connection->in_size >= more) return true;
+    size_t doubled = (size_t)connection->in_capacity * 2, need = (size_t)connection->in_size + more;
+    uint32_t capacity = (uint32_t)pool_good_size(need > doubled ? need : doubled);
+    bool over = input_over_budget(bq, capacity - connection->in_capacity);
+    uint8_t *in = over ? NULL : pool_resize(&bq->pool, connection->in, connection->in_capacity, capacity);
+    if (!in) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        return false;
+    }
+    bq->input_bytes += capacity - connection->in_capacity;
+    connection->in = in;
+    connection->in_capacity = capacity;
+    return true;
+}
+
+/* Nothing more comes, so a frame that is not whole never will be. */
+BQ_APART void input_end(bq_t *bq, connection_t *connection, int error) {
+    connection_input_drop(bq, connection);
+    if (error)
+        connection_broken(bq, connection, error);
+    else
+        connection_input_ended(bq, connection, BQ_CLOSE_EOF);
+}
+
+void connection_readable(bq_t *bq, connection_t *connection) {
+    if (connection->state == CONNECTION_LINGERING) {
+        connection->transport->drain(bq, connection);
+    } else if (connection->state == CONNECTION_OPEN && connection->pause) {
+        connection_update_interest(bq, connection); /* told only now: most pauses end before more input comes */
+    } else if (connection->state == CONNECTION_OPEN) {
+        connection->transport->readable(bq, connection);
+    }
+}
+
+void connection_continue(bq_t *bq, connection_t *connection) {
+    if (connection->state != CONNECTION_OPEN || connection->pause) return;
+    if (connection->in_size) input_process(bq, connection, connection->in + connection->in_start, connection->in_size);
+    if (connection->state != CONNECTION_OPEN || connection->pause) return;
+    if (connection->fed_ended)
+        input_end(bq, connection, 0);
+    else
+        connection_update_interest(bq, connection);
+}
+
+void connection_resume(bq_t *bq, connection_t *connection, uint8_t pause) {
+    connection->pause &= (uint8_t)~pause;
+    if (!connection->pause && connection->state == CONNECTION_OPEN) share_line_up(bq, connection);
+}

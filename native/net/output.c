@@ -1,0 +1,56 @@
+/* net/output.c: what goes to a client: the queue is sent at known points of a turn, control frames are put behind what waits. */
+#include "broker/budget.h"
+#include "core.h"
+#include "net/transport.h"
+
+void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
+    uint64_t delivered = bq->stats.delivered;
+    queue_sent(&connection->queue, &bq->queues, bytes);
+    bq->stats.delivered_bytes += bytes;
+    bq->stats.flush_bytes += bytes;
+    bq->stats.flushes += bq->stats.delivered != delivered;
+    if (BQ_UNLIKELY(!connection->watched)) keepalive_watch(bq, connection);
+    if ((connection->pause & PAUSE_OUTPUT) && connection->queue.control_bytes <= CONTROL_BYTES_MAX / 2)
+        connection_resume(bq, connection, PAUSE_OUTPUT);
+    connection_wake_waiters(bq, connection);
+}
+
+/* It does not read its replies. Past the budget whoever holds a large one in the queue is closed: nothing else gives it back. */
+static BQ_APART void replies_grow(bq_t *bq, connection_t *connection) {
+    bool large = connection->queue.control_bytes > CONTROL_BYTES_MAX, over = connection->blocked && budget_over(bq);
+    if (large || over) connection->pause |= PAUSE_OUTPUT;
+    if (large && over)
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "it does not read its replies, and limits.memory_bytes is used up");
+}
+
+void connection_flush(bq_t *bq, connection_t *connection) {
+    if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
+    if (bq->config.lazy_expiry) {
+        queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
+        connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
+    }
+    connection->transport->flush(bq, connection);
+    if (BQ_UNLIKELY(connection->blocked) && connection->queue.control_bytes > CONTROL_BYTES_MAX) replies_grow(bq, connection);
+    if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
+}
+
+/* Put a written control frame into the queue, in order with what is there. */
+void output_push(bq_t *bq, connection_t *connection, uint32_t size) {
+    segment_t *segment = bq->segments.open;
+    queue_run_t run = {.segment = segment, .offset = segment->used, .size = size};
+    segment_commit(&bq->segments, size);
+    if (!queue_push(&connection->queue, &bq->queues, &run)) {
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
+        return;
+    }
+    if (connection->queue.control_bytes > CONTROL_BYTES_SHORT) replies_grow(bq, connection);
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
+}
+
+uint8_t *output_reserve(bq_t *bq, connection_t *connection, uint32_t size) {
+    if (!connection_takes_answers(connection)) return NULL;
+    publish_run_close(bq);
+    uint8_t *out = segment_reserve(&bq->segments, size);
+    if (!out) connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
+    return connection_takes_answers(connection) ? out : NULL; /* giving the run out may have closed it */
+}

@@ -1,0 +1,129 @@
+/* net/transport_memory.c: a connection whose bytes pass through Python, as events and commands. Each side has a window of credit: what is
+ * in flight is bounded. See transport.h. */
+#include "broker/budget.h"
+#include "core.h"
+#include "net/transport.h"
+
+#define TRANSIT_MS 1000u /* what the client sent may still be on its way through Python */
+
+static bool memory_begin(bq_t *bq, connection_t *connection) {
+    (void)bq;
+    (void)connection;
+    return true;
+}
+
+static void memory_nothing(bq_t *bq, connection_t *connection) {
+    (void)bq;
+    (void)connection;
+}
+
+/* ---- output ---------------------------------------------------------------------------------------------------------- */
+
+/* A fed connection's output goes to Python as events, as far as its window and the ring allow. */
+static uint64_t feed_out(bq_t *bq, connection_t *connection) {
+    const uint64_t window = budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;
+    uint64_t total = 0;
+    for (const queue_entry_t *entry = connection->queue.head; entry; entry = entry->next) {
+        for (uint32_t at = 0; at < entry->size;) {
+            uint32_t size = entry->size - at < FED_CHUNK_BYTES ? entry->size - at : FED_CHUNK_BYTES;
+            if (connection->fed_in_flight + size > window) return total;
+            bq_event_t event = {.type = BQ_EV_OUT,
+                                .conn = connection->handle,
+                                .data = entry->segment->bytes + entry->offset + at,
+                                .data_size = size};
+            if (!event_push(bq, &event)) {
+                event_retry(bq, connection);
+                return total;
+            }
+            connection->fed_in_flight += size;
+            bq->fed_bytes += size;
+            total += size;
+            at += size;
+        }
+    }
+    return total;
+}
+
+static void memory_flush(bq_t *bq, connection_t *connection) {
+    uint64_t bytes = feed_out(bq, connection);
+    connection->blocked = false;
+    if (bytes) output_sent(bq, connection, bytes);
+    connection->blocked = connection->queue.head != NULL;
+}
+
+/* Reports of consumed input, and output. */
+static bool memory_retry(bq_t *bq, connection_t *connection) {
+    bq_event_t event = {.type = BQ_EV_FED, .conn = connection->handle, .value = connection->fed_consumed};
+    if (connection->fed_consumed && !event_push(bq, &event)) return false;
+    connection->fed_consumed = 0;
+    if (!connection->queue.head) return true;
+    connection->blocked = false;
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
+    return true;
+}
+
+void connection_taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
+    uint32_t back = bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
+    connection->fed_in_flight -= back;
+    bq->fed_bytes -= back;
+    connection_flush(bq, connection);
+}
+
+/* ---- input ----------------------------------------------------------------------------------------------------------- */
+
+static void memory_parsed(bq_t *bq, connection_t *connection, uint32_t bytes) {
+    if (!bytes || connection->state == CONNECTION_DEAD) return;
+    connection->fed_consumed += bytes;
+    event_retry(bq, connection); /* reported with all else that waits for the event ring, at the end of the turn */
+}
+
+void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN || connection->fed_ended || !size) return;
+    if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
+        connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
+        return;
+    }
+    if (!input_reserve(bq, connection, size)) return;
+    memcpy(connection->in + connection->in_size, bytes, size);
+    connection->in_size += size;
+    bq->turn_bytes += size;
+    connection->heard_ms = bq->now_ms;
+    share_go_on(bq, connection);
+}
+
+void connection_feed_end(bq_t *bq, connection_t *connection) {
+    connection->fed_ended = true;
+    share_go_on(bq, connection);
+}
+
+/* It has no kernel that holds input back: all of it lies with the connection. */
+static bool memory_input_waits(const connection_t *connection) {
+    (void)connection;
+    return false;
+}
+
+/* ---- the end --------------------------------------------------------------------------------------------------------- */
+
+static bool memory_goodbye(bq_t *bq, connection_t *connection) {
+    (void)bq;
+    (void)connection;
+    return false;
+}
+
+static void memory_end(bq_t *bq, connection_t *connection) {
+    bq->fed_bytes -= connection->fed_in_flight;
+    connection->fed_in_flight = 0;
+}
+
+const transport_ops_t transport_memory = {.begin = memory_begin,
+                                          .readable = memory_nothing,
+                                          .drain = memory_nothing,
+                                          .parsed = memory_parsed,
+                                          .interest = memory_nothing,
+                                          .flush = memory_flush,
+                                          .retry = memory_retry,
+                                          .goodbye = memory_goodbye,
+                                          .silence = memory_nothing,
+                                          .end = memory_end,
+                                          .input_waits = memory_input_waits,
+                                          .transit_ms = TRANSIT_MS};

@@ -1,0 +1,169 @@
+/* net/transport_tcp.c: a connection over a socket. See transport.h. */
+#include "core.h"
+#include "net/transport.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static bool tcp_begin(bq_t *bq, connection_t *connection) {
+    if (poll_set(bq->poller, connection->fd, connection->handle, 0, POLL_READ) < 0) return false;
+    connection->interest = POLL_READ;
+    return true;
+}
+
+static void tcp_interest(bq_t *bq, connection_t *connection) {
+    if (connection->state == CONNECTION_DEAD) return;
+    uint8_t want = 0;
+    if (connection->state == CONNECTION_LINGERING || (connection->state == CONNECTION_OPEN && !connection->pause))
+        want |= POLL_READ;
+    if (connection->blocked) want |= POLL_WRITE;
+    if (!want && !connection->broken) want = POLL_ERROR;
+    if (want == connection->interest) return;
+    if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the poller refused the socket");
+        return;
+    }
+    connection->interest = want;
+}
+
+/* ---- output ---------------------------------------------------------------------------------------------------------- */
+
+/* One flush takes whole entries up to the batch limits, at least one. Small ones with others beside them are copied together. */
+static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
+    uint64_t messages = 0;
+    uint32_t copied = 0, part_end = UINT32_MAX; /* where in the buffer the last part ends, if it lies there */
+    int count = 0;
+    *bytes = 0;
+    for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
+        if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
+        uint8_t *from = entry->segment->bytes + entry->offset;
+        bool copy = entry->size <= SEND_COPY_MAX && entry->size <= SEND_BUFFER_BYTES - copied && (count || entry->next);
+        if (copy) from = memcpy(bq->send_buffer + copied, from, entry->size);
+        if (copy && part_end == copied) {
+            parts[count - 1].iov_len += entry->size;
+        } else {
+            if (count == SEND_PARTS_MAX) break;
+            parts[count++] = (struct iovec){from, entry->size};
+        }
+        copied += copy ? entry->size : 0;
+        part_end = copy ? copied : UINT32_MAX;
+        messages += entry->count;
+        *bytes += entry->size;
+    }
+    return count;
+}
+
+static ssize_t send_parts(int fd, struct iovec *parts, int count) {
+    ssize_t sent;
+    do {
+        if (count == 1) {
+            sent = send(fd, parts->iov_base, parts->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } else {
+            struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+            sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        }
+    } while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+static void tcp_flush(bq_t *bq, connection_t *connection) {
+    struct iovec parts[SEND_PARTS_MAX];
+    uint64_t bytes;
+    int count = gather(bq, &connection->queue, parts, &bytes);
+    ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
+    bq->stats.work += WORK_SEND;
+    if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
+        connection_broken(bq, connection, errno);
+        return;
+    }
+    if (done > 0) output_sent(bq, connection, (uint64_t)done);
+    bool blocked = done < 0 || (uint64_t)done < bytes;
+    if (blocked != connection->blocked) {
+        connection->blocked = blocked;
+        connection_update_interest(bq, connection);
+    }
+    if (!blocked && connection->queue.head)
+        connection_mark_dirty(bq, connection, FLUSH_NARROW); /* more than a batch: next turn */
+}
+
+/* ---- input ----------------------------------------------------------------------------------------------------------- */
+
+/* A stranger's one frame and no more: what follows its HELLO stays with the kernel until the answer. What goes to several
+ * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
+static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
+    if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
+    if (connection->heavy || connection->held_count) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
+    if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
+    return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
+}
+
+static void tcp_readable(bq_t *bq, connection_t *connection) {
+    uint32_t limit = read_limit(bq, connection);
+    bool gather_own = connection->in_size >= GATHER_BYTES;
+    if (gather_own && limit > READ_BYTES_OWN) limit = READ_BYTES_OWN;
+    if (gather_own && !input_reserve(bq, connection, limit)) return;
+    uint8_t *buffer = gather_own ? connection->in : bq->read_buffer;
+    uint32_t kept = connection->in_size;
+    if (!gather_own && kept) memcpy(buffer, connection->in + connection->in_start, kept);
+    ssize_t got;
+    do got = recv(connection->fd, buffer + kept, limit, 0);
+    while (got < 0 && errno == EINTR);
+    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+    if (got <= 0) {
+        input_end(bq, connection, got == 0 ? 0 : errno);
+        return;
+    }
+    bq->turn_bytes += (uint64_t)got;
+    connection->heard_ms = bq->now_ms;
+    input_process(bq, connection, buffer, kept + (uint32_t)got);
+}
+
+/* A lingering client's input is thrown away until it closes too. */
+static void tcp_drain(bq_t *bq, connection_t *connection) {
+    ssize_t got = recv(connection->fd, bq->read_buffer, READ_BYTES, 0);
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+        connection_close(bq, connection, connection->close_code, connection->close_detail);
+}
+
+static bool tcp_input_waits(const connection_t *connection) {
+    uint8_t byte;
+    return recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+/* ---- the end --------------------------------------------------------------------------------------------------------- */
+
+/* A client that has not ended its side gets time to read the last Reply: closing a socket with unread input resets the connection, and
+ * the Reply would be lost. */
+static bool tcp_goodbye(bq_t *bq, connection_t *connection) {
+    (void)bq;
+    if (connection->close_code == BQ_CLOSE_EOF) return false;
+    shutdown(connection->fd, SHUT_WR);
+    return true;
+}
+
+static void tcp_silence(bq_t *bq, connection_t *connection) {
+    if (connection->interest) poll_set(bq->poller, connection->fd, connection->handle, connection->interest, 0);
+    connection->interest = 0;
+}
+
+static void tcp_end(bq_t *bq, connection_t *connection) {
+    if (connection->fd < 0) return;
+    close(connection->fd);
+    bq->stats.work += WORK_SEND;
+    connection->fd = -1;
+    door_descriptor_freed(&bq->door);
+}
+
+const transport_ops_t transport_tcp = {.begin = tcp_begin,
+                                       .readable = tcp_readable,
+                                       .drain = tcp_drain,
+                                       .interest = tcp_interest,
+                                       .flush = tcp_flush,
+                                       .goodbye = tcp_goodbye,
+                                       .silence = tcp_silence,
+                                       .end = tcp_end,
+                                       .input_waits = tcp_input_waits,
+                                       .acknowledged = true};

@@ -1,0 +1,342 @@
+/* proto/blip.c: BlipMQ's own protocol: requests of clients to the broker, and its answers. docs/PROTOCOL.md describes the frames. */
+#include "broker/commit.h"
+#include "core.h"
+#include "proto/blip_codec.h"
+#include "proto/protocol.h"
+
+#define GROUP_BYTES_TOLD 512u
+#define ENDED_TEXT "an operator ended this subscription: "
+
+/* ---- answers --------------------------------------------------------------------------------------------------------- */
+
+/* Reply.code for each outcome. */
+static const uint16_t CODES[] = {
+    [BQ_OUTCOME_DONE] = 0,          [BQ_OUTCOME_INVALID] = 400,   [BQ_OUTCOME_UNAUTHENTICATED] = 401,
+    [BQ_OUTCOME_NOT_ALLOWED] = 403, [BQ_OUTCOME_NOT_FOUND] = 404, [BQ_OUTCOME_ENDED] = 410,
+    [BQ_OUTCOME_TOO_LARGE] = 413,   [BQ_OUTCOME_LIMIT] = 429,     [BQ_OUTCOME_UNAVAILABLE] = 503,
+};
+
+static void reply(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size,
+                  uint64_t id, const uint8_t *payload, uint32_t payload_size) {
+    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));
+    if (out) output_push(bq, connection, frame_write_reply(out, seq, code, text, text_size, id, payload, payload_size));
+}
+
+static void reply_text(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    if (!why) why = "";
+    reply(bq, connection, seq, CODES[outcome], (const uint8_t *)why, (uint32_t)strlen(why), 0, NULL, 0);
+}
+
+static void blip_welcome(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *text, uint32_t text_size) {
+    connection->hello = true;
+    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, 0));
+    if (out) output_push(bq, connection, frame_write_welcome(out, seq, text, text_size, connection->keepalive_ms));
+}
+
+static void blip_subscribed(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size) {
+    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(size, sizeof "subscribed"));
+    if (out) output_push(bq, connection, frame_write_suback(out, seq, 0, filter, size, "subscribed"));
+}
+
+static void blip_published(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+    if (!connection->hello) return;
+    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(0, 0));
+    if (out) output_push(bq, connection, frame_write_published(out, seq, id, subscriptions));
+}
+
+static void blip_answer(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    if (connection->hello) reply_text(bq, connection, seq, outcome, why);
+}
+
+/* Clients that said HELLO get a Reply; a client of version 1.0.0 can only be closed, with one log line. */
+static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    if (connection->hello)
+        reply_text(bq, connection, seq, outcome, why);
+    else
+        connection_close(bq, connection, BQ_CLOSE_FRAME, why);
+}
+
+/* A Reply that answers no request: its payload is the filter and, of a group, a line end and the group. */
+static void blip_ended(bq_t *bq, connection_t *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
+                       uint32_t group_size) {
+    uint8_t what[FRAME_TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + FRAME_TOPIC_BYTES_MAX];
+    const uint32_t opening = (uint32_t)sizeof ENDED_TEXT - 1;
+    uint32_t size = filter_size;
+    if (!connection->hello) return;
+    memcpy(what, filter, filter_size);
+    memcpy(text, ENDED_TEXT, opening);
+    memcpy(text + opening, filter, filter_size);
+    if (group_size > GROUP_BYTES_TOLD) group_size = GROUP_BYTES_TOLD;
+    if (group_size) {
+        what[size++] = '\n';
+        memcpy(what + size, group, group_size);
+        size += group_size;
+    }
+    reply(bq, connection, 0, CODES[BQ_OUTCOME_ENDED], text, opening + filter_size, 0, what, size);
+}
+
+static void blip_forward(bq_t *bq, connection_t *connection, const bq_command_t *command, const uint8_t *text, uint32_t text_size,
+                         const uint8_t *data, uint32_t data_size) {
+    reply(bq, connection, command->seq, command->code, text, text_size, command->value, data, data_size);
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------------------ */
+
+/* What became of a frame: TAKEN, PUBLISHED (taken, as QoS 0), or KEPT because the connection is paused and the frame must be
+ * looked at again later. A frame that closes its connection is TAKEN: the loop looks at the state. */
+enum frame_outcome { FRAME_TAKEN, FRAME_PUBLISHED, FRAME_KEPT };
+
+static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    blip_refuse(bq, connection, seq, outcome, why);
+    return FRAME_TAKEN;
+}
+
+/* A frame after which the stream cannot be trusted, or that is against a limit: it ends the connection either way. */
+static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, uint8_t close_code,
+                             const char *why) {
+    if (connection->hello) {
+        reply_text(bq, connection, seq, outcome, why);
+        connection_finish(bq, connection, close_code, why);
+    } else {
+        connection_close(bq, connection, close_code, why);
+    }
+}
+
+static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t seq, int error) {
+    bq->stats.frames_bad++;
+    const char *why = frame_error(error);
+    if (frame_error_is_fatal(error))
+        refuse_and_close(bq, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
+    else
+        refuse(bq, connection, seq, BQ_OUTCOME_INVALID, why);
+    return FRAME_TAKEN;
+}
+
+static void wait_for_log(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_LOG;
+    if (connection->log_waiting) return;
+    connection->log_waiting = true;
+    connection->log_next = bq->log_waiters;
+    bq->log_waiters = connection;
+}
+
+/* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
+ * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
+static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
+    const char *why;
+    if (route_ready(bq->routes, topic, share_units(bq)) == ROUTE_LATER) {
+        connection->pause |= PAUSE_SHARE;
+        return FRAME_KEPT;
+    }
+    bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->session_count * WORK_DELIVERY;
+    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(bq, topic, view->payload_size))
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
+                      "a subscriber's queue is full and the policy is block: try again later");
+    switch (commit_publish(bq, connection, view, &why)) {
+    case COMMIT_HELD: return FRAME_TAKEN;
+    case COMMIT_LATER: wait_for_log(bq, connection); return FRAME_KEPT;
+    default: return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
+    }
+}
+
+static BQ_APART enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
+                                                 enum publish_outcome outcome, wait_list_t *blocker) {
+    if (outcome == PUBLISH_NO_MEMORY)
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+    if (outcome == PUBLISH_LATER)
+        connection->pause |= PAUSE_SHARE;
+    else
+        wait_begin(bq, blocker, connection);
+    return FRAME_KEPT;
+}
+
+static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    int error = 0;
+    topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
+    if (BQ_UNLIKELY(!topic)) {
+        if (error == BQ_E_MEMORY) return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+        return bad_frame(bq, connection, view->seq, error);
+    }
+    connection->last_topic = topic;
+    if (BQ_UNLIKELY(connection->rights != NULL) && !rights_allow(connection->rights, topic)) {
+        bq->stats.publishes_not_allowed++;
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
+    }
+    if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
+    if (BQ_UNLIKELY(connection->held_count)) {
+        if (!commit_follow_room(bq, connection)) {
+            connection->pause |= PAUSE_HELD;
+            return FRAME_KEPT;
+        }
+        if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+    }
+    wait_list_t *blocker = NULL;
+    enum publish_outcome outcome = publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
+    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(bq, connection, view, outcome, blocker);
+}
+
+/* Hand a request to Python and stop this connection's input until the answer. */
+static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
+    /* An event that can never find room in the ring would be tried for ever. */
+    if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
+        return refuse(bq, connection, event->seq, BQ_OUTCOME_INVALID,
+                      "client_id, api_key, group and what INFO or ADMIN ask for are at most 4 KiB each");
+    event->conn = connection->handle;
+    event->flags |= (connection->hello ? 0 : BQ_EV_PLAIN) | (connection->trusted ? BQ_EV_TRUSTED : 0);
+    memcpy(event->peer, connection->peer, sizeof event->peer);
+    event->peer_port = connection->peer_port;
+    if (!event_push(bq, event)) {
+        connection->pause |= PAUSE_EVENTS;
+        event_retry(bq, connection);
+        return FRAME_KEPT;
+    }
+    connection->known = true;
+    connection->pause |= PAUSE_ANSWER;
+    return FRAME_TAKEN;
+}
+
+static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (connection->refused) {
+        connection->hello = true;
+        refuse_and_close(bq, connection, view->seq, BQ_OUTCOME_LIMIT, BQ_CLOSE_REFUSED,
+                         "too many connections: server.max_connections is reached");
+        return FRAME_TAKEN;
+    }
+    bq_event_t event = {.type = BQ_EV_HELLO,
+                        .seq = view->seq,
+                        .value = view->protocol,
+                        .text = view->client_id,
+                        .text_size = view->client_id_size,
+                        .data = view->api_key,
+                        .data_size = view->api_key_size};
+    enum frame_outcome outcome = ask(bq, connection, &event);
+    keepalive_promise(bq, connection, view->keepalive_ms);
+    if (connection->pause & PAUSE_ANSWER) door_heard(bq, connection);
+    return outcome;
+}
+
+static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    int error = levels_check(view->topic, view->topic_size, bq->config.max_topic_levels);
+    if (error) return bad_frame(bq, connection, view->seq, error);
+    return ask(bq, connection,
+               &(bq_event_t){.type = BQ_EV_SUB,
+                             .seq = view->seq,
+                             .value = view->qos,
+                             .flags = view->durable ? BQ_EV_DURABLE : 0,
+                             .text = view->topic,
+                             .text_size = view->topic_size,
+                             .data = view->group,
+                             .data_size = view->group_size});
+}
+
+static enum frame_outcome request_json(bq_t *bq, connection_t *connection, const bq_view_t *view, uint16_t type) {
+    if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
+    return ask(bq, connection,
+               &(bq_event_t){.type = type, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
+}
+
+static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+    if (!connection->admitted && view->action != FRAME_HELLO) {
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO, while authentication is on");
+        return FRAME_TAKEN;
+    }
+    if (connection->refused && view->action != FRAME_HELLO) {
+        connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+        return FRAME_TAKEN;
+    }
+    switch (view->action) {
+    case FRAME_PUB: return request_publish(bq, connection, view);
+    case FRAME_HELLO: return request_hello(bq, connection, view);
+    case FRAME_SUB: return request_subscribe(bq, connection, view);
+    case FRAME_UNSUB:
+        return ask(bq, connection,
+                   &(bq_event_t){.type = BQ_EV_UNSUB,
+                                 .seq = view->seq,
+                                 .text = view->topic,
+                                 .text_size = view->topic_size,
+                                 .data = view->group,
+                                 .data_size = view->group_size});
+    case FRAME_INFO: return request_json(bq, connection, view, BQ_EV_INFO);
+    case FRAME_ADMIN: return request_json(bq, connection, view, BQ_EV_ADMIN);
+    case FRAME_PING: blip_answer(bq, connection, view->seq, BQ_OUTCOME_DONE, NULL); return FRAME_TAKEN;
+    case FRAME_ACK: session_ack(bq, connection, view->seq); return FRAME_TAKEN;
+    default: connection_input_ended(bq, connection, BQ_CLOSE_QUIT); return FRAME_TAKEN;
+    }
+}
+
+/* Whether what this connection has just published has joined the open run, and more of it may. */
+static inline bool may_join_run(const bq_t *bq, const connection_t *connection) {
+    return bq->open.run.count && bq->open.topic == connection->last_topic && connection->state == CONNECTION_OPEN &&
+           !connection->pause;
+}
+
+/* Whether the frame behind a publish might be alike: at a glance, because it costs those that are not. A topic's end differs soonest. */
+static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t frame_size, const bq_view_t *view) {
+    uint32_t topic_end = (uint32_t)(view->topic - bytes) + view->topic_size;
+    return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
+}
+
+static BQ_APART void share_used_up(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_SHARE;
+    bq->stats.share_stops++;
+}
+
+/* The frame at the front of `size` bytes, and others taken with it. Returns their bytes; 0: it must be looked at again later. */
+static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
+    bq_view_t view;
+    int error = frame_verify(bytes + 4, body_size, &view);
+    /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
+    if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
+    if (BQ_UNLIKELY(error)) {
+        bad_frame(bq, connection, view.seq, error);
+        return 4 + body_size;
+    }
+    enum frame_outcome outcome = request(bq, connection, &view);
+    if (outcome == FRAME_KEPT) return 0; /* it comes by again, and is counted then */
+    bq->stats.frames_in++;
+    if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(bq, connection))
+        return 4 + body_size;
+    return 4 + body_size + publish_alike(bq, bytes, size, bq->config.max_frame_bytes, &view);
+}
+
+static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
+    bq->stats.frames_bad++;
+    const char *why =
+        size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows (or not BlipMQ at all)";
+    if (size == 0)
+        refuse_and_close(bq, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
+    else
+        refuse_and_close(bq, connection, 0, BQ_OUTCOME_TOO_LARGE, BQ_CLOSE_TOO_LARGE, why);
+}
+
+/* Take whole frames off the front of the input; returns the bytes taken. */
+static uint32_t blip_parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    uint32_t at = 0;
+    bool welcome = connection->admitted && !connection->refused;
+    uint32_t limit = welcome ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
+    while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
+        uint32_t body_size = load_be32(bytes + at);
+        if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
+            too_large(bq, connection, body_size);
+            break;
+        }
+        if (size - at - 4 < body_size) break;
+        uint32_t taken = frames(bq, connection, bytes + at, size - at, body_size);
+        if (!taken) break;
+        at += taken;
+        bq->stats.work += WORK_FRAME;
+        if (BQ_UNLIKELY(work_done(bq) >= bq->share.stop)) share_used_up(bq, connection);
+    }
+    return at;
+}
+
+const protocol_ops_t protocol_blip = {.name = "blip",
+                                      .parse = blip_parse,
+                                      .welcome = blip_welcome,
+                                      .subscribed = blip_subscribed,
+                                      .published = blip_published,
+                                      .answer = blip_answer,
+                                      .refuse = blip_refuse,
+                                      .ended = blip_ended,
+                                      .forward = blip_forward};
