@@ -140,7 +140,6 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
 static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     session_request_t request = session_request(record, filter, data);
     if (connection->state != CONNECTION_OPEN) return true; /* it is going: it can neither be told nor acknowledge anything */
-    publish_run_close(bq);
     if (!event_room(bq)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
         event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size,
@@ -152,7 +151,6 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     session_request_t request = session_request(record, filter, data);
     uint64_t seq = record->command.seq;
     bool ended, held, left = false;
-    publish_run_close(bq);
     if (!event_room(bq)) return false;
     if (!session_unsubscribe(bq, connection, seq, &request, &ended, &held)) return true;
     if (!request.group_size)

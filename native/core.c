@@ -397,6 +397,8 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     wait_release(bq, &bq->group_waiters, UINT32_MAX);
 }
 
+static void routes_changing(void *bq) { publish_run_close(bq); }
+
 static bool parts_open(bq_t *bq) {
     const bq_config_t *config = &bq->config;
     if (ring_init(&bq->commands, config->ring_bytes) < 0 || ring_init(&bq->events, config->ring_bytes) < 0) return false;
@@ -410,7 +412,7 @@ static bool parts_open(bq_t *bq) {
         bq->dirty[i].items = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty[i].items);
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
-    bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work);
+    bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work, routes_changing, bq);
     if (!sessions_init(bq) || !door_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty[0].items && bq->dirty[1].items && bq->read_buffer && bq->send_buffer &&
            bq->routes;

@@ -205,9 +205,16 @@ static inline void connection_wake_waiters(bq_t *bq, connection_t *connection) {
     if (BQ_UNLIKELY(connection->waiters.first || bq->group_waiters.first)) wait_wake(bq, connection);
 }
 
-/* Before anything that changes a route, a queue's order or the open segment. */
+/* The routes and shared_reserve call it; else it is for those alone that need what has been published so far in its queues. */
 static inline void publish_run_close(bq_t *bq) {
     if (bq->open.run.segment) publish_run_give(bq);
+}
+
+/* Room for `size` bytes at the end of the shared segment: no run stays open that they would lie behind. Then segment_commit. NULL: no
+ * memory. */
+static inline uint8_t *shared_reserve(bq_t *bq, uint32_t size) {
+    publish_run_close(bq);
+    return segment_reserve(&bq->segments, size);
 }
 
 /* The cached topic of that name; `last` is what its publisher published to before. NULL with *error as route_topic sets it. */

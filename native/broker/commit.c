@@ -31,8 +31,7 @@ const char *commit_refusal(const bq_t *bq) {
 /* ---- holding ------------------------------------------------------------------------------------------------------- */
 
 static held_t *held_new(bq_t *bq, connection_t *connection, enum held_kind kind, uint32_t size) {
-    publish_run_close(bq);
-    held_t *held = segment_reserve(&bq->segments, size) ? pool_take(&bq->pool, sizeof *held) : NULL;
+    held_t *held = shared_reserve(bq, size) ? pool_take(&bq->pool, sizeof *held) : NULL;
     if (!held) return NULL;
     segment_t *segment = bq->segments.open;
     *held = (held_t){.kind = kind, .conn = connection ? connection->handle : 0};
@@ -381,7 +380,6 @@ static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
 
 /* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
 static void refuse_all_held(bq_t *bq) {
-    publish_run_close(bq);
     while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
 }
 

@@ -167,8 +167,7 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
         bytes_move(bq, delivery, other->hold.segment, other->hold.offset);
         return true;
     }
-    publish_run_close(bq);
-    uint8_t *out = budget_over(bq) && delivery->session->flight_count ? NULL : segment_reserve(&bq->segments, size);
+    uint8_t *out = budget_over(bq) && delivery->session->flight_count ? NULL : shared_reserve(bq, size);
     if (!out) return false;
     memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, size);
     message_qos1_mark_redelivered(out);
@@ -182,12 +181,11 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
 
 /* The frame again, for a member of QoS 0. */
 static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
-    publish_run_close(bq);
     if (budget_over(bq)) { /* a copy for each group: they wait for memory */
         session_pump_later(bq, delivery->session);
         return false;
     }
-    uint8_t *out = segment_reserve(&bq->segments, run->size);
+    uint8_t *out = shared_reserve(bq, run->size);
     if (!out) return false;
     memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, run->size);
     message_qos1_mark_qos0(out);

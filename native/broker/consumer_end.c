@@ -32,7 +32,6 @@ static int64_t end_all(bq_t *bq, session_t *session) {
     log_part_t part = {&session->id, sizeof session->id};
     int64_t lsn = log_append(bq->log, LOG_SESSION_END, 0, &part, 1, true);
     if (lsn <= 0) return lsn;
-    publish_run_close(bq);
     members_part(bq, session);
     session_free(bq, session);
     return lsn;

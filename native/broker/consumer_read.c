@@ -326,8 +326,7 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     } else if (!session_has_room(bq, session, prefix_size + payload_size)) {
         return TAKE_FULL;
     }
-    publish_run_close(bq);
-    uint8_t *out = segment_reserve(&bq->segments, prefix_size + payload_size);
+    uint8_t *out = shared_reserve(bq, prefix_size + payload_size);
     if (!out) return TAKE_NO_MEMORY;
     message_head_write(out, &head);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);

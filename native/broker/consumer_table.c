@@ -246,7 +246,6 @@ session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t own
     memcpy(session->text, request->filter, request->filter_size);
     if (client_id_size) memcpy(session->text + request->filter_size, request->client_id, client_id_size);
     if (request->group_size) memcpy(session->text + request->filter_size, request->group, request->group_size);
-    publish_run_close(bq);
     if (route_session(bq->routes, session, &session->route, request->filter, request->filter_size) < 0) {
         pool_give(&bq->pool, session, size);
         return NULL;
@@ -263,7 +262,6 @@ session_t *session_new(bq_t *bq, const session_request_t *request, bq_conn_t own
 }
 
 void session_free(bq_t *bq, session_t *session) {
-    publish_run_close(bq);
     bq->stats.dropped_disconnect += session->window_count;
     bq->stats.enqueued += session->window_count;
     while (session->head) delivery_free(bq, session->head);

@@ -175,9 +175,7 @@ void letters_turn(bq_t *bq) {
     if (!bq->log || log_state(bq->log) != LOG_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
     for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
         bq->stats.work += WORK_QOS1;
-        publish_run_close(bq); /* it may end connections, and their deliveries with them: before one is looked at */
         delivery_t *delivery = letters->first;
-        if (!delivery) return;
         if (delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now) {
             session_timeout(bq, delivery); /* settles it: its time is over */
             continue;

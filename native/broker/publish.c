@@ -3,8 +3,8 @@
  * Frames are encoded once into the open segment and gathered into a run; a run goes to each queue as one entry. That is what
  * makes a message cost nanoseconds: the work per subscriber is done per run, not per message.
  *
- * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. Whoever changes routes,
- * queues' order or the open segment closes it first.
+ * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. The routes
+ * close it before they change, and shared_reserve before anything else is put behind it.
  */
 #include "broker/budget.h"
 #include "core.h"
@@ -18,7 +18,6 @@ topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32
     }
     topic = bq->open.run.segment ? bq->open.topic : NULL;
     if (!topic || topic == last || !topic_is(topic, name, size)) {
-        publish_run_close(bq); /* a new topic may evict the run's */
         topic = route_topic(bq->routes, name, size, bq->config.max_topic_levels, error);
     }
     if (topic && last) last->follower = topic;
@@ -37,8 +36,7 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
 /* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
  * is slow, never because many publishers were read in one turn. */
 static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
-    if (!target->blocked) connection_flush(bq, target);
-    if (target->state != CONNECTION_OPEN) return;
+    if (!target->blocked) connection_send(bq, target);
     bq->stats.work += 1 + run->count / WORK_DROPS;
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK)
         queue_push(&target->queue, &bq->queues, run);
@@ -73,8 +71,7 @@ static connection_t *group_member(bq_t *bq, session_t *session, uint32_t message
         bq->stats.work++;
         if (!target) return NULL;
         if (BQ_LIKELY(has_room(bq, target, messages, bytes))) return target;
-        if (!target->blocked) connection_flush(bq, target);
-        if (target->state != CONNECTION_OPEN) continue;
+        if (!target->blocked) connection_send(bq, target);
         if (has_room(bq, target, messages, bytes)) return target;
         if (!first) first = target;
     }
@@ -146,8 +143,7 @@ static wait_list_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, 
         connection_t *target = topic->targets[i];
         if (target->state != CONNECTION_OPEN) continue;
         const queue_t *queue = &target->queue;
-        if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_flush(bq, target);
-        if (target->state != CONNECTION_OPEN) continue;
+        if (!queue_fits(queue, env, 1, size) && !target->blocked) connection_send(bq, target);
         if (!has_room(bq, target, 1, size)) return &target->waiters;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
@@ -186,8 +182,7 @@ static inline bool run_takes(const publish_run_t *open, const topic_t *topic, ui
 
 /* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
 static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
-    publish_run_close(bq);
-    if (!segment_reserve(&bq->segments, size)) return PUBLISH_NO_MEMORY;
+    if (!shared_reserve(bq, size)) return PUBLISH_NO_MEMORY;
     return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
 }
 
@@ -207,7 +202,6 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
     ttl_ms = publish_ttl_ms(bq, ttl_ms);
     uint64_t tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(bq->routes, topic))) {
-        publish_run_close(bq); /* resolving may drop the targets of any other topic, the run's too */
         enum route_outcome outcome = route_resolve(bq->routes, topic, share_units(bq));
         if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
     }
@@ -390,8 +384,7 @@ static uint32_t next_unserved(const topic_t *topic, const held_t *held, uint32_t
 /* Encoded anew for those who subscribed with QoS 0. False: no memory. */
 static bool held_encode(bq_t *bq, const topic_t *topic, const held_t *held, queue_run_t *run) {
     uint32_t size = held->properties_size ? held->hold.size : topic->prefix_size + held->payload_size;
-    publish_run_close(bq);
-    uint8_t *out = segment_reserve(&bq->segments, size);
+    uint8_t *out = shared_reserve(bq, size);
     if (!out) return false;
     if (held->properties_size) {
         memcpy(out, held_frame(held), size);

@@ -45,6 +45,8 @@ struct routes {
     route_counts_t counts; /* must be first, see route_counts */
     pool_t *pool;
     uint64_t *work;
+    route_changing changing;
+    void *context;
     filter_t **filters;
     uint32_t filters_size; /* a power of two */
     trie_t tries[2];       /* dot, slash */
@@ -66,12 +68,14 @@ static uint32_t power_of_two(uint32_t at_least) {
     return size;
 }
 
-routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work) {
+routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work, route_changing changing, void *context) {
     routes_t *routes = pool_take(pool, sizeof *routes);
     if (!routes) return NULL;
     memset(routes, 0, sizeof *routes);
     routes->pool = pool;
     routes->work = work;
+    routes->changing = changing;
+    routes->context = context;
     routes->topics_max = (topics_max + TOPIC_CHUNK - 1) / TOPIC_CHUNK * TOPIC_CHUNK;
     routes->topics_size = power_of_two(routes->topics_max);
     routes->filters_size = FILTER_TABLE_SIZE_MIN;
@@ -95,7 +99,12 @@ static BQ_APART void search_end(routes_t *routes, topic_t *topic) {
     topic->search = NULL;
 }
 
+static void before_change(const routes_t *routes) {
+    if (routes->changing) routes->changing(routes->context);
+}
+
 static void targets_drop(routes_t *routes, topic_t *topic) {
+    before_change(routes);
     if (BQ_UNLIKELY(topic->search != NULL)) {
         search_end(routes, topic);
         if (topic->restarts < RESTARTS_MAX) topic->restarts++;
@@ -280,6 +289,7 @@ static void filter_free(routes_t *routes, filter_t *filter) {
 
 /* The members of a filter change: topics that it matches must look again before they are used. */
 static void filter_changed(routes_t *routes, const filter_t *filter) {
+    before_change(routes);
     if (filter->dialect) {
         route_change_t *change = &routes->changes[++routes->counts.generation % CHANGES_KEPT];
         change->dialect = filter->dialect;
@@ -574,6 +584,7 @@ enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t unit
 
 void route_free(routes_t *routes) {
     pool_t *pool = routes->pool;
+    routes->changing = NULL; /* nobody gives anything any more */
     for (uint32_t i = 0; i < routes->slots; i++) {
         topic_t *topic = slot_at(routes, i);
         if (topic->name_size) topic_forget(routes, topic);

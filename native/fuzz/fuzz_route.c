@@ -93,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input_t input = {data, data + size};
     memset(&model, 0, sizeof model);
     pool_init(&pool, 8, 8, 8);
-    CHECK((model.routes = route_new(&pool, 1 + input_byte(&input) % 100, &work)));
+    CHECK((model.routes = route_new(&pool, 1 + input_byte(&input) % 100, &work, NULL, NULL)));
     for (uint32_t steps = 0; steps < 500 && input.at < input.end; steps++) {
         uint8_t what = input_byte(&input);
         uint32_t connection = what / 8 % CONNECTIONS;

@@ -64,6 +64,7 @@ typedef struct connection {
     bool retrying;            /* on the list of those that wait for room in the event ring */
     bool fed_ended;           /* no more will be fed */
     const char *close_detail; /* static text */
+    int send_error;           /* an errno: its transport has failed, and the next flush ends it */
     queue_t queue;
     uint8_t *in; /* input that is not a whole frame yet, or came while paused: in_size bytes from in_start */
     uint32_t in_start, in_size, in_capacity;
@@ -138,7 +139,10 @@ void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); 
 void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
 
 /* Output. */
-void connection_flush(struct bq *bq, connection_t *connection); /* one send of at most a batch */
+/* One send of at most a batch. connection_flush may close the connection, so it is called at known points of a turn only;
+ * connection_send leaves that to the next connection_flush, and may be called while a run is given out. */
+void connection_flush(struct bq *bq, connection_t *connection);
+void connection_send(struct bq *bq, connection_t *connection);
 /* A control frame behind what waits. output_reserve: room for `size` bytes, NULL if it takes none (any more); output_push: so many of
  * them were written. */
 uint8_t *output_reserve(struct bq *bq, connection_t *connection, uint32_t size);

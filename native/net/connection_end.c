@@ -55,7 +55,6 @@ static void leave(bq_t *bq, connection_t *connection) {
 }
 
 void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
-    publish_run_close(bq); /* routes change below; giving the run out may close this connection */
     if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_ENDING) return;
     if (connection->state == CONNECTION_OPEN) {
         connection->close_code = code;
@@ -113,6 +112,10 @@ void connection_broken(bq_t *bq, connection_t *connection, int error) {
         connection_close(bq, connection, BQ_CLOSE_RESET, "the client reset the connection");
         return;
     }
+    if (error == ENOMEM || error == ENOSPC) {
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the system had no memory for its socket");
+        return;
+    }
     connection_close(bq, connection, BQ_CLOSE_VANISHED, "the client's machine does not answer any more");
 }
 
@@ -133,7 +136,7 @@ void connection_error(bq_t *bq, connection_t *connection) {
 
 void connection_discard(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN) return;
-    publish_run_close(bq); /* into the queue that is emptied here; giving it out may close a connection */
+    publish_run_close(bq); /* into the queue that is emptied here */
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     connection->subscription_count = 0;
     session_leave_all(bq, connection);

@@ -23,13 +23,22 @@ static BQ_APART void replies_grow(bq_t *bq, connection_t *connection) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "it does not read its replies, and limits.memory_bytes is used up");
 }
 
-void connection_flush(bq_t *bq, connection_t *connection) {
-    if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
+void connection_send(bq_t *bq, connection_t *connection) {
+    if (BQ_UNLIKELY(connection->send_error)) return;
     if (bq->config.lazy_expiry) {
         queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
         connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
     }
     connection->transport->flush(bq, connection);
+}
+
+void connection_flush(bq_t *bq, connection_t *connection) {
+    if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
+    connection_send(bq, connection);
+    if (BQ_UNLIKELY(connection->send_error)) {
+        connection_broken(bq, connection, connection->send_error);
+        return;
+    }
     if (BQ_UNLIKELY(connection->blocked) && connection->queue.control_bytes > CONTROL_BYTES_MAX) replies_grow(bq, connection);
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
 }
@@ -49,8 +58,7 @@ void output_push(bq_t *bq, connection_t *connection, uint32_t size) {
 
 uint8_t *output_reserve(bq_t *bq, connection_t *connection, uint32_t size) {
     if (!connection_takes_answers(connection)) return NULL;
-    publish_run_close(bq);
-    uint8_t *out = segment_reserve(&bq->segments, size);
+    uint8_t *out = shared_reserve(bq, size);
     if (!out) connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
-    return connection_takes_answers(connection) ? out : NULL; /* giving the run out may have closed it */
+    return out;
 }

@@ -21,7 +21,8 @@ typedef struct transport_ops {
     void (*drain)(struct bq *bq, struct connection *connection);                  /* throw away what has come, until its end */
     void (*parsed)(struct bq *bq, struct connection *connection, uint32_t bytes); /* of its input; NULL: nobody asks */
     void (*interest)(struct bq *bq, struct connection *connection); /* its state has changed: what it wants to be told of */
-    void (*flush)(struct bq *bq, struct connection *connection);    /* send from the queue, at most a batch; sets `blocked` */
+    void (*flush)(struct bq *bq, struct connection *connection);    /* send from the queue, at most a batch; sets `blocked`
+                                                                     * and, failed, `send_error` */
     bool (*retry)(struct bq *bq, struct connection *connection);    /* the event ring has room again; false: not enough */
     bool (*goodbye)(struct bq *bq, struct connection *connection);  /* no output follows; true: wait for the client's end */
     void (*silence)(struct bq *bq, struct connection *connection);  /* it is dead: nothing more is wanted of it */

@@ -13,6 +13,13 @@ static bool tcp_begin(bq_t *bq, connection_t *connection) {
     return true;
 }
 
+/* Whoever sends may be in the middle of a list that this connection is in: the next flush ends it. */
+static BQ_APART void tcp_failed(bq_t *bq, connection_t *connection, int error) {
+    connection->send_error = error;
+    connection->blocked = false;
+    connection_mark_dirty(bq, connection, FLUSH_NARROW);
+}
+
 static void tcp_interest(bq_t *bq, connection_t *connection) {
     if (connection->state == CONNECTION_DEAD) return;
     uint8_t want = 0;
@@ -22,7 +29,7 @@ static void tcp_interest(bq_t *bq, connection_t *connection) {
     if (!want && !connection->broken) want = POLL_ERROR;
     if (want == connection->interest) return;
     if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
-        connection_close(bq, connection, BQ_CLOSE_RESET, "the poller refused the socket");
+        tcp_failed(bq, connection, errno);
         return;
     }
     connection->interest = want;
@@ -75,7 +82,7 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
     bq->stats.work += WORK_SEND;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
-        connection_broken(bq, connection, errno);
+        tcp_failed(bq, connection, errno);
         return;
     }
     if (done > 0) output_sent(bq, connection, (uint64_t)done);
