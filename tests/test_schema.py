@@ -75,7 +75,8 @@ def test_the_protocol_page_the_schema_and_the_client_have_the_same_actions_types
     for table, number in FRAME_TYPES.items():
         assert f"### `{table}`\n\nFrame type {number}:" in PROTOCOL_PAGE
     _, codes = schema.ENUMS["Code"]
-    assert [int(cells[0]) for cells in rows_of("Who is answered what") if cells[0].isdigit()] == sorted(codes.values())
+    shown_codes = {int(cells[0]) for cells in rows_of("Answers and codes") if cells[0].isdigit()}
+    assert shown_codes == set(codes.values())
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
