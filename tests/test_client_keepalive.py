@@ -75,6 +75,7 @@ def test_a_client_that_sent_something_else_sends_no_ping():
 
     with FakeBroker() as broker:
         asyncio.run(run(broker))
+        broker.wait_for("QUIT")
         actions = [command["action"] for command in broker.commands]
         assert actions == ["HELLO", *["PUB"] * 5, "PING", "PUB", "PING", "QUIT"], "the second PING is that of flush()"
 

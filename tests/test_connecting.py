@@ -388,12 +388,13 @@ def test_every_command_waits_for_a_broker_that_starts_later(away, words):
 
 
 def test_the_shell_waits_for_a_broker_that_starts_later(away):
-    later = threading.Timer(0.5, away.start)
-    later.start()
     command = [*broker_command(), "connect", away.address, "--wait", "600"]
-    done = subprocess.run(command, input=b"pub a x\n", capture_output=True, timeout=TIMEOUT_S, env=environment())
-    later.join()
-    assert done.returncode == 0 and done.stdout.endswith(b"Connected.\nSent 1 byte to a.\n")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
+        while not (line := process.stdout.readline()).endswith(b"Trying again.\n"):
+            assert line, "it ended without a word of waiting"
+        away.start()
+        out, _ = process.communicate(b"pub a x\n", timeout=TIMEOUT_S)
+    assert process.returncode == 0 and out.endswith(b"Connected.\nSent 1 byte to a.\n")
 
 
 def test_the_end_of_a_wait_on_the_command_line_is_one_sentence_and_status_69():
