@@ -127,13 +127,15 @@ def is_loopback(host: str) -> bool:
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+USUAL_HINT = "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
+
+
+def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
     """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or no UTF-8."""
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        hint = "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "Raise the limit on open files, or lower server.max_connections."
         raise ConfigError(f"{path}: cannot be read: {error.strerror}\n{hint}") from None

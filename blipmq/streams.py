@@ -2,6 +2,7 @@
 
     take_descriptors()   the first thing a program does: a descriptor 0, 1 or 2 that is closed is opened on /dev/null
     write_out, read_in   raise one error that says what is wrong; a reader that has gone is a BrokenPipeError
+    check_output         raises the same at the start of a command that may have nothing to write for long
     say                  to standard error: never raises, because there is nobody left to tell
 
 Invariant: the system has all bytes for which `write_out` has returned. Nothing goes through Python's buffers, so nothing is left
@@ -68,6 +69,23 @@ def write_out(data: bytes) -> None:
         raise BrokenPipeError from None
     except (OSError, ValueError) as error:
         raise StreamError(f"Cannot write to standard output: {_why(error, _OUTPUT)}.") from None
+
+
+def check_output() -> None:
+    """Tell at the start of a long command that its standard output cannot take anything: it is closed, not open for writing, or
+    /dev/full (StreamError), or its reader has gone (BrokenPipeError). A disk that fills up later shows when it is written to."""
+    descriptor = _descriptor(sys.stdout)
+    if descriptor is None:  # a stream that the calling program has put in its place
+        return
+    try:
+        os.write(descriptor, b"")
+    except OSError as error:
+        raise StreamError(f"Cannot write to standard output: {_why(error, _OUTPUT)}.") from None
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(descriptor, 0)
+        if any(event & select.POLLERR for _, event in poller.poll(0)):
+            raise BrokenPipeError
 
 
 def print_out(text: str) -> None:

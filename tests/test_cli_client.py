@@ -400,6 +400,26 @@ def test_a_bad_address_in_the_environment_is_a_bad_configuration() -> None:
     assert (status, "$BLIPMQ_ADDR" in err) == (78, True)
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("BLIPMQ_ADR", "BLIPMQ_ADDR"), ("BLIPMQ_ADDRESS", "BLIPMQ_ADDR"), ("BLIPMQ_API_KEYS", "BLIPMQ_API_KEY")],
+)
+def test_a_misspelt_variable_is_a_bad_configuration(broker: FakeBroker, misspelt: str, meant: str) -> None:
+    status, _, err = run(broker, "info", **{misspelt: "x"})
+    assert (status, f"${misspelt}" in err, f"Did you mean ${meant}?" in err) == (78, True, True)
+    assert broker.commands == []
+
+
+def test_variables_of_the_broker_and_of_others_may_stand_beside_those_of_the_command_line(broker: FakeBroker) -> None:
+    others = {
+        "BLIPMQ_SERVER__BIND_ADDR": "x",
+        "BLIPMQ_CONFIG": "x",
+        "BLIPMQ_PORT_7878_TCP_ADDR": "x",
+        "BLIPMQ_IMAGE": "x",
+    }
+    assert run(broker, "info", **others)[0] == 0
+
+
 def test_the_key_comes_from_the_file_else_the_environment(tmp_path: Path) -> None:
     right, wrong, empty = (tmp_path / name for name in ("right", "wrong", "empty"))
     right.write_text("s3cret\n")

@@ -98,7 +98,6 @@ def test_sub_acknowledges_what_it_has_written_and_a_durable_subscription_goes_on
 
 def test_sub_acknowledges_nothing_that_it_could_not_write(broker: FakeBroker) -> None:
     reader, writer = os.pipe()
-    os.close(reader)
     try:
         with subprocess.Popen(
             [*CLI, "sub", "a", "--qos", "1", "--durable", "--client-id", "me"],
@@ -106,6 +105,7 @@ def test_sub_acknowledges_nothing_that_it_could_not_write(broker: FakeBroker) ->
             env=environment(BLIPMQ_ADDR=broker.address),
         ) as process:
             broker.wait_for("SUB")
+            os.close(reader)
             publish(broker, b"one")
             assert process.wait(20) == 141
     finally:

@@ -326,6 +326,7 @@ def test_the_command_writes_the_file_once_and_check_accepts_it(tmp_path):
     assert blipmq("check", "--output", "x.toml", cwd=tmp_path).returncode == 2 and not (tmp_path / "x.toml").exists()
     missing = blipmq("check", "--convert", "missing.toml", cwd=tmp_path)
     assert missing.returncode == 78 and "cannot be read" in missing.stderr
+    assert "--convert" in missing.stderr and "--config" not in missing.stderr
 
 
 @pytest.mark.parametrize("profile", sorted((ROOT / "config").glob("*.toml")), ids=lambda path: path.name)

@@ -187,25 +187,26 @@ class Subscriber:
         return status, self.process.stderr.read().decode()
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_nothing_is_acknowledged_that_a_full_disk_did_not_take(fake, unbuffered):
-    with open("/dev/full", "wb") as full, Subscriber(fake, full, unbuffered=unbuffered) as subscriber:
-        subscriber.publish(b"one", b"two")
-        status, err = subscriber.end()
-    assert status == 74 and "no space is left" in err and "is not acknowledged; the broker sends it again" in err
-    assert "Traceback" not in err and subscriber.acked() == [] and fake.unacknowledged() == [1, 2]
+@pytest.mark.parametrize(
+    ("redirection", "why"),
+    [(">&-", CLOSED), ("1<&0", CLOSED), (">/dev/full", NO_SPACE)],
+    ids=["closed", "input", "full"],
+)
+@pytest.mark.parametrize("words", ["sub a --qos 1", "bench --seconds 60"])
+def test_a_long_command_whose_output_takes_nothing_ends_before_it_connects(fake, words, redirection, why):
+    status, _, err = run([*cli_command(), *words.split()], f"</dev/null {redirection}", BLIPMQ_ADDR=fake.address)
+    assert status == 74 and why in err and fake.commands == []
 
 
-def test_nothing_is_acknowledged_that_a_closed_output_did_not_take(fake):
-    line = " ".join(map(shlex.quote, [*cli_command(), "sub", "a", "--qos", "1"]))
-    with subprocess.Popen(
-        ["sh", "-c", f"exec {line} >&-"], stderr=subprocess.PIPE, env=environment(BLIPMQ_ADDR=fake.address)
-    ) as process:
-        fake.wait_for("SUB")
-        fake.call(lambda: fake.publish("a", b"one", qos=1))
-        err = process.communicate(timeout=TIMEOUT_S)[1].decode()
-    assert process.returncode == 74 and CLOSED in err and "Traceback" not in err
-    assert not [command for command in fake.commands if command["action"] == "ACK"]
+def test_a_subscriber_whose_reader_has_gone_ends_before_it_connects(fake):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*cli_command(), "sub", "a", "--qos", "1"]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, timeout=TIMEOUT_S, env=environment(BLIPMQ_ADDR=fake.address)
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr, fake.commands) == (141, b"", [])
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -220,6 +221,7 @@ def test_what_a_full_disk_took_the_beginning_of_is_not_acknowledged(fake, tmp_pa
             subscriber.publish(b"y" * 600)
             status, err = subscriber.end()
     assert status == 74 and "as large as a file may become" in err and "Traceback" not in err
+    assert "is not acknowledged; the broker sends it again" in err and fake.unacknowledged() == [2]
     assert subscriber.acked() == [1] and (tmp_path / "out").stat().st_size == 1000
 
 

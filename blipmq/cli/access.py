@@ -31,6 +31,21 @@ def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) 
     return address
 
 
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable that is a misspelt one of this program. Settings of the broker may stand beside them."""
+    known = ("BLIPMQ_ADDR", "BLIPMQ_API_KEY", *TLS_VARIABLES)
+    for name in environment:
+        if name.startswith("BLIPMQ_") and "__" not in name and name not in known:
+            import difflib  # few have such a variable, and the command line must start fast
+
+            words = [variable.removeprefix("BLIPMQ_") for variable in known]
+            near = difflib.get_close_matches(name.removeprefix("BLIPMQ_"), words, 1, cutoff=0.7)
+            if near:
+                raise ConfigError(
+                    f"There is no variable ${name}. Did you mean $BLIPMQ_{near[0]}? Rename it, or unset it."
+                )
+
+
 def find_tls(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Tls:
     """What --tls, --ca-file, --cert, --cert-key and the BLIPMQ_TLS_ variables come to: None says that the address decides.
     The variables do not hold for an address that begins with tcp://. Raises ConfigError if a file is of no use."""

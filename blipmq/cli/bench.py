@@ -320,6 +320,7 @@ async def reporting(report: Coroutine[Any, Any, None]) -> Any:
 
 def run(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     loop: asyncio.AbstractEventLoop
+    terminal.check_output()
     try:
         import uvloop
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from blipmq.arguments import ArgumentParser
-from blipmq.cli.access import DEFAULT_ADDR
+from blipmq.cli.access import DEFAULT_ADDR, check_variables
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import BlipMQError
 from blipmq.streams import READER_GONE, StreamError, say, take_descriptors
@@ -270,6 +270,7 @@ def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = 
         arguments = make_parser().parse_args(argv, unset)
         terminal = Terminal(arguments, environment)
         try:
+            check_variables(environment)
             return int(arguments.run(arguments, environment, terminal))
         except BlipMQError as error:
             terminal.error(error)

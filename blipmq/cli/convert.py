@@ -17,7 +17,7 @@ from blipmq.streams import print_out, say
 
 def run(old: str, output: str | None) -> int:
     """Convert the file `old`. Raises `ConfigError` and `UsageError`."""
-    made = convert(read_text(old), old, read_v1)
+    made = convert(read_text(old, "Check the path after --convert."), old, read_v1)
     for fate in made.fates:
         say(
             f"{old}:{fate.line}: {printable(fate.old)}: {fate.said}"

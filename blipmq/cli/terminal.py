@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from blipmq.cli import render
 from blipmq.errors import BlipMQError
-from blipmq.streams import StreamError, is_terminal, say, write_out
+from blipmq.streams import StreamError, check_output, is_terminal, say, write_out
 
 Size = tuple[int, int]  # columns, lines
 
@@ -29,6 +29,10 @@ class Terminal:
         self.verbose: bool = arguments.verbose
         self.fancy_out = render.is_fancy(sys.stdout, environment)
         self.fancy_err = render.is_fancy(sys.stderr, environment)
+
+    def check_output(self) -> None:
+        """Raise StreamError, or BrokenPipeError, if standard output cannot take anything from the start."""
+        check_output()
 
     def write(self, data: bytes) -> None:
         """To standard output, now: a pipe is live. Raises StreamError, or BrokenPipeError."""
