@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 import pytest
 from fake_broker import FakeBroker
 from terminal import environment
+
+from blipmq.cli.publish import not_kept, publish_lines
+from blipmq.client_protocol import Published
 
 CLI = [sys.executable, "-m", "blipmq.cli.client"]
 
@@ -45,6 +49,22 @@ def test_pub_dash_sends_each_line_once_it_is_answered_and_in_order(broker: FakeB
     status, out, _ = run(broker, "pub", "a", "-", "--qos", "1", stdin=b"\n".join(lines))
     assert (status, out) == (0, b"Sent 3,000 messages to a.\n")
     assert [payload for _, payload in broker.kept] == lines
+
+
+def test_pub_dash_adds_up_what_no_subscription_took_over_all_reads() -> None:
+    class Client:
+        answers = iter([Published(2, 2), Published(3, 0), Published(1, 1)])
+
+        def publish_many(self, *_: object, **__: object) -> Published:
+            return next(self.answers)
+
+        def flush(self) -> None:
+            pass
+
+    asked = argparse.Namespace(topic="a", ttl=0, qos=1)
+    sent = publish_lines(Client(), asked, iter([[b""]] * 3))  # type: ignore[arg-type]
+    assert (sent, sent.unrouted) == (6, 3)
+    assert not_kept(sent, sent.unrouted) == ". No QoS 1 subscription took 3 of them, so the broker did not keep them"
 
 
 def test_pub_dash_sends_again_after_an_outage_what_was_not_answered(broker: FakeBroker) -> None:
