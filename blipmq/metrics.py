@@ -7,9 +7,8 @@ The documented names of version 1.0.0 are counters without `_total`, which the t
 not; there they are of type `unknown`. No newer name is a documented one with `_total` added, because some readers add it
 by themselves. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0.
 
-Written out here, because prometheus-client would add 60 ms to a start that may take 150 ms (measured: 150 ms instead of
-89) and 3 MB to an idle broker that may take 30 MB (28.5 MB instead of 25.5), for a registry that has no use for values
-which come from the core as one snapshot. The tests read every scrape with its parsers.
+The exposition is written here and not by prometheus-client, which costs too much memory even if the first scrape imports it
+(docs/PERFORMANCE.md, "Exposition of metrics"). The tests read every scrape with the parsers of that package.
 """
 
 from __future__ import annotations
@@ -126,26 +125,26 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "blipmq_build_info", "info", "Version of the broker and of the Python under it; always 1.", (Series("build"),)
     ),
-    _gauge("blipmq_ready", "1 while new clients are served, as /readyz tells.", "state.ready"),
-    _gauge("blipmq_degraded", "1 while something is not as it should be; /healthz says what.", "state.degraded"),
+    _gauge("blipmq_ready", "1: new clients are served, see /readyz.", "state.ready"),
+    _gauge("blipmq_degraded", "1: the broker is degraded; /healthz has the reasons.", "state.degraded"),
     _counter(
         "blipmq_config_reloads_total",
         "Changed configurations, by whether they were applied or refused.",
         _by("result", "applied", "reloads.applied"),
         _by("result", "refused", "reloads.refused"),
     ),
-    _gauge("blipmq_config_last_reload_successful", "0 while a changed configuration stands refused.", "reloads.ok"),
+    _gauge("blipmq_config_last_reload_successful", "0: the last changed configuration was refused.", "reloads.ok"),
     # who comes in
-    _gauge("blipmq_keys", "Keys in effect; 0: none are asked for, or nobody is let in.", "auth.keys"),
+    _gauge("blipmq_keys", "Keys in effect; 0: the broker asks for none, or admits nobody.", "auth.keys"),
     _gauge(
         "blipmq_keys_file_ok",
-        "0 while the key file cannot be read, or is broken, and older keys stay in effect.",
+        "0: the key file cannot be read or is not valid, and older keys stay in effect.",
         "auth.file_ok",
     ),
-    _counter("blipmq_logins_refused_total", "Clients turned away: no key, or none that is known.", "auth.refused"),
+    _counter("blipmq_logins_refused_total", "Clients refused because their key is missing or unknown.", "auth.refused"),
     _counter(
         "blipmq_publishes_refused_total",
-        "Publishes refused, by the reason.",
+        "Publishes refused, by reason.",
         _by("reason", "not_allowed", "stats.publishes_not_allowed"),
     ),
     # messages
@@ -154,7 +153,7 @@ METRICS: tuple[Metric, ...] = (
         "Publishes accepted.",
         Series("stats.published", documented="blipmq_published"),
     ),
-    _counter("blipmq_messages_unrouted_total", "Publishes accepted that no one had subscribed to.", "stats.unrouted"),
+    _counter("blipmq_messages_unrouted_total", "Publishes accepted without a subscriber.", "stats.unrouted"),
     _counter(
         "blipmq_messages_enqueued_total",
         "Messages put into subscribers' queues, counted for each subscriber.",
@@ -162,42 +161,46 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "blipmq_messages_delivered_total",
-        "Messages handed to the kernel whole, with QoS 0; acknowledged, with QoS 1.",
+        "QoS 0: messages handed to the kernel; QoS 1: messages acknowledged.",
         "stats.delivered",
     ),
     _counter(
         "blipmq_messages_dropped_total",
-        "Messages that left a queue undelivered: expired, pushed out of a full queue, or left by a connection that ended.",
+        "Messages that left a queue undelivered, by reason: expired, queue full, connection ended, quota of the subscription.",
         _by("reason", "ttl", "stats.dropped_ttl", "blipmq_dropped_ttl"),
         _by("reason", "queue_full", "stats.dropped_queue_full", "blipmq_dropped_sub_queue_full"),
         _by("reason", "disconnect", "stats.dropped_disconnect"),
         _by("reason", "session_log_bytes", "stats.dropped_session_log"),
     ),
-    _counter("blipmq_payload_published_bytes_total", "Payloads of the publishes accepted.", "stats.published_bytes"),
-    _counter("blipmq_frames_received_total", "Frames received whole.", "stats.frames_in"),
-    _counter("blipmq_frames_bad_total", "Frames refused: they did not verify, or may not be.", "stats.frames_bad"),
-    _gauge("blipmq_last_message_id", "Number of the message published last.", "stats.last_message_id"),
+    _counter(
+        "blipmq_payload_published_bytes_total", "Bytes of the payloads of accepted publishes.", "stats.published_bytes"
+    ),
+    _counter("blipmq_frames_received_total", "Complete frames received.", "stats.frames_in"),
+    _counter(
+        "blipmq_frames_bad_total", "Frames refused because they are not valid or not allowed.", "stats.frames_bad"
+    ),
+    _gauge("blipmq_last_message_id", "Id of the newest message.", "stats.last_message_id"),
     # QoS 1
     _counter("blipmq_messages_acknowledged_total", "QoS 1 deliveries acknowledged.", "stats.acked"),
     _counter(
         "blipmq_messages_redelivered_total",
-        "QoS 1 messages sent again: not acknowledged in time, or left by a connection that ended.",
+        "QoS 1 messages sent again: not acknowledged in time, or their connection ended.",
         "stats.redelivered",
     ),
     _counter(
         "blipmq_messages_dead_lettered_total",
-        "QoS 1 messages given up after qos1.max_deliveries, or over qos1.session_log_bytes: published to `$dlq/<topic>`, if "
-        "anybody subscribed to that.",
+        "QoS 1 messages that became dead letters after qos1.max_deliveries or over qos1.session_log_bytes: published to "
+        "`$dlq/<topic>` if it has a subscriber.",
         "stats.dead_lettered",
     ),
     _counter(
         "blipmq_messages_dead_lettered_unclaimed_total",
-        "Of these, those that nobody had subscribed to: they are gone.",
+        "Dead letters without a QoS 1 subscriber: they were discarded.",
         "stats.dead_letters_unclaimed",
     ),
     _counter(
         "blipmq_messages_dead_lettered_dropped_total",
-        "Of these, those that are gone because a full log had no room for them in half a minute.",
+        "Dead letters discarded because a full WAL had no room for them in half a minute.",
         "stats.dead_letters_dropped",
     ),
     _gauge("blipmq_messages_in_flight", "QoS 1 messages sent and not acknowledged yet.", "stats.in_flight"),
@@ -208,17 +211,17 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "blipmq_sessions_behind",
-        "Of these, those whose next messages are in the log alone: absent, or slower than what they subscribed to.",
+        "QoS 1 subscriptions and groups whose next messages are only in the WAL, because they are absent or slow.",
         "stats.sessions_behind",
     ),
     _gauge(
         "blipmq_sessions_unread",
-        "Of these, those whose last read from the log failed. It is tried again, at longer and longer intervals.",
+        "QoS 1 subscriptions and groups whose last read from the WAL failed. The broker retries at growing intervals.",
         "stats.sessions_unread",
     ),
     _gauge(
         "blipmq_sessions_absent",
-        "Durable ones that nobody is connected to: what comes for them stays in the log.",
+        "Durable subscriptions and groups without a connection: their messages stay in the WAL.",
         "stats.sessions_absent",
     ),
     _gauge(
@@ -229,34 +232,34 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "blipmq_sessions_lag_bytes",
-        "Bytes of these messages, as they are sent. Absent after an incomplete scrape.",
+        "Bytes of these unacknowledged messages as sent. Absent after an incomplete scrape.",
         "report.sessions.lag_bytes",
     ),
     _of_session(
         "blipmq_session_lag_messages", "Messages that this subscription has not acknowledged.", "row.lag_messages"
     ),
-    _of_session("blipmq_session_lag_bytes", "Bytes of these messages, as they are sent.", "row.lag_bytes"),
+    _of_session("blipmq_session_lag_bytes", "Bytes of these messages as sent.", "row.lag_bytes"),
     _of_session(
         "blipmq_session_log_bytes",
-        "Bytes of the log from its oldest message on: the log cannot shrink below this.",
+        "Bytes of the WAL from its oldest message on: the WAL cannot shrink below this.",
         "row.log_bytes",
     ),
     _of_session(
         "blipmq_session_oldest_seconds",
-        "Age of its oldest message. Absent where that is not known.",
+        "Age of its oldest message. Absent if it is not known.",
         Series("row.oldest_ms", divisor=1000),
     ),
-    _of_session("blipmq_session_connections", "Connections it has; 0: its client is away.", "row.connected"),
+    _of_session("blipmq_session_connections", "Its connections; 0: its client is away.", "row.connected"),
     _of_session("blipmq_session_in_flight", "Messages sent and not acknowledged yet.", "row.in_flight"),
     _counter(
         "blipmq_sessions_refused_total",
-        "QoS 1 subscriptions refused, by the limit that was reached.",
+        "QoS 1 subscriptions refused, by limit.",
         _by("reason", "max_sessions", "stats.sessions_refused"),
         _by("reason", "max_sessions_per_key", "stats.sessions_refused_key"),
     ),
     _counter(
         "blipmq_sessions_over_quota_total",
-        "Messages over qos1.session_log_bytes, dropped or given to the dead letters.",
+        "Messages over qos1.session_log_bytes, dropped or made dead letters.",
         "stats.over_session_log",
     ),
     _counter(
@@ -265,46 +268,52 @@ METRICS: tuple[Metric, ...] = (
         "stats.sessions_expired",
     ),
     # the log
-    _gauge("blipmq_log_state", "0: there is no log, 1: it is well, 2: full, 3: failed.", "stats.log_state"),
-    _gauge("blipmq_log_errno", "The system's error that the log failed with; 0: none.", "stats.log_errno"),
-    _gauge("blipmq_log_bytes", "All files of the log together, as allocated.", "stats.log_bytes"),
-    _gauge("blipmq_log_limit_bytes", "Size at which the log is full.", "config.wal.max_bytes"),
-    _gauge("blipmq_log_segments", "Files of the log.", "stats.log_segments"),
     _gauge(
-        "blipmq_log_free_bytes", "Room on the log's file system when the log last needed some.", "stats.log_free_bytes"
+        "blipmq_log_state", "State of the WAL; 0: there is none, 1: working, 2: full, 3: failed.", "stats.log_state"
+    ),
+    _gauge("blipmq_log_errno", "errno with which the WAL failed; 0: none.", "stats.log_errno"),
+    _gauge("blipmq_log_bytes", "Allocated size of all files of the WAL.", "stats.log_bytes"),
+    _gauge("blipmq_log_limit_bytes", "Size at which the WAL is full.", "config.wal.max_bytes"),
+    _gauge("blipmq_log_segments", "Segment files of the WAL.", "stats.log_segments"),
+    _gauge(
+        "blipmq_log_free_bytes",
+        "Free space on the file system of the WAL when the WAL last allocated.",
+        "stats.log_free_bytes",
     ),
     _gauge(
-        "blipmq_log_reserve_bytes", "Room on that file system that publishes leave alone.", "config.wal.reserve_bytes"
+        "blipmq_log_reserve_bytes",
+        "Free space on that file system that publishes do not use.",
+        "config.wal.reserve_bytes",
     ),
-    _gauge("blipmq_log_next_lsn", "Position in the log of the next record.", "stats.log_next_lsn"),
-    _gauge("blipmq_log_durable_lsn", "Position of the last record that is on disk, synced.", "stats.log_durable_lsn"),
+    _gauge("blipmq_log_next_lsn", "LSN (position in the WAL) of the next record.", "stats.log_next_lsn"),
+    _gauge("blipmq_log_durable_lsn", "LSN of the newest synced record.", "stats.log_durable_lsn"),
     _gauge(
         "blipmq_log_checkpoint_lsn",
-        "Position of the last checkpoint: a restart replays from here.",
+        "LSN of the newest checkpoint; a restart replays from here.",
         "stats.log_checkpoint_lsn",
     ),
-    _gauge("blipmq_log_held", "Publishes, and answers to clients, that wait for the disk.", "stats.held"),
+    _gauge("blipmq_log_held", "Publishes and answers that wait for the disk.", "stats.held"),
     _counter(
         "blipmq_log_records_total", "Records written: publishes, acknowledgements, subscriptions.", "stats.log_records"
     ),
     _counter(
         "blipmq_log_written_bytes_total",
-        "Bytes written to the log's files, padding included and checkpoints not: what wears flash.",
+        "Bytes written to the segments of the WAL, with padding, without checkpoints: the wear of flash.",
         "stats.log_written_bytes",
     ),
     _counter(
         "blipmq_log_reclaimed_segments_total",
-        "Files deleted: no one wanted them any more.",
+        "Segment files deleted because no subscription needs them.",
         "stats.log_reclaimed_segments",
     ),
     _counter(
         "blipmq_log_read_bytes_total",
-        "Bytes read from the log's files for subscribers that are behind.",
+        "Bytes read from the WAL for subscribers that are behind.",
         "stats.log_read_bytes",
     ),
     _counter(
         "blipmq_log_read_failures_total",
-        "Reads for a subscriber that is behind which brought nothing: the disk or the memory failed.",
+        "Reads for subscribers that are behind which failed for want of disk or memory.",
         "stats.log_read_failures",
     ),
     _counter(
@@ -313,7 +322,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "blipmq_log_sync_seconds",
         "histogram",
-        "Time that a sync of the log took, each for all that had gathered; to be on disk, a publish takes one or two of them.",
+        "Duration of a sync of the WAL. One sync covers all records that have gathered; a publish waits for one or two.",
         (
             _bucket("0.0001", "stats.log_syncs_100us"),
             _bucket("0.0003", "stats.log_syncs_300us"),
@@ -327,12 +336,12 @@ METRICS: tuple[Metric, ...] = (
             _seconds_of("stats.log_sync_us_total", "_sum"),
         ),
     ),
-    _gauge("blipmq_log_sync_last_seconds", "Time that the last sync took.", _seconds_of("stats.log_sync_us_last")),
+    _gauge("blipmq_log_sync_last_seconds", "Duration of the last sync.", _seconds_of("stats.log_sync_us_last")),
     _gauge("blipmq_log_sync_max_seconds", "The longest sync since the start.", _seconds_of("stats.log_sync_us_max")),
     # delivery
     _counter(
         "blipmq_flushes_total",
-        "Sends to one subscriber with at least one message in them.",
+        "Sends to one subscriber with at least one message.",
         Series("stats.flushes", documented="blipmq_flush_batches"),
     ),
     # The core counts these bytes twice, as delivered_bytes and as flush_bytes: nothing is sent but by a flush.
@@ -343,7 +352,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "blipmq_batch_processing_efficiency",
-        "Share of sends that batching saved since the start: 0 is a send for each message, 0.99 a hundred messages a send.",
+        "Share of sends that batching has saved since the start; 0: one send a message, 0.99: a hundred messages a send.",
         Series("derived.batching", documented="blipmq_batch_processing_efficiency"),
     ),
     _gauge("blipmq_queue_messages", "Messages waiting in all subscribers' queues.", "stats.queued_messages"),
@@ -355,23 +364,23 @@ METRICS: tuple[Metric, ...] = (
     _counter(
         "blipmq_publisher_pauses_total", "Times a publisher was held back by a full queue.", "stats.blocked_pauses"
     ),
-    _gauge("blipmq_publishers_blocked", "Publishers held back at the moment.", "stats.blocked_publishers"),
+    _gauge("blipmq_publishers_blocked", "Publishers held back now.", "stats.blocked_publishers"),
     # connections and subscriptions
     _gauge("blipmq_connections", "Connections open.", "stats.connections"),
     _gauge("blipmq_connections_max", "Connections that may be open at once.", "config.server.max_connections"),
-    _counter("blipmq_connections_accepted_total", "Connections taken.", "stats.accepted"),
+    _counter("blipmq_connections_accepted_total", "Connections accepted.", "stats.accepted"),
     _counter(
         "blipmq_connections_refused_total",
-        "Connections refused, by the limit that was reached; for max_pending also those closed to make room for newer ones.",
+        "Connections refused, by limit; max_pending includes those closed to make room for newer ones.",
         *(_by("reason", cause, f"stats.{counter}") for cause, counter in REFUSED.items()),
         _by("reason", "max_connections_per_key", "auth.over_limit"),
     ),
     _gauge(
         "blipmq_connections_pending",
-        "Connections that have to say HELLO with a key and are not admitted yet.",
+        "Connections that have to send HELLO with a key and are not admitted yet.",
         "stats.pending",
     ),
-    _gauge("blipmq_connections_pending_max", "Of these, how many may be open.", "config.limits.max_pending"),
+    _gauge("blipmq_connections_pending_max", "Limit of pending connections.", "config.limits.max_pending"),
     _counter(
         "blipmq_connections_hello_timeouts_total",
         "Connections closed because they were not admitted within limits.hello_timeout_ms.",
@@ -379,31 +388,31 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "blipmq_accept_rests_total",
-        "Times the listeners rested because connections came faster than limits.accept_rate.",
+        "Times the listeners paused because connections came faster than limits.accept_rate.",
         "stats.accept_rests",
     ),
     _counter(
         "blipmq_connections_lost_total",
-        "Connections whose client was gone without a word. vanished: its machine answers no probe or acknowledges nothing; "
-        "silent: it did not send what it had promised with keepalive_ms.",
+        "Connections of lost clients. vanished: the machine does not answer; silent: the client did not send anything in the "
+        "interval that it promised with keepalive_ms.",
         _by("cause", "vanished", "stats.closed_vanished"),
         _by("cause", "silent", "stats.closed_silent"),
     ),
     _counter("blipmq_connections_closed_total", "Connections that ended.", "stats.closed"),
     _gauge(
         "blipmq_subscriptions",
-        "Subscriptions: filters, counted once for each connection that has one, and durable ones of absent clients.",
+        "Subscriptions, counted once for each connection and filter, and durable ones of absent clients.",
         "stats.subscriptions",
     ),
     _gauge("blipmq_filters", "Distinct filters subscribed to.", "stats.filters"),
     _gauge(
         "blipmq_subscribers",
-        "Connections that subscribe. Absent after an incomplete scrape.",
+        "Connections with subscriptions. Absent after an incomplete scrape.",
         "report.subscribers.total",
     ),
     _gauge(
         "blipmq_subscribers_blocked",
-        "Subscribers that do not read: their socket takes no more. Absent after an incomplete scrape.",
+        "Subscribers that do not read: their socket is full. Absent after an incomplete scrape.",
         "report.subscribers.blocked",
     ),
     _of_each(
@@ -412,7 +421,9 @@ METRICS: tuple[Metric, ...] = (
     _of_each(
         "blipmq_subscriber_queue_bytes", "gauge", "Encoded bytes waiting for this subscriber.", "row.queued_bytes"
     ),
-    _of_each("blipmq_subscriber_blocked", "gauge", "1 while this subscriber's socket takes no more.", "row.blocked"),
+    _of_each(
+        "blipmq_subscriber_blocked", "gauge", "1: this subscriber does not read, its socket is full.", "row.blocked"
+    ),
     _of_each(
         "blipmq_subscriber_enqueued_total", "counter", "Messages put into this subscriber's queue.", "row.enqueued"
     ),
@@ -425,83 +436,81 @@ METRICS: tuple[Metric, ...] = (
     _of_each(
         "blipmq_subscriber_dropped_total",
         "counter",
-        "Messages this subscriber did not get.",
+        "Messages dropped for this subscriber.",
         _by("reason", "ttl", "row.dropped_ttl"),
         _by("reason", "queue_full", "row.dropped_queue_full"),
     ),
     # routing
     _gauge(
         "blipmq_route_cache_topics",
-        "Topics in the routing cache, up to limits.route_cache_entries; how many topics there are is not known.",
+        "Topics in the routing cache, at most limits.route_cache_entries. The number of topics in use is not known.",
         "stats.cached_topics",
     ),
     _counter(
         "blipmq_route_lookups_total",
-        "Searches for a topic's subscribers, by whether they were remembered.",
+        "Lookups of the subscribers of a topic, by whether the cache had them.",
         _by("result", "hit", "stats.route_hits"),
         _by("result", "miss", "stats.route_misses"),
     ),
     # timers
     _counter(
         "blipmq_timers_armed_total",
-        "Timers put on the timer wheel: times to live, and time limits of connections.",
+        "Timers started: times to live and time limits of connections.",
         Series("stats.wheel_insertions", documented="blipmq_timer_wheel_insertions"),
     ),
     _counter(
         "blipmq_timers_expired_total",
-        "Timers that ran out.",
+        "Timers that expired.",
         Series("stats.wheel_expirations", documented="blipmq_timer_wheel_expirations"),
     ),
     _counter(
         "blipmq_timers_cascaded_total",
-        "Timers moved to a finer level of the wheel as their time came nearer.",
+        "Timers moved to a finer level of the timer wheel.",
         Series("stats.wheel_cascades", documented="blipmq_timer_wheel_cascades"),
     ),
     # memory
     _gauge(
         "blipmq_memory_used_bytes",
-        "All that the core has allocated, free blocks it keeps included.",
+        "Memory that the core has allocated, with the free blocks that it keeps.",
         "stats.memory_used_bytes",
     ),
     _gauge("blipmq_memory_free_bytes", "Free blocks that the core keeps for reuse.", "stats.pool_free_bytes"),
-    _gauge("blipmq_memory_peak_bytes", "The most that the core has had allocated.", "stats.memory_peak_bytes"),
-    _gauge("blipmq_memory_budget_bytes", "Memory the core may use; 0: no budget.", "config.limits.memory_bytes"),
+    _gauge("blipmq_memory_peak_bytes", "Highest value of blipmq_memory_used_bytes.", "stats.memory_peak_bytes"),
+    _gauge("blipmq_memory_budget_bytes", "Memory that the core may use; 0: no limit.", "config.limits.memory_bytes"),
     _gauge(
         "blipmq_memory_pool_utilization",
-        "Share of the core's memory that is in use, the rest being free blocks kept for reuse.",
+        "Share of the core's memory in use; the rest is free blocks kept for reuse.",
         Series("derived.pool_use", documented="blipmq_memory_pool_utilization"),
     ),
     _counter(
         "blipmq_pool_takes_total",
-        "Blocks taken from the memory pools, by whether a kept one served (hit) or the system's allocator (miss).",
+        "Blocks allocated from the memory pools, by source: a kept block (hit) or the system's allocator (miss).",
         _by("result", "hit", "stats.pool_hits", "blipmq_pool_cache_hits"),
         _by("result", "miss", "stats.pool_misses", "blipmq_pool_cache_misses"),
     ),
     # No newer name: hits and misses add up to it.
     _counter(
         "blipmq_pool_allocations",
-        "Blocks taken from the memory pools, hits and misses.",
+        "Blocks allocated from the memory pools, hits and misses.",
         Series("stats.pool_allocations", documented="blipmq_pool_allocations"),
     ),
-    _gauge("blipmq_segments", "Segments that hold messages still wanted, and the open one.", "stats.segments"),
+    _gauge("blipmq_segments", "Buffers with messages that somebody waits for, and the open one.", "stats.segments"),
     _counter(
         "blipmq_segment_compacted_bytes_total",
-        "Bytes copied out of segments that slow queues kept alive.",
+        "Bytes copied out of buffers that slow queues kept alive.",
         "stats.compacted_bytes",
     ),
     # the machinery
-    _counter(
-        "blipmq_core_work_units_total", "Work of the core in units of about 50 ns, frames to searches.", "stats.work"
-    ),
+    _counter("blipmq_core_work_units_total", "Work of the core in units of about 50 ns.", "stats.work"),
     _counter(
         "blipmq_core_share_stops_total",
-        "Times a client had used its share of a turn and waited behind others.",
+        "Times a client had used its share of a turn and had to wait for others.",
         "stats.share_stops",
     ),
     _counter("blipmq_core_turns_total", "Turns of the I/O thread.", "stats.turns"),
     _gauge(
         "blipmq_disk_free_bytes",
-        "Room on the log's file system; without a log, on the one the broker runs in.",
+        "Free space on the file system of the WAL; without a WAL, of the working directory.",
         "report.disk_free_bytes",
     ),
     _gauge(
@@ -513,40 +522,44 @@ METRICS: tuple[Metric, ...] = (
     _gauge("blipmq_tls_connections", "Connections over TLS whose handshake is done.", "report.tls.connections"),
     _gauge(
         "blipmq_tls_handshakes_pending",
-        "TLS handshakes under way, and failed ones being wound up.",
+        "TLS handshakes in progress, and failed ones being closed.",
         "report.tls.pending",
     ),
     _counter(
         "blipmq_tls_handshakes_total",
-        "TLS handshakes, by how they ended: done, failed (the log says why), refused because too many were under way.",
+        "TLS handshakes, by result: done, failed (the log has the reason), refused (too many in progress).",
         _by("result", "done", "report.tls.handshakes.done"),
         _by("result", "failed", "report.tls.handshakes.failed"),
         _by("result", "refused", "report.tls.handshakes.refused"),
     ),
     _gauge(
         "blipmq_tls_certificate_expiry_timestamp_seconds",
-        "When the certificate in use ends, in seconds since 1970.",
+        "End of the certificate in use, in seconds since 1970.",
         "report.tls.certificate.not_after",
     ),
     _gauge(
         "blipmq_tls_certificate_ok",
-        "0 while a changed certificate stands refused and the old one is in use.",
+        "0: a changed certificate was refused and the old one is in use.",
         "report.tls.certificate.ok",
     ),
-    _gauge("blipmq_board_throttled", "1 while a Raspberry Pi's processor is slowed down.", "report.hardware.throttled"),
-    _gauge("blipmq_board_undervoltage", "1 while a Raspberry Pi's supply is too weak.", "report.hardware.undervoltage"),
-    _counter("blipmq_admin_requests_total", "Requests to this HTTP endpoint that were answered.", "admin.requests"),
-    _counter(
-        "blipmq_admin_bad_requests_total", "Requests to this HTTP endpoint that were refused as such.", "admin.bad"
+    _gauge(
+        "blipmq_board_throttled", "1: the processor of the Raspberry Pi is slowed down.", "report.hardware.throttled"
     ),
+    _gauge(
+        "blipmq_board_undervoltage",
+        "1: the power supply of the Raspberry Pi is too weak.",
+        "report.hardware.undervoltage",
+    ),
+    _counter("blipmq_admin_requests_total", "Requests to this HTTP endpoint that were answered.", "admin.requests"),
+    _counter("blipmq_admin_bad_requests_total", "Requests to this HTTP endpoint that were not valid.", "admin.bad"),
     _counter(
         "blipmq_admin_connections_cut_total",
-        "Connections to this HTTP endpoint cut off: too slow, or in the way of newer ones.",
+        "Connections to this HTTP endpoint closed because they were too slow or made room for newer ones.",
         "admin.cut",
     ),
     _gauge(
         "blipmq_scrape_incomplete",
-        "1 if the subscribers were not listed in time for this scrape.",
+        "1: this scrape has no list of subscribers, because listing took too long.",
         "derived.incomplete",
     ),
     _counter("process_cpu_seconds_total", "Processor time used, in user and kernel mode.", "process.cpu_seconds"),
@@ -750,57 +763,67 @@ _REFERENCE_HEAD = f"""\
 
 <!-- Made from blipmq/metrics.py: change it there, then `python -m blipmq.metrics > docs/METRICS.md`. -->
 
-`blipmq start` serves HTTP on `metrics.bind_addr` (127.0.0.1:9090 unless told otherwise; empty turns it off). It speaks
-to `GET` and `HEAD`, one request a connection.
+This page lists the metrics and the health checks of a broker. `blipmq start` serves them over HTTP on `metrics.bind_addr`
+(127.0.0.1:9090 by default; empty turns it off):
+
+```sh
+curl -s http://127.0.0.1:9090/metrics | grep '^blipmq_messages'
+curl -s http://127.0.0.1:9090/healthz
+```
 
 | path | answer |
 |---|---|
-| `/metrics` | everything below, as Prometheus text 0.0.4 or, if `Accept` prefers it, OpenMetrics 1.0; gzip if asked for |
-| `/livez` | 200 if the event loop runs and the core's I/O thread has answered a question in time, else 503: restart it |
-| `/readyz` | 200 while new clients are served, else 503 and why: starting, stopping, out of descriptors |
+| `/metrics` | all metrics below, as Prometheus text 0.0.4 or, if `Accept` prefers it, OpenMetrics 1.0; gzip on request |
+| `/livez` | 200: the event loop runs and the core's I/O thread has answered in time; 503: restart the broker |
+| `/readyz` | 200: new clients are served; 503 with the reason: starting, stopping, out of descriptors |
 | `/healthz` | JSON: `status` ok, degraded or failing, `live`, `ready`, `reasons`, `version`; 503 only if not live or not ready |
 
-A broker that drops messages of a slow subscriber is *degraded*, and does its duty: `/healthz` answers 200 and names the
-reason, so that nothing restarts it for that.
+Use `GET` or `HEAD`, one request a connection.
 
-A scrape asks the core one question, which it answers between two turns, and never touches what the core works with. The
-{SUBSCRIBERS_MAX} subscribers with the deepest queues have series of their own (`client`, the client_id, and `peer`);
-the others are in the totals only, so that a scrape stays small whatever the number of clients. So have the {SESSIONS_MAX} QoS 1
-subscriptions and queue groups with the largest lag (`key`, `client`, `filter` and `group`). Scrapes at the same time
-share one collection, and a list of subscribers not older than a second serves again. Should listing take too long, the
-scrape goes out without, and `blipmq_scrape_incomplete` is 1.
+A broker that drops messages of a slow subscriber is *degraded*. It still works, so `/healthz` answers 200 and has the reason;
+nothing should restart it.
 
-For every subscriber and message, at any time: enqueued = delivered + dropped + dead-lettered + waiting. A QoS 1 message
-waits until it is acknowledged, expired or given up. `packaging/monitoring/` holds a Grafana dashboard and alert rules.
+`packaging/monitoring/` has a Grafana dashboard and alert rules. A program that embeds a broker serves the same with `async with
+Broker(...) as broker, Admin(broker, "127.0.0.1:9090"):` (`Admin` is in `blipmq.admin`); the setting `metrics.bind_addr` is for
+`blipmq start`.
 
-## Watching the log
+## How a scrape works
+
+- A scrape asks the core one question, which the core answers between two turns.
+- The {SUBSCRIBERS_MAX} subscribers with the deepest queues have series of their own, with the labels `client` (the client_id) and
+  `peer`. The others are only in the totals, so the size of a scrape is bounded.
+- The {SESSIONS_MAX} QoS 1 subscriptions and queue groups with the largest lag have series with the labels `key`, `client`,
+  `filter` and `group`.
+- Scrapes at the same time share one collection. A list of subscribers is used again for one second.
+- If listing the subscribers takes too long, the scrape goes out without them, and `blipmq_scrape_incomplete` is 1.
+- For each subscriber and message, at any time: enqueued = delivered + dropped + dead-lettered + waiting. A QoS 1 message waits
+  until it is acknowledged, expired or a dead letter.
+
+## Watching the WAL
 
 | question | query |
 |---|---|
-| how long does a sync take? | `histogram_quantile(0.99, sum by (le) (rate(blipmq_log_sync_seconds_bucket[5m])))` |
-| how many records share one? | `rate(blipmq_log_records_total[5m]) / rate(blipmq_log_sync_seconds_count[5m])` |
-| what is written in an hour? | `increase(blipmq_log_written_bytes_total[1h])` |
-| for one message? | `rate(blipmq_log_written_bytes_total[1h]) / rate(blipmq_messages_published_total[1h])` |
-| what is not on disk yet? | `blipmq_log_next_lsn - 1 - blipmq_log_durable_lsn` records |
-| what would a restart replay? | `blipmq_log_next_lsn - 1 - blipmq_log_checkpoint_lsn` records |
+| duration of a sync | `histogram_quantile(0.99, sum by (le) (rate(blipmq_log_sync_seconds_bucket[5m])))` |
+| records a sync | `rate(blipmq_log_records_total[5m]) / rate(blipmq_log_sync_seconds_count[5m])` |
+| bytes written in an hour | `increase(blipmq_log_written_bytes_total[1h])` |
+| bytes written a message | `rate(blipmq_log_written_bytes_total[1h]) / rate(blipmq_messages_published_total[1h])` |
+| records not on disk yet | `blipmq_log_next_lsn - 1 - blipmq_log_durable_lsn` |
+| records that a restart would replay | `blipmq_log_next_lsn - 1 - blipmq_log_checkpoint_lsn` |
 
-**Flash wear.** A card is rated in bytes that may be written, but writes whole pages: each sync costs one page at least,
-however little was in it. So an hour's wear is the larger of the bytes written and
-`increase(blipmq_log_sync_seconds_count[1h])` pages. `wal.flush_interval_ms` lets more records share a sync, and
-`wal.block_bytes` keeps two syncs off one page. QoS 0 messages are not written: with both kinds, the bytes for one message
-are a mean over all. A broker without a log exposes `blipmq_log_state` 0 and no other `blipmq_log_*`.
-
-A program that embeds a broker serves the same with `async with Broker(...) as broker, Admin(broker, "127.0.0.1:9090"):`
-(`Admin` is in `blipmq.admin`); the setting `metrics.bind_addr` is for `blipmq start`.
+**Flash wear.** The rating of a card counts bytes, but a card writes whole pages, and each sync costs at least one page. The wear
+of an hour is the larger of the bytes written and `increase(blipmq_log_sync_seconds_count[1h])` pages. With a larger
+`wal.flush_interval_ms` more records share a sync, and `wal.block_bytes` keeps two syncs off the same page. QoS 0 messages are not
+written, so with both kinds the bytes a message are a mean. A broker without a WAL has `blipmq_log_state` 0 and no other
+`blipmq_log_*`.
 
 ## All metrics"""
 
 _REFERENCE_TAIL = """\
 ## Names of version 1.0.0
 
-Every documented name exists as it is written. Most say in the table which newer name carries the same value. In
-OpenMetrics, where a counter must end in `_total`, they are of type `unknown`; `rate()` works on them all the same.
-What a system does not tell (`process_*` outside Linux, `blipmq_board_*` on what is no Raspberry Pi) is absent."""
+Every documented name of version 1.0.0 exists. The table has the newer name with the same value where there is one. In OpenMetrics
+a counter must end in `_total`, so these names are of type `unknown` there; `rate()` works on them. Series that a system does not
+support are absent: `process_*` outside Linux, `blipmq_board_*` on anything but a Raspberry Pi."""
 
 
 if __name__ == "__main__":
