@@ -82,17 +82,17 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     connection->protocol->welcome(bq, connection, record->command.seq, text, record->text_size);
 }
 
-static session_request_t session_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
+static consumer_request_t consumer_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
     uint32_t client_id_size = record->command.value < record->data_size ? (uint32_t)record->command.value : record->data_size;
-    return (session_request_t){.filter = text,
-                               .filter_size = record->text_size,
-                               .client_id = data,
-                               .client_id_size = client_id_size,
-                               .group = data + client_id_size,
-                               .group_size = record->data_size - client_id_size,
-                               .qos = (record->command.flags & (BQ_SUB_QOS1 | BQ_SUB_DURABLE)) != 0,
-                               .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE,
-                               .keyed = (record->command.flags & BQ_SUB_KEYED) != 0};
+    return (consumer_request_t){.filter = text,
+                                .filter_size = record->text_size,
+                                .client_id = data,
+                                .client_id_size = client_id_size,
+                                .group = data + client_id_size,
+                                .group_size = record->data_size - client_id_size,
+                                .qos = (record->command.flags & (BQ_SUB_QOS1 | BQ_SUB_DURABLE)) != 0,
+                                .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE,
+                                .keyed = (record->command.flags & BQ_SUB_KEYED) != 0};
 }
 
 static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
@@ -100,9 +100,9 @@ static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, e
     connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
-/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a session for what is
+/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a consumer for what is
  * published with QoS 1, as a plain subscriber for the rest. True: the connection has that subscription now, or had it before. */
-static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const session_request_t *request) {
+static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request) {
     if (request->qos && !bq->log) { /* a full or failed log still delivers what it has */
         refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(bq));
         return false;
@@ -128,7 +128,7 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         connection_resume(bq, connection, PAUSE_ANSWER);
         return true;
     }
-    bool in = session_subscribe(bq, connection, seq, request, added == 1, &remains);
+    bool in = consumer_subscribe(bq, connection, seq, request, added == 1, &remains);
     if (request->group_size) wait_release(bq, &bq->group_waiters, UINT32_MAX); /* a member more may have room */
     if (in) return true;
     if (added && route_unsubscribe(bq->routes, connection, connection->subscriptions, request->filter, request->filter_size))
@@ -138,7 +138,7 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
 
 /* False: Python has to be told if it is refused, and there is no room for that among the events; it is run again. */
 static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
-    session_request_t request = session_request(record, filter, data);
+    consumer_request_t request = consumer_request(record, filter, data);
     if (connection->state != CONNECTION_OPEN) return true; /* it is going: it can neither be told nor acknowledge anything */
     if (!event_room(bq)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
@@ -148,11 +148,11 @@ static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record
 }
 
 static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
-    session_request_t request = session_request(record, filter, data);
+    consumer_request_t request = consumer_request(record, filter, data);
     uint64_t seq = record->command.seq;
     bool ended, held, left = false;
     if (!event_room(bq)) return false;
-    if (!session_unsubscribe(bq, connection, seq, &request, &ended, &held)) return true;
+    if (!consumer_unsubscribe(bq, connection, seq, &request, &ended, &held)) return true;
     if (!request.group_size)
         left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
     if (left) {
@@ -249,16 +249,16 @@ static void rights(bq_t *bq, const record_t *record, const uint8_t *data) {
         rights_set(&bq->rights, &bq->pool, command->value, command->flags & BQ_RIGHTS_ALL, data, record->data_size);
 }
 
-static bool sessions_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
-    return event_sessions(bq, &(session_list_request_t){.seq = record->command.seq,
-                                                        .lag_min = record->command.value,
-                                                        .conn = record->command.conn,
-                                                        .begin = record->command.flags & BQ_SESSIONS_BEGIN,
-                                                        .exact = record->command.flags & BQ_SESSIONS_EXACT,
-                                                        .find = text,
-                                                        .find_size = record->text_size,
-                                                        .owner = data,
-                                                        .owner_size = record->data_size});
+static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    return event_consumers(bq, &(consumer_list_request_t){.seq = record->command.seq,
+                                                          .lag_min = record->command.value,
+                                                          .conn = record->command.conn,
+                                                          .begin = record->command.flags & BQ_CONSUMERS_BEGIN,
+                                                          .exact = record->command.flags & BQ_CONSUMERS_EXACT,
+                                                          .find = text,
+                                                          .find_size = record->text_size,
+                                                          .owner = data,
+                                                          .owner_size = record->data_size});
 }
 
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -270,8 +270,8 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
-    case BQ_CMD_SESSIONS: return sessions_page(bq, record, text, data);
-    case BQ_CMD_SESSION_END: return session_end_by_id(bq, command->seq, command->value, data, record->data_size);
+    case BQ_CMD_CONSUMERS: return consumers_page(bq, record, text, data);
+    case BQ_CMD_CONSUMER_END: return consumer_end_by_id(bq, command->seq, command->value, data, record->data_size);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_RIGHTS: rights(bq, record, data); return true;

@@ -6,7 +6,7 @@
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (broker/publish.c)
  *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
- *      sessions    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
+ *      consumers    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
  *      flush       each subscriber that got something is sent to once (net/output.c)
  *      compact     segments that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
@@ -64,7 +64,7 @@ static void fire(bq_t *bq, core_timer_t *timer) {
     switch (timer->kind) {
     case TIMER_ENTRY: entry_timeout(bq, (queue_entry_t *)(void *)timer); break;
     case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
-    case TIMER_DELIVERY: session_timeout(bq, (delivery_t *)(void *)timer); break;
+    case TIMER_DELIVERY: consumer_timeout(bq, (delivery_t *)(void *)timer); break;
     case TIMER_KEEPALIVE: keepalive_look(bq); break;
     default: door_timeout(bq); break;
     }
@@ -232,7 +232,7 @@ static void stop_when_flushed(bq_t *bq);
 static inline bool anyone_ready(const bq_t *bq) { return bq->share.light.first || bq->share.line.first || bq->ends_left; }
 
 /* Most brokers of QoS 0 have none, and turn for every message. */
-static inline bool any_sessions(const bq_t *bq) { return bq->sessions.all || bq->letters.first; }
+static inline bool any_consumers(const bq_t *bq) { return bq->consumers.all || bq->letters.first; }
 
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
@@ -241,16 +241,16 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bool work = run_timers(bq);
     work |= command_run_all(bq);
     commit_turn(bq);
-    if (bq->sessions.ending) session_end_turn(bq);
+    if (bq->consumers.ending) consumer_end_turn(bq);
     if (bq->share.light.first) share_run_light(bq);
     bq->read_bytes = read_share(bq->poll_events, bq->poll_count);
     work |= bq->poll_count > 0;
     run_events(bq);
     if (bq->share.line.first) share_run_line(bq);
-    if (any_sessions(bq)) {
-        session_pump_all(bq);
-        sessions_expire(bq);
-        sessions_quota(bq);
+    if (any_consumers(bq)) {
+        consumer_pump_all(bq);
+        consumers_expire(bq);
+        consumers_quota(bq);
     }
     commit_begin(bq);
     flush_when_due(bq);
@@ -266,9 +266,10 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------- */
 
-static uint64_t sessions_due_ms(const bq_t *bq, uint64_t due) {
-    const uint64_t each[] = {session_reads_due_ms(bq), letters_due_ms(bq), sessions_expire_due_ms(bq), sessions_quota_due_ms(bq)};
-    if (bq->sessions.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
+static uint64_t consumers_due_ms(const bq_t *bq, uint64_t due) {
+    const uint64_t each[] = {consumer_reads_due_ms(bq), letters_due_ms(bq), consumers_expire_due_ms(bq),
+                             consumers_quota_due_ms(bq)};
+    if (bq->consumers.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     for (uint32_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] < due) due = each[i];
     return due;
@@ -281,12 +282,12 @@ int64_t bq_next_timer_ms(bq_t *bq) {
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
     if (anything_dirty(bq) && bq->flush_due_ms < due) due = bq->flush_due_ms;
     if (bq->stopping && !bq->stop_closed && bq->stop_deadline_ms < due) due = bq->stop_deadline_ms;
-    bool tries = bq->retry || (bq->sessions.ending && session_end_waits(bq)) || bq->dead || bq->command_waits ||
+    bool tries = bq->retry || (bq->consumers.ending && consumer_end_waits(bq)) || bq->dead || bq->command_waits ||
                  (bq->stop_closed && !bq->stopped);
     if (tries && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     int64_t commit = commit_due_ms(bq);
     if (commit >= 0 && bq->now_ms + (uint64_t)commit < due) due = bq->now_ms + (uint64_t)commit;
-    if (any_sessions(bq)) due = sessions_due_ms(bq, due);
+    if (any_consumers(bq)) due = consumers_due_ms(bq, due);
     if (due == UINT64_MAX) return -1;
     return due > bq->now_ms ? (int64_t)(due - bq->now_ms) : 0;
 }
@@ -413,7 +414,7 @@ static bool parts_open(bq_t *bq) {
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
     bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work, routes_changing, bq);
-    if (!sessions_init(bq) || !door_init(bq)) return false;
+    if (!consumers_init(bq) || !door_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty[0].items && bq->dirty[1].items && bq->read_buffer && bq->send_buffer &&
            bq->routes;
 }
@@ -456,7 +457,7 @@ void bq_free(bq_t *bq) {
     }
     commit_close(bq);
     rights_release(&bq->rights, &bq->pool);
-    if (bq->routes) sessions_release(bq);
+    if (bq->routes) consumers_release(bq);
     if (bq->routes) route_free(bq->routes);
     segment_store_release(&bq->segments);
     for (uint32_t i = 0; i < bq->chunk_count; i++) pool_give(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));

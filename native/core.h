@@ -109,13 +109,13 @@ struct bq {
     uint8_t *read_buffer, *send_buffer;
 
     log_t *log; /* NULL: QoS 0 only */
-    sessions_t sessions;
+    consumers_t consumers;
     letters_t letters;
     timeline_t timeline;
     held_t *held, **held_tail; /* what waits for the disk, in LSN order */
     uint64_t held_count, held_bytes, held_last_lsn;
     bool commits_left;   /* of what is durable, some is the next turn's */
-    uint64_t fanned_lsn; /* everything up to here has been offered to its sessions */
+    uint64_t fanned_lsn; /* everything up to here has been offered to its consumers */
     uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */

@@ -80,9 +80,9 @@ static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
 }
 
 /* A subscription is a connection's, with QoS 1 too, or a member's of a queue group, or a durable one's that nobody is connected to. */
-static void stats_of_sessions(const bq_t *bq, bq_stats_t *stats) {
-    session_counts_t counts;
-    session_counts(bq, &counts);
+static void stats_of_consumers(const bq_t *bq, bq_stats_t *stats) {
+    consumer_counts_t counts;
+    consumer_counts(bq, &counts);
     stats->sessions_behind = counts.behind;
     stats->sessions_absent = counts.absent;
     stats->subscriptions = route_counts(bq->routes)->subscriptions + counts.members + counts.absent;
@@ -108,10 +108,10 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->segments = bq->segments.count;
     stats->last_message_id = bq->next_message_id - 1;
     stats->connections = bq->open_count;
-    stats->sessions = bq->sessions.count;
-    stats_of_sessions(bq, stats);
-    stats->sessions_unread = bq->sessions.read_failing;
-    stats->in_flight = bq->sessions.flight_count;
+    stats->sessions = bq->consumers.count;
+    stats_of_consumers(bq, stats);
+    stats->sessions_unread = bq->consumers.read_failing;
+    stats->in_flight = bq->consumers.flight_count;
     stats->held = bq->held_count;
     stats->pending = bq->door.pending;
     if (bq->log) stats_of_log(bq, stats);

@@ -273,9 +273,9 @@ class Core:
         on. `find`: a part of the filter, client_id or group. `conn`: only those of the key that this connection came in with,
         whose client_ids begin with `owner`. `exact`: `find` is the filter, `owner` the client_id ("": whatever it is)."""
         self._push(
-            lib.BQ_CMD_SESSIONS,
+            lib.BQ_CMD_CONSUMERS,
             seq=seq,
-            flags=(lib.BQ_SESSIONS_BEGIN if begin else 0) | (lib.BQ_SESSIONS_EXACT if exact else 0),
+            flags=(lib.BQ_CONSUMERS_BEGIN if begin else 0) | (lib.BQ_CONSUMERS_EXACT if exact else 0),
             value=lag_min,
             conn=conn,
             text=find.encode(),
@@ -285,7 +285,7 @@ class Core:
     def end_session(self, seq: int, id: int, client_id: str = "") -> None:
         """End the durable session of this id, or take `client_id` out of a queue group. `SessionEnded` with this seq tells when
         that is on disk."""
-        self._push(lib.BQ_CMD_SESSION_END, seq=seq, value=id, data=client_id.encode())
+        self._push(lib.BQ_CMD_CONSUMER_END, seq=seq, value=id, data=client_id.encode())
 
     def limits(self, config: CoreConfig) -> None:
         """Put the reloadable fields of `config` into effect."""

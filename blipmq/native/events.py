@@ -175,7 +175,7 @@ class Listed(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """A QoS 1 subscription or a queue group: `bq_session_row_t` in its order, and its texts."""
+    """A QoS 1 subscription or a queue group: `bq_consumer_row_t` in its order, and its texts."""
 
     id: int
     conn: int
@@ -202,20 +202,20 @@ class SessionRow(NamedTuple):
 
     @property
     def durable(self) -> bool:
-        return bool(self.flags & lib.BQ_SESSION_DURABLE)
+        return bool(self.flags & lib.BQ_CONSUMER_DURABLE)
 
     @property
     def qos(self) -> int:
-        return int(bool(self.flags & lib.BQ_SESSION_QOS1))
+        return int(bool(self.flags & lib.BQ_CONSUMER_QOS1))
 
     @property
     def unsure(self) -> bool:
         """Whether the lag is at most what is told: a restart has lost count."""
-        return bool(self.flags & lib.BQ_SESSION_LAG_UNSURE)
+        return bool(self.flags & lib.BQ_CONSUMER_LAG_UNSURE)
 
 
 class SessionsListed(NamedTuple):
-    """One page of a walk over all sessions. `sums`: `bq_session_sums_t` by its field names, of those looked at so far."""
+    """One page of a walk over all sessions. `sums`: `bq_consumer_sums_t` by its field names, of those looked at so far."""
 
     seq: int
     more: bool
@@ -395,8 +395,8 @@ _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
 assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
 _SESSION_LAYOUT = struct.Struct("=15Q8I")
-assert _SESSION_LAYOUT.size == ffi.sizeof("bq_session_row_t")
-SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_session_sums_t").fields)  # each one uint64
+assert _SESSION_LAYOUT.size == ffi.sizeof("bq_consumer_row_t")
+SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_consumer_sums_t").fields)  # each one uint64
 _SUMS_LAYOUT = struct.Struct(f"={len(SUMS_FIELDS)}Q")
 _OVER_LAYOUT = struct.Struct("=4Q")
 _UNKNOWN = (1 << 64) - 1
@@ -412,10 +412,10 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_FED: _fed,
     lib.BQ_EV_STATS: _stats,
     lib.BQ_EV_LIST: _list,
-    lib.BQ_EV_SESSIONS: _sessions,
-    lib.BQ_EV_SESSION_ENDED: _session_ended,
-    lib.BQ_EV_SESSION_EXPIRED: _session_expired,
-    lib.BQ_EV_SESSION_OVER: _session_over,
+    lib.BQ_EV_CONSUMERS: _sessions,
+    lib.BQ_EV_CONSUMER_ENDED: _session_ended,
+    lib.BQ_EV_CONSUMER_EXPIRED: _session_expired,
+    lib.BQ_EV_CONSUMER_OVER: _session_over,
     lib.BQ_EV_ADMIN: _admin,
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,

@@ -63,13 +63,13 @@ enum bq_command_type {
     BQ_CMD_CLOCK =
         24, /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
                                messages goes by it */
-    BQ_CMD_SESSIONS = 17,   /* answered by one BQ_EV_SESSIONS page with this seq. flags: BQ_SESSIONS_BEGIN begins a walk, else it
+    BQ_CMD_CONSUMERS = 17, /* answered by one BQ_EV_CONSUMERS page with this seq. flags: BQ_CONSUMERS_BEGIN begins a walk, else it
                             goes on; value: the least lag_messages to be told; text: a part of the filter, client_id or group;
                             conn, data: only those of the key this connection came in with, whose client_ids begin so. flags:
-                            BQ_SESSIONS_EXACT: text is the filter, data the client_id with or without its key in front, or nothing:
+                            BQ_CONSUMERS_EXACT: text is the filter, data the client_id with or without its key in front, or nothing:
                             the queue groups */
-    BQ_CMD_SESSION_END = 18 /* value: the id of a durable one, which ends; data: of a queue group the client_id that is taken
-                               out instead, with or without its key in front; answered by BQ_EV_SESSION_ENDED with this seq. Those
+    BQ_CMD_CONSUMER_END = 18 /* value: the id of a durable one, which ends; data: of a queue group the client_id that is taken
+                               out instead, with or without its key in front; answered by BQ_EV_CONSUMER_ENDED with this seq. Those
                                connected to it are told with a Reply 410 that answers no request, and stay */
 };
 
@@ -93,8 +93,8 @@ enum bq_command_flags {
     BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
     BQ_FEED_END =
         256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
-    BQ_SESSIONS_BEGIN = 512,
-    BQ_SESSIONS_EXACT = 1024,
+    BQ_CONSUMERS_BEGIN = 512,
+    BQ_CONSUMERS_EXACT = 1024,
     BQ_SUB_KEYED = 2048 /* the client came in with a key: the client_id begins with its name, if it has one */
 };
 
@@ -130,16 +130,16 @@ enum bq_event_type {
     BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
     BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
-    BQ_EV_SESSIONS = 13, /* seq, data: a bq_session_sums_t of those looked at so far, then rows; value: 1: there are more */
+    BQ_EV_CONSUMERS = 13, /* seq, data: a bq_consumer_sums_t of those looked at so far, then rows; value: 1: there are more */
     BQ_EV_UNSUBSCRIBED =
         14, /* conn; text: filter; data: group. code: enum bq_outcome. DONE: UNSUB has ended it, or without a group
                                all of that filter; else: a SUB of it was refused, or an operator ended it */
-    BQ_EV_SESSION_ENDED =
+    BQ_EV_CONSUMER_ENDED =
         15,           /* seq; code: enum bq_outcome. DONE: its end is on disk; NOT_FOUND: there is none of that id, or no such
                                  client_id; INVALID: several such client_ids; UNAVAILABLE: the log did not take it */
     BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
-    BQ_EV_SESSION_EXPIRED = 17, /* data: the row of a durable session that has ended, as in BQ_EV_SESSIONS */
-    BQ_EV_SESSION_OVER = 18     /* data: a bq_session_over_t, and the row of a session that was over session_log_bytes */
+    BQ_EV_CONSUMER_EXPIRED = 17, /* data: the row of a durable consumer that has ended, as in BQ_EV_CONSUMERS */
+    BQ_EV_CONSUMER_OVER = 18     /* data: a bq_consumer_over_t, and the row of a consumer that was over session_log_bytes */
 };
 
 enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
@@ -293,15 +293,15 @@ typedef struct bq_subscriber {
 
 /* A QoS 1 subscription or a queue group. In a page the row is followed by filter and group, by [u16 size][client_id] of those that
  * hold it, and by zeros up to a multiple of 8; what is too long is cut. The lag is what is not settled: sent and not acknowledged, waiting in memory, or in the log alone. */
-enum bq_session_flags {
-    BQ_SESSION_DURABLE = 1,
-    BQ_SESSION_GROUP = 2,
-    BQ_SESSION_QOS1 = 4,
-    BQ_SESSION_BEHIND = 8,     /* some of it is in the log alone */
-    BQ_SESSION_LAG_UNSURE = 16 /* a restart has lost count: the lag is at most what is told */
+enum bq_consumer_flags {
+    BQ_CONSUMER_DURABLE = 1,
+    BQ_CONSUMER_GROUP = 2,
+    BQ_CONSUMER_QOS1 = 4,
+    BQ_CONSUMER_BEHIND = 8,     /* some of it is in the log alone */
+    BQ_CONSUMER_LAG_UNSURE = 16 /* a restart has lost count: the lag is at most what is told */
 };
 
-typedef struct bq_session_row {
+typedef struct bq_consumer_row {
     uint64_t id;    /* of a durable one; else 0 */
     bq_conn_t conn; /* one of its connections; 0: nobody is connected */
     uint64_t lag_messages;
@@ -325,22 +325,22 @@ typedef struct bq_session_row {
     uint32_t clients;      /* client_ids that hold it; the first few are told */
     uint32_t clients_size; /* their bytes */
     uint32_t reserved;
-} bq_session_row_t;
+} bq_consumer_row_t;
 
-typedef struct bq_session_over {
+typedef struct bq_consumer_over {
     uint64_t count; /* messages, since it was told last */
     uint64_t first_id;
     uint64_t last_id;
     uint64_t dropped; /* 0: they go to the dead letters */
-} bq_session_over_t;
+} bq_consumer_over_t;
 
-typedef struct bq_session_sums {
+typedef struct bq_consumer_sums {
     uint64_t sessions;
     uint64_t durable;
     uint64_t absent; /* durable, and nobody is connected */
     uint64_t lag_messages;
     uint64_t lag_bytes;
-} bq_session_sums_t;
+} bq_consumer_sums_t;
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 

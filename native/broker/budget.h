@@ -4,7 +4,7 @@
  *      all together      queues, kept deliveries, replies: past the budget they only shrink
  *
  * Whoever would make a part grow past its quarter is held back (input of a publisher), refused (503 for a SUB), or ended (more
- * input than fits). Past the whole budget queues of slow subscribers shrink, sessions take one delivery at a time, and clients that
+ * input than fits). Past the whole budget queues of slow subscribers shrink, consumers take one delivery at a time, and clients that
  * do not read their replies are not read either.
  *
  * Invariant: what counts is what the pools have given out, and what was handed to Python and is not back.

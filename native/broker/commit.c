@@ -193,7 +193,7 @@ static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *lette
     log_part_t parts[] = {
         {&record, sizeof record}, {letter->head.topic, held->topic_size}, {held_payload(held), held->payload_size}, properties};
     return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4,
-                      letter->delivery->session->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
+                      letter->delivery->consumer->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
 }
 
 int64_t commit_letter(bq_t *bq, const letter_t *letter) {
@@ -266,21 +266,21 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
-/* Its time to live ended while it waited for the disk. Sessions that are behind find that out when they read it back. */
+/* Its time to live ended while it waited for the disk. Consumers that are behind find that out when they read it back. */
 static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
     uint64_t count = 0;
     uint32_t stored = 0;
-    for (uint32_t i = 0; i < topic->session_count && held->kind == HELD_PUBLISH; i++) {
-        session_t *session = topic->sessions[i];
-        if (!session->qos || held->lsn <= session->born_lsn) continue;
-        if (session->behind) {
-            stored += session_offer(bq, session, held);
+    for (uint32_t i = 0; i < topic->consumer_count && held->kind == HELD_PUBLISH; i++) {
+        consumer_t *consumer = topic->consumers[i];
+        if (!consumer->qos || held->lsn <= consumer->born_lsn) continue;
+        if (consumer->behind) {
+            stored += consumer_offer(bq, consumer, held);
             continue;
         }
-        for (member_t *member = session->members; member && !session->grouped; member = member->next)
+        for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
             member->connection->fan_mark = held->lsn;
-        session->enqueued++;
-        session->dropped_ttl++;
+        consumer->enqueued++;
+        consumer->dropped_ttl++;
         count++;
     }
     for (uint32_t i = 0; i < topic->target_count; i++) {
@@ -295,24 +295,24 @@ static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const h
     return stored;
 }
 
-/* Sessions first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
+/* Consumers first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
  * many of them it is stored. */
 static uint32_t fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
     uint32_t stored = 0;
     if (!topic) {
-        bq->stats.unrouted++; /* no memory for a route: durable sessions still find it in the log */
-        return held->kind == HELD_PUBLISH ? sessions_missed(bq, held) : 0;
+        bq->stats.unrouted++; /* no memory for a route: durable consumers still find it in the log */
+        return held->kind == HELD_PUBLISH ? consumers_missed(bq, held) : 0;
     }
-    if (!topic->target_count && !topic->session_count) bq->stats.unrouted++;
+    if (!topic->target_count && !topic->consumer_count) bq->stats.unrouted++;
     if (BQ_UNLIKELY(held->expiry_tick && held->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
         return fan_out_expired(bq, topic, held);
     }
-    bq->flush_order = topic->session_count > WIDE_TARGETS;
+    bq->flush_order = topic->consumer_count > WIDE_TARGETS;
     if (held->kind == HELD_PUBLISH) {
-        bq->stats.work += topic->session_count;
-        for (uint32_t i = 0; i < topic->session_count; i++) {
-            session_t *session = topic->sessions[i];
-            if (session->qos && held->lsn > session->born_lsn) stored += session_offer(bq, session, held);
+        bq->stats.work += topic->consumer_count;
+        for (uint32_t i = 0; i < topic->consumer_count; i++) {
+            consumer_t *consumer = topic->consumers[i];
+            if (consumer->qos && held->lsn > consumer->born_lsn) stored += consumer_offer(bq, consumer, held);
         }
     }
     bq->flush_order = FLUSH_NARROW;
@@ -369,7 +369,7 @@ static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
             answer(bq, connection, held, stored);
         else
             refuse_held(bq, connection, held);
-        if (!durable && held->undo) session_subscribe_undo(bq, connection, held);
+        if (!durable && held->undo) consumer_subscribe_undo(bq, connection, held);
         if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
         if (!connection->held_count && connection->pause & PAUSE_HELD) connection_resume(bq, connection, PAUSE_HELD);
         connection_answered(bq, connection);
@@ -402,7 +402,7 @@ void commit_end(bq_t *bq) {
     }
 }
 
-/* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its sessions. */
+/* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its consumers. */
 static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
     uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->fanned_lsn;
     topic_t *topic;
@@ -425,13 +425,13 @@ void commit_turn(bq_t *bq) {
     if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_held(bq);
     bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
     bq->fanned_lsn = durable;
-    if (found) sessions_go_on(bq);
+    if (found) consumers_go_on(bq);
     log_read_t read;
-    while (log_read_done(bq->log, &read)) session_read_finished(bq, &read);
+    while (log_read_done(bq->log, &read)) consumer_read_finished(bq, &read);
     if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
 }
 
-/* The sessions are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
+/* The consumers are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
  * take away, and that others would have next. */
 static bool checkpoint_would_lie(const bq_t *bq) { return bq->fanned_lsn < bq->found_lsn; }
 
@@ -439,28 +439,28 @@ static void checkpoint_when_due(bq_t *bq) {
     log_stats_t stats;
     int state = log_state(bq->log);
     uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
-             quota_ms = session_quota_checkpoint_ms(bq);
+             quota_ms = consumer_quota_checkpoint_ms(bq);
     if (quota_ms < look_ms) look_ms = quota_ms;
     if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
     log_stats(bq->log, &stats);
-    if (stats.full || stats.bytes > bq->log_max_bytes / 2) sessions_skim(bq);
+    if (stats.full || stats.bytes > bq->log_max_bytes / 2) consumers_skim(bq);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
-    bool seen = bq->sessions.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
+    bool seen = bq->consumers.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
     if (!grown && !old && !seen && !stats.full && quota_ms == UINT64_MAX) return;
     bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
     if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;
     uint64_t keep_from;
-    uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
+    uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     if (!bytes) return;
     bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
     if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
-        if (keep_from > bq->sessions.kept_from) bq->sessions.kept_from = keep_from;
+        if (keep_from > bq->consumers.kept_from) bq->consumers.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
-        bq->sessions.seen_changed = false;
+        bq->consumers.seen_changed = false;
         bq->checkpoints_seen = stats.checkpoints;
     }
     free(bytes);
@@ -515,7 +515,7 @@ static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_
                             .first_lsn = from->first_lsn,
                             .next_lsn = from->next_lsn,
                             .checkpoint_lsn = from->checkpoint_lsn,
-                            .sessions = bq->sessions.count,
+                            .sessions = bq->consumers.count,
                             .next_message_id = bq->next_message_id,
                             .checkpoints_bad = from->checkpoints_bad,
                             .clean = from->clean,
@@ -538,7 +538,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
                                .no_sync = config->no_sync,
                                .wake = wake_core,
                                .wake_context = bq};
-    int opened = log_open(&bq->log, storage, &log_config, session_restore, bq, &found, show_progress);
+    int opened = log_open(&bq->log, storage, &log_config, consumer_restore, bq, &found, show_progress);
     if (opened < 0) {
         bq->log = NULL;
         report->error = errno;
@@ -551,7 +551,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     ids_go_on(bq, &found);
     bq->fanned_lsn = log_durable(bq->log);
     bq->found_lsn = found.next_lsn - 1;
-    session_restored(bq);
+    consumer_restored(bq);
     reserve_first_ids(bq);
     report_fill(bq, &found, report);
     return BQ_OK;
@@ -561,9 +561,9 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
 static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
-    bq->sessions.last_checkpoint = true;
+    bq->consumers.last_checkpoint = true;
     bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
-    uint8_t *bytes = none ? NULL : sessions_serialize(bq, &size, &keep_from);
+    uint8_t *bytes = none ? NULL : consumers_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;
          bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
         poll_sleep_ms(10); /* one is being written */

@@ -11,7 +11,7 @@
 
 struct bq;
 struct connection;
-struct session;
+struct consumer;
 struct topic;
 
 enum held_kind {
@@ -23,7 +23,7 @@ enum held_kind {
 };
 
 /* What a SUB whose answer waits has made: a disk that fails meanwhile takes it back. */
-enum held_undo { HELD_UNDO_ROUTE = 1, HELD_UNDO_MEMBER = 2, HELD_UNDO_HOLDER = 4, HELD_UNDO_SESSION = 8 };
+enum held_undo { HELD_UNDO_ROUTE = 1, HELD_UNDO_MEMBER = 2, HELD_UNDO_HOLDER = 4, HELD_UNDO_CONSUMER = 8 };
 
 typedef struct held {
     queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (HELD_SUBACK) */
@@ -57,7 +57,7 @@ typedef struct publish_record {
 #define PUBLISH_LETTER 1u
 typedef struct letter_record {
     uint64_t id;               /* of the message it was */
-    uint32_t deliveries, over; /* over: because of its session's quota of the log */
+    uint32_t deliveries, over; /* over: because of its consumer's quota of the log */
 } letter_record_t;
 
 enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };

@@ -3,7 +3,7 @@
  *      log    ... [ack'ed ............][floor][d] [d] [d] [d] ............................. next LSN
  *                                             \_______window________/ ^next_lsn: read back from here while `behind`
  *
- * A session holds a window of deliveries in LSN order. What does not fit the window of a durable session stays in the log
+ * A consumer holds a window of deliveries in LSN order. What does not fit the window of a durable consumer stays in the log
  * and is read back when there is room: an absent client costs disk, not memory. Others drop, as their policy says.
  *
  * Invariants: every message up to floor_lsn is acknowledged, expired or given up; every later one that matches is in the
@@ -12,8 +12,8 @@
  * checkpoint tells (broker/consumer_history.c): duplicates, never a loss, and no more than two windows of them, because sending waits for the
  * log there (out of order they may be more: the floor waits for the gap to close).
  */
-#ifndef BQ_SESSION_H
-#define BQ_SESSION_H
+#ifndef BQ_CONSUMER_H
+#define BQ_CONSUMER_H
 
 #include "base/bytes.h"
 #include "wal/wal.h"
@@ -27,15 +27,15 @@
 
 struct bq;
 struct connection;
-struct session;
+struct consumer;
 struct held;
 
-/* One connection's part in one session. */
+/* One connection's part in one consumer. */
 typedef struct member {
-    struct session *session;
+    struct consumer *consumer;
     struct connection *connection;
-    struct member *next, **link;                       /* the session's members */
-    struct member *connection_next, **connection_link; /* the connection's sessions */
+    struct member *next, **link;                       /* the consumer's members */
+    struct member *connection_next, **connection_link; /* the connection's consumers */
     struct handing *handings;                          /* what it has been handed and not acknowledged, or is about to be */
     uint32_t flight_count;
     uint8_t qos; /* the highest it asked for; what one of QoS 0 is handed is settled by that */
@@ -54,9 +54,9 @@ typedef struct handing {
 /* A client_id for which a durable subscription is kept while it is away: its own, or one of those of a queue group. */
 typedef struct holder {
     struct holder *next;
-    uint64_t id;          /* from the same numbers as sessions' ids: what ended an older one of that name does not end it */
-    uint64_t record_lsn;  /* its record in the log */
-    session_owner_t *key; /* where it is counted */
+    uint64_t id;           /* from the same numbers as consumers' ids: what ended an older one of that name does not end it */
+    uint64_t record_lsn;   /* its record in the log */
+    consumer_owner_t *key; /* where it is counted */
     uint64_t hash;
     uint32_t size;
     uint8_t client_id[];
@@ -70,7 +70,7 @@ enum delivery_place {
 
 typedef struct delivery {
     queue_entry_t hold; /* keeps the frame's bytes (compaction may move them) */
-    struct session *session;
+    struct consumer *consumer;
     struct delivery *next, *previous; /* in the window */
     handing_t now;                    /* whom it is with, or was with last; member NULL: nobody */
     handing_t *late;                  /* others who were handed it */
@@ -102,13 +102,13 @@ typedef struct past {
     past_entry_t entries[];
 } past_t;
 
-typedef struct session {
-    struct session *next, **link; /* all, the newest first */
-    struct session *name_chain, *id_chain;
+typedef struct consumer {
+    struct consumer *next, **link; /* all, the newest first */
+    struct consumer *name_chain, *id_chain;
     uint64_t name_hash;
     bq_conn_t owner; /* of one that is neither durable nor grouped: its only connection; else 0 */
-    struct session *pump_next, **pump_link;
-    session_route_t route;
+    struct consumer *pump_next, **pump_link;
+    consumer_route_t route;
     member_t *members, *turn;         /* turn: who is served next */
     holder_t *holders;                /* one of a durable subscription, at least one of a durable group; NULL: not durable */
     delivery_t *head, *tail, *cursor; /* the window; cursor: where to look for the next to send, NULL: nowhere */
@@ -127,15 +127,15 @@ typedef struct session {
     bool grouped, durable, behind, pumping;
     struct reader *reader; /* it goes on in that one's block, if generation is still read_generation; NULL: in none */
     uint32_t read_generation, read_at;
-    uint32_t read_bytes;                    /* of the record that is next, if the block was too small for it; 0: any will do */
-    uint32_t read_full;                     /* deliveries in the window when no more fitted; 0: not since something left it */
-    uint64_t read_again_ms;                 /* not before this */
-    struct session *read_next, **read_link; /* in line for a reader; read_link NULL: it is not */
-    uint8_t read_failures;                  /* in a row */
-    bool skim;                              /* absent, and read forward all the same: see broker/consumer_sweep.c */
-    uint64_t skim_due_ms;                   /* T when there may be something to let go of again */
+    uint32_t read_bytes;                     /* of the record that is next, if the block was too small for it; 0: any will do */
+    uint32_t read_full;                      /* deliveries in the window when no more fitted; 0: not since something left it */
+    uint64_t read_again_ms;                  /* not before this */
+    struct consumer *read_next, **read_link; /* in line for a reader; read_link NULL: it is not */
+    uint8_t read_failures;                   /* in a row */
+    bool skim;                               /* absent, and read forward all the same: see broker/consumer_sweep.c */
+    uint64_t skim_due_ms;                    /* T when there may be something to let go of again */
     uint8_t qos;
-    session_owner_t *key;                /* where it is counted, for who made it; NULL: it is kept for holders, which are */
+    consumer_owner_t *key;               /* where it is counted, for who made it; NULL: it is kept for holders, which are */
     uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
     uint64_t floor_record_lsn;           /* of the newest floor logged */
@@ -150,17 +150,17 @@ typedef struct session {
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t text[]; /* filter, client_id of one that is no group, group */
-} session_t;
+} consumer_t;
 
-static inline const uint8_t *session_client_id(const session_t *session) { return session->text + session->filter_size; }
-static inline const uint8_t *session_group(const session_t *session) {
-    return session_client_id(session) + session->client_id_size;
+static inline const uint8_t *consumer_client_id(const consumer_t *consumer) { return consumer->text + consumer->filter_size; }
+static inline const uint8_t *consumer_group(const consumer_t *consumer) {
+    return consumer_client_id(consumer) + consumer->client_id_size;
 }
 
 /* A group's durable client_ids: each is compared at a SUB, and each costs a line of every checkpoint. */
 #define GROUP_HOLDERS_MAX 1024u
 
-#define SESSION_SLOTS LOG_READS_MAX
+#define CONSUMER_SLOTS LOG_READS_MAX
 
 /* One reader and the block it has read last: see broker/consumer_read.c. */
 typedef struct reader {
@@ -168,91 +168,91 @@ typedef struct reader {
     uint32_t capacity, used;
     uint64_t first_lsn, next_lsn;
     uint64_t since_ms;   /* when it was read */
-    uint32_t users;      /* sessions that go on in it */
+    uint32_t users;      /* consumers that go on in it */
     uint32_t generation; /* another one with each block */
     bool loaded, reading;
-    session_t *asker; /* whose need the read under way is for; NULL: nobody's (any more) */
+    consumer_t *asker; /* whose need the read under way is for; NULL: nobody's (any more) */
 } reader_t;
 
 #define MARKED_SLOTS 64u
 
-/* What the core keeps for all sessions. */
-typedef struct sessions {
-    session_t *all;
+/* What the core keeps for all consumers. */
+typedef struct consumers {
+    consumer_t *all;
     uint32_t count;
-    uint32_t group_holders;   /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
-    uint64_t next_id;         /* of the newest session or holder */
-    uint64_t kept_from;       /* as the newest checkpoint says: the log has let go of what is older */
-    session_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
+    uint32_t group_holders;    /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
+    uint64_t next_id;          /* of the newest consumer or holder */
+    uint64_t kept_from;        /* as the newest checkpoint says: the log has let go of what is older */
+    consumer_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
     uint32_t table_size;
     handing_t **flight; /* hash table of who may acknowledge what */
     uint32_t flight_size;
-    uint32_t flight_count;        /* deliveries that are queued or handed over */
-    bool last_checkpoint;         /* the one at the end, which holds all there is to know */
-    session_t *pump, **pump_tail; /* those that may have something to do, the first to say so first */
+    uint32_t flight_count;         /* deliveries that are queued or handed over */
+    bool last_checkpoint;          /* the one at the end, which holds all there is to know */
+    consumer_t *pump, **pump_tail; /* those that may have something to do, the first to say so first */
     uint32_t pump_count;
-    session_list_t list;
-    reader_t readers[SESSION_SLOTS];
-    session_t *read_first, **read_last;    /* those in line for one */
+    consumer_list_t list;
+    reader_t readers[CONSUMER_SLOTS];
+    consumer_t *read_first, **read_last;   /* those in line for one */
     uint64_t read_due_ms;                  /* when they are looked at again, if nothing happens before */
-    uint64_t read_failing;                 /* sessions whose last read brought nothing */
+    uint64_t read_failing;                 /* consumers whose last read brought nothing */
     struct delivery *marked[MARKED_SLOTS]; /* by id: one whose frame says that it comes again; others share its bytes */
     bool readers_changed;
-    session_end_t *ending; /* the oldest first */
-    session_owner_t *owners[OWNER_CHAINS];
-    session_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
+    consumer_end_t *ending; /* the oldest first */
+    consumer_owner_t *owners[OWNER_CHAINS];
+    consumer_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
     uint64_t expire_due_ms;
-    session_t *quota_next; /* the same for those over their quota of the log */
+    consumer_t *quota_next; /* the same for those over their quota of the log */
     uint64_t quota_due_ms, quota_cut_lsn, quota_looked_lsn, quota_step_lsn;
     bool quota_tight;  /* the log is more than half full, and somebody may be over the quota */
     uint64_t begun_ms; /* T at the start, once it is known */
     bool seen_changed; /* who is connected to what, since the last checkpoint */
     uint64_t replayed_messages, replayed_bytes, replayed_stamp_ms; /* at the start: publishes behind the checkpoint */
-} sessions_t;
+} consumers_t;
 
-bool sessions_init(struct bq *bq);
-void sessions_release(struct bq *bq);
+bool consumers_init(struct bq *bq);
+void consumers_release(struct bq *bq);
 
 /* Requests. */
-typedef struct session_request {
+typedef struct consumer_request {
     const uint8_t *filter, *client_id, *group;
     uint32_t filter_size, client_id_size, group_size;
     uint8_t qos;
     bool durable, keyed; /* keyed: limits of its key count */
-} session_request_t;
+} consumer_request_t;
 /* False: it was refused and answered so, and all is as it was. *remains: the connection has the subscription (in that case too,
  * if it had it before). `route_new`: what else this request has made, to be taken back if the disk refuses it later. */
-bool session_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request,
-                       bool route_new, bool *remains);
-void session_subscribe_undo(struct bq *bq, struct connection *connection, const struct held *held);
+bool consumer_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
+                        bool route_new, bool *remains);
+void consumer_subscribe_undo(struct bq *bq, struct connection *connection, const struct held *held);
 
 /* Ends what UNSUB of that filter ends, its route too. *ended: false if there was none. The answer is the caller's, unless *held: it
  * waits for the disk. False: refused, for want of room, and all is as it was. */
-bool session_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const session_request_t *request,
-                         bool *ended, bool *held);
-void session_ack(struct bq *bq, struct connection *connection, uint64_t id);
-void session_leave_one(struct bq *bq, struct connection *connection); /* the first of those it is in */
-void session_leave_all(struct bq *bq, struct connection *connection);
+bool consumer_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
+                          bool *ended, bool *held);
+void consumer_ack(struct bq *bq, struct connection *connection, uint64_t id);
+void consumer_leave_one(struct bq *bq, struct connection *connection); /* the first of those it is in */
+void consumer_leave_all(struct bq *bq, struct connection *connection);
 
 /* A message has become durable: take it into the window, or note that it is in the log. */
-bool session_offer(struct bq *bq, session_t *session, const struct held *held); /* false: it finds no room in memory */
-struct connection *session_turn(session_t *session);                            /* the group's next live member; NULL: none */
+bool consumer_offer(struct bq *bq, consumer_t *consumer, const struct held *held); /* false: it finds no room in memory */
+struct connection *consumer_turn(consumer_t *consumer);                            /* the group's next live member; NULL: none */
 
-void session_timeout(struct bq *bq, delivery_t *delivery);
+void consumer_timeout(struct bq *bq, delivery_t *delivery);
 void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
-void session_pump_all(struct bq *bq);                /* log what was settled, send what can be sent, fetch what is missing */
-void sessions_skim(struct bq *bq);                   /* absent ones let go of what has expired */
-void sessions_aged(struct bq *bq, uint64_t ms);      /* what was found at the start is so much older than was known */
-uint32_t sessions_missed(struct bq *bq,
-                         const struct held *held); /* a message could not be offered: durable sessions read it back later */
-void session_read_finished(struct bq *bq, const log_read_t *read);
-void session_reads_turn(struct bq *bq);             /* those in line for a reader */
-uint64_t session_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */
+void consumer_pump_all(struct bq *bq);               /* log what was settled, send what can be sent, fetch what is missing */
+void consumers_skim(struct bq *bq);                  /* absent ones let go of what has expired */
+void consumers_aged(struct bq *bq, uint64_t ms);     /* what was found at the start is so much older than was known */
+uint32_t consumers_missed(struct bq *bq,
+                          const struct held *held); /* a message could not be offered: durable consumers read it back later */
+void consumer_read_finished(struct bq *bq, const log_read_t *read);
+void consumer_reads_turn(struct bq *bq);             /* those in line for a reader */
+uint64_t consumer_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */
 
 /* Recovery and checkpoints. */
-bool session_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
-void session_restored(struct bq *bq);
-void sessions_go_on(struct bq *bq); /* all that was found at the start is durable now */
-uint8_t *sessions_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */
+bool consumer_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
+void consumer_restored(struct bq *bq);
+void consumers_go_on(struct bq *bq); /* all that was found at the start is durable now */
+uint8_t *consumers_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */
 
 #endif

@@ -12,20 +12,20 @@
 #define FLIGHT_SIZE_MIN 256u
 
 BQ_APART void flight_grow(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    uint32_t size = sessions->flight_size * 2;
+    consumers_t *consumers = &bq->consumers;
+    uint32_t size = consumers->flight_size * 2;
     handing_t **table = pool_take(&bq->pool, size * sizeof *table);
     if (!table) return; /* longer chains are slower, not wrong */
     memset(table, 0, size * sizeof *table);
-    for (uint32_t i = 0; i < sessions->flight_size; i++) {
-        for (handing_t *handing = sessions->flight[i], *next; handing; handing = next) {
+    for (uint32_t i = 0; i < consumers->flight_size; i++) {
+        for (handing_t *handing = consumers->flight[i], *next; handing; handing = next) {
             next = handing->chain;
             chain_enter(&table[flight_hash(handing->delivery->id, handing->member->connection) & (size - 1)], handing);
         }
     }
-    pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *table);
-    sessions->flight = table;
-    sessions->flight_size = size;
+    pool_give(&bq->pool, consumers->flight, consumers->flight_size * sizeof *table);
+    consumers->flight = table;
+    consumers->flight_size = size;
 }
 
 BQ_APART void flight_late_drop(bq_t *bq, handing_t *handing) {
@@ -71,15 +71,15 @@ void flight_member_leaves(bq_t *bq, member_t *member) {
 }
 
 bool flight_init(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    sessions->flight_size = FLIGHT_SIZE_MIN;
-    sessions->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
-    if (sessions->flight) memset(sessions->flight, 0, FLIGHT_SIZE_MIN * sizeof *sessions->flight);
-    return sessions->flight != NULL;
+    consumers_t *consumers = &bq->consumers;
+    consumers->flight_size = FLIGHT_SIZE_MIN;
+    consumers->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
+    if (consumers->flight) memset(consumers->flight, 0, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
+    return consumers->flight != NULL;
 }
 
 void flight_release(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    if (sessions->flight) pool_give(&bq->pool, sessions->flight, sessions->flight_size * sizeof *sessions->flight);
-    sessions->flight = NULL;
+    consumers_t *consumers = &bq->consumers;
+    if (consumers->flight) pool_give(&bq->pool, consumers->flight, consumers->flight_size * sizeof *consumers->flight);
+    consumers->flight = NULL;
 }

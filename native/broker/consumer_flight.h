@@ -1,6 +1,6 @@
 /* broker/consumer_flight.h: what of broker/consumer_flight.c is done for every delivery. */
-#ifndef BQ_SESSION_FLIGHT_H
-#define BQ_SESSION_FLIGHT_H
+#ifndef BQ_CONSUMER_FLIGHT_H
+#define BQ_CONSUMER_FLIGHT_H
 
 #include "broker/consumer_internal.h"
 #include "core.h"
@@ -17,8 +17,8 @@ static inline uint64_t flight_hash(uint64_t id, const connection_t *connection) 
     return hash ^ hash >> 32;
 }
 
-static inline handing_t **flight_slot(sessions_t *sessions, uint64_t id, const connection_t *connection) {
-    return &sessions->flight[flight_hash(id, connection) & (sessions->flight_size - 1)];
+static inline handing_t **flight_slot(consumers_t *consumers, uint64_t id, const connection_t *connection) {
+    return &consumers->flight[flight_hash(id, connection) & (consumers->flight_size - 1)];
 }
 
 static inline void chain_enter(handing_t **slot, handing_t *handing) {
@@ -29,8 +29,8 @@ static inline void chain_enter(handing_t **slot, handing_t *handing) {
 }
 
 static inline void handing_enter(bq_t *bq, handing_t *handing, delivery_t *delivery, member_t *member) {
-    if (BQ_UNLIKELY(bq->sessions.flight_count >= bq->sessions.flight_size)) flight_grow(bq);
-    chain_enter(flight_slot(&bq->sessions, delivery->id, member->connection), handing);
+    if (BQ_UNLIKELY(bq->consumers.flight_count >= bq->consumers.flight_size)) flight_grow(bq);
+    chain_enter(flight_slot(&bq->consumers, delivery->id, member->connection), handing);
     handing->delivery = delivery;
     handing->member = member;
     handing->member_next = member->handings;
@@ -54,8 +54,8 @@ static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member
     if (BQ_LIKELY(!delivery->now.member)) handing_enter(bq, &delivery->now, delivery, member);
     delivery->place = DELIVERY_QUEUED;
     member->flight_count++;
-    delivery->session->flight_count++;
-    bq->sessions.flight_count++;
+    delivery->consumer->flight_count++;
+    bq->consumers.flight_count++;
 }
 
 /* It waits; what was queued is taken back if it can be. */
@@ -66,8 +66,8 @@ static inline void flight_end(bq_t *bq, delivery_t *delivery) {
     delivery->place = DELIVERY_WAITS;
     if (BQ_UNLIKELY(delivery->alone)) delivery->alone = member->alone = false;
     member->flight_count--;
-    delivery->session->flight_count--;
-    bq->sessions.flight_count--;
+    delivery->consumer->flight_count--;
+    bq->consumers.flight_count--;
 }
 
 /* Nobody can acknowledge it any more. */

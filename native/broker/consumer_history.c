@@ -11,52 +11,52 @@
 
 static size_t past_bytes(uint32_t count) { return sizeof(past_t) + count * sizeof(past_entry_t); }
 
-static uint64_t end_of(const session_t *session) {
-    if (session->past && session->past->end_lsn > session->touched_lsn) return session->past->end_lsn;
-    return session->touched_lsn;
+static uint64_t end_of(const consumer_t *consumer) {
+    if (consumer->past && consumer->past->end_lsn > consumer->touched_lsn) return consumer->past->end_lsn;
+    return consumer->touched_lsn;
 }
 
-void session_past_drop(bq_t *bq, session_t *session) {
-    session->touched_lsn = end_of(session);
-    if (session->past) pool_give(&bq->pool, session->past, past_bytes(session->past->count));
-    session->past = NULL;
+void consumer_past_drop(bq_t *bq, consumer_t *consumer) {
+    consumer->touched_lsn = end_of(consumer);
+    if (consumer->past) pool_give(&bq->pool, consumer->past, past_bytes(consumer->past->count));
+    consumer->past = NULL;
 }
 
 /* There is something of it that has not been read back yet. */
-static bool goes_on(const session_t *session) {
-    return session->past && session->behind && session->past->end_lsn >= session->next_lsn;
+static bool goes_on(const consumer_t *consumer) {
+    return consumer->past && consumer->behind && consumer->past->end_lsn >= consumer->next_lsn;
 }
 
 /* How many entries have been read back. */
-static uint32_t past_read(const session_t *session) {
-    const past_t *past = session->past;
+static uint32_t past_read(const consumer_t *consumer) {
+    const past_t *past = consumer->past;
     uint32_t at = past->at;
-    while (at < past->count && past->base_lsn + past->entries[at].after < session->next_lsn) at++;
+    while (at < past->count && past->base_lsn + past->entries[at].after < consumer->next_lsn) at++;
     return at;
 }
 
-static uint64_t base_of(const session_t *session) {
-    uint64_t base_lsn = session->behind ? session->next_lsn : session->floor_lsn + 1;
-    return session->head && session->head->lsn < base_lsn ? session->head->lsn : base_lsn;
+static uint64_t base_of(const consumer_t *consumer) {
+    uint64_t base_lsn = consumer->behind ? consumer->next_lsn : consumer->floor_lsn + 1;
+    return consumer->head && consumer->head->lsn < base_lsn ? consumer->head->lsn : base_lsn;
 }
 
 /* `all`: for the disk. Else what has been given up stays in the window, and is not to be read back. */
-static bool is_past(const session_t *session, const delivery_t *delivery, uint64_t end_lsn, bool all) {
-    return delivery->lsn <= end_lsn && delivery->lsn >= session->kept_lsn && (all || !delivery->given_up);
+static bool is_past(const consumer_t *consumer, const delivery_t *delivery, uint64_t end_lsn, bool all) {
+    return delivery->lsn <= end_lsn && delivery->lsn >= consumer->kept_lsn && (all || !delivery->given_up);
 }
 
-uint32_t session_past_count(const session_t *session, bool all) {
-    uint64_t end_lsn = end_of(session);
-    uint32_t count = goes_on(session) ? session->past->count - past_read(session) : 0;
-    for (const delivery_t *delivery = session->head; delivery; delivery = delivery->next)
-        count += is_past(session, delivery, end_lsn, all);
+uint32_t consumer_past_count(const consumer_t *consumer, bool all) {
+    uint64_t end_lsn = end_of(consumer);
+    uint32_t count = goes_on(consumer) ? consumer->past->count - past_read(consumer) : 0;
+    for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next)
+        count += is_past(consumer, delivery, end_lsn, all);
     return count;
 }
 
-bool session_past_tells(const session_t *session) {
-    if (session->past && session->past->tells) return true;
-    if (session->head && session->hole_lsn > session->head->lsn) return true;
-    for (const delivery_t *delivery = session->head; delivery; delivery = delivery->next)
+bool consumer_past_tells(const consumer_t *consumer) {
+    if (consumer->past && consumer->past->tells) return true;
+    if (consumer->head && consumer->hole_lsn > consumer->head->lsn) return true;
+    for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next)
         if (delivery->deliveries > 1) return true;
     return false;
 }
@@ -68,17 +68,17 @@ static past_entry_t entry_of(const delivery_t *delivery, uint64_t base_lsn) {
                           .flags = (delivery->redelivered ? PAST_REDELIVERED : 0) | (delivery->killed ? PAST_KILLED : 0)};
 }
 
-bool session_past_fill(const session_t *session, past_t *past, uint32_t count, bool all) {
-    *past =
-        (past_t){.base_lsn = base_of(session), .end_lsn = end_of(session), .count = count, .tells = session_past_tells(session)};
+bool consumer_past_fill(const consumer_t *consumer, past_t *past, uint32_t count, bool all) {
+    *past = (past_t){
+        .base_lsn = base_of(consumer), .end_lsn = end_of(consumer), .count = count, .tells = consumer_past_tells(consumer)};
     if (past->end_lsn < past->base_lsn || past->end_lsn - past->base_lsn > UINT32_MAX) return false;
-    const past_t *old = goes_on(session) ? session->past : NULL;
-    const delivery_t *delivery = session->head;
-    uint32_t from = old ? past_read(session) : 0;
+    const past_t *old = goes_on(consumer) ? consumer->past : NULL;
+    const delivery_t *delivery = consumer->head;
+    uint32_t from = old ? past_read(consumer) : 0;
     for (uint32_t at = 0; at < count;) { /* both are in LSN order */
         uint64_t old_lsn = old && from < old->count ? old->base_lsn + old->entries[from].after : UINT64_MAX;
         if (delivery && delivery->lsn < old_lsn) {
-            if (is_past(session, delivery, past->end_lsn, all)) past->entries[at++] = entry_of(delivery, past->base_lsn);
+            if (is_past(consumer, delivery, past->end_lsn, all)) past->entries[at++] = entry_of(delivery, past->base_lsn);
             delivery = delivery->next;
         } else {
             past->entries[at] = old->entries[from++];
@@ -89,24 +89,24 @@ bool session_past_fill(const session_t *session, past_t *past, uint32_t count, b
 }
 
 /* The window is about to be left. Without memory for this, all that was touched comes again, and says so. */
-void session_past_keep(bq_t *bq, session_t *session) {
-    uint32_t count = session_past_count(session, false);
-    uint64_t end_lsn = end_of(session);
+void consumer_past_keep(bq_t *bq, consumer_t *consumer) {
+    uint32_t count = consumer_past_count(consumer, false);
+    uint64_t end_lsn = end_of(consumer);
     past_t *past = pool_take(&bq->pool, past_bytes(count));
-    if (past && !session_past_fill(session, past, count, false)) {
+    if (past && !consumer_past_fill(consumer, past, count, false)) {
         pool_give(&bq->pool, past, past_bytes(count));
         past = NULL;
     }
-    session_past_drop(bq, session);
-    session->past = past;
-    session->touched_lsn = session->hole_lsn = 0; /* the past knows now, or nobody does */
-    if (!past && session->doubtful_lsn < end_lsn) session->doubtful_lsn = end_lsn;
+    consumer_past_drop(bq, consumer);
+    consumer->past = past;
+    consumer->touched_lsn = consumer->hole_lsn = 0; /* the past knows now, or nobody does */
+    if (!past && consumer->doubtful_lsn < end_lsn) consumer->doubtful_lsn = end_lsn;
 }
 
-past_t *session_past_new(bq_t *bq, uint32_t count) { return pool_take(&bq->pool, past_bytes(count)); }
+past_t *consumer_past_new(bq_t *bq, uint32_t count) { return pool_take(&bq->pool, past_bytes(count)); }
 
-bool session_past_settled(session_t *session, uint64_t lsn, past_entry_t *entry) {
-    past_t *past = session->past;
+bool consumer_past_settled(consumer_t *consumer, uint64_t lsn, past_entry_t *entry) {
+    past_t *past = consumer->past;
     *entry = (past_entry_t){0};
     if (!past || lsn > past->end_lsn) return false;
     while (past->at < past->count && past->base_lsn + past->entries[past->at].after < lsn) past->at++;

@@ -10,40 +10,41 @@
 
 #define FRONT_BYTES_MAX 64u
 #define PAGE_BYTES (12u << 10)
-#define PAGE_SESSIONS 1024u /* looked at per page, so that a page without a row is no long walk either */
-#define GROUP_MEMBERS 64u   /* looked at, to find those of one key */
-#define TEXT_BYTES_MAX 512u /* of a group or client_id: what is longer comes from no broker */
-#define CLIENTS_MAX 8u      /* of a queue group's */
-#define ROW_BYTES_MAX (sizeof(bq_session_row_t) + FRAME_TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
+#define PAGE_CONSUMERS 1024u /* looked at per page, so that a page without a row is no long walk either */
+#define GROUP_MEMBERS 64u    /* looked at, to find those of one key */
+#define TEXT_BYTES_MAX 512u  /* of a group or client_id: what is longer comes from no broker */
+#define CLIENTS_MAX 8u       /* of a queue group's */
+#define ROW_BYTES_MAX                                                                                                            \
+    (sizeof(bq_consumer_row_t) + FRAME_TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
 
-/* ---- what a session has not settled -------------------------------------------------------------------------------------- */
+/* ---- what a consumer has not settled -------------------------------------------------------------------------------------- */
 
-uint64_t session_lag_messages(const session_t *session) { return session->window_count + session->behind_messages; }
-uint64_t session_lag_bytes(const session_t *session) { return session->window_bytes + session->behind_bytes; }
+uint64_t consumer_lag_messages(const consumer_t *consumer) { return consumer->window_count + consumer->behind_messages; }
+uint64_t consumer_lag_bytes(const consumer_t *consumer) { return consumer->window_bytes + consumer->behind_bytes; }
 
-uint64_t session_stamp_ms(const session_t *session) {
-    if (session->head) return message_qos1_timestamp(session->head->hold.segment->bytes + session->head->hold.offset);
-    return session->behind_messages ? session->behind_stamp_ms : 0;
+uint64_t consumer_stamp_ms(const consumer_t *consumer) {
+    if (consumer->head) return message_qos1_timestamp(consumer->head->hold.segment->bytes + consumer->head->hold.offset);
+    return consumer->behind_messages ? consumer->behind_stamp_ms : 0;
 }
 
 /* By the wall clock, which the messages were stamped with: one that was set in between makes it wrong. */
-uint64_t session_oldest_ms(const bq_t *bq, const session_t *session) {
-    uint64_t stamp_ms = session_stamp_ms(session);
+uint64_t consumer_oldest_ms(const bq_t *bq, const consumer_t *consumer) {
+    uint64_t stamp_ms = consumer_stamp_ms(consumer);
     if (!stamp_ms) return UINT64_MAX;
     return bq->wall_ms > stamp_ms ? bq->wall_ms - stamp_ms : 0;
 }
 
-static uint64_t log_bytes_of(const session_t *session, const log_span_t *span) {
-    if (!session->durable || !span->count || (!session->head && !session->behind)) return 0;
-    return log_span_bytes(span, session->floor_lsn + 1);
+static uint64_t log_bytes_of(const consumer_t *consumer, const log_span_t *span) {
+    if (!consumer->durable || !span->count || (!consumer->head && !consumer->behind)) return 0;
+    return log_span_bytes(span, consumer->floor_lsn + 1);
 }
 
-void session_counts(const bq_t *bq, session_counts_t *counts) {
-    *counts = (session_counts_t){0};
-    for (const session_t *session = bq->sessions.all; session; session = session->next) {
-        counts->behind += session->behind;
-        counts->absent += session->durable && !session->member_count;
-        if (session->grouped) counts->members += session->member_count;
+void consumer_counts(const bq_t *bq, consumer_counts_t *counts) {
+    *counts = (consumer_counts_t){0};
+    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+        counts->behind += consumer->behind;
+        counts->absent += consumer->durable && !consumer->member_count;
+        if (consumer->grouped) counts->members += consumer->member_count;
     }
 }
 
@@ -55,12 +56,12 @@ static bool holds(const uint8_t *text, uint32_t size, const uint8_t *part, uint3
     return false;
 }
 
-/* A group is kept for client_ids of its own, any other session has one or none: the first few of them, until one is what is asked. */
-static bool any_client(const session_t *session, bool (*asked)(const uint8_t *, uint32_t, const uint8_t *, uint32_t),
+/* A group is kept for client_ids of its own, any other consumer has one or none: the first few of them, until one is what is asked. */
+static bool any_client(const consumer_t *consumer, bool (*asked)(const uint8_t *, uint32_t, const uint8_t *, uint32_t),
                        const uint8_t *part, uint32_t part_size) {
-    if (!session->grouped)
-        return session->client_id_size && asked(session_client_id(session), session->client_id_size, part, part_size);
-    const holder_t *holder = session->holders;
+    if (!consumer->grouped)
+        return consumer->client_id_size && asked(consumer_client_id(consumer), consumer->client_id_size, part, part_size);
+    const holder_t *holder = consumer->holders;
     for (uint32_t i = 0; holder && i < GROUP_MEMBERS; i++, holder = holder->next)
         if (asked(holder->client_id, holder->size, part, part_size)) return true;
     return false;
@@ -70,34 +71,35 @@ static bool begins(const uint8_t *text, uint32_t size, const uint8_t *part, uint
     return size >= part_size && !memcmp(text, part, part_size);
 }
 
-bool session_client_is(const uint8_t *identity, uint32_t identity_size, const uint8_t *client_id, uint32_t size) {
+bool consumer_client_is(const uint8_t *identity, uint32_t identity_size, const uint8_t *client_id, uint32_t size) {
     if (identity_size < size || memcmp(identity + identity_size - size, client_id, size) != 0) return false;
     return identity_size == size || identity[identity_size - size - 1] == KEY_ENDS;
 }
 
-static bool is_exactly(const session_t *session, const session_list_request_t *request) {
-    if (session->filter_size != request->find_size || memcmp(session->text, request->find, request->find_size) != 0) return false;
-    if (!request->owner_size) return session->grouped;
-    if (!session->grouped)
-        return session_client_is(session_client_id(session), session->client_id_size, request->owner, request->owner_size);
-    const holder_t *holder = session->holders;
-    while (holder && !session_client_is(holder->client_id, holder->size, request->owner, request->owner_size))
+static bool is_exactly(const consumer_t *consumer, const consumer_list_request_t *request) {
+    if (consumer->filter_size != request->find_size || memcmp(consumer->text, request->find, request->find_size) != 0)
+        return false;
+    if (!request->owner_size) return consumer->grouped;
+    if (!consumer->grouped)
+        return consumer_client_is(consumer_client_id(consumer), consumer->client_id_size, request->owner, request->owner_size);
+    const holder_t *holder = consumer->holders;
+    while (holder && !consumer_client_is(holder->client_id, holder->size, request->owner, request->owner_size))
         holder = holder->next;
     return holder != NULL;
 }
 
-static bool is_found(const session_t *session, const session_list_request_t *request) {
-    if (request->exact) return is_exactly(session, request);
-    return !request->find_size || holds(session->text, session->filter_size, request->find, request->find_size) ||
-           any_client(session, holds, request->find, request->find_size) ||
-           holds(session_group(session), session->group_size, request->find, request->find_size);
+static bool is_found(const consumer_t *consumer, const consumer_list_request_t *request) {
+    if (request->exact) return is_exactly(consumer, request);
+    return !request->find_size || holds(consumer->text, consumer->filter_size, request->find, request->find_size) ||
+           any_client(consumer, holds, request->find, request->find_size) ||
+           holds(consumer_group(consumer), consumer->group_size, request->find, request->find_size);
 }
 
 /* By the client_id, which begins with the name of its key, or by a connection that came in with the same key. */
-static bool is_own(const session_t *session, const session_list_request_t *request, const connection_t *asker) {
+static bool is_own(const consumer_t *consumer, const consumer_list_request_t *request, const connection_t *asker) {
     if (!request->conn) return true;
-    if (request->owner_size && any_client(session, begins, request->owner, request->owner_size)) return true;
-    const member_t *member = session->members;
+    if (request->owner_size && any_client(consumer, begins, request->owner, request->owner_size)) return true;
+    const member_t *member = consumer->members;
     for (uint32_t i = 0; asker && asker->rights && member && i < GROUP_MEMBERS; i++, member = member->next)
         if (member->connection->rights == asker->rights) return true;
     return false;
@@ -105,34 +107,35 @@ static bool is_own(const session_t *session, const session_list_request_t *reque
 
 /* ---- pages ----------------------------------------------------------------------------------------------------------------- */
 
-static void row_fill(const bq_t *bq, const session_t *session, const log_span_t *span, bq_session_row_t *row) {
-    *row = (bq_session_row_t){.id = session->id,
-                              .conn = session->members ? session->members->connection->handle : 0,
-                              .lag_messages = session_lag_messages(session),
-                              .lag_bytes = session_lag_bytes(session),
-                              .log_bytes = log_bytes_of(session, span),
-                              .oldest_ms = session_oldest_ms(bq, session),
-                              .last_seen_ms = session->members ? bq->wall_ms : session->seen_wall_ms,
-                              .away_ms = session_away_ms(bq, session),
-                              .enqueued = session->enqueued,
-                              .acked = session->acked,
-                              .redelivered = session->redelivered,
-                              .dropped_ttl = session->dropped_ttl,
-                              .dropped_queue_full = session->dropped_queue_full,
-                              .dead_lettered = session->dead_lettered,
-                              .over_quota = session->over_quota,
-                              .members = session->member_count,
-                              .in_flight = session->flight_count,
-                              .flags = (session->durable ? BQ_SESSION_DURABLE : 0u) | (session->grouped ? BQ_SESSION_GROUP : 0u) |
-                                       (session->qos ? BQ_SESSION_QOS1 : 0u) | (session->behind ? BQ_SESSION_BEHIND : 0u) |
-                                       (session->behind_unsure ? BQ_SESSION_LAG_UNSURE : 0u),
-                              .clients = session->grouped ? session->holder_count : session->client_id_size > 0};
+static void row_fill(const bq_t *bq, const consumer_t *consumer, const log_span_t *span, bq_consumer_row_t *row) {
+    *row = (bq_consumer_row_t){.id = consumer->id,
+                               .conn = consumer->members ? consumer->members->connection->handle : 0,
+                               .lag_messages = consumer_lag_messages(consumer),
+                               .lag_bytes = consumer_lag_bytes(consumer),
+                               .log_bytes = log_bytes_of(consumer, span),
+                               .oldest_ms = consumer_oldest_ms(bq, consumer),
+                               .last_seen_ms = consumer->members ? bq->wall_ms : consumer->seen_wall_ms,
+                               .away_ms = consumer_away_ms(bq, consumer),
+                               .enqueued = consumer->enqueued,
+                               .acked = consumer->acked,
+                               .redelivered = consumer->redelivered,
+                               .dropped_ttl = consumer->dropped_ttl,
+                               .dropped_queue_full = consumer->dropped_queue_full,
+                               .dead_lettered = consumer->dead_lettered,
+                               .over_quota = consumer->over_quota,
+                               .members = consumer->member_count,
+                               .in_flight = consumer->flight_count,
+                               .flags = (consumer->durable ? BQ_CONSUMER_DURABLE : 0u) |
+                                        (consumer->grouped ? BQ_CONSUMER_GROUP : 0u) | (consumer->qos ? BQ_CONSUMER_QOS1 : 0u) |
+                                        (consumer->behind ? BQ_CONSUMER_BEHIND : 0u) |
+                                        (consumer->behind_unsure ? BQ_CONSUMER_LAG_UNSURE : 0u),
+                               .clients = consumer->grouped ? consumer->holder_count : consumer->client_id_size > 0};
 }
 
-static void sums_add(bq_session_sums_t *sums, const bq_session_row_t *row) {
+static void sums_add(bq_consumer_sums_t *sums, const bq_consumer_row_t *row) {
     sums->sessions++;
-    sums->durable += (row->flags & BQ_SESSION_DURABLE) != 0;
-    sums->absent += (row->flags & BQ_SESSION_DURABLE) && !row->members;
+    sums->durable += (row->flags & BQ_CONSUMER_DURABLE) != 0;
+    sums->absent += (row->flags & BQ_CONSUMER_DURABLE) && !row->members;
     sums->lag_messages += row->lag_messages;
     sums->lag_bytes += row->lag_bytes;
 }
@@ -149,12 +152,13 @@ static uint32_t client_write(uint8_t *out, const uint8_t *text, uint32_t size) {
     return 2 + written;
 }
 
-static uint32_t row_write(uint8_t *out, bq_session_row_t *row, const session_t *session) {
+static uint32_t row_write(uint8_t *out, bq_consumer_row_t *row, const consumer_t *consumer) {
     uint32_t at = sizeof *row;
-    at += row->filter_size = text_write(out + at, session->text, session->filter_size);
-    at += row->group_size = text_write(out + at, session_group(session), session->group_size);
-    if (session->client_id_size) row->clients_size = client_write(out + at, session_client_id(session), session->client_id_size);
-    const holder_t *holder = session->grouped ? session->holders : NULL;
+    at += row->filter_size = text_write(out + at, consumer->text, consumer->filter_size);
+    at += row->group_size = text_write(out + at, consumer_group(consumer), consumer->group_size);
+    if (consumer->client_id_size)
+        row->clients_size = client_write(out + at, consumer_client_id(consumer), consumer->client_id_size);
+    const holder_t *holder = consumer->grouped ? consumer->holders : NULL;
     for (uint32_t i = 0; holder && i < CLIENTS_MAX; i++, holder = holder->next)
         row->clients_size += client_write(out + at + row->clients_size, holder->client_id, holder->size);
     at += row->clients_size;
@@ -163,55 +167,55 @@ static uint32_t row_write(uint8_t *out, bq_session_row_t *row, const session_t *
     return (at + 7) & ~7u;
 }
 
-static uint32_t page_fill(bq_t *bq, const session_list_request_t *request, uint8_t *out) {
-    session_list_t *list = &bq->sessions.list;
+static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint8_t *out) {
+    consumer_list_t *list = &bq->consumers.list;
     const connection_t *asker = request->conn ? connection_find(bq, request->conn) : NULL;
     uint32_t used = 0;
     log_span_t span = {.count = 0};
     if (bq->log) log_span(bq->log, &span);
-    for (uint32_t looked = 0; list->next && looked < PAGE_SESSIONS && used + ROW_BYTES_MAX <= PAGE_BYTES; looked++) {
-        const session_t *session = list->next;
-        list->next = session->next;
-        if (!is_found(session, request) || !is_own(session, request, asker)) continue;
-        bq_session_row_t row;
-        row_fill(bq, session, &span, &row);
+    for (uint32_t looked = 0; list->next && looked < PAGE_CONSUMERS && used + ROW_BYTES_MAX <= PAGE_BYTES; looked++) {
+        const consumer_t *consumer = list->next;
+        list->next = consumer->next;
+        if (!is_found(consumer, request) || !is_own(consumer, request, asker)) continue;
+        bq_consumer_row_t row;
+        row_fill(bq, consumer, &span, &row);
         sums_add(&list->sums, &row);
         if (row.lag_messages < request->lag_min && row.log_bytes <= list->log_bytes_max) continue;
         if (row.log_bytes > list->log_bytes_max) list->log_bytes_max = row.log_bytes;
-        used += row_write(out + used, &row, session);
+        used += row_write(out + used, &row, consumer);
     }
     return used;
 }
 
 /* BQ_APART: the page is large for a stack that other commands share. */
-BQ_APART bool event_sessions(bq_t *bq, const session_list_request_t *request) {
-    session_list_t *list = &bq->sessions.list;
-    uint8_t data[sizeof(bq_session_sums_t) + PAGE_BYTES];
+BQ_APART bool event_consumers(bq_t *bq, const consumer_list_request_t *request) {
+    consumer_list_t *list = &bq->consumers.list;
+    uint8_t data[sizeof(bq_consumer_sums_t) + PAGE_BYTES];
     if (!event_room(bq)) return false;
-    if (request->begin) *list = (session_list_t){.next = bq->sessions.all, .seq = request->seq};
+    if (request->begin) *list = (consumer_list_t){.next = bq->consumers.all, .seq = request->seq};
     if (list->seq != request->seq) list->next = NULL; /* a walk that another has ended */
     uint32_t used = page_fill(bq, request, data + sizeof list->sums);
     memcpy(data, &list->sums, sizeof list->sums);
-    return event_push(bq, &(bq_event_t){.type = BQ_EV_SESSIONS,
+    return event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMERS,
                                         .seq = request->seq,
                                         .value = list->next != NULL,
                                         .data = data,
                                         .data_size = (uint32_t)sizeof list->sums + used});
 }
 
-void session_list_forget(bq_t *bq, const session_t *session) {
-    if (bq->sessions.list.next == session) bq->sessions.list.next = session->next;
-    if (bq->sessions.expire_next == session) bq->sessions.expire_next = session->next;
-    if (bq->sessions.quota_next == session) bq->sessions.quota_next = session->next;
+void consumer_list_forget(bq_t *bq, const consumer_t *consumer) {
+    if (bq->consumers.list.next == consumer) bq->consumers.list.next = consumer->next;
+    if (bq->consumers.expire_next == consumer) bq->consumers.expire_next = consumer->next;
+    if (bq->consumers.quota_next == consumer) bq->consumers.quota_next = consumer->next;
 }
 
-BQ_APART bool event_session(bq_t *bq, uint16_t type, const session_t *session, const uint8_t *front, uint32_t front_size) {
+BQ_APART bool event_consumer(bq_t *bq, uint16_t type, const consumer_t *consumer, const uint8_t *front, uint32_t front_size) {
     uint8_t data[FRONT_BYTES_MAX + ROW_BYTES_MAX];
-    bq_session_row_t row;
+    bq_consumer_row_t row;
     log_span_t span;
     log_span(bq->log, &span);
-    row_fill(bq, session, &span, &row);
+    row_fill(bq, consumer, &span, &row);
     if (front_size) memcpy(data, front, front_size);
-    uint32_t size = front_size + row_write(data + front_size, &row, session);
+    uint32_t size = front_size + row_write(data + front_size, &row, consumer);
     return event_push(bq, &(bq_event_t){.type = type, .data = data, .data_size = size});
 }

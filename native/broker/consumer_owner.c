@@ -9,36 +9,36 @@ static uint32_t name_size(const uint8_t *identity, uint32_t size) {
     return 0;
 }
 
-static session_owner_t **find(const bq_t *bq, const uint8_t *name, uint32_t size, uint64_t hash) {
-    session_owner_t **at = (session_owner_t **)&bq->sessions.owners[hash % OWNER_CHAINS];
+static consumer_owner_t **find(const bq_t *bq, const uint8_t *name, uint32_t size, uint64_t hash) {
+    consumer_owner_t **at = (consumer_owner_t **)&bq->consumers.owners[hash % OWNER_CHAINS];
     while (*at && ((*at)->hash != hash || (*at)->size != size || (size && memcmp((*at)->name, name, size) != 0)))
         at = &(*at)->next;
     return at;
 }
 
-session_owner_t *session_owner_enter(bq_t *bq, const uint8_t *identity, uint32_t size) {
+consumer_owner_t *consumer_owner_enter(bq_t *bq, const uint8_t *identity, uint32_t size) {
     size = name_size(identity, size);
     uint64_t hash = hash_bytes(identity, size, bq->run);
-    session_owner_t **at = find(bq, identity, size, hash);
+    consumer_owner_t **at = find(bq, identity, size, hash);
     if (!*at) {
         *at = pool_take(&bq->pool, sizeof **at + size);
         if (!*at) return NULL;
-        **at = (session_owner_t){.hash = hash, .size = size};
+        **at = (consumer_owner_t){.hash = hash, .size = size};
         if (size) memcpy((*at)->name, identity, size);
     }
     (*at)->count++;
     return *at;
 }
 
-void session_owner_leave(bq_t *bq, session_owner_t *owner) {
+void consumer_owner_leave(bq_t *bq, consumer_owner_t *owner) {
     if (!owner || --owner->count) return;
-    session_owner_t **at = find(bq, owner->name, owner->size, owner->hash);
+    consumer_owner_t **at = find(bq, owner->name, owner->size, owner->hash);
     *at = owner->next;
     pool_give(&bq->pool, owner, sizeof *owner + owner->size);
 }
 
-uint32_t session_owner_count(const bq_t *bq, const uint8_t *identity, uint32_t size) {
+uint32_t consumer_owner_count(const bq_t *bq, const uint8_t *identity, uint32_t size) {
     size = name_size(identity, size);
-    session_owner_t *const *at = find(bq, identity, size, hash_bytes(identity, size, bq->run));
+    consumer_owner_t *const *at = find(bq, identity, size, hash_bytes(identity, size, bq->run));
     return *at ? (*at)->count : 0;
 }

@@ -1,10 +1,10 @@
 /* broker/consumer_owner.h: how many QoS 1 subscriptions and queue groups each key has, so that one of them cannot have all.
  *
- * Invariant: a count is that of the sessions and holders that point to it; one without any is gone. Who has no key, or one that
+ * Invariant: a count is that of the consumers and holders that point to it; one without any is gone. Who has no key, or one that
  * has no name, counts as one.
  */
-#ifndef BQ_SESSION_OWNER_H
-#define BQ_SESSION_OWNER_H
+#ifndef BQ_CONSUMER_OWNER_H
+#define BQ_CONSUMER_OWNER_H
 
 #include "base/bytes.h"
 
@@ -13,16 +13,16 @@ struct bq;
 #define KEY_ENDS 0x1f /* between the name of a key and a client_id */
 #define OWNER_CHAINS 256u
 
-typedef struct session_owner {
-    struct session_owner *next;
+typedef struct consumer_owner {
+    struct consumer_owner *next;
     uint64_t hash;
     uint32_t count, size;
     uint8_t name[];
-} session_owner_t;
+} consumer_owner_t;
 
 /* The owner of an identity, a client_id behind the name of its key, has one more; NULL: no memory to count it. */
-session_owner_t *session_owner_enter(struct bq *bq, const uint8_t *identity, uint32_t size);
-void session_owner_leave(struct bq *bq, session_owner_t *owner); /* NULL is fine */
-uint32_t session_owner_count(const struct bq *bq, const uint8_t *identity, uint32_t size);
+consumer_owner_t *consumer_owner_enter(struct bq *bq, const uint8_t *identity, uint32_t size);
+void consumer_owner_leave(struct bq *bq, consumer_owner_t *owner); /* NULL is fine */
+uint32_t consumer_owner_count(const struct bq *bq, const uint8_t *identity, uint32_t size);
 
 #endif

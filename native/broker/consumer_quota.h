@@ -1,31 +1,31 @@
-/* broker/consumer_quota.h: how much of the log one durable session may keep from being deleted.
+/* broker/consumer_quota.h: how much of the log one durable consumer may keep from being deleted.
  *
  *      log    [over the quota: let go ..........][cut][ session_log_bytes ..............................] end
- *             ^ floor of an absent session moves up to the cut
+ *             ^ floor of an absent consumer moves up to the cut
  *
  * The log cannot be shortened behind the oldest message that somebody has not acknowledged. So what counts is how far behind the end
  * of the log that message lies, not how many there are: one message nobody acknowledges would keep all that came after it. What lies
- * before the cut goes to the dead letters or is dropped, the oldest first, whether the session is absent or connected; of a full log,
+ * before the cut goes to the dead letters or is dropped, the oldest first, whether the consumer is absent or connected; of a full log,
  * it is dropped where its letter finds no room.
  *
- * Invariant: a turn looks at QUOTA_SESSIONS sessions at most. What is in the log alone is read by the readers, in their line.
+ * Invariant: a turn looks at QUOTA_CONSUMERS consumers at most. What is in the log alone is read by the readers, in their line.
  */
-#ifndef BQ_SESSION_QUOTA_H
-#define BQ_SESSION_QUOTA_H
+#ifndef BQ_CONSUMER_QUOTA_H
+#define BQ_CONSUMER_QUOTA_H
 
 #include "base/bytes.h"
 
 struct bq;
-struct session;
+struct consumer;
 struct delivery;
 
-void sessions_quota(struct bq *bq);
+void consumers_quota(struct bq *bq);
 /* While floors that the cut moves are what makes room in the log: how often a checkpoint may say so. UINT64_MAX: as ever. */
-uint64_t session_quota_checkpoint_ms(const struct bq *bq);
-uint64_t sessions_quota_due_ms(const struct bq *bq); /* UINT64_MAX: never */
-/* A message of this session lies before the cut. True: it is to be dropped, and has been counted as that. */
-bool session_quota_drops(struct bq *bq, struct session *session, uint64_t id);
-void session_quota_letter(struct bq *bq, struct delivery *delivery);             /* else it goes to the dead letters */
-bool session_quota_has_room(const struct bq *bq, const struct session *session); /* for one letter more */
+uint64_t consumer_quota_checkpoint_ms(const struct bq *bq);
+uint64_t consumers_quota_due_ms(const struct bq *bq); /* UINT64_MAX: never */
+/* A message of this consumer lies before the cut. True: it is to be dropped, and has been counted as that. */
+bool consumer_quota_drops(struct bq *bq, struct consumer *consumer, uint64_t id);
+void consumer_quota_letter(struct bq *bq, struct delivery *delivery);               /* else it goes to the dead letters */
+bool consumer_quota_has_room(const struct bq *bq, const struct consumer *consumer); /* for one letter more */
 
 #endif

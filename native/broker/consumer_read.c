@@ -1,12 +1,12 @@
-/* broker/consumer_read.c: what did not fit the window of a durable session is read back from the log.
+/* broker/consumer_read.c: what did not fit the window of a durable consumer is read back from the log.
  *
  *      log      ....[..............block..............].......      a reader holds one block: the records from an LSN on
- *      session           next_lsn ^ goes on here when its window has room again
+ *      consumer           next_lsn ^ goes on here when its window has room again
  *
- * A block is read once and kept until all sessions that go on in it have passed it. Sessions whose next record lies in a block that
+ * A block is read once and kept until all consumers that go on in it have passed it. Consumers whose next record lies in a block that
  * is there use that one. Those that find no reader wait in line; who has held a block for READ_HOLD_MS gives way to them.
  *
- * Invariant: what a session takes, it takes in LSN order from next_lsn on, and nothing past fanned_lsn. A session is in line, goes on
+ * Invariant: what a consumer takes, it takes in LSN order from next_lsn on, and nothing past fanned_lsn. A consumer is in line, goes on
  * in a block, or needs neither. A read that brought nothing is not asked for again before READ_AGAIN_MS.
  */
 #include "broker/consumer_internal.h"
@@ -23,13 +23,13 @@
 
 /* ---- blocks ------------------------------------------------------------------------------------------------------------ */
 
-static bool goes_on_in_block(const session_t *session) {
-    return session->reader && session->reader->generation == session->read_generation;
+static bool goes_on_in_block(const consumer_t *consumer) {
+    return consumer->reader && consumer->reader->generation == consumer->read_generation;
 }
 
-static void block_leave(session_t *session) {
-    if (goes_on_in_block(session)) session->reader->users--;
-    session->reader = NULL;
+static void block_leave(consumer_t *consumer) {
+    if (goes_on_in_block(consumer)) consumer->reader->users--;
+    consumer->reader = NULL;
 }
 
 static void block_forget(reader_t *reader) { /* whoever was in it finds another generation */
@@ -47,9 +47,9 @@ static void buffer_release(bq_t *bq, reader_t *reader) {
 
 /* Nobody waits for a reader: those that nobody uses need no memory. */
 static void buffers_trim(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
-    for (reader_t *reader = sessions->readers; reader < sessions->readers + SESSION_SLOTS; reader++)
-        if (reader->buffer && !reader->reading && !reader->users && !sessions->read_first) buffer_release(bq, reader);
+    consumers_t *consumers = &bq->consumers;
+    for (reader_t *reader = consumers->readers; reader < consumers->readers + CONSUMER_SLOTS; reader++)
+        if (reader->buffer && !reader->reading && !reader->users && !consumers->read_first) buffer_release(bq, reader);
 }
 
 static bool in_budget(const bq_t *bq, uint64_t more) {
@@ -62,7 +62,7 @@ static bool buffer_allowed(bq_t *bq, const reader_t *reader, uint32_t capacity) 
     uint32_t more = capacity > reader->capacity ? capacity - reader->capacity : 0;
     bool others = false;
     if (in_budget(bq, more)) return true;
-    for (reader_t *other = bq->sessions.readers; other < bq->sessions.readers + SESSION_SLOTS; other++) {
+    for (reader_t *other = bq->consumers.readers; other < bq->consumers.readers + CONSUMER_SLOTS; other++) {
         if (other == reader || !other->buffer) continue;
         if (!other->reading && (!other->users || bq->now_ms >= other->since_ms + READ_HOLD_MS))
             buffer_release(bq, other);
@@ -80,13 +80,13 @@ static bool buffer_fit(bq_t *bq, reader_t *reader, uint32_t capacity) {
     return reader->buffer != NULL;
 }
 
-/* A block that holds the session's next record: it goes on there. */
-static bool block_join(bq_t *bq, session_t *session) {
-    for (reader_t *reader = bq->sessions.readers; reader < bq->sessions.readers + SESSION_SLOTS; reader++) {
-        if (!reader->loaded || session->next_lsn < reader->first_lsn || session->next_lsn >= reader->next_lsn) continue;
-        session->reader = reader;
-        session->read_generation = reader->generation;
-        session->read_at = 0;
+/* A block that holds the consumer's next record: it goes on there. */
+static bool block_join(bq_t *bq, consumer_t *consumer) {
+    for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++) {
+        if (!reader->loaded || consumer->next_lsn < reader->first_lsn || consumer->next_lsn >= reader->next_lsn) continue;
+        consumer->reader = reader;
+        consumer->read_generation = reader->generation;
+        consumer->read_at = 0;
         reader->users++;
         return true;
     }
@@ -94,7 +94,7 @@ static bool block_join(bq_t *bq, session_t *session) {
 }
 
 static bool block_comes(const bq_t *bq, uint64_t lsn) {
-    for (const reader_t *reader = bq->sessions.readers; reader < bq->sessions.readers + SESSION_SLOTS; reader++)
+    for (const reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++)
         if (reader->reading && reader->first_lsn == lsn) return true;
     return false;
 }
@@ -102,99 +102,99 @@ static bool block_comes(const bq_t *bq, uint64_t lsn) {
 /* A reader that nobody uses, or the one whose block has been held longest, if that is long enough. Else NULL, and read_due_ms says
  * when there will be one. */
 static reader_t *reader_free(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
+    consumers_t *consumers = &bq->consumers;
     reader_t *oldest = NULL;
-    for (reader_t *reader = sessions->readers; reader < sessions->readers + SESSION_SLOTS; reader++) {
+    for (reader_t *reader = consumers->readers; reader < consumers->readers + CONSUMER_SLOTS; reader++) {
         if (reader->reading) continue;
         if (!reader->users) return reader;
         if (!oldest || reader->since_ms < oldest->since_ms) oldest = reader;
     }
     if (!oldest || bq->now_ms >= oldest->since_ms + READ_HOLD_MS) return oldest;
-    if (oldest->since_ms + READ_HOLD_MS < sessions->read_due_ms) sessions->read_due_ms = oldest->since_ms + READ_HOLD_MS;
+    if (oldest->since_ms + READ_HOLD_MS < consumers->read_due_ms) consumers->read_due_ms = oldest->since_ms + READ_HOLD_MS;
     return NULL;
 }
 
 /* ---- waiting in line ----------------------------------------------------------------------------------------------------- */
 
-static void line_leave(bq_t *bq, session_t *session) {
-    if (!session->read_link) return;
-    *session->read_link = session->read_next;
-    if (session->read_next)
-        session->read_next->read_link = session->read_link;
+static void line_leave(bq_t *bq, consumer_t *consumer) {
+    if (!consumer->read_link) return;
+    *consumer->read_link = consumer->read_next;
+    if (consumer->read_next)
+        consumer->read_next->read_link = consumer->read_link;
     else
-        bq->sessions.read_last = session->read_link;
-    session->read_link = NULL;
+        bq->consumers.read_last = consumer->read_link;
+    consumer->read_link = NULL;
 }
 
-static void line_join(bq_t *bq, session_t *session) {
-    sessions_t *sessions = &bq->sessions;
-    if (session->read_link) return;
-    if (!sessions->read_first) sessions->read_last = &sessions->read_first;
-    session->read_next = NULL;
-    session->read_link = sessions->read_last;
-    *sessions->read_last = session;
-    sessions->read_last = &session->read_next;
-    sessions->readers_changed = true;
+static void line_join(bq_t *bq, consumer_t *consumer) {
+    consumers_t *consumers = &bq->consumers;
+    if (consumer->read_link) return;
+    if (!consumers->read_first) consumers->read_last = &consumers->read_first;
+    consumer->read_next = NULL;
+    consumer->read_link = consumers->read_last;
+    *consumers->read_last = consumer;
+    consumers->read_last = &consumer->read_next;
+    consumers->readers_changed = true;
 }
 
 /* Not before this: nothing has come of the last read, or there is no memory for the next. */
-static void read_later(bq_t *bq, session_t *session) {
-    uint32_t doublings = session->read_failures < READ_AGAIN_DOUBLINGS_MAX ? session->read_failures : READ_AGAIN_DOUBLINGS_MAX;
-    session->read_again_ms = bq->now_ms + ((uint64_t)READ_AGAIN_MS << doublings);
-    if (session->read_again_ms < bq->sessions.read_due_ms) bq->sessions.read_due_ms = session->read_again_ms;
+static void read_later(bq_t *bq, consumer_t *consumer) {
+    uint32_t doublings = consumer->read_failures < READ_AGAIN_DOUBLINGS_MAX ? consumer->read_failures : READ_AGAIN_DOUBLINGS_MAX;
+    consumer->read_again_ms = bq->now_ms + ((uint64_t)READ_AGAIN_MS << doublings);
+    if (consumer->read_again_ms < bq->consumers.read_due_ms) bq->consumers.read_due_ms = consumer->read_again_ms;
 }
 
-static void read_failed(bq_t *bq, session_t *session) {
+static void read_failed(bq_t *bq, consumer_t *consumer) {
     bq->stats.log_read_failures++;
-    if (!session->read_failures) bq->sessions.read_failing++;
-    read_later(bq, session);
-    if (session->read_failures < UINT8_MAX) session->read_failures++;
-    line_join(bq, session);
+    if (!consumer->read_failures) bq->consumers.read_failing++;
+    read_later(bq, consumer);
+    if (consumer->read_failures < UINT8_MAX) consumer->read_failures++;
+    line_join(bq, consumer);
 }
 
-static void read_succeeded(bq_t *bq, session_t *session) {
-    if (session->read_failures) bq->sessions.read_failing--;
-    session->read_failures = 0;
-    session->read_again_ms = 0;
-    session->read_bytes = 0;
+static void read_succeeded(bq_t *bq, consumer_t *consumer) {
+    if (consumer->read_failures) bq->consumers.read_failing--;
+    consumer->read_failures = 0;
+    consumer->read_again_ms = 0;
+    consumer->read_bytes = 0;
 }
 
-static void read_start(bq_t *bq, reader_t *reader, session_t *session) {
-    uint32_t slot = (uint32_t)(reader - bq->sessions.readers);
-    uint32_t capacity = session->read_bytes > READ_BLOCK_BYTES ? session->read_bytes : READ_BLOCK_BYTES;
+static void read_start(bq_t *bq, reader_t *reader, consumer_t *consumer) {
+    uint32_t slot = (uint32_t)(reader - bq->consumers.readers);
+    uint32_t capacity = consumer->read_bytes > READ_BLOCK_BYTES ? consumer->read_bytes : READ_BLOCK_BYTES;
     block_forget(reader);
     if (!buffer_allowed(bq, reader, capacity)) {
-        read_later(bq, session); /* others give their memory back */
+        read_later(bq, consumer); /* others give their memory back */
         return;
     }
-    if (!buffer_fit(bq, reader, capacity) || log_read_start(bq->log, slot, session->next_lsn, reader->buffer, capacity) < 0) {
-        read_failed(bq, session);
+    if (!buffer_fit(bq, reader, capacity) || log_read_start(bq->log, slot, consumer->next_lsn, reader->buffer, capacity) < 0) {
+        read_failed(bq, consumer);
         return;
     }
-    reader->first_lsn = session->next_lsn;
-    reader->asker = session;
+    reader->first_lsn = consumer->next_lsn;
+    reader->asker = consumer;
     reader->reading = true;
 }
 
 /* One of those in line: into a block, or it asks for one. It leaves the line when it has one. */
-static void line_serve(bq_t *bq, session_t *session) {
-    if (bq->now_ms < session->read_again_ms) {
-        if (session->read_again_ms < bq->sessions.read_due_ms) bq->sessions.read_due_ms = session->read_again_ms;
+static void line_serve(bq_t *bq, consumer_t *consumer) {
+    if (bq->now_ms < consumer->read_again_ms) {
+        if (consumer->read_again_ms < bq->consumers.read_due_ms) bq->consumers.read_due_ms = consumer->read_again_ms;
         return;
     }
-    if (block_join(bq, session)) {
-        line_leave(bq, session);
-        session_pump_later(bq, session);
+    if (block_join(bq, consumer)) {
+        line_leave(bq, consumer);
+        consumer_pump_later(bq, consumer);
         return;
     }
-    reader_t *reader = block_comes(bq, session->next_lsn) ? NULL : reader_free(bq);
-    if (reader) read_start(bq, reader, session);
+    reader_t *reader = block_comes(bq, consumer->next_lsn) ? NULL : reader_free(bq);
+    if (reader) read_start(bq, reader, consumer);
 }
 
 /* Blocks that are held while memory is short go back to the log, but one. */
 static void blocks_squeeze(bq_t *bq) {
     reader_t *kept = NULL;
-    for (reader_t *reader = bq->sessions.readers; reader < bq->sessions.readers + SESSION_SLOTS; reader++) {
+    for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++) {
         if (!reader->buffer || reader->reading || bq->now_ms < reader->since_ms + READ_HOLD_MS) continue;
         if (kept)
             buffer_release(bq, reader);
@@ -203,36 +203,36 @@ static void blocks_squeeze(bq_t *bq) {
     }
 }
 
-void session_reads_turn(bq_t *bq) {
-    sessions_t *sessions = &bq->sessions;
+void consumer_reads_turn(bq_t *bq) {
+    consumers_t *consumers = &bq->consumers;
     if (budget_over(bq)) blocks_squeeze(bq);
-    if (!sessions->read_first || (!sessions->readers_changed && bq->now_ms < sessions->read_due_ms)) return;
-    sessions->readers_changed = false;
-    sessions->read_due_ms = UINT64_MAX;
-    session_t *next = sessions->read_first;
+    if (!consumers->read_first || (!consumers->readers_changed && bq->now_ms < consumers->read_due_ms)) return;
+    consumers->readers_changed = false;
+    consumers->read_due_ms = UINT64_MAX;
+    consumer_t *next = consumers->read_first;
     for (uint32_t count = 0; next && count < READ_WAITERS_MAX; count++) {
-        session_t *session = next;
-        next = session->read_next;
-        line_serve(bq, session);
+        consumer_t *consumer = next;
+        next = consumer->read_next;
+        line_serve(bq, consumer);
     }
-    if (next && sessions->read_due_ms > bq->now_ms + READ_HOLD_MS) sessions->read_due_ms = bq->now_ms + READ_HOLD_MS;
+    if (next && consumers->read_due_ms > bq->now_ms + READ_HOLD_MS) consumers->read_due_ms = bq->now_ms + READ_HOLD_MS;
 }
 
-uint64_t session_reads_due_ms(const bq_t *bq) {
-    if (!bq->sessions.read_first) return UINT64_MAX;
-    return bq->sessions.readers_changed ? bq->now_ms : bq->sessions.read_due_ms;
+uint64_t consumer_reads_due_ms(const bq_t *bq) {
+    if (!bq->consumers.read_first) return UINT64_MAX;
+    return bq->consumers.readers_changed ? bq->now_ms : bq->consumers.read_due_ms;
 }
 
-void session_read_abandon(bq_t *bq, session_t *session) {
-    for (reader_t *reader = bq->sessions.readers; reader < bq->sessions.readers + SESSION_SLOTS; reader++)
-        if (reader->asker == session) reader->asker = NULL;
-    if (session->read_failures) bq->sessions.read_failing--;
-    session->read_failures = 0;
-    session->read_full = 0;
-    session->skim = false;
-    line_leave(bq, session);
-    block_leave(session);
-    bq->sessions.readers_changed = true;
+void consumer_read_abandon(bq_t *bq, consumer_t *consumer) {
+    for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++)
+        if (reader->asker == consumer) reader->asker = NULL;
+    if (consumer->read_failures) bq->consumers.read_failing--;
+    consumer->read_failures = 0;
+    consumer->read_full = 0;
+    consumer->skim = false;
+    line_leave(bq, consumer);
+    block_leave(consumer);
+    bq->consumers.readers_changed = true;
     buffers_trim(bq);
 }
 
@@ -281,18 +281,18 @@ static message_head_t head_of(const publish_record_t *record, const uint8_t *tex
     return head;
 }
 
-/* Over the session's quota of the log, and not to be a dead letter. */
-static bool take_dropped(bq_t *bq, session_t *session, uint64_t lsn, uint64_t id) {
-    if (!session_quota_drops(bq, session, id)) return false;
-    session->dropped_session_log++;
-    session->settled++;
-    if (lsn > session->touched_lsn) session->touched_lsn = lsn;
+/* Over the consumer's quota of the log, and not to be a dead letter. */
+static bool take_dropped(bq_t *bq, consumer_t *consumer, uint64_t lsn, uint64_t id) {
+    if (!consumer_quota_drops(bq, consumer, id)) return false;
+    consumer->dropped_session_log++;
+    consumer->settled++;
+    if (lsn > consumer->touched_lsn) consumer->touched_lsn = lsn;
     bq->stats.dropped_session_log++;
     bq->stats.enqueued++;
     return true;
 }
 
-static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size,
+static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size,
                            uint8_t flags) {
     publish_record_t record;
     uint64_t tick;
@@ -300,30 +300,30 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
     message_head_t head = head_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
     const uint8_t *payload = head.topic + head.topic_size;
-    if (filter_matches(dialect, session->text, session->filter_size, head.topic, head.topic_size) != 1) return TAKE_SKIP;
+    if (filter_matches(dialect, consumer->text, consumer->filter_size, head.topic, head.topic_size) != 1) return TAKE_SKIP;
     past_entry_t entry;
-    if (session_past_settled(session, lsn, &entry)) return TAKE_SKIP;
+    if (consumer_past_settled(consumer, lsn, &entry)) return TAKE_SKIP;
     uint32_t prefix_size = message_head_size(&head), payload_size = head.payload_size;
     if (!expiry_of(bq, lsn, &record, &tick)) {
-        session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
-        session->dropped_ttl++;
-        session->settled++;
-        if (lsn > session->touched_lsn) session->touched_lsn = lsn;
+        consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
+        consumer->dropped_ttl++;
+        consumer->settled++;
+        if (lsn > consumer->touched_lsn) consumer->touched_lsn = lsn;
         bq->stats.dropped_ttl++;
         bq->stats.enqueued++;
         return TAKE_SKIP;
     }
-    bool over = BQ_UNLIKELY(lsn < session->quota_lsn);
+    bool over = BQ_UNLIKELY(lsn < consumer->quota_lsn);
     if (over) {
-        if (take_dropped(bq, session, lsn, record.id)) {
-            session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
+        if (take_dropped(bq, consumer, lsn, record.id)) {
+            consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
             return TAKE_SKIP;
         }
-        if (!session_quota_has_room(bq, session)) return TAKE_FULL;
-    } else if (!session->members) {
-        session_skimmed(bq, session, left_ms(bq, lsn, &record));
+        if (!consumer_quota_has_room(bq, consumer)) return TAKE_FULL;
+    } else if (!consumer->members) {
+        consumer_skimmed(bq, consumer, left_ms(bq, lsn, &record));
         return TAKE_FULL;
-    } else if (!session_has_room(bq, session, prefix_size + payload_size)) {
+    } else if (!consumer_has_room(bq, consumer, prefix_size + payload_size)) {
         return TAKE_FULL;
     }
     uint8_t *out = shared_reserve(bq, prefix_size + payload_size);
@@ -331,110 +331,110 @@ static enum take take_back(bq_t *bq, session_t *session, int dialect, uint64_t l
     message_head_write(out, &head);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);
     segment_t *segment = bq->segments.open;
-    delivery_t *delivery = delivery_add(bq, session, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick);
+    delivery_t *delivery = delivery_add(bq, consumer, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick);
     if (!delivery) return TAKE_NO_MEMORY;
     segment_commit(&bq->segments, prefix_size + payload_size);
     delivery_recall(bq, delivery, &entry);
-    session_behind_take(session, prefix_size + payload_size, record.timestamp_ms);
-    if (over) session_quota_letter(bq, delivery);
+    consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
+    if (over) consumer_quota_letter(bq, delivery);
     return TAKE_OK;
 }
 
 /* Items of log_read (see wal/wal.h) from read_at on, up to what was offered already: what lies behind will be offered. */
-static enum take take_items(bq_t *bq, session_t *session, const reader_t *reader) {
-    int dialect = filter_check(session->text, session->filter_size);
-    while (session->read_at < reader->used) {
-        const uint8_t *item = reader->buffer + session->read_at;
+static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *reader) {
+    int dialect = filter_check(consumer->text, consumer->filter_size);
+    while (consumer->read_at < reader->used) {
+        const uint8_t *item = reader->buffer + consumer->read_at;
         uint64_t lsn = load_u64(item);
         uint32_t size = load_u32(item + 8);
         if (lsn > bq->fanned_lsn) break;
-        if (item[12] == LOG_PUBLISH && lsn >= session->next_lsn) {
-            enum take took = take_back(bq, session, dialect, lsn, item + 16, size, item[13]);
+        if (item[12] == LOG_PUBLISH && lsn >= consumer->next_lsn) {
+            enum take took = take_back(bq, consumer, dialect, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
-                session->next_lsn = lsn;
+                consumer->next_lsn = lsn;
                 return took;
             }
         }
-        if (lsn >= session->next_lsn) session->next_lsn = lsn + 1;
-        session->read_at += (16 + size + 7) & ~7u;
+        if (lsn >= consumer->next_lsn) consumer->next_lsn = lsn + 1;
+        consumer->read_at += (16 + size + 7) & ~7u;
     }
-    if (session->read_at < reader->used) { /* what was offered ends within the block */
-        session->next_lsn = bq->fanned_lsn + 1;
+    if (consumer->read_at < reader->used) { /* what was offered ends within the block */
+        consumer->next_lsn = bq->fanned_lsn + 1;
         return TAKE_OK;
     }
-    if (reader->next_lsn > session->next_lsn)
-        session->next_lsn = reader->next_lsn <= bq->fanned_lsn ? reader->next_lsn : bq->fanned_lsn + 1;
-    block_leave(session);
+    if (reader->next_lsn > consumer->next_lsn)
+        consumer->next_lsn = reader->next_lsn <= bq->fanned_lsn ? reader->next_lsn : bq->fanned_lsn + 1;
+    block_leave(consumer);
     return TAKE_OK;
 }
 
 /* Everything up to here was offered, and what comes will be. */
-static void caught_up(bq_t *bq, session_t *session) {
-    session_behind_end(session);
-    session_past_drop(bq, session);
-    session_read_abandon(bq, session);
+static void caught_up(bq_t *bq, consumer_t *consumer) {
+    consumer_behind_end(consumer);
+    consumer_past_drop(bq, consumer);
+    consumer_read_abandon(bq, consumer);
 }
 
 /* It wants more, and has not found its window full since the last acknowledgement. */
-static bool wants(const bq_t *bq, const session_t *session) {
-    return session->behind && (session->members || session->skim) && session->next_lsn <= bq->fanned_lsn && !session->read_link &&
-           session->window_count <= bq->config.max_in_flight &&
-           (!session->read_full || session->window_count < session->read_full);
+static bool wants(const bq_t *bq, const consumer_t *consumer) {
+    return consumer->behind && (consumer->members || consumer->skim) && consumer->next_lsn <= bq->fanned_lsn &&
+           !consumer->read_link && consumer->window_count <= bq->config.max_in_flight &&
+           (!consumer->read_full || consumer->window_count < consumer->read_full);
 }
 
-bool session_read_on(bq_t *bq, session_t *session) {
-    uint32_t before = session->window_count;
-    while (wants(bq, session)) {
-        session->read_full = 0;
-        if (!goes_on_in_block(session) && !block_join(bq, session)) {
-            line_join(bq, session);
+bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
+    uint32_t before = consumer->window_count;
+    while (wants(bq, consumer)) {
+        consumer->read_full = 0;
+        if (!goes_on_in_block(consumer) && !block_join(bq, consumer)) {
+            line_join(bq, consumer);
             break;
         }
-        enum take took = take_items(bq, session, session->reader);
-        if (took == TAKE_FULL && !session->members && !session->skim) {
-            block_leave(session);
+        enum take took = take_items(bq, consumer, consumer->reader);
+        if (took == TAKE_FULL && !consumer->members && !consumer->skim) {
+            block_leave(consumer);
         } else if (took == TAKE_FULL) {
-            session->read_full = session->window_count;
-        } else if (took == TAKE_NO_MEMORY && !session->window_count) {
-            read_failed(bq, session); /* no acknowledgement will come that could bring it here again */
+            consumer->read_full = consumer->window_count;
+        } else if (took == TAKE_NO_MEMORY && !consumer->window_count) {
+            read_failed(bq, consumer); /* no acknowledgement will come that could bring it here again */
         } else if (took == TAKE_NO_MEMORY) {
-            session->read_full = session->window_count;
+            consumer->read_full = consumer->window_count;
         } else {
-            read_succeeded(bq, session);
+            read_succeeded(bq, consumer);
         }
     }
-    if (session->behind && session->next_lsn > bq->fanned_lsn && session->next_lsn > bq->found_lsn) caught_up(bq, session);
-    session_floor_update(bq, session);
-    return session->window_count > before;
+    if (consumer->behind && consumer->next_lsn > bq->fanned_lsn && consumer->next_lsn > bq->found_lsn) caught_up(bq, consumer);
+    consumer_floor_update(bq, consumer);
+    return consumer->window_count > before;
 }
 
 /* ---- what the read thread brings --------------------------------------------------------------------------------------------- */
 
-void session_read_finished(bq_t *bq, const log_read_t *read) {
-    reader_t *reader = &bq->sessions.readers[read->slot];
-    session_t *session = reader->asker;
+void consumer_read_finished(bq_t *bq, const log_read_t *read) {
+    reader_t *reader = &bq->consumers.readers[read->slot];
+    consumer_t *consumer = reader->asker;
     reader->reading = false;
     reader->asker = NULL;
-    bq->sessions.readers_changed = true;
+    bq->consumers.readers_changed = true;
     if (read->result > 0) {
         reader->loaded = true;
         reader->used = read->used;
         reader->next_lsn = read->next_lsn;
         reader->since_ms = bq->now_ms;
     }
-    if (!session) { /* it was given up meanwhile */
+    if (!consumer) { /* it was given up meanwhile */
         buffers_trim(bq);
         return;
     }
     if (read->result > 0) return; /* it is in line, and finds the block */
     if (read->result == BQ_E_TOO_LARGE && read->used > reader->capacity) {
-        session->read_bytes = read->used;
-    } else if (read->result == LOG_E_GONE && read->next_lsn > session->next_lsn) {
-        bq->stats.lost_lsns += read->next_lsn - session->next_lsn; /* damaged on disk: counted and logged, never silent */
-        session->next_lsn = read->next_lsn;
-        line_leave(bq, session);
-        session_pump_later(bq, session);
+        consumer->read_bytes = read->used;
+    } else if (read->result == LOG_E_GONE && read->next_lsn > consumer->next_lsn) {
+        bq->stats.lost_lsns += read->next_lsn - consumer->next_lsn; /* damaged on disk: counted and logged, never silent */
+        consumer->next_lsn = read->next_lsn;
+        line_leave(bq, consumer);
+        consumer_pump_later(bq, consumer);
     } else {
-        read_failed(bq, session);
+        read_failed(bq, consumer);
     }
 }

@@ -55,14 +55,14 @@ static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
     topic_t *topic = publish_topic(bq, NULL, name, size, &error);
     enum route_outcome outcome = topic ? route_ready(bq->routes, topic, WORK_COMMITS) : ROUTE_NO_MEMORY;
     if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? WANTED_LATER : WANTED;
-    for (uint32_t i = 0; i < topic->session_count; i++)
-        if (topic->sessions[i]->qos) return WANTED;
+    for (uint32_t i = 0; i < topic->consumer_count; i++)
+        if (topic->consumers[i]->qos) return WANTED;
     return topic->target_count || topic->grouped ? WANTED_BY_QOS0 : WANTED_BY_NOBODY;
 }
 
 /* ---- those that wait for the log ------------------------------------------------------------------------------------------ */
 
-/* In LSN order, over all sessions: the oldest is what keeps the log's oldest segment, so it has the first of whatever room there is. */
+/* In LSN order, over all consumers: the oldest is what keeps the log's oldest segment, so it has the first of whatever room there is. */
 static void line_join(bq_t *bq, delivery_t *delivery) {
     letters_t *letters = &bq->letters;
     delivery_t *before = letters->last;
@@ -117,10 +117,10 @@ static void drop(bq_t *bq, delivery_t *delivery) {
 
 /* The oldest message that the log has to keep, if that is a letter in line: the log could let go of it, were it written or dropped. */
 static delivery_t *letter_that_keeps_the_log(const bq_t *bq) {
-    const session_t *oldest = NULL;
-    for (const session_t *session = bq->sessions.all; session; session = session->next) {
-        bool holds = session->durable && (session->head || session->behind);
-        if (holds && (!oldest || session->floor_lsn < oldest->floor_lsn)) oldest = session;
+    const consumer_t *oldest = NULL;
+    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+        bool holds = consumer->durable && (consumer->head || consumer->behind);
+        if (holds && (!oldest || consumer->floor_lsn < oldest->floor_lsn)) oldest = consumer;
     }
     return oldest && oldest->head && oldest->head->letter_waits ? oldest->head : NULL;
 }
@@ -163,9 +163,9 @@ static void taken(bq_t *bq, delivery_t *delivery) {
 static bool overtaken(bq_t *bq, const delivery_t *first) {
     delivery_t *delivery = letter_that_keeps_the_log(bq);
     if (!delivery || delivery == first) return false;
-    const session_t *session = delivery->session;
+    const consumer_t *consumer = delivery->consumer;
     if (letter_try(bq, delivery) < 0) return false;
-    if (session->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
+    if (consumer->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
     return true;
 }
 
@@ -177,7 +177,7 @@ void letters_turn(bq_t *bq) {
         bq->stats.work += WORK_QOS1;
         delivery_t *delivery = letters->first;
         if (delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now) {
-            session_timeout(bq, delivery); /* settles it: its time is over */
+            consumer_timeout(bq, delivery); /* settles it: its time is over */
             continue;
         }
         int64_t error = letter_try(bq, delivery);

@@ -8,7 +8,7 @@
  * Invariants: messages, bytes and control_bytes are the sums over the entries; enqueued = delivered + dropped_ttl +
  * dropped_queue_full + messages (+ what is dropped when the connection ends). An entry is either `count` whole messages of
  * one topic and one expiry tick, or data with a count of 0, which is never dropped and not counted against the caps:
- * replies, and QoS 1 deliveries, which their session counts.
+ * replies, and QoS 1 deliveries, which their consumer counts.
  */
 #ifndef BQ_QUEUE_H
 #define BQ_QUEUE_H
@@ -37,10 +37,10 @@ typedef struct queue_entry {
     segment_t *segment;
     struct queue *queue;
     struct queue_entry
-        *other;         /* of a QoS 1 delivery: its session's entry, whose `other` is this one; NULL: it is not wanted back */
+        *other;         /* of a QoS 1 delivery: its consumer's entry, whose `other` is this one; NULL: it is not wanted back */
     uint32_t offset;    /* in segment->bytes */
     uint32_t size;      /* bytes from there on */
-    bool kept;          /* a QoS 1 delivery: bounded by its session's window, so neither dropped nor counted as a reply */
+    bool kept;          /* a QoS 1 delivery: bounded by its consumer's window, so neither dropped nor counted as a reply */
     uint32_t head_left; /* what is left of a first frame that is partly on the wire; 0: none is */
 } queue_entry_t;
 
@@ -73,7 +73,7 @@ typedef struct queue_env {
     uint32_t entry_messages_max; /* an entry never grows past one flush: flushes then take whole entries */
     uint32_t entry_bytes_max;
     bool lazy_expiry;    /* see bq_config_t */
-    queue_handed handed; /* called when the last byte of a QoS 1 delivery has left, with what its session holds it by */
+    queue_handed handed; /* called when the last byte of a QoS 1 delivery has left, with what its consumer holds it by */
     void *handed_context;
 } queue_env_t;
 
@@ -86,7 +86,7 @@ static inline bool queue_fits(const queue_t *queue, const queue_env_t *env, uint
 /* Append a run, or control bytes (count 0, not counted as messages). False: no memory; the messages are counted as dropped. */
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run);
 
-/* Append one QoS 1 delivery, which its session holds by `hold`. False: no memory, nothing has changed. */
+/* Append one QoS 1 delivery, which its consumer holds by `hold`. False: no memory, nothing has changed. */
 bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold);
 
 /* Take it out of its queue again. Begun, it is finished, and nobody is told. */

@@ -63,11 +63,11 @@ static bool has_room(const bq_t *bq, const connection_t *target, uint32_t messag
 }
 
 /* A group's next live member with room, else its next live one, else NULL. */
-static connection_t *group_member(bq_t *bq, session_t *session, uint32_t messages, uint64_t bytes, bool *room) {
+static connection_t *group_member(bq_t *bq, consumer_t *consumer, uint32_t messages, uint64_t bytes, bool *room) {
     connection_t *first = NULL;
     *room = true;
-    for (uint32_t i = 0; i < session->member_count; i++) {
-        connection_t *target = session_turn(session);
+    for (uint32_t i = 0; i < consumer->member_count; i++) {
+        connection_t *target = consumer_turn(consumer);
         bq->stats.work++;
         if (!target) return NULL;
         if (BQ_LIKELY(has_room(bq, target, messages, bytes))) return target;
@@ -82,10 +82,10 @@ static connection_t *group_member(bq_t *bq, session_t *session, uint32_t message
 /* Each queue group gives the run to one of its live members. Groups of QoS 1 take QoS 0 messages too (`all`). */
 static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *run, bool all) {
     bool room;
-    for (uint32_t i = 0; i < topic->session_count; i++) {
-        session_t *session = topic->sessions[i];
-        if (!session->grouped || !(all || !session->qos)) continue;
-        connection_t *target = group_member(bq, session, run->count, run->size, &room);
+    for (uint32_t i = 0; i < topic->consumer_count; i++) {
+        consumer_t *consumer = topic->consumers[i];
+        if (!consumer->grouped || !(all || !consumer->qos)) continue;
+        connection_t *target = group_member(bq, consumer, run->count, run->size, &room);
         if (target) push_to(bq, target, run, FLUSH_NARROW);
     }
 }
@@ -127,11 +127,11 @@ uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms) 
 /* Block policy: a group of the topic whose members are all full. Nobody's turn passes by looking. */
 static bool group_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     bool room = true;
-    for (uint32_t i = 0; i < topic->session_count && room; i++) {
-        session_t *session = topic->sessions[i];
-        member_t *turn = session->turn;
-        if (session->grouped) group_member(bq, session, 1, size, &room);
-        session->turn = turn;
+    for (uint32_t i = 0; i < topic->consumer_count && room; i++) {
+        consumer_t *consumer = topic->consumers[i];
+        member_t *turn = consumer->turn;
+        if (consumer->grouped) group_member(bq, consumer, 1, size, &room);
+        consumer->turn = turn;
     }
     return !room;
 }
@@ -371,7 +371,7 @@ bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
 }
 
-/* The first target from `i` on that has not been given this one through a session of QoS 1. */
+/* The first target from `i` on that has not been given this one through a consumer of QoS 1. */
 static uint32_t next_unserved(const topic_t *topic, const held_t *held, uint32_t i) {
     for (; i < topic->target_count; i++) {
         const connection_t *target = topic->targets[i];
@@ -401,7 +401,7 @@ static bool held_encode(bq_t *bq, const topic_t *topic, const held_t *held, queu
 }
 
 /* One message that has been on disk first. Order is the log's, so it goes into the queues at once, as a run of its own; what it
- * waits for has been waited for. Mostly its subscribers have it through their sessions: then nothing is encoded. */
+ * waits for has been waited for. Mostly its subscribers have it through their consumers: then nothing is encoded. */
 void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
     queue_run_t run;
     bq->stats.work += topic->target_count;

@@ -19,8 +19,8 @@ typedef struct filter {
     connection_t **members; /* parallel to subscriptions, so that a literal topic can use it as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
-    session_t **sessions;
-    uint32_t session_count, session_capacity;
+    consumer_t **consumers;
+    uint32_t consumer_count, consumer_capacity;
     int dialect;       /* 0 literal, 1 dot, 2 slash */
     trie_node_t *node; /* of a wildcard filter */
     uint32_t size;
@@ -114,14 +114,14 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
         routes->targets_bytes -= bytes;
         pool_give(routes->pool, topic->targets, bytes);
     }
-    if (topic->session_capacity) {
-        size_t bytes = topic->session_capacity * sizeof *topic->sessions;
+    if (topic->consumer_capacity) {
+        size_t bytes = topic->consumer_capacity * sizeof *topic->consumers;
         routes->targets_bytes -= bytes;
-        pool_give(routes->pool, topic->sessions, bytes);
+        pool_give(routes->pool, topic->consumers, bytes);
     }
     topic->targets = NULL;
-    topic->sessions = NULL;
-    topic->target_count = topic->target_capacity = topic->session_count = topic->session_capacity = 0;
+    topic->consumers = NULL;
+    topic->target_count = topic->target_capacity = topic->consumer_count = topic->consumer_capacity = 0;
     topic->grouped = false;
     topic->stale = true;
 }
@@ -282,7 +282,7 @@ static void filter_free(routes_t *routes, filter_t *filter) {
     if (filter->dialect) *routes->work += trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
     give(routes, filter->members, filter->capacity * sizeof *filter->members);
     give(routes, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
-    give(routes, filter->sessions, filter->session_capacity * sizeof *filter->sessions);
+    give(routes, filter->consumers, filter->consumer_capacity * sizeof *filter->consumers);
     give(routes, filter, filter_bytes(filter));
     routes->counts.filters--;
 }
@@ -302,7 +302,7 @@ static void filter_changed(routes_t *routes, const filter_t *filter) {
 }
 
 static void filter_free_if_unused(routes_t *routes, filter_t *filter) {
-    if (!filter->count && !filter->session_count) filter_free(routes, filter);
+    if (!filter->count && !filter->consumer_count) filter_free(routes, filter);
 }
 
 static bool filter_reserve(routes_t *routes, filter_t *filter) {
@@ -396,39 +396,39 @@ bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscri
     return subscription != NULL;
 }
 
-int route_session(routes_t *routes, session_t *session, session_route_t *at, const uint8_t *text, uint32_t size) {
+int route_consumer(routes_t *routes, consumer_t *consumer, consumer_route_t *at, const uint8_t *text, uint32_t size) {
     int error;
     filter_t *filter = filter_enter(routes, text, size, &error);
     if (!filter) return error;
     filter_changed(routes, filter);
-    if (filter->session_count == filter->session_capacity) {
-        uint32_t capacity = filter->session_capacity ? filter->session_capacity * 2 : 1;
-        size_t old_bytes = filter->session_capacity * sizeof *filter->sessions;
-        size_t bytes = capacity * sizeof(session_t *);
-        session_t **sessions = pool_resize(routes->pool, filter->sessions, old_bytes, bytes);
-        if (!sessions) {
+    if (filter->consumer_count == filter->consumer_capacity) {
+        uint32_t capacity = filter->consumer_capacity ? filter->consumer_capacity * 2 : 1;
+        size_t old_bytes = filter->consumer_capacity * sizeof *filter->consumers;
+        size_t bytes = capacity * sizeof(consumer_t *);
+        consumer_t **consumers = pool_resize(routes->pool, filter->consumers, old_bytes, bytes);
+        if (!consumers) {
             filter_free_if_unused(routes, filter);
             return BQ_E_MEMORY;
         }
-        routes->filter_bytes += pool_good_size(bytes) - (filter->sessions ? pool_good_size(old_bytes) : 0);
-        filter->sessions = sessions;
-        filter->session_capacity = capacity;
+        routes->filter_bytes += pool_good_size(bytes) - (filter->consumers ? pool_good_size(old_bytes) : 0);
+        filter->consumers = consumers;
+        filter->consumer_capacity = capacity;
     }
-    *at = (session_route_t){filter, filter->session_count};
-    filter->sessions[filter->session_count++] = session;
+    *at = (consumer_route_t){filter, filter->consumer_count};
+    filter->consumers[filter->consumer_count++] = consumer;
     return 1;
 }
 
-session_t *route_session_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
+consumer_t *route_consumer_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
     const filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
-    return filter && index < filter->session_count ? filter->sessions[index] : NULL;
+    return filter && index < filter->consumer_count ? filter->consumers[index] : NULL;
 }
 
-void route_session_leave(routes_t *routes, session_route_t *at) {
+void route_consumer_leave(routes_t *routes, consumer_route_t *at) {
     filter_t *filter = at->filter;
     filter_changed(routes, filter);
-    session_t *last = filter->sessions[--filter->session_count];
-    filter->sessions[at->index] = last;
+    consumer_t *last = filter->consumers[--filter->consumer_count];
+    filter->consumers[at->index] = last;
     last->route.index = at->index;
     at->filter = NULL;
     filter_free_if_unused(routes, filter);
@@ -454,25 +454,25 @@ static void *merged_reserve(routes_t *routes, void *list, uint32_t *capacity, ui
     return moved;
 }
 
-static bool merge_sessions(routes_t *routes, topic_t *topic, const filter_t *filter) {
-    uint32_t need = topic->session_count + filter->session_count;
-    session_t **sessions = merged_reserve(routes, topic->sessions, &topic->session_capacity, need);
-    if (!sessions) return false;
-    topic->sessions = sessions;
-    for (uint32_t i = 0; i < filter->session_count; i++) {
-        topic->sessions[topic->session_count++] = filter->sessions[i];
-        topic->grouped |= filter->sessions[i]->grouped;
+static bool merge_consumers(routes_t *routes, topic_t *topic, const filter_t *filter) {
+    uint32_t need = topic->consumer_count + filter->consumer_count;
+    consumer_t **consumers = merged_reserve(routes, topic->consumers, &topic->consumer_capacity, need);
+    if (!consumers) return false;
+    topic->consumers = consumers;
+    for (uint32_t i = 0; i < filter->consumer_count; i++) {
+        topic->consumers[topic->consumer_count++] = filter->consumers[i];
+        topic->grouped |= filter->consumers[i]->grouped;
     }
     return true;
 }
 
-/* Add a filter's members to the topic's targets, each connection once, and its sessions. */
+/* Add a filter's members to the topic's targets, each connection once, and its consumers. */
 static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
     topic_t *topic = merge->topic;
-    uint32_t units = (filter->count + filter->session_count) / MERGED_PER_UNIT;
+    uint32_t units = (filter->count + filter->consumer_count) / MERGED_PER_UNIT;
     *merge->units -= units < *merge->units ? units : *merge->units;
-    if (filter->session_count && !merge_sessions(merge->routes, topic, filter)) return false;
+    if (filter->consumer_count && !merge_consumers(merge->routes, topic, filter)) return false;
     if (!filter->count) return true;
     connection_t **targets =
         merged_reserve(merge->routes, topic->targets, &topic->target_capacity, topic->target_count + filter->count);
@@ -492,7 +492,7 @@ static void targets_trim(routes_t *routes, const topic_t *keep) {
     for (uint32_t i = 0; i < routes->slots && routes->targets_bytes > TARGETS_BYTES_MAX; i++) {
         topic_t *topic = slot_at(routes, routes->hand);
         routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
-        if (topic != keep && (topic->target_capacity || topic->session_capacity)) targets_drop(routes, topic);
+        if (topic != keep && (topic->target_capacity || topic->consumer_capacity)) targets_drop(routes, topic);
     }
 }
 
@@ -545,7 +545,7 @@ static bool search_literal(routes_t *routes, topic_t *topic, merge_t *merge) {
     if (topic->target_capacity) return merge_filter(merge, literal);
     topic->targets = literal->members; /* nobody else: borrow instead of copying */
     topic->target_count = literal->count;
-    return !literal->session_count || merge_sessions(routes, topic, literal);
+    return !literal->consumer_count || merge_consumers(routes, topic, literal);
 }
 
 /* A search that filters in change let begin anew gets twice the units each time, so that it ends whatever they do. */

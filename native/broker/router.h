@@ -18,7 +18,7 @@
 #include "base/pool.h"
 
 struct connection;
-struct session;
+struct consumer;
 struct filter;
 
 typedef struct subscription {
@@ -28,11 +28,11 @@ typedef struct subscription {
     struct subscription *next, **link; /* the connection's list */
 } subscription_t;
 
-/* Where a session (a QoS 1 subscription or a queue group, see broker/consumer.h) is in the routes. */
-typedef struct session_route {
+/* Where a consumer (a QoS 1 subscription or a queue group, see broker/consumer.h) is in the routes. */
+typedef struct consumer_route {
     struct filter *filter;
     uint32_t index;
-} session_route_t;
+} consumer_route_t;
 
 /* One cached topic. Slots are never freed before the table is, only reused, so that a stale pointer to one is harmless: its
  * holder compares the name. */
@@ -45,9 +45,9 @@ typedef struct topic {
     struct connection **targets;
     uint32_t target_count;
     uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
-    struct session **sessions;
-    uint32_t session_count, session_capacity;
-    bool grouped;    /* one of the sessions is a queue group: QoS 0 messages go to it too */
+    struct consumer **consumers;
+    uint32_t consumer_count, consumer_capacity;
+    bool grouped;    /* one of the consumers is a queue group: QoS 0 messages go to it too */
     uint8_t *prefix; /* encoded Message up to the payload, the name inside it */
     uint32_t prefix_size;
     uint32_t name_size;  /* 0: the slot is free */
@@ -74,11 +74,11 @@ bool route_unsubscribe(routes_t *routes, const struct connection *connection, su
                        uint32_t size);
 void route_leave(routes_t *routes, subscription_t *subscription);
 
-/* The same for a session; it is its own member and can be in only once. */
-int route_session(routes_t *routes, struct session *session, session_route_t *at, const uint8_t *filter, uint32_t size);
-void route_session_leave(routes_t *routes, session_route_t *at);
-struct session *route_session_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
-                                 uint32_t index); /* NULL: no more */
+/* The same for a consumer; it is its own member and can be in only once. */
+int route_consumer(routes_t *routes, struct consumer *consumer, consumer_route_t *at, const uint8_t *filter, uint32_t size);
+void route_consumer_leave(routes_t *routes, consumer_route_t *at);
+struct consumer *route_consumer_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
+                                   uint32_t index); /* NULL: no more */
 
 static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t size) {
     return topic->name_size == size && size && memcmp(topic->name, name, size) == 0; /* a free slot has size 0 */

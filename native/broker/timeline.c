@@ -168,7 +168,7 @@ static void correct(bq_t *bq, const bq_clock_t *clock) {
     uint64_t time_ms = time_at_start(line, clock), now_ms = timeline_now_ms(bq);
     if (time_ms < now_ms + CORRECTION_MS_MIN) return;
     line->runs[line->count - 1].base_ms += (int64_t)(time_ms - now_ms);
-    sessions_aged(bq, time_ms - now_ms);
+    consumers_aged(bq, time_ms - now_ms);
 }
 
 void timeline_clock(bq_t *bq, const bq_clock_t *clock) {

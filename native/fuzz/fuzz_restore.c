@@ -31,12 +31,12 @@ static uint32_t entries_of(input_t *input, item_t *entries) {
 static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
     uint32_t size, again_size;
     uint64_t keep_from;
-    uint8_t *bytes = sessions_serialize(bq, &size, &keep_from);
+    uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     bq_t *again = bq_new(limits, 1);
     CHECK(bytes && again);
-    CHECK(session_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
-    CHECK(again->sessions.count == bq->sessions.count && again->next_message_id == bq->next_message_id);
-    uint8_t *twice = sessions_serialize(again, &again_size, &keep_from);
+    CHECK(consumer_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
+    CHECK(again->consumers.count == bq->consumers.count && again->next_message_id == bq->next_message_id);
+    uint8_t *twice = consumers_serialize(again, &again_size, &keep_from);
     CHECK(twice && again_size == size);
     free(bytes);
     free(twice);
@@ -53,7 +53,7 @@ static void restore_each(const bq_config_t *limits, const item_t *entries, uint3
         CHECK(copy || !entries[i].bytes.size);
         if (entries[i].bytes.size) memcpy(copy, entries[i].bytes.bytes, entries[i].bytes.size);
         log_record_t record = {.lsn = i + 1, .bytes = copy, .size = entries[i].bytes.size, .type = entries[i].type};
-        whole = session_restore(bq, &record);
+        whole = consumer_restore(bq, &record);
         free(copy);
     }
     if (whole) checkpoint_again(bq, limits);
@@ -90,16 +90,16 @@ static void read_all(machine_t *machine) {
     CHECK(client->open);
     client->filters_unknown = true;
     uint32_t rounds = 0;
-    for (const session_t *session = machine->bq->sessions.all; session && rounds < 4; session = session->next, rounds++) {
-        uint32_t id_size = session->holders ? session->holders->size : 0, size = id_size + session->group_size;
+    for (const consumer_t *consumer = machine->bq->consumers.all; consumer && rounds < 4; consumer = consumer->next, rounds++) {
+        uint32_t id_size = consumer->holders ? consumer->holders->size : 0, size = id_size + consumer->group_size;
         uint8_t *data = malloc(size + 1);
         CHECK(data);
-        if (id_size) memcpy(data, session->holders->client_id, id_size);
-        memcpy(data + id_size, session_group(session), session->group_size);
+        if (id_size) memcpy(data, consumer->holders->client_id, id_size);
+        memcpy(data + id_size, consumer_group(consumer), consumer->group_size);
         push(machine,
              (bq_command_t){
                  .type = BQ_CMD_SUBSCRIBE, .conn = client->conn, .value = id_size, .flags = BQ_SUB_QOS1 | BQ_SUB_DURABLE},
-             (text_t){session->text, session->filter_size}, (text_t){data, size});
+             (text_t){consumer->text, consumer->filter_size}, (text_t){data, size});
         free(data);
     }
     settle(machine, 1, 12);

@@ -53,7 +53,7 @@ typedef struct machine {
     uint32_t allocations_before, allocations_failing; /* of the next turn */
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no log */
-    bool restores;         /* a log that no core wrote: what it says of sessions need not fit */
+    bool restores;         /* a log that no core wrote: what it says of consumers need not fit */
     void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame,
                      uint32_t size); /* each whole one; or NULL */
 } machine_t;
@@ -281,11 +281,11 @@ static void sums_check(machine_t *machine) {
 }
 
 /* One delivery: where it is, who may acknowledge it, and the one copy of it in a queue. Returns whether it is in flight. */
-static bool delivery_check(const session_t *session, const delivery_t *delivery) {
+static bool delivery_check(const consumer_t *consumer, const delivery_t *delivery) {
     const handing_t *now = &delivery->now;
-    CHECK(delivery->session == session && (!delivery->next || delivery->next->lsn > delivery->lsn));
+    CHECK(delivery->consumer == consumer && (!delivery->next || delivery->next->lsn > delivery->lsn));
     CHECK((delivery->place == DELIVERY_QUEUED) == (delivery->hold.other != NULL));
-    CHECK(delivery->place == DELIVERY_WAITS || (now->member && now->member->session == session));
+    CHECK(delivery->place == DELIVERY_WAITS || (now->member && now->member->consumer == consumer));
     if (delivery->hold.other) {
         CHECK(delivery->hold.other->other == &delivery->hold && delivery->hold.other->kept);
         CHECK(delivery->hold.other->queue == &now->member->connection->queue);
@@ -293,38 +293,38 @@ static bool delivery_check(const session_t *session, const delivery_t *delivery)
     CHECK(delivery->place != DELIVERY_HANDED || delivery->deliveries);
     CHECK(!delivery->alone || (now->member && now->member->alone));
     for (const handing_t *late = delivery->late; late; late = late->next)
-        CHECK(late->delivery == delivery && late->member != now->member && late->member->session == session);
+        CHECK(late->delivery == delivery && late->member != now->member && late->member->consumer == consumer);
     return delivery->place != DELIVERY_WAITS;
 }
 
-static void session_check(const bq_t *bq, const session_t *session) {
+static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
     uint32_t window = 0, flight = 0, members = 0, member_flight = 0, holders = 0;
-    for (const delivery_t *delivery = session->head; delivery; delivery = delivery->next, window++)
-        flight += delivery_check(session, delivery);
-    for (const member_t *member = session->members; member; member = member->next, members++) {
+    for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next, window++)
+        flight += delivery_check(consumer, delivery);
+    for (const member_t *member = consumer->members; member; member = member->next, members++) {
         member_flight += member->flight_count;
         CHECK(!member->alone || member->flight_count == 1);
         CHECK(member->connection->state == CONNECTION_OPEN || member->connection->state == CONNECTION_DEAD);
     }
-    for (const holder_t *holder = session->holders; holder; holder = holder->next) holders++;
-    CHECK(window == session->window_count && flight == session->flight_count && flight == member_flight);
-    CHECK(members == session->member_count && holders == session->holder_count && (!holders || session->durable));
-    CHECK(!session->head || session->floor_lsn < session->head->lsn);
-    CHECK(!session->behind || session->floor_lsn < session->next_lsn || session->head);
-    CHECK(session->qos || !session->durable || !bq->log);
-    for (uint32_t i = 1; session->past && i < session->past->count; i++)
-        CHECK(session->past->entries[i - 1].after < session->past->entries[i].after);
+    for (const holder_t *holder = consumer->holders; holder; holder = holder->next) holders++;
+    CHECK(window == consumer->window_count && flight == consumer->flight_count && flight == member_flight);
+    CHECK(members == consumer->member_count && holders == consumer->holder_count && (!holders || consumer->durable));
+    CHECK(!consumer->head || consumer->floor_lsn < consumer->head->lsn);
+    CHECK(!consumer->behind || consumer->floor_lsn < consumer->next_lsn || consumer->head);
+    CHECK(consumer->qos || !consumer->durable || !bq->log);
+    for (uint32_t i = 1; consumer->past && i < consumer->past->count; i++)
+        CHECK(consumer->past->entries[i - 1].after < consumer->past->entries[i].after);
 }
 
-static void sessions_check(machine_t *machine) {
+static void consumers_check(machine_t *machine) {
     uint64_t flight = 0, more_holders = 0, count = 0;
-    for (const session_t *session = machine->bq->sessions.all; session; session = session->next, count++) {
-        session_check(machine->bq, session);
-        flight += session->flight_count;
-        more_holders += session->holder_count > 1 ? session->holder_count - 1 : 0;
+    for (const consumer_t *consumer = machine->bq->consumers.all; consumer; consumer = consumer->next, count++) {
+        consumer_check(machine->bq, consumer);
+        flight += consumer->flight_count;
+        more_holders += consumer->holder_count > 1 ? consumer->holder_count - 1 : 0;
     }
-    CHECK(flight == machine->bq->sessions.flight_count && more_holders == machine->bq->sessions.group_holders);
-    CHECK(count == machine->bq->sessions.count);
+    CHECK(flight == machine->bq->consumers.flight_count && more_holders == machine->bq->consumers.group_holders);
+    CHECK(count == machine->bq->consumers.count);
 }
 
 static void turn(machine_t *machine, uint64_t advance_ms) {
@@ -337,7 +337,7 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     if (machine->bq->log) log_settle(machine->bq->log); /* the same input does the same again */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
-    if (!machine->restores) sessions_check(machine);
+    if (!machine->restores) consumers_check(machine);
 }
 
 static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {

@@ -75,10 +75,10 @@ typedef struct connection {
     topic_t *last_topic;   /* a hint: compare the name before use */
     struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
-    struct member *members;                       /* its part in sessions */
+    struct member *members;                       /* its part in consumers */
     uint64_t held_bytes;                          /* of its publishes that wait for the disk */
     uint32_t held_count;                          /* its publishes that wait for the disk */
-    uint64_t fan_mark;                            /* LSN of the last message it got through a session */
+    uint64_t fan_mark;                            /* LSN of the last message it got through a consumer */
     wait_list_t waiters;                          /* publishers that this one's full queue holds back */
     wait_list_t *waits_in;                        /* whose full queue holds this one back */
     struct connection *wait_next, *wait_previous; /* in that list */

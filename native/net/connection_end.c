@@ -3,7 +3,7 @@
  * A client that sends no more (QUIT, end of file) may still read: what it asked for before is answered, also when the answer
  * waits for the disk, and the connection closes after the last answer. A reset ends a connection at once.
  *
- * Invariants: a connection that leaves CONNECTION_OPEN leaves its routes, groups and sessions at the same moment, so no message
+ * Invariants: a connection that leaves CONNECTION_OPEN leaves its routes, groups and consumers at the same moment, so no message
  * waits for a client that cannot acknowledge it. ENDING, CLOSING and LINGERING have a timer each: no client keeps its descriptor
  * by not reading.
  */
@@ -50,7 +50,7 @@ static void leave(bq_t *bq, connection_t *connection) {
     connection_release_waiters(bq, connection);
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     connection->subscription_count = 0;
-    session_leave_all(bq, connection);
+    consumer_leave_all(bq, connection);
     queue_drop_kept(&connection->queue, &bq->queues, connection->blocked);
 }
 
@@ -139,7 +139,7 @@ void connection_discard(bq_t *bq, connection_t *connection) {
     publish_run_close(bq); /* into the queue that is emptied here */
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     connection->subscription_count = 0;
-    session_leave_all(bq, connection);
+    consumer_leave_all(bq, connection);
     bq->stats.dropped_disconnect += queue_discard(&connection->queue, &bq->queues, connection->blocked);
 }
 
@@ -174,10 +174,10 @@ static bool tell_closed(bq_t *bq, const connection_t *connection) {
     return event_push(bq, &event);
 }
 
-/* Its routes, sessions and queue: thousands of each, as far as the turn's work goes. False: the rest is the next turn's. */
+/* Its routes, consumers and queue: thousands of each, as far as the turn's work goes. False: the rest is the next turn's. */
 static bool let_go(bq_t *bq, connection_t *connection) {
     while (connection->subscriptions && work_done(bq) < bq->ends_stop) route_leave(bq->routes, connection->subscriptions);
-    while (connection->members && work_done(bq) < bq->ends_stop) session_leave_one(bq, connection);
+    while (connection->members && work_done(bq) < bq->ends_stop) consumer_leave_one(bq, connection);
     while (connection->queue.head && work_done(bq) < bq->ends_stop) {
         bq->stats.dropped_disconnect += queue_clear(&connection->queue, &bq->queues, CLEAR_ENTRIES);
         bq->stats.work += CLEAR_ENTRIES;

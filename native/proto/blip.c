@@ -128,7 +128,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
         connection->pause |= PAUSE_SHARE;
         return FRAME_KEPT;
     }
-    bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->session_count * WORK_DELIVERY;
+    bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->consumer_count * WORK_DELIVERY;
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(bq, topic, view->payload_size))
         return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
                       "a subscriber's queue is full and the policy is block: try again later");
@@ -260,7 +260,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     case FRAME_INFO: return request_json(bq, connection, view, BQ_EV_INFO);
     case FRAME_ADMIN: return request_json(bq, connection, view, BQ_EV_ADMIN);
     case FRAME_PING: blip_answer(bq, connection, view->seq, BQ_OUTCOME_DONE, NULL); return FRAME_TAKEN;
-    case FRAME_ACK: session_ack(bq, connection, view->seq); return FRAME_TAKEN;
+    case FRAME_ACK: consumer_ack(bq, connection, view->seq); return FRAME_TAKEN;
     default: connection_input_ended(bq, connection, BQ_CLOSE_QUIT); return FRAME_TAKEN;
     }
 }

@@ -28,10 +28,10 @@ enum log_error {
 enum log_type {
     LOG_PUBLISH = 1, /* what the core writes: see broker/consumer_store.c; the log itself does not look inside */
     LOG_ACK = 2,
-    LOG_SESSION = 3,
-    LOG_SESSION_END = 4,
+    LOG_CONSUMER = 3,
+    LOG_CONSUMER_END = 4,
     LOG_IDS = 5,
-    LOG_SESSION_LEAVE = 6,
+    LOG_CONSUMER_LEAVE = 6,
     LOG_TIME = 8, /* see broker/timeline.h */
     LOG_PAD = 15  /* fills a block; takes no LSN (its own is that of the record behind it); never handed to a visitor */
 };

@@ -105,7 +105,7 @@ def durable_steps() -> list[bytes]:
 # ---- records: see broker/consumer_store.c and broker/commit.h --------------------------------------------------------
 
 
-def session_record(number: int, filter_: bytes, client: bytes, group: bytes = b"", floor: int = 0) -> bytes:
+def consumer_record(number: int, filter_: bytes, client: bytes, group: bytes = b"", floor: int = 0) -> bytes:
     head = struct.pack("<QQIIIBBxx", number, floor, len(filter_), len(client), len(group), 1, bool(group))
     return head + filter_ + client + group
 
@@ -114,8 +114,8 @@ def publish_record(number: int, topic: bytes, payload: bytes, ttl_ms: int = 0) -
     return struct.pack("<QQQQQII", number, 0, ttl_ms, 0, 0, len(topic), 0) + topic + payload
 
 
-def checkpoint_record(sessions: list[bytes], next_id: int = 9) -> bytes:
-    return struct.pack("<IIQQQ", 1, len(sessions), next_id, 0, 5) + b"".join(sessions)
+def checkpoint_record(consumers: list[bytes], next_id: int = 9) -> bytes:
+    return struct.pack("<IIQQQ", 1, len(consumers), next_id, 0, 5) + b"".join(consumers)
 
 
 def program(how: int, *records: tuple[int, bytes]) -> bytes:
@@ -124,14 +124,14 @@ def program(how: int, *records: tuple[int, bytes]) -> bytes:
 
 def records() -> list[bytes]:
     publishes = [(1, publish_record(number, b"a.b", b"payload", number % 2)) for number in range(1, 6)]
-    session = session_record(1, b"a.*", b"c0")
-    group = session_record(2, b">", b"", b"workers")
+    consumer = consumer_record(1, b"a.*", b"c0")
+    group = consumer_record(2, b">", b"", b"workers")
     flows = [
-        [(3, session), *publishes],
-        [(3, session), *publishes, (2, struct.pack("<QQ", 1, 3)), (4, struct.pack("<Q", 1))],
-        [(0, checkpoint_record([session, group])), *publishes],
-        [(3, group), *publishes, (5, struct.pack("<Q", 1 << 40)), (0, checkpoint_record([session]))],
-        [(6, b"of a later version"), (3, session), *publishes],
+        [(3, consumer), *publishes],
+        [(3, consumer), *publishes, (2, struct.pack("<QQ", 1, 3)), (4, struct.pack("<Q", 1))],
+        [(0, checkpoint_record([consumer, group])), *publishes],
+        [(3, group), *publishes, (5, struct.pack("<Q", 1 << 40)), (0, checkpoint_record([consumer]))],
+        [(6, b"of a later version"), (3, consumer), *publishes],
     ]
     return [program(how, *flow) for flow in flows for how in (0, 1)]
 
@@ -149,7 +149,7 @@ def rings() -> list[bytes]:
 
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
-    "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "session": durable_steps, "restore": records,
+    "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
     "route": routes, "ring": rings,
 }  # fmt: skip
 

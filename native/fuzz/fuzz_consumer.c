@@ -1,8 +1,8 @@
-/* fuzz_session.c: a stepped core with a log on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
+/* fuzz_consumer.c: a stepped core with a log on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
  * disk that fills and one that fails, between the steps of stepped.h.
  *
  * Invariant: as stepped.h says; and a core that starts again on what its disk holds starts, with ids above all it gave out
- * before, unless the disk has failed it. A session that has room and lies behind is on its way to more, blocks know how many use
+ * before, unless the disk has failed it. A consumer that has room and lies behind is on its way to more, blocks know how many use
  * them, and dead letters wait in the log's order.
  */
 #include "sim_storage.h"
@@ -59,20 +59,20 @@ static bool harm(input_t *input) {
 }
 
 static void readers_check(const bq_t *bq) {
-    uint32_t users[SESSION_SLOTS] = {0}, in_line = 0, waiting = 0;
+    uint32_t users[CONSUMER_SLOTS] = {0}, in_line = 0, waiting = 0;
     uint64_t failing = 0;
-    for (const session_t *session = bq->sessions.all; session; session = session->next) {
-        bool in_block = session->reader && session->reader->generation == session->read_generation;
-        if (in_block) users[session->reader - bq->sessions.readers]++;
-        CHECK(!in_block || !session->read_link);
-        in_line += session->read_link != NULL;
-        failing += session->read_failures > 0;
-        bool hungry = session->behind && session->members && !session->window_count && session->next_lsn <= bq->fanned_lsn;
-        CHECK(!hungry || session->read_link || session->pumping);
+    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+        bool in_block = consumer->reader && consumer->reader->generation == consumer->read_generation;
+        if (in_block) users[consumer->reader - bq->consumers.readers]++;
+        CHECK(!in_block || !consumer->read_link);
+        in_line += consumer->read_link != NULL;
+        failing += consumer->read_failures > 0;
+        bool hungry = consumer->behind && consumer->members && !consumer->window_count && consumer->next_lsn <= bq->fanned_lsn;
+        CHECK(!hungry || consumer->read_link || consumer->pumping);
     }
-    for (const session_t *session = bq->sessions.read_first; session; session = session->read_next) waiting++;
-    CHECK(waiting == in_line && failing == bq->sessions.read_failing);
-    for (uint32_t slot = 0; slot < SESSION_SLOTS; slot++) CHECK(bq->sessions.readers[slot].users == users[slot]);
+    for (const consumer_t *consumer = bq->consumers.read_first; consumer; consumer = consumer->read_next) waiting++;
+    CHECK(waiting == in_line && failing == bq->consumers.read_failing);
+    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) CHECK(bq->consumers.readers[slot].users == users[slot]);
 }
 
 static void letters_check(const bq_t *bq) {
