@@ -115,7 +115,7 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"
 	@mkdir -p $(ASAN)
-	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/native $(ASAN)/tests $(ASAN)/report.*
+	@rm -rf $(ASAN)/blipmq/*.py $(ASAN)/blipmq/*/ $(ASAN)/native $(ASAN)/tests $(ASAN)/report.*
 	@tar -cf - --exclude=./build --exclude=./dist --exclude='./.*' --exclude='*.so' --exclude=__pycache__ . | tar -xf - -C $(ASAN)
 	@cd $(ASAN) && BLIPMQ_SANITIZE=1 $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(ASAN) && export PYTHONPATH="$(CURDIR)/$(ASAN)" \
@@ -129,7 +129,7 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 
 settings: $(VENV)/.run ## write what is made from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md
 	@$(PY) native/generate_settings.py
-	@$(PY) -m blipmq.config > docs/CONFIGURATION.md
+	@$(PY) -m blipmq.config.settings > docs/CONFIGURATION.md
 
 bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)

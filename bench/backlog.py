@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 WINDOW = 4096
 LENGTH = struct.Struct(">I")

@@ -31,7 +31,7 @@ from bench.brokers import Broker, BrokerError, find_disk, find_program, missing,
 from bench.plan import BrokerPlan, Mode, Plan, Shape, expected_s, read_plan
 from bench.results import Results
 from bench.syncs import counting
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"

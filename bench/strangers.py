@@ -30,7 +30,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import NamedTuple
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 RATE = 500  # messages a second
 SLOW_FRAME = struct.pack(">I", 1024) + bytes(1024)

@@ -24,7 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from blipmq import command, wire
+from blipmq.wire import command
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).resolve().parent.parent
 PAYLOAD_BYTES = 64

@@ -14,35 +14,38 @@ from blipmq.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from blipmq import errors as errors
-    from blipmq.blocking import BlockingClient as BlockingClient
-    from blipmq.blocking import connect_blocking as connect_blocking
-    from blipmq.blocking_broker import BlockingBroker as BlockingBroker
-    from blipmq.blocking_subscription import BlockingSubscription as BlockingSubscription
-    from blipmq.broker import Broker as Broker
-    from blipmq.client import Client as Client
-    from blipmq.client import connect as connect
-    from blipmq.client_protocol import Published as Published
-    from blipmq.client_protocol import Receipt as Receipt
-    from blipmq.config import Config as Config
-    from blipmq.subscription import Subscription as Subscription
-    from blipmq.wire import Message as Message
+    from blipmq.broker.blocking import BlockingBroker as BlockingBroker
+    from blipmq.broker.broker import Broker as Broker
+    from blipmq.client.blocking import BlockingClient as BlockingClient
+    from blipmq.client.blocking import connect_blocking as connect_blocking
+    from blipmq.client.blocking_subscription import BlockingSubscription as BlockingSubscription
+    from blipmq.client.client import Client as Client
+    from blipmq.client.client import connect as connect
+    from blipmq.client.protocol import Published as Published
+    from blipmq.client.protocol import Receipt as Receipt
+    from blipmq.client.subscription import Subscription as Subscription
+    from blipmq.config.settings import Config as Config
+    from blipmq.ops.admin import Admin as Admin
+    from blipmq.wire.frames import Message as Message
 
 _HOMES = {
-    "connect": "blipmq.client",
-    "Client": "blipmq.client",
-    "Subscription": "blipmq.subscription",
-    "connect_blocking": "blipmq.blocking",
-    "BlockingClient": "blipmq.blocking",
-    "BlockingSubscription": "blipmq.blocking_subscription",
-    "Message": "blipmq.wire",
-    "Published": "blipmq.client_protocol",
-    "Receipt": "blipmq.client_protocol",
-    "Broker": "blipmq.broker",
-    "BlockingBroker": "blipmq.blocking_broker",
-    "Config": "blipmq.config",
+    "connect": "blipmq.client.client",
+    "Client": "blipmq.client.client",
+    "Subscription": "blipmq.client.subscription",
+    "connect_blocking": "blipmq.client.blocking",
+    "BlockingClient": "blipmq.client.blocking",
+    "BlockingSubscription": "blipmq.client.blocking_subscription",
+    "Message": "blipmq.wire.frames",
+    "Published": "blipmq.client.protocol",
+    "Receipt": "blipmq.client.protocol",
+    "Broker": "blipmq.broker.broker",
+    "BlockingBroker": "blipmq.broker.blocking",
+    "Config": "blipmq.config.settings",
+    "Admin": "blipmq.ops.admin",
 }
 
 __all__ = [
+    "Admin",
     "BlockingBroker",
     "BlockingClient",
     "BlockingSubscription",

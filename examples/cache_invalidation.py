@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 import blipmq
-from blipmq.client import Subscription
+from blipmq.client.client import Subscription
 
 DATABASE = {"user/1": "Ann", "user/2": "Bob"}
 

@@ -8,7 +8,7 @@ import asyncio
 import sys
 
 import blipmq
-from blipmq.client import Subscription
+from blipmq.client.client import Subscription
 
 READINGS = [("cellar/temp", 12.5), ("attic/temp", 31.0), ("attic/humidity", 40.0), ("cellar/temp", 12.0)]
 TOO_WARM = 30.0

@@ -16,13 +16,13 @@ from typing import NamedTuple
 NATIVE = Path(__file__).resolve().parent
 sys.path.insert(0, str(NATIVE.parent))
 
-from blipmq.config import Config  # noqa: E402
-from blipmq.core_settings import CORE, WAL, Field, values  # noqa: E402
+from blipmq.config.core_settings import CORE, WAL, Field, values  # noqa: E402
+from blipmq.config.settings import Config  # noqa: E402
 
 HEAD = """\
 /* {name}: {what}.
  *
- * Made from blipmq/core_settings.py by `make settings`: change the declaration there or in blipmq/config.py, not this file.
+ * Made from blipmq/config/core_settings.py by `make settings`. Change the declaration there or in blipmq/config/settings.py.
  */
 /* clang-format off */
 """

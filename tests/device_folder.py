@@ -6,7 +6,7 @@ Invariant: nothing outside of the folder is read or changed, and time stands sti
 import os
 from pathlib import Path
 
-from blipmq.device.places import Places
+from blipmq.device.paths import Places
 from blipmq.device.system import Result, System
 
 ROOT = Path(__file__).resolve().parent.parent

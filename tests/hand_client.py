@@ -1,7 +1,7 @@
 """Frames written and read by hand, and the two kinds of client that speak them over a plain socket.
 
 Invariant: nothing here comes from the package under test. Frames are laid out with struct, field by field, as the
-protocol's tables say, so that a mistake in `blipmq.wire` cannot hide behind itself, and a frozen binary can be tried too.
+protocol's tables say, so that a mistake in `blipmq.wire.frames` cannot hide behind itself, and a frozen binary can be tried too.
 """
 
 import ctypes

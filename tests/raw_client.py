@@ -3,7 +3,7 @@
 import socket
 import struct
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 TIMEOUT_S = 20
 

@@ -1,6 +1,6 @@
 """A core stepped by hand, for tests: no sockets unless a test wants one, no threads, no sleeping, time as an argument.
 
-Invariant: what a `Client` has in its lists came out of the core as bytes and was read by `blipmq.wire`. The bench does the
+Invariant: what a `Client` has in its lists came out of the core as bytes and was read by `blipmq.wire.frames`. The bench does the
 duties of the Python side (admit, subscribe, unsubscribe, answer INFO) as plainly as they can be done; `answering = False`
 leaves requests in `asked` instead.
 """
@@ -12,8 +12,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Any
 
-from blipmq import wire
-from blipmq.config import KEYS
+from blipmq.config.settings import KEYS
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import (
@@ -39,6 +38,7 @@ from blipmq.native.events import (
     Unsub,
     Unsubscribed,
 )
+from blipmq.wire import frames as wire
 
 Overflow = IntEnum("Overflow", [choice.upper() for choice in KEYS["queues.overflow_policy"].choices], start=0)
 """What a full queue does, as the core's `overflow_policy` says it."""

@@ -18,13 +18,14 @@ import pytest
 from raw_client import RawClient
 from watched_broker import OPENMETRICS, WatchedBroker, exchange, get, parse_response, read_all, read_series
 
-from blipmq import admin, http, metrics, wire
-from blipmq.admin import Shared
-from blipmq.config import Config
+from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, UsageError
-from blipmq.http import BadRequest, Exchange, quality, read_request
-from blipmq.tls_connection import TlsConnection
+from blipmq.net.tls_connection import TlsConnection
+from blipmq.ops import admin, http, metrics
+from blipmq.ops.admin import Shared
+from blipmq.ops.http import BadRequest, Exchange, quality, read_request
 from blipmq.version import __version__
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).parent.parent
 
@@ -649,9 +650,9 @@ def test_an_address_that_was_asked_for_and_is_taken_ends_the_start_with_one_clea
 
 def test_the_default_address_may_be_taken_and_the_broker_starts_all_the_same(tmp_path):
     async def start():
-        from blipmq import server
-        from blipmq.broker import Broker
-        from blipmq.logs import Log
+        from blipmq.base.logs import Log
+        from blipmq.broker.broker import Broker
+        from blipmq.service import server
 
         read, write = os.pipe()
         with socket.create_server(("127.0.0.1", 0)) as taken:

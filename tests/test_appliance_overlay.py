@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from device_folder import DeviceFolder
 
-from blipmq.config_reader import load_texts, read_text
+from blipmq.config.reader import load_texts, read_text
 from blipmq.device import health, selftest, settings
 from blipmq.device.broker_settings import Ground, read_broker
 from blipmq.device.settings import SETTINGS, Device

@@ -15,10 +15,10 @@ import pytest
 from broker_process import TIMEOUT_S, BrokerProcess, broker_command, cli_command, environment, until
 from certificates import Authority
 
-from blipmq import awaited, listener
+from blipmq.base.logs import Log
 from blipmq.errors import ConfigError
-from blipmq.listener import AddressMissing
-from blipmq.logs import Log
+from blipmq.net import bind_retry, listener
+from blipmq.net.listener import AddressMissing
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "gateway.example"
@@ -165,7 +165,7 @@ def test_what_was_opened_for_no_one_is_closed(monkeypatch):
     opened = []
 
     async def scene():
-        waiting = awaited.Awaited(Log(level="error"), retry_s=0)
+        waiting = bind_retry.Awaited(Log(level="error"), retry_s=0)
 
         def open_listener(*_):
             if not opened:
@@ -180,13 +180,13 @@ def test_what_was_opened_for_no_one_is_closed(monkeypatch):
             in_use.set()
             await asyncio.sleep(TIMEOUT_S)
 
-        monkeypatch.setattr(awaited, "open_listener", open_listener)
+        monkeypatch.setattr(bind_retry, "open_listener", open_listener)
         assert await waiting.open("server.bind_addr", f"{NAME}:1", never) is None
         await asyncio.wait_for(in_use.wait(), TIMEOUT_S)
         await waiting.stop()
         assert waiting.unready == ""
 
-    monkeypatch.setattr(awaited, "address_of", lambda _: "127.0.0.1:1")
+    monkeypatch.setattr(bind_retry, "address_of", lambda _: "127.0.0.1:1")
     asyncio.run(scene())
     assert all(one.fileno() == -1 for one in opened[1:])
 

@@ -11,16 +11,19 @@ import pytest
 from raw_client import RawClient
 
 import blipmq
-from blipmq import fed, memory, publisher, status, wire
-from blipmq.config import KEYS
-from blipmq.config_reader import from_dict
+from blipmq.base.logs import Log
+from blipmq.broker import publisher, status
+from blipmq.broker.message_ids import first_message_id
+from blipmq.config import memory
+from blipmq.config.reader import from_dict
+from blipmq.config.settings import KEYS
 from blipmq.errors import BlipMQError, ConfigError, Refused, UsageError
-from blipmq.ids import first_message_id
-from blipmq.listener import AddressInUse, address_of, open_listener
-from blipmq.logs import Log
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
+from blipmq.net import memory_transport
+from blipmq.net.listener import AddressInUse, address_of, open_listener
 from blipmq.version import __version__
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).parent.parent
 ALL_VECTORS = json.loads((ROOT / "tests/vectors.json").read_text())
@@ -450,7 +453,7 @@ def test_a_client_in_the_process_that_does_not_read_is_held_back_by_the_core():
             await counted(broker, lambda c: c["subscriptions"])
             while (await broker.stats())["dropped_queue_full"] == 0:
                 broker.publish("t", bytes(10_000))
-            assert sum(map(len, transport._held)) <= 4 * fed.CHUNK_BYTES
+            assert sum(map(len, transport._held)) <= 4 * memory_transport.CHUNK_BYTES
             transport.resume_reading()
             await counted(broker, lambda c: not c["queued_messages"])
 
@@ -533,7 +536,7 @@ def test_a_connection_in_the_process_counts_too():
 
 def test_an_error_in_the_broker_costs_one_connection_and_is_logged(connect, log_lines, monkeypatch):
     log, lines = log_lines
-    monkeypatch.setattr("blipmq.native_protocol.NativeProtocol.unsubscribe", lambda *_: 1 / 0)
+    monkeypatch.setattr("blipmq.protocols.blip.NativeProtocol.unsubscribe", lambda *_: 1 / 0)
     with blipmq.Broker(LOCAL, log=log) as broker:
         unlucky, other = connect(broker).hello("unlucky"), connect(broker).hello("other")
         unlucky.say(wire.UNSUB, "t", seq=3)
@@ -587,7 +590,9 @@ def test_who_asks_while_the_broker_stops_gets_an_answer_or_an_error_and_does_not
         asked.insert(50, broker.stop())
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert answers.pop(50) == 0
-        assert all(isinstance(answer, (dict, fed.FedTransport, BlipMQError)) for answer in answers), answers
+        assert all(isinstance(answer, (dict, memory_transport.FedTransport, BlipMQError)) for answer in answers), (
+            answers
+        )
 
     run(scene())
 

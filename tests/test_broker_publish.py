@@ -8,7 +8,7 @@ import pytest
 from broker_process import until
 
 import blipmq
-from blipmq import publisher
+from blipmq.broker import publisher
 from blipmq.errors import Disconnected, Refused, UsageError
 
 

@@ -7,9 +7,9 @@ from certificates import Authority, openssl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blipmq.certificate import Certificates, read_certificate, subject_of
-from blipmq.config import Tls
+from blipmq.config.settings import Tls
 from blipmq.errors import ConfigError
+from blipmq.net.certificate import Certificates, read_certificate, subject_of
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from blipmq.cli import render
 from blipmq.cli.client import make_parser
 from blipmq.cli.publish import read_lines
 from blipmq.errors import Disconnected
-from blipmq.wire import Message
+from blipmq.wire.frames import Message
 
 CLI = ["-m", "blipmq.cli.client"]
 

@@ -14,7 +14,7 @@ from fake_broker import FakeBroker
 from terminal import environment
 
 from blipmq.cli.publish import not_kept, publish_lines
-from blipmq.client_protocol import Published
+from blipmq.client.protocol import Published
 
 CLI = [sys.executable, "-m", "blipmq.cli.client"]
 

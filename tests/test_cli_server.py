@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blipmq import memory
 from blipmq.cli import server as cli
-from blipmq.config import KEYS, Config
+from blipmq.config import memory
+from blipmq.config.settings import KEYS, Config
 from blipmq.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def test_a_wrong_command_line_is_status_2(capsys, arguments):
 def test_check_loads_neither_the_event_loop_nor_the_core():
     code = (
         "import sys; from blipmq.cli.server import main; main(['check']); "
-        "sys.exit(bool({'asyncio', 'blipmq.native', 'blipmq.broker'} & set(sys.modules)))"
+        "sys.exit(bool({'asyncio', 'blipmq.native', 'blipmq.broker.broker'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True

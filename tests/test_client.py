@@ -15,11 +15,11 @@ import pytest
 from fake_broker import FakeBroker
 
 import blipmq
-from blipmq.address import Address, parse_address, unreachable
-from blipmq.backoff import Backoff
-from blipmq.blocking import BlockingClient
-from blipmq.client import Client
-from blipmq.client_protocol import PENDING_MAX, ClientProtocol
+from blipmq.base.backoff import Backoff
+from blipmq.client.address import Address, parse_address, unreachable
+from blipmq.client.blocking import BlockingClient
+from blipmq.client.client import Client
+from blipmq.client.protocol import PENDING_MAX, ClientProtocol
 from blipmq.errors import (
     BlipMQError,
     ConfigError,
@@ -630,9 +630,7 @@ def test_the_blocking_client_speaks_the_same_verbs(broker: FakeBroker) -> None:
 
 
 def test_the_blocking_client_needs_no_asyncio() -> None:
-    code = (
-        "import blipmq, sys; blipmq.connect_blocking; sys.exit(bool({'asyncio', 'blipmq.client'} & set(sys.modules)))"
-    )
+    code = "import blipmq, sys; blipmq.connect_blocking; sys.exit(bool({'asyncio', 'blipmq.client.client'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -814,7 +812,7 @@ def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
 
 
 def test_the_package_shows_its_names_and_no_others() -> None:
-    assert blipmq.Message.__module__ == "blipmq.wire"
+    assert blipmq.Message.__module__ == "blipmq.wire.frames"
     assert blipmq.errors.BlipMQError is BlipMQError
     assert set(blipmq.__all__) <= set(dir(blipmq))
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):

@@ -13,8 +13,8 @@ from fake_broker import FakeBroker, reply
 from hand_client import vanish
 
 import blipmq
-from blipmq import blocking_connection
-from blipmq.connection import Link
+from blipmq.client import blocking_connection
+from blipmq.client.connection import Link
 from blipmq.errors import Disconnected, UsageError
 
 TIMEOUT_S = 30

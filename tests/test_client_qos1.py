@@ -14,10 +14,10 @@ import pytest
 from fake_broker import FakeBroker
 
 import blipmq
-from blipmq.client_protocol import ClientProtocol
+from blipmq.client.in_flight import Unanswered
+from blipmq.client.inbox import Inbox
+from blipmq.client.protocol import ClientProtocol
 from blipmq.errors import Disconnected, Refused, TimedOut, UsageError
-from blipmq.inbox import Inbox
-from blipmq.unanswered import Unanswered
 
 
 @pytest.fixture

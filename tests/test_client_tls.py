@@ -7,8 +7,8 @@ import pytest
 from certificates import Authority
 
 import blipmq
-from blipmq.address import Address, parse_address, unreachable
-from blipmq.connection import Link
+from blipmq.client.address import Address, parse_address, unreachable
+from blipmq.client.connection import Link
 from blipmq.errors import ConfigError, NotTrusted, Unreachable, UsageError
 
 

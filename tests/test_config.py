@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from blipmq import config_reader, memory
-from blipmq.config import KEYS, Config, Logging, literal, reference, shown, value_of
-from blipmq.config_reader import from_dict, is_loopback, load, locate, split_address, warnings
+from blipmq.base.process import memory_limit_bytes
+from blipmq.config import memory
+from blipmq.config import reader as config_reader
+from blipmq.config.reader import from_dict, is_loopback, load, locate, split_address, warnings
+from blipmq.config.settings import KEYS, Config, Logging, literal, reference, shown, value_of
 from blipmq.errors import ConfigError
-from blipmq.process import memory_limit_bytes
 
 ROOT = Path(__file__).parent.parent
 

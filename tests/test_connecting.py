@@ -18,9 +18,9 @@ from certificates import Authority
 from fake_broker import FakeBroker
 
 import blipmq
-from blipmq import dialing
-from blipmq.address import Address
-from blipmq.candidates import CANDIDATES_MAX, Tried, in_turn
+from blipmq.client import happy_eyeballs
+from blipmq.client.address import Address
+from blipmq.client.address_order import CANDIDATES_MAX, Tried, in_turn
 from blipmq.errors import (
     Disconnected,
     NotAllowed,
@@ -352,7 +352,7 @@ def test_a_name_that_nobody_looks_up_in_time_is_told(monkeypatch):
 
 def test_uvloop_goes_on_to_the_next_address_too(broker, black_hole, monkeypatch):
     places = [(INET, socket.SOCK_STREAM, 6, "", place) for place in (black_hole, place_of(broker))]
-    monkeypatch.setattr(dialing, "in_turn", lambda _: in_turn(places))  # uvloop has a resolver of its own
+    monkeypatch.setattr(happy_eyeballs, "in_turn", lambda _: in_turn(places))  # uvloop has a resolver of its own
 
     async def scene():
         async with blipmq.connect("127.0.0.1", timeout_s=NEVER_S) as client:

@@ -10,10 +10,11 @@ from broker_process import TIMEOUT_S, broker_command, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blipmq import config_reader, memory
-from blipmq.config import KEYS, MIB, literal, value_of
-from blipmq.conversion import convert
-from blipmq.conversion_v1 import _RULES, read_v1
+from blipmq.config import memory
+from blipmq.config import reader as config_reader
+from blipmq.config.convert import convert
+from blipmq.config.convert_v1 import _RULES, read_v1
+from blipmq.config.settings import KEYS, MIB, literal, value_of
 from blipmq.errors import ConfigError
 
 if sys.version_info >= (3, 11):

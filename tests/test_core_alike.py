@@ -18,7 +18,7 @@ from stepped import Bench, Overflow
 from test_core_properties import frames_of
 from twin import Publish
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["valid"]
 PUBLISHES = [

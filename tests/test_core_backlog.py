@@ -11,8 +11,8 @@ import pytest
 from stepped import Client, conserved
 from test_core_log import LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
+from blipmq.wire import frames as wire
 
 READERS = 8  # LOG_READS_MAX of wal/wal.h
 HOLD_MS = 250

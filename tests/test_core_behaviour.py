@@ -10,10 +10,10 @@ import pytest
 from stepped import WINDOW_BYTES, Bench, Client, Overflow, SocketClient, conserved
 from test_wire import BROKEN
 
-from blipmq import wire
 from blipmq.native.core import BACKLOG_COMMANDS_MAX
 from blipmq.native.errors import CoreBusy
 from blipmq.native.events import CloseReason, Stopped
+from blipmq.wire import frames as wire
 
 BAD_TOPIC = wire.encode_command(wire.PUB, "no/+/wildcards", b"", seq=5)
 UNVERIFIABLE = b"\0\0\0\x08" + b"\xff" * 8

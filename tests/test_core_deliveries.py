@@ -13,8 +13,8 @@ from killed import as_killed
 from stepped import Client, conserved
 from test_core_log import LOG, LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
+from blipmq.wire import frames as wire
 
 TIMEOUT_MS = 100
 LATER_MS = 40 * TIMEOUT_MS  # more than any ack timeout

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped import Bench, Client, SocketClient
 
-from blipmq import wire
 from blipmq.native.events import CloseReason, Hello
+from blipmq.wire import frames as wire
 
 TICK_MS = 10
 HELLO_MS = 5000

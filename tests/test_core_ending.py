@@ -15,9 +15,9 @@ import pytest
 from stepped import Client, Overflow, SocketClient, conserved
 from test_core_log import LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
 from blipmq.native.events import CloseReason
+from blipmq.wire import frames as wire
 
 DISK_MS = 1000
 """How long a record waits for its sync: the disk of these tests is slow."""

@@ -16,7 +16,7 @@ from killed import as_killed
 from stepped import Client
 from test_core_log import LOG, LoggedBench
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 SUBS = {
     "sub qos 0": {"qos": 0},

@@ -16,8 +16,8 @@ import pytest
 from stepped import Bench, Client, Overflow, SocketClient
 from test_core_log import LoggedBench
 
-from blipmq import wire
 from blipmq.native.events import CloseReason
+from blipmq.wire import frames as wire
 
 SERVER_MS = 60_000
 

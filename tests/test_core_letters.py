@@ -15,8 +15,8 @@ from stepped import Client, conserved
 from test_core_backlog import LARGE, absent, back
 from test_core_log import LOG, LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
+from blipmq.wire import frames as wire
 
 SMALL = LogConfig(max_bytes=512 << 10, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 QUICK: dict[str, Any] = {"ack_timeout_ms": 100, "max_deliveries": 2}

@@ -8,10 +8,10 @@ import time
 
 from stepped import WINDOW_BYTES, Bench, SocketClient
 
-from blipmq import wire
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import CloseReason, Stats
+from blipmq.wire import frames as wire
 
 
 def test_a_connection_fed_more_than_its_window_is_closed_and_not_kept_growing() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from stepped import Bench, Client, Overflow, conserved
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
 from blipmq.native.events import Event, Sub, Unsub
+from blipmq.wire import frames as wire
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)
 WAITS_MAX = 20_000

@@ -12,9 +12,9 @@ import pytest
 from stepped import Bench, Client, Overflow, conserved
 from test_core_log import LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
 from blipmq.native.events import CloseReason
+from blipmq.wire import frames as wire
 
 BUDGET = 4 << 20
 ALLOWED = BUDGET * 3 // 2

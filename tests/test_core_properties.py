@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stepped import Bench, Client, Overflow, SocketClient, conserved
 from twin import Publish, Twin, message_bytes
 
-from blipmq import wire
 from blipmq.native.pure import filter_kind
+from blipmq.wire import frames as wire
 
 SEGMENT_BYTES = 4096
 

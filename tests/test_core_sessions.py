@@ -10,7 +10,7 @@ import pytest
 from stepped import Client
 from test_core_log import LOG, LoggedBench
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 KINDS: list[dict[str, Any]] = [
     {"qos": 1},

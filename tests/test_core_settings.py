@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from blipmq._native import ffi, lib
-from blipmq.config import KEYS, Config
-from blipmq.core_settings import CORE, WAL
+from blipmq.config.core_settings import CORE, WAL
+from blipmq.config.settings import KEYS, Config
 from blipmq.native.config import CoreConfig, LogConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +73,7 @@ REFUSED = """bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) 
     if (config->made_up == 77) return NULL;
 """
 TRIED = """
-from blipmq.config_reader import from_dict
+from blipmq.config.reader import from_dict
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
@@ -107,7 +107,7 @@ def test_a_setting_is_one_declaration_and_its_use_in_the_core(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    with_line_replaced(tmp_path / "blipmq" / "config.py", "class Queues(Section):\n", MADE_UP)
+    with_line_replaced(tmp_path / "blipmq" / "config" / "settings.py", "class Queues(Section):\n", MADE_UP)
     with_line_replaced(tmp_path / "native" / "core.c", REFUSED.splitlines()[0] + "\n", REFUSED)
     check = [sys.executable, "native/generate_settings.py", "--check"]
     stale = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=60)

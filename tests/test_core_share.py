@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from stepped import Bench, Client, Overflow, conserved
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 DEEP = 60
 FRESH = 2000

@@ -11,8 +11,8 @@ import pytest
 from stepped import conserved
 from test_core_log import LoggedBench
 
-from blipmq import wire
 from blipmq.native.config import LogConfig
+from blipmq.wire import frames as wire
 
 LOG = LogConfig(max_bytes=128 << 10, reserve_bytes=0, segment_bytes=32 << 10, batch_bytes=8 << 10)
 FULL = 503

@@ -7,11 +7,12 @@ import stat
 import pytest
 from device_folder import ROOT, DeviceFolder, MemoryStore
 
-from blipmq import config_reader, keys
-from blipmq.device import durable, keyring
+from blipmq.auth import keys
+from blipmq.config import reader as config_reader
+from blipmq.device import atomic_write, keyring
 from blipmq.device.apply import NO_DATA, NO_KEY, apply
 from blipmq.device.commands import main
-from blipmq.device.outcome import NOT_APPLIED, read_outcome
+from blipmq.device.result import NOT_APPLIED, read_outcome
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKKWLTmLtPZ1gRS4HG8HtDX9dY6/OibsLVxzLeJfltLO me"
 DEVICE, BROKER = "boot/blipmq/device.toml", "boot/blipmq/blipmq.toml"
@@ -396,25 +397,25 @@ def test_what_was_made_of_which_table_can_be_forgotten_without_harm(device, stor
 @pytest.mark.parametrize("step", ["fsync", "fchmod", "replace", "open"])
 def test_a_write_that_fails_at_any_step_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
     path = tmp_path / "file"
-    durable.write_file(path, "old")
+    atomic_write.write_file(path, "old")
 
     def fail(*_):
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable.os, step, fail)
+        patched.setattr(atomic_write.os, step, fail)
         with pytest.raises(OSError):
-            durable.write_file(path, "new")
+            atomic_write.write_file(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     (tmp_path / "file.new").write_text("what a cut left")
-    assert durable.write_file(path, "new") and path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    assert atomic_write.write_file(path, "new") and path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_new_file_is_on_the_medium_before_its_name_changes_and_the_name_after(tmp_path, monkeypatch):
     order = []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
-    monkeypatch.setattr(durable.os, "fsync", lambda handle: (order.append("fsync"), real["fsync"](handle)))
-    monkeypatch.setattr(durable.os, "replace", lambda *paths: (order.append("replace"), real["replace"](*paths)))
-    assert durable.write_for_notepad(tmp_path / "status.txt", "a\nb\n")
+    monkeypatch.setattr(atomic_write.os, "fsync", lambda handle: (order.append("fsync"), real["fsync"](handle)))
+    monkeypatch.setattr(atomic_write.os, "replace", lambda *paths: (order.append("replace"), real["replace"](*paths)))
+    assert atomic_write.write_for_notepad(tmp_path / "status.txt", "a\nb\n")
     assert order == ["fsync", "replace", "fsync", "fsync"] and (tmp_path / "status.txt").read_bytes() == b"a\r\nb\r\n"
-    assert not durable.write_for_notepad(tmp_path / "status.txt", "a\nb\n") and len(order) == 4
+    assert not atomic_write.write_for_notepad(tmp_path / "status.txt", "a\nb\n") and len(order) == 4

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from device_folder import DeviceFolder
 
-from blipmq import config_reader
-from blipmq.device import asking, health, selftest
+from blipmq.config import reader as config_reader
+from blipmq.device import broker_probe, health, selftest
 from blipmq.device.commands import main
-from blipmq.device.outcome import Outcome
+from blipmq.device.result import Outcome
 from blipmq.device.system import Result
 from blipmq.errors import BlipMQError, Unreachable
 
@@ -93,12 +93,12 @@ def test_the_verb_says_whether_it_passed(start_broker, device, tmp_path, capsys)
 def test_the_broker_is_asked_how_it_is(start_broker, tmp_path):
     broker = start_broker({"metrics.bind_addr": "127.0.0.1:0"})
     metrics = broker.wait_for("metrics")["address"]
-    said = asking.ask(metrics, broker.address)
+    said = broker_probe.ask(metrics, broker.address)
     assert (said.status, said.reasons) == ("ok", ()) and said.version
-    assert asking.ask("", broker.address).status == "ok"
+    assert broker_probe.ask("", broker.address).status == "ok"
     broker.stop()
-    assert asking.ask(metrics, broker.address).status == "silent"
-    assert asking.ask("", broker.address).status == "silent"
+    assert broker_probe.ask(metrics, broker.address).status == "silent"
+    assert broker_probe.ask("", broker.address).status == "silent"
 
 
 # ---- a slot becomes good

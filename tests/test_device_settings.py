@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blipmq.config_reader import read_text
+from blipmq.config.reader import read_text
 from blipmq.device import settings
 from blipmq.device.settings import SETTINGS, Device
 from blipmq.device.settings_reader import read_device

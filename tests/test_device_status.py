@@ -11,7 +11,7 @@ from device_folder import BUILT, NOW, DeviceFolder
 
 from blipmq.device import clock, console, led, report, reset
 from blipmq.device.apply import NO_KEY, apply
-from blipmq.device.asking import Said
+from blipmq.device.broker_probe import Said
 from blipmq.device.commands import main
 from blipmq.device.system import Result, System
 

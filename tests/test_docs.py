@@ -193,6 +193,6 @@ def test_the_frame_that_the_protocol_page_takes_apart_is_one_of_the_reference_bu
 
 
 def test_the_port_that_the_pages_show_is_the_default() -> None:
-    from blipmq.config import Config
+    from blipmq.config.settings import Config
 
     assert (Config().server.bind_addr, Config().metrics.bind_addr) == (DOCUMENTED, DOCUMENTED_METRICS)

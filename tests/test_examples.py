@@ -17,7 +17,7 @@ from fake_broker import FakeBroker
 from terminal import ROOT, environment
 
 import blipmq
-from blipmq.blocking_broker import BlockingBroker
+from blipmq.broker.blocking import BlockingBroker
 
 TIMEOUT_S = 60
 

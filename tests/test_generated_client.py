@@ -17,7 +17,7 @@ import schema
 from broker_process import until
 
 import blipmq
-from blipmq.blocking_broker import BlockingBroker
+from blipmq.broker.blocking import BlockingBroker
 
 pytestmark = pytest.mark.slow  # deno is 42 MB; once it is there, this takes some seconds
 

@@ -12,8 +12,8 @@ import pytest
 from broker_process import TIMEOUT_S, broker_command, environment, toml
 from certificates import Authority
 
-from blipmq import memory
-from blipmq.config_reader import load, split_address
+from blipmq.config import memory
+from blipmq.config.reader import load, split_address
 
 ROOT = Path(__file__).resolve().parent.parent
 OCI = ROOT / "packaging" / "oci"

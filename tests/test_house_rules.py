@@ -24,22 +24,28 @@ TEXT = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".sh", ".cfg", ".yml", ".yaml
 # ---- layers ----------------------------------------------------------------------------------------------------------
 
 
-def read_map(text: str) -> list[set[str]]:
-    """The layers of docs/ARCHITECTURE.md, top first: lines `layer  name · name` of the block that begins with `shell`."""
-    block = re.search(r"```\n(shell .*?)```", text, re.DOTALL)
-    assert block, "docs/ARCHITECTURE.md has no map: a block whose first line begins with `shell`"
-    layers: list[set[str]] = []
+def read_map(text: str) -> dict[str, tuple[int, set[str]]]:
+    """The map of docs/ARCHITECTURE.md: the row of each package and its modules. Lines `row package/ name · name`; a line without
+    a row goes on with the line above. Modules outside packages have the package ""; each is in the row of its line."""
+    block = re.search(r"## Map of the package.*?```\n(.*?)```", text, re.DOTALL)
+    assert block, "docs/ARCHITECTURE.md has no block below `## Map of the package`"
+    places: dict[str, tuple[int, set[str]]] = {}
+    names: set[str] = set()
     for line in block.group(1).splitlines():
-        names = set(re.findall(r"[a-z_][\w/]*", line[8:]))
-        if line[:8].strip():
-            layers.append(names)
-        else:  # a layer that goes on
-            layers[-1] |= names
-    return layers
+        row, package, rest = line[:4].strip(), line[4:16].strip(), line[16:]
+        found = set(re.findall(r"\w+", rest))
+        if row and package:
+            names = found
+            places[package] = int(row), names
+        elif row:
+            places.update({name: (int(row), {name}) for name in found})
+        else:
+            names |= found
+    return places
 
 
 def noun(module: str) -> str:
-    """The name on the map of a module in the package: `cli.client` is `cli/`, `topics` is itself."""
+    """The name on the map of a module: `cli.client` is in `cli/`, `errors` is itself."""
     head, _, rest = module.partition(".")
     return f"{head}/" if rest or (PACKAGE / head).is_dir() else head
 
@@ -64,11 +70,30 @@ def imported(source: str, module: str) -> Iterator[str]:
                 yield base.removeprefix("blipmq.")
 
 
-def upward_imports(module: str, source: str, layers: list[set[str]]) -> list[str]:
-    """Imports of a layer above the module's own. `__init__` is above all; what has no place on the map is not judged."""
-    rank = {name: depth for depth, names in enumerate(layers) for name in names} | {"__init__": -1}
-    own = rank.get(noun(module), 0)
-    return [name for name in imported(source, module) if rank.get(noun(name), own) < own]
+def upward_imports(module: str, source: str, rows: dict[str, int]) -> list[str]:
+    """Imports that do not point to a lower row: upwards, or to another package of the same row. `__init__` is above all rows."""
+    rows = rows | {"__init__": 0, "_native": max(rows.values()) + 1}
+    own = noun(module)
+    outside = [name for name in imported(source, module) if noun(name) != own]
+    return [name for name in outside if rows[noun(name)] <= rows[own]]
+
+
+def find_circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Names along a circle of arrows, the first one again at the end; [] if there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(arrows.get(name, ())):
+            if circle := walk(target, [*path, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(arrows) if (circle := walk(name, []))), [])
 
 
 def modules() -> Iterator[tuple[str, str]]:
@@ -80,15 +105,19 @@ def modules() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def layers() -> list[set[str]]:
+def places() -> dict[str, tuple[int, set[str]]]:
     return read_map((ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
 
-def test_the_map_in_the_docs_names_every_module_and_no_other(layers: list[set[str]]) -> None:
-    on_disk = {noun(name) for name, _ in modules()} - {"__init__"}
-    on_map = set().union(*layers)
-    assert on_map - on_disk == set(), "docs/ARCHITECTURE.md names modules that do not exist"
-    assert on_disk - on_map == set(), "modules without a place on the map of docs/ARCHITECTURE.md"
+def test_the_map_in_the_docs_names_every_module_and_no_other(places: dict[str, tuple[int, set[str]]]) -> None:
+    on_disk: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        package = path.parent.relative_to(PACKAGE).as_posix()
+        if path.name == "__init__.py" or (package != "." and path.name == "__main__.py"):
+            continue
+        on_disk.setdefault(path.stem if package == "." else f"{package}/", set()).add(path.stem)
+    on_map = {name: found for name, (_, found) in places.items()}
+    assert on_disk == on_map, "the map of docs/ARCHITECTURE.md and the modules of blipmq/ differ"
 
 
 def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
@@ -97,18 +126,37 @@ def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
     assert named == {core_name(path) for path in native_files() if path.suffix == ".c"}
 
 
-def test_imports_point_downwards(layers: list[set[str]]) -> None:
-    offenders = {name: found for name, source in modules() if (found := upward_imports(name, source, layers))}
-    assert offenders == {}
+def test_every_import_points_to_a_lower_row(places: dict[str, tuple[int, set[str]]]) -> None:
+    rows = {name: row for name, (row, _) in places.items()}
+    listed = [(name, source) for name, source in modules() if name != "__init__"]
+    assert {name: found for name, source in listed if (found := upward_imports(name, source, rows))} == {}
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for name, source in modules():
+        targets = {noun(target) for target in imported(source, name)} - {noun(name), "__init__"}
+        arrows.setdefault(noun(name), set()).update(targets)
+    assert find_circle(arrows) == []
 
 
 def test_an_upward_import_is_found_however_it_is_written() -> None:
-    layers = [{"server"}, {"topics"}, {"wire", "native"}]
-    for line in ("import blipmq.server", "from blipmq.server import start", "from .server import start"):
-        assert upward_imports("wire", line, layers) == ["server"]
-        assert upward_imports("wire", f"def late():\n    {line}", layers) == ["server"]
-    assert upward_imports("topics", "from blipmq import __version__", layers) == ["__init__"]
-    assert upward_imports("server", "from .topics import match\nfrom . import _native", layers) == []
+    rows = {"service/": 1, "auth/": 2, "net/": 2, "wire/": 3, "errors": 4}
+    up, side, down = "service.server", "net.listener", "errors"
+    for line in (f"import blipmq.{up}", f"from blipmq.{up} import start", "from ..service.server import start"):
+        assert upward_imports("wire.topics", line, rows) == [up]
+        assert upward_imports("wire.topics", f"def late():\n    {line}", rows) == [up]
+        assert upward_imports("wire.topics", f"if TYPE_CHECKING:\n    {line}", rows) == [up]
+    assert upward_imports("auth.keys", f"from blipmq.{side} import open_listener", rows) == [side]
+    assert upward_imports("net.tls", f"from blipmq.{side} import open_listener", rows) == []
+    assert upward_imports("net.tls", f"from blipmq.{down} import ConfigError", rows) == []
+    assert upward_imports("wire.topics", "from blipmq import __version__", rows) == ["__init__"]
+    assert upward_imports("service.server", "from ..wire.topics import match\nfrom .. import _native", rows) == []
+
+
+def test_a_circle_between_packages_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def imports_the_core(source: str) -> bool:
@@ -170,7 +218,7 @@ def test_no_file_is_named_utils_helpers_or_manager() -> None:
 
 def test_a_file_named_for_no_noun_is_found() -> None:
     assert is_named_for_no_noun(Path("blipmq/utils.py")) and is_named_for_no_noun(Path("native/helpers.c"))
-    assert not is_named_for_no_noun(Path("blipmq/topics.py"))
+    assert not is_named_for_no_noun(Path("blipmq/wire/topics.py"))
 
 
 def machine_paths(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:

@@ -16,11 +16,11 @@ from test_core_log import LoggedBench
 from test_session_list import settings
 
 import blipmq
-from blipmq import wire
-from blipmq.config import Config
-from blipmq.config_reader import from_dict
+from blipmq.auth.keys import add_key
+from blipmq.config.reader import from_dict
+from blipmq.config.settings import Config
 from blipmq.errors import Refused
-from blipmq.keys import add_key
+from blipmq.wire import frames as wire
 
 
 class KeyedBench(LoggedBench):

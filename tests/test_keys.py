@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blipmq import keys
-from blipmq.errors import ConfigError, UsageError
-from blipmq.keys import (
+from blipmq.auth import keys
+from blipmq.auth.keys import (
     KEYS_MAX,
     KeyNameTaken,
     Keyring,
@@ -25,6 +24,7 @@ from blipmq.keys import (
     rotate_key,
     undo_rotation,
 )
+from blipmq.errors import ConfigError, UsageError
 
 SALT = "ab" * 32
 HEADER = json.dumps({"format": 1, "salt": SALT})

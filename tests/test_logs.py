@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from blipmq import logs
-from blipmq.logs import Log
+from blipmq.base import logs
+from blipmq.base.logs import Log
 
 NOON = 1_700_000_000.25
 STAMP = "2023-11-14T22:13:20.250Z"

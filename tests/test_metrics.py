@@ -18,13 +18,15 @@ from hand_client import vanish
 from raw_client import RawClient
 from watched_broker import WatchedBroker, parse_openmetrics, parse_text, read_series
 
-from blipmq import keys, metrics, wire
-from blipmq.config import Config
-from blipmq.config_reader import from_dict
-from blipmq.metrics import METRICS, Snapshot, expose, reference
+from blipmq.auth import keys
+from blipmq.base.process import read_process, started_at
+from blipmq.config.reader import from_dict
+from blipmq.config.settings import Config
 from blipmq.native.events import STATS_FIELDS
-from blipmq.process import read_process, started_at
+from blipmq.ops import metrics
+from blipmq.ops.metrics import METRICS, Snapshot, expose, reference
 from blipmq.version import __version__
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).parent.parent
 SCRAPES_MAX = 3000

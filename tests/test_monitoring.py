@@ -13,7 +13,7 @@ from certificates import Authority
 from raw_client import RawClient
 from watched_broker import WatchedBroker
 
-from blipmq import wire
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).parent.parent
 MONITORING = ROOT / "packaging/monitoring"
@@ -73,7 +73,7 @@ def exposed(tmp_path_factory):
         "tls": {"cert_file": str(cert), "key_file": str(key)},
     }
     with pytest.MonkeyPatch.context() as patch, WatchedBroker(settings) as watched:
-        patch.setattr("blipmq.status.read_hardware", lambda: board)
+        patch.setattr("blipmq.broker.status.read_hardware", lambda: board)
         with RawClient(watched.address).hello("reader").subscribe("a") as client:
             client.say(wire.PUB, "a", b"x")
             yield watched.scrape()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from blipmq import wire
 from blipmq._native import ffi, lib
+from blipmq.base.peer import peer_name
 from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreBusy, CoreError
@@ -22,7 +22,7 @@ from blipmq.native.events import (
     Subscriber,
 )
 from blipmq.native.log import LogReport
-from blipmq.peer import peer_name
+from blipmq.wire import frames as wire
 
 SMALL = CoreConfig(ring_bytes=1 << 16)
 

@@ -8,13 +8,13 @@ from door_twin import DoorTwin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blipmq.config import Config, Limits
-from blipmq.config import Tls as TlsSettings
-from blipmq.logs import Log
-from blipmq.peer import place_of
-from blipmq.pending import Bounds, Crowded, Pending
-from blipmq.tls import Tls
-from blipmq.tls_listener import TlsListener
+from blipmq.base.logs import Log
+from blipmq.base.peer import place_of
+from blipmq.config.settings import Config, Limits
+from blipmq.config.settings import Tls as TlsSettings
+from blipmq.net.admission import Bounds, Crowded, Pending
+from blipmq.net.tls import Tls
+from blipmq.net.tls_listener import TlsListener
 
 STRANGER = "203.0.113.7"
 ADDRESSES = ["127.0.0.1", "::1", STRANGER, "::ffff:203.0.113.7", "198.51.100.8", "2001:db8::1", "2001:db8::2%eth0"]

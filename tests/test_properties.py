@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blipmq
-from blipmq import wire
 from blipmq.cli.render import message_renderer
-from blipmq.properties import user_properties
+from blipmq.wire import frames as wire
+from blipmq.wire.properties import user_properties
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

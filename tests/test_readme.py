@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import blipmq
-from blipmq.blocking_broker import BlockingBroker
+from blipmq.broker.blocking import BlockingBroker
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,12 +7,12 @@ import pytest
 from certificates import Authority
 
 import blipmq
-from blipmq import fed
-from blipmq.fed import FedTransport
 from blipmq.native.errors import CoreBusy
 from blipmq.native.events import CloseReason
-from blipmq.relay import Relay
-from blipmq.tls_connection import TlsConnection
+from blipmq.net import memory_transport
+from blipmq.net.memory_transport import FedTransport
+from blipmq.net.relay import Relay
+from blipmq.net.tls_connection import TlsConnection
 
 NO_LISTENER = {"server": {"bind_addr": ""}}
 
@@ -138,7 +138,7 @@ def test_nothing_is_told_to_a_core_that_has_closed_the_connection():
         relay.data_received(b"too late")
         relay.eof_received()
         relay.ended()
-        await asyncio.sleep(3 * fed.RETRY_SECONDS)
+        await asyncio.sleep(3 * memory_transport.RETRY_SECONDS)
         assert core.calls == []
 
     asyncio.run(scene())
@@ -155,7 +155,7 @@ def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
             transport.write(b"%d" % number)
         transport.close()
         assert core.tries == 100
-        await asyncio.sleep(2 * fed.RETRY_SECONDS)
+        await asyncio.sleep(2 * memory_transport.RETRY_SECONDS)
         assert core.tries < 110  # a timer for each write would have made a hundred more
         await until(lambda: len(core.calls) == 100)
         assert core.calls == [b"%d" % number for number in range(100)]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped import Bench, conserved
 
-from blipmq import wire
 from blipmq.native.events import CloseReason, Hello
-from blipmq.topics import match
+from blipmq.wire import frames as wire
+from blipmq.wire.topics import match
 
 TEXT = "this key may not publish to this topic"
 

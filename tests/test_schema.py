@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from test_native_leaves import LEAVES, leaf  # noqa: F401  # leaf is a fixture
 from test_wire import is_utf8
 
-from blipmq import wire
 from blipmq.native import pure
+from blipmq.wire import frames as wire
 
 PROTOCOL_PAGE = (schema.ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")
 FRAME_TYPES = {"SubAck": wire.SUBACK, "Message": wire.MESSAGE, "Reply": wire.REPLY}

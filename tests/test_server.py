@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from raw_client import RawClient
 
-from blipmq import config_reader, memory, server, wire
-from blipmq.config import Config
-from blipmq.config_reader import from_dict
+from blipmq.config import memory
+from blipmq.config import reader as config_reader
+from blipmq.config.reader import from_dict
+from blipmq.config.settings import Config
 from blipmq.errors import ConfigError
+from blipmq.service import server
 from blipmq.version import __version__
+from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 60

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from blipmq.notify import Notifier
+from blipmq.service.sd_notify import Notifier
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "packaging" / "deb" / "blipmq.service"

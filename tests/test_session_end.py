@@ -21,11 +21,11 @@ from test_core_log import LoggedBench
 from test_session_list import cli, collecting, durable, settings
 
 import blipmq
-from blipmq import wire
+from blipmq.auth.keys import add_key, check_allow
+from blipmq.base.peer import is_this_machine
 from blipmq.errors import BlipMQError, Refused
-from blipmq.keys import add_key, check_allow
 from blipmq.native.events import Outcome, SessionEnded
-from blipmq.peer import is_this_machine
+from blipmq.wire import frames as wire
 
 
 def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
@@ -194,7 +194,7 @@ def test_a_key_with_the_right_ends_those_of_other_keys_and_one_without_is_refuse
 
 def test_without_keys_others_than_this_machine_may_not(tmp_path: Path) -> None:
     from blipmq.native.events import AdminAsked
-    from blipmq.operators import NOT_LOCAL, Operators
+    from blipmq.protocols.blip_admin import NOT_LOCAL, Operators
 
     class Unkeyed:
         required = False

@@ -13,9 +13,9 @@ from stepped import Client
 from test_core_log import LoggedBench
 from test_session_list import collecting, durable
 
-from blipmq import wire
-from blipmq.config import Config
-from blipmq.config_reader import from_dict
+from blipmq.config.reader import from_dict
+from blipmq.config.settings import Config
+from blipmq.wire import frames as wire
 
 HOUR_MS = 3_600_000
 

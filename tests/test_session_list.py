@@ -16,10 +16,10 @@ from stepped import Client
 from test_core_log import LoggedBench
 
 import blipmq
-from blipmq import wire
 from blipmq.cli import report
-from blipmq.metrics import SESSIONS_MAX
 from blipmq.native.config import LogConfig
+from blipmq.ops.metrics import SESSIONS_MAX
+from blipmq.wire import frames as wire
 
 LARGE_LOG = LogConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
@@ -269,7 +269,7 @@ def test_what_info_is_asked_that_it_does_not_understand_brings_all_of_it(tmp_pat
 
 
 def test_a_key_with_rights_is_shown_its_own_sessions_alone(tmp_path: Path) -> None:
-    from blipmq.keys import add_key
+    from blipmq.auth.keys import add_key
 
     keys = tmp_path / "keys"
     boiler = add_key(keys, "boiler", ["sub:t.>"])
@@ -289,7 +289,7 @@ def test_a_key_with_rights_is_shown_its_own_sessions_alone(tmp_path: Path) -> No
 
 
 def test_a_key_with_rights_is_shown_its_own_part_of_a_group_alone(tmp_path: Path) -> None:
-    from blipmq.keys import add_key
+    from blipmq.auth.keys import add_key
 
     keys = tmp_path / "keys"
     boiler = add_key(keys, "boiler", ["sub:t"])

@@ -15,10 +15,11 @@ from test_core_log import LoggedBench
 from test_session_list import collecting, durable
 
 import blipmq
-from blipmq import config_reader, wire
-from blipmq.config_reader import from_dict
+from blipmq.config import reader as config_reader
+from blipmq.config.reader import from_dict
 from blipmq.errors import Refused
 from blipmq.native.config import LogConfig
+from blipmq.wire import frames as wire
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 QUOTA = 256 << 10

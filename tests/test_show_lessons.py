@@ -36,7 +36,7 @@ from hand_client import (
 from stepped import Bench
 from watched_broker import get
 
-from blipmq.memory import SEGMENT_BYTES
+from blipmq.config.memory import SEGMENT_BYTES
 from blipmq.native.events import CloseReason
 
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}

@@ -26,10 +26,12 @@ sys.exit(status)
 
 # Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
 OURS = set(
-    """__main__ admin affinity auth awaited broker cli cli.server clock_watch config config_reader core_settings errors fed
-    hardware http ids keepalive listener logs loop memory metrics native native.clock native.config native.core native.errors
-    native.events native.log native_protocol notify parameters peer process relay server service session_list sessions status
-    strangers streams version wal""".split()
+    """__main__ auth auth.auth base base.affinity base.hardware base.logs base.loop base.peer base.process base.stdio
+    base.tcp_keepalive base.validation broker broker.broker broker.clock_sync broker.message_ids broker.status
+    broker.wal cli cli.server config config.core_settings config.memory config.reader config.settings errors native native.clock
+    native.config native.core native.errors native.events native.log net net.admission_log net.bind_retry
+    net.listener net.memory_transport net.relay ops ops.admin ops.http ops.metrics protocols protocols.blip service
+    service.sd_notify service.server service.systemd sessions sessions.connections sessions.listing version""".split()
 )
 # What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
 # lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.
@@ -87,13 +89,13 @@ def test_what_tls_and_keys_need_is_loaded_by_the_broker_that_is_configured_for_t
     assert broker.wait_for("starting")["loop"] == ("asyncio" if sys.platform == "win32" else "uvloop")
     broker.signal(signal.SIGTERM)
     assert broker.wait() == 0
-    assert {"ssl", "asyncio.sslproto", "hashlib", "blipmq.keys", "blipmq.tls"} <= held(tmp_path / "modules")
+    assert {"ssl", "asyncio.sslproto", "hashlib", "blipmq.auth.keys", "blipmq.net.tls"} <= held(tmp_path / "modules")
 
 
 def test_ssl_is_there_for_whoever_asks_after_asyncio_was_loaded_without():
     code = """
 import sys
-from blipmq.loop import load_asyncio, new_loop
+from blipmq.base.loop import load_asyncio, new_loop
 load_asyncio(tls=False)
 assert "asyncio" in sys.modules and "ssl" not in sys.modules
 import ssl
@@ -108,7 +110,7 @@ loop.close()
 def test_a_process_that_has_ssl_or_asyncio_already_is_left_as_it_is():
     for first in "ssl", "asyncio":
         code = (
-            f"import {first}; from blipmq.loop import load_asyncio; load_asyncio(tls=False); "
+            f"import {first}; from blipmq.base.loop import load_asyncio; load_asyncio(tls=False); "
             "from asyncio import sslproto; assert sslproto.ssl"
         )
         subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
@@ -119,7 +121,7 @@ def test_the_version_is_told_without_a_parser_a_configuration_or_a_loop():
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=60
     )
-    assert ours(done.stdout.split()) == {"__main__", "cli", "cli.server", "errors", "streams", "version"}
+    assert ours(done.stdout.split()) == {"__main__", "base", "base.stdio", "cli", "cli.server", "errors", "version"}
 
 
 @pytest.mark.parametrize(

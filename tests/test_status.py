@@ -7,16 +7,18 @@ import pytest
 from raw_client import RawClient
 
 import blipmq
-from blipmq import hardware, status, wire
-from blipmq.affinity import ANY, choose_processors, processor_numbers
-from blipmq.config_reader import from_dict
+from blipmq.base import hardware
+from blipmq.base.affinity import ANY, choose_processors, processor_numbers
+from blipmq.base.hardware import read_hardware
+from blipmq.broker import status
+from blipmq.broker.status import Status
+from blipmq.config.reader import from_dict
 from blipmq.errors import ConfigError
-from blipmq.hardware import read_hardware
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS, SUMS_FIELDS, Accepting, Listed, SessionsListed, Stats, Subscriber
-from blipmq.sessions import Sessions
-from blipmq.status import Status
+from blipmq.sessions.connections import Sessions
+from blipmq.wire import frames as wire
 
 
 class Clock:

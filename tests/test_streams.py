@@ -19,7 +19,7 @@ import pytest
 from broker_process import TIMEOUT_S, BrokerProcess, broker_command, cli_command, environment, toml, until
 from fake_broker import FakeBroker
 
-from blipmq import streams
+from blipmq.base import stdio
 
 DEVICE = [sys.executable, "-m", "blipmq.device"]
 NO_SPACE = "Cannot write to standard output: no space is left where it goes."
@@ -130,11 +130,11 @@ def test_a_repair_goes_on_to_its_end_when_nobody_reads_what_it_says(tmp_path):
 
 def test_no_module_prints_in_another_way():
     """What only developers run, below `if __name__`, is their own."""
-    for path in Path(streams.__file__).parent.rglob("*.py"):
+    for path in Path(stdio.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for part in tree.body if not is_for_developers(part) for node in ast.walk(part)]
         names = [node.func.id for node in calls if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-        assert "print" not in names, f"{path} calls print: use print_out or say of streams.py"
+        assert "print" not in names, f"{path} calls print: use print_out or say of base/stdio.py"
         attributes = [ast.unparse(node) for node in calls if isinstance(node, ast.Attribute)]
         written = {
             "sys.stdout.write",
@@ -143,7 +143,7 @@ def test_no_module_prints_in_another_way():
             "sys.stderr.buffer",
             "sys.stdin.readline",
         }
-        assert path.name == "streams.py" or not written & set(attributes), path
+        assert path.name == "stdio.py" or not written & set(attributes), path
 
 
 def is_for_developers(part):
@@ -392,7 +392,7 @@ def reachable(port):
 def test_descriptors_that_are_open_stay_as_they_are():
     before = [os.fstat(descriptor) for descriptor in range(3)]
     stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
-    streams.take_descriptors()
+    stdio.take_descriptors()
     assert [os.fstat(descriptor) for descriptor in range(3)] == before
     assert (sys.stdin, sys.stdout, sys.stderr) == (stdin, stdout, stderr)
 
@@ -422,11 +422,11 @@ def test_a_slow_reader_of_a_non_blocking_error_is_not_waited_for_for_ever(monkey
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(writer, bytes(4096))
-        monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.01)
+        monkeypatch.setattr(stdio, "PATIENCE_SECONDS", 0.01)
         with open(writer, "w", closefd=False) as stream:
             monkeypatch.setattr(sys, "stderr", stream)
             began_s = time.monotonic()
-            streams.say("nobody reads this")
+            stdio.say("nobody reads this")
             assert time.monotonic() - began_s < TIMEOUT_S
     finally:
         os.close(reader)

@@ -13,7 +13,7 @@ import pytest
 from killed import as_killed
 from test_core_log import LoggedBench
 
-from blipmq.clock_watch import ClockWatch
+from blipmq.broker.clock_sync import ClockWatch
 from blipmq.native.clock import Clock, read_clock
 
 DAY_MS = 86_400_000

@@ -6,7 +6,7 @@ import ssl
 from certificates import Authority
 from test_relay import Reader, TlsHost, Wire
 
-from blipmq.tls_connection import HIGH_WATER_BYTES, TlsConnection
+from blipmq.net.tls_connection import HIGH_WATER_BYTES, TlsConnection
 
 ANSWER = b"as long as what refuses a renegotiation"
 

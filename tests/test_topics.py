@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blipmq.errors import UsageError
-from blipmq.topics import DOT, LITERAL, SLASH, check_filter, check_topic, covers, match, uncovered
+from blipmq.wire.topics import DOT, LITERAL, SLASH, check_filter, check_topic, covers, match, uncovered
 
 levels = st.lists(st.sampled_from(["", "a", "b", "$c", "x y"]), min_size=1, max_size=4)
 

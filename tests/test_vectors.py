@@ -9,11 +9,11 @@ import pytest
 from stepped import Bench, Client
 from test_wire import BROKEN, UP, by_name, command_of
 
-from blipmq import wire
 from blipmq.errors import ProtocolError
 from blipmq.native.errors import CoreError
 from blipmq.native.events import CloseReason
 from blipmq.native.pure import View, decode
+from blipmq.wire import frames as wire
 
 PIECES = [None, 1, 3, 7, 64]
 MAY_BE_VALID = "bit flips"

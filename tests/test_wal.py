@@ -10,18 +10,19 @@ import time
 import pytest
 
 import blipmq
-from blipmq import memory, wal
+from blipmq.broker import wal
+from blipmq.broker.message_ids import first_message_id
+from blipmq.broker.wal import Wal
 from blipmq.cli import server as cli
-from blipmq.config import Config
-from blipmq.config_reader import from_dict, load
+from blipmq.config import memory
+from blipmq.config.reader import from_dict, load
+from blipmq.config.settings import Config
 from blipmq.errors import ConfigError, LogLocked, LogUnusable
-from blipmq.ids import first_message_id
 from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS
 from blipmq.native.log import LOG_REFUSED, LOG_VERSION, LogReport, LogState, log_denied, log_error
 from blipmq.native.log_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_log
-from blipmq.wal import Wal
 
 SMALL_CORE = CoreConfig(ring_bytes=1 << 16)
 SMALL_LOG = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21}

@@ -12,9 +12,9 @@ import schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blipmq import wire
 from blipmq.errors import ProtocolError, UsageError
-from blipmq.flatbuffer import Table
+from blipmq.wire import frames as wire
+from blipmq.wire.flatbuffer import Table
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text("utf-8"))
 UP = [vector for vector in VECTORS["valid"] if vector["direction"] == "up"]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from stepped import Overflow
 
-from blipmq import topics
 from blipmq.native.config import CoreConfig
-from blipmq.wire import Message
+from blipmq.wire import topics
+from blipmq.wire.frames import Message
 
 
 class Publish(NamedTuple):

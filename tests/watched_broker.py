@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import blipmq
-from blipmq.admin import Admin
+from blipmq.ops.admin import Admin
 
 TIMEOUT_S = 30
 OPENMETRICS = "application/openmetrics-text"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from blipmq.address import parse_address
-from blipmq.blocking import BlockingClient
 from blipmq.cli import render
 from blipmq.cli.terminal import Terminal
+from blipmq.client.address import parse_address
+from blipmq.client.blocking import BlockingClient
+from blipmq.client.trust import Tls, client_context
 from blipmq.errors import ConfigError, UsageError
-from blipmq.trust import Tls, client_context
 
 DEFAULT_ADDR = "127.0.0.1:7878"
 TLS_VARIABLES = ("BLIPMQ_TLS_CA", "BLIPMQ_TLS_CERT", "BLIPMQ_TLS_KEY")

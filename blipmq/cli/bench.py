@@ -24,13 +24,13 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from struct import Struct
 from typing import Any
 
+from blipmq.base.stdio import put_error, say
 from blipmq.cli.access import find_address, find_tls, read_key
 from blipmq.cli.bench_result import Result, render_progress, render_result
 from blipmq.cli.terminal import Repaint, Terminal, repaints
-from blipmq.client import Client, connect
+from blipmq.client.client import Client, connect
 from blipmq.errors import BlipMQError, Disconnected, Refused, TimedOut
-from blipmq.streams import put_error, say
-from blipmq.wire import Message
+from blipmq.wire.frames import Message
 
 HEADER = Struct("<QQH")
 CHUNK_MESSAGES = 64

@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from blipmq.arguments import ArgumentParser
+from blipmq.base.argument_parser import ArgumentParser
+from blipmq.base.stdio import READER_GONE, StreamError, say, take_descriptors
 from blipmq.cli.access import DEFAULT_ADDR, check_variables
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import BlipMQError
-from blipmq.streams import READER_GONE, StreamError, say, take_descriptors
 from blipmq.version import __version__
 
 INTERRUPTED = 130

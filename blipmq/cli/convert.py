@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-from blipmq.config_reader import read_text
-from blipmq.conversion import Fate, convert, printable
-from blipmq.conversion_v1 import read_v1
+from blipmq.base.stdio import print_out, say
+from blipmq.config.convert import Fate, convert, printable
+from blipmq.config.convert_v1 import read_v1
+from blipmq.config.reader import read_text
 from blipmq.errors import ConfigError, UsageError
-from blipmq.streams import print_out, say
 
 
 def run(old: str, output: str | None) -> int:

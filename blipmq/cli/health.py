@@ -11,10 +11,10 @@ import socket
 import time
 from collections.abc import Iterator
 
-from blipmq.config import Config
-from blipmq.config_reader import split_address
+from blipmq.base.stdio import print_out
+from blipmq.config.reader import split_address
+from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, ConfigError, Unreachable
-from blipmq.streams import print_out
 
 TIMEOUT_SECONDS = 4.0  # an engine waits for five
 ANSWER_BYTES_MAX = 64 * 1024

@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from blipmq.blocking import BlockingClient
+from blipmq.base.stdio import write_out
 from blipmq.cli import report
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Repaint, Terminal, repaints
+from blipmq.client.blocking import BlockingClient
 from blipmq.errors import Disconnected, TimedOut
-from blipmq.streams import write_out
 
 WATCH_INTERVAL_S = 2.0
 TIMEOUT_S = 10.0

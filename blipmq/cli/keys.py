@@ -11,8 +11,7 @@ import re
 import time
 from collections.abc import Callable
 
-from blipmq.errors import UsageError
-from blipmq.keys import (
+from blipmq.auth.keys import (
     Key,
     add_key,
     finish_rotation,
@@ -22,7 +21,8 @@ from blipmq.keys import (
     undo_rotation,
     written,
 )
-from blipmq.streams import StreamError, print_out, say
+from blipmq.base.stdio import StreamError, print_out, say
+from blipmq.errors import UsageError
 
 OVERLAP = "24h"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -10,14 +10,14 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-from blipmq.blocking import BlockingClient
+from blipmq.base.stdio import StreamError, read_in
 from blipmq.cli import render
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Terminal
-from blipmq.client_protocol import Published
+from blipmq.client.blocking import BlockingClient
+from blipmq.client.protocol import Published
 from blipmq.errors import BlipMQError, Disconnected, UsageError
-from blipmq.streams import StreamError, read_in
-from blipmq.topics import check_topic
+from blipmq.wire.topics import check_topic
 
 READ_BYTES = 256 << 10
 LINE_BYTES_MAX = 64 << 20

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from blipmq.base.stdio import is_terminal
 from blipmq.errors import BlipMQError
-from blipmq.streams import is_terminal
-from blipmq.wire import Message
+from blipmq.wire.frames import Message
 
 Renderer = Callable[[list[Message]], bytes]
 

@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from blipmq.base.stdio import READER_GONE, print_out, say, take_descriptors
 from blipmq.errors import BlipMQError, ConfigError, UsageError
-from blipmq.streams import READER_GONE, print_out, say, take_descriptors
 from blipmq.version import __version__
 
 if TYPE_CHECKING:
     import argparse
 
-    from blipmq.config import Config
-    from blipmq.config_reader import Loaded
+    from blipmq.config.reader import Loaded
+    from blipmq.config.settings import Config
 
 
 INTERRUPTED = 130
@@ -62,7 +62,7 @@ _WAL_ACTIONS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    from blipmq.arguments import ArgumentParser
+    from blipmq.base.argument_parser import ArgumentParser
 
     parser = ArgumentParser(prog="blipmq", description="An edge message broker.")
     parser.add_argument("--version", action="version", version=f"BlipMQ {__version__}")
@@ -151,7 +151,7 @@ def _add_keys(commands: Any) -> None:
 
 
 def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
-    from blipmq import config_reader  # here, because `version` and `connect` have no configuration
+    from blipmq.config import reader as config_reader  # here, because `version` and `connect` have no configuration
 
     return config_reader.load(config_reader.locate(argument, environ), environ)
 
@@ -160,10 +160,10 @@ def _start(path: str | None) -> int:
     gc.disable()  # what is loaded stays: looking through it again and again would be a fifteenth of a start
     try:
         loaded = _load(path, os.environ)
-        from blipmq.loop import load_asyncio
+        from blipmq.base.loop import load_asyncio
 
         load_asyncio(tls=bool(loaded.config.tls.cert_file))
-        from blipmq import server  # here, because `check` and `version` need no event loop and no core
+        from blipmq.service import server  # here, because `check` and `version` need no event loop and no core
 
         return server.run(loaded, lambda: _load(path, os.environ))
     finally:
@@ -178,8 +178,9 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         raise UsageError("--output says where --convert writes to; what `blipmq check` prints goes to standard output.")
     loaded = _load(arguments.config, os.environ)
-    from blipmq import config_reader, memory
-    from blipmq.config import KEYS, shown
+    from blipmq.config import memory
+    from blipmq.config import reader as config_reader
+    from blipmq.config.settings import KEYS, shown
 
     lines, section = [f"configuration: {loaded.source}\n"], ""
     for path in KEYS:
@@ -208,7 +209,7 @@ def _health(arguments: argparse.Namespace) -> int:
 def _key_file_problems(path: str) -> list[str]:
     if not path:
         return []
-    from blipmq.keys import list_keys
+    from blipmq.auth.keys import list_keys
 
     try:
         return [] if list_keys(path) else [f"there is no key in {path}, so nobody will be let in: blipmq keys add NAME"]
@@ -218,7 +219,7 @@ def _key_file_problems(path: str) -> list[str]:
 
 def _check_certificate(config: Config) -> None:
     """Load the files of [tls] as a starting broker does. Raises ConfigError."""
-    from blipmq.certificate import Certificates, date  # here, because `ssl` takes its time
+    from blipmq.net.certificate import Certificates, date  # here, because `ssl` takes its time
 
     files = Certificates(config.tls)
     print_out(

@@ -17,14 +17,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 
-from blipmq.blocking import BlockingClient, BlockingSubscription
+from blipmq.base.stdio import StreamError, is_terminal, read_in, say, take_descriptors, write_out
 from blipmq.cli import render
 from blipmq.cli.access import find_tls, read_key
 from blipmq.cli.line_editor import History, LineEditor, Vocabulary, history_path
 from blipmq.cli.publish import read_lines as read_whole_lines
+from blipmq.client.blocking import BlockingClient, BlockingSubscription
+from blipmq.client.trust import Tls
 from blipmq.errors import BlipMQError, UsageError
-from blipmq.streams import StreamError, is_terminal, read_in, say, take_descriptors, write_out
-from blipmq.trust import Tls
 
 PROMPT = "blipmq> "
 HELP = """\

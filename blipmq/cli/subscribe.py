@@ -9,14 +9,14 @@ import argparse
 import time
 from collections.abc import Mapping
 
-from blipmq.blocking import BlockingSubscription
+from blipmq.base.stdio import StreamError
 from blipmq.cli import render
 from blipmq.cli.access import open_client
 from blipmq.cli.terminal import Terminal
+from blipmq.client.blocking import BlockingSubscription
 from blipmq.errors import UsageError
-from blipmq.streams import StreamError
-from blipmq.topics import check_filter
-from blipmq.wire import Message
+from blipmq.wire.frames import Message
+from blipmq.wire.topics import check_filter
 
 
 def subscribe(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
+from blipmq.base.stdio import StreamError, check_output, is_terminal, say, write_out
 from blipmq.cli import render
 from blipmq.errors import BlipMQError
-from blipmq.streams import StreamError, check_output, is_terminal, say, write_out
 
 Size = tuple[int, int]  # columns, lines
 

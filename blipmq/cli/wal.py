@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from blipmq.base.stdio import StreamError, is_terminal, put_error, write_out
+from blipmq.broker.wal import close_to_others
+from blipmq.config.memory import size
 from blipmq.errors import BlipMQError
-from blipmq.memory import size
 from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
-from blipmq.properties import user_properties
-from blipmq.sessions import OWNER_ENDS
-from blipmq.streams import StreamError, is_terminal, put_error, write_out
-from blipmq.wal import close_to_others
+from blipmq.sessions.connections import OWNER_ENDS
+from blipmq.wire.properties import user_properties
 
 HARMLESS = ("TORN", "STRAY")  # no one was told it was there; never part of this log
 LINES_BYTES = 64 << 10  # of an export, written at once

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from blipmq.device import clock, keyring, network
+from blipmq.device.atomic_write import remove_file, write_file
 from blipmq.device.broker_settings import Broker, Ground, read_broker
-from blipmq.device.choice import Choice, choose
-from blipmq.device.durable import remove_file, write_file
 from blipmq.device.keyring import KeyFile, Keys, Store
-from blipmq.device.outcome import Outcome
-from blipmq.device.places import Places
+from blipmq.device.last_known_good import Choice, choose
+from blipmq.device.paths import Places
+from blipmq.device.result import Outcome
 from blipmq.device.settings import Device
 from blipmq.device.settings_reader import read_device
 from blipmq.device.system import System

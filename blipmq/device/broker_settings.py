@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from blipmq.config import KEYS, Config, value_of
-from blipmq.config_reader import Lines, is_loopback, load_texts, parse_toml, read_text, split_address
-from blipmq.device.places import Places
+from blipmq.config.reader import Lines, is_loopback, load_texts, parse_toml, read_text, split_address
+from blipmq.config.settings import KEYS, Config, value_of
+from blipmq.device.paths import Places
 from blipmq.errors import ConfigError
 
 MIB = 1 << 20

@@ -11,8 +11,8 @@ import binascii
 import ipaddress
 import re
 
-from blipmq import topics
 from blipmq.errors import UsageError
+from blipmq.wire import topics
 
 OWN_KEY_NAME = "blipmq-device"
 """The key with which a device tests its broker."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from blipmq.device.durable import write_file
-from blipmq.device.places import Places
+from blipmq.device.atomic_write import write_file
+from blipmq.device.paths import Places
 from blipmq.device.system import System
 
 # A time that lies so far behind the image's date was wrong when it was written down, and would stay.

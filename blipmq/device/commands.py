@@ -10,11 +10,11 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from blipmq.arguments import ArgumentParser
-from blipmq.device.places import Places
+from blipmq.base.argument_parser import ArgumentParser
+from blipmq.base.stdio import READER_GONE, StreamError, print_out, say, take_descriptors
+from blipmq.device.paths import Places
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
-from blipmq.streams import READER_GONE, StreamError, print_out, say, take_descriptors
 from blipmq.version import __version__
 
 

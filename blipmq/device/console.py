@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from blipmq.device.durable import write_file
-from blipmq.device.places import Places
+from blipmq.device.atomic_write import write_file
+from blipmq.device.paths import Places
 from blipmq.device.report import Report
 
 PROBLEMS_SHOWN_MAX = 5

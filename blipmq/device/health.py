@@ -10,13 +10,13 @@ import json
 import time
 from collections.abc import Callable
 
-from blipmq import config_reader
-from blipmq.config import Config
+from blipmq.config import reader as config_reader
+from blipmq.config.settings import Config
 from blipmq.device import selftest
-from blipmq.device.durable import write_file
+from blipmq.device.atomic_write import write_file
 from blipmq.device.keyring import own_key
-from blipmq.device.outcome import read_outcome
-from blipmq.device.places import Places
+from blipmq.device.paths import Places
+from blipmq.device.result import read_outcome
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
 

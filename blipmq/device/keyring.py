@@ -13,10 +13,10 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from blipmq import keys
+from blipmq.auth import keys
+from blipmq.device.atomic_write import write_file, write_for_notepad
 from blipmq.device.checks import OWN_KEY_NAME
-from blipmq.device.durable import write_file, write_for_notepad
-from blipmq.device.places import Places
+from blipmq.device.paths import Places
 from blipmq.device.settings import BrokerKey
 from blipmq.errors import BlipMQError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from blipmq.device.places import Places
+from blipmq.device.paths import Places
 
 # The activity light is green and a person's to give a meaning; the one for power says something else already.
 NAMES = ("blipmq", "ACT", "led0", "green:status", "status")

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from blipmq.config_reader import split_address
+from blipmq.config.reader import split_address
 from blipmq.device import clock
-from blipmq.device.asking import Said, ask
-from blipmq.device.durable import write_for_notepad
-from blipmq.device.outcome import Outcome, read_outcome
-from blipmq.device.places import Places
+from blipmq.device.atomic_write import write_for_notepad
+from blipmq.device.broker_probe import Said, ask
+from blipmq.device.paths import Places
+from blipmq.device.result import Outcome, read_outcome
 from blipmq.device.system import System
 from blipmq.version import __version__
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blipmq.device.durable import remove_file, write_file
-from blipmq.device.places import Places
+from blipmq.device.atomic_write import remove_file, write_file
+from blipmq.device.paths import Places
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
 

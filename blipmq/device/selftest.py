@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 
-from blipmq.address import Address
-from blipmq.blocking import BlockingClient
-from blipmq.config import Config
-from blipmq.config_reader import split_address
+from blipmq.client.address import Address
+from blipmq.client.blocking import BlockingClient
+from blipmq.config.reader import split_address
+from blipmq.config.settings import Config
 from blipmq.device.keyring import OWN_TOPIC
 from blipmq.errors import BlipMQError, TimedOut
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from blipmq.config_reader import Lines, nearest, parse_toml, shown
+from blipmq.config.reader import Lines, nearest, parse_toml, shown
 from blipmq.device.settings import KEYS_MAX, LIST_MAX, SECTIONS, SETTINGS, BrokerKey, Device, Setting
 from blipmq.errors import ConfigError
 

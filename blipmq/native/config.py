@@ -1,7 +1,7 @@
 """What a core and its WAL are made with.
 
 Invariant: each class has the fields of a struct of native/api/settings.h, by the same names and in the same units: both are made
-from blipmq/core_settings.py.
+from blipmq/config/core_settings.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections import namedtuple
 from collections.abc import Iterable
 from typing import Any
 
-from blipmq.config import Config
-from blipmq.core_settings import CORE, WAL, Field, values
+from blipmq.config.core_settings import CORE, WAL, Field, values
+from blipmq.config.settings import Config
 
 
 def _tuple_of(name: str, fields: Iterable[Field]) -> Any:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
+from blipmq.base.peer import peer_bytes
 from blipmq.native.clock import Clock
 from blipmq.native.config import CoreConfig, LogConfig
 from blipmq.native.errors import CoreBusy, CoreError, check
 from blipmq.native.events import CloseReason, Event, Stopped, read
 from blipmq.native.log import LogReport, log_error
-from blipmq.peer import peer_bytes
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 

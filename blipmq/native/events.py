@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
-from blipmq.peer import peer_name
+from blipmq.base.peer import peer_name
 
 CData = Any  # what cffi hands out; only named here
 

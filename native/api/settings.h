@@ -1,6 +1,6 @@
 /* settings.h: the settings of the core and of its log, read by the compiler and by cffi.
  *
- * Made from blipmq/core_settings.py by `make settings`: change the declaration there or in blipmq/config.py, not this file.
+ * Made from blipmq/config/core_settings.py by `make settings`. Change the declaration there or in blipmq/config/settings.py.
  */
 /* clang-format off */
 

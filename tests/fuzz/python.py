@@ -16,10 +16,16 @@ from typing import Any, NamedTuple
 
 import fake_broker
 
-from blipmq import command, config_reader, conversion, conversion_v1, flatbuffer, http, keys, logs, splitter, wire
+from blipmq.auth import keys
+from blipmq.base import logs
+from blipmq.config import convert, convert_v1
+from blipmq.config import reader as config_reader
 from blipmq.device import settings_reader
 from blipmq.errors import BlipMQError, ConfigError, ProtocolError
 from blipmq.native.pure import decode
+from blipmq.ops import http
+from blipmq.wire import command, flatbuffer, framer
+from blipmq.wire import frames as wire
 
 TESTS = Path(__file__).resolve().parent.parent
 FRAME_BYTES_MAX = 1 << 16
@@ -226,7 +232,7 @@ def configuration(data: bytes) -> None:
         try:
             text = config_reader.read_text(file.name)
             config_reader.parse_toml(text, "old.toml")
-            made = conversion.convert(text, "old.toml", conversion_v1.read_v1)
+            made = convert.convert(text, "old.toml", convert_v1.read_v1)
             assert all(fate.line or fate.key for fate in made.fates)
         except ConfigError as error:
             assert any(
@@ -312,13 +318,13 @@ def log_lines(data: bytes) -> None:
 
 
 TARGETS = {
-    "py-frames": Target(frames, frames_first, [], [wire, splitter, flatbuffer]),
+    "py-frames": Target(frames, frames_first, [], [wire, framer, flatbuffer]),
     "py-commands": Target(commands, lambda: [frame[4:] for frame in vectors("up")], [], [command, flatbuffer]),
     "py-stream": Target(
         command_stream,
         lambda: [b"\0" + frame * 2 for frame in vectors("up")],
         [],
-        [wire, command, splitter, flatbuffer],
+        [wire, command, framer, flatbuffer],
     ),
     "py-http": Target(
         requests,
@@ -330,7 +336,7 @@ TARGETS = {
         configuration,
         configuration_first,
         [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
-        [config_reader, conversion, conversion_v1],
+        [config_reader, convert, convert_v1],
     ),
     "py-device": Target(
         device_settings,

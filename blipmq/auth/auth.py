@@ -1,0 +1,201 @@
+"""Who may come in: the keys in effect, how they follow the configuration and the key file, and what the core knows of them.
+
+Invariant: nothing opens by an accident. Until a key file has been read once, it admits nobody; a later one that cannot be
+read, or is broken, leaves the keys that were in effect, and says so until it is mended. The core gets the rights of a key
+before it admits the first client with it, and hears of a change before anything else does.
+
+`blipmq.auth.keys` is loaded with the first settings that ask for keys: its hash brings OpenSSL, which other brokers do without.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from blipmq.base.logs import Log
+from blipmq.config import settings as config
+from blipmq.errors import ConfigError
+from blipmq.native.core import Core
+
+if TYPE_CHECKING:
+    from blipmq.auth.keys import Key, Keyring, Plain
+
+CHECK_SECONDS = 0.5
+"""How often the key file is looked at: what changed there is in effect within a second."""
+
+Signature = tuple[int, ...]
+_NEVER: Signature = (-1,)
+
+
+class Prepared(NamedTuple):
+    """Keys that have been read and are not in effect yet."""
+
+    settings: config.Auth
+    ring: Keyring | None  # None: no keys are asked for
+    seen: Signature
+
+
+class Auth:
+    """The keys of one broker. `open` reads them for the first time; `look` follows the key file, `apply` the settings."""
+
+    def __init__(self, core: Core, settings: config.Auth, log: Log) -> None:
+        self.problem = ""  # why the keys in effect are not those of the key file; "" if they are
+        self.refused = 0  # clients turned away with no key, or none that is known
+        self.over_limit = 0  # and those whose key has all the connections it may have
+        self._core = core
+        self._settings = settings
+        self._log = log
+        self._salt = b""  # of plain keys
+        self._ring: Keyring | None = None
+        self._seen = _NEVER
+        self._given: dict[
+            bytes, tuple[int, Key]
+        ] = {}  # digest: the core's number for the key's rights, and what they were
+        self._free: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<Auth required={self.required} keys={self.count} rights={len(self._given)} problem={self.problem!r}>"
+
+    @property
+    def required(self) -> bool:
+        """Whether a client needs a key."""
+        return self._settings.required
+
+    @property
+    def count(self) -> int:
+        """Keys in effect."""
+        return len(self._ring) if self._ring is not None else 0
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For `info` and the metrics: how many `keys` are in effect, `file_ok`, clients `refused`."""
+        return {
+            "keys": self.count,
+            "file_ok": int(not self.problem),
+            "refused": self.refused,
+            "over_limit": self.over_limit,
+        }
+
+    def open(self) -> None:
+        """Read the keys. A key file that is of no use admits nobody."""
+        self._ring = self._plain_ring(self._settings)
+        self.look()
+
+    def look(self) -> bool:
+        """Look at the key file. True if other keys are in effect now."""
+        path = self._settings.keys_file
+        seen = _signature(path)
+        if not path or seen == self._seen:
+            return self._end_keys()
+        self._seen = seen
+        try:
+            self._ring = self._read(self._settings)
+        except ConfigError as error:
+            self._failed(str(error), again=seen != _signature(path) or isinstance(error.__context__, OSError))
+            return False
+        self.problem = ""
+        self._log.info("keys_loaded", file=path, keys=self.count)
+        if seen[-1] & 0o004:
+            self._log.warning(
+                "keys_readable", file=path, hint="every user can read it; chmod 600, or 640 with the group"
+            )
+        self._tell_core()
+        return True
+
+    def _end_keys(self) -> bool:
+        """Forget the keys whose time is over. True if there were such."""
+        ended = self._ring.end(time.time()) if self._ring is not None else []
+        for key in ended:
+            self._log.info("key_ended", name=key.name, keys=self.count)
+        if ended:
+            self._tell_core()
+        return bool(ended)
+
+    def _failed(self, problem: str, again: bool) -> None:
+        if problem != self.problem:
+            left = f"the {self.count} keys from before stay in effect" if self.count else "nobody is let in"
+            self._log.error("keys_failed", error=problem, hint=left)
+        self.problem = problem
+        if again:  # out of descriptors, perhaps: the file need not change for the next attempt to succeed
+            self._seen = _NEVER
+
+    def prepare(self, settings: config.Auth) -> Prepared:
+        """Read what changed settings want. Raises `ConfigError` and changes nothing, if it is of no use."""
+        seen = _signature(settings.keys_file)
+        ring = self._read(settings) if settings.keys_file else self._plain_ring(settings)
+        return Prepared(settings, ring, seen)
+
+    def apply(self, prepared: Prepared) -> None:
+        """Put keys that were read into effect."""
+        self._settings, self._ring, self._seen = prepared
+        self.problem = ""
+        self._tell_core()
+
+    def _plain_ring(self, settings: config.Auth) -> Keyring | None:
+        """The keys that stand in the settings."""
+        if not settings.required:
+            return None
+        from blipmq.auth.keys import Keyring
+
+        return Keyring(plain=self._plain(settings))
+
+    def _read(self, settings: config.Auth) -> Keyring:
+        """Those of the key file too. Raises `ConfigError`."""
+        from blipmq.auth.keys import read_keyring
+
+        return read_keyring(settings.keys_file, self._plain(settings))
+
+    def _plain(self, settings: config.Auth) -> Plain:
+        from blipmq.auth.keys import SALT_BYTES, Plain
+
+        self._salt = self._salt or os.urandom(SALT_BYTES)
+        return Plain(settings.api_keys, self._salt)
+
+    def find(self, presented: bytes) -> Key | None:
+        """The key a client came in with, or None."""
+        return self._ring.find(presented) if self._ring is not None else None
+
+    def current(self, key: Key) -> Key | None:
+        """What a key found earlier is now; None: it is a key no more."""
+        return self._ring.current(key) if self._ring is not None and self.required else None
+
+    # -- the core's part
+
+    def rights_of(self, key: Key) -> int:
+        """The core's number for what the key may publish to."""
+        if key.digest not in self._given:
+            number = self._free.pop() if self._free else len(self._given) + 1
+            self._given[key.digest] = number, key
+            self._core.rights(number, _filters(key))
+        return self._given[key.digest][0]
+
+    def _tell_core(self) -> None:
+        for digest, (number, was) in list(self._given.items()):
+            now = self.current(was)
+            if now is None:
+                del self._given[digest]
+                self._free.append(number)
+                self._core.end_rights(number)
+            elif now.allow != was.allow:
+                self._core.rights(number, _filters(now))
+            if now is not None:
+                self._given[digest] = number, now
+
+
+def _filters(key: Key) -> bytes | None:
+    """A key's publish rights as the core takes them; None: everything."""
+    if not key.allow:
+        return None
+    texts = [filter.encode() for filter in key.publishes]
+    return b"".join(struct.pack("<H", len(text)) + text for text in texts)
+
+
+def _signature(path: str) -> Signature:
+    """What changes when a file does; its mode comes last. Zeros: there is none, or it cannot be looked at."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return (0, 0, 0, 0)
+    return (about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode)

@@ -1,0 +1,543 @@
+"""The keys that clients come in with: the file they are kept in, and the question whether a key is one of them.
+
+    {"format": 1, "salt": "…64 hexadecimal digits…"}
+    {"name": "boiler", "hash": "…", "created": "2026-11-24", "allow": ["pub:site/1/temp", "sub:site/1/#"]}
+
+One JSON object a line, `#` begins a comment. `allow` lists what the key may do and nothing else is allowed; without it the
+key may do everything. With `"until": "2026-12-01T10:00:00Z"` it ends at that time. A name may stand there twice, once with
+`until` and once without: that is a rotation, and both keys are the same client. What is kept of a key is BLAKE2b of it, keyed
+with the file's salt: a generated key is 256 random bits, which nobody can find by trying, so a hash that is slow on purpose
+would only slow down those who connect. One salt
+for the file, because then one hash and one look into a table decide, whatever was presented: the time that takes says
+nothing about the keys there are. The salt keeps tables made beforehand from being of use against keys that a person chose.
+
+Invariant: a file is read whole or not at all. What cannot be understood, an unknown field too, is an error and never a key
+with more rights than were meant; a file is replaced in one step, so nobody ever reads half of one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from calendar import timegm
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from blipmq.base.validation import API_KEY_BYTES_MAX, API_KEY_BYTES_MIN
+from blipmq.errors import BlipMQError, ConfigError, UsageError
+from blipmq.wire.topics import check_filter, covers
+
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = 1
+KEYS_MAX = 10_000
+ALLOW_MAX = 64
+FILE_BYTES_MAX = 16 << 20
+NAME_CHARS_MAX = 64
+ADMIN = "admin"
+KEY_BYTES_MIN, KEY_BYTES_MAX = API_KEY_BYTES_MIN, API_KEY_BYTES_MAX
+PREFIX = "bq_"
+"""Begins a generated key, so that people, and programs that look for leaked secrets, know one when they see it."""
+PLAIN_NAME = "auth.api_keys"
+"""What keys that stand in the configuration are called, with their place: `auth.api_keys[0]`."""
+
+SALT_BYTES = 32
+_FIELDS = {"name", "hash", "created", "allow", "until"}
+_UNTIL = "%Y-%m-%dT%H:%M:%SZ"
+OVERLAP_SECONDS_MAX = 365 * 24 * 3600
+
+Path = str | os.PathLike[str]
+
+
+class KeyNameTaken(BlipMQError):
+    """There is a key of that name already."""
+
+
+class NoSuchKey(BlipMQError):
+    """There is no key of that name."""
+
+
+class RotationUnderWay(BlipMQError):
+    """The key of that name is being rotated already."""
+
+
+class KeysDenied(ConfigError):
+    """The system does not let the key file be read or written."""
+
+    exit_status = 77
+
+
+class Key(NamedTuple):
+    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`, `admin`); empty: everything.
+    `until`: when it ends, in seconds since 1970; 0: not by itself."""
+
+    name: str
+    digest: bytes
+    created: str = ""
+    allow: tuple[str, ...] = ()
+    plain: bool = False  # stands in the configuration, where keys have no names
+    until: int = 0
+
+    @property
+    def owner(self) -> str:
+        """Whose client_ids and durable subscriptions it uses: those of its name; plain keys share those of nobody."""
+        return "" if self.plain else self.name
+
+    def has_ended(self, now: float) -> bool:
+        return 0 < self.until <= now
+
+    @property
+    def publishes(self) -> tuple[str, ...]:
+        """Topics and filters it may publish to, if `allow` is not empty."""
+        return tuple(right[4:] for right in self.allow if right.startswith("pub:"))
+
+    @property
+    def may_admin(self) -> bool:
+        """Whether it may do what an operator does: see all subscriptions, and end them."""
+        return not self.allow or ADMIN in self.allow
+
+    def may_subscribe(self, filter: str) -> bool:
+        """Whether all that a subscriber of `filter` gets is within one filter that this key may subscribe to."""
+        return not self.allow or any(covers(right[4:], filter) for right in self.allow if right.startswith("sub:"))
+
+
+class Plain(NamedTuple):
+    """Keys that stand in the configuration, and the salt that their digests are made with as long as the broker runs."""
+
+    texts: Sequence[str] = ()
+    salt: bytes = bytes(SALT_BYTES)
+
+
+NO_PLAIN = Plain()
+
+
+class Keyring:
+    """Keys that are in effect, found by what a client presents."""
+
+    def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
+        self._salts = salt, plain.salt
+        self._keys = {key.digest: key for key in keys}
+        self._ending = [key for key in self._keys.values() if key.until]
+        self._plain: dict[bytes, Key] = {}
+        for place, text in enumerate(plain.texts):
+            digest = digest_of(text.encode("utf-8", "surrogateescape"), plain.salt)
+            self._plain[digest] = Key(f"{PLAIN_NAME}[{place}]", digest, plain=True)
+
+    def __repr__(self) -> str:
+        return f"<Keyring keys={len(self._keys)} plain={len(self._plain)}>"
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._plain)
+
+    def find(self, presented: bytes) -> Key | None:
+        """The key whose text is `presented`, or None. Takes the same steps for every key that is none. Of two with the same
+        text the one in the file counts: it may have fewer rights."""
+        digests = [digest_of(presented, salt) for salt in self._salts]
+        plain = self._plain.get(digests[1])
+        return self._keys.get(digests[0], plain)
+
+    def end(self, now: float) -> list[Key]:
+        """Forget the keys whose time is over, and return them."""
+        ended = [key for key in self._ending if key.has_ended(now)]
+        for key in ended:
+            self._ending.remove(key)
+            del self._keys[key.digest]
+        return ended
+
+    def current(self, key: Key) -> Key | None:
+        """What has become of a key found in an earlier ring: the same text under the same name, or None."""
+        now = (self._plain if key.plain else self._keys).get(key.digest)
+        return now if now is not None and now.owner == key.owner else None
+
+
+def digest_of(key: bytes, salt: bytes) -> bytes:
+    """What is kept of a key's text."""
+    return hashlib.blake2b(key, digest_size=32, key=salt).digest()
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_keyring(path: Path, plain: Plain = NO_PLAIN) -> Keyring:
+    """The keys of the file and, beside them, the `plain` ones. Raises `ConfigError` (`KeysDenied`, if that is the cause)."""
+    file = _File(path)
+    ring = Keyring(file.all, file.salt, plain)
+    ring.end(time.time())
+    return ring
+
+
+def list_keys(path: Path) -> list[Key]:
+    """The keys of a file, in its order, those that have ended included. Raises `ConfigError`."""
+    return _File(path).all
+
+
+class _File:
+    """A key file as it was read: its lines as they stand, and what they say."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        self.lines = _read(self.path).split("\n")
+        self.salt = b""
+        self.all: list[Key] = []
+        self.keys: dict[str, Key] = {}
+        self.ending: dict[str, Key] = {}  # by name, those with an end
+        if self.lines.pop():  # each line ends in a newline, or it may have been cut short
+            raise self._error(len(self.lines) + 1, "the last line is not complete")
+        self._digests: dict[bytes, str] = {}
+        for number, line in enumerate(self.lines, 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                self._take(number, self._record(number, line))
+
+    def name_of(self, digest: bytes) -> str | None:
+        """The name of the key with this digest, if there is one."""
+        return self._digests.get(digest)
+
+    def _error(self, number: int, what: str) -> ConfigError:
+        return ConfigError(f"{self.path}:{number}: {what}. Mend the line, or take it out and make the key again.")
+
+    def _record(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise self._error(number, "not a key: a JSON object is expected")
+        return record
+
+    def _take(self, number: int, record: dict[str, Any]) -> None:
+        if not self.salt:
+            salt = _bytes_of(record.get("salt"))
+            if record.keys() != {"format", "salt"} or record["format"] != FORMAT or salt is None:
+                raise self._error(
+                    number, f'the file must begin with {{"format": {FORMAT}, "salt": 64 hexadecimal digits}}'
+                )
+            self.salt = salt
+            return
+        key = self._key(number, record)
+        alike = self.ending if key.until else self.keys
+        if key.name in alike or key.digest in self._digests:
+            raise self._error(number, f"the key {key.name!r} is there twice")
+        if len(self.all) == KEYS_MAX:
+            raise self._error(number, f"more than {KEYS_MAX} keys")
+        alike[key.name] = key
+        self.all.append(key)
+        self._digests[key.digest] = key.name
+
+    def _key(self, number: int, record: dict[str, Any]) -> Key:
+        unknown = record.keys() - _FIELDS
+        if unknown:
+            raise self._error(number, f"unknown field {sorted(unknown)[0]!r}; a newer version may have written it")
+        name, digest, created, allow = (record.get(field) for field in ("name", "hash", "created", "allow"))
+        until = _seconds_of(record["until"]) if "until" in record else 0
+        allow = [] if "allow" not in record else allow
+        kept = _bytes_of(digest)
+        if not isinstance(name, str) or kept is None or not isinstance(created, str) or not isinstance(allow, list):
+            raise self._error(
+                number, "a key has a name, a hash of 64 hexadecimal digits, a date and, perhaps, a list `allow`"
+            )
+        if until is None:
+            raise self._error(
+                number, '`until` is a time such as "2026-12-01T10:00:00Z"; leave it out for a key without an end'
+            )
+        if "allow" in record and not allow:
+            raise self._error(number, "`allow` is empty; leave it out for a key that may do everything")
+        try:
+            check_name(name)
+            return Key(name, kept, created, check_allow(allow), until=until)
+        except UsageError as error:
+            raise self._error(number, str(error).rstrip(".")) from None
+
+
+def _bytes_of(digits: Any) -> bytes | None:
+    """32 bytes from 64 hexadecimal digits; None for all else."""
+    try:
+        value = bytes.fromhex(digits) if isinstance(digits, str) and len(digits) == 64 else b""
+    except ValueError:
+        return None
+    return value if len(value) == 32 else None
+
+
+def _seconds_of(text: Any) -> int | None:
+    """Seconds since 1970 from a time as it stands in the file; None for all else."""
+    try:
+        seconds = timegm(time.strptime(text, _UNTIL)) if isinstance(text, str) else 0
+        return seconds if seconds > 0 and text == time.strftime(_UNTIL, time.gmtime(seconds)) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise _system_error(path, "read", error) from None
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a key file of this broker.")
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}:{raw.count(10, 0, error.start) + 1}: not UTF-8 text; this is no key file.") from None
+
+
+def _system_error(path: str, what: str, error: OSError) -> ConfigError:
+    kind = KeysDenied if isinstance(error, PermissionError) else ConfigError
+    advice = {
+        FileNotFoundError: "Make a key with `blipmq keys add NAME`, or correct auth.keys_file.",
+        PermissionError: "Run this as the broker's user or as root, or give that user the file.",
+    }.get(type(error), "Mend what is wrong there, or name another file.")
+    return kind(f"{path}: the key file cannot be {what}: {error.strerror or error}. {advice}")
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a key may be called that: printable, and nothing that means something to a filter or a path."""
+    if not 1 <= len(name) <= NAME_CHARS_MAX:
+        raise UsageError(f"A key's name has 1 to {NAME_CHARS_MAX} characters; this one has {len(name)}.")
+    if not name.isprintable() or name != name.strip():
+        raise UsageError(f"The key's name {name!r} holds control characters, or begins or ends with a space.")
+    for part in ("#", "*", "+", ">", "/", "\\", ".."):
+        if part in name:
+            raise UsageError(f"The key's name {name!r} holds {part!r}; use letters, digits, '-', '_' and single dots.")
+    if name.startswith(PLAIN_NAME):
+        raise UsageError(f"The name {name!r} is kept for keys of the setting {PLAIN_NAME}; choose another.")
+
+
+def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
+    """Rights as they are kept, each once. Raises UsageError unless each is `admin`, or `pub:` or `sub:` and a topic or filter."""
+    rights: dict[str, None] = {}
+    for right in allow:
+        kind, colon, filter_ = right.partition(":") if isinstance(right, str) else ("", "", "")
+        if right != ADMIN and (kind not in ("pub", "sub") or not colon):
+            raise UsageError(
+                f"A right is pub:TOPIC, sub:FILTER or admin, such as pub:site/1/temp or sub:site/#; not {right!r}."
+            )
+        if right != ADMIN:
+            check_filter(filter_)
+        rights[right] = None
+    if len(rights) > ALLOW_MAX:
+        raise UsageError(f"A key may have {ALLOW_MAX} rights at most, not {len(rights)}; use wildcards.")
+    return tuple(rights)
+
+
+def _check_key(key: str) -> None:
+    size_bytes = len(key.encode("utf-8", "surrogateescape"))
+    if not KEY_BYTES_MIN <= size_bytes <= KEY_BYTES_MAX or not key.isprintable() or len(key.split()) != 1:
+        raise UsageError(
+            f"A key has {KEY_BYTES_MIN} to {KEY_BYTES_MAX} printable bytes and no spaces, and should be random; the one given "
+            "does not. Leave it out to have one made."
+        )
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = None) -> str:
+    """Make a key of that name, keep its hash in the file (made if it is not there) and return its text, which is kept
+    nowhere. `key`: text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
+    check_name(name)
+    rights = check_allow(allow)
+    text = _new_text() if key is None else key
+    _check_key(text)
+    with _locked(path):
+        file = _open_or_new(path)
+        now = time.time()
+        if name in file.keys or (name in file.ending and not file.ending[name].has_ended(now)):
+            raise KeyNameTaken(
+                f"There is a key {name!r} in {file.path} already. Revoke it first, replace it with `blipmq keys rotate`, or "
+                "choose another name."
+            )
+        _replace(file.path, [*_unended(file, now), _new_line(file, name, rights, text)])
+    return text
+
+
+def _new_text() -> str:
+    return PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+
+
+def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
+    """What the file will hold of a key."""
+    digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
+    known = file.name_of(digest)
+    if known is not None:
+        raise KeyNameTaken(f"The key {known!r} in {file.path} has the same text. Give each client a key of its own.")
+    if len(file.all) == KEYS_MAX:
+        raise ConfigError(f"{file.path} holds {KEYS_MAX} keys, and more are not allowed. Revoke those not used.")
+    record: dict[str, Any] = {
+        "name": name,
+        "hash": digest.hex(),
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if rights:
+        record["allow"] = rights
+    return json.dumps(record, ensure_ascii=False)
+
+
+def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
+    """Make a new key for a name, with the rights of the old one, which ends in `overlap_s` seconds. Returns the new key's text,
+    which is kept nowhere, and when the old one ends. Raises NoSuchKey, RotationUnderWay, UsageError, ConfigError."""
+    if not 0 <= overlap_s <= OVERLAP_SECONDS_MAX:
+        raise UsageError(f"Old and new key can overlap by 0 seconds to a year, not by {overlap_s} seconds.")
+    with _locked(path):
+        file = _File(path)
+        now = time.time()
+        old, ending = file.keys.get(name), file.ending.get(name)
+        if old is None:
+            raise _no_key(file, name)
+        if ending is not None and not ending.has_ended(now):
+            raise RotationUnderWay(
+                f"The key {name!r} is being rotated: its old one ends {written(ending.until)}. End that now with "
+                f"`blipmq keys rotate {name} --finish`, then rotate again."
+            )
+        text, until = _new_text(), int(now) + overlap_s
+        line = _new_line(file, name, old.allow, text)
+        _replace(file.path, [*_with_end(_unended(file, now), old, until), line])
+    return text, until
+
+
+def finish_rotation(path: Path, name: str) -> None:
+    """End the old key of a name that is being rotated. Raises NoSuchKey, ConfigError."""
+    with _locked(path):
+        file = _File(path)
+        if name not in file.ending or file.ending[name].has_ended(time.time()) or name not in file.keys:
+            raise NoSuchKey(
+                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows those that are."
+            )
+        _replace(file.path, [line for line in file.lines if not _is(line, file.ending[name])])
+
+
+def undo_rotation(path: Path, name: str) -> None:
+    """Take the new key of a rotation back, as if there had been none."""
+    with _locked(path):
+        file = _File(path)
+        new, old = file.keys[name], file.ending[name]
+        _replace(file.path, _with_end([line for line in file.lines if not _is(line, new)], old, 0))
+
+
+def written(seconds: int) -> str:
+    """A time as it stands in the file."""
+    return time.strftime(_UNTIL, time.gmtime(seconds))
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Take the key of that name out of the file. Raises NoSuchKey, ConfigError."""
+    with _locked(path):
+        file = _File(path)
+        if name not in file.keys and name not in file.ending:
+            raise _no_key(file, name)
+        gone = [key for key in file.all if key.name == name]
+        _replace(file.path, [line for line in file.lines if not any(_is(line, key) for key in gone)])
+
+
+def _no_key(file: _File, name: str) -> NoSuchKey:
+    return NoSuchKey(f"There is no key {name!r} in {file.path}. `blipmq keys list` shows those there are.")
+
+
+def _is(line: str, key: Key) -> bool:
+    """Whether the line of a file that was read holds this key."""
+    if not line.strip() or line.lstrip().startswith("#"):
+        return False
+    record = json.loads(line)
+    return record.get("name") == key.name and _bytes_of(record.get("hash")) == key.digest
+
+
+def _unended(file: _File, now: float) -> list[str]:
+    """The lines of a file without those of keys that have ended."""
+    ended = [key for key in file.ending.values() if key.has_ended(now)]
+    return [line for line in file.lines if not any(_is(line, key) for key in ended)] if ended else file.lines
+
+
+def _with_end(lines: list[str], key: Key, until: int) -> list[str]:
+    """The lines with another end for a key; 0: without one."""
+    changed = []
+    for line in lines:
+        if _is(line, key):
+            record = json.loads(line)
+            record.pop("until", None)
+            line = json.dumps({**record, "until": written(until)} if until else record, ensure_ascii=False)
+        changed.append(line)
+    return changed
+
+
+def _open_or_new(path: Path) -> _File:
+    if not os.path.exists(path):
+        header = json.dumps({"format": FORMAT, "salt": os.urandom(SALT_BYTES).hex()})
+        _replace(
+            os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, rotate, revoke. Hashes only.", header]
+        )
+    file = _File(path)
+    if not file.salt:  # an empty one
+        file.salt = os.urandom(SALT_BYTES)
+        file.lines.append(json.dumps({"format": FORMAT, "salt": file.salt.hex()}))
+    return file
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time. The folder is locked, because the file is replaced."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY) if sys.platform != "win32" else -1
+    except OSError as error:
+        raise _system_error(os.fspath(path), "written", error) from None
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _replace(path: str, lines: list[str]) -> None:
+    """Write the file anew beside the old one, and put it in its place when it is on disk."""
+    folder, name = os.path.split(os.path.abspath(path))
+    fresh = os.path.join(folder, f".{name}.{os.urandom(8).hex()}")
+    try:
+        try:
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "w", encoding="utf-8", newline="\n") as file:
+                _keep_owner(file.fileno(), path, folder)
+                file.write("".join(line + "\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+        _sync_folder(folder)
+    except OSError as error:
+        raise _system_error(path, "written", error) from None
+
+
+def _keep_owner(handle: int, path: str, folder: str) -> None:
+    """Root makes a file that the broker can read: it belongs to whom the old one, or else the folder, belongs to."""
+    if sys.platform == "win32":
+        return
+    try:
+        model, mode = os.lstat(path), os.lstat(path).st_mode & 0o640 | 0o600
+    except FileNotFoundError:
+        model, mode = os.stat(folder), 0o600
+    if os.geteuid() == 0:
+        os.fchown(handle, model.st_uid, model.st_gid)
+    os.fchmod(handle, mode)
+
+
+def _sync_folder(folder: str) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

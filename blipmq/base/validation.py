@@ -1,0 +1,90 @@
+"""What callers give to the verbs of the clients and the broker: one sentence for each value that cannot be.
+
+Invariant: a value of a wrong type raises WrongType, one out of range UsageError; both before anything is sent. What is cheap to
+check is checked at each call, the rest where a value is seen for the first time.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from blipmq.errors import UsageError, WrongType
+
+T = TypeVar("T")
+
+API_KEY_BYTES_MIN, API_KEY_BYTES_MAX = 16, 512
+"""The least a new key has, and the most any has. With the client id and the table, HELLO stays below the 1 KiB that a broker
+reads before it knows a client."""
+
+_SHOWN_MAX = 60
+
+
+def check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise wrong_type(name, value, "a str")
+
+
+def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
+    """Anything that is a whole number will do, those of other libraries too."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise wrong_type(name, value, "a whole number") from None
+    if number < least or (most is not None and number > most):
+        limits = f"from {least}" if most is None else f"between {least} and {most}"
+        raise UsageError(f"{name} is {number}; it must be {limits}.")
+
+
+def check_qos(value: Any) -> None:
+    check_whole("qos", value, 0, 1)
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not (isinstance(value, int) and value in (0, 1)):
+        raise wrong_type(name, value, "True or False")
+
+
+def check_seconds(name: str, value: Any, *, none: bool = False) -> None:
+    """`none`: whether None is one of the values, for no limit."""
+    if value is None and none:
+        return
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise wrong_type(name, value, "a number of seconds or None" if none else "a number of seconds")
+    if math.isnan(value) or value < 0:
+        raise UsageError(f"{name} is {value}; it must be a number of seconds from 0.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """A function, or None for none."""
+    if value is not None and not callable(value):
+        raise wrong_type(name, value, "a function or None")
+
+
+def many(payloads: Iterable[T]) -> Iterator[T]:
+    """What publish_many is given. One text or one piece of bytes could be iterated too, and is a mistake."""
+    if isinstance(payloads, (str, bytes, bytearray, memoryview)):
+        raise wrong_type(
+            "payloads", payloads, "a list, or anything else that gives payloads; publish sends a single one"
+        )
+    try:
+        return iter(payloads)
+    except TypeError:
+        raise wrong_type("payloads", payloads, "a list, or anything else that gives payloads") from None
+
+
+def ids_of(messages: Iterable[Any], qos_least: int = 0) -> list[int]:
+    """The ids of messages that are to be acknowledged; those below `qos_least` are passed over."""
+    try:
+        return [message.id for message in messages if message.qos >= qos_least]
+    except AttributeError:
+        wrong = next(message for message in messages if not (hasattr(message, "id") and hasattr(message, "qos")))
+        raise wrong_type("what ack is given", wrong, "messages as they came: ack(message) or ack(*messages)") from None
+
+
+def wrong_type(name: str, value: Any, expected: str) -> WrongType:
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN_MAX else shown[:_SHOWN_MAX] + "…"
+    return WrongType(f"{name} is {shown} ({type(value).__name__}); it must be {expected}.")

@@ -1,0 +1,385 @@
+"""The broker's state in words and numbers: what INFO answers and what an operator reads out.
+
+Invariant: gathering never blocks and is never done twice at a time. Counters come as `Stats`, subscribers as `Listed`
+pages; whoever asks while a round is under way shares its result, so a thousand INFO requests cost as much as one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from blipmq.auth.auth import Auth
+from blipmq.base.hardware import Hardware, read_hardware
+from blipmq.broker.wal import Wal
+from blipmq.native.core import Core
+from blipmq.native.events import Accepting, Listed, Stats, Subscriber
+from blipmq.net import admission_log
+from blipmq.net.admission_log import Strangers
+from blipmq.sessions import listing as session_list
+from blipmq.sessions.connections import Sessions
+from blipmq.sessions.listing import Listing, SessionLists, Wanted
+from blipmq.version import __version__
+
+SUBSCRIBERS_MAX = 100
+FILTERS_MAX = 16
+INFO_BYTES_MAX = 256 * 1024
+RATE_SECONDS = 5
+REASON_CHARS_MAX = 500
+EVERYTHING = Wanted()
+LOG_FILLING = 0.75  # of wal.max_bytes: from here on it is told who keeps most of it
+NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
+
+
+class Tls(Protocol):
+    """What `blipmq.net.tls` has to say."""
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def reasons(self) -> list[str]: ...
+
+
+Counters = dict[str, int]
+Report = dict[str, Any]
+
+
+class Status:
+    """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
+
+    def __init__(
+        self,
+        core: Core,
+        sessions: Sessions,
+        clock: Callable[[], float],
+        budget_bytes: int,
+        wal: Wal | None = None,
+        auth: Auth | None = None,
+        door: Strangers | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self.address = ""
+        self.awaited: Callable[[], dict[str, str]] = (
+            dict  # sentences about addresses that are not there yet, by setting
+        )
+        self.budget_bytes = budget_bytes  # 0: none
+        self.reloads_applied = self.reloads_refused = 0
+        self.reload_error = ""  # why the last reload changed nothing; "" after one that did
+        self.session_lists = SessionLists(core)
+        self.sampled: Callable[[Counters], None] | None = None  # told each second's counters
+        self._core = core
+        self._sessions = sessions
+        self._wal = wal
+        self._auth = auth
+        self._door = door
+        self._tls = tls
+        self._clock = clock
+        self._started = clock()
+        self._accept_errno = 0
+        self._history: deque[tuple[float, Counters]] = deque(maxlen=RATE_SECONDS + 1)
+        self._seq = 0
+        self._counters_for: dict[int, Callable[[Counters], None]] = {}
+        self._reports_for: list[Callable[[Report], None]] = []
+        self._round = 0  # seq of the round under way, 0: none
+        self._counters: Counters = {}
+        self._deepest: list[Subscriber] = []
+        self._listed = self._stuck = 0
+
+    def __repr__(self) -> str:
+        return f"<Status waiting={len(self._reports_for)} round={self._round} history={len(self._history)}>"
+
+    @property
+    def accept_problem(self) -> str:
+        """Why new connections are not accepted at the moment; "" if they are."""
+        return f"new connections wait: {os.strerror(self._accept_errno)}" if self._accept_errno else ""
+
+    @property
+    def memory_is_short(self) -> bool:
+        """Whether the core was over its budget when it was last asked, at most a second ago."""
+        return bool(self.budget_bytes and self._history and _in_use(self._history[-1][1]) > self.budget_bytes)
+
+    # -- asking
+
+    def tick(self) -> None:
+        """Take one sample, for the rates and for what the log has to say."""
+        self.ask_counters(self._sampled)
+
+    def ask_counters(self, answer: Callable[[Counters], None]) -> None:
+        """Call `answer` with the core's counters, by their names in `bq_stats_t`."""
+        self._seq += 1
+        self._counters_for[self._seq] = answer
+        self._core.stats(self._seq)
+
+    def ask_reasons(self, answer: Callable[[list[str]], None]) -> None:
+        """Call `answer` with what is not as it should be, a sentence each; nothing in it: all is well."""
+
+        def counted(counters: Counters) -> None:
+            if self._log_is_filling(counters):  # who keeps it has to be looked for
+                self.session_lists.ask(lambda listing: answer(self._all_reasons(counters, read_hardware(), listing)))
+            else:
+                answer(self._all_reasons(counters, read_hardware()))
+
+        self.ask_counters(counted)
+
+    def ask_report(self, answer: Callable[[Report], None]) -> None:
+        """Call `answer` with the report that INFO gives as JSON."""
+        self._reports_for.append(answer)
+        if not self._round:
+            self.ask_counters(self._begin_round)
+            self._round = self._seq
+
+    def ask_json(self, answer: Callable[[bytes], None], key: str | None = None, own: Wanted = EVERYTHING) -> None:
+        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes. `key`: only with the subscribers that came
+        in with the key of that name, and the sessions that `own` brings."""
+        if key is None:
+            self.ask_report(lambda report: answer(_bounded_json(report)))
+            return
+
+        def listed(listing: Listing) -> None:
+            sessions = self._listed_facts(listing, own)
+            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, sessions))))
+
+        self.session_lists.ask(listed, own)
+
+    def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None:
+        """Call `answer` with the sessions that are wanted, as JSON of at most INFO_BYTES_MAX bytes."""
+        self.list_sessions(lambda listed: answer(_bounded_json({"sessions": listed})), wanted)
+
+    def list_sessions(self, answer: Callable[[Report], None], wanted: Wanted) -> None:
+        """Call `answer` with sums over the sessions that are wanted, and in `list` the rows with the largest lag."""
+        self.session_lists.ask(lambda listing: answer(self._listed_facts(listing, wanted)), wanted)
+
+    # -- what the core answers
+
+    def stats(self, event: Stats) -> None:
+        answer = self._counters_for.pop(event.seq, None)
+        if answer is not None:
+            answer(event.counters)
+
+    def listed(self, event: Listed) -> None:
+        if event.seq != self._round:
+            return
+        self._listed += len(event.subscribers)
+        self._stuck += sum(row.blocked for row in event.subscribers)
+        rows = event.subscribers
+        if len(self._deepest) == SUBSCRIBERS_MAX:  # from here on most rows are out at once
+            least = _depth(self._deepest[-1])
+            rows = [row for row in rows if _depth(row) > least]
+        if rows:
+            self._deepest = heapq.nlargest(SUBSCRIBERS_MAX, [*self._deepest, *rows], key=_depth)
+        if event.next_slot:
+            self._core.list(self._round, event.next_slot)
+        else:
+            self.session_lists.ask(self._end_round)
+
+    def accepting(self, event: Accepting) -> None:
+        self._accept_errno = event.errno if event.paused else 0
+
+    def _sampled(self, counters: Counters) -> None:
+        self._history.append((self._clock(), counters))
+        if self._wal is not None:
+            self._wal.observe(counters)
+        if self._door is not None:
+            self._door.observe(counters)
+        if self.sampled is not None:
+            self.sampled(counters)
+
+    # -- the report
+
+    def _begin_round(self, counters: Counters) -> None:
+        self._counters, self._deepest, self._listed, self._stuck = counters, [], 0, 0
+        self._core.list(self._round, 0)
+
+    def _end_round(self, listing: Listing) -> None:
+        report = self._report(self._counters, self._deepest, listing)
+        answers, self._reports_for = self._reports_for, []
+        self._round, self._deepest = 0, []
+        for answer in answers:
+            answer(report)
+
+    def _report(self, counters: Counters, subscribers: list[Subscriber], listing: Listing) -> Report:
+        rates, _ = self._rates(counters)
+        hardware = read_hardware()
+        reasons = self._all_reasons(counters, hardware, listing)
+        return {
+            "version": __version__,
+            "uptime_s": int(self._clock() - self._started),
+            "address": self.address,
+            "state": "degraded" if reasons else "ok",
+            "reasons": reasons,
+            "clients": counters["connections"],
+            "connections": admission_log.facts(counters),
+            "topics": counters["cached_topics"],  # the routing cache, by the name this has always had
+            "filters": counters["filters"],
+            "subscriptions": [self._subscriber(row) for row in subscribers],
+            "subscriptions_total": counters["subscriptions"],
+            "subscribers": {"total": self._listed, "blocked": self._stuck},
+            "messages": {
+                "published": counters["published"],
+                "enqueued": counters["enqueued"],
+                "delivered": counters["delivered"],
+                "queued": counters["queued_messages"],
+                "unrouted": counters["unrouted"],
+                "dropped": {
+                    "ttl": counters["dropped_ttl"],
+                    "queue_full": counters["dropped_queue_full"],
+                    "disconnect": counters["dropped_disconnect"],
+                    "session_log_bytes": counters["dropped_session_log"],
+                },
+            },
+            "rates": rates,
+            "memory": {"used_bytes": counters["memory_used_bytes"], "budget_bytes": self.budget_bytes},
+            "sessions": {
+                "total": counters["sessions"],
+                "behind": counters["sessions_behind"],
+                "in_flight": counters["in_flight"],
+                "acked": counters["acked"],
+                "redelivered": counters["redelivered"],
+                "dead_lettered": counters["dead_lettered"],
+                "expired": counters["sessions_expired"],
+                "over_quota": counters["over_session_log"],
+                "refused": {
+                    "max_sessions": counters["sessions_refused"],
+                    "max_sessions_per_key": counters["sessions_refused_key"],
+                },
+                **self._listed_facts(listing),
+            },
+            "auth": self._auth_facts(),
+            "log": self._wal.facts(counters) if self._wal else None,
+            "tls": self._tls.facts() if self._tls else None,
+            "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
+            "hardware": hardware,
+        }
+
+    def _listed_facts(self, listing: Listing, wanted: Wanted = EVERYTHING) -> Report:
+        return {
+            "total": listing.sums["sessions"],
+            "durable": listing.sums["durable"],
+            "absent": listing.sums["absent"],
+            "lag_messages": listing.sums["lag_messages"],
+            "lag_bytes": listing.sums["lag_bytes"],
+            "list": [session_list.facts(row, self._sessions, wanted.key) for row in listing.rows],
+        }
+
+    def _auth_facts(self) -> Report | None:
+        if self._auth is None or not self._auth.required:
+            return None
+        return {**self._auth.facts, "file_ok": not self._auth.problem}
+
+    def _subscriber(self, row: Subscriber) -> Report:
+        session = self._sessions.find(row.conn)
+        filters = list(session.filters) if session else []
+        return {
+            "client": session.client_id if session else "",
+            "key": session.key.name if session and session.key else "",
+            "peer": row.peer or "in-process",
+            "filters": filters[:FILTERS_MAX],
+            "filters_total": len(filters),
+            "queued_messages": row.queued_messages,
+            "queued_bytes": row.queued_bytes,
+            "enqueued": row.enqueued,
+            "delivered": row.delivered,
+            "dropped_ttl": row.dropped_ttl,
+            "dropped_queue_full": row.dropped_queue_full,
+            "blocked": row.blocked,
+        }
+
+    def _rates(self, counters: Counters) -> tuple[dict[str, float], int]:
+        """Messages per second in and out over the last seconds, and how many full queues dropped in them."""
+        if not self._history:
+            return {"in_per_s": 0.0, "out_per_s": 0.0}, 0
+        then, old = self._history[0]
+        seconds = max(self._clock() - then, 0.001)
+        came, went = counters["published"] - old["published"], counters["delivered"] - old["delivered"]
+        dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
+        return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
+
+    def _log_is_filling(self, counters: Counters) -> bool:
+        return bool(self._wal and counters["log_bytes"] >= self._wal.max_bytes * LOG_FILLING)
+
+    def _who_fills_the_log(self, counters: Counters, listing: Listing | None) -> list[str]:
+        """The subscription that keeps most of a log that is nearly full, and how to end it."""
+        holder = listing.holder if listing is not None else None
+        if holder is None or not self._log_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
+            return []
+        fact = session_list.facts(holder, self._sessions)
+        whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
+        key = f" --key {fact['key']}" if fact["key"] and not fact["group"] else ""
+        return [
+            f"log: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes "
+            f"from being deleted; bring its client back, or end it: blipmq-cli sessions end '{fact['filter']}' {whose}{key}"
+        ]
+
+    def _all_reasons(self, counters: Counters, hardware: Hardware | None, listing: Listing | None = None) -> list[str]:
+        reasons = list(self.awaited().values())
+        reasons += self._wal.reasons(counters) if self._wal else []
+        reasons += self._who_fills_the_log(counters, listing)
+        reasons += self._tls.reasons() if self._tls else []
+        reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
+        if self._history:
+            reasons += admission_log.reasons(counters, self._history[0][1], RATE_SECONDS)
+        if self.reload_error:
+            why = "; ".join(self.reload_error.splitlines())
+            reasons.append(
+                f"the changed configuration was refused and the old one is in effect: {why[:REASON_CHARS_MAX]}"
+            )
+        if self._auth and self._auth.problem:
+            reasons.append(f"the key file is not in effect as it stands: {self._auth.problem[:REASON_CHARS_MAX]}")
+        if hardware and hardware["undervoltage"]:
+            reasons.append("under-voltage: the power supply or its cable is too weak")
+        if hardware and hardware["throttled"]:
+            reasons.append("throttled: the processor is too hot or short of power")
+        return reasons
+
+    def _reasons(self, dropping: int, in_use: int) -> list[str]:
+        reasons = []
+        if self.budget_bytes and in_use > self.budget_bytes * NEARLY_FULL:
+            reasons.append(
+                f"memory: {in_use} of {self.budget_bytes} bytes in use; slow subscribers lose messages first, see subscriptions"
+            )
+        if self._accept_errno:
+            reasons.append(f"{self.accept_problem}; raise the limit on open files or lower server.max_connections")
+        if dropping > 0:
+            reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
+        return reasons
+
+
+def _in_use(counters: Counters) -> int:
+    """What the core holds, without the free blocks it keeps and would give back first."""
+    return counters["memory_used_bytes"] - counters["pool_free_bytes"]
+
+
+def _depth(row: Subscriber) -> tuple[int, int]:
+    return row.queued_messages, row.dropped_queue_full
+
+
+def _only(report: Report, key: str, sessions: Report) -> Report:
+    """The report with the subscribers of one key, and `sessions`, which are its own: their sums, and rows in `list`."""
+    rows = [row for row in report["subscriptions"] if row["key"] == key]
+    return {**report, "subscriptions": rows, "sessions": {**report["sessions"], **sessions}}
+
+
+def _bounded_json(report: Report) -> bytes:
+    """The report as JSON; rows are left out from the end, of the longer list first, until it fits."""
+    import json  # here, because a broker that no one asks does not need it
+
+    while True:
+        text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode()
+        rows, listed = report.get("subscriptions", []), report.get("sessions", {}).get("list", [])
+        if len(text) <= INFO_BYTES_MAX or not (rows or listed):
+            return text
+        if len(rows) >= len(listed):
+            report = {**report, "subscriptions": rows[: len(rows) // 2]}
+        else:
+            report = {**report, "sessions": {**report["sessions"], "list": listed[: len(listed) // 2]}}
+
+
+def _disk_free_bytes() -> int | None:
+    """Room on the file system the broker runs in."""
+    try:
+        about = os.statvfs(".")
+    except (OSError, AttributeError):
+        return None
+    return about.f_bavail * about.f_frsize

@@ -1,0 +1,316 @@
+"""The broker's write-ahead log as Python sees it: how it is opened, and how it is said how it does.
+
+Invariant: nothing here writes to the log or reads from it; the core does both. A damaged log is opened and reported with
+what is gone, only one that another broker holds, a newer version wrote or the system denies keeps the broker down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from blipmq.base.logs import Log
+from blipmq.config import memory
+from blipmq.config.settings import Config
+from blipmq.errors import LogUnusable
+from blipmq.native.config import LogConfig
+from blipmq.native.core import Core
+from blipmq.native.log import LogReport, LogState, log_denied
+
+PROGRESS_SECONDS = 1.0
+LOG_NAMES = ("wal", "checkpoint", "LOCK")
+HINT_LOST = "records are gone, all others are kept; `blipmq wal verify` lists them; check the disk"
+HINT_AT_MOST = "records are gone, at most these; how many is not known; all others are kept; check the disk"
+# What an errno means where it cannot be the disk's.
+GONE = "the log's directory, or the file that was written to, has been removed or replaced"
+Counters = dict[str, int]
+
+
+def make_parents(directory: str) -> None:
+    """Make the directories above `directory`, each with its entry on disk: a power cut must not take the whole log. The
+    core makes the last one. Raises `LogUnusable`."""
+    missing, path = [], os.path.dirname(os.path.abspath(directory))
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    try:
+        for path in reversed(missing):
+            os.mkdir(path, 0o755)
+            sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise log_denied(directory, error.errno or 0) from None
+
+
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """See that only the broker's user may change the log: what that user owns is closed to others, with a fact to log for each
+    change; what it does not own is refused. Raises `LogUnusable`. A directory that is not there yet is made closed."""
+    if os.name != "posix":
+        return
+    try:
+        found = os.stat(directory)
+        if not stat.S_ISDIR(found.st_mode):
+            return  # opening it says what is wrong
+        if found.st_mode & WRITABLE_BY_OTHERS:
+            yield _closed(directory, found)
+        count = sum(_file_closed(entry) for entry in os.scandir(directory) if entry.name.startswith(LOG_NAMES))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise log_denied(directory, error.errno or 0) from None
+    if count:
+        yield (
+            "log_files_open",
+            {"directory": directory, "count": count, "hint": "others could write into them; they are closed now"},
+        )
+
+
+def _closed(directory: str, found: os.stat_result) -> tuple[str, dict[str, Any]]:
+    was = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid():
+        raise LogUnusable(
+            f"the log's directory {directory} belongs to user {found.st_uid} and others may write there (mode {was:04o}), so "
+            f"anyone could change what was acknowledged. Close it (`chmod go-w {directory}`, or `chown` it to the broker's "
+            "user), or give the broker a directory of its own inside: set wal.directory.",
+            exit_status=77,
+        )
+    now = was & ~WRITABLE_BY_OTHERS
+    os.chmod(directory, now)
+    return (
+        "log_directory_open",
+        {
+            "directory": directory,
+            "was": f"{was:04o}",
+            "now": f"{now:04o}",
+            "hint": "others could write there; it is closed now",
+        },
+    )
+
+
+def _file_closed(entry: os.DirEntry[str]) -> bool:
+    found = entry.stat(follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & WRITABLE_BY_OTHERS or found.st_uid != os.geteuid():
+        return False
+    descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~WRITABLE_BY_OTHERS)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def sync_directory(path: str) -> None:
+    """Put a directory's entries on disk, where the system lets one do so."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Wal:
+    """One broker's log: where it is, what was found when it was opened, how it has done since."""
+
+    def __init__(self, directory: str, report: LogReport, log: Log, max_bytes: int = 0) -> None:
+        self.directory = os.path.abspath(directory)
+        self.max_bytes = max_bytes  # at which the log is full
+        self.report = report
+        self._log = log
+        self._state = LogState.OK
+        self._unclaimed = self._dropped = 0  # dead letters that have been told of
+
+    def __repr__(self) -> str:
+        return f"<Wal {self.directory} {self._state.name.lower()} opened at LSN {self.report.next_lsn}>"
+
+    @classmethod
+    async def open(cls, core: Core, config: Config, log: Log) -> Wal:
+        """Open and recover the log in a thread, with a line about it for every second that takes. Raises `LogLocked` or
+        `LogUnusable`."""
+        started = time.monotonic()
+        make_parents(config.wal.directory)
+        for event, about in close_to_others(config.wal.directory):
+            log.warning(event, **about)
+        # A pool of its own: the thread ends with its work, and another program's pool is not kept waiting.
+        pool = ThreadPoolExecutor(1, "blipmq-open")
+        opening = asyncio.get_running_loop().run_in_executor(
+            pool, core.open_log, config.wal.directory, LogConfig.of(config)
+        )
+        pool.shutdown(wait=False)
+        try:
+            while not (await asyncio.wait((opening,), timeout=PROGRESS_SECONDS))[0]:
+                log.info("log_replay", progress=f"{core.log_progress():.1%}")
+        finally:  # cancelled, however often: the core is the thread's until it has returned
+            while not opening.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((opening,))
+        wal = cls(config.wal.directory, opening.result(), log, config.wal.max_bytes)
+        wal._tell(time.monotonic() - started)
+        return wal
+
+    def _tell(self, seconds: float) -> None:
+        report = self.report
+        self._log.info(
+            "log_opened",
+            directory=self.directory,
+            records=report.records,
+            bytes=report.bytes,
+            segments=report.segments,
+            subscriptions=report.sessions,
+            next_lsn=report.next_lsn,
+            next_id=report.next_message_id,
+            clean=bool(report.clean or not report.segments),
+            ms=int(seconds * 1000),
+        )
+        if report.torn_bytes:
+            hint = "the end of the log had not been synced, so no one was told it was; normal after a power cut"
+            self._log.warning("log_torn", bytes=report.torn_bytes, hint=hint)
+        if report.checkpoints_bad:
+            self._log.warning("log_checkpoint_bad", count=report.checkpoints_bad, hint="it cost only a longer replay")
+        if report.strange_files:
+            hint = "files that are not this log's: set aside as aside-* or passed over; `blipmq wal verify` names what is left"
+            self._log.warning("log_strange_files", count=report.strange_files, hint=hint)
+        if report.lost_ranges:
+            self._log.error(
+                "log_damaged",
+                first_lsn=report.lost_first_lsn,
+                last_lsn=report.lost_last_lsn,
+                ranges=report.lost_ranges,
+                exact=not report.lost_unknown,
+                files=report.damaged_files,
+                hint=HINT_AT_MOST if report.lost_unknown else HINT_LOST,
+            )
+        elif report.damaged_files:
+            hint = "a segment has lost a header, or its file; no record is known to be missing; check the disk"
+            self._log.error("log_damaged", files=report.damaged_files, hint=hint)
+
+    def observe(self, counters: Counters) -> None:
+        """Write one line when the log fills up, fails, or has room again, and when dead letters are gone. Called once a
+        second."""
+        self._observe_letters(counters)
+        state = LogState(counters["log_state"])
+        if state == self._state:
+            return
+        if state == LogState.FAILED:
+            self._log.error(
+                "log_failed",
+                directory=self.directory,
+                error=_why(counters["log_errno"]),
+                hint="QoS 1 publishes are refused until a restart, QoS 0 goes on; check the disk first",
+            )
+        elif state == LogState.FULL:
+            self._log.error("log_full", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
+        elif self._state == LogState.FULL:
+            self._log.info("log_has_room", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
+        self._state = state
+
+    def _observe_letters(self, counters: Counters) -> None:
+        unclaimed, dropped = counters["dead_letters_unclaimed"], counters["dead_letters_dropped"]
+        if unclaimed > self._unclaimed:
+            self._log.warning(
+                "dead_letters_unclaimed",
+                messages=unclaimed - self._unclaimed,
+                hint="they were never acknowledged or over qos1.session_log_bytes, and nobody collects dead "
+                "letters: subscribe to $dlq/# with QoS 1, durably",
+            )
+        if dropped > self._dropped:
+            self._log.error(
+                "dead_letters_dropped",
+                messages=dropped - self._dropped,
+                hint="the log had no room for them: let the subscribers of $dlq/# catch up, or raise wal.max_bytes",
+            )
+        self._unclaimed, self._dropped = unclaimed, dropped
+
+    def facts(self, counters: Counters) -> dict[str, Any]:
+        """The log's part of what INFO answers. Ids are those of the log's records, which rise by one for ever."""
+        return {
+            "state": LogState(counters["log_state"]).name.lower(),
+            "directory": self.directory,
+            "bytes": counters["log_bytes"],
+            "segments": counters["log_segments"],
+            "durable_id": counters["log_durable_lsn"],
+            "unsynced": counters["log_next_lsn"] - 1 - counters["log_durable_lsn"],
+            "last_fsync_ms": counters["log_sync_us_last"] / 1000,
+            "disk_free_bytes": counters["log_free_bytes"],
+            "checkpoint_id": counters["log_checkpoint_lsn"],
+            "written_bytes": counters["log_written_bytes"],
+            "records": counters["log_records"],
+            "commits": counters["log_commits"],
+            "lost": self._lost(),
+            "damaged_files": self.report.damaged_files,
+        }
+
+    def _lost(self) -> dict[str, int | bool] | None:
+        report = self.report
+        if not report.lost_ranges:
+            return None
+        return {
+            "first_lsn": report.lost_first_lsn,
+            "last_lsn": report.lost_last_lsn,
+            "ranges": report.lost_ranges,
+            "exact": not report.lost_unknown,
+        }
+
+    def reasons(self, counters: Counters) -> list[str]:
+        """Why the broker is degraded, as far as the log has to do with it."""
+        reasons = []
+        state, report = LogState(counters["log_state"]), self.report
+        if state == LogState.FAILED:
+            why = _why(counters["log_errno"])
+            reasons.append(
+                f"log: {why}; QoS 1 publishes are refused; put it back or leave it, then restart the broker"
+                if why == GONE
+                else f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
+            )
+        if state == LogState.FULL:
+            size, free = memory.size(counters["log_bytes"]), memory.size(counters["log_free_bytes"])
+            reasons.append(
+                f"log: full at {size} with {free} free on its disk; QoS 1 publishes are refused until subscribers catch up, "
+                "their durable subscriptions are ended, the disk has room, or wal.max_bytes is raised"
+            )
+        if report.lost_unknown:
+            reasons.append(
+                f"log: damaged; of the records {report.lost_first_lsn} to {report.lost_last_lsn} some or all are gone, and how "
+                "many there were is not known; `blipmq wal verify` lists them; check the disk"
+            )
+        elif report.lost_ranges:
+            reasons.append(
+                f"log: damaged; records {report.lost_first_lsn} to {report.lost_last_lsn} "
+                f"({report.lost_ranges} range{'s'[: report.lost_ranges != 1]}) are gone or partly gone; "
+                "`blipmq wal verify` lists them"
+            )
+        elif report.damaged_files:
+            reasons.append(
+                f"log: damaged; a header or the file of a segment was lost ({report.damaged_files}); no record is known to be "
+                "missing; check the disk"
+            )
+        if counters["lost_lsns"]:
+            up_to = "up to " if report.lost_unknown else ""
+            reasons.append(
+                f"log: {up_to}{counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
+            )
+        if counters["dead_letters_dropped"]:
+            reasons.append(
+                f"log: {counters['dead_letters_dropped']} dead letters are gone because the log was full; let the "
+                "subscribers of $dlq/# catch up, or raise wal.max_bytes"
+            )
+        if counters["sessions_unread"]:
+            reasons.append(
+                f"log: reading back fails for {counters['sessions_unread']} subscriptions, which get nothing until it "
+                "succeeds; check the disk and the memory that is free. The broker tries again by itself"
+            )
+        return reasons
+
+
+def _why(error: int) -> str:
+    return GONE if error in (errno.ENOENT, errno.ESTALE) else os.strerror(error)

@@ -1,0 +1,78 @@
+"""The addresses that a host name stands for, in the order in which they are tried (RFC 8305), and what became of each.
+
+Invariant: families alternate, beginning with the one that the system prefers, so that one family without a way to the broker
+costs ATTEMPT_DELAY_S and no more. CANDIDATES_MAX bounds what one attempt to connect tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+from blipmq.client.address import Address, unreachable
+from blipmq.errors import BlipMQError, Disconnected, NotTrusted, ProtocolError, TimedOut, Unreachable
+
+ATTEMPT_DELAY_S = 0.25
+"""How long one address is tried alone before the next one is tried beside it."""
+CANDIDATES_MAX = 16
+
+# What another address of the same host may do better, the most telling first. A broker's own refusal is not among them.
+_ANOTHER_MAY_DO = (NotTrusted, ProtocolError, Disconnected, TimedOut, Unreachable)
+
+
+class Candidate(NamedTuple):
+    """One address: its family, and as the system wants it."""
+
+    family: int
+    place: Any
+
+    @property
+    def where(self) -> str:
+        return str(self.place[0])
+
+
+def in_turn(found: Iterable[tuple[Any, ...]]) -> list[Candidate]:
+    """What getaddrinfo has found, in the order to try it in."""
+    candidates = list(dict.fromkeys(Candidate(int(family), place) for family, _, _, _, place in found))
+    if not candidates:
+        return []
+    first = [candidate for candidate in candidates if candidate.family == candidates[0].family]
+    others = [candidate for candidate in candidates if candidate.family != candidates[0].family]
+    alternating = chain.from_iterable(zip_longest(first, others))
+    return [candidate for candidate in alternating if candidate is not None][:CANDIDATES_MAX]
+
+
+class Tried:
+    """What went wrong with the candidates of one attempt."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._errors: list[tuple[str, BlipMQError]] = []
+
+    def __repr__(self) -> str:
+        return f"Tried({self._address}, {self._errors!r})"
+
+    def add(self, candidate: Candidate, error: BaseException) -> None:
+        known = error if isinstance(error, BlipMQError) else unreachable(self._address, error)
+        self._errors.append((candidate.where, known))
+
+    def error(self) -> BlipMQError:
+        """One error for all of them: what was tried, and what each said if they differ."""
+        errors = [error for _, error in self._errors]
+        if len({str(error) for error in errors}) == 1:
+            return errors[0]
+        telling = next((e for kind in _ANOTHER_MAY_DO for e in errors if isinstance(e, kind)), errors[-1])
+        head = f"Cannot reach a broker at {self._address}"
+        parts = [f"{where}: {str(error).removeprefix(f'{head}: ')}" for where, error in self._errors]
+        return type(telling)(f"{head}: {len(errors)} addresses were tried. {' '.join(parts)}", code=telling.code)
+
+
+def another_may_do(error: BaseException) -> bool:
+    """Whether it makes sense to try another address of the same host after this error."""
+    return isinstance(error, _ANOTHER_MAY_DO)
+
+
+def share_s(now_s: float, deadline_s: float, others: int) -> float:
+    """Until when a connection may take for TLS and HELLO, if so many other addresses are left to be tried after it."""
+    return now_s + (deadline_s - now_s) / 2 if others else deadline_s

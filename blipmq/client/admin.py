@@ -1,0 +1,51 @@
+"""What an operator asks of a broker about its sessions, as it goes over the wire: JSON in the payload of INFO.
+
+Invariant: nothing here does I/O. An answer that is not what was asked for is a ProtocolError that says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blipmq.base.validation import check_text, check_whole
+from blipmq.client.protocol import decode_info
+from blipmq.errors import ProtocolError
+from blipmq.wire.frames import Reply
+
+SESSIONS_SHOWN = 100
+
+
+def sessions_asked(find: str, limit: int) -> bytes:
+    """Asks INFO for the sessions whose filter, client_id or group holds `find`."""
+    import json  # here, because most clients never ask
+
+    check_text("find", find)
+    check_whole("limit", limit)
+    return json.dumps({"sessions": {"find": find, "limit": limit}}, ensure_ascii=False).encode()
+
+
+def decode_sessions(reply: Reply) -> dict[str, Any]:
+    """The answer to what `sessions_asked` asks for: sums, and the rows in `list`."""
+    listed = decode_info(reply).get("sessions")
+    if not isinstance(listed, dict) or not isinstance(listed.get("list"), list):
+        raise ProtocolError("The broker does not list its sessions: it is older than this client.")
+    return listed
+
+
+def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> bytes:
+    """Asks ADMIN to end a durable subscription."""
+    for name, text in (("filter", filter_), ("client_id", client_id), ("group", group), ("key", key or "")):
+        check_text(name, text)
+    import json
+
+    named = {"filter": filter_, "client_id": client_id, "group": group, "key": key}
+    asked = {"do": "sessions.end", **{name: text for name, text in named.items() if text is not None}}
+    return json.dumps(asked, ensure_ascii=False).encode()
+
+
+def decode_end(reply: Reply) -> dict[str, Any]:
+    """The subscription that has ended, as it was."""
+    row = decode_info(reply).get("ended")
+    if not isinstance(row, dict):
+        raise ProtocolError("The answer to ADMIN is not what was asked for: the broker is of another generation.")
+    return row

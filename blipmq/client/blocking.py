@@ -1,0 +1,366 @@
+"""The blocking client: `blipmq.connect_blocking(...)` and BlockingClient. No threads, no asyncio.
+
+    with blipmq.connect_blocking("127.0.0.1:7878") as client:
+        client.publish("site/1/temp", "21.5")
+        for message in client.subscribe("site/+/temp"): ...
+
+QoS 1 is as in client.py: a publish returns when the broker has it on disk, and is sent again after an outage until then.
+
+Invariant: publishes leave in the order of the calls, and at most a window of them waits for its answers.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+from blipmq.base.validation import check_callable, check_qos, check_seconds, ids_of, many
+from blipmq.client.address import Address, parse_address
+from blipmq.client.admin import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
+from blipmq.client.blocking_connection import BlockingConnection, StateCallback
+from blipmq.client.blocking_subscription import BlockingSubscription as BlockingSubscription
+from blipmq.client.call_lock import in_turn
+from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
+from blipmq.client.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
+from blipmq.client.protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
+from blipmq.client.reconnect import check_options, seconds_to_wait
+from blipmq.client.trust import Tls, context_for
+from blipmq.errors import BlipMQError, Disconnected
+from blipmq.wire.frames import Message
+
+Payload = bytes | bytearray | memoryview | str
+
+_PUBLISH_MANY_CHUNK = 1024
+_GATHER_BYTES = 64 << 10
+
+
+class BlockingClient:
+    """A connection to one broker that comes back by itself. Make it with `blipmq.connect_blocking`.
+
+    Several threads may use it, one at a time: a call waits for the end of another thread's, but not while that thread waits for
+    messages, which raises UsageError. Give each thread that reads a client of its own. With auto_ack a message is acknowledged
+    by the thread that took it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        client_id: str = "",
+        api_key: str | None = None,
+        tls: Tls = None,
+        reconnect: bool = True,
+        timeout_s: float = 10.0,
+        on_state: StateCallback | None = None,
+        on_refusal: Callable[[BlipMQError], None] | None = None,
+        random: Callable[[], float] = random_module.random,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_options(timeout_s, reconnect, on_state=on_state, on_refusal=on_refusal, random=random, sleep=sleep)
+        self.address: Address = parse_address(address, None if tls is None else tls is not False)
+        self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
+        self._protocol.on_refusal = on_refusal
+        self._connection = BlockingConnection(
+            self.address,
+            self._protocol,
+            tls=context_for(tls) if self.address.tls else None,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            on_state=on_state,
+            random=random,
+            sleep=sleep,
+            clock=clock,
+        )
+        self._turn = self._connection.turn
+        self._published = False
+
+    def __repr__(self) -> str:
+        return f"BlockingClient({self._connection!r})"
+
+    @property
+    def state(self) -> str:
+        """ "new", "connecting", "connected", "disconnected" or "closed"."""
+        return self._connection.state
+
+    @in_turn
+    def open(self, *, wait: bool | float = False) -> BlockingClient:
+        """The first connection; connect_blocking calls it. `wait` is as there."""
+        self._connection.open(seconds_to_wait(wait))
+        return self
+
+    def __enter__(self) -> BlockingClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- publishing ----
+
+    @in_turn
+    def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
+        """Send one message. QoS 0 returns 0 once the system has it (see flush); QoS 1 returns the message's id once the
+        broker has it on disk, a number that says as `.subscriptions` for how many it is stored. `ttl_ms` 0: the broker's
+        default. During an outage this waits for the connection.
+
+        Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
+        or TimedOut a QoS 1 message may have arrived even so.
+        """
+        if qos != 0:
+            check_qos(qos)
+        self._connection.wait_connected()
+        if qos:
+            request = self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms)
+            return Receipt.of(self._connection.answer(request))
+        self._protocol.publish(topic, as_bytes(payload), ttl_ms)
+        self._published = True
+        self._connection.send()
+        return Receipt(0)
+
+    @in_turn
+    def publish_many(
+        self,
+        topic: str,
+        payloads: Iterable[Payload],
+        *,
+        ttl_ms: int = 0,
+        qos: int = 0,
+        window: int = WINDOW_MESSAGES_MAX,
+    ) -> Published:
+        """Send many messages of one topic, in order; returns how many. As publish, and cheaper for each.
+
+        QoS 1 returns when the broker has all of them on disk; `.unrouted` of the number counts those that no QoS 1
+        subscription took, which the broker does not keep. At most `window` wait for their answers at any time; if
+        one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
+        be on disk.
+        """
+        rest = many(payloads)
+        if qos != 0:
+            check_qos(qos)
+            check_window(window)
+            return self._publish_many_answered(topic, rest, ttl_ms, window)
+        count = 0
+        while chunk := [as_bytes(payload) for payload in islice(rest, _PUBLISH_MANY_CHUNK)]:
+            self._connection.wait_connected()
+            self._protocol.publish_many(topic, chunk, ttl_ms)
+            self._published = True
+            self._connection.send()
+            count += len(chunk)
+        return Published(count)
+
+    def _publish_many_answered(self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int) -> Published:
+        count, waiting = PublishedCount(), deque[Request]()
+        connection, unanswered = self._connection, self._protocol.unanswered
+        try:
+            for payload in payloads:
+                while waiting and (waiting[0].done or unanswered.is_full(window)):
+                    count.answered(connection.answer(waiting.popleft()))
+                connection.wait_connected()
+                waiting.append(self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms))
+                count.sent()
+                if self._protocol.out_bytes >= _GATHER_BYTES:
+                    connection.send()
+            while waiting:
+                count.answered(connection.answer(waiting.popleft()))
+        except BlipMQError:
+            connection.wait(lambda: all(request.done for request in waiting), connection.timeout_s)
+            raise
+        finally:
+            for request in waiting:
+                self._protocol.forget(request)
+        return count.result()
+
+    @in_turn
+    def flush(self) -> None:
+        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        since the last flush, Disconnected or TimedOut."""
+        self.ping()
+        self._published = False
+        refusals = self._protocol.refusals
+        if refusals:
+            error = refusals.popleft()
+            refusals.clear()
+            raise error
+
+    @property
+    def refusals(self) -> list[BlipMQError]:
+        """Refusals of QoS 0 publishes that have come since the last flush, which raises the first of them."""
+        return list(self._protocol.refusals)
+
+    # ---- subscribing ----
+
+    @in_turn
+    def subscribe(
+        self,
+        filter_: str,
+        *,
+        qos: int = 0,
+        durable: bool = False,
+        group: str = "",
+        auto_ack: bool = True,
+        queue_messages_max: int = QUEUE_MESSAGES_MAX,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+    ) -> BlockingSubscription:
+        """Subscribe to a topic or filter; the options are those of Client.subscribe. Raises UsageError, Refused,
+        Disconnected, TimedOut."""
+        connection = self._connection
+        subscription = BlockingSubscription(
+            connection,
+            filter_,
+            qos=qos,
+            durable=durable,
+            group=group,
+            auto_ack=auto_ack,
+            messages_max=queue_messages_max,
+            bytes_max=queue_bytes_max,
+        )
+        while True:
+            connection.wait_connected()
+            try:
+                connection.answer(self._protocol.subscribe(subscription))
+                return subscription
+            except BaseException as error:
+                if not isinstance(error, Disconnected) or not connection.reconnects or self.state == "closed":
+                    subscription.abandon(told=isinstance(error, BlipMQError) and error.code != 0)
+                    raise
+
+    @in_turn
+    def unsubscribe(self, filter_: str, *, group: str = "") -> None:
+        """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
+        in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
+        (404) if there is nothing to end."""
+        self._connection.wait_connected()
+        self._connection.answer(self._protocol.unsubscribe(filter_, group))
+        for inbox in self._protocol.inboxes(filter_, group):
+            self._protocol.drop(inbox)
+            inbox.end(None)
+
+    @in_turn
+    def ack(self, *messages: Message) -> None:
+        """Acknowledge messages for all subscriptions of this client that have them; BlockingSubscription.ack does so
+        for one. Without a connection they come again."""
+        self._protocol.acknowledge(ids_of(messages))
+        self._connection.send()
+
+    # ---- asking ----
+
+    @in_turn
+    def ping(self) -> float:
+        """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
+        connection = self._connection
+        connection.wait_connected()
+        began_s = connection.clock()
+        connection.answer(self._protocol.ping())
+        return connection.clock() - began_s
+
+    @in_turn
+    def info(self) -> dict[str, Any]:
+        """What the broker says about itself; see docs for the keys."""
+        self._connection.wait_connected()
+        return decode_info(self._connection.answer(self._protocol.info()))
+
+    @in_turn
+    def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
+        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
+        lag. `find`: a part of the filter, client_id or group."""
+        self._connection.wait_connected()
+        asked = sessions_asked(find, limit)
+        return decode_sessions(self._connection.answer(self._protocol.info(asked)))
+
+    @in_turn
+    def end_session(
+        self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
+        name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
+        self._connection.wait_connected()
+        asked = end_asked(filter, client_id, group, key)
+        return decode_end(self._connection.answer(self._protocol.admin(asked)))
+
+    @in_turn
+    def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
+        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,
+        which no one reads meanwhile, is full."""
+        check_callable("ready", ready)
+        check_seconds("timeout_s", timeout_s, none=True)
+        with self._turn.waiting("something of its own"):
+            self._connection.wait(ready, timeout_s, reader)
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call
+        poll()."""
+        return self._connection.fileno()
+
+    @in_turn
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Take in what has arrived, or wait for something; during an outage, make one attempt to connect."""
+        check_seconds("timeout_s", timeout_s)
+        with self._turn.waiting("messages"):
+            self._connection.step(self._connection.clock() + timeout_s)
+
+    # ---- ending ----
+
+    @in_turn
+    def close(self) -> None:
+        """Make sure that the broker has read what was published, and end. Waits no longer than the client's timeout.
+        QoS 1 messages that were taken and not acknowledged come again."""
+        if self.state == "closed":
+            return
+        for inbox in self._protocol.all_inboxes():
+            self._protocol.drop(inbox)
+            inbox.end(None)
+        if self._connection.is_up:
+            try:
+                if self._published:
+                    self.ping()
+                self._protocol.quit()
+                self._connection.send()
+            except BlipMQError:
+                pass  # closing does not fail: who must know that all has arrived calls flush
+        self._connection.finish(None)
+
+    @in_turn
+    def abort(self) -> None:
+        """End at once, without a word to the broker and without waiting. Does nothing after close."""
+        if self.state != "closed":
+            self._connection.finish(None)
+
+
+def connect_blocking(
+    address: str = "127.0.0.1:7878",
+    *,
+    client_id: str = "",
+    api_key: str | None = None,
+    tls: Tls = None,
+    reconnect: bool = True,
+    wait: bool | float = False,
+    timeout_s: float = 10.0,
+    on_state: StateCallback | None = None,
+    on_refusal: Callable[[BlipMQError], None] | None = None,
+    random: Callable[[], float] = random_module.random,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> BlockingClient:
+    """Connect to a broker without asyncio. Parameters and errors are those of `blipmq.connect`; `clock` gives
+    seconds."""
+    client = BlockingClient(
+        address,
+        client_id=client_id,
+        api_key=api_key,
+        tls=tls,
+        reconnect=reconnect,
+        timeout_s=timeout_s,
+        on_state=on_state,
+        on_refusal=on_refusal,
+        random=random,
+        sleep=sleep,
+        clock=clock,
+    )
+    return client.open(wait=wait)

@@ -1,0 +1,132 @@
+"""The blocking side of a subscription: an iterator over its inbox.
+
+QoS 1 messages are acknowledged as subscription.py says: when their reader comes back for more or closes the subscription
+in order; with auto_ack=False, when ack() is called. An acknowledgement is sent at once: the next call may be long after.
+
+Invariant: nothing is acknowledged that its reader may still be working on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from blipmq.base.validation import check_seconds, ids_of
+from blipmq.client.blocking_connection import BlockingConnection
+from blipmq.client.call_lock import in_turn
+from blipmq.client.inbox import Inbox
+from blipmq.errors import BlipMQError, Disconnected, TimedOut
+from blipmq.wire.frames import Message
+
+
+class BlockingSubscription(Inbox):
+    """Messages of one filter: an iterator, and a context manager that closes it in the end.
+
+    Iterating waits for the next message, through reconnects. It ends when the subscription or its client is closed.
+    """
+
+    def __init__(self, connection: BlockingConnection, filter_: str, **options: Any) -> None:
+        self._own = threading.local()
+        super().__init__(filter_, **options)
+        self._connection = connection
+        self._turn = connection.turn
+
+    @property
+    def taken(self) -> list[int]:
+        """Each thread acknowledges what it has taken itself: another may still be working on its own."""
+        taken: list[int] | None = getattr(self._own, "taken", None)
+        if taken is None:
+            taken = self._own.taken = []
+        return taken
+
+    @taken.setter
+    def taken(self, ids: list[int]) -> None:
+        self._own.taken = ids
+
+    def __iter__(self) -> Iterator[Message]:
+        return self
+
+    @in_turn
+    def __next__(self) -> Message:
+        if self.taken:
+            self._settle()
+        if not self.messages:
+            self._wait(None)
+            if not self.messages:
+                raise StopIteration
+        return self.pop()
+
+    @in_turn
+    def next(self, timeout_s: float | None = None) -> Message:
+        """The next message. Raises TimedOut after `timeout_s`, Disconnected if the subscription has ended."""
+        self._wait(timeout_s)
+        if self.messages:
+            return self.pop()
+        if self.ended:
+            raise Disconnected(f"The subscription to {self.filter} has been closed.")
+        raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?")
+
+    @in_turn
+    def batch(self, timeout_s: float | None = None) -> list[Message]:
+        """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once it has ended. Of
+        QoS 1, the whole batch is acknowledged by the next call."""
+        self._wait(timeout_s)
+        return self.pop_all()
+
+    @in_turn
+    def ack(self, *messages: Message) -> None:
+        """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
+        self._acknowledge(ids_of(messages, 1))
+
+    def _wait(self, timeout_s: float | None) -> None:
+        check_seconds("timeout_s", timeout_s, none=True)
+        if self.taken:
+            self._settle()
+        with self._turn.waiting(f"messages on {self.filter}"):
+            self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)
+        if not self.messages and self.error is not None:
+            raise self.error
+
+    def _settle(self) -> None:
+        taken, self.taken = self.taken, []
+        self._acknowledge(taken)
+
+    def _acknowledge(self, ids: list[int]) -> None:
+        self._connection.protocol.acknowledge(ids, self)
+        self._connection.send()
+
+    def __enter__(self) -> BlockingSubscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.taken.clear()  # whoever raised has not dealt with the message: let it come again
+        self.close()
+
+    @in_turn
+    def close(self) -> None:
+        """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
+        at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""
+        if self.ended:
+            return
+        if self.taken:
+            self._settle()
+        connection, protocol = self._connection, self._connection.protocol
+        last = protocol.drop(self)
+        self.end(None)
+        if last and not self.durable and protocol.welcomed:
+            try:
+                connection.answer(protocol.unsubscribe(self.filter, self.group))
+            except BlipMQError:
+                pass  # it has ended here; on the broker it ends with the connection at the latest
+
+    def abandon(self, *, told: bool) -> None:
+        """Take back a subscription that failed or was interrupted; the broker may have it even so, unless it has `told`
+        us."""
+        protocol = self._connection.protocol
+        if protocol.drop(self) and not told and not self.durable and protocol.welcomed:
+            protocol.forget(protocol.unsubscribe(self.filter, self.group))

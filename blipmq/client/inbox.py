@@ -1,0 +1,136 @@
+"""The messages of one local subscription that its reader has not taken yet, and those it has yet to acknowledge.
+
+    broker -> receive -> [queued] -> pop -> [taken] -> settled: its id goes back as an ACK
+                                         `-> with auto_ack off, whoever took it acknowledges it
+
+Invariant: a message is taken once, in the order of arrival; one that the broker sends again while it is still queued
+here is not queued twice. Drivers add the ways to read it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from blipmq.base.validation import check_flag, check_qos, check_text, check_whole
+from blipmq.errors import BlipMQError, UsageError
+from blipmq.wire.frames import Message
+from blipmq.wire.topics import check_filter
+
+QUEUE_MESSAGES_MAX = 10_000
+QUEUE_BYTES_MAX = 16 << 20
+OVERRUN = 4
+"""An inbox may grow to this many times its limit while a request waits for its answer, which comes behind the
+messages."""
+IDENTITY_BYTES_MAX = 256
+
+
+class Inbox:
+    """See the top of the file."""
+
+    def __init__(
+        self,
+        filter_: str,
+        *,
+        qos: int = 0,
+        durable: bool = False,
+        group: str = "",
+        auto_ack: bool = True,
+        messages_max: int = QUEUE_MESSAGES_MAX,
+        bytes_max: int = QUEUE_BYTES_MAX,
+    ) -> None:
+        check_filter(filter_)
+        check_qos(qos)
+        check_flag("durable", durable)
+        check_identity("group", group)
+        check_flag("auto_ack", auto_ack)
+        check_whole("queue_messages_max", messages_max, 1)
+        check_whole("queue_bytes_max", bytes_max, 1)
+        if durable and not qos:
+            raise UsageError(f"A durable subscription to {filter_} needs QoS 1: what is kept must be acknowledged.")
+        self.filter = filter_
+        self.options = (qos, durable, group)
+        self.acknowledges = qos > 0
+        self.auto_ack = auto_ack
+        self.messages_max, self.bytes_max = messages_max, bytes_max
+        self.messages: deque[Message] = deque()
+        self.queued_bytes = 0
+        self.taken: list[int] = []
+        """Ids of messages that were taken and will be acknowledged when their reader comes back for more."""
+        self.ended = False
+        self.error: BlipMQError | None = None
+        self._queued_ids: set[int] = set()
+
+    def __repr__(self) -> str:
+        state = f"ended, error={self.error!r}" if self.ended else "open"
+        return (
+            f"{type(self).__name__}({self.filter!r}, queued={len(self.messages)}, bytes={self.queued_bytes}, "
+            f"taken={len(self.taken)}, {state})"
+        )
+
+    @property
+    def durable(self) -> bool:
+        return self.options[1]
+
+    @property
+    def group(self) -> str:
+        return self.options[2]
+
+    def is_full(self, times: int = 1) -> bool:
+        return len(self.messages) >= self.messages_max * times or self.queued_bytes >= self.bytes_max * times
+
+    def is_half_empty(self) -> bool:
+        return len(self.messages) * 2 <= self.messages_max and self.queued_bytes * 2 <= self.bytes_max
+
+    def put(self, message: Message) -> None:
+        if self.acknowledges and message.qos:
+            if message.id in self._queued_ids:
+                return  # it came again, because nobody has got round to it yet
+            self._queued_ids.add(message.id)
+        self.messages.append(message)
+        self.queued_bytes += len(message.payload)
+
+    def pop(self) -> Message:
+        message = self.messages.popleft()
+        self.queued_bytes -= len(message.payload)
+        if self.acknowledges and message.qos:
+            self._queued_ids.discard(message.id)
+            if self.auto_ack:
+                self.taken.append(message.id)
+        return message
+
+    def pop_all(self) -> list[Message]:
+        messages = list(self.messages)
+        self.messages.clear()
+        self.queued_bytes = 0
+        if self._queued_ids:
+            self._queued_ids.clear()
+            if self.auto_ack:
+                self.taken += [message.id for message in messages if message.qos]
+        return messages
+
+    def take_back(self) -> None:
+        """The connection is over: what a durable subscription has queued comes again, in order, on the next one."""
+        if self.durable and self._queued_ids:
+            self._queued_ids.clear()
+            self.messages = deque(message for message in self.messages if not message.qos)
+            self.queued_bytes = sum(len(message.payload) for message in self.messages)
+
+    def end(self, error: BlipMQError | None) -> None:
+        """No more will come. What is queued can still be read; after it, the reader gets `error`, or a plain end."""
+        if not self.ended:
+            self.ended, self.error = True, error
+            self.wake()
+
+    def wake(self) -> None:
+        """Messages have come, or the end has. Called once per batch received."""
+
+
+def check_identity(noun: str, text: str) -> None:
+    """Raise UsageError if a client id or group is none."""
+    check_text(f"the {noun}", text)
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
+    if size_bytes > IDENTITY_BYTES_MAX:
+        raise UsageError(f"The {noun} has {size_bytes} bytes; {IDENTITY_BYTES_MAX} is the most. Shorten it.")

@@ -1,0 +1,437 @@
+"""What a client knows about its connection, without any I/O: requests and their answers, subscriptions and their
+queues.
+
+    driver                                ClientProtocol
+    connected        open()           ->  HELLO; when it is answered, SUB again for every filter, then the QoS 1
+                                          publishes that were not answered, in order
+    bytes arrived    receive(bytes)   ->  requests are answered, messages go into the inboxes
+    may send         take()           ->  all bytes to send, in order, once
+    connection over  lost(error)      ->  unanswered requests fail, QoS 1 publishes and inboxes stay
+    for good         finish(error)    ->  everything ends
+
+Invariant: nothing but HELLO is sent before its answer. The broker sends a message once per connection even where
+several filters match; it goes here to each inbox whose filter does, and is acknowledged when the last of them is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from blipmq import errors
+from blipmq.base.validation import API_KEY_BYTES_MAX, check_text
+from blipmq.client.in_flight import PENDING_MAX as PENDING_MAX
+from blipmq.client.in_flight import Request, Unanswered
+from blipmq.client.inbox import Inbox, check_identity
+from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, WrongType, refusal
+from blipmq.wire import frames as wire
+from blipmq.wire.frames import Message, PublishEncoder, Reply, SubAck
+from blipmq.wire.topics import check_filter, match
+
+_ENCODERS_MAX = 256
+_ROUTES_MAX = 1024
+_REFUSALS_MAX = 16
+
+
+def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
+    """A payload as it goes out: text as UTF-8, everything else as it is."""
+    if type(payload) is bytes:
+        return payload
+    if isinstance(payload, str):
+        try:
+            return payload.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError("The payload's text is not UTF-8; publish it as bytes (os.fsencode).") from None
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload)
+    raise WrongType(
+        f"A payload is bytes or str, not {type(payload).__name__}; encode it first (json.dumps, struct.pack)."
+    )
+
+
+class ClientProtocol:
+    """See the top of the file. Not thread-safe: one driver, one thread or one loop."""
+
+    def __init__(self, *, client_id: str = "", api_key: str = "", frame_bytes_max: int = wire.FRAME_BYTES_MAX) -> None:
+        check_identity("client id", client_id)
+        check_text("api_key", api_key)
+        if len(api_key.encode("utf-8", "surrogateescape")) > API_KEY_BYTES_MAX:
+            raise ConfigError(
+                f"The API key is longer than {API_KEY_BYTES_MAX} bytes; is it the right file or variable?"
+            )
+        self._client_id, self._api_key, self._frame_bytes_max = client_id, api_key, frame_bytes_max
+        self._reader = wire.FrameReader(frame_bytes_max)
+        self.unanswered = Unanswered()
+        self._inboxes: dict[str, list[Inbox]] = {}
+        self._routes: dict[str, tuple[Inbox, ...]] = {}
+        self._shared: dict[int, set[Inbox]] = {}
+        self._encoders: dict[tuple[str, int, int], PublishEncoder] = {}
+        self._out: list[bytes] = []
+        self.out_bytes = 0
+        self.welcomed = False
+        self.keepalive_ms = 0
+        """What HELLO promises: that something is sent at least this often. 0: nothing."""
+        self.farewell: BlipMQError | None = None
+        self._blames_nobody = False
+        """Why the broker is about to close, if it said so."""
+        self.refusals: deque[BlipMQError] = deque(maxlen=_REFUSALS_MAX)
+        """Refusals that belong to no request: those of QoS 0 publishes. The newest few are kept until someone takes
+        them."""
+        self.on_refusal: Callable[[BlipMQError], None] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ClientProtocol(welcomed={self.welcomed}, {self.unanswered!r}, filters={list(self._inboxes)}, "
+            f"out_bytes={self.out_bytes}, farewell={self.farewell!r})"
+        )
+
+    # ---- one connection ----
+
+    def open(self) -> Request:
+        """A new connection is there: say HELLO. Nothing else may be sent before its answer."""
+        self._reader = wire.FrameReader(self._frame_bytes_max)
+        self._out.clear()
+        self.out_bytes = 0
+        self.farewell = None
+        self._blames_nobody = False
+        request = self.unanswered.add("HELLO")
+        self._send(
+            wire.encode_command(
+                wire.HELLO,
+                seq=request.seq,
+                client_id=self._client_id,
+                api_key=self._api_key,
+                protocol=wire.PROTOCOL,
+                keepalive_ms=self.keepalive_ms,
+            )
+        )
+
+        def welcome() -> None:
+            request.on_done = None
+            if request.error is None:
+                self.welcomed = True
+                self._subscribe_again()
+                for frame in self.unanswered.frames():
+                    self._send(frame)
+
+        request.on_done = welcome
+        return request
+
+    def receive(self, data: bytes) -> None:
+        """Take in what the broker sent. Raises ProtocolError if the stream is broken: the driver must then close."""
+        woken: set[Inbox] = set()
+        topic, inboxes = "", tuple[Inbox, ...]()
+        for frame in self._reader.feed(data):
+            if isinstance(frame, Message):
+                if frame.topic != topic:
+                    topic = frame.topic
+                    inboxes = self._route(topic)
+                    woken.update(inboxes)
+                if frame.qos:
+                    self._put(frame, inboxes)
+                    continue
+                for inbox in inboxes:
+                    inbox.messages.append(frame)
+                    inbox.queued_bytes += len(frame.payload)
+            else:
+                self._answered(frame)
+                topic = ""  # an answer can end a subscription
+        for inbox in woken:
+            inbox.wake()
+        if self._reader.broken is not None:
+            raise self._reader.broken
+
+    def take(self) -> bytes:
+        """All that is to be sent, once."""
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self.out_bytes = 0
+        return data
+
+    def lost(self, error: BlipMQError) -> None:
+        """The connection is over: whatever waits for an answer fails with `error`, QoS 1 publishes excepted."""
+        self.welcomed = False
+        self._out.clear()
+        self.out_bytes = 0
+        self._shared.clear()
+        for inbox in self.all_inboxes():
+            inbox.take_back()
+        if error.code == errors.TOO_LARGE and self._blames_nobody:
+            self.unanswered.fail_largest(error)
+        self.unanswered.lost(error)
+
+    def finish(self, error: BlipMQError | None) -> None:
+        """There will be no other connection: end every subscription and every wait for an answer."""
+        gone = error or Disconnected("The client was closed before the broker answered.")
+        self.lost(gone)
+        inboxes = self.all_inboxes()
+        self._inboxes.clear()
+        self._routes.clear()
+        for inbox in inboxes:
+            inbox.end(error)
+        self.unanswered.finish(gone)
+
+    def quit(self) -> None:
+        self._send(wire.encode_command(wire.QUIT))
+
+    # ---- verbs ----
+
+    def publish(self, topic: str, payload: bytes, ttl_ms: int) -> None:
+        """QoS 0: nothing comes back, unless it is refused."""
+        frame = self.encoder(topic, ttl_ms).frame(payload)
+        self._out.append(frame)
+        self.out_bytes += len(frame)
+
+    def publish_many(self, topic: str, payloads: Iterable[bytes], ttl_ms: int) -> None:
+        self._send(self.encoder(topic, ttl_ms).frames(payloads))
+
+    def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
+        """QoS 1: answered with the message's id once it is safe. Until then it is kept, and sent on each connection."""
+        frame = self.encoder(topic, ttl_ms, 1).frame(payload, self.unanswered.next_seq())
+        request = self.unanswered.add(f"Publish to {topic}", frame)
+        self._send(frame)
+        return request
+
+    def subscribe(self, inbox: Inbox) -> Request:
+        """Route messages into the inbox and tell the broker. If the answer is no, the driver must call drop()."""
+        if inbox.durable and not self._client_id:
+            raise UsageError(f"A durable subscription to {inbox.filter} needs a client_id: the name it is kept under.")
+        group = self._inboxes.get(inbox.filter, [])
+        if any(other.options != inbox.options for other in group):
+            raise UsageError(
+                f"{inbox.filter} is subscribed on this connection with another QoS, group or durability; "
+                "use the same, or a second client."
+            )
+        request = self._send_subscribe(inbox)
+        if inbox not in group:
+            self._inboxes[inbox.filter] = [*group, inbox]
+            self._routes.clear()
+        return request
+
+    def drop(self, inbox: Inbox) -> bool:
+        """Send no more into this inbox. True if it was the last of its filter, so that the broker should be told."""
+        group = [other for other in self._inboxes.get(inbox.filter, []) if other is not inbox]
+        was_last = not group and inbox.filter in self._inboxes
+        if group:
+            self._inboxes[inbox.filter] = group
+        else:
+            self._inboxes.pop(inbox.filter, None)
+        self._routes.clear()
+        for id_, holders in list(self._shared.items()):
+            holders.discard(inbox)
+            if not holders:
+                del self._shared[id_]
+        return was_last
+
+    def inboxes(self, filter_: str, group: str = "") -> list[Inbox]:
+        """Those of that filter; with a group, those in it."""
+        return [inbox for inbox in self._inboxes.get(filter_, []) if not group or inbox.group == group]
+
+    def all_inboxes(self) -> list[Inbox]:
+        return [inbox for group in self._inboxes.values() for inbox in group]
+
+    def unsubscribe(self, filter_: str, group: str = "") -> Request:
+        check_filter(filter_)
+        check_identity("group", group)
+        request = self.unanswered.add(f"Unsubscribe from {filter_}")
+        self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group))
+        return request
+
+    def say_something(self) -> None:
+        """Keep the promise of HELLO: a PING that nobody waits for the answer of."""
+        self._send(wire.encode_command(wire.PING))
+
+    def ping(self) -> Request:
+        request = self.unanswered.add("Ping")
+        self._send(wire.encode_command(wire.PING, seq=request.seq))
+        return request
+
+    def info(self, asked: bytes = b"") -> Request:
+        """`asked`: what is to be told; empty: all of it."""
+        request = self.unanswered.add("Info")
+        self._send(wire.encode_command(wire.INFO, payload=asked, seq=request.seq))
+        return request
+
+    def admin(self, asked: bytes) -> Request:
+        request = self.unanswered.add("The request to the broker")
+        self._send(wire.encode_command(wire.ADMIN, payload=asked, seq=request.seq))
+        return request
+
+    def acknowledge(self, ids: Iterable[int], inbox: Inbox | None = None) -> None:
+        """Messages have been dealt with by the reader of this inbox, or (None) by all. Without a connection nothing is
+        kept: they come again."""
+        if self._shared:
+            ids = [id_ for id_ in ids if self._is_last(id_, inbox)]
+        if self.welcomed and (frames := wire.encode_acks(ids)):
+            self._send(frames)
+
+    def forget(self, request: Request) -> None:
+        """No one waits for this answer any more."""
+        self.unanswered.take(request.seq)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any request has yet to be answered."""
+        return bool(self.unanswered)
+
+    def encoder(self, topic: str, ttl_ms: int, qos: int = 0) -> PublishEncoder:
+        key = (topic, ttl_ms, qos)
+        try:
+            encoder = self._encoders.get(key)
+        except TypeError:  # a list, say, which PublishEncoder refuses
+            encoder = None
+        if encoder is None:
+            if len(self._encoders) >= _ENCODERS_MAX:
+                self._encoders.clear()
+            encoder = self._encoders[key] = PublishEncoder(topic, ttl_ms=ttl_ms, qos=qos)
+        return encoder
+
+    # ---- inside ----
+
+    def _send(self, frame: bytes) -> None:
+        self._out.append(frame)
+        self.out_bytes += len(frame)
+
+    def _put(self, message: Message, inboxes: tuple[Inbox, ...]) -> None:
+        """A QoS 1 message into its inboxes; where several acknowledge it, they are noted until the last has done so."""
+        holders = {inbox for inbox in inboxes if inbox.acknowledges}
+        if len(holders) > 1:
+            self._shared.setdefault(message.id, set()).update(holders)
+        for inbox in inboxes:
+            inbox.put(message)
+
+    def _is_last(self, id_: int, inbox: Inbox | None) -> bool:
+        """Whether nobody else has yet to acknowledge the message."""
+        holders = self._shared.get(id_)
+        if holders is None:
+            return True
+        if inbox is None:
+            holders.clear()
+        else:
+            holders.discard(inbox)
+        if not holders:
+            del self._shared[id_]
+        return not holders
+
+    def _send_subscribe(self, inbox: Inbox) -> Request:
+        qos, durable, group = inbox.options
+        request = self.unanswered.add(f"Subscribe to {inbox.filter}")
+        self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
+        return request
+
+    def _subscribe_again(self) -> None:
+        """On a new connection every filter is asked for again; if one is refused now, its readers are told."""
+        for filter_, group in list(self._inboxes.items()):
+            request = self._send_subscribe(group[0])
+
+            def answered(request: Request = request, filter_: str = filter_) -> None:
+                if request.error is not None and request.error.code:
+                    for inbox in self.inboxes(filter_):
+                        self.drop(inbox)
+                        inbox.end(request.error)
+
+            request.on_done = answered
+
+    def _route(self, topic: str) -> tuple[Inbox, ...]:
+        inboxes = self._routes.get(topic)
+        if inboxes is None:
+            if len(self._routes) >= _ROUTES_MAX:
+                self._routes.clear()
+            inboxes = tuple(inbox for name, group in self._inboxes.items() if match(name, topic) for inbox in group)
+            self._routes[topic] = inboxes
+        return inboxes
+
+    def _ended(self, frame: Reply) -> None:
+        """An operator has ended a subscription of this client: its readers are told, and the connection goes on."""
+        filter_ = frame.payload.partition(b"\n")[0].decode("utf-8", "replace")
+        for inbox in self.inboxes(filter_):
+            self.drop(inbox)
+            inbox.end(refusal(f"The subscription to {filter_}", frame.code, frame.message))
+
+    def _answered(self, frame: SubAck | Reply) -> None:
+        request = self.unanswered.take(frame.seq)
+        reason = frame.info if isinstance(frame, SubAck) else frame.message
+        if request is not None:
+            if isinstance(frame, Reply):
+                request.reply = frame
+            error = refusal(request.what, frame.code, reason) if frame.code else None
+            if error is not None and error.code in errors.CLOSING_CODES:
+                self.farewell = error
+            request.finish(error)
+        elif frame.code == errors.ENDED and isinstance(frame, Reply):
+            self._ended(frame)
+        elif frame.code:
+            about_client = frame.code in (errors.NOT_AUTHENTICATED, errors.PROTOCOL_VERSION, errors.CLIENT_ID_IN_USE)
+            error = refusal("This client" if about_client else "A publish", frame.code, reason)
+            if error.code in errors.CLOSING_CODES or error.code == errors.CLIENT_ID_IN_USE:
+                self.farewell, self._blames_nobody = error, True
+            self.refusals.append(error)
+            if self.on_refusal is not None:
+                self.on_refusal(error)
+
+
+class Receipt(int):
+    """What a publish returns: the message's id (0 for QoS 0), which is all there is to it as a number."""
+
+    subscriptions: int | None
+    """For how many QoS 1 subscriptions and queue groups the broker has stored it, those of absent clients included; None: it
+    does not say (QoS 0, or a broker of an earlier version)."""
+
+    def __new__(cls, id_: int, subscriptions: int | None = None) -> Receipt:
+        receipt = super().__new__(cls, id_)
+        receipt.subscriptions = subscriptions
+        return receipt
+
+    @classmethod
+    def of(cls, reply: Reply) -> Receipt:
+        return cls(reply.id, reply.subscriptions)
+
+
+class Published(int):
+    """What publish_many returns: how many messages it sent, which is all there is to it as a number."""
+
+    unrouted: int | None
+    """How many of them no QoS 1 subscription took, so that the broker does not keep them; None: it does not say (QoS 0, or a
+    broker of an earlier version)."""
+
+    def __new__(cls, count: int, unrouted: int | None = None) -> Published:
+        published = super().__new__(cls, count)
+        published.unrouted = unrouted
+        return published
+
+
+class PublishedCount:
+    """Counts the answers to the publishes of one call."""
+
+    def __init__(self) -> None:
+        self._sent = self._unrouted = 0
+        self._said = True
+
+    def __repr__(self) -> str:
+        return f"<PublishedCount sent={self._sent} unrouted={self._unrouted}>"
+
+    def sent(self) -> None:
+        self._sent += 1
+
+    def answered(self, reply: Reply) -> None:
+        self._said &= reply.subscriptions is not None
+        self._unrouted += reply.subscriptions == 0
+
+    def result(self) -> Published:
+        return Published(self._sent, self._unrouted if self._said else None)
+
+
+def decode_info(reply: Reply) -> dict[str, Any]:
+    """The JSON object in the answer to INFO."""
+    import json  # only INFO needs it, and the command line must start fast
+
+    try:
+        info = json.loads(reply.payload)
+    except ValueError:
+        info = None
+    if not isinstance(info, dict):
+        raise ProtocolError(
+            "The answer to INFO is not a JSON object. Client and broker may be of different generations."
+        )
+    return info

@@ -1,0 +1,92 @@
+"""How a client notices that its connection is over, says why, and knows whether to come back.
+
+Invariant: an ending has one reason, the most telling there is: what the broker said, else what was wrong with its
+bytes, else what the system reports.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+
+from blipmq import errors
+from blipmq.base import tcp_keepalive
+from blipmq.base.validation import check_callable, check_flag, check_seconds
+from blipmq.client.trust import refused_certificate
+from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotTrusted, ProtocolError, UsageError
+
+FINAL_CODES = frozenset(
+    {
+        errors.BAD_REQUEST,
+        errors.NOT_AUTHENTICATED,
+        errors.NOT_ALLOWED,
+        errors.CLIENT_ID_IN_USE,
+        errors.PROTOCOL_VERSION,
+    }
+)
+"""Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
+
+
+# The shortest time that an attempt gets, however little is left of the time to wait in.
+ATTEMPT_LEAST_S = 1.0
+
+
+def seconds_to_wait(wait: bool | float) -> float:
+    """What `wait` of `blipmq.connect` comes to; infinity: for ever. Raises UsageError."""
+    if isinstance(wait, bool):
+        return math.inf if wait else 0.0
+    check_seconds("wait", wait)
+    return float(wait)
+
+
+def check_options(timeout_s: float, reconnect: bool, **functions: object) -> None:
+    """The options of a client that nothing else looks at. Raises UsageError."""
+    check_seconds("timeout_s", timeout_s)
+    check_flag("reconnect", reconnect)
+    for name, function in functions.items():
+        check_callable(name, function)
+
+
+def attempt_s(timeout_s: float, left_s: float, *, waits: bool) -> float:
+    """How long one attempt to connect may take, with so much left of the time to wait in."""
+    return min(timeout_s, max(left_s, ATTEMPT_LEAST_S)) if waits else timeout_s
+
+
+def is_permanent(error: BlipMQError) -> bool:
+    """Whether the first connection would fail in the same way at every other attempt."""
+    return isinstance(error, (NotTrusted, ProtocolError, UsageError, ConfigError)) or error.code in FINAL_CODES
+
+
+def waited(error: BlipMQError, address: object, wait_s: float, attempts: int) -> BlipMQError:
+    """The last error of an attempt, which says also how long and how often it was tried."""
+    times = "once" if attempts == 1 else f"{attempts} times"
+    error.args = (f"No connection to {address} in {wait_s:g} s, tried {times}. The last error: {error}",)
+    return error
+
+
+def connection_ended(
+    address: object, error: BaseException | None, farewell: BlipMQError | None, *, welcomed: bool
+) -> BlipMQError:
+    """Why a connection is over: what the broker said, what was wrong with its bytes, or what the system reports."""
+    if farewell is not None:
+        return farewell
+    if isinstance(error, ProtocolError):
+        return error
+    if refused := refused_certificate(address, error):
+        return refused
+    if not welcomed:
+        return Disconnected(
+            f"{address} took the connection and ended it without answering HELLO. "
+            "It is not a BlipMQ 2 broker, or it is at its limit of connections, or it expects TLS there (tls://HOST:PORT); "
+            "check the address and the broker's log."
+        )
+    why = f" ({error})" if error is not None and str(error) else ""
+    return Disconnected(
+        f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed; "
+        "what was not answered may not have arrived."
+    )
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Notice within a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
+    tcp_keepalive.keep_alive(sock, tcp_keepalive.LOST_MS)

@@ -1,0 +1,242 @@
+"""Other programs' configurations made into one of this broker: what is common to all of them.
+
+A reader of one kind of file (`conversion_v1` is one) says what becomes of each of its lines, as `Fate`s. Here those are made
+to go together, and written as TOML.
+
+Invariant: what is written is a configuration that `blipmq check` accepts, or `convert` raises; no line of the old file is
+without a fate; no secret is in the words of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from blipmq.config import memory
+from blipmq.config import reader as config_reader
+from blipmq.config.settings import KEYS, MIB, Config, literal
+from blipmq.errors import ConfigError
+
+BLOCK_BYTES = 4096
+KEYS_LOST = "left out: there is no key in it that can be used"
+"""What becomes of keys that were asked for and are no keys here: a broker without them must not be open to everyone."""
+
+
+class Fate(NamedTuple):
+    """What becomes of one setting of the old file. `line`: where it stood, 0 for one that is added; `old`: how it stood there.
+    `key` and `value`: the setting here; "" if there is none. `said`: what became of it, and why."""
+
+    line: int
+    old: str
+    said: str
+    key: str = ""
+    value: Any = None
+    above: tuple[str, ...] = ()  # comments, as they stood above it
+    beside: str = ""
+
+
+class Converted(NamedTuple):
+    """A configuration of this broker, and what became of each setting of the old one, in its order."""
+
+    text: str
+    fates: list[Fate]
+
+
+Reader = Callable[[str, str], list[Fate]]
+
+
+def convert(text: str, name: str, read: Reader) -> Converted:
+    """The file called `name`, read by `read`, as a configuration. Raises `ConfigError` if it is none of that kind."""
+    fates = _together(read(text, name))
+    made = _written(fates, name)
+    config_reader.load_texts([(f"{name}, converted", made)], {})
+    return Converted(made, fates)
+
+
+def fate_of(line: int, old: str, key: str, was: Any, value: Any, renamed: bool, why: str = "") -> Fate:
+    """What becomes of a setting that is called `key` here, and whose value was `was` and would be `value`: kept, or replaced by
+    the nearest one allowed."""
+    wanted = KEYS[key]
+    shown = "its value" if wanted.secret else config_reader.shown(value)
+    if isinstance(value, str) and wanted.choices:
+        value = value.strip().lower()
+    if not config_reader.problem_with(wanted, value):
+        place = f"renamed to {key}" if renamed else "kept"
+        place += "" if value == was or wanted.secret else f", as {literal(value)}"
+        return Fate(line, old, place + (f": {why}" if why else ""), key, value)
+    if wanted.type != "int" or isinstance(value, bool) or not isinstance(value, int):
+        default = "" if wanted.secret else f", {literal(wanted.default)}"
+        return Fate(line, old, f"left out: {shown} is not {wanted.expected} for {key}; its default holds{default}")
+    nearest = min(max(value, wanted.low), wanted.high)
+    moved = f"renamed to {key}, and " if renamed else ""
+    return Fate(line, old, f"{moved}replaced by {nearest}: {shown} is not {wanted.expected}", key, nearest)
+
+
+# ---- what has to go together -------------------------------------------------------------------------------------------------
+
+
+class _Settings:
+    """The fates in the making, by setting."""
+
+    def __init__(self, fates: Sequence[Fate]) -> None:
+        self.fates: list[Fate] = []
+        self._places: dict[str, int] = {}
+        for fate in fates:
+            if fate.key in self._places:  # two old settings that are one here
+                first = self.fates[self._places[fate.key]]
+                fate = fate._replace(
+                    said=f"left out: {fate.key} is set by line {first.line} already", key="", value=None
+                )
+            if fate.key:
+                self._places[fate.key] = len(self.fates)
+            self.fates.append(fate)
+
+    def get(self, key: str) -> Any:
+        return self.fates[self._places[key]].value if key in self._places else KEYS[key].default
+
+    def put(self, key: str, value: Any, why: str) -> None:
+        """Set it, over what the old file said or beside it."""
+        if key in self._places:
+            fate = self.fates[self._places[key]]
+            self.fates[self._places[key]] = fate._replace(
+                value=value, said=f"replaced by {literal(value)}: {why}", beside=""
+            )
+        else:
+            self._places[key] = len(self.fates)
+            self.fates.append(Fate(0, "", f"added: {why}", key, value))
+
+    def drop(self, key: str, why: str) -> None:
+        place = self._places.pop(key)
+        self.fates[place] = self.fates[place]._replace(key="", value=None, said=f"left out: {why}")
+
+    def has(self, key: str) -> bool:
+        return key in self._places
+
+    def values(self) -> dict[str, Any]:
+        return {key: self.fates[place].value for key, place in self._places.items()}
+
+
+def _together(fates: Sequence[Fate]) -> list[Fate]:
+    settings = _Settings(fates)
+    _fit_log(settings)
+    _fit_times(settings)
+    _fit_exposure(settings, any(fate.said == KEYS_LOST for fate in fates))
+    for _ in range(len(KEYS)):
+        wrong = _wrong(settings)
+        if wrong is None:
+            return settings.fates
+        key, why = wrong
+        if not settings.has(key):
+            raise ConfigError(f"What the old settings come to cannot be used: {key}: {why}")
+        settings.drop(key, f"{why}; the default holds, {literal(KEYS[key].default)}")
+    raise ConfigError("What the old settings come to cannot be used.")
+
+
+def _fit_log(settings: _Settings) -> None:
+    if not settings.get("wal.enabled"):
+        return
+    given = settings.get("wal.segment_size_bytes")
+    message_bytes = settings.get("server.max_message_size_bytes")
+    server = type(Config().server)(max_message_size_bytes=message_bytes)
+    needed = 2 * memory.log_batch_bytes(Config(server=server))
+    unit = MIB if given < needed else BLOCK_BYTES
+    wanted = -(-max(given, needed) // unit) * unit
+    if wanted > KEYS["wal.segment_size_bytes"].high:
+        wanted = KEYS["wal.segment_size_bytes"].high // BLOCK_BYTES * BLOCK_BYTES
+    if wanted != given:
+        why = (
+            f"messages of server.max_message_size_bytes ({message_bytes}) need {needed}"
+            if given < needed
+            else f"a multiple of {BLOCK_BYTES}, which disks write, is needed"
+        )
+        settings.put("wal.segment_size_bytes", wanted, why)
+    if settings.get("wal.max_bytes") < 4 * wanted:
+        settings.put("wal.max_bytes", 4 * wanted, "the log needs room for four of its files (wal.segment_size_bytes)")
+
+
+def _fit_times(settings: _Settings) -> None:
+    longest = settings.get("performance.timer_config.max_timeout_ms")
+    if settings.get("delivery.default_ttl_ms") > longest:
+        settings.put(
+            "delivery.default_ttl_ms", longest, "performance.timer_config.max_timeout_ms would cut a longer one to this"
+        )
+
+
+def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
+    """A broker that served everyone goes on doing so, and one that was meant to ask for keys never opens."""
+    if settings.get("auth.api_keys") or settings.get("auth.keys_file") or settings.get("auth.allow_anonymous"):
+        return
+    for key in ("server.bind_addr", "server.tls_bind_addr"):
+        address = settings.get(key)
+        if not address or config_reader.is_loopback(config_reader.split_address(address)[0]):
+            continue
+        if keys_were_meant:
+            port = config_reader.split_address(address)[1]
+            why = "no key of the old file can be used, and without keys nobody else may come in. Make some: `blipmq keys add`"
+            settings.put(key, f"127.0.0.1:{port}", why)
+        else:
+            why = "the old broker served everyone who could reach it. Safer: make keys (`blipmq keys add`) and take this out"
+            settings.put("auth.allow_anonymous", True, why)
+
+
+def _wrong(settings: _Settings) -> tuple[str, str] | None:
+    """A setting that cannot be as it is beside the others, and why."""
+    nested: dict[str, Any] = {}
+    for path, value in settings.values().items():
+        *sections, name = path.split(".")
+        table = nested
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = list(value) if isinstance(value, tuple) else value
+    try:
+        config_reader.from_dict(nested)
+    except ConfigError as error:
+        for line in str(error).splitlines()[1:]:
+            if (match := re.match(r"[^:]*: ([a-z0-9_.]+): (.*)", line)) and match[1] in KEYS:
+                return match[1], match[2]
+        raise
+    return None
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def _written(fates: Sequence[Fate], name: str) -> str:
+    lines = [f"# Made from {printable(name)} by `blipmq check --convert`."]
+    by_key = {fate.key: fate for fate in fates if fate.key}
+    section = ""
+    for path in KEYS:
+        if path not in by_key:
+            continue
+        fate = by_key[path]
+        head, key = path.rsplit(".", 1)
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        lines += fate.above
+        if not fate.beside and not fate.said.startswith("kept"):
+            lines.append(f"# {_where(fate)}{fate.said}")
+        lines.append(f"{key} = {_toml(fate.value)}{'  ' + fate.beside if fate.beside else ''}")
+    left_out = [fate for fate in fates if not fate.key]
+    if left_out:
+        lines += ["", "# Left out:"]
+        lines += [f"# {_where(fate)}{fate.said}" for fate in left_out]
+    return "\n".join([*lines, ""])
+
+
+def _where(fate: Fate) -> str:
+    return f"line {fate.line}, {printable(fate.old)}: " if fate.line else ""
+
+
+def printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):  # JSON's strings are TOML's, but for one character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return literal(value)

@@ -1,0 +1,208 @@
+"""How much memory a configuration can come to need, term by term.
+
+Invariant: the core is started with the sizes this sum is made of, so a setting that changes the need changes
+the sum. `at rest` is what an idle broker keeps; `worst case` has every limit reached at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from blipmq.config.settings import KIB, MIB, Config
+
+# The interpreter with what a plain broker loads, before the first connection (measured resident size, rounded up), and what
+# keys load besides: the hash that is kept of them, and OpenSSL with it.
+INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
+# OpenSSL, what Python keeps of it and uvloop, where [tls] is configured (measured, rounded up), and one connection over TLS:
+# OpenSSL's state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
+TLS_BYTES = 10 * MIB
+TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
+# One whose handshake is under way: OpenSSL's state and a read of ciphertext.
+TLS_HANDSHAKE_BYTES = (32 + 64) * KIB
+# One idle connection in the core: slot, timer, poller.
+CONNECTION_BYTES = 1 * KIB
+# One subscription in the core: the filter and its place in the route table.
+SUBSCRIPTION_BYTES = 384
+# What Python keeps of a connection that said HELLO or subscribed, and of each of its filters.
+SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
+# One remembered topic with the list of its subscribers.
+ROUTE_BYTES = 512
+FRAME_ALLOWANCE_BYTES = 1024
+# The table of addresses whose connections are not admitted yet: two slots or more for each, a power of two of them.
+PLACE_BYTES = 20
+SEGMENT_BYTES = 256 * KIB
+# A command or an event with a topic in it. The largest, a piece of a fed connection's output, is far below what the smallest
+# ring holds; what is longer travels beside the ring.
+RING_RECORD_BYTES = 256
+# QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
+DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
+QOS1_FRAME_BYTES = 80  # the shortest one to a subscriber
+# The log: its smallest batch, its readers, the block that each of them holds (one record, if that is larger), the buffer that
+# files are read into, and the places it remembers in its files.
+LOG_BATCH_BYTES_MIN = 256 * KIB
+LOG_READERS, LOG_READ_BYTES, LOG_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
+LOG_MARK_BYTES, LOG_MARK_EVERY_BYTES = 16, 256 * KIB
+POOL_SMALL_BYTES, POOL_MEDIUM_BYTES = 1 * KIB, 16 * KIB
+
+
+class Term(NamedTuple):
+    """One line of the sum: bytes with this limit reached everywhere at once."""
+
+    name: str
+    formula: str
+    worst: int
+
+
+class Memory(NamedTuple):
+    """The sum. `core` are the terms that `limits.memory_bytes` bounds together; `held` is what that comes to."""
+
+    outside: list[Term]
+    core: list[Term]
+    budget: int  # 0: none
+    held: int
+
+    @property
+    def worst(self) -> int:
+        """Every connection open, every queue full, every subscriber stuck."""
+        return sum(term.worst for term in self.outside) + self.held
+
+
+def max_frame_bytes(config: Config) -> int:
+    """Largest frame taken: a message of the largest size with its topic and table around it."""
+    return config.server.max_message_size_bytes + FRAME_ALLOWANCE_BYTES
+
+
+def ring_bytes(config: Config) -> int:
+    """Capacity of each ring: a power of two with room for `channel_capacity` records of the usual size."""
+    return 1 << (config.performance.batch_config.channel_capacity * RING_RECORD_BYTES - 1).bit_length()
+
+
+def log_batch_bytes(config: Config) -> int:
+    """What the log gathers for one sync. A record may fill half of it, and the largest is a dead letter: the largest
+    message, its topic twice, and what is said about it."""
+    record = max_frame_bytes(config) + 4 * KIB
+    return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
+
+
+def _places(config: Config) -> int:
+    return 1 << (2 * config.limits.max_pending - 1).bit_length()
+
+
+def _log_terms(config: Config) -> list[Term]:
+    if not config.wal.enabled:
+        return []
+    batch, scan = log_batch_bytes(config), LOG_SCAN_BYTES + max_frame_bytes(config)
+    places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
+    return [
+        Term("log batches", f"2 x {size(batch)}", 2 * batch),
+        Term("log reading", size(scan), scan),
+        Term("log places", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
+    ]
+
+
+def _tls_terms(config: Config) -> list[Term]:
+    if not config.tls.cert_file:
+        return [Term("keys", "measured", KEYS_BYTES)] if config.auth.required else []
+    terms = [Term("TLS", "measured", TLS_BYTES)]
+    if config.server.tls_bind_addr:
+        n, pending = config.server.max_connections, config.limits.max_pending
+        terms.append(Term("TLS connections", f"{n} x {size(TLS_CONNECTION_BYTES)}", n * TLS_CONNECTION_BYTES))
+        terms.append(Term("TLS handshakes", f"{pending} x {size(TLS_HANDSHAKE_BYTES)}", pending * TLS_HANDSHAKE_BYTES))
+    return terms
+
+
+def memory_of(config: Config) -> Memory:
+    """The sum for this configuration."""
+    n, budget = config.server.max_connections, config.limits.memory_bytes
+    filters = n * config.limits.max_subscriptions_per_connection
+    core, frame = _core_terms(config), max_frame_bytes(config)
+    demand = sum(term.worst for term in core)
+    if budget:
+        # New subscriptions are refused past the budget, so it bounds them and what Python keeps of each.
+        filters = min(filters, budget // SUBSCRIPTION_BYTES)
+    outside = [
+        Term("interpreter", "measured", INTERPRETER_BYTES),
+        Term("rings", f"2 x {size(ring_bytes(config))}", 2 * ring_bytes(config)),
+        Term("large commands", f"4 x {size(frame)} + 4 MiB", 4 * frame + 4 * MIB),
+        Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
+        Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
+        Term("strangers' addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
+        *_tls_terms(config),
+        *_log_terms(config),
+    ]
+    # Connections are admitted whatever the budget says; everything else stays within it.
+    held = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
+    return Memory(outside, core, budget, held)
+
+
+def _core_terms(config: Config) -> list[Term]:
+    n, pool, frame = config.server.max_connections, config.performance.pool_config, max_frame_bytes(config)
+    filters, queue = config.limits.max_subscriptions_per_connection, config.queues.subscriber_bytes
+    small, medium, large = pool.buffer_small_count, pool.buffer_medium_count, pool.buffer_large_count
+    routes = config.limits.route_cache_entries
+    pools = small * POOL_SMALL_BYTES + medium * POOL_MEDIUM_BYTES + large * SEGMENT_BYTES
+    return [
+        Term("connections", f"{n} x {size(CONNECTION_BYTES)}", n * CONNECTION_BYTES),
+        Term("subscriptions", f"{n} x {filters} x {SUBSCRIPTION_BYTES} B", n * filters * SUBSCRIPTION_BYTES),
+        Term("route cache", f"{routes} topics x {ROUTE_BYTES} B", routes * ROUTE_BYTES),
+        Term("frames coming in", f"{n} x {size(frame)}", n * frame),
+        Term("queues", f"{n} x {size(queue)}", n * queue),
+        *_qos1_terms(config),
+        Term("open segment", size(SEGMENT_BYTES), SEGMENT_BYTES),
+        Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
+    ]
+
+
+def _qos1_terms(config: Config) -> list[Term]:
+    """One QoS 1 subscription of each connection with its window full; a second one adds as much."""
+    if not config.wal.enabled:
+        return []
+    n, queues = config.server.max_connections, config.queues
+    window = max(
+        2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES)
+    )
+    block = max(LOG_READ_BYTES, max_frame_bytes(config))
+    each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
+    formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
+    return [
+        Term("QoS 1 windows", formula, n * each),
+        Term("log readers", f"{LOG_READERS} x {size(block)}", LOG_READERS * block),
+    ]
+
+
+def at_rest_bytes(config: Config) -> int:
+    """What the broker keeps with no one connected; rings and log batches are touched only as they are used."""
+    loaded = TLS_BYTES if config.tls.cert_file else KEYS_BYTES if config.auth.required else 0
+    return INTERPRETER_BYTES + SEGMENT_BYTES + loaded
+
+
+def worst_bytes(config: Config) -> int:
+    """What it can come to with every limit reached at once."""
+    return memory_of(config).worst
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 512 B, 64 KiB, 1.5 GiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.1f}".removesuffix(".0") + f" {unit}"
+        amount /= 1024
+    return f"{amount:.1f}".removesuffix(".0") + " TiB"
+
+
+def table(config: Config) -> str:
+    """The sum as `blipmq check` prints it."""
+    total = memory_of(config)
+    bound = (
+        f"limits.memory_bytes = {size(total.budget)}, and the connections"
+        if total.budget
+        else "limits.memory_bytes = 0"
+    )
+    demand = sum(term.worst for term in total.core)
+    rows = [(term.name, size(term.worst), term.formula) for term in total.outside]
+    rows.append(("core", size(total.held), f"{bound}; its limits alone would come to {size(demand)}:"))
+    rows += [("  " + term.name, size(term.worst), term.formula) for term in total.core]
+    rows.append(("worst case", size(total.worst), "every limit reached at once, every subscriber stuck"))
+    rows.append(("at rest", size(at_rest_bytes(config)), "no one connected"))
+    return "\n".join(f"  {name:<22} {amount:>11}  {formula}" for name, amount, formula in rows)

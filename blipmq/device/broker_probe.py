@@ -1,0 +1,64 @@
+"""What the running broker says of itself, over the HTTP that it serves on loopback for operators.
+
+Invariant: bounded in time and size, raises nothing: a broker that does not answer is an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import NamedTuple
+
+from blipmq.config.reader import split_address
+from blipmq.device.selftest import ANY
+
+ANSWER_SECONDS = 5.0
+ANSWER_BYTES_MAX = 64 << 10
+
+
+class Said(NamedTuple):
+    """`status`: "ok", "degraded", "failing" or "silent"; `reasons`: why, a sentence each; `version`: of the broker."""
+
+    status: str
+    reasons: tuple[str, ...] = ()
+    version: str = ""
+
+
+def ask(metrics_addr: str, bind_addr: str) -> Said:
+    """How the broker is. With its metrics turned off all that can be seen is whether it lets one connect."""
+    if not metrics_addr:
+        return _knock(bind_addr)
+    try:
+        body = _get(metrics_addr, "/healthz").partition(b"\r\n\r\n")[2]
+        told = json.loads(body)
+        return Said(str(told["status"]), tuple(map(str, told["reasons"])), str(told["version"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Said("silent", ("the broker does not answer: `systemctl status blipmq` says why",))
+
+
+def _knock(bind_addr: str) -> Said:
+    try:
+        socket.create_connection(_place(bind_addr), ANSWER_SECONDS).close()
+        return Said("ok")
+    except (OSError, ValueError):
+        return Said("silent", ("nothing listens where the broker should: `systemctl status blipmq` says why",))
+
+
+def _place(addr: str) -> tuple[str, int]:
+    host, port = split_address(addr)
+    return ANY.get(host, host), port
+
+
+def _get(addr: str, path: str) -> bytes:
+    deadline = time.monotonic() + ANSWER_SECONDS
+    with socket.create_connection(_place(addr), ANSWER_SECONDS) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while len(answer) < ANSWER_BYTES_MAX:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            piece = connection.recv(4096)
+            if not piece:
+                break
+            answer += piece
+        return answer

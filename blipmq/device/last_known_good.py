@@ -1,0 +1,85 @@
+"""Which of three texts of a settings file is in effect: the one a technician left, the last one that was good, or none.
+
+Invariant: what is chosen has been checked as a whole just now, by the version that runs. A file that is not good changes nothing,
+and one that has gone missing does not either: a card that lost a file must not turn a device into one with another address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from blipmq.config.reader import read_text
+from blipmq.device.atomic_write import write_file
+from blipmq.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What is in effect. `origin`: "file", "kept" or "default"; `problems`: why not the file, a line each."""
+
+    value: T
+    origin: str
+    problems: list[str]
+
+
+def choose(
+    name: str, folder: Path, kept: Path, check: Callable[[str, str], T], default: T, keep: bool = True
+) -> Choice[T]:
+    """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`; a good one is kept in `kept`, if `keep`."""
+    problems: list[str] = []
+    try:
+        text = _read(folder / name, name)
+        if text is not None:
+            value = check(text, name)
+            problems += _keep(kept / name, text) if keep else []
+            return Choice(value, "file", problems)
+    except ConfigError as error:
+        problems += _sentences(error, name)
+    return _fall_back(name, kept, check, default, problems)
+
+
+def _fall_back(name: str, kept: Path, check: Callable[[str, str], T], default: T, problems: list[str]) -> Choice[T]:
+    try:
+        text = _read(kept / name, name)
+        if text is None:
+            return Choice(default, "default", problems)
+        value = check(text, f"the {name} that was good before")
+    except ConfigError as error:
+        return Choice(default, "default", problems + _sentences(error, "the "))
+    if not problems:
+        problems = [f"{name}: missing. To return to the defaults put an empty file of that name there"]
+    return Choice(value, "kept", problems)
+
+
+def _sentences(error: ConfigError, beginning: str) -> list[str]:
+    """One problem each; what to do about it may have stood on a line of its own."""
+    sentences: list[str] = []
+    for line in str(error).splitlines():
+        if sentences and not line.startswith(beginning):
+            sentences[-1] += f". {line}"
+        else:
+            sentences.append(line)
+    return sentences
+
+
+def _read(path: Path, name: str) -> str | None:
+    """The text of a file, None if there is none. Raises `ConfigError` that calls it `name`."""
+    if not path.exists():
+        return None
+    try:
+        return read_text(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).partition("\n")[0].replace(str(path), name)) from None
+
+
+def _keep(path: Path, text: str) -> list[str]:
+    try:
+        write_file(path, text, 0o600)
+    except OSError as error:
+        return [f"{path.name}: in effect, but it could not be kept for the next start: {error.strerror}"]
+    return []

@@ -1,0 +1,80 @@
+"""What is turned away at the door, in words: one log line a minute at most, and what INFO says of it.
+
+Invariant: strangers cannot make the broker write. However many come, what the core counted since the last line is told in
+one, and the counters have all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blipmq.base.logs import Log
+
+Counters = Mapping[str, int]
+
+LINE_SECONDS = 60.0
+REFUSED = {
+    "max_connections": "refused",
+    "max_pending": "refused_pending",
+    "max_pending_per_address": "refused_pending_address",
+    "descriptors": "refused_descriptors",
+}
+"""Why connections are refused, and the core's counter of it."""
+
+
+class Strangers:
+    """Watches the core's counters. `clock` gives monotonic seconds."""
+
+    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
+        self._log = log
+        self._clock = clock
+        self._told = dict.fromkeys([*REFUSED.values(), "hello_timeouts"], 0)
+        self._told_at = clock() - LINE_SECONDS
+
+    def __repr__(self) -> str:
+        return f"<Strangers told={self._told}>"
+
+    def observe(self, counters: Counters) -> None:
+        """Write a line if anyone was refused since the last one, and that is long enough ago. Called once a second."""
+        new = {name: counters[name] - told for name, told in self._told.items()}
+        if not any(new[name] for name in REFUSED.values()) or self._clock() - self._told_at < LINE_SECONDS:
+            return
+        self._told = {name: counters[name] for name in self._told}
+        self._told_at = self._clock()
+        causes = {cause: new[name] for cause, name in REFUSED.items() if new[name]}
+        self._log.warning(
+            "connections_refused",
+            **causes,
+            hello_timeouts=new["hello_timeouts"],
+            pending=counters["pending"],
+            hint="docs/SECURITY.md, Connections",
+        )
+
+
+def facts(counters: Counters) -> dict[str, Any]:
+    """The part of what INFO answers: who stands in the door, and who was turned away since the start, by cause."""
+    return {
+        "pending": counters["pending"],
+        "refused": {cause: counters[name] for cause, name in REFUSED.items()},
+        "hello_timeouts": counters["hello_timeouts"],
+        "accept_rests": counters["accept_rests"],
+        "lost": {"vanished": counters["closed_vanished"], "silent": counters["closed_silent"]},
+    }
+
+
+def reasons(counters: Counters, old: Counters, seconds: int) -> list[str]:
+    """Why the broker is degraded: clients that may be wanted were turned away since `old`, `seconds` ago."""
+    new = {cause: counters[name] - old[name] for cause, name in REFUSED.items()}
+    told = []
+    if new["max_connections"]:
+        told.append(
+            f"{new['max_connections']} connections were refused in the last {seconds} s: server.max_connections is reached"
+        )
+    pending = new["max_pending"] + new["max_pending_per_address"]
+    if pending:
+        told.append(
+            f"{pending} connections that had not said HELLO were closed in the last {seconds} s to keep to limits.max_pending "
+            f"and limits.max_pending_per_address; {counters['pending']} are waiting to be admitted"
+        )
+    return told

@@ -1,0 +1,129 @@
+"""Addresses to listen at that are not there yet: after a power cut a device has its address later than its broker, and its name
+server later still.
+
+Invariant: what is opened is given to whoever asked for it, or closed. A lookup or an attempt that takes its time holds up neither
+the event loop nor the end of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+
+from blipmq.base.logs import Log
+from blipmq.config.reader import LOOPBACK_NAMES, split_address
+from blipmq.errors import BlipMQError
+from blipmq.net.listener import AddressMissing, address_of, open_listener
+
+RETRY_SECONDS = 1.0
+
+Use = Callable[[socket.socket], Awaitable[None]]
+
+
+class Awaited:
+    """What one broker waits for, by the setting that names the address. `came` is called when one of them is there and in use."""
+
+    def __init__(self, log: Log, came: Callable[[], None] = lambda: None, retry_s: float = RETRY_SECONDS) -> None:
+        self._log = log
+        self._came = came
+        self._retry_s = retry_s
+        self._why: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Awaited {self._why!r}>"
+
+    @property
+    def unready(self) -> str:
+        """What keeps clients out, a sentence; "" if nothing does. Metrics are no matter of theirs."""
+        return next((why for key, why in self.reasons().items() if key.startswith("server.")), "")
+
+    def reasons(self) -> dict[str, str]:
+        """A sentence for each setting whose address is waited for."""
+        return {key: f"waiting for the address of {key}: {why}" for key, why in self._why.items()}
+
+    async def open(self, key: str, bind_addr: str, use: Use) -> socket.socket | None:
+        """A socket that listens at `bind_addr`, which the setting `key` names; None: `use` will get it when the address is there.
+        Raises what `open_listener` raises, but for `AddressMissing`."""
+        try:
+            return await _open(bind_addr, key)
+        except AddressMissing as error:
+            self._waits(key, bind_addr, error)
+            task = asyncio.get_running_loop().create_task(self._wait(key, bind_addr, use))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return None
+
+    async def stop(self) -> None:
+        """Wait no more. Stopping twice is harmless."""
+        self._why.clear()
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _wait(self, key: str, bind_addr: str, use: Use) -> None:
+        while True:
+            await asyncio.sleep(self._retry_s)
+            try:
+                listener = await _open(bind_addr, key)
+            except BlipMQError as error:  # whatever it is: the broker runs, and its other addresses are served
+                self._waits(key, bind_addr, error)
+                continue
+            address = address_of(listener)
+            try:
+                await use(listener)
+            except BlipMQError:  # the broker is not that far yet, or about to stop
+                listener.close()
+                continue
+            except BaseException:
+                listener.close()
+                raise
+            del self._why[key]
+            self._log.info("listening", setting=key, address=address)
+            self._came()
+            return
+
+    def _waits(self, key: str, bind_addr: str, error: BlipMQError) -> None:
+        if self._why.get(key) != str(error):  # said once, and again when it is something else
+            self._log.warning(
+                "waiting_for_address", setting=key, address=bind_addr, error=str(error), hint="it is tried every second"
+            )
+        self._why[key] = str(error)
+
+
+async def _open(bind_addr: str, key: str) -> socket.socket:
+    """`open_listener`. A name server that does not answer takes many seconds, so names are looked up in a thread; not the loop's
+    own, because the process would wait for one of those at its end."""
+    host = split_address(bind_addr)[0]
+    if host.lower() in LOOPBACK_NAMES or re.fullmatch(r"[0-9.]+|.*:.*", host):
+        return open_listener(bind_addr, key)
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[socket.socket] = loop.create_future()
+
+    def take(listener: socket.socket | None, error: Exception | None) -> None:
+        if listener is not None and opened.done():
+            listener.close()
+        elif listener is not None:
+            opened.set_result(listener)
+        elif error is not None and not opened.done():
+            opened.set_exception(error)
+
+    def work() -> None:
+        listener, failed = None, None
+        try:
+            listener = open_listener(bind_addr, key)
+        except Exception as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(take, listener, failed)
+        except RuntimeError:  # the loop has been closed meanwhile
+            with contextlib.suppress(AttributeError):
+                listener.close()  # type: ignore[union-attr]
+
+    threading.Thread(target=work, name="blipmq-address", daemon=True).start()
+    return await opened

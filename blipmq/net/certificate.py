@@ -1,0 +1,276 @@
+"""The broker's certificate: read, checked, used for new connections, read again when its files have changed.
+
+Invariant: `Certificates.context` always works: new files take its place whole or not at all. Key and pass phrases stay
+inside OpenSSL; nothing here returns, logs or keeps a byte of them.
+
+Loaded only where TLS is configured: `ssl` costs an idle broker three megabytes.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+import ssl
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from blipmq.config.settings import Tls
+from blipmq.errors import ConfigError, FileUnusable
+
+FILE_BYTES_MAX = 1 << 20
+EXPIRES_SOON_SECONDS = 14 * 24 * 3600
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class Certificate(NamedTuple):
+    """What an operator wants to know of a certificate. Times are seconds since 1970."""
+
+    subject: str  # its common name; "" if it has none, as many with alternative names only
+    not_before: int
+    not_after: int
+
+
+# ---- reading one ----------------------------------------------------------------------------------------------------
+
+SEQUENCE, SET, OID, UTC_TIME, GENERALIZED_TIME, VERSION = 0x30, 0x31, 0x06, 0x17, 0x18, 0xA0
+COMMON_NAME = bytes((0x55, 0x04, 0x03))
+_TEXTS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
+
+
+def read_certificate(der: bytes) -> Certificate:
+    """Subject and dates of an X.509 certificate in DER (RFC 5280). Raises ValueError for anything else.
+
+        Certificate ::= SEQUENCE { SEQUENCE { [0] version OPTIONAL, serial, algorithm, issuer,
+                                              SEQUENCE { notBefore, notAfter }, subject, ... } ... }
+
+    The ssl module tells these of a peer's certificate only, never of its own.
+    """
+    fields = list(_parts(_only(_only(der, SEQUENCE), SEQUENCE)))
+    if fields and fields[0][0] == VERSION:
+        del fields[0]
+    if len(fields) < 5 or fields[3][0] != SEQUENCE or fields[4][0] != SEQUENCE:
+        raise ValueError("not an X.509 certificate")
+    times = [_time(tag, value) for tag, value in _parts(fields[3][1])]
+    if len(times) != 2:
+        raise ValueError("a certificate's validity is two dates")
+    return Certificate(_common_name(fields[4][1]), *times)
+
+
+def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each element of a DER sequence."""
+    at = 0
+    while at < len(data):
+        if at + 2 > len(data):
+            raise ValueError("an element ends in its head")
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size & 0x80:
+            count = size & 0x7F
+            if not 1 <= count <= 4 or at + count > len(data):
+                raise ValueError("an element's length cannot be read")
+            size, at = int.from_bytes(data[at : at + count], "big"), at + count
+        if at + size > len(data):
+            raise ValueError("an element is longer than what it is in")
+        yield tag, data[at : at + size]
+        at += size
+
+
+def _only(data: bytes, wanted: int) -> bytes:
+    """The content of the first element, which must have this tag."""
+    for tag, content in _parts(data):
+        if tag == wanted:
+            return content
+        break
+    raise ValueError("not an X.509 certificate")
+
+
+def _time(tag: int, value: bytes) -> int:
+    text = value.decode("ascii")
+    if tag == UTC_TIME and len(text) == 13:
+        year = int(text[:2])
+        text = f"{1900 + year if year >= 50 else 2000 + year}{text[2:]}"
+    elif tag != GENERALIZED_TIME or len(text) != 15:
+        raise ValueError("a date is neither UTCTime nor GeneralizedTime")
+    return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
+
+
+def _common_name(name: bytes) -> str:
+    for tag, attributes in _parts(name):
+        if tag != SET:
+            raise ValueError("a name is not made of sets")
+        for pair_tag, pair in _parts(attributes):
+            parts = list(_parts(pair)) if pair_tag == SEQUENCE else []
+            if len(parts) == 2 and parts[0] == (OID, COMMON_NAME):
+                return parts[1][1].decode(_TEXTS.get(parts[1][0], "latin-1"), "replace")
+    return ""
+
+
+def subject_of(peer: Mapping[str, Any] | None) -> str:
+    """Who a verified peer is, from what `SSLObject.getpeercert` gives: the common name, else an alternative name."""
+    if not peer:
+        return ""
+    names = {name: value for part in peer.get("subject", ()) for name, value in part}
+    return str(names.get("commonName") or next((value for _, value in peer.get("subjectAltName", ())), ""))
+
+
+def date(seconds: float) -> str:
+    """A day, as it is written in messages."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+# ---- the files ------------------------------------------------------------------------------------------------------
+
+
+class Certificates:
+    """The files of `[tls]`, loaded. Raises `ConfigError` that says which file is wrong and how.
+
+    `warnings` are sentences about files that work and should not stay as they are; `problem` is why changed files were not
+    taken, "" if the newest are in use. `clock` gives seconds since 1970.
+    """
+
+    def __init__(self, settings: Tls, clock: Any = time.time) -> None:
+        self._clock = clock
+        self.problem = ""
+        self.loads = self.refused = 0
+        self._known: tuple[Any, ...] = ()  # stamps of what was loaded or refused last
+        self._seen: tuple[Any, ...] = ()  # stamps of the last look
+        self._take(settings, _stamps(settings))
+
+    def __repr__(self) -> str:
+        return f"<Certificates {self.certificate.subject!r} expires={date(self.certificate.not_after)} {self.problem}>"
+
+    def use(self, settings: Tls) -> None:
+        """Load other settings, or the same files again. Raises `ConfigError` and keeps what is in use if they are wrong."""
+        self._take(settings, _stamps(settings))
+
+    def look(self) -> bool:
+        """Take files that have changed: to be called about once a second. Returns whether something has happened: the new
+        ones are in use, or `problem` says why not.
+
+        A change counts once it has been the same for two looks: certificate and key are two files, and rarely written at
+        once.
+        """
+        stamps = _stamps(self._settings)
+        settled, self._seen = stamps == self._seen, stamps
+        if not settled or stamps == self._known:
+            return False
+        try:
+            self._take(self._settings, stamps)
+        except ConfigError as error:
+            self._known = stamps  # told once
+            self.problem = str(error)
+            self.refused += 1
+        return True
+
+    def _take(self, settings: Tls, stamps: tuple[Any, ...]) -> None:
+        context, certificate, warnings = _load(settings, self._clock())
+        self._settings = settings
+        self._known = self._seen = stamps
+        self.context, self.certificate, self.warnings = context, certificate, warnings
+        self.problem = ""
+        self.loads += 1
+
+
+def _stamps(settings: Tls) -> tuple[Any, ...]:
+    """What changes when a file is written or replaced; None for one that is not there."""
+    found = []
+    for path in filter(None, (settings.cert_file, settings.key_file, settings.client_ca_file)):
+        try:
+            about = os.stat(path)
+            found.append((about.st_ino, about.st_mtime_ns, about.st_ctime_ns, about.st_size))
+        except OSError:
+            found.append((0, 0, 0, 0))
+    return tuple(found)
+
+
+def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[str]]:
+    chain = _read("tls.cert_file", settings.cert_file, "-----BEGIN CERTIFICATE-----")
+    _read("tls.key_file", settings.key_file, "PRIVATE KEY-----")
+    certificate = _first(settings.cert_file, chain)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = VERSIONS[settings.min_version]
+    # Renegotiation would let a client make the broker sign again and again; tickets spare a returning client that work.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        context.load_cert_chain(settings.cert_file, settings.key_file, password=_refuse_pass_phrase)
+    except (OSError, ValueError) as error:
+        raise FileUnusable(_explained(settings, error)) from None
+    if settings.client_ca_file:
+        _read("tls.client_ca_file", settings.client_ca_file, "-----BEGIN CERTIFICATE-----")
+        try:
+            context.load_verify_locations(settings.client_ca_file)
+        except (OSError, ValueError) as error:
+            raise FileUnusable(
+                f"tls.client_ca_file: {settings.client_ca_file}: {_reason(error)}. "
+                "Write the certificates of the authorities that sign your clients', in PEM."
+            ) from None
+        context.verify_mode = ssl.CERT_REQUIRED if settings.require_client_cert else ssl.CERT_OPTIONAL
+    return context, certificate, list(_warnings(settings, certificate, now))
+
+
+def _read(key: str, path: str, holds: str) -> str:
+    """The text of a PEM file. Raises `ConfigError` if it is not one of this kind."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1).decode("latin-1")
+    except OSError as error:
+        raise FileUnusable(
+            f"{key}: {path} cannot be read: {error.strerror}. Give the right path, and let the broker's user read the file."
+        ) from None
+    if len(text) > FILE_BYTES_MAX or holds not in text:
+        what = "private key" if "KEY" in holds else "certificate"
+        raise FileUnusable(f"{key}: {path} holds no {what} in PEM, the text form that begins with five hyphens.")
+    return text
+
+
+def _first(path: str, chain: str) -> Certificate:
+    """The certificate that is shown to clients: the first of the file."""
+    head, tail = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    begin = chain.find(head)
+    end = chain.find(tail, begin)
+    try:
+        return read_certificate(ssl.PEM_cert_to_DER_cert(chain[begin : end + len(tail)] if end >= 0 else ""))
+    except ValueError:
+        raise FileUnusable(f"tls.cert_file: {path}: its first certificate is damaged. Copy the file again.") from None
+
+
+def _refuse_pass_phrase() -> str:
+    raise ValueError("the key is encrypted, and no one is there to type its pass phrase when a broker starts")
+
+
+def _explained(settings: Tls, error: Exception) -> str:
+    reason = getattr(error, "reason", None) or ""
+    if reason == "KEY_VALUES_MISMATCH":
+        return (
+            f"tls.key_file: {settings.key_file} is not the key of the certificate in {settings.cert_file}. "
+            "Give the two that belong together; the certificate comes first in its file, before those of its issuers."
+        )
+    if "pass phrase" in str(error):
+        return (
+            f"tls.key_file: {settings.key_file}: {error}. "
+            "Decrypt it (`openssl pkey -in OLD -out NEW`), and let no one but the broker's user read the file."
+        )
+    return (
+        f"tls.cert_file: {settings.cert_file} with {settings.key_file}: {_reason(error)}. "
+        "Check them with `openssl x509` and `openssl pkey`."
+    )
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).lower().replace("_", " ") if reason else str(error)
+
+
+def _warnings(settings: Tls, certificate: Certificate, now: float) -> Iterator[str]:
+    path = settings.cert_file
+    if certificate.not_after <= now:
+        yield f"tls.cert_file: {path} has expired on {date(certificate.not_after)}: clients that check it refuse to connect"
+    elif certificate.not_after - now < EXPIRES_SOON_SECONDS:
+        yield f"tls.cert_file: {path} expires on {date(certificate.not_after)}: renew it before"
+    if certificate.not_before > now:
+        yield f"tls.cert_file: {path} is valid from {date(certificate.not_before)} on, and not before: is the clock right?"
+    if os.name == "posix":
+        mode = os.stat(settings.key_file).st_mode
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            yield f"tls.key_file: everyone on this machine can read {settings.key_file}: chmod o= {settings.key_file}"

@@ -1,0 +1,86 @@
+"""Listening sockets: made in Python, where names and errors are, then handed to the core.
+
+Invariant: what is returned listens, does not block and is closed on exec; its owner is whoever called.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+
+from blipmq.config.reader import split_address
+from blipmq.errors import BlipMQError, ConfigError, NotAllowed
+
+BACKLOG = 4096
+
+
+class AddressInUse(BlipMQError):
+    """Another process listens at the address already."""
+
+    exit_status = 69
+
+
+class AddressMissing(ConfigError):
+    """The address is not this machine's, or the name is not known, now: both may come, after a power cut above all."""
+
+
+def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socket:
+    """Listen at HOST:PORT or [IPv6]:PORT, which the setting `key` names.
+
+    Raises `AddressInUse`, `AddressMissing`, `NotAllowed` (a privileged port) or `ConfigError`.
+    """
+    host, port = split_address(bind_addr)
+    # As bytes, where that says it all: text would load the codec of international names, 2 ms and 1 MB of a start.
+    name = host.encode() if host.isascii() else host
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AddressMissing(
+            f"{key}: {host!r} is not a name this machine can resolve ({reason}). "
+            "Write an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
+        ) from None
+    # A name may have addresses of both kinds; IPv4 first, because that is what people expect of localhost.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, address = found[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # on Windows the option lets two processes share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        listener.setblocking(False)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _explained(error, bind_addr, port, key) from None
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where it listens, the port the system chose included."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQError:
+    if error.errno == errno.EADDRINUSE:
+        look = f"ss -ltnp 'sport = :{port}'" if sys.platform == "linux" else f"lsof -i :{port}"
+        return AddressInUse(
+            f"{bind_addr} is in use: another process, perhaps another broker, listens there. "
+            f"Find it with `{look}`, or choose another {key}."
+        )
+    if error.errno == errno.EACCES:
+        return NotAllowed(
+            f"{bind_addr}: this user may not listen on port {port}. Choose a port from 1024 up, "
+            "or give the service CAP_NET_BIND_SERVICE."
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return AddressMissing(
+            f"{key}: {bind_addr} is not an address of this machine. `ip address` lists those it has; "
+            "0.0.0.0 stands for all of them."
+        )
+    return ConfigError(f"{key}: cannot listen on {bind_addr}: {error.strerror}.")

@@ -1,0 +1,382 @@
+"""One TLS connection of a server: records in and out of a socket's transport, plain bytes to and from whoever it serves.
+
+    handshake ──(certificates shown, a far end found)──► open ──(close, end of file)──► closing ──► closed
+        └──(too slow, a client that does not speak TLS, no certificate)── an error, one line in the log ──^
+
+Invariant: what is decrypted is handed on at once and never kept, so a far end that pauses reading holds the client back
+with at most one read of ciphertext here. Only OpenSSL sees records; no byte of a failed handshake reaches a far end.
+
+Python's own transports over TLS say nothing of handshakes that fail, do not bound how many are under way, and do each of
+them in the thread of the loop: docs/ARCHITECTURE.md says what was measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import ssl
+from typing import Any, Protocol, cast
+
+from blipmq.base.tcp_keepalive import Owed
+
+# From saying goodbye until the client has closed too.
+CLOSING_SECONDS = 5.0
+# The same after a failed handshake.
+LINGER_SECONDS = 1.0
+# What is waiting for a client's socket before its far end is told to pause.
+HIGH_WATER_BYTES = 256 << 10
+RECORD_BYTES_MAX = 16 << 10
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Host(Protocol):
+    """Who takes connections in: one pair of buffers for all, because each is used within one call only."""
+
+    ciphertext: memoryview
+    plaintext: memoryview
+
+    def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
+        """A client is there: what it is to be served with and the seconds it has for the handshake, or None to turn it away."""
+
+    def shake(self, connection: TlsConnection) -> None:
+        """Call `connection.step` somewhere, then `connection.stepped` with its result in the loop's thread."""
+
+    def opened(self, connection: TlsConnection) -> None:
+        """The handshake is done; `connection.serve` says who is at its far end."""
+
+    def failed(self, connection: TlsConnection, error: str) -> None:
+        """The handshake or a record was not as it should be; "" if the client only went away."""
+
+    def gone(self, connection: TlsConnection) -> None:
+        """The socket is closed."""
+
+
+class TlsConnection(asyncio.BufferedProtocol):
+    """The socket's protocol, and to its far end, which is an asyncio protocol, the transport."""
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._tls: ssl.SSLObject
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._far: Any = None
+        self._state = "handshake"
+        self._stepping = False  # the handshake is in another thread's hands: nothing here may touch it
+        self._paused = True  # until it has a far end
+        self._reading = False
+        self._unread = False  # the client does not read what TLS answers it, so it is not read either
+        self._ended = False  # the client will send no more
+        self._broken: Exception | None = None  # what was wrong with a record behind those that have been read
+        self._deadline: asyncio.TimerHandle | None = None
+        self._owed = Owed()
+        self.peer: tuple[str, int] = ("", 0)  # until it is known
+        self.began_s = loop.time()
+
+    def __repr__(self) -> str:
+        return f"<TlsConnection {self._state} peer={self.name} paused={self._paused}>"
+
+    # -- what the host asks
+
+    @property
+    def name(self) -> str:
+        """The client's address, as people write it."""
+        host, port = self.peer
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """What the client has shown and the context has verified, as `ssl` gives it; None without one."""
+        return self._tls.getpeercert()
+
+    @property
+    def version(self) -> str:
+        return self._tls.version() or ""
+
+    def step(self) -> Exception | bool:
+        """Go on with the handshake, as long as that takes. True: done; False: more bytes are needed; else what was wrong."""
+        if self._state != "handshake":
+            return False
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except (OSError, ValueError) as error:
+            return error
+        return True
+
+    def stepped(self, result: Exception | bool) -> None:
+        """Take the handshake back from whoever did a step of it."""
+        self._stepping = False
+        if self._state != "handshake":
+            return
+        self._send()  # the next flight, or the alert that says what was wrong
+        if isinstance(result, Exception):
+            self._fail(result)
+        elif result:
+            self._forget_deadline()
+            self._state = "open"
+            self._host.opened(self)
+        elif self._ended:
+            self._fail(None)
+        else:
+            self._transport.resume_reading()
+
+    def look(self, now_s: float, within_s: float) -> None:
+        """End the connection if its client's machine does not acknowledge what it is sent."""
+        if self._state == "open" and self._owed.is_lost(self.get_extra_info("socket"), now_s, within_s):
+            far, self._far = self._far, None
+            self.abort()
+            if far is not None:
+                far.connection_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+    def serve(self, far: asyncio.Protocol) -> None:
+        """Connect an open connection with its far end."""
+        self._far = far
+        far.connection_made(cast("asyncio.Transport", self))
+        self.resume_reading()
+
+    # -- a transport to the far end
+
+    def write(self, data: Buffer) -> None:
+        if self._state != "open":
+            return
+        view = memoryview(data)
+        try:
+            while view:  # one call makes one record
+                view = view[self._tls.write(view) :]
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        self._send()
+
+    def write_eof(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Say goodbye behind what was written, and give the client a while to read it."""
+        if self._state != "open":
+            if self._state == "handshake":
+                self.abort()
+            return
+        with contextlib.suppress(OSError, ValueError):  # the client has not said goodbye yet, and no one waits for that
+            self._tls.unwrap()
+        self._send()
+        self._wind_up(CLOSING_SECONDS)
+
+    def abort(self) -> None:
+        """End it now."""
+        self._state = "closed"
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._state != "open" or self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._read()
+        if not self._paused and not self._unread and self._state == "open" and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # -- the socket's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
+        welcome = self._host.came(self)
+        if welcome is None:
+            self.abort()
+            return
+        context, seconds = welcome
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._deadline = self._loop.call_later(seconds, self._too_slow, seconds)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._host.ciphertext
+
+    def buffer_updated(self, size: int) -> None:
+        if self._state in ("closing", "closed"):
+            return
+        self._incoming.write(self._host.ciphertext[:size])
+        if self._state == "open":
+            self._read()
+        elif not self._stepping:
+            self._shake()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        if self._state == "handshake" and not self._stepping:
+            self._fail(None)
+        elif self._state == "open":
+            self._read()
+        return self._state == "open"  # the far end may have more to say
+
+    def pause_writing(self) -> None:
+        if self._far is not None:
+            self._far.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._unread:
+            self._unread = False
+            if not self._paused:
+                self.resume_reading()
+        if self._far is not None:
+            self._far.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._state = "closed"
+        self._forget_deadline()
+        self._host.gone(self)
+        far, self._far = self._far, None
+        if far is not None:
+            far.connection_lost(error)
+
+    # -- inside
+
+    def _shake(self) -> None:
+        self._stepping = True
+        self._transport.pause_reading()  # one step at a time, so what a client sends ahead stays in its socket
+        self._host.shake(self)
+
+    def _send(self) -> None:
+        data = self._outgoing.read()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _answer(self) -> None:
+        """What TLS itself has to say to a record: that there is no renegotiation, or new keys. A client can ask for ever and
+        read none of it, so it is not read while too much waits for it."""
+        data = self._outgoing.read()
+        if not data or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._state == "open" and self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+            self._unread = True
+            self._transport.pause_reading()
+
+    def _read(self) -> None:
+        """Hand on what can be decrypted, in large pieces, until there is no more or the far end pauses."""
+        if self._reading or self._far is None:
+            return
+        self._reading = True
+        plaintext = self._host.plaintext
+        try:
+            while not self._paused and self._state == "open":
+                size, more = self._decrypt(plaintext)
+                if size:
+                    self._far.data_received(plaintext[:size])
+                if self._broken is not None and self._state == "open":
+                    self._fail(self._broken)
+                if not more:
+                    break
+        finally:
+            self._reading = False
+
+    def _decrypt(self, into: memoryview) -> tuple[int, bool]:
+        """Fill `into` as far as whole records are there; the bytes written, and whether there may be more."""
+        size = 0
+        try:
+            while size + RECORD_BYTES_MAX <= len(into):
+                count = cast(int, self._tls.read(len(into) - size, into[size:]))  # typeshed: bytearray
+                if not count:
+                    self._ended = True
+                    break
+                size += count
+            else:
+                return size, True
+            self._answer()
+        except ssl.SSLWantReadError:
+            self._answer()
+        except ssl.SSLZeroReturnError:
+            self._ended = True
+        except (OSError, ValueError) as error:
+            self._broken = error  # told once the far end has what came before it
+            return size, False
+        if self._ended:
+            self._loop.call_soon(self._end_of_file)
+        return size, False
+
+    def _end_of_file(self) -> None:
+        if self._far is not None and self._state == "open" and not self._far.eof_received():
+            self.close()
+
+    def _too_slow(self, seconds: float) -> None:
+        if self._state == "handshake":
+            self._fail(TimeoutError(f"no handshake in {seconds:g} s"))
+
+    def _fail(self, error: Exception | None) -> None:
+        self._host.failed(self, explained(error) if error is not None else "")
+        far, self._far = self._far, None
+        self._forget_deadline()
+        if isinstance(error, ssl.SSLError):  # there is an alert to be read
+            self._send()
+            self._wind_up(LINGER_SECONDS)
+        else:
+            self.abort()
+        if far is not None:
+            far.connection_lost(error)
+
+    def _wind_up(self, seconds: float) -> None:
+        """End the output. What the client still sends is thrown away: a socket closed with unread input resets the connection,
+        and the client would lose what was said last."""
+        self._state = "closing"
+        self._deadline = self._loop.call_later(seconds, self.abort)
+        if self._transport.is_closing():
+            return
+        if self._ended:
+            self._transport.close()
+            return
+        self._transport.resume_reading()
+        with contextlib.suppress(OSError):  # the client may have reset the connection meanwhile
+            self._transport.write_eof()
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+_CAUSES = {
+    "HTTP_REQUEST": "the client spoke plain HTTP; use https://",
+    "HTTPS_PROXY_REQUEST": "the client took this for an HTTP proxy",
+    "WRONG_VERSION_NUMBER": "the client did not speak TLS; does it know that this port does?",
+    "UNSUPPORTED_PROTOCOL": "the client speaks no version of TLS from tls.min_version up",
+    "NO_SHARED_CIPHER": "the client has no cipher in common with this broker",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client showed no certificate, and tls.require_client_cert asks for one",
+    "CERTIFICATE_VERIFY_FAILED": "the client's certificate is not one that tls.client_ca_file vouches for",
+    "TLSV1_ALERT_UNKNOWN_CA": "the client does not know the authority that signed this broker's certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the client does not accept this broker's certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this broker's certificate has expired, says the client",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the client does not accept this broker's certificate",
+    "UNEXPECTED_EOF_WHILE_READING": "the client closed in the middle of a record",
+}
+# What a frame of this protocol, or anything else that is not TLS, is taken for, by version of OpenSSL.
+_NOT_TLS = (
+    "BAD_RECORD_TYPE",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "INVALID_RECORD_TYPE",
+    "BAD_PROTOCOL_VERSION_NUMBER",
+)
+
+
+def explained(error: Exception) -> str:
+    """What was wrong with a client's bytes, for the log."""
+    reason = getattr(error, "reason", None) or ""
+    if reason in _NOT_TLS:
+        reason = "WRONG_VERSION_NUMBER"
+    detail = getattr(error, "verify_message", "")
+    text = _CAUSES.get(reason) or reason.lower().replace("_", " ") or str(error)
+    return f"{text} ({detail})" if detail else text

@@ -1,0 +1,313 @@
+"""The HTTP edge for operators: /metrics, /livez, /readyz, /healthz.
+
+    async with Admin(broker, "127.0.0.1:9090") as admin:
+        ...  # admin.address has the real port
+
+Invariant: whatever clients do, CONNECTIONS_MAX of them are served at a time, and as many shake hands over TLS, each within
+the limits of `http`, and each question is put to the core once at a time, however many ask it here. A scrape is bounded: see
+`metrics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from blipmq.base.logs import Log
+from blipmq.base.process import read_process, started_at
+from blipmq.config.settings import Config
+from blipmq.errors import BlipMQError
+from blipmq.net.listener import address_of, open_listener
+from blipmq.ops import metrics
+from blipmq.ops.http import EXCHANGE_SECONDS, JSON, Answer, Exchange, Request, quality
+from blipmq.version import __version__
+
+if TYPE_CHECKING:
+    from blipmq.net.bind_retry import Awaited
+    from blipmq.net.certificate import Certificates
+    from blipmq.net.tls_listener import TlsListener
+
+T = TypeVar("T")
+
+KEY = "metrics.bind_addr"
+CONNECTIONS_MAX = 16
+# How long the core may take to answer before it counts as stuck, and a list of all subscribers before it is left out.
+ANSWER_SECONDS = 2.0
+LISTING_SECONDS = 2.0
+# A list of subscribers not older than this serves again: listing ten thousand costs a few hundred questions.
+LISTING_FRESH_SECONDS = 1.0
+
+
+class Watched(Protocol):
+    """What is asked of a broker. Each question raises `UsageError` when the broker is not running."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def unready(self) -> str: ...
+
+    @property
+    def reloads(self) -> dict[str, int]: ...
+
+    @property
+    def auth(self) -> dict[str, int]: ...
+
+    async def stats(self) -> dict[str, int]: ...
+
+    async def reasons(self) -> list[str]: ...
+
+    async def info(self) -> dict[str, Any]: ...
+
+
+class Admin:
+    """Serves the state of one broker at `bind_addr`. Raises `AddressInUse`, `NotAllowed` or `ConfigError` when started.
+
+    Start it before the broker and stop it after: /readyz tells the truth about both ends of a broker's life.
+    """
+
+    def __init__(
+        self, broker: Watched, bind_addr: str, log: Log | None = None, certificates: Certificates | None = None
+    ) -> None:
+        self.address = ""
+        self._broker = broker
+        self._bind_addr = bind_addr
+        self._log = log or Log(level="warning")
+        self._server: asyncio.Server | TlsListener | None = None
+        self._certificates = certificates
+        self._open: dict[Exchange, None] = {}  # oldest first
+        self._counts = {"requests": 0, "bad": 0, "cut": 0}
+        self._started_at = started_at()
+        self._stats = Shared(broker.stats)
+        self._reasons = Shared(broker.reasons)
+        self._listing = Shared(broker.info, LISTING_FRESH_SECONDS)
+        self._exposing = {openmetrics: Shared(partial(self._expose, openmetrics)) for openmetrics in (False, True)}
+        self._routes: dict[str, Callable[[Request], Awaitable[Answer]]] = {
+            "/": self._index,
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/healthz": self._healthz,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Admin address={self.address or '-'} open={len(self._open)} counts={self._counts}>"
+
+    # -- life
+
+    async def start(self, awaited: Awaited | None = None) -> None:
+        """Listen and serve; with `awaited`, as soon as the address is there."""
+        if self._certificates is not None:
+            await self._start_tls(self._certificates, awaited)
+        elif awaited is None:
+            await self._serve(open_listener(self._bind_addr, KEY))
+        elif listener := await awaited.open(KEY, self._bind_addr, self._serve):
+            await self._serve(listener)
+
+    async def _serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                lambda: Exchange(self, loop), sock=listener, backlog=4 * CONNECTIONS_MAX
+            )
+        except BaseException:
+            listener.close()
+            raise
+        self.address = address_of(listener)
+
+    async def _start_tls(self, certificates: Certificates, awaited: Awaited | None) -> None:
+        from blipmq.net.admission import Bounds  # here, because few brokers serve metrics over HTTPS
+        from blipmq.net.tls_listener import TlsListener
+
+        bounds = Bounds(CONNECTIONS_MAX, CONNECTIONS_MAX, EXCHANGE_SECONDS[0])
+        loop = asyncio.get_running_loop()
+        server = TlsListener(
+            self._bind_addr,
+            KEY,
+            certificates,
+            lambda connection: connection.serve(Exchange(self, loop)),
+            lambda: bounds,
+            self._log,
+            4 * CONNECTIONS_MAX,
+        )
+        await server.start(awaited)
+        self._server, self.address = server, server.address
+
+    async def stop(self) -> None:
+        """Close everything. Stopping twice is harmless."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        for exchange in list(self._open):
+            exchange.abort()
+        questions: list[Shared[Any]] = [*self._exposing.values(), self._stats, self._reasons, self._listing]
+        for question in questions:
+            await question.end()
+        await server.wait_closed()
+
+    async def __aenter__(self) -> Admin:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # -- what exchanges tell
+
+    def opened(self, exchange: Exchange) -> None:
+        """Give it a place; the one that has kept its own longest, without a request if there is such, makes room."""
+        if len(self._open) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._open))
+            self.cut(next((e for e in self._open if e.reading), oldest), "others need its place")
+        self._open[exchange] = None
+
+    def closed(self, exchange: Exchange) -> None:
+        self._open.pop(exchange, None)
+
+    def cut(self, exchange: Exchange, why: str) -> None:
+        """End a connection that is in the way."""
+        self._counts["cut"] += 1
+        self._log.debug("admin_cut", peer=exchange.peer, why=why)
+        self.closed(exchange)
+        exchange.abort()
+
+    def refused(self, exchange: Exchange, why: str) -> None:
+        self._counts["bad"] += 1
+        self._log.debug("admin_refused", peer=exchange.peer, why=why)
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to a request; never raises."""
+        self._counts["requests"] += 1
+        route = self._routes.get(request.path)
+        if route is None:
+            return Answer(404, f"there is nothing here; try {', '.join(list(self._routes)[1:])}\n".encode())
+        try:
+            return await route(request)
+        except BlipMQError as error:
+            return Answer(503, f"{error}\n".encode())
+        except Exception as error:  # one request's trouble must not go unseen, nor end the edge
+            self._log.error("internal_error", on=request.path, error=f"{type(error).__name__}: {error}")
+            return Answer(500, b"the broker failed inside; its log has the cause\n")
+
+    # -- routes
+
+    async def _index(self, request: Request) -> Answer:
+        return Answer(200, f"BlipMQ {__version__}\n{chr(10).join(list(self._routes)[1:])}\n".encode())
+
+    async def _metrics(self, request: Request) -> Answer:
+        accept = request.fields.get("accept", "")
+        wanted = quality(accept, "application/openmetrics-text")
+        openmetrics = wanted > 0 and wanted >= quality(accept, "text/plain")
+        body = await self._exposing[openmetrics].ask()
+        if body is None:
+            return Answer(503, (STUCK + "\n").encode())
+        return Answer(200, body, metrics.OPENMETRICS_TYPE if openmetrics else metrics.TEXT_TYPE)
+
+    async def _livez(self, request: Request) -> Answer:
+        problem = await self._not_live()
+        return Answer(503 if problem else 200, f"{problem or 'ok'}\n".encode())
+
+    async def _readyz(self, request: Request) -> Answer:
+        problem = self._broker.unready
+        return Answer(503 if problem else 200, f"{problem or 'ok'}\n".encode())
+
+    async def _healthz(self, request: Request) -> Answer:
+        import json  # here, because asking for it is rare
+
+        not_live, unready = await self._not_live(), self._broker.unready
+        failing = [problem for problem in (not_live, unready) if problem]
+        reasons = failing or await self._reasons.ask(ANSWER_SECONDS) or []
+        status = "failing" if failing else "degraded" if reasons else "ok"
+        health = {
+            "status": status,
+            "live": not not_live,
+            "ready": not unready,
+            "reasons": reasons,
+            "version": __version__,
+        }
+        return Answer(503 if failing else 200, (json.dumps(health) + "\n").encode(), JSON)
+
+    async def _not_live(self) -> str:
+        """Why the broker counts as dead; "" if it lives. One that has not started yet, or has stopped, is not stuck."""
+        try:
+            return "" if await self._stats.ask(ANSWER_SECONDS) is not None else STUCK
+        except BlipMQError:
+            return ""
+
+    # -- the scrape
+
+    async def _expose(self, openmetrics: bool) -> bytes | None:
+        """The exposition; None if the core did not answer."""
+        self._listing.begin()
+        self._reasons.begin()
+        stats = await self._stats.ask(ANSWER_SECONDS)
+        reasons = await self._reasons.ask(ANSWER_SECONDS) if stats is not None else None
+        if stats is None or reasons is None:
+            return None
+        snapshot = metrics.Snapshot(
+            stats=stats,
+            config=self._broker.config,
+            report=await self._listing.ask(LISTING_SECONDS),
+            state={"ready": int(not self._broker.unready), "degraded": int(bool(reasons))},
+            reloads=self._broker.reloads,
+            auth=self._broker.auth,
+            process={**read_process(), "started_at": self._started_at},
+            admin=dict(self._counts),
+        )
+        return metrics.expose(snapshot, openmetrics)
+
+
+STUCK = (
+    f"the core's I/O thread has not answered within {ANSWER_SECONDS:g} s: it is stuck, or the machine is overloaded; "
+    "if it stays so, restart the broker"
+)
+
+
+class Shared(Generic[T]):
+    """A question that is asked once at a time: whoever asks meanwhile, or while the answer is fresh, gets the same one."""
+
+    def __init__(self, question: Callable[[], Coroutine[Any, Any, T]], fresh_seconds: float = 0.0) -> None:
+        self._question = question
+        self._fresh_seconds = fresh_seconds
+        self._asked: asyncio.Task[T] | None = None
+        self._answered_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Shared asking={self._asked is not None and not self._asked.done()}>"
+
+    def begin(self) -> asyncio.Task[T]:
+        """Ask, unless it is being asked or the answer is fresh."""
+        if self._asked is None or (self._asked.done() and not self._is_fresh(self._asked)):
+            self._asked = asyncio.get_running_loop().create_task(self._ask())
+            self._asked.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, if no one waits
+        return self._asked
+
+    async def ask(self, seconds: float | None = None) -> T | None:
+        """The answer, or None if it takes longer; the question goes on then. Raises what the question raises."""
+        task = self.begin()
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        return task.result() if done else None
+
+    async def end(self) -> None:
+        """Ask no more."""
+        task, self._asked = self._asked, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _ask(self) -> T:
+        answer = await self._question()
+        self._answered_at = time.monotonic()
+        return answer
+
+    def _is_fresh(self, task: asyncio.Task[T]) -> bool:
+        failed = task.cancelled() or task.exception() is not None
+        return not failed and time.monotonic() - self._answered_at < self._fresh_seconds

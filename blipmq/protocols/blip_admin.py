@@ -1,0 +1,83 @@
+"""What an operator may ask of a broker over the wire: ADMIN, JSON in and JSON out.
+
+Invariant: nothing is looked at before the right to it is shown. With keys that is the right `admin`, or a key without rights;
+without keys it is an address of this machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blipmq.auth.auth import Auth
+from blipmq.base.peer import is_this_machine
+from blipmq.errors import BAD_REQUEST, NOT_ALLOWED, OK
+from blipmq.native.core import Core
+from blipmq.native.events import AdminAsked
+from blipmq.sessions.connections import Session
+from blipmq.sessions.end import End, SessionEnds, Target
+
+NO_RIGHT = "this needs a key with the right admin (blipmq keys add NAME --allow admin)"
+NOT_LOCAL = "without keys this can be done from the broker's own machine alone"
+UNKNOWN = (
+    'not understood: {"do": "sessions.end", "filter": ..., "client_id": ..., "group": ..., "key": ...} is expected'
+)
+TEXT_CHARS_MAX = 1024
+
+
+class Operators:
+    """Answers ADMIN."""
+
+    def __init__(self, core: Core, auth: Auth, ends: SessionEnds) -> None:
+        self._core = core
+        self._auth = auth
+        self._ends = ends
+
+    def __repr__(self) -> str:
+        return f"<Operators {self._ends!r}>"
+
+    def admin(self, event: AdminAsked, session: Session | None) -> None:
+        """Do what is asked, if the client may have it done, and answer."""
+        problem = self._problem(event, session)
+        if problem:
+            self._core.reply(event.conn, event.seq, NOT_ALLOWED, problem)
+            return
+        target = _target(event.asked)
+        if target is None:
+            self._core.reply(event.conn, event.seq, BAD_REQUEST, UNKNOWN)
+            return
+
+        def answer(end: End) -> None:
+            import json  # here, because few brokers are ever asked
+
+            payload = json.dumps({"ended": end.row}, ensure_ascii=False).encode() if end.code == OK else b""
+            self._core.reply(event.conn, event.seq, end.code, end.text, payload)
+
+        self._ends.end(target, _who(event, session), answer)
+
+    def _problem(self, event: AdminAsked, session: Session | None) -> str:
+        if event.trusted:
+            return ""
+        if self._auth.required:
+            key = session.key if session is not None else None
+            return "" if key is not None and key.may_admin else NO_RIGHT
+        return "" if is_this_machine(event.peer) else NOT_LOCAL
+
+
+def _who(event: AdminAsked, session: Session | None) -> dict[str, str]:
+    by = session.key.name if session is not None and session.key is not None else ""
+    return {**({"by": by} if by else {}), "peer": event.peer or "in-process"}
+
+
+def _target(asked: bytes) -> Target | None:
+    import json
+
+    try:
+        request: Any = json.loads(asked)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(request, dict) or request.pop("do", None) != "sessions.end":
+        return None
+    texts = {name: text for name, text in request.items() if name in Target._fields}
+    if texts != request or not all(isinstance(text, str) and len(text) <= TEXT_CHARS_MAX for text in texts.values()):
+        return None
+    return Target(**texts) if texts.get("filter") else None
