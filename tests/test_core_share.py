@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from stepped import Bench, Client, Overflow, conserved
+from test_core_log import LOG, LoggedBench
 
 from blipmq.wire import frames as wire
 
 DEEP = 60
 FRESH = 2000
 FEW_TURNS = 4
+MEMBERS = 1500
+WINDOW = 4000
+BIG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
 
 def overlapping(count: int, levels: int = DEEP) -> list[str]:
@@ -252,3 +257,38 @@ def join(bench: Bench, members: list[Client], filter: str) -> None:
     for member in members:
         bench.core.subscribe(member.conn, 9, filter, group="workers")
     bench.settle()
+
+
+def test_a_group_of_thousands_that_can_take_nothing_is_asked_once_and_the_walk_is_counted(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, BIG, max_connections=3000, max_in_flight=1, ring_bytes=1 << 22) as bench:
+        writer = bench.attach(hello=True)
+        members = {count: [bench.attach(hello=True) for _ in range(count)] for count in (2, MEMBERS)}
+        works = []
+        for count, group in members.items():
+            for member in group:
+                member.send(wire.SUB, f"jobs/{count}", qos=1, group="workers")
+            bench.until(lambda group=group: all(member.subacks for member in group))
+            bench.published(writer, f"jobs/{count}", count)
+            bench.until(lambda group=group: all(member.messages for member in group))
+            before = bench.stats()["work"]
+            bench.published(writer, f"jobs/{count}", 200)
+            works.append(bench.stats()["work"] - before)
+        few, many = works
+        assert MEMBERS / 8 < many - few < MEMBERS, "one walk over all members, not one for each message"
+
+        first = members[MEMBERS][0]
+        first.send(wire.ACK, seq=first.messages[0].id)
+        bench.until(lambda: len(first.messages) == 2)
+
+
+def test_a_window_that_waits_for_a_member_is_sent_in_parts(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, BIG, max_in_flight=WINDOW, ring_bytes=1 << 22) as bench:
+        busy, writer = bench.attach(hello=True), bench.attach(hello=True)
+        bench.subscribed(busy, "jobs", group="workers")
+        busy.stall()
+        bench.published(writer, "jobs", WINDOW)
+        fresh = bench.attach(hello=True)
+        bench.subscribed(fresh, "jobs", group="workers")
+        beside = Beside(bench)
+        bench.core.close(busy.conn)
+        assert messages_beside(beside, lambda: len(fresh.messages) == WINDOW) > 2

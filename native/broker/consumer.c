@@ -237,13 +237,19 @@ void delivery_handed(void *context, queue_entry_t *hold) {
     }
 }
 
-/* Whose turn it is among the live members with fewer than `flight_max` messages in flight; NULL: none of them. */
-static member_t *member_in_turn(consumer_t *consumer, uint32_t flight_max) {
+/* Whose turn it is among the live members with fewer than `flight_max` messages in flight; NULL: none of them. A group may have
+ * thousands of members: once none of them can take more, they are not asked again before one can. */
+static member_t *member_in_turn(bq_t *bq, consumer_t *consumer, uint32_t flight_max) {
+    if (flight_max <= consumer->full_at) return NULL;
     for (uint32_t i = 0; i < consumer->member_count; i++) {
         member_t *member = consumer->turn ? consumer->turn : consumer->members;
         consumer->turn = member->next;
-        if (member->connection->state == CONNECTION_OPEN && member->flight_count < flight_max && !member->alone) return member;
+        if (member->connection->state != CONNECTION_OPEN || member->flight_count >= flight_max || member->alone) continue;
+        if (BQ_UNLIKELY(i >= WORK_MEMBERS)) bq->stats.work += i / WORK_MEMBERS;
+        return member;
     }
+    bq->stats.work += consumer->member_count / WORK_MEMBERS;
+    consumer->full_at = flight_max;
     return NULL;
 }
 
@@ -288,15 +294,19 @@ static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
     return unsafe > 0;
 }
 
+/* As far as a turn's work goes: the window of a group holds as much for each of its members. */
 static void send_window(bq_t *bq, consumer_t *consumer) {
+    const uint64_t stop = work_done(bq) + WORK_COMMITS;
     while (consumer->cursor && consumer->member_count) {
         delivery_t *delivery = consumer->cursor;
         if (delivery->place == DELIVERY_WAITS && !delivery->given_up) {
-            if (waits_for_floor(bq, consumer)) {
+            bool enough = work_done(bq) >= stop;
+            if (BQ_UNLIKELY(enough) || waits_for_floor(bq, consumer)) {
+                bq->commits_left |= enough;
                 consumer_pump_later(bq, consumer);
                 break;
             }
-            member_t *member = member_in_turn(consumer, tries_alone(bq, delivery) ? 1 : bq->config.max_in_flight);
+            member_t *member = member_in_turn(bq, consumer, tries_alone(bq, delivery) ? 1 : bq->config.max_in_flight);
             if (!member || !send_to(bq, delivery, member)) break;
         }
         consumer->cursor = delivery->next;

@@ -124,6 +124,7 @@ typedef struct consumer {
     uint64_t window_bytes;
     uint32_t window_count, flight_count;
     uint32_t member_count, holder_count;
+    uint32_t full_at; /* no member has fewer than so many in flight and could take one; 0: not known */
     bool grouped, durable, behind, pumping;
     struct reader *reader; /* it goes on in that one's block, if generation is still read_generation; NULL: in none */
     uint32_t read_generation, read_at;

@@ -67,6 +67,7 @@ static inline void flight_end(bq_t *bq, delivery_t *delivery) {
     if (BQ_UNLIKELY(delivery->alone)) delivery->alone = member->alone = false;
     member->flight_count--;
     delivery->consumer->flight_count--;
+    delivery->consumer->full_at = 0;
     bq->consumers.flight_count--;
 }
 

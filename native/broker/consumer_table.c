@@ -55,6 +55,7 @@ static member_t *member_add(bq_t *bq, consumer_t *consumer, connection_t *connec
     connection->members = member;
     connection->group_count += consumer->grouped;
     consumer->member_count++;
+    consumer->full_at = 0;
     consumer_seen(bq, consumer);
     consumer_pump_later(bq, consumer);
     return member;
