@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_broker import MESSAGE_KINDS, read_table
+import schema
 from killed import as_killed
 from stepped import Client, conserved
 from test_core_backlog import LARGE, absent, back
@@ -62,10 +62,13 @@ def test_the_reference_reader_reads_a_letter_as_it_was_read_here(tmp_path: Path)
         while stream:
             end = 4 + int.from_bytes(stream[:4], "big")
             if stream[4] == 1:
-                letters.append(read_table(MESSAGE_KINDS, stream[5:end]))
+                letters.append(schema.decode("Message", stream[5:end]))
             stream = stream[end:]
         read = [(m.id, m.payload, m.timestamp_ms, m.ttl_ms, m.topic, m.qos, m.properties) for m in undertaker.messages]
-        assert [(v[0], v[1] or b"", *v[2:4], v[4].decode(), v[5], v[8]) for v in letters] == read
+        assert [
+            (v["id"], v["payload"] or b"", v["timestamp"], v["ttl_ms"], v["topic"].decode(), v["qos"], v["properties"])
+            for v in letters
+        ] == read
 
 
 @pytest.mark.parametrize("topic", ["t" * 256, "é" * 128, "a/" + "ü" * 127, "t" * 251])
