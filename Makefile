@@ -127,9 +127,10 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
 
-settings: $(VENV)/.run ## write what is made from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md
+settings: $(VENV)/.run ## write what is made from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md, tables of docs/APPLIANCE.md
 	@$(PY) native/generate_settings.py
 	@$(PY) -m blipmq.config.settings > docs/CONFIGURATION.md
+	@$(PY) -m blipmq.device.settings docs/APPLIANCE.md
 
 bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from device_folder import DeviceFolder
 
-from blipmq.config.reader import load_texts, read_text
+from blipmq.config.reader import load_texts
+from blipmq.config.schema_reader import read_text
 from blipmq.device import health, selftest, settings
 from blipmq.device.broker_settings import Ground, read_broker
 from blipmq.device.settings import SETTINGS, Device
@@ -284,5 +285,5 @@ def test_what_is_on_the_card_reads_well_on_any_computer():
 
 def test_the_reference_in_the_docs_is_the_one_made_from_the_schema():
     page = (ROOT / "docs/APPLIANCE.md").read_text(encoding="utf-8")
-    assert settings.reference() in page, "python -m blipmq.device.settings prints what belongs into docs/APPLIANCE.md"
+    assert settings.reference() in page, "`make settings` writes docs/APPLIANCE.md"
     assert all(f"`{path.rpartition('.')[2]}`" in page for path in SETTINGS)

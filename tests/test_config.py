@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from blipmq.base.bind_address import is_loopback, split_address
 from blipmq.base.process import memory_limit_bytes
-from blipmq.config import memory
+from blipmq.config import memory, schema_reader
 from blipmq.config import reader as config_reader
-from blipmq.config.reader import from_dict, is_loopback, load, locate, split_address, warnings
-from blipmq.config.settings import KEYS, Config, Logging, literal, reference, shown, value_of
+from blipmq.config.reader import from_dict, load, locate, warnings
+from blipmq.config.schema import literal
+from blipmq.config.settings import KEYS, Config, Logging, reference, shown, value_of, variable
 from blipmq.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,7 @@ def refused(tmp_path, text, environ=None):
 def problem_with(key, value):
     """The last words of what is wrong with this value, or nothing."""
     try:
-        load(None, {key.variable: str(value)})
+        load(None, {variable(key): str(value)})
     except ConfigError as error:
         return str(error).rpartition("; ")[2]
     return ""
@@ -124,7 +126,7 @@ def test_every_variable_that_the_project_reads_is_a_setting_or_known_to_be_none(
     reads = re.compile(
         r"""(?:environ(?:\.get\(|\[)["']|getenv\(["']|\$\{?|ENV |\.pop\(["'])(BLIPMQ_[A-Z0-9_]*[A-Z0-9])(?![A-Z0-9_$({])"""
     )
-    known = {k.variable for k in KEYS.values()} | {f"{k.variable}_FILE" for k in KEYS.values() if k.secret}
+    known = {variable(k) for k in KEYS.values()} | {f"{variable(k)}_FILE" for k in KEYS.values() if k.secret}
     listed = subprocess.run(
         ["git", "ls-files", "--full-name", ":/"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -143,8 +145,8 @@ def test_every_key_can_be_set_by_its_variable():
             value = ("first", "second")
         text = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
         text = ",".join(value) if k.type == "list" else text
-        loaded = load(None, {k.variable: text})
-        assert loaded.origins[k.path] == k.variable
+        loaded = load(None, {variable(k): text})
+        assert loaded.origins[k.path] == variable(k)
         assert value_of(loaded.config, k.path) == value
 
 
@@ -152,7 +154,7 @@ def test_every_key_can_be_set_by_its_variable():
 def test_a_number_outside_its_range_is_refused_and_the_ends_are_taken(key):
     for value in (key.low - 1, key.high + 1):
         with pytest.raises(ConfigError, match=re.escape(key.path)):
-            load(None, {key.variable: str(value)})
+            load(None, {variable(key): str(value)})
     for value in (key.low, key.high):
         assert problem_with(key, value) in (
             "",
@@ -170,7 +172,7 @@ def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path):
 
 
 def test_an_unknown_section_is_refused(tmp_path):
-    assert "blipmq.toml:1: there is no section [servr]; did you mean server?" in refused(tmp_path, "[servr]\na = 1\n")
+    assert "blipmq.toml:1: there is no section [servr]; did you mean [server]?" in refused(tmp_path, "[servr]\na = 1\n")
 
 
 def test_a_section_written_as_a_value_is_refused(tmp_path):
@@ -286,7 +288,7 @@ def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
 
 
 def test_a_file_too_large_to_be_a_configuration_is_refused(tmp_path):
-    assert "larger than" in refused(tmp_path, b"#" * (config_reader.FILE_BYTES_MAX + 1))
+    assert "larger than" in refused(tmp_path, b"#" * (schema_reader.FILE_BYTES_MAX + 1))
 
 
 def test_an_address_others_can_reach_needs_permission(tmp_path):
@@ -390,7 +392,7 @@ def test_an_edge_profile_fits_its_device_even_at_its_worst(megabytes):
 
 
 def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
-    unbounded = {KEYS["limits.memory_bytes"].variable: "0"}
+    unbounded = {variable(KEYS["limits.memory_bytes"]): "0"}
     base = memory.worst_bytes(load(None, unbounded).config)
     for path, value in {
         "server.max_connections": 20_000,
@@ -400,7 +402,7 @@ def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
         "limits.route_cache_entries": 8192,
         "limits.max_subscriptions_per_connection": 2048,
     }.items():
-        assert memory.worst_bytes(load(None, {**unbounded, KEYS[path].variable: str(value)}).config) > base, path
+        assert memory.worst_bytes(load(None, {**unbounded, variable(KEYS[path]): str(value)}).config) > base, path
 
 
 def test_with_tls_the_sum_holds_connections_and_handshakes():
@@ -413,7 +415,7 @@ def test_with_tls_the_sum_holds_connections_and_handshakes():
 
 
 def test_the_total_is_the_sum_of_the_terms_that_are_printed():
-    config = load(None, {KEYS["limits.memory_bytes"].variable: "0"}).config
+    config = load(None, {variable(KEYS["limits.memory_bytes"]): "0"}).config
     total, text = memory.memory_of(config), " ".join(memory.table(config).split())
     for term in (*total.outside, *total.core):
         assert f"{term.name} {memory.size(term.worst)} {term.formula}" in text

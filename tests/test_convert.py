@@ -14,7 +14,8 @@ from blipmq.config import memory
 from blipmq.config import reader as config_reader
 from blipmq.config.convert import convert
 from blipmq.config.convert_v1 import _RULES, read_v1
-from blipmq.config.settings import KEYS, MIB, literal, value_of
+from blipmq.config.schema import literal
+from blipmq.config.settings import KEYS, MIB, value_of
 from blipmq.errors import ConfigError
 
 if sys.version_info >= (3, 11):

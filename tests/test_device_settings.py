@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blipmq.config.reader import read_text
+from blipmq.config.schema_reader import read_text
 from blipmq.device import settings
 from blipmq.device.settings import SETTINGS, Device
 from blipmq.device.settings_reader import read_device
@@ -159,3 +159,15 @@ def test_every_setting_says_what_it_means():
     assert all(len(setting.help) > 20 for setting in SETTINGS.values())
     assert len(SETTINGS) == len(set(SETTINGS)) and "keys.allow" in SETTINGS
     assert settings.reference().count("\n| `") == len(SETTINGS)
+
+
+def test_a_passphrase_and_a_key_are_not_repeated_to_whoever_reads_the_error():
+    for text in (
+        '[wifi]\npassphrase = "s3cret"',
+        '[[keys]]\nname = "a"\nkey = "s3cret"',
+        "[wifi]\npassphrase = 1234567",
+    ):
+        (problem,) = problems(text)
+        assert "s3cret" not in problem and "1234567" not in problem
+    device = read_device('[wifi]\nssid = "a"\ncountry = "DE"\npassphrase = "s3cret s3cret"\n')
+    assert "s3cret" not in repr(device)

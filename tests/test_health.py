@@ -12,8 +12,9 @@ import pytest
 from broker_process import TIMEOUT_S, broker_command, environment, toml
 from certificates import Authority
 
+from blipmq.base.bind_address import split_address
 from blipmq.config import memory
-from blipmq.config.reader import load, split_address
+from blipmq.config.reader import load
 
 ROOT = Path(__file__).resolve().parent.parent
 OCI = ROOT / "packaging" / "oci"

@@ -11,7 +11,7 @@ import os
 from blipmq.base.stdio import print_out, say
 from blipmq.config.convert import Fate, convert, printable
 from blipmq.config.convert_v1 import read_v1
-from blipmq.config.reader import read_text
+from blipmq.config.schema_reader import read_text
 from blipmq.errors import ConfigError, UsageError
 
 

@@ -11,8 +11,8 @@ import socket
 import time
 from collections.abc import Iterator
 
+from blipmq.base.bind_address import split_address
 from blipmq.base.stdio import print_out
-from blipmq.config.reader import split_address
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, ConfigError, Unreachable
 

@@ -14,9 +14,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from blipmq.config import memory
+from blipmq.base.bind_address import is_loopback, split_address
+from blipmq.config import memory, schema_reader
 from blipmq.config import reader as config_reader
-from blipmq.config.settings import KEYS, MIB, Config, literal
+from blipmq.config.schema import literal
+from blipmq.config.settings import KEYS, MIB, Config
 from blipmq.errors import ConfigError
 
 BLOCK_BYTES = 4096
@@ -59,10 +61,10 @@ def fate_of(line: int, old: str, key: str, was: Any, value: Any, renamed: bool, 
     """What becomes of a setting that is called `key` here, and whose value was `was` and would be `value`: kept, or replaced by
     the nearest one allowed."""
     wanted = KEYS[key]
-    shown = "its value" if wanted.secret else config_reader.shown(value)
+    shown = "its value" if wanted.secret else schema_reader.shown(value)
     if isinstance(value, str) and wanted.choices:
         value = value.strip().lower()
-    if not config_reader.problem_with(wanted, value):
+    if not schema_reader.problem_with(wanted, value):
         place = f"renamed to {key}" if renamed else "kept"
         place += "" if value == was or wanted.secret else f", as {literal(value)}"
         return Fate(line, old, place + (f": {why}" if why else ""), key, value)
@@ -170,10 +172,10 @@ def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
         return
     for key in ("server.bind_addr", "server.tls_bind_addr"):
         address = settings.get(key)
-        if not address or config_reader.is_loopback(config_reader.split_address(address)[0]):
+        if not address or is_loopback(split_address(address)[0]):
             continue
         if keys_were_meant:
-            port = config_reader.split_address(address)[1]
+            port = split_address(address)[1]
             why = "no key of the old file can be used, and without keys nobody else may come in. Make some: `blipmq keys add`"
             settings.put(key, f"127.0.0.1:{port}", why)
         else:

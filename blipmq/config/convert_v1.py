@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from blipmq.config.convert import KEYS_LOST, Fate, fate_of
-from blipmq.config.reader import Lines, nearest, parse_toml, shown
+from blipmq.config.schema_reader import Lines, nearest, parse_toml, shown
 from blipmq.config.settings import KEYS, MIB
 from blipmq.errors import ConfigError
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from blipmq.base.affinity import choose_processors
 from blipmq.config import memory
-from blipmq.config.settings import KEYS, Config, Key, value_of
+from blipmq.config.schema import Key
+from blipmq.config.settings import KEYS, Config, value_of
 
 UINT32_MAX = (1 << 32) - 1
 

@@ -7,25 +7,22 @@ everything that is wrong, each with file, line and what to write instead. Readin
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
-import socket
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from blipmq.base.affinity import processor_numbers
+from blipmq.base.bind_address import is_loopback, split_address
 from blipmq.base.process import memory_limit_bytes
-from blipmq.base.validation import API_KEY_BYTES_MAX, API_KEY_BYTES_MIN
+from blipmq.base.validation import API_KEY_BYTES_MIN
 from blipmq.config import memory
-from blipmq.config.settings import KEYS, Config, Key, Section, literal, value_of
+from blipmq.config.schema import Key
+from blipmq.config.schema_reader import Lines, Reading, Source, nearest, parse_toml, read_text
+from blipmq.config.settings import KEYS, SCHEMA, Config, value_of, variable
 from blipmq.errors import ConfigError
 
-FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 20
 KEEPALIVE_MIN_MS = 2000
-LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 # Variables that begin with BLIPMQ_ and are no settings: of the command lines, and of the build, the images and the tests.
 COMMAND_VARIABLES = tuple(f"BLIPMQ_{name}" for name in ("CONFIG", "ADDR", "API_KEY", "TLS_CA", "TLS_CERT", "TLS_KEY"))
 BUILD_VARIABLES = tuple(
@@ -67,7 +64,7 @@ def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> 
     """Read files given as (name, text), a later one over those before it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     for name, text in files:
-        reading.take_table(parse_toml(text, name), "", name, Lines(text))
+        reading.take_table(parse_toml(text, name), Source(name, Lines(text)))
     reading.take_environment(environ)
     return reading.finish(files[-1][0] if files else "built-in defaults")
 
@@ -75,181 +72,25 @@ def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> 
 def from_dict(settings: Mapping[str, Any]) -> Config:
     """A `Config` from nested dicts shaped like the file: `{"server": {"bind_addr": "127.0.0.1:0"}}`."""
     reading = _Reading()
-    reading.take_table(settings, "", "settings", None)
+    reading.take_table(settings, Source("settings"))
     return reading.finish("settings").config
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[IPv6]:PORT` in its parts. Raises ValueError that says what is wrong."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:\s]+)):([0-9]{1,5})", text)
-    if match is None:
-        if text.count(":") > 1 and not text.startswith("["):
-            raise ValueError("an IPv6 address goes in brackets: [::1]:7878")
-        raise ValueError("expected ADDRESS:PORT, [IPv6]:PORT or NAME:PORT, such as 127.0.0.1:7878")
-    port = int(match[3])
-    if port > 65535:
-        raise ValueError(f"port {port} is over 65535")
-    host: str = match[1] or match[2]
-    if not _could_be_a_host(host, in_brackets=bool(match[1])):
-        raise ValueError(f"{host} is neither an address nor a name")
-    return host, port
-
-
-def _could_be_a_host(host: str, in_brackets: bool) -> bool:
-    """Whether `host` is an address, or a name that may be known one day. What cannot ever be either is a mistake to be told at
-    once, not something to wait for."""
-    try:
-        if in_brackets:
-            socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        elif re.fullmatch(r"[0-9.]+", host):
-            socket.inet_aton(host)
-        else:
-            labels = host.removesuffix(".").split(".")
-            return len(host) <= 253 and all(re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)", label) for label in labels)
-    except OSError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost counts as reachable."""
-    if host.lower() in LOOPBACK_NAMES:
-        return True
-    try:
-        return socket.inet_pton(socket.AF_INET, host)[0] == 127
-    except OSError:
-        pass
-    try:
-        return socket.inet_pton(socket.AF_INET6, host) == _IPV6_LOOPBACK
-    except OSError:
-        return False
-
-
-_IPV6_LOOPBACK = bytes(15) + b"\x01"
-
-
-USUAL_HINT = "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
-
-
-def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
-    """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or no UTF-8."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            hint = "Raise the limit on open files, or lower server.max_connections."
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}\n{hint}") from None
-    if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a configuration of this broker")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x}); save the file as UTF-8"
-        ) from None
-
-
-def parse_toml(text: str, path: str) -> dict[str, Any]:
-    """The tables of a file called `path`. Raises `ConfigError` with file and line."""
-    if sys.version_info >= (3, 11):  # here, because a broker on its defaults does without
-        import tomllib
-    else:
-        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-
-    try:
-        table: dict[str, Any] = tomllib.loads(text)
-        return table
-    except RecursionError:
-        raise ConfigError(f"{path}: lists or tables are nested too deeply to be settings") from None
-    except ValueError as error:  # beside TOML's own errors, a number of thousands of digits
-        message = str(error)
-        at = re.search(r" \(at line (\d+), column (\d+)\)", message)
-        line = at[1] if at else str(text.count("\n") + 1)
-        what = (message[: at.start()] if at else message.replace(" (at end of document)", "")).strip()
-        raise ConfigError(
-            f"{path}:{line}: not valid TOML: {what}\n"
-            "Strings need quotes, and each setting a line of its own: key = value"
-        ) from None
-
-
-class Lines:
-    """Where each key of a TOML text stands. The text is known to parse, so a scan for headers and keys is enough."""
-
-    _HEADER = re.compile(r"\s*\[+([^\]]+)\]+")
-    _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)""")
-    _LEVELS_MAX = 4
-    _PART = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
-
-    def __init__(self, text: str) -> None:
-        self._lines: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
-        section, inside = "", ""
-        for number, line in enumerate(text.splitlines(), 1):
-            if inside:  # a multi-line string: nothing in it is a key
-                inside = "" if inside in line else inside
-            elif found := self._HEADER.match(line):
-                section = self._path(found[1])
-                self._remember(section, number)
-                if line.lstrip().startswith("[["):  # `keys.0`, `keys.1`: the tables of a list
-                    count = self._counts[section] = self._counts.get(section, -1) + 1
-                    section = f"{section}.{count}"
-                    self._remember(section, number)
-            elif found := self._KEY.match(line):
-                self._remember(f"{section}.{self._path(found[1])}".lstrip("."), number)
-                inside = next((q for q in ('"""', "'''") if found[2].count(q) == 1), "")
-
-    def _path(self, dotted: str) -> str:
-        return ".".join(part.strip("\"'") for part in self._PART.findall(dotted))
-
-    def _remember(self, path: str, number: int) -> None:
-        head = ""
-        for part in path.split(".", self._LEVELS_MAX)[: self._LEVELS_MAX]:  # `a.b = 1` is also where `a` stands
-            head += f".{part}" if head else part
-            self._lines.setdefault(head, number)
-
-    def find(self, path: str) -> int | None:
-        """The line of `path`, or of the nearest table around it."""
-        while path:
-            if path in self._lines:
-                return self._lines[path]
-            path = path.rpartition(".")[0]
-        return None
-
-
-class _Reading:
-    """One configuration in the making: values, their origins, and the problems found so far."""
+class _Reading(Reading):
+    """A broker's configuration in the making."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, str] = dict.fromkeys(KEYS, "default")
-        self.problems: list[str] = []
-
-    def take_table(self, table: Mapping[str, Any], prefix: str, name: str, lines: Lines | None) -> None:
-        for word, value in table.items():
-            path = f"{prefix}{word}"
-            number = lines.find(path) if lines else None
-            origin = f"{name}:{number}" if number else name
-            if path in KEYS:
-                self._take(KEYS[path], value, origin)
-            elif _is_section(path) and isinstance(value, Mapping):
-                self.take_table(value, path + ".", name, lines)
-            elif _is_section(path):
-                self.problems.append(
-                    f"{origin}: {path} is a section, not a setting; write [{path}] on a line of its own"
-                )
-            else:
-                self.problems.append(f"{origin}: {_unknown(path, section=isinstance(value, Mapping))}")
+        super().__init__(SCHEMA)
+        self.origins = dict.fromkeys(KEYS, "default")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
-        by_variable = {k.variable: k for k in KEYS.values()}
-        by_file_variable = {k.variable + "_FILE": k for k in KEYS.values() if k.secret}
+        by_variable = {variable(k): k for k in KEYS.values()}
+        by_file_variable = {variable(k) + "_FILE": k for k in KEYS.values() if k.secret}
         for name in sorted(environ):
             if not name.startswith("BLIPMQ_") or _is_for_others(name, environ[name]):
                 continue
             if name in by_variable:
-                self._take(by_variable[name], _from_text(by_variable[name], environ[name]), name)
+                self.take(by_variable[name], _from_text(by_variable[name], environ[name]), name)
             elif name in by_file_variable:
                 self._take_file(by_file_variable[name], environ, name)
             else:
@@ -257,8 +98,8 @@ class _Reading:
 
     def _take_file(self, k: Key, environ: Mapping[str, str], name: str) -> None:
         """A secret from the file that a variable names."""
-        if k.variable in environ:
-            self.problems.append(f"{name}: {k.variable} is set too, and only one of them can count; unset one")
+        if variable(k) in environ:
+            self.problems.append(f"{name}: {variable(k)} is set too, and only one of them can count; unset one")
             return
         try:
             with open(environ[name], encoding="utf-8") as file:
@@ -267,18 +108,10 @@ class _Reading:
             why = getattr(error, "strerror", None) or "it is not text"
             self.problems.append(f"{name}: the file it names cannot be read: {why}")
             return
-        self._take(k, _from_text(k, text), name)
-
-    def _take(self, k: Key, value: Any, origin: str) -> None:
-        problem = problem_with(k, value)
-        if problem:
-            self.problems.append(f"{origin}: {k.path}: {problem}")
-        else:
-            self.values[k.path] = tuple(value) if k.type == "list" else value
-            self.origins[k.path] = origin
+        self.take(k, _from_text(k, text), name)
 
     def finish(self, source: str) -> Loaded:
-        config = _build(self.values)
+        config: Config = self.build()
         if not self.problems:  # how settings go together can be judged only when each is right by itself
             self._check_together(config)
         if self.problems:
@@ -295,6 +128,8 @@ class _Reading:
                 "raise it, or set 0 to turn keep-alive off",
             )
         self._check_tls(config)
+        if len(set(config.auth.api_keys)) != len(config.auth.api_keys):
+            self._clash("auth.api_keys", "a key stands there twice; take one out")
         addr = config.server.bind_addr
         if config.auth.allow_anonymous and config.auth.required:
             self._clash(
@@ -405,75 +240,6 @@ class _Reading:
         self.problems.append(f"{self.origins[path]}: {path}: {what}")
 
 
-def _is_section(path: str) -> bool:
-    return any(known.startswith(path + ".") for known in KEYS)
-
-
-def problem_with(k: Key, value: Any) -> str:
-    """What is wrong with `value` for this key, or nothing."""
-    if k.type == "int":
-        right = isinstance(value, int) and not isinstance(value, bool) and k.low <= value <= k.high
-    elif k.type == "bool":
-        right = isinstance(value, bool)
-    elif k.type == "list":
-        right = (
-            isinstance(value, (list, tuple)) and len(value) <= k.high and all(isinstance(item, str) for item in value)
-        )
-    else:
-        right = isinstance(value, str) and (not k.choices or value in k.choices)
-    if not right and k.secret:
-        return f"what stands there is not {k.expected}"
-    if not right:
-        return f"{shown(value)} is not {k.expected}" + _meant(value, k.choices) + _REASONS.get(k.path, "")
-    check = _CHECKS.get(k.path)
-    if check is not None and value:
-        try:
-            check(value)
-        except ValueError as error:
-            return str(error) if k.secret else f"{shown(value)}: {error}"
-    return ""
-
-
-def _check_api_keys(keys: Sequence[str]) -> None:
-    for number, key in enumerate(keys, 1):
-        size_bytes = len(key.encode("utf-8", "surrogateescape"))
-        if not 1 <= size_bytes <= API_KEY_BYTES_MAX or not key.isprintable() or len(key.split()) != 1:
-            raise ValueError(
-                f"number {number} is not a key: those have 1 to {API_KEY_BYTES_MAX} printable bytes and no spaces"
-            )
-    if len(set(keys)) != len(keys):
-        raise ValueError("a key stands there twice; take one out")
-
-
-_CHECKS: dict[str, Callable[[Any], object]] = {
-    "auth.api_keys": _check_api_keys,
-    "server.bind_addr": split_address,
-    "server.tls_bind_addr": split_address,
-    "metrics.bind_addr": split_address,
-    "performance.network_optimizations.cpu_affinity": processor_numbers,
-}
-
-
-# Why a range is what it is, where that is not plain.
-_REASONS = {
-    "delivery.fanout_shards": ": 1 is what there is, one I/O thread; more are not built, because they would save no "
-    "processor time per message (docs/PERFORMANCE.md). Where cores are free, run a second broker for other topics"
-}
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: short, however long it is."""
-    if isinstance(value, Mapping):
-        return "a section"
-    try:
-        text = (
-            repr(value) if isinstance(value, str) else literal(value) if isinstance(value, bool | int) else str(value)
-        )
-    except (RecursionError, ValueError):  # nested or long beyond what Python writes out
-        return "such a value"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _from_text(k: Key, text: str) -> Any:
     """An environment variable's text as this key's type; what does not convert stays text and is refused as such."""
     if k.type == "bool":
@@ -487,12 +253,6 @@ def _from_text(k: Key, text: str) -> Any:
     return text
 
 
-def _unknown(path: str, section: bool = False) -> str:
-    if section:
-        return f"there is no section [{path}]" + _meant(path, tuple({k.rpartition(".")[0] for k in KEYS}))
-    return f"there is no setting {path}" + _meant(path, tuple(KEYS))
-
-
 def _is_for_others(name: str, value: str) -> bool:
     """Whether a variable is of the command lines, of the build, or what an engine tells of a service called blipmq."""
     if name in COMMAND_VARIABLES or name in BUILD_VARIABLES or _SERVICE_VARIABLE.fullmatch(name):
@@ -502,43 +262,11 @@ def _is_for_others(name: str, value: str) -> bool:
 
 def _unknown_variable(name: str, settings: Sequence[str]) -> str:
     path = name[len("BLIPMQ_") :].lower().replace("__", ".")
-    near = next((k.variable for k in KEYS.values() if k.path.rpartition(".")[2] == path.rpartition(".")[2]), "")
+    near = next((variable(k) for k in KEYS.values() if k.path.rpartition(".")[2] == path.rpartition(".")[2]), "")
     near = nearest(name, [*settings, *COMMAND_VARIABLES], cutoff=0.8) or near
     return f"there is no setting {path}" + (
         f"; did you mean {near}?" if near else "; unset it, or give it another name"
     )
-
-
-def _meant(word: Any, known: tuple[str, ...]) -> str:
-    near = nearest(word, known) if isinstance(word, str) else ""
-    return f"; did you mean {near}?" if near else ""
-
-
-def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    """What `word` may have been meant to be, or nothing."""
-    import difflib  # only errors need it, and starting must not wait for it
-
-    near = difflib.get_close_matches(word, known, 1, cutoff)
-    if not near:  # the right key in the wrong section
-        near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]
-    return near[0] if near else ""
-
-
-def _build(values: Mapping[str, Any]) -> Config:
-    """`Config()` with `values` (by section.key) put in; every path is a declared one."""
-
-    def build(kind: type[Section], prefix: str) -> Any:
-        given: dict[str, Any] = {}
-        for name, declared in kind.declared.items():
-            path = prefix + name
-            if isinstance(declared, type):
-                given[name] = build(declared, path + ".")
-            elif path in values:
-                given[name] = values[path]
-        return kind(**given)
-
-    config: Config = build(Config, "")
-    return config
 
 
 def warnings(loaded: Loaded) -> list[str]:

@@ -7,114 +7,22 @@ never changes after it is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
+
+from blipmq.base.affinity import processor_numbers
+from blipmq.base.bind_address import split_address
+from blipmq.base.validation import API_KEY_BYTES_MAX
+from blipmq.config.schema import Key, Schema, Section, key, literal, section
 
 KIB, MIB = 1 << 10, 1 << 20
 HOUR_MS = 3600 * 1000
 DAY_MS = 24 * HOUR_MS
 
 
-class Key(NamedTuple):
-    """One key as it was declared."""
-
-    path: str  # section.key; "" where it is declared
-    type: str  # int, bool, str or list
-    default: Any
-    help: str
-    unit: str
-    low: int
-    high: int
-    choices: tuple[str, ...]
-    reload: bool
-    secret: bool
-    core: str  # the field of the core's bq_config_t that takes the value as it is
-    wal: str  # the same for bq_log_config_t
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that sets it."""
-        return "BLIPMQ_" + self.path.upper().replace(".", "__")
-
-    @property
-    def expected(self) -> str:
-        """What a value must be, for an error message and the reference."""
-        if self.type == "bool":
-            return "true or false"
-        if self.type == "int":
-            return f"a whole number from {self.low} to {self.high} ({self.unit})"
-        if self.type == "list":
-            return f"a list of strings, {self.high} at most"
-        return "one of " + ", ".join(f'"{c}"' for c in self.choices) if self.choices else "a string"
-
-
-def key(
-    default: Any,
-    help: str,
-    unit: str = "",
-    low: int = 0,
-    high: int = 0,
-    choices: tuple[str, ...] = (),
-    reload: bool = False,
-    secret: bool = False,
-    core: str = "",
-    wal: str = "",
-) -> Any:
-    """Declare one key. Numbers have a unit and an inclusive range; `reload`: SIGHUP puts a new value into effect; `secret`:
-    the value is never shown, and BLIPMQ_SECTION__KEY_FILE names a file that holds it; `core`, `wal`: the field of the C core's
-    struct of settings, or of its WAL's, that takes the value (`make settings` writes the structs)."""
-    kind = "list" if isinstance(default, tuple) else type(default).__name__
-    return Key("", kind, default, help, unit, low, high, choices, reload, secret, core, wal)
-
-
-def section(kind: type[Section]) -> Any:
-    """Declare a section within another."""
-    return kind
-
-
-class Section:
-    """Values of one section, by the names of its keys. What is not given is as it was declared; nothing changes later.
-
-    Not a dataclass: for each class those write six functions and compile them, a tenth of the time a broker takes to start.
-    """
-
-    declared: ClassVar[dict[str, Key | type[Section]]]
-
-    def __init_subclass__(cls) -> None:
-        found = {name: value for name, value in vars(cls).items() if isinstance(value, Key) or _is_section(value)}
-        cls.declared = found
-        for name in found:
-            delattr(cls, name)  # a value is an instance's, or there is none
-
-    def __init__(self, **values: Any) -> None:
-        for name, declared in self.declared.items():
-            if name in values:
-                self.__dict__[name] = values.pop(name)
-            else:
-                self.__dict__[name] = declared.default if isinstance(declared, Key) else declared()
-        if values:
-            raise TypeError(f"{type(self).__name__} has no {', '.join(values)}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"settings do not change: {type(self).__name__}.{name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"settings do not change: {type(self).__name__}.{name}")
-
-    def __eq__(self, other: object) -> bool:
-        return self.__dict__ == other.__dict__ if type(other) is type(self) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.__dict__.values()))
-
-    def __repr__(self) -> str:
-        secret = {name for name, declared in self.declared.items() if isinstance(declared, Key) and declared.secret}
-        values = (f"{name}={value!r}" for name, value in self.__dict__.items() if name not in secret)
-        return f"{type(self).__name__}({', '.join(values)})"
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Section)
+def check_api_key(text: str) -> None:
+    size_bytes = len(text.encode("utf-8", "surrogateescape"))
+    if not 1 <= size_bytes <= API_KEY_BYTES_MAX or not text.isprintable() or len(text.split()) != 1:
+        raise ValueError(f"a key has 1 to {API_KEY_BYTES_MAX} printable bytes and no spaces")
 
 
 class Server(Section):
@@ -122,10 +30,12 @@ class Server(Section):
         "127.0.0.1:7878",
         "Where to listen: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT; port 0 takes a free one. "
         "Empty: no listener, for an embedded broker.",
+        check=split_address,
     )
     tls_bind_addr: str = key(
         "",
         "Where to listen for TLS, beside or instead of `bind_addr`; the certificate is that of `[tls]`. Empty: nowhere.",
+        check=split_address,
     )
     max_connections: int = key(
         10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000, core="max_connections"
@@ -179,6 +89,7 @@ class Metrics(Section):
         "127.0.0.1:9090",
         "Where `blipmq start` serves /metrics, /livez, /readyz and /healthz over HTTP: ADDRESS:PORT, [IPv6]:PORT or "
         "NAME:PORT. Empty: nowhere. If it was left at the default and is taken, the broker warns and runs without.",
+        check=split_address,
     )
     tls: bool = key(False, "Serve them over HTTPS, with the certificate of `[tls]`, and with its rules for clients'.")
 
@@ -193,6 +104,7 @@ class Auth(Section):
         1000,
         reload=True,
         secret=True,
+        check=check_api_key,
     )
     keys_file: str = key(
         "",
@@ -389,6 +301,8 @@ class Delivery(Section):
         "threads",
         0,
         1,
+        reason=": 1 is what there is, one I/O thread; more are not built, because they would save no "
+        "processor time per message (docs/PERFORMANCE.md). Where cores are free, run a second broker for other topics",
     )
     default_ttl_ms: int = key(
         0,
@@ -468,6 +382,7 @@ class NetworkOptimizations(Section):
         "",
         "Processors to stay on: `auto`, or numbers such as `0,2`: the first for the I/O thread, the others for the rest. "
         "Empty: the system decides.",
+        check=processor_numbers,
     )
 
 
@@ -641,15 +556,13 @@ def most_of(limit: int) -> int:
     return max(1, limit * 3 // 4)
 
 
-def _declared(kind: type[Section], prefix: str) -> Iterator[Key]:
-    for name, declared in kind.declared.items():
-        if isinstance(declared, Key):
-            yield declared._replace(path=prefix + name)
-        else:
-            yield from _declared(declared, f"{prefix}{name}.")
+SCHEMA = Schema(Config)
+KEYS: dict[str, Key] = SCHEMA.keys
 
 
-KEYS: dict[str, Key] = {k.path: k for k in _declared(Config, "")}
+def variable(k: Key) -> str:
+    """The environment variable that sets `k`."""
+    return "BLIPMQ_" + k.path.upper().replace(".", "__")
 
 
 def value_of(config: Config, path: str) -> Any:
@@ -666,39 +579,29 @@ def shown(config: Config, path: str) -> str:
     return f"({len(value)}, not shown)" if KEYS[path].secret and value else literal(value)
 
 
-def literal(value: Any) -> str:
-    """`value` as it is written in the file."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(literal(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
 def reference() -> str:
     """docs/CONFIGURATION.md, all of it."""
     lines = [_REFERENCE_HEAD]
-    section = ""
-    for k in KEYS.values():
-        head, name = k.path.rsplit(".", 1)
-        if head != section:
-            section = head
-            lines += [
-                "",
-                f"## `[{head}]`",
-                "",
-                "| key | default | allowed | reload | meaning |",
-                "|---|---|---|---|---|",
-            ]
-        allowed = k.expected.replace('"', "`")
-        lines.append(f"| `{name}` | `{literal(k.default)}` | {allowed} | {'yes' if k.reload else 'no'} | {k.help} |")
+    for head, keys in SCHEMA.groups():
+        lines += [
+            "",
+            f"## `[{head}]`",
+            "",
+            "| key | default | allowed | reload | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        for k in keys:
+            name, allowed = k.path.rpartition(".")[2], k.expected.replace('"', "`")
+            lines.append(
+                f"| `{name}` | `{literal(k.default)}` | {allowed} | {'yes' if k.reload else 'no'} | {k.help} |"
+            )
     return "\n".join([*lines, ""])
 
 
 _REFERENCE_HEAD = """\
 # Configuration
 
-<!-- Made from blipmq/config/settings.py: change it there, then `python -m blipmq.config.settings > docs/CONFIGURATION.md`. -->
+<!-- Made from blipmq/config/settings.py: change it there, then `make settings`. -->
 
 `blipmq start --config FILE` reads FILE; without `--config` it reads the file `$BLIPMQ_CONFIG` names, else
 `./blipmq.toml`, else it runs on the defaults below. The first log line says which. `blipmq check` prints every setting

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from blipmq.config.reader import split_address
+from blipmq.base.bind_address import split_address
 from blipmq.device.selftest import ANY
 
 ANSWER_SECONDS = 5.0

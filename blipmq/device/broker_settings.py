@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from blipmq.config.reader import Lines, is_loopback, load_texts, parse_toml, read_text, split_address
+from blipmq.base.bind_address import is_loopback, split_address
+from blipmq.config.reader import load_texts
+from blipmq.config.schema_reader import Lines, parse_toml, read_text
 from blipmq.config.settings import KEYS, Config, value_of
 from blipmq.device.paths import Places
 from blipmq.errors import ConfigError

@@ -54,11 +54,6 @@ def check_address(text: str) -> None:
         raise ValueError("an address without the name of an interface")
 
 
-def check_interface(text: str) -> None:
-    if text not in ("wired", "wifi"):
-        raise ValueError('expected "wired" or "wifi"')
-
-
 def check_interface_address(text: str) -> None:
     if text == "dhcp":
         return

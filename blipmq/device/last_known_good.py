@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from blipmq.config.reader import read_text
+from blipmq.config.schema_reader import read_text
 from blipmq.device.atomic_write import write_file
 from blipmq.errors import ConfigError
 

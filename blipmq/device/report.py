@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from blipmq.config.reader import split_address
+from blipmq.base.bind_address import split_address
 from blipmq.device import clock
 from blipmq.device.atomic_write import write_for_notepad
 from blipmq.device.broker_probe import Said, ask

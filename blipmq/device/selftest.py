@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 
+from blipmq.base.bind_address import split_address
 from blipmq.client.address import Address
 from blipmq.client.blocking import BlockingClient
-from blipmq.config.reader import split_address
 from blipmq.config.settings import Config
 from blipmq.device.keyring import OWN_TOPIC
 from blipmq.errors import BlipMQError, TimedOut

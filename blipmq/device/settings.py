@@ -1,146 +1,121 @@
-"""device.toml: what a technician may say about a device, each thing declared once.
+"""device.toml: what a technician may set on a device, each setting declared once.
 
-Invariant: the reader, the reference in docs/APPLIANCE.md and the messages about errors are derived from these classes; settings
+Invariant: the reader, the reference in docs/APPLIANCE.md and the messages about errors are made from these classes; settings
 never change after they are made, and the defaults are a device that asks DHCP and lets nobody in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, NamedTuple
+import sys
 
+from blipmq.config.schema import Schema, Section, literal, section, tables
+from blipmq.config.schema import key as setting  # one of the settings is called key
 from blipmq.device import checks
 
-LIST_MAX = 64
 
-
-def setting(default: Any, help: str, check: Callable[[str], object] | None = None) -> Any:
-    """Declare one setting, a string or a list of strings. `check` raises ValueError at a text that will not do."""
-    return field(default=default, metadata={"help": help, "check": check})
-
-
-@dataclass(frozen=True)
-class Network:
+class Network(Section):
     interface: str = setting(
         "wired",
         'Which network `address` is for: `"wired"` or `"wifi"`. The other one asks DHCP.',
-        checks.check_interface,
+        choices=("wired", "wifi"),
     )
     address: str = setting(
         "dhcp",
         '`"dhcp"`, or an address with the length of its network: `"192.168.1.20/24"`.',
-        checks.check_interface_address,
+        check=checks.check_interface_address,
     )
-    gateway: str = setting("", "With an address of its own: where other networks are reached.", checks.check_address)
-    dns: tuple[str, ...] = setting((), "With an address of its own: name servers.", checks.check_address)
+    gateway: str = setting(
+        "", "With an address of its own: where other networks are reached.", check=checks.check_address
+    )
+    dns: tuple[str, ...] = setting((), "With an address of its own: name servers.", check=checks.check_address)
 
 
-@dataclass(frozen=True)
-class Wifi:
-    ssid: str = setting("", "Name of the wireless network. Empty: no Wi-Fi.", checks.check_ssid)
+class Wifi(Section):
+    ssid: str = setting("", "Name of the wireless network. Empty: no Wi-Fi.", check=checks.check_ssid)
     passphrase: str = setting(
-        "", "Its passphrase, 8 to 63 characters (WPA2, WPA3). Empty: an open network.", checks.check_passphrase
+        "",
+        "Its passphrase, 8 to 63 characters (WPA2, WPA3). Empty: an open network.",
+        check=checks.check_passphrase,
+        secret=True,
     )
     country: str = setting(
-        "", "Where the device stands, two capital letters (ISO 3166). Needed with Wi-Fi.", checks.check_country
+        "", "Where the device stands, two capital letters (ISO 3166). Needed with Wi-Fi.", check=checks.check_country
     )
 
 
-@dataclass(frozen=True)
-class Time:
+class Time(Section):
     servers: tuple[str, ...] = setting(
-        (), "Time servers, names or addresses. None: those that DHCP names, else Debian's.", checks.check_host
+        (), "Time servers, names or addresses. None: those that DHCP names, else Debian's.", check=checks.check_host
     )
 
 
-@dataclass(frozen=True)
-class Ssh:
+class Ssh(Section):
     authorized_keys: tuple[str, ...] = setting(
         (),
         "Public keys that may log in as `root`, each as one line of an `id_ed25519.pub`. None: SSH is off.",
-        checks.check_ssh_key,
+        check=checks.check_ssh_key,
     )
 
 
-@dataclass(frozen=True)
-class BrokerKey:
+class BrokerKey(Section):
     """A table of the list `[[keys]]`."""
 
-    name: str = setting("", "What the key is called: letters, digits, `-`, `_` and `.`.", checks.check_key_name)
+    name: str = setting("", "What the key is called: letters, digits, `-`, `_` and `.`.", check=checks.check_key_name)
     allow: tuple[str, ...] = setting(
         (),
         '`"pub:TOPIC"`, `"sub:FILTER"` and `"admin"`, what its holder may do. None: everything.',
-        checks.check_right,
+        check=checks.check_right,
     )
     key: str = setting(
         "",
         "The key itself, if you have one already. Empty: one is made, and `blipmq-new-keys.txt` tells it to you.",
-        checks.check_key,
+        check=checks.check_key,
+        secret=True,
     )
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(Section):
     """All of device.toml. `Device()` is what an image starts with."""
 
-    hostname: str = setting("blipmq", "The device answers to this name with `.local` behind it.", checks.check_hostname)
-    network: Network = field(default_factory=Network)
-    wifi: Wifi = field(default_factory=Wifi)
-    time: Time = field(default_factory=Time)
-    ssh: Ssh = field(default_factory=Ssh)
-    keys: tuple[BrokerKey, ...] = ()
+    hostname: str = setting(
+        "blipmq", "The device answers to this name with `.local` behind it.", check=checks.check_hostname
+    )
+    network: Network = section(Network)
+    wifi: Wifi = section(Wifi)
+    time: Time = section(Time)
+    ssh: Ssh = section(Ssh)
+    keys: tuple[BrokerKey, ...] = tables(BrokerKey)
 
 
-class Setting(NamedTuple):
-    """One setting as it was declared."""
-
-    path: str  # hostname, section.key, keys.key
-    default: Any
-    help: str
-    check: Callable[[str], object] | None
-
-    @property
-    def is_list(self) -> bool:
-        return isinstance(self.default, tuple)
-
-    @property
-    def expected(self) -> str:
-        return 'a list of strings: ["one", "another"]' if self.is_list else "a string in quotes"
-
-
-def _declared(section: Any, prefix: str) -> Iterator[Setting]:
-    item: Field[Any]
-    for item in fields(section):
-        if item.metadata:
-            yield Setting(prefix + item.name, item.default, **item.metadata)
-        elif item.name == "keys":
-            yield from _declared(BrokerKey(), "keys.")
-        else:
-            yield from _declared(getattr(section, item.name), f"{item.name}.")
-
-
-SETTINGS: dict[str, Setting] = {s.path: s for s in _declared(Device(), "")}
-SECTIONS = tuple(dict.fromkeys(path.partition(".")[0] for path in SETTINGS if "." in path))
-KEYS_MAX = 64
+SCHEMA = Schema(Device)
+SETTINGS = SCHEMA.keys
 
 
 def reference() -> str:
     """The tables of docs/APPLIANCE.md."""
     lines: list[str] = []
-    shown: str | None = None
-    for s in SETTINGS.values():
-        section, _, name = s.path.rpartition(".")
-        if section != shown:
-            title = {"": "At the top", "keys": "`[[keys]]`, once for each key of the broker"}.get(
-                section, f"`[{section}]`"
-            )
-            lines += ["", f"### {title}", "", "| setting | default | meaning |", "|---|---|---|"]
-            shown = section
-        default = "`[]`" if s.is_list else f'`"{s.default}"`'
-        lines.append(f"| `{name}` | {default} | {s.help} |")
+    for path, keys in SCHEMA.groups():
+        title = {"": "At the top", "keys": "`[[keys]]`, once for each key of the broker"}.get(path, f"`[{path}]`")
+        lines += ["", f"### {title}", "", "| setting | default | meaning |", "|---|---|---|"]
+        lines += [f"| `{k.path.rpartition('.')[2]}` | `{literal(k.default)}` | {k.help} |" for k in keys]
     return "\n".join(lines[1:]) + "\n"
 
 
+_BEGIN, _END = "then `make settings`. -->\n\n", "\n<!-- Made up to here. -->"
+
+
+def page_with_reference(page: str) -> str:
+    """docs/APPLIANCE.md with the tables as they are now."""
+    head, begin, rest = page.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError("the page has no place for the tables")
+    return head + begin + reference() + end + tail
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    with open(sys.argv[1], "r+", encoding="utf-8") as file:
+        page = page_with_reference(file.read())
+        file.seek(0)
+        file.truncate()
+        file.write(page)

@@ -14,8 +14,8 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 
+from blipmq.base.bind_address import LOOPBACK_NAMES, split_address
 from blipmq.base.logs import Log
-from blipmq.config.reader import LOOPBACK_NAMES, split_address
 from blipmq.errors import BlipMQError
 from blipmq.net.listener import AddressMissing, address_of, open_listener
 

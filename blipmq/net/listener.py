@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 
-from blipmq.config.reader import split_address
+from blipmq.base.bind_address import split_address
 from blipmq.errors import BlipMQError, ConfigError, NotAllowed
 
 BACKLOG = 4096

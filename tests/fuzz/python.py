@@ -18,7 +18,7 @@ import fake_broker
 
 from blipmq.auth import keys
 from blipmq.base import logs
-from blipmq.config import convert, convert_v1
+from blipmq.config import convert, convert_v1, schema_reader
 from blipmq.config import reader as config_reader
 from blipmq.device import settings_reader
 from blipmq.errors import BlipMQError, ConfigError, ProtocolError
@@ -230,8 +230,8 @@ def configuration(data: bytes) -> None:
         file.write(data)
         file.flush()
         try:
-            text = config_reader.read_text(file.name)
-            config_reader.parse_toml(text, "old.toml")
+            text = schema_reader.read_text(file.name)
+            schema_reader.parse_toml(text, "old.toml")
             made = convert.convert(text, "old.toml", convert_v1.read_v1)
             assert all(fate.line or fate.key for fate in made.fates)
         except ConfigError as error:
@@ -261,7 +261,7 @@ def device_settings(data: bytes) -> None:
         file.write(data)
         file.flush()
         try:
-            text = config_reader.read_text(file.name)
+            text = schema_reader.read_text(file.name)
             device = settings_reader.read_device(text)
         except ConfigError as error:
             assert "device.toml" in str(error) or file.name in str(error), str(error)
@@ -336,13 +336,13 @@ TARGETS = {
         configuration,
         configuration_first,
         [b"[", b"]", b"=", b'"', b"'''", b"\n", b"{", b"}", b"true", b"1e999", b"nan", b"-1", b"9" * 30, b"\xff"],
-        [config_reader, convert, convert_v1],
+        [config_reader, schema_reader, convert, convert_v1],
     ),
     "py-device": Target(
         device_settings,
         device_settings_first,
         [b"[[keys]]", b"[", b"]", b"=", b'"', b"\n", b"\r\n", b"allow", b"pub:", b"/24", b"::1", b"9" * 30, b"\xff"],
-        [settings_reader],
+        [settings_reader, schema_reader],
     ),
     "py-keys": Target(
         key_file,

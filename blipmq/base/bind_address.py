@@ -1,0 +1,60 @@
+"""Addresses to listen on, as settings write them: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT.
+
+Invariant: nothing here asks the network; a name is only judged by how it is written.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+
+LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPv6]:PORT` in its parts. Raises ValueError that says what is wrong."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:\s]+)):([0-9]{1,5})", text)
+    if match is None:
+        if text.count(":") > 1 and not text.startswith("["):
+            raise ValueError("an IPv6 address goes in brackets: [::1]:7878")
+        raise ValueError("expected ADDRESS:PORT, [IPv6]:PORT or NAME:PORT, such as 127.0.0.1:7878")
+    port = int(match[3])
+    if port > 65535:
+        raise ValueError(f"port {port} is over 65535")
+    host: str = match[1] or match[2]
+    if not _could_be_a_host(host, in_brackets=bool(match[1])):
+        raise ValueError(f"{host} is neither an address nor a name")
+    return host, port
+
+
+def _could_be_a_host(host: str, in_brackets: bool) -> bool:
+    """Whether `host` is an address, or a name that may be known one day. What cannot ever be either is a mistake to be told at
+    once, not something to wait for."""
+    try:
+        if in_brackets:
+            socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        elif re.fullmatch(r"[0-9.]+", host):
+            socket.inet_aton(host)
+        else:
+            labels = host.removesuffix(".").split(".")
+            return len(host) <= 253 and all(re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)", label) for label in labels)
+    except OSError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost counts as reachable."""
+    if host.lower() in LOOPBACK_NAMES:
+        return True
+    try:
+        return socket.inet_pton(socket.AF_INET, host)[0] == 127
+    except OSError:
+        pass
+    try:
+        return socket.inet_pton(socket.AF_INET6, host) == _IPV6_LOOPBACK
+    except OSError:
+        return False
+
+
+_IPV6_LOOPBACK = bytes(15) + b"\x01"
