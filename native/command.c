@@ -68,15 +68,15 @@ static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
 }
 
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
-    rights_t *rights = record->command.value ? rights_hold(&bq->rights, record->command.value) : NULL;
-    if (record->command.value && !rights) { /* without them it could do everything */
+    acl_t *acl = record->command.value ? acl_ref(&bq->acl, record->command.value) : NULL;
+    if (record->command.value && !acl) { /* without it the client could do everything */
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its key's rights");
         return;
     }
-    rights_drop(&bq->pool, connection->rights);
-    connection->rights = rights;
+    acl_unref(&bq->pool, connection->acl);
+    connection->acl = acl;
     connection->admitted = true;
-    door_leave(bq, connection);
+    admission_leave(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
     keepalive_begin(bq, connection);
     connection->protocol->welcome(bq, connection, record->command.seq, text, record->text_size);
@@ -180,7 +180,7 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
 /* For one more that comes from Python instead of a listener. */
 static bool room_for(bq_t *bq, const uint8_t peer[16], bool trusted) {
     if (bq->stopping || bq->open_count >= bq->config.max_connections) return false;
-    return trusted || !bq->config.require_hello || door_make_room(bq, peer);
+    return trusted || !bq->config.require_hello || admission_make_room(bq, peer);
 }
 
 static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
@@ -224,7 +224,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
     if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return true;
-    door_answered(bq, connection);
+    admission_answered(bq, connection);
     connection_resume(bq, connection, PAUSE_ANSWER);
     return true;
 }
@@ -241,12 +241,12 @@ static void adopt(bq_t *bq, int fd) {
     bq->stats.accepted++;
 }
 
-static void rights(bq_t *bq, const record_t *record, const uint8_t *data) {
+static void acl(bq_t *bq, const record_t *record, const uint8_t *data) {
     const bq_command_t *command = &record->command;
-    if (command->flags & BQ_RIGHTS_END)
-        rights_end(&bq->rights, &bq->pool, command->value);
+    if (command->flags & BQ_ACL_END)
+        acl_end(&bq->acl, &bq->pool, command->value);
     else
-        rights_set(&bq->rights, &bq->pool, command->value, command->flags & BQ_RIGHTS_ALL, data, record->data_size);
+        acl_set(&bq->acl, &bq->pool, command->value, command->flags & BQ_ACL_ALL, data, record->data_size);
 }
 
 static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -264,8 +264,8 @@ static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN: door_listen(bq, (int)command->value); return true;
-    case BQ_CMD_UNLISTEN: door_unlisten(bq); return true;
+    case BQ_CMD_LISTEN: admission_listen(bq, (int)command->value); return true;
+    case BQ_CMD_UNLISTEN: admission_unlisten(bq); return true;
     case BQ_CMD_ADOPT: adopt(bq, (int)command->value); return true;
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
@@ -274,7 +274,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_CONSUMER_END: return consumer_end_by_id(bq, command->seq, command->value, data, record->data_size);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
-    case BQ_CMD_RIGHTS: rights(bq, record, data); return true;
+    case BQ_CMD_ACL: acl(bq, record, data); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: return for_connection(bq, record, text, data);
     }

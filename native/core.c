@@ -66,7 +66,7 @@ static void fire(bq_t *bq, core_timer_t *timer) {
     case TIMER_CONNECTION: connection_timeout(bq, (connection_t *)(void *)((char *)timer - offsetof(connection_t, timer))); break;
     case TIMER_DELIVERY: consumer_timeout(bq, (delivery_t *)(void *)timer); break;
     case TIMER_KEEPALIVE: keepalive_look(bq); break;
-    default: door_timeout(bq); break;
+    default: admission_timeout(bq); break;
     }
 }
 
@@ -100,7 +100,7 @@ static uint32_t read_share(const poll_event_t *events, int count) {
 static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *writes_left) {
     if (event->key == KEY_WAKE) return; /* cleared in bq_wait */
     if (event->key >= KEY_LISTENER && event->key < KEY_LISTENER + LISTENERS_MAX) {
-        door_knock(&bq->door);
+        admission_look(&bq->admission);
         return;
     }
     connection_t *connection = connection_find(bq, event->key);
@@ -258,7 +258,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
     if (bq->dead) reap(bq, WORK_ENDS);
-    door_accept(bq);
+    admission_accept(bq);
     segment_rewind(&bq->segments);
     if (bq->stopping) stop_when_flushed(bq);
     return work || anyone_ready(bq);
@@ -342,7 +342,7 @@ void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq) {
     bq->stopping = true;
     bq->stop_seq = seq;
     bq->stop_deadline_ms = bq->now_ms + (within_ms < INT_MAX ? within_ms : INT_MAX);
-    door_unlisten(bq);
+    admission_unlisten(bq);
     for_each_open(bq, say_goodbye);
 }
 
@@ -414,7 +414,7 @@ static bool parts_open(bq_t *bq) {
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
     bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work, routes_changing, bq);
-    if (!consumers_init(bq) || !door_init(bq)) return false;
+    if (!consumers_init(bq) || !admission_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty[0].items && bq->dirty[1].items && bq->read_buffer && bq->send_buffer &&
            bq->routes;
 }
@@ -448,7 +448,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
 
 void bq_free(bq_t *bq) {
     if (!bq) return;
-    door_unlisten(bq);
+    admission_unlisten(bq);
     for_each_open(bq, close_for_good);
     bq->ends_stop = UINT64_MAX;
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
@@ -456,7 +456,7 @@ void bq_free(bq_t *bq) {
         if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
     }
     commit_close(bq);
-    rights_release(&bq->rights, &bq->pool);
+    acl_table_release(&bq->acl, &bq->pool);
     if (bq->routes) consumers_release(bq);
     if (bq->routes) route_free(bq->routes);
     segment_store_release(&bq->segments);
@@ -468,7 +468,7 @@ void bq_free(bq_t *bq) {
     poll_wake_close(&bq->command_wake);
     poll_wake_close(&bq->event_wake);
     if (bq->poller >= 0) poll_close(bq->poller);
-    door_release(bq);
+    admission_release(bq);
     free(bq->chunks);
     free(bq->free_slots);
     for (uint32_t i = 0; i < FLUSH_LISTS; i++) free(bq->dirty[i].items);

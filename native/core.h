@@ -72,7 +72,7 @@ struct bq {
     segment_store_t segments;
     queue_env_t queues;
     routes_t *routes;
-    rights_table_t rights;
+    acl_table_t acl;
     publish_run_t open;
     uint64_t now_ms, wall_ms; /* of this turn */
     uint64_t next_message_id;
@@ -100,7 +100,7 @@ struct bq {
     bool command_waits;          /* the oldest command's answer finds no room among the events */
     bool event_held;             /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
-    door_t door;
+    admission_t admission;
     keepalive_t keepalive;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;

@@ -113,7 +113,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->sessions_unread = bq->consumers.read_failing;
     stats->in_flight = bq->consumers.flight_count;
     stats->held = bq->held_count;
-    stats->pending = bq->door.pending;
+    stats->pending = bq->admission.unadmitted;
     if (bq->log) stats_of_log(bq, stats);
 }
 

@@ -179,12 +179,12 @@ class Core:
     def rights(self, number: int, filters: bytes | None) -> None:
         """Say, or change for all who have been admitted with it, what `number` (from 1) may publish to: filters, each with
         its size in front (u16, little-endian), or None for everything."""
-        flags = lib.BQ_RIGHTS_ALL if filters is None else 0
-        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=flags, data=filters or b"")
+        flags = lib.BQ_ACL_ALL if filters is None else 0
+        self._push(lib.BQ_CMD_ACL, value=number, flags=flags, data=filters or b"")
 
     def end_rights(self, number: int) -> None:
         """From now on `number` allows nothing to those who have been admitted with it, and may be given anew."""
-        self._push(lib.BQ_CMD_RIGHTS, value=number, flags=lib.BQ_RIGHTS_END)
+        self._push(lib.BQ_CMD_ACL, value=number, flags=lib.BQ_ACL_END)
 
     def subscribe(
         self,

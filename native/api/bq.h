@@ -36,16 +36,16 @@ enum bq_outcome {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
-    BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
-    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,   /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+    BQ_CMD_LISTEN = 1,    /* value: listening socket, owned by the core from now on */
+    BQ_CMD_UNLISTEN = 2,  /* stop accepting: close every listener */
+    BQ_CMD_ADOPT = 3,     /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ATTACH = 4,    /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
                                bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
-    BQ_CMD_FEED = 5,     /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
-    BQ_CMD_TAKEN = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
-    BQ_CMD_ADMIT = 7, /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the rights
-                               of its key (BQ_CMD_RIGHTS), 0: it may publish everything */
-    BQ_CMD_SUBSCRIBE = 8,   /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
+    BQ_CMD_FEED = 5,      /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
+    BQ_CMD_TAKEN = 6,     /* conn, value: bytes of BQ_EV_OUT that have left */
+    BQ_CMD_ADMIT = 7,     /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the ACL
+                               of its key (BQ_CMD_ACL), 0: it may publish everything */
+    BQ_CMD_SUBSCRIBE = 8, /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
                                flags: BQ_SUB_QOS1, BQ_SUB_DURABLE. SubAck goes out after the route is set and a new durable
                                subscription is on disk; Reply 429 or 503 when it cannot be had, and BQ_EV_UNSUBSCRIBED */
     BQ_CMD_UNSUBSCRIBE = 9, /* conn, seq, text, value and data as above; ends durable subscriptions of that client too; without a
@@ -57,9 +57,8 @@ enum bq_command_type {
     BQ_CMD_LIST = 13,   /* value: first slot; answered by BQ_EV_LIST pages of subscribers with this seq */
     BQ_CMD_LIMITS = 14, /* data: a bq_config_t whose reloadable fields take effect */
     BQ_CMD_STOP = 15,   /* value: milliseconds to flush in; then everything is closed and BQ_EV_STOPPED comes */
-    BQ_CMD_RIGHTS =
-        16, /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_RIGHTS_ALL. Makes them, or
-                           changes them for all connections admitted with them. BQ_RIGHTS_END: they allow nothing any more */
+    BQ_CMD_ACL = 16, /* value: a number for a key; data: [u16 size][filter] ... it may publish to, or BQ_ACL_ALL. Makes them, or
+                           changes them for all connections admitted with them. BQ_ACL_END: they allow nothing any more */
     BQ_CMD_CLOCK =
         24, /* data: a bq_clock_t: at the start, and whenever the clock was set or became synchronized. The age of stored
                                messages goes by it */
@@ -88,8 +87,8 @@ enum bq_command_flags {
     BQ_REPLY_UNASKED = 4, /* answers no request, so it does not end the wait for an answer */
     BQ_SUB_QOS1 = 8,
     BQ_SUB_DURABLE = 16,
-    BQ_RIGHTS_ALL = 32,
-    BQ_RIGHTS_END = 64,
+    BQ_ACL_ALL = 32,
+    BQ_ACL_END = 64,
     BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
     BQ_FEED_END =
         256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */

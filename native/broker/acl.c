@@ -5,22 +5,22 @@
 #define IDS_MIN 16u
 #define HEAD_BYTES 3u /* size and dialect in front of each kept filter */
 
-static rights_t *find(const rights_table_t *table, uint64_t id) { return id < table->capacity ? table->by_id[id] : NULL; }
+static acl_t *find(const acl_table_t *table, uint64_t id) { return id < table->capacity ? table->by_id[id] : NULL; }
 
-static void allow_nothing(pool_t *pool, rights_t *rights) {
-    pool_give(pool, rights->filters, rights->size);
-    rights->filters = NULL;
-    rights->size = 0;
-    rights->everything = false;
-    memset(rights->allowed, 0, sizeof rights->allowed);
+static void allow_nothing(pool_t *pool, acl_t *acl) {
+    pool_give(pool, acl->filters, acl->size);
+    acl->filters = NULL;
+    acl->size = 0;
+    acl->everything = false;
+    memset(acl->allowed, 0, sizeof acl->allowed);
 }
 
-static bool table_reach(rights_table_t *table, pool_t *pool, uint64_t id) {
+static bool table_reach(acl_table_t *table, pool_t *pool, uint64_t id) {
     if (id < table->capacity) return true;
-    if (id >= RIGHTS_IDS_MAX) return false;
+    if (id >= ACL_IDS_MAX) return false;
     uint32_t capacity = table->capacity ? table->capacity : IDS_MIN;
     while (capacity <= id) capacity *= 2;
-    rights_t **grown = pool_resize(pool, table->by_id, table->capacity * sizeof *grown, capacity * sizeof *grown);
+    acl_t **grown = pool_resize(pool, table->by_id, table->capacity * sizeof *grown, capacity * sizeof *grown);
     if (!grown) return false;
     memset(grown + table->capacity, 0, (capacity - table->capacity) * sizeof *grown);
     table->by_id = grown;
@@ -51,54 +51,54 @@ static void keep(uint8_t *out, const uint8_t *data, uint32_t size) {
     }
 }
 
-void rights_set(rights_table_t *table, pool_t *pool, uint64_t id, bool everything, const uint8_t *data, uint32_t size) {
+void acl_set(acl_table_t *table, pool_t *pool, uint64_t id, bool everything, const uint8_t *data, uint32_t size) {
     if (!table_reach(table, pool, id)) return; /* whoever is to be admitted with it will not be */
-    rights_t *rights = table->by_id[id];
-    if (!rights) {
-        rights = table->by_id[id] = pool_take(pool, sizeof *rights);
-        if (!rights) return;
-        *rights = (rights_t){.holders = 1};
+    acl_t *acl = table->by_id[id];
+    if (!acl) {
+        acl = table->by_id[id] = pool_take(pool, sizeof *acl);
+        if (!acl) return;
+        *acl = (acl_t){.holders = 1};
     }
-    allow_nothing(pool, rights); /* before anything can fail */
+    allow_nothing(pool, acl); /* before anything can fail */
     uint32_t bytes = kept_bytes(data, size);
-    rights->everything = everything;
-    if (everything || !bytes || !(rights->filters = pool_take(pool, bytes))) return;
-    rights->size = bytes;
-    keep(rights->filters, data, size);
+    acl->everything = everything;
+    if (everything || !bytes || !(acl->filters = pool_take(pool, bytes))) return;
+    acl->size = bytes;
+    keep(acl->filters, data, size);
 }
 
-void rights_end(rights_table_t *table, pool_t *pool, uint64_t id) {
-    rights_t *rights = find(table, id);
-    if (!rights) return;
+void acl_end(acl_table_t *table, pool_t *pool, uint64_t id) {
+    acl_t *acl = find(table, id);
+    if (!acl) return;
     table->by_id[id] = NULL;
-    allow_nothing(pool, rights);
-    rights_drop(pool, rights);
+    allow_nothing(pool, acl);
+    acl_unref(pool, acl);
 }
 
-rights_t *rights_hold(rights_table_t *table, uint64_t id) {
-    rights_t *rights = find(table, id);
-    if (rights) rights->holders++;
-    return rights;
+acl_t *acl_ref(acl_table_t *table, uint64_t id) {
+    acl_t *acl = find(table, id);
+    if (acl) acl->holders++;
+    return acl;
 }
 
-void rights_drop(pool_t *pool, rights_t *rights) {
-    if (!rights || --rights->holders) return;
-    pool_give(pool, rights->filters, rights->size);
-    pool_give(pool, rights, sizeof *rights);
+void acl_unref(pool_t *pool, acl_t *acl) {
+    if (!acl || --acl->holders) return;
+    pool_give(pool, acl->filters, acl->size);
+    pool_give(pool, acl, sizeof *acl);
 }
 
-void rights_release(rights_table_t *table, pool_t *pool) {
-    for (uint32_t id = 0; id < table->capacity; id++) rights_end(table, pool, id);
-    pool_give(pool, table->by_id, table->capacity * sizeof(rights_t *));
-    *table = (rights_table_t){0};
+void acl_table_release(acl_table_t *table, pool_t *pool) {
+    for (uint32_t id = 0; id < table->capacity; id++) acl_end(table, pool, id);
+    pool_give(pool, table->by_id, table->capacity * sizeof(acl_t *));
+    *table = (acl_table_t){0};
 }
 
-bool rights_match(rights_t *rights, const topic_t *topic) {
-    for (uint32_t at = 0; at < rights->size;) {
-        const uint8_t *filter = rights->filters + at;
+bool acl_match(acl_t *acl, const topic_t *topic) {
+    for (uint32_t at = 0; at < acl->size;) {
+        const uint8_t *filter = acl->filters + at;
         uint32_t size = load_u16(filter);
         if (filter_matches(filter[2], filter + HEAD_BYTES, size, topic->name, topic->name_size)) {
-            rights->allowed[topic->serial % RIGHTS_MEMO] = topic->serial;
+            acl->allowed[topic->serial % ACL_MEMO] = topic->serial;
             return true;
         }
         at += HEAD_BYTES + size;

@@ -100,8 +100,8 @@ static bool is_own(const consumer_t *consumer, const consumer_list_request_t *re
     if (!request->conn) return true;
     if (request->owner_size && any_client(consumer, begins, request->owner, request->owner_size)) return true;
     const member_t *member = consumer->members;
-    for (uint32_t i = 0; asker && asker->rights && member && i < GROUP_MEMBERS; i++, member = member->next)
-        if (member->connection->rights == asker->rights) return true;
+    for (uint32_t i = 0; asker && asker->acl && member && i < GROUP_MEMBERS; i++, member = member->next)
+        if (member->connection->acl == asker->acl) return true;
     return false;
 }
 

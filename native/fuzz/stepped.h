@@ -518,7 +518,7 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
                                      BQ_CMD_LIST,
                                      BQ_CMD_LIMITS,
                                      BQ_CMD_ATTACH,
-                                     BQ_CMD_RIGHTS,
+                                     BQ_CMD_ACL,
                                      0,
                                      99};
     bq_command_t command = {.type = types[input_byte(input) % COUNT(types)], .flags = input_byte(input), .seq = CLIENTS + 1};

@@ -33,170 +33,171 @@ static void address_of(const uint8_t peer[16], uint8_t address[16]) {
     if (memcmp(peer, mapped, sizeof mapped)) memset(address + 8, 0, 8);
 }
 
-static uint32_t place_home(const door_t *door, const uint8_t address[16]) {
-    return (uint32_t)hash_bytes(address, 16, door->seed) & door->places_mask;
+static uint32_t place_home(const admission_t *admission, const uint8_t address[16]) {
+    return (uint32_t)hash_bytes(address, 16, admission->seed) & admission->places_mask;
 }
 
 /* The place of an address, or the free one where it belongs: there is always one, the table is at most half full. */
-static uint32_t place_find(const door_t *door, const uint8_t address[16]) {
-    uint32_t at = place_home(door, address);
-    while (door->places[at].count && memcmp(door->places[at].address, address, 16)) at = (at + 1) & door->places_mask;
+static uint32_t place_find(const admission_t *admission, const uint8_t address[16]) {
+    uint32_t at = place_home(admission, address);
+    while (admission->places[at].count && memcmp(admission->places[at].address, address, 16))
+        at = (at + 1) & admission->places_mask;
     return at;
 }
 
-static void place_add(door_t *door, const uint8_t peer[16]) {
+static void place_add(admission_t *admission, const uint8_t peer[16]) {
     uint8_t address[16];
     address_of(peer, address);
-    door_place_t *place = &door->places[place_find(door, address)];
+    admission_place_t *place = &admission->places[place_find(admission, address)];
     memcpy(place->address, address, 16);
     place->count++;
 }
 
 /* Free a slot without leaving a hole in anyone's way: what follows moves up, unless it would get in front of its home. */
-static void place_free(door_t *door, uint32_t hole) {
-    uint32_t mask = door->places_mask;
-    for (uint32_t at = (hole + 1) & mask; door->places[at].count; at = (at + 1) & mask) {
-        uint32_t home = place_home(door, door->places[at].address);
+static void place_free(admission_t *admission, uint32_t hole) {
+    uint32_t mask = admission->places_mask;
+    for (uint32_t at = (hole + 1) & mask; admission->places[at].count; at = (at + 1) & mask) {
+        uint32_t home = place_home(admission, admission->places[at].address);
         if (((at - home) & mask) < ((at - hole) & mask)) continue;
-        door->places[hole] = door->places[at];
+        admission->places[hole] = admission->places[at];
         hole = at;
     }
-    door->places[hole].count = 0;
+    admission->places[hole].count = 0;
 }
 
-static void place_remove(door_t *door, const uint8_t peer[16]) {
+static void place_remove(admission_t *admission, const uint8_t peer[16]) {
     uint8_t address[16];
     address_of(peer, address);
-    uint32_t at = place_find(door, address);
-    if (--door->places[at].count == 0) place_free(door, at);
+    uint32_t at = place_find(admission, address);
+    if (--admission->places[at].count == 0) place_free(admission, at);
 }
 
-static uint32_t place_count(const door_t *door, const uint8_t peer[16]) {
+static uint32_t place_count(const admission_t *admission, const uint8_t peer[16]) {
     uint8_t address[16];
     address_of(peer, address);
-    return door->places[place_find(door, address)].count;
+    return admission->places[place_find(admission, address)].count;
 }
 
-/* ---- the pending ----------------------------------------------------------------------------------------------------- */
+/* ---- not admitted yet -------------------------------------------------------------------------------------------------- */
 
-static void silent_remove(door_t *door, connection_t *connection) {
+static void silent_remove(admission_t *admission, connection_t *connection) {
     if (!connection->silent) return;
     connection->silent = false;
-    *(connection->silent_prev ? &connection->silent_prev->silent_next : &door->silent_first) = connection->silent_next;
-    *(connection->silent_next ? &connection->silent_next->silent_prev : &door->silent_last) = connection->silent_prev;
+    *(connection->silent_prev ? &connection->silent_prev->silent_next : &admission->silent_first) = connection->silent_next;
+    *(connection->silent_next ? &connection->silent_next->silent_prev : &admission->silent_last) = connection->silent_prev;
 }
 
-static void silent_append(door_t *door, connection_t *connection) {
+static void silent_append(admission_t *admission, connection_t *connection) {
     connection->silent = true;
-    connection->silent_prev = door->silent_last;
+    connection->silent_prev = admission->silent_last;
     connection->silent_next = NULL;
-    *(door->silent_last ? &door->silent_last->silent_next : &door->silent_first) = connection;
-    door->silent_last = connection;
+    *(admission->silent_last ? &admission->silent_last->silent_next : &admission->silent_first) = connection;
+    admission->silent_last = connection;
 }
 
-static void silent_prepend(door_t *door, connection_t *connection) {
+static void silent_prepend(admission_t *admission, connection_t *connection) {
     connection->silent = true;
     connection->silent_prev = NULL;
-    connection->silent_next = door->silent_first;
-    *(door->silent_first ? &door->silent_first->silent_prev : &door->silent_last) = connection;
-    door->silent_first = connection;
+    connection->silent_next = admission->silent_first;
+    *(admission->silent_first ? &admission->silent_first->silent_prev : &admission->silent_last) = connection;
+    admission->silent_first = connection;
 }
 
-bool door_make_room(bq_t *bq, const uint8_t peer[16]) {
-    door_t *door = &bq->door;
-    if (address_counts(peer) && place_count(door, peer) >= bq->config.max_pending_per_address) {
+bool admission_make_room(bq_t *bq, const uint8_t peer[16]) {
+    admission_t *admission = &bq->admission;
+    if (address_counts(peer) && place_count(admission, peer) >= bq->config.max_pending_per_address) {
         bq->stats.refused_pending_address++;
         return false;
     }
-    if (door->pending < bq->config.max_pending) return true;
+    if (admission->unadmitted < bq->config.max_pending) return true;
     bq->stats.refused_pending++;
-    if (!door->silent_first) return false;
-    connection_close(bq, door->silent_first, BQ_CLOSE_CROWDED, "made room for a newcomer: limits.max_pending is reached");
+    if (!admission->silent_first) return false;
+    connection_close(bq, admission->silent_first, BQ_CLOSE_CROWDED, "made room for a newcomer: limits.max_pending is reached");
     return true;
 }
 
-void door_enter(bq_t *bq, connection_t *connection) {
-    door_t *door = &bq->door;
-    connection->pending = true;
-    door->pending++;
-    silent_append(door, connection);
-    if (address_counts(connection->peer)) place_add(door, connection->peer);
+void admission_enter(bq_t *bq, connection_t *connection) {
+    admission_t *admission = &bq->admission;
+    connection->unadmitted = true;
+    admission->unadmitted++;
+    silent_append(admission, connection);
+    if (address_counts(connection->peer)) place_add(admission, connection->peer);
 }
 
-void door_heard(bq_t *bq, connection_t *connection) { silent_remove(&bq->door, connection); }
+void admission_heard(bq_t *bq, connection_t *connection) { silent_remove(&bq->admission, connection); }
 
 /* It had its chance, so it is the first to go if others need the place; until then it may try again. */
-void door_answered(bq_t *bq, connection_t *connection) {
-    if (connection->pending && !connection->silent) silent_prepend(&bq->door, connection);
+void admission_answered(bq_t *bq, connection_t *connection) {
+    if (connection->unadmitted && !connection->silent) silent_prepend(&bq->admission, connection);
 }
 
-void door_leave(bq_t *bq, connection_t *connection) {
-    if (!connection->pending) return;
-    connection->pending = false;
-    bq->door.pending--;
-    silent_remove(&bq->door, connection);
-    if (address_counts(connection->peer)) place_remove(&bq->door, connection->peer);
+void admission_leave(bq_t *bq, connection_t *connection) {
+    if (!connection->unadmitted) return;
+    connection->unadmitted = false;
+    bq->admission.unadmitted--;
+    silent_remove(&bq->admission, connection);
+    if (address_counts(connection->peer)) place_remove(&bq->admission, connection->peer);
 }
 
 /* ---- the rate -------------------------------------------------------------------------------------------------------- */
 
 static void tokens_fill(bq_t *bq) {
-    door_t *door = &bq->door;
-    uint64_t most = (uint64_t)bq->config.accept_burst * TOKEN, passed_ms = bq->now_ms - door->filled_ms;
-    door->filled_ms = bq->now_ms;
+    admission_t *admission = &bq->admission;
+    uint64_t most = (uint64_t)bq->config.accept_burst * TOKEN, passed_ms = bq->now_ms - admission->filled_ms;
+    admission->filled_ms = bq->now_ms;
     /* A connection a second is a thousandth of one a millisecond. */
-    uint64_t room = door->tokens < most ? most - door->tokens : 0, rate = bq->config.accept_rate;
+    uint64_t room = admission->tokens < most ? most - admission->tokens : 0, rate = bq->config.accept_rate;
     if (!rate || passed_ms > room / rate)
-        door->tokens = most;
+        admission->tokens = most;
     else
-        door->tokens += passed_ms * rate;
+        admission->tokens += passed_ms * rate;
 }
 
 static uint64_t tokens_wait_ms(const bq_t *bq) {
-    uint64_t wait_ms = (TOKEN - bq->door.tokens + bq->config.accept_rate - 1) / bq->config.accept_rate;
+    uint64_t wait_ms = (TOKEN - bq->admission.tokens + bq->config.accept_rate - 1) / bq->config.accept_rate;
     return wait_ms > RATE_REST_MS ? wait_ms : RATE_REST_MS;
 }
 
-static bool token_there(const bq_t *bq) { return !bq->config.accept_rate || bq->door.tokens >= TOKEN; }
+static bool token_there(const bq_t *bq) { return !bq->config.accept_rate || bq->admission.tokens >= TOKEN; }
 
 static void token_take(bq_t *bq) {
-    if (bq->config.accept_rate) bq->door.tokens -= TOKEN;
+    if (bq->config.accept_rate) bq->admission.tokens -= TOKEN;
 }
 
 /* ---- accepting ------------------------------------------------------------------------------------------------------- */
 
 static void listeners_watch(bq_t *bq, bool watch) {
-    const door_t *door = &bq->door;
-    for (uint32_t i = 0; i < door->listener_count; i++)
-        poll_set(bq->poller, door->listeners[i], KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
+    const admission_t *admission = &bq->admission;
+    for (uint32_t i = 0; i < admission->listener_count; i++)
+        poll_set(bq->poller, admission->listeners[i], KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
 }
 
 static void rest(bq_t *bq, uint64_t for_ms) {
-    if (!bq->door.resting) listeners_watch(bq, false);
-    bq->door.resting = true;
-    core_timer_set(bq, &bq->door.timer, for_ms);
+    if (!bq->admission.resting) listeners_watch(bq, false);
+    bq->admission.resting = true;
+    core_timer_set(bq, &bq->admission.timer, for_ms);
 }
 
-void door_listen(bq_t *bq, int fd) {
-    door_t *door = &bq->door;
-    if (bq->stopping || door->listener_count == LISTENERS_MAX ||
-        (!door->resting && poll_set(bq->poller, fd, KEY_LISTENER + door->listener_count, 0, POLL_READ) < 0)) {
+void admission_listen(bq_t *bq, int fd) {
+    admission_t *admission = &bq->admission;
+    if (bq->stopping || admission->listener_count == LISTENERS_MAX ||
+        (!admission->resting && poll_set(bq->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
-    door->listeners[door->listener_count++] = fd;
+    admission->listeners[admission->listener_count++] = fd;
 }
 
-void door_unlisten(bq_t *bq) {
-    door_t *door = &bq->door;
-    if (!door->resting) listeners_watch(bq, false);
-    for (uint32_t i = 0; i < door->listener_count; i++) close(door->listeners[i]);
-    door->listener_count = 0;
-    door->knocking = door->resting = door->exhausted = false;
-    wheel_remove(&bq->wheel, &door->timer.wheel);
+void admission_unlisten(bq_t *bq) {
+    admission_t *admission = &bq->admission;
+    if (!admission->resting) listeners_watch(bq, false);
+    for (uint32_t i = 0; i < admission->listener_count; i++) close(admission->listeners[i]);
+    admission->listener_count = 0;
+    admission->look = admission->resting = admission->exhausted = false;
+    wheel_remove(&bq->wheel, &admission->timer.wheel);
 }
 
-void door_timeout(bq_t *bq) { bq->door.knocking = true; }
+void admission_timeout(bq_t *bq) { bq->admission.look = true; }
 
 static void socket_options(bq_t *bq, int fd) {
     int one = 1, send_bytes = (int)bq->config.send_buffer_bytes, recv_bytes = (int)bq->config.recv_buffer_bytes;
@@ -225,7 +226,7 @@ static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
         turn_away(bq, fd, peer, port);
         return;
     }
-    bool room = !bq->config.require_hello || door_make_room(bq, peer);
+    bool room = !bq->config.require_hello || admission_make_room(bq, peer);
     connection_t *connection = room ? connection_open(bq, &transport_tcp, fd, peer, port, false) : NULL;
     if (!connection) {
         bq->stats.refused += room; /* no memory for it */
@@ -240,8 +241,8 @@ static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
 
 /* After descriptors ran out, each is asked for before anyone is taken from the backlog only to be sent away. */
 static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], uint16_t *port) {
-    const door_t *door = &bq->door;
-    if (door->exhausted && door->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
+    const admission_t *admission = &bq->admission;
+    if (admission->exhausted && admission->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
         errno = EMFILE;
         return BQ_E_SYSTEM;
     }
@@ -253,14 +254,14 @@ static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], 
     return BQ_E_SYSTEM;
 }
 
-/* False: no more for now, the door rests. */
+/* False: no more for now, the listeners rest. */
 static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
     for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
         uint8_t peer[16];
         uint16_t port;
         if (!token_there(bq)) {
             bq->stats.accept_rests++;
-            bq->door.exhausted = false;
+            bq->admission.exhausted = false;
             rest(bq, tokens_wait_ms(bq));
             return false;
         }
@@ -270,40 +271,41 @@ static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
             continue;
         }
         if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall refused that one */
-        bq->door.exhausted = true;
-        bq->door.error = errno;
+        bq->admission.exhausted = true;
+        bq->admission.error = errno;
         rest(bq, EXHAUSTED_REST_MS);
         return false;
     }
     return true;
 }
 
-/* Telling waits for room in the ring: that the door is open again must not be lost. */
+/* Telling waits for room in the ring: that the listeners are open again must not be lost. */
 static void tell(bq_t *bq) {
-    door_t *door = &bq->door;
-    if (door->told == door->exhausted || bq->stopping) return;
-    bq_event_t event = {.type = BQ_EV_ACCEPT, .code = door->exhausted, .value = door->exhausted ? (uint64_t)door->error : 0};
-    if (event_push(bq, &event)) door->told = door->exhausted;
+    admission_t *admission = &bq->admission;
+    if (admission->told == admission->exhausted || bq->stopping) return;
+    bq_event_t event = {
+        .type = BQ_EV_ACCEPT, .code = admission->exhausted, .value = admission->exhausted ? (uint64_t)admission->error : 0};
+    if (event_push(bq, &event)) admission->told = admission->exhausted;
 }
 
 static bool accept_all(bq_t *bq) {
-    door_t *door = &bq->door;
+    admission_t *admission = &bq->admission;
     int64_t fd_end = poll_descriptors_end(DESCRIPTORS_SPARE);
     tokens_fill(bq);
-    uint32_t first = door->first++;
-    for (uint32_t i = 0; i < door->listener_count; i++)
-        if (!accept_from(bq, door->listeners[(first + i) % door->listener_count], fd_end)) return false;
+    uint32_t first = admission->first++;
+    for (uint32_t i = 0; i < admission->listener_count; i++)
+        if (!accept_from(bq, admission->listeners[(first + i) % admission->listener_count], fd_end)) return false;
     return true;
 }
 
-void door_accept(bq_t *bq) {
-    door_t *door = &bq->door;
-    if (door->knocking && door->listener_count) {
-        door->knocking = false;
+void admission_accept(bq_t *bq) {
+    admission_t *admission = &bq->admission;
+    if (admission->look && admission->listener_count) {
+        admission->look = false;
         if (accept_all(bq)) {
-            if (door->resting) listeners_watch(bq, true);
-            door->resting = door->exhausted = false;
-            wheel_remove(&bq->wheel, &door->timer.wheel);
+            if (admission->resting) listeners_watch(bq, true);
+            admission->resting = admission->exhausted = false;
+            wheel_remove(&bq->wheel, &admission->timer.wheel);
         }
     }
     tell(bq);
@@ -311,16 +313,16 @@ void door_accept(bq_t *bq) {
 
 /* ---- life ------------------------------------------------------------------------------------------------------------ */
 
-bool door_init(bq_t *bq) {
-    door_t *door = &bq->door;
+bool admission_init(bq_t *bq) {
+    admission_t *admission = &bq->admission;
     uint32_t size = 2;
     while (size < 2ull * bq->config.max_pending) size *= 2;
-    door->places = calloc(size, sizeof *door->places);
-    door->places_mask = size - 1;
-    door->seed = (uint64_t)(uintptr_t)door * 0x9E3779B97F4A7C15ull;
-    door->tokens = (uint64_t)bq->config.accept_burst * TOKEN;
-    door->timer.kind = TIMER_ACCEPT;
-    return door->places != NULL;
+    admission->places = calloc(size, sizeof *admission->places);
+    admission->places_mask = size - 1;
+    admission->seed = (uint64_t)(uintptr_t)admission * 0x9E3779B97F4A7C15ull;
+    admission->tokens = (uint64_t)bq->config.accept_burst * TOKEN;
+    admission->timer.kind = TIMER_ACCEPT;
+    return admission->places != NULL;
 }
 
-void door_release(bq_t *bq) { free(bq->door.places); }
+void admission_release(bq_t *bq) { free(bq->admission.places); }

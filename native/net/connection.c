@@ -38,7 +38,7 @@ connection_t *connection_open(bq_t *bq, const transport_ops_t *transport, int fd
     connection->peer_port = port;
     if (!connection->admitted) {
         core_timer_set(bq, &connection->timer, bq->config.hello_timeout_ms);
-        door_enter(bq, connection);
+        admission_enter(bq, connection);
     }
     return connection;
 }

@@ -55,7 +55,7 @@ typedef struct connection {
     bool grace;               /* its promise is overdue, and what it sent may still be on its way */
     bool blocked;             /* the socket (or the feed's window) takes no more */
     uint8_t dirty;            /* on which flush lists: enum flush_list, a bit each */
-    bool pending, silent;     /* not admitted yet, and in line to be pushed out: see net/admission.h */
+    bool unadmitted, silent;  /* not admitted yet, and in line to be pushed out: see net/admission.h */
     bool ready;               /* on a list of connections with input to go on with */
     bool heavy;               /* it used much of its share the last time */
     bool waiters_left;        /* some of those its full queue held back are woken when it is flushed next */
@@ -71,9 +71,9 @@ typedef struct connection {
     uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
     uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
     uint32_t subscription_count;
-    uint32_t group_count;  /* queue groups it is in: they are not among its subscriptions */
-    topic_t *last_topic;   /* a hint: compare the name before use */
-    struct rights *rights; /* of its key, for publishing; NULL: it may publish everything */
+    uint32_t group_count; /* queue groups it is in: they are not among its subscriptions */
+    topic_t *last_topic;  /* a hint: compare the name before use */
+    struct acl *acl;      /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
     struct member *members;                       /* its part in consumers */
     uint64_t held_bytes;                          /* of its publishes that wait for the disk */

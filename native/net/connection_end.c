@@ -28,7 +28,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     connection->state = CONNECTION_DEAD;
     connection->transport->silence(bq, connection);
     wheel_remove(&bq->wheel, &connection->timer.wheel);
-    door_leave(bq, connection);
+    admission_leave(bq, connection);
     wait_end(bq, connection);
     connection_release_waiters(bq, connection);
     keepalive_unwatch(bq, connection);
@@ -38,7 +38,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
 
 /* A connection that was never admitted has no more time to end than it had to be admitted. */
 static void end_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
-    if (connection->pending)
+    if (connection->unadmitted)
         core_timer_cut(bq, &connection->timer, after_ms);
     else
         core_timer_set(bq, &connection->timer, after_ms);
@@ -144,7 +144,7 @@ void connection_discard(bq_t *bq, connection_t *connection) {
 }
 
 void connection_need_hello(bq_t *bq, connection_t *connection) {
-    if (connection->trusted || connection->rights || !connection->admitted) return;
+    if (connection->trusted || connection->acl || !connection->admitted) return;
     static const char why[] = "keys are asked for since the broker's settings were changed";
     if (connection->hello && connection->state == CONNECTION_OPEN) {
         connection_discard(bq, connection);
@@ -198,8 +198,8 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
         bq->open_count--;
     bq->stats.closed++;
     bq->stats.work += WORK_COMMAND;
-    rights_drop(&bq->pool, connection->rights);
-    connection->rights = NULL;
+    acl_unref(&bq->pool, connection->acl);
+    connection->acl = NULL;
     connection->state = CONNECTION_FREE;
     bq->free_slots[bq->free_count++] = (uint32_t)connection->handle;
     return true;

@@ -97,10 +97,10 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
 
 /* ---- input ----------------------------------------------------------------------------------------------------------- */
 
-/* A stranger's one frame and no more: what follows its HELLO stays with the kernel until the answer. What goes to several
+/* The one frame of a client that is not admitted and no more: what follows its HELLO stays with the kernel until the answer. What goes to several
  * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
-    if (BQ_UNLIKELY(connection->pending)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
+    if (BQ_UNLIKELY(connection->unadmitted)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
     if (connection->heavy || connection->held_count) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
@@ -161,7 +161,7 @@ static void tcp_end(bq_t *bq, connection_t *connection) {
     close(connection->fd);
     bq->stats.work += WORK_SEND;
     connection->fd = -1;
-    door_descriptor_freed(&bq->door);
+    admission_descriptor_freed(&bq->admission);
 }
 
 const transport_ops_t transport_tcp = {.begin = tcp_begin,

@@ -158,7 +158,7 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         return bad_frame(bq, connection, view->seq, error);
     }
     connection->last_topic = topic;
-    if (BQ_UNLIKELY(connection->rights != NULL) && !rights_allow(connection->rights, topic)) {
+    if (BQ_UNLIKELY(connection->acl != NULL) && !acl_allow(connection->acl, topic)) {
         bq->stats.publishes_not_allowed++;
         return refuse(bq, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
     }
@@ -212,7 +212,7 @@ static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, cons
                         .data_size = view->api_key_size};
     enum frame_outcome outcome = ask(bq, connection, &event);
     keepalive_promise(bq, connection, view->keepalive_ms);
-    if (connection->pause & PAUSE_ANSWER) door_heard(bq, connection);
+    if (connection->pause & PAUSE_ANSWER) admission_heard(bq, connection);
     return outcome;
 }
 
