@@ -150,9 +150,9 @@ static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record
 static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     consumer_request_t request = consumer_request(record, filter, data);
     uint64_t seq = record->command.seq;
-    bool ended, held, left = false;
+    bool ended, pending, left = false;
     if (!event_room(bq)) return false;
-    if (!consumer_unsubscribe(bq, connection, seq, &request, &ended, &held)) return true;
+    if (!consumer_unsubscribe(bq, connection, seq, &request, &ended, &pending)) return true;
     if (!request.group_size)
         left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
     if (left) {
@@ -161,7 +161,7 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     }
     if (ended || left)
         event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, BQ_OUTCOME_DONE);
-    if (held) return true; /* until it is on disk */
+    if (pending) return true; /* until it is on disk */
     connection_resume(bq, connection, PAUSE_ANSWER);
     if (ended || left)
         connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_DONE, NULL);

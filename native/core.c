@@ -357,7 +357,7 @@ static bool all_sent(bq_t *bq) {
 static void stop_when_flushed(bq_t *bq) {
     if (bq->stopped) return;
     if (!bq->stop_closed) {
-        if (bq->now_ms < bq->stop_deadline_ms && (bq->held || !all_sent(bq))) return;
+        if (bq->now_ms < bq->stop_deadline_ms && (bq->pending || !all_sent(bq))) return;
         commit_end(bq);
         bq->stop_unsent = bq->stats.queued_messages;
         for_each_open(bq, close_for_good);
@@ -429,7 +429,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     bq->poller = bq->command_wake.read_fd = bq->command_wake.write_fd = bq->event_wake.read_fd = bq->event_wake.write_fd = -1;
     bq->next_message_id = first_message_id ? first_message_id : 1;
     share_init(bq);
-    bq->held_tail = &bq->held;
+    bq->pending_tail = &bq->pending;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
     segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
     bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};

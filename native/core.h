@@ -98,7 +98,7 @@ struct bq {
     poll_wake_t command_wake, event_wake;
     ring_t commands, events;
     bool command_waits;          /* the oldest command's answer finds no room among the events */
-    bool event_held;             /* Python's side: an event is handed out and not yet popped */
+    bool event_out;              /* Python's side: an event is handed out and not yet popped */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring, on its way to the core */
     admission_t admission;
     keepalive_t keepalive;
@@ -112,11 +112,11 @@ struct bq {
     consumers_t consumers;
     letters_t letters;
     timeline_t timeline;
-    held_t *held, **held_tail; /* what waits for the disk, in LSN order */
-    uint64_t held_count, held_bytes, held_last_lsn;
-    bool commits_left;   /* of what is durable, some is the next turn's */
-    uint64_t fanned_lsn; /* everything up to here has been offered to its consumers */
-    uint64_t found_lsn;  /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
+    pending_commit_t *pending, **pending_tail; /* what waits for the disk, in LSN order */
+    uint64_t pending_commits, pending_bytes, pending_last_lsn;
+    bool commits_left;       /* of what is durable, some is the next turn's */
+    uint64_t dispatched_lsn; /* everything up to here has been offered to its consumers */
+    uint64_t found_lsn; /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
     connection_t *log_waiters;
@@ -146,7 +146,7 @@ uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t f
 uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                        /* with the default and the maximum applied */
 uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms); /* 0: never */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                /* block policy: someone has no room */
-void publish_held(bq_t *bq, topic_t *topic, const held_t *held);                 /* to QoS 0 subscribers, after the disk */
+void publish_pending(bq_t *bq, topic_t *topic, const pending_commit_t *pending); /* to QoS 0 subscribers, after the disk */
 topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error);
 void publish_run_give(bq_t *bq); /* the open run to its queues */
 

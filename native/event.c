@@ -40,8 +40,8 @@ int bq_event_fd(bq_t *bq) { return bq->event_wake.read_fd; }
 
 int bq_event(bq_t *bq, bq_event_t *event) {
     uint32_t size;
-    if (bq->event_held) ring_pop(&bq->events); /* the one handed out last has been read by now */
-    bq->event_held = false;
+    if (bq->event_out) ring_pop(&bq->events); /* the one handed out last has been read by now */
+    bq->event_out = false;
     const uint8_t *record = ring_peek(&bq->events, &size);
     if (!record) {
         poll_wake_clear(&bq->event_wake);
@@ -50,7 +50,7 @@ int bq_event(bq_t *bq, bq_event_t *event) {
         record = ring_peek(&bq->events, &size);
         if (!record) return 0;
     }
-    bq->event_held = true;
+    bq->event_out = true;
     memcpy(event, record, sizeof *event);
     event->text = record + sizeof *event;
     event->data = event->text + event->text_size;
@@ -112,7 +112,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats_of_consumers(bq, stats);
     stats->sessions_unread = bq->consumers.read_failing;
     stats->in_flight = bq->consumers.flight_count;
-    stats->held = bq->held_count;
+    stats->held = bq->pending_commits;
     stats->pending = bq->admission.unadmitted;
     if (bq->log) stats_of_log(bq, stats);
 }

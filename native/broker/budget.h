@@ -14,7 +14,7 @@
 
 #include "core.h"
 
-#define HELD_BYTES_OWN (256u << 10)    /* of one connection's publishes that wait for the disk, before its QoS 0 waits too */
+#define PENDING_BYTES_OWN (256u << 10) /* of one connection's publishes that wait for the disk, before its QoS 0 waits too */
 #define CONTROL_BYTES_SHORT (4u << 10) /* as CONTROL_BYTES_MAX, past the budget */
 
 static inline bool budget_part(const bq_t *bq, uint64_t bytes) {

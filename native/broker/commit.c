@@ -14,8 +14,8 @@
 #define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
 #define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
-const uint8_t *held_topic(const held_t *held) { return message_qos1_name(held_frame(held)); }
-const uint8_t *held_payload(const held_t *held) { return message_qos1_payload(held_frame(held)); }
+const uint8_t *pending_topic(const pending_commit_t *pending) { return message_qos1_name(pending_frame(pending)); }
+const uint8_t *pending_payload(const pending_commit_t *pending) { return message_qos1_payload(pending_frame(pending)); }
 
 const char *commit_refusal(const bq_t *bq) {
     if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
@@ -30,51 +30,52 @@ const char *commit_refusal(const bq_t *bq) {
 
 /* ---- holding ------------------------------------------------------------------------------------------------------- */
 
-static held_t *held_new(bq_t *bq, connection_t *connection, enum held_kind kind, uint32_t size) {
-    held_t *held = shared_reserve(bq, size) ? pool_take(&bq->pool, sizeof *held) : NULL;
-    if (!held) return NULL;
+static pending_commit_t *pending_new(bq_t *bq, connection_t *connection, enum pending_kind kind, uint32_t size) {
+    pending_commit_t *pending = shared_reserve(bq, size) ? pool_take(&bq->pool, sizeof *pending) : NULL;
+    if (!pending) return NULL;
     segment_t *segment = bq->segments.open;
-    *held = (held_t){.kind = kind, .conn = connection ? connection->handle : 0};
-    held->hold.offset = segment->used;
-    held->hold.size = size;
-    segment_link(segment, &held->hold);
+    *pending = (pending_commit_t){.kind = kind, .conn = connection ? connection->handle : 0};
+    pending->hold.offset = segment->used;
+    pending->hold.size = size;
+    segment_link(segment, &pending->hold);
     segment_commit(&bq->segments, size);
-    return held;
+    return pending;
 }
 
-static void held_free(bq_t *bq, held_t *held) {
-    segment_unlink(&bq->segments, &held->hold);
-    pool_give(&bq->pool, held, sizeof *held);
+static void pending_free(bq_t *bq, pending_commit_t *pending) {
+    segment_unlink(&bq->segments, &pending->hold);
+    pool_give(&bq->pool, pending, sizeof *pending);
 }
 
-static uint64_t held_bytes(const held_t *held) { return sizeof *held + held->hold.size; }
+static uint64_t pending_bytes(const pending_commit_t *pending) { return sizeof *pending + pending->hold.size; }
 
-static void held_append(bq_t *bq, connection_t *connection, held_t *held) {
-    bq->held_last_lsn = held->lsn;
-    *bq->held_tail = held;
-    bq->held_tail = &held->next;
-    bq->held_count++;
-    bq->held_bytes += held_bytes(held);
+static void pending_append(bq_t *bq, connection_t *connection, pending_commit_t *pending) {
+    bq->pending_last_lsn = pending->lsn;
+    *bq->pending_tail = pending;
+    bq->pending_tail = &pending->next;
+    bq->pending_commits++;
+    bq->pending_bytes += pending_bytes(pending);
     if (!connection) return;
-    connection->held_count++;
-    connection->held_bytes += held_bytes(held);
+    connection->pending_commits++;
+    connection->pending_bytes += pending_bytes(pending);
 }
 
-static held_t *held_message(bq_t *bq, connection_t *connection, enum held_kind kind, const bq_view_t *view, uint64_t ttl_ms) {
+static pending_commit_t *pending_message(bq_t *bq, connection_t *connection, enum pending_kind kind, const bq_view_t *view,
+                                         uint64_t ttl_ms) {
     uint32_t prefix_size = message_qos1_prefix_size(view->topic_size);
-    held_t *held = held_new(bq, connection, kind, prefix_size + view->payload_size);
-    if (!held) return NULL;
-    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    pending_commit_t *pending = pending_new(bq, connection, kind, prefix_size + view->payload_size);
+    if (!pending) return NULL;
+    uint8_t *out = pending->hold.segment->bytes + pending->hold.offset;
     message_qos1_write(out, view->topic, view->topic_size, bq->next_message_id, bq->wall_ms, ttl_ms, view->payload_size, false);
     if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
-    held->seq = view->seq;
-    held->id = bq->next_message_id;
-    held->timestamp_ms = bq->wall_ms;
-    held->ttl_ms = ttl_ms;
-    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
-    held->payload_size = view->payload_size;
-    held->topic_size = (uint16_t)view->topic_size;
-    return held;
+    pending->seq = view->seq;
+    pending->id = bq->next_message_id;
+    pending->timestamp_ms = bq->wall_ms;
+    pending->ttl_ms = ttl_ms;
+    pending->expiry_tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
+    pending->payload_size = view->payload_size;
+    pending->topic_size = (uint16_t)view->topic_size;
+    return pending;
 }
 
 static void count_publish(bq_t *bq, uint32_t size) {
@@ -132,11 +133,11 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
     int64_t timed = BQ_LIKELY(!timeline_waits(&bq->timeline)) ? 0 : timeline_write(bq);
     if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
-    held_t *held = held_message(bq, connection, HELD_PUBLISH, view, ttl_ms);
+    pending_commit_t *pending = pending_message(bq, connection, PENDING_PUBLISH, view, ttl_ms);
     *why = "the broker is out of memory";
-    if (!held) return COMMIT_REFUSED;
-    publish_record_t record = {.id = held->id,
-                               .timestamp_ms = held->timestamp_ms,
+    if (!pending) return COMMIT_REFUSED;
+    publish_record_t record = {.id = pending->id,
+                               .timestamp_ms = pending->timestamp_ms,
                                .ttl_ms = ttl_ms,
                                .mono_ms = bq->now_ms,
                                .run = bq->run,
@@ -144,54 +145,56 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_
     log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
     int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, LOG_ORDINARY);
     if (lsn < 0) {
-        held_free(bq, held);
+        pending_free(bq, pending);
         return refused(bq, lsn, why);
     }
-    held->lsn = (uint64_t)lsn;
-    held_append(bq, connection, held);
+    pending->lsn = (uint64_t)lsn;
+    pending_append(bq, connection, pending);
     count_publish(bq, view->payload_size);
     bq->commit_wanted = true;
-    return COMMIT_HELD;
+    return COMMIT_PENDING;
 }
 
 /* ---- dead letters -------------------------------------------------------------------------------------------------- */
 
-static held_t *held_letter(bq_t *bq, enum held_kind kind, const letter_t *letter) {
+static pending_commit_t *pending_letter(bq_t *bq, enum pending_kind kind, const letter_t *letter) {
     message_head_t head = letter->head;
     head.id = bq->next_message_id;
     head.timestamp_ms = bq->wall_ms;
     head.ttl_ms = publish_ttl_ms(bq, 0);
     uint32_t head_size = message_head_size(&head);
-    held_t *held = held_new(bq, NULL, kind, head_size + head.payload_size);
-    if (!held) return NULL;
-    uint8_t *out = held->hold.segment->bytes + held->hold.offset;
+    pending_commit_t *pending = pending_new(bq, NULL, kind, head_size + head.payload_size);
+    if (!pending) return NULL;
+    uint8_t *out = pending->hold.segment->bytes + pending->hold.offset;
     message_head_write(out, &head);
     const uint8_t *from = letter->delivery->hold.segment->bytes + letter->delivery->hold.offset;
     if (head.payload_size) memcpy(out + head_size, message_qos1_payload(from), head.payload_size);
-    held->id = head.id;
-    held->timestamp_ms = head.timestamp_ms;
-    held->ttl_ms = head.ttl_ms;
-    held->expiry_tick = publish_expiry_tick(bq, bq->now_ms, head.ttl_ms);
-    held->payload_size = head.payload_size;
-    held->properties_size = head.properties_size;
-    held->topic_size = (uint16_t)head.topic_size;
-    return held;
+    pending->id = head.id;
+    pending->timestamp_ms = head.timestamp_ms;
+    pending->ttl_ms = head.ttl_ms;
+    pending->expiry_tick = publish_expiry_tick(bq, bq->now_ms, head.ttl_ms);
+    pending->payload_size = head.payload_size;
+    pending->properties_size = head.properties_size;
+    pending->topic_size = (uint16_t)head.topic_size;
+    return pending;
 }
 
-static int64_t letter_append(bq_t *bq, const held_t *held, const letter_t *letter) {
-    publish_record_t record = {.id = held->id,
-                               .timestamp_ms = held->timestamp_ms,
-                               .ttl_ms = held->ttl_ms,
+static int64_t letter_append(bq_t *bq, const pending_commit_t *pending, const letter_t *letter) {
+    publish_record_t record = {.id = pending->id,
+                               .timestamp_ms = pending->timestamp_ms,
+                               .ttl_ms = pending->ttl_ms,
                                .mono_ms = bq->now_ms,
                                .run = bq->run,
-                               .topic_size = held->topic_size};
+                               .topic_size = pending->topic_size};
     letter_record_t about = {
         .id = letter->delivery->id, .deliveries = letter->delivery->deliveries, .over = letter->delivery->over};
     log_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (log_part_t){letter->head.properties, letter->head.properties_size};
     record.properties_size = properties.size;
-    log_part_t parts[] = {
-        {&record, sizeof record}, {letter->head.topic, held->topic_size}, {held_payload(held), held->payload_size}, properties};
+    log_part_t parts[] = {{&record, sizeof record},
+                          {letter->head.topic, pending->topic_size},
+                          {pending_payload(pending), pending->payload_size},
+                          properties};
     return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4,
                       letter->delivery->consumer->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
 }
@@ -200,92 +203,92 @@ int64_t commit_letter(bq_t *bq, const letter_t *letter) {
     int64_t error = timeline_write(bq);
     if (error < 0) return error;
     if (!reserve_ids(bq)) return BQ_E_AGAIN;
-    held_t *held = held_letter(bq, HELD_PUBLISH, letter);
-    if (!held) return BQ_E_MEMORY;
-    int64_t lsn = letter_append(bq, held, letter);
+    pending_commit_t *pending = pending_letter(bq, PENDING_PUBLISH, letter);
+    if (!pending) return BQ_E_MEMORY;
+    int64_t lsn = letter_append(bq, pending, letter);
     if (lsn < 0) {
-        held_free(bq, held);
+        pending_free(bq, pending);
         return lsn;
     }
-    held->lsn = (uint64_t)lsn;
-    held->delivery = letter->delivery;
-    letter->delivery->letter = held;
-    held_append(bq, NULL, held);
-    count_publish(bq, held->payload_size);
+    pending->lsn = (uint64_t)lsn;
+    pending->delivery = letter->delivery;
+    letter->delivery->letter = pending;
+    pending_append(bq, NULL, pending);
+    count_publish(bq, pending->payload_size);
     bq->commit_wanted = true;
     return lsn;
 }
 
 bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
-    held_t *held = held_letter(bq, HELD_FOLLOW, letter);
-    if (!held) return false;
-    held->lsn = bq->held_last_lsn;
-    held_append(bq, NULL, held);
-    count_publish(bq, held->payload_size);
+    pending_commit_t *pending = pending_letter(bq, PENDING_FOLLOW, letter);
+    if (!pending) return false;
+    pending->lsn = bq->pending_last_lsn;
+    pending_append(bq, NULL, pending);
+    count_publish(bq, pending->payload_size);
     return true;
 }
 
 bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
-    return connection->held_bytes < HELD_BYTES_OWN && budget_part(bq, bq->held_bytes) && !budget_over(bq);
+    return connection->pending_bytes < PENDING_BYTES_OWN && budget_part(bq, bq->pending_bytes) && !budget_over(bq);
 }
 
 bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
-    held_t *held = held_message(bq, connection, HELD_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
-    if (!held) return false;
-    held->lsn = bq->held_last_lsn; /* nothing newer is held: the one it follows, or one after that */
-    held_append(bq, connection, held);
+    pending_commit_t *pending = pending_message(bq, connection, PENDING_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
+    if (!pending) return false;
+    pending->lsn = bq->pending_last_lsn; /* nothing newer is pending: the one it follows, or one after that */
+    pending_append(bq, connection, pending);
     count_publish(bq, view->payload_size);
     return true;
 }
 
-held_t *commit_answer_new(bq_t *bq, connection_t *connection, uint64_t seq, enum held_kind kind, const uint8_t *text,
-                          uint32_t size, uint32_t more) {
-    held_t *held = held_new(bq, connection, kind, size + more ? size + more : 1);
-    if (!held) return NULL;
-    if (size + more) memcpy(held->hold.segment->bytes + held->hold.offset, text, size + more);
-    held->seq = seq;
-    held->topic_size = (uint16_t)size;
-    held->payload_size = more;
-    return held;
+pending_commit_t *commit_answer_new(bq_t *bq, connection_t *connection, uint64_t seq, enum pending_kind kind, const uint8_t *text,
+                                    uint32_t size, uint32_t more) {
+    pending_commit_t *pending = pending_new(bq, connection, kind, size + more ? size + more : 1);
+    if (!pending) return NULL;
+    if (size + more) memcpy(pending->hold.segment->bytes + pending->hold.offset, text, size + more);
+    pending->seq = seq;
+    pending->topic_size = (uint16_t)size;
+    pending->payload_size = more;
+    return pending;
 }
 
-void commit_answer_hold(bq_t *bq, connection_t *connection, held_t *held, uint64_t lsn) {
-    held->lsn = lsn;
-    held_append(bq, connection, held);
+void commit_answer_wait(bq_t *bq, connection_t *connection, pending_commit_t *pending, uint64_t lsn) {
+    pending->lsn = lsn;
+    pending_append(bq, connection, pending);
     bq->commit_wanted = true;
 }
 
-void commit_answer_drop(bq_t *bq, held_t *held) { held_free(bq, held); }
+void commit_answer_drop(bq_t *bq, pending_commit_t *pending) { pending_free(bq, pending); }
 
-bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum held_kind kind, const uint8_t *text,
+bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t lsn, enum pending_kind kind, const uint8_t *text,
                    uint32_t size) {
-    held_t *held = commit_answer_new(bq, connection, seq, kind, text, size, 0);
-    if (held) commit_answer_hold(bq, connection, held, lsn);
-    return held != NULL;
+    pending_commit_t *pending = commit_answer_new(bq, connection, seq, kind, text, size, 0);
+    if (pending) commit_answer_wait(bq, connection, pending, lsn);
+    return pending != NULL;
 }
 
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
 /* Its time to live ended while it waited for the disk. Consumers that are behind find that out when they read it back. */
-static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const held_t *held) {
+static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const pending_commit_t *pending) {
     uint64_t count = 0;
     uint32_t stored = 0;
-    for (uint32_t i = 0; i < topic->consumer_count && held->kind == HELD_PUBLISH; i++) {
+    for (uint32_t i = 0; i < topic->consumer_count && pending->kind == PENDING_PUBLISH; i++) {
         consumer_t *consumer = topic->consumers[i];
-        if (!consumer->qos || held->lsn <= consumer->born_lsn) continue;
+        if (!consumer->qos || pending->lsn <= consumer->born_lsn) continue;
         if (consumer->behind) {
-            stored += consumer_offer(bq, consumer, held);
+            stored += consumer_offer(bq, consumer, pending);
             continue;
         }
         for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
-            member->connection->fan_mark = held->lsn;
+            member->connection->dispatch_mark = pending->lsn;
         consumer->enqueued++;
         consumer->dropped_ttl++;
         count++;
     }
     for (uint32_t i = 0; i < topic->target_count; i++) {
         queue_t *queue = &topic->targets[i]->queue;
-        if (held->kind == HELD_PUBLISH && topic->targets[i]->fan_mark == held->lsn) continue;
+        if (pending->kind == PENDING_PUBLISH && topic->targets[i]->dispatch_mark == pending->lsn) continue;
         queue->enqueued++;
         queue->dropped_ttl++;
         count++;
@@ -297,90 +300,92 @@ static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const h
 
 /* Consumers first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
  * many of them it is stored. */
-static uint32_t fan_out(bq_t *bq, const held_t *held, topic_t *topic) {
+static uint32_t fan_out(bq_t *bq, const pending_commit_t *pending, topic_t *topic) {
     uint32_t stored = 0;
     if (!topic) {
         bq->stats.unrouted++; /* no memory for a route: durable consumers still find it in the log */
-        return held->kind == HELD_PUBLISH ? consumers_missed(bq, held) : 0;
+        return pending->kind == PENDING_PUBLISH ? consumers_missed(bq, pending) : 0;
     }
     if (!topic->target_count && !topic->consumer_count) bq->stats.unrouted++;
-    if (BQ_UNLIKELY(held->expiry_tick && held->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
-        return fan_out_expired(bq, topic, held);
+    if (BQ_UNLIKELY(pending->expiry_tick && pending->expiry_tick <= bq->now_ms / bq->config.tick_ms)) {
+        return fan_out_expired(bq, topic, pending);
     }
     bq->flush_order = topic->consumer_count > WIDE_TARGETS;
-    if (held->kind == HELD_PUBLISH) {
+    if (pending->kind == PENDING_PUBLISH) {
         bq->stats.work += topic->consumer_count;
         for (uint32_t i = 0; i < topic->consumer_count; i++) {
             consumer_t *consumer = topic->consumers[i];
-            if (consumer->qos && held->lsn > consumer->born_lsn) stored += consumer_offer(bq, consumer, held);
+            if (consumer->qos && pending->lsn > consumer->born_lsn) stored += consumer_offer(bq, consumer, pending);
         }
     }
     bq->flush_order = FLUSH_NARROW;
-    publish_held(bq, topic, held);
+    publish_pending(bq, topic, pending);
     return stored;
 }
 
-/* Whom one that is held is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
-static bool held_topic_ready(bq_t *bq, const held_t *held, uint32_t units, topic_t **topic) {
+/* Whom a pending commit is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
+static bool pending_topic_ready(bq_t *bq, const pending_commit_t *pending, uint32_t units, topic_t **topic) {
     int error = 0;
     *topic = NULL;
-    if (held->kind != HELD_PUBLISH && held->kind != HELD_FOLLOW) return true;
-    *topic = publish_topic(bq, NULL, held_topic(held), held->topic_size, &error);
+    if (pending->kind != PENDING_PUBLISH && pending->kind != PENDING_FOLLOW) return true;
+    *topic = publish_topic(bq, NULL, pending_topic(pending), pending->topic_size, &error);
     if (!*topic) return true;
     enum route_outcome outcome = route_ready(bq->routes, *topic, units);
     if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
     return outcome != ROUTE_LATER;
 }
 
-static topic_t *topic_now(bq_t *bq, const held_t *held) {
+static topic_t *topic_now(bq_t *bq, const pending_commit_t *pending) {
     topic_t *topic;
-    while (!held_topic_ready(bq, held, UINT32_MAX, &topic)) {}
+    while (!pending_topic_ready(bq, pending, UINT32_MAX, &topic)) {}
     return topic;
 }
 
-static void answer(bq_t *bq, connection_t *connection, const held_t *held, uint32_t stored) {
+static void answer(bq_t *bq, connection_t *connection, const pending_commit_t *pending, uint32_t stored) {
     const protocol_ops_t *protocol = connection->protocol;
-    switch (held->kind) {
-    case HELD_PUBLISH: protocol->published(bq, connection, held->seq, held->id, stored); break;
-    case HELD_SUBACK: protocol->subscribed(bq, connection, held->seq, held_frame(held), held->topic_size); break;
-    case HELD_REPLY: protocol->answer(bq, connection, held->seq, BQ_OUTCOME_DONE, NULL); break;
+    switch (pending->kind) {
+    case PENDING_PUBLISH: protocol->published(bq, connection, pending->seq, pending->id, stored); break;
+    case PENDING_SUBACK: protocol->subscribed(bq, connection, pending->seq, pending_frame(pending), pending->topic_size); break;
+    case PENDING_REPLY: protocol->answer(bq, connection, pending->seq, BQ_OUTCOME_DONE, NULL); break;
     default: break;
     }
 }
 
-static void refuse_held(bq_t *bq, connection_t *connection, const held_t *held) {
+static void refuse_pending(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
     const char *why = commit_refusal(bq);
-    if (held->kind != HELD_FOLLOW && held->kind != HELD_GONE)
-        connection->protocol->answer(bq, connection, held->seq, BQ_OUTCOME_UNAVAILABLE, why ? why : "shutting down");
+    if (pending->kind != PENDING_FOLLOW && pending->kind != PENDING_GONE)
+        connection->protocol->answer(bq, connection, pending->seq, BQ_OUTCOME_UNAVAILABLE, why ? why : "shutting down");
 }
 
-static void held_let_go(bq_t *bq, held_t *held, topic_t *topic, bool durable) {
-    bq->held = held->next;
-    if (!bq->held) bq->held_tail = &bq->held;
-    bq->held_count--;
-    bq->held_bytes -= held_bytes(held);
+static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, bool durable) {
+    bq->pending = pending->next;
+    if (!bq->pending) bq->pending_tail = &bq->pending;
+    bq->pending_commits--;
+    bq->pending_bytes -= pending_bytes(pending);
     uint32_t stored = 0;
-    if (held->kind == HELD_FOLLOW || (durable && held->kind == HELD_PUBLISH)) stored = fan_out(bq, held, topic);
-    connection_t *connection = held->conn ? connection_find(bq, held->conn) : NULL;
+    if (pending->kind == PENDING_FOLLOW || (durable && pending->kind == PENDING_PUBLISH)) stored = fan_out(bq, pending, topic);
+    connection_t *connection = pending->conn ? connection_find(bq, pending->conn) : NULL;
     if (connection) {
-        connection->held_count--;
-        connection->held_bytes -= held_bytes(held);
+        connection->pending_commits--;
+        connection->pending_bytes -= pending_bytes(pending);
         if (durable)
-            answer(bq, connection, held, stored);
+            answer(bq, connection, pending, stored);
         else
-            refuse_held(bq, connection, held);
-        if (!durable && held->undo) consumer_subscribe_undo(bq, connection, held);
-        if (held->kind == HELD_SUBACK || held->kind == HELD_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
-        if (!connection->held_count && connection->pause & PAUSE_HELD) connection_resume(bq, connection, PAUSE_HELD);
+            refuse_pending(bq, connection, pending);
+        if (!durable && pending->undo) consumer_subscribe_undo(bq, connection, pending);
+        if (pending->kind == PENDING_SUBACK || pending->kind == PENDING_REPLY) connection_resume(bq, connection, PAUSE_ANSWER);
+        if (!connection->pending_commits && connection->pause & PAUSE_UNCOMMITTED)
+            connection_resume(bq, connection, PAUSE_UNCOMMITTED);
         connection_answered(bq, connection);
     }
-    if (held->delivery) letter_written(bq, held->delivery, durable);
-    held_free(bq, held);
+    if (pending->delivery) letter_written(bq, pending->delivery, durable);
+    pending_free(bq, pending);
 }
 
 /* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
-static void refuse_all_held(bq_t *bq) {
-    while (bq->held && (!bq->held->undo || event_room(bq))) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
+static void refuse_all_pending(bq_t *bq) {
+    while (bq->pending && (!bq->pending->undo || event_room(bq)))
+        pending_let_go(bq, bq->pending, topic_now(bq, bq->pending), false);
 }
 
 static void log_waiters_resume(bq_t *bq) {
@@ -395,24 +400,24 @@ static void log_waiters_resume(bq_t *bq) {
 }
 
 void commit_end(bq_t *bq) {
-    for (held_t *held = bq->held; held; held = held->next) {
-        if (held->kind != HELD_FOLLOW) continue;
-        fan_out(bq, held, topic_now(bq, held));
-        held->kind = HELD_GONE;
+    for (pending_commit_t *pending = bq->pending; pending; pending = pending->next) {
+        if (pending->kind != PENDING_FOLLOW) continue;
+        fan_out(bq, pending, topic_now(bq, pending));
+        pending->kind = PENDING_GONE;
     }
 }
 
 /* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its consumers. */
 static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
-    uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->fanned_lsn;
+    uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->dispatched_lsn;
     topic_t *topic;
-    while (bq->held && bq->held->lsn <= durable) {
-        if (work_done(bq) >= stop || !held_topic_ready(bq, bq->held, WORK_COMMITS, &topic)) {
+    while (bq->pending && bq->pending->lsn <= durable) {
+        if (work_done(bq) >= stop || !pending_topic_ready(bq, bq->pending, WORK_COMMITS, &topic)) {
             bq->commits_left = true;
-            return bq->held->lsn > done + 1 ? bq->held->lsn - 1 : done;
+            return bq->pending->lsn > done + 1 ? bq->pending->lsn - 1 : done;
         }
-        if (bq->held->lsn > done) done = bq->held->lsn;
-        held_let_go(bq, bq->held, topic, true);
+        if (bq->pending->lsn > done) done = bq->pending->lsn;
+        pending_let_go(bq, bq->pending, topic, true);
     }
     return durable;
 }
@@ -422,9 +427,9 @@ void commit_turn(bq_t *bq) {
     if (BQ_UNLIKELY(!bq->timeline.begun)) timeline_begin(bq);
     bq->commits_left = false;
     uint64_t durable = let_go_durable(bq, log_durable(bq->log));
-    if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_held(bq);
-    bool found = bq->fanned_lsn < bq->found_lsn && durable >= bq->found_lsn;
-    bq->fanned_lsn = durable;
+    if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_pending(bq);
+    bool found = bq->dispatched_lsn < bq->found_lsn && durable >= bq->found_lsn;
+    bq->dispatched_lsn = durable;
     if (found) consumers_go_on(bq);
     log_read_t read;
     while (log_read_done(bq->log, &read)) consumer_read_finished(bq, &read);
@@ -433,7 +438,7 @@ void commit_turn(bq_t *bq) {
 
 /* The consumers are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
  * take away, and that others would have next. */
-static bool checkpoint_would_lie(const bq_t *bq) { return bq->fanned_lsn < bq->found_lsn; }
+static bool checkpoint_would_lie(const bq_t *bq) { return bq->dispatched_lsn < bq->found_lsn; }
 
 static void checkpoint_when_due(bq_t *bq) {
     log_stats_t stats;
@@ -456,7 +461,7 @@ static void checkpoint_when_due(bq_t *bq) {
     uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     if (!bytes) return;
     bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
-    if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_OK) {
+    if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->dispatched_lsn, bytes, size, keep_from) == BQ_OK) {
         if (keep_from > bq->consumers.kept_from) bq->consumers.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
@@ -488,7 +493,7 @@ void commit_begin(bq_t *bq) {
 
 int64_t commit_due_ms(bq_t *bq) {
     if (!bq->log) return -1;
-    if (bq->held && bq->held->lsn <= log_durable(bq->log)) return 0; /* it waits for the next turn alone */
+    if (bq->pending && bq->pending->lsn <= log_durable(bq->log)) return 0; /* it waits for the next turn alone */
     int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
     if (bq->commits_left) return 0;
     if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
@@ -549,7 +554,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
     bq->log_segment_bytes = config->segment_bytes;
     bq->log_max_bytes = config->max_bytes;
     ids_go_on(bq, &found);
-    bq->fanned_lsn = log_durable(bq->log);
+    bq->dispatched_lsn = log_durable(bq->log);
     bq->found_lsn = found.next_lsn - 1;
     consumer_restored(bq);
     reserve_first_ids(bq);
@@ -565,14 +570,14 @@ static void checkpoint_last(bq_t *bq) {
     bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
     uint8_t *bytes = none ? NULL : consumers_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;
-         bytes && tries < 100 && log_checkpoint(bq->log, bq->fanned_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
+         bytes && tries < 100 && log_checkpoint(bq->log, bq->dispatched_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
         poll_sleep_ms(10); /* one is being written */
     free(bytes);
 }
 
 void commit_close(bq_t *bq) {
     if (!bq->log) return;
-    while (bq->held) held_let_go(bq, bq->held, topic_now(bq, bq->held), false);
+    while (bq->pending) pending_let_go(bq, bq->pending, topic_now(bq, bq->pending), false);
     checkpoint_last(bq);
     log_note(bq->log, bq->next_message_id, false);
     log_close(bq->log);

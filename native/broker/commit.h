@@ -14,34 +14,36 @@ struct connection;
 struct consumer;
 struct topic;
 
-enum held_kind {
-    HELD_PUBLISH, /* QoS 1 */
-    HELD_FOLLOW,  /* QoS 0 behind an unsynced QoS 1 publish of the same connection: order is kept, nothing is logged */
-    HELD_GONE,    /* one of these that did not wait any longer */
-    HELD_SUBACK,  /* to a durable subscriber */
-    HELD_REPLY    /* to the end of a durable subscription */
+enum pending_kind {
+    PENDING_PUBLISH, /* QoS 1 */
+    PENDING_FOLLOW,  /* QoS 0 behind an unsynced QoS 1 publish of the same connection: order is kept, nothing is logged */
+    PENDING_GONE,    /* one of these that did not wait any longer */
+    PENDING_SUBACK,  /* to a durable subscriber */
+    PENDING_REPLY    /* to the end of a durable subscription */
 };
 
 /* What a SUB whose answer waits has made: a disk that fails meanwhile takes it back. */
-enum held_undo { HELD_UNDO_ROUTE = 1, HELD_UNDO_MEMBER = 2, HELD_UNDO_HOLDER = 4, HELD_UNDO_CONSUMER = 8 };
+enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_HOLDER = 4, PENDING_UNDO_CONSUMER = 8 };
 
-typedef struct held {
-    queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (HELD_SUBACK) */
-    struct held *next;
+typedef struct pending_commit {
+    queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (PENDING_SUBACK) */
+    struct pending_commit *next;
     bq_conn_t conn; /* 0: nobody is answered */
     uint64_t seq;
     uint64_t lsn, id;
     uint64_t timestamp_ms, ttl_ms, expiry_tick;
-    uint32_t payload_size; /* HELD_SUBACK: of the group behind the filter */
+    uint32_t payload_size; /* PENDING_SUBACK: of the group behind the filter */
     uint16_t topic_size, properties_size;
     uint8_t kind;
-    uint8_t undo;              /* HELD_SUBACK: enum held_undo; id: of the holder */
+    uint8_t undo;              /* PENDING_SUBACK: enum pending_undo; id: of the holder */
     struct delivery *delivery; /* a dead letter: whose, while it waits for this */
-} held_t;
+} pending_commit_t;
 
-static inline const uint8_t *held_frame(const held_t *held) { return held->hold.segment->bytes + held->hold.offset; }
-const uint8_t *held_topic(const held_t *held);
-const uint8_t *held_payload(const held_t *held);
+static inline const uint8_t *pending_frame(const pending_commit_t *pending) {
+    return pending->hold.segment->bytes + pending->hold.offset;
+}
+const uint8_t *pending_topic(const pending_commit_t *pending);
+const uint8_t *pending_payload(const pending_commit_t *pending);
 
 /* What LOG_PUBLISH records begin with; topic, payload and properties follow. */
 typedef struct publish_record {
@@ -60,7 +62,7 @@ typedef struct letter_record {
     uint32_t deliveries, over; /* over: because of its consumer's quota of the log */
 } letter_record_t;
 
-enum commit_outcome { COMMIT_HELD, COMMIT_LATER, COMMIT_REFUSED };
+enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 
 /* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, const bq_view_t *view, const char **why);
@@ -74,11 +76,11 @@ bool commit_follow_room(const struct bq *bq, const struct connection *connection
 bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
 /* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
  * first `size` bytes are what is answered with. */
-held_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum held_kind kind, const uint8_t *text,
-                          uint32_t size, uint32_t more); /* NULL: no memory */
-void commit_answer_hold(struct bq *bq, struct connection *connection, held_t *held, uint64_t lsn);
-void commit_answer_drop(struct bq *bq, held_t *held);
-bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum held_kind kind,
+pending_commit_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum pending_kind kind,
+                                    const uint8_t *text, uint32_t size, uint32_t more); /* NULL: no memory */
+void commit_answer_wait(struct bq *bq, struct connection *connection, pending_commit_t *pending, uint64_t lsn);
+void commit_answer_drop(struct bq *bq, pending_commit_t *pending);
+bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum pending_kind kind,
                    const uint8_t *text, uint32_t size);
 
 void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
@@ -86,7 +88,7 @@ void commit_end(struct bq *bq);   /* stopping, in time's name: QoS 0 publishes d
 void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
 int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
 int64_t commit_due_ms(struct bq *bq);            /* milliseconds to the next commit that only waits for time; -1: none */
-void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the log, drop what is held */
+void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the log, drop what is pending */
 const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
 
 #endif

@@ -34,7 +34,7 @@ void consumer_floor_update(bq_t *bq, consumer_t *consumer) {
     if (consumer->head && !(consumer->behind && consumer->next_lsn < consumer->head->lsn))
         consumer->floor_lsn = consumer->head->lsn - 1;
     else
-        consumer->floor_lsn = consumer->behind ? consumer->next_lsn - 1 : bq->fanned_lsn;
+        consumer->floor_lsn = consumer->behind ? consumer->next_lsn - 1 : bq->dispatched_lsn;
 }
 
 static delivery_t **marked_slot(bq_t *bq, uint64_t id) { return &bq->consumers.marked[id % MARKED_SLOTS]; }
@@ -319,23 +319,23 @@ static void pump(bq_t *bq, consumer_t *consumer) {
     if (consumer->behind && consumer_read_on(bq, consumer)) send_window(bq, consumer);
 }
 
-bool consumer_offer(bq_t *bq, consumer_t *consumer, const held_t *held) {
+bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pending) {
     for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
-        member->connection->fan_mark = held->lsn;
+        member->connection->dispatch_mark = pending->lsn;
     consumer->enqueued++;
     if (consumer->behind) { /* it is in the log, at next_lsn or later */
-        consumer_behind_add(consumer, held->hold.size, held->timestamp_ms);
+        consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
-    bool room = consumer_has_room(bq, consumer, held->hold.size) && (consumer->members || !consumer->durable);
-    if (room && delivery_add(bq, consumer, held->hold.segment, held->hold.offset, held->hold.size, held->lsn, held->id,
-                             held->expiry_tick)) {
+    bool room = consumer_has_room(bq, consumer, pending->hold.size) && (consumer->members || !consumer->durable);
+    if (room && delivery_add(bq, consumer, pending->hold.segment, pending->hold.offset, pending->hold.size, pending->lsn,
+                             pending->id, pending->expiry_tick)) {
         pump(bq, consumer); /* at once, so that it keeps its place among QoS 0 messages that follow it */
         return true;
     }
     if (consumer->durable) {
-        consumer_fall_behind(bq, consumer, held->lsn);
-        consumer_behind_add(consumer, held->hold.size, held->timestamp_ms);
+        consumer_fall_behind(bq, consumer, pending->lsn);
+        consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
     overflow(bq, consumer);

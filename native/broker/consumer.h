@@ -28,7 +28,7 @@
 struct bq;
 struct connection;
 struct consumer;
-struct held;
+struct pending_commit;
 
 /* One connection's part in one consumer. */
 typedef struct member {
@@ -75,17 +75,17 @@ typedef struct delivery {
     handing_t now;                    /* whom it is with, or was with last; member NULL: nobody */
     handing_t *late;                  /* others who were handed it */
     uint64_t lsn, id;
-    uint64_t expiry_tick; /* 0: never */
-    uint32_t deliveries;  /* times it was handed over */
-    uint8_t place;        /* enum delivery_place */
-    bool redelivered;     /* somebody may have seen it */
-    bool marked;          /* the frame says so */
-    bool killed;          /* the connection that was handed it last ended */
-    bool alone;           /* its member gets nothing else meanwhile */
-    bool given_up;        /* not sent any more: see broker/dead_letter.h */
-    bool over;            /* because of the quota of the log: see broker/consumer_quota.h */
-    bool letter_waits;    /* in line to be logged */
-    struct held *letter;  /* its dead letter, on its way to the disk */
+    uint64_t expiry_tick;          /* 0: never */
+    uint32_t deliveries;           /* times it was handed over */
+    uint8_t place;                 /* enum delivery_place */
+    bool redelivered;              /* somebody may have seen it */
+    bool marked;                   /* the frame says so */
+    bool killed;                   /* the connection that was handed it last ended */
+    bool alone;                    /* its member gets nothing else meanwhile */
+    bool given_up;                 /* not sent any more: see broker/dead_letter.h */
+    bool over;                     /* because of the quota of the log: see broker/consumer_quota.h */
+    bool letter_waits;             /* in line to be logged */
+    struct pending_commit *letter; /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
 } delivery_t;
 
@@ -225,27 +225,29 @@ typedef struct consumer_request {
  * if it had it before). `route_new`: what else this request has made, to be taken back if the disk refuses it later. */
 bool consumer_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
                         bool route_new, bool *remains);
-void consumer_subscribe_undo(struct bq *bq, struct connection *connection, const struct held *held);
+void consumer_subscribe_undo(struct bq *bq, struct connection *connection, const struct pending_commit *pending);
 
-/* Ends what UNSUB of that filter ends, its route too. *ended: false if there was none. The answer is the caller's, unless *held: it
+/* Ends what UNSUB of that filter ends, its route too. *ended: false if there was none. The answer is the caller's, unless *pending: it
  * waits for the disk. False: refused, for want of room, and all is as it was. */
 bool consumer_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
-                          bool *ended, bool *held);
+                          bool *ended, bool *pending);
 void consumer_ack(struct bq *bq, struct connection *connection, uint64_t id);
 void consumer_leave_one(struct bq *bq, struct connection *connection); /* the first of those it is in */
 void consumer_leave_all(struct bq *bq, struct connection *connection);
 
 /* A message has become durable: take it into the window, or note that it is in the log. */
-bool consumer_offer(struct bq *bq, consumer_t *consumer, const struct held *held); /* false: it finds no room in memory */
-struct connection *consumer_turn(consumer_t *consumer);                            /* the group's next live member; NULL: none */
+bool consumer_offer(struct bq *bq, consumer_t *consumer,
+                    const struct pending_commit *pending); /* false: it finds no room in memory */
+struct connection *consumer_turn(consumer_t *consumer);    /* the group's next live member; NULL: none */
 
 void consumer_timeout(struct bq *bq, delivery_t *delivery);
 void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
 void consumer_pump_all(struct bq *bq);               /* log what was settled, send what can be sent, fetch what is missing */
 void consumers_skim(struct bq *bq);                  /* absent ones let go of what has expired */
 void consumers_aged(struct bq *bq, uint64_t ms);     /* what was found at the start is so much older than was known */
-uint32_t consumers_missed(struct bq *bq,
-                          const struct held *held); /* a message could not be offered: durable consumers read it back later */
+uint32_t
+consumers_missed(struct bq *bq,
+                 const struct pending_commit *pending); /* a message could not be offered: durable consumers read it back later */
 void consumer_read_finished(struct bq *bq, const log_read_t *read);
 void consumer_reads_turn(struct bq *bq);             /* those in line for a reader */
 uint64_t consumer_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */

@@ -89,7 +89,7 @@ static bool may_begin(bq_t *bq) {
         consumers->begun_ms = timeline_now_ms(bq) ? timeline_now_ms(bq) : 1;
         consumers->expire_due_ms = bq->now_ms + grace_ms(bq);
     }
-    return bq->config.session_expiry_ms && bq->fanned_lsn >= bq->found_lsn;
+    return bq->config.session_expiry_ms && bq->dispatched_lsn >= bq->found_lsn;
 }
 
 void consumers_expire(bq_t *bq) {

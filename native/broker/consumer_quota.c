@@ -74,14 +74,14 @@ static uint64_t cut_now(bq_t *bq) {
     uint64_t cut_lsn = bytes > quota ? log_span_lsn(&span, quota) : 0;
     uint64_t records = span.count ? span.lsn[span.count] - (cut_lsn ? cut_lsn : span.lsn[0]) : 0;
     consumers->quota_step_lsn = records / QUOTA_STEPS + 1;
-    consumers->quota_looked_lsn = bq->fanned_lsn;
+    consumers->quota_looked_lsn = bq->dispatched_lsn;
     consumers->quota_tight = cut_lsn && bytes > bq->log_max_bytes / 2;
     return cut_lsn;
 }
 
 static bool look_due(const bq_t *bq) {
     const consumers_t *consumers = &bq->consumers;
-    return bq->now_ms >= consumers->quota_due_ms || bq->fanned_lsn >= consumers->quota_looked_lsn + consumers->quota_step_lsn;
+    return bq->now_ms >= consumers->quota_due_ms || bq->dispatched_lsn >= consumers->quota_looked_lsn + consumers->quota_step_lsn;
 }
 
 uint64_t consumer_quota_checkpoint_ms(const bq_t *bq) {
@@ -92,7 +92,7 @@ uint64_t consumer_quota_checkpoint_ms(const bq_t *bq) {
 
 void consumers_quota(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
-    if (!bq->log || !bq->config.session_log_bytes || bq->fanned_lsn < bq->found_lsn) return;
+    if (!bq->log || !bq->config.session_log_bytes || bq->dispatched_lsn < bq->found_lsn) return;
     if (!consumers->quota_next) {
         if (!look_due(bq)) return;
         consumers->quota_due_ms = bq->now_ms + QUOTA_LOOK_MS;

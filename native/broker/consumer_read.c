@@ -6,7 +6,7 @@
  * A block is read once and kept until all consumers that go on in it have passed it. Consumers whose next record lies in a block that
  * is there use that one. Those that find no reader wait in line; who has held a block for READ_HOLD_MS gives way to them.
  *
- * Invariant: what a consumer takes, it takes in LSN order from next_lsn on, and nothing past fanned_lsn. A consumer is in line, goes on
+ * Invariant: what a consumer takes, it takes in LSN order from next_lsn on, and nothing past dispatched_lsn. A consumer is in line, goes on
  * in a block, or needs neither. A read that brought nothing is not asked for again before READ_AGAIN_MS.
  */
 #include "broker/consumer_internal.h"
@@ -347,7 +347,7 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
         const uint8_t *item = reader->buffer + consumer->read_at;
         uint64_t lsn = load_u64(item);
         uint32_t size = load_u32(item + 8);
-        if (lsn > bq->fanned_lsn) break;
+        if (lsn > bq->dispatched_lsn) break;
         if (item[12] == LOG_PUBLISH && lsn >= consumer->next_lsn) {
             enum take took = take_back(bq, consumer, dialect, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
@@ -359,11 +359,11 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
         consumer->read_at += (16 + size + 7) & ~7u;
     }
     if (consumer->read_at < reader->used) { /* what was offered ends within the block */
-        consumer->next_lsn = bq->fanned_lsn + 1;
+        consumer->next_lsn = bq->dispatched_lsn + 1;
         return TAKE_OK;
     }
     if (reader->next_lsn > consumer->next_lsn)
-        consumer->next_lsn = reader->next_lsn <= bq->fanned_lsn ? reader->next_lsn : bq->fanned_lsn + 1;
+        consumer->next_lsn = reader->next_lsn <= bq->dispatched_lsn ? reader->next_lsn : bq->dispatched_lsn + 1;
     block_leave(consumer);
     return TAKE_OK;
 }
@@ -377,7 +377,7 @@ static void caught_up(bq_t *bq, consumer_t *consumer) {
 
 /* It wants more, and has not found its window full since the last acknowledgement. */
 static bool wants(const bq_t *bq, const consumer_t *consumer) {
-    return consumer->behind && (consumer->members || consumer->skim) && consumer->next_lsn <= bq->fanned_lsn &&
+    return consumer->behind && (consumer->members || consumer->skim) && consumer->next_lsn <= bq->dispatched_lsn &&
            !consumer->read_link && consumer->window_count <= bq->config.max_in_flight &&
            (!consumer->read_full || consumer->window_count < consumer->read_full);
 }
@@ -403,7 +403,8 @@ bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
             read_succeeded(bq, consumer);
         }
     }
-    if (consumer->behind && consumer->next_lsn > bq->fanned_lsn && consumer->next_lsn > bq->found_lsn) caught_up(bq, consumer);
+    if (consumer->behind && consumer->next_lsn > bq->dispatched_lsn && consumer->next_lsn > bq->found_lsn)
+        caught_up(bq, consumer);
     consumer_floor_update(bq, consumer);
     return consumer->window_count > before;
 }

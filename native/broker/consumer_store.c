@@ -394,7 +394,7 @@ static uint64_t kept_floor(const consumer_t *consumer) {
 }
 
 static durable_sums_t durable_sums(bq_t *bq) {
-    durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = bq->fanned_lsn + 1};
+    durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = bq->dispatched_lsn + 1};
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable && !consumer->behind) continue; /* a group no longer durable still reads what it had collected */
         if (!consumer->head && !consumer->behind) consumer_floor_update(bq, consumer); /* idle: it has seen all there is */

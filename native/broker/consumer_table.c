@@ -255,7 +255,7 @@ consumer_t *consumer_new(bq_t *bq, const consumer_request_t *request, bq_conn_t 
     }
     names_enter(bq, consumer);
     consumer->key = consumer_owner_enter(bq, request->client_id, request->client_id_size);
-    consumer->floor_lsn = consumer->floor_logged = bq->fanned_lsn;
+    consumer->floor_lsn = consumer->floor_logged = bq->dispatched_lsn;
     consumer->next = bq->consumers.all;
     consumer->link = &bq->consumers.all;
     if (consumer->next) consumer->next->link = &consumer->next;
@@ -319,7 +319,7 @@ typedef struct attempt {
 } attempt_t;
 
 static void attempt_undo(bq_t *bq, const attempt_t *attempt) {
-    if (attempt->undo & HELD_UNDO_MEMBER) member_remove(bq, attempt->member);
+    if (attempt->undo & PENDING_UNDO_MEMBER) member_remove(bq, attempt->member);
     if (attempt->consumer && !attempt->consumer->members && !attempt->consumer->durable) consumer_free(bq, attempt->consumer);
 }
 
@@ -349,23 +349,23 @@ static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) 
 static bool holder_begin(bq_t *bq, connection_t *connection, uint64_t seq, attempt_t *attempt,
                          const consumer_request_t *request) {
     consumer_t *consumer = attempt->consumer;
-    bool fresh = attempt->undo & HELD_UNDO_CONSUMER;
+    bool fresh = attempt->undo & PENDING_UNDO_CONSUMER;
     uint64_t id = bq->consumers.next_id + 1, consumer_id = consumer->id ? consumer->id : id;
     holder_t *holder = holder_new(bq, request->client_id, request->client_id_size, id);
-    held_t *held =
-        holder ? commit_answer_new(bq, connection, seq, HELD_SUBACK, consumer->text, consumer->filter_size, consumer->group_size)
-               : NULL;
+    pending_commit_t *pending = holder ? commit_answer_new(bq, connection, seq, PENDING_SUBACK, consumer->text,
+                                                           consumer->filter_size, consumer->group_size)
+                                       : NULL;
     uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_log(bq, consumer);
-    int64_t lsn = held ? consumer_log(bq, consumer, holder, consumer_id, floor_lsn) : 0;
+    int64_t lsn = pending ? consumer_log(bq, consumer, holder, consumer_id, floor_lsn) : 0;
     if (lsn <= 0) {
-        if (held) commit_answer_drop(bq, held);
+        if (pending) commit_answer_drop(bq, pending);
         if (holder) holder_free(bq, holder);
         return false;
     }
     bq->consumers.next_id = id;
-    held->id = id;
-    held->undo = attempt->undo | HELD_UNDO_HOLDER;
-    commit_answer_hold(bq, connection, held, (uint64_t)lsn);
+    pending->id = id;
+    pending->undo = attempt->undo | PENDING_UNDO_HOLDER;
+    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);
     holder->record_lsn = (uint64_t)lsn;
     bool raised = !consumer->durable;
     holder_enter(bq, consumer, holder);
@@ -379,7 +379,7 @@ static bool holder_begin(bq_t *bq, connection_t *connection, uint64_t seq, attem
 
 /* Found at the start, but a full disk has not let this process make sure of it yet: a SubAck now could be one too many. */
 static bool in_doubt(const bq_t *bq, const holder_t *holder) {
-    return bq->fanned_lsn < bq->found_lsn && holder->record_lsn > bq->fanned_lsn;
+    return bq->dispatched_lsn < bq->found_lsn && holder->record_lsn > bq->dispatched_lsn;
 }
 
 static const char *over_limits(bq_t *bq, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
@@ -410,12 +410,12 @@ static void raise_qos(bq_t *bq, const attempt_t *attempt, uint8_t qos) {
     if (qos <= attempt->consumer->qos) return;
     publish_run_close(bq);
     attempt->consumer->qos = qos;
-    attempt->consumer->floor_lsn = bq->fanned_lsn;
+    attempt->consumer->floor_lsn = bq->dispatched_lsn;
 }
 
 bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool route_new,
                         bool *remains) {
-    attempt_t attempt = {.consumer = consumer_wanted(bq, connection, request), .undo = route_new ? HELD_UNDO_ROUTE : 0};
+    attempt_t attempt = {.consumer = consumer_wanted(bq, connection, request), .undo = route_new ? PENDING_UNDO_ROUTE : 0};
     holder_t *holder = NULL;
     if (attempt.consumer && request->durable)
         holder = holder_find(bq, attempt.consumer, request->client_id, request->client_id_size);
@@ -427,10 +427,10 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     if (over) return refuse(bq, connection, seq, BQ_OUTCOME_LIMIT, over);
     if (!attempt.consumer) {
         attempt.consumer = consumer_new(bq, request, request->group_size ? 0 : connection->handle);
-        attempt.undo |= HELD_UNDO_CONSUMER;
+        attempt.undo |= PENDING_UNDO_CONSUMER;
     }
     if (attempt.consumer && !attempt.member && (attempt.member = member_add(bq, attempt.consumer, connection)))
-        attempt.undo |= HELD_UNDO_MEMBER;
+        attempt.undo |= PENDING_UNDO_MEMBER;
     if (!attempt.member || (holds && !holder_begin(bq, connection, seq, &attempt, request))) {
         attempt_undo(bq, &attempt);
         return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
@@ -441,7 +441,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     if (holds) return true;
     /* Another connection of a client_id that is not on disk yet waits for that too. */
     bool unsure = holder && holder->record_lsn > log_durable(bq->log);
-    if (unsure && commit_answer(bq, connection, seq, holder->record_lsn, HELD_SUBACK, request->filter, request->filter_size))
+    if (unsure && commit_answer(bq, connection, seq, holder->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
         return true;
     connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
     connection_resume(bq, connection, PAUSE_ANSWER);
@@ -449,9 +449,9 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
 }
 
 /* The log failed before the record was on disk: the client is told that it has no such subscription, so it has none. */
-void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const held_t *held) {
-    const uint8_t *text = held_frame(held);
-    uint32_t filter_size = held->topic_size, group_size = held->payload_size;
+void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
+    const uint8_t *text = pending_frame(pending);
+    uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
     consumer_t *consumer = NULL;
     for (member_t *member = connection->members; member && !consumer; member = member->connection_next) {
         consumer_t *at = member->consumer;
@@ -459,17 +459,18 @@ void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const held_t *h
             text_is(consumer_group(at), at->group_size, text + filter_size, group_size))
             consumer = at;
     }
-    holder_t *holder = consumer && held->undo & HELD_UNDO_HOLDER ? consumer->holders : NULL;
-    while (holder && holder->id != held->id) holder = holder->next;
+    holder_t *holder = consumer && pending->undo & PENDING_UNDO_HOLDER ? consumer->holders : NULL;
+    while (holder && holder->id != pending->id) holder = holder->next;
     if (holder && holder_end(bq, consumer, holder, connection)) consumer = NULL;
-    if (consumer && held->undo & HELD_UNDO_MEMBER) {
+    if (consumer && pending->undo & PENDING_UNDO_MEMBER) {
         member_t *member = member_find(consumer, connection);
         if (member) member_remove(bq, member);
         if (!consumer->members && !consumer->durable) consumer_free(bq, consumer);
     }
-    if (held->undo & HELD_UNDO_ROUTE && route_unsubscribe(bq->routes, connection, connection->subscriptions, text, filter_size))
+    if (pending->undo & PENDING_UNDO_ROUTE &&
+        route_unsubscribe(bq->routes, connection, connection->subscriptions, text, filter_size))
         connection->subscription_count--;
-    if (held->undo & (HELD_UNDO_MEMBER | HELD_UNDO_ROUTE))
+    if (pending->undo & (PENDING_UNDO_MEMBER | PENDING_UNDO_ROUTE))
         event_unsubscribed(bq, connection, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
 }
 
@@ -509,19 +510,19 @@ static uint32_t memberships_end(bq_t *bq, connection_t *connection, const consum
 }
 
 bool consumer_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool *ended,
-                          bool *held) {
-    *held = request->client_id_size && bq->log && consumer_holders_end(bq, request, UINT64_MAX, false);
-    if (*held) {
-        held_t *answer = commit_answer_new(bq, connection, seq, HELD_REPLY, NULL, 0, 0);
+                          bool *pending) {
+    *pending = request->client_id_size && bq->log && consumer_holders_end(bq, request, UINT64_MAX, false);
+    if (*pending) {
+        pending_commit_t *answer = commit_answer_new(bq, connection, seq, PENDING_REPLY, NULL, 0, 0);
         int64_t lsn = answer ? consumer_log_leave(bq, request) : 0;
         if (lsn <= 0) {
             if (answer) commit_answer_drop(bq, answer);
             return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
         }
-        commit_answer_hold(bq, connection, answer, (uint64_t)lsn);
+        commit_answer_wait(bq, connection, answer, (uint64_t)lsn);
         consumer_holders_end(bq, request, UINT64_MAX, true);
     }
-    *ended = memberships_end(bq, connection, request) || *held;
+    *ended = memberships_end(bq, connection, request) || *pending;
     return true;
 }
 
@@ -536,12 +537,12 @@ void consumer_leave_all(bq_t *bq, connection_t *connection) {
     while (connection->members) consumer_leave_one(bq, connection);
 }
 
-uint32_t consumers_missed(bq_t *bq, const held_t *held) {
+uint32_t consumers_missed(bq_t *bq, const pending_commit_t *pending) {
     uint32_t count = 0;
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable || !consumer->qos) continue;
-        consumer_fall_behind(bq, consumer, held->lsn);
-        count += filter_match(consumer->text, consumer->filter_size, held_topic(held), held->topic_size) == 1;
+        consumer_fall_behind(bq, consumer, pending->lsn);
+        count += filter_match(consumer->text, consumer->filter_size, pending_topic(pending), pending->topic_size) == 1;
     }
     return count;
 }

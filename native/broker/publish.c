@@ -372,43 +372,43 @@ bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
 }
 
 /* The first target from `i` on that has not been given this one through a consumer of QoS 1. */
-static uint32_t next_unserved(const topic_t *topic, const held_t *held, uint32_t i) {
+static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pending, uint32_t i) {
     for (; i < topic->target_count; i++) {
         const connection_t *target = topic->targets[i];
-        bool served = held->kind == HELD_PUBLISH && target->fan_mark == held->lsn;
+        bool served = pending->kind == PENDING_PUBLISH && target->dispatch_mark == pending->lsn;
         if (target->state == CONNECTION_OPEN && !served) break;
     }
     return i;
 }
 
 /* Encoded anew for those who subscribed with QoS 0. False: no memory. */
-static bool held_encode(bq_t *bq, const topic_t *topic, const held_t *held, queue_run_t *run) {
-    uint32_t size = held->properties_size ? held->hold.size : topic->prefix_size + held->payload_size;
+static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_t *pending, queue_run_t *run) {
+    uint32_t size = pending->properties_size ? pending->hold.size : topic->prefix_size + pending->payload_size;
     uint8_t *out = shared_reserve(bq, size);
     if (!out) return false;
-    if (held->properties_size) {
-        memcpy(out, held_frame(held), size);
+    if (pending->properties_size) {
+        memcpy(out, pending_frame(pending), size);
         message_qos1_mark_qos0(out);
     } else {
         memcpy(out, topic->prefix, topic->prefix_size);
-        message_prefix_patch(out, topic->prefix_size, held->id, held->timestamp_ms, held->ttl_ms, held->payload_size);
-        if (held->payload_size) memcpy(out + topic->prefix_size, held_payload(held), held->payload_size);
+        message_prefix_patch(out, topic->prefix_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
+        if (pending->payload_size) memcpy(out + topic->prefix_size, pending_payload(pending), pending->payload_size);
     }
     *run = (queue_run_t){
-        .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = held->expiry_tick};
+        .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = pending->expiry_tick};
     segment_commit(&bq->segments, size);
     return true;
 }
 
 /* One message that has been on disk first. Order is the log's, so it goes into the queues at once, as a run of its own; what it
  * waits for has been waited for. Mostly its subscribers have it through their consumers: then nothing is encoded. */
-void publish_held(bq_t *bq, topic_t *topic, const held_t *held) {
+void publish_pending(bq_t *bq, topic_t *topic, const pending_commit_t *pending) {
     queue_run_t run;
     bq->stats.work += topic->target_count;
-    uint32_t i = next_unserved(topic, held, 0);
+    uint32_t i = next_unserved(topic, pending, 0);
     if (i == topic->target_count && !topic->grouped) return;
-    if (!held_encode(bq, topic, held, &run)) return; /* QoS 0 subscribers may lose it: memory is at its end */
+    if (!pending_encode(bq, topic, pending, &run)) return; /* QoS 0 subscribers may lose it: memory is at its end */
     const enum flush_order order = topic->target_count > WIDE_TARGETS;
-    for (; i < topic->target_count; i = next_unserved(topic, held, i + 1)) push_to(bq, topic->targets[i], &run, order);
-    if (topic->grouped) push_to_groups(bq, topic, &run, held->kind == HELD_FOLLOW);
+    for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) push_to(bq, topic->targets[i], &run, order);
+    if (topic->grouped) push_to_groups(bq, topic, &run, pending->kind == PENDING_FOLLOW);
 }

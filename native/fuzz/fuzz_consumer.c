@@ -67,7 +67,8 @@ static void readers_check(const bq_t *bq) {
         CHECK(!in_block || !consumer->read_link);
         in_line += consumer->read_link != NULL;
         failing += consumer->read_failures > 0;
-        bool hungry = consumer->behind && consumer->members && !consumer->window_count && consumer->next_lsn <= bq->fanned_lsn;
+        bool hungry =
+            consumer->behind && consumer->members && !consumer->window_count && consumer->next_lsn <= bq->dispatched_lsn;
         CHECK(!hungry || consumer->read_link || consumer->pumping);
     }
     for (const consumer_t *consumer = bq->consumers.read_first; consumer; consumer = consumer->read_next) waiting++;
@@ -82,7 +83,8 @@ static void letters_check(const bq_t *bq) {
         CHECK(!last || last->lsn <= delivery->lsn);
     }
     CHECK(bq->letters.last == last);
-    for (const held_t *held = bq->held; held; held = held->next) CHECK(!held->delivery || held->delivery->letter == held);
+    for (const pending_commit_t *pending = bq->pending; pending; pending = pending->next)
+        CHECK(!pending->delivery || pending->delivery->letter == pending);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -11,58 +11,59 @@
 #include "fuzz.h"
 
 #define CONNECTIONS 5u
-#define HELD_MAX 64u
+#define PENDING_COMMITS_MAX 64u
 
 static const char *const FILTERS[] = {"a",   "a.b", "a.*",   "*.b",  "a.>",   ">",   "a/+", "+/b",
                                       "a/#", "#",   "a/b/#", "$a.*", "*.*.*", "a..", "+/+"};
 static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "a/b", "a/b/c", "a/", "/", ".", "$a.b", "a..", "b", "a.b/c"};
 
-typedef struct held {
+typedef struct pending_commit {
     uint32_t connection, size;
     uint8_t filter[FRAME_TOPIC_BYTES_MAX];
-} held_t;
+} pending_commit_t;
 
 typedef struct model {
     routes_t *routes;
     connection_t connections[CONNECTIONS];
-    held_t held[HELD_MAX];
-    uint32_t held_count;
+    pending_commit_t pending[PENDING_COMMITS_MAX];
+    uint32_t pending_commits;
 } model_t;
 
-static held_t *held_find(model_t *model, uint32_t connection, text_t filter) {
-    for (uint32_t i = 0; i < model->held_count; i++) {
-        held_t *held = &model->held[i];
-        if (held->connection == connection && held->size == filter.size && !memcmp(held->filter, filter.bytes, filter.size))
-            return held;
+static pending_commit_t *pending_find(model_t *model, uint32_t connection, text_t filter) {
+    for (uint32_t i = 0; i < model->pending_commits; i++) {
+        pending_commit_t *pending = &model->pending[i];
+        if (pending->connection == connection && pending->size == filter.size &&
+            !memcmp(pending->filter, filter.bytes, filter.size))
+            return pending;
     }
     return NULL;
 }
 
 static void subscribe(model_t *model, uint32_t connection, text_t filter) {
-    if (model->held_count == HELD_MAX) return;
-    bool known = filter.size && held_find(model, connection, filter);
+    if (model->pending_commits == PENDING_COMMITS_MAX) return;
+    bool known = filter.size && pending_find(model, connection, filter);
     connection_t *to = &model->connections[connection];
     int added = route_subscribe(model->routes, to, &to->subscriptions, filter.bytes, filter.size);
     CHECK(added == (filter_check(filter.bytes, filter.size) < 0 ? BQ_E_ARGUMENT : known ? 0 : 1));
     if (added != 1) return;
-    held_t *held = &model->held[model->held_count++];
-    *held = (held_t){.connection = connection, .size = filter.size};
-    memcpy(held->filter, filter.bytes, filter.size);
+    pending_commit_t *pending = &model->pending[model->pending_commits++];
+    *pending = (pending_commit_t){.connection = connection, .size = filter.size};
+    memcpy(pending->filter, filter.bytes, filter.size);
 }
 
 static void unsubscribe(model_t *model, uint32_t connection, text_t filter) {
     connection_t *from = &model->connections[connection];
-    held_t *held = filter.size ? held_find(model, connection, filter) : NULL;
+    pending_commit_t *pending = filter.size ? pending_find(model, connection, filter) : NULL;
     bool left = route_unsubscribe(model->routes, from, from->subscriptions, filter.bytes, filter.size);
-    CHECK(left == (held != NULL));
-    if (left) *held = model->held[--model->held_count];
+    CHECK(left == (pending != NULL));
+    if (left) *pending = model->pending[--model->pending_commits];
 }
 
 static void leave(model_t *model, uint32_t connection) {
     connection_t *gone = &model->connections[connection];
     while (gone->subscriptions) route_leave(model->routes, gone->subscriptions);
-    for (uint32_t i = model->held_count; i-- > 0;)
-        if (model->held[i].connection == connection) model->held[i] = model->held[--model->held_count];
+    for (uint32_t i = model->pending_commits; i-- > 0;)
+        if (model->pending[i].connection == connection) model->pending[i] = model->pending[--model->pending_commits];
 }
 
 static void look_up(model_t *model, text_t name, uint32_t units, bool stop) {
@@ -76,8 +77,9 @@ static void look_up(model_t *model, text_t name, uint32_t units, bool stop) {
     CHECK(outcome != ROUTE_NO_MEMORY);
     if (outcome == ROUTE_LATER) return; /* the next steps may change filters before somebody looks it up again */
     CHECK(route_is_current(model->routes, topic));
-    for (uint32_t i = 0; i < model->held_count; i++)
-        wants[model->held[i].connection] |= filter_match(model->held[i].filter, model->held[i].size, name.bytes, name.size) == 1;
+    for (uint32_t i = 0; i < model->pending_commits; i++)
+        wants[model->pending[i].connection] |=
+            filter_match(model->pending[i].filter, model->pending[i].size, name.bytes, name.size) == 1;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         uint64_t connection = (uint64_t)(topic->targets[i] - model->connections);
         CHECK(connection < CONNECTIONS && !gets[connection]);

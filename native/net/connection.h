@@ -31,9 +31,9 @@ enum connection_pause {
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
     PAUSE_STOPPING = 16,
-    PAUSE_LOG = 32,   /* the log's batch is full: a commit will make room */
-    PAUSE_SHARE = 64, /* it has used its share of this turn, or waits in line for the next: see net/fair_share.h */
-    PAUSE_HELD = 128  /* too much of what it published waits for the disk: it goes on when none does */
+    PAUSE_LOG = 32,         /* the log's batch is full: a commit will make room */
+    PAUSE_SHARE = 64,       /* it has used its share of this turn, or waits in line for the next: see net/fair_share.h */
+    PAUSE_UNCOMMITTED = 128 /* too much of what it published waits for the disk: it goes on when none does */
 };
 
 typedef struct connection {
@@ -76,9 +76,9 @@ typedef struct connection {
     struct acl *acl;      /* of its key, for publishing; NULL: it may publish everything */
     subscription_t *subscriptions;
     struct member *members;                       /* its part in consumers */
-    uint64_t held_bytes;                          /* of its publishes that wait for the disk */
-    uint32_t held_count;                          /* its publishes that wait for the disk */
-    uint64_t fan_mark;                            /* LSN of the last message it got through a consumer */
+    uint64_t pending_bytes;                       /* of its publishes that wait for the disk */
+    uint32_t pending_commits;                     /* its publishes that wait for the disk */
+    uint64_t dispatch_mark;                       /* LSN of the last message it got through a consumer */
     wait_list_t waiters;                          /* publishers that this one's full queue holds back */
     wait_list_t *waits_in;                        /* whose full queue holds this one back */
     struct connection *wait_next, *wait_previous; /* in that list */

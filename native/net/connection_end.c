@@ -70,7 +70,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
 void connection_input_ended(bq_t *bq, connection_t *connection, uint8_t code) {
     publish_run_close(bq); /* it may hold messages for this client */
     if (connection->state != CONNECTION_OPEN) return;
-    if (connection->hello && connection->held_count) {
+    if (connection->hello && connection->pending_commits) {
         connection->close_code = code;
         connection->close_detail = NULL;
         leave(bq, connection);
@@ -85,7 +85,7 @@ void connection_input_ended(bq_t *bq, connection_t *connection, uint8_t code) {
 }
 
 void connection_answered(bq_t *bq, connection_t *connection) {
-    if (connection->state == CONNECTION_ENDING && !connection->held_count)
+    if (connection->state == CONNECTION_ENDING && !connection->pending_commits)
         connection_finish(bq, connection, connection->close_code, connection->close_detail);
 }
 

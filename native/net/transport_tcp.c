@@ -101,7 +101,7 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
  * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->unadmitted)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    if (connection->heavy || connection->held_count) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
+    if (connection->heavy || connection->pending_commits) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;

@@ -133,7 +133,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
         return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
                       "a subscriber's queue is full and the policy is block: try again later");
     switch (commit_publish(bq, connection, view, &why)) {
-    case COMMIT_HELD: return FRAME_TAKEN;
+    case COMMIT_PENDING: return FRAME_TAKEN;
     case COMMIT_LATER: wait_for_log(bq, connection); return FRAME_KEPT;
     default: return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
     }
@@ -163,9 +163,9 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         return refuse(bq, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
     }
     if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
-    if (BQ_UNLIKELY(connection->held_count)) {
+    if (BQ_UNLIKELY(connection->pending_commits)) {
         if (!commit_follow_room(bq, connection)) {
-            connection->pause |= PAUSE_HELD;
+            connection->pause |= PAUSE_UNCOMMITTED;
             return FRAME_KEPT;
         }
         if (commit_follow(bq, connection, view)) return FRAME_TAKEN;

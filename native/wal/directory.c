@@ -215,7 +215,7 @@ static int header_read(recover_t *recover, uint64_t number, looks_t *looks) {
         return FORMAT_BAD;
     }
     if (file < 0) return system_error(file);
-    int error = storage->held(storage, file) == -EWOULDBLOCK ? LOG_E_LOCKED : 0;
+    int error = storage->locked(storage, file) == -EWOULDBLOCK ? LOG_E_LOCKED : 0;
     if (error == 0) error = ends_read(storage, file, room, sizeof room, end, looks);
     storage->close(storage, file);
     if (error == LOG_E_LOCKED) return error;

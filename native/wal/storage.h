@@ -37,8 +37,8 @@ struct storage {
                   uint32_t size); /* unpredictable, at most 256; a simulated disk repeats its own */
     int (*lock)(storage_t *storage,
                 const char *name); /* -EWOULDBLOCK: another process holds the log; until release; again: LOCK is made anew */
-    int (*held)(storage_t *storage, int file); /* -EWOULDBLOCK: another process has it open as a file it has made */
-    void (*release)(storage_t *storage);       /* close the directory and free the structure */
+    int (*locked)(storage_t *storage, int file); /* -EWOULDBLOCK: another process has it open as a file it has made */
+    void (*release)(storage_t *storage);         /* close the directory and free the structure */
 };
 
 /* A storage over a directory, made (0700) if it is not there. NULL with *error = -errno. */

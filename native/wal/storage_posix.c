@@ -88,7 +88,7 @@ static int disk_open(storage_t *storage, const char *name, bool create) {
     return error;
 }
 
-static int disk_held(storage_t *storage, int file) {
+static int disk_locked(storage_t *storage, int file) {
     (void)storage;
     int error = lock_try(file, LOCK_SH);
     if (error == 0) lock_try(file, LOCK_UN);
@@ -285,7 +285,7 @@ static const storage_t disk_calls = {
     .free_bytes = disk_free_bytes,
     .random = disk_random,
     .lock = disk_lock,
-    .held = disk_held,
+    .locked = disk_locked,
     .release = disk_release,
 };
 

@@ -370,7 +370,7 @@ static int sim_lock(storage_t *storage, const char *name) {
     return leave(disk, begun);
 }
 
-static int sim_held(storage_t *storage, int file) {
+static int sim_locked(storage_t *storage, int file) {
     (void)storage;
     (void)file;
     return 0;
@@ -403,7 +403,7 @@ storage_t *sim_disk_storage(sim_disk_t *disk) {
                               .free_bytes = sim_free_bytes,
                               .random = sim_random,
                               .lock = sim_lock,
-                              .held = sim_held,
+                              .locked = sim_locked,
                               .release = sim_release};
     return &view->calls;
 }

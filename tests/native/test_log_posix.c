@@ -142,8 +142,8 @@ static void test_a_file_that_was_made_here_is_seen_to_be_in_use(const char *dire
     storage_t *second = storage_posix(directory, &error);
     CHECK(second && file >= 0);
     int other = second->open(second, "made", false);
-    CHECK(other >= 0 && second->held(second, other) == -EWOULDBLOCK);
-    CHECK(disk->close(disk, file) == 0 && second->held(second, other) == 0);
+    CHECK(other >= 0 && second->locked(second, other) == -EWOULDBLOCK);
+    CHECK(disk->close(disk, file) == 0 && second->locked(second, other) == 0);
     CHECK(second->close(second, other) == 0 && second->unlink(second, "made") == 0);
     second->release(second);
 }
