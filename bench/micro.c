@@ -170,7 +170,7 @@ static uint64_t match_filter(void) {
 
 static uint8_t prefix[512];
 
-/* As the publish path does it: copy the topic's prefix to the open segment, patch its numbers, copy the payload behind it. */
+/* As the publish path does it: copy the topic's prefix to the open buffer, patch its numbers, copy the payload behind it. */
 static uint64_t encode_message(void) {
     const uint64_t operations = 5000000;
     uint32_t prefix_size = message_prefix_size(sizeof topic - 1);

@@ -8,7 +8,7 @@
  *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
  *      consumers    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
  *      flush       each subscriber that got something is sent to once (net/output.c)
- *      compact     segments that slow queues keep alive for a few bytes are copied out
+ *      compact     buffers that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
  *      reap        dead connections are freed; nothing of this turn points at them any more
  *      accept      last, so that the slots and descriptors just freed count (net/admission.c)
@@ -254,12 +254,12 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     }
     commit_begin(bq);
     flush_when_due(bq);
-    segment_compact(&bq->segments, COMPACT_BYTES);
+    buffer_compact(&bq->buffers, COMPACT_BYTES);
     if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
     run_retry_list(bq);
     if (bq->dead) reap(bq, WORK_ENDS);
     admission_accept(bq);
-    segment_rewind(&bq->segments);
+    buffer_rewind(&bq->buffers);
     if (bq->stopping) stop_when_flushed(bq);
     return work || anyone_ready(bq);
 }
@@ -276,7 +276,7 @@ static uint64_t consumers_due_ms(const bq_t *bq, uint64_t due) {
 }
 
 int64_t bq_next_timer_ms(bq_t *bq) {
-    if (anyone_ready(bq) || (anything_dirty(bq) && !bq->config.flush_interval_ms) || bq->segments.compact_head) return 0;
+    if (anyone_ready(bq) || (anything_dirty(bq) && !bq->config.flush_interval_ms) || bq->buffers.compact_head) return 0;
     uint64_t due = UINT64_MAX;
     uint64_t tick = wheel_next(&bq->wheel);
     if (tick != UINT64_MAX) due = tick * bq->config.tick_ms;
@@ -431,8 +431,8 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     share_init(bq);
     bq->pending_tail = &bq->pending;
     pool_init(&bq->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
-    segment_store_init(&bq->segments, &bq->pool, config->segment_bytes);
-    bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .segments = &bq->segments, .stats = &bq->stats};
+    buffer_store_init(&bq->buffers, &bq->pool, config->segment_bytes);
+    bq->queues = (queue_env_t){.pool = &bq->pool, .wheel = &bq->wheel, .buffers = &bq->buffers, .stats = &bq->stats};
     bq->queues.handed = delivery_handed;
     bq->queues.handed_context = bq;
     bq->queues.lazy_expiry = config->lazy_expiry;
@@ -459,7 +459,7 @@ void bq_free(bq_t *bq) {
     acl_table_release(&bq->acl, &bq->pool);
     if (bq->routes) consumers_release(bq);
     if (bq->routes) route_free(bq->routes);
-    segment_store_release(&bq->segments);
+    buffer_store_release(&bq->buffers);
     for (uint32_t i = 0; i < bq->chunk_count; i++) pool_give(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));
     pool_release(&bq->pool);
     if (bq->commands.buffer) command_discard_all(bq);

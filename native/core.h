@@ -52,7 +52,7 @@
 
 /* The open run: consecutive publishes to one topic with one expiry, not yet given to its queues. */
 typedef struct publish_run {
-    queue_run_t run; /* segment NULL: none open */
+    queue_run_t run; /* buffer NULL: none open */
     topic_t *topic;
     uint32_t count_max, size_max; /* what every target still has room for, under the block policy; else one flush */
 } publish_run_t;
@@ -69,7 +69,7 @@ struct bq {
     bq_stats_t stats; /* what is counted here directly; core_stats adds what the parts count */
     pool_t pool;
     wheel_t wheel;
-    segment_store_t segments;
+    buffer_store_t buffers;
     queue_env_t queues;
     routes_t *routes;
     acl_table_t acl;
@@ -207,14 +207,14 @@ static inline void connection_wake_waiters(bq_t *bq, connection_t *connection) {
 
 /* The routes and shared_reserve call it; else it is for those alone that need what has been published so far in its queues. */
 static inline void publish_run_close(bq_t *bq) {
-    if (bq->open.run.segment) publish_run_give(bq);
+    if (bq->open.run.buffer) publish_run_give(bq);
 }
 
-/* Room for `size` bytes at the end of the shared segment: no run stays open that they would lie behind. Then segment_commit. NULL: no
+/* Room for `size` bytes at the end of the shared buffer: no run stays open that they would lie behind. Then buffer_commit. NULL: no
  * memory. */
 static inline uint8_t *shared_reserve(bq_t *bq, uint32_t size) {
     publish_run_close(bq);
-    return segment_reserve(&bq->segments, size);
+    return buffer_reserve(&bq->buffers, size);
 }
 
 /* The cached topic of that name; `last` is what its publisher published to before. NULL with *error as route_topic sets it. */

@@ -104,8 +104,8 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->route_misses = routes->misses;
     stats->filters = routes->filters;
     stats->cached_topics = routes->topics;
-    stats->compacted_bytes = bq->segments.compacted_bytes;
-    stats->segments = bq->segments.count;
+    stats->compacted_bytes = bq->buffers.compacted_bytes;
+    stats->segments = bq->buffers.count;
     stats->last_message_id = bq->next_message_id - 1;
     stats->connections = bq->open_count;
     stats->sessions = bq->consumers.count;

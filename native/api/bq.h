@@ -205,7 +205,7 @@ typedef struct bq_stats {
     uint64_t pool_allocations;
     uint64_t route_hits;
     uint64_t route_misses;
-    uint64_t compacted_bytes; /* copied out of segments that slow queues kept alive */
+    uint64_t compacted_bytes; /* copied out of buffers that slow queues kept alive */
     uint64_t last_message_id;
     uint64_t turns;
     uint64_t acked; /* QoS 1 deliveries acknowledged */

@@ -4,134 +4,134 @@
 
 #define SPARSE_DIVISOR 4 /* compaction begins when live bytes fall under capacity / this */
 
-void segment_store_init(segment_store_t *store, pool_t *pool, uint32_t segment_bytes) {
+void buffer_store_init(buffer_store_t *store, pool_t *pool, uint32_t buffer_bytes) {
     memset(store, 0, sizeof *store);
     store->pool = pool;
-    store->segment_bytes = segment_bytes;
+    store->buffer_bytes = buffer_bytes;
 }
 
-static segment_t *segment_new(segment_store_t *store, uint32_t size) {
-    size_t ordinary = store->segment_bytes;
-    size_t need = sizeof(segment_t) + (size_t)size;
+static buffer_t *buffer_new(buffer_store_t *store, uint32_t size) {
+    size_t ordinary = store->buffer_bytes;
+    size_t need = sizeof(buffer_t) + (size_t)size;
     size_t total = need > ordinary ? need : ordinary;
-    segment_t *segment = pool_take(store->pool, total);
-    if (!segment) return NULL;
-    *segment = (segment_t){.refs = 1, .capacity = (uint32_t)(total - sizeof(segment_t))};
+    buffer_t *buffer = pool_take(store->pool, total);
+    if (!buffer) return NULL;
+    *buffer = (buffer_t){.refs = 1, .capacity = (uint32_t)(total - sizeof(buffer_t))};
     store->count++;
-    return segment;
+    return buffer;
 }
 
-static void compact_remove(segment_t *segment) {
-    if (!segment->compactable) return;
-    *segment->compact_link = segment->compact_next;
-    if (segment->compact_next) segment->compact_next->compact_link = segment->compact_link;
-    segment->compactable = false;
+static void compact_remove(buffer_t *buffer) {
+    if (!buffer->compactable) return;
+    *buffer->compact_link = buffer->compact_next;
+    if (buffer->compact_next) buffer->compact_next->compact_link = buffer->compact_link;
+    buffer->compactable = false;
 }
 
-void segment_unref(segment_store_t *store, segment_t *segment) {
-    if (--segment->refs) return;
-    compact_remove(segment);
+void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
+    if (--buffer->refs) return;
+    compact_remove(buffer);
     store->count--;
-    pool_give(store->pool, segment, sizeof(segment_t) + segment->capacity);
+    pool_give(store->pool, buffer, sizeof(buffer_t) + buffer->capacity);
 }
 
-/* A segment that is open (or open for cold data) still fills up; any other one that is mostly dead is worth copying out. */
-static void compact_consider(segment_store_t *store, segment_t *segment) {
-    if (segment->compactable || segment == store->open || segment == store->cold || !segment->entries) return;
-    if (segment->live_bytes >= segment->capacity / SPARSE_DIVISOR) return;
-    segment->compact_next = store->compact_head;
-    segment->compact_link = &store->compact_head;
-    if (store->compact_head) store->compact_head->compact_link = &segment->compact_next;
-    store->compact_head = segment;
-    segment->compactable = true;
+/* A buffer that is open (or open for cold data) still fills up; any other one that is mostly dead is worth copying out. */
+static void compact_consider(buffer_store_t *store, buffer_t *buffer) {
+    if (buffer->compactable || buffer == store->open || buffer == store->cold || !buffer->entries) return;
+    if (buffer->live_bytes >= buffer->capacity / SPARSE_DIVISOR) return;
+    buffer->compact_next = store->compact_head;
+    buffer->compact_link = &store->compact_head;
+    if (store->compact_head) store->compact_head->compact_link = &buffer->compact_next;
+    store->compact_head = buffer;
+    buffer->compactable = true;
 }
 
-static void segment_retire(segment_store_t *store, segment_t **slot) {
-    segment_t *segment = *slot;
+static void buffer_retire(buffer_store_t *store, buffer_t **slot) {
+    buffer_t *buffer = *slot;
     *slot = NULL;
-    if (!segment) return;
-    compact_consider(store, segment);
-    segment_unref(store, segment);
+    if (!buffer) return;
+    compact_consider(store, buffer);
+    buffer_unref(store, buffer);
 }
 
-static uint8_t *reserve_in(segment_store_t *store, segment_t **slot, uint32_t size) {
-    segment_t *segment = *slot;
-    if (BQ_UNLIKELY(!segment || size > segment->capacity - segment->used)) {
-        segment_t *fresh = segment_new(store, size);
+static uint8_t *reserve_in(buffer_store_t *store, buffer_t **slot, uint32_t size) {
+    buffer_t *buffer = *slot;
+    if (BQ_UNLIKELY(!buffer || size > buffer->capacity - buffer->used)) {
+        buffer_t *fresh = buffer_new(store, size);
         if (!fresh) return NULL;
-        segment_retire(store, slot);
-        *slot = segment = fresh;
+        buffer_retire(store, slot);
+        *slot = buffer = fresh;
     }
-    return segment->bytes + segment->used;
+    return buffer->bytes + buffer->used;
 }
 
-uint8_t *segment_reserve(segment_store_t *store, uint32_t size) { return reserve_in(store, &store->open, size); }
+uint8_t *buffer_reserve(buffer_store_t *store, uint32_t size) { return reserve_in(store, &store->open, size); }
 
-void segment_link(segment_t *segment, queue_entry_t *entry) {
-    entry->segment = segment;
-    entry->segment_next = segment->entries;
-    entry->segment_link = &segment->entries;
-    if (segment->entries) segment->entries->segment_link = &entry->segment_next;
-    segment->entries = entry;
-    segment->live_bytes += entry->size;
-    segment->refs++;
+void buffer_link(buffer_t *buffer, queue_entry_t *entry) {
+    entry->buffer = buffer;
+    entry->buffer_next = buffer->entries;
+    entry->buffer_link = &buffer->entries;
+    if (buffer->entries) buffer->entries->buffer_link = &entry->buffer_next;
+    buffer->entries = entry;
+    buffer->live_bytes += entry->size;
+    buffer->refs++;
 }
 
-void segment_unlink(segment_store_t *store, queue_entry_t *entry) {
-    segment_t *segment = entry->segment;
-    *entry->segment_link = entry->segment_next;
-    if (entry->segment_next) entry->segment_next->segment_link = entry->segment_link;
-    entry->segment = NULL;
-    segment_shrink(store, segment, entry->size);
-    segment_unref(store, segment);
+void buffer_unlink(buffer_store_t *store, queue_entry_t *entry) {
+    buffer_t *buffer = entry->buffer;
+    *entry->buffer_link = entry->buffer_next;
+    if (entry->buffer_next) entry->buffer_next->buffer_link = entry->buffer_link;
+    entry->buffer = NULL;
+    buffer_shrink(store, buffer, entry->size);
+    buffer_unref(store, buffer);
 }
 
-void segment_shrink(segment_store_t *store, segment_t *segment, uint64_t bytes) {
-    segment->live_bytes -= bytes;
-    compact_consider(store, segment);
+void buffer_shrink(buffer_store_t *store, buffer_t *buffer, uint64_t bytes) {
+    buffer->live_bytes -= bytes;
+    compact_consider(store, buffer);
 }
 
-/* Move one entry's bytes to the cold segment; the entry keeps its place in its queue. Only live bytes are moved: a cold
- * segment is then as dense as what was put into it, and what is copied is not soon worth copying again. */
-static bool entry_copy_out(segment_store_t *store, queue_entry_t *entry) {
+/* Move one entry's bytes to the cold buffer; the entry keeps its place in its queue. Only live bytes are moved: a cold
+ * buffer is then as dense as what was put into it, and what is copied is not soon worth copying again. */
+static bool entry_copy_out(buffer_store_t *store, queue_entry_t *entry) {
     uint8_t *to = reserve_in(store, &store->cold, entry->size);
     if (!to) return false;
-    memcpy(to, entry->segment->bytes + entry->offset, entry->size);
-    segment_unlink(store, entry);
+    memcpy(to, entry->buffer->bytes + entry->offset, entry->size);
+    buffer_unlink(store, entry);
     entry->offset = store->cold->used;
     store->cold->used += entry->size;
-    segment_link(store->cold, entry);
+    buffer_link(store->cold, entry);
     store->compacted_bytes += entry->size;
     return true;
 }
 
-bool segment_compact(segment_store_t *store, uint32_t bytes_max) {
+bool buffer_compact(buffer_store_t *store, uint32_t bytes_max) {
     uint64_t stop_at = store->compacted_bytes + bytes_max;
     while (store->compact_head && store->compacted_bytes < stop_at) {
-        segment_t *segment = store->compact_head;
-        segment->refs++; /* the last entry to leave must not free it under the loop */
-        while (segment->entries) {
-            if (!entry_copy_out(store, segment->entries)) {
-                segment_unref(store, segment);
+        buffer_t *buffer = store->compact_head;
+        buffer->refs++; /* the last entry to leave must not free it under the loop */
+        while (buffer->entries) {
+            if (!entry_copy_out(store, buffer->entries)) {
+                buffer_unref(store, buffer);
                 return false; /* no memory to save memory with: try again when some is free */
             }
         }
-        compact_remove(segment);
-        segment_unref(store, segment);
+        compact_remove(buffer);
+        buffer_unref(store, buffer);
     }
     return store->compact_head != NULL;
 }
 
-static void rewind_if_unused(segment_t *segment) {
-    if (segment && segment->refs == 1) segment->used = 0;
+static void rewind_if_unused(buffer_t *buffer) {
+    if (buffer && buffer->refs == 1) buffer->used = 0;
 }
 
-void segment_rewind(segment_store_t *store) {
+void buffer_rewind(buffer_store_t *store) {
     rewind_if_unused(store->open);
     rewind_if_unused(store->cold);
 }
 
-void segment_store_release(segment_store_t *store) {
-    segment_retire(store, &store->open);
-    segment_retire(store, &store->cold);
+void buffer_store_release(buffer_store_t *store) {
+    buffer_retire(store, &store->open);
+    buffer_retire(store, &store->cold);
 }

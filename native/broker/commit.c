@@ -33,17 +33,17 @@ const char *commit_refusal(const bq_t *bq) {
 static pending_commit_t *pending_new(bq_t *bq, connection_t *connection, enum pending_kind kind, uint32_t size) {
     pending_commit_t *pending = shared_reserve(bq, size) ? pool_take(&bq->pool, sizeof *pending) : NULL;
     if (!pending) return NULL;
-    segment_t *segment = bq->segments.open;
+    buffer_t *buffer = bq->buffers.open;
     *pending = (pending_commit_t){.kind = kind, .conn = connection ? connection->handle : 0};
-    pending->hold.offset = segment->used;
+    pending->hold.offset = buffer->used;
     pending->hold.size = size;
-    segment_link(segment, &pending->hold);
-    segment_commit(&bq->segments, size);
+    buffer_link(buffer, &pending->hold);
+    buffer_commit(&bq->buffers, size);
     return pending;
 }
 
 static void pending_free(bq_t *bq, pending_commit_t *pending) {
-    segment_unlink(&bq->segments, &pending->hold);
+    buffer_unlink(&bq->buffers, &pending->hold);
     pool_give(&bq->pool, pending, sizeof *pending);
 }
 
@@ -65,7 +65,7 @@ static pending_commit_t *pending_message(bq_t *bq, connection_t *connection, enu
     uint32_t prefix_size = message_qos1_prefix_size(view->topic_size);
     pending_commit_t *pending = pending_new(bq, connection, kind, prefix_size + view->payload_size);
     if (!pending) return NULL;
-    uint8_t *out = pending->hold.segment->bytes + pending->hold.offset;
+    uint8_t *out = pending->hold.buffer->bytes + pending->hold.offset;
     message_qos1_write(out, view->topic, view->topic_size, bq->next_message_id, bq->wall_ms, ttl_ms, view->payload_size, false);
     if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
     pending->seq = view->seq;
@@ -165,9 +165,9 @@ static pending_commit_t *pending_letter(bq_t *bq, enum pending_kind kind, const 
     uint32_t head_size = message_head_size(&head);
     pending_commit_t *pending = pending_new(bq, NULL, kind, head_size + head.payload_size);
     if (!pending) return NULL;
-    uint8_t *out = pending->hold.segment->bytes + pending->hold.offset;
+    uint8_t *out = pending->hold.buffer->bytes + pending->hold.offset;
     message_head_write(out, &head);
-    const uint8_t *from = letter->delivery->hold.segment->bytes + letter->delivery->hold.offset;
+    const uint8_t *from = letter->delivery->hold.buffer->bytes + letter->delivery->hold.offset;
     if (head.payload_size) memcpy(out + head_size, message_qos1_payload(from), head.payload_size);
     pending->id = head.id;
     pending->timestamp_ms = head.timestamp_ms;
@@ -245,7 +245,7 @@ pending_commit_t *commit_answer_new(bq_t *bq, connection_t *connection, uint64_t
                                     uint32_t size, uint32_t more) {
     pending_commit_t *pending = pending_new(bq, connection, kind, size + more ? size + more : 1);
     if (!pending) return NULL;
-    if (size + more) memcpy(pending->hold.segment->bytes + pending->hold.offset, text, size + more);
+    if (size + more) memcpy(pending->hold.buffer->bytes + pending->hold.offset, text, size + more);
     pending->seq = seq;
     pending->topic_size = (uint16_t)size;
     pending->payload_size = more;

@@ -40,7 +40,7 @@ typedef struct pending_commit {
 } pending_commit_t;
 
 static inline const uint8_t *pending_frame(const pending_commit_t *pending) {
-    return pending->hold.segment->bytes + pending->hold.offset;
+    return pending->hold.buffer->bytes + pending->hold.offset;
 }
 const uint8_t *pending_topic(const pending_commit_t *pending);
 const uint8_t *pending_payload(const pending_commit_t *pending);

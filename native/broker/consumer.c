@@ -56,7 +56,7 @@ void delivery_free(bq_t *bq, delivery_t *delivery) {
     consumer->window_count--;
     consumer->window_bytes -= delivery->hold.size;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
-    segment_unlink(&bq->segments, &delivery->hold);
+    buffer_unlink(&bq->buffers, &delivery->hold);
     pool_give(&bq->pool, delivery, sizeof *delivery);
 }
 
@@ -104,8 +104,8 @@ static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uin
     delivery->letter = NULL;
 }
 
-/* Take a frame that lies in a segment into the window, mostly at its end. */
-delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+/* Take a frame that lies in a buffer into the window, mostly at its end. */
+delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick) {
     delivery_t *delivery = pool_take(&bq->pool, sizeof *delivery);
     if (!delivery) return NULL;
@@ -118,7 +118,7 @@ delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, segment_t *segment, uin
     delivery->id = id;
     delivery->expiry_tick = expiry_tick;
     delivery->redelivered = lsn <= consumer->doubtful_lsn;
-    segment_link(segment, &delivery->hold);
+    buffer_link(buffer, &delivery->hold);
     *(before ? &before->next : &consumer->head) = delivery;
     *(delivery->next ? &delivery->next->previous : &consumer->tail) = delivery;
     if (!consumer->cursor || consumer->cursor->lsn > lsn) consumer->cursor = delivery;
@@ -152,10 +152,10 @@ static void overflow(bq_t *bq, consumer_t *consumer) {
 
 /* ---- sending ---------------------------------------------------------------------------------------------------------- */
 
-static void bytes_move(bq_t *bq, delivery_t *delivery, segment_t *segment, uint32_t offset) {
-    segment_unlink(&bq->segments, &delivery->hold);
+static void bytes_move(bq_t *bq, delivery_t *delivery, buffer_t *buffer, uint32_t offset) {
+    buffer_unlink(&bq->buffers, &delivery->hold);
     delivery->hold.offset = offset;
-    segment_link(segment, &delivery->hold);
+    buffer_link(buffer, &delivery->hold);
     delivery->marked = true;
 }
 
@@ -164,17 +164,17 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
     delivery_t **slot = marked_slot(bq, delivery->id), *other = *slot;
     uint32_t size = delivery->hold.size;
     if (other && other->id == delivery->id && other->hold.size == size) {
-        bytes_move(bq, delivery, other->hold.segment, other->hold.offset);
+        bytes_move(bq, delivery, other->hold.buffer, other->hold.offset);
         return true;
     }
     uint8_t *out = budget_over(bq) && delivery->consumer->flight_count ? NULL : shared_reserve(bq, size);
     if (!out) return false;
-    memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, size);
+    memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, size);
     message_qos1_mark_redelivered(out);
-    segment_t *segment = bq->segments.open;
-    uint32_t offset = segment->used;
-    segment_commit(&bq->segments, size);
-    bytes_move(bq, delivery, segment, offset);
+    buffer_t *buffer = bq->buffers.open;
+    uint32_t offset = buffer->used;
+    buffer_commit(&bq->buffers, size);
+    bytes_move(bq, delivery, buffer, offset);
     *slot = delivery;
     return true;
 }
@@ -187,11 +187,11 @@ static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
     }
     uint8_t *out = shared_reserve(bq, run->size);
     if (!out) return false;
-    memcpy(out, delivery->hold.segment->bytes + delivery->hold.offset, run->size);
+    memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, run->size);
     message_qos1_mark_qos0(out);
-    run->segment = bq->segments.open;
-    run->offset = run->segment->used;
-    segment_commit(&bq->segments, run->size);
+    run->buffer = bq->buffers.open;
+    run->offset = run->buffer->used;
+    buffer_commit(&bq->buffers, run->size);
     return true;
 }
 
@@ -208,7 +208,7 @@ static bool tries_alone(const bq_t *bq, const delivery_t *delivery) {
 
 static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
     if (BQ_UNLIKELY(delivery->redelivered) && !delivery->marked && !mark_redelivered(bq, delivery)) return false;
-    queue_run_t run = {.segment = delivery->hold.segment, .offset = delivery->hold.offset, .size = delivery->hold.size};
+    queue_run_t run = {.buffer = delivery->hold.buffer, .offset = delivery->hold.offset, .size = delivery->hold.size};
     if (BQ_UNLIKELY(!member->qos) && !quiet_copy(bq, delivery, &run)) return false;
     if (!queue_push_kept(&member->connection->queue, &bq->queues, &run, &delivery->hold)) return false;
     connection_mark_dirty(bq, member->connection, bq->flush_order);
@@ -328,7 +328,7 @@ bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pend
         return true;
     }
     bool room = consumer_has_room(bq, consumer, pending->hold.size) && (consumer->members || !consumer->durable);
-    if (room && delivery_add(bq, consumer, pending->hold.segment, pending->hold.offset, pending->hold.size, pending->lsn,
+    if (room && delivery_add(bq, consumer, pending->hold.buffer, pending->hold.offset, pending->hold.size, pending->lsn,
                              pending->id, pending->expiry_tick)) {
         pump(bq, consumer); /* at once, so that it keeps its place among QoS 0 messages that follow it */
         return true;
@@ -442,7 +442,7 @@ void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
     consumer->behind = true;
     consumer->skim_due_ms = 0;
     consumer->next_lsn = first->lsn > consumer->kept_lsn ? first->lsn : consumer->kept_lsn;
-    consumer->behind_stamp_ms = message_qos1_timestamp(first->hold.segment->bytes + first->hold.offset);
+    consumer->behind_stamp_ms = message_qos1_timestamp(first->hold.buffer->bytes + first->hold.offset);
     for (delivery_t *delivery = first, *next; delivery; delivery = next) {
         next = delivery->next;
         if (delivery->given_up) continue;

@@ -28,7 +28,7 @@ void consumer_fall_behind(struct bq *bq, consumer_t *consumer,
                           uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
 bool consumer_has_room(const struct bq *bq, const consumer_t *consumer, uint32_t size);
 void consumer_window_leave(struct bq *bq, consumer_t *consumer); /* the window of a durable consumer goes back to the log */
-delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, segment_t *segment, uint32_t offset, uint32_t size, uint64_t lsn,
+delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick);                          /* NULL: no memory */
 void delivery_recall(struct bq *bq, delivery_t *delivery, const past_entry_t *entry); /* it had been in the window before */
 void delivery_free(struct bq *bq, delivery_t *delivery);

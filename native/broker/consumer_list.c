@@ -23,7 +23,7 @@ uint64_t consumer_lag_messages(const consumer_t *consumer) { return consumer->wi
 uint64_t consumer_lag_bytes(const consumer_t *consumer) { return consumer->window_bytes + consumer->behind_bytes; }
 
 uint64_t consumer_stamp_ms(const consumer_t *consumer) {
-    if (consumer->head) return message_qos1_timestamp(consumer->head->hold.segment->bytes + consumer->head->hold.offset);
+    if (consumer->head) return message_qos1_timestamp(consumer->head->hold.buffer->bytes + consumer->head->hold.offset);
     return consumer->behind_messages ? consumer->behind_stamp_ms : 0;
 }
 

@@ -330,10 +330,10 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
     if (!out) return TAKE_NO_MEMORY;
     message_head_write(out, &head);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);
-    segment_t *segment = bq->segments.open;
-    delivery_t *delivery = delivery_add(bq, consumer, segment, segment->used, prefix_size + payload_size, lsn, record.id, tick);
+    buffer_t *buffer = bq->buffers.open;
+    delivery_t *delivery = delivery_add(bq, consumer, buffer, buffer->used, prefix_size + payload_size, lsn, record.id, tick);
     if (!delivery) return TAKE_NO_MEMORY;
-    segment_commit(&bq->segments, prefix_size + payload_size);
+    buffer_commit(&bq->buffers, prefix_size + payload_size);
     delivery_recall(bq, delivery, &entry);
     consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
     if (over) consumer_quota_letter(bq, delivery);

@@ -12,7 +12,7 @@
 
 static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
 
-static const uint8_t *frame_of(const delivery_t *delivery) { return delivery->hold.segment->bytes + delivery->hold.offset; }
+static const uint8_t *frame_of(const delivery_t *delivery) { return delivery->hold.buffer->bytes + delivery->hold.offset; }
 
 /* The topic of a letter of a letter would be one of the same again. */
 static bool is_letter(const uint8_t *frame) {

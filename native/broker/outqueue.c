@@ -1,12 +1,12 @@
 /* broker/outqueue.c: see broker/outqueue.h for the picture and the invariants. */
 #include "broker/outqueue.h"
 
-static uint32_t frame_size_at(const segment_t *segment, uint32_t offset) { return 4 + load_be32(segment->bytes + offset); }
+static uint32_t frame_size_at(const buffer_t *buffer, uint32_t offset) { return 4 + load_be32(buffer->bytes + offset); }
 
 /* Bytes of the first `count` whole frames at `offset`. */
-static uint32_t frames_size(const segment_t *segment, uint32_t offset, uint32_t count) {
+static uint32_t frames_size(const buffer_t *buffer, uint32_t offset, uint32_t count) {
     uint32_t at = offset;
-    for (uint32_t i = 0; i < count; i++) at += frame_size_at(segment, at);
+    for (uint32_t i = 0; i < count; i++) at += frame_size_at(buffer, at);
     return at - offset;
 }
 
@@ -30,7 +30,7 @@ static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_ru
     entry->size = run->size;
     entry->kept = false;
     entry->head_left = 0;
-    segment_link(run->segment, entry);
+    buffer_link(run->buffer, entry);
     if (run->tick && !env->lazy_expiry) wheel_insert(env->wheel, &entry->timer.wheel, run->tick);
     return entry;
 }
@@ -62,7 +62,7 @@ static void entry_free(queue_env_t *env, queue_entry_t *entry) {
         queue->tail = entry->previous;
     if (queue->oldest == entry) queue->oldest = entry->next;
     wheel_remove(env->wheel, &entry->timer.wheel);
-    segment_unlink(env->segments, entry);
+    buffer_unlink(env->buffers, entry);
     pool_give(env->pool, entry, sizeof *entry);
 }
 
@@ -70,11 +70,11 @@ static void entry_free(queue_env_t *env, queue_entry_t *entry) {
 static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
     entry->offset += bytes;
     entry->size -= bytes;
-    segment_shrink(env->segments, entry->segment, bytes);
+    buffer_shrink(env->buffers, entry->buffer, bytes);
 }
 
 static bool entry_extends(const queue_entry_t *tail, const queue_env_t *env, const queue_run_t *run) {
-    return tail && tail->count && run->count && tail->segment == run->segment && tail->offset + tail->size == run->offset &&
+    return tail && tail->count && run->count && tail->buffer == run->buffer && tail->offset + tail->size == run->offset &&
            tail->tick == run->tick && tail->count + run->count <= env->entry_messages_max &&
            tail->size + run->size <= env->entry_bytes_max;
 }
@@ -86,7 +86,7 @@ bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run) {
     if (entry_extends(tail, env, run)) {
         tail->count += run->count;
         tail->size += run->size;
-        tail->segment->live_bytes += run->size;
+        tail->buffer->live_bytes += run->size;
     } else {
         queue_entry_t *entry = entry_new(env, queue, run);
         if (BQ_UNLIKELY(!entry)) {
@@ -129,7 +129,7 @@ static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) 
 /* Drop the first `count` messages of an entry whose first frame is untouched. Frees the entry when none is left. */
 static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t count) {
     queue_t *queue = entry->queue;
-    uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->segment, entry->offset, count);
+    uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->buffer, entry->offset, count);
     account(queue, env, -(int64_t)count, -(int64_t)bytes);
     if (count == entry->count) {
         entry_free(env, entry);
@@ -144,7 +144,7 @@ static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t co
 static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     if (entry->count <= 1) return NULL;
     uint32_t rest = entry->head_left;
-    queue_run_t tail = {.segment = entry->segment,
+    queue_run_t tail = {.buffer = entry->buffer,
                         .offset = entry->offset + rest,
                         .size = entry->size - rest,
                         .count = entry->count - 1,
@@ -154,7 +154,7 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     entry_insert_after(entry->queue, entry, fresh);
     wheel_remove(env->wheel, &entry->timer.wheel);
     entry->count = 1;
-    segment_shrink(env->segments, entry->segment, tail.size);
+    buffer_shrink(env->buffers, entry->buffer, tail.size);
     entry->size = rest;
     return fresh;
 }
@@ -198,7 +198,7 @@ static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queu
     uint32_t count = 0;
     *bytes = 0;
     while (count < run->count) {
-        uint32_t next = *bytes + frame_size_at(run->segment, run->offset + *bytes);
+        uint32_t next = *bytes + frame_size_at(run->buffer, run->offset + *bytes);
         if (!queue_fits(queue, env, count + 1, next)) break;
         *bytes = next;
         count++;
@@ -216,7 +216,7 @@ static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
 static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
     queue_run_t part = *run;
     while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max))
-        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
+        run_cut_front(&part, 1, frame_size_at(part.buffer, part.offset));
     return part;
 }
 
@@ -231,7 +231,7 @@ static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
         run_cut_front(&run, part.count, part.size);
         if (!run.count) return pushed;
         count_refused(queue, env, 1);
-        run_cut_front(&run, 1, frame_size_at(run.segment, run.offset));
+        run_cut_front(&run, 1, frame_size_at(run.buffer, run.offset));
     }
     count_refused(queue, env, run.count);
     return pushed;
@@ -244,7 +244,7 @@ bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *ru
     make_room(queue, env, part.count, part.size);
     /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
     while (part.count && !queue_fits(queue, env, part.count, part.size))
-        run_cut_front(&part, 1, frame_size_at(part.segment, part.offset));
+        run_cut_front(&part, 1, frame_size_at(part.buffer, part.offset));
     count_refused(queue, env, run->count - part.count);
     return part.count == 0 || queue_push(queue, env, &part);
 }
@@ -263,12 +263,12 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
         return;
     }
     uint32_t left = bytes, at = entry->offset, whole = 0;
-    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->segment, at);
+    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->buffer, at);
     while (size <= left) {
         left -= size;
         at += size;
         whole++;
-        size = frame_size_at(entry->segment, at);
+        size = frame_size_at(entry->buffer, at);
     }
     entry->count -= whole;
     entry->head_left = left ? size - left : 0;

@@ -1,8 +1,8 @@
-/* broker/outqueue.h: what one subscriber has yet to be sent: a list of runs of frames in shared segments.
+/* broker/outqueue.h: what one subscriber has yet to be sent: a list of runs of frames in shared buffers.
  *
  *      head                                       tail
  *       v                                          v
- *      [entry: 3 frames of segment 7] <-> [entry: 2,000 frames of segment 8] <-> ...
+ *      [entry: 3 frames of buffer 7] <-> [entry: 2,000 frames of buffer 8] <-> ...
  *        ^ offset: next byte to send. head_left > 0: the first frame is partly on the wire and can no longer be dropped
  *
  * Invariants: messages, bytes and control_bytes are the sums over the entries; enqueued = delivered + dropped_ttl +
@@ -33,12 +33,12 @@ typedef struct queue_entry {
     uint32_t count;     /* messages not wholly sent */
     uint64_t tick;      /* when they expire; 0: never. Runs of different expiry never share an entry */
     struct queue_entry *next, *previous;
-    struct queue_entry *segment_next, **segment_link;
-    segment_t *segment;
+    struct queue_entry *buffer_next, **buffer_link;
+    buffer_t *buffer;
     struct queue *queue;
     struct queue_entry
         *other;         /* of a QoS 1 delivery: its consumer's entry, whose `other` is this one; NULL: it is not wanted back */
-    uint32_t offset;    /* in segment->bytes */
+    uint32_t offset;    /* in buffer->bytes */
     uint32_t size;      /* bytes from there on */
     bool kept;          /* a QoS 1 delivery: bounded by its consumer's window, so neither dropped nor counted as a reply */
     uint32_t head_left; /* what is left of a first frame that is partly on the wire; 0: none is */
@@ -53,9 +53,9 @@ typedef struct queue {
     uint64_t enqueued, delivered, dropped_ttl, dropped_queue_full;
 } queue_t;
 
-/* A run: consecutive frames in the open segment, of one topic and one expiry. */
+/* A run: consecutive frames in the open buffer, of one topic and one expiry. */
 typedef struct queue_run {
-    segment_t *segment;
+    buffer_t *buffer;
     uint32_t offset, size, count;
     uint64_t tick; /* expires when the wheel reaches it; 0: never */
 } queue_run_t;
@@ -66,7 +66,7 @@ typedef void (*queue_handed)(void *context, queue_entry_t *hold);
 typedef struct queue_env {
     pool_t *pool;
     wheel_t *wheel;
-    segment_store_t *segments;
+    buffer_store_t *buffers;
     bq_stats_t *stats;
     uint64_t bytes_max; /* caps of every queue */
     uint32_t messages_max;

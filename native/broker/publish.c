@@ -1,6 +1,6 @@
 /* broker/publish.c: from one publish to the queues of everyone who wants it.
  *
- * Frames are encoded once into the open segment and gathered into a run; a run goes to each queue as one entry. That is what
+ * Frames are encoded once into the open buffer and gathered into a run; a run goes to each queue as one entry. That is what
  * makes a message cost nanoseconds: the work per subscriber is done per run, not per message.
  *
  * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. The routes
@@ -16,7 +16,7 @@ topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32
         topic->recent = true;
         return topic;
     }
-    topic = bq->open.run.segment ? bq->open.topic : NULL;
+    topic = bq->open.run.buffer ? bq->open.topic : NULL;
     if (!topic || topic == last || !topic_is(topic, name, size)) {
         topic = route_topic(bq->routes, name, size, bq->config.max_topic_levels, error);
     }
@@ -101,7 +101,7 @@ static BQ_APART void give_wide(bq_t *bq, const topic_t *topic, const queue_run_t
 void publish_run_give(bq_t *bq) {
     queue_run_t run = bq->open.run;
     topic_t *topic = bq->open.topic;
-    bq->open.run.segment = NULL;
+    bq->open.run.buffer = NULL;
     bq->open.topic = NULL;
     if (BQ_UNLIKELY(topic->target_count > WIDE_TARGETS)) {
         give_wide(bq, topic, &run);
@@ -168,16 +168,16 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wai
         if (*blocker) return false;
     }
     if (topic->grouped) count_max = 1; /* members take turns message by message */
-    segment_t *segment = bq->segments.open;
+    buffer_t *buffer = bq->buffers.open;
     bq->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
-    bq->open.run = (queue_run_t){.segment = segment, .offset = segment->used, .tick = tick};
+    bq->open.run = (queue_run_t){.buffer = buffer, .offset = buffer->used, .tick = tick};
     return true;
 }
 
 /* Whether a frame of `size` bytes may join the open run. */
 static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t tick, uint32_t size) {
-    return open->run.segment && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
-           size <= open->size_max - open->run.size && size <= open->run.segment->capacity - open->run.segment->used;
+    return open->run.buffer && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
+           size <= open->size_max - open->run.size && size <= open->run.buffer->capacity - open->run.buffer->used;
 }
 
 /* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
@@ -188,11 +188,11 @@ static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64
 
 static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
     queue_run_t *run = &bq->open.run;
-    uint8_t *out = run->segment->bytes + run->segment->used;
+    uint8_t *out = run->buffer->bytes + run->buffer->used;
     memcpy(out, topic->prefix, topic->prefix_size);
     message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
     if (size) memcpy(out + topic->prefix_size, payload, size);
-    segment_commit(&bq->segments, topic->prefix_size + size);
+    buffer_commit(&bq->buffers, topic->prefix_size + size);
     run->size += topic->prefix_size + size;
     run->count++;
 }
@@ -320,13 +320,13 @@ BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, u
     publish_model_t model = model_of(first, view, place);
     queue_run_t *run = &bq->open.run;
     const uint32_t prefix_size = bq->open.topic->prefix_size, count_max = bq->open.count_max - run->count;
-    const uint32_t segment_room = run->segment->capacity - run->segment->used;
-    if (segment_room < SLACK) return 0;
+    const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
+    if (buffer_room < SLACK) return 0;
     uint32_t room = bq->open.size_max - run->size;
-    if (room > segment_room - SLACK) room = segment_room - SLACK;
+    if (room > buffer_room - SLACK) room = buffer_room - SLACK;
 
     /* The prefix is the first one's, as subscribers get it: only the id, and with another size the lengths, are another's. */
-    uint8_t *const begin = run->segment->bytes + run->segment->used, *const prefix = begin - model.payload_size - prefix_size;
+    uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const prefix = begin - model.payload_size - prefix_size;
     const uint8_t *const end = first + size;
     const uint64_t first_id = bq->next_message_id;
     piece_t head[BLOCK_PIECES], opening[BLOCK_PIECES];
@@ -354,7 +354,7 @@ BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, u
         frame += model.size;
     }
     uint32_t bytes = (uint32_t)(out - begin);
-    segment_commit(&bq->segments, bytes);
+    buffer_commit(&bq->buffers, bytes);
     run->size += bytes;
     run->count += count;
     bq->next_message_id += count;
@@ -395,8 +395,8 @@ static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_
         if (pending->payload_size) memcpy(out + topic->prefix_size, pending_payload(pending), pending->payload_size);
     }
     *run = (queue_run_t){
-        .segment = bq->segments.open, .offset = bq->segments.open->used, .size = size, .count = 1, .tick = pending->expiry_tick};
-    segment_commit(&bq->segments, size);
+        .buffer = bq->buffers.open, .offset = bq->buffers.open->used, .size = size, .count = 1, .tick = pending->expiry_tick};
+    buffer_commit(&bq->buffers, size);
     return true;
 }
 

@@ -47,9 +47,9 @@ void connection_flush(bq_t *bq, connection_t *connection) {
 
 /* Put a written control frame into the queue, in order with what is there. */
 void output_push(bq_t *bq, connection_t *connection, uint32_t size) {
-    segment_t *segment = bq->segments.open;
-    queue_run_t run = {.segment = segment, .offset = segment->used, .size = size};
-    segment_commit(&bq->segments, size);
+    buffer_t *buffer = bq->buffers.open;
+    queue_run_t run = {.buffer = buffer, .offset = buffer->used, .size = size};
+    buffer_commit(&bq->buffers, size);
     if (!queue_push(&connection->queue, &bq->queues, &run)) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
         return;

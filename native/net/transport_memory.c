@@ -29,7 +29,7 @@ static uint64_t feed_out(bq_t *bq, connection_t *connection) {
             if (connection->fed_in_flight + size > window) return total;
             bq_event_t event = {.type = BQ_EV_OUT,
                                 .conn = connection->handle,
-                                .data = entry->segment->bytes + entry->offset + at,
+                                .data = entry->buffer->bytes + entry->offset + at,
                                 .data_size = size};
             if (!event_push(bq, &event)) {
                 event_retry(bq, connection);

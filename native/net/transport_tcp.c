@@ -45,7 +45,7 @@ static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uin
     *bytes = 0;
     for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
         if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
-        uint8_t *from = entry->segment->bytes + entry->offset;
+        uint8_t *from = entry->buffer->bytes + entry->offset;
         bool copy = entry->size <= SEND_COPY_MAX && entry->size <= SEND_BUFFER_BYTES - copied && (count || entry->next);
         if (copy) from = memcpy(bq->send_buffer + copied, from, entry->size);
         if (copy && part_end == copied) {
