@@ -1,8 +1,8 @@
 /* net/admission.h: who comes in: the listeners, how fast newcomers are taken, and how many may stand inside without being admitted.
  *
  *      backlog --(a token, a descriptor, a place)--> unadmitted --(ADMIT)--> admitted
- *                                                             |
- *                                                             +--(hello_timeout_ms is over, or a newcomer needs the place)--> closed
+ *                                                                |
+ *                                                                +--(hello_timeout_ms is over, or a newcomer needs the place)--> closed
  *
  * A connection costs whoever opens it next to nothing. So the places of those that are not admitted yet are bounded, in total and
  * for one address. When one is needed, the one that has been silent for longest is closed: a client that says HELLO at once gets
