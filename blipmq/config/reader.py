@@ -34,7 +34,7 @@ BUILD_VARIABLES = tuple(
     )
 )
 # Kubernetes tells every container of a service that is called blipmq, or whose name begins so; Docker did of a link.
-_SERVICE_VARIABLE = re.compile(
+_SERVICE_VARIABLE = (
     r"BLIPMQ_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
     r"|BLIPMQ_[A-Z0-9_]+_PORT|BLIPMQ_(NAME|ENV_\w+)"
 )
@@ -255,7 +255,7 @@ def _from_text(k: Key, text: str) -> Any:
 
 def _is_for_others(name: str, value: str) -> bool:
     """Whether a variable is of the command lines, of the build, or what an engine tells of a service called blipmq."""
-    if name in COMMAND_VARIABLES or name in BUILD_VARIABLES or _SERVICE_VARIABLE.fullmatch(name):
+    if name in COMMAND_VARIABLES or name in BUILD_VARIABLES or re.fullmatch(_SERVICE_VARIABLE, name):
         return True
     return name == "BLIPMQ_PORT" and "://" in value
 

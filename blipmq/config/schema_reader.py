@@ -68,31 +68,33 @@ def parse_toml(text: str, path: str) -> dict[str, Any]:
 class Lines:
     """Where each key of a TOML text stands. The text is known to parse, so a scan for headers and keys is enough."""
 
-    _HEADER = re.compile(r"\s*\[+([^\]]+)\]+")
-    _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)""")
+    # Compiled where they are used: a broker on its defaults reads no file, and starts a few milliseconds sooner.
+    _HEADER = r"\s*\[+([^\]]+)\]+"
+    _KEY = r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)"""
     _LEVELS_MAX = 4
-    _PART = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
+    _PART = r"""[\w-]+|"[^"]*"|'[^']*'"""
 
     def __init__(self, text: str) -> None:
         self._lines: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         section, inside = "", ""
+        header, key = re.compile(self._HEADER), re.compile(self._KEY)
         for number, line in enumerate(text.splitlines(), 1):
             if inside:  # a multi-line string: nothing in it is a key
                 inside = "" if inside in line else inside
-            elif found := self._HEADER.match(line):
+            elif found := header.match(line):
                 section = self._path(found[1])
                 self._remember(section, number)
                 if line.lstrip().startswith("[["):  # `keys.0`, `keys.1`: the tables of a list
                     count = self._counts[section] = self._counts.get(section, -1) + 1
                     section = f"{section}.{count}"
                     self._remember(section, number)
-            elif found := self._KEY.match(line):
+            elif found := key.match(line):
                 self._remember(f"{section}.{self._path(found[1])}".lstrip("."), number)
                 inside = next((q for q in ('"""', "'''") if found[2].count(q) == 1), "")
 
     def _path(self, dotted: str) -> str:
-        return ".".join(part.strip("\"'") for part in self._PART.findall(dotted))
+        return ".".join(part.strip("\"'") for part in re.findall(self._PART, dotted))
 
     def _remember(self, path: str, number: int) -> None:
         head = ""
