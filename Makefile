@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -144,6 +144,9 @@ guard: $(VENV)/.run ## count the core's instructions per message and compare wit
 
 bench-micro: $(VENV)/.run ## what one operation of the core's parts costs: timer wheel, pools, CRC, frames, routes
 	@$(PY) -m bench.micro $(ARGS)
+
+planted: $(VENV)/.test $(CORE) ## plant bugs into copies of the core's source, one at a time; the tests must find each
+	@$(PY) -m pytest -q --durations=10 tests/test_planted.py tests/test_log.py -k "planted or plants or fits" $(ARGS)
 
 crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)

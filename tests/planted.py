@@ -1,7 +1,7 @@
 """Bugs that tests plant into a copy of the core's source, to show that other tests find them.
 
-Invariant: the source itself holds no bug. An `Edit` names a file of native/ by its base name and replaces a text that stands
-there exactly once; where it no longer does, `Stale` says which line of the table below has to follow the source.
+Invariant: the source itself holds no bug. A `Bug` names a file of native/ by its base name; each of its edits replaces a text
+that stands there exactly once. Where it no longer does, `Stale` says which bug has to follow the source.
 """
 
 from __future__ import annotations
@@ -18,74 +18,287 @@ class Stale(AssertionError):
 
 
 class Edit(NamedTuple):
-    """One bug: in native/**/`file`, `after` stands in place of `before`."""
-
-    file: str
     before: str
     after: str
 
 
-BUGS = {
+class Bug(NamedTuple):
+    """In native/**/`file`, each edit's `after` stands in place of its `before`."""
+
+    file: str
+    edits: tuple[Edit, ...]
+
+
+def bug(file: str, *edits: tuple[str, str]) -> Bug:
+    return Bug(file, tuple(Edit(*edit) for edit in edits))
+
+
+BUGS: dict[str, Bug] = {
     # ---- the write-ahead log
-    "retry_fsync": Edit(
+    "retry_fsync": bug(
         "writer.c",
-        "error = log->storage->sync_data(log->storage, file);",
-        "error = log->storage->sync_data(log->storage, file);\n"
-        "    if (error < 0) error = log->storage->sync_data(log->storage, file);",
+        (
+            "error = log->storage->sync_data(log->storage, file);",
+            "error = log->storage->sync_data(log->storage, file);\n"
+            "    if (error < 0) error = log->storage->sync_data(log->storage, file);",
+        ),
     ),
-    "reply_before_fsync": Edit(
+    "reply_before_fsync": bug(
         "writer.c",
-        "    if (!whole && !next) {\n        log->position += part.bytes;",
-        "    atomic_store(&log->durable, part.next_lsn - 1);\n    log_wake(log);\n"
-        "    if (!whole && !next) {\n        log->position += part.bytes;",
+        (
+            "    if (!whole && !next) {\n        log->position += part.bytes;",
+            "    atomic_store(&log->durable, part.next_lsn - 1);\n    log_wake(log);\n    if (!whole && !next) {\n"
+            "        log->position += part.bytes;",
+        ),
     ),
-    "serve_doubtful": Edit(
+    "serve_doubtful": bug(
         "writer.c",
-        "atomic_store(&log->durable, log->sure_lsn);",
-        "atomic_store(&log->durable, log->next_lsn - 1);",
+        (
+            "atomic_store(&log->durable, log->sure_lsn);",
+            "atomic_store(&log->durable, log->next_lsn - 1);",
+        ),
     ),
-    "no_directory_fsync": Edit(
+    "no_directory_fsync": bug(
         "directory.c",
-        "    if (error >= 0) error = storage->sync_directory(storage);\n    return error < 0 ? error : 0;",
-        "    return error < 0 ? error : 0;",
+        (
+            "    if (error >= 0) error = storage->sync_directory(storage);\n    return error < 0 ? error : 0;",
+            "    return error < 0 ? error : 0;",
+        ),
     ),
-    "headers_in_one_page": Edit(
+    "headers_in_one_page": bug(
         "directory.c",
-        "    bool ends = third == FORMAT_GOOD &&",
-        "    third = FORMAT_BAD;\n    bool ends = third == FORMAT_GOOD &&",
+        (
+            "    bool ends = third == FORMAT_GOOD &&",
+            "    third = FORMAT_BAD;\n    bool ends = third == FORMAT_GOOD &&",
+        ),
     ),
-    "crc_without_length": Edit(
+    "crc_without_length": bug(
         "format.c",
-        "return crc32_update(seed, record, 20);",
-        "return crc32_update(crc32_update(seed, record, 4), record + 8, 12);",
+        (
+            "return crc32_update(seed, record, 20);",
+            "return crc32_update(crc32_update(seed, record, 4), record + 8, 12);",
+        ),
     ),
-    "forget_newest": Edit(
+    "forget_newest": bug(
         "ledger.c",
-        "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
-        "    if (log->ledger.sequence) ledger = log->ledger;\n"
-        "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
+        (
+            "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\n"
+            "bool ledger_lets_go(",
+            "    if (log->ledger.sequence) ledger = log->ledger;\n    int error = ledger_write(log, ledger);\n"
+            "    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
+        ),
     ),
-    "truncate_on_damage": Edit(
+    "truncate_on_damage": bug(
         "recover.c",
-        "segment->damaged = segment->damaged || junk_end > begin;",
-        "segment->damaged = segment->damaged || junk_end > begin;\n        segment_leave(recover);",
+        (
+            "segment->damaged = segment->damaged || junk_end > begin;",
+            "segment->damaged = segment->damaged || junk_end > begin;\n        segment_leave(recover);",
+        ),
     ),
-    "ledger_too_early": Edit(
+    "ledger_too_early": bug(
         "tail.c",
-        "    error = segment_write(log, segment, next_lsn, &file);",
-        "    ledger_begun(log, segment, segment);\n    error = segment_write(log, segment, next_lsn, &file);",
+        (
+            "    error = segment_write(log, segment, next_lsn, &file);",
+            "    ledger_begun(log, segment, segment);\n    error = segment_write(log, segment, next_lsn, &file);",
+        ),
     ),
-    "drop_before_ledger": Edit(
+    "drop_before_ledger": bug(
         "tail.c",
-        "    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
-        "    if (log) return true;\n    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
+        (
+            "    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
+            "    if (log) return true;\n    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
+        ),
     ),
-    "cut_before_sync": Edit(
+    "cut_before_sync": bug(
         "tail.c",
-        "        if (size >= 0 && storage->sync_data(storage, file) < 0) return;\n    }",
-        "    }",
+        (
+            "        if (size >= 0 && storage->sync_data(storage, file) < 0) return;\n    }",
+            "    }",
+        ),
     ),
-}  # fmt: skip
+    "header_copy_not_written": bug(
+        "directory.c",
+        ("    memcpy(room + FORMAT_HEADER_COPY, room, FORMAT_HEADER_BYTES);\n    *file =", "    *file ="),
+    ),
+    "header_at_the_end_not_written": bug(
+        "directory.c",
+        (
+            "    if (error >= 0) error = storage->write(storage, *file, format_records_end(header), room, FORMAT_END_BYTES);\n",
+            "",
+        ),
+    ),
+    # ---- subscriptions and groups
+    "group_is_durable_as_its_first_member": bug(
+        "consumer_table.c",
+        (
+            "bool holds = request->durable && !holder;",
+            "bool holds = request->durable && !holder && !(attempt.consumer && attempt.consumer->grouped);",
+        ),
+    ),
+    "group_has_the_qos_of_its_first_member": bug(
+        "consumer_table.c",
+        (
+            "if (qos <= attempt->consumer->qos) return;",
+            "if (qos <= attempt->consumer->qos || attempt->consumer->grouped) return;",
+        ),
+    ),
+    "unsub_of_one_member_ends_the_group": bug(
+        "consumer_table.c",
+        (
+            "    holder_remove(bq, consumer, holder);\n    if (consumer->holders) return false;",
+            "    (void)holder;\n    while (consumer->holders) holder_remove(bq, consumer, consumer->holders);",
+        ),
+    ),
+    "suback_before_the_disk": bug(
+        "consumer_table.c",
+        (
+            "    commit_answer_hold(bq, connection, held, (uint64_t)lsn);\n    holder->record_lsn = (uint64_t)lsn;",
+            "    commit_answer_hold(bq, connection, held, log_durable(bq->log));\n"
+            "    holder->record_lsn = (uint64_t)lsn;",
+        ),
+    ),
+    "key_has_as_many_sessions_as_it_wants": bug(
+        "consumer_table.c", ("    if (!request->keyed ||", "    if (request->keyed || !request->keyed ||")
+    ),
+    "expiry_ends_a_connected_session": bug(
+        "consumer_expire.c",
+        ("    if (!consumer->durable || consumer->members) return false;", "    if (!consumer->durable) return false;"),
+        (
+            "    if (consumer->members) return 0;",
+            "    if (consumer->members && consumer->member_count > 1000) return 0;",
+        ),
+    ),
+    "quota_drops_instead_of_dead_letters": bug(
+        "consumer_quota.c", ("    if (bq->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;\n", "")
+    ),
+    # ---- deliveries
+    "acknowledgement_forgotten_across_a_reconnect": bug(
+        "consumer_history.c",
+        (
+            "    if (past->at == past->count || past->base_lsn + past->entries[past->at].after != lsn) return true;",
+            "    if (past->at == past->count || past->base_lsn + past->entries[past->at].after != lsn) return false;",
+        ),
+    ),
+    "ack_timer_before_it_was_handed_over": bug(
+        "consumer.c",
+        (
+            "    flight_begin(bq, delivery, member);",
+            "    flight_begin(bq, delivery, member);\n"
+            "    if (member->qos) core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));",
+        ),
+        (
+            "    } else if (delivery->place == DELIVERY_HANDED) {\n        flight_end(",
+            "    } else {\n        flight_end(",
+        ),
+    ),
+    "tried_again_unmarked": bug(
+        "consumer.c",
+        (
+            "        delivery->redelivered = true;\n        delivery->killed = false;",
+            "        delivery->killed = false;",
+        ),
+    ),
+    "floor_above_what_is_not_acknowledged": bug(
+        "consumer.c",
+        (
+            "        consumer->floor_lsn = consumer->head->lsn - 1;",
+            "        consumer->floor_lsn = consumer->tail->lsn - 1;",
+        ),
+    ),
+    "kept_entry_sent_twice": bug(
+        "outqueue.c",
+        (
+            "    hold->other = entry;\n    entry_insert_after(queue, queue->tail, entry);",
+            "    hold->other = entry;\n    entry_insert_after(queue, queue->tail, entry);\n"
+            "    queue_entry_t *twin = entry_new(env, queue, run);\n    if (!twin) return true;\n"
+            "    twin->kept = true;\n    entry_insert_after(queue, queue->tail, twin);",
+        ),
+    ),
+    "dead_letter_without_room_dropped_uncounted": bug(
+        "dead_letter.c",
+        (
+            "        } else if (error == LOG_E_FULL && overtaken(bq, delivery)) {\n            continue;",
+            "        } else if (error == LOG_E_FULL) {\n            delivery_dead(bq, delivery);",
+        ),
+        ("static bool overtaken(", "bool overtaken(bq_t *bq, const delivery_t *first);\nbool overtaken("),
+    ),
+    "refused_sub_delivers": bug(
+        "commit.c", ("        if (!durable && held->undo) consumer_subscribe_undo(bq, connection, held);\n", "")
+    ),
+    "message_settled_before_its_letter_is_on_disk": bug(
+        "dead_letter.c",
+        (
+            "        return lsn > 0 ? 0 : lsn;",
+            "        if (lsn <= 0) return lsn;\n"
+            "        delivery->letter->delivery = NULL;\n        delivery->letter = NULL;\n"
+            "        delivery_dead(bq, delivery);\n        return 0;",
+        ),
+    ),
+    # ---- time
+    "time_to_live_begins_anew_at_a_restart": bug(
+        "timeline.c",
+        ("    return now_ms > accepted_ms ? now_ms - accepted_ms : 0;", "    return now_ms < accepted_ms;"),
+    ),
+    "time_to_live_judged_late": bug(
+        "consumer.c",
+        (
+            "delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;",
+            "delivery->expiry_tick && delivery->expiry_tick + 2000 <= bq->wheel.now;",
+        ),
+    ),
+    "time_line_falls_back_after_a_kill": bug(
+        "timeline.c",
+        ("    if (run->base_ms != TIMELINE_UNKNOWN) known(line, time_of(run, record->mono_ms));\n", ""),
+    ),
+    # ---- work and memory
+    "filters_matched_in_one_go": bug(
+        "router.c",
+        (
+            "    uint64_t more = (uint64_t)units << topic->restarts;",
+            "    uint64_t more = units + topic->restarts + (1ull << 40);",
+        ),
+    ),
+    "drops_walk_over_all_that_is_kept": bug(
+        "outqueue.c",
+        (
+            "queue_entry_t *entry = queue->oldest = with_messages(env, queue->oldest);",
+            "queue_entry_t *entry = queue->oldest = with_messages(env, queue->head);",
+        ),
+    ),
+    "qos_0_behind_the_disk_outside_the_budget": bug(
+        "commit.c",
+        (
+            "    return connection->held_bytes < HELD_BYTES_OWN && budget_part(bq, bq->held_bytes) && !budget_over(bq);",
+            "    return connection->held_bytes < UINT64_MAX && bq;",
+        ),
+    ),
+    "blocked_group_outside_the_budget": bug(
+        "publish.c",
+        ("    if (target->blocked && target->queue.messages && budget_over(bq)) return false;\n", ""),
+    ),
+    "marked_copies_outside_the_budget": bug(
+        "consumer.c",
+        (
+            "budget_over(bq) && delivery->consumer->flight_count ? NULL : shared_reserve(bq, size);",
+            "shared_reserve(bq, size);",
+        ),
+        ("    if (other && other->id == delivery->id &&", "    if (other && other->id == delivery->id + 1 &&"),
+    ),
+    "output_through_python_outside_the_budget": bug(
+        "transport_memory.c",
+        ("budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;", "FED_WINDOW_BYTES;"),
+    ),
+    "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->fed_bytes -= back;\n", "")),
+    "held_bytes_never_counted_back": bug("commit.c", ("    bq->held_bytes -= held_bytes(held);\n", "")),
+    # ---- peers that are gone
+    "silent_client_keeps_its_place": bug(
+        "keepalive.c",
+        (
+            "uint64_t silent_ms = bq->now_ms - connection->heard_ms;",
+            "uint64_t silent_ms = (bq->now_ms - connection->heard_ms) % most_ms;",
+        ),
+    ),
+}
 
 
 def source_of(file: str) -> Path:
@@ -98,25 +311,20 @@ def source_of(file: str) -> Path:
 
 def text_with(name: str) -> str:
     """The source file of a bug, with it."""
-    edit = BUGS[name]
-    source = source_of(edit.file)
+    source = source_of(BUGS[name].file)
     text = source.read_text(encoding="utf-8")
-    if (times := text.count(edit.before)) != 1:
-        raise Stale(
-            f"tests/planted.py: planted bug {name!r} no longer applies: the text it replaces stands {times} times in "
-            f"{source.relative_to(ROOT)}, not once. The source has changed; change the bug's `before` and `after` with it:\n"
-            f"{edit.before}"
-        )
-    return text.replace(edit.before, edit.after)
+    for edit in BUGS[name].edits:
+        if (times := text.count(edit.before)) != 1:
+            raise Stale(
+                f"tests/planted.py: planted bug {name!r} no longer applies: the text it replaces stands {times} times in "
+                f"{source.relative_to(ROOT)}, not once. The source has changed; change the bug's edit with it:\n{edit.before}"
+            )
+        text = text.replace(edit.before, edit.after)
+    return text
 
 
 def source_with(name: str, directory: Path) -> Path:
-    """The source file of a bug, with it, in `directory`. It includes what stands beside the original (`flags_for`)."""
+    """The source file of a bug, with it, in `directory`."""
     file = directory / BUGS[name].file
     file.write_text(text_with(name), encoding="utf-8")
     return file
-
-
-def flags_for(name: str) -> list[str]:
-    """What the compiler needs to find the headers of a source that `source_with` has written."""
-    return ["-iquote", str(source_of(BUGS[name].file).parent)]

@@ -208,6 +208,19 @@ def test_a_message_that_ends_the_members_of_a_group_in_turn_goes_to_the_dead_let
         assert bench.stats()["dead_lettered"] == 1 and conserved(bench.stats())
 
 
+def test_what_has_expired_with_one_member_of_a_group_does_not_go_to_the_next(bench: LoggedBench) -> None:
+    members = [bench.named(name) for name in ("one", "two")]
+    for member in members:
+        bench.subscribed(member, "t", durable=True, group="g")
+    bench.published(bench.named("writer"), "t", 2, ttl_ms=50)
+    bench.until(lambda: all(member.messages for member in members))
+    bench.settle(60)
+    bench.close(members[0])
+    bench.settle(10)
+    assert len(members[1].messages) == 1
+    assert bench.stats()["dropped_ttl"] == 1 and conserved(bench.stats())
+
+
 def test_what_a_connection_had_not_been_handed_when_it_ended_is_no_try_and_not_marked(bench: LoggedBench) -> None:
     with bench:
         publisher = bench.named("publisher")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from stepped import Bench, Client, Overflow, conserved
 
 from blipmq.native.config import LogConfig
@@ -231,6 +232,21 @@ def test_what_waited_for_order_behind_a_publish_that_the_disk_refuses_is_deliver
         assert writer.replies[-1].code == 503
         bench.until(lambda: len(reader.messages) == 5)
         assert bench.stats()["enqueued"] == 5 and conserved(bench.stats())
+
+
+@pytest.mark.parametrize("kind", [{}, {"group": "g"}], ids=["alone", "group"])
+def test_a_subscription_that_the_disk_refuses_delivers_nothing(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with LoggedBench(tmp_path / "log") as bench:
+        reader, writer = bench.named("reader"), bench.named("writer")
+        bench.published(writer, "a", 1)
+        shutil.rmtree(tmp_path / "log")  # what is synced from now on is nowhere
+        reader.send(wire.SUB, "b", qos=1, durable=True, seq=5, **kind)
+        bench.until(lambda: reader.replies)
+        assert (reader.replies[-1].seq, reader.replies[-1].code) == (5, 503)
+        writer.publish("b", b"QoS 0")
+        bench.settle()
+        stats = bench.stats()
+        assert not reader.messages and (stats["sessions"], stats["subscriptions"], stats["unrouted"]) == (0, 0, 2)
 
 
 def test_what_waits_for_order_when_the_time_to_stop_is_over_is_counted_as_not_sent(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from blipmq.wire import frames as wire
 DEEP = 60
 FRESH = 2000
 FEW_TURNS = 4
+SHARE = 1024  # units of work of one connection at a time: WORK_SHARE
 MEMBERS = 1500
 WINDOW = 4000
 BIG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
@@ -73,6 +74,17 @@ def test_a_thousand_overlapping_filters_and_fresh_topics_hold_up_only_their_publ
         attacker = bench.attach().subscribe(*overlapping(1000))
         attacker.feed(fresh_topics(40))
         assert messages_beside(beside, lambda: len(attacker.messages) == 40) > 100
+
+
+def test_no_turn_does_more_for_one_publisher_than_a_few_shares_of_work() -> None:
+    with Bench() as bench:
+        attacker = bench.attach().subscribe(*overlapping(1000))
+        attacker.feed(fresh_topics(10))
+        done, most = bench.stats()["work"], 0
+        while len(attacker.messages) < 10:
+            now = bench.stats()["work"]  # asked for and answered: a turn or two
+            done, most = now, max(most, now - done)
+        assert 0 < most < 8 * SHARE
 
 
 def test_filters_that_change_all_the_time_do_not_keep_a_search_from_its_end() -> None:

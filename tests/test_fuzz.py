@@ -40,6 +40,13 @@ def test_a_replay_says_which_input_broke_it(programs: Path, tmp_path: Path) -> N
     assert done.returncode == 2 and done.stderr.startswith(f"{missing}\n")
 
 
+def test_what_was_promised_holds_in_a_hundred_lives(programs: Path, tmp_path: Path) -> None:
+    seeds.write("promise", tmp_path)
+    lives = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run([str(programs / "fuzz_promise"), *lives], capture_output=True, text=True, check=False)
+    assert (len(lives), done.returncode) == (seeds.LIVES, 0), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", python.TARGETS)
 def test_every_kept_input_of_every_target_in_python_passes(name: str) -> None:
     for data in [*python.TARGETS[name].first(), *kept.corpus(name), *kept.findings(name).values()]:

@@ -1,26 +1,107 @@
 """Planted bugs (planted.py) still fit the source, and the tests that should find them do.
 
-Invariant: the same programs and inputs pass on the source as it is.
+Invariant: the same tests pass on the source as it is, and the same lives do: see test_fuzz.py. Bugs of the write-ahead log are
+found in test_log.py.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import planted
+import planted_builds
 import pytest
+import test_log
+from fuzz import seeds
+
+# By native/fuzz/fuzz_promise.c, which knows what each durable subscription and group is owed, in one of a hundred lives.
+BY_LIVES = [
+    "group_is_durable_as_its_first_member",
+    "unsub_of_one_member_ends_the_group",
+    "suback_before_the_disk",
+    "acknowledgement_forgotten_across_a_reconnect",
+    "tried_again_unmarked",
+    "floor_above_what_is_not_acknowledged",
+    "kept_entry_sent_twice",
+    "time_to_live_begins_anew_at_a_restart",
+    "time_to_live_judged_late",
+    "output_through_python_never_counted_back",
+    "held_bytes_never_counted_back",
+]
+# By a test of this directory, on the package with that core.
+BY_TESTS = {
+    "refused_sub_delivers": "test_core_log.py::test_a_subscription_that_the_disk_refuses",
+    "group_has_the_qos_of_its_first_member": "test_core_identity.py::test_what_a_second_and_a_third_request",
+    "key_has_as_many_sessions_as_it_wants": "test_key_limits.py::test_a_key_has_no_more_sessions",
+    "expiry_ends_a_connected_session": "test_session_expire.py::test_a_subscription_ends_when_nobody",
+    "quota_drops_instead_of_dead_letters": "test_session_quota.py::test_what_is_over_the_quota_comes_as_dead_letters",
+    "ack_timer_before_it_was_handed_over": "test_core_deliveries.py::test_what_waits_for_a_slow_reader_waits_once",
+    "dead_letter_without_room_dropped_uncounted": "test_core_letters.py::test_where_there_is_no_room_at_all",
+    "message_settled_before_its_letter_is_on_disk": "test_core_letters.py::test_a_message_is_not_settled_before",
+    "time_line_falls_back_after_a_kill": "test_timeline.py::test_a_kill_and_a_new_boot",
+    "filters_matched_in_one_go": "test_core_share.py::test_no_turn_does_more_for_one_publisher",
+    "drops_walk_over_all_that_is_kept": "test_core_share.py::test_a_drop_from_a_queue_walks_past",
+    "qos_0_behind_the_disk_outside_the_budget": "test_core_memory.py::test_qos_0_that_waits_behind_the_disk",
+    "blocked_group_outside_the_budget": "test_core_memory.py::test_queues_of_groups_that_do_not_read",
+    "marked_copies_outside_the_budget": "test_core_deliveries.py::test_what_comes_again_to_many_is_marked_once",
+    "output_through_python_outside_the_budget": "test_core_memory.py::test_replies_that_nobody_reads",
+    "silent_client_keeps_its_place": "test_core_keepalive.py::test_a_client_that_breaks_its_promise",
+}
+SHARE = [
+    "group_is_durable_as_its_first_member",
+    "acknowledgement_forgotten_across_a_reconnect",
+    "time_to_live_begins_anew_at_a_restart",
+    "held_bytes_never_counted_back",
+    "expiry_ends_a_connected_session",
+    "filters_matched_in_one_go",
+]
+
+
+def not_found(directory: Path, names: list[str]) -> list[str]:
+    """Those of the bugs that no test finds."""
+    builds = planted_builds.Builds(directory)
+    seeds.write("promise", directory / "lives")
+    lives = sorted(map(str, (directory / "lives").iterdir()))
+
+    def found(name: str) -> bool:
+        objects = builds.with_bug(name)
+        if name in BY_LIVES:
+            return planted_builds.breaks(builds.replayer(name, "promise", objects), lives)
+        file, test = BY_TESTS[name].split("::")
+        return planted_builds.fails(builds.package(name, objects), f"tests/{file}", test)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [name for name, was in zip(names, pool.map(found, names), strict=True) if not was]
+
+
+def test_a_share_of_the_planted_bugs_is_found(tmp_path: Path) -> None:
+    assert not_found(tmp_path, SHARE) == []
+
+
+@pytest.mark.slow
+def test_every_planted_bug_is_found(tmp_path: Path) -> None:
+    names = [name for name in [*BY_LIVES, *BY_TESTS] if name not in SHARE]
+    assert not_found(tmp_path, names) == []
+
+
+def test_every_planted_bug_has_a_test_that_should_find_it() -> None:
+    named = [*BY_LIVES, *BY_TESTS, *(bug for bug, _, _ in test_log.PLANTED)]
+    assert sorted(named) == sorted(planted.BUGS)
 
 
 def test_every_planted_bug_fits_the_source_as_it_is() -> None:
-    for name, edit in planted.BUGS.items():
-        assert planted.text_with(name) != planted.source_of(edit.file).read_text(encoding="utf-8"), name
+    for name, bug in planted.BUGS.items():
+        assert planted.text_with(name) != planted.source_of(bug.file).read_text(encoding="utf-8"), name
 
 
 def test_a_planted_bug_that_no_longer_fits_says_which_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(planted.BUGS, "gone", planted.Edit("writer.c", "a text that stands nowhere", ""))
+    monkeypatch.setitem(planted.BUGS, "gone", planted.bug("writer.c", ("a text that stands nowhere", "")))
     with pytest.raises(planted.Stale, match=r"'gone' no longer applies.* 0 times in native/.*writer\.c"):
         planted.text_with("gone")
-    monkeypatch.setitem(planted.BUGS, "gone", planted.Edit("no_such_file.c", "", ""))
+    monkeypatch.setitem(planted.BUGS, "gone", planted.bug("no_such_file.c"))
     with pytest.raises(planted.Stale, match="0 files named no_such_file"):
         planted.text_with("gone")
 

@@ -223,6 +223,23 @@ def test_a_kill_loses_nothing_of_the_time_line(tmp_path: Path) -> None:
     assert restarted(tmp_path / "killed", machine) == []
 
 
+def test_a_kill_and_a_new_boot_take_back_no_time_that_a_record_has_seen(tmp_path: Path) -> None:
+    machine = Machine()
+    with running(tmp_path / "log", machine) as bench:
+        client = bench.named("away")
+        bench.subscribed(client, "valve", durable=True)
+        bench.close(client)
+        bench.published(bench.named("publisher"), "valve", 1, b"open", ttl_ms=1_000)
+        live(bench, machine, 600)
+        bench.published(bench.named("other"), "other", 1)
+        as_killed(tmp_path / "log", tmp_path / "killed")
+    machine.off(10_000)
+    with running(tmp_path / "killed", machine) as bench:
+        assert fetched(bench) == [b"open"]
+        live(bench, machine, 500)
+    assert restarted(tmp_path / "killed", machine) == []
+
+
 def test_a_core_that_is_told_no_clock_still_counts_the_time_it_runs(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client = bench.named("away")

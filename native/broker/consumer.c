@@ -300,6 +300,11 @@ static void send_window(bq_t *bq, consumer_t *consumer) {
     while (consumer->cursor && consumer->member_count) {
         delivery_t *delivery = consumer->cursor;
         if (delivery->place == DELIVERY_WAITS && !delivery->given_up) {
+            if (BQ_UNLIKELY(delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now)) {
+                consumer->cursor = delivery->next; /* it has come back from a member that had it when its time ended */
+                consumer_timeout(bq, delivery);
+                continue;
+            }
             bool enough = work_done(bq) >= stop;
             if (BQ_UNLIKELY(enough) || waits_for_floor(bq, consumer)) {
                 bq->commits_left |= enough;

@@ -159,19 +159,19 @@ static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     return fresh;
 }
 
-static queue_entry_t *with_messages(queue_entry_t *entry) {
-    while (entry && !entry->count) entry = entry->next;
+static queue_entry_t *with_messages(const queue_env_t *env, queue_entry_t *entry) {
+    for (; entry && !entry->count; entry = entry->next) env->stats->work++;
     return entry;
 }
 
 /* The oldest entry that can be dropped from. No part of the walk is made twice: replies and QoS 1 deliveries by the thousand may
  * wait in front of a full queue, and each message that comes drops one. */
 static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
-    queue_entry_t *entry = queue->oldest = with_messages(queue->oldest);
+    queue_entry_t *entry = queue->oldest = with_messages(env, queue->oldest);
     if (!entry || !entry->head_left) return entry;
     queue_entry_t *rest = entry_split_head(env, entry);
-    if (!rest && entry->count > 1) return with_messages(entry->next); /* no memory to split it now */
-    return queue->oldest = rest ? rest : with_messages(entry->next);
+    if (!rest && entry->count > 1) return with_messages(env, entry->next); /* no memory to split it now */
+    return queue->oldest = rest ? rest : with_messages(env, entry->next);
 }
 
 /* Make room for `messages` and `bytes` at the tail by dropping from the head. */

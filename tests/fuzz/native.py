@@ -53,14 +53,21 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
 
     def link_one(target: str) -> None:
         source = SOURCES / f"fuzz_{target}.c"
-        wrap = [f"-Wl,--wrap={name}" for name in sorted(set(WRAPPED.findall(_with_includes(source))))]
         replay = [] if fuzzer else [str(SOURCES / "replay.c")]
         files = [str(source), *replay, *map(str, sorted(objects.glob("*.o")))]
-        subprocess.run([*compiler, *FLAGS, whole, *files, *wrap, "-o", str(directory / f"fuzz_{target}")], check=True)
+        subprocess.run(
+            [*compiler, *FLAGS, whole, *files, *wrapped(target), "-o", str(directory / f"fuzz_{target}")], check=True
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, (path for path in sorted(NATIVE.rglob("*.c")) if path.parent != SOURCES)))
         list(pool.map(link_one, TARGETS if targets is None else targets))
+
+
+def wrapped(target: str) -> list[str]:
+    """What the linker is told of the functions that a target stands in for."""
+    names = sorted(set(WRAPPED.findall(_with_includes(SOURCES / f"fuzz_{target}.c"))))
+    return [f"-Wl,--wrap={name}" for name in names]
 
 
 def _with_includes(source: Path) -> str:

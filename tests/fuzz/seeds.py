@@ -7,6 +7,7 @@ native/fuzz/stepped.h and the target's own file.
 from __future__ import annotations
 
 import json
+import random
 import struct
 from collections.abc import Callable
 from itertools import chain
@@ -102,6 +103,48 @@ def durable_steps() -> list[bytes]:
     return [config + flow for config in CONFIGS for flow in flows] + steps()
 
 
+# ---- lives: programs of steps of native/fuzz/fuzz_promise.c ------------------------------------------------------------
+
+LIVES = 100
+COME, SUBSCRIBE, GO, PUBLISH, ACKNOWLEDGE, ACKNOWLEDGE_ALL, READS, WAIT, UNSUBSCRIBE, AGAIN, ROOM, SETTLE_SOME = (
+    0, 1, 3, 4, 7, 9, 10, 11, 12, 13, 14, 15,
+)  # fmt: skip
+OFTEN = {
+    COME: 3, SUBSCRIBE: 16, GO: 7, PUBLISH: 26, ACKNOWLEDGE: 18, ACKNOWLEDGE_ALL: 3, READS: 4, WAIT: 8, UNSUBSCRIBE: 3,
+    AGAIN: 3, ROOM: 2, SETTLE_SOME: 7,
+}  # fmt: skip
+IN_ORDER_KILLED_CUT = (0, 3, 6, 9, 1, 4, 7, 2, 5, 8)
+
+
+def life(seed: int) -> bytes:
+    """Three clients come, and then anything happens, each kind of step as often as it does in a life, most of it about one
+    filter."""
+    dice = random.Random(seed)
+    program = [dice.choice((0, 0, 16, 32, 2)), dice.randrange(256), dice.randrange(256), dice.choice((4, 132))]
+    program += [COME, 0, COME, 1, COME, 2]
+    favourite = dice.randrange(3)
+    for what in dice.choices([*OFTEN], [*OFTEN.values()], k=dice.randrange(60, 150)):
+        filter_ = favourite if dice.random() < 0.7 else dice.randrange(3)
+        if what == AGAIN:
+            program += [what, dice.choice(IN_ORDER_KILLED_CUT)]
+        elif what == ROOM:
+            program += [what, dice.choice((1, 1, 1, 2 * dice.randrange(128)))]
+        elif what in (SUBSCRIBE, UNSUBSCRIBE):
+            program += [what, dice.choice([more for more in range(256) if (more >> 2) % 3 == filter_])]
+        elif what == PUBLISH:
+            time_to_live = dice.choice((0, 0, 0, 0, 0, 0, 3, 4, 5))
+            program += [what, dice.choice([more for more in range(256) if more % 3 == filter_]), time_to_live]
+        else:
+            program += [what, dice.randrange(256)]
+        if what == WAIT:
+            program.append(dice.choice((0, 1, 2, 3, 4, 5, 6, 7, 7, 8)))
+    return bytes(program)
+
+
+def lives() -> list[bytes]:
+    return [life(seed) for seed in range(LIVES)]
+
+
 # ---- records: see broker/consumer_store.c and broker/commit.h --------------------------------------------------------
 
 
@@ -150,7 +193,7 @@ def rings() -> list[bytes]:
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
-    "route": routes, "ring": rings,
+    "route": routes, "ring": rings, "promise": lives,
 }  # fmt: skip
 
 
