@@ -248,7 +248,8 @@ static void guard_open(guard_t *guard, const shape_t *shape) {
     uint32_t topic_size = (uint32_t)strlen(name);
     guard->message_bytes = (uint32_t)guard->wire->publish(sample, name, payload, shape->payload_bytes, shape->ttl_ms, &places);
     guard->frame_bytes =
-        (shape->qos1 ? message_qos1_prefix_size(topic_size) : message_prefix_size(topic_size)) + shape->payload_bytes;
+        (shape->qos1 ? message_header_size(&(message_t){.topic_size = topic_size}) : header_template_size(topic_size)) +
+        shape->payload_bytes;
     guard->round_messages = shape->qos1 ? QOS1_MESSAGES : shape->single_writes ? 8 : ROUND_BYTES / guard->message_bytes;
     guard->round_messages -= guard->round_messages % (shape->topics > shape->publishers ? shape->topics : 1);
     guard->round = malloc((size_t)guard->round_messages * guard->message_bytes + FRAME_BYTES_MAX);

@@ -173,12 +173,12 @@ static uint8_t prefix[512];
 /* As the publish path does it: copy the topic's prefix to the open buffer, patch its numbers, copy the payload behind it. */
 static uint64_t encode_message(void) {
     const uint64_t operations = 5000000;
-    uint32_t prefix_size = message_prefix_size(sizeof topic - 1);
+    uint32_t prefix_size = header_template_size(sizeof topic - 1);
     size_t frame_bytes = prefix_size + PAYLOAD_BYTES, at = 0;
     for (uint64_t i = 0; i < operations; i++, at += frame_bytes) {
         if (at + frame_bytes > sizeof bulk) at = 0;
         memcpy(bulk + at, prefix, prefix_size);
-        message_prefix_patch(bulk + at, prefix_size, i, i, 0, PAYLOAD_BYTES);
+        header_patch(bulk + at, prefix_size, i, i, 0, PAYLOAD_BYTES);
         memcpy(bulk + at + prefix_size, publish, PAYLOAD_BYTES);
     }
     sink += bulk[at / 2];
@@ -247,7 +247,7 @@ static uint64_t route_match(void) {
 int main(void) {
     pool_init(&pool, 2048, 256, 32);
     if (ring_init(&ring, 1 << 16) != BQ_OK || !routes_fill()) return 1;
-    message_prefix_write(prefix, (const uint8_t *)topic, sizeof topic - 1);
+    header_template_write(prefix, (const uint8_t *)topic, sizeof topic - 1);
 
     report("wheel: insert and expire, 1 s at 10 ms", wheel_1_s, "timer");
     report("wheel: insert and expire, 60 s", wheel_60_s, "timer");

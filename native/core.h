@@ -5,7 +5,7 @@
 #include "base/bytes.h"
 #include "net/connection.h"
 #include "net/admission.h"
-#include "proto/blip_codec.h"
+#include "proto/encoding.h"
 #include "net/keepalive.h"
 #include "base/poll.h"
 #include "base/pool.h"
@@ -140,9 +140,6 @@ enum core_key { KEY_WAKE = 1, KEY_LISTENER = 16 };
 enum publish_outcome { PUBLISH_DONE, PUBLISH_BLOCKED, PUBLISH_NO_MEMORY, PUBLISH_LATER };
 enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                              wait_list_t **blocker);
-/* Publishes that follow one of `view` that has just joined the open run, as long as they are alike and fit it: `first` is that one's
- * frame, length included, in `size` bytes of input. Returns the bytes of those taken behind it, counted as frames in. */
-uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view);
 uint64_t publish_ttl_ms(const bq_t *bq, uint64_t ttl_ms);                        /* with the default and the maximum applied */
 uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms); /* 0: never */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size);                /* block policy: someone has no room */

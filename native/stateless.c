@@ -16,12 +16,12 @@ int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *
 
 int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,
                       uint32_t topic_size, const uint8_t *payload, uint32_t payload_size) {
-    if (topic_size > FRAME_TOPIC_BYTES_MAX) return BQ_E_TOO_LARGE;
-    uint32_t prefix_size = message_prefix_size(topic_size);
+    if (topic_size > TOPIC_BYTES_MAX) return BQ_E_TOO_LARGE;
+    uint32_t prefix_size = header_template_size(topic_size);
     uint64_t size = (uint64_t)prefix_size + payload_size;
     if (size > capacity || size > INT32_MAX) return BQ_E_TOO_LARGE;
-    message_prefix_write(out, topic, topic_size);
-    message_prefix_patch(out, prefix_size, id, timestamp_ms, ttl_ms, payload_size);
+    header_template_write(out, topic, topic_size);
+    header_patch(out, prefix_size, id, timestamp_ms, ttl_ms, payload_size);
     if (payload_size) memcpy(out + prefix_size, payload, payload_size);
     return (int)size;
 }

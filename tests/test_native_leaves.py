@@ -64,7 +64,7 @@ def run_program(directory: Path, name: str, sanitizers: str, sources: list[str],
 
 
 def test_names_that_differ_little_do_not_share_a_bucket(tmp_path: Path) -> None:
-    run_program(tmp_path, "hash", "address,undefined", ["broker/trie.c", "proto/blip_codec.c", "base/pool.c"])
+    run_program(tmp_path, "hash", "address,undefined", ["broker/trie.c", "base/topic_name.c", "base/pool.c"])
 
 
 def test_the_wheel_agrees_with_an_array(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_no_cut_or_flipped_bit_of_a_vector_makes_the_reader_look_outside_its_fra
         bytes.fromhex(v["frame"])[4:] for v in VECTORS["valid"] + VECTORS["broken"] if v.get("direction") != "down"
     ]
     stdin = b"".join(struct.pack("<I", len(body)) + body for body in bodies)
-    run_program(tmp_path, "frame", "address,undefined", ["proto/blip_codec.c"], stdin)
+    run_program(tmp_path, "frame", "address,undefined", ["proto/blip_codec.c", "base/topic_name.c"], stdin)
 
 
 # ---- the same code, called from Python -----------------------------------------------------------------------------
@@ -115,7 +115,9 @@ class View(ctypes.Structure):
 @pytest.fixture(scope="module")
 def leaf(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("leaves") / "leaves.so"
-    sources = [str(NATIVE / name) for name in ("proto/blip_codec.c", "base/crc32.c", "stateless.c")]
+    sources = [
+        str(NATIVE / name) for name in ("proto/blip_codec.c", "base/topic_name.c", "base/crc32.c", "stateless.c")
+    ]
     subprocess.run([*CC, *WARNINGS, "-O2", "-shared", "-fPIC", *sources, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.bq_decode_error.restype = ctypes.c_char_p

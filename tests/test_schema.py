@@ -259,12 +259,12 @@ def test_generated_code_reads_every_qos_0_message_of_the_core(
     assert seen == told | {"qos": 0, "redelivered": False, "properties": None}
 
 
-class MessageHead(ctypes.Structure):
-    """message_head_t of frame.h."""
+class EncodedMessage(ctypes.Structure):
+    """message_t of native/proto/encoding.h."""
 
     _fields_ = [
-        *(("topic", ctypes.c_char_p), ("properties", ctypes.c_char_p)),
-        *(("topic_size", ctypes.c_uint32), ("properties_size", ctypes.c_uint32), ("payload_size", ctypes.c_uint32)),
+        *(("topic", ctypes.c_char_p), ("payload", ctypes.c_char_p), ("properties", ctypes.c_char_p)),
+        *(("topic_size", ctypes.c_uint32), ("payload_size", ctypes.c_uint32), ("properties_size", ctypes.c_uint32)),
         *(("id", ctypes.c_uint64), ("timestamp_ms", ctypes.c_uint64), ("ttl_ms", ctypes.c_uint64)),
     ]
 
@@ -285,19 +285,14 @@ def test_generated_code_reads_every_qos_1_message_of_the_core(
     properties: bytes,
     mark: str,
 ) -> None:
-    head = MessageHead(topic, properties, len(topic), len(properties), len(payload), *numbers)
+    texts = (topic, payload, properties)
+    message = EncodedMessage(*texts, *map(len, texts), *numbers)
 
     def write(out: Any) -> int:
-        leaf.message_head_write(out, ctypes.byref(head))
+        leaf.message_encode(out, ctypes.byref(message))
         if mark:
-            getattr(leaf, f"message_qos1_mark_{mark}")(out)
-        size = (
-            leaf.message_properties_prefix_size(len(topic), len(properties))
-            if properties
-            else leaf.message_qos1_prefix_size(len(topic))
-        )
-        ctypes.memmove(ctypes.byref(out, size), payload, len(payload))
-        return int(size + len(payload))
+            getattr(leaf, f"message_mark_{mark}")(out)
+        return int(leaf.message_header_size(ctypes.byref(message)) + len(payload))
 
     id_, timestamp, ttl_ms = numbers
     told = {"id": id_, "payload": payload, "timestamp": timestamp, "ttl_ms": ttl_ms, "topic": topic}

@@ -1,6 +1,6 @@
 /* broker/acl.c: see broker/acl.h for the picture and the invariants. */
 #include "broker/acl.h"
-#include "proto/blip_codec.h"
+#include "base/topic_name.h"
 
 #define IDS_MIN 16u
 #define HEAD_BYTES 3u /* size and dialect in front of each kept filter */

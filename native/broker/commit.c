@@ -14,9 +14,6 @@
 #define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
 #define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
-const uint8_t *pending_topic(const pending_commit_t *pending) { return message_qos1_name(pending_frame(pending)); }
-const uint8_t *pending_payload(const pending_commit_t *pending) { return message_qos1_payload(pending_frame(pending)); }
-
 const char *commit_refusal(const bq_t *bq) {
     if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
     switch (log_state(bq->log)) {
@@ -60,22 +57,38 @@ static void pending_append(bq_t *bq, connection_t *connection, pending_commit_t 
     connection->pending_bytes += pending_bytes(pending);
 }
 
-static pending_commit_t *pending_message(bq_t *bq, connection_t *connection, enum pending_kind kind, const bq_view_t *view,
-                                         uint64_t ttl_ms) {
-    uint32_t prefix_size = message_qos1_prefix_size(view->topic_size);
-    pending_commit_t *pending = pending_new(bq, connection, kind, prefix_size + view->payload_size);
+/* With the next id, the time of now and the ttl that the limits allow. */
+static pending_commit_t *held_message_new(bq_t *bq, connection_t *connection, enum pending_kind kind, const message_t *from) {
+    message_t message = *from;
+    message.id = bq->next_message_id;
+    message.timestamp_ms = bq->wall_ms;
+    message.ttl_ms = publish_ttl_ms(bq, from->ttl_ms);
+    pending_commit_t *pending = pending_new(bq, connection, kind, message_header_size(&message) + message.payload_size);
     if (!pending) return NULL;
-    uint8_t *out = pending->hold.buffer->bytes + pending->hold.offset;
-    message_qos1_write(out, view->topic, view->topic_size, bq->next_message_id, bq->wall_ms, ttl_ms, view->payload_size, false);
-    if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
-    pending->seq = view->seq;
-    pending->id = bq->next_message_id;
-    pending->timestamp_ms = bq->wall_ms;
-    pending->ttl_ms = ttl_ms;
-    pending->expiry_tick = publish_expiry_tick(bq, bq->now_ms, ttl_ms);
-    pending->payload_size = view->payload_size;
-    pending->topic_size = (uint16_t)view->topic_size;
+    message_encode(pending->hold.buffer->bytes + pending->hold.offset, &message);
+    pending->id = message.id;
+    pending->timestamp_ms = message.timestamp_ms;
+    pending->ttl_ms = message.ttl_ms;
+    pending->expiry_tick = publish_expiry_tick(bq, bq->now_ms, message.ttl_ms);
+    pending->payload_size = message.payload_size;
+    pending->properties_size = (uint16_t)message.properties_size;
+    pending->topic_size = (uint16_t)message.topic_size;
     return pending;
+}
+
+/* Its record: of `message` the texts, the numbers of `held`. The LSN, or what log_append says. */
+static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, log_part_t properties, uint8_t flags,
+                        enum log_urgency urgency) {
+    publish_record_t record = {.id = pending->id,
+                               .timestamp_ms = pending->timestamp_ms,
+                               .ttl_ms = pending->ttl_ms,
+                               .mono_ms = bq->now_ms,
+                               .run = bq->run,
+                               .topic_size = message->topic_size,
+                               .properties_size = properties.size};
+    log_part_t parts[] = {
+        {&record, sizeof record}, {message->topic, message->topic_size}, {message->payload, message->payload_size}, properties};
+    return log_append(bq->log, LOG_PUBLISH, flags, parts, 4, urgency);
 }
 
 static void count_publish(bq_t *bq, uint32_t size) {
@@ -126,101 +139,63 @@ static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **w
     return COMMIT_REFUSED;
 }
 
-enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, const bq_view_t *view, const char **why) {
-    uint64_t ttl_ms = publish_ttl_ms(bq, view->ttl_ms);
+/* A record that got an LSN is on its way to the disk, and `held` waits for it there. */
+static void held_logged(bq_t *bq, connection_t *connection, pending_commit_t *pending, int64_t lsn) {
+    pending->lsn = (uint64_t)lsn;
+    pending_append(bq, connection, pending);
+    count_publish(bq, pending->payload_size);
+    bq->commit_wanted = true;
+}
+
+enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t seq, const message_t *message, const char **why) {
     *why = commit_refusal(bq);
     if (*why) return COMMIT_REFUSED;
     int64_t timed = BQ_LIKELY(!timeline_waits(&bq->timeline)) ? 0 : timeline_write(bq);
     if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
-    pending_commit_t *pending = pending_message(bq, connection, PENDING_PUBLISH, view, ttl_ms);
+    pending_commit_t *pending = held_message_new(bq, connection, PENDING_PUBLISH, message);
     *why = "the broker is out of memory";
     if (!pending) return COMMIT_REFUSED;
-    publish_record_t record = {.id = pending->id,
-                               .timestamp_ms = pending->timestamp_ms,
-                               .ttl_ms = ttl_ms,
-                               .mono_ms = bq->now_ms,
-                               .run = bq->run,
-                               .topic_size = view->topic_size};
-    log_part_t parts[] = {{&record, sizeof record}, {view->topic, view->topic_size}, {view->payload, view->payload_size}};
-    int64_t lsn = log_append(bq->log, LOG_PUBLISH, 0, parts, 3, LOG_ORDINARY);
+    pending->seq = seq;
+    int64_t lsn = held_log(bq, pending, message, (log_part_t){message->properties, message->properties_size}, 0, LOG_ORDINARY);
     if (lsn < 0) {
         pending_free(bq, pending);
         return refused(bq, lsn, why);
     }
-    pending->lsn = (uint64_t)lsn;
-    pending_append(bq, connection, pending);
-    count_publish(bq, view->payload_size);
-    bq->commit_wanted = true;
+    held_logged(bq, connection, pending, lsn);
     return COMMIT_PENDING;
 }
 
 /* ---- dead letters -------------------------------------------------------------------------------------------------- */
 
-static pending_commit_t *pending_letter(bq_t *bq, enum pending_kind kind, const letter_t *letter) {
-    message_head_t head = letter->head;
-    head.id = bq->next_message_id;
-    head.timestamp_ms = bq->wall_ms;
-    head.ttl_ms = publish_ttl_ms(bq, 0);
-    uint32_t head_size = message_head_size(&head);
-    pending_commit_t *pending = pending_new(bq, NULL, kind, head_size + head.payload_size);
-    if (!pending) return NULL;
-    uint8_t *out = pending->hold.buffer->bytes + pending->hold.offset;
-    message_head_write(out, &head);
-    const uint8_t *from = letter->delivery->hold.buffer->bytes + letter->delivery->hold.offset;
-    if (head.payload_size) memcpy(out + head_size, message_qos1_payload(from), head.payload_size);
-    pending->id = head.id;
-    pending->timestamp_ms = head.timestamp_ms;
-    pending->ttl_ms = head.ttl_ms;
-    pending->expiry_tick = publish_expiry_tick(bq, bq->now_ms, head.ttl_ms);
-    pending->payload_size = head.payload_size;
-    pending->properties_size = head.properties_size;
-    pending->topic_size = (uint16_t)head.topic_size;
-    return pending;
-}
-
-static int64_t letter_append(bq_t *bq, const pending_commit_t *pending, const letter_t *letter) {
-    publish_record_t record = {.id = pending->id,
-                               .timestamp_ms = pending->timestamp_ms,
-                               .ttl_ms = pending->ttl_ms,
-                               .mono_ms = bq->now_ms,
-                               .run = bq->run,
-                               .topic_size = pending->topic_size};
-    letter_record_t about = {
-        .id = letter->delivery->id, .deliveries = letter->delivery->deliveries, .over = letter->delivery->over};
+static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const letter_t *letter) {
+    const delivery_t *delivery = letter->delivery;
+    letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
     log_part_t properties = {&about, sizeof about};
-    if (letter->cut) properties = (log_part_t){letter->head.properties, letter->head.properties_size};
-    record.properties_size = properties.size;
-    log_part_t parts[] = {{&record, sizeof record},
-                          {letter->head.topic, pending->topic_size},
-                          {pending_payload(pending), pending->payload_size},
-                          properties};
-    return log_append(bq->log, LOG_PUBLISH, letter->cut ? 0 : PUBLISH_LETTER, parts, 4,
-                      letter->delivery->consumer->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
+    if (letter->cut) properties = (log_part_t){letter->message.properties, letter->message.properties_size};
+    return held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_LETTER,
+                    delivery->consumer->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
 }
 
 int64_t commit_letter(bq_t *bq, const letter_t *letter) {
     int64_t error = timeline_write(bq);
     if (error < 0) return error;
     if (!reserve_ids(bq)) return BQ_E_AGAIN;
-    pending_commit_t *pending = pending_letter(bq, PENDING_PUBLISH, letter);
+    pending_commit_t *pending = held_message_new(bq, NULL, PENDING_PUBLISH, &letter->message);
     if (!pending) return BQ_E_MEMORY;
-    int64_t lsn = letter_append(bq, pending, letter);
+    int64_t lsn = letter_log(bq, pending, letter);
     if (lsn < 0) {
         pending_free(bq, pending);
         return lsn;
     }
-    pending->lsn = (uint64_t)lsn;
     pending->delivery = letter->delivery;
     letter->delivery->letter = pending;
-    pending_append(bq, NULL, pending);
-    count_publish(bq, pending->payload_size);
-    bq->commit_wanted = true;
+    held_logged(bq, NULL, pending, lsn);
     return lsn;
 }
 
 bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
-    pending_commit_t *pending = pending_letter(bq, PENDING_FOLLOW, letter);
+    pending_commit_t *pending = held_message_new(bq, NULL, PENDING_FOLLOW, &letter->message);
     if (!pending) return false;
     pending->lsn = bq->pending_last_lsn;
     pending_append(bq, NULL, pending);
@@ -232,12 +207,12 @@ bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
     return connection->pending_bytes < PENDING_BYTES_OWN && budget_part(bq, bq->pending_bytes) && !budget_over(bq);
 }
 
-bool commit_follow(bq_t *bq, connection_t *connection, const bq_view_t *view) {
-    pending_commit_t *pending = pending_message(bq, connection, PENDING_FOLLOW, view, publish_ttl_ms(bq, view->ttl_ms));
+bool commit_follow(bq_t *bq, connection_t *connection, const message_t *message) {
+    pending_commit_t *pending = held_message_new(bq, connection, PENDING_FOLLOW, message);
     if (!pending) return false;
     pending->lsn = bq->pending_last_lsn; /* nothing newer is pending: the one it follows, or one after that */
     pending_append(bq, connection, pending);
-    count_publish(bq, view->payload_size);
+    count_publish(bq, message->payload_size);
     return true;
 }
 
@@ -328,7 +303,7 @@ static bool pending_topic_ready(bq_t *bq, const pending_commit_t *pending, uint3
     int error = 0;
     *topic = NULL;
     if (pending->kind != PENDING_PUBLISH && pending->kind != PENDING_FOLLOW) return true;
-    *topic = publish_topic(bq, NULL, pending_topic(pending), pending->topic_size, &error);
+    *topic = publish_topic(bq, NULL, pending_message(pending).topic, pending->topic_size, &error);
     if (!*topic) return true;
     enum route_outcome outcome = route_ready(bq->routes, *topic, units);
     if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
@@ -345,7 +320,7 @@ static void answer(bq_t *bq, connection_t *connection, const pending_commit_t *p
     const protocol_ops_t *protocol = connection->protocol;
     switch (pending->kind) {
     case PENDING_PUBLISH: protocol->published(bq, connection, pending->seq, pending->id, stored); break;
-    case PENDING_SUBACK: protocol->subscribed(bq, connection, pending->seq, pending_frame(pending), pending->topic_size); break;
+    case PENDING_SUBACK: protocol->subscribed(bq, connection, pending->seq, held_bytes_at(pending), pending->topic_size); break;
     case PENDING_REPLY: protocol->answer(bq, connection, pending->seq, BQ_OUTCOME_DONE, NULL); break;
     default: break;
     }

@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "broker/outqueue.h"
+#include "proto/encoding.h"
 
 struct bq;
 struct connection;
@@ -26,7 +27,7 @@ enum pending_kind {
 enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_HOLDER = 4, PENDING_UNDO_CONSUMER = 8 };
 
 typedef struct pending_commit {
-    queue_entry_t hold; /* the frame, encoded for QoS 1 (publishes) or the text to answer with (PENDING_SUBACK) */
+    queue_entry_t hold; /* the message, encoded for QoS 1 (publishes), or the text to answer with (PENDING_SUBACK) */
     struct pending_commit *next;
     bq_conn_t conn; /* 0: nobody is answered */
     uint64_t seq;
@@ -39,11 +40,14 @@ typedef struct pending_commit {
     struct delivery *delivery; /* a dead letter: whose, while it waits for this */
 } pending_commit_t;
 
-static inline const uint8_t *pending_frame(const pending_commit_t *pending) {
+static inline const uint8_t *held_bytes_at(const pending_commit_t *pending) {
     return pending->hold.buffer->bytes + pending->hold.offset;
 }
-const uint8_t *pending_topic(const pending_commit_t *pending);
-const uint8_t *pending_payload(const pending_commit_t *pending);
+static inline message_t pending_message(const pending_commit_t *pending) { /* of a publish */
+    message_t message;
+    message_decode(held_bytes_at(pending), &message);
+    return message;
+}
 
 /* What LOG_PUBLISH records begin with; topic, payload and properties follow. */
 typedef struct publish_record {
@@ -65,7 +69,8 @@ typedef struct letter_record {
 enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 
 /* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
-enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, const bq_view_t *view, const char **why);
+enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
+                                   const char **why);
 struct letter;
 /* Log a dead letter and hold it; letter_written says what came of it. Its LSN, or what log_append says. */
 int64_t commit_letter(struct bq *bq, const struct letter *letter);
@@ -73,7 +78,7 @@ int64_t commit_letter(struct bq *bq, const struct letter *letter);
 bool commit_letter_follow(struct bq *bq, const struct letter *letter);
 /* Whether a QoS 0 publish may be held too. False: its publisher waits. */
 bool commit_follow_room(const struct bq *bq, const struct connection *connection);
-bool commit_follow(struct bq *bq, struct connection *connection, const bq_view_t *view); /* false: no memory */
+bool commit_follow(struct bq *bq, struct connection *connection, const message_t *message); /* false: no memory */
 /* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
  * first `size` bytes are what is answered with. */
 pending_commit_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum pending_kind kind,

@@ -170,7 +170,7 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
     uint8_t *out = budget_over(bq) && delivery->consumer->flight_count ? NULL : shared_reserve(bq, size);
     if (!out) return false;
     memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, size);
-    message_qos1_mark_redelivered(out);
+    message_mark_redelivered(out);
     buffer_t *buffer = bq->buffers.open;
     uint32_t offset = buffer->used;
     buffer_commit(&bq->buffers, size);
@@ -188,7 +188,7 @@ static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
     uint8_t *out = shared_reserve(bq, run->size);
     if (!out) return false;
     memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, run->size);
-    message_qos1_mark_qos0(out);
+    message_mark_qos0(out);
     run->buffer = bq->buffers.open;
     run->offset = run->buffer->used;
     buffer_commit(&bq->buffers, run->size);
@@ -447,7 +447,7 @@ void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
     consumer->behind = true;
     consumer->skim_due_ms = 0;
     consumer->next_lsn = first->lsn > consumer->kept_lsn ? first->lsn : consumer->kept_lsn;
-    consumer->behind_stamp_ms = message_qos1_timestamp(first->hold.buffer->bytes + first->hold.offset);
+    consumer->behind_stamp_ms = delivery_message(first).timestamp_ms;
     for (delivery_t *delivery = first, *next; delivery; delivery = next) {
         next = delivery->next;
         if (delivery->given_up) continue;

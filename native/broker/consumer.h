@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "wal/wal.h"
+#include "proto/encoding.h"
 #include "broker/outqueue.h"
 #include "broker/router.h"
 #include "broker/consumer_end.h"
@@ -88,6 +89,12 @@ typedef struct delivery {
     struct pending_commit *letter; /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
 } delivery_t;
+
+static inline message_t delivery_message(const delivery_t *delivery) {
+    message_t message;
+    message_decode(delivery->hold.buffer->bytes + delivery->hold.offset, &message);
+    return message;
+}
 
 /* What is remembered of what was in the window when it was left: see broker/consumer_history.c. */
 enum past_flags { PAST_REDELIVERED = 1, PAST_KILLED = 2 };

@@ -48,7 +48,7 @@ static int64_t end_holder(bq_t *bq, consumer_t *consumer, const uint8_t *client_
     }
     *outcome = count ? BQ_OUTCOME_INVALID : BQ_OUTCOME_NOT_FOUND;
     if (count != 1) return 0;
-    uint8_t texts[FRAME_TOPIC_BYTES_MAX + REQUEST_BYTES_MAX]; /* a copy: the consumer may end with it */
+    uint8_t texts[TOPIC_BYTES_MAX + REQUEST_BYTES_MAX]; /* a copy: the consumer may end with it */
     if (consumer->group_size > REQUEST_BYTES_MAX) return 0;
     memcpy(texts, consumer->text, consumer->filter_size);
     memcpy(texts + consumer->filter_size, consumer_group(consumer), consumer->group_size);

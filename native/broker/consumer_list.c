@@ -14,8 +14,7 @@
 #define GROUP_MEMBERS 64u    /* looked at, to find those of one key */
 #define TEXT_BYTES_MAX 512u  /* of a group or client_id: what is longer comes from no broker */
 #define CLIENTS_MAX 8u       /* of a queue group's */
-#define ROW_BYTES_MAX                                                                                                            \
-    (sizeof(bq_consumer_row_t) + FRAME_TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
+#define ROW_BYTES_MAX (sizeof(bq_consumer_row_t) + TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
 
 /* ---- what a consumer has not settled -------------------------------------------------------------------------------------- */
 
@@ -23,7 +22,7 @@ uint64_t consumer_lag_messages(const consumer_t *consumer) { return consumer->wi
 uint64_t consumer_lag_bytes(const consumer_t *consumer) { return consumer->window_bytes + consumer->behind_bytes; }
 
 uint64_t consumer_stamp_ms(const consumer_t *consumer) {
-    if (consumer->head) return message_qos1_timestamp(consumer->head->hold.buffer->bytes + consumer->head->hold.offset);
+    if (consumer->head) return delivery_message(consumer->head).timestamp_ms;
     return consumer->behind_messages ? consumer->behind_stamp_ms : 0;
 }
 

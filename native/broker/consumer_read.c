@@ -263,22 +263,23 @@ bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record)
 }
 
 /* The message of a record; `room` is for the properties of a dead letter. */
-static message_head_t head_of(const publish_record_t *record, const uint8_t *texts, uint32_t size, uint8_t flags, uint8_t *room) {
-    message_head_t head = {.topic = texts,
-                           .topic_size = record->topic_size,
-                           .payload_size = size - record->topic_size - record->properties_size,
-                           .properties_size = record->properties_size,
-                           .id = record->id,
-                           .timestamp_ms = record->timestamp_ms,
-                           .ttl_ms = record->ttl_ms};
-    if (BQ_LIKELY(!head.properties_size)) return head;
-    head.properties = texts + head.topic_size + head.payload_size;
+static message_t message_of(const publish_record_t *record, const uint8_t *texts, uint32_t size, uint8_t flags, uint8_t *room) {
+    message_t message = {.topic = texts,
+                         .topic_size = record->topic_size,
+                         .payload_size = size - record->topic_size - record->properties_size,
+                         .properties_size = record->properties_size,
+                         .id = record->id,
+                         .timestamp_ms = record->timestamp_ms,
+                         .ttl_ms = record->ttl_ms};
+    message.payload = texts + message.topic_size;
+    if (BQ_LIKELY(!message.properties_size)) return message;
+    message.properties = message.payload + message.payload_size;
     letter_record_t letter;
-    if (!(flags & PUBLISH_LETTER) || head.properties_size != sizeof letter) return head;
-    memcpy(&letter, head.properties, sizeof letter);
-    head.properties = room;
-    head.properties_size = letter_properties_again(room, head.topic, head.topic_size, &letter);
-    return head;
+    if (!(flags & PUBLISH_LETTER) || message.properties_size != sizeof letter) return message;
+    memcpy(&letter, message.properties, sizeof letter);
+    message.properties = room;
+    message.properties_size = letter_properties_again(room, message.topic, message.topic_size, &letter);
+    return message;
 }
 
 /* Over the consumer's quota of the log, and not to be a dead letter. */
@@ -298,14 +299,13 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
     uint64_t tick;
     uint8_t room[LETTER_PROPERTIES_BYTES_MAX];
     if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
-    message_head_t head = head_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
-    const uint8_t *payload = head.topic + head.topic_size;
-    if (filter_matches(dialect, consumer->text, consumer->filter_size, head.topic, head.topic_size) != 1) return TAKE_SKIP;
+    const message_t message = message_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
+    if (filter_matches(dialect, consumer->text, consumer->filter_size, message.topic, message.topic_size) != 1) return TAKE_SKIP;
     past_entry_t entry;
     if (consumer_past_settled(consumer, lsn, &entry)) return TAKE_SKIP;
-    uint32_t prefix_size = message_head_size(&head), payload_size = head.payload_size;
+    const uint32_t encoded_size = message_header_size(&message) + message.payload_size;
     if (!expiry_of(bq, lsn, &record, &tick)) {
-        consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
+        consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
         consumer->dropped_ttl++;
         consumer->settled++;
         if (lsn > consumer->touched_lsn) consumer->touched_lsn = lsn;
@@ -316,26 +316,25 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
     bool over = BQ_UNLIKELY(lsn < consumer->quota_lsn);
     if (over) {
         if (take_dropped(bq, consumer, lsn, record.id)) {
-            consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
+            consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
             return TAKE_SKIP;
         }
         if (!consumer_quota_has_room(bq, consumer)) return TAKE_FULL;
     } else if (!consumer->members) {
         consumer_skimmed(bq, consumer, left_ms(bq, lsn, &record));
         return TAKE_FULL;
-    } else if (!consumer_has_room(bq, consumer, prefix_size + payload_size)) {
+    } else if (!consumer_has_room(bq, consumer, encoded_size)) {
         return TAKE_FULL;
     }
-    uint8_t *out = shared_reserve(bq, prefix_size + payload_size);
+    uint8_t *out = shared_reserve(bq, encoded_size);
     if (!out) return TAKE_NO_MEMORY;
-    message_head_write(out, &head);
-    if (payload_size) memcpy(out + prefix_size, payload, payload_size);
+    message_encode(out, &message);
     buffer_t *buffer = bq->buffers.open;
-    delivery_t *delivery = delivery_add(bq, consumer, buffer, buffer->used, prefix_size + payload_size, lsn, record.id, tick);
+    delivery_t *delivery = delivery_add(bq, consumer, buffer, buffer->used, encoded_size, lsn, record.id, tick);
     if (!delivery) return TAKE_NO_MEMORY;
-    buffer_commit(&bq->buffers, prefix_size + payload_size);
+    buffer_commit(&bq->buffers, encoded_size);
     delivery_recall(bq, delivery, &entry);
-    consumer_behind_take(consumer, prefix_size + payload_size, record.timestamp_ms);
+    consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
     if (over) consumer_quota_letter(bq, delivery);
     return TAKE_OK;
 }

@@ -12,16 +12,14 @@
 
 static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
 
-static const uint8_t *frame_of(const delivery_t *delivery) { return delivery->hold.buffer->bytes + delivery->hold.offset; }
-
 /* The topic of a letter of a letter would be one of the same again. */
-static bool is_letter(const uint8_t *frame) {
-    return message_qos1_name_size(frame) >= PREFIX_BYTES && !memcmp(message_qos1_name(frame), LETTER_PREFIX, PREFIX_BYTES);
+static bool is_letter(const message_t *message) {
+    return message->topic_size >= PREFIX_BYTES && !memcmp(message->topic, LETTER_PREFIX, PREFIX_BYTES);
 }
 
 /* A topic of nearly the largest size is cut, at a character; the property has all of it. */
 static uint32_t topic_write(uint8_t *out, const uint8_t *topic, uint32_t size) {
-    if (size > FRAME_TOPIC_BYTES_MAX - PREFIX_BYTES) size = FRAME_TOPIC_BYTES_MAX - PREFIX_BYTES;
+    if (size > TOPIC_BYTES_MAX - PREFIX_BYTES) size = TOPIC_BYTES_MAX - PREFIX_BYTES;
     memcpy(out, LETTER_PREFIX, PREFIX_BYTES);
     memcpy(out + PREFIX_BYTES, topic, size);
     while (topic_check(out, PREFIX_BYTES + size)) size--;
@@ -87,18 +85,18 @@ static void line_leave(bq_t *bq, delivery_t *delivery) {
 
 /* 0: settled or on its way. Else why it has to wait. */
 static int64_t letter_try(bq_t *bq, delivery_t *delivery) {
-    uint8_t topic[FRAME_TOPIC_BYTES_MAX], properties[LETTER_PROPERTIES_BYTES_MAX];
-    const uint8_t *name = message_qos1_name(frame_of(delivery));
-    uint32_t name_size = message_qos1_name_size(frame_of(delivery));
+    uint8_t topic[TOPIC_BYTES_MAX], properties[LETTER_PROPERTIES_BYTES_MAX];
+    const message_t from = delivery_message(delivery);
     letter_t letter = {.delivery = delivery};
-    letter.head = (message_head_t){
-        .topic = topic,
-        .topic_size = topic_write(topic, name, name_size),
-        .properties = properties,
-        .properties_size = letter_properties(properties, name, name_size, delivery->id, delivery->deliveries, delivery->over),
-        .payload_size = message_qos1_payload_size(frame_of(delivery))};
-    letter.cut = letter.head.topic_size != PREFIX_BYTES + name_size;
-    enum wanted wanted = wanted_by(bq, topic, letter.head.topic_size);
+    letter.message = (message_t){.topic = topic,
+                                 .topic_size = topic_write(topic, from.topic, from.topic_size),
+                                 .properties = properties,
+                                 .properties_size = letter_properties(properties, from.topic, from.topic_size, delivery->id,
+                                                                      delivery->deliveries, delivery->over),
+                                 .payload = from.payload,
+                                 .payload_size = from.payload_size};
+    letter.cut = letter.message.topic_size != PREFIX_BYTES + from.topic_size;
+    enum wanted wanted = wanted_by(bq, topic, letter.message.topic_size);
     if (wanted == WANTED_LATER) return BQ_E_AGAIN;
     if (wanted == WANTED) {
         int64_t lsn = commit_letter(bq, &letter);
@@ -199,7 +197,8 @@ uint64_t letters_due_ms(const bq_t *bq) { return bq->letters.first ? bq->letters
 void letter_send(bq_t *bq, delivery_t *delivery) {
     delivery->given_up = true;
     if (delivery->letter || delivery->letter_waits) return;
-    if (is_letter(frame_of(delivery))) {
+    const message_t message = delivery_message(delivery);
+    if (is_letter(&message)) {
         delivery_dead(bq, delivery);
         return;
     }

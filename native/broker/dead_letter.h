@@ -9,7 +9,7 @@
 #define BQ_LETTER_H
 
 #include "base/bytes.h"
-#include "proto/blip_codec.h"
+#include "proto/encoding.h"
 
 struct bq;
 struct delivery;
@@ -20,11 +20,11 @@ struct letter_record;
 #define LETTER_PATIENCE_NEXT_MS 3000u /* once letters have been dropped, and the log is still full */
 #define LETTER_DROPS_MAX 64u          /* at one look at the log: one, then twice as many each time */
 
-#define LETTER_PROPERTIES_BYTES_MAX (512u + FRAME_TOPIC_BYTES_MAX)
+#define LETTER_PROPERTIES_BYTES_MAX (512u + TOPIC_BYTES_MAX)
 
 typedef struct letter {
-    message_head_t head;
-    struct delivery *delivery; /* its payload is the letter's */
+    message_t message;
+    struct delivery *delivery; /* whose message it was */
     bool cut;                  /* its topic was too long for what comes in front */
 } letter_t;
 

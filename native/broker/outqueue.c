@@ -1,7 +1,8 @@
 /* broker/outqueue.c: see broker/outqueue.h for the picture and the invariants. */
 #include "broker/outqueue.h"
+#include "proto/encoding.h"
 
-static uint32_t frame_size_at(const buffer_t *buffer, uint32_t offset) { return 4 + load_be32(buffer->bytes + offset); }
+static uint32_t frame_size_at(const buffer_t *buffer, uint32_t offset) { return encoded_size(buffer->bytes + offset); }
 
 /* Bytes of the first `count` whole frames at `offset`. */
 static uint32_t frames_size(const buffer_t *buffer, uint32_t offset, uint32_t count) {

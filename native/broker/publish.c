@@ -190,7 +190,7 @@ static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *p
     queue_run_t *run = &bq->open.run;
     uint8_t *out = run->buffer->bytes + run->buffer->used;
     memcpy(out, topic->prefix, topic->prefix_size);
-    message_prefix_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
+    header_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
     if (size) memcpy(out + topic->prefix_size, payload, size);
     buffer_commit(&bq->buffers, topic->prefix_size + size);
     run->size += topic->prefix_size + size;
@@ -220,149 +220,7 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
     return PUBLISH_DONE;
 }
 
-/* ---- publishes alike ------------------------------------------------------------------------------------------------ */
-
-/* Pieces of 16 bytes at any address: one instruction to load, to compare, or to store. Copies go by BLOCK, the last one whole, so up
- * to SLACK bytes beyond what is copied are read and written; from COPY_BYTES on, memcpy knows better. */
-#define PIECE 16u
-#define BLOCK_PIECES 4u
-#define BLOCK (PIECE * BLOCK_PIECES)
-#define SLACK BLOCK
-#define COPY_BYTES 256u
-typedef uint64_t piece_t __attribute__((vector_size(PIECE)));
-
-static inline piece_t piece_load(const uint8_t *from) {
-    piece_t piece;
-    memcpy(&piece, from, PIECE);
-    return piece;
-}
-
-static inline void piece_store(uint8_t *to, piece_t piece) { memcpy(to, &piece, PIECE); }
-
-static inline bool piece_any(piece_t piece) { return piece[0] | piece[1]; }
-
-static inline void block_load(piece_t block[BLOCK_PIECES], const uint8_t *from) {
-    for (uint32_t i = 0; i < BLOCK_PIECES; i++) block[i] = piece_load(from + i * PIECE);
-}
-
-static inline void block_store(uint8_t *to, const piece_t block[BLOCK_PIECES]) {
-    for (uint32_t i = 0; i < BLOCK_PIECES; i++) piece_store(to + i * PIECE, block[i]);
-}
-
-static inline void blocks_copy(uint8_t *to, const uint8_t *from, uint32_t size) {
-    if (size >= COPY_BYTES) {
-        memcpy(to, from, size);
-        return;
-    }
-    for (uint32_t at = 0; at < size; at += BLOCK) {
-        piece_t block[BLOCK_PIECES];
-        block_load(block, from + at);
-        block_store(to + at, block);
-    }
-}
-
-/* What publishes are compared with: one that has been taken, and where its payload lies. The head is all before the payload,
- * at least PIECE bytes, both lengths in it; its first BLOCK is kept at hand in pieces that overlap if it is shorter. */
-typedef struct publish_model {
-    const uint8_t *frame;
-    uint32_t size, payload_at, payload_size; /* from the frame's begin, length included */
-    uint32_t head_at[BLOCK_PIECES];
-    bool payload_last;
-} publish_model_t;
-
-static publish_model_t model_of(const uint8_t *frame, const bq_view_t *view, enum frame_payload place) {
-    publish_model_t model = {.frame = frame,
-                             .size = 4 + load_be32(frame),
-                             .payload_at = (uint32_t)(view->payload - frame),
-                             .payload_size = view->payload_size,
-                             .payload_last = place == PAYLOAD_LAST};
-    for (uint32_t i = 0; i < BLOCK_PIECES; i++)
-        model.head_at[i] = (i + 1) * PIECE < model.payload_at ? i * PIECE : model.payload_at - PIECE;
-    return model;
-}
-
-static inline void head_load(piece_t head[BLOCK_PIECES], const publish_model_t *model) {
-    for (uint32_t i = 0; i < BLOCK_PIECES; i++) head[i] = piece_load(model->frame + model->head_at[i]);
-}
-
-/* Whether a frame with room for the model's size differs from it in anything that is read, its payload aside. */
-static inline bool frame_differs(const publish_model_t *model, const piece_t head[BLOCK_PIECES], const uint8_t *frame) {
-    piece_t differs = {0};
-    for (uint32_t i = 0; i < BLOCK_PIECES; i++) differs |= head[i] ^ piece_load(frame + model->head_at[i]);
-    for (uint32_t at = BLOCK; at < model->payload_at; at += PIECE) {
-        uint32_t piece_at = at + PIECE < model->payload_at ? at : model->payload_at - PIECE;
-        differs |= piece_load(model->frame + piece_at) ^ piece_load(frame + piece_at);
-    }
-    if (BQ_UNLIKELY(piece_any(differs))) return true;
-    if (model->payload_last) return false;
-    uint32_t end = model->payload_at + model->payload_size;
-    return memcmp(model->frame + end, frame + end, model->size - end) != 0;
-}
-
-/* A frame of another size that would be read as the model was becomes the model. Nothing that is read may lie behind its payload,
- * and nothing before it may differ but the two lengths. */
-static BQ_APART bool model_resize(publish_model_t *model, const uint8_t *frame, uint64_t left, uint32_t frame_bytes_max) {
-    if (!model->payload_last || left < model->payload_at) return false;
-    uint32_t size = load_be32(frame), payload_size = load_u32(frame + model->payload_at - 4);
-    if (size > frame_bytes_max || model->payload_at + (uint64_t)payload_size > size + 4ull) return false;
-    if (memcmp(model->frame + 4, frame + 4, model->payload_at - 8) != 0) return false;
-    model->frame = frame;
-    model->size = 4 + size;
-    model->payload_size = payload_size;
-    return true;
-}
-
-/* Most publishers write messages by the dozen that differ in their payload alone. Once one of them has been read and has joined
- * the open run, those behind it need only be compared with it, and join as it did. */
-BQ_APART uint32_t publish_alike(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
-    enum frame_payload place = frame_payload_place(first + 4, view);
-    if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
-    publish_model_t model = model_of(first, view, place);
-    queue_run_t *run = &bq->open.run;
-    const uint32_t prefix_size = bq->open.topic->prefix_size, count_max = bq->open.count_max - run->count;
-    const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
-    if (buffer_room < SLACK) return 0;
-    uint32_t room = bq->open.size_max - run->size;
-    if (room > buffer_room - SLACK) room = buffer_room - SLACK;
-
-    /* The prefix is the first one's, as subscribers get it: only the id, and with another size the lengths, are another's. */
-    uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const prefix = begin - model.payload_size - prefix_size;
-    const uint8_t *const end = first + size;
-    const uint64_t first_id = bq->next_message_id;
-    piece_t head[BLOCK_PIECES], opening[BLOCK_PIECES];
-    head_load(head, &model);
-    block_load(opening, prefix);
-    uint8_t *out = begin;
-    const uint8_t *frame = first + model.size;
-    uint32_t count = 0;
-    for (; count < count_max; count++) {
-        uint64_t left = (uint64_t)(end - frame);
-        if (BQ_UNLIKELY(left < model.size + SLACK || frame_differs(&model, head, frame))) {
-            publish_model_t resized = model;
-            if (!model_resize(&resized, frame, left, frame_bytes_max) || left < resized.size + (uint64_t)SLACK) break;
-            model = resized;
-            head_load(head, &model);
-        }
-        const uint32_t payload_size = model.payload_size, out_size = prefix_size + payload_size;
-        if (BQ_UNLIKELY(out_size > room)) break;
-        block_store(out, opening);
-        for (uint32_t at = BLOCK; at < prefix_size; at += PIECE) piece_store(out + at, piece_load(prefix + at));
-        message_prefix_renumber(out, prefix_size, first_id + count, payload_size);
-        blocks_copy(out + prefix_size, frame + model.payload_at, payload_size);
-        out += out_size;
-        room -= out_size;
-        frame += model.size;
-    }
-    uint32_t bytes = (uint32_t)(out - begin);
-    buffer_commit(&bq->buffers, bytes);
-    run->size += bytes;
-    run->count += count;
-    bq->next_message_id += count;
-    bq->stats.published += count;
-    bq->stats.published_bytes += bytes - (uint64_t)count * prefix_size;
-    bq->stats.frames_in += count;
-    return (uint32_t)(frame - first) - load_be32(first) - 4;
-}
+/* ---- behind the disk --------------------------------------------------------------------------------------------------- */
 
 /* The topic's targets are current. */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
@@ -387,12 +245,12 @@ static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_
     uint8_t *out = shared_reserve(bq, size);
     if (!out) return false;
     if (pending->properties_size) {
-        memcpy(out, pending_frame(pending), size);
-        message_qos1_mark_qos0(out);
+        memcpy(out, held_bytes_at(pending), size);
+        message_mark_qos0(out);
     } else {
         memcpy(out, topic->prefix, topic->prefix_size);
-        message_prefix_patch(out, topic->prefix_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
-        if (pending->payload_size) memcpy(out + topic->prefix_size, pending_payload(pending), pending->payload_size);
+        header_patch(out, topic->prefix_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
+        if (pending->payload_size) memcpy(out + topic->prefix_size, pending_message(pending).payload, pending->payload_size);
     }
     *run = (queue_run_t){
         .buffer = bq->buffers.open, .offset = bq->buffers.open->used, .size = size, .count = 1, .tick = pending->expiry_tick};

@@ -1,6 +1,6 @@
 /* broker/router.c: see broker/router.h for the picture and the invariant. */
 #include "broker/router.h"
-#include "proto/blip_codec.h"
+#include "proto/encoding.h"
 #include "broker/trie.h"
 #include "net/connection.h"
 #include "broker/consumer.h"
@@ -31,7 +31,7 @@ typedef struct filter {
 typedef struct route_change {
     int dialect;
     uint32_t size;
-    uint8_t text[FRAME_TOPIC_BYTES_MAX];
+    uint8_t text[TOPIC_BYTES_MAX];
 } route_change_t;
 
 /* A search that stopped because its units were used up. */
@@ -178,10 +178,10 @@ static topic_t *topic_lookup(const routes_t *routes, uint64_t hash, const uint8_
 static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
     topic_t *topic = slot_find(routes);
     if (!topic) return NULL;
-    uint32_t prefix_size = message_prefix_size(size);
+    uint32_t prefix_size = header_template_size(size);
     uint8_t *prefix = pool_take(routes->pool, prefix_size);
     if (!prefix) return NULL;
-    message_prefix_write(prefix, name, size);
+    header_template_write(prefix, name, size);
     topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
     *topic = (topic_t){.hash = hash,
                        .chain = *head,
@@ -190,14 +190,14 @@ static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name
                        .name_size = size,
                        .stale = true,
                        .serial = ++routes->serial};
-    topic->name = message_prefix_name(prefix);
+    topic->name = header_template_topic(prefix);
     *head = topic;
     routes->counts.topics++;
     return topic;
 }
 
 topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error) {
-    if (BQ_UNLIKELY(size == 0 || size > FRAME_TOPIC_BYTES_MAX)) {
+    if (BQ_UNLIKELY(size == 0 || size > TOPIC_BYTES_MAX)) {
         *error = topic_check(name, size);
         return NULL;
     }

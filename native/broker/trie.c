@@ -1,6 +1,6 @@
 /* broker/trie.c: see broker/trie.h for the picture and the invariant. */
 #include "broker/trie.h"
-#include "proto/blip_codec.h"
+#include "base/topic_name.h"
 
 #define TABLE_SIZE_MIN 64u
 
@@ -199,9 +199,9 @@ static BQ_APART uint32_t walk_resume(const trie_t *trie, const trie_walk_t *walk
 
 enum trie_outcome trie_match(const trie_t *trie, trie_walk_t *walk, const uint8_t *topic, uint32_t size, uint32_t *units,
                              trie_found found, void *context) {
-    trie_step_t stack[FRAME_TOPIC_BYTES_MAX + 2];
+    trie_step_t stack[TOPIC_BYTES_MAX + 2];
     uint32_t depth = 0;
-    if (!trie->root || size > FRAME_TOPIC_BYTES_MAX) return TRIE_DONE;
+    if (!trie->root || size > TOPIC_BYTES_MAX) return TRIE_DONE;
     bool slash = trie->wildcard_rest == '#';
     if (BQ_UNLIKELY(walk->begun))
         depth = walk_resume(trie, walk, topic, size, stack);

@@ -7,7 +7,7 @@
  * while the search for them had stopped included; when all have left, nothing is left in the pool.
  */
 #include "net/connection.h"
-#include "proto/blip_codec.h"
+#include "base/topic_name.h"
 #include "fuzz.h"
 
 #define CONNECTIONS 5u
@@ -19,7 +19,7 @@ static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "a/b", "a/b/c", "a/", 
 
 typedef struct pending_commit {
     uint32_t connection, size;
-    uint8_t filter[FRAME_TOPIC_BYTES_MAX];
+    uint8_t filter[TOPIC_BYTES_MAX];
 } pending_commit_t;
 
 typedef struct model {

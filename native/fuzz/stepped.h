@@ -32,7 +32,7 @@ typedef struct client {
     uint64_t ask_seq, ask_value, fed, consumed, untaken, last_id;
     uint32_t ask_flags, ask_text_size, ask_data_size;
     uint8_t ask_text[REQUEST_BYTES_MAX], ask_data[REQUEST_BYTES_MAX];
-    char filters[FILTERS_MAX][FRAME_TOPIC_BYTES_MAX];
+    char filters[FILTERS_MAX][TOPIC_BYTES_MAX];
     uint32_t filter_sizes[FILTERS_MAX], filter_count;
     bool filters_unknown; /* more than are remembered, or set without a request */
     bool answers_unknown; /* it was answered without a request */
@@ -74,8 +74,9 @@ static bool wanted(const client_t *client, text_t topic) {
 static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
     bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see proto/blip_codec.c */
     CHECK(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
-    const uint8_t *name = qos1 ? message_qos1_name(frame) : message_prefix_name(frame);
-    text_t topic = {name, load_u32(name - 4)};
+    message_t message = {.topic = header_template_topic(frame)};
+    if (qos1) message_decode(frame, &message);
+    text_t topic = {message.topic, load_u32(message.topic - 4)};
     CHECK(topic.size && topic.size < size && topic_check(topic.bytes, topic.size) == 0);
     CHECK(wanted(client, topic));
     client->last_id = load_u64(frame + FRAME_HEADER_BYTES + (qos1 ? 32 : 24));
@@ -120,7 +121,7 @@ static void admit(machine_t *machine, client_t *client, uint64_t seq) {
 }
 
 static void filter_remember(client_t *client, text_t filter) {
-    if (client->filter_count == FILTERS_MAX || filter.size > FRAME_TOPIC_BYTES_MAX) {
+    if (client->filter_count == FILTERS_MAX || filter.size > TOPIC_BYTES_MAX) {
         client->filters_unknown = true;
         return;
     }

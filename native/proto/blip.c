@@ -2,6 +2,7 @@
 #include "broker/commit.h"
 #include "core.h"
 #include "proto/blip_codec.h"
+#include "proto/blip_fast.h"
 #include "proto/protocol.h"
 
 #define GROUP_BYTES_TOLD 512u
@@ -59,7 +60,7 @@ static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum b
 /* A Reply that answers no request: its payload is the filter and, of a group, a line end and the group. */
 static void blip_ended(bq_t *bq, connection_t *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                        uint32_t group_size) {
-    uint8_t what[FRAME_TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + FRAME_TOPIC_BYTES_MAX];
+    uint8_t what[TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + TOPIC_BYTES_MAX];
     const uint32_t opening = (uint32_t)sizeof ENDED_TEXT - 1;
     uint32_t size = filter_size;
     if (!connection->hello) return;
@@ -120,6 +121,14 @@ static void wait_for_log(bq_t *bq, connection_t *connection) {
     bq->log_waiters = connection;
 }
 
+static message_t message_of(const bq_view_t *view) {
+    return (message_t){.topic = view->topic,
+                       .topic_size = view->topic_size,
+                       .payload = view->payload,
+                       .payload_size = view->payload_size,
+                       .ttl_ms = view->ttl_ms};
+}
+
 /* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
  * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
 static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
@@ -132,7 +141,8 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(bq, topic, view->payload_size))
         return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
                       "a subscriber's queue is full and the policy is block: try again later");
-    switch (commit_publish(bq, connection, view, &why)) {
+    const message_t message = message_of(view);
+    switch (commit_publish(bq, connection, view->seq, &message, &why)) {
     case COMMIT_PENDING: return FRAME_TAKEN;
     case COMMIT_LATER: wait_for_log(bq, connection); return FRAME_KEPT;
     default: return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
@@ -168,7 +178,8 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
             connection->pause |= PAUSE_UNCOMMITTED;
             return FRAME_KEPT;
         }
-        if (commit_follow(bq, connection, view)) return FRAME_TAKEN;
+        const message_t message = message_of(view);
+        if (commit_follow(bq, connection, &message)) return FRAME_TAKEN;
         return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
     }
     wait_list_t *blocker = NULL;
@@ -297,7 +308,7 @@ static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes,
     bq->stats.frames_in++;
     if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(bq, connection))
         return 4 + body_size;
-    return 4 + body_size + publish_alike(bq, bytes, size, bq->config.max_frame_bytes, &view);
+    return 4 + body_size + blip_fast_path(bq, bytes, size, bq->config.max_frame_bytes, &view);
 }
 
 static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {

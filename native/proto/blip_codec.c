@@ -1,4 +1,4 @@
-/* proto/blip_codec.c: the wire of proto/blip_codec.h: FlatBuffers tables read in place and written at fixed offsets, topics and filters checked.
+/* proto/blip_codec.c: the wire of proto/blip_codec.h: FlatBuffers tables read in place and written at fixed offsets.
  *
  *      body      [root u32]...[vtable: bytes u16, table bytes u16, slot offsets u16...]...[table: i32 back to vtable, fields]
  *      message   [u32 big-endian][1][root, vtable, table, topic][payload]     all but the values is constant per topic
@@ -17,16 +17,7 @@
     X(VECTOR, "a string or vector runs past the end of the frame")                                                               \
     X(STRING, "a string does not end with NUL")                                                                                  \
     X(ACTION, "no such action: it must be 0 to 7, or 9")                                                                         \
-    X(QOS, "no such QoS: it must be 0 or 1")                                                                                     \
-    X(NO_TOPIC, "this action needs a topic of at least 1 byte")                                                                  \
-    X(TOPIC_LONG, "the topic or filter is longer than 256 bytes")                                                                \
-    X(UTF8, "a string is not valid UTF-8")                                                                                       \
-    X(CONTROL, "the topic or filter contains a control character")                                                               \
-    X(WILDCARD, "the topic contains one of * > + #, which are for filters only")                                                 \
-    X(NOT_ALONE, "a wildcard in the filter shares its level with other characters")                                              \
-    X(NOT_LAST, "> or # in the filter is not its last level")                                                                    \
-    X(DIALECTS, "the filter mixes the wildcards of dot levels (* >) with those of slash levels (+ #)")                           \
-    X(LEVELS, "the topic or filter has more levels than limits.max_topic_levels")
+    X(QOS, "no such QoS: it must be 0 or 1")
 
 #define ERROR_NAME(name, phrase) ERROR_##name,
 #define ERROR_PHRASE(name, phrase) phrase,
@@ -38,145 +29,11 @@ static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE
 
 const char *frame_error(int code) {
     if (code > ERROR_BASE - ERROR_COUNT && code <= ERROR_BASE) return error_phrases[ERROR_BASE - code];
-    return code < 0 ? "unknown error" : "no error";
+    return topic_error(code);
 }
 
 /* The stream itself cannot be trusted after these; the others are about one request. */
-bool frame_error_is_fatal(int code) { return (code <= FAIL(ROOT) && code >= FAIL(STRING)) || code == FAIL(UTF8); }
-
-/* ---- text ---------------------------------------------------------------------------------------------------------- */
-
-#define ONES (~0ull / 255)
-#define HIGHS (ONES * 128)
-
-/* Not 0 when a byte of the word is v; exact as a whole, though it may mark more bytes than match. */
-static inline uint64_t word_has(uint64_t word, uint8_t v) {
-    uint64_t x = word ^ ONES * v;
-    return (x - ONES) & ~x & HIGHS;
-}
-
-/* Not 0 when a byte is not ASCII, a control character or a wildcard: what plain topics have none of. */
-static inline uint64_t word_special(uint64_t word) {
-    uint64_t below_space = (word - ONES * ' ') & ~word;
-    uint64_t star_or_plus = word_has(word | ONES, '+'); /* '*' with its lowest bit set */
-    return ((word | below_space) & HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
-}
-
-/* The length of the UTF-8 character at p, 2 to 4 bytes, or 0: overlong, a surrogate, beyond U+10FFFF, cut off. */
-static uint32_t character_bytes(const uint8_t *p, uint64_t size) {
-    uint8_t lead = p[0];
-    uint32_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || bytes > size) return 0;
-    /* Only the second byte's range depends on the first: Unicode, table 3-7. */
-    uint8_t lowest = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    uint8_t highest = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (p[1] < lowest || p[1] > highest) return 0;
-    for (uint32_t i = 2; i < bytes; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    return bytes;
-}
-
-static int utf8_check(const uint8_t *text, uint64_t size) {
-    uint64_t i = 0;
-    while (i < size) {
-        if (size - i >= 8 && !(load_u64(text + i) & HIGHS)) {
-            i += 8;
-        } else if (text[i] < 0x80) {
-            i++;
-        } else {
-            uint32_t bytes = character_bytes(text + i, size - i);
-            if (!bytes) return FAIL(UTF8);
-            i += bytes;
-        }
-    }
-    return 0;
-}
-
-static inline bool is_wildcard(uint8_t c) { return c == '*' || c == '>' || c == '+' || c == '#'; }
-
-/* What topics and filters have in common. 0, 1 when there are wildcards, or a negative code. */
-static int name_check(const uint8_t *name, uint32_t size) {
-    if (BQ_UNLIKELY(size == 0)) return FAIL(NO_TOPIC);
-    if (BQ_UNLIKELY(size > FRAME_TOPIC_BYTES_MAX)) return FAIL(TOPIC_LONG);
-    int wildcards = 0;
-    for (uint32_t i = 0; i < size;) {
-        uint8_t c = name[i];
-        if (size - i >= 8 && !word_special(load_u64(name + i))) {
-            i += 8;
-        } else if (c < 0x80) {
-            if (c < ' ' || c == 0x7f) return FAIL(CONTROL);
-            wildcards |= is_wildcard(c);
-            i++;
-        } else {
-            uint32_t bytes = character_bytes(name + i, size - i);
-            if (!bytes) return FAIL(UTF8);
-            if (c == 0xc2 && name[i + 1] < 0xa0) return FAIL(CONTROL); /* C1: U+0080 to U+009F */
-            i += bytes;
-        }
-    }
-    return wildcards;
-}
-
-int topic_check(const uint8_t *topic, uint32_t size) {
-    int wildcards = name_check(topic, size);
-    return wildcards > 0 ? FAIL(WILDCARD) : wildcards;
-}
-
-enum dialect { LITERAL, DOTS, SLASHES };
-
-int filter_check(const uint8_t *filter, uint32_t size) {
-    int wildcards = name_check(filter, size);
-    if (wildcards <= 0) return wildcards;
-    int dialect = LITERAL;
-    for (uint32_t i = 0; i < size; i++) {
-        if (!is_wildcard(filter[i])) continue;
-        int own = filter[i] == '*' || filter[i] == '>' ? DOTS : SLASHES;
-        if (dialect != LITERAL && dialect != own) return FAIL(DIALECTS);
-        dialect = own;
-    }
-    const uint8_t separator = dialect == DOTS ? '.' : '/';
-    for (uint32_t i = 0; i < size; i++) {
-        if (!is_wildcard(filter[i])) continue;
-        bool last = i + 1 == size;
-        if ((i > 0 && filter[i - 1] != separator) || (!last && filter[i + 1] != separator)) return FAIL(NOT_ALONE);
-        if ((filter[i] == '>' || filter[i] == '#') && !last) return FAIL(NOT_LAST);
-    }
-    return dialect;
-}
-
-int levels_check(const uint8_t *name, uint32_t size, uint32_t levels_max) {
-    uint32_t dots = 0, slashes = 0;
-    for (uint32_t i = 0; i < size; i++) {
-        dots += name[i] == '.';
-        slashes += name[i] == '/';
-    }
-    uint32_t levels = (dots > slashes ? dots : slashes) + 1, own = size && name[0] == '$';
-    return levels - own > levels_max ? FAIL(LEVELS) : 0;
-}
-
-int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
-    int dialect = filter_check(filter, filter_size);
-    return dialect < 0 ? dialect : filter_matches(dialect, filter, filter_size, topic, topic_size);
-}
-
-/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
-int filter_matches(int dialect, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
-    if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
-    const uint8_t separator = dialect == DOTS ? '.' : '/';
-    uint32_t t = 0;
-    for (uint32_t f = 0; f < filter_size; f++) {
-        if (dialect != LITERAL && (filter[f] == '>' || filter[f] == '#')) return 1;
-        if (dialect != LITERAL && (filter[f] == '*' || filter[f] == '+')) {
-            while (t < topic_size && topic[t] != separator) t++;
-        } else if (t < topic_size && topic[t] == filter[f]) {
-            t++;
-        } else {
-            /* site/# is also for site itself. */
-            return dialect == SLASHES && t == topic_size && filter_size - f == 2 && filter[f + 1] == '#';
-        }
-    }
-    return t == topic_size;
-}
+bool frame_error_is_fatal(int code) { return (code <= FAIL(ROOT) && code >= FAIL(STRING)) || code == TOPIC_E_UTF8; }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------- */
 
@@ -396,9 +253,9 @@ static uint32_t frame_finish(uint8_t *out, enum frame_type type, uint32_t buffer
 
 static inline uint32_t message_payload_at(uint32_t topic_size) { return (MESSAGE_BODY + 4 + topic_size + 1 + 3) & ~3u; }
 
-uint32_t message_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + message_payload_at(topic_size) + 4; }
+uint32_t header_template_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + message_payload_at(topic_size) + 4; }
 
-void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size) {
+void header_template_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size) {
     static const uint8_t fields[] = {MESSAGE_ID, MESSAGE_PAYLOAD, MESSAGE_TIMESTAMP, MESSAGE_TTL, MESSAGE_TOPIC};
     uint8_t *buffer = out + FRAME_HEADER_BYTES;
     table_write(buffer, fields, sizeof fields, MESSAGE_BODY, MESSAGE_BODY);
@@ -407,71 +264,62 @@ void message_prefix_write(uint8_t *out, const uint8_t *topic, uint32_t topic_siz
     frame_finish(out, TYPE_MESSAGE, payload_at + 4);
 }
 
-const uint8_t *message_prefix_name(const uint8_t *prefix) { return prefix + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
+const uint8_t *header_template_topic(const uint8_t *header) { return header + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
 
-static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY + 4 + topic_size + 1 + 3) & ~3u; }
-
-uint32_t message_qos1_prefix_size(uint32_t topic_size) { return FRAME_HEADER_BYTES + qos1_payload_at(topic_size) + 4; }
-
-void message_qos1_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint64_t timestamp_ms,
-                        uint64_t ttl_ms, uint32_t payload_size, bool redelivered) {
-    static const uint8_t fields[] = {QOS1_ID, QOS1_PAYLOAD, QOS1_TIMESTAMP, QOS1_TTL, QOS1_TOPIC, QOS1_QOS, QOS1_REDELIVERED};
-    uint8_t *buffer = out + FRAME_HEADER_BYTES;
-    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_REDELIVERED + 1, QOS1_BODY);
-    store_u64(buffer + QOS1_ID, id);
-    store_u64(buffer + QOS1_TIMESTAMP, timestamp_ms);
-    store_u64(buffer + QOS1_TTL, ttl_ms);
-    buffer[QOS1_QOS] = 1;
-    buffer[QOS1_REDELIVERED] = redelivered;
-    uint32_t payload_at = vector_write(buffer, QOS1_BODY, QOS1_TOPIC, topic, topic_size, true);
-    store_u32(buffer + QOS1_PAYLOAD, payload_at - QOS1_PAYLOAD);
-    store_u32(buffer + payload_at, payload_size);
-    frame_finish(out, TYPE_MESSAGE, payload_at + 4 + payload_size);
-}
-
-void message_qos1_mark_qos0(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_QOS] = 0; }
-void message_qos1_mark_redelivered(uint8_t *frame) { frame[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
-
-/* Where the offset in a field leads to. */
-static inline const uint8_t *qos1_vector(const uint8_t *frame, enum qos1_at field) {
-    const uint8_t *at = frame + FRAME_HEADER_BYTES + field;
-    return at + load_u32(at);
-}
-
-const uint8_t *message_qos1_name(const uint8_t *frame) { return qos1_vector(frame, QOS1_TOPIC) + 4; }
-uint32_t message_qos1_name_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_TOPIC)); }
-const uint8_t *message_qos1_payload(const uint8_t *frame) { return qos1_vector(frame, QOS1_PAYLOAD) + 4; }
-uint32_t message_qos1_payload_size(const uint8_t *frame) { return load_u32(qos1_vector(frame, QOS1_PAYLOAD)); }
-uint64_t message_qos1_timestamp(const uint8_t *frame) { return load_u64(frame + FRAME_HEADER_BYTES + QOS1_TIMESTAMP); }
-static uint32_t properties_at(uint32_t topic_size) { return (PROPERTIES_BODY + 4 + topic_size + 1 + 3) & ~3u; }
-
-uint32_t message_properties_prefix_size(uint32_t topic_size, uint32_t properties_size) {
-    return FRAME_HEADER_BYTES + ((properties_at(topic_size) + 4 + properties_size + 3) & ~3u) + 4;
-}
-
-static void message_properties_write(uint8_t *out, const message_head_t *head) {
+/* Field slots of a Message from QoS 1 on; one that is absent has the table's own place. */
+static void message_table_write(uint8_t *buffer, const message_t *message, bool properties) {
     static const uint8_t fields[] = {QOS1_ID,        QOS1_PAYLOAD, QOS1_TIMESTAMP,   QOS1_TTL,
                                      QOS1_TOPIC,     QOS1_QOS,     QOS1_REDELIVERED, QOS1_TABLE_AT /* absent */,
                                      QOS1_PROPERTIES};
-    uint8_t *buffer = out + FRAME_HEADER_BYTES;
-    table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_PROPERTIES + 4, PROPERTIES_BODY);
-    store_u64(buffer + QOS1_ID, head->id);
-    store_u64(buffer + QOS1_TIMESTAMP, head->timestamp_ms);
-    store_u64(buffer + QOS1_TTL, head->ttl_ms);
+    if (properties)
+        table_write_at(buffer, QOS1_TABLE_AT, fields, sizeof fields, QOS1_PROPERTIES + 4, PROPERTIES_BODY);
+    else
+        table_write_at(buffer, QOS1_TABLE_AT, fields, 7, QOS1_REDELIVERED + 1, QOS1_BODY);
+    store_u64(buffer + QOS1_ID, message->id);
+    store_u64(buffer + QOS1_TIMESTAMP, message->timestamp_ms);
+    store_u64(buffer + QOS1_TTL, message->ttl_ms);
     buffer[QOS1_QOS] = 1;
-    uint32_t at = vector_write(buffer, PROPERTIES_BODY, QOS1_TOPIC, head->topic, head->topic_size, true);
-    at = vector_write(buffer, at, QOS1_PROPERTIES, head->properties, head->properties_size, false);
-    store_u32(buffer + QOS1_PAYLOAD, at - QOS1_PAYLOAD);
-    store_u32(buffer + at, head->payload_size);
-    frame_finish(out, TYPE_MESSAGE, at + 4 + head->payload_size);
 }
 
-void message_head_write(uint8_t *out, const message_head_t *head) {
-    if (head->properties_size)
-        message_properties_write(out, head);
-    else
-        message_qos1_write(out, head->topic, head->topic_size, head->id, head->timestamp_ms, head->ttl_ms, head->payload_size,
-                           false);
+static inline uint32_t qos1_payload_at(uint32_t topic_size) { return (QOS1_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+static uint32_t properties_at(uint32_t topic_size) { return (PROPERTIES_BODY + 4 + topic_size + 1 + 3) & ~3u; }
+
+uint32_t message_header_size(const message_t *message) {
+    if (BQ_LIKELY(!message->properties_size)) return FRAME_HEADER_BYTES + qos1_payload_at(message->topic_size) + 4;
+    return FRAME_HEADER_BYTES + ((properties_at(message->topic_size) + 4 + message->properties_size + 3) & ~3u) + 4;
+}
+
+void message_encode(uint8_t *out, const message_t *message) {
+    uint8_t *buffer = out + FRAME_HEADER_BYTES;
+    const bool properties = message->properties_size > 0;
+    message_table_write(buffer, message, properties);
+    uint32_t at =
+        vector_write(buffer, properties ? PROPERTIES_BODY : QOS1_BODY, QOS1_TOPIC, message->topic, message->topic_size, true);
+    if (properties) at = vector_write(buffer, at, QOS1_PROPERTIES, message->properties, message->properties_size, false);
+    store_u32(buffer + QOS1_PAYLOAD, at - QOS1_PAYLOAD);
+    store_u32(buffer + at, message->payload_size);
+    if (message->payload_size) memcpy(buffer + at + 4, message->payload, message->payload_size);
+    frame_finish(out, TYPE_MESSAGE, at + 4 + message->payload_size);
+}
+
+void message_mark_qos0(uint8_t *encoded) { encoded[FRAME_HEADER_BYTES + QOS1_QOS] = 0; }
+void message_mark_redelivered(uint8_t *encoded) { encoded[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
+
+/* Where the offset in a field leads to. */
+static inline const uint8_t *qos1_vector(const uint8_t *encoded, enum qos1_at field) {
+    const uint8_t *at = encoded + FRAME_HEADER_BYTES + field;
+    return at + load_u32(at);
+}
+
+void message_decode(const uint8_t *encoded, message_t *message) {
+    const uint8_t *topic = qos1_vector(encoded, QOS1_TOPIC), *payload = qos1_vector(encoded, QOS1_PAYLOAD);
+    *message = (message_t){.topic = topic + 4,
+                           .topic_size = load_u32(topic),
+                           .payload = payload + 4,
+                           .payload_size = load_u32(payload),
+                           .id = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_ID),
+                           .timestamp_ms = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_TIMESTAMP),
+                           .ttl_ms = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_TTL)};
 }
 
 static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) { /* a size as MQTT writes it, big-endian */

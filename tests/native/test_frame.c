@@ -75,10 +75,10 @@ static void test_writers_stay_within_what_they_ask_for(void) {
         CHECK(written <= room && load_be32(out) == written - 4 && out[4] == 2);
         free(out);
 
-        uint32_t prefix_size = message_prefix_size(size);
+        uint32_t prefix_size = header_template_size(size);
         out = malloc(prefix_size);
-        message_prefix_write(out, text, size);
-        message_prefix_patch(out, prefix_size, 1, 2, 3, 77);
+        header_template_write(out, text, size);
+        header_patch(out, prefix_size, 1, 2, 3, 77);
         CHECK(load_be32(out) == prefix_size - 4 + 77 && out[4] == 1);
         free(out);
     }

@@ -1,0 +1,141 @@
+/* base/topic_name.c: see base/topic_name.h. Most names are plain ASCII: eight bytes are looked at together. */
+#include "base/topic_name.h"
+
+#define ERROR_PHRASE(name, phrase) [TOPIC_E_BASE - TOPIC_E_##name] = phrase,
+static const char *const phrases[] = {TOPIC_ERRORS(ERROR_PHRASE)};
+
+const char *topic_error(int code) {
+    if (code <= TOPIC_E_BASE && code > TOPIC_E_BASE - (int)(sizeof phrases / sizeof *phrases))
+        return phrases[TOPIC_E_BASE - code];
+    return code < 0 ? "unknown error" : "no error";
+}
+
+#define ONES (~0ull / 255)
+#define HIGHS (ONES * 128)
+
+/* Not 0 when a byte of the word is v; exact as a whole, though it may mark more bytes than match. */
+static inline uint64_t word_has(uint64_t word, uint8_t v) {
+    uint64_t x = word ^ ONES * v;
+    return (x - ONES) & ~x & HIGHS;
+}
+
+/* Not 0 when a byte is not ASCII, a control character or a wildcard: what plain topics have none of. */
+static inline uint64_t word_special(uint64_t word) {
+    uint64_t below_space = (word - ONES * ' ') & ~word;
+    uint64_t star_or_plus = word_has(word | ONES, '+'); /* '*' with its lowest bit set */
+    return ((word | below_space) & HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
+}
+
+/* The length of the UTF-8 character at p, 2 to 4 bytes, or 0: overlong, a surrogate, beyond U+10FFFF, cut off. */
+static uint32_t character_bytes(const uint8_t *p, uint64_t size) {
+    uint8_t lead = p[0];
+    uint32_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || bytes > size) return 0;
+    /* Only the second byte's range depends on the first: Unicode, table 3-7. */
+    uint8_t lowest = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    uint8_t highest = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    if (p[1] < lowest || p[1] > highest) return 0;
+    for (uint32_t i = 2; i < bytes; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    return bytes;
+}
+
+int utf8_check(const uint8_t *text, uint64_t size) {
+    uint64_t i = 0;
+    while (i < size) {
+        if (size - i >= 8 && !(load_u64(text + i) & HIGHS)) {
+            i += 8;
+        } else if (text[i] < 0x80) {
+            i++;
+        } else {
+            uint32_t bytes = character_bytes(text + i, size - i);
+            if (!bytes) return TOPIC_E_UTF8;
+            i += bytes;
+        }
+    }
+    return 0;
+}
+
+static inline bool is_wildcard(uint8_t c) { return c == '*' || c == '>' || c == '+' || c == '#'; }
+
+/* What topics and filters have in common. 0, 1 when there are wildcards, or a negative code. */
+static int name_check(const uint8_t *name, uint32_t size) {
+    if (BQ_UNLIKELY(size == 0)) return TOPIC_E_EMPTY;
+    if (BQ_UNLIKELY(size > TOPIC_BYTES_MAX)) return TOPIC_E_LONG;
+    int wildcards = 0;
+    for (uint32_t i = 0; i < size;) {
+        uint8_t c = name[i];
+        if (size - i >= 8 && !word_special(load_u64(name + i))) {
+            i += 8;
+        } else if (c < 0x80) {
+            if (c < ' ' || c == 0x7f) return TOPIC_E_CONTROL;
+            wildcards |= is_wildcard(c);
+            i++;
+        } else {
+            uint32_t bytes = character_bytes(name + i, size - i);
+            if (!bytes) return TOPIC_E_UTF8;
+            if (c == 0xc2 && name[i + 1] < 0xa0) return TOPIC_E_CONTROL; /* C1: U+0080 to U+009F */
+            i += bytes;
+        }
+    }
+    return wildcards;
+}
+
+int topic_check(const uint8_t *topic, uint32_t size) {
+    int wildcards = name_check(topic, size);
+    return wildcards > 0 ? TOPIC_E_WILDCARD : wildcards;
+}
+
+int filter_check(const uint8_t *filter, uint32_t size) {
+    int wildcards = name_check(filter, size);
+    if (wildcards <= 0) return wildcards;
+    int syntax = SYNTAX_LITERAL;
+    for (uint32_t i = 0; i < size; i++) {
+        if (!is_wildcard(filter[i])) continue;
+        int own = filter[i] == '*' || filter[i] == '>' ? SYNTAX_DOTS : SYNTAX_SLASHES;
+        if (syntax != SYNTAX_LITERAL && syntax != own) return TOPIC_E_MIXED;
+        syntax = own;
+    }
+    const uint8_t separator = syntax == SYNTAX_DOTS ? '.' : '/';
+    for (uint32_t i = 0; i < size; i++) {
+        if (!is_wildcard(filter[i])) continue;
+        bool last = i + 1 == size;
+        if ((i > 0 && filter[i - 1] != separator) || (!last && filter[i + 1] != separator)) return TOPIC_E_NOT_ALONE;
+        if ((filter[i] == '>' || filter[i] == '#') && !last) return TOPIC_E_NOT_LAST;
+    }
+    return syntax;
+}
+
+int levels_check(const uint8_t *name, uint32_t size, uint32_t levels_max) {
+    uint32_t dots = 0, slashes = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        dots += name[i] == '.';
+        slashes += name[i] == '/';
+    }
+    uint32_t levels = (dots > slashes ? dots : slashes) + 1, own = size && name[0] == '$';
+    return levels - own > levels_max ? TOPIC_E_LEVELS : 0;
+}
+
+int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
+    int syntax = filter_check(filter, filter_size);
+    return syntax < 0 ? syntax : filter_matches(syntax, filter, filter_size, topic, topic_size);
+}
+
+/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
+int filter_matches(int syntax, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
+    if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
+    const uint8_t separator = syntax == SYNTAX_DOTS ? '.' : '/';
+    uint32_t t = 0;
+    for (uint32_t f = 0; f < filter_size; f++) {
+        if (syntax != SYNTAX_LITERAL && (filter[f] == '>' || filter[f] == '#')) return 1;
+        if (syntax != SYNTAX_LITERAL && (filter[f] == '*' || filter[f] == '+')) {
+            while (t < topic_size && topic[t] != separator) t++;
+        } else if (t < topic_size && topic[t] == filter[f]) {
+            t++;
+        } else {
+            /* site/# is also for site itself. */
+            return syntax == SYNTAX_SLASHES && t == topic_size && filter_size - f == 2 && filter[f + 1] == '#';
+        }
+    }
+    return t == topic_size;
+}
