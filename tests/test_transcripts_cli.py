@@ -351,3 +351,29 @@ def test_a_client_without_a_name_leaves_no_line_at_info(broker, connect):
     broker.wait_for("closed", client="named")
     events = [line["event"] for line in map(parse_line, broker.log) if line.get("level") == "info"]
     assert events[events.index("ready") + 1 :] == ["hello", "closed"]
+
+
+def test_count_0_makes_a_durable_subscription_that_collects_from_then_on(broker):
+    mine = ("sub", "orders", "--qos", "1", "--durable", "--client-id", "till")
+    assert done(run_cli(broker.address, *mine, "--count", "0"), b"") == b""
+    done(run_cli(broker.address, "pub", "orders", "two coffees", "--qos", "1"))
+    assert done(run_cli(broker.address, *mine, "--count", "1")) == b"orders\ttwo coffees\n"
+
+
+def test_wait_ends_when_the_filter_is_subscribed_to(broker, connect):
+    waiting = start_cli(broker.address, "wait", "logs.>", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    connect(broker, hello=True).subscribe("logs.*")  # another one
+    until(lambda: broker.info()["clients"] >= 3, "it waits")
+    assert waiting.poll() is None
+    connect(broker, hello=True).subscribe("logs.>")
+    assert (*waiting.communicate(timeout=60), waiting.returncode) == (b"", b"", 0)
+
+
+def test_wait_takes_a_durable_subscription_whose_client_is_away(broker):
+    done(run_cli(broker.address, "sub", "a", "--qos", "1", "--durable", "--client-id", "me", "--count", "0"))
+    assert done(run_cli(broker.address, "wait", "a", "--seconds", "0"), b"") == b""
+
+
+def test_wait_ends_with_1_when_nobody_has_subscribed_in_time(broker):
+    text = failed(run_cli(broker.address, "wait", "a", "--seconds", "0"), 1)
+    assert "Nobody has subscribed to a in 0 s." in text

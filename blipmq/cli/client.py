@@ -116,6 +116,11 @@ def make_parser() -> argparse.ArgumentParser:
     unsub.add_argument(
         "--group", metavar="GROUP", default="", help="the queue group to leave; without it, all of that filter"
     )
+    wait = command("wait", [], _wait, "end when a filter is subscribed to, so that a script publishes no sooner")
+    wait.add_argument("filter", metavar="FILTER", help="exactly as the subscriber writes it")
+    wait.add_argument(
+        "--seconds", metavar="S", type=whole_number(0, 10**9), default=60, help="end with status 1 after this long (60)"
+    )
     info = command("info", ["stats"], _info, "show how the broker is")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
     info.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")
@@ -146,7 +151,7 @@ def _add_pub(pub: argparse.ArgumentParser) -> None:
 
 def _add_sub(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("topic", metavar="TOPIC", help="topic, or filter with * > (dots) or + # (slashes)")
-    sub.add_argument("-n", "--count", metavar="N", type=whole_number(1), help="end after this many messages")
+    sub.add_argument("-n", "--count", metavar="N", type=whole_number(0), help="end after N messages; 0: subscribe only")
     sub.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
     sub.add_argument(
         "--qos",
@@ -240,6 +245,12 @@ def _unsubscribe(arguments: argparse.Namespace, environment: Mapping[str, str], 
     from blipmq.cli import subscribe
 
     return subscribe.unsubscribe(arguments, environment, terminal)
+
+
+def _wait(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
+    from blipmq.cli import await_filter
+
+    return await_filter.wait(arguments, environment, terminal)
 
 
 def _info(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:

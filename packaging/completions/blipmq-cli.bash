@@ -28,7 +28,7 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
-                *) words="pub sub unsub info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --version" ;;
+                *) words="pub sub unsub wait info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --version" ;;
             esac ;;
         pub | p)
             case $before in
@@ -97,6 +97,24 @@ _blipmq_cli() {
                 --group)
                     words="" ;;
                 *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --client-id --group" ;;
+            esac ;;
+        wait)
+            case $before in
+                --addr)
+                    words="" ;;
+                --ca-file)
+                    files=yes ;;
+                --cert)
+                    files=yes ;;
+                --cert-key)
+                    files=yes ;;
+                --key-file)
+                    files=yes ;;
+                --wait)
+                    words="" ;;
+                --seconds)
+                    words="" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --seconds" ;;
             esac ;;
         info | stats)
             case $before in
