@@ -305,7 +305,7 @@ def test_sub_lives_through_a_restart_of_the_broker_and_says_so(broker: FakeBroke
         feed(broker, b"after")
         out, err = process.communicate(timeout=20)
     assert out == b"a.b\tafter\n"
-    assert err.decode().count("Trying again.") == 1
+    assert err.decode().count("Reconnecting…") == 1
     assert err.endswith(b"Connected again.\n")
 
 
@@ -536,7 +536,7 @@ def test_an_outage_is_announced_once_however_long_it_takes() -> None:
     notices = render.OutageNotices(lambda emoji, text: said.append(f"{emoji} {text}"))
     for state in ("connecting", "connected", "disconnected", "connecting", "disconnected", "connecting", "connected"):
         notices(state, Disconnected("Gone.") if state == "disconnected" else None)
-    assert said == ["❌ Gone. Trying again.", "✅ Connected again."]
+    assert said == ["❌ Gone. Reconnecting…", "✅ Connected again."]
 
 
 def test_the_help_names_every_command_with_its_short_name() -> None:

@@ -84,7 +84,7 @@ def test_pub_dash_sends_again_after_an_outage_what_was_not_answered(broker: Fake
         broker.kick()
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, b"Sent 2 messages to a.\n")
-    assert b"Trying again." in err and b"Connected again." in err
+    assert "Reconnecting…".encode() in err and b"Connected again." in err
     assert [payload for _, payload in broker.kept] == [b"one", b"two"] * 2
 
 

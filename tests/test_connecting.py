@@ -377,7 +377,7 @@ def test_every_command_waits_for_a_broker_that_starts_later(away, words):
         env=environment(BLIPMQ_ADDR=away.address),
     ) as process:
         if words[0] != "bench":  # it has other things to say on standard error
-            assert process.stderr.readline().endswith(b"Trying again.\n")
+            assert process.stderr.readline().endswith("Reconnecting…\n".encode())
         away.start()
         if words[0] == "sub":
             away.wait_for("SUB", timeout_s=TIMEOUT_S)

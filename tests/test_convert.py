@@ -323,7 +323,7 @@ def test_the_command_writes_the_file_once_and_check_accepts_it(tmp_path):
     accepted = blipmq("check", "--config", "new.toml", cwd=tmp_path)
     assert accepted.returncode == 0 and "max_connections = 10000" in accepted.stdout
     again = blipmq("check", "--convert", "old.toml", "--output", "new.toml", cwd=tmp_path)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "exists already" in again.stderr
     assert (tmp_path / "new.toml").read_text() == shown.stdout
     assert blipmq("check", "--output", "x.toml", cwd=tmp_path).returncode == 2 and not (tmp_path / "x.toml").exists()
     missing = blipmq("check", "--convert", "missing.toml", cwd=tmp_path)

@@ -146,7 +146,7 @@ def test_the_shell_survives_a_restart_of_the_broker_with_a_notice(broker: FakeBr
         terminal.expect("Subscribed to a.")
         broker.stop()
         terminal.expect("❌ The connection to")
-        terminal.expect("Trying again.")
+        terminal.expect("Reconnecting…")
         broker.commands.clear()
         broker.start()
         terminal.expect("✅ Connected again.")
@@ -161,7 +161,7 @@ def test_a_client_id_or_key_that_is_taken_away_ends_the_shell_with_the_reason(br
     with sit_down(broker) as terminal:
         broker.refusals["HELLO"] = (401, "this key was revoked")
         broker.kick()
-        terminal.expect("Trying again.")
+        terminal.expect("Reconnecting…")
         terminal.expect("this key was revoked")
         assert terminal.end() == 77
 

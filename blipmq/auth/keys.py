@@ -199,7 +199,7 @@ class _File:
         return self._digests.get(digest)
 
     def _error(self, number: int, what: str) -> ConfigError:
-        return ConfigError(f"{self.path}:{number}: {what}. Mend the line, or take it out and make the key again.")
+        return ConfigError(f"{self.path}:{number}: {what}. Correct the line, or delete it and create the key again.")
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
         try:
@@ -291,7 +291,7 @@ def _system_error(path: str, what: str, error: OSError) -> ConfigError:
     advice = {
         FileNotFoundError: "Make a key with `blipmq keys add NAME`, or correct auth.keys_file.",
         PermissionError: "Run this as the broker's user or as root, or give that user the file.",
-    }.get(type(error), "Mend what is wrong there, or name another file.")
+    }.get(type(error), "Correct the file, or name another one.")
     return kind(f"{path}: the key file cannot be {what}: {error.strerror or error}. {advice}")
 
 
@@ -409,7 +409,7 @@ def finish_rotation(path: Path, name: str) -> None:
         file = _File(path)
         if name not in file.ending or file.ending[name].has_ended(time.time()) or name not in file.keys:
             raise NoSuchKey(
-                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows those that are."
+                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows which keys are."
             )
         _replace(file.path, [line for line in file.lines if not _is(line, file.ending[name])])
 
@@ -438,7 +438,7 @@ def revoke_key(path: Path, name: str) -> None:
 
 
 def _no_key(file: _File, name: str) -> NoSuchKey:
-    return NoSuchKey(f"There is no key {name!r} in {file.path}. `blipmq keys list` shows those there are.")
+    return NoSuchKey(f"There is no key {name!r} in {file.path}. `blipmq keys list` shows all keys.")
 
 
 def _is(line: str, key: Key) -> bool:

@@ -330,7 +330,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str], terminal:
     try:
         return loop.run_until_complete(Bench(arguments, environment, terminal).run())
     except (Disconnected, TimedOut) as error:
-        error.args = (f"{error} The run was not finished, so there is no result.",)
+        error.args = (f"{error} The load test did not finish; there is no result.",)
         raise
     finally:
         loop.close()

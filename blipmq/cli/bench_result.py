@@ -127,7 +127,7 @@ def render_result(result: Result, *, json: bool, fancy: bool) -> bytes:
 
 
 def _what(result: Result) -> str:
-    rate = f"{result.rate:,} a second asked for" if result.rate else "as fast as it goes"
+    rate = f"{result.rate:,} a second planned" if result.rate else "as fast as possible"
     return (
         f"{count(result.publishers, 'publisher')}, {count(result.subscribers, 'subscriber')}, "
         f"{count(result.topics, 'topic')}, {bytes_text(result.size_bytes)} each, QoS {result.qos}, {rate}"
@@ -141,17 +141,20 @@ def _rows(result: Result) -> Iterator[tuple[str, str]]:
         wanted = result.published * result.subscribers
         yield "Lost", f"{result.lost:,} of {wanted:,} ({result.lost / wanted:.2%})" if result.lost else "none"
     if result.again:
-        yield "Came again", f"{result.again:,}"
+        yield "Sent again", f"{result.again:,}"
     if result.refused:
         yield "Refused", f"{result.refused:,}; the first: {printable(result.first_refusal.encode())}"
     yield "Broker dropped", _drops_text(result.broker_drops)
     if result.latency.count:
         yield "Latency", _latency_text(result.latency)
-        yield "", "from when each was due to when its subscriber had it" if result.rate else "from sending to reading"
+        yield "", "from the planned send time to the read" if result.rate else "from sending to reading"
     if result.answered.count:
-        yield "Answered after", _latency_text(result.answered)
+        yield "Confirmed after", _latency_text(result.answered)
     if result.cpu_share > BUSY:
-        yield "Note", f"this process used {result.cpu_share:.0%} of a processor: the broker may be able to do more"
+        yield (
+            "Note",
+            f"the load test itself used {result.cpu_share:.0%} of a processor; the broker may be faster than shown",
+        )
 
 
 def _flow(messages: int, size_bytes: int, seconds: float) -> str:
@@ -164,7 +167,7 @@ def _flow(messages: int, size_bytes: int, seconds: float) -> str:
 def _drops_text(drops: Mapping[str, int]) -> str:
     names = {"ttl": "expired", "queue_full": "queue full", "disconnect": "disconnected"}
     parts = [f"{names.get(cause, printable(cause.encode()))} {number:,}" for cause, number in drops.items() if number]
-    return ", ".join(parts) if parts else "nothing" if drops else "it does not say"
+    return ", ".join(parts) if parts else "nothing" if drops else "not reported"
 
 
 def _latency_text(latencies: Latencies) -> str:

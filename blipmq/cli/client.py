@@ -1,4 +1,4 @@
-"""blipmq-cli: publish, subscribe, end durable subscriptions, ask a broker how it is, put it under load.
+"""blipmq-cli: publish, subscribe, end durable subscriptions, show broker status, run a load test.
 
 Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
 error. Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 74 input or output failed, 77 not allowed, 78 bad
@@ -30,17 +30,17 @@ Run = Callable[[argparse.Namespace, Mapping[str, str], Terminal], int]
 
 EXAMPLES = """\
 examples:
-  blipmq-cli sub 'site/+/temp'                       print what comes, each line as TOPIC, tab, payload
+  blipmq-cli sub 'site/+/temp'                       print messages as TOPIC, tab, payload
   blipmq-cli pub site/1/temp 21.5 --ttl 60000        it expires after a minute
-  tail -f log | blipmq-cli pub logs.web - --qos 1    each line; "sent" means on the broker's disk
+  tail -f log | blipmq-cli pub logs.web - --qos 1    one message a line; the broker saves each to disk
   blipmq-cli sub 'logs.>' --qos 1 --durable --client-id archive >> archive.log
-                                                     what comes while this is not running is kept for it
-  blipmq-cli unsub 'logs.>' --client-id archive      keep nothing for it any more
-  blipmq-cli info --watch                            how the broker is, refreshed in place
-  blipmq-cli sessions --find archive                 QoS 1 subscriptions: what waits for whom, and since when
+                                                     the broker keeps messages while this is not running
+  blipmq-cli unsub 'logs.>' --client-id archive      end the durable subscription
+  blipmq-cli info --watch                            broker status, refreshed in place
+  blipmq-cli sessions --find archive                 QoS 1 subscriptions with stored messages and their age
   blipmq-cli sessions end 'logs.>' --client-id archive
-                                                     the same for an operator, whoever it belongs to
-  blipmq-cli bench --rate 1000 --seconds 30          latencies at a load you choose
+                                                     for operators: end a subscription of any client
+  blipmq-cli bench --rate 1000 --seconds 30          load test at 1,000 messages a second
 
 environment:
   BLIPMQ_ADDR      HOST:PORT of the broker, or tls://HOST:PORT
@@ -84,11 +84,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--wait",
         metavar="SECONDS",
         type=whole_number(0, 10**9),
-        help="if the broker does not answer yet, try again for so long; 0 (default): one attempt",
+        help="keep trying to connect for this long; 0 (default): one attempt",
     )
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
-    loudness.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
     parser = ArgumentParser(
         prog="blipmq-cli",
@@ -109,23 +109,26 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     _add_pub(command("pub", ["p"], _publish, "publish a message, or one for each line of standard input"))
-    _add_sub(command("sub", ["s"], _subscribe, "print the messages of a topic or filter as they come"))
+    _add_sub(command("sub", ["s"], _subscribe, "print the messages of a topic or filter"))
     unsub = command("unsub", ["u"], _unsubscribe, "end a durable subscription")
-    unsub.add_argument("topic", metavar="TOPIC", help="the topic or filter it was made with")
-    unsub.add_argument("--client-id", metavar="ID", required=True, help="the name it was made under")
+    unsub.add_argument("topic", metavar="TOPIC", help="the topic or filter of the subscription")
+    unsub.add_argument("--client-id", metavar="ID", required=True, help="the client_id of the subscription")
     unsub.add_argument(
-        "--group", metavar="GROUP", default="", help="the queue group to leave; without it, all of that filter"
+        "--group",
+        metavar="GROUP",
+        default="",
+        help="the queue group to leave; without it, all subscriptions to that filter end",
     )
     wait = command("wait", [], _wait, "end when a filter is subscribed to, so that a script publishes no sooner")
     wait.add_argument("filter", metavar="FILTER", help="exactly as the subscriber writes it")
     wait.add_argument(
         "--seconds", metavar="S", type=whole_number(0, 10**9), default=60, help="end with status 1 after this long (60)"
     )
-    info = command("info", ["stats"], _info, "show how the broker is")
+    info = command("info", ["stats"], _info, "show broker status")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
-    info.add_argument("--watch", action="store_true", help="again every 2 seconds, until Ctrl-C")
-    _add_sessions(command("sessions", [], _sessions, "show QoS 1 subscriptions and queue groups, or end one"), common)
-    _add_bench(command("bench", [], _bench, "put the broker under load, and show what it did"))
+    info.add_argument("--watch", action="store_true", help="refresh every 2 seconds until Ctrl-C")
+    _add_sessions(command("sessions", [], _sessions, "list QoS 1 subscriptions and queue groups, or end one"), common)
+    _add_bench(command("bench", [], _bench, "run a load test"))
     return parser
 
 
@@ -138,14 +141,14 @@ def _add_pub(pub: argparse.ArgumentParser) -> None:
         metavar="MS",
         type=whole_number(0),
         default=0,
-        help="milliseconds until it expires; 0: broker's default",
+        help="milliseconds until the message expires; 0: the broker's default",
     )
     pub.add_argument(
         "--qos",
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: end when the broker has it on disk; after an outage it is sent again, so it can arrive twice",
+        help="1: wait until the broker has saved the message to disk; after an outage it is sent again and may arrive twice",
     )
 
 
@@ -158,11 +161,15 @@ def _add_sub(sub: argparse.ArgumentParser) -> None:
         type=int,
         choices=(0, 1),
         default=0,
-        help="1: a message comes until it is acknowledged, which it is when its line has been written",
+        help="1: each message is acknowledged after its line is written; the broker repeats unacknowledged messages",
     )
-    sub.add_argument("--durable", action="store_true", help="collect while away; needs --client-id and --qos 1")
-    sub.add_argument("--client-id", metavar="ID", default="", help="the name to come back to")
-    sub.add_argument("--group", metavar="GROUP", default="", help="share the messages with others of this group")
+    sub.add_argument("--durable", action="store_true", help="keep messages while away; needs --client-id and --qos 1")
+    sub.add_argument(
+        "--client-id", metavar="ID", default="", help="the name under which the broker keeps durable subscriptions"
+    )
+    sub.add_argument(
+        "--group", metavar="GROUP", default="", help="share the messages with the other members of this group"
+    )
 
 
 def _add_sessions(sessions: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -177,16 +184,21 @@ def _add_sessions(sessions: argparse.ArgumentParser, common: argparse.ArgumentPa
         metavar="N",
         type=whole_number(1, 1000),
         default=100,
-        help="show so many, those with the largest lag (100)",
+        help="number of rows, largest lag first (100)",
     )
     sessions.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text, or JSON lines")
     actions = sessions.add_subparsers(dest="action", metavar="ACTION")
-    end_help = "end a durable subscription or a queue group; what waited for it is let go. Needs the right admin"
+    end_help = "end a durable subscription or a queue group and discard its stored messages; needs the right admin"
     end = actions.add_parser("end", parents=[common], help=end_help, description=end_help, allow_abbrev=False)
-    end.add_argument("filter", metavar="FILTER", help="the topic or filter it was made with")
-    end.add_argument("--client-id", metavar="ID", default="", help="the name it was made under")
-    end.add_argument("--group", metavar="GROUP", default="", help="the queue group")
-    end.add_argument("--key", metavar="NAME", help="name of the key it was made with, if several have that client id")
+    end.add_argument("filter", metavar="FILTER", help="the topic or filter of the subscription")
+    end.add_argument("--client-id", metavar="ID", default="", help="the client_id of the subscription")
+    end.add_argument(
+        "--group",
+        metavar="GROUP",
+        default="",
+        help="the queue group; with --client-id, remove only that client",
+    )
+    end.add_argument("--key", metavar="NAME", help="the key's name, if clients of several keys have this client_id")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -200,12 +212,16 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         default=1,
         help="connections that subscribe, each to all topics (1)",
     )
-    bench.add_argument("--topics", metavar="N", type=whole_number(1, 65_536), default=1, help="topics, in turn (1)")
     bench.add_argument(
-        "--size", metavar="BYTES", type=whole_number(24, 64 << 20), default=256, help="of each payload (256)"
+        "--topics", metavar="N", type=whole_number(1, 65_536), default=1, help="topics, used in turn (1)"
+    )
+    bench.add_argument(
+        "--size", metavar="BYTES", type=whole_number(24, 64 << 20), default=256, help="payload size (256)"
     )
     length = bench.add_mutually_exclusive_group()
-    length.add_argument("--messages", metavar="N", type=whole_number(1, 10**12), help="end after this many, in all")
+    length.add_argument(
+        "--messages", metavar="N", type=whole_number(1, 10**12), help="end after this many messages in total"
+    )
     length.add_argument(
         "--seconds", metavar="S", type=whole_number(1, 86_400), default=10, help="end after this long (10)"
     )
@@ -213,15 +229,15 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--rate",
         metavar="N",
         type=whole_number(1, 10**9),
-        help="messages a second, in all; latencies then count from when each was due. Without: as fast as it goes",
+        help="messages a second in total; latency counts from the planned time of each. Without it: as fast as possible",
     )
-    bench.add_argument("--qos", type=int, choices=(0, 1), default=0, help="1: each publish is answered from the disk")
+    bench.add_argument("--qos", type=int, choices=(0, 1), default=0, help="1: confirm each message after saving it")
     bench.add_argument(
         "--window",
         metavar="N",
         type=whole_number(1, 256),
         default=64,
-        help="with --qos 1, publishes of each publisher that wait for their answers (64)",
+        help="with --qos 1: unconfirmed messages of each publisher (64)",
     )
     bench.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
 

@@ -29,7 +29,7 @@ def run(old: str, output: str | None) -> int:
         print_out(made.text.removesuffix("\n"))
         return 0
     _write(output, made.text)
-    say(f"{output} is written. Look at it, then try it: blipmq check --config {output}")
+    say(f"Wrote {output}. Read it, then check it: blipmq check --config {output}")
     return 0
 
 
@@ -44,9 +44,7 @@ def _write(path: str, text: str) -> None:
         # It may hold keys.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise UsageError(
-            f"{path} is there already, and is not written over. Name another file with --output."
-        ) from None
+        raise UsageError(f"{path} exists already and is not overwritten. Name another file with --output.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
     with open(handle, "w", encoding="utf-8", newline="\n") as file:

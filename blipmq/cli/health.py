@@ -1,4 +1,4 @@
-"""`blipmq health`: ask the broker that a configuration describes whether it lives, over its metrics port.
+"""`blipmq health`: check over the metrics port that the broker of a configuration is alive.
 
 Invariant: no key is needed, nothing is written, and it ends within TIMEOUT_SECONDS of being connected. For health checks of
 containers, which have neither a shell nor curl.
@@ -30,17 +30,19 @@ def run(config: Config, ready: bool) -> int:
     host, port = _address(config.metrics.bind_addr)
     status, text = _get(config, host, port, "/readyz" if ready else "/livez")
     if status != 200:
-        raise NotWell(f"The broker is not well: {text or f'status {status}'}.")
+        raise NotWell(f"The broker is not healthy: {text or f'status {status}'}.")
     print_out(text)
     return 0
 
 
 def _address(bind_addr: str) -> tuple[str, int]:
     if not bind_addr:
-        raise ConfigError("metrics.bind_addr is empty, and that is where health is asked for. Give it an address.")
+        raise ConfigError(
+            "metrics.bind_addr is empty, but the health check needs it. Set an address, such as 127.0.0.1:9090."
+        )
     host, port = split_address(bind_addr)
     if not port:
-        raise ConfigError("metrics.bind_addr has port 0, so nobody knows where to ask. Give it a port of its own.")
+        raise ConfigError("metrics.bind_addr has port 0, so the health check does not know the port. Set a fixed port.")
     return ANY.get(host, host), port
 
 
@@ -57,13 +59,13 @@ def _get(config: Config, host: str, port: int, path: str) -> tuple[int, str]:
                 connection.settimeout(max(end - time.monotonic(), 0.001))
     except OSError as error:
         raise Unreachable(
-            f"Nobody answers at {where} (metrics.bind_addr): {error.strerror or error}. "
-            "Does the broker run, with this configuration?"
+            f"No answer from {where} (metrics.bind_addr): {error.strerror or error}. "
+            "Check that the broker runs with this configuration."
         ) from None
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if len(words) < 3 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-        raise Unreachable(f"What answers at {where} (metrics.bind_addr) is not this broker.")
+        raise Unreachable(f"Another program answers at {where} (metrics.bind_addr). Check the address and the port.")
     return int(words[1]), " ".join(body.decode("utf-8", "replace").split())
 
 

@@ -1,4 +1,4 @@
-"""`blipmq keys`: make, list, rotate and revoke the keys that clients come in with.
+"""`blipmq keys`: create, list, rotate and revoke API keys.
 
 Invariant: the text of a key is written once, alone, to standard output, and is nowhere else; what people should know about
 it goes to standard error, so that a script can take the one and a person read the other.
@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 
 from blipmq.auth.keys import (
+    ADMIN,
     Key,
     add_key,
+    check_allow,
     finish_rotation,
     list_keys,
     revoke_key,
@@ -31,7 +33,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def add(path: str, name: str, allow: list[str]) -> int:
     """Make a key and print it."""
     _print(add_key(path, name, allow), lambda: revoke_key(path, name))
-    _say(f"Key {name!r} is in {path}: {_rights(allow)}.")
+    _say(f"Created key {name!r} in file {path}. {_rights(allow)}")
     _say_how_to_give_it()
     return 0
 
@@ -42,15 +44,15 @@ def rotate(path: str, name: str, overlap: str | None, finish: bool) -> int:
         if overlap is not None:
             raise UsageError("--finish ends the overlap now; leave out --overlap.")
         finish_rotation(path, name)
-        _say(f"The old key of {name!r} is no more; a running broker ends its connections within a second.")
+        _say(f"Ended the old key of {name!r}. A running broker disconnects its clients within a second.")
         return 0
     key, until = rotate_key(path, name, _seconds(OVERLAP if overlap is None else overlap))
     _print(key, lambda: undo_rotation(path, name))
-    _say(f"This is the new key of {name!r}, with the rights of the old one; client_ids and durable subscriptions stay.")
+    _say(f"Created a new key for {name!r} with the same rights. Its client_ids and durable subscriptions stay.")
     if until > time.time():
-        _say(f"The old one is good until {written(until)}, or until `blipmq keys rotate {name} --finish`.")
+        _say(f"The old key is valid until {written(until)}. To end it now: blipmq keys rotate {name} --finish")
     else:
-        _say("The old one is no more.")
+        _say("The old key has ended.")
     _say_how_to_give_it()
     return 0
 
@@ -67,17 +69,17 @@ def _print(key: str, take_back: Callable[[], None]) -> None:
         print_out(key)
     except BrokenPipeError:
         take_back()  # nobody has seen it
-        raise StreamError("The key could not be printed, because its reader has gone. It was taken back.") from None
+        raise StreamError("The key could not be printed: nobody reads the output. It was removed again.") from None
     except BaseException as error:
         take_back()
         if isinstance(error, StreamError):
-            error.args = (f"{error} The key was therefore taken back.",)
+            error.args = (f"{error} The key was removed again.",)
         raise
 
 
 def _say_how_to_give_it() -> None:
-    _say("This is the only time it is shown; only its hash is kept. A running broker takes it within a second.")
-    _say("Give it to the client in $BLIPMQ_API_KEY, or in a file named by --key-file, never on a command line.")
+    _say("Copy it now; it cannot be shown again. A running broker accepts it within a second.")
+    _say("Clients read it from $BLIPMQ_API_KEY or from a file named with --key-file, never from a command line.")
 
 
 def list_all(path: str, format: str) -> int:
@@ -93,23 +95,30 @@ def list_all(path: str, format: str) -> int:
         end = f"  ({'ended' if key.has_ended(time.time()) else 'until'} {_until(key)})" if key.until else ""
         print_out(f"{key.name:<{width}}  {key.created}  {_listed(key)}{end}")
     if not keys:
-        _say(f"There is no key in {path}, so nobody is let in: blipmq keys add NAME")
+        _say(f"No keys in {path}: every client is refused. Create one: blipmq keys add NAME")
     return 0
 
 
 def revoke(path: str, name: str) -> int:
     """End a key."""
     revoke_key(path, name)
-    _say(f"Key {name!r} is no more; a running broker ends its connections within a second.")
+    _say(f"Revoked {name!r}. A running broker disconnects its clients within a second.")
     _say(
-        f"Durable subscriptions made with it still collect: a new key named {name!r} can use them, or an operator ends them: "
-        "blipmq-cli sessions end."
+        f"Its durable subscriptions still fill the disk. End them with `blipmq-cli sessions end`, or add a key {name!r} again."
     )
     return 0
 
 
 def _rights(allow: list[str]) -> str:
-    return "it may " + ", ".join(allow) + " and nothing else" if allow else "it may publish and subscribe to everything"
+    if not allow:
+        return "It may publish and subscribe to everything, and end the subscriptions of other clients."
+    rights = check_allow(allow)
+    phrases = []
+    for kind, phrase in (("pub:", "publish to"), ("sub:", "subscribe to")):
+        filters = [right.removeprefix(kind) for right in rights if right.startswith(kind)]
+        phrases += [f"{phrase} {', '.join(filters)}"] if filters else []
+    phrases += ["see and end the subscriptions of other clients"] if ADMIN in rights else []
+    return f"It may {' and '.join(phrases)}, nothing else."
 
 
 def _until(key: Key) -> str:

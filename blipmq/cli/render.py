@@ -47,7 +47,7 @@ class OutageNotices:
     def __call__(self, state: str, error: BlipMQError | None) -> None:
         if state == "disconnected" and not self._out:
             self._out = True
-            self._say("❌", f"{error} Trying again.")
+            self._say("❌", f"{error} Reconnecting…")
         elif state == "connected":
             if self._out:
                 self._say("✅", f"Connected{self._again}.")

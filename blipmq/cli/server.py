@@ -55,9 +55,9 @@ def _command(words: list[str]) -> Callable[[], int]:
 
 
 _WAL_ACTIONS = {
-    "verify": "read all of it and say what is damaged; changes nothing",
+    "verify": "read the whole log and report damage; changes nothing",
     "export": "write every record as a line of JSON; changes nothing",
-    "repair": "do what a starting broker does: set aside what is damaged, keep the rest",
+    "repair": "set damaged parts aside and keep the rest, as a starting broker does",
 }
 
 
@@ -73,18 +73,18 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="validate the configuration; prints the settings and the memory they need"
     )
     health = commands.add_parser(
-        "health", help="ask a running broker whether it lives; needs metrics.bind_addr and no key"
+        "health", help="check that a running broker is alive; needs metrics.bind_addr and no key"
     )
-    health.add_argument("--ready", action="store_true", help="ask whether it serves clients, instead")
+    health.add_argument("--ready", action="store_true", help="check that it accepts clients, instead")
     for command, run in ((start, lambda arguments: _start(arguments.config)), (check, _check), (health, _health)):
         command.add_argument(
             "--config", metavar="FILE", help="TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults"
         )
         command.set_defaults(run=run)
     check.add_argument(
-        "--convert", metavar="OLD", help="write the settings of OLD, a file of BlipMQ 1.0.0, as they are here"
+        "--convert", metavar="OLD", help="convert OLD, a configuration of BlipMQ 1.0.0, to one for this version"
     )
-    check.add_argument("--output", metavar="FILE", help="where to, with --convert; else standard output")
+    check.add_argument("--output", metavar="FILE", help="with --convert: write here instead of to standard output")
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
     connect.add_argument("addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS")
@@ -100,12 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=float,
         default=0,
-        help="if the broker does not answer yet, try again for so long",
+        help="keep trying to connect for this long",
     )
     connect.set_defaults(run=_connect)
 
     _add_keys(commands)
-    wal = commands.add_parser("wal", help="look at the log of a broker that does not run: verify, export, repair")
+    wal = commands.add_parser("wal", help="verify, export or repair the log of a stopped broker")
     actions = wal.add_subparsers(metavar="ACTION", required=True, dest="action")
     for action, help_ in _WAL_ACTIONS.items():
         command = actions.add_parser(action, help=help_)
@@ -122,10 +122,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_keys(commands: Any) -> None:
-    keys = commands.add_parser("keys", help="make, list, rotate and revoke the keys that clients come in with")
+    keys = commands.add_parser("keys", help="create, list, rotate and revoke API keys")
     actions = keys.add_subparsers(metavar="ACTION", required=True, dest="action")
-    add = actions.add_parser("add", help="make a key and print it, once; only its hash is kept")
-    add.add_argument("name", metavar="NAME", help="what logs and `keys list` call it")
+    add = actions.add_parser("add", help="create a key and print it once; the file keeps only its hash")
+    add.add_argument("name", metavar="NAME", help="the name of the key in logs and in `keys list`")
     add.add_argument(
         "--allow",
         metavar="RIGHT",
@@ -135,12 +135,14 @@ def _add_keys(commands: Any) -> None:
     )
     list_ = actions.add_parser("list", help="show names, dates and rights")
     list_.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
-    revoke = actions.add_parser("revoke", help="end a key, and within a second the connections that use it")
+    revoke = actions.add_parser("revoke", help="revoke a key; its clients are disconnected within a second")
     revoke.add_argument("name", metavar="NAME")
-    rotate = actions.add_parser("rotate", help="make a new key for a name; the old one stays good for a while")
+    rotate = actions.add_parser("rotate", help="create a new key for a name; the old one stays valid for a while")
     rotate.add_argument("name", metavar="NAME")
     rotate.add_argument(
-        "--overlap", metavar="TIME", help="how long the old key stays good: 90s, 30m, 24h (default), 7d; 0s ends it"
+        "--overlap",
+        metavar="TIME",
+        help="how long the old key stays valid: 90s, 30m, 24h (default), 7d; 0s ends it now",
     )
     rotate.add_argument("--finish", action="store_true", help="end the old key now, instead")
     for action in (add, list_, rotate, revoke):

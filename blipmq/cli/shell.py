@@ -30,7 +30,7 @@ PROMPT = "blipmq> "
 HELP = """\
 pub TOPIC [TTL] TEXT   publish TEXT; it expires after TTL milliseconds, if given
 sub TOPIC              show messages of a topic or filter: a.* a.> (dots), a/+ a/# (slashes)
-unsub TOPIC            show them no more
+unsub TOPIC            stop showing them
 help                   this list
 exit                   leave (so does Ctrl-D)
 
@@ -240,9 +240,9 @@ class Worker(threading.Thread):
         if not filter_:
             raise UsageError("Write it as: sub TOPIC")
         if filter_ in self._subscriptions:
-            raise UsageError(f"{filter_} is subscribed already.")
+            raise UsageError(f"You have already subscribed to {filter_}.")
         if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
-            raise UsageError(f"{SUBSCRIPTIONS_MAX} subscriptions are the most in one shell; unsub one first.")
+            raise UsageError(f"One shell has at most {SUBSCRIPTIONS_MAX} subscriptions. Unsubscribe from one first.")
         self._subscriptions[filter_] = self._client.subscribe(filter_)
         self._vocabulary.subscribed(self._subscriptions)
         self._screen.say("✅", f"Subscribed to {filter_}.")

@@ -299,7 +299,7 @@ class BlockingConnection:
         if self._socket is None:
             return Disconnected(
                 f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
-                "The broker is down or the network is; what was not answered may not have arrived."
+                "The broker or the network is down. Unconfirmed messages may be lost."
             )
         return TimedOut(
             f"{request.what}: the broker at {self.address} did not answer in {timeout_s:g} s. "

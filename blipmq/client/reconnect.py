@@ -82,8 +82,8 @@ def connection_ended(
         )
     why = f" ({error})" if error is not None and str(error) else ""
     return Disconnected(
-        f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed; "
-        "what was not answered may not have arrived."
+        f"The connection to {address} ended{why}. The broker was stopped or restarted, or the network failed. "
+        "Unconfirmed messages may be lost."
     )
 
 
