@@ -153,7 +153,7 @@ def test_a_broker_that_could_not_open_its_log_can_be_started_again(directory):
         directory.parent.mkdir()
         directory.write_text("a file where the log should be")
         broker = blipmq.Broker(embedded(directory))
-        with pytest.raises(LogUnusable, match=r"cannot be opened: .*Mend what is wrong"):
+        with pytest.raises(LogUnusable, match=r"cannot be opened: .*Correct it"):
             await broker.start()
         directory.unlink()
         await broker.start()

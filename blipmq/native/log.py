@@ -85,5 +85,5 @@ def log_denied(directory: str, error: int) -> LogUnusable:
         return LogUnusable(text, exit_status=77)
     # What is wrong with the name stays wrong; a disk, a mount or memory may be there at the next start.
     never = error in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-    text += "Mend what is wrong there, or give the broker another wal.directory."
+    text += "Correct it, or give the broker another wal.directory."
     return LogUnusable(text, exit_status=78 if never else 71)
