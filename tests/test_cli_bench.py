@@ -150,7 +150,7 @@ def test_losses_drops_and_repeats_are_said_in_words() -> None:
     assert "Sent again      10\n" in text
     assert "Refused         1; the first: Publish was refused.\\x1b[2J\n" in text
     assert "Broker dropped  queue full 100\n" in text
-    assert "Note            this process used 97% of a processor" in text
+    assert "Note            the load test itself used 97% of a processor" in text
     result.compare({}, {"messages": None})
     assert "Broker dropped  not reported" in render_result(result, json=False, fancy=True).decode()
     assert render_progress(result, 1.0, fancy=False).startswith(
