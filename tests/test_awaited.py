@@ -165,7 +165,7 @@ def test_what_was_opened_for_no_one_is_closed(monkeypatch):
     opened = []
 
     async def scene():
-        waiting = bind_retry.Awaited(Log(level="error"), retry_s=0)
+        waiting = bind_retry.BindRetry(Log(level="error"), retry_s=0)
 
         def open_listener(*_):
             if not opened:

@@ -468,7 +468,7 @@ def test_a_connection_attempt_that_is_given_up_leaves_nothing_behind():
             attempt.cancel()
             await counted(broker, lambda c: c["closed"])
             assert (await broker.stats())["connections"] == 0
-            assert not broker._fed and not broker._attaching
+            assert not broker._transports and not broker._attaching
 
     run(scene())
 
@@ -590,7 +590,7 @@ def test_who_asks_while_the_broker_stops_gets_an_answer_or_an_error_and_does_not
         asked.insert(50, broker.stop())
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert answers.pop(50) == 0
-        assert all(isinstance(answer, (dict, memory_transport.FedTransport, BlipMQError)) for answer in answers), (
+        assert all(isinstance(answer, (dict, memory_transport.MemoryTransport, BlipMQError)) for answer in answers), (
             answers
         )
 

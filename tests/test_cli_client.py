@@ -533,7 +533,7 @@ def test_a_message_that_comes_again_is_marked_for_a_person() -> None:
 
 def test_an_outage_is_announced_once_however_long_it_takes() -> None:
     said: list[str] = []
-    notices = render.OutageNotices(lambda emoji, text: said.append(f"{emoji} {text}"))
+    notices = render.ReconnectNotices(lambda emoji, text: said.append(f"{emoji} {text}"))
     for state in ("connecting", "connected", "disconnected", "connecting", "disconnected", "connecting", "connected"):
         notices(state, Disconnected("Gone.") if state == "disconnected" else None)
     assert said == ["❌ Gone. Reconnecting…", "✅ Connected again."]

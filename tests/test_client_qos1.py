@@ -14,7 +14,7 @@ import pytest
 from fake_broker import FakeBroker
 
 import blipmq
-from blipmq.client.in_flight import Unanswered
+from blipmq.client.in_flight import InFlight
 from blipmq.client.inbox import Inbox
 from blipmq.client.protocol import ClientProtocol
 from blipmq.errors import Disconnected, Refused, TimedOut, UsageError
@@ -167,7 +167,7 @@ def test_a_refusal_ends_a_run_of_publishes_after_those_under_way(broker: FakeBro
                 await client.publish_many("a", [b"x"] * 1000, qos=1, window=4)
             await client.ping()
         assert 1 <= len(broker.wait_for("PUB")) < 1000
-        assert not client._protocol.unanswered.publishes
+        assert not client._protocol.in_flight.publishes
 
     run(main)
     with connect_blocking(broker) as client:
@@ -194,14 +194,14 @@ def test_one_publish_that_is_too_large_does_not_end_connection_after_connection(
 
 
 def test_a_window_is_full_by_messages_or_by_bytes() -> None:
-    unanswered = Unanswered()
-    request = unanswered.add("Publish to a", bytes(16 << 20))
-    assert unanswered.is_full()
-    assert unanswered.take(request.seq) is request
-    assert not unanswered.is_full(1)
-    unanswered.add("Publish to a", b"x")
-    unanswered.add("Ping")
-    assert (unanswered.is_full(1), unanswered.is_full(2)) == (True, False)
+    in_flight = InFlight()
+    request = in_flight.add("Publish to a", bytes(16 << 20))
+    assert in_flight.is_full()
+    assert in_flight.take(request.seq) is request
+    assert not in_flight.is_full(1)
+    in_flight.add("Publish to a", b"x")
+    in_flight.add("Ping")
+    assert (in_flight.is_full(1), in_flight.is_full(2)) == (True, False)
 
 
 # ---- acknowledging ---------------------------------------------------------------------------------------------------

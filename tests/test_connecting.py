@@ -20,7 +20,7 @@ from fake_broker import FakeBroker
 import blipmq
 from blipmq.client import happy_eyeballs
 from blipmq.client.address import Address
-from blipmq.client.address_order import CANDIDATES_MAX, Tried, in_turn
+from blipmq.client.address_order import CANDIDATES_MAX, Tried, in_order
 from blipmq.errors import (
     Disconnected,
     NotAllowed,
@@ -136,11 +136,11 @@ def found(*addresses):
 
 
 def test_families_take_turns_and_the_preference_of_the_system_comes_first():
-    order = in_turn(found("::1", "::2", "::3", "10.0.0.1", "10.0.0.2", "::1"))
+    order = in_order(found("::1", "::2", "::3", "10.0.0.1", "10.0.0.2", "::1"))
     assert [candidate.where for candidate in order] == ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]
-    assert [candidate.where for candidate in in_turn(found("10.0.0.1", "::1"))] == ["10.0.0.1", "::1"]
-    assert len(in_turn(found(*(f"10.0.0.{number}" for number in range(200))))) == CANDIDATES_MAX
-    assert in_turn([]) == []
+    assert [candidate.where for candidate in in_order(found("10.0.0.1", "::1"))] == ["10.0.0.1", "::1"]
+    assert len(in_order(found(*(f"10.0.0.{number}" for number in range(200))))) == CANDIDATES_MAX
+    assert in_order([]) == []
 
 
 @both
@@ -229,7 +229,7 @@ def test_an_error_names_every_address_that_was_tried_and_what_it_did(host, black
 
 def test_the_most_telling_error_is_the_one_that_is_raised():
     tried = Tried(Address("h", 1))
-    first, second, third = in_turn(found("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+    first, second, third = in_order(found("10.0.0.1", "10.0.0.2", "10.0.0.3"))
     tried.add(first, ConnectionRefusedError())
     tried.add(second, NotTrusted("Its certificate has expired."))
     tried.add(third, TimedOut("HELLO: no answer."))
@@ -352,7 +352,7 @@ def test_a_name_that_nobody_looks_up_in_time_is_told(monkeypatch):
 
 def test_uvloop_goes_on_to_the_next_address_too(broker, black_hole, monkeypatch):
     places = [(INET, socket.SOCK_STREAM, 6, "", place) for place in (black_hole, place_of(broker))]
-    monkeypatch.setattr(happy_eyeballs, "in_turn", lambda _: in_turn(places))  # uvloop has a resolver of its own
+    monkeypatch.setattr(happy_eyeballs, "in_order", lambda _: in_order(places))  # uvloop has a resolver of its own
 
     async def scene():
         async with blipmq.connect("127.0.0.1", timeout_s=NEVER_S) as client:

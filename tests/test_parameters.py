@@ -213,7 +213,7 @@ def test_the_broker_tells_wrong_types_too(tmp_path):
             for call, words in BROKER_WRONG:
                 with pytest.raises(WrongType) as caught:
                     result = call(broker)
-                    if isinstance(result, blipmq.client.client.Opening):
+                    if isinstance(result, blipmq.client.client.AwaitableContext):
                         await result
                 assert words in str(caught.value)
             with pytest.raises(WrongType, match="apply takes a Config"):

@@ -10,7 +10,7 @@ import blipmq
 from blipmq.native.errors import CoreBusy
 from blipmq.native.events import CloseReason
 from blipmq.net import memory_transport
-from blipmq.net.memory_transport import FedTransport
+from blipmq.net.memory_transport import MemoryTransport
 from blipmq.net.relay import Relay
 from blipmq.net.tls_connection import TlsConnection
 
@@ -150,7 +150,7 @@ def test_nothing_is_told_to_a_core_that_has_closed_the_connection():
 def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
     async def scene():
         core = BusyCore(busy=150)
-        transport = FedTransport(core, 1, 2000, Reader(), asyncio.get_running_loop())
+        transport = MemoryTransport(core, 1, 2000, Reader(), asyncio.get_running_loop())
         for number in range(100):
             transport.write(b"%d" % number)
         transport.close()
@@ -166,7 +166,7 @@ def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
 def test_the_end_of_a_connection_waits_for_a_protocol_that_has_paused_reading():
     async def scene():
         reader = Reader(pauses=True)
-        transport = FedTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
+        transport = MemoryTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
         reader.connection_made(transport)
         for piece in (b"one", b"two", b"three"):
             transport.arrived(piece)
@@ -185,7 +185,7 @@ def test_the_end_of_a_connection_waits_for_a_protocol_that_has_paused_reading():
 def test_a_protocol_that_closes_an_ended_connection_learns_of_the_end_at_once(end):
     async def scene():
         reader = Reader(pauses=True)
-        transport = FedTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
+        transport = MemoryTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
         reader.connection_made(transport)
         transport.arrived(b"one")
         transport.arrived(b"nobody wants this")

@@ -17,7 +17,7 @@ from blipmq.errors import ConfigError
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS, SUMS_FIELDS, Accepting, Listed, SessionsListed, Stats, Subscriber
-from blipmq.sessions.connections import Sessions
+from blipmq.sessions.connections import Connections
 from blipmq.wire import frames as wire
 
 
@@ -33,7 +33,7 @@ class Clock:
 def stepped():
     """A core that is stepped by hand, its status, and a function that brings the next report."""
     core, clock = Core(CoreConfig(ring_bytes=1 << 16)), Clock()
-    gathering = Status(core, Sessions(), clock, budget_bytes=0)
+    gathering = Status(core, Connections(), clock, budget_bytes=0)
 
     def settle():
         while True:

@@ -157,7 +157,7 @@ def test_odd_client_ids_and_keys_do_nothing_odd(door, entered, field, value):
                 assert (answer.code, answer.message) == (400, "the client_id holds control characters")
             else:
                 assert answer.code == 0
-    assert durable.is_open(), "nobody has ousted it"
+    assert durable.is_open(), "nobody has taken it over"
     assert sorted(os.listdir(door.broker.config.parent)) == ["blipmq.toml", "data"]
 
 
@@ -275,7 +275,7 @@ def test_a_client_id_of_one_key_is_nothing_to_another_key(door, entered):
     mine = entered(door.enter("admin", "gauge"))
     assert mine.ask(SUB, "a", qos=1, durable=True).code == 0
     thief = entered(door.enter("thief", "gauge"))
-    assert mine.is_open(), "another key has not ousted it"
+    assert mine.is_open(), "another key has not taken it over"
     assert thief.ask(UNSUB, "a").code == 404, "nor can it end its subscription"
     mine.close()
     publisher = entered(door.enter("admin"))

@@ -67,7 +67,7 @@ def test_every_answer_goes_to_the_thread_that_asked(broker):
 
 
 def waits(client):
-    while not client._turn.waits_for:
+    while not client._call_lock.waits_for:
         threading.Event().wait(0.001)
 
 

@@ -163,7 +163,7 @@ class Auth:
 
     # -- the core's part
 
-    def rights_of(self, key: Key) -> int:
+    def acl_of(self, key: Key) -> int:
         """The core's number for what the key may publish to."""
         if key.digest not in self._given:
             number = self._free.pop() if self._free else len(self._given) + 1

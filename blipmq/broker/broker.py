@@ -54,20 +54,20 @@ from blipmq.native.events import (
     Unsub,
     Unsubscribed,
 )
-from blipmq.net.admission_log import Strangers
+from blipmq.net.admission_log import AdmissionLog
 from blipmq.net.listener import address_of, open_listener
-from blipmq.net.memory_transport import FedTransport
+from blipmq.net.memory_transport import MemoryTransport
 from blipmq.net.relay import Relay
 from blipmq.protocols.blip import NativeProtocol
-from blipmq.sessions.connections import Sessions
+from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 
 if TYPE_CHECKING:
     from blipmq.broker.blocking import BlockingBroker
     from blipmq.broker.publisher import Publisher
-    from blipmq.client.client import Client, Opening, Payload
+    from blipmq.client.client import AwaitableContext, Client, Payload
     from blipmq.client.connection import StateCallback
-    from blipmq.net.bind_retry import Awaited
+    from blipmq.net.bind_retry import BindRetry
     from blipmq.net.tls import Tls
     from blipmq.net.tls_connection import TlsConnection
     from blipmq.protocols.blip_admin import Operators
@@ -82,7 +82,7 @@ TICK_SECONDS = 1.0
 RETRY_SECONDS = 0.002
 # Beyond the time given for flushing: what the core needs to close everything.
 STOP_GRACE_SECONDS = 5.0
-# What a TLS client met at the core's door, which it comes to after its handshake.
+# Why the core did not admit a TLS client after its handshake.
 NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per_address is reached"
 # What TLS clients have to read the last bytes and to say goodbye in.
 STOP_TLS_SECONDS = 1.0
@@ -104,7 +104,7 @@ class Broker:
         self.config = _as_config(config)
         # Quiet unless told otherwise: an embedding program's standard error is its own.
         self.log = log or Log(level="warning", format=self.config.logging.format)
-        self._sessions = Sessions()
+        self._connections = Connections()
         self._core: Core | None = None
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,13 +112,13 @@ class Broker:
         self._protocol: NativeProtocol | None = None
         self._auth: Auth | None = None
         self._ends: SessionEnds | None = None
-        self._fed: dict[int, FedTransport | Relay] = {}
+        self._transports: dict[int, MemoryTransport | Relay] = {}
         self._attaching: dict[int, Callable[[int | None], None]] = {}  # told the handle; 0: refused, None: stopped
         self._attach_seq = 0
         self._asked: set[asyncio.Future[Any]] = set()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
-        self._awaited: Awaited | None = None
+        self._bind_retry: BindRetry | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {}
@@ -131,18 +131,19 @@ class Broker:
 
     def __repr__(self) -> str:
         state = self.unready or "running"
-        return f"<Broker {state} address={self.address or '-'} sessions={len(self._sessions)} fed={len(self._fed)}>"
+        counts = f"connections={len(self._connections)} transports={len(self._transports)}"
+        return f"<Broker {state} address={self.address or '-'} {counts}>"
 
     # -- life
 
-    async def start(self, listener: socket.socket | None = None, awaited: Awaited | None = None) -> None:
+    async def start(self, listener: socket.socket | None = None, bind_retry: BindRetry | None = None) -> None:
         """Recover the log, start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken
-        over instead. Returns when the broker serves; with `awaited`, also where its addresses are not there yet: those are
+        over instead. Returns when the broker serves; with `bind_retry`, also where its addresses are not there yet: those are
         listened at as soon as they are."""
         if self._core is not None or self._starting:
             raise UsageError("this broker has been started already")
         self._starting = True
-        self._awaited = awaited
+        self._bind_retry = bind_retry
         logged = self.config.wal.enabled
         self._ids = IdFile("" if logged else self.config.wal.directory, self.log)
         core = Core(CoreConfig.of(self.config), self._ids.begin(), on_backlog=self._backlog)
@@ -151,12 +152,12 @@ class Broker:
             bind_addr = self.config.server.bind_addr
             if listener is None and bind_addr:
                 listener = (
-                    await awaited.open("server.bind_addr", bind_addr, self._listen)
-                    if awaited is not None
+                    await bind_retry.open("server.bind_addr", bind_addr, self._listen)
+                    if bind_retry is not None
                     else open_listener(bind_addr)
                 )
             if self.tls is not None:
-                await self.tls.listen(self._secured, awaited)
+                await self.tls.listen(self._secured, bind_retry)
             clocks = ClockWatch(core.clock)
             clocks.look()
             core.start()
@@ -178,18 +179,25 @@ class Broker:
         self._stopped = None
         self._ends = None
         self._auth = Auth(core, self.config.auth, self.log)
-        door = Strangers(self.log, time.monotonic)
+        admission = AdmissionLog(self.log, time.monotonic)
         self._status = Status(
-            core, self._sessions, time.monotonic, self.config.limits.memory_bytes, wal, self._auth, door, self.tls
+            core,
+            self._connections,
+            time.monotonic,
+            self.config.limits.memory_bytes,
+            wal,
+            self._auth,
+            admission,
+            self.tls,
         )
         self._protocol = NativeProtocol(
-            core, self._sessions, self.config, self.log, self._status, self._auth, self._operators
+            core, self._connections, self.config, self.log, self._status, self._auth, self._operators
         )
         self._status.sampled = self._ids.observe
         self._auth.open()
         self._handlers = self._handler_table(self._protocol, self._status)
-        if self._awaited is not None:
-            self._status.awaited = self._awaited.reasons
+        if self._bind_retry is not None:
+            self._status.bind_problems = self._bind_retry.reasons
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
@@ -263,7 +271,7 @@ class Broker:
             return "starting" if self._stopped is None else "stopped"
         if self._stopped is not None:
             return "stopping"
-        return self._status.accept_problem or (self._awaited.unready if self._awaited is not None else "")
+        return self._status.accept_problem or (self._bind_retry.unready if self._bind_retry is not None else "")
 
     @property
     def address(self) -> str:
@@ -300,9 +308,9 @@ class Broker:
         timeout_s: float = 10.0,
         on_state: StateCallback | None = None,
         on_refusal: Callable[[BlipMQError], None] | None = None,
-    ) -> Opening[Client]:
+    ) -> AwaitableContext[Client]:
         """A client inside this process: no socket, no key, the same protocol. The options are those of `blipmq.connect`."""
-        from blipmq.client.client import Client, Opening
+        from blipmq.client.client import AwaitableContext, Client
 
         client = Client(
             "in-process:1",
@@ -313,12 +321,12 @@ class Broker:
             on_state=on_state,
             on_refusal=on_refusal,
         )
-        return Opening(client.open())
+        return AwaitableContext(client.open())
 
-    async def open_transport(self, protocol: asyncio.BaseProtocol) -> FedTransport:
+    async def open_transport(self, protocol: asyncio.BaseProtocol) -> MemoryTransport:
         """Open a connection without a socket, and give it to `protocol` as its transport."""
         core, loop = self._running(), asyncio.get_running_loop()
-        attached: asyncio.Future[FedTransport] = loop.create_future()
+        attached: asyncio.Future[MemoryTransport] = loop.create_future()
 
         def made(conn: int | None) -> None:
             if not conn:
@@ -329,9 +337,9 @@ class Broker:
             else:
                 # Paused until its protocol is there: nothing the core sends meanwhile is lost.
                 frame = memory.max_frame_bytes(self.config)
-                transport = FedTransport(core, conn, frame, asyncio.BaseProtocol(), loop)
+                transport = MemoryTransport(core, conn, frame, asyncio.BaseProtocol(), loop)
                 transport.pause_reading()
-                self._fed[conn] = transport
+                self._transports[conn] = transport
                 attached.set_result(transport)
 
         core.attach(self._attach(made), trusted=True)
@@ -472,7 +480,7 @@ class Broker:
 
     def _closed(self, event: Closed) -> None:
         assert self._protocol is not None
-        transport = self._fed.pop(event.conn, None)
+        transport = self._transports.pop(event.conn, None)
         if transport is not None:
             transport.ended()
         self._protocol.closed(event)
@@ -486,7 +494,7 @@ class Broker:
         if self._ends is None:
             from blipmq.sessions.end import SessionEnds
 
-            self._ends = SessionEnds(core, status.session_lists, self._sessions, self.log)
+            self._ends = SessionEnds(core, status.session_lists, self._connections, self.log)
         return self._ends
 
     def _operators(self) -> Operators:
@@ -527,19 +535,19 @@ class Broker:
                 core.close(conn, CloseReason.EOF)
             else:
                 relay = Relay(core, conn, memory.max_frame_bytes(self.config), loop)
-                self._fed[conn] = relay
+                self._transports[conn] = relay
                 connection.serve(relay)
 
         passed_ms = int((loop.time() - connection.began_s) * 1000)
         core.attach(self._attach(made), peer=connection.peer, passed_ms=passed_ms)
 
     def _out(self, event: Out) -> None:
-        transport = self._fed.get(event.conn)
+        transport = self._transports.get(event.conn)
         if transport is not None:
             transport.arrived(event.data)
 
     def _consumed(self, event: Fed) -> None:
-        transport = self._fed.get(event.conn)
+        transport = self._transports.get(event.conn)
         if transport is not None:
             transport.consumed(event.size)
 
@@ -560,10 +568,10 @@ class Broker:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for transport in list(self._fed.values()):
+        for transport in list(self._transports.values()):
             transport.ended()
-        self._fed.clear()
-        self._sessions.clear()
+        self._transports.clear()
+        self._connections.clear()
         self._publisher = None
         for made in self._attaching.values():
             made(None)

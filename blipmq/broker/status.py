@@ -18,9 +18,9 @@ from blipmq.broker.wal import Wal
 from blipmq.native.core import Core
 from blipmq.native.events import Accepting, Listed, Stats, Subscriber
 from blipmq.net import admission_log
-from blipmq.net.admission_log import Strangers
+from blipmq.net.admission_log import AdmissionLog
 from blipmq.sessions import listing as session_list
-from blipmq.sessions.connections import Sessions
+from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import Listing, SessionLists, Wanted
 from blipmq.version import __version__
 
@@ -52,16 +52,16 @@ class Status:
     def __init__(
         self,
         core: Core,
-        sessions: Sessions,
+        connections: Connections,
         clock: Callable[[], float],
         budget_bytes: int,
         wal: Wal | None = None,
         auth: Auth | None = None,
-        door: Strangers | None = None,
+        admission: AdmissionLog | None = None,
         tls: Tls | None = None,
     ) -> None:
         self.address = ""
-        self.awaited: Callable[[], dict[str, str]] = (
+        self.bind_problems: Callable[[], dict[str, str]] = (
             dict  # sentences about addresses that are not there yet, by setting
         )
         self.budget_bytes = budget_bytes  # 0: none
@@ -70,10 +70,10 @@ class Status:
         self.session_lists = SessionLists(core)
         self.sampled: Callable[[Counters], None] | None = None  # told each second's counters
         self._core = core
-        self._sessions = sessions
+        self._connections = connections
         self._wal = wal
         self._auth = auth
-        self._door = door
+        self._admission = admission
         self._tls = tls
         self._clock = clock
         self._started = clock()
@@ -181,8 +181,8 @@ class Status:
         self._history.append((self._clock(), counters))
         if self._wal is not None:
             self._wal.observe(counters)
-        if self._door is not None:
-            self._door.observe(counters)
+        if self._admission is not None:
+            self._admission.observe(counters)
         if self.sampled is not None:
             self.sampled(counters)
 
@@ -260,7 +260,7 @@ class Status:
             "absent": listing.sums["absent"],
             "lag_messages": listing.sums["lag_messages"],
             "lag_bytes": listing.sums["lag_bytes"],
-            "list": [session_list.facts(row, self._sessions, wanted.key) for row in listing.rows],
+            "list": [session_list.facts(row, self._connections, wanted.key) for row in listing.rows],
         }
 
     def _auth_facts(self) -> Report | None:
@@ -269,11 +269,11 @@ class Status:
         return {**self._auth.facts, "file_ok": not self._auth.problem}
 
     def _subscriber(self, row: Subscriber) -> Report:
-        session = self._sessions.find(row.conn)
-        filters = list(session.filters) if session else []
+        connection = self._connections.find(row.conn)
+        filters = list(connection.filters) if connection else []
         return {
-            "client": session.client_id if session else "",
-            "key": session.key.name if session and session.key else "",
+            "client": connection.client_id if connection else "",
+            "key": connection.key.name if connection and connection.key else "",
             "peer": row.peer or "in-process",
             "filters": filters[:FILTERS_MAX],
             "filters_total": len(filters),
@@ -304,7 +304,7 @@ class Status:
         holder = listing.holder if listing is not None else None
         if holder is None or not self._log_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
             return []
-        fact = session_list.facts(holder, self._sessions)
+        fact = session_list.facts(holder, self._connections)
         whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
         key = f" --key {fact['key']}" if fact["key"] and not fact["group"] else ""
         return [
@@ -313,7 +313,7 @@ class Status:
         ]
 
     def _all_reasons(self, counters: Counters, hardware: Hardware | None, listing: Listing | None = None) -> list[str]:
-        reasons = list(self.awaited().values())
+        reasons = list(self.bind_problems().values())
         reasons += self._wal.reasons(counters) if self._wal else []
         reasons += self._who_fills_the_log(counters, listing)
         reasons += self._tls.reasons() if self._tls else []

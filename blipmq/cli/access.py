@@ -94,7 +94,7 @@ def open_client(
         client_id=client_id,
         reconnect=reconnect,
         timeout_s=timeout_s,
-        on_state=None if terminal.quiet or not announce else render.OutageNotices(terminal.notice),
+        on_state=None if terminal.quiet or not announce else render.ReconnectNotices(terminal.notice),
     ).open(wait=arguments.wait or 0)
     terminal.detail("✅", f"Connected to {client.address}.")
     return client

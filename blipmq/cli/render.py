@@ -36,7 +36,7 @@ def printable(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").translate(_ESCAPES)
 
 
-class OutageNotices:
+class ReconnectNotices:
     """A client's on_state that says when an outage begins and when it is over, not each attempt in between."""
 
     def __init__(self, say: Callable[[str, str], None]) -> None:

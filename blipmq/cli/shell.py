@@ -111,7 +111,7 @@ class Worker(threading.Thread):
             api_key=api_key,
             tls=tls,
             timeout_s=TIMEOUT_S,
-            on_state=render.OutageNotices(screen.say),
+            on_state=render.ReconnectNotices(screen.say),
             on_refusal=self._failed,
             sleep=lambda delay_s: self._wait(delay_s, None),
         )

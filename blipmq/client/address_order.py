@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
         return str(self.place[0])
 
 
-def in_turn(found: Iterable[tuple[Any, ...]]) -> list[Candidate]:
+def in_order(found: Iterable[tuple[Any, ...]]) -> list[Candidate]:
     """What getaddrinfo has found, in the order to try it in."""
     candidates = list(dict.fromkeys(Candidate(int(family), place) for family, _, _, _, place in found))
     if not candidates:

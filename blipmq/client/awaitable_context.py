@@ -19,7 +19,7 @@ class Closable(Protocol):
 T = TypeVar("T", bound=Closable)
 
 
-class Opening(Generic[T]):
+class AwaitableContext(Generic[T]):
     """`await` it, or use it in `async with`, which ends what it has opened and lets it know what went wrong."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:

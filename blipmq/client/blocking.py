@@ -24,7 +24,7 @@ from blipmq.client.address import Address, parse_address
 from blipmq.client.admin import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
 from blipmq.client.blocking_connection import BlockingConnection, StateCallback
 from blipmq.client.blocking_subscription import BlockingSubscription as BlockingSubscription
-from blipmq.client.call_lock import in_turn
+from blipmq.client.call_lock import locked
 from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.client.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
 from blipmq.client.protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
@@ -77,7 +77,7 @@ class BlockingClient:
             sleep=sleep,
             clock=clock,
         )
-        self._turn = self._connection.turn
+        self._call_lock = self._connection.call_lock
         self._published = False
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class BlockingClient:
         """ "new", "connecting", "connected", "disconnected" or "closed"."""
         return self._connection.state
 
-    @in_turn
+    @locked
     def open(self, *, wait: bool | float = False) -> BlockingClient:
         """The first connection; connect_blocking calls it. `wait` is as there."""
         self._connection.open(seconds_to_wait(wait))
@@ -104,7 +104,7 @@ class BlockingClient:
 
     # ---- publishing ----
 
-    @in_turn
+    @locked
     def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
         """Send one message. QoS 0 returns 0 once the system has it (see flush); QoS 1 returns the message's id once the
         broker has it on disk, a number that says as `.subscriptions` for how many it is stored. `ttl_ms` 0: the broker's
@@ -124,7 +124,7 @@ class BlockingClient:
         self._connection.send()
         return Receipt(0)
 
-    @in_turn
+    @locked
     def publish_many(
         self,
         topic: str,
@@ -157,10 +157,10 @@ class BlockingClient:
 
     def _publish_many_answered(self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int) -> Published:
         count, waiting = PublishedCount(), deque[Request]()
-        connection, unanswered = self._connection, self._protocol.unanswered
+        connection, in_flight = self._connection, self._protocol.in_flight
         try:
             for payload in payloads:
-                while waiting and (waiting[0].done or unanswered.is_full(window)):
+                while waiting and (waiting[0].done or in_flight.is_full(window)):
                     count.answered(connection.answer(waiting.popleft()))
                 connection.wait_connected()
                 waiting.append(self._protocol.publish_answered(topic, as_bytes(payload), ttl_ms))
@@ -177,7 +177,7 @@ class BlockingClient:
                 self._protocol.forget(request)
         return count.result()
 
-    @in_turn
+    @locked
     def flush(self) -> None:
         """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
         since the last flush, Disconnected or TimedOut."""
@@ -196,7 +196,7 @@ class BlockingClient:
 
     # ---- subscribing ----
 
-    @in_turn
+    @locked
     def subscribe(
         self,
         filter_: str,
@@ -231,7 +231,7 @@ class BlockingClient:
                     subscription.abandon(told=isinstance(error, BlipMQError) and error.code != 0)
                     raise
 
-    @in_turn
+    @locked
     def unsubscribe(self, filter_: str, *, group: str = "") -> None:
         """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
         in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
@@ -242,7 +242,7 @@ class BlockingClient:
             self._protocol.drop(inbox)
             inbox.end(None)
 
-    @in_turn
+    @locked
     def ack(self, *messages: Message) -> None:
         """Acknowledge messages for all subscriptions of this client that have them; BlockingSubscription.ack does so
         for one. Without a connection they come again."""
@@ -251,7 +251,7 @@ class BlockingClient:
 
     # ---- asking ----
 
-    @in_turn
+    @locked
     def ping(self) -> float:
         """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
         connection = self._connection
@@ -260,13 +260,13 @@ class BlockingClient:
         connection.answer(self._protocol.ping())
         return connection.clock() - began_s
 
-    @in_turn
+    @locked
     def info(self) -> dict[str, Any]:
         """What the broker says about itself; see docs for the keys."""
         self._connection.wait_connected()
         return decode_info(self._connection.answer(self._protocol.info()))
 
-    @in_turn
+    @locked
     def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
         """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
         lag. `find`: a part of the filter, client_id or group."""
@@ -274,7 +274,7 @@ class BlockingClient:
         asked = sessions_asked(find, limit)
         return decode_sessions(self._connection.answer(self._protocol.info(asked)))
 
-    @in_turn
+    @locked
     def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
     ) -> dict[str, Any]:
@@ -284,13 +284,13 @@ class BlockingClient:
         asked = end_asked(filter, client_id, group, key)
         return decode_end(self._connection.answer(self._protocol.admin(asked)))
 
-    @in_turn
+    @locked
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
         """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,
         which no one reads meanwhile, is full."""
         check_callable("ready", ready)
         check_seconds("timeout_s", timeout_s, none=True)
-        with self._turn.waiting("something of its own"):
+        with self._call_lock.waiting("something of its own"):
             self._connection.wait(ready, timeout_s, reader)
 
     def fileno(self) -> int:
@@ -298,16 +298,16 @@ class BlockingClient:
         poll()."""
         return self._connection.fileno()
 
-    @in_turn
+    @locked
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in what has arrived, or wait for something; during an outage, make one attempt to connect."""
         check_seconds("timeout_s", timeout_s)
-        with self._turn.waiting("messages"):
+        with self._call_lock.waiting("messages"):
             self._connection.step(self._connection.clock() + timeout_s)
 
     # ---- ending ----
 
-    @in_turn
+    @locked
     def close(self) -> None:
         """Make sure that the broker has read what was published, and end. Waits no longer than the client's timeout.
         QoS 1 messages that were taken and not acknowledged come again."""
@@ -326,7 +326,7 @@ class BlockingClient:
                 pass  # closing does not fail: who must know that all has arrived calls flush
         self._connection.finish(None)
 
-    @in_turn
+    @locked
     def abort(self) -> None:
         """End at once, without a word to the broker and without waiting. Does nothing after close."""
         if self.state != "closed":

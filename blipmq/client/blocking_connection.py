@@ -17,7 +17,7 @@ from blipmq.base.tcp_keepalive import LOOKS, LOST_MS, Owed
 from blipmq.client.address import Address
 from blipmq.client.address_order import Tried, another_may_do, share_s
 from blipmq.client.blocking_happy_eyeballs import dial, look_up, shake_hands
-from blipmq.client.call_lock import Turn
+from blipmq.client.call_lock import CallLock
 from blipmq.client.in_flight import Request
 from blipmq.client.inbox import OVERRUN, Inbox
 from blipmq.client.protocol import ClientProtocol
@@ -51,7 +51,7 @@ class BlockingConnection:
     ) -> None:
         self.address, self.protocol, self._tls = address, protocol, tls
         self.state = "new"
-        self.turn = Turn()
+        self.call_lock = CallLock()
         self.reconnects, self.timeout_s, self.clock = reconnect, timeout_s, clock
         self._on_state, self._sleep = on_state, sleep
         self._backoff = Backoff(random)
@@ -289,12 +289,12 @@ class BlockingConnection:
             if not request.done:
                 self.protocol.forget(request)
         if not request.done:
-            raise self.unanswered(request, timeout_s)
+            raise self.no_answer(request, timeout_s)
         if request.error is not None:
             raise request.error
         return request.reply
 
-    def unanswered(self, request: Request, timeout_s: float) -> BlipMQError:
+    def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
         """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
         if self._socket is None:
             return Disconnected(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from blipmq.client.address import Address, unreachable
-from blipmq.client.address_order import ATTEMPT_DELAY_S, Candidate, Tried, in_turn
+from blipmq.client.address_order import ATTEMPT_DELAY_S, Candidate, Tried, in_order
 
 if TYPE_CHECKING:
     import ssl
@@ -25,7 +25,7 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, 
 def look_up(address: Address) -> list[Candidate]:
     """The addresses of the host. Raises Unreachable."""
     try:
-        return in_turn(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
+        return in_order(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
         raise unreachable(address, error) from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from blipmq.base.validation import check_seconds, ids_of
 from blipmq.client.blocking_connection import BlockingConnection
-from blipmq.client.call_lock import in_turn
+from blipmq.client.call_lock import locked
 from blipmq.client.inbox import Inbox
 from blipmq.errors import BlipMQError, Disconnected, TimedOut
 from blipmq.wire.frames import Message
@@ -31,7 +31,7 @@ class BlockingSubscription(Inbox):
         self._own = threading.local()
         super().__init__(filter_, **options)
         self._connection = connection
-        self._turn = connection.turn
+        self._call_lock = connection.call_lock
 
     @property
     def taken(self) -> list[int]:
@@ -48,7 +48,7 @@ class BlockingSubscription(Inbox):
     def __iter__(self) -> Iterator[Message]:
         return self
 
-    @in_turn
+    @locked
     def __next__(self) -> Message:
         if self.taken:
             self._settle()
@@ -58,7 +58,7 @@ class BlockingSubscription(Inbox):
                 raise StopIteration
         return self.pop()
 
-    @in_turn
+    @locked
     def next(self, timeout_s: float | None = None) -> Message:
         """The next message. Raises TimedOut after `timeout_s`, Disconnected if the subscription has ended."""
         self._wait(timeout_s)
@@ -68,14 +68,14 @@ class BlockingSubscription(Inbox):
             raise Disconnected(f"The subscription to {self.filter} has been closed.")
         raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?")
 
-    @in_turn
+    @locked
     def batch(self, timeout_s: float | None = None) -> list[Message]:
         """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once it has ended. Of
         QoS 1, the whole batch is acknowledged by the next call."""
         self._wait(timeout_s)
         return self.pop_all()
 
-    @in_turn
+    @locked
     def ack(self, *messages: Message) -> None:
         """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
         self._acknowledge(ids_of(messages, 1))
@@ -84,7 +84,7 @@ class BlockingSubscription(Inbox):
         check_seconds("timeout_s", timeout_s, none=True)
         if self.taken:
             self._settle()
-        with self._turn.waiting(f"messages on {self.filter}"):
+        with self._call_lock.waiting(f"messages on {self.filter}"):
             self._connection.wait(lambda: bool(self.messages) or self.ended, timeout_s, reader=self)
         if not self.messages and self.error is not None:
             raise self.error
@@ -107,7 +107,7 @@ class BlockingSubscription(Inbox):
             self.taken.clear()  # whoever raised has not dealt with the message: let it come again
         self.close()
 
-    @in_turn
+    @locked
     def close(self) -> None:
         """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
         at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""

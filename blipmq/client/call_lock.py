@@ -1,4 +1,4 @@
-"""Whose turn it is to use a blocking client: one thread's at a time.
+"""The lock of a blocking client: one thread at a time uses it.
 
     another thread is in a call that ends in time (publish, ping …)   its end is waited for
     another thread waits for messages, which may take for ever        UsageError, at once
@@ -20,7 +20,7 @@ from blipmq.errors import UsageError
 LOOK_AGAIN_S = 0.05
 
 
-class Turn:
+class CallLock:
     """A lock that a thread may take again while it has it. `waits_for`: what the thread that has it waits for without an end."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Turn:
         self.waits_for = ""
 
     def __repr__(self) -> str:
-        return f"Turn(waits_for={self.waits_for!r})"
+        return f"CallLock(waits_for={self.waits_for!r})"
 
     def __enter__(self) -> None:
         if self._lock.acquire(blocking=False):
@@ -47,7 +47,7 @@ class Turn:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """For the thread whose turn it is: it waits for something that may never come."""
+        """For the thread that holds the lock: it waits for something that may never come."""
         before, self.waits_for = self.waits_for, what
         try:
             yield
@@ -55,21 +55,21 @@ class Turn:
             self.waits_for = before
 
 
-class TakesTurns(Protocol):
-    _turn: Turn
+class Locked(Protocol):
+    _call_lock: CallLock
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", bound=TakesTurns)
+S = TypeVar("S", bound=Locked)
 
 
-def in_turn(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that runs when it is the caller's turn."""
+def locked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that runs while its thread holds the lock."""
 
     @functools.wraps(verb)
     def wrapped(self: S, /, *arguments: P.args, **options: P.kwargs) -> R:
-        with self._turn:
+        with self._call_lock:
             return verb(self, *arguments, **options)
 
     return wrapped

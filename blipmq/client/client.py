@@ -25,7 +25,7 @@ from typing import Any
 from blipmq.base.validation import check_qos, ids_of, many
 from blipmq.client.address import Address, parse_address
 from blipmq.client.admin import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
-from blipmq.client.awaitable_context import Opening as Opening
+from blipmq.client.awaitable_context import AwaitableContext as AwaitableContext
 from blipmq.client.connection import Connection, Opener, StateCallback
 from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
 from blipmq.client.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
@@ -172,11 +172,11 @@ class Client:
 
     async def _send_answered(self, topic: str, payload: bytes, ttl_ms: int, window: int) -> Request:
         """Send a QoS 1 publish when it is its turn and there is room. Raises TimedOut or Disconnected if not in time."""
-        connection, unanswered = self._connection, self._protocol.unanswered
+        connection, in_flight = self._connection, self._protocol.in_flight
         deadline_s = connection.deadline_s()  # from the call, or a queue of waiting publishers would wait one by one
         async with self._turn:
-            if unanswered.is_full(window) and not await connection.until(
-                lambda: not unanswered.is_full(window), deadline_s
+            if in_flight.is_full(window) and not await connection.until(
+                lambda: not in_flight.is_full(window), deadline_s
             ):
                 raise connection.too_late()
             if not connection.can_write:
@@ -189,10 +189,10 @@ class Client:
         self, topic: str, payloads: Iterable[Payload], ttl_ms: int, window: int
     ) -> Published:
         count, waiting = PublishedCount(), deque[Request]()
-        connection, unanswered = self._connection, self._protocol.unanswered
+        connection, in_flight = self._connection, self._protocol.in_flight
         try:
             for payload in payloads:
-                while waiting and (waiting[0].done or unanswered.is_full(window)):
+                while waiting and (waiting[0].done or in_flight.is_full(window)):
                     count.answered(await self._await_first(waiting))
                 waiting.append(await self._send_answered(topic, as_bytes(payload), ttl_ms, window))
                 count.sent()
@@ -239,7 +239,7 @@ class Client:
         auto_ack: bool = True,
         queue_messages_max: int = QUEUE_MESSAGES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
-    ) -> Opening[Subscription]:
+    ) -> AwaitableContext[Subscription]:
         """Subscribe to a topic or filter: `await` it, or `async with client.subscribe("a.*") as messages`.
 
         qos        1: messages published with QoS 1 come until they are acknowledged, and may come again (`redelivered`)
@@ -260,7 +260,7 @@ class Client:
             messages_max=queue_messages_max,
             bytes_max=queue_bytes_max,
         )
-        return Opening(self._subscribe(subscription))
+        return AwaitableContext(self._subscribe(subscription))
 
     async def _subscribe(self, subscription: Subscription) -> Subscription:
         connection = self._connection
@@ -339,12 +339,12 @@ class Client:
         for inbox in self._protocol.all_inboxes():
             self._protocol.drop(inbox)
             inbox.end(None)
-        connection, unanswered = self._connection, self._protocol.unanswered
+        connection, in_flight = self._connection, self._protocol.in_flight
         if connection.is_up:
             connection.resume_if_room()
             try:
-                if unanswered.publishes:
-                    await connection.until(lambda: not unanswered.publishes, connection.deadline_s())
+                if in_flight.publishes:
+                    await connection.until(lambda: not in_flight.publishes, connection.deadline_s())
                 if self._published:
                     await self.ping()
             except BlipMQError:
@@ -375,7 +375,7 @@ def connect(
     keepalive_s: float = KEEPALIVE_S,
     random: Callable[[], float] = random_module.random,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Opening[Client]:
+) -> AwaitableContext[Client]:
     """Connect to a broker: `client = await blipmq.connect(...)`, or `async with blipmq.connect(...) as client`.
 
     address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
@@ -413,4 +413,4 @@ def connect(
         )
         return await client.open(wait=wait)
 
-    return Opening(opened())
+    return AwaitableContext(opened())

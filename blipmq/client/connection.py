@@ -404,7 +404,7 @@ class Connection:
             try:
                 await asyncio.wait_for(future, timeout_s)
             except asyncio.TimeoutError:
-                raise self.unanswered(request, timeout_s) from None
+                raise self.no_answer(request, timeout_s) from None
             finally:
                 if not request.done:
                     self.protocol.forget(request)
@@ -412,7 +412,7 @@ class Connection:
             raise request.error
         return request.reply
 
-    def unanswered(self, request: Request, timeout_s: float) -> BlipMQError:
+    def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
         """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
         if self._link is None:
             return Disconnected(

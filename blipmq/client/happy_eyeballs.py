@@ -9,7 +9,7 @@ import asyncio
 import socket
 
 from blipmq.client.address import Address, not_found_in_time, unreachable
-from blipmq.client.address_order import ATTEMPT_DELAY_S, Candidate, Tried, in_turn
+from blipmq.client.address_order import ATTEMPT_DELAY_S, Candidate, Tried, in_order
 
 
 async def look_up(address: Address, timeout_s: float) -> list[Candidate]:
@@ -17,7 +17,7 @@ async def look_up(address: Address, timeout_s: float) -> list[Candidate]:
     loop = asyncio.get_running_loop()
     looking = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     try:
-        return in_turn(await asyncio.wait_for(looking, timeout_s))
+        return in_order(await asyncio.wait_for(looking, timeout_s))
     except asyncio.TimeoutError:
         raise not_found_in_time(address) from None
     except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA

@@ -1,4 +1,4 @@
-"""What was asked of the broker and is not answered yet.
+"""Requests in flight: sent to the broker and not answered yet.
 
     kind                     when the connection is lost        when the client ends
     PING, SUB, INFO, …       fails                              fails
@@ -45,7 +45,7 @@ class Request:
             self.on_done()
 
 
-class Unanswered:
+class InFlight:
     """Requests by their number, in the order they were made."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Unanswered:
         self._publish_bytes = 0
 
     def __repr__(self) -> str:
-        return f"Unanswered({len(self._requests)}, publishes={self.publishes}, publish_bytes={self._publish_bytes})"
+        return f"InFlight({len(self._requests)}, publishes={self.publishes}, publish_bytes={self._publish_bytes})"
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -113,5 +113,5 @@ class Unanswered:
 
 
 def check_window(window: int) -> None:
-    """Raise UsageError if this many unanswered publishes cannot be."""
+    """Raise UsageError if this many publishes in flight cannot be."""
     check_whole("window", window, 1, PENDING_MAX - 1)

@@ -6,7 +6,7 @@ queues.
                                           publishes that were not answered, in order
     bytes arrived    receive(bytes)   ->  requests are answered, messages go into the inboxes
     may send         take()           ->  all bytes to send, in order, once
-    connection over  lost(error)      ->  unanswered requests fail, QoS 1 publishes and inboxes stay
+    connection over  lost(error)      ->  in_flight requests fail, QoS 1 publishes and inboxes stay
     for good         finish(error)    ->  everything ends
 
 Invariant: nothing but HELLO is sent before its answer. The broker sends a message once per connection even where
@@ -22,7 +22,7 @@ from typing import Any
 from blipmq import errors
 from blipmq.base.validation import API_KEY_BYTES_MAX, check_text
 from blipmq.client.in_flight import PENDING_MAX as PENDING_MAX
-from blipmq.client.in_flight import Request, Unanswered
+from blipmq.client.in_flight import InFlight, Request
 from blipmq.client.inbox import Inbox, check_identity
 from blipmq.errors import BlipMQError, ConfigError, Disconnected, ProtocolError, UsageError, WrongType, refusal
 from blipmq.wire import frames as wire
@@ -62,7 +62,7 @@ class ClientProtocol:
             )
         self._client_id, self._api_key, self._frame_bytes_max = client_id, api_key, frame_bytes_max
         self._reader = wire.FrameReader(frame_bytes_max)
-        self.unanswered = Unanswered()
+        self.in_flight = InFlight()
         self._inboxes: dict[str, list[Inbox]] = {}
         self._routes: dict[str, tuple[Inbox, ...]] = {}
         self._shared: dict[int, set[Inbox]] = {}
@@ -82,7 +82,7 @@ class ClientProtocol:
 
     def __repr__(self) -> str:
         return (
-            f"ClientProtocol(welcomed={self.welcomed}, {self.unanswered!r}, filters={list(self._inboxes)}, "
+            f"ClientProtocol(welcomed={self.welcomed}, {self.in_flight!r}, filters={list(self._inboxes)}, "
             f"out_bytes={self.out_bytes}, farewell={self.farewell!r})"
         )
 
@@ -95,7 +95,7 @@ class ClientProtocol:
         self.out_bytes = 0
         self.farewell = None
         self._blames_nobody = False
-        request = self.unanswered.add("HELLO")
+        request = self.in_flight.add("HELLO")
         self._send(
             wire.encode_command(
                 wire.HELLO,
@@ -112,7 +112,7 @@ class ClientProtocol:
             if request.error is None:
                 self.welcomed = True
                 self._subscribe_again()
-                for frame in self.unanswered.frames():
+                for frame in self.in_flight.frames():
                     self._send(frame)
 
         request.on_done = welcome
@@ -158,8 +158,8 @@ class ClientProtocol:
         for inbox in self.all_inboxes():
             inbox.take_back()
         if error.code == errors.TOO_LARGE and self._blames_nobody:
-            self.unanswered.fail_largest(error)
-        self.unanswered.lost(error)
+            self.in_flight.fail_largest(error)
+        self.in_flight.lost(error)
 
     def finish(self, error: BlipMQError | None) -> None:
         """There will be no other connection: end every subscription and every wait for an answer."""
@@ -170,7 +170,7 @@ class ClientProtocol:
         self._routes.clear()
         for inbox in inboxes:
             inbox.end(error)
-        self.unanswered.finish(gone)
+        self.in_flight.finish(gone)
 
     def quit(self) -> None:
         self._send(wire.encode_command(wire.QUIT))
@@ -188,8 +188,8 @@ class ClientProtocol:
 
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
         """QoS 1: answered with the message's id once it is safe. Until then it is kept, and sent on each connection."""
-        frame = self.encoder(topic, ttl_ms, 1).frame(payload, self.unanswered.next_seq())
-        request = self.unanswered.add(f"Publish to {topic}", frame)
+        frame = self.encoder(topic, ttl_ms, 1).frame(payload, self.in_flight.next_seq())
+        request = self.in_flight.add(f"Publish to {topic}", frame)
         self._send(frame)
         return request
 
@@ -234,7 +234,7 @@ class ClientProtocol:
     def unsubscribe(self, filter_: str, group: str = "") -> Request:
         check_filter(filter_)
         check_identity("group", group)
-        request = self.unanswered.add(f"Unsubscribe from {filter_}")
+        request = self.in_flight.add(f"Unsubscribe from {filter_}")
         self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group))
         return request
 
@@ -243,18 +243,18 @@ class ClientProtocol:
         self._send(wire.encode_command(wire.PING))
 
     def ping(self) -> Request:
-        request = self.unanswered.add("Ping")
+        request = self.in_flight.add("Ping")
         self._send(wire.encode_command(wire.PING, seq=request.seq))
         return request
 
     def info(self, asked: bytes = b"") -> Request:
         """`asked`: what is to be told; empty: all of it."""
-        request = self.unanswered.add("Info")
+        request = self.in_flight.add("Info")
         self._send(wire.encode_command(wire.INFO, payload=asked, seq=request.seq))
         return request
 
     def admin(self, asked: bytes) -> Request:
-        request = self.unanswered.add("The request to the broker")
+        request = self.in_flight.add("The request to the broker")
         self._send(wire.encode_command(wire.ADMIN, payload=asked, seq=request.seq))
         return request
 
@@ -268,12 +268,12 @@ class ClientProtocol:
 
     def forget(self, request: Request) -> None:
         """No one waits for this answer any more."""
-        self.unanswered.take(request.seq)
+        self.in_flight.take(request.seq)
 
     @property
     def waiting(self) -> bool:
         """Whether any request has yet to be answered."""
-        return bool(self.unanswered)
+        return bool(self.in_flight)
 
     def encoder(self, topic: str, ttl_ms: int, qos: int = 0) -> PublishEncoder:
         key = (topic, ttl_ms, qos)
@@ -316,7 +316,7 @@ class ClientProtocol:
 
     def _send_subscribe(self, inbox: Inbox) -> Request:
         qos, durable, group = inbox.options
-        request = self.unanswered.add(f"Subscribe to {inbox.filter}")
+        request = self.in_flight.add(f"Subscribe to {inbox.filter}")
         self._send(wire.encode_command(wire.SUB, inbox.filter, seq=request.seq, qos=qos, durable=durable, group=group))
         return request
 
@@ -350,7 +350,7 @@ class ClientProtocol:
             inbox.end(refusal(f"The subscription to {filter_}", frame.code, frame.message))
 
     def _answered(self, frame: SubAck | Reply) -> None:
-        request = self.unanswered.take(frame.seq)
+        request = self.in_flight.take(frame.seq)
         reason = frame.info if isinstance(frame, SubAck) else frame.message
         if request is not None:
             if isinstance(frame, Reply):

@@ -31,8 +31,8 @@ FRAME_ALLOWANCE_BYTES = 1024
 # The table of addresses whose connections are not admitted yet: two slots or more for each, a power of two of them.
 PLACE_BYTES = 20
 SEGMENT_BYTES = 256 * KIB
-# A command or an event with a topic in it. The largest, a piece of a fed connection's output, is far below what the smallest
-# ring holds; what is longer travels beside the ring.
+# A command or an event with a topic in it. The largest, a piece of output of an in-memory connection, is far below the size of
+# the smallest ring; longer ones travel beside the ring.
 RING_RECORD_BYTES = 256
 # QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
 DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB

@@ -1,8 +1,8 @@
-"""Who stands in a door that the core does not see: TLS clients until their handshake is done.
+"""Admission of TLS clients during their handshake, which the core does not see.
 
-Invariant: the rule is net/admission.c's. No more than `Bounds.total` stand here and `Bounds.each` of one address, this machine's
-own excepted; when places are short, the one that has stood here for longest makes room, but none that is being looked at.
-A test holds this and the core against one twin.
+Invariant: the rule is that of native/net/admission.c. At most `Bounds.total` handshakes are pending, and `Bounds.each` of one
+address, this machine's own excepted. At the limit the oldest one is closed, but none that the broker works on.
+A test compares this module and the core with one reference model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Bounds(NamedTuple):
-    """How many may stand in a door, how many of one address, and for how long."""
+    """How many may be pending, how many of one address, and for how long."""
 
     total: int
     each: int
@@ -28,7 +28,7 @@ class Crowded(Exception):
 
 
 class Pending(Generic[T]):
-    """Those who stand in one door."""
+    """Handshakes that are not done yet, of one listener."""
 
     def __init__(self) -> None:
         self._places: dict[T, bytes] = {}  # oldest first

@@ -1,6 +1,6 @@
-"""What is turned away at the door, in words: one log line a minute at most, and what INFO says of it.
+"""Connections that were refused before they were admitted: one log line a minute at most, and the part of INFO about them.
 
-Invariant: strangers cannot make the broker write. However many come, what the core counted since the last line is told in
+Invariant: unauthenticated clients cannot fill the log. However many come, one line tells what the core counted since the last
 one, and the counters have all of it.
 """
 
@@ -23,7 +23,7 @@ REFUSED = {
 """Why connections are refused, and the core's counter of it."""
 
 
-class Strangers:
+class AdmissionLog:
     """Watches the core's counters. `clock` gives monotonic seconds."""
 
     def __init__(self, log: Log, clock: Callable[[], float]) -> None:
@@ -33,7 +33,7 @@ class Strangers:
         self._told_at = clock() - LINE_SECONDS
 
     def __repr__(self) -> str:
-        return f"<Strangers told={self._told}>"
+        return f"<AdmissionLog told={self._told}>"
 
     def observe(self, counters: Counters) -> None:
         """Write a line if anyone was refused since the last one, and that is long enough ago. Called once a second."""
@@ -53,7 +53,7 @@ class Strangers:
 
 
 def facts(counters: Counters) -> dict[str, Any]:
-    """The part of what INFO answers: who stands in the door, and who was turned away since the start, by cause."""
+    """The part of INFO about admission: connections that wait for it, and those refused since the start, by cause."""
     return {
         "pending": counters["pending"],
         "refused": {cause: counters[name] for cause, name in REFUSED.items()},

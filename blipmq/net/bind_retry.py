@@ -24,7 +24,7 @@ RETRY_SECONDS = 1.0
 Use = Callable[[socket.socket], Awaitable[None]]
 
 
-class Awaited:
+class BindRetry:
     """What one broker waits for, by the setting that names the address. `came` is called when one of them is there and in use."""
 
     def __init__(self, log: Log, came: Callable[[], None] = lambda: None, retry_s: float = RETRY_SECONDS) -> None:
@@ -35,7 +35,7 @@ class Awaited:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Awaited {self._why!r}>"
+        return f"<BindRetry {self._why!r}>"
 
     @property
     def unready(self) -> str:

@@ -23,8 +23,8 @@ HIGH_WATER_BYTES = 64 * 1024
 RETRY_SECONDS = 0.005
 
 
-class FedTransport(asyncio.Transport):
-    """One fed connection. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
+class MemoryTransport(asyncio.Transport):
+    """One in-memory connection. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class FedTransport(asyncio.Transport):
         self._protocol: Any = protocol
         self._outgoing: deque[memoryview] = deque()
         self._outgoing_bytes = 0
-        self._flying_bytes = 0
+        self._in_flight_bytes = 0
         self._held: deque[bytes] = deque()  # arrived while reading was paused; the core's window bounds it
         self._high, self._low = HIGH_WATER_BYTES, HIGH_WATER_BYTES // 4
         self._reading = True
@@ -57,7 +57,7 @@ class FedTransport(asyncio.Transport):
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "closing" if self._closing else "open"
-        return f"<FedTransport conn={self._conn:#x} {state} waiting={self._outgoing_bytes} flying={self._flying_bytes}>"
+        return f"<MemoryTransport conn={self._conn:#x} {state} waiting={self._outgoing_bytes} in_flight={self._in_flight_bytes}>"
 
     @property
     def has_ended(self) -> bool:
@@ -136,7 +136,7 @@ class FedTransport(asyncio.Transport):
 
     def consumed(self, size: int) -> None:
         """The core has consumed so many fed bytes."""
-        self._flying_bytes -= size
+        self._in_flight_bytes -= size
         self._pump()
         if self._writer_paused and self._outgoing_bytes <= self._low:
             self._writer_paused = False
@@ -162,7 +162,7 @@ class FedTransport(asyncio.Transport):
     # -- inside
 
     def _pump(self) -> None:
-        while self._outgoing and self._flying_bytes < self._window_bytes and not self._ended:
+        while self._outgoing and self._in_flight_bytes < self._window_bytes and not self._ended:
             piece = self._outgoing[0]
             chunk = piece[:CHUNK_BYTES]
             try:
@@ -172,7 +172,7 @@ class FedTransport(asyncio.Transport):
                     self._retrying = True
                     self._loop.call_later(RETRY_SECONDS, self._retry)
                 return
-            self._flying_bytes += len(chunk)
+            self._in_flight_bytes += len(chunk)
             self._outgoing_bytes -= len(chunk)
             if len(chunk) == len(piece):
                 self._outgoing.popleft()
@@ -193,7 +193,7 @@ class FedTransport(asyncio.Transport):
             self._loop.call_soon(self._protocol.connection_lost, self._error)
 
     def _finish(self) -> None:
-        if self._closing and not self._ended and not self._outgoing and self._flying_bytes <= 0:
+        if self._closing and not self._ended and not self._outgoing and self._in_flight_bytes <= 0:
             self._core.close(self._conn)
 
     def _deliver(self, data: bytes) -> None:

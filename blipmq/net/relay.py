@@ -29,7 +29,7 @@ class Relay(asyncio.Protocol):
         self._window_bytes = max_frame_bytes + WINDOW_BYTES
         self._loop = loop
         self._transport: Any = None
-        self._flying_bytes = 0
+        self._in_flight_bytes = 0
         self._refused: deque[bytes] = deque()  # found no room on the way to the core
         self._end: Callable[[], None] | None = None  # to be told to the core behind them
         self._owed_bytes = 0  # written to the transport, and not yet acknowledged
@@ -40,7 +40,7 @@ class Relay(asyncio.Protocol):
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open"
-        return f"<Relay conn={self._conn:#x} {state} flying={self._flying_bytes} owed={self._owed_bytes}>"
+        return f"<Relay conn={self._conn:#x} {state} in_flight={self._in_flight_bytes} owed={self._owed_bytes}>"
 
     # -- the transport's protocol
 
@@ -50,8 +50,8 @@ class Relay(asyncio.Protocol):
     def data_received(self, data: Buffer) -> None:
         if self._ended:
             return
-        self._flying_bytes += len(data)
-        if self._flying_bytes >= self._window_bytes:
+        self._in_flight_bytes += len(data)
+        if self._in_flight_bytes >= self._window_bytes:
             self._hold()
         if self._refused:
             self._refused.append(bytes(data))
@@ -89,7 +89,7 @@ class Relay(asyncio.Protocol):
 
     def consumed(self, size: int) -> None:
         """The core has consumed so many bytes."""
-        self._flying_bytes -= size
+        self._in_flight_bytes -= size
         self._go_on()
 
     def arrived(self, data: bytes) -> None:
@@ -140,7 +140,7 @@ class Relay(asyncio.Protocol):
         self._transport.pause_reading()
 
     def _go_on(self) -> None:
-        room = not self._refused and self._flying_bytes < self._window_bytes
+        room = not self._refused and self._in_flight_bytes < self._window_bytes
         if self._holding and room and not self._ended:
             self._holding = False
             self._transport.resume_reading()

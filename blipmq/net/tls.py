@@ -18,7 +18,7 @@ from blipmq.net.tls_connection import TlsConnection
 from blipmq.net.tls_listener import TlsListener
 
 if TYPE_CHECKING:
-    from blipmq.net.bind_retry import Awaited
+    from blipmq.net.bind_retry import BindRetry
 
 
 class Tls:
@@ -35,8 +35,8 @@ class Tls:
     def __repr__(self) -> str:
         return f"<Tls {self.certificates!r} {self._listener!r}>"
 
-    async def listen(self, opened: Callable[[TlsConnection], None], awaited: Awaited | None = None) -> None:
-        """Listen, if `server.tls_bind_addr` says where; with `awaited`, as soon as that is there. Raises `AddressInUse`,
+    async def listen(self, opened: Callable[[TlsConnection], None], bind_retry: BindRetry | None = None) -> None:
+        """Listen, if `server.tls_bind_addr` says where; with `bind_retry`, as soon as that is there. Raises `AddressInUse`,
         `NotAllowed` or `ConfigError`."""
         bind_addr = self._config.server.tls_bind_addr
         if bind_addr:
@@ -50,7 +50,7 @@ class Tls:
                 socket_options=_socket_options(self._config.performance.network_optimizations),
                 keepalive_ms=lambda: self._config.server.keepalive_ms,
             )
-            await listener.start(awaited)
+            await listener.start(bind_retry)
             self._listener = listener
 
     def bounds(self) -> Bounds:

@@ -23,7 +23,7 @@ from blipmq.net.listener import address_of, open_listener
 from blipmq.net.tls_connection import TlsConnection
 
 if TYPE_CHECKING:
-    from blipmq.net.bind_retry import Awaited
+    from blipmq.net.bind_retry import BindRetry
 
 BACKLOG = 1024
 CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
@@ -82,12 +82,12 @@ class TlsListener:
 
     # -- life
 
-    async def start(self, awaited: Awaited | None = None) -> None:
-        """Listen and serve; with `awaited`, as soon as the address is there."""
+    async def start(self, bind_retry: BindRetry | None = None) -> None:
+        """Listen and serve; with `bind_retry`, as soon as the address is there."""
         self._loop = asyncio.get_running_loop()
-        if awaited is None:
+        if bind_retry is None:
             await self._serve(open_listener(self._bind_addr, self._key))
-        elif listener := await awaited.open(self._key, self._bind_addr, self._serve):
+        elif listener := await bind_retry.open(self._key, self._bind_addr, self._serve):
             await self._serve(listener)
 
     async def _serve(self, listener: socket.socket) -> None:

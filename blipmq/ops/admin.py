@@ -28,7 +28,7 @@ from blipmq.ops.http import EXCHANGE_SECONDS, JSON, Answer, Exchange, Request, q
 from blipmq.version import __version__
 
 if TYPE_CHECKING:
-    from blipmq.net.bind_retry import Awaited
+    from blipmq.net.bind_retry import BindRetry
     from blipmq.net.certificate import Certificates
     from blipmq.net.tls_listener import TlsListener
 
@@ -100,13 +100,13 @@ class Admin:
 
     # -- life
 
-    async def start(self, awaited: Awaited | None = None) -> None:
-        """Listen and serve; with `awaited`, as soon as the address is there."""
+    async def start(self, bind_retry: BindRetry | None = None) -> None:
+        """Listen and serve; with `bind_retry`, as soon as the address is there."""
         if self._certificates is not None:
-            await self._start_tls(self._certificates, awaited)
-        elif awaited is None:
+            await self._start_tls(self._certificates, bind_retry)
+        elif bind_retry is None:
             await self._serve(open_listener(self._bind_addr, KEY))
-        elif listener := await awaited.open(KEY, self._bind_addr, self._serve):
+        elif listener := await bind_retry.open(KEY, self._bind_addr, self._serve):
             await self._serve(listener)
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -120,7 +120,7 @@ class Admin:
             raise
         self.address = address_of(listener)
 
-    async def _start_tls(self, certificates: Certificates, awaited: Awaited | None) -> None:
+    async def _start_tls(self, certificates: Certificates, bind_retry: BindRetry | None) -> None:
         from blipmq.net.admission import Bounds  # here, because few brokers serve metrics over HTTPS
         from blipmq.net.tls_listener import TlsListener
 
@@ -135,7 +135,7 @@ class Admin:
             self._log,
             4 * CONNECTIONS_MAX,
         )
-        await server.start(awaited)
+        await server.start(bind_retry)
         self._server, self.address = server, server.address
 
     async def stop(self) -> None:

@@ -36,7 +36,7 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 from blipmq.sessions import listing as session_list
-from blipmq.sessions.connections import OWNER_ENDS, Session, Sessions
+from blipmq.sessions.connections import OWNER_ENDS, Connection, Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, FIND_BYTES_MAX, ROWS_MAX, Wanted
 from blipmq.version import __version__
 
@@ -71,7 +71,7 @@ class NativeProtocol:
     def __init__(
         self,
         core: Core,
-        sessions: Sessions,
+        connections: Connections,
         config: Config,
         log: Log,
         status: Reports,
@@ -80,117 +80,119 @@ class NativeProtocol:
     ) -> None:
         self.config = config
         self._core = core
-        self._sessions = sessions
+        self._connections = connections
         self._log = log
         self._status = status
         self._auth = auth
         self._operators = operators
 
     def hello(self, event: Hello) -> None:
-        """Let a client in, oust the older connection of the same client_id, or say why not."""
-        session = self._sessions.open(event.conn, event.peer)
-        if session.closing:
+        """Admit a client, or refuse it with the reason. An older connection with the same client_id is taken over: it ends."""
+        connection = self._connections.open(event.conn, event.peer)
+        if connection.closing:
             return
-        if session.said_hello:
+        if connection.said_hello:
             self._core.reply(event.conn, event.seq, BAD_REQUEST, "HELLO was said already on this connection")
             return
         if event.protocol != PROTOCOL:
-            session.closing = True
+            connection.closing = True
             text = f"this broker speaks protocol {PROTOCOL}, the client asked for {event.protocol}"
             self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
-            self._refused(session, "hello", PROTOCOL_VERSION, text)
+            self._refused(connection, "hello", PROTOCOL_VERSION, text)
             return
-        if self._auth.required and not event.trusted and not self._know(session, event):
+        if self._auth.required and not event.trusted and not self._know(connection, event):
             return
         problem = _name_problem("client_id", event.client_id)
         if problem:
             self._core.reply(event.conn, event.seq, BAD_REQUEST, problem)
-            self._refused(session, "hello", BAD_REQUEST, problem)
+            self._refused(connection, "hello", BAD_REQUEST, problem)
             return
-        if session.key is not None and self._is_one_too_many(session, event):
+        if connection.key is not None and self._is_one_too_many(connection, event):
             return
-        ousted = self._sessions.identify(session, event.client_id)
-        if ousted is not None:
-            self._oust(ousted, event.peer)
-        rights = self._auth.rights_of(session.key) if session.key is not None else 0
+        taken_over = self._connections.identify(connection, event.client_id)
+        if taken_over is not None:
+            self._take_over(taken_over, event.peer)
+        rights = self._auth.acl_of(connection.key) if connection.key is not None else 0
         self._core.admit(event.conn, event.seq, GREETING, rights)
-        by = {"key": session.key.name} if session.key is not None else {}
-        write = self._log.info if _is_named(session) else self._log.debug
+        by = {"key": connection.key.name} if connection.key is not None else {}
+        write = self._log.info if _is_named(connection) else self._log.debug
         write("hello", client=event.client_id, **by, peer=_peer(event.peer))
 
-    def _is_one_too_many(self, session: Session, event: Hello) -> bool:
+    def _is_one_too_many(self, connection: Connection, event: Hello) -> bool:
         """Refuse a client whose key has all the connections it may have, unless it takes the place of one of them."""
-        assert session.key is not None
-        name, limit = session.key.name, self.config.connections_per_key
-        if self._sessions.of_key(name) < limit or self._sessions.takes_over(session, event.client_id):
+        assert connection.key is not None
+        name, limit = connection.key.name, self.config.connections_per_key
+        if self._connections.of_key(name) < limit or self._connections.takes_over(connection, event.client_id):
             return False
-        session.closing = True
+        connection.closing = True
         self._auth.over_limit += 1
         text = f"limits.max_connections_per_key is reached: the key {name} has {limit} connections"
         self._core.reply(event.conn, event.seq, TOO_MANY, text, close=True)
-        self._refused(session, "hello", TOO_MANY, text)
+        self._refused(connection, "hello", TOO_MANY, text)
         return True
 
-    def _know(self, session: Session, event: Hello) -> bool:
+    def _know(self, connection: Connection, event: Hello) -> bool:
         """Find the key the client presents. There is one answer to all that is none: nobody learns what was wrong with it."""
-        session.key = self._auth.find(event.api_key)
-        if session.key is None:
-            session.closing = True
+        connection.key = self._auth.find(event.api_key)
+        if connection.key is None:
+            connection.closing = True
             self._auth.refused += 1
             self._core.reply(event.conn, event.seq, NOT_AUTHENTICATED, NO_KEY, close=True)
-            self._refused(session, "hello", NOT_AUTHENTICATED, NO_KEY)
-        return session.key is not None
+            self._refused(connection, "hello", NOT_AUTHENTICATED, NO_KEY)
+        return connection.key is not None
 
     def keys_changed(self) -> None:
         """Other keys are in effect: end every connection whose key is none any more, or may not have what it subscribed to.
         The core has the new publish rights already."""
-        for session in list(self._sessions):
-            if session.closing or session.key is None:
+        for connection in list(self._connections):
+            if connection.closing or connection.key is None:
                 continue
-            now, before = self._auth.current(session.key), session.key.allow
+            now, before = self._auth.current(connection.key), connection.key.allow
             if now is None:
-                self._end(session, NOT_AUTHENTICATED, KEY_ENDED)
+                self._end(connection, NOT_AUTHENTICATED, KEY_ENDED)
                 continue
-            session.key = now
-            lost = next((f for f in session.filters if now.allow != before and not now.may_subscribe(f)), None)
+            connection.key = now
+            lost = next((f for f in connection.filters if now.allow != before and not now.may_subscribe(f)), None)
             if lost is not None:
-                self._end(session, NOT_ALLOWED, f"this key may not subscribe to {lost} any more")
+                self._end(connection, NOT_ALLOWED, f"this key may not subscribe to {lost} any more")
 
-    def _end(self, session: Session, code: int, text: str) -> None:
+    def _end(self, connection: Connection, code: int, text: str) -> None:
         """Nothing more reaches the client but this answer."""
-        session.closing = True
-        self._core.reply(session.conn, 0, code, text, close=True, unasked=True, discard=True)
-        key = session.key.name if session.key is not None else ""
-        self._log.warning("ended", client=session.client_id, key=key, peer=_peer(session.peer), code=code, reason=text)
+        connection.closing = True
+        self._core.reply(connection.conn, 0, code, text, close=True, unasked=True, discard=True)
+        key = connection.key.name if connection.key is not None else ""
+        self._log.warning(
+            "ended", client=connection.client_id, key=key, peer=_peer(connection.peer), code=code, reason=text
+        )
 
     def subscribe(self, event: Sub) -> None:
         """Route a filter to the connection or its group, or refuse."""
-        session = self._sessions.find(event.conn)
-        if session is not None and session.closing:
+        connection = self._connections.find(event.conn)
+        if connection is not None and connection.closing:
             return
-        client_id = session.identity if session is not None else ""
-        code, problem = self._sub_problem(event, session, client_id)
+        client_id = connection.identity if connection is not None else ""
+        code, problem = self._sub_problem(event, connection, client_id)
         if problem:
             self._refuse(event, code, problem)
             return
         # The core has the last word: if it refuses, or later ends it, `unsubscribed` takes this back.
-        self._sessions.open(event.conn, event.peer).subscriptions[event.filter, event.group] = None
+        self._connections.open(event.conn, event.peer).subscriptions[event.filter, event.group] = None
         self._core.subscribe(
             event.conn,
             event.seq,
             event.filter,
             qos=event.qos,
             durable=event.durable,
-            client_id=session.core_name if session is not None else "",
+            client_id=connection.core_name if connection is not None else "",
             group=event.group,
-            keyed=session is not None and session.key is not None,
+            keyed=connection is not None and connection.key is not None,
         )
 
-    def _sub_problem(self, event: Sub, session: Session | None, client_id: str) -> tuple[int, str]:
+    def _sub_problem(self, event: Sub, connection: Connection | None, client_id: str) -> tuple[int, str]:
         """Code and reason to refuse a SUB with; an empty reason: it may go on. Whether the log takes it, the core knows."""
         limit = self.config.limits.max_subscriptions_per_connection
         if self._auth.required and not event.trusted:
-            key = session.key if session is not None else None
+            key = connection.key if connection is not None else None
             if key is None or not key.may_subscribe(event.filter):
                 return NOT_ALLOWED, f"this key may not subscribe to {event.filter}"
         if event.durable and not event.qos:
@@ -201,7 +203,7 @@ class NativeProtocol:
             return BAD_REQUEST, problem
         if event.qos and not self.config.wal.enabled:
             return NOT_NOW, NO_LOG
-        known = session.subscriptions if session is not None else {}
+        known = connection.subscriptions if connection is not None else {}
         if len(known) >= limit and (event.filter, event.group) not in known:
             return TOO_MANY, f"{limit} subscriptions are the most one connection may have"
         if self._status.memory_is_short:
@@ -210,25 +212,25 @@ class NativeProtocol:
 
     def unsubscribe(self, event: Unsub) -> None:
         """Take a route away and end the client's durable subscription; the core knows whether there was one and answers."""
-        session = self._sessions.find(event.conn)
-        if session is not None and session.closing:
+        connection = self._connections.find(event.conn)
+        if connection is not None and connection.closing:
             return
-        identity = session.identity if session is not None else ""
+        identity = connection.identity if connection is not None else ""
         self._core.unsubscribe(event.conn, event.seq, event.filter, identity, event.group)
 
     def unsubscribed(self, event: Unsubscribed) -> None:
         """The core has refused or ended a subscription: it counts no more, and no right to it can be lost."""
-        session = self._sessions.find(event.conn)
-        if session is not None:
-            session.ended(event.filter, event.group, everywhere=not event.group and not event.refused)
+        connection = self._connections.find(event.conn)
+        if connection is not None:
+            connection.ended(event.filter, event.group, everywhere=not event.group and not event.refused)
 
     def info(self, event: Info) -> None:
         """Answer with the broker's state as JSON, once it has been gathered."""
-        session = self._sessions.find(event.conn)
-        if session is not None and session.closing:
+        connection = self._connections.find(event.conn)
+        if connection is not None and connection.closing:
             return
         # A handle that has been closed meanwhile is never valid again: the core drops the reply.
-        key = session.key if session is not None else None
+        key = connection.key if connection is not None else None
         # Who is let in for one topic need not see the others.
         only = key.name if key is not None and not key.may_admin else None
         own = Wanted(conn=event.conn, owner=f"{key.owner}{OWNER_ENDS}") if key is not None and only else Wanted()
@@ -244,20 +246,20 @@ class NativeProtocol:
 
     def admin(self, event: AdminAsked) -> None:
         """Do what an operator asks for, if the client may."""
-        session = self._sessions.find(event.conn)
-        if session is None or not session.closing:
-            self._operators().admin(event, session)
+        connection = self._connections.find(event.conn)
+        if connection is None or not connection.closing:
+            self._operators().admin(event, connection)
 
     def session_expired(self, event: SessionExpired) -> None:
         """Say that nobody came back to a durable subscription, so it has ended."""
-        fact = session_list.facts(event.row, self._sessions)
+        fact = session_list.facts(event.row, self._connections)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         self._log.warning("session_expired", **names, lag_messages=fact["lag_messages"], away_ms=fact["away_ms"])
 
     def session_over(self, event: SessionOver) -> None:
         """Say what a subscription has lost to its quota of the log; the core tells it once a minute for each, and in a flood of
         them the log counts what repeats."""
-        fact = session_list.facts(event.row, self._sessions)
+        fact = session_list.facts(event.row, self._connections)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         ids = {"messages": event.messages, "first_id": event.first_id, "last_id": event.last_id}
         became = "dropped" if event.dropped else "dead letters"
@@ -265,18 +267,18 @@ class NativeProtocol:
 
     def closed(self, event: Closed) -> None:
         """Forget the connection; say so if it was known or went for cause."""
-        session = self._sessions.drop(event.conn)
-        if session is None and (event.reason in _ORDINARY or event.reason is CloseReason.RESET):
+        connection = self._connections.drop(event.conn)
+        if connection is None and (event.reason in _ORDINARY or event.reason is CloseReason.RESET):
             return
         write = self._log.warning
         if event.reason in _ORDINARY:
-            write = self._log.info if session is not None and _is_named(session) else self._log.debug
+            write = self._log.info if connection is not None and _is_named(connection) else self._log.debug
         elif event.reason in (CloseReason.SHUTDOWN, CloseReason.BROKER):
             write = self._log.debug  # the cause has its own line
-        client = session.client_id if session else ""
+        client = connection.client_id if connection else ""
         write("closed", client=client, peer=_peer(event.peer), reason=event.reason.name.lower(), detail=event.detail)
 
-    def _oust(self, older: Session, newer_peer: str) -> None:
+    def _take_over(self, older: Connection, newer_peer: str) -> None:
         older.closing = True
         text = "another connection has taken this client_id"
         self._core.reply(older.conn, 0, CLIENT_ID_IN_USE, text, close=True, unasked=True)
@@ -290,30 +292,30 @@ class NativeProtocol:
 
     def _refuse(self, event: Sub, code: int, text: str) -> None:
         """Say no to a SUB: with a Reply, or by closing where the client knows no Reply."""
-        session = self._sessions.find(event.conn)
+        connection = self._connections.find(event.conn)
         if event.plain:
-            if session is not None:
-                session.closing = True
+            if connection is not None:
+                connection.closing = True
             self._core.close(event.conn)
         else:
             self._core.reply(event.conn, event.seq, code, text)
-        self._refused(session or Session(event.conn, event.peer), "sub", code, text, filter=event.filter)
+        self._refused(connection or Connection(event.conn, event.peer), "sub", code, text, filter=event.filter)
 
-    def _refused(self, session: Session, what: str, code: int, reason: str, filter: str = "") -> None:
+    def _refused(self, connection: Connection, what: str, code: int, reason: str, filter: str = "") -> None:
         self._log.warning(
             "refused",
             what=what,
-            client=session.client_id,
-            peer=_peer(session.peer),
+            client=connection.client_id,
+            peer=_peer(connection.peer),
             code=code,
             reason=reason,
             **({"filter": filter} if filter else {}),
         )
 
 
-def _is_named(session: Session) -> bool:
+def _is_named(connection: Connection) -> bool:
     """Whether its coming and going is worth a line at info: a command line without a key leaves none."""
-    return bool(session.client_id or session.key)
+    return bool(connection.client_id or connection.key)
 
 
 def _name_problem(what: str, name: str) -> str:

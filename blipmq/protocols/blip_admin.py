@@ -13,7 +13,7 @@ from blipmq.base.peer import is_this_machine
 from blipmq.errors import BAD_REQUEST, NOT_ALLOWED, OK
 from blipmq.native.core import Core
 from blipmq.native.events import AdminAsked
-from blipmq.sessions.connections import Session
+from blipmq.sessions.connections import Connection
 from blipmq.sessions.end import End, SessionEnds, Target
 
 NO_RIGHT = "this needs a key with the right admin (blipmq keys add NAME --allow admin)"
@@ -35,9 +35,9 @@ class Operators:
     def __repr__(self) -> str:
         return f"<Operators {self._ends!r}>"
 
-    def admin(self, event: AdminAsked, session: Session | None) -> None:
+    def admin(self, event: AdminAsked, connection: Connection | None) -> None:
         """Do what is asked, if the client may have it done, and answer."""
-        problem = self._problem(event, session)
+        problem = self._problem(event, connection)
         if problem:
             self._core.reply(event.conn, event.seq, NOT_ALLOWED, problem)
             return
@@ -52,19 +52,19 @@ class Operators:
             payload = json.dumps({"ended": end.row}, ensure_ascii=False).encode() if end.code == OK else b""
             self._core.reply(event.conn, event.seq, end.code, end.text, payload)
 
-        self._ends.end(target, _who(event, session), answer)
+        self._ends.end(target, _who(event, connection), answer)
 
-    def _problem(self, event: AdminAsked, session: Session | None) -> str:
+    def _problem(self, event: AdminAsked, connection: Connection | None) -> str:
         if event.trusted:
             return ""
         if self._auth.required:
-            key = session.key if session is not None else None
+            key = connection.key if connection is not None else None
             return "" if key is not None and key.may_admin else NO_RIGHT
         return "" if is_this_machine(event.peer) else NOT_LOCAL
 
 
-def _who(event: AdminAsked, session: Session | None) -> dict[str, str]:
-    by = session.key.name if session is not None and session.key is not None else ""
+def _who(event: AdminAsked, connection: Connection | None) -> dict[str, str]:
+    by = connection.key.name if connection is not None and connection.key is not None else ""
     return {**({"by": by} if by else {}), "peer": event.peer or "in-process"}
 
 

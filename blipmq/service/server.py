@@ -27,7 +27,7 @@ from blipmq.config import reader as config_reader
 from blipmq.config.reader import Loaded
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, ConfigError
-from blipmq.net.bind_retry import Awaited
+from blipmq.net.bind_retry import BindRetry
 from blipmq.net.listener import AddressInUse
 from blipmq.ops.admin import Admin
 from blipmq.service.sd_notify import Notifier
@@ -91,7 +91,7 @@ class Process:
         self._log = log
         self._service = Service(notifier or Notifier({}), broker.reasons)
         self._end: asyncio.Event = asyncio.Event()
-        self._awaited = Awaited(log, self._ready_if_so)
+        self._bind_retry = BindRetry(log, self._ready_if_so)
         self._is_ready = False
         self._signal_at = 0.0
 
@@ -104,15 +104,15 @@ class Process:
         admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
         try:
             self._service.starting()
-            await self._broker.start(awaited=self._awaited)
+            await self._broker.start(bind_retry=self._bind_retry)
             self._ready_if_so()
             if not self._is_ready:  # the manager does not wait: what it starts next may be what brings the address
                 self._service.ready(self._broker.unready)
             await self._end.wait()
-            await self._awaited.stop()
+            await self._bind_retry.stop()
             unflushed = await self._broker.stop()
         finally:
-            await self._awaited.stop()
+            await self._bind_retry.stop()
             self._service.end()
             if admin is not None:
                 await admin.stop()
@@ -123,7 +123,7 @@ class Process:
     def _ready_if_so(self) -> None:
         """Say that clients are served, once all addresses that are for them are there."""
         addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
-        if self._is_ready or self._awaited.unready or not any(addresses.values()):
+        if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
         self._is_ready = True
         self._log.info("ready", **{name: where for name, where in addresses.items() if where or name == "address"})
@@ -136,7 +136,7 @@ class Process:
         tls = self._broker.tls if self._broker.config.metrics.tls else None
         admin = Admin(self._broker, bind_addr, self._log, tls.certificates if tls is not None else None)
         try:
-            await admin.start(self._awaited)
+            await admin.start(self._bind_retry)
         except AddressInUse as error:
             if not by_default:
                 raise

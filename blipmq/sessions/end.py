@@ -14,7 +14,7 @@ from blipmq.errors import BAD_REQUEST, NO_SUBSCRIPTION, NOT_NOW, OK
 from blipmq.native.core import Core
 from blipmq.native.events import Outcome, SessionEnded, SessionRow
 from blipmq.sessions import listing as session_list
-from blipmq.sessions.connections import OWNER_ENDS, Sessions
+from blipmq.sessions.connections import OWNER_ENDS, Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, Listing, SessionLists, Wanted
 
 NAMES_TOLD = 5  # of keys, where a client_id is one of several
@@ -43,10 +43,10 @@ Answer = Callable[[End], None]
 class SessionEnds:
     """Ends sessions of one core."""
 
-    def __init__(self, core: Core, lists: SessionLists, sessions: Sessions, log: Log) -> None:
+    def __init__(self, core: Core, lists: SessionLists, connections: Connections, log: Log) -> None:
         self._core = core
         self._lists = lists
-        self._sessions = sessions
+        self._connections = connections
         self._log = log
         self._seq = 0
         self._answers: dict[int, Callable[[int], None]] = {}
@@ -71,7 +71,7 @@ class SessionEnds:
             answer(_CODES[event.outcome])
 
     def _listed(self, target: Target, who: dict[str, str], answer: Answer, listing: Listing) -> None:
-        found = [(row, session_list.facts(row, self._sessions)) for row in listing.rows if row.group == target.group]
+        found = [(row, session_list.facts(row, self._connections)) for row in listing.rows if row.group == target.group]
         key = None if target.group else target.key  # client_ids of a group may be of several keys
         durable = [(row, fact) for row, fact in found if row.durable and key in (None, fact["key"])]
         if len(durable) == 1:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from blipmq.native.core import Core
 from blipmq.native.events import SessionRow, SessionsListed
-from blipmq.sessions.connections import OWNER_ENDS, Sessions
+from blipmq.sessions.connections import OWNER_ENDS, Connections
 
 ROWS_MAX = 100  # of what INFO answers
 ASKED_ROWS_MAX = 1000  # of what somebody asks for by name
@@ -101,14 +101,14 @@ def _lag(row: SessionRow) -> tuple[int, int]:
     return row.lag_messages, row.log_bytes
 
 
-def facts(row: SessionRow, sessions: Sessions, own_key: str | None = None) -> dict[str, Any]:
+def facts(row: SessionRow, connections: Connections, own_key: str | None = None) -> dict[str, Any]:
     """A row as INFO answers it. `away_ms` is how long nobody has been connected, 0 if somebody is. `own_key`: the row is for that
     key, which is shown no client of another key, nor its name; a group may have both."""
     holders = [_names(identity) for identity in row.client_ids]
     if own_key is not None:
         holders = [holder for holder in holders if holder[0] == own_key]
     key, client_id = holders[0] if holders else ("", "")
-    connection = sessions.find(row.conn) if row.conn and not row.durable else None
+    connection = connections.find(row.conn) if row.conn and not row.durable else None
     if own_key is not None:
         key = own_key
     elif connection is not None and connection.key is not None:
