@@ -267,7 +267,7 @@ def test_readers_of_an_ended_subscription_are_told_and_their_client_goes_on(tmp_
             await client.publish("u", b"x", qos=1)
             assert (await other.next()).payload == b"x"
             limit = broker.config.limits.max_subscriptions_per_connection
-            assert limit > 1 and list(next(iter(broker._sessions)).subscriptions) == [("u", "")]
+            assert limit > 1 and list(next(iter(broker._connections)).subscriptions) == [("u", "")]
 
     asyncio.run(asyncio.wait_for(scene(), 60))
 
