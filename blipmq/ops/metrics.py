@@ -734,7 +734,7 @@ def _escape(text: str, quotes: bool) -> str:
 
 def reference() -> str:
     """docs/METRICS.md, all of it."""
-    lines = [_REFERENCE_HEAD, "", "| name | type | what it is | from |", "|---|---|---|---|"]
+    lines = [_REFERENCE_HEAD, "", "| name | type | meaning | from |", "|---|---|---|---|"]
     for metric in METRICS:
         for index, series in enumerate(metric.series):
             name = f"`{_query(metric, series)}`"

@@ -1,5 +1,5 @@
-// A client in TypeScript, generated from the schema of the protocol. It subscribes, publishes two messages, prints what
-// it receives, acknowledges it and ends after COUNT messages. Run it in this folder with a broker that has a WAL:
+// A client in TypeScript, generated from the schema of the protocol. It subscribes, publishes two messages, prints and
+// acknowledges all it receives, and ends after COUNT messages. Run it in this folder with a broker that has a WAL:
 //   flatc --ts --gen-object-api ../../native/proto/blip.fbs
 //   deno run --allow-net client.ts [HOST:PORT] [COUNT]
 import { Buffer } from "node:buffer";
