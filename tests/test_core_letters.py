@@ -21,6 +21,7 @@ from blipmq.wire import frames as wire
 SMALL = LogConfig(max_bytes=512 << 10, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 QUICK: dict[str, Any] = {"ack_timeout_ms": 100, "max_deliveries": 2}
 TICK_MS = 50
+PATIENCE_MS = 30_000
 
 
 def test_a_letter_is_the_message_as_it_was_with_the_reason_beside_it(tmp_path: Path) -> None:
@@ -205,8 +206,13 @@ def test_where_there_is_no_room_at_all_the_oldest_letters_are_dropped_and_counte
 ) -> None:
     taken = poisoned(tmp_path)
     with LoggedBench(tmp_path, LOWERED, max_in_flight=64, **QUICK) as bench:
-        undertaker, _, writer = back(bench, "undertaker", "$dlq/#"), back(bench, "worker"), bench.named("writer")
+        writer = bench.named("writer")
+        assert not publishes_again(bench, writer)
+        undertaker, _ = back(bench, "undertaker", "$dlq/#"), back(bench, "worker")
         seen, about = 0, set[str]()
+        begun_ms = bench.now_ms
+        bench.until(lambda: bench.stats()["dead_letters_dropped"], TICK_MS)
+        assert bench.now_ms - begun_ms >= PATIENCE_MS, "a log that was full before the first letter is given time too"
 
         def over() -> bool:
             nonlocal seen

@@ -143,6 +143,7 @@ static void refused(bq_t *bq, int64_t error) {
     letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
                                     : error == LOG_E_FULL ? RETRY_FULL_MS
                                                           : RETRY_OTHER_MS);
+    if (!letters->patience_ms) letters->patience_ms = LETTER_PATIENCE_MS; /* the log was full before the first of them */
     if (error == LOG_E_FULL && !letters->refused_ms)
         letters->refused_ms = bq->now_ms;
     else if (error == LOG_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
