@@ -192,7 +192,7 @@ def broker(config: Path) -> Iterator[tuple[int, Address]]:
             assert process.stderr is not None
             ready = next(line for line in process.stderr if " ready " in line)
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            host, _, port = ready.rpartition("address=")[2].strip().rpartition(":")
+            host, _, port = ready.rpartition(" address=")[2].split()[0].rpartition(":")
             yield process.pid, (host, int(port))
         finally:
             process.terminate()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import guard, micro, plan
+from bench import beside, guard, micro, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,3 +123,25 @@ def test_the_record_has_the_shapes_that_are_driven() -> None:
 def test_the_page_shows_the_record() -> None:
     shown = guard.PAGE_TABLE.search(guard.PAGE.read_text(encoding="utf-8"))
     assert shown and shown[0] == guard.table(json.loads(guard.RECORD.read_text(encoding="utf-8")))
+
+
+# ---- a quiet client beside an attack ----------------------------------------------------------------------------------
+
+
+def test_all_attacks_beside_a_quiet_client_take_eight_minutes_at_most() -> None:
+    assert beside.expected_s(len(beside.ATTACKS), beside.ROUNDS, beside.SECONDS) < 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("without", "elsewhere", "here", "met"),
+    [
+        ([1.0, 9.0, 1.0], [1.0, 9.0, 1.0], [1.5, 9.0, 1.5], "met"),
+        ([1.0, 1.0, 9.0], [1.0, 1.0, 9.0], [3.0, 3.0, 9.0], "not met"),
+        ([1.0, 1.0, 1.0], [4.0, 4.0, 4.0], [5.0, 5.0, 5.0], "met"),  # so much costs any load of that size
+    ],
+)
+def test_the_goal_beside_an_attack_is_judged_by_ratios_within_a_round(
+    without: list[float], elsewhere: list[float], here: list[float], met: str
+) -> None:
+    found = dict(zip(beside.PLACES, (without, elsewhere, here), strict=True))
+    assert beside.row("some_attack", found).rstrip(" |").endswith(f"| {met}")
