@@ -205,7 +205,8 @@ static uint32_t name_size;
 static bool routes_fill(void) {
     static const char *const wildcards[] = {"plant.>", "plant.*.line.*.t", "plant.*.line.>", "*.*.line.*.t", "plant.*.*.*.t"};
     int error = 0;
-    bool well = (routes = route_new(&pool, 4096, &work)) != NULL;
+    const hash_key_t key = hash_key_from(1);
+    bool well = (routes = route_new(&pool, 4096, &key, &work, NULL, NULL)) != NULL;
     for (uint32_t i = 0; well && i < TOPICS; i++) {
         name_size = (uint32_t)snprintf((char *)names[i], sizeof names[i], "plant.%02u.line.%02u.t", i / 100, i % 100);
         well = route_subscribe(routes, &subscribers[i], &subscribers[i].subscriptions, names[i], name_size) == 1 &&

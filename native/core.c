@@ -402,6 +402,7 @@ static void routes_changing(void *bq) { publish_run_close(bq); }
 
 static bool parts_open(bq_t *bq) {
     const bq_config_t *config = &bq->config;
+    if (!hash_key_random(&bq->hash_key)) return false;
     if (ring_init(&bq->commands, config->ring_bytes) < 0 || ring_init(&bq->events, config->ring_bytes) < 0) return false;
     if (poll_wake_open(&bq->command_wake) < 0 || poll_wake_open(&bq->event_wake) < 0) return false;
     if ((bq->poller = poll_open()) < 0 || poll_set(bq->poller, bq->command_wake.read_fd, KEY_WAKE, 0, POLL_READ) < 0)
@@ -413,7 +414,7 @@ static bool parts_open(bq_t *bq) {
         bq->dirty[i].items = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty[i].items);
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
-    bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->stats.work, routes_changing, bq);
+    bq->routes = route_new(&bq->pool, config->route_cache_entries, &bq->hash_key, &bq->stats.work, routes_changing, bq);
     if (!consumers_init(bq) || !admission_init(bq)) return false;
     return bq->chunks && bq->free_slots && bq->dirty[0].items && bq->dirty[1].items && bq->read_buffer && bq->send_buffer &&
            bq->routes;

@@ -71,6 +71,7 @@ struct bq {
     wheel_t wheel;
     buffer_store_t buffers;
     queue_env_t queues;
+    hash_key_t hash_key;
     routes_t *routes;
     acl_table_t acl;
     publish_run_t open;

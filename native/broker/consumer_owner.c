@@ -1,7 +1,6 @@
 /* broker/consumer_owner.c: see broker/consumer_owner.h. */
 #include "broker/consumer_owner.h"
 #include "core.h"
-#include "broker/trie.h"
 
 static uint32_t name_size(const uint8_t *identity, uint32_t size) {
     for (uint32_t i = 0; i < size; i++)
@@ -18,7 +17,7 @@ static consumer_owner_t **find(const bq_t *bq, const uint8_t *name, uint32_t siz
 
 consumer_owner_t *consumer_owner_enter(bq_t *bq, const uint8_t *identity, uint32_t size) {
     size = name_size(identity, size);
-    uint64_t hash = hash_bytes(identity, size, bq->run);
+    uint64_t hash = hash_bytes(&bq->hash_key, identity, size, 0);
     consumer_owner_t **at = find(bq, identity, size, hash);
     if (!*at) {
         *at = pool_take(&bq->pool, sizeof **at + size);
@@ -39,6 +38,6 @@ void consumer_owner_leave(bq_t *bq, consumer_owner_t *owner) {
 
 uint32_t consumer_owner_count(const bq_t *bq, const uint8_t *identity, uint32_t size) {
     size = name_size(identity, size);
-    consumer_owner_t *const *at = find(bq, identity, size, hash_bytes(identity, size, bq->run));
+    consumer_owner_t *const *at = find(bq, identity, size, hash_bytes(&bq->hash_key, identity, size, 0));
     return *at ? (*at)->count : 0;
 }

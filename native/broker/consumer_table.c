@@ -5,7 +5,6 @@
 #include "broker/consumer_flight.h"
 #include "broker/commit.h"
 #include "core.h"
-#include "broker/trie.h"
 #include "proto/protocol.h"
 
 #include <stdlib.h>
@@ -69,10 +68,11 @@ static bool text_is(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_
 
 /* Consumers are told apart by filter and group; without a group by filter and, if durable, client_id, else connection. */
 static uint64_t name_hash(const bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
-    uint64_t hash = hash_bytes(request->filter, request->filter_size, bq->run);
-    if (request->group_size) return hash_bytes(request->group, request->group_size, hash);
-    if (request->durable) return request->client_id_size ? hash_bytes(request->client_id, request->client_id_size, hash) : hash;
-    return hash_bytes((const uint8_t *)&owner, sizeof owner, hash);
+    uint64_t hash = hash_bytes(&bq->hash_key, request->filter, request->filter_size, 0);
+    if (request->group_size) return hash_bytes(&bq->hash_key, request->group, request->group_size, hash);
+    if (request->durable)
+        return request->client_id_size ? hash_bytes(&bq->hash_key, request->client_id, request->client_id_size, hash) : hash;
+    return hash_bytes(&bq->hash_key, (const uint8_t *)&owner, sizeof owner, hash);
 }
 
 static bq_conn_t owner_of(const consumer_request_t *request, const connection_t *connection) {
@@ -175,7 +175,7 @@ static void name_change(bq_t *bq, consumer_t *consumer, const consumer_request_t
 holder_t *holder_new(bq_t *bq, const uint8_t *client_id, uint32_t size, uint64_t id) {
     holder_t *holder = pool_take(&bq->pool, sizeof *holder + size);
     if (!holder) return NULL;
-    *holder = (holder_t){.id = id, .size = size, .hash = hash_bytes(client_id, size, bq->run)};
+    *holder = (holder_t){.id = id, .size = size, .hash = hash_bytes(&bq->hash_key, client_id, size, 0)};
     if (size) memcpy(holder->client_id, client_id, size);
     return holder;
 }
@@ -185,7 +185,7 @@ void holder_free(bq_t *bq, holder_t *holder) { pool_give(&bq->pool, holder, size
 static holder_t *holder_find(const bq_t *bq, const consumer_t *consumer, const uint8_t *client_id, uint32_t size) {
     holder_t *holder = consumer->holders;
     if (!holder) return NULL;
-    uint64_t hash = hash_bytes(client_id, size, bq->run);
+    uint64_t hash = hash_bytes(&bq->hash_key, client_id, size, 0);
     while (holder && !(holder->hash == hash && text_is(holder->client_id, holder->size, client_id, size))) holder = holder->next;
     return holder;
 }

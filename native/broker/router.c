@@ -58,7 +58,7 @@ struct routes {
     uint64_t targets_bytes, filter_bytes;
     uint64_t serial;
     uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
-    uint64_t seed;
+    hash_key_t key;
     route_change_t changes[CHANGES_KEPT]; /* by generation: the newest ones */
 };
 
@@ -68,7 +68,8 @@ static uint32_t power_of_two(uint32_t at_least) {
     return size;
 }
 
-routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work, route_changing changing, void *context) {
+routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, uint64_t *work, route_changing changing,
+                    void *context) {
     routes_t *routes = pool_take(pool, sizeof *routes);
     if (!routes) return NULL;
     memset(routes, 0, sizeof *routes);
@@ -79,14 +80,14 @@ routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work, route_cha
     routes->topics_max = (topics_max + TOPIC_CHUNK - 1) / TOPIC_CHUNK * TOPIC_CHUNK;
     routes->topics_size = power_of_two(routes->topics_max);
     routes->filters_size = FILTER_TABLE_SIZE_MIN;
-    routes->seed = (uint64_t)(uintptr_t)routes * 0x9E3779B97F4A7C15ull;
+    routes->key = *key;
     routes->topics = pool_take(pool, routes->topics_size * sizeof(topic_t *));
     routes->filters = pool_take(pool, routes->filters_size * sizeof(filter_t *));
     routes->chunks = pool_take(pool, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
     if (routes->topics) memset(routes->topics, 0, routes->topics_size * sizeof(topic_t *));
     if (routes->filters) memset(routes->filters, 0, routes->filters_size * sizeof(filter_t *));
-    trie_init(&routes->tries[0], pool, '.', '*', '>');
-    trie_init(&routes->tries[1], pool, '/', '+', '#');
+    trie_init(&routes->tries[0], pool, key, '.', '*', '>');
+    trie_init(&routes->tries[1], pool, key, '/', '+', '#');
     if (routes->topics && routes->filters && routes->chunks) return routes;
     route_free(routes);
     return NULL;
@@ -201,7 +202,7 @@ topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint3
         *error = topic_check(name, size);
         return NULL;
     }
-    uint64_t hash = hash_bytes(name, size, routes->seed);
+    uint64_t hash = hash_bytes(&routes->key, name, size, 0);
     topic_t *topic = topic_lookup(routes, hash, name, size);
     if (BQ_LIKELY(topic != NULL)) {
         routes->counts.hits++;
@@ -347,7 +348,7 @@ static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t si
     int dialect = filter_check(text, size);
     *error = dialect < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
     if (dialect < 0) return NULL;
-    uint64_t hash = hash_bytes(text, size, routes->seed);
+    uint64_t hash = hash_bytes(&routes->key, text, size, 0);
     filter_t *filter = *filter_slot(routes, hash, text, size);
     return filter ? filter : filter_new(routes, hash, text, size, dialect);
 }
@@ -390,7 +391,7 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
 
 bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text,
                        uint32_t size) {
-    filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    filter_t *filter = *filter_slot(routes, hash_bytes(&routes->key, text, size, 0), text, size);
     subscription_t *subscription = filter ? subscription_find(routes, filter, connection, list) : NULL;
     if (subscription) route_leave(routes, subscription);
     return subscription != NULL;
@@ -420,7 +421,7 @@ int route_consumer(routes_t *routes, consumer_t *consumer, consumer_route_t *at,
 }
 
 consumer_t *route_consumer_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
-    const filter_t *filter = *filter_slot(routes, hash_bytes(text, size, routes->seed), text, size);
+    const filter_t *filter = *filter_slot(routes, hash_bytes(&routes->key, text, size, 0), text, size);
     return filter && index < filter->consumer_count ? filter->consumers[index] : NULL;
 }
 

@@ -14,7 +14,7 @@
 #ifndef BQ_ROUTE_H
 #define BQ_ROUTE_H
 
-#include "base/bytes.h"
+#include "base/hash.h"
 #include "base/pool.h"
 
 struct connection;
@@ -64,7 +64,8 @@ typedef struct routes routes_t;
 /* NULL: no memory. Units of work done are added to *work: nodes and filters visited, members merged. */
 /* `changing` is called before any topic's targets change: whoever still gives something to the old ones does it now. NULL: nobody. */
 typedef void (*route_changing)(void *context);
-routes_t *route_new(pool_t *pool, uint32_t topics_max, uint64_t *work, route_changing changing, void *context);
+routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, uint64_t *work, route_changing changing,
+                    void *context);
 void route_free(routes_t *routes); /* every subscription has left */
 
 /* Subscribe a connection to a filter that filter_check accepts. 1: new, 0: it was there already, BQ_E_MEMORY, BQ_E_ARGUMENT.

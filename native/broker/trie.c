@@ -4,27 +4,10 @@
 
 #define TABLE_SIZE_MIN 64u
 
-/* The product's upper half has seen all of x below it; folded down, so that the low bits, which choose a bucket, have too. */
-static inline uint64_t fold(uint64_t x) {
-    x *= 0xD6E8FEB86659FD93ull; /* odd, with well spread bits */
-    return x ^ x >> 32;
-}
-
-/* Eight bytes a step; the last step takes the last eight, some of them for the second time. Two folds at the end: names often
- * differ in their last characters only, and one fold leaves those in the upper bits. */
-uint64_t hash_bytes(const uint8_t *bytes, uint32_t size, uint64_t seed) {
-    uint64_t hash = seed ^ (size * 0x9E3779B97F4A7C15ull), tail = 0;
-    const uint8_t *end = bytes + size;
-    for (; end - bytes > 8; bytes += 8) hash = fold(hash ^ load_u64(bytes));
-    if (BQ_LIKELY(size >= 8))
-        tail = load_u64(end - 8);
-    else
-        memcpy(&tail, bytes, size);
-    return fold(fold(hash ^ tail));
-}
-
-void trie_init(trie_t *trie, pool_t *pool, uint8_t separator, uint8_t wildcard_one, uint8_t wildcard_rest) {
-    *trie = (trie_t){.pool = pool, .separator = separator, .wildcard_one = wildcard_one, .wildcard_rest = wildcard_rest};
+void trie_init(trie_t *trie, pool_t *pool, const hash_key_t *key, uint8_t separator, uint8_t wildcard_one,
+               uint8_t wildcard_rest) {
+    *trie =
+        (trie_t){.pool = pool, .key = *key, .separator = separator, .wildcard_one = wildcard_one, .wildcard_rest = wildcard_rest};
 }
 
 static void node_free(trie_t *trie, trie_node_t *node) {
@@ -39,13 +22,13 @@ void trie_release(trie_t *trie) {
     trie->table = NULL;
 }
 
-static uint64_t child_hash(const trie_node_t *parent, const uint8_t *level, uint32_t size) {
-    return hash_bytes(level, size, (uint64_t)(uintptr_t)parent);
+static uint64_t child_hash(const trie_t *trie, const trie_node_t *parent, const uint8_t *level, uint32_t size) {
+    return hash_bytes(&trie->key, level, size, (uint64_t)(uintptr_t)parent);
 }
 
 static trie_node_t *child_find(const trie_t *trie, const trie_node_t *parent, const uint8_t *level, uint32_t size) {
     if (!parent->children) return NULL;
-    uint64_t hash = child_hash(parent, level, size);
+    uint64_t hash = child_hash(trie, parent, level, size);
     trie_node_t *node = trie->table[hash & (trie->table_size - 1)];
     for (; node; node = node->chain) {
         if (node->hash == hash && node->parent == parent && node->level_size == size && !memcmp(node->level, level, size))
@@ -86,7 +69,7 @@ static trie_node_t *child_add(trie_t *trie, trie_node_t *parent, const uint8_t *
     if (trie->node_count >= trie->table_size && !table_grow(trie)) return NULL;
     trie_node_t *node = node_new(trie, parent, level, size);
     if (!node) return NULL;
-    node->hash = child_hash(parent, level, size);
+    node->hash = child_hash(trie, parent, level, size);
     trie_node_t **slot = &trie->table[node->hash & (trie->table_size - 1)];
     node->chain = *slot;
     *slot = node;

@@ -10,7 +10,7 @@
 #ifndef BQ_TRIE_H
 #define BQ_TRIE_H
 
-#include "base/bytes.h"
+#include "base/hash.h"
 #include "base/pool.h"
 
 struct filter;
@@ -29,6 +29,7 @@ typedef struct trie_node {
 
 typedef struct trie {
     pool_t *pool;
+    hash_key_t key;
     trie_node_t *root;     /* made with the first filter */
     trie_node_t **table;   /* literal children by (parent, level) */
     uint32_t table_size;   /* a power of two */
@@ -39,7 +40,7 @@ typedef struct trie {
     uint8_t wildcard_rest; /* '>' or '#' */
 } trie_t;
 
-void trie_init(trie_t *trie, pool_t *pool, uint8_t separator, uint8_t wildcard_one, uint8_t wildcard_rest);
+void trie_init(trie_t *trie, pool_t *pool, const hash_key_t *key, uint8_t separator, uint8_t wildcard_one, uint8_t wildcard_rest);
 void trie_release(trie_t *trie); /* after every filter has been removed */
 
 /* Put a checked filter in; the node it ends at (or NULL: no memory) is what trie_remove wants back. */
@@ -62,7 +63,5 @@ enum trie_outcome { TRIE_FAILED, TRIE_DONE, TRIE_MORE };
 typedef bool (*trie_found)(void *context, struct filter *filter);
 enum trie_outcome trie_match(const trie_t *trie, trie_walk_t *walk, const uint8_t *topic, uint32_t size, uint32_t *units,
                              trie_found found, void *context);
-
-uint64_t hash_bytes(const uint8_t *bytes, uint32_t size, uint64_t seed); /* well mixed; not for adversaries that know the seed */
 
 #endif

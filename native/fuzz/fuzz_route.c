@@ -94,8 +94,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint64_t work = 0;
     input_t input = {data, data + size};
     memset(&model, 0, sizeof model);
+    const hash_key_t key = hash_key_from(size); /* the same input is the same run */
     pool_init(&pool, 8, 8, 8);
-    CHECK((model.routes = route_new(&pool, 1 + input_byte(&input) % 100, &work, NULL, NULL)));
+    CHECK((model.routes = route_new(&pool, 1 + input_byte(&input) % 100, &key, &work, NULL, NULL)));
     for (uint32_t steps = 0; steps < 500 && input.at < input.end; steps++) {
         uint8_t what = input_byte(&input);
         uint32_t connection = what / 8 % CONNECTIONS;

@@ -4,7 +4,6 @@
  * tokens again, or as soon as a connection of ours gives its descriptor back.
  */
 #include "core.h"
-#include "broker/trie.h"
 #include "net/transport.h"
 
 #include <errno.h>
@@ -34,7 +33,7 @@ static void address_of(const uint8_t peer[16], uint8_t address[16]) {
 }
 
 static uint32_t place_home(const admission_t *admission, const uint8_t address[16]) {
-    return (uint32_t)hash_bytes(address, 16, admission->seed) & admission->places_mask;
+    return (uint32_t)hash_bytes(&admission->key, address, 16, 0) & admission->places_mask;
 }
 
 /* The place of an address, or the free one where it belongs: there is always one, the table is at most half full. */
@@ -319,7 +318,7 @@ bool admission_init(bq_t *bq) {
     while (size < 2ull * bq->config.max_pending) size *= 2;
     admission->places = calloc(size, sizeof *admission->places);
     admission->places_mask = size - 1;
-    admission->seed = (uint64_t)(uintptr_t)admission * 0x9E3779B97F4A7C15ull;
+    admission->key = bq->hash_key;
     admission->tokens = (uint64_t)bq->config.accept_burst * TOKEN;
     admission->timer.kind = TIMER_ACCEPT;
     return admission->places != NULL;

@@ -14,7 +14,7 @@
 #ifndef BQ_ADMISSION_H
 #define BQ_ADMISSION_H
 
-#include "base/bytes.h"
+#include "base/hash.h"
 #include "broker/outqueue.h"
 
 #define LISTENERS_MAX 16
@@ -43,7 +43,7 @@ typedef struct admission {
     struct connection *silent_first, *silent_last;
     admission_place_t *places; /* open addressing, at most half full */
     uint32_t places_mask;
-    uint64_t seed;
+    hash_key_t key;
 } admission_t;
 
 bool admission_init(struct bq *bq); /* false: no memory */

@@ -1,0 +1,58 @@
+/* base/hash.c: see base/hash.h. Seven bytes are one coefficient: that is below the prime, whatever they are. */
+#include "base/hash.h"
+
+#include <unistd.h>
+#ifdef __APPLE__
+#include <sys/random.h> /* getentropy */
+#endif
+
+#define PRIME ((1ull << 61) - 1)
+#define STEP 7u
+#define STEP_MASK ((1ull << 56) - 1)
+
+hash_key_t hash_key_from(uint64_t random_bits) { return (hash_key_t){1 + random_bits % (PRIME - 2)}; }
+
+bool hash_key_random(hash_key_t *key) {
+    uint64_t bits;
+    if (getentropy(&bits, sizeof bits) < 0) return false;
+    *key = hash_key_from(bits);
+    return true;
+}
+
+/* The product's lower half; *upper: the other one. */
+static inline uint64_t multiply(uint64_t a, uint64_t b, uint64_t *upper) {
+#ifdef __SIZEOF_INT128__
+    unsigned __int128 product = (unsigned __int128)a * b;
+    *upper = (uint64_t)(product >> 64);
+    return (uint64_t)product;
+#else
+    const uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    const uint64_t low = a0 * b0, middle = a1 * b0 + (low >> 32), other = a0 * b1 + (uint32_t)middle;
+    *upper = a1 * b1 + (middle >> 32) + (other >> 32);
+    return other << 32 | (uint32_t)low;
+#endif
+}
+
+/* (hash + coefficient) * point, below 2^62: 2^61 is 1 modulo the prime, so the upper part is added to the lower one. */
+static inline uint64_t step(uint64_t hash, uint64_t coefficient, uint64_t point) {
+    uint64_t upper, lower = multiply(hash + coefficient, point, &upper);
+    uint64_t sum = (lower & PRIME) + (upper << 3 | lower >> 61);
+    return (sum & PRIME) + (sum >> 61);
+}
+
+/* The low bits choose a bucket: here they come to depend on all others. */
+static inline uint64_t mix(uint64_t x) {
+    x *= 0xD6E8FEB86659FD93ull; /* odd, with well spread bits */
+    x ^= x >> 32;
+    x *= 0xD6E8FEB86659FD93ull;
+    return x ^ x >> 32;
+}
+
+uint64_t hash_bytes(const hash_key_t *key, const uint8_t *bytes, uint32_t size, uint64_t begin) {
+    const uint64_t point = key->point;
+    uint64_t hash = step(begin & ((1ull << 62) - 1), size, point), tail = 0;
+    for (; size >= 8; size -= STEP, bytes += STEP) hash = step(hash, load_u64(bytes) & STEP_MASK, point);
+    memcpy(&tail, bytes, size); /* 0 to 7 bytes: together with the number of them, read in one way only */
+    hash = step(hash, tail, point);
+    return mix(hash >= PRIME ? hash - PRIME : hash);
+}
