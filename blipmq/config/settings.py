@@ -34,15 +34,20 @@ class Server(Section):
     )
     tls_bind_addr: str = key(
         "",
-        "Where to listen for TLS, beside or instead of `bind_addr`; the certificate is that of `[tls]`. Empty: nowhere.",
+        "Where to listen for TLS, beside or instead of `bind_addr`, with the certificate of `[tls]`. Empty: no TLS listener.",
         check=split_address,
     )
     max_connections: int = key(
-        10_000, "Connections open at once; one more is refused.", "connections", 1, 1_000_000, core="max_connections"
+        10_000,
+        "Most connections at the same time. One more is refused.",
+        "connections",
+        1,
+        1_000_000,
+        core="max_connections",
     )
     max_message_size_bytes: int = key(
         1 * MIB,
-        "Largest message taken; a longer frame is refused from its length alone.",
+        "Largest message. A longer frame is refused before it is read.",
         "bytes",
         64,
         16 * MIB,
@@ -50,9 +55,9 @@ class Server(Section):
 
     keepalive_ms: int = key(
         60_000,
-        "Close within this time a connection whose client is gone without a word, as after a power cut. The system probes quiet "
-        "connections, the broker checks that output is acknowledged, and clients that can promise to send something this often. "
-        "A client that only reads slowly stays. At least 2000; 0: off. New connections use a new value.",
+        "Close a connection within this time after its client has vanished, for example in a power cut. The broker uses TCP "
+        "keep-alive, checks that the client acknowledges output, and lets clients promise to send something this often. A client "
+        "that only reads slowly stays. 0: off; otherwise at least 2000. New connections use a changed value.",
         "ms",
         0,
         HOUR_MS,
@@ -64,41 +69,42 @@ class Server(Section):
 class Tls(Section):
     cert_file: str = key(
         "",
-        "The broker's certificate in PEM, followed by those of its issuers but the root's. It is read again when it changes.",
+        "The broker's certificate in PEM, then its intermediate certificates. The broker reads it again when it changes.",
         reload=True,
     )
     key_file: str = key(
         "",
-        "The certificate's private key in PEM, not encrypted; no one but the broker's user should be able to read it.",
+        "The certificate's private key in PEM, not encrypted. Only the broker's user should be able to read it.",
         reload=True,
     )
     client_ca_file: str = key(
         "",
-        "Certificates, in PEM, of the authorities that clients' certificates are checked against. Empty: clients are not "
-        "asked for one.",
+        "Certificates in PEM of the authorities that sign clients' certificates. Empty: clients need no certificate.",
         reload=True,
     )
-    require_client_cert: bool = key(
-        False, "Serve no one whose certificate `client_ca_file` does not vouch for.", reload=True
+    require_client_cert: bool = key(False, "Refuse clients without a certificate from `client_ca_file`.", reload=True)
+    min_version: str = key(
+        "1.2", "The oldest TLS version that the broker accepts.", choices=("1.2", "1.3"), reload=True
     )
-    min_version: str = key("1.2", "The oldest version of TLS spoken.", choices=("1.2", "1.3"), reload=True)
 
 
 class Metrics(Section):
     bind_addr: str = key(
         "127.0.0.1:9090",
         "Where `blipmq start` serves /metrics, /livez, /readyz and /healthz over HTTP: ADDRESS:PORT, [IPv6]:PORT or "
-        "NAME:PORT. Empty: nowhere. If it was left at the default and is taken, the broker warns and runs without.",
+        "NAME:PORT. Empty: not served. If the default address is in use, the broker warns and runs without it.",
         check=split_address,
     )
-    tls: bool = key(False, "Serve them over HTTPS, with the certificate of `[tls]`, and with its rules for clients'.")
+    tls: bool = key(
+        False, "Serve them over HTTPS, with the certificate of `[tls]` and its rules for client certificates."
+    )
 
 
 class Auth(Section):
     api_keys: tuple[str, ...] = key(
         (),
-        "Keys that clients may come in with, as they are; each may do everything. As soon as there is one, nobody comes in "
-        "without. A file that holds them should be readable by the broker alone; `keys_file` needs no secret to be kept.",
+        "Plain API keys; each may do everything. If there is one, every client needs a key. Only the broker should be able to "
+        "read the file that holds them. Prefer `keys_file`, which holds no secrets.",
         "keys",
         0,
         1000,
@@ -108,13 +114,13 @@ class Auth(Section):
     )
     keys_file: str = key(
         "",
-        "File of keys with names and rights, made and changed by `blipmq keys`. It holds hashes only. Once it is set, nobody "
-        "comes in without a key; a change of the file is in effect within a second.",
+        "File of API keys with names and rights, written by `blipmq keys`. It holds hashes only. If it is set, every client "
+        "needs a key. A change of the file takes effect within a second.",
         reload=True,
     )
     allow_anonymous: bool = key(
         False,
-        "Serve clients without a key on an address that others can reach, if there are no keys. Loopback needs no permission.",
+        "If there are no keys: serve clients on an address that other machines can reach. Loopback needs no permission.",
     )
 
     @property
@@ -126,8 +132,8 @@ class Auth(Section):
 class Queues(Section):
     topic_capacity: int = key(
         65_536,
-        "Messages of one topic gathered before they are handed to its subscribers' queues. They never wait for more to come; "
-        "a small number costs work for every subscriber more often.",
+        "Messages of one topic that are put into subscribers' queues together. They never wait for more messages. A small "
+        "number costs more processor time.",
         "messages",
         1,
         1_000_000,
@@ -135,7 +141,7 @@ class Queues(Section):
     )
     subscriber_capacity: int = key(
         262_144,
-        "Messages that may wait for one subscriber.",
+        "Most messages in the queue of one subscriber.",
         "messages",
         1,
         100_000_000,
@@ -144,7 +150,7 @@ class Queues(Section):
     )
     subscriber_bytes: int = key(
         64 * MIB,
-        "Encoded bytes that may wait for one subscriber.",
+        "Most encoded bytes in the queue of one subscriber.",
         "bytes",
         4 * KIB,
         1 << 40,
@@ -153,7 +159,7 @@ class Queues(Section):
     )
     overflow_policy: str = key(
         "drop_oldest",
-        "What a full queue does: drop its oldest message, drop the new one, or hold the publisher back.",
+        "If a queue is full: drop its oldest message, drop the new message, or hold the publisher back.",
         choices=("drop_oldest", "drop_new", "block"),
         reload=True,
         core="overflow_policy",
@@ -163,16 +169,16 @@ class Queues(Section):
 class Wal(Section):
     enabled: bool = key(
         True,
-        "Keep a log on disk, which QoS 1 needs. An embedded broker keeps one only if it is given `wal.directory`.",
+        "Keep a log on disk. QoS 1 needs it. An embedded broker keeps a log only if `wal.directory` is set.",
     )
     directory: str = key(
         "data/wal",
-        "Where the log lies, made if it is not there. Not on a RAM disk, and no other broker's. Without a log a file in it keeps "
-        "message ids from going back.",
+        "Directory of the log; the broker creates it. Not on a RAM disk, and not shared with another broker. Without a log, a "
+        "file in it keeps message ids from going back.",
     )
     segment_size_bytes: int = key(
         32 * MIB,
-        "Size of one file of the log, allocated ahead. The log shrinks by whole files.",
+        "Size of one file of the log, allocated in advance. The log shrinks by whole files.",
         "bytes",
         64 * KIB,
         512 * MIB,
@@ -180,8 +186,8 @@ class Wal(Section):
     )
     flush_interval_ms: int = key(
         0,
-        "How long a QoS 1 publish may wait for company before it is written and synced. 0: not at all; what comes during a "
-        "sync shares the next one.",
+        "How long a QoS 1 publish may wait for others, so that they share one sync. 0: no wait; publishes that arrive during a "
+        "sync share the next one.",
         "ms",
         0,
         1000,
@@ -189,7 +195,7 @@ class Wal(Section):
     )
     max_bytes: int = key(
         1024 * MIB,
-        "All files of the log together. A full log refuses QoS 1 publishes (503) until subscribers have caught up.",
+        "Size limit of the whole log. When it is full, QoS 1 publishes are refused (503) until subscribers have caught up.",
         "bytes",
         256 * KIB,
         1 << 44,
@@ -197,7 +203,7 @@ class Wal(Section):
     )
     reserve_bytes: int = key(
         64 * MIB,
-        "Free space of its file system that publishes leave alone: it is for acknowledgements, and for the rest of the system.",
+        "Free space on the file system that publishes do not use. It is kept for acknowledgements and other programs.",
         "bytes",
         0,
         1 << 44,
@@ -205,8 +211,7 @@ class Wal(Section):
     )
     block_bytes: int = key(
         0,
-        "What is synced together is padded to a multiple of this, so that no flash page is written twice: 4096 for SD cards. "
-        "0: to 8 bytes.",
+        "Pad each write to a multiple of this, so that no flash page is written twice: 4096 for SD cards. 0: pad to 8 bytes.",
         "bytes",
         0,
         64 * KIB,
@@ -217,7 +222,7 @@ class Wal(Section):
 class Qos1(Section):
     ack_timeout_ms: int = key(
         30_000,
-        "Time a subscriber has to acknowledge a message before it comes again; doubles each time, up to 32 times this.",
+        "Send a message again if it is not acknowledged within this time. The time doubles with each try, up to 32 times.",
         "ms",
         100,
         HOUR_MS,
@@ -226,7 +231,7 @@ class Qos1(Section):
     )
     max_in_flight: int = key(
         256,
-        "Messages sent to one subscriber of a QoS 1 subscription and not acknowledged yet.",
+        "Most messages sent to one QoS 1 subscriber and not acknowledged yet.",
         "messages",
         1,
         65_536,
@@ -235,7 +240,7 @@ class Qos1(Section):
     )
     max_deliveries: int = key(
         16,
-        "How often a message is delivered without an acknowledgement before it goes to `$dlq/<topic>`.",
+        "After this many deliveries without an acknowledgement a message goes to `$dlq/<topic>`.",
         "deliveries",
         1,
         10_000,
@@ -244,9 +249,9 @@ class Qos1(Section):
     )
     session_log_bytes: int = key(
         0,
-        "Bytes of the log that one durable subscription or queue group may keep from being deleted: as far as its oldest message "
-        "may lie behind the log's end. What is older goes where `session_overflow` says, so one forgotten subscriber cannot "
-        "fill the log. Half of `wal.max_bytes` or less is of use. 0: no quota.",
+        "Most bytes of the log that one durable subscription or queue group may keep from being deleted, counted from its oldest "
+        "message to the end of the log. Older messages are treated as `session_overflow` says, so one forgotten subscriber "
+        "cannot fill the log. Set at most half of `wal.max_bytes`. 0: no limit.",
         "bytes",
         0,
         1 << 44,
@@ -255,16 +260,16 @@ class Qos1(Section):
     )
     session_overflow: str = key(
         "dead_letter",
-        "What becomes of messages over `session_log_bytes`: they go to `$dlq/<topic>` with the reason `session_log_bytes`, or "
-        "they are dropped. Those whose dead letter finds no room in a full log are dropped.",
+        "Messages over `session_log_bytes` become dead letters (`$dlq/<topic>`, reason `session_log_bytes`) or are dropped. If "
+        "the log has no room for the dead letter, the message is dropped.",
         choices=("dead_letter", "drop"),
         reload=True,
         core="session_overflow",
     )
     session_expiry_ms: int = key(
         0,
-        "A durable subscription or queue group that nobody was connected to for this long ends by itself, and what waited for it "
-        "is let go. Time off counts as far as it is known. 0: never.",
+        "End a durable subscription or queue group after nobody has been connected to it for this long, and discard its stored "
+        "messages. Time while the broker was off counts as far as it is known. 0: never.",
         "ms",
         0,
         365 * DAY_MS,
@@ -275,11 +280,16 @@ class Qos1(Section):
 
 class Delivery(Section):
     max_batch: int = key(
-        65_536, "Messages sent to one subscriber before the next has its turn.", "messages", 1, 1_000_000, reload=True
+        65_536,
+        "Most messages sent to one subscriber before the next one is served.",
+        "messages",
+        1,
+        1_000_000,
+        reload=True,
     )
     max_batch_bytes: int = key(
         1 * MIB,
-        "Bytes sent to one subscriber before the next has its turn.",
+        "Most bytes sent to one subscriber before the next one is served.",
         "bytes",
         4 * KIB,
         64 * MIB,
@@ -288,7 +298,7 @@ class Delivery(Section):
     )
     flush_interval_ms: int = key(
         0,
-        "How long a delivery may wait for company. 0 sends at once; a few milliseconds save CPU.",
+        "How long a delivery may wait for others. 0: send at once. A few milliseconds save processor time.",
         "ms",
         0,
         1000,
@@ -296,17 +306,16 @@ class Delivery(Section):
     )
     fanout_shards: int = key(
         1,
-        "I/O threads. There is one: 1 says so, 0 leaves it to the broker, which comes to the same. What a second one would "
-        "bring is in docs/PERFORMANCE.md.",
+        "I/O threads. Only one is supported; 0 and 1 are equivalent. docs/PERFORMANCE.md shows why.",
         "threads",
         0,
         1,
-        reason=": 1 is what there is, one I/O thread; more are not built, because they would save no "
-        "processor time per message (docs/PERFORMANCE.md). Where cores are free, run a second broker for other topics",
+        reason=": only one I/O thread is supported; more would save no processor time per message "
+        "(docs/PERFORMANCE.md). To use more cores, run a second broker for other topics",
     )
     default_ttl_ms: int = key(
         0,
-        "Time to live of a message that names none. 0: it never expires.",
+        "Time to live of messages without their own. 0: they never expire.",
         "ms",
         0,
         365 * DAY_MS,
@@ -317,11 +326,11 @@ class Delivery(Section):
 
 class TimerConfig(Section):
     resolution_ms: int = key(
-        10, "How exactly a time to live is kept: the tick of the timer wheel.", "ms", 1, 1000, core="tick_ms"
+        10, "Precision of the time to live: the tick of the timer wheel.", "ms", 1, 1000, core="tick_ms"
     )
     max_timeout_ms: int = key(
         7 * DAY_MS,
-        "Longest time to live; a longer one is cut to this.",
+        "Longest time to live. A longer one is reduced to this.",
         "ms",
         1000,
         365 * DAY_MS,
@@ -335,14 +344,18 @@ class PoolConfig(Section):
     buffer_medium_count: int = key(256, "Free blocks of up to 16 KiB kept for reuse.", "blocks", 0, 100_000)
     buffer_large_count: int = key(32, "Free larger blocks (message segments) kept for reuse.", "blocks", 0, 10_000)
     message_batch_count: int = key(
-        4096, "Queue entries, each a batch of messages, that `warm_up_pools` allocates ahead.", "entries", 0, 1_000_000
+        4096,
+        "Queue entries, each for a batch of messages, that `warm_up_pools` allocates at start.",
+        "entries",
+        0,
+        1_000_000,
     )
 
 
 class BatchConfig(Section):
     ttl_max_batch_size: int = key(
         65_536,
-        "Expired entries removed before other work goes on.",
+        "Most expired entries removed before other work continues.",
         "entries",
         1,
         10_000_000,
@@ -351,7 +364,7 @@ class BatchConfig(Section):
     )
     fanout_max_batch_size: int = key(
         1024,
-        "Subscribers sent to before input is looked at again.",
+        "Most subscribers served before the broker reads input again.",
         "subscribers",
         1,
         1_000_000,
@@ -360,8 +373,8 @@ class BatchConfig(Section):
     )
     channel_capacity: int = key(
         4096,
-        "Requests, and answers, that may wait between Python and the core: each way has room for this many of 256 bytes, "
-        "rounded up to a power of two. When it is full each side holds its own back.",
+        "Size of the two rings between Python and the core, in records of 256 bytes, rounded up to a power of two. If a ring is "
+        "full, the sender waits.",
         "records",
         256,
         1_000_000,
@@ -380,7 +393,7 @@ class NetworkOptimizations(Section):
     )
     cpu_affinity: str = key(
         "",
-        "Processors to stay on: `auto`, or numbers such as `0,2`: the first for the I/O thread, the others for the rest. "
+        "Processors to use: `auto`, or numbers such as `0,2`, the first for the I/O thread and the others for the rest. "
         "Empty: the system decides.",
         check=processor_numbers,
     )
@@ -389,14 +402,16 @@ class NetworkOptimizations(Section):
 class Performance(Section):
     enable_timer_wheel: bool = key(
         True,
-        "Drop messages the moment they expire. false: when it is their turn to be sent, which saves the timers and "
-        "lets expired messages hold their place in the queue.",
+        "Drop messages when they expire. false: drop them when they would be sent, which saves timers but keeps expired "
+        "messages in the queue.",
     )
-    enable_memory_pools: bool = key(True, "Keep free blocks for reuse. false: give each back to the system at once.")
+    enable_memory_pools: bool = key(
+        True, "Keep free memory blocks for reuse. false: return each block to the system at once."
+    )
     enable_batch_processing: bool = key(
-        True, "Send what waits for a subscriber together. false: one message a send, for comparison."
+        True, "Send the waiting messages of a subscriber together. false: one message a system call, for comparison."
     )
-    warm_up_pools: bool = key(False, "Allocate pools at start instead of when they are first needed.")
+    warm_up_pools: bool = key(False, "Allocate memory pools at start instead of on first use.")
     timer_config: TimerConfig = section(TimerConfig)
     pool_config: PoolConfig = section(PoolConfig)
     batch_config: BatchConfig = section(BatchConfig)
@@ -406,8 +421,8 @@ class Performance(Section):
 class Limits(Section):
     memory_bytes: int = key(
         512 * MIB,
-        "Memory the core may use. Past it slow subscribers' queues only shrink, as `queues.overflow_policy` says, and new "
-        "subscriptions are refused. 0: no budget.",
+        "Memory limit of the core. At the limit, queues of slow subscribers shrink as `queues.overflow_policy` says, and new "
+        "subscriptions are refused. 0: no limit.",
         "bytes",
         0,
         1 << 40,
@@ -415,11 +430,11 @@ class Limits(Section):
         core="memory_bytes",
     )
     max_subscriptions_per_connection: int = key(
-        1024, "Filters one connection may subscribe to.", "filters", 1, 100_000, reload=True
+        1024, "Most filters that one connection may subscribe to.", "filters", 1, 100_000, reload=True
     )
     max_topic_levels: int = key(
         64,
-        "Levels of a topic or a filter, whichever of `.` and `/` there is more of.",
+        "Most levels of a topic or filter, counted at dots or at slashes, whichever are more.",
         "levels",
         1,
         257,
@@ -427,8 +442,8 @@ class Limits(Section):
     )
     hello_timeout_ms: int = key(
         5000,
-        "Time a connection has to be admitted in, where keys are asked for. A TLS handshake is part of it, and has no more "
-        "where they are not. Bytes that trickle in do not extend it.",
+        "If keys are required: time until a new connection must have sent a valid HELLO, the TLS handshake included. Without "
+        "keys: time for the TLS handshake. Slow input does not extend it.",
         "ms",
         100,
         60_000,
@@ -437,8 +452,8 @@ class Limits(Section):
     )
     max_pending: int = key(
         1024,
-        "Connections not admitted yet, where keys are asked for; as many again may be in a TLS handshake. One more takes "
-        "the place of the one that has been silent for longest.",
+        "If keys are required: most connections that have not sent a valid HELLO; as many again may be in a TLS handshake. At "
+        "the limit, a new connection closes the longest-idle one.",
         "connections",
         1,
         100_000,
@@ -446,8 +461,7 @@ class Limits(Section):
     )
     max_pending_per_address: int = key(
         64,
-        "Of them, those of one IPv4 address or one IPv6 /64; one more is closed. This machine's own (127.0.0.0/8, ::1) are "
-        "bounded by `max_pending` alone.",
+        "The same limit for one IPv4 address or one IPv6 /64; one more is closed. It does not apply to 127.0.0.0/8 and ::1.",
         "connections",
         1,
         100_000,
@@ -456,8 +470,7 @@ class Limits(Section):
     )
     accept_rate: int = key(
         1000,
-        "Connections that `server.bind_addr` takes in a second; those beyond it wait in the system's backlog. 0: as fast as "
-        "they come.",
+        "Connections accepted per second at `server.bind_addr`; others wait in the system's backlog. 0: no limit.",
         "connections",
         0,
         1_000_000,
@@ -466,7 +479,7 @@ class Limits(Section):
     )
     accept_burst: int = key(
         1000,
-        "Connections taken at once after a quiet time.",
+        "Connections accepted at once after a quiet time.",
         "connections",
         1,
         1_000_000,
@@ -475,7 +488,7 @@ class Limits(Section):
     )
     max_sessions: int = key(
         10_000,
-        "QoS 1 subscriptions and queue groups, those of absent durable clients included.",
+        "Most QoS 1 subscriptions and queue groups, those of absent durable clients included.",
         "subscriptions",
         1,
         1_000_000,
@@ -484,8 +497,8 @@ class Limits(Section):
     )
     max_connections_per_key: int = key(
         0,
-        "Connections of one key, where keys are asked for; one more is refused (429), unless it takes the place of one with the "
-        "same client_id. 0: three quarters of `server.max_connections`.",
+        "If keys are required: most connections of one key. One more is refused (429), unless it replaces one with the same "
+        "client_id. 0: three quarters of `server.max_connections`.",
         "connections",
         0,
         1_000_000,
@@ -493,7 +506,7 @@ class Limits(Section):
     )
     max_sessions_per_key: int = key(
         0,
-        "Of `max_sessions`, those of one key, where keys are asked for; one more is refused (429). Keys of `auth.api_keys` count "
+        "If keys are required: most QoS 1 subscriptions of one key. One more is refused (429). All keys of `auth.api_keys` count "
         "as one. 0: three quarters of `max_sessions`.",
         "subscriptions",
         0,
@@ -502,7 +515,7 @@ class Limits(Section):
     )
     route_cache_entries: int = key(
         4096,
-        "Topics whose subscribers are remembered; more topics than this cost a search each.",
+        "Topics whose subscribers are cached. Each topic beyond this costs a search.",
         "topics",
         16,
         1_000_000,
@@ -510,7 +523,7 @@ class Limits(Section):
     )
     shutdown_timeout_ms: int = key(
         5000,
-        "Time that queues have to be sent at shutdown before connections are closed.",
+        "At shutdown: time to send queued messages before connections are closed.",
         "ms",
         0,
         600_000,
@@ -520,9 +533,11 @@ class Limits(Section):
 
 class Logging(Section):
     level: str = key(
-        "info", "The least important line written.", choices=("debug", "info", "warning", "error"), reload=True
+        "info", "The lowest level that is logged.", choices=("debug", "info", "warning", "error"), reload=True
     )
-    format: str = key("text", "One line a fact: `event key=value`, or JSON.", choices=("text", "json"), reload=True)
+    format: str = key(
+        "text", "Format of a log line: `event key=value`, or JSON.", choices=("text", "json"), reload=True
+    )
 
 
 class Config(Section):
@@ -603,38 +618,55 @@ _REFERENCE_HEAD = """\
 
 <!-- Made from blipmq/config/settings.py: change it there, then `make settings`. -->
 
-`blipmq start --config FILE` reads FILE; without `--config` it reads the file `$BLIPMQ_CONFIG` names, else
-`./blipmq.toml`, else it runs on the defaults below. The first log line says which. `blipmq check` prints every setting
-in effect, where it comes from, and the memory it may need, and changes nothing.
+All settings of the broker. See what is in effect, where each value comes from, and how much memory it may need:
 
-Every key can also be set by an environment variable, which wins over the file: `BLIPMQ_`, the section, two underscores,
-the key, in capitals: `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979`, `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5`.
-A list is written with commas. A variable that begins with `BLIPMQ_` and names no setting is an error, unless it is one of
-the command lines' (`BLIPMQ_ADDR`, `BLIPMQ_API_KEY`, `BLIPMQ_TLS_CA` and so on), of the build's, or one by which Kubernetes
-tells of a service.
+```sh
+blipmq check
+```
 
-A secret should not stand in the environment: with `_FILE` at its end the variable names a file that holds it, one item a
-line: `BLIPMQ_AUTH__API_KEYS_FILE=/run/secrets/blipmq_keys`. Secrets are never shown, not by `blipmq check` and not in an
-error.
+The broker reads the first of these that is given:
 
-An unknown key, a value of the wrong kind or outside its range is an error that names the line; all errors of a file are
-listed at once, and the exit status is 78. Nothing is accepted and ignored. A byte order mark and Windows line ends are
-fine.
+1. the file after `blipmq start --config`
+2. the file that `$BLIPMQ_CONFIG` names
+3. `./blipmq.toml`, if there is one
+
+Without any of them it runs on the defaults below.
+
+The first log line says which. A wrong file is refused with exit status 78: an unknown key, a value of the wrong type or out of
+range is an error that names the line. All errors of a file are listed at once.
+
+## Environment variables
+
+A variable overrides the file. Its name is `BLIPMQ_`, the section, two underscores, the key, in capitals:
+
+| setting | variable |
+|---|---|
+| `server.bind_addr` | `BLIPMQ_SERVER__BIND_ADDR=127.0.0.1:7979` |
+| `performance.timer_config.resolution_ms` | `BLIPMQ_PERFORMANCE__TIMER_CONFIG__RESOLUTION_MS=5` |
+| a list | `BLIPMQ_AUTH__API_KEYS=first,second` |
+| a value from a file, one item a line | `BLIPMQ_AUTH__API_KEYS_FILE=/run/secrets/blipmq_keys` |
+
+Do not put secrets into the environment: use the `_FILE` form. No command shows a secret, and no error does.
+
+A variable that begins with `BLIPMQ_` and names no setting is an error. Exceptions are the variables of the command lines
+(`BLIPMQ_ADDR`, `BLIPMQ_API_KEY`, `BLIPMQ_TLS_CA` and so on), of the build, and those that Kubernetes sets for a service.
 
 ## From 1.0.0
 
-`blipmq check --convert OLD` writes the settings of a configuration of BlipMQ 1.0.0 as they are here, to standard output or, with
-`--output FILE`, to a new file; it never writes over one. What became of each old line goes to standard error: kept, renamed,
-replaced (a value that is refused here, with the reason), without effect here, or left out. Comments above and behind a line that
-is kept come along. What is written is always accepted by `blipmq check`. Three things are worth a look: the log gets a folder
-of its own (`wal.directory`), because files of 1.0.0 have the same names and cannot be read; an address that served everyone goes
-on doing so (`auth.allow_anonymous`), which the file says; and where keys were configured, clients of 1.0.0, whose protocol has no
-place for a key, are refused.
+`blipmq check --convert OLD` reads a configuration of BlipMQ 1.0.0 and prints one for this version. `--output FILE` writes it to a
+new file and never overwrites one. The result always passes `blipmq check`. Comments of kept lines stay. Standard error says for
+each old line: kept, renamed, replaced (with the reason), without effect, or left out. Check three things:
+
+| setting | change | reason |
+|---|---|---|
+| `wal.directory` | the log gets a new directory | files of 1.0.0 have the same names and cannot be read |
+| `auth.allow_anonymous` | `true` is added if the old broker served everyone | it goes on serving everyone; keys are safer |
+| `auth.api_keys` | clients of 1.0.0 are refused if there are keys | their protocol cannot send a key |
 
 ## Reloading
 
-On SIGHUP the file is read again. Keys marked *reload* take effect at once, a change to another one is logged and waits
-for a restart, and a file with an error changes nothing."""
+On SIGHUP the broker reads the file again. Keys marked *reload* take effect at once. Changes to other keys are logged and take
+effect at the next start. A file with an error changes nothing."""
 
 if __name__ == "__main__":
     print(reference(), end="")

@@ -9,45 +9,44 @@ enum bq_overflow_policy { BQ_OVERFLOW_POLICY_DROP_OLDEST = 0, BQ_OVERFLOW_POLICY
 enum bq_session_overflow { BQ_SESSION_OVERFLOW_DEAD_LETTER = 0, BQ_SESSION_OVERFLOW_DROP = 1 };
 
 typedef struct bq_config {
-    /* queues.subscriber_bytes: Encoded bytes that may wait for one subscriber. */
+    /* queues.subscriber_bytes: Most encoded bytes in the queue of one subscriber. */
     uint64_t subscriber_bytes;
-    /* delivery.default_ttl_ms: Time to live of a message that names none. */
+    /* delivery.default_ttl_ms: Time to live of messages without their own. */
     uint64_t default_ttl_ms;
-    /* qos1.session_log_bytes: Bytes of the log that one durable subscription or queue group may keep from being deleted: as far
-     * as its oldest message may lie behind the log's end. */
+    /* qos1.session_log_bytes: Most bytes of the log that one durable subscription or queue group may keep from being deleted,
+     * counted from its oldest message to the end of the log. */
     uint64_t session_log_bytes;
-    /* qos1.session_expiry_ms: A durable subscription or queue group that nobody was connected to for this long ends by itself,
-     * and what waited for it is let go. */
+    /* qos1.session_expiry_ms: End a durable subscription or queue group after nobody has been connected to it for this long, and
+     * discard its stored messages. */
     uint64_t session_expiry_ms;
-    /* performance.timer_config.max_timeout_ms: Longest time to live; a longer one is cut to this. */
+    /* performance.timer_config.max_timeout_ms: Longest time to live. */
     uint64_t max_ttl_ms;
-    /* limits.memory_bytes: Memory the core may use. */
+    /* limits.memory_bytes: Memory limit of the core. */
     uint64_t memory_bytes;
-    /* server.max_connections: Connections open at once; one more is refused. */
+    /* server.max_connections: Most connections at the same time. */
     uint32_t max_connections;
-    /* server.keepalive_ms: Close within this time a connection whose client is gone without a word, as after a power cut. */
+    /* server.keepalive_ms: Close a connection within this time after its client has vanished, for example in a power cut. */
     uint32_t keepalive_ms;
-    /* queues.subscriber_capacity: Messages that may wait for one subscriber. */
+    /* queues.subscriber_capacity: Most messages in the queue of one subscriber. */
     uint32_t subscriber_messages;
-    /* queues.overflow_policy: What a full queue does: drop its oldest message, drop the new one, or hold the publisher back. */
+    /* queues.overflow_policy: If a queue is full: drop its oldest message, drop the new message, or hold the publisher back. */
     uint32_t overflow_policy;
-    /* delivery.max_batch_bytes: Bytes sent to one subscriber before the next has its turn. */
+    /* delivery.max_batch_bytes: Most bytes sent to one subscriber before the next one is served. */
     uint32_t max_batch_bytes;
-    /* qos1.ack_timeout_ms: Time a subscriber has to acknowledge a message before it comes again; doubles each time, up to 32
-     * times this. */
+    /* qos1.ack_timeout_ms: Send a message again if it is not acknowledged within this time. */
     uint32_t ack_timeout_ms;
-    /* qos1.max_in_flight: Messages sent to one subscriber of a QoS 1 subscription and not acknowledged yet. */
+    /* qos1.max_in_flight: Most messages sent to one QoS 1 subscriber and not acknowledged yet. */
     uint32_t max_in_flight;
-    /* qos1.max_deliveries: How often a message is delivered without an acknowledgement before it goes to `$dlq/<topic>`. */
+    /* qos1.max_deliveries: After this many deliveries without an acknowledgement a message goes to `$dlq/<topic>`. */
     uint32_t max_deliveries;
-    /* qos1.session_overflow: What becomes of messages over `session_log_bytes`: they go to `$dlq/<topic>` with the reason
-     * `session_log_bytes`, or they are dropped. */
+    /* qos1.session_overflow: Messages over `session_log_bytes` become dead letters (`$dlq/<topic>`, reason `session_log_bytes`)
+     * or are dropped. */
     uint32_t session_overflow;
-    /* performance.timer_config.resolution_ms: How exactly a time to live is kept: the tick of the timer wheel. */
+    /* performance.timer_config.resolution_ms: Precision of the time to live: the tick of the timer wheel. */
     uint32_t tick_ms;
-    /* performance.batch_config.ttl_max_batch_size: Expired entries removed before other work goes on. */
+    /* performance.batch_config.ttl_max_batch_size: Most expired entries removed before other work continues. */
     uint32_t expire_batch;
-    /* performance.batch_config.fanout_max_batch_size: Subscribers sent to before input is looked at again. */
+    /* performance.batch_config.fanout_max_batch_size: Most subscribers served before the broker reads input again. */
     uint32_t flush_subscribers;
     /* performance.network_optimizations.tcp_nodelay: Send small messages at once instead of waiting to fill a packet. */
     uint32_t tcp_nodelay;
@@ -55,21 +54,23 @@ typedef struct bq_config {
     uint32_t send_buffer_bytes;
     /* performance.network_optimizations.recv_buffer_size: SO_RCVBUF of each connection. */
     uint32_t recv_buffer_bytes;
-    /* limits.max_topic_levels: Levels of a topic or a filter, whichever of `.` and `/` there is more of. */
+    /* limits.max_topic_levels: Most levels of a topic or filter, counted at dots or at slashes, whichever are more. */
     uint32_t max_topic_levels;
-    /* limits.hello_timeout_ms: Time a connection has to be admitted in, where keys are asked for. */
+    /* limits.hello_timeout_ms: If keys are required: time until a new connection must have sent a valid HELLO, the TLS handshake
+     * included. */
     uint32_t hello_timeout_ms;
-    /* limits.max_pending: Connections not admitted yet, where keys are asked for; as many again may be in a TLS handshake. */
+    /* limits.max_pending: If keys are required: most connections that have not sent a valid HELLO; as many again may be in a TLS
+     * handshake. */
     uint32_t max_pending;
-    /* limits.max_pending_per_address: Of them, those of one IPv4 address or one IPv6 /64; one more is closed. */
+    /* limits.max_pending_per_address: The same limit for one IPv4 address or one IPv6 /64; one more is closed. */
     uint32_t max_pending_per_address;
-    /* limits.accept_rate: Connections that `server.bind_addr` takes in a second; those beyond it wait in the system's backlog. */
+    /* limits.accept_rate: Connections accepted per second at `server.bind_addr`; others wait in the system's backlog. */
     uint32_t accept_rate;
-    /* limits.accept_burst: Connections taken at once after a quiet time. */
+    /* limits.accept_burst: Connections accepted at once after a quiet time. */
     uint32_t accept_burst;
-    /* limits.max_sessions: QoS 1 subscriptions and queue groups, those of absent durable clients included. */
+    /* limits.max_sessions: Most QoS 1 subscriptions and queue groups, those of absent durable clients included. */
     uint32_t max_sessions;
-    /* limits.route_cache_entries: Topics whose subscribers are remembered; more topics than this cost a search each. */
+    /* limits.route_cache_entries: Topics whose subscribers are cached. */
     uint32_t route_cache_entries;
     /* The largest frame of an admitted connection: the largest message with its topic and table around it. */
     uint32_t max_frame_bytes;
@@ -77,9 +78,9 @@ typedef struct bq_config {
     uint32_t max_frame_bytes_unauth;
     /* 1: nothing but HELLO before Python admits the connection. */
     uint32_t require_hello;
-    /* delivery.max_batch: Messages sent to one subscriber before the next has its turn. */
+    /* delivery.max_batch: Most messages sent to one subscriber before the next one is served. */
     uint32_t max_batch;
-    /* delivery.flush_interval_ms: How long a delivery may wait for company. */
+    /* delivery.flush_interval_ms: How long a delivery may wait for others. */
     uint32_t flush_interval_ms;
     /* Size of a shared segment of output. */
     uint32_t segment_bytes;
@@ -99,7 +100,7 @@ typedef struct bq_config {
     uint32_t warm_segments;
     /* Of max_sessions, those of one key, for who subscribes with BQ_SUB_KEYED. */
     uint32_t max_sessions_per_key;
-    /* queues.topic_capacity: Messages of one topic gathered before they are handed to its subscribers' queues. */
+    /* queues.topic_capacity: Messages of one topic that are put into subscribers' queues together. */
     uint32_t run_messages;
     /* The I/O thread stays on this processor; -1: where the system puts it. */
     int32_t io_cpu;
@@ -108,17 +109,15 @@ typedef struct bq_config {
 } bq_config_t;
 
 typedef struct bq_log_config {
-    /* wal.max_bytes: All files of the log together. */
+    /* wal.max_bytes: Size limit of the whole log. */
     uint64_t max_bytes;
-    /* wal.reserve_bytes: Free space of its file system that publishes leave alone: it is for acknowledgements, and for the rest
-     * of the system. */
+    /* wal.reserve_bytes: Free space on the file system that publishes do not use. */
     uint64_t reserve_bytes;
-    /* wal.segment_size_bytes: Size of one file of the log, allocated ahead. */
+    /* wal.segment_size_bytes: Size of one file of the log, allocated in advance. */
     uint32_t segment_bytes;
-    /* wal.flush_interval_ms: How long a QoS 1 publish may wait for company before it is written and synced. */
+    /* wal.flush_interval_ms: How long a QoS 1 publish may wait for others, so that they share one sync. */
     uint32_t flush_interval_ms;
-    /* wal.block_bytes: What is synced together is padded to a multiple of this, so that no flash page is written twice: 4096 for
-     * SD cards. */
+    /* wal.block_bytes: Pad each write to a multiple of this, so that no flash page is written twice: 4096 for SD cards. */
     uint32_t block_bytes;
     /* Bytes gathered for one sync. */
     uint32_t batch_bytes;
