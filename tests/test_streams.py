@@ -111,7 +111,7 @@ def test_a_key_that_could_not_be_shown_is_revoked_again(files, tmp_path):
     for redirection in ("> /dev/full", ">&-", "| true"):
         words = [*broker_command(), "keys", "add", "lost", "--file", tmp_path / "keys"]
         status, _, err = run(words, redirection)
-        assert (status == 74 or redirection == "| true") and "taken back" in err
+        assert (status == 74 or redirection == "| true") and "removed again" in err
     assert run([*broker_command(), "keys", "list", "--file", tmp_path / "keys"])[1] == ""
 
 

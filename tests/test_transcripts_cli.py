@@ -244,7 +244,7 @@ def test_status_1_when_a_message_is_too_large(broker, tmp_path):
         ["pub", "t"],
         ["pub", "t", "x", "--ttl", "soon"],
         ["pub", "t", "x", "--qos", "2"],
-        ["sub", "t", "--count", "0"],
+        ["sub", "t", "--count", "x"],
         ["sub", "t", "--format", "xml"],
         ["pub", "logs.*", "x"],
         ["sub", "a.*/+"],
