@@ -79,7 +79,7 @@ Dropped        100 (expired 60, queue full 40, disconnected 0)
 Turned away    1,204 (max_pending), 2 (descriptors)
 No subscriber  7 messages
 Memory         12 MiB of 64 MiB (19 %)
-Log            off
+WAL            off
 Disk free      3.2 GiB
 Temperature    61 °C
 Processor      full speed

@@ -165,7 +165,7 @@ def test_the_log_and_what_waits_in_it_are_told_in_words() -> None:
     log = {"state": "well", "bytes": 64 << 20, "segments": 2, "last_fsync_ms": 1.04, "durable_id": 5003, "unsynced": 20}
     sessions = {"total": 3, "behind": 1, "in_flight": 20, "redelivered": 0, "dead_lettered": 2, "acked": 7}
     text = render_info({"log": log, "sessions": sessions}, fancy=False)
-    assert "Log            well, 64 MiB in 2 segments, last sync 1.0 ms, durable id 5,003, 20 unsynced\n" in text
+    assert "WAL            well, 64 MiB in 2 segments, last sync 1.0 ms, durable id 5,003, 20 unsynced\n" in text
     assert (
         "QoS 1          3 subscriptions, 1 with stored messages not collected (away or slow), "
         "20 messages waiting for acknowledgement, 2 dead-lettered\n"

@@ -345,7 +345,7 @@ def test_the_words_of_info_name_those_for_whom_messages_wait() -> None:
     text = report.render_info({"sessions": {"total": 4, "absent": 3, "list": rows}}, fancy=False)
     assert (
         "  archive  logs.>: at most 12,345 messages (3 MiB), the oldest 2 hours 5 minutes old, away for 1 day 1 hour, "
-        "keeps 64 MiB of the log\n"
+        "keeps 64 MiB of the WAL\n"
     ) in text
     assert "  group presses of a, b\\x1b[2J  logs.>: 1 message (3 MiB)" in text
     assert text.endswith("  idle  logs.>: 0 messages, away for 1 day 1 hour\n") and "quick" not in text

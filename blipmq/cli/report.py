@@ -44,7 +44,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Memory", _share(memory.get("used_bytes"), memory.get("budget_bytes"))
     yield "QoS 1", _sessions(_map(info, "sessions"))
     if "log" in info:
-        yield "Log", _log(info["log"])
+        yield "WAL", _log(info["log"])
     yield "TLS", _tls(_map(info, "tls"))
     yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
     yield from _hardware_rows(_map(info, "hardware"))
@@ -67,7 +67,7 @@ def _dropped(dropped: Mapping[str, Any]) -> str:
         ("ttl", "expired"),
         ("queue_full", "queue full"),
         ("disconnect", "disconnected"),
-        ("session_log_bytes", "over its quota of the log"),
+        ("session_log_bytes", "over its quota of the WAL"),
     )
     known = [(text, dropped[key]) for key, text in names if _is_number(dropped.get(key))]
     total = sum(number for _, number in known)

@@ -55,7 +55,7 @@ def _command(words: list[str]) -> Callable[[], int]:
 
 
 _WAL_ACTIONS = {
-    "verify": "read the whole log and report damage; changes nothing",
+    "verify": "read the whole WAL and report damage; changes nothing",
     "export": "write every record as a line of JSON; changes nothing",
     "repair": "set damaged parts aside and keep the rest, as a starting broker does",
 }
@@ -105,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     connect.set_defaults(run=_connect)
 
     _add_keys(commands)
-    wal = commands.add_parser("wal", help="verify, export or repair the log of a stopped broker")
+    wal = commands.add_parser("wal", help="verify, export or repair the WAL of a stopped broker")
     actions = wal.add_subparsers(metavar="ACTION", required=True, dest="action")
     for action, help_ in _WAL_ACTIONS.items():
         command = actions.add_parser(action, help=help_)
         place = command.add_mutually_exclusive_group()
-        place.add_argument("--directory", metavar="DIR", help="the log; else wal.directory of the configuration")
+        place.add_argument("--directory", metavar="DIR", help="the WAL; else wal.directory of the configuration")
         place.add_argument("--config", metavar="FILE", help="configuration that names it, found as `blipmq start` does")
         if action != "export":
             command.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from blipmq.cli.render import bytes_text, count, duration_text, printable, table
 
 IN_INFO = 5  # lines
-_COLUMNS = ("CLIENT", "KEY", "FILTER", "GROUP", "STATE", "LAG", "SIZE", "OLDEST", "KEEPS OF LOG", "IN FLIGHT")
+_COLUMNS = ("CLIENT", "KEY", "FILTER", "GROUP", "STATE", "LAG", "SIZE", "OLDEST", "KEEPS OF WAL", "IN FLIGHT")
 
 
 def info_lines(sessions: Mapping[str, Any]) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _facts(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"the oldest {duration_text(row['oldest_ms'] / 1000)} old"
     yield state(row)
     if _number(row.get("log_bytes")):
-        yield f"keeps {bytes_text(row['log_bytes'])} of the log"
+        yield f"keeps {bytes_text(row['log_bytes'])} of the WAL"
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

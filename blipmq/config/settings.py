@@ -169,16 +169,16 @@ class Queues(Section):
 class Wal(Section):
     enabled: bool = key(
         True,
-        "Keep a log on disk. QoS 1 needs it. An embedded broker keeps a log only if `wal.directory` is set.",
+        "Keep a write-ahead log (WAL) on disk. QoS 1 needs it. An embedded broker keeps one only if `wal.directory` is set.",
     )
     directory: str = key(
         "data/wal",
-        "Directory of the log; the broker creates it. Not on a RAM disk, and not shared with another broker. Without a log, a "
+        "Directory of the WAL; the broker creates it. Not on a RAM disk, and not shared with another broker. Without a WAL, a "
         "file in it keeps message ids from going back.",
     )
     segment_size_bytes: int = key(
         32 * MIB,
-        "Size of one file of the log, allocated in advance. The log shrinks by whole files.",
+        "Size of one file of the WAL, allocated in advance. The WAL shrinks by whole files.",
         "bytes",
         64 * KIB,
         512 * MIB,
@@ -195,7 +195,7 @@ class Wal(Section):
     )
     max_bytes: int = key(
         1024 * MIB,
-        "Size limit of the whole log. When it is full, QoS 1 publishes are refused (503) until subscribers have caught up.",
+        "Size limit of the whole WAL. When it is full, QoS 1 publishes are refused (503) until subscribers have caught up.",
         "bytes",
         256 * KIB,
         1 << 44,
@@ -249,9 +249,9 @@ class Qos1(Section):
     )
     session_log_bytes: int = key(
         0,
-        "Most bytes of the log that one durable subscription or queue group may keep from being deleted, counted from its oldest "
-        "message to the end of the log. Older messages are treated as `session_overflow` says, so one forgotten subscriber "
-        "cannot fill the log. Set at most half of `wal.max_bytes`. 0: no limit.",
+        "Most bytes of the WAL that one durable subscription or queue group may keep from being deleted, counted from its oldest "
+        "message to the end of the WAL. Older messages are treated as `session_overflow` says, so one forgotten subscriber "
+        "cannot fill the WAL. Set at most half of `wal.max_bytes`. 0: no limit.",
         "bytes",
         0,
         1 << 44,
@@ -261,7 +261,7 @@ class Qos1(Section):
     session_overflow: str = key(
         "dead_letter",
         "Messages over `session_log_bytes` become dead letters (`$dlq/<topic>`, reason `session_log_bytes`) or are dropped. If "
-        "the log has no room for the dead letter, the message is dropped.",
+        "the WAL has no room for the dead letter, the message is dropped.",
         choices=("dead_letter", "drop"),
         reload=True,
         core="session_overflow",
@@ -659,7 +659,7 @@ each old line: kept, renamed, replaced (with the reason), without effect, or lef
 
 | setting | change | reason |
 |---|---|---|
-| `wal.directory` | the log gets a new directory | files of 1.0.0 have the same names and cannot be read |
+| `wal.directory` | the WAL gets a new directory | files of 1.0.0 have the same names and cannot be read |
 | `auth.allow_anonymous` | `true` is added if the old broker served everyone | it goes on serving everyone; keys are safer |
 | `auth.api_keys` | clients of 1.0.0 are refused if there are keys | their protocol cannot send a key |
 

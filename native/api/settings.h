@@ -13,8 +13,8 @@ typedef struct bq_config {
     uint64_t subscriber_bytes;
     /* delivery.default_ttl_ms: Time to live of messages without their own. */
     uint64_t default_ttl_ms;
-    /* qos1.session_log_bytes: Most bytes of the log that one durable subscription or queue group may keep from being deleted,
-     * counted from its oldest message to the end of the log. */
+    /* qos1.session_log_bytes: Most bytes of the WAL that one durable subscription or queue group may keep from being deleted,
+     * counted from its oldest message to the end of the WAL. */
     uint64_t session_log_bytes;
     /* qos1.session_expiry_ms: End a durable subscription or queue group after nobody has been connected to it for this long, and
      * discard its stored messages. */
@@ -109,11 +109,11 @@ typedef struct bq_config {
 } bq_config_t;
 
 typedef struct bq_log_config {
-    /* wal.max_bytes: Size limit of the whole log. */
+    /* wal.max_bytes: Size limit of the whole WAL. */
     uint64_t max_bytes;
     /* wal.reserve_bytes: Free space on the file system that publishes do not use. */
     uint64_t reserve_bytes;
-    /* wal.segment_size_bytes: Size of one file of the log, allocated in advance. */
+    /* wal.segment_size_bytes: Size of one file of the WAL, allocated in advance. */
     uint32_t segment_bytes;
     /* wal.flush_interval_ms: How long a QoS 1 publish may wait for others, so that they share one sync. */
     uint32_t flush_interval_ms;

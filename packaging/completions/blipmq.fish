@@ -5,7 +5,7 @@ complete -c blipmq -n __fish_use_subcommand -a check -d 'validate the configurat
 complete -c blipmq -n __fish_use_subcommand -a health -d 'check that a running broker is alive; needs metrics.bind_addr and no key'
 complete -c blipmq -n __fish_use_subcommand -a connect -d 'talk to a broker in an interactive shell'
 complete -c blipmq -n __fish_use_subcommand -a keys -d 'create, list, rotate and revoke API keys'
-complete -c blipmq -n __fish_use_subcommand -a wal -d 'verify, export or repair the log of a stopped broker'
+complete -c blipmq -n __fish_use_subcommand -a wal -d 'verify, export or repair the WAL of a stopped broker'
 complete -c blipmq -n __fish_use_subcommand -a version -d 'print the version'
 complete -c blipmq -n '__fish_use_subcommand' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_use_subcommand' -l version -d 'show program\'s version number and exit'
@@ -40,7 +40,7 @@ complete -c blipmq -n '__fish_seen_subcommand_from wal' -a verify
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a export
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -a repair
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -s h -l help -d 'show this help message and exit'
-complete -c blipmq -n '__fish_seen_subcommand_from wal' -l directory -x -d 'the log; else wal.directory of the configuration'
+complete -c blipmq -n '__fish_seen_subcommand_from wal' -l directory -x -d 'the WAL; else wal.directory of the configuration'
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -l config -r -F -d 'configuration that names it, found as `blipmq start` does'
 complete -c blipmq -n '__fish_seen_subcommand_from wal' -l format -x -a 'text json' -d 'json: one object a line'
 complete -c blipmq -n '__fish_seen_subcommand_from version' -s h -l help -d 'show this help message and exit'
