@@ -120,6 +120,21 @@ def test_the_map_in_the_docs_names_every_module_and_no_other(places: dict[str, t
     assert on_disk == on_map, "the map of docs/ARCHITECTURE.md and the modules of blipmq/ differ"
 
 
+def files_that_are_not_there(page: str) -> list[str]:
+    """Files between backticks, from the root of the project or from native/, that do not exist; `NAME` stands for any."""
+    named = re.findall(r"`((?:[a-z][\w.-]*/)+[\w.-]+\.(?:c|h|py|md|fbs))`", page)
+    return [name for name in named if "NAME" not in name and not ((ROOT / name).exists() or (NATIVE / name).exists())]
+
+
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    assert files_that_are_not_there((ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")) == []
+
+
+def test_a_file_that_has_moved_is_found_in_the_page() -> None:
+    page = "`native/core.c` and `net/input.c`, but `net/inputs.c` and `blipmq/here.py`; `native/proto/NAME.c`"
+    assert files_that_are_not_there(page) == ["net/inputs.c", "blipmq/here.py"]
+
+
 def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
     table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Map of the core")[1]
     named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"[\w/]+\.c", line)}
