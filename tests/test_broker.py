@@ -468,7 +468,7 @@ def test_a_connection_attempt_that_is_given_up_leaves_nothing_behind():
             attempt.cancel()
             await counted(broker, lambda c: c["closed"])
             assert (await broker.stats())["connections"] == 0
-            assert not broker._transports and not broker._attaching
+            assert not len(broker._attached)
 
     run(scene())
 

@@ -26,13 +26,14 @@ sys.exit(status)
 
 # Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
 OURS = set(
-    """__main__ auth auth.auth base base.affinity base.bind_address base.hardware base.logs base.loop base.peer base.process
-    base.stdio base.tcp_keepalive base.validation broker broker.broker broker.clock_sync broker.message_ids broker.status
-    broker.wal cli cli.server config config.core_settings config.memory config.reader config.schema config.schema_reader
+    """__main__ auth auth.auth base base.affinity base.bind_address base.hardware base.logs base.loop base.peer
+    base.process base.stdio base.tcp_keepalive base.validation broker broker.broker broker.clock_sync
+    broker.event_pump broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server
+    config config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
     config.settings errors native native.clock native.config native.core native.errors native.events native.log net
-    net.admission_log net.bind_retry net.listener net.memory_transport net.relay ops ops.admin ops.http ops.metrics protocols
-    protocols.blip service service.sd_notify service.server service.systemd sessions sessions.connections sessions.listing
-    version""".split()
+    net.admission_log net.attached net.bind_retry net.listener net.memory_transport net.relay ops ops.admin ops.http
+    ops.metrics protocols protocols.blip service service.sd_notify service.server service.systemd sessions
+    sessions.connections sessions.listing version""".split()
 )
 # What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
 # lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.

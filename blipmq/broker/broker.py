@@ -14,31 +14,31 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from blipmq.auth.auth import CHECK_SECONDS, Auth
 from blipmq.base.logs import Log
 from blipmq.base.validation import check_text, check_whole
 from blipmq.broker.clock_sync import ClockWatch
+from blipmq.broker.event_pump import EventPump
 from blipmq.broker.message_ids import IdFile
+from blipmq.broker.questions import Questions
 from blipmq.broker.status import Status
+from blipmq.broker.timers import Timers
 from blipmq.broker.wal import Wal
-from blipmq.config import memory
-from blipmq.config import reader as config_reader
+from blipmq.config.embedded import Settings, as_config
 from blipmq.config.settings import Config
-from blipmq.errors import INTERNAL, TOO_MANY, BlipMQError, Disconnected, Refused, UsageError, WrongType, refusal
+from blipmq.errors import BlipMQError, Disconnected, UsageError, WrongType, refusal
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
-from blipmq.native.errors import CoreError
 from blipmq.native.events import (
     Accepting,
     AdminAsked,
     Attached,
     Closed,
-    CloseReason,
     Fed,
     Hello,
     Info,
@@ -55,9 +55,9 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 from blipmq.net.admission_log import AdmissionLog
+from blipmq.net.attached import AttachedConnections
 from blipmq.net.listener import address_of, open_listener
 from blipmq.net.memory_transport import MemoryTransport
-from blipmq.net.relay import Relay
 from blipmq.protocols.blip import NativeProtocol
 from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
@@ -73,17 +73,9 @@ if TYPE_CHECKING:
     from blipmq.protocols.blip_admin import Operators
     from blipmq.sessions.end import End, SessionEnds
 
-Settings: TypeAlias = "Config | Mapping[str, Any] | str | os.PathLike[str] | None"
-T = TypeVar("T")
-
-# Events handled before the loop gets to do something else.
-EVENTS_PER_TURN = 512
 TICK_SECONDS = 1.0
-RETRY_SECONDS = 0.002
 # Beyond the time given for flushing: what the core needs to close everything.
 STOP_GRACE_SECONDS = 5.0
-# Why the core did not admit a TLS client after its handshake.
-NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per_address is reached"
 # What TLS clients have to read the last bytes and to say goodbye in.
 STOP_TLS_SECONDS = 1.0
 
@@ -101,7 +93,7 @@ class Broker:
     """
 
     def __init__(self, config: Settings = None, *, log: Log | None = None) -> None:
-        self.config = _as_config(config)
+        self.config = as_config(config)
         # Quiet unless told otherwise: an embedding program's standard error is its own.
         self.log = log or Log(level="warning", format=self.config.logging.format)
         self._connections = Connections()
@@ -112,16 +104,14 @@ class Broker:
         self._protocol: NativeProtocol | None = None
         self._auth: Auth | None = None
         self._ends: SessionEnds | None = None
-        self._transports: dict[int, MemoryTransport | Relay] = {}
-        self._attaching: dict[int, Callable[[int | None], None]] = {}  # told the handle; 0: refused, None: stopped
-        self._attach_seq = 0
-        self._asked: set[asyncio.Future[Any]] = set()
+        self._attached: AttachedConnections | None = None
+        self._pump: EventPump | None = None
+        self._timers: Timers | None = None
+        self._questions = Questions()
         self._publisher: Publisher | None = None
         self._stopped: asyncio.Future[int] | None = None
         self._bind_retry: BindRetry | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._thread: BlockingBroker | None = None
-        self._handlers: dict[type, Callable[[Any], None]] = {}
         self._ids = IdFile("", self.log)
         self.tls: Tls | None = None
         if self.config.tls.cert_file:
@@ -131,7 +121,7 @@ class Broker:
 
     def __repr__(self) -> str:
         state = self.unready or "running"
-        counts = f"connections={len(self._connections)} transports={len(self._transports)}"
+        counts = f"connections={len(self._connections)} attached={len(self._attached or ())}"
         return f"<Broker {state} address={self.address or '-'} {counts}>"
 
     # -- life
@@ -175,6 +165,9 @@ class Broker:
     def _begin(self, core: Core, wal: Wal | None, clocks: ClockWatch, listener: socket.socket | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
+        self._timers = Timers(self._loop)
+        self._pump = EventPump(core, self._loop, self._timers, self.log)
+        self._attached = AttachedConnections(core, self.config, self.log, self._loop)
         self._clocks = clocks
         self._stopped = None
         self._ends = None
@@ -195,14 +188,12 @@ class Broker:
         )
         self._status.sampled = self._ids.observe
         self._auth.open()
-        self._handlers = self._handler_table(self._protocol, self._status)
         if self._bind_retry is not None:
             self._status.bind_problems = self._bind_retry.reasons
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
-        self._loop.add_reader(core.event_fd, self._drain)
-        self._drain()  # arms the descriptor
+        self._pump.start(self._handlers(self._protocol, self._status, self._attached))
         self._tick()
         self._watch_keys()
 
@@ -221,7 +212,7 @@ class Broker:
         """
         if timeout_ms is not None:
             check_whole("timeout_ms", timeout_ms)
-        if self._core is None or self._loop is None:
+        if self._core is None or self._loop is None or self._timers is None:
             return 0
         self._running()
         if self._stopped is None:
@@ -235,7 +226,7 @@ class Broker:
                     await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
             self._core.stop(flush_ms)
             # The core keeps to the time by itself; a turn of grace later something is wrong, and said.
-            self._after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
+            self._timers.after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
         unsent = await asyncio.shield(self._stopped)
         if self.tls is not None:
             await self.tls.stop(STOP_TLS_SECONDS)
@@ -325,39 +316,17 @@ class Broker:
 
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> MemoryTransport:
         """Open a connection without a socket, and give it to `protocol` as its transport."""
-        core, loop = self._running(), asyncio.get_running_loop()
-        attached: asyncio.Future[MemoryTransport] = loop.create_future()
-
-        def made(conn: int | None) -> None:
-            if not conn:
-                if not attached.done():
-                    attached.set_exception(self._no_place(conn))
-            elif attached.done():  # whoever asked has given up
-                core.close(conn)
-            else:
-                # Paused until its protocol is there: nothing the core sends meanwhile is lost.
-                frame = memory.max_frame_bytes(self.config)
-                transport = MemoryTransport(core, conn, frame, asyncio.BaseProtocol(), loop)
-                transport.pause_reading()
-                self._transports[conn] = transport
-                attached.set_result(transport)
-
-        core.attach(self._attach(made), trusted=True)
-        transport = await attached
-        if transport.has_ended:
-            raise Disconnected("the broker stopped before the connection was there")
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        transport.resume_reading()
-        return transport
+        self._running()
+        assert self._attached is not None
+        return await self._attached.open(protocol)
 
     async def stats(self) -> dict[str, int]:
         """The core's counters and gauges, by their names in `bq_stats_t`."""
-        return await self._ask(self._status_running().ask_counters)
+        return await self._questions.ask(self._status_running().ask_counters)
 
     async def info(self) -> dict[str, Any]:
         """The state of the broker, as INFO answers it."""
-        return await self._ask(self._status_running().ask_report)
+        return await self._questions.ask(self._status_running().ask_report)
 
     async def sessions(self, find: str = "", limit: int = ROWS_MAX) -> dict[str, Any]:
         """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
@@ -365,7 +334,7 @@ class Broker:
         check_text("find", find)
         check_whole("limit", limit)
         status, wanted = self._status_running(), Wanted(find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
-        return await self._ask(lambda answer: status.list_sessions(answer, wanted))
+        return await self._questions.ask(lambda answer: status.list_sessions(answer, wanted))
 
     async def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
@@ -381,14 +350,14 @@ class Broker:
         def ask(answer: Callable[[End], None]) -> None:
             ends.end(target, {"by": "the program itself"}, answer)
 
-        end = await self._ask(ask)
+        end = await self._questions.ask(ask)
         if end.code:
             raise refusal(f"Ending the subscription to {filter}", end.code, end.text)
         return end.row
 
     async def reasons(self) -> list[str]:
         """What is not as it should be, a sentence each; nothing in it: all is well."""
-        return await self._ask(self._status_running().ask_reasons)
+        return await self._questions.ask(self._status_running().ask_reasons)
 
     def apply(self, config: Config) -> None:
         """Put the reloadable settings of `config` into effect; the others keep their values until a restart. Raises
@@ -435,7 +404,9 @@ class Broker:
 
     # -- events
 
-    def _handler_table(self, protocol: NativeProtocol, status: Status) -> dict[type, Callable[[Any], None]]:
+    def _handlers(
+        self, protocol: NativeProtocol, status: Status, attached: AttachedConnections
+    ) -> dict[type, Callable[[Any], None]]:
         return {
             Hello: protocol.hello,
             Sub: protocol.subscribe,
@@ -444,9 +415,9 @@ class Broker:
             Info: protocol.info,
             AdminAsked: protocol.admin,
             Closed: self._closed,
-            Attached: self._attached,
-            Out: self._out,
-            Fed: self._consumed,
+            Attached: attached.attached,
+            Out: attached.arrived,
+            Fed: attached.consumed,
             Stats: status.stats,
             Listed: status.listed,
             SessionsListed: status.session_lists.listed,
@@ -457,32 +428,9 @@ class Broker:
             Stopped: self._has_stopped,
         }
 
-    def _drain(self) -> None:
-        core = self._core
-        if core is None:
-            return
-        count = 0
-        for event in core.events(EVENTS_PER_TURN):
-            count += 1
-            try:
-                self._handlers[type(event)](event)
-            except Exception as error:  # one connection's trouble must not end the broker
-                self._failed(core, event, error)
-        if self._core is not None and self._core.has_backlog:
-            self._retry()
-        if count == EVENTS_PER_TURN and self._core is not None and self._loop is not None:
-            self._loop.call_soon(self._drain)
-
-    def _failed(self, core: Core, event: Any, error: Exception) -> None:
-        self.log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
-        if isinstance(event, (Hello, Sub, Unsub, Info, AdminAsked)):
-            core.reply(event.conn, event.seq, INTERNAL, "the broker failed inside; its log has the cause", close=True)
-
     def _closed(self, event: Closed) -> None:
-        assert self._protocol is not None
-        transport = self._transports.pop(event.conn, None)
-        if transport is not None:
-            transport.ended()
+        assert self._protocol is not None and self._attached is not None
+        self._attached.closed(event)
         self._protocol.closed(event)
 
     def _session_ended(self, event: SessionEnded) -> None:
@@ -503,53 +451,12 @@ class Broker:
         assert self._auth is not None
         return Operators(self._running(), self._auth, self._session_ends())
 
-    def _attached(self, event: Attached) -> None:
-        self._attaching.pop(event.seq)(event.conn)
-
-    def _attach(self, made: Callable[[int | None], None]) -> int:
-        """The seq to attach with; `made` is told how it went."""
-        self._attach_seq += 1
-        self._attaching[self._attach_seq] = made
-        return self._attach_seq
-
-    def _no_place(self, conn: int | None) -> BlipMQError:
-        if conn is None:
-            return Disconnected("the broker stopped before it could answer")
-        limit = self.config.server.max_connections
-        return Refused(f"all {limit} connections of server.max_connections are in use", code=TOO_MANY)
-
     def _secured(self, connection: TlsConnection) -> None:
-        """A TLS client's handshake is done: the core serves it like any other."""
-        core, loop = self._core, self._loop
-        if core is None or loop is None:
+        """The handshake of a TLS client is done."""
+        if self._core is None or self._attached is None:
             connection.abort()
-            return
-
-        def made(conn: int | None) -> None:
-            if not conn:
-                self.log.warning(
-                    "tls_refused", peer=connection.name, why="the broker stopped" if conn is None else NO_PLACE
-                )
-                connection.close()
-            elif connection.is_closing():
-                core.close(conn, CloseReason.EOF)
-            else:
-                relay = Relay(core, conn, memory.max_frame_bytes(self.config), loop)
-                self._transports[conn] = relay
-                connection.serve(relay)
-
-        passed_ms = int((loop.time() - connection.began_s) * 1000)
-        core.attach(self._attach(made), peer=connection.peer, passed_ms=passed_ms)
-
-    def _out(self, event: Out) -> None:
-        transport = self._transports.get(event.conn)
-        if transport is not None:
-            transport.arrived(event.data)
-
-    def _consumed(self, event: Fed) -> None:
-        transport = self._transports.get(event.conn)
-        if transport is not None:
-            transport.consumed(event.size)
+        else:
+            self._attached.serve(connection)
 
     def _accepting(self, event: Accepting) -> None:
         assert self._status is not None
@@ -562,24 +469,16 @@ class Broker:
     def _has_stopped(self, event: Stopped) -> None:
         core, loop = self._running(), self._loop
         assert loop is not None and self._stopped is not None
-        loop.remove_reader(core.event_fd)
+        assert self._pump is not None and self._timers is not None and self._attached is not None
+        self._pump.stop()
         core.join()
         self._core = None  # before free: nothing may send a command from here on
-        for timer in self._timers.values():
-            timer.cancel()
         self._timers.clear()
-        for transport in list(self._transports.values()):
-            transport.ended()
-        self._transports.clear()
+        self._attached.stop()
         self._connections.clear()
         self._publisher = None
-        for made in self._attaching.values():
-            made(None)
-        for waiter in self._asked:
-            if not waiter.done():
-                waiter.set_exception(Disconnected("the broker stopped before it could answer"))
-        self._attaching.clear()
-        self._after("stop", STOP_GRACE_SECONDS, self._stop_waits)
+        self._questions.fail(Disconnected("the broker stopped before it could answer"))
+        self._timers.after("stop", STOP_GRACE_SECONDS, self._stop_waits)
         # In a thread: the last sync can take as long as the disk likes, and signals are still listened to.
         pool = ThreadPoolExecutor(1, "blipmq-close")
         loop.run_in_executor(pool, core.free).add_done_callback(lambda _: self._has_ended(event.unflushed))
@@ -591,31 +490,27 @@ class Broker:
         )
 
     def _has_ended(self, unflushed: int) -> None:
-        assert self._stopped is not None
-        self._timers.pop("stop").cancel()
+        assert self._stopped is not None and self._timers is not None
+        self._timers.cancel("stop")
         if not self._stopped.done():
             self._stopped.set_result(unflushed)
 
     # -- timers
 
-    def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        assert self._loop is not None
-        self._timers[name] = self._loop.call_later(seconds, call)
-
     def _tick(self) -> None:
-        if self._core is not None and self._status is not None:
+        if self._core is not None and self._status is not None and self._timers is not None:
             self._clocks.look()
             self._status.tick()
             if self.tls is not None:
                 self.tls.tick()
             self.log.settle()
-            self._after("tick", TICK_SECONDS, self._tick)
+            self._timers.after("tick", TICK_SECONDS, self._tick)
 
     def _watch_keys(self) -> None:
-        if "keys" in self._timers:
-            self._timers.pop("keys").cancel()
+        assert self._timers is not None
+        self._timers.cancel("keys")
         if self.config.auth.keys_file:
-            self._after("keys", CHECK_SECONDS, self._look_at_keys)
+            self._timers.after("keys", CHECK_SECONDS, self._look_at_keys)
 
     def _look_at_keys(self) -> None:
         if self._core is None or self._auth is None or self._protocol is None:
@@ -625,20 +520,8 @@ class Broker:
         self._watch_keys()
 
     def _backlog(self) -> None:
-        if self._loop is not None and "retry" not in self._timers:  # one at a time
-            self._after("retry", RETRY_SECONDS, self._retry_due)
-
-    def _retry_due(self) -> None:
-        del self._timers["retry"]
-        self._retry()
-
-    def _retry(self) -> None:
-        try:
-            if self._core is not None and not self._core.retry():
-                self._backlog()
-        except CoreError as error:  # that command is gone; those behind it go on
-            self.log.error("internal_error", on="command", error=str(error))
-            self._backlog()
+        if self._pump is not None:
+            self._pump.retry_soon()
 
     def _stop_overdue(self) -> None:
         self.log.error("stop_overdue", hint="the core did not end in time; the process can be killed without loss")
@@ -662,37 +545,9 @@ class Broker:
         assert self._status is not None
         return self._status
 
-    async def _ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._asked.add(answer)
-        try:
-            ask(lambda value: None if answer.done() else answer.set_result(value))
-            return await answer
-        finally:
-            self._asked.discard(answer)
-
 
 def _loop_here() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _as_config(config: Settings) -> Config:
-    if isinstance(config, Config):
-        return config
-    if config is not None and not isinstance(config, (Mapping, str, os.PathLike)):
-        raise WrongType(
-            f"config is {config!r} ({type(config).__name__}); it must be a Config, nested dicts, the path of a file or None"
-        )
-    if config is None or isinstance(config, Mapping):
-        return config_reader.from_dict(_with_log_where_told({} if config is None else config))
-    return config_reader.load(config, {}).config
-
-
-def _with_log_where_told(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    wal = settings.get("wal", {})
-    if isinstance(wal, Mapping) and not wal.keys() & {"enabled", "directory"}:
-        return {**settings, "wal": {**wal, "enabled": False, "directory": ""}}
-    return settings

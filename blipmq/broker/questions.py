@@ -1,0 +1,35 @@
+"""Questions to the core that somebody awaits. Invariant: each ends: by its answer, or by `fail` when the broker stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Questions:
+    """The questions of one broker that have no answer yet."""
+
+    def __init__(self) -> None:
+        self._open: set[asyncio.Future[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Questions open={len(self._open)}>"
+
+    async def ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
+        """The value that `ask` hands to the function it is given."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._open.add(answer)
+        try:
+            ask(lambda value: None if answer.done() else answer.set_result(value))
+            return await answer
+        finally:
+            self._open.discard(answer)
+
+    def fail(self, error: Exception) -> None:
+        """End all that are open."""
+        for answer in self._open:
+            if not answer.done():
+                answer.set_exception(error)
