@@ -6,7 +6,7 @@
  * a core of its own. Callgrind is told to forget what came before its rounds, and to write down what they cost.
  *
  * Invariant: the same instructions each time. Time is an argument of the core, all is delivered before more is written, sockets
- * take whole what a round sends, the disk of QoS 1 is in memory. Only the log's threads run beside, and a round waits for them.
+ * take whole what a round sends, the disk of QoS 1 is in memory. Only the WAL's threads run beside, and a round waits for them.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -75,7 +75,7 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
     exit(1);
 }
 
-/* In place of native/wal/storage_posix.c. One disk at a time: each shape with a log begins with an empty one. */
+/* In place of native/wal/storage_posix.c. One disk at a time: each shape with a WAL begins with an empty one. */
 static sim_disk_t *disk;
 storage_t *storage_posix(const char *directory, int *error) {
     (void)directory, (void)error;
@@ -99,7 +99,7 @@ static void answer(guard_t *guard, const bq_event_t *event) {
     guard->answered++;
 }
 
-/* A turn as the I/O thread makes it; it sleeps while nothing is ready, which only the log's threads can change. */
+/* A turn as the I/O thread makes it; it sleeps while nothing is ready, which only the WAL's threads can change. */
 static void turn(guard_t *guard) {
     bq_event_t event;
     if (bq_wait(guard->bq, -1) < 0) fail("the core cannot wait");
@@ -198,7 +198,7 @@ static bq_config_t config_of_guard(void) {
     return config;
 }
 
-static const bq_log_config_t log_config = {.max_bytes = 64 << 20, .segment_bytes = 1 << 20, .batch_bytes = 128 << 10};
+static const bq_wal_config_t wal_config = {.max_bytes = 64 << 20, .segment_bytes = 1 << 20, .batch_bytes = 128 << 10};
 
 static void topic_name(char *name, uint32_t topic) { snprintf(name, 32, "guard.topic.%03u", topic); }
 
@@ -236,13 +236,13 @@ static void guard_open(guard_t *guard, const shape_t *shape) {
     uint8_t payload[FRAME_BYTES_MAX] = {0};
     wire_places_t places;
     char name[32];
-    bq_log_report_t report;
+    bq_wal_report_t report;
     bq_config_t config = config_of_guard();
     *guard = (guard_t){.shape = shape, .wire = wire_named(shape->qos1 ? "blipmq1" : "blipmq"), .bq = bq_new(&config, 1)};
     if (!guard->bq || !guard->wire) fail("no core");
     if (shape->qos1) {
         disk = sim_disk_new(1);
-        if (bq_log_open(guard->bq, "", &log_config, &report) != BQ_OK) fail("the log did not open");
+        if (bq_wal_open(guard->bq, "", &wal_config, &report) != BQ_OK) fail("the log did not open");
     }
     topic_name(name, 0);
     uint32_t topic_size = (uint32_t)strlen(name);

@@ -103,7 +103,7 @@ static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, e
 /* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a consumer for what is
  * published with QoS 1, as a plain subscriber for the rest. True: the connection has that subscription now, or had it before. */
 static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request) {
-    if (request->qos && !bq->log) { /* a full or failed log still delivers what it has */
+    if (request->qos && !bq->wal) { /* a full or failed WAL still delivers what it has */
         refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(bq));
         return false;
     }

@@ -6,7 +6,7 @@
  *      resume      connections whose wait has ended go on with the input they left
  *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (broker/publish.c)
  *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
- *      consumers    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the log as one batch
+ *      consumers    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the WAL as one batch
  *      flush       each subscriber that got something is sent to once (net/output.c)
  *      compact     buffers that slow queues keep alive for a few bytes are copied out
  *      retry       what found no room in the event ring tries again
@@ -478,13 +478,13 @@ void bq_free(bq_t *bq) {
     free(bq);
 }
 
-int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
-    if (bq->threaded || bq->log) return BQ_E_ARGUMENT;
+int bq_wal_open(bq_t *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report) {
+    if (bq->threaded || bq->wal) return BQ_E_ARGUMENT;
     bq->run = poll_clock_wall_ms() * 1000003u ^ (uint64_t)(uintptr_t)bq ^ (uint64_t)getpid() << 32;
     return commit_open(bq, directory, config, report);
 }
 
-uint32_t bq_log_progress(bq_t *bq) { return atomic_load_explicit(&bq->log_progress, memory_order_relaxed); }
+uint32_t bq_wal_progress(bq_t *bq) { return atomic_load_explicit(&bq->wal_progress, memory_order_relaxed); }
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;

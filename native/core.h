@@ -109,7 +109,7 @@ struct bq {
     uint32_t read_bytes; /* of one connection in this turn */
     uint8_t *read_buffer, *send_buffer;
 
-    log_t *log; /* NULL: QoS 0 only */
+    wal_t *wal; /* NULL: QoS 0 only */
     consumers_t consumers;
     letters_t letters;
     timeline_t timeline;
@@ -120,13 +120,13 @@ struct bq {
     uint64_t found_lsn; /* the last one found at the start; not durable yet where a full disk had no room to make sure of it */
     uint64_t ids_reserved;
     uint64_t run; /* tells this process's records from an earlier one's */
-    connection_t *log_waiters;
-    uint64_t log_flush_ms, log_batch_bytes, log_segment_bytes, log_max_bytes;
+    connection_t *wal_waiters;
+    uint64_t wal_flush_ms, wal_batch_bytes, wal_segment_bytes, wal_max_bytes;
     wait_list_t group_waiters; /* publishers that wait for room in a queue group */
     uint64_t commit_due_ms, checkpoint_looked_ms, checkpoint_ms, checkpoint_written;
     uint64_t checkpoints_seen; /* that had been written when the last one was asked for */
-    bool commit_wanted;        /* something gathered should not wait longer than log_flush_ms */
-    _Atomic uint32_t log_progress;
+    bool commit_wanted;        /* something gathered should not wait longer than wal_flush_ms */
+    _Atomic uint32_t wal_progress;
 
     bool stopping, stop_closed, stopped; /* closed: all connections are; stopped: Python has been told */
     uint64_t stop_deadline_ms, stop_seq, stop_unsent;

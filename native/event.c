@@ -57,26 +57,26 @@ int bq_event(bq_t *bq, bq_event_t *event) {
     return 1;
 }
 
-static void stats_of_log(bq_t *bq, bq_stats_t *stats) {
-    log_stats_t log;
-    log_stats(bq->log, &log);
-    stats->log_written_bytes = log.written_bytes;
-    stats->log_records = log.records;
-    stats->log_commits = log.commits;
-    stats->log_sync_us_total = log.sync_us_total;
-    stats->log_sync_us_max = log.sync_us_max;
-    stats->log_sync_us_last = log.sync_us_last;
-    memcpy(&stats->log_syncs_100us, log.sync_us_buckets, sizeof log.sync_us_buckets);
-    stats->log_reclaimed_segments = log.reclaimed_segments;
-    stats->log_read_bytes = log.read_bytes;
-    stats->log_bytes = log.bytes;
-    stats->log_segments = log.segments;
-    stats->log_durable_lsn = log.durable_lsn;
-    stats->log_next_lsn = log.next_lsn;
-    stats->log_checkpoint_lsn = log.checkpoint_lsn;
-    stats->log_free_bytes = log.free_bytes > 0 ? (uint64_t)log.free_bytes : 0;
-    stats->log_state = log.failed ? 3 : log.full ? 2 : 1;
-    stats->log_errno = (uint64_t)log.error;
+static void stats_of_wal(bq_t *bq, bq_stats_t *stats) {
+    wal_stats_t wal;
+    wal_stats(bq->wal, &wal);
+    stats->log_written_bytes = wal.written_bytes;
+    stats->log_records = wal.records;
+    stats->log_commits = wal.commits;
+    stats->log_sync_us_total = wal.sync_us_total;
+    stats->log_sync_us_max = wal.sync_us_max;
+    stats->log_sync_us_last = wal.sync_us_last;
+    memcpy(&stats->log_syncs_100us, wal.sync_us_buckets, sizeof wal.sync_us_buckets);
+    stats->log_reclaimed_segments = wal.reclaimed_segments;
+    stats->log_read_bytes = wal.read_bytes;
+    stats->log_bytes = wal.bytes;
+    stats->log_segments = wal.segments;
+    stats->log_durable_lsn = wal.durable_lsn;
+    stats->log_next_lsn = wal.next_lsn;
+    stats->log_checkpoint_lsn = wal.checkpoint_lsn;
+    stats->log_free_bytes = wal.free_bytes > 0 ? (uint64_t)wal.free_bytes : 0;
+    stats->log_state = wal.failed ? 3 : wal.full ? 2 : 1;
+    stats->log_errno = (uint64_t)wal.error;
 }
 
 /* A subscription is a connection's, with QoS 1 too, or a member's of a queue group, or a durable one's that nobody is connected to. */
@@ -114,7 +114,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->in_flight = bq->consumers.flight_count;
     stats->held = bq->pending_commits;
     stats->pending = bq->admission.unadmitted;
-    if (bq->log) stats_of_log(bq, stats);
+    if (bq->wal) stats_of_wal(bq, stats);
 }
 
 bool event_stats(bq_t *bq, uint64_t seq) {

@@ -36,7 +36,7 @@ class Struct(NamedTuple):
     fields: tuple[Field, ...]
 
 
-STRUCTS = (Struct("bq_config", CORE), Struct("bq_log_config", WAL))
+STRUCTS = (Struct("bq_config", CORE), Struct("bq_wal_config", WAL))
 
 
 def header() -> str:

@@ -38,24 +38,24 @@ BUGS: dict[str, Bug] = {
     "retry_fsync": bug(
         "writer.c",
         (
-            "error = log->storage->sync_data(log->storage, file);",
-            "error = log->storage->sync_data(log->storage, file);\n"
-            "    if (error < 0) error = log->storage->sync_data(log->storage, file);",
+            "error = wal->storage->sync_data(wal->storage, file);",
+            "error = wal->storage->sync_data(wal->storage, file);\n"
+            "    if (error < 0) error = wal->storage->sync_data(wal->storage, file);",
         ),
     ),
     "reply_before_fsync": bug(
         "writer.c",
         (
-            "    if (!whole && !next) {\n        log->position += part.bytes;",
-            "    atomic_store(&log->durable, part.next_lsn - 1);\n    log_wake(log);\n    if (!whole && !next) {\n"
-            "        log->position += part.bytes;",
+            "    if (!whole && !next) {\n        wal->position += part.bytes;",
+            "    atomic_store(&wal->durable, part.next_lsn - 1);\n    wal_wake(wal);\n    if (!whole && !next) {\n"
+            "        wal->position += part.bytes;",
         ),
     ),
     "serve_doubtful": bug(
         "writer.c",
         (
-            "atomic_store(&log->durable, log->sure_lsn);",
-            "atomic_store(&log->durable, log->next_lsn - 1);",
+            "atomic_store(&wal->durable, wal->sure_lsn);",
+            "atomic_store(&wal->durable, wal->next_lsn - 1);",
         ),
     ),
     "no_directory_fsync": bug(
@@ -82,10 +82,10 @@ BUGS: dict[str, Bug] = {
     "forget_newest": bug(
         "ledger.c",
         (
-            "    int error = ledger_write(log, ledger);\n    gate_leave(&log->books);\n    return error;\n}\n\n"
+            "    int error = ledger_write(wal, ledger);\n    gate_leave(&wal->books);\n    return error;\n}\n\n"
             "bool ledger_lets_go(",
-            "    if (log->ledger.sequence) ledger = log->ledger;\n    int error = ledger_write(log, ledger);\n"
-            "    gate_leave(&log->books);\n    return error;\n}\n\nbool ledger_lets_go(",
+            "    if (wal->ledger.sequence) ledger = wal->ledger;\n    int error = ledger_write(wal, ledger);\n"
+            "    gate_leave(&wal->books);\n    return error;\n}\n\nbool ledger_lets_go(",
         ),
     ),
     "truncate_on_damage": bug(
@@ -98,15 +98,15 @@ BUGS: dict[str, Bug] = {
     "ledger_too_early": bug(
         "tail.c",
         (
-            "    error = segment_write(log, segment, next_lsn, &file);",
-            "    ledger_begun(log, segment, segment);\n    error = segment_write(log, segment, next_lsn, &file);",
+            "    error = segment_write(wal, segment, next_lsn, &file);",
+            "    ledger_begun(wal, segment, segment);\n    error = segment_write(wal, segment, next_lsn, &file);",
         ),
     ),
     "drop_before_ledger": bug(
         "tail.c",
         (
-            "    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
-            "    if (log) return true;\n    const ledger_t *ledger = &log->ledger;\n    const segment_t *newest =",
+            "    const ledger_t *ledger = &wal->ledger;\n    const segment_t *newest =",
+            "    if (wal) return true;\n    const ledger_t *ledger = &wal->ledger;\n    const segment_t *newest =",
         ),
     ),
     "cut_before_sync": bug(
@@ -152,8 +152,8 @@ BUGS: dict[str, Bug] = {
     "suback_before_the_disk": bug(
         "consumer_table.c",
         (
-            "    commit_answer_hold(bq, connection, held, (uint64_t)lsn);\n    holder->record_lsn = (uint64_t)lsn;",
-            "    commit_answer_hold(bq, connection, held, log_durable(bq->log));\n"
+            "    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);\n    holder->record_lsn = (uint64_t)lsn;",
+            "    commit_answer_wait(bq, connection, pending, wal_durable(bq->wal));\n"
             "    holder->record_lsn = (uint64_t)lsn;",
         ),
     ),
@@ -217,13 +217,13 @@ BUGS: dict[str, Bug] = {
     "dead_letter_without_room_dropped_uncounted": bug(
         "dead_letter.c",
         (
-            "        } else if (error == LOG_E_FULL && overtaken(bq, delivery)) {\n            continue;",
-            "        } else if (error == LOG_E_FULL) {\n            delivery_dead(bq, delivery);",
+            "        } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {\n            continue;",
+            "        } else if (error == WAL_E_FULL) {\n            delivery_dead(bq, delivery);",
         ),
         ("static bool overtaken(", "bool overtaken(bq_t *bq, const delivery_t *first);\nbool overtaken("),
     ),
     "refused_sub_delivers": bug(
-        "commit.c", ("        if (!durable && held->undo) consumer_subscribe_undo(bq, connection, held);\n", "")
+        "commit.c", ("        if (!durable && pending->undo) consumer_subscribe_undo(bq, connection, pending);\n", "")
     ),
     "message_settled_before_its_letter_is_on_disk": bug(
         "dead_letter.c",
@@ -268,8 +268,8 @@ BUGS: dict[str, Bug] = {
     "qos_0_behind_the_disk_outside_the_budget": bug(
         "commit.c",
         (
-            "    return connection->held_bytes < HELD_BYTES_OWN && budget_part(bq, bq->held_bytes) && !budget_over(bq);",
-            "    return connection->held_bytes < UINT64_MAX && bq;",
+            "    return connection->pending_bytes < PENDING_BYTES_OWN && budget_part(bq, bq->pending_bytes) && !budget_over(bq);",
+            "    return connection->pending_bytes < UINT64_MAX && bq;",
         ),
     ),
     "blocked_group_outside_the_budget": bug(
@@ -289,7 +289,7 @@ BUGS: dict[str, Bug] = {
         ("budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;", "FED_WINDOW_BYTES;"),
     ),
     "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->fed_bytes -= back;\n", "")),
-    "held_bytes_never_counted_back": bug("commit.c", ("    bq->held_bytes -= held_bytes(held);\n", "")),
+    "held_bytes_never_counted_back": bug("commit.c", ("    bq->pending_bytes -= pending_bytes(pending);\n", "")),
     # ---- peers that are gone
     "silent_client_keeps_its_place": bug(
         "keepalive.c",

@@ -14,7 +14,7 @@ from test_core_log import LoggedBench
 from blipmq.native.config import LogConfig
 from blipmq.wire import frames as wire
 
-READERS = 8  # LOG_READS_MAX of wal/wal.h
+READERS = 8  # WAL_READS_MAX of wal/wal.h
 HOLD_MS = 250
 WIDE = LogConfig(max_bytes=16 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 LARGE = LogConfig(max_bytes=32 << 20, reserve_bytes=0, segment_bytes=8 << 20, batch_bytes=4 << 20)

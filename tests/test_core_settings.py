@@ -13,7 +13,7 @@ from blipmq.config.settings import KEYS, Config
 from blipmq.native.config import CoreConfig, LogConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-STRUCTS = [("bq_config", CoreConfig, CORE), ("bq_log_config", LogConfig, WAL)]
+STRUCTS = [("bq_config", CoreConfig, CORE), ("bq_wal_config", LogConfig, WAL)]
 
 
 def struct_of(name, values=None):

@@ -18,7 +18,7 @@ NATIVE = TESTS.parent / "native"
 KEPT = sorted((TESTS / "kept").glob("log-[0-9]*"))  # one for each version of the format; others hold something else
 CC = os.environ.get("CC", "cc").split()
 # The log looks at a full disk again after a millisecond here instead of a tenth of a second.
-FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DLOG_RETRY_MS=1", "-pthread"]
+FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DWAL_RETRY_MS=1", "-pthread"]
 LOG = ["wal/writer.c", "wal/tail.c", "wal/ledger.c", "wal/format.c", "wal/directory.c", "wal/recover.c", "wal/reader.c"]
 LOG += ["wal/tool.c", "wal/storage_posix.c"]
 SOURCES = [NATIVE / name for name in (*LOG, "base/monitor.c", "base/poll.c", "base/crc32.c")]

@@ -73,7 +73,7 @@ def test_the_counters_are_unsigned_64_bit_without_gaps():
 
 
 def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_its_order():
-    for declared, ours in (("bq_log_config_t", LogConfig), ("bq_log_report_t", LogReport)):
+    for declared, ours in (("bq_wal_config_t", LogConfig), ("bq_wal_report_t", LogReport)):
         assert ours._fields == tuple(name for name, _ in ffi.typeof(declared).fields)
 
 

@@ -26,7 +26,7 @@ class Key(NamedTuple):
     reload: bool
     secret: bool
     core: str  # the field of the core's bq_config_t that takes the value as it is
-    wal: str  # the same for bq_log_config_t
+    wal: str  # the same for bq_wal_config_t
     check: Callable[[str], object] | None
     reason: str
 

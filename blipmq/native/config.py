@@ -32,7 +32,7 @@ class CoreConfig(_tuple_of("_CoreConfig", CORE)):  # type: ignore[misc]
 
 
 class LogConfig(_tuple_of("_LogConfig", WAL)):  # type: ignore[misc]
-    """The fields of `bq_log_config_t`."""
+    """The fields of `bq_wal_config_t`."""
 
     __slots__ = ()
 

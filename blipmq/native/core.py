@@ -72,15 +72,15 @@ class Core:
     def open_log(self, directory: str, config: LogConfig) -> LogReport:
         """Open the log in `directory`, made if it is not there, and recover it: before `start`, and as long as that
         takes (other threads run meanwhile). Raises `LogLocked`, or `LogUnusable` with the cause."""
-        report = ffi.new("bq_log_report_t *")
-        code = lib.bq_log_open(self._bq, os.fsencode(directory), ffi.new("bq_log_config_t *", config._asdict()), report)
+        report = ffi.new("bq_wal_report_t *")
+        code = lib.bq_wal_open(self._bq, os.fsencode(directory), ffi.new("bq_wal_config_t *", config._asdict()), report)
         if code < 0:
             raise log_error(code, directory, report.error)
         return LogReport(*(getattr(report, name) for name in LogReport._fields))
 
     def log_progress(self) -> float:
         """How much of the log has been read, 0 to 1, while `open_log` runs in another thread."""
-        return int(lib.bq_log_progress(self._bq)) / 1000
+        return int(lib.bq_wal_progress(self._bq)) / 1000
 
     def start(self) -> None:
         """Run in a thread of its own from here on."""

@@ -19,7 +19,7 @@ LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
 
 
 class LogReport(NamedTuple):
-    """What opening the log found: `bq_log_report_t`. Zero stands for none; LSNs count the log's records."""
+    """What opening the log found: `bq_wal_report_t`. Zero stands for none; LSNs count the log's records."""
 
     records: int
     bytes: int

@@ -43,7 +43,7 @@ class WalFinding(NamedTuple):
 
 
 class WalRecord(NamedTuple):
-    """One record of an export; `type` is wal/wal.h's log_type, 0 for the checkpoint."""
+    """One record of an export; `type` is wal/wal.h's wal_type, 0 for the checkpoint."""
 
     lsn: int
     type: int
@@ -75,19 +75,19 @@ def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
     """Verify, export or repair the log in `directory`, item by item; the last one is `WalSums`. Verify and export change
     nothing. Raises `LogLocked` while a broker runs on it, and `LogUnusable`."""
     error = ffi.new("int *")
-    wal = lib.bq_wal_open(os.fsencode(directory), mode, error)
+    wal = lib.bq_wal_tool_open(os.fsencode(directory), mode, error)
     if wal == ffi.NULL:
         if error[0] == LOG_LOCKED:
             raise LogLocked(f"a broker runs on the log in {directory}. Stop it first, or look at a copy.")
         raise log_error(error[0], directory, ffi.errno)
     try:
         item = ffi.new("bq_wal_item_t *")
-        while (code := lib.bq_wal_step(wal, item)) == 1:
+        while (code := lib.bq_wal_tool_step(wal, item)) == 1:
             yield _wal_item(item)
         if code < 0:
             raise log_error(code, directory, ffi.errno)
     finally:
-        lib.bq_wal_close(wal)
+        lib.bq_wal_tool_close(wal)
 
 
 def _wal_item(item: Any) -> WalItem:

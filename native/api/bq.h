@@ -3,7 +3,7 @@
  * Invariant: the core is an actor. One thread runs bq_wait and bq_turn (the I/O thread after bq_start, or the caller in
  * stepped mode); one thread pushes commands and takes events. Nothing else is shared. Every function returns >= 0 or a
  * negative BQ_E code; none calls back, none keeps a caller's pointer after it returns. Sizes are bytes, times say their unit.
- * The structs of settings, bq_config_t and bq_log_config_t, are in api/settings.h, which is read before this file.
+ * The structs of settings, bq_config_t and bq_wal_config_t, are in api/settings.h, which is read before this file.
  */
 
 typedef struct bq bq_t;
@@ -30,7 +30,7 @@ enum bq_outcome {
     BQ_OUTCOME_ENDED = 5, /* an operator ended it */
     BQ_OUTCOME_TOO_LARGE = 6,
     BQ_OUTCOME_LIMIT = 7,      /* a limit on how many is reached */
-    BQ_OUTCOME_UNAVAILABLE = 8 /* not now: memory, the log or a full queue */
+    BQ_OUTCOME_UNAVAILABLE = 8 /* not now: memory, the WAL or a full queue */
 };
 
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
@@ -135,7 +135,7 @@ enum bq_event_type {
                                all of that filter; else: a SUB of it was refused, or an operator ended it */
     BQ_EV_CONSUMER_ENDED =
         15,           /* seq; code: enum bq_outcome. DONE: its end is on disk; NOT_FOUND: there is none of that id, or no such
-                                 client_id; INVALID: several such client_ids; UNAVAILABLE: the log did not take it */
+                                 client_id; INVALID: several such client_ids; UNAVAILABLE: the WAL did not take it */
     BQ_EV_ADMIN = 16, /* conn, seq; data: what is to be done */
     BQ_EV_CONSUMER_EXPIRED = 17, /* data: the row of a durable consumer that has ended, as in BQ_EV_CONSUMERS */
     BQ_EV_CONSUMER_OVER = 18     /* data: a bq_consumer_over_t, and the row of a consumer that was over session_log_bytes */
@@ -211,7 +211,7 @@ typedef struct bq_stats {
     uint64_t acked; /* QoS 1 deliveries acknowledged */
     uint64_t redelivered;
     uint64_t dead_lettered;
-    uint64_t lost_lsns; /* log positions that could not be read back for a subscriber */
+    uint64_t lost_lsns; /* WAL positions that could not be read back for a subscriber */
     uint64_t log_written_bytes;
     uint64_t log_records;
     uint64_t log_commits;
@@ -238,7 +238,7 @@ typedef struct bq_stats {
     uint64_t pool_free_bytes;
     uint64_t blocked_publishers;
     uint64_t sessions;        /* QoS 1 subscriptions and queue groups */
-    uint64_t sessions_behind; /* reading back from the log */
+    uint64_t sessions_behind; /* reading back from the WAL */
     uint64_t in_flight;
     uint64_t held; /* publishes and answers that wait for the disk */
     uint64_t log_bytes;
@@ -263,7 +263,7 @@ typedef struct bq_stats {
     uint64_t over_session_log;        /* messages over session_log_bytes, dropped ones and those given to the dead letters */
     uint64_t dropped_session_log;     /* of them, the dropped ones */
     uint64_t sessions_expired;        /* durable ones that ended because nobody was connected to them for session_expiry_ms */
-    uint64_t log_read_bytes;          /* a counter: read from the log's files for subscriptions that are behind */
+    uint64_t log_read_bytes;          /* a counter: read from the WAL's files for subscriptions that are behind */
     uint64_t log_read_failures;       /* a counter: such reads that brought nothing and are tried again */
     uint64_t sessions_unread;         /* a gauge: subscriptions whose last such read brought nothing */
     uint64_t closed_silent;           /* counters: BQ_CLOSE_SILENT */
@@ -271,7 +271,7 @@ typedef struct bq_stats {
     uint64_t work;                    /* a counter: units of work, of about 50 ns: see net/fair_share.h */
     uint64_t share_stops;             /* a counter: times a client had used its share of a turn and waited for the next */
     uint64_t dead_letters_unclaimed;  /* counters: of dead_lettered, those that nobody had subscribed to */
-    uint64_t dead_letters_dropped;    /* and those that the log had no room for */
+    uint64_t dead_letters_dropped;    /* and those that the WAL had no room for */
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -291,12 +291,12 @@ typedef struct bq_subscriber {
 } bq_subscriber_t;
 
 /* A QoS 1 subscription or a queue group. In a page the row is followed by filter and group, by [u16 size][client_id] of those that
- * hold it, and by zeros up to a multiple of 8; what is too long is cut. The lag is what is not settled: sent and not acknowledged, waiting in memory, or in the log alone. */
+ * hold it, and by zeros up to a multiple of 8; what is too long is cut. The lag is what is not settled: sent and not acknowledged, waiting in memory, or in the WAL alone. */
 enum bq_consumer_flags {
     BQ_CONSUMER_DURABLE = 1,
     BQ_CONSUMER_GROUP = 2,
     BQ_CONSUMER_QOS1 = 4,
-    BQ_CONSUMER_BEHIND = 8,     /* some of it is in the log alone */
+    BQ_CONSUMER_BEHIND = 8,     /* some of it is in the WAL alone */
     BQ_CONSUMER_LAG_UNSURE = 16 /* a restart has lost count: the lag is at most what is told */
 };
 
@@ -305,7 +305,7 @@ typedef struct bq_consumer_row {
     bq_conn_t conn; /* one of its connections; 0: nobody is connected */
     uint64_t lag_messages;
     uint64_t lag_bytes;    /* of them, as they are sent */
-    uint64_t log_bytes;    /* of the log's files, from its oldest message on: what it keeps from being deleted */
+    uint64_t log_bytes;    /* of the WAL's files, from its oldest message on: what it keeps from being deleted */
     uint64_t oldest_ms;    /* age of its oldest message by the wall clock; UINT64_MAX: not known, or none */
     uint64_t last_seen_ms; /* wall clock, when somebody was connected to it; 0: not known */
     uint64_t away_ms;      /* how long nobody has been; UINT64_MAX: not known */
@@ -315,7 +315,7 @@ typedef struct bq_consumer_row {
     uint64_t dropped_ttl;
     uint64_t dropped_queue_full;
     uint64_t dead_lettered;
-    uint64_t over_quota; /* of the log: dropped, or given to the dead letters */
+    uint64_t over_quota; /* of the WAL: dropped, or given to the dead letters */
     uint32_t members;    /* connections */
     uint32_t in_flight;
     uint32_t flags;
@@ -346,9 +346,9 @@ typedef struct bq_consumer_sums {
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id); /* NULL: no memory or a value out of range */
 void bq_free(bq_t *bq);                                             /* after bq_join, or in stepped mode */
 
-/* The log: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
+/* The WAL: opened, and recovered, before the core is started. directory: NUL-terminated path. BQ_OK or a negative code (also
  * those of wal/wal.h: -22 locked by another broker, -23 written by a newer version), with *report filled as far as it went. */
-typedef struct bq_log_report {
+typedef struct bq_wal_report {
     uint64_t records, bytes, segments;
     uint64_t torn_bytes;
     uint64_t lost_first_lsn, lost_last_lsn, lost_ranges;
@@ -358,10 +358,10 @@ typedef struct bq_log_report {
     int32_t error;          /* errno, where a system call failed */
     uint32_t lost_unknown;  /* 1: of the last range nobody knows how much of it there was */
     uint32_t damaged_files; /* segments whose headers or length are not as they were made, or that are gone */
-    uint32_t strange_files; /* files that are not this log's; they were set aside or left where they are */
-} bq_log_report_t;
-int bq_log_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
-uint32_t bq_log_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_log_open runs */
+    uint32_t strange_files; /* files that are not this WAL's; they were set aside or left where they are */
+} bq_wal_report_t;
+int bq_wal_open(bq_t *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);
+uint32_t bq_wal_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_wal_open runs */
 
 int bq_start(bq_t *bq); /* run in a thread of its own */
 int bq_join(bq_t *bq);  /* wait for the thread, which ends after BQ_EV_STOPPED */
@@ -410,12 +410,12 @@ int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t tim
                       uint32_t topic_size, const uint8_t *payload, uint32_t payload_size); /* bytes written, or BQ_E_TOO_LARGE */
 uint32_t bq_crc32(uint32_t crc, const uint8_t *bytes, uint64_t size);                      /* IEEE 802.3, as zlib's crc32 */
 
-/* ---- the log, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
+/* ---- the WAL, offline: blipmq wal verify, export, repair ------------------------------------------------------------- */
 
-/* A handle that is stepped: no threads, no callbacks. It locks the log, so it does not run beside a broker. Verify and export
+/* A handle that is stepped: no threads, no callbacks. It locks the WAL, so it does not run beside a broker. Verify and export
  * change nothing (but make the LOCK file); repair does what a starting broker does: it moves aside what cannot be used, drops a
- * torn end, writes the newest records anew and closes the log in order. */
-typedef struct bq_wal bq_wal_t;
+ * torn end, writes the newest records anew and closes the WAL in order. */
+typedef struct bq_wal_tool bq_wal_tool_t;
 
 enum bq_wal_mode { BQ_WAL_VERIFY = 0, BQ_WAL_EXPORT = 1, BQ_WAL_REPAIR = 2 };
 enum bq_wal_error { BQ_WAL_E_FULL = -20, BQ_WAL_E_LOCKED = -22, BQ_WAL_E_VERSION = -23 };
@@ -438,7 +438,7 @@ typedef struct bq_wal_item {
     uint64_t segment; /* the number in the file's name; of the checkpoint for CHECKPOINT_BAD */
     uint64_t offset;
     uint64_t bytes;     /* of the bad range; DONE: of all payloads */
-    uint64_t first_lsn; /* DONE: of the log */
+    uint64_t first_lsn; /* DONE: of the WAL */
     uint64_t last_lsn;
     uint64_t done_bytes;
     uint64_t total_bytes;
@@ -449,12 +449,13 @@ typedef struct bq_wal_item {
     uint64_t lost_records; /* LSNs in those ranges */
     uint64_t checkpoint_lsn;
     uint32_t checkpoints_bad;
-    uint8_t clean; /* 1: the log was closed in order */
+    uint8_t clean; /* 1: the WAL was closed in order */
     uint8_t type;
     uint8_t flags;
     uint8_t lost_unknown; /* 1: lost_records is the most there may have been */
 } bq_wal_item_t;
 
-bq_wal_t *bq_wal_open(const char *directory, uint32_t mode, int *error); /* NULL: *error is a code; BQ_E_SYSTEM with errno */
-int bq_wal_step(bq_wal_t *wal, bq_wal_item_t *item);                     /* 1: item filled; 0: it was DONE before; or a code */
-void bq_wal_close(bq_wal_t *wal);
+bq_wal_tool_t *bq_wal_tool_open(const char *directory, uint32_t mode,
+                                int *error);                   /* NULL: *error is a code; BQ_E_SYSTEM with errno */
+int bq_wal_tool_step(bq_wal_tool_t *wal, bq_wal_item_t *item); /* 1: item filled; 0: it was DONE before; or a code */
+void bq_wal_tool_close(bq_wal_tool_t *wal);

@@ -59,8 +59,8 @@ void bq_config_default(bq_config_t *config) {
     };
 }
 
-void bq_log_config_default(bq_log_config_t *config) {
-    *config = (bq_log_config_t){
+void bq_wal_config_default(bq_wal_config_t *config) {
+    *config = (bq_wal_config_t){
         .max_bytes = 1073741824,
         .reserve_bytes = 67108864,
         .segment_bytes = 33554432,

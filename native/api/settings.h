@@ -108,7 +108,7 @@ typedef struct bq_config {
     uint32_t work_share;
 } bq_config_t;
 
-typedef struct bq_log_config {
+typedef struct bq_wal_config {
     /* wal.max_bytes: Size limit of the whole WAL. */
     uint64_t max_bytes;
     /* wal.reserve_bytes: Free space on the file system that publishes do not use. */
@@ -123,11 +123,11 @@ typedef struct bq_log_config {
     uint32_t batch_bytes;
     /* 1: nothing is synced. */
     uint32_t no_sync;
-} bq_log_config_t;
+} bq_wal_config_t;
 
 /* A configuration with every setting at its default. */
 void bq_config_default(bq_config_t *config);
-void bq_log_config_default(bq_log_config_t *config);
+void bq_wal_config_default(bq_wal_config_t *config);
 
 /* Whether each value is one that the core can work with; the ranges that users are held to are narrower. */
 int bq_config_valid(const bq_config_t *config);

@@ -1,4 +1,4 @@
-/* base/monitor.h: a mutex with one condition: how the log's threads hand work over. The only place with a thread library's names.
+/* base/monitor.h: a mutex with one condition: how the WAL's threads hand work over. The only place with a thread library's names.
  *
  * Invariant: the waits are timed by a clock that does not jump, so a wrong wall clock can neither hold a thread up nor wake it.
  */

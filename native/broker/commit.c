@@ -10,15 +10,15 @@
 #define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
 #define CHECKPOINT_MS 30000u
 #define CHECKPOINT_LOOK_MS 1000u
-#define CHECKPOINT_LOOK_FULL_MS 50u /* a full log has room again only after a checkpoint: publishers are waiting for it */
+#define CHECKPOINT_LOOK_FULL_MS 50u /* a full WAL has room again only after a checkpoint: publishers are waiting for it */
 #define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
 #define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
 
 const char *commit_refusal(const bq_t *bq) {
-    if (!bq->log) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
-    switch (log_state(bq->log)) {
+    if (!bq->wal) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
+    switch (wal_state(bq->wal)) {
     case 0: return NULL;
-    case LOG_E_FULL:
+    case WAL_E_FULL:
         return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached. blipmq-cli sessions shows which "
                "subscriptions keep it; free space or let them catch up";
     default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
@@ -76,9 +76,9 @@ static pending_commit_t *held_message_new(bq_t *bq, connection_t *connection, en
     return pending;
 }
 
-/* Its record: of `message` the texts, the numbers of `held`. The LSN, or what log_append says. */
-static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, log_part_t properties, uint8_t flags,
-                        enum log_urgency urgency) {
+/* Its record: of `message` the texts, the numbers of `held`. The LSN, or what wal_append says. */
+static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, wal_part_t properties, uint8_t flags,
+                        enum wal_urgency urgency) {
     publish_record_t record = {.id = pending->id,
                                .timestamp_ms = pending->timestamp_ms,
                                .ttl_ms = pending->ttl_ms,
@@ -86,9 +86,9 @@ static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message
                                .run = bq->run,
                                .topic_size = message->topic_size,
                                .properties_size = properties.size};
-    log_part_t parts[] = {
+    wal_part_t parts[] = {
         {&record, sizeof record}, {message->topic, message->topic_size}, {message->payload, message->payload_size}, properties};
-    return log_append(bq->log, LOG_PUBLISH, flags, parts, 4, urgency);
+    return wal_append(bq->wal, WAL_PUBLISH, flags, parts, 4, urgency);
 }
 
 static void count_publish(bq_t *bq, uint32_t size) {
@@ -97,22 +97,22 @@ static void count_publish(bq_t *bq, uint32_t size) {
     bq->stats.published_bytes += size;
 }
 
-/* Ids must not go back after a crash, and QoS 0 publishes are not in the log: reserve a block of ids before it is begun. */
+/* Ids must not go back after a crash, and QoS 0 publishes are not in the WAL: reserve a block of ids before it is begun. */
 static bool reserve_ids(bq_t *bq) {
     if (bq->next_message_id + IDS_BLOCK / 2 < bq->ids_reserved) return true;
     uint64_t upper = bq->next_message_id + IDS_BLOCK;
-    log_part_t part = {&upper, sizeof upper};
-    if (log_append(bq->log, LOG_IDS, 0, &part, 1, LOG_URGENT) < 0) return false;
+    wal_part_t part = {&upper, sizeof upper};
+    if (wal_append(bq->wal, WAL_IDS, 0, &part, 1, WAL_URGENT) < 0) return false;
     bq->ids_reserved = upper;
     bq->commit_wanted = true;
-    log_note(bq->log, upper, false);
+    wal_note(bq->wal, upper, false);
     return true;
 }
 
 /* Where the ids go on. The number that was noted is the next one after an orderly end, whatever of the last checkpoint could be
- * written, and the end of the reserved block otherwise. Without it (the log is of a version that noted none, or LOCK is gone) nobody
+ * written, and the end of the reserved block otherwise. Without it (the WAL is of a version that noted none, or LOCK is gone) nobody
  * knows how many QoS 0 messages there were: behind the block. What reserved it may be among the records that are gone. */
-static void ids_go_on(bq_t *bq, const log_report_t *found) {
+static void ids_go_on(bq_t *bq, const wal_report_t *found) {
     uint64_t after = found->note, lost = found->lost_ranges && !found->note ? 2 * IDS_BLOCK : 0;
     bool exact = found->note && found->note_last;
     if (!exact && bq->ids_reserved > after) after = bq->ids_reserved;
@@ -123,10 +123,10 @@ static void ids_go_on(bq_t *bq, const log_report_t *found) {
 
 /* The first block is on disk before anybody gets an id of it. A full disk is no reason not to start: commit_begin tries again. */
 static void reserve_first_ids(bq_t *bq) {
-    log_note(bq->log, bq->next_message_id + IDS_BLOCK, true); /* a full disk has room for this */
-    if (!reserve_ids(bq) || !log_commit(bq->log)) return;
+    wal_note(bq->wal, bq->next_message_id + IDS_BLOCK, true); /* a full disk has room for this */
+    if (!reserve_ids(bq) || !wal_commit(bq->wal)) return;
     bq->commit_wanted = false;
-    for (uint32_t full_ms = 0; log_busy(bq->log) && full_ms < FIRST_IDS_FULL_MS; full_ms += log_state(bq->log) != 0)
+    for (uint32_t full_ms = 0; wal_busy(bq->wal) && full_ms < FIRST_IDS_FULL_MS; full_ms += wal_state(bq->wal) != 0)
         poll_sleep_ms(1);
 }
 
@@ -157,7 +157,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
     *why = "the broker is out of memory";
     if (!pending) return COMMIT_REFUSED;
     pending->seq = seq;
-    int64_t lsn = held_log(bq, pending, message, (log_part_t){message->properties, message->properties_size}, 0, LOG_ORDINARY);
+    int64_t lsn = held_log(bq, pending, message, (wal_part_t){message->properties, message->properties_size}, 0, WAL_ORDINARY);
     if (lsn < 0) {
         pending_free(bq, pending);
         return refused(bq, lsn, why);
@@ -171,10 +171,10 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
 static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const letter_t *letter) {
     const delivery_t *delivery = letter->delivery;
     letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
-    log_part_t properties = {&about, sizeof about};
-    if (letter->cut) properties = (log_part_t){letter->message.properties, letter->message.properties_size};
+    wal_part_t properties = {&about, sizeof about};
+    if (letter->cut) properties = (wal_part_t){letter->message.properties, letter->message.properties_size};
     return held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_LETTER,
-                    delivery->consumer->durable ? LOG_LETTER : LOG_ORDINARY); /* only a durable one's makes room */
+                    delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
 }
 
 int64_t commit_letter(bq_t *bq, const letter_t *letter) {
@@ -278,7 +278,7 @@ static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const p
 static uint32_t fan_out(bq_t *bq, const pending_commit_t *pending, topic_t *topic) {
     uint32_t stored = 0;
     if (!topic) {
-        bq->stats.unrouted++; /* no memory for a route: durable consumers still find it in the log */
+        bq->stats.unrouted++; /* no memory for a route: durable consumers still find it in the WAL */
         return pending->kind == PENDING_PUBLISH ? consumers_missed(bq, pending) : 0;
     }
     if (!topic->target_count && !topic->consumer_count) bq->stats.unrouted++;
@@ -363,13 +363,13 @@ static void refuse_all_pending(bq_t *bq) {
         pending_let_go(bq, bq->pending, topic_now(bq, bq->pending), false);
 }
 
-static void log_waiters_resume(bq_t *bq) {
-    connection_t *connection = bq->log_waiters;
-    bq->log_waiters = NULL;
+static void wal_waiters_resume(bq_t *bq) {
+    connection_t *connection = bq->wal_waiters;
+    bq->wal_waiters = NULL;
     while (connection) {
-        connection_t *next = connection->log_next;
-        connection->log_waiting = false;
-        connection_resume(bq, connection, PAUSE_LOG);
+        connection_t *next = connection->wal_next;
+        connection->wal_waiting = false;
+        connection_resume(bq, connection, PAUSE_WAL);
         connection = next;
     }
 }
@@ -398,17 +398,17 @@ static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
 }
 
 void commit_turn(bq_t *bq) {
-    if (!bq->log) return;
+    if (!bq->wal) return;
     if (BQ_UNLIKELY(!bq->timeline.begun)) timeline_begin(bq);
     bq->commits_left = false;
-    uint64_t durable = let_go_durable(bq, log_durable(bq->log));
-    if (log_state(bq->log) == LOG_E_FAILED && !bq->commits_left) refuse_all_pending(bq);
+    uint64_t durable = let_go_durable(bq, wal_durable(bq->wal));
+    if (wal_state(bq->wal) == WAL_E_FAILED && !bq->commits_left) refuse_all_pending(bq);
     bool found = bq->dispatched_lsn < bq->found_lsn && durable >= bq->found_lsn;
     bq->dispatched_lsn = durable;
     if (found) consumers_go_on(bq);
-    log_read_t read;
-    while (log_read_done(bq->log, &read)) consumer_read_finished(bq, &read);
-    if (bq->log_waiters && (log_gathered(bq->log) == 0 || log_state(bq->log))) log_waiters_resume(bq);
+    wal_read_t read;
+    while (wal_read_done(bq->wal, &read)) consumer_read_finished(bq, &read);
+    if (bq->wal_waiters && (wal_gathered(bq->wal) == 0 || wal_state(bq->wal))) wal_waiters_resume(bq);
 }
 
 /* The consumers are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
@@ -416,16 +416,16 @@ void commit_turn(bq_t *bq) {
 static bool checkpoint_would_lie(const bq_t *bq) { return bq->dispatched_lsn < bq->found_lsn; }
 
 static void checkpoint_when_due(bq_t *bq) {
-    log_stats_t stats;
-    int state = log_state(bq->log);
-    uint64_t look_ms = state == LOG_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
+    wal_stats_t stats;
+    int state = wal_state(bq->wal);
+    uint64_t look_ms = state == WAL_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
              quota_ms = consumer_quota_checkpoint_ms(bq);
     if (quota_ms < look_ms) look_ms = quota_ms;
-    if (state == LOG_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
+    if (state == WAL_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
-    log_stats(bq->log, &stats);
-    if (stats.full || stats.bytes > bq->log_max_bytes / 2) consumers_skim(bq);
-    bool grown = stats.written_bytes - bq->checkpoint_written >= bq->log_segment_bytes;
+    wal_stats(bq->wal, &stats);
+    if (stats.full || stats.bytes > bq->wal_max_bytes / 2) consumers_skim(bq);
+    bool grown = stats.written_bytes - bq->checkpoint_written >= bq->wal_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     bool seen = bq->consumers.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
     if (!grown && !old && !seen && !stats.full && quota_ms == UINT64_MAX) return;
@@ -435,8 +435,8 @@ static void checkpoint_when_due(bq_t *bq) {
     uint64_t keep_from;
     uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     if (!bytes) return;
-    bool makes_room = keep_from > stats.keep_from; /* else a full log would write one after another, for nothing, for days */
-    if ((grown || old || seen || makes_room) && log_checkpoint(bq->log, bq->dispatched_lsn, bytes, size, keep_from) == BQ_OK) {
+    bool makes_room = keep_from > stats.keep_from; /* else a full WAL would write one after another, for nothing, for days */
+    if ((grown || old || seen || makes_room) && wal_checkpoint(bq->wal, bq->dispatched_lsn, bytes, size, keep_from) == BQ_OK) {
         if (keep_from > bq->consumers.kept_from) bq->consumers.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
         bq->checkpoint_ms = bq->now_ms;
@@ -447,31 +447,31 @@ static void checkpoint_when_due(bq_t *bq) {
 }
 
 void commit_begin(bq_t *bq) {
-    if (!bq->log) return;
+    if (!bq->wal) return;
     checkpoint_when_due(bq);
     if (BQ_UNLIKELY(timeline_waits(&bq->timeline)))
-        timeline_write(bq); /* a full log takes it later: a publish does not go before it */
+        timeline_write(bq); /* a full WAL takes it later: a publish does not go before it */
     reserve_ids(bq);
-    uint64_t gathered = log_gathered(bq->log);
-    if (!gathered || log_busy(bq->log)) return;
+    uint64_t gathered = wal_gathered(bq->wal);
+    if (!gathered || wal_busy(bq->wal)) return;
     if (!bq->commit_due_ms)
-        bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->log_flush_ms : LAZY_COMMIT_MS);
-    else if (bq->commit_wanted && bq->now_ms + bq->log_flush_ms < bq->commit_due_ms)
-        bq->commit_due_ms = bq->now_ms + bq->log_flush_ms;
-    bool full = bq->log_waiters || gathered >= bq->log_batch_bytes / 2;
+        bq->commit_due_ms = bq->now_ms + (bq->commit_wanted ? bq->wal_flush_ms : LAZY_COMMIT_MS);
+    else if (bq->commit_wanted && bq->now_ms + bq->wal_flush_ms < bq->commit_due_ms)
+        bq->commit_due_ms = bq->now_ms + bq->wal_flush_ms;
+    bool full = bq->wal_waiters || gathered >= bq->wal_batch_bytes / 2;
     if (!full && !bq->stopping && bq->now_ms < bq->commit_due_ms) return;
-    if (!log_commit(bq->log)) return;
+    if (!wal_commit(bq->wal)) return;
     bq->commit_due_ms = 0;
     bq->commit_wanted = false;
-    log_waiters_resume(bq);
+    wal_waiters_resume(bq);
 }
 
 int64_t commit_due_ms(bq_t *bq) {
-    if (!bq->log) return -1;
-    if (bq->pending && bq->pending->lsn <= log_durable(bq->log)) return 0; /* it waits for the next turn alone */
-    int64_t otherwise = log_state(bq->log) == LOG_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
+    if (!bq->wal) return -1;
+    if (bq->pending && bq->pending->lsn <= wal_durable(bq->wal)) return 0; /* it waits for the next turn alone */
+    int64_t otherwise = wal_state(bq->wal) == WAL_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
     if (bq->commits_left) return 0;
-    if (!log_gathered(bq->log) || log_busy(bq->log)) return otherwise; /* busy: its end wakes the core */
+    if (!wal_gathered(bq->wal) || wal_busy(bq->wal)) return otherwise; /* busy: its end wakes the core */
     return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
 }
 
@@ -481,11 +481,11 @@ static void wake_core(void *context) { poll_wake_signal(&((bq_t *)context)->comm
 
 static void show_progress(void *context, uint64_t done, uint64_t total) {
     bq_t *bq = context;
-    atomic_store_explicit(&bq->log_progress, total ? (uint32_t)(done * 1000 / total) : 1000, memory_order_relaxed);
+    atomic_store_explicit(&bq->wal_progress, total ? (uint32_t)(done * 1000 / total) : 1000, memory_order_relaxed);
 }
 
-static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_t *to) {
-    *to = (bq_log_report_t){.records = from->records,
+static void report_fill(const bq_t *bq, const wal_report_t *from, bq_wal_report_t *to) {
+    *to = (bq_wal_report_t){.records = from->records,
                             .bytes = from->bytes,
                             .segments = from->segments,
                             .torn_bytes = from->torn_bytes,
@@ -504,13 +504,13 @@ static void report_fill(const bq_t *bq, const log_report_t *from, bq_log_report_
                             .strange_files = from->strange_files};
 }
 
-int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report) {
+int commit_open(bq_t *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report) {
     int error = 0;
-    log_report_t found = {0};
+    wal_report_t found = {0};
     storage_t *storage = storage_posix(directory, &error);
-    *report = (bq_log_report_t){.error = -error};
+    *report = (bq_wal_report_t){.error = -error};
     if (!storage) return BQ_E_SYSTEM;
-    log_config_t log_config = {.max_bytes = config->max_bytes,
+    wal_config_t wal_config = {.max_bytes = config->max_bytes,
                                .reserve_bytes = config->reserve_bytes,
                                .segment_bytes = config->segment_bytes,
                                .batch_bytes_max = config->batch_bytes,
@@ -518,18 +518,18 @@ int commit_open(bq_t *bq, const char *directory, const bq_log_config_t *config, 
                                .no_sync = config->no_sync,
                                .wake = wake_core,
                                .wake_context = bq};
-    int opened = log_open(&bq->log, storage, &log_config, consumer_restore, bq, &found, show_progress);
+    int opened = wal_open(&bq->wal, storage, &wal_config, consumer_restore, bq, &found, show_progress);
     if (opened < 0) {
-        bq->log = NULL;
+        bq->wal = NULL;
         report->error = errno;
         return opened;
     }
-    bq->log_flush_ms = config->flush_interval_ms;
-    bq->log_batch_bytes = config->batch_bytes;
-    bq->log_segment_bytes = config->segment_bytes;
-    bq->log_max_bytes = config->max_bytes;
+    bq->wal_flush_ms = config->flush_interval_ms;
+    bq->wal_batch_bytes = config->batch_bytes;
+    bq->wal_segment_bytes = config->segment_bytes;
+    bq->wal_max_bytes = config->max_bytes;
     ids_go_on(bq, &found);
-    bq->dispatched_lsn = log_durable(bq->log);
+    bq->dispatched_lsn = wal_durable(bq->wal);
     bq->found_lsn = found.next_lsn - 1;
     consumer_restored(bq);
     reserve_first_ids(bq);
@@ -542,19 +542,19 @@ static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
     bq->consumers.last_checkpoint = true;
-    bool none = log_state(bq->log) == LOG_E_FAILED || checkpoint_would_lie(bq);
+    bool none = wal_state(bq->wal) == WAL_E_FAILED || checkpoint_would_lie(bq);
     uint8_t *bytes = none ? NULL : consumers_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;
-         bytes && tries < 100 && log_checkpoint(bq->log, bq->dispatched_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
+         bytes && tries < 100 && wal_checkpoint(bq->wal, bq->dispatched_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
         poll_sleep_ms(10); /* one is being written */
     free(bytes);
 }
 
 void commit_close(bq_t *bq) {
-    if (!bq->log) return;
+    if (!bq->wal) return;
     while (bq->pending) pending_let_go(bq, bq->pending, topic_now(bq, bq->pending), false);
     checkpoint_last(bq);
-    log_note(bq->log, bq->next_message_id, false);
-    log_close(bq->log);
-    bq->log = NULL;
+    wal_note(bq->wal, bq->next_message_id, false);
+    wal_close(bq->wal);
+    bq->wal = NULL;
 }

@@ -1,6 +1,6 @@
 /* broker/commit.h: what waits for the disk: QoS 1 publishes and the answers to durable requests, in LSN order.
  *
- * Invariant: nothing leaves this queue before log_durable has passed its LSN, and all that does leaves in LSN order:
+ * Invariant: nothing leaves this queue before wal_durable has passed its LSN, and all that does leaves in LSN order:
  * replies to publishers and deliveries to subscribers begin after the same fdatasync.
  */
 #ifndef BQ_COMMIT_H
@@ -49,7 +49,7 @@ static inline message_t pending_message(const pending_commit_t *pending) { /* of
     return message;
 }
 
-/* What LOG_PUBLISH records begin with; topic, payload and properties follow. */
+/* What WAL_PUBLISH records begin with; topic, payload and properties follow. */
 typedef struct publish_record {
     uint64_t id, timestamp_ms, ttl_ms;
     uint64_t mono_ms; /* of the process that wrote it: what was left of the ttl is known while `run` is the same */
@@ -59,11 +59,11 @@ typedef struct publish_record {
 } publish_record_t;
 
 /* Of a record with this flag the properties are a letter_record_t: a dead letter of a short message is hardly larger than it was, so
- * that a log full of such can be emptied. The topic is the letter's without what comes in front. */
+ * that a WAL full of such can be emptied. The topic is the letter's without what comes in front. */
 #define PUBLISH_LETTER 1u
 typedef struct letter_record {
     uint64_t id;               /* of the message it was */
-    uint32_t deliveries, over; /* over: because of its consumer's quota of the log */
+    uint32_t deliveries, over; /* over: because of its consumer's quota of the WAL */
 } letter_record_t;
 
 enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
@@ -72,7 +72,7 @@ enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
                                    const char **why);
 struct letter;
-/* Log a dead letter and hold it; letter_written says what came of it. Its LSN, or what log_append says. */
+/* Log a dead letter and hold it; letter_written says what came of it. Its LSN, or what wal_append says. */
 int64_t commit_letter(struct bq *bq, const struct letter *letter);
 /* The same for subscribers of QoS 0 alone: it is not logged. False: no memory. */
 bool commit_letter_follow(struct bq *bq, const struct letter *letter);
@@ -91,9 +91,9 @@ bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, u
 void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
 void commit_end(struct bq *bq);   /* stopping, in time's name: QoS 0 publishes do not wait for a disk any longer */
 void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
-int commit_open(struct bq *bq, const char *directory, const bq_log_config_t *config, bq_log_report_t *report);
+int commit_open(struct bq *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);
 int64_t commit_due_ms(struct bq *bq);            /* milliseconds to the next commit that only waits for time; -1: none */
-void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the log, drop what is pending */
+void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the WAL, drop what is pending */
 const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
 
 #endif

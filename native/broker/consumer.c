@@ -77,7 +77,7 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
 }
 
 /* What is in flight and as much again, so that acknowledgements find the next ones ready. A consumer that is not durable has no
- * log to read the rest from: its window is its queue, as long as any other. */
+ * WAL to read the rest from: its window is its queue, as long as any other. */
 bool consumer_has_room(const bq_t *bq, const consumer_t *consumer, uint32_t size) {
     if (consumer->window_count && budget_over(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (consumer->member_count > 1 ? consumer->member_count + 1 : 2);
@@ -262,13 +262,13 @@ connection_t *consumer_turn(consumer_t *consumer) {
     return NULL;
 }
 
-/* One record says how far a consumer has got, however many acks that were. False: the log takes nothing more now. */
-static bool floor_log(bq_t *bq, consumer_t *consumer) {
+/* One record says how far a consumer has got, however many acks that were. False: the WAL takes nothing more now. */
+static bool floor_append(bq_t *bq, consumer_t *consumer) {
     if (!consumer->durable || consumer->settled == consumer->settled_logged || consumer->floor_lsn <= consumer->floor_logged)
         return true;
     uint64_t ack[2] = {consumer->id, consumer->floor_lsn};
-    log_part_t part = {ack, sizeof ack};
-    int64_t lsn = log_append(bq->log, LOG_ACK, 0, &part, 1, LOG_URGENT);
+    wal_part_t part = {ack, sizeof ack};
+    int64_t lsn = wal_append(bq->wal, WAL_ACK, 0, &part, 1, WAL_URGENT);
     if (lsn < 0) return false;
     consumer->floor_logged = consumer->floor_lsn;
     consumer->settled_logged = consumer->settled;
@@ -277,10 +277,10 @@ static bool floor_log(bq_t *bq, consumer_t *consumer) {
 }
 
 /* What was settled since the newest floor on disk, and what is in flight, would come again after a crash: two windows of that
- * and no more. True: the next one waits for the commit that this asks for. A log that takes nothing holds nobody up. */
+ * and no more. True: the next one waits for the commit that this asks for. A WAL that takes nothing holds nobody up. */
 static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
-    if (!consumer->durable || log_state(bq->log)) return false;
-    uint64_t durable = log_durable(bq->log);
+    if (!consumer->durable || wal_state(bq->wal)) return false;
+    uint64_t durable = wal_durable(bq->wal);
     if (durable >= consumer->waited_lsn) { /* a record only when it is durable: newer ones follow each other without end */
         consumer->settled_safe = consumer->waited_settled;
         consumer->waited_lsn = consumer->floor_record_lsn;
@@ -328,7 +328,7 @@ bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pend
     for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
         member->connection->dispatch_mark = pending->lsn;
     consumer->enqueued++;
-    if (consumer->behind) { /* it is in the log, at next_lsn or later */
+    if (consumer->behind) { /* it is in the WAL, at next_lsn or later */
         consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
@@ -361,7 +361,7 @@ void consumer_pump_all(bq_t *bq) {
         consumer_pump_never(bq, consumer);
         bq->stats.work += WORK_DELIVERY;
         pump(bq, consumer);
-        if (!floor_log(bq, consumer)) consumer_pump_later(bq, consumer); /* the log is full for now: after the next commit */
+        if (!floor_append(bq, consumer)) consumer_pump_later(bq, consumer); /* the WAL is full for now: after the next commit */
     }
 }
 
@@ -435,8 +435,8 @@ void consumer_timeout(bq_t *bq, delivery_t *delivery) {
     }
 }
 
-/* Nobody is there: what is in the log need not be in memory. It is read back when a client comes, marked as far as it was sent. What has
- * been given up stays, for its dead letter is on the way. What came before the consumer was durable may no longer be in the log: that
+/* Nobody is there: what is in the WAL need not be in memory. It is read back when a client comes, marked as far as it was sent. What has
+ * been given up stays, for its dead letter is on the way. What came before the consumer was durable may no longer be in the WAL: that
  * ends with the last connection, as it would have. */
 void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
     consumer_read_abandon(bq, consumer); /* what it brings would come before what is given back here */

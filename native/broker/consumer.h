@@ -1,16 +1,16 @@
 /* broker/consumer.h: a QoS 1 subscription or a queue group: whom it is for, what it has given out, what has been acknowledged.
  *
- *      log    ... [ack'ed ............][floor][d] [d] [d] [d] ............................. next LSN
+ *      WAL    ... [ack'ed ............][floor][d] [d] [d] [d] ............................. next LSN
  *                                             \_______window________/ ^next_lsn: read back from here while `behind`
  *
- * A consumer holds a window of deliveries in LSN order. What does not fit the window of a durable consumer stays in the log
+ * A consumer holds a window of deliveries in LSN order. What does not fit the window of a durable consumer stays in the WAL
  * and is read back when there is room: an absent client costs disk, not memory. Others drop, as their policy says.
  *
  * Invariants: every message up to floor_lsn is acknowledged, expired or given up; every later one that matches is in the
- * window, or, while `behind`, in the log at next_lsn or later. A delivery is first sent in LSN order, and stands in its member's
+ * window, or, while `behind`, in the WAL at next_lsn or later. A delivery is first sent in LSN order, and stands in its member's
  * output queue at most once. Only the floor is logged: what was acknowledged above it comes again after a crash, as far as no
  * checkpoint tells (broker/consumer_history.c): duplicates, never a loss, and no more than two windows of them, because sending waits for the
- * log there (out of order they may be more: the floor waits for the gap to close).
+ * WAL there (out of order they may be more: the floor waits for the gap to close).
  */
 #ifndef BQ_CONSUMER_H
 #define BQ_CONSUMER_H
@@ -56,7 +56,7 @@ typedef struct handing {
 typedef struct holder {
     struct holder *next;
     uint64_t id;           /* from the same numbers as consumers' ids: what ended an older one of that name does not end it */
-    uint64_t record_lsn;   /* its record in the log */
+    uint64_t record_lsn;   /* its record in the WAL */
     consumer_owner_t *key; /* where it is counted */
     uint64_t hash;
     uint32_t size;
@@ -84,7 +84,7 @@ typedef struct delivery {
     bool killed;                   /* the connection that was handed it last ended */
     bool alone;                    /* its member gets nothing else meanwhile */
     bool given_up;                 /* not sent any more: see broker/dead_letter.h */
-    bool over;                     /* because of the quota of the log: see broker/consumer_quota.h */
+    bool over;                     /* because of the quota of the WAL: see broker/consumer_quota.h */
     bool letter_waits;             /* in line to be logged */
     struct pending_commit *letter; /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
@@ -119,7 +119,7 @@ typedef struct consumer {
     member_t *members, *turn;         /* turn: who is served next */
     holder_t *holders;                /* one of a durable subscription, at least one of a durable group; NULL: not durable */
     delivery_t *head, *tail, *cursor; /* the window; cursor: where to look for the next to send, NULL: nowhere */
-    uint64_t id;                      /* of a durable one, for the log */
+    uint64_t id;                      /* of a durable one, for the WAL */
     uint64_t floor_lsn, floor_logged;
     uint64_t next_lsn;     /* while behind */
     uint64_t doubtful_lsn; /* after a restart: up to here it may have been sent before */
@@ -148,11 +148,11 @@ typedef struct consumer {
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
     uint64_t floor_record_lsn;           /* of the newest floor logged */
     uint64_t waited_lsn, waited_settled; /* of an older one, whose commit is waited for */
-    uint64_t behind_messages, behind_bytes; /* that wait for it in the log, at next_lsn or later */
+    uint64_t behind_messages, behind_bytes; /* that wait for it in the WAL, at next_lsn or later */
     uint64_t behind_stamp_ms;               /* wall clock of the oldest of them, or of one before it; 0: not known */
     bool behind_unsure;                     /* a restart has lost count: they are at most so many */
     uint64_t seen_wall_ms, seen_ms;         /* when its last connection left it, by the wall clock and by T; 0: not known */
-    uint64_t quota_lsn;                     /* what lies before this is over its quota of the log */
+    uint64_t quota_lsn;                     /* what lies before this is over its quota of the WAL */
     uint64_t over_untold, over_first_id, over_last_id; /* of such, those that Python has not been told of */
     uint64_t over_told_ms, over_quota, dropped_session_log;
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
@@ -168,7 +168,7 @@ static inline const uint8_t *consumer_group(const consumer_t *consumer) {
 /* A group's durable client_ids: each is compared at a SUB, and each costs a line of every checkpoint. */
 #define GROUP_HOLDERS_MAX 1024u
 
-#define CONSUMER_SLOTS LOG_READS_MAX
+#define CONSUMER_SLOTS WAL_READS_MAX
 
 /* One reader and the block it has read last: see broker/consumer_read.c. */
 typedef struct reader {
@@ -190,7 +190,7 @@ typedef struct consumers {
     uint32_t count;
     uint32_t group_holders;    /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
     uint64_t next_id;          /* of the newest consumer or holder */
-    uint64_t kept_from;        /* as the newest checkpoint says: the log has let go of what is older */
+    uint64_t kept_from;        /* as the newest checkpoint says: the WAL has let go of what is older */
     consumer_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
     uint32_t table_size;
     handing_t **flight; /* hash table of who may acknowledge what */
@@ -210,9 +210,9 @@ typedef struct consumers {
     consumer_owner_t *owners[OWNER_CHAINS];
     consumer_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
     uint64_t expire_due_ms;
-    consumer_t *quota_next; /* the same for those over their quota of the log */
+    consumer_t *quota_next; /* the same for those over their quota of the WAL */
     uint64_t quota_due_ms, quota_cut_lsn, quota_looked_lsn, quota_step_lsn;
-    bool quota_tight;  /* the log is more than half full, and somebody may be over the quota */
+    bool quota_tight;  /* the WAL is more than half full, and somebody may be over the quota */
     uint64_t begun_ms; /* T at the start, once it is known */
     bool seen_changed; /* who is connected to what, since the last checkpoint */
     uint64_t replayed_messages, replayed_bytes, replayed_stamp_ms; /* at the start: publishes behind the checkpoint */
@@ -242,25 +242,25 @@ void consumer_ack(struct bq *bq, struct connection *connection, uint64_t id);
 void consumer_leave_one(struct bq *bq, struct connection *connection); /* the first of those it is in */
 void consumer_leave_all(struct bq *bq, struct connection *connection);
 
-/* A message has become durable: take it into the window, or note that it is in the log. */
+/* A message has become durable: take it into the window, or note that it is in the WAL. */
 bool consumer_offer(struct bq *bq, consumer_t *consumer,
                     const struct pending_commit *pending); /* false: it finds no room in memory */
 struct connection *consumer_turn(consumer_t *consumer);    /* the group's next live member; NULL: none */
 
 void consumer_timeout(struct bq *bq, delivery_t *delivery);
 void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
-void consumer_pump_all(struct bq *bq);               /* log what was settled, send what can be sent, fetch what is missing */
+void consumer_pump_all(struct bq *bq);               /* WAL what was settled, send what can be sent, fetch what is missing */
 void consumers_skim(struct bq *bq);                  /* absent ones let go of what has expired */
 void consumers_aged(struct bq *bq, uint64_t ms);     /* what was found at the start is so much older than was known */
 uint32_t
 consumers_missed(struct bq *bq,
                  const struct pending_commit *pending); /* a message could not be offered: durable consumers read it back later */
-void consumer_read_finished(struct bq *bq, const log_read_t *read);
+void consumer_read_finished(struct bq *bq, const wal_read_t *read);
 void consumer_reads_turn(struct bq *bq);             /* those in line for a reader */
 uint64_t consumer_reads_due_ms(const struct bq *bq); /* when that is due; UINT64_MAX: never */
 
 /* Recovery and checkpoints. */
-bool consumer_restore(void *context, const log_record_t *record); /* a log_visit; context: the bq */
+bool consumer_restore(void *context, const wal_record_t *record); /* a wal_visit; context: the bq */
 void consumer_restored(struct bq *bq);
 void consumers_go_on(struct bq *bq); /* all that was found at the start is durable now */
 uint8_t *consumers_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* malloc'ed; NULL: no memory */

@@ -27,10 +27,10 @@ static void end_append(bq_t *bq, consumer_end_t *end) {
     *at = end;
 }
 
-/* The whole of it. Its LSN, or what log_append says. */
+/* The whole of it. Its LSN, or what wal_append says. */
 static int64_t end_all(bq_t *bq, consumer_t *consumer) {
-    log_part_t part = {&consumer->id, sizeof consumer->id};
-    int64_t lsn = log_append(bq->log, LOG_CONSUMER_END, 0, &part, 1, true);
+    wal_part_t part = {&consumer->id, sizeof consumer->id};
+    int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, true);
     if (lsn <= 0) return lsn;
     members_part(bq, consumer);
     consumer_free(bq, consumer);
@@ -61,7 +61,7 @@ static int64_t end_holder(bq_t *bq, consumer_t *consumer, const uint8_t *client_
                                   .group_size = consumer->group_size,
                                   .client_id = identity,
                                   .client_id_size = found->size};
-    int64_t lsn = consumer_log_leave(bq, &request);
+    int64_t lsn = consumer_leave_append(bq, &request);
     *outcome = BQ_OUTCOME_UNAVAILABLE;
     if (lsn > 0) consumer_holders_end(bq, &request, UINT64_MAX, true);
     return lsn;
@@ -84,12 +84,12 @@ bool consumer_end_by_id(bq_t *bq, uint64_t seq, uint64_t id, const uint8_t *clie
     return true;
 }
 
-static bool on_disk(const bq_t *bq, const consumer_end_t *end) { return !end->lsn || log_durable(bq->log) >= end->lsn; }
+static bool on_disk(const bq_t *bq, const consumer_end_t *end) { return !end->lsn || wal_durable(bq->wal) >= end->lsn; }
 
 void consumer_end_turn(bq_t *bq) {
     consumer_end_t *end;
     while ((end = bq->consumers.ending)) {
-        bool lost = !on_disk(bq, end) && log_state(bq->log) == LOG_E_FAILED;
+        bool lost = !on_disk(bq, end) && wal_state(bq->wal) == WAL_E_FAILED;
         if (!on_disk(bq, end) && !lost) return;
         enum bq_outcome outcome = lost ? BQ_OUTCOME_UNAVAILABLE : end->outcome;
         if (!event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMER_ENDED, .seq = end->seq, .code = (uint16_t)outcome})) return;

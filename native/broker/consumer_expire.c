@@ -15,7 +15,7 @@
 /* ---- since when ------------------------------------------------------------------------------------------------------------ */
 
 void consumer_seen(bq_t *bq, consumer_t *consumer) {
-    if (!consumer->durable || !bq->log) return;
+    if (!consumer->durable || !bq->wal) return;
     consumer->seen_ms = timeline_now_ms(bq);
     bq->consumers.seen_changed = true;
 }
@@ -60,11 +60,11 @@ static bool over(const bq_t *bq, const consumer_t *consumer) {
     return away_ms != UINT64_MAX && away_ms >= bq->config.session_expiry_ms;
 }
 
-/* False: the log takes nothing now, or there is no room to say so. */
+/* False: the WAL takes nothing now, or there is no room to say so. */
 static bool expire(bq_t *bq, consumer_t *consumer) {
     if (!event_room(bq)) return false;
-    log_part_t part = {&consumer->id, sizeof consumer->id};
-    if (log_append(bq->log, LOG_CONSUMER_END, 0, &part, 1, LOG_URGENT) <= 0) return false;
+    wal_part_t part = {&consumer->id, sizeof consumer->id};
+    if (wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, WAL_URGENT) <= 0) return false;
     bq->commit_wanted = true;
     bq->stats.sessions_expired++;
     event_consumer(bq, BQ_EV_CONSUMER_EXPIRED, consumer, NULL, 0);
@@ -94,7 +94,7 @@ static bool may_begin(bq_t *bq) {
 
 void consumers_expire(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
-    if (!bq->log || !may_begin(bq)) return;
+    if (!bq->wal || !may_begin(bq)) return;
     if (bq->now_ms < consumers->expire_due_ms) return;
     if (!consumers->expire_next) consumers->expire_next = consumers->all;
     uint32_t ends = 0;
@@ -108,5 +108,5 @@ void consumers_expire(bq_t *bq) {
 }
 
 uint64_t consumers_expire_due_ms(const bq_t *bq) {
-    return bq->log && bq->config.session_expiry_ms && bq->consumers.begun_ms ? bq->consumers.expire_due_ms : UINT64_MAX;
+    return bq->wal && bq->config.session_expiry_ms && bq->consumers.begun_ms ? bq->consumers.expire_due_ms : UINT64_MAX;
 }

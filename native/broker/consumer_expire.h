@@ -4,7 +4,7 @@
  * A checkpoint keeps it. What came after the last one is lost by a kill: checkpoints follow the coming and going of clients within
  * SEEN_CHECKPOINT_MS, and nothing expires in the first EXPIRE_GRACE_MS after a start, so that clients come back first.
  *
- * Invariant: a consumer with a connection does not expire. Its end is in the log before it is gone.
+ * Invariant: a consumer with a connection does not expire. Its end is in the WAL before it is gone.
  */
 #ifndef BQ_CONSUMER_EXPIRE_H
 #define BQ_CONSUMER_EXPIRE_H

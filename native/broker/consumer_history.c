@@ -1,7 +1,7 @@
-/* broker/consumer_history.c: what is remembered of deliveries when the window goes back to the log, so that what was acknowledged out of order
+/* broker/consumer_history.c: what is remembered of deliveries when the window goes back to the WAL, so that what was acknowledged out of order
  * stays acknowledged, and tries stay counted.
  *
- *      log     [floor] d1 ack d2 ack ack d3 | d4 d5 ...          past: d1, d2, d3 with their tries, up to `end_lsn` (|)
+ *      WAL     [floor] d1 ack d2 ack ack d3 | d4 d5 ...          past: d1, d2, d3 with their tries, up to `end_lsn` (|)
  *
  * Invariant: up to end_of, whatever is neither in the window nor an entry that is still to be read back has been settled. There are no
  * more entries than deliveries were in the window when it was left.

@@ -4,7 +4,7 @@
 
 #include "broker/consumer.h"
 
-/* Of those in the log alone it is known how many they are and how large, so that an operator can be told. */
+/* Of those in the WAL alone it is known how many they are and how large, so that an operator can be told. */
 static inline void consumer_behind_add(consumer_t *consumer, uint32_t size, uint64_t stamp_ms) {
     consumer->behind_messages++;
     consumer->behind_bytes += size;
@@ -25,15 +25,15 @@ void consumer_pump_later(struct bq *bq, consumer_t *consumer); /* at the end of 
 void consumer_pump_never(struct bq *bq, consumer_t *consumer);
 void consumer_floor_update(struct bq *bq, consumer_t *consumer);
 void consumer_fall_behind(struct bq *bq, consumer_t *consumer,
-                          uint64_t lsn); /* durable ones: it is in the log at `lsn` or later */
+                          uint64_t lsn); /* durable ones: it is in the WAL at `lsn` or later */
 bool consumer_has_room(const struct bq *bq, const consumer_t *consumer, uint32_t size);
-void consumer_window_leave(struct bq *bq, consumer_t *consumer); /* the window of a durable consumer goes back to the log */
+void consumer_window_leave(struct bq *bq, consumer_t *consumer); /* the window of a durable consumer goes back to the WAL */
 delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick);                          /* NULL: no memory */
 void delivery_recall(struct bq *bq, delivery_t *delivery, const past_entry_t *entry); /* it had been in the window before */
 void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
-void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the log */
+void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the WAL */
 void delivery_wait(struct bq *bq, delivery_t *delivery); /* to be sent to whoever is next */
 void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that had been handed it has ended */
 
@@ -50,7 +50,7 @@ bool consumer_past_fill(const consumer_t *consumer, past_t *past, uint32_t count
 
 /* broker/consumer_read.c */
 bool consumer_read_on(struct bq *bq,
-                      consumer_t *consumer); /* more from the log, if there is room; true: there are new deliveries */
+                      consumer_t *consumer); /* more from the WAL, if there is room; true: there are new deliveries */
 struct publish_record;
 bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *record); /* false: no core wrote it */
 void consumer_read_abandon(struct bq *bq, consumer_t *consumer);
@@ -73,7 +73,8 @@ uint32_t consumer_holders_end(struct bq *bq, const consumer_request_t *request, 
 /* broker/consumer_store.c */
 #define CONSUMER_NEW_FLOOR UINT64_MAX /* it begins with its own record */
 /* Both return the record's LSN; 0 or less: it cannot be written now. */
-int64_t consumer_log(struct bq *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id, uint64_t floor_lsn);
-int64_t consumer_log_leave(struct bq *bq, const consumer_request_t *request);
+int64_t consumer_record_append(struct bq *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id,
+                               uint64_t floor_lsn);
+int64_t consumer_leave_append(struct bq *bq, const consumer_request_t *request);
 
 #endif

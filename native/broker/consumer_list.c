@@ -1,6 +1,6 @@
 /* broker/consumer_list.c: see broker/consumer_list.h.
  *
- * A row is told if its lag is at least what was asked for, or if it keeps more of the log than every one before it: so the one
+ * A row is told if its lag is at least what was asked for, or if it keeps more of the WAL than every one before it: so the one
  * that keeps most is always among the rows, whatever its lag.
  */
 #include "broker/consumer_internal.h"
@@ -33,9 +33,9 @@ uint64_t consumer_oldest_ms(const bq_t *bq, const consumer_t *consumer) {
     return bq->wall_ms > stamp_ms ? bq->wall_ms - stamp_ms : 0;
 }
 
-static uint64_t log_bytes_of(const consumer_t *consumer, const log_span_t *span) {
+static uint64_t wal_bytes_of(const consumer_t *consumer, const wal_span_t *span) {
     if (!consumer->durable || !span->count || (!consumer->head && !consumer->behind)) return 0;
-    return log_span_bytes(span, consumer->floor_lsn + 1);
+    return wal_span_bytes(span, consumer->floor_lsn + 1);
 }
 
 void consumer_counts(const bq_t *bq, consumer_counts_t *counts) {
@@ -106,12 +106,12 @@ static bool is_own(const consumer_t *consumer, const consumer_list_request_t *re
 
 /* ---- pages ----------------------------------------------------------------------------------------------------------------- */
 
-static void row_fill(const bq_t *bq, const consumer_t *consumer, const log_span_t *span, bq_consumer_row_t *row) {
+static void row_fill(const bq_t *bq, const consumer_t *consumer, const wal_span_t *span, bq_consumer_row_t *row) {
     *row = (bq_consumer_row_t){.id = consumer->id,
                                .conn = consumer->members ? consumer->members->connection->handle : 0,
                                .lag_messages = consumer_lag_messages(consumer),
                                .lag_bytes = consumer_lag_bytes(consumer),
-                               .log_bytes = log_bytes_of(consumer, span),
+                               .log_bytes = wal_bytes_of(consumer, span),
                                .oldest_ms = consumer_oldest_ms(bq, consumer),
                                .last_seen_ms = consumer->members ? bq->wall_ms : consumer->seen_wall_ms,
                                .away_ms = consumer_away_ms(bq, consumer),
@@ -170,8 +170,8 @@ static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint
     consumer_list_t *list = &bq->consumers.list;
     const connection_t *asker = request->conn ? connection_find(bq, request->conn) : NULL;
     uint32_t used = 0;
-    log_span_t span = {.count = 0};
-    if (bq->log) log_span(bq->log, &span);
+    wal_span_t span = {.count = 0};
+    if (bq->wal) wal_span(bq->wal, &span);
     for (uint32_t looked = 0; list->next && looked < PAGE_CONSUMERS && used + ROW_BYTES_MAX <= PAGE_BYTES; looked++) {
         const consumer_t *consumer = list->next;
         list->next = consumer->next;
@@ -179,8 +179,8 @@ static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint
         bq_consumer_row_t row;
         row_fill(bq, consumer, &span, &row);
         sums_add(&list->sums, &row);
-        if (row.lag_messages < request->lag_min && row.log_bytes <= list->log_bytes_max) continue;
-        if (row.log_bytes > list->log_bytes_max) list->log_bytes_max = row.log_bytes;
+        if (row.lag_messages < request->lag_min && row.log_bytes <= list->wal_bytes_max) continue;
+        if (row.log_bytes > list->wal_bytes_max) list->wal_bytes_max = row.log_bytes;
         used += row_write(out + used, &row, consumer);
     }
     return used;
@@ -211,8 +211,8 @@ void consumer_list_forget(bq_t *bq, const consumer_t *consumer) {
 BQ_APART bool event_consumer(bq_t *bq, uint16_t type, const consumer_t *consumer, const uint8_t *front, uint32_t front_size) {
     uint8_t data[FRONT_BYTES_MAX + ROW_BYTES_MAX];
     bq_consumer_row_t row;
-    log_span_t span;
-    log_span(bq->log, &span);
+    wal_span_t span;
+    wal_span(bq->wal, &span);
     row_fill(bq, consumer, &span, &row);
     if (front_size) memcpy(data, front, front_size);
     uint32_t size = front_size + row_write(data + front_size, &row, consumer);

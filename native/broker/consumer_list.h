@@ -15,7 +15,7 @@ struct consumer;
 typedef struct consumer_list {
     struct consumer *next; /* NULL: the walk is at its end */
     uint64_t seq;
-    uint64_t log_bytes_max; /* the largest so far: its row is told whatever its lag */
+    uint64_t wal_bytes_max; /* the largest so far: its row is told whatever its lag */
     bq_consumer_sums_t sums;
 } consumer_list_t;
 

@@ -11,7 +11,7 @@
 #define QUOTA_CONSUMERS 512u
 #define QUOTA_CHECKPOINT_MS 20u
 #define QUOTA_CHECKPOINT_CONSUMERS 100u /* in a millisecond: a checkpoint goes through all of them */
-#define QUOTA_LETTERS_MAX 32u           /* of one consumer that wait for the log */
+#define QUOTA_LETTERS_MAX 32u           /* of one consumer that wait for the WAL */
 #define QUOTA_TELL_MS 60000u            /* between two events about one consumer */
 
 static void count(bq_t *bq, consumer_t *consumer, uint64_t id) {
@@ -65,17 +65,17 @@ static void tell(bq_t *bq, consumer_t *consumer) {
     consumer->over_told_ms = bq->now_ms;
 }
 
-/* Where the cut is now; 0: nowhere, the log is not that large. It is looked for again when an eighth of the quota has been written. */
+/* Where the cut is now; 0: nowhere, the WAL is not that large. It is looked for again when an eighth of the quota has been written. */
 static uint64_t cut_now(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
-    log_span_t span;
-    log_span(bq->log, &span);
+    wal_span_t span;
+    wal_span(bq->wal, &span);
     uint64_t quota = bq->config.session_log_bytes, bytes = span.count ? span.bytes[0] : 0;
-    uint64_t cut_lsn = bytes > quota ? log_span_lsn(&span, quota) : 0;
+    uint64_t cut_lsn = bytes > quota ? wal_span_lsn(&span, quota) : 0;
     uint64_t records = span.count ? span.lsn[span.count] - (cut_lsn ? cut_lsn : span.lsn[0]) : 0;
     consumers->quota_step_lsn = records / QUOTA_STEPS + 1;
     consumers->quota_looked_lsn = bq->dispatched_lsn;
-    consumers->quota_tight = cut_lsn && bytes > bq->log_max_bytes / 2;
+    consumers->quota_tight = cut_lsn && bytes > bq->wal_max_bytes / 2;
     return cut_lsn;
 }
 
@@ -92,7 +92,7 @@ uint64_t consumer_quota_checkpoint_ms(const bq_t *bq) {
 
 void consumers_quota(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
-    if (!bq->log || !bq->config.session_log_bytes || bq->dispatched_lsn < bq->found_lsn) return;
+    if (!bq->wal || !bq->config.session_log_bytes || bq->dispatched_lsn < bq->found_lsn) return;
     if (!consumers->quota_next) {
         if (!look_due(bq)) return;
         consumers->quota_due_ms = bq->now_ms + QUOTA_LOOK_MS;
@@ -109,6 +109,6 @@ void consumers_quota(bq_t *bq) {
 }
 
 uint64_t consumers_quota_due_ms(const bq_t *bq) {
-    if (!bq->log || !bq->config.session_log_bytes) return UINT64_MAX;
+    if (!bq->wal || !bq->config.session_log_bytes) return UINT64_MAX;
     return bq->consumers.quota_next ? bq->now_ms : bq->consumers.quota_due_ms;
 }

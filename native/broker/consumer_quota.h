@@ -1,14 +1,14 @@
-/* broker/consumer_quota.h: how much of the log one durable consumer may keep from being deleted.
+/* broker/consumer_quota.h: how much of the WAL one durable consumer may keep from being deleted.
  *
- *      log    [over the quota: let go ..........][cut][ session_log_bytes ..............................] end
+ *      WAL    [over the quota: let go ..........][cut][ session_log_bytes ..............................] end
  *             ^ floor of an absent consumer moves up to the cut
  *
- * The log cannot be shortened behind the oldest message that somebody has not acknowledged. So what counts is how far behind the end
- * of the log that message lies, not how many there are: one message nobody acknowledges would keep all that came after it. What lies
- * before the cut goes to the dead letters or is dropped, the oldest first, whether the consumer is absent or connected; of a full log,
+ * The WAL cannot be shortened behind the oldest message that somebody has not acknowledged. So what counts is how far behind the end
+ * of the WAL that message lies, not how many there are: one message nobody acknowledges would keep all that came after it. What lies
+ * before the cut goes to the dead letters or is dropped, the oldest first, whether the consumer is absent or connected; of a full WAL,
  * it is dropped where its letter finds no room.
  *
- * Invariant: a turn looks at QUOTA_CONSUMERS consumers at most. What is in the log alone is read by the readers, in their line.
+ * Invariant: a turn looks at QUOTA_CONSUMERS consumers at most. What is in the WAL alone is read by the readers, in their line.
  */
 #ifndef BQ_CONSUMER_QUOTA_H
 #define BQ_CONSUMER_QUOTA_H
@@ -20,7 +20,7 @@ struct consumer;
 struct delivery;
 
 void consumers_quota(struct bq *bq);
-/* While floors that the cut moves are what makes room in the log: how often a checkpoint may say so. UINT64_MAX: as ever. */
+/* While floors that the cut moves are what makes room in the WAL: how often a checkpoint may say so. UINT64_MAX: as ever. */
 uint64_t consumer_quota_checkpoint_ms(const struct bq *bq);
 uint64_t consumers_quota_due_ms(const struct bq *bq); /* UINT64_MAX: never */
 /* A message of this consumer lies before the cut. True: it is to be dropped, and has been counted as that. */

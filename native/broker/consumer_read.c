@@ -1,6 +1,6 @@
-/* broker/consumer_read.c: what did not fit the window of a durable consumer is read back from the log.
+/* broker/consumer_read.c: what did not fit the window of a durable consumer is read back from the WAL.
  *
- *      log      ....[..............block..............].......      a reader holds one block: the records from an LSN on
+ *      WAL      ....[..............block..............].......      a reader holds one block: the records from an LSN on
  *      consumer           next_lsn ^ goes on here when its window has room again
  *
  * A block is read once and kept until all consumers that go on in it have passed it. Consumers whose next record lies in a block that
@@ -167,7 +167,7 @@ static void read_start(bq_t *bq, reader_t *reader, consumer_t *consumer) {
         read_later(bq, consumer); /* others give their memory back */
         return;
     }
-    if (!buffer_fit(bq, reader, capacity) || log_read_start(bq->log, slot, consumer->next_lsn, reader->buffer, capacity) < 0) {
+    if (!buffer_fit(bq, reader, capacity) || wal_read_start(bq->wal, slot, consumer->next_lsn, reader->buffer, capacity) < 0) {
         read_failed(bq, consumer);
         return;
     }
@@ -191,7 +191,7 @@ static void line_serve(bq_t *bq, consumer_t *consumer) {
     if (reader) read_start(bq, reader, consumer);
 }
 
-/* Blocks that are held while memory is short go back to the log, but one. */
+/* Blocks that are held while memory is short go back to the WAL, but one. */
 static void blocks_squeeze(bq_t *bq) {
     reader_t *kept = NULL;
     for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++) {
@@ -282,7 +282,7 @@ static message_t message_of(const publish_record_t *record, const uint8_t *texts
     return message;
 }
 
-/* Over the consumer's quota of the log, and not to be a dead letter. */
+/* Over the consumer's quota of the WAL, and not to be a dead letter. */
 static bool take_dropped(bq_t *bq, consumer_t *consumer, uint64_t lsn, uint64_t id) {
     if (!consumer_quota_drops(bq, consumer, id)) return false;
     consumer->dropped_session_log++;
@@ -339,7 +339,7 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
     return TAKE_OK;
 }
 
-/* Items of log_read (see wal/wal.h) from read_at on, up to what was offered already: what lies behind will be offered. */
+/* Items of wal_read (see wal/wal.h) from read_at on, up to what was offered already: what lies behind will be offered. */
 static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *reader) {
     int dialect = filter_check(consumer->text, consumer->filter_size);
     while (consumer->read_at < reader->used) {
@@ -347,7 +347,7 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
         uint64_t lsn = load_u64(item);
         uint32_t size = load_u32(item + 8);
         if (lsn > bq->dispatched_lsn) break;
-        if (item[12] == LOG_PUBLISH && lsn >= consumer->next_lsn) {
+        if (item[12] == WAL_PUBLISH && lsn >= consumer->next_lsn) {
             enum take took = take_back(bq, consumer, dialect, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
                 consumer->next_lsn = lsn;
@@ -410,7 +410,7 @@ bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
 
 /* ---- what the read thread brings --------------------------------------------------------------------------------------------- */
 
-void consumer_read_finished(bq_t *bq, const log_read_t *read) {
+void consumer_read_finished(bq_t *bq, const wal_read_t *read) {
     reader_t *reader = &bq->consumers.readers[read->slot];
     consumer_t *consumer = reader->asker;
     reader->reading = false;
@@ -429,7 +429,7 @@ void consumer_read_finished(bq_t *bq, const log_read_t *read) {
     if (read->result > 0) return; /* it is in line, and finds the block */
     if (read->result == BQ_E_TOO_LARGE && read->used > reader->capacity) {
         consumer->read_bytes = read->used;
-    } else if (read->result == LOG_E_GONE && read->next_lsn > consumer->next_lsn) {
+    } else if (read->result == WAL_E_GONE && read->next_lsn > consumer->next_lsn) {
         bq->stats.lost_lsns += read->next_lsn - consumer->next_lsn; /* damaged on disk: counted and logged, never silent */
         consumer->next_lsn = read->next_lsn;
         line_leave(bq, consumer);

@@ -1,4 +1,4 @@
-/* broker/consumer_store.c: consumers in the log: their records, what a start restores of them, and what a checkpoint holds.
+/* broker/consumer_store.c: consumers in the WAL: their records, what a start restores of them, and what a checkpoint holds.
  *
  * Invariant: what is restored is what the records up to the checkpoint and those behind it say, whatever else they hold.
  */
@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-/* What LOG_CONSUMER records hold: a client_id that keeps a durable subscription or group, and all there is to know of that. Filter,
+/* What WAL_CONSUMER records hold: a client_id that keeps a durable subscription or group, and all there is to know of that. Filter,
  * client_id and group follow, and with form 1 a consumer_record_more. In checkpoints the client_ids of groups are in a section. */
 typedef struct consumer_record {
     uint64_t id;
@@ -36,37 +36,38 @@ static consumer_record_t record_of(const consumer_t *consumer, uint64_t floor_ls
                                .floored = floor_lsn > 0};
 }
 
-int64_t consumer_log(bq_t *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id, uint64_t floor_lsn) {
+int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id,
+                               uint64_t floor_lsn) {
     consumer_record_t record = record_of(consumer, floor_lsn == CONSUMER_NEW_FLOOR ? 0 : floor_lsn);
     consumer_record_more_t more = {.holder_id = holder->id};
     record.id = consumer_id;
     record.client_id_size = holder->size;
     record.qos = 1;
     record.floored = floor_lsn != CONSUMER_NEW_FLOOR;
-    log_part_t parts[] = {{&record, sizeof record},
+    wal_part_t parts[] = {{&record, sizeof record},
                           {consumer->text, consumer->filter_size},
                           {holder->client_id, holder->size},
                           {consumer_group(consumer), consumer->group_size},
                           {&more, sizeof more}};
-    return log_append(bq->log, LOG_CONSUMER, 0, parts, 5, LOG_URGENT);
+    return wal_append(bq->wal, WAL_CONSUMER, 0, parts, 5, WAL_URGENT);
 }
 
-/* What LOG_CONSUMER_LEAVE records hold: an UNSUB. Filter, client_id and group follow. */
+/* What WAL_CONSUMER_LEAVE records hold: an UNSUB. Filter, client_id and group follow. */
 typedef struct leave_record {
     uint64_t id_max; /* it ends no subscription that is newer */
     uint32_t filter_size, client_id_size, group_size, reserved;
 } leave_record_t;
 
-int64_t consumer_log_leave(bq_t *bq, const consumer_request_t *request) {
+int64_t consumer_leave_append(bq_t *bq, const consumer_request_t *request) {
     leave_record_t record = {.id_max = bq->consumers.next_id,
                              .filter_size = request->filter_size,
                              .client_id_size = request->client_id_size,
                              .group_size = request->group_size};
-    log_part_t parts[] = {{&record, sizeof record},
+    wal_part_t parts[] = {{&record, sizeof record},
                           {request->filter, request->filter_size},
                           {request->client_id, request->client_id_size},
                           {request->group, request->group_size}};
-    return log_append(bq->log, LOG_CONSUMER_LEAVE, 0, parts, 4, LOG_URGENT);
+    return wal_append(bq->wal, WAL_CONSUMER_LEAVE, 0, parts, 4, WAL_URGENT);
 }
 
 /* ---- recovery and checkpoints ---------------------------------------------------------------------------------------------- */
@@ -121,8 +122,8 @@ static consumer_t *consumer_load(bq_t *bq, const consumer_record_t *record, cons
     return consumer;
 }
 
-/* A LOG_CONSUMER record. False: no memory. */
-static bool record_load(bq_t *bq, const log_record_t *entry) {
+/* A WAL_CONSUMER record. False: no memory. */
+static bool record_load(bq_t *bq, const wal_record_t *entry) {
     consumer_record_t record;
     if (!consumer_read(entry->bytes, entry->size, &record)) return true;
     consumer_request_t request =
@@ -134,8 +135,8 @@ static bool record_load(bq_t *bq, const log_record_t *entry) {
     return consumer && holder_load(bq, consumer, request.client_id, request.client_id_size, more.holder_id, entry->lsn);
 }
 
-/* A LOG_CONSUMER_LEAVE record. */
-static void leave_load(bq_t *bq, const log_record_t *entry) {
+/* A WAL_CONSUMER_LEAVE record. */
+static void leave_load(bq_t *bq, const wal_record_t *entry) {
     leave_record_t leave;
     if (entry->size < sizeof leave) return;
     memcpy(&leave, entry->bytes, sizeof leave);
@@ -281,13 +282,13 @@ static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_
     return bytes;
 }
 
-static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
+static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
     checkpoint_head_t head;
     if (checkpoint->size < sizeof head) return true; /* no core's of any version: the records say what there is */
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
     if (head.next_message_id > bq->next_message_id)
-        bq->next_message_id = head.next_message_id; /* a start without the log may be ahead */
+        bq->next_message_id = head.next_message_id; /* a start without the WAL may be ahead */
     bq->ids_reserved = head.ids_reserved;
     bq->consumers.next_id = head.next_consumer_id;
     uint64_t at = sizeof head;
@@ -307,7 +308,7 @@ static bool checkpoint_load(bq_t *bq, const log_record_t *checkpoint) {
 }
 
 /* What a record of numbers holds; false: it is too short to be one. */
-static bool numbers_read(const log_record_t *entry, uint64_t *numbers, uint32_t count) {
+static bool numbers_read(const wal_record_t *entry, uint64_t *numbers, uint32_t count) {
     if (entry->size < count * sizeof *numbers) return false;
     memcpy(numbers, entry->bytes, count * sizeof *numbers);
     return true;
@@ -332,29 +333,29 @@ static void lag_restore(const bq_t *bq, consumer_t *consumer) {
 }
 
 /* A record that is not what its type says is passed over, as one of a later version is: the others are still good. */
-bool consumer_restore(void *context, const log_record_t *entry) {
+bool consumer_restore(void *context, const wal_record_t *entry) {
     bq_t *bq = context;
     publish_record_t publish;
     uint64_t numbers[2];
     consumer_t *consumer;
     switch (entry->type) {
     case 0: return checkpoint_load(bq, entry);
-    case LOG_PUBLISH:
+    case WAL_PUBLISH:
         if (!publish_read(entry->bytes, entry->size, &publish)) return true;
         if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
         timeline_restore_publish(bq, entry->lsn, &publish);
         replayed(bq, &publish, entry->size);
         return true;
-    case LOG_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
-    case LOG_IDS:
+    case WAL_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
+    case WAL_IDS:
         if (entry->size == sizeof *numbers && numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
         return true;
-    case LOG_CONSUMER: return record_load(bq, entry);
-    case LOG_CONSUMER_LEAVE: leave_load(bq, entry); return true;
-    case LOG_CONSUMER_END:
+    case WAL_CONSUMER: return record_load(bq, entry);
+    case WAL_CONSUMER_LEAVE: leave_load(bq, entry); return true;
+    case WAL_CONSUMER_END:
         if (numbers_read(entry, numbers, 1) && (consumer = consumer_by_id(bq, numbers[0]))) consumer_free(bq, consumer);
         return true;
-    case LOG_ACK:
+    case WAL_ACK:
         if (numbers_read(entry, numbers, 2) && (consumer = consumer_by_id(bq, numbers[0])) && numbers[1] > consumer->floor_lsn)
             consumer->floor_lsn = consumer->floor_logged = numbers[1];
         return true;
@@ -388,7 +389,7 @@ typedef struct durable_sums {
     uint64_t keep_from;                         /* the first LSN that one of them has not done with */
 } durable_sums_t;
 
-/* What the log has to keep for it. What it holds from before it was durable is in memory only. */
+/* What the WAL has to keep for it. What it holds from before it was durable is in memory only. */
 static uint64_t kept_floor(const consumer_t *consumer) {
     return consumer->floor_lsn + 1 < consumer->kept_lsn ? consumer->kept_lsn - 1 : consumer->floor_lsn;
 }

@@ -1,8 +1,8 @@
-/* broker/consumer_sweep.c: absent consumers let go of what has expired, so that it does not hold the log.
+/* broker/consumer_sweep.c: absent consumers let go of what has expired, so that it does not hold the WAL.
  *
- *      log    [expired][other topics][expired][first that is wanted] ...       an absent consumer's next_lsn moves up to there
+ *      WAL    [expired][other topics][expired][first that is wanted] ...       an absent consumer's next_lsn moves up to there
  *
- * Nobody reads for an absent client, so nobody would notice that its messages have expired. While the log is more than half full,
+ * Nobody reads for an absent client, so nobody would notice that its messages have expired. While the WAL is more than half full,
  * those whose client is away are read forward to the first message that is still wanted. That takes the readers of everyone else, in
  * their line (broker/consumer_read.c), and is done again only when that first message has expired too.
  */

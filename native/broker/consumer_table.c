@@ -323,20 +323,20 @@ static void attempt_undo(bq_t *bq, const attempt_t *attempt) {
     if (attempt->consumer && !attempt->consumer->members && !attempt->consumer->durable) consumer_free(bq, attempt->consumer);
 }
 
-/* Where the record says that it begins: with what has not been acknowledged and the log is sure to have. What is older stays in
+/* Where the record says that it begins: with what has not been acknowledged and the WAL is sure to have. What is older stays in
  * memory, as it was promised. */
-static uint64_t floor_to_log(bq_t *bq, consumer_t *consumer) {
+static uint64_t floor_to_wal(bq_t *bq, consumer_t *consumer) {
     uint64_t kept_from = consumer->kept_lsn;
     if (!consumer->durable && !consumer->behind) {
-        log_stats_t stats;
-        log_stats(bq->log, &stats);
+        wal_stats_t stats;
+        wal_stats(bq->wal, &stats);
         consumer_floor_update(bq, consumer);
         kept_from = stats.first_lsn > bq->consumers.kept_from ? stats.first_lsn : bq->consumers.kept_from;
     }
     return consumer->floor_lsn + 1 < kept_from ? kept_from - 1 : consumer->floor_lsn;
 }
 
-/* From here on its floor is in the log, at `floor_lsn`, as of the record at `lsn`. */
+/* From here on its floor is in the WAL, at `floor_lsn`, as of the record at `lsn`. */
 static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) {
     consumer->kept_lsn = floor_lsn + 1;
     consumer->floor_logged = floor_lsn;
@@ -355,8 +355,8 @@ static bool holder_begin(bq_t *bq, connection_t *connection, uint64_t seq, attem
     pending_commit_t *pending = holder ? commit_answer_new(bq, connection, seq, PENDING_SUBACK, consumer->text,
                                                            consumer->filter_size, consumer->group_size)
                                        : NULL;
-    uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_log(bq, consumer);
-    int64_t lsn = pending ? consumer_log(bq, consumer, holder, consumer_id, floor_lsn) : 0;
+    uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_wal(bq, consumer);
+    int64_t lsn = pending ? consumer_record_append(bq, consumer, holder, consumer_id, floor_lsn) : 0;
     if (lsn <= 0) {
         if (pending) commit_answer_drop(bq, pending);
         if (holder) holder_free(bq, holder);
@@ -440,7 +440,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     *remains = true;
     if (holds) return true;
     /* Another connection of a client_id that is not on disk yet waits for that too. */
-    bool unsure = holder && holder->record_lsn > log_durable(bq->log);
+    bool unsure = holder && holder->record_lsn > wal_durable(bq->wal);
     if (unsure && commit_answer(bq, connection, seq, holder->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
         return true;
     connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
@@ -448,7 +448,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     return true;
 }
 
-/* The log failed before the record was on disk: the client is told that it has no such subscription, so it has none. */
+/* The WAL failed before the record was on disk: the client is told that it has no such subscription, so it has none. */
 void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
     const uint8_t *text = held_bytes_at(pending);
     uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
@@ -511,10 +511,10 @@ static uint32_t memberships_end(bq_t *bq, connection_t *connection, const consum
 
 bool consumer_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool *ended,
                           bool *pending) {
-    *pending = request->client_id_size && bq->log && consumer_holders_end(bq, request, UINT64_MAX, false);
+    *pending = request->client_id_size && bq->wal && consumer_holders_end(bq, request, UINT64_MAX, false);
     if (*pending) {
         pending_commit_t *answer = commit_answer_new(bq, connection, seq, PENDING_REPLY, NULL, 0, 0);
-        int64_t lsn = answer ? consumer_log_leave(bq, request) : 0;
+        int64_t lsn = answer ? consumer_leave_append(bq, request) : 0;
         if (lsn <= 0) {
             if (answer) commit_answer_drop(bq, answer);
             return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
@@ -562,7 +562,7 @@ void consumers_release(bq_t *bq) {
     flight_release(bq);
     if (consumers->names) pool_give(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
     consumers->names = consumers->ids = NULL;
-    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after log_close: no read is under way */
+    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after wal_close: no read is under way */
         if (consumers->readers[slot].buffer)
             pool_give(&bq->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
 }

@@ -58,9 +58,9 @@ static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
     return topic->target_count || topic->grouped ? WANTED_BY_QOS0 : WANTED_BY_NOBODY;
 }
 
-/* ---- those that wait for the log ------------------------------------------------------------------------------------------ */
+/* ---- those that wait for the WAL ------------------------------------------------------------------------------------------ */
 
-/* In LSN order, over all consumers: the oldest is what keeps the log's oldest segment, so it has the first of whatever room there is. */
+/* In LSN order, over all consumers: the oldest is what keeps the WAL's oldest segment, so it has the first of whatever room there is. */
 static void line_join(bq_t *bq, delivery_t *delivery) {
     letters_t *letters = &bq->letters;
     delivery_t *before = letters->last;
@@ -113,8 +113,8 @@ static void drop(bq_t *bq, delivery_t *delivery) {
     delivery_dead(bq, delivery);
 }
 
-/* The oldest message that the log has to keep, if that is a letter in line: the log could let go of it, were it written or dropped. */
-static delivery_t *letter_that_keeps_the_log(const bq_t *bq) {
+/* The oldest message that the WAL has to keep, if that is a letter in line: the WAL could let go of it, were it written or dropped. */
+static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
     const consumer_t *oldest = NULL;
     for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         bool holds = consumer->durable && (consumer->head || consumer->behind);
@@ -126,29 +126,29 @@ static delivery_t *letter_that_keeps_the_log(const bq_t *bq) {
 /* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
 static void drop_oldest(bq_t *bq) {
     letters_t *letters = &bq->letters;
-    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    delivery_t *delivery = letter_that_keeps_the_wal(bq);
     if (!delivery) return;
     letters->drops = letters->drops ? 2 * letters->drops : 1;
     if (letters->drops > LETTER_DROPS_MAX) letters->drops = LETTER_DROPS_MAX;
     for (uint32_t i = 0; i < letters->drops && delivery; i++) {
         drop(bq, delivery);
-        delivery = letter_that_keeps_the_log(bq);
+        delivery = letter_that_keeps_the_wal(bq);
     }
     letters->patience_ms = LETTER_PATIENCE_NEXT_MS;
 }
 
-/* The first in line has been refused. A full log is given time. */
+/* The first in line has been refused. A full WAL is given time. */
 static void refused(bq_t *bq, int64_t error) {
     letters_t *letters = &bq->letters;
     letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
-                                    : error == LOG_E_FULL ? RETRY_FULL_MS
+                                    : error == WAL_E_FULL ? RETRY_FULL_MS
                                                           : RETRY_OTHER_MS);
-    if (!letters->patience_ms) letters->patience_ms = LETTER_PATIENCE_MS; /* the log was full before the first of them */
-    if (error == LOG_E_FULL && !letters->refused_ms)
+    if (!letters->patience_ms) letters->patience_ms = LETTER_PATIENCE_MS; /* the WAL was full before the first of them */
+    if (error == WAL_E_FULL && !letters->refused_ms)
         letters->refused_ms = bq->now_ms;
-    else if (error == LOG_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
+    else if (error == WAL_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
         drop_oldest(bq);
-    else if (error != LOG_E_FULL && error != BQ_E_AGAIN)
+    else if (error != WAL_E_FULL && error != BQ_E_AGAIN)
         letters->refused_ms = 0;
 }
 
@@ -158,9 +158,9 @@ static void taken(bq_t *bq, delivery_t *delivery) {
     bq->letters.drops = 0;
 }
 
-/* The log is full for the first in line. Behind it may be the one that keeps the log full: that goes before it. */
+/* The WAL is full for the first in line. Behind it may be the one that keeps the WAL full: that goes before it. */
 static bool overtaken(bq_t *bq, const delivery_t *first) {
-    delivery_t *delivery = letter_that_keeps_the_log(bq);
+    delivery_t *delivery = letter_that_keeps_the_wal(bq);
     if (!delivery || delivery == first) return false;
     const consumer_t *consumer = delivery->consumer;
     if (letter_try(bq, delivery) < 0) return false;
@@ -171,7 +171,7 @@ static bool overtaken(bq_t *bq, const delivery_t *first) {
 void letters_turn(bq_t *bq) {
     letters_t *letters = &bq->letters;
     if (!letters->first || bq->now_ms < letters->due_ms) return;
-    if (!bq->log || log_state(bq->log) != LOG_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
+    if (!bq->wal || wal_state(bq->wal) != WAL_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
     for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
         bq->stats.work += WORK_QOS1;
         delivery_t *delivery = letters->first;
@@ -180,9 +180,9 @@ void letters_turn(bq_t *bq) {
             continue;
         }
         int64_t error = letter_try(bq, delivery);
-        if (error == BQ_E_TOO_LARGE || (error == LOG_E_FULL && delivery->over)) { /* the quota is there to make room */
+        if (error == BQ_E_TOO_LARGE || (error == WAL_E_FULL && delivery->over)) { /* the quota is there to make room */
             drop(bq, delivery);
-        } else if (error == LOG_E_FULL && overtaken(bq, delivery)) {
+        } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {
             continue;
         } else if (error < 0) {
             refused(bq, error);

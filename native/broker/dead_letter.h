@@ -1,8 +1,8 @@
 /* broker/dead_letter.h: dead letters: messages that were delivered too often and go to `$dlq/<topic>`, as they were, with the reason beside them.
  *
  * Invariant: a delivery is settled as dead-lettered when its letter is on disk, or when there is nobody whose letter it would be.
- * Until then it is kept: an acknowledgement that comes after all settles it. One that finds no room in a log that stays full for
- * LETTER_PATIENCE_MS is dropped, and counted as such, if it is what keeps the log's oldest segment: else it could keep the log full for
+ * Until then it is kept: an acknowledgement that comes after all settles it. One that finds no room in a WAL that stays full for
+ * LETTER_PATIENCE_MS is dropped, and counted as such, if it is what keeps the WAL's oldest segment: else it could keep the WAL full for
  * ever by itself.
  */
 #ifndef BQ_LETTER_H
@@ -17,8 +17,8 @@ struct letter_record;
 
 #define LETTER_PREFIX "$dlq/"
 #define LETTER_PATIENCE_MS 30000u
-#define LETTER_PATIENCE_NEXT_MS 3000u /* once letters have been dropped, and the log is still full */
-#define LETTER_DROPS_MAX 64u          /* at one look at the log: one, then twice as many each time */
+#define LETTER_PATIENCE_NEXT_MS 3000u /* once letters have been dropped, and the WAL is still full */
+#define LETTER_DROPS_MAX 64u          /* at one look at the WAL: one, then twice as many each time */
 
 #define LETTER_PROPERTIES_BYTES_MAX (512u + TOPIC_BYTES_MAX)
 
@@ -33,16 +33,16 @@ uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_si
 /* The same of a letter that was logged, by the letter's topic. */
 uint32_t letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size, const struct letter_record *record);
 
-/* All that wait for the log. */
+/* All that wait for the WAL. */
 typedef struct letters {
     struct delivery *first, *last; /* in LSN order */
     uint64_t due_ms;               /* when they are tried again */
-    uint64_t refused_ms;           /* since when a full log has taken none of them; 0: it has, or has not been asked */
+    uint64_t refused_ms;           /* since when a full WAL has taken none of them; 0: it has, or has not been asked */
     uint64_t patience_ms;          /* how long that may last */
     uint32_t drops;                /* at the last look */
 } letters_t;
 
-void letter_send(struct bq *bq, struct delivery *delivery);   /* at the end of this turn, or when the log takes it */
+void letter_send(struct bq *bq, struct delivery *delivery);   /* at the end of this turn, or when the WAL takes it */
 void letter_forget(struct bq *bq, struct delivery *delivery); /* the delivery ends otherwise */
 void letter_written(struct bq *bq, struct delivery *delivery, bool durable);
 void letters_turn(struct bq *bq);

@@ -258,7 +258,7 @@ static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_
     return true;
 }
 
-/* One message that has been on disk first. Order is the log's, so it goes into the queues at once, as a run of its own; what it
+/* One message that has been on disk first. Order is the WAL's, so it goes into the queues at once, as a run of its own; what it
  * waits for has been waited for. Mostly its subscribers have it through their consumers: then nothing is encoded. */
 void publish_pending(bq_t *bq, topic_t *topic, const pending_commit_t *pending) {
     queue_run_t run;

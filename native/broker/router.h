@@ -1,6 +1,6 @@
 /* broker/router.h: from a topic to the connections that want it.
  *
- *      filters    "logs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
+ *      filters    "WALs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
  *      trie       levels of the wildcard filters, one root per dialect
  *      topics     a bounded cache: topic -> prefix of its Message frames, targets
  *

@@ -7,7 +7,7 @@
 #define TIMELINE_UNKNOWN INT64_MIN
 #define CORRECTION_MS_MIN 1000u /* less is rounding */
 
-/* What LOG_TIME records hold: T and the clocks at mono_ms of a run. */
+/* What WAL_TIME records hold: T and the clocks at mono_ms of a run. */
 typedef struct time_record {
     uint64_t run, mono_ms;
     timeline_mark_t mark;
@@ -141,7 +141,7 @@ static uint64_t time_by(const timeline_mark_t *mark, const bq_clock_t *clock) {
 
 static uint64_t later(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
-/* T starts at 1 in a new log: 0 stands for none. */
+/* T starts at 1 in a new WAL: 0 stands for none. */
 static uint64_t time_at_start(const timeline_t *line, const bq_clock_t *clock) {
     uint64_t time_ms = later(line->known_ms, 1);
     return later(time_ms, later(time_by(&line->last, clock), time_by(&line->synchronized, clock)));
@@ -197,8 +197,8 @@ int64_t timeline_write(bq_t *bq) {
     timeline_begin(bq);
     if (!line->due) return 0;
     time_record_t record = {.run = bq->run, .mono_ms = bq->now_ms, .mark = mark_now(bq)};
-    log_part_t part = {&record, sizeof record};
-    int64_t lsn = log_append(bq->log, LOG_TIME, 0, &part, 1, LOG_URGENT);
+    wal_part_t part = {&record, sizeof record};
+    int64_t lsn = wal_append(bq->wal, WAL_TIME, 0, &part, 1, WAL_URGENT);
     if (lsn < 0) return lsn;
     line->due = false;
     return 0;

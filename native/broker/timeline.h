@@ -20,7 +20,7 @@
 struct bq;
 struct publish_record;
 
-#define TIMELINE_RUNS_MAX 256u /* with records in the log; older ones are at least as old as the oldest of these */
+#define TIMELINE_RUNS_MAX 256u /* with records in the WAL; older ones are at least as old as the oldest of these */
 
 typedef struct timeline_run {
     uint64_t run;
@@ -46,7 +46,7 @@ typedef struct timeline {
     uint64_t clock_at_ms;
 } timeline_t;
 
-/* Recovery: what the log holds, in LSN order. Damaged or foreign bytes are passed over. */
+/* Recovery: what the WAL holds, in LSN order. Damaged or foreign bytes are passed over. */
 void timeline_restore(struct bq *bq, uint64_t lsn, const uint8_t *bytes, uint32_t size); /* a TIME record */
 void timeline_restore_publish(struct bq *bq, uint64_t lsn, const struct publish_record *record);
 void timeline_load(struct bq *bq, const uint8_t *bytes, uint64_t size); /* a checkpoint's section */
@@ -58,7 +58,7 @@ void timeline_section_write(struct bq *bq, uint8_t *out);
 void timeline_clock(struct bq *bq, const bq_clock_t *clock); /* what the clocks show now; begins the line at the first call */
 void timeline_begin(struct bq *bq);                          /* nobody has told what they show: then the time off is not known */
 
-/* Write the TIME record that is due, if any. 0, or what log_append says: no publish may go before it. */
+/* Write the TIME record that is due, if any. 0, or what wal_append says: no publish may go before it. */
 int64_t timeline_write(struct bq *bq);
 static inline bool timeline_waits(const timeline_t *line) { return !line->begun || line->due; }
 

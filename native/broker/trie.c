@@ -198,7 +198,7 @@ enum trie_outcome trie_match(const trie_t *trie, trie_walk_t *walk, const uint8_
             return TRIE_MORE;
         }
         (*units)--;
-        if (at > size) { /* every level of the topic is used up; `site/#` matches `site` itself, `logs.>` does not match `logs` */
+        if (at > size) { /* every level of the topic is used up; `site/#` matches `site` itself, `WALs.>` does not match `WALs` */
             if (node->here && !found(context, node->here)) return TRIE_FAILED;
             if (slash && node->rest && !found(context, node->rest)) return TRIE_FAILED;
             continue;

@@ -1,4 +1,4 @@
-/* any_disk.h: any bytes as the files of a log's directory: the first byte says how they are split and mended.
+/* any_disk.h: any bytes as the files of a WAL's directory: the first byte says how they are split and mended.
  *
  * Invariant: headers and records get right CRCs on request: without that nothing behind them would ever be reached.
  */
@@ -14,7 +14,7 @@ enum mend { MEND_HEADER = 1, MEND_RECORDS = 2, MEND_CHECKPOINT = 4, SPLIT = 8, O
 
 static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t how) {
     segment_header_t header = {
-        .log_id = 7, .number = number, .header_bytes = FORMAT_HEADER_ROOM, .segment_bytes = 8192, .batch_bytes = 4096};
+        .wal_id = 7, .number = number, .header_bytes = FORMAT_HEADER_ROOM, .segment_bytes = 8192, .batch_bytes = 4096};
     if (!(how & MEND_HEADER) || size < FORMAT_HEADER_ROOM) return;
     header.first_lsn = bytes[0] & 1 ? load_u64(bytes + 1) % 100 : 0;
     format_header_encode(bytes, &header);
@@ -33,7 +33,7 @@ static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t
 /* The header at the end says how long the file is; the first byte, whether there are others. */
 static void mend_end(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t how) {
     if (!(how & MEND_END) || size % 8 || size < FORMAT_HEADER_ROOM + 2 * FORMAT_END_BYTES) return;
-    segment_header_t header = {.log_id = 7,
+    segment_header_t header = {.wal_id = 7,
                                .number = number,
                                .header_bytes = FORMAT_HEADER_ROOM,
                                .segment_bytes = (uint32_t)size,
@@ -48,20 +48,20 @@ static void ledger_put(const uint8_t *data, size_t size, uint8_t how) {
     if (!(how & LEDGER) || size < 24) return;
     for (uint32_t slot = 0; slot < 2; slot++) {
         const uint8_t *bytes = data + size - 12 * (slot + 1);
-        ledger_t ledger = {.log_id = 7, .sequence = bytes[0], .active = bytes[1] % 8, .lsn = load_u32(bytes + 2)};
+        ledger_t ledger = {.wal_id = 7, .sequence = bytes[0], .active = bytes[1] % 8, .lsn = load_u32(bytes + 2)};
         ledger.created = ledger.active + bytes[6] % 3;
         ledger.flags = bytes[7] & 1;
         ledger.size_log2 = bytes[8] % 40;
         ledger.note = bytes[9];
         format_ledger_encode(slots + slot * FORMAT_LEDGER_SLOT, &ledger);
     }
-    sim_disk_put(disk, LOG_LOCK_NAME, slots, sizeof slots);
+    sim_disk_put(disk, WAL_LOCK_NAME, slots, sizeof slots);
 }
 
 static void mend_checkpoint(uint8_t *bytes, uint64_t size, uint8_t how) {
     if (!(how & MEND_CHECKPOINT) || size < FORMAT_CHECKPOINT_BYTES) return;
     checkpoint_header_t header = {
-        .log_id = 7, .generation = 1, .lsn = bytes[0], .keep_from = bytes[1], .size = (uint32_t)(size - FORMAT_CHECKPOINT_BYTES)};
+        .wal_id = 7, .generation = 1, .lsn = bytes[0], .keep_from = bytes[1], .size = (uint32_t)(size - FORMAT_CHECKPOINT_BYTES)};
     format_checkpoint_encode(bytes, &header);
     header.payload_crc = crc32_update(crc32_update(0, bytes, 48), bytes + FORMAT_CHECKPOINT_BYTES, header.size);
     format_checkpoint_encode(bytes, &header);

@@ -1,24 +1,24 @@
-/* fuzz_consumer.c: a stepped core with a log on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
+/* fuzz_consumer.c: a stepped core with a WAL on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
  * disk that fills and one that fails, between the steps of stepped.h.
  *
  * Invariant: as stepped.h says; and a core that starts again on what its disk holds starts, with ids above all it gave out
  * before, unless the disk has failed it. A consumer that has room and lies behind is on its way to more, blocks know how many use
- * them, and dead letters wait in the log's order.
+ * them, and dead letters wait in the WAL's order.
  */
 #include "sim_storage.h"
 #include "stepped.h"
 
-enum { DISK_BYTES = 1 << 20, LOG_BYTES = 64 << 10 };
+enum { DISK_BYTES = 1 << 20, WAL_BYTES = 64 << 10 };
 
-static const bq_log_config_t log_config = {
-    .max_bytes = LOG_BYTES, .segment_bytes = 8192, .flush_interval_ms = 2, .batch_bytes = 2048, .block_bytes = 0};
+static const bq_wal_config_t wal_config = {
+    .max_bytes = WAL_BYTES, .segment_bytes = 8192, .flush_interval_ms = 2, .batch_bytes = 2048, .block_bytes = 0};
 
-/* A core whose log does not open can only be freed. A broker ends there; here the steps go on with one that has no log. */
+/* A core whose WAL does not open can only be freed. A broker ends there; here the steps go on with one that has no WAL. */
 static bool start(machine_t *machine) {
-    bq_log_report_t report;
+    bq_wal_report_t report;
     machine->bq = bq_new(&machine->config, 1);
     CHECK(machine->bq);
-    if (bq_log_open(machine->bq, "/", &log_config, &report) == BQ_OK) return true;
+    if (bq_wal_open(machine->bq, "/", &wal_config, &report) == BQ_OK) return true;
     bq_free(machine->bq);
     machine->bq = bq_new(&machine->config, 1);
     CHECK(machine->bq);
@@ -91,7 +91,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     input_t input = {data, data + size};
     machine_t machine = {.config = config_of(&input), .now_ms = 1000, .answering = true};
     bool harmed = false;
-    machine.config.max_frame_bytes = 4096; /* so that most publishes fit the log's batch */
+    machine.config.max_frame_bytes = 4096; /* so that most publishes fit the WAL's batch */
     disk = sim_disk_new(1);
     sim_disk_room(disk, DISK_BYTES);
     CHECK(start(&machine));
@@ -103,7 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             restart(&machine, &input, harmed);
         else
             harmed |= harm(&input);
-        if (!machine.bq->log) continue;
+        if (!machine.bq->wal) continue;
         readers_check(machine.bq);
         letters_check(machine.bq);
     }

@@ -1,4 +1,4 @@
-/* fuzz_core.c: a whole stepped core without a log, under the steps of stepped.h.
+/* fuzz_core.c: a whole stepped core without a WAL, under the steps of stepped.h.
  *
  * Invariant: as stepped.h says.
  */

@@ -1,4 +1,4 @@
-/* fuzz_log.c: any bytes as the files of a log's directory, recovered twice and opened.
+/* fuzz_log.c: any bytes as the files of a WAL's directory, recovered twice and opened.
  *
  * Invariant: whatever the bytes are, recovery ends, stays inside them, LSNs rise, recovering twice finds the same, and what is
  * appended afterwards is there again.
@@ -13,7 +13,7 @@ typedef struct sums {
 static sums_t walk(void) {
     sums_t sums = {0};
     recover_t recover;
-    log_record_t record;
+    wal_record_t record;
     recover_finding_t finding;
     storage_t *storage = sim_disk_storage(disk);
     sums.result = recover_begin(&recover, storage);
@@ -33,22 +33,22 @@ static sums_t walk(void) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 8192, .batch_bytes_max = 2048};
+    const wal_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 8192, .batch_bytes_max = 2048};
     if (size > 60000) return 0;
     disk_make(data, size);
     sums_t first = walk(), second = walk();
     CHECK(first.records == second.records && first.last == second.last && first.findings == second.findings &&
           first.bytes == second.bytes);
     if (size && (data[0] & OPEN) && first.result == BQ_OK) { /* with its threads, and what it writes must be there again */
-        log_t *log;
-        log_report_t before, after;
-        CHECK(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);
+        wal_t *wal;
+        wal_report_t before, after;
+        CHECK(wal_open(&wal, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);
         CHECK(before.records == first.records);
-        CHECK(log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, true) == (int64_t)before.next_lsn);
-        log_close(log);
-        CHECK(log_open(&log, sim_disk_storage(disk), &config, NULL, NULL, &after, NULL) == BQ_OK);
+        CHECK(wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, true) == (int64_t)before.next_lsn);
+        wal_close(wal);
+        CHECK(wal_open(&wal, sim_disk_storage(disk), &config, NULL, NULL, &after, NULL) == BQ_OK);
         CHECK(after.next_lsn == before.next_lsn + 1);
-        log_close(log);
+        wal_close(wal);
     }
     sim_disk_free(disk);
     return 0;

@@ -11,10 +11,10 @@
 #include "sim_storage.h"
 #include "stepped.h"
 
-enum { DISK_BYTES = 1 << 20, LOG_BYTES = 96 << 10, PEOPLE = 3, PUBLISHER = 5, MESSAGES_MAX = 200, SUBS_MAX = 12, NOBODY = 255 };
+enum { DISK_BYTES = 1 << 20, WAL_BYTES = 96 << 10, PEOPLE = 3, PUBLISHER = 5, MESSAGES_MAX = 200, SUBS_MAX = 12, NOBODY = 255 };
 
-static const bq_log_config_t log_config = {
-    .max_bytes = LOG_BYTES, .segment_bytes = 16384, .flush_interval_ms = 2, .batch_bytes = 4096, .block_bytes = 0};
+static const bq_wal_config_t wal_config = {
+    .max_bytes = WAL_BYTES, .segment_bytes = 16384, .flush_interval_ms = 2, .batch_bytes = 4096, .block_bytes = 0};
 
 static const char *const WHERE[] = {"a", "a.x", "b"};
 static const char *const WANTED[] = {"a", "a.>", "b"};
@@ -289,10 +289,10 @@ static void clock_tell(model_t *model) {
 }
 
 static void start(model_t *model) {
-    bq_log_report_t report;
+    bq_wal_report_t report;
     machine_t *machine = &model->machine;
     machine->bq = bq_new(&machine->config, 1);
-    CHECK(machine->bq && bq_log_open(machine->bq, "/", &log_config, &report) == BQ_OK);
+    CHECK(machine->bq && bq_wal_open(machine->bq, "/", &wal_config, &report) == BQ_OK);
     CHECK(report.lost_ranges == 0);
     clock_tell(model);
     turn(machine, 0);

@@ -1,4 +1,4 @@
-/* fuzz_restore.c: any bytes as the records and the checkpoint of a log whose CRCs all hold: what somebody with the disk in hands can
+/* fuzz_restore.c: any bytes as the records and the checkpoint of a WAL whose CRCs all hold: what somebody with the disk in hands can
  * write, and what a later version may.
  *
  *      input     [how][records: type, size, bytes ...]      the first of type 0 is the checkpoint
@@ -11,7 +11,7 @@
 
 #define RECORDS_MAX 40u
 
-static const bq_log_config_t config = {
+static const bq_wal_config_t config = {
     .max_bytes = 256 << 10, .segment_bytes = 16384, .flush_interval_ms = 0, .batch_bytes = 4096};
 
 typedef struct item {
@@ -34,7 +34,7 @@ static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
     uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     bq_t *again = bq_new(limits, 1);
     CHECK(bytes && again);
-    CHECK(consumer_restore(again, &(log_record_t){.lsn = 1, .bytes = bytes, .size = size}));
+    CHECK(consumer_restore(again, &(wal_record_t){.lsn = 1, .bytes = bytes, .size = size}));
     CHECK(again->consumers.count == bq->consumers.count && again->next_message_id == bq->next_message_id);
     uint8_t *twice = consumers_serialize(again, &again_size, &keep_from);
     CHECK(twice && again_size == size);
@@ -52,7 +52,7 @@ static void restore_each(const bq_config_t *limits, const item_t *entries, uint3
         uint8_t *copy = malloc(entries[i].bytes.size);
         CHECK(copy || !entries[i].bytes.size);
         if (entries[i].bytes.size) memcpy(copy, entries[i].bytes.bytes, entries[i].bytes.size);
-        log_record_t record = {.lsn = i + 1, .bytes = copy, .size = entries[i].bytes.size, .type = entries[i].type};
+        wal_record_t record = {.lsn = i + 1, .bytes = copy, .size = entries[i].bytes.size, .type = entries[i].type};
         whole = consumer_restore(bq, &record);
         free(copy);
     }
@@ -60,26 +60,26 @@ static void restore_each(const bq_config_t *limits, const item_t *entries, uint3
     bq_free(bq);
 }
 
-static void log_write(const item_t *entries, uint32_t count) {
-    log_t *log;
-    const log_config_t plain = {.max_bytes = config.max_bytes, .segment_bytes = 16384, .batch_bytes_max = 4096};
-    CHECK(log_open(&log, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == BQ_OK);
+static void wal_write(const item_t *entries, uint32_t count) {
+    wal_t *wal;
+    const wal_config_t plain = {.max_bytes = config.max_bytes, .segment_bytes = 16384, .batch_bytes_max = 4096};
+    CHECK(wal_open(&wal, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == BQ_OK);
     const item_t *checkpoint = NULL;
     for (uint32_t i = 0; i < count; i++) {
-        log_part_t part = {entries[i].bytes.bytes, entries[i].bytes.size};
+        wal_part_t part = {entries[i].bytes.bytes, entries[i].bytes.size};
         if (!entries[i].type)
             checkpoint = checkpoint ? checkpoint : &entries[i];
         else
-            log_append(log, entries[i].type == 6 ? 13 : entries[i].type, 0, &part, 1, true);
-        log_commit(log);
-        log_settle(log);
+            wal_append(wal, entries[i].type == 6 ? 13 : entries[i].type, 0, &part, 1, true);
+        wal_commit(wal);
+        wal_settle(wal);
     }
-    if (checkpoint) log_checkpoint(log, count & 1, checkpoint->bytes.bytes, checkpoint->bytes.size, 1);
-    log_settle(log);
-    log_close(log);
+    if (checkpoint) wal_checkpoint(wal, count & 1, checkpoint->bytes.bytes, checkpoint->bytes.size, 1);
+    wal_settle(wal);
+    wal_close(wal);
 }
 
-/* A client that comes to each durable subscription there is, and to one to everything, and reads what is in the log. */
+/* A client that comes to each durable subscription there is, and to one to everything, and reads what is in the WAL. */
 static void read_all(machine_t *machine) {
     client_t *client = &machine->clients[0];
     uint8_t frame[4 + 400];
@@ -119,13 +119,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint32_t count = entries_of(&input, entries);
     restore_each(&machine.config, entries, count);
     if (how & 1) return 0; /* threads and files take their time */
-    bq_log_report_t report;
+    bq_wal_report_t report;
     disk = sim_disk_new(1);
     sim_disk_room(disk, 1 << 20);
-    log_write(entries, count);
+    wal_write(entries, count);
     machine.bq = bq_new(&machine.config, 1);
     CHECK(machine.bq);
-    if (bq_log_open(machine.bq, "/", &config, &report) == BQ_OK) {
+    if (bq_wal_open(machine.bq, "/", &config, &report) == BQ_OK) {
         read_all(&machine);
         finish(&machine);
     } else {

@@ -1,7 +1,7 @@
-/* fuzz_wal.c: any bytes as the files of a log's directory, under `blipmq wal verify`, `export` and `repair`.
+/* fuzz_wal.c: any bytes as the files of a WAL's directory, under `blipmq wal verify`, `export` and `repair`.
  *
  * Invariant: the three end, export gives what verify counts, in LSN order, and the bytes of each record can be read; after a
- * repair that succeeded, every record exported before is there again and the log is closed in order.
+ * repair that succeeded, every record exported before is there again and the WAL is closed in order.
  */
 #define FILE_BYTES_MAX (8u << 20) /* a repair makes segments of 4 MiB */
 #include "any_disk.h"
@@ -15,12 +15,12 @@ typedef struct sums {
 static sums_t run(uint32_t mode) {
     sums_t sums = {0};
     bq_wal_item_t item;
-    bq_wal_t *wal = bq_wal_open("/", mode, &sums.result);
-    if (!wal) {
+    bq_wal_tool_t *tool = bq_wal_tool_open("/", mode, &sums.result);
+    if (!tool) {
         CHECK(sums.result < 0);
         return sums;
     }
-    while ((sums.result = bq_wal_step(wal, &item)) == 1) {
+    while ((sums.result = bq_wal_tool_step(tool, &item)) == 1) {
         CHECK(item.done_bytes <= item.total_bytes);
         if (item.kind == BQ_WAL_FINDING) CHECK(item.name && item.text && ++sums.findings);
         if (item.kind == BQ_WAL_DONE) sums.end = item;
@@ -33,7 +33,7 @@ static sums_t run(uint32_t mode) {
         sums.records++;
     }
     if (sums.result == 0) CHECK(sums.end.kind == BQ_WAL_DONE);
-    bq_wal_close(wal);
+    bq_wal_tool_close(tool);
     return sums;
 }
 

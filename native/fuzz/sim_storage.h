@@ -1,4 +1,4 @@
-/* sim_storage.h: the simulated disk in place of a directory, for targets that go through the core or the log's tool.
+/* sim_storage.h: the simulated disk in place of a directory, for targets that go through the core or the WAL's tool.
  *
  * Invariant: a target that includes this is linked with `-Wl,--wrap=storage_posix`, so that whoever opens a directory gets
  * `disk`. One input, one disk.

@@ -1,5 +1,5 @@
 /* stepped.h: a core turned by hand, and a fuzzer's bytes as the program of all who deal with it: clients that come, send, read,
- * are late and leave, a Python side that answers, refuses or is away, a clock, and, with a log, a disk that fills and fails.
+ * are late and leave, a Python side that answers, refuses or is away, a clock, and, with a WAL, a disk that fills and fails.
  *
  *      input     [configuration][step][step]...      a step: one byte for what, one for whom, then what it needs
  *
@@ -14,7 +14,7 @@
 #include "core.h"
 #include "fuzz.h"
 
-void log_settle(log_t *log); /* wal/wal_internal.h, whose segments are others than the core's */
+void wal_settle(wal_t *wal); /* wal/wal_internal.h, whose segments are others than the core's */
 
 #define CLIENTS 6u
 #define FILTERS_MAX 32u
@@ -52,8 +52,8 @@ typedef struct machine {
     client_t clients[CLIENTS];
     uint32_t allocations_before, allocations_failing; /* of the next turn */
     bool away, answering, stopped, someone_admitted;
-    struct sim_disk *disk; /* NULL: no log */
-    bool restores;         /* a log that no core wrote: what it says of consumers need not fit */
+    struct sim_disk *disk; /* NULL: no WAL */
+    bool restores;         /* a WAL that no core wrote: what it says of consumers need not fit */
     void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame,
                      uint32_t size); /* each whole one; or NULL */
 } machine_t;
@@ -320,7 +320,7 @@ static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
     CHECK(members == consumer->member_count && holders == consumer->holder_count && (!holders || consumer->durable));
     CHECK(!consumer->head || consumer->floor_lsn < consumer->head->lsn);
     CHECK(!consumer->behind || consumer->floor_lsn < consumer->next_lsn || consumer->head);
-    CHECK(consumer->qos || !consumer->durable || !bq->log);
+    CHECK(consumer->qos || !consumer->durable || !bq->wal);
     for (uint32_t i = 1; consumer->past && i < consumer->past->count; i++)
         CHECK(consumer->past->entries[i - 1].after < consumer->past->entries[i].after);
 }
@@ -343,7 +343,7 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     allocations_failing = machine->allocations_failing;
     bq_turn(machine->bq, machine->now_ms, machine->now_ms + 1700000000000);
     machine->allocations_failing = allocations_failing = 0;
-    if (machine->bq->log) log_settle(machine->bq->log); /* the same input does the same again */
+    if (machine->bq->wal) wal_settle(machine->bq->wal); /* the same input does the same again */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
     budget_check(machine->bq);

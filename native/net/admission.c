@@ -16,7 +16,7 @@
 #define ACCEPTS_MAX 256u       /* per listener and turn */
 #define EXHAUSTED_REST_MS 100u /* when no descriptor of ours comes free meanwhile */
 #define RATE_REST_MS 10u       /* at least: taking a few at a time costs less than waking for each */
-#define DESCRIPTORS_SPARE 32u  /* left for the log's files, a reload, the metrics */
+#define DESCRIPTORS_SPARE 32u  /* left for the WAL's files, a reload, the metrics */
 #define TOKEN 1000u
 
 /* ---- addresses ------------------------------------------------------------------------------------------------------- */

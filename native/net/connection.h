@@ -31,7 +31,7 @@ enum connection_pause {
     PAUSE_OUTPUT = 4, /* it does not read its replies */
     PAUSE_EVENTS = 8, /* the event ring is full */
     PAUSE_STOPPING = 16,
-    PAUSE_LOG = 32,         /* the log's batch is full: a commit will make room */
+    PAUSE_WAL = 32,         /* the WAL's batch is full: a commit will make room */
     PAUSE_SHARE = 64,       /* it has used its share of this turn, or waits in line for the next: see net/fair_share.h */
     PAUSE_UNCOMMITTED = 128 /* too much of what it published waits for the disk: it goes on when none does */
 };
@@ -60,7 +60,7 @@ typedef struct connection {
     bool heavy;               /* it used much of its share the last time */
     bool waiters_left;        /* some of those its full queue held back are woken when it is flushed next */
     bool unread;              /* in line because its socket has something */
-    bool log_waiting;         /* on the list of those that wait for the log */
+    bool wal_waiting;         /* on the list of those that wait for the WAL */
     bool retrying;            /* on the list of those that wait for room in the event ring */
     bool fed_ended;           /* no more will be fed */
     const char *close_detail; /* static text */
@@ -83,7 +83,7 @@ typedef struct connection {
     wait_list_t *waits_in;                        /* whose full queue holds this one back */
     struct connection *wait_next, *wait_previous; /* in that list */
     uint64_t debt; /* units of work it has had beyond its share: it sits out so much before it is served again */
-    struct connection *ready_next, *retry_next, *dead_next, *log_next;
+    struct connection *ready_next, *retry_next, *dead_next, *wal_next;
     core_timer_t timer; /* HELLO in time, end of lingering */
     struct connection *silent_prev, *silent_next;
     struct connection *watched_previous, *watched_next; /* see net/keepalive.h */

@@ -190,7 +190,7 @@ bool connection_bury(bq_t *bq, connection_t *connection) {
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;
     /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
-    if (connection->ready || connection->retrying || connection->dirty || connection->log_waiting) return false;
+    if (connection->ready || connection->retrying || connection->dirty || connection->wal_waiting) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
     if (connection->refused)
         bq->refused_count--;

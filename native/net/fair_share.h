@@ -25,7 +25,7 @@
 #define WORK_ENDS (2u * WORK_SHARE)     /* of connections that have ended */
 
 #define WORK_FRAME 3u               /* a frame that is read, whatever it asks for */
-#define WORK_QOS1 12u               /* a QoS 1 publish: into the log, pending, answered */
+#define WORK_QOS1 12u               /* a QoS 1 publish: into the WAL, pending, answered */
 #define WORK_DELIVERY 4u            /* one offered to a consumer */
 #define WORK_MEMBERS 4u             /* members of a group asked in turn for one unit */
 #define WORK_SEND 32u               /* a system call that sends */

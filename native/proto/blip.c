@@ -49,7 +49,7 @@ static void blip_answer(bq_t *bq, connection_t *connection, uint64_t seq, enum b
     if (connection->hello) reply_text(bq, connection, seq, outcome, why);
 }
 
-/* Clients that said HELLO get a Reply; a client of version 1.0.0 can only be closed, with one log line. */
+/* Clients that said HELLO get a Reply; a client of version 1.0.0 can only be closed, with one WAL line. */
 static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     if (connection->hello)
         reply_text(bq, connection, seq, outcome, why);
@@ -113,12 +113,12 @@ static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t
     return FRAME_TAKEN;
 }
 
-static void wait_for_log(bq_t *bq, connection_t *connection) {
-    connection->pause |= PAUSE_LOG;
-    if (connection->log_waiting) return;
-    connection->log_waiting = true;
-    connection->log_next = bq->log_waiters;
-    bq->log_waiters = connection;
+static void wait_for_wal(bq_t *bq, connection_t *connection) {
+    connection->pause |= PAUSE_WAL;
+    if (connection->wal_waiting) return;
+    connection->wal_waiting = true;
+    connection->wal_next = bq->wal_waiters;
+    bq->wal_waiters = connection;
 }
 
 static message_t message_of(const bq_view_t *view) {
@@ -129,7 +129,7 @@ static message_t message_of(const bq_view_t *view) {
                        .ttl_ms = view->ttl_ms};
 }
 
-/* QoS 1: into the log; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
+/* QoS 1: into the WAL; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
  * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
 static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
@@ -144,7 +144,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
     const message_t message = message_of(view);
     switch (commit_publish(bq, connection, view->seq, &message, &why)) {
     case COMMIT_PENDING: return FRAME_TAKEN;
-    case COMMIT_LATER: wait_for_log(bq, connection); return FRAME_KEPT;
+    case COMMIT_LATER: wait_for_wal(bq, connection); return FRAME_KEPT;
     default: return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
     }
 }
@@ -172,7 +172,7 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         bq->stats.publishes_not_allowed++;
         return refuse(bq, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
     }
-    if (BQ_UNLIKELY(view->qos && (bq->log || connection->hello))) return publish_durably(bq, connection, topic, view);
+    if (BQ_UNLIKELY(view->qos && (bq->wal || connection->hello))) return publish_durably(bq, connection, topic, view);
     if (BQ_UNLIKELY(connection->pending_commits)) {
         if (!commit_follow_room(bq, connection)) {
             connection->pause |= PAUSE_UNCOMMITTED;

@@ -1,4 +1,4 @@
-/* wal/directory.c: what lies in the log's directory, file by file: segments and their headers, checkpoints, leftovers, what is strange.
+/* wal/directory.c: what lies in the WAL's directory, file by file: segments and their headers, checkpoints, leftovers, what is strange.
  *
  *      headers of a segment that verify        file's length         it is
  *      one of the first two (and the last)     as the last one says  whole
@@ -15,7 +15,7 @@
 
 #include "base/crc32.h"
 
-#define NUMBER_STRAY 1000000u /* a file without a header so far above all others is not this log's: its number means nothing */
+#define NUMBER_STRAY 1000000u /* a file without a header so far above all others is not this WAL's: its number means nothing */
 
 int system_error(int error) {
     if (error == -ENOMEM) return BQ_E_MEMORY;
@@ -34,7 +34,7 @@ segment_t *segment_new(const segment_header_t *header, uint64_t name_number, uin
     segment->file_bytes = file_bytes;
     segment->data_bytes = header->minor && file_bytes >= FORMAT_END_BYTES ? file_bytes - FORMAT_END_BYTES : file_bytes;
     segment->end = header->header_bytes;
-    segment->marks_capacity = (uint32_t)(bytes / LOG_MARK_BYTES) + 2;
+    segment->marks_capacity = (uint32_t)(bytes / WAL_MARK_BYTES) + 2;
     segment->marks = calloc(segment->marks_capacity, sizeof *segment->marks);
     if (segment->marks) return segment;
     free(segment);
@@ -49,8 +49,8 @@ void segment_free(segment_t *segment) {
 
 void segment_mark(segment_t *segment, uint64_t lsn, uint64_t offset) {
     uint32_t count = segment->marks_count;
-    if (count && (offset - segment->marks[count - 1].offset < LOG_MARK_BYTES || count == segment->marks_capacity)) return;
-    segment->marks[segment->marks_count++] = (log_mark_t){.lsn = lsn, .offset = (uint32_t)offset};
+    if (count && (offset - segment->marks[count - 1].offset < WAL_MARK_BYTES || count == segment->marks_capacity)) return;
+    segment->marks[segment->marks_count++] = (wal_mark_t){.lsn = lsn, .offset = (uint32_t)offset};
 }
 
 int64_t segment_end_write(storage_t *storage, int file, const segment_t *segment, uint64_t offset, const uint8_t *bytes,
@@ -73,14 +73,14 @@ int segment_create(storage_t *storage, const segment_header_t *header, int *file
     uint8_t room[FORMAT_HEADER_ROOM] = {0};
     format_header_encode(room, header);
     memcpy(room + FORMAT_HEADER_COPY, room, FORMAT_HEADER_BYTES);
-    *file = storage->open(storage, LOG_SEGMENT_TEMPORARY, true);
+    *file = storage->open(storage, WAL_SEGMENT_TEMPORARY, true);
     if (*file < 0) return *file;
     int error = storage->allocate(storage, *file, header->segment_bytes);
     if (error >= 0) error = storage->write(storage, *file, 0, room, sizeof room);
     if (error >= 0) error = storage->write(storage, *file, format_records_end(header), room, FORMAT_END_BYTES);
     if (error >= 0) return 0;
     storage->close(storage, *file);
-    storage->unlink(storage, LOG_SEGMENT_TEMPORARY); /* what blocks it got are wanted elsewhere */
+    storage->unlink(storage, WAL_SEGMENT_TEMPORARY); /* what blocks it got are wanted elsewhere */
     *file = -1;
     return error;
 }
@@ -89,7 +89,7 @@ int segment_publish(storage_t *storage, int file, uint64_t number) {
     char name[FORMAT_NAME_BYTES];
     format_segment_name(name, number);
     int error = storage->sync(storage, file);
-    if (error >= 0) error = storage->rename(storage, LOG_SEGMENT_TEMPORARY, name);
+    if (error >= 0) error = storage->rename(storage, WAL_SEGMENT_TEMPORARY, name);
     if (error >= 0) error = storage->sync_directory(storage);
     return error < 0 ? error : 0;
 }
@@ -104,7 +104,7 @@ typedef struct numbers {
 
 typedef struct names {
     numbers_t segments, checkpoints;
-    uint32_t strange; /* names like the log's that it would not write */
+    uint32_t strange; /* names like the WAL's that it would not write */
     bool leftovers;
 } names_t;
 
@@ -112,7 +112,7 @@ static void numbers_add(numbers_t *numbers, uint64_t value) {
     if (!value) return;
     if (numbers->count == numbers->capacity) {
         uint32_t capacity = numbers->capacity ? numbers->capacity * 2 : 64;
-        uint64_t *values = capacity <= 2 * LOG_SEGMENTS_MAX ? realloc(numbers->values, capacity * sizeof *values) : NULL;
+        uint64_t *values = capacity <= 2 * WAL_SEGMENTS_MAX ? realloc(numbers->values, capacity * sizeof *values) : NULL;
         if (!values) {
             numbers->memory_failed = true;
             return;
@@ -128,7 +128,7 @@ static void name_visit(void *context, const char *name) {
     numbers_add(&names->segments, format_segment_number(name));
     numbers_add(&names->checkpoints, format_checkpoint_number(name));
     names->strange += format_name_strange(name);
-    if (strcmp(name, LOG_SEGMENT_TEMPORARY) == 0 || strcmp(name, LOG_CHECKPOINT_TEMPORARY) == 0) names->leftovers = true;
+    if (strcmp(name, WAL_SEGMENT_TEMPORARY) == 0 || strcmp(name, WAL_CHECKPOINT_TEMPORARY) == 0) names->leftovers = true;
 }
 
 static int number_compare(const void *a, const void *b) {
@@ -168,7 +168,7 @@ static int ends_read(storage_t *storage, int file, uint8_t *room, uint32_t room_
 }
 
 static bool same_segment(const segment_header_t *a, const segment_header_t *b) {
-    return a->log_id == b->log_id && a->number == b->number && a->salt == b->salt && a->header_bytes == b->header_bytes;
+    return a->wal_id == b->wal_id && a->number == b->number && a->salt == b->salt && a->header_bytes == b->header_bytes;
 }
 
 static void header_finding(recover_t *recover, enum recover_case kind, uint64_t number, uint64_t offset, uint64_t bytes) {
@@ -180,7 +180,7 @@ static int headers_judge(recover_t *recover, uint64_t number, const uint8_t *roo
     segment_header_t copy, last;
     int first = format_header_decode(room, &looks->header), second = format_header_decode(room + FORMAT_HEADER_COPY, &copy);
     int third = format_header_decode(end, &last);
-    if (first == FORMAT_NEWER || second == FORMAT_NEWER || third == FORMAT_NEWER) return LOG_E_VERSION;
+    if (first == FORMAT_NEWER || second == FORMAT_NEWER || third == FORMAT_NEWER) return WAL_E_VERSION;
     bool begins = first == FORMAT_GOOD || second == FORMAT_GOOD;
     if (first != FORMAT_GOOD && begins) looks->header = copy;
     bool ends = third == FORMAT_GOOD && last.segment_bytes == looks->size && (!begins || same_segment(&last, &looks->header));
@@ -215,10 +215,10 @@ static int header_read(recover_t *recover, uint64_t number, looks_t *looks) {
         return FORMAT_BAD;
     }
     if (file < 0) return system_error(file);
-    int error = storage->locked(storage, file) == -EWOULDBLOCK ? LOG_E_LOCKED : 0;
+    int error = storage->locked(storage, file) == -EWOULDBLOCK ? WAL_E_LOCKED : 0;
     if (error == 0) error = ends_read(storage, file, room, sizeof room, end, looks);
     storage->close(storage, file);
-    if (error == LOG_E_LOCKED) return error;
+    if (error == WAL_E_LOCKED) return error;
     return error < 0 ? system_error(error) : headers_judge(recover, number, room, end, looks);
 }
 
@@ -230,7 +230,7 @@ static bool is_headless(const recover_finding_t *finding) {
     return finding->kind == RECOVER_HEADER_BAD || finding->kind == RECOVER_HEADER_MISSING || finding->kind == RECOVER_NOT_A_FILE;
 }
 
-/* Files without a header: those that this log may have made count, for what was in them and for the next number. */
+/* Files without a header: those that this WAL may have made count, for what was in them and for the next number. */
 static void headless_judge(recover_t *recover, const numbers_t *numbers) {
     uint64_t own = recover->number_max, bound = recover->ledger.sequence ? own + 1 : own + NUMBER_STRAY;
     for (uint32_t i = 0; i < recover->findings_count; i++) {
@@ -263,16 +263,16 @@ static int segments_load(recover_t *recover, const numbers_t *numbers) {
     return BQ_OK;
 }
 
-/* The log is the one that most of the segments belong to; of two equals, the one whose segment has the lowest number. */
-static uint64_t log_id_of(const recover_t *recover) {
+/* The WAL is the one that most of the segments belong to; of two equals, the one whose segment has the lowest number. */
+static uint64_t wal_id_of(const recover_t *recover) {
     uint64_t id = 0;
     uint32_t votes = 0; /* Boyer and Moore: whoever has more than half is left over */
     for (uint32_t i = 0; i < recover->count; i++) {
-        uint64_t other = recover->segments[i]->header.log_id;
+        uint64_t other = recover->segments[i]->header.wal_id;
         if (!votes) id = other;
         votes = id == other ? votes + 1 : votes - 1;
     }
-    return votes || !recover->count ? id : recover->segments[0]->header.log_id;
+    return votes || !recover->count ? id : recover->segments[0]->header.wal_id;
 }
 
 static int segment_compare(const void *a, const void *b) {
@@ -283,14 +283,14 @@ static int segment_compare(const void *a, const void *b) {
     return x->name_number < y->name_number ? -1 : 1;
 }
 
-/* Sort by number and leave out what is not this log's, or is there twice. Which log it is, LOCK says if it can. */
+/* Sort by number and leave out what is not this WAL's, or is there twice. Which WAL it is, LOCK says if it can. */
 static void segments_judge(recover_t *recover) {
     uint32_t kept = 0;
-    recover->log_id = recover->ledger.sequence ? recover->ledger.log_id : recover->count ? log_id_of(recover) : 0;
+    recover->wal_id = recover->ledger.sequence ? recover->ledger.wal_id : recover->count ? wal_id_of(recover) : 0;
     qsort(recover->segments, recover->count, sizeof *recover->segments, segment_compare);
     for (uint32_t i = 0; i < recover->count; i++) {
         segment_t *segment = recover->segments[i];
-        bool foreign = segment->header.log_id != recover->log_id;
+        bool foreign = segment->header.wal_id != recover->wal_id;
         bool twice = kept && recover->segments[kept - 1]->header.number == segment->header.number;
         recover_finding_t finding = {.number = segment->name_number, .bytes = segment->file_bytes};
         if (foreign || twice) {
@@ -325,8 +325,8 @@ static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_h
     int64_t got = size >= (int64_t)sizeof head ? read_patiently(storage, file, 0, head, sizeof head) : 0;
     if (got == (int64_t)sizeof head) result = format_checkpoint_decode(head, header);
     if (got < 0 && got != -EIO) result = system_error((int)got);
-    bool of_ours = result == FORMAT_GOOD && header->generation == generation && header->size <= LOG_CHECKPOINT_BYTES_MAX &&
-                   size == (int64_t)sizeof head + header->size && (!recover->log_id || header->log_id == recover->log_id);
+    bool of_ours = result == FORMAT_GOOD && header->generation == generation && header->size <= WAL_CHECKPOINT_BYTES_MAX &&
+                   size == (int64_t)sizeof head + header->size && (!recover->wal_id || header->wal_id == recover->wal_id);
     if (result == FORMAT_GOOD && !of_ours) result = FORMAT_BAD;
     *bytes = of_ours ? malloc(header->size + 1u) : NULL;
     if (of_ours && !*bytes)
@@ -342,7 +342,7 @@ static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_h
     if (result == FORMAT_GOOD) return FORMAT_GOOD;
     free(*bytes);
     *bytes = NULL;
-    return result == FORMAT_NEWER ? LOG_E_VERSION : result;
+    return result == FORMAT_NEWER ? WAL_E_VERSION : result;
 }
 
 static int checkpoints_load(recover_t *recover, const numbers_t *numbers) {
@@ -366,7 +366,7 @@ static int checkpoints_load(recover_t *recover, const numbers_t *numbers) {
         recover->keep_before = header.keep_from;
         break; /* two generations are kept; older files are on their way out */
     }
-    if (!recover->log_id) recover->log_id = recover->checkpoint.log_id;
+    if (!recover->wal_id) recover->wal_id = recover->checkpoint.wal_id;
     recover->generation_max = recover->checkpoint.generation;
     for (uint32_t i = 0; i < numbers->count; i++)
         if (numbers->values[i] <= recover->checkpoint.generation + NUMBER_STRAY)
@@ -451,7 +451,7 @@ static void files_count(recover_t *recover) {
 int recover_begin(recover_t *recover, storage_t *storage) {
     *recover = (recover_t){.storage = storage, .file = -1};
     names_t names = {0};
-    int error = scan_init(&recover->scan, storage, LOG_SCAN_BYTES);
+    int error = scan_init(&recover->scan, storage, WAL_SCAN_BYTES);
     int read = error == BQ_OK ? ledger_read(storage, &recover->ledger, &recover->lock_strange) : 0;
     if (read < 0) error = system_error(read);
     if (error == BQ_OK) error = directory_read(recover, &names);

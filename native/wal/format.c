@@ -36,7 +36,7 @@ static void envelope_write(uint8_t *out, const uint8_t magic[8]) {
 void format_header_encode(uint8_t out[FORMAT_HEADER_BYTES], const segment_header_t *header) {
     memset(out, 0, FORMAT_HEADER_BYTES);
     store_u32(out + 12, header->header_bytes);
-    store_u64(out + 16, header->log_id);
+    store_u64(out + 16, header->wal_id);
     store_u64(out + 24, header->number);
     store_u64(out + 32, header->first_lsn);
     store_u32(out + 40, header->salt);
@@ -51,7 +51,7 @@ int format_header_decode(const uint8_t bytes[FORMAT_HEADER_BYTES], segment_heade
     int verdict = envelope_check(bytes, segment_magic, &header->major, &header->minor);
     if (verdict != FORMAT_GOOD) return verdict;
     header->header_bytes = load_u32(bytes + 12);
-    header->log_id = load_u64(bytes + 16);
+    header->wal_id = load_u64(bytes + 16);
     header->number = load_u64(bytes + 24);
     header->first_lsn = load_u64(bytes + 32);
     header->salt = load_u32(bytes + 40);
@@ -67,7 +67,7 @@ int format_header_decode(const uint8_t bytes[FORMAT_HEADER_BYTES], segment_heade
 
 uint32_t format_seed(const segment_header_t *header) {
     uint8_t bytes[16];
-    store_u64(bytes, header->log_id);
+    store_u64(bytes, header->wal_id);
     store_u64(bytes + 8, header->number);
     return crc32_update(header->salt, bytes, sizeof bytes);
 }
@@ -117,7 +117,7 @@ uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, u
 void format_checkpoint_encode(uint8_t out[FORMAT_CHECKPOINT_BYTES], const checkpoint_header_t *header) {
     memset(out, 0, FORMAT_CHECKPOINT_BYTES);
     store_u32(out + 12, header->size);
-    store_u64(out + 16, header->log_id);
+    store_u64(out + 16, header->wal_id);
     store_u64(out + 24, header->generation);
     store_u64(out + 32, header->lsn);
     store_u64(out + 40, header->keep_from);
@@ -129,7 +129,7 @@ int format_checkpoint_decode(const uint8_t bytes[FORMAT_CHECKPOINT_BYTES], check
     int verdict = envelope_check(bytes, checkpoint_magic, &header->major, &header->minor);
     if (verdict != FORMAT_GOOD) return verdict;
     header->size = load_u32(bytes + 12);
-    header->log_id = load_u64(bytes + 16);
+    header->wal_id = load_u64(bytes + 16);
     header->generation = load_u64(bytes + 24);
     header->lsn = load_u64(bytes + 32);
     header->keep_from = load_u64(bytes + 40);
@@ -142,7 +142,7 @@ void format_ledger_encode(uint8_t out[FORMAT_LEDGER_BYTES], const ledger_t *ledg
     out[12] = (uint8_t)ledger->flags;
     out[13] = (uint8_t)(ledger->created - ledger->active);
     out[14] = ledger->size_log2;
-    store_u64(out + 16, ledger->log_id);
+    store_u64(out + 16, ledger->wal_id);
     store_u64(out + 24, ledger->sequence);
     store_u64(out + 32, ledger->active);
     store_u64(out + 40, ledger->lsn);
@@ -156,7 +156,7 @@ int format_ledger_decode(const uint8_t bytes[FORMAT_LEDGER_BYTES], ledger_t *led
     if (verdict != FORMAT_GOOD) return verdict;
     ledger->flags = bytes[12];
     ledger->size_log2 = bytes[14];
-    ledger->log_id = load_u64(bytes + 16);
+    ledger->wal_id = load_u64(bytes + 16);
     ledger->sequence = load_u64(bytes + 24);
     ledger->active = load_u64(bytes + 32);
     ledger->created = ledger->active + bytes[13];

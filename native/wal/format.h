@@ -6,8 +6,8 @@
  * Invariant: a record is accepted only if both its CRCs hold, which cover every byte of it but themselves and begin with a
  * seed made from the segment's salt and number. Lengths are checked against what is left before they are used.
  */
-#ifndef BQ_LOG_FORMAT_H
-#define BQ_LOG_FORMAT_H
+#ifndef BQ_WAL_FORMAT_H
+#define BQ_WAL_FORMAT_H
 
 #include "wal/wal.h"
 
@@ -24,15 +24,15 @@
 #define FORMAT_PLACE_MAX 65535u  /* records before this one in its batch */
 #define FORMAT_BATCH_BYTES_MAX (128u << 20)
 #define FORMAT_SEGMENT_BYTES_MAX (1u << 30)
-#define FORMAT_NUMBER_LAST (1ull << 54) /* no log comes near these: what says more is not believed */
+#define FORMAT_NUMBER_LAST (1ull << 54) /* no WAL comes near these: what says more is not believed */
 #define FORMAT_LSN_LAST (1ull << 62)
-#define FORMAT_FOOTER 14      /* log_type of the record that seals a segment */
-#define FORMAT_FOOTER_CLEAN 1 /* its flag: the log was closed in order here */
+#define FORMAT_FOOTER 14      /* wal_type of the record that seals a segment */
+#define FORMAT_FOOTER_CLEAN 1 /* its flag: the WAL was closed in order here */
 
 static inline uint64_t format_padded(uint64_t size) { return (size + 7) & ~(uint64_t)7; }
 
 typedef struct segment_header {
-    uint64_t log_id, number;
+    uint64_t wal_id, number;
     uint64_t first_lsn;     /* 0: made ahead of need, goes on where the one before it ends */
     uint32_t header_bytes;  /* offset of the first record */
     uint32_t segment_bytes; /* what the file was allocated for; in the copy at its end: how long it is */
@@ -70,7 +70,7 @@ uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, u
 /* Checkpoints: a header like a segment's, then the core's bytes. */
 #define FORMAT_CHECKPOINT_BYTES 64u
 typedef struct checkpoint_header {
-    uint64_t log_id, generation, lsn, keep_from;
+    uint64_t wal_id, generation, lsn, keep_from;
     uint32_t size, payload_crc;
     uint16_t major, minor;
 } checkpoint_header_t;
@@ -82,10 +82,10 @@ int format_checkpoint_decode(const uint8_t bytes[FORMAT_CHECKPOINT_BYTES], check
 #define FORMAT_LEDGER_SLOT 4096u /* bytes between the two: pages apart, so that no torn write takes both */
 #define FORMAT_LEDGER_CLEAN 1u
 typedef struct ledger {
-    uint64_t log_id, sequence;
+    uint64_t wal_id, sequence;
     uint64_t active; /* this segment's file is there; 0: none need be */
     uint64_t
-        created;   /* and this one's too, if `active` is sealed and the log was not closed in order; the same: there was none */
+        created;   /* and this one's too, if `active` is sealed and the WAL was not closed in order; the same: there was none */
     uint64_t lsn;  /* the first of `active`; CLEAN or without an active segment: the one that comes next */
     uint64_t note; /* the core's: it is told what was noted last */
     uint32_t flags;
@@ -103,7 +103,7 @@ void format_checkpoint_name(char name[FORMAT_NAME_BYTES], uint64_t generation);
 uint64_t format_segment_number(const char *name);
 uint64_t format_checkpoint_number(const char *name);
 bool format_name_strange(
-    const char *name); /* like one of these, but the log does not write it: too long a number, or too short */
+    const char *name); /* like one of these, but the WAL does not write it: too long a number, or too short */
 
 /* ---- reading through one segment ----------------------------------------------------------------------------------- */
 

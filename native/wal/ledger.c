@@ -10,10 +10,10 @@
  * It is written after what it says is on the disk and before what it denies is taken away, so a cut between the two costs nothing:
  * no power cut looks like damage. It is synced once for each segment and never for a commit.
  *
- * Where it is missing (somebody removed LOCK, or a program of 1.0 wrote the log) a segment that is sealed with nothing behind it, and
+ * Where it is missing (somebody removed LOCK, or a program of 1.0 wrote the WAL) a segment that is sealed with nothing behind it, and
  * one made ahead with nothing before it, say the same: a segment is sealed only when the next one is there.
  *
- * Invariant: log->ledger is what is on the disk. A write that finds no room leaves it so; a failed sync stops the log.
+ * Invariant: wal->ledger is what is on the disk. A write that finds no room leaves it so; a failed sync stops the WAL.
  */
 #include "wal/wal_internal.h"
 
@@ -30,7 +30,7 @@ static bool is_blank(const uint8_t *bytes, uint32_t size) {
 int ledger_read(storage_t *storage, ledger_t *ledger, bool *strange) {
     *ledger = (ledger_t){0};
     *strange = false;
-    int file = storage->open(storage, LOG_LOCK_NAME, false);
+    int file = storage->open(storage, WAL_LOCK_NAME, false);
     if (file < 0) return file == -ENOENT || file == STORAGE_NOT_A_FILE ? 0 : file;
     bool known = false, blank = true;
     for (uint32_t slot = 0; slot < 2; slot++) {
@@ -72,7 +72,7 @@ static const segment_t *newest_used(const recover_t *recover) {
     return newest;
 }
 
-/* A program of 1.0 has gone on with the log and knows of no ledger. */
+/* A program of 1.0 has gone on with the WAL and knows of no ledger. */
 static bool is_stale(const recover_t *recover) {
     const segment_t *last = recover->count ? recover->segments[recover->count - 1] : NULL;
     return last && last->header.minor == 0 && last->header.number > recover->ledger.created;
@@ -105,7 +105,7 @@ static uint32_t missing_by_segments(const recover_t *recover, const segment_t *u
 
 static uint64_t records_max(uint64_t bytes) { return bytes / FORMAT_RECORD_BYTES + 1; }
 
-/* How long a segment of this log is that nobody can look at. */
+/* How long a segment of this WAL is that nobody can look at. */
 static uint64_t segment_bytes_of(const recover_t *recover, bool known) {
     if (known) return 1ull << recover->ledger.size_log2;
     return recover->count ? recover->segments[recover->count - 1]->header.segment_bytes : FORMAT_SEGMENT_BYTES_MAX / 2;
@@ -117,7 +117,7 @@ evidence_t recover_evidence(const recover_t *recover) {
     bool known = ledger->sequence && !is_stale(recover);
     evidence_t evidence = {.next = recover->expected};
     if (recover->checkpoint.generation && recover->checkpoint.lsn >= evidence.next) evidence.next = recover->checkpoint.lsn + 1;
-    bool told = known && (!ledger->active || (ledger->flags & FORMAT_LEDGER_CLEAN)); /* and so is how far the log went */
+    bool told = known && (!ledger->active || (ledger->flags & FORMAT_LEDGER_CLEAN)); /* and so is how far the WAL went */
     if (told && ledger->lsn > evidence.next) evidence.next = ledger->lsn;
     uint32_t missing = known ? missing_by_ledger(recover, used) : missing_by_segments(recover, used);
     evidence.gone = missing != 0;
@@ -133,32 +133,32 @@ evidence_t recover_evidence(const recover_t *recover) {
 
 /* ---- writing ----------------------------------------------------------------------------------------------------------- */
 
-static int ledger_open(log_t *log, bool *anew) {
-    storage_t *storage = log->storage;
-    int file = storage->open(storage, LOG_LOCK_NAME, false);
+static int ledger_open(wal_t *wal, bool *anew) {
+    storage_t *storage = wal->storage;
+    int file = storage->open(storage, WAL_LOCK_NAME, false);
     *anew = file == -ENOENT;
     if (!*anew) return file;
-    int locked = storage->lock(storage, LOG_LOCK_NAME); /* somebody has removed it */
-    return locked < 0 ? locked : storage->open(storage, LOG_LOCK_NAME, false);
+    int locked = storage->lock(storage, WAL_LOCK_NAME); /* somebody has removed it */
+    return locked < 0 ? locked : storage->open(storage, WAL_LOCK_NAME, false);
 }
 
-/* Inside `books`. 0: it is on disk, or there was no room for it; log->ledger says which. */
-static int ledger_write(log_t *log, ledger_t ledger) {
-    storage_t *storage = log->storage;
+/* Inside `books`. 0: it is on disk, or there was no room for it; wal->ledger says which. */
+static int ledger_write(wal_t *wal, ledger_t ledger) {
+    storage_t *storage = wal->storage;
     uint8_t bytes[FORMAT_LEDGER_BYTES];
     bool anew;
-    ledger.log_id = log->log_id;
-    ledger.sequence = log->ledger.sequence + 1;
+    ledger.wal_id = wal->wal_id;
+    ledger.sequence = wal->ledger.sequence + 1;
     format_ledger_encode(bytes, &ledger);
-    int file = ledger_open(log, &anew);
+    int file = ledger_open(wal, &anew);
     int error = file;
     if (file >= 0) error = storage->write(storage, file, ledger.sequence % 2 * FORMAT_LEDGER_SLOT, bytes, sizeof bytes);
     bool full = error == -ENOSPC || error == -EDQUOT;
-    if (error >= 0 && !log->config.no_sync) error = storage->sync_data(storage, file);
+    if (error >= 0 && !wal->config.no_sync) error = storage->sync_data(storage, file);
     if (error >= 0 && anew) error = storage->sync_directory(storage);
     if (file >= 0) storage->close(storage, file);
     if (full) return 0;
-    if (error >= 0) log->ledger = ledger;
+    if (error >= 0) wal->ledger = ledger;
     return error == -ENOSPC || error == -EDQUOT ? -EIO : error < 0 ? error : 0; /* a failed sync is final */
 }
 
@@ -168,63 +168,63 @@ static uint8_t log2_above(uint64_t bytes) {
     return log2;
 }
 
-int ledger_begun(log_t *log, const segment_t *active, const segment_t *created) {
+int ledger_begun(wal_t *wal, const segment_t *active, const segment_t *created) {
     uint64_t larger = active->file_bytes > created->file_bytes ? active->file_bytes : created->file_bytes;
     ledger_t ledger = {.active = active->header.number,
                        .created = created->header.number,
                        .lsn = active->first_lsn,
                        .size_log2 = log2_above(larger)};
-    gate_enter(&log->books);
-    ledger.note = atomic_load(&log->note);
-    int error = ledger_write(log, ledger);
-    gate_leave(&log->books);
+    gate_enter(&wal->books);
+    ledger.note = atomic_load(&wal->note);
+    int error = ledger_write(wal, ledger);
+    gate_leave(&wal->books);
     return error;
 }
 
-bool ledger_lets_go(log_t *log, uint64_t number) {
-    gate_enter(&log->table);
-    const segment_t *active = log->active;
+bool ledger_lets_go(wal_t *wal, uint64_t number) {
+    gate_enter(&wal->table);
+    const segment_t *active = wal->active;
     uint64_t in_use = active ? active->header.number : 0, lsn = active ? active->first_lsn : 0;
-    gate_leave(&log->table);
-    gate_enter(&log->books);
-    ledger_t ledger = log->ledger;
+    gate_leave(&wal->table);
+    gate_enter(&wal->books);
+    ledger_t ledger = wal->ledger;
     int error = 0;
     if (ledger.sequence && number >= ledger.active) {
         ledger.created = in_use > ledger.created || !in_use ? in_use : ledger.created;
         ledger.active = in_use;
-        ledger.lsn = in_use ? lsn : atomic_load(&log->shown_next_lsn); /* nothing can be appended where there is no room */
+        ledger.lsn = in_use ? lsn : atomic_load(&wal->shown_next_lsn); /* nothing can be appended where there is no room */
         ledger.flags = 0;
-        ledger.note = atomic_load(&log->note);
-        error = ledger_write(log, ledger);
+        ledger.note = atomic_load(&wal->note);
+        error = ledger_write(wal, ledger);
     }
-    bool gone = !log->ledger.sequence || number < log->ledger.active || !log->ledger.active;
-    gate_leave(&log->books);
-    if (error < 0) log_fail(log, error);
+    bool gone = !wal->ledger.sequence || number < wal->ledger.active || !wal->ledger.active;
+    gate_leave(&wal->books);
+    if (error < 0) wal_fail(wal, error);
     return error == 0 && gone;
 }
 
-void log_note(log_t *log, uint64_t note, bool now) {
+void wal_note(wal_t *wal, uint64_t note, bool now) {
     int error = 0;
-    atomic_store(&log->note, note);
-    if (!now || atomic_load(&log->failed)) return;
-    gate_enter(&log->books);
-    if (log->ledger.sequence) {
-        ledger_t ledger = log->ledger;
+    atomic_store(&wal->note, note);
+    if (!now || atomic_load(&wal->failed)) return;
+    gate_enter(&wal->books);
+    if (wal->ledger.sequence) {
+        ledger_t ledger = wal->ledger;
         ledger.note = note;
         ledger.flags = 0;
-        error = ledger_write(log, ledger);
+        error = ledger_write(wal, ledger);
     }
-    gate_leave(&log->books);
-    if (error < 0) log_fail(log, error);
+    gate_leave(&wal->books);
+    if (error < 0) wal_fail(wal, error);
 }
 
-void ledger_close(log_t *log) {
-    gate_enter(&log->books);
-    ledger_t ledger = log->ledger;
-    ledger.active = ledger.created = log->active->header.number;
-    ledger.lsn = log->next_lsn;
-    ledger.note = atomic_load(&log->note);
+void ledger_close(wal_t *wal) {
+    gate_enter(&wal->books);
+    ledger_t ledger = wal->ledger;
+    ledger.active = ledger.created = wal->active->header.number;
+    ledger.lsn = wal->next_lsn;
+    ledger.note = atomic_load(&wal->note);
     ledger.flags = FORMAT_LEDGER_CLEAN;
-    if (ledger.sequence) ledger_write(log, ledger);
-    gate_leave(&log->books);
+    if (ledger.sequence) ledger_write(wal, ledger);
+    gate_leave(&wal->books);
 }

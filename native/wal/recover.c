@@ -9,7 +9,7 @@
  *              otherwise, and if the segment has lost its beginning or its end                 DAMAGED: go on behind it
  *      then, by the ledger in LOCK, by a footer without a segment behind it, by a checkpoint: what should be there and is not
  *
- * Invariant: recover_begin and recover_next only read. What changes the directory is recover_keep_aside and log_open's last
+ * Invariant: recover_begin and recover_next only read. What changes the directory is recover_keep_aside and wal_open's last
  * steps, and each of those leaves a directory that recovers to the same records as before.
  */
 #include "wal/wal_internal.h"
@@ -32,7 +32,7 @@ static uint64_t needed_from(const recover_t *recover) {
     return recover->checkpoint.keep_from ? recover->checkpoint.keep_from : 1; /* 0 without a checkpoint too */
 }
 
-/* `lsn` is what the log goes on with. What a checkpoint has made superfluous is not lost: a power cut may bring some of the
+/* `lsn` is what the WAL goes on with. What a checkpoint has made superfluous is not lost: a power cut may bring some of the
  * reclaimed segments back and not others. */
 static bool lost_before(recover_t *recover, uint64_t lsn, bool unknown, recover_finding_t *finding) {
     uint64_t needed = needed_from(recover);
@@ -41,7 +41,7 @@ static bool lost_before(recover_t *recover, uint64_t lsn, bool unknown, recover_
     if (first >= lsn) return false;
     *finding =
         (recover_finding_t){.kind = unknown ? RECOVER_LOST_AT_MOST : RECOVER_LOST, .first_lsn = first, .last_lsn = lsn - 1};
-    log_report_t *report = &recover->report;
+    wal_report_t *report = &recover->report;
     if (unknown) recover->gap_last = lsn - 1;
     report->lost_unknown |= unknown;
     if (!report->lost_ranges++) report->lost_first_lsn = first;
@@ -148,7 +148,7 @@ static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
 }
 
 /* A record that verifies: taken, or the end of what this segment has to say. */
-static int record_take(recover_t *recover, const format_record_t *found, const uint8_t *payload, log_record_t *record) {
+static int record_take(recover_t *recover, const format_record_t *found, const uint8_t *payload, wal_record_t *record) {
     segment_t *segment = recover->segments[recover->at];
     uint64_t offset = recover->scan.offset;
     scan_pass(&recover->scan, found);
@@ -157,7 +157,7 @@ static int record_take(recover_t *recover, const format_record_t *found, const u
     segment->in_order = segment->sealed && (found->flags & FORMAT_FOOTER_CLEAN) != 0;
     recover->report.clean = segment->in_order;
     if (found->type == FORMAT_FOOTER) segment_leave(recover);
-    if (found->type == FORMAT_FOOTER || found->type == LOG_PAD) return RECOVER_END;
+    if (found->type == FORMAT_FOOTER || found->type == WAL_PAD) return RECOVER_END;
     if (!segment->records++) segment->first_lsn = found->lsn;
     segment->next_lsn = recover->expected = found->lsn + 1;
     segment_mark(segment, found->lsn, offset);
@@ -166,11 +166,11 @@ static int record_take(recover_t *recover, const format_record_t *found, const u
     uint32_t bytes = FORMAT_RECORD_BYTES + (uint32_t)format_padded(found->size);
     if (bytes > recover->record_bytes_max) recover->record_bytes_max = bytes;
     *record =
-        (log_record_t){.lsn = found->lsn, .bytes = payload, .size = found->size, .type = found->type, .flags = found->flags};
+        (wal_record_t){.lsn = found->lsn, .bytes = payload, .size = found->size, .type = found->type, .flags = found->flags};
     return RECOVER_RECORD;
 }
 
-int recover_next(recover_t *recover, log_record_t *record, recover_finding_t *finding) {
+int recover_next(recover_t *recover, wal_record_t *record, recover_finding_t *finding) {
     if (recover->findings_given < recover->findings_count) {
         *finding = recover->findings[recover->findings_given++];
         return RECOVER_FINDING;

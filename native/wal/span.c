@@ -3,29 +3,29 @@
 #include "wal/wal_internal.h"
 
 /* What a segment takes of the disk; of the one being written, what is in it. */
-static uint64_t taken(const log_t *log, const segment_t *segment) {
-    return segment == log->active ? segment->end : segment->file_bytes;
+static uint64_t taken(const wal_t *wal, const segment_t *segment) {
+    return segment == wal->active ? segment->end : segment->file_bytes;
 }
 
-void log_span(log_t *log, log_span_t *span) {
+void wal_span(wal_t *wal, wal_span_t *span) {
     uint64_t behind = 0;
     span->count = 0;
-    gate_enter(&log->table);
-    uint32_t step = log->count / LOG_SPAN_POINTS + 1;
-    for (uint32_t i = 0; i < log->count; i += step) {
-        span->lsn[span->count++] = log->segments[i]->first_lsn;
-        for (uint32_t j = i; j < i + step && j < log->count; j++) behind += taken(log, log->segments[j]);
+    gate_enter(&wal->table);
+    uint32_t step = wal->count / WAL_SPAN_POINTS + 1;
+    for (uint32_t i = 0; i < wal->count; i += step) {
+        span->lsn[span->count++] = wal->segments[i]->first_lsn;
+        for (uint32_t j = i; j < i + step && j < wal->count; j++) behind += taken(wal, wal->segments[j]);
         span->bytes[span->count] = behind; /* so far: what lies before the next point */
     }
-    uint64_t next_lsn = log->count ? log->segments[log->count - 1]->next_lsn : 0;
-    gate_leave(&log->table);
+    uint64_t next_lsn = wal->count ? wal->segments[wal->count - 1]->next_lsn : 0;
+    gate_leave(&wal->table);
     span->lsn[span->count] = next_lsn;
     span->bytes[0] = 0;
     for (uint32_t i = 0; i <= span->count; i++) span->bytes[i] = behind - span->bytes[i];
 }
 
 /* The last point at or below an LSN. */
-static uint32_t point_of(const log_span_t *span, uint64_t lsn) {
+static uint32_t point_of(const wal_span_t *span, uint64_t lsn) {
     uint32_t low = 0, high = span->count;
     while (low < high) {
         uint32_t middle = low + (high - low + 1) / 2;
@@ -41,7 +41,7 @@ static uint64_t part(uint64_t of, uint64_t numerator, uint64_t denominator) {
     return denominator ? (uint64_t)((double)of * (double)numerator / (double)denominator) : 0;
 }
 
-uint64_t log_span_bytes(const log_span_t *span, uint64_t lsn) {
+uint64_t wal_span_bytes(const wal_span_t *span, uint64_t lsn) {
     uint32_t at = point_of(span, lsn);
     if (at == span->count) return 0;
     if (lsn < span->lsn[at]) return span->bytes[at];
@@ -49,7 +49,7 @@ uint64_t log_span_bytes(const log_span_t *span, uint64_t lsn) {
     return span->bytes[at] - part(between, lsn - span->lsn[at], span->lsn[at + 1] - span->lsn[at]);
 }
 
-uint64_t log_span_lsn(const log_span_t *span, uint64_t bytes) {
+uint64_t wal_span_lsn(const wal_span_t *span, uint64_t bytes) {
     uint32_t at = span->count;
     while (at && span->bytes[at - 1] <= bytes) at--;
     if (!at) return span->lsn[0];

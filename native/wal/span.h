@@ -1,22 +1,22 @@
-/* wal/span.h: how much of the log lies behind an LSN, in bytes of its files.
+/* wal/span.h: how much of the WAL lies behind an LSN, in bytes of its files.
  *
  * Invariant: the points are a copy, exact where a segment begins; between two of them an LSN's place is proportional.
  */
-#ifndef BQ_LOG_SPAN_H
-#define BQ_LOG_SPAN_H
+#ifndef BQ_WAL_SPAN_H
+#define BQ_WAL_SPAN_H
 
 #include "wal/wal.h"
 
-#define LOG_SPAN_POINTS 128u
+#define WAL_SPAN_POINTS 128u
 
-typedef struct log_span {
+typedef struct wal_span {
     uint32_t count;
-    uint64_t lsn[LOG_SPAN_POINTS + 1];   /* rising */
-    uint64_t bytes[LOG_SPAN_POINTS + 1]; /* from that LSN to the end of the log, falling; the last is 0 */
-} log_span_t;
+    uint64_t lsn[WAL_SPAN_POINTS + 1];   /* rising */
+    uint64_t bytes[WAL_SPAN_POINTS + 1]; /* from that LSN to the end of the WAL, falling; the last is 0 */
+} wal_span_t;
 
-void log_span(log_t *log, log_span_t *span);
-uint64_t log_span_bytes(const log_span_t *span, uint64_t lsn); /* from that record on */
-uint64_t log_span_lsn(const log_span_t *span, uint64_t bytes); /* the first record behind which no more than that lies */
+void wal_span(wal_t *wal, wal_span_t *span);
+uint64_t wal_span_bytes(const wal_span_t *span, uint64_t lsn); /* from that record on */
+uint64_t wal_span_lsn(const wal_span_t *span, uint64_t bytes); /* the first record behind which no more than that lies */
 
 #endif

@@ -1,8 +1,8 @@
-/* wal/storage.h: the one small interface through which the log touches the disk. wal/storage_posix.c is the real one; tests put a
+/* wal/storage.h: the one small interface through which the WAL touches the disk. wal/storage_posix.c is the real one; tests put a
  * simulated disk or a failing one in its place.
  *
  * Invariant: names are plain file names inside one directory. Every call returns >= 0 or -errno, does all it was asked for
- * (short writes and EINTR are its business) or says that it did not. The log's threads call it at the same time.
+ * (short writes and EINTR are its business) or says that it did not. The WAL's threads call it at the same time.
  */
 #ifndef BQ_STORAGE_H
 #define BQ_STORAGE_H
@@ -13,7 +13,7 @@
 
 typedef struct storage storage_t;
 
-#define STORAGE_NOT_A_FILE (-ELOOP) /* what has the name is a link, a directory, a pipe: nothing of the log */
+#define STORAGE_NOT_A_FILE (-ELOOP) /* what has the name is a link, a directory, a pipe: nothing of the WAL */
 typedef void (*storage_visit)(void *context, const char *name);
 
 struct storage {
@@ -36,7 +36,7 @@ struct storage {
     int (*random)(storage_t *storage, uint8_t *bytes,
                   uint32_t size); /* unpredictable, at most 256; a simulated disk repeats its own */
     int (*lock)(storage_t *storage,
-                const char *name); /* -EWOULDBLOCK: another process holds the log; until release; again: LOCK is made anew */
+                const char *name); /* -EWOULDBLOCK: another process holds the WAL; until release; again: LOCK is made anew */
     int (*locked)(storage_t *storage, int file); /* -EWOULDBLOCK: another process has it open as a file it has made */
     void (*release)(storage_t *storage);         /* close the directory and free the structure */
 };

@@ -289,7 +289,7 @@ static const storage_t disk_calls = {
     .release = disk_release,
 };
 
-/* The directory's own entry is synced too: a log in a directory that a power cut takes away is no log. */
+/* The directory's own entry is synced too: a WAL in a directory that a power cut takes away is no WAL. */
 static int parent_sync(const char *directory) {
     size_t size = strlen(directory);
     while (size > 1 && directory[size - 1] == '/') size--;

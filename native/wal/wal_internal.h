@@ -1,10 +1,10 @@
 /* wal/wal_internal.h: what the files of this folder share. Nobody else includes it, tests excepted.
  *
- * Invariant: the segment table is read and changed inside `table`; only the log thread adds to it and only the read thread
+ * Invariant: the segment table is read and changed inside `table`; only the WAL thread adds to it and only the read thread
  * takes from it, so each of them may keep a pointer into it for as long as it runs. Gates are never entered inside each other.
  */
-#ifndef BQ_LOG_INTERNAL_H
-#define BQ_LOG_INTERNAL_H
+#ifndef BQ_WAL_INTERNAL_H
+#define BQ_WAL_INTERNAL_H
 
 #include <stdatomic.h>
 
@@ -12,22 +12,22 @@
 #include "wal/format.h"
 #include "base/poll.h"
 
-#define LOG_MARK_BYTES (256u << 10) /* a remembered record every so often: where to begin looking for an LSN */
-#define LOG_SEGMENTS_MAX 65536u
-#define LOG_SCAN_BYTES (1u << 20)
-#define LOG_READ_SCAN_BYTES (LOG_SCAN_BYTES / 4) /* of the read thread */
-#define LOG_CHECKPOINT_BYTES_MAX (1u << 30) /* of 1,000,000 subscriptions with texts of the largest size: what settings allow */
-#define LOG_SEGMENT_TEMPORARY "wal.tmp"
-#define LOG_CHECKPOINT_TEMPORARY "checkpoint.tmp"
-#define LOG_LOCK_NAME "LOCK"
-#ifndef LOG_RETRY_MS
-#define LOG_RETRY_MS 100 /* between looks at a full disk */
+#define WAL_MARK_BYTES (256u << 10) /* a remembered record every so often: where to begin looking for an LSN */
+#define WAL_SEGMENTS_MAX 65536u
+#define WAL_SCAN_BYTES (1u << 20)
+#define WAL_READ_SCAN_BYTES (WAL_SCAN_BYTES / 4) /* of the read thread */
+#define WAL_CHECKPOINT_BYTES_MAX (1u << 30) /* of 1,000,000 subscriptions with texts of the largest size: what settings allow */
+#define WAL_SEGMENT_TEMPORARY "wal.tmp"
+#define WAL_CHECKPOINT_TEMPORARY "checkpoint.tmp"
+#define WAL_LOCK_NAME "LOCK"
+#ifndef WAL_RETRY_MS
+#define WAL_RETRY_MS 100 /* between looks at a full disk */
 #endif
 
-typedef struct log_mark {
+typedef struct wal_mark {
     uint64_t lsn;
     uint32_t offset;
-} log_mark_t;
+} wal_mark_t;
 
 typedef struct segment {
     segment_header_t header;
@@ -36,13 +36,13 @@ typedef struct segment {
     uint64_t records;
     uint64_t file_bytes, data_bytes; /* data: up to the header at the file's end */
     uint64_t end;                    /* offset behind the last valid record */
-    log_mark_t *marks;
+    wal_mark_t *marks;
     uint32_t marks_count, marks_capacity;
     bool damaged;  /* bytes of it are bad: never unlinked, moved aside when nothing more is taken from it */
     bool beheaded; /* only the header at its end is left: what was written beside the others is damaged as well */
     bool cut;      /* the file is not as long as it was made */
     bool sealed;   /* recovery has met its footer ... */
-    bool in_order; /* ... which says that the log was closed in order */
+    bool in_order; /* ... which says that the WAL was closed in order */
 } segment_t;
 
 segment_t *segment_new(const segment_header_t *header, uint64_t name_number, uint64_t file_bytes); /* NULL: no memory */
@@ -110,18 +110,18 @@ typedef struct recover {
     uint32_t count, capacity;
     recover_finding_t *findings; /* of the directory, handed out before the first record; one per file at most */
     uint32_t findings_count, findings_given;
-    uint64_t log_id, number_max;
-    uint64_t headless_max; /* the highest number of a file without a header that this log may have made; 0: none */
+    uint64_t wal_id, number_max;
+    uint64_t headless_max; /* the highest number of a file without a header that this WAL may have made; 0: none */
     ledger_t ledger;       /* sequence 0: there is none that can be believed */
     bool lock_strange;     /* LOCK holds something, and not a ledger */
     uint64_t *generations; /* of the checkpoint files there are, rising */
     uint32_t generations_count;
-    uint64_t generation_max;                 /* of those that this log may have made */
+    uint64_t generation_max;                 /* of those that this WAL may have made */
     uint64_t generation_before, keep_before; /* the readable checkpoint before the newest; 0: none */
     checkpoint_header_t checkpoint;          /* the newest readable one; generation 0: none */
     uint8_t *checkpoint_bytes;
     bool leftovers; /* temporary files */
-    log_report_t report;
+    wal_report_t report;
     /* the walk */
     scan_t scan;
     int file;
@@ -139,16 +139,16 @@ typedef struct recover {
 
 enum recover_event { RECOVER_END = 0, RECOVER_RECORD = 1, RECOVER_FINDING = 2 };
 
-/* List and judge the directory; changes nothing. BQ_OK, LOG_E_VERSION, BQ_E_MEMORY, or BQ_E_SYSTEM with errno. */
+/* List and judge the directory; changes nothing. BQ_OK, WAL_E_VERSION, BQ_E_MEMORY, or BQ_E_SYSTEM with errno. */
 int recover_begin(recover_t *recover, storage_t *storage);
 /* Pull the next record or finding; a record's bytes hold until the next call. Negative: as above. */
-int recover_next(recover_t *recover, log_record_t *record, recover_finding_t *finding);
+int recover_next(recover_t *recover, wal_record_t *record, recover_finding_t *finding);
 int recover_open(recover_t *recover, uint32_t at); /* have recover->scan at the first record of that segment */
 int recover_keep_aside(recover_t *recover, const recover_finding_t *finding); /* do what its rule says */
 void recover_free(recover_t *recover);
 int system_error(int error); /* -errno to BQ_E_SYSTEM with errno set, or BQ_E_MEMORY */
 
-/* What the end of the walk lacks, by the ledger and by what the segments themselves say. `next`: what the log goes on with, at least;
+/* What the end of the walk lacks, by the ledger and by what the segments themselves say. `next`: what the WAL goes on with, at least;
  * `unknown`: some of the LSNs before it may never have been used. 0 in next: nothing is missing. */
 typedef struct evidence {
     uint64_t next;
@@ -156,14 +156,14 @@ typedef struct evidence {
 } evidence_t;
 evidence_t recover_evidence(const recover_t *recover);
 
-/* ---- the log ------------------------------------------------------------------------------------------------------- */
+/* ---- the WAL ------------------------------------------------------------------------------------------------------- */
 
 typedef struct batch {
     uint8_t *bytes;
     uint32_t used;
-    uint32_t done; /* log thread: bytes on disk and synced */
+    uint32_t done; /* WAL thread: bytes on disk and synced */
     uint64_t first_lsn;
-    uint64_t charged; /* log->charged at its end */
+    uint64_t charged; /* wal->charged at its end */
 } batch_t;
 
 enum read_state { READ_IDLE, READ_ASKED, READ_DONE };
@@ -172,7 +172,7 @@ typedef struct read_slot {
     uint64_t lsn;
     uint8_t *buffer;
     uint32_t capacity;
-    log_read_t result;
+    wal_read_t result;
     uint64_t done_order;
 } read_slot_t;
 
@@ -180,7 +180,7 @@ typedef struct read_slot {
 typedef struct read_cursor {
     uint64_t lsn, number, offset;
 } read_cursor_t;
-#define LOG_CURSORS 64u
+#define WAL_CURSORS 64u
 
 /* The records that the last fdatasync of the broker before may not have reached, and some more: see wal/tail.c. */
 typedef struct tail {
@@ -189,29 +189,29 @@ typedef struct tail {
     bool whole; /* all of its records */
 } tail_t;
 
-struct log {
+struct wal {
     storage_t *storage;
-    log_config_t config;
-    uint64_t log_id;
+    wal_config_t config;
+    uint64_t wal_id;
 
     /* the core's thread */
     batch_t batches[2];
     uint32_t gathering;
     uint64_t next_lsn;
-    uint64_t charged; /* bytes appended since the log was opened, padding included */
+    uint64_t charged; /* bytes appended since the WAL was opened, padding included */
 
     /* shared */
     _Atomic uint64_t durable, shown_next_lsn;
-    _Atomic uint64_t limits[3]; /* by enum log_urgency: `charged` may not pass them */
-    _Atomic int32_t failed;     /* the errno that stopped the log */
+    _Atomic uint64_t limits[3]; /* by enum wal_urgency: `charged` may not pass them */
+    _Atomic int32_t failed;     /* the errno that stopped the WAL */
     _Atomic bool full, busy;
 
-    /* the log thread and its gate */
+    /* the WAL thread and its gate */
     gate_t work;
     batch_t *handed; /* inside work */
-    bool stop, log_waits, room_came;
+    bool stop, wal_waits, room_came;
     uint32_t stuck; /* inside work: times in a row that the disk was full for a batch that is already accepted */
-    poll_thread_t log_thread;
+    poll_thread_t wal_thread;
     segment_t *active, *ahead; /* active: NULL while a full disk has no room for one; ahead: made, not used, not in the table */
     tail_t tail;               /* while there is no active segment: what it will begin with, and first_lsn in any case */
     uint64_t sure_lsn;         /* of what was found at the start: the last that is on disk, as far as anybody knows */
@@ -226,9 +226,9 @@ struct log {
     gate_t table; /* never entered inside `books`, nor the other way round */
     segment_t **segments;
     uint32_t count, capacity;
-    log_stats_t stats;
+    wal_stats_t stats;
 
-    /* LOCK's ledger, written by all of the log's threads */
+    /* LOCK's ledger, written by all of the WAL's threads */
     gate_t books;
     ledger_t ledger;
     _Atomic uint64_t note; /* no gate: whoever notes does not wait for a disk that hangs */
@@ -236,7 +236,7 @@ struct log {
 
     /* the read thread and its gate */
     gate_t reads;
-    read_slot_t slots[LOG_READS_MAX];
+    read_slot_t slots[WAL_READS_MAX];
     uint64_t reads_done;
     uint32_t slot_served;
     bool reads_stop, reads_wait;
@@ -245,51 +245,51 @@ struct log {
     bool checkpoint_busy;
     poll_thread_t read_thread;
     scan_t read_scan;
-    read_cursor_t cursors[LOG_CURSORS]; /* the newest; the read thread's, as read_scan is */
+    read_cursor_t cursors[WAL_CURSORS]; /* the newest; the read thread's, as read_scan is */
     uint32_t cursor_next;
     int read_file;
     uint64_t read_number;                   /* segment that read_file is; 0: none */
     uint64_t generations[2], keep_below[2]; /* the two checkpoints kept, the newer first; generation 0: none */
 };
 
-static inline uint32_t log_record_bytes_max(const log_t *log) { return log->config.batch_bytes_max / 2; }
-static inline uint32_t log_pad_bytes_max(const log_t *log) {
-    return log->config.block_bytes ? log->config.block_bytes + FORMAT_RECORD_BYTES : 0;
+static inline uint32_t wal_record_bytes_max(const wal_t *wal) { return wal->config.batch_bytes_max / 2; }
+static inline uint32_t wal_pad_bytes_max(const wal_t *wal) {
+    return wal->config.block_bytes ? wal->config.block_bytes + FORMAT_RECORD_BYTES : 0;
 }
-static inline uint32_t log_batch_room(const log_t *log) { return log->config.batch_bytes_max + log_pad_bytes_max(log); }
-static inline uint32_t log_header_bytes(const log_t *log) {
-    return log->config.block_bytes > FORMAT_HEADER_ROOM ? log->config.block_bytes : FORMAT_HEADER_ROOM;
+static inline uint32_t wal_batch_room(const wal_t *wal) { return wal->config.batch_bytes_max + wal_pad_bytes_max(wal); }
+static inline uint32_t wal_header_bytes(const wal_t *wal) {
+    return wal->config.block_bytes > FORMAT_HEADER_ROOM ? wal->config.block_bytes : FORMAT_HEADER_ROOM;
 }
 /* What a segment may waste at its end, because records do not span segments. */
-static inline uint32_t log_waste_bytes_max(const log_t *log) {
-    return FORMAT_FOOTER_BYTES + FORMAT_RECORD_BYTES + log_record_bytes_max(log);
+static inline uint32_t wal_waste_bytes_max(const wal_t *wal) {
+    return FORMAT_FOOTER_BYTES + FORMAT_RECORD_BYTES + wal_record_bytes_max(wal);
 }
 
-static inline uint64_t log_keep_from(const log_t *log) {
-    return log->keep_below[0] < log->keep_below[1] ? log->keep_below[0] : log->keep_below[1];
+static inline uint64_t wal_keep_from(const wal_t *wal) {
+    return wal->keep_below[0] < wal->keep_below[1] ? wal->keep_below[0] : wal->keep_below[1];
 }
 
 /* ---- the ledger: see wal/ledger.c ----------------------------------------------------------------------------------- */
 
 /* Read LOCK's ledger: sequence 0 if there is none. *strange: it holds something else. 0 or -errno. */
 int ledger_read(storage_t *storage, ledger_t *ledger, bool *strange);
-/* From now on `active` is there, and `created` if it is sealed. 0, or -errno, which stops the log; a full disk is none. */
-int ledger_begun(log_t *log, const segment_t *active, const segment_t *created);
-bool ledger_lets_go(log_t *log, uint64_t number); /* its file may be deleted now */
-void ledger_close(log_t *log);                    /* closed in order: what comes next is known */
+/* From now on `active` is there, and `created` if it is sealed. 0, or -errno, which stops the WAL; a full disk is none. */
+int ledger_begun(wal_t *wal, const segment_t *active, const segment_t *created);
+bool ledger_lets_go(wal_t *wal, uint64_t number); /* its file may be deleted now */
+void ledger_close(wal_t *wal);                    /* closed in order: what comes next is known */
 
-int log_header_make(log_t *log, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes);
-bool log_table_grow(log_t *log);   /* false: no memory for one more segment, or too many */
-int64_t log_free_look(log_t *log); /* free bytes of the disk, INT64_MAX if it does not say; shown in the stats */
+int wal_header_make(wal_t *wal, segment_header_t *header, uint64_t first_lsn, uint32_t segment_bytes);
+bool wal_table_grow(wal_t *wal);   /* false: no memory for one more segment, or too many */
+int64_t wal_free_look(wal_t *wal); /* free bytes of the disk, INT64_MAX if it does not say; shown in the stats */
 /* After the last record was read: the disk is made to hold what was recovered, in a form that this process has synced itself, and
  * the table takes over the segments. A full disk is no error: see wal/tail.c. 0 or -errno. */
-int log_begin(log_t *log, recover_t *recover);
-int log_begin_late(log_t *log); /* log thread, no active segment: again, if there is room. 0, -ENOSPC, or what stops the log */
+int wal_begin(wal_t *wal, recover_t *recover);
+int wal_begin_late(wal_t *wal); /* WAL thread, no active segment: again, if there is room. 0, -ENOSPC, or what stops the WAL */
 
-void *read_run(void *log);
-void log_wake(log_t *log);
-void log_fail(log_t *log, int error); /* error: -errno. Stops everything that would become durable */
-int log_sync_data(log_t *log, int file);
-void log_settle(log_t *log); /* for tests: wait until both threads have nothing to do */
+void *read_run(void *wal);
+void wal_wake(wal_t *wal);
+void wal_fail(wal_t *wal, int error); /* error: -errno. Stops everything that would become durable */
+int wal_sync_data(wal_t *wal, int file);
+void wal_settle(wal_t *wal); /* for tests: wait until both threads have nothing to do */
 
 #endif

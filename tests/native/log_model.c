@@ -1,6 +1,6 @@
 /* log_model.c: see log_model.h.
  *
- * Invariant: the model does only what the seed says, and waits for the log's threads after each step: the same seed makes the
+ * Invariant: the model does only what the seed says, and waits for the WAL's threads after each step: the same seed makes the
  * same calls of the disk in the same order.
  */
 #include "log_model.h"
@@ -35,7 +35,7 @@ uint32_t model_payload(uint32_t tag, uint8_t bytes[4096]) {
     return size;
 }
 
-static bool payload_holds(const log_record_t *record, uint32_t tag) {
+static bool payload_holds(const wal_record_t *record, uint32_t tag) {
     uint8_t bytes[4096];
     uint32_t size = model_payload(tag, bytes);
     return record->size == size && (size == 0 || memcmp(record->bytes, bytes, size) == 0) && record->type == 1 + tag % 5 &&
@@ -48,7 +48,7 @@ void model_init(model_t *model, sim_disk_t *disk, uint64_t seed) {
     model->seed = model->random = seed;
     model->next_lsn = 1;
     uint32_t segment = 4096u << model_random(model, 3);
-    model->config = (log_config_t){.max_bytes = 1u << 20,
+    model->config = (wal_config_t){.max_bytes = 1u << 20,
                                    .segment_bytes = segment,
                                    .batch_bytes_max = segment / (uint32_t)(2 << model_random(model, 2)),
                                    .block_bytes = model_random(model, 3) == 0 ? 512 : 0};
@@ -56,7 +56,7 @@ void model_init(model_t *model, sim_disk_t *disk, uint64_t seed) {
 
 /* ---- recovering -------------------------------------------------------------------------------------------------------- */
 
-static bool visit(void *context, const log_record_t *record) {
+static bool visit(void *context, const wal_record_t *record) {
     model_t *model = context;
     if (record->type == 0) {
         model->visited_checkpoint = true;
@@ -79,16 +79,16 @@ static bool visit(void *context, const log_record_t *record) {
 }
 
 static void acked_note(model_t *model) {
-    uint64_t durable = log_durable(model->log);
+    uint64_t durable = wal_durable(model->wal);
     if (durable > model->acked) model->acked = durable;
     if (durable >= model->next_lsn)
         fault(model, "durable is %llu, appended were %llu", (unsigned long long)durable, (unsigned long long)model->next_lsn - 1);
 }
 
 bool model_settled(model_t *model) {
-    gate_enter(&model->log->table);
-    bool settled = model->log->active != NULL;
-    gate_leave(&model->log->table);
+    gate_enter(&model->wal->table);
+    bool settled = model->wal->active != NULL;
+    gate_leave(&model->wal->table);
     return settled;
 }
 
@@ -96,9 +96,9 @@ int model_open(model_t *model) {
     model->visit_next = 1;
     model->opens++;
     model->visited_checkpoint = false;
-    int result = log_open(&model->log, sim_disk_storage(model->disk), &model->config, visit, model, &model->report, NULL);
+    int result = wal_open(&model->wal, sim_disk_storage(model->disk), &model->config, visit, model, &model->report, NULL);
     if (result != BQ_OK) return result;
-    log_settle(model->log);
+    wal_settle(model->wal);
     if (sim_disk_stopped(model->disk)) return BQ_OK; /* whatever it read on a dying disk proves nothing */
     uint64_t next = model->report.next_lsn;
     if (next != model->visit_next)
@@ -125,8 +125,8 @@ void model_append(model_t *model, uint32_t count) {
     uint8_t bytes[4096];
     while (count-- && model->next_lsn < MODEL_LSN_MAX) {
         uint32_t tag = (uint32_t)mix(&model->random), size = model_payload(tag, bytes), cut = size ? tag % size : 0;
-        log_part_t parts[2] = {{bytes, cut}, {bytes + cut, size - cut}};
-        int64_t lsn = log_append(model->log, (uint8_t)(1 + tag % 5), (uint8_t)(tag >> 8), parts, 2, false);
+        wal_part_t parts[2] = {{bytes, cut}, {bytes + cut, size - cut}};
+        int64_t lsn = wal_append(model->wal, (uint8_t)(1 + tag % 5), (uint8_t)(tag >> 8), parts, 2, false);
         if (lsn < 0) return;
         if ((uint64_t)lsn != model->next_lsn)
             fault(model, "append gave %lld, expected %llu", (long long)lsn, (unsigned long long)model->next_lsn);
@@ -136,42 +136,42 @@ void model_append(model_t *model, uint32_t count) {
 }
 
 void model_commit(model_t *model) {
-    log_commit(model->log);
-    log_settle(model->log);
+    wal_commit(model->wal);
+    wal_settle(model->wal);
     acked_note(model);
 }
 
 void model_checkpoint(model_t *model) {
-    uint64_t lsn = log_durable(model->log);
+    uint64_t lsn = wal_durable(model->wal);
     uint8_t bytes[8];
     store_u64(bytes, lsn);
     uint64_t keep_from = model->keep_from + model_random(model, lsn + 2 > model->keep_from ? lsn + 2 - model->keep_from : 1);
-    if (log_checkpoint(model->log, lsn, bytes, sizeof bytes, keep_from) != BQ_OK) return;
+    if (wal_checkpoint(model->wal, lsn, bytes, sizeof bytes, keep_from) != BQ_OK) return;
     model->keep_from = keep_from;
-    log_settle(model->log);
-    log_stats_t stats;
-    log_stats(model->log, &stats);
+    wal_settle(model->wal);
+    wal_stats_t stats;
+    wal_stats(model->wal, &stats);
     if (stats.checkpoint_lsn > model->checkpoint_lsn) model->checkpoint_lsn = stats.checkpoint_lsn;
 }
 
 void model_read_back(model_t *model) {
     static _Thread_local uint8_t buffer[2048];
-    log_stats_t stats;
-    log_stats(model->log, &stats);
+    wal_stats_t stats;
+    wal_stats(model->wal, &stats);
     uint64_t lsn = model->keep_from ? model->keep_from : 1;
     if (stats.first_lsn > lsn)
         fault(model, "the log begins at %llu, kept from %llu", (unsigned long long)stats.first_lsn, (unsigned long long)lsn);
     while (lsn <= stats.durable_lsn && !model->fault[0]) {
-        log_read_t read;
-        log_read_start(model->log, 0, lsn, buffer, sizeof buffer);
-        log_settle(model->log);
-        if (!log_read_done(model->log, &read) || read.result <= 0) {
+        wal_read_t read;
+        wal_read_start(model->wal, 0, lsn, buffer, sizeof buffer);
+        wal_settle(model->wal);
+        if (!wal_read_done(model->wal, &read) || read.result <= 0) {
             if (!sim_disk_stopped(model->disk) && !sim_disk_failed(model->disk, NULL))
                 fault(model, "reading back %llu: %d", (unsigned long long)lsn, read.result);
             return;
         }
         for (uint32_t at = 0; at < read.used; lsn++) {
-            log_record_t record = {.lsn = load_u64(buffer + at),
+            wal_record_t record = {.lsn = load_u64(buffer + at),
                                    .size = load_u32(buffer + at + 8),
                                    .type = buffer[at + 12],
                                    .flags = buffer[at + 13],
@@ -185,22 +185,22 @@ void model_read_back(model_t *model) {
 }
 
 void model_close(model_t *model) {
-    if (!model->log) return;
-    log_settle(model->log);
+    if (!model->wal) return;
+    wal_settle(model->wal);
     acked_note(model);
-    bool well = log_state(model->log) != LOG_E_FAILED && !sim_disk_failed(model->disk, NULL) && model_settled(model);
-    log_close(model->log);
-    model->log = NULL;
+    bool well = wal_state(model->wal) != WAL_E_FAILED && !sim_disk_failed(model->disk, NULL) && model_settled(model);
+    wal_close(model->wal);
+    model->wal = NULL;
     if (well && !sim_disk_stopped(model->disk) && !sim_disk_failed(model->disk, NULL)) model->acked = model->next_lsn - 1;
 }
 
 void model_kill(model_t *model) {
-    if (model->log) {
-        log_settle(model->log);
+    if (model->wal) {
+        wal_settle(model->wal);
         acked_note(model);
         sim_disk_stop_at(model->disk, sim_disk_changes(model->disk) + model_random(model, 2));
-        log_close(model->log); /* none of what it does gets through */
-        model->log = NULL;
+        wal_close(model->wal); /* none of what it does gets through */
+        model->wal = NULL;
     }
     sim_disk_end_process(model->disk);
 }
@@ -224,6 +224,6 @@ static void step(model_t *model) {
 }
 
 void model_run(model_t *model, uint32_t steps) {
-    if (!model->log && model_open(model) != BQ_OK) return;
-    while (steps-- && model->log && !sim_disk_stopped(model->disk) && !model->fault[0]) step(model);
+    if (!model->wal && model_open(model) != BQ_OK) return;
+    while (steps-- && model->wal && !sim_disk_stopped(model->disk) && !model->fault[0]) step(model);
 }

@@ -486,7 +486,7 @@ void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
 }
 
 static uint64_t counted(sim_disk_t *disk, const uint64_t *counter) {
-    gate_enter(&disk->gate); /* a log's threads count while one asks */
+    gate_enter(&disk->gate); /* a WAL's threads count while one asks */
     uint64_t count = *counter;
     gate_leave(&disk->gate);
     return count;

@@ -10,16 +10,16 @@
 #include "wal/wal_internal.h"
 #include "sim_disk.h"
 
-static const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
+static const wal_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
 static bool met[RECOVER_CASES_COUNT];
 
 typedef struct seen {
     uint64_t first, last, count, checkpoint;
     bool gaps;
-    log_report_t report;
+    wal_report_t report;
 } seen_t;
 
-static bool visit(void *context, const log_record_t *record) {
+static bool visit(void *context, const wal_record_t *record) {
     seen_t *seen = context;
     if (record->type == 0) {
         seen->checkpoint = record->lsn;
@@ -32,34 +32,34 @@ static bool visit(void *context, const log_record_t *record) {
     return true;
 }
 
-static void append(log_t *log, uint32_t count) {
+static void append(wal_t *wal, uint32_t count) {
     uint8_t bytes[100] = {0};
     while (count--) {
-        log_stats_t stats;
-        log_stats(log, &stats);
+        wal_stats_t stats;
+        wal_stats(wal, &stats);
         bytes[0] = (uint8_t)stats.next_lsn;
-        CHECK(log_append(log, LOG_PUBLISH, 0, &(log_part_t){bytes, sizeof bytes}, 1, false) == (int64_t)stats.next_lsn);
-        log_commit(log);
-        log_settle(log);
+        CHECK(wal_append(wal, WAL_PUBLISH, 0, &(wal_part_t){bytes, sizeof bytes}, 1, false) == (int64_t)stats.next_lsn);
+        wal_commit(wal);
+        wal_settle(wal);
     }
 }
 
-static log_t *open_with(sim_disk_t *disk, seen_t *seen) {
-    log_t *log;
+static wal_t *open_with(sim_disk_t *disk, seen_t *seen) {
+    wal_t *wal;
     *seen = (seen_t){0};
-    CHECK(log_open(&log, sim_disk_storage(disk), &config, visit, seen, &seen->report, NULL) == BQ_OK);
-    log_settle(log);
-    return log;
+    CHECK(wal_open(&wal, sim_disk_storage(disk), &config, visit, seen, &seen->report, NULL) == BQ_OK);
+    wal_settle(wal);
+    return wal;
 }
 
 /* Sixty records of 128 bytes in three segments (23 each), each a batch of its own, closed in order unless `unclean`. */
 static sim_disk_t *disk_of_sixty(bool unclean) {
     sim_disk_t *disk = sim_disk_new(1);
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
-    append(log, 60);
+    wal_t *wal = open_with(disk, &seen);
+    append(wal, 60);
     if (unclean) sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER); /* EIO: nothing more is written */
-    log_close(log);
+    wal_close(wal);
     sim_disk_cut(disk, 3);
     return disk;
 }
@@ -67,7 +67,7 @@ static sim_disk_t *disk_of_sixty(bool unclean) {
 /* Which cases a walk finds. */
 static uint32_t cases_of(sim_disk_t *disk) {
     recover_t recover;
-    log_record_t record;
+    wal_record_t record;
     recover_finding_t finding;
     storage_t *storage = sim_disk_storage(disk);
     uint32_t cases = 0;
@@ -84,7 +84,7 @@ static uint32_t cases_of(sim_disk_t *disk) {
 
 #define CASE(name) (1u << RECOVER_##name)
 
-/* Open twice: both times the same records, the same loss; and the log can be written to. */
+/* Open twice: both times the same records, the same loss; and the WAL can be written to. */
 static void expect(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t lost_first, uint64_t lost_last,
                    uint64_t next_lsn) {
     uint32_t found = cases_of(disk);
@@ -92,16 +92,16 @@ static void expect(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t 
     CHECK(found == cases);
     for (int round = 0; round < 2; round++) {
         seen_t seen;
-        log_t *log = open_with(disk, &seen);
+        wal_t *wal = open_with(disk, &seen);
         CHECK(seen.count == records && seen.report.next_lsn == next_lsn);
         CHECK(seen.report.lost_first_lsn == lost_first && seen.report.lost_last_lsn == lost_last);
         CHECK(seen.gaps == (lost_first > 1 && lost_last + 1 < next_lsn));
-        log_close(log);
+        wal_close(wal);
     }
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
-    append(log, 1);
-    log_close(log);
+    wal_t *wal = open_with(disk, &seen);
+    append(wal, 1);
+    wal_close(wal);
     sim_disk_free(disk);
 }
 
@@ -160,7 +160,7 @@ static void test_a_segment_without_any_header_is_moved_aside_and_its_lsns_are_re
     change(disk, SECOND, config.segment_bytes - 20);
     CHECK(cases_of(disk) == (CASE(HEADER_BAD) | CASE(MISSING) | CASE(LOST)));
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     CHECK(has(disk, "aside-" SECOND) && !has(disk, SECOND));
     expect(disk, CASE(MISSING) | CASE(LOST), 37, 24, 46, 61);
 }
@@ -170,14 +170,14 @@ static void test_an_empty_file_is_moved_aside(void) {
     sim_disk_put(disk, THIRD, (const uint8_t *)"", 0);
     CHECK(cases_of(disk) == (CASE(HEADER_MISSING) | CASE(GONE) | CASE(LOST)));
     seen_t seen;
-    log_t *log = open_with(disk, &seen); /* after an orderly end it is known how far the log went */
+    wal_t *wal = open_with(disk, &seen); /* after an orderly end it is known how far the WAL went */
     CHECK(seen.count == 46 && seen.report.clean == 0 && seen.report.lost_first_lsn == 47 && seen.report.lost_last_lsn == 60);
-    log_close(log);
+    wal_close(wal);
     CHECK(has(disk, "aside-" THIRD));
     expect(disk, CASE(LOST), 46, 47, 60, 61);
 }
 
-/* After what was done to an unclean log nobody knows how much is gone: it opens twice with the same, the LSNs go on behind what may
+/* After what was done to an unclean WAL nobody knows how much is gone: it opens twice with the same, the LSNs go on behind what may
  * have been, and what is written then comes back. */
 static void expect_at_most(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t lost_first, uint64_t acknowledged) {
     uint32_t found = cases_of(disk);
@@ -186,7 +186,7 @@ static void expect_at_most(sim_disk_t *disk, uint32_t cases, uint64_t records, u
     uint64_t next_lsn = 0;
     for (int round = 0; round < 3; round++) {
         seen_t seen;
-        log_t *log = open_with(disk, &seen);
+        wal_t *wal = open_with(disk, &seen);
         CHECK(seen.count == records && seen.report.lost_first_lsn == lost_first && seen.report.lost_unknown == 1);
         CHECK(seen.report.lost_last_lsn >= acknowledged && seen.report.lost_last_lsn < acknowledged + 1000);
         if (!round) CHECK(seen.report.damaged_files > 0 && seen.report.clean == 0);
@@ -194,13 +194,13 @@ static void expect_at_most(sim_disk_t *disk, uint32_t cases, uint64_t records, u
         next_lsn = seen.report.next_lsn;
         CHECK(next_lsn == seen.report.lost_last_lsn + 1);
         if (round < 2)
-            log_close(log);
+            wal_close(wal);
         else
-            append(log, 1);
-        if (round == 2) log_close(log);
+            append(wal, 1);
+        if (round == 2) wal_close(wal);
     }
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     CHECK(seen.count == records + 1 && seen.last == next_lsn && seen.report.lost_unknown == 1);
     sim_disk_free(disk);
 }
@@ -222,7 +222,7 @@ static void test_it_is_reported_without_the_ledger_too(void) {
     for (int ahead = 0; ahead < 2; ahead++) {
         sim_disk_t *disk = disk_of_sixty(true);
         sim_disk_remove(disk, THIRD);
-        sim_disk_remove(disk, LOG_LOCK_NAME);
+        sim_disk_remove(disk, WAL_LOCK_NAME);
         if (ahead) sim_disk_remove(disk, FOURTH);
         expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST) | (ahead ? 0 : CASE(MISSING)), 46, 47, 60);
     }
@@ -231,10 +231,10 @@ static void test_it_is_reported_without_the_ledger_too(void) {
 static sim_disk_t *disk_of_ten(void) {
     sim_disk_t *disk = sim_disk_new(7);
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
-    append(log, 10);
+    wal_t *wal = open_with(disk, &seen);
+    append(wal, 10);
     sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER);
-    log_close(log);
+    wal_close(wal);
     sim_disk_cut(disk, 3);
     return disk;
 }
@@ -245,7 +245,7 @@ static void test_a_first_segment_that_is_gone_or_emptied_after_a_kill_is_reporte
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
     disk = disk_of_ten();
     sim_disk_remove(disk, FIRST);
-    sim_disk_remove(disk, LOG_LOCK_NAME); /* the one made ahead has nothing before it */
+    sim_disk_remove(disk, WAL_LOCK_NAME); /* the one made ahead has nothing before it */
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
     disk = disk_of_ten();
     sim_disk_remove(disk, FIRST);
@@ -288,7 +288,7 @@ static void test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told(void) 
         if (way == 2) sim_disk_put(disk, FOURTH, (const uint8_t *)"", 0);
         if (way == 3) sim_disk_remove(disk, FOURTH); /* nothing to see: it need not be there */
         seen_t seen;
-        log_close(open_with(disk, &seen));
+        wal_close(open_with(disk, &seen));
         CHECK(seen.count == 60 && !seen.report.lost_ranges && seen.report.damaged_files == (way < 3));
         expect(disk, 0, 60, 0, 0, 61);
     }
@@ -296,12 +296,12 @@ static void test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told(void) 
 
 static void test_lock_with_other_bytes_is_set_aside_and_not_written_to(void) {
     sim_disk_t *disk = disk_of_ten();
-    sim_disk_put(disk, LOG_LOCK_NAME, (const uint8_t *)"precious", 8);
+    sim_disk_put(disk, WAL_LOCK_NAME, (const uint8_t *)"precious", 8);
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     uint64_t size;
     CHECK(seen.count == 10 && seen.report.strange_files == 1);
-    CHECK(memcmp(sim_disk_bytes(disk, "aside-" LOG_LOCK_NAME, &size), "precious", 8) == 0 && size == 8);
+    CHECK(memcmp(sim_disk_bytes(disk, "aside-" WAL_LOCK_NAME, &size), "precious", 8) == 0 && size == 8);
     expect(disk, 0, 10, 0, 0, 11);
 }
 
@@ -314,12 +314,12 @@ static void test_a_number_that_no_log_reaches_does_not_become_the_next_one(void)
         sim_disk_put(disk, "checkpoint-99999999999999999.ckp", (const uint8_t *)"", 0);
         CHECK(cases_of(disk) == (CASE(CHECKPOINT_BAD) | (i ? CASE(STRAY) : 0)));
         seen_t seen;
-        log_t *log = open_with(disk, &seen);
+        wal_t *wal = open_with(disk, &seen);
         CHECK(seen.count == 60 && !seen.report.damaged_files && seen.report.strange_files == 2);
-        append(log, 60);
-        CHECK(log_checkpoint(log, 10, (const uint8_t *)"state", 5, 1) == BQ_OK);
-        log_settle(log);
-        log_close(log);
+        append(wal, 60);
+        CHECK(wal_checkpoint(wal, 10, (const uint8_t *)"state", 5, 1) == BQ_OK);
+        wal_settle(wal);
+        wal_close(wal);
         CHECK(has(disk, "checkpoint-0000000001.ckp"));
         expect(disk, CASE(CHECKPOINT_BAD), 110, 0, 0, 121);
     }
@@ -338,10 +338,10 @@ static void test_a_link_or_a_directory_with_a_segments_name_is_set_aside(void) {
     open_all = storage->open;
     storage->open = open_but_links;
     seen_t seen = {0};
-    log_t *log;
-    CHECK(log_open(&log, storage, &config, visit, &seen, &seen.report, NULL) == BQ_OK);
-    log_settle(log);
-    log_close(log);
+    wal_t *wal;
+    CHECK(wal_open(&wal, storage, &config, visit, &seen, &seen.report, NULL) == BQ_OK);
+    wal_settle(wal);
+    wal_close(wal);
     CHECK(seen.count == 60 && seen.report.strange_files == 1 && !seen.report.damaged_files);
     CHECK(has(disk, "aside-" FOURTH));
     met[RECOVER_NOT_A_FILE] = true;
@@ -351,20 +351,20 @@ static void test_a_link_or_a_directory_with_a_segments_name_is_set_aside(void) {
 static void test_what_was_noted_last_comes_back(void) {
     sim_disk_t *disk = sim_disk_new(7);
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
+    wal_t *wal = open_with(disk, &seen);
     CHECK(seen.report.note == 0 && !seen.report.note_last);
-    log_note(log, 77, true);
-    log_note(log, 80, false);
-    log_close(log);
-    log = open_with(disk, &seen);
+    wal_note(wal, 77, true);
+    wal_note(wal, 80, false);
+    wal_close(wal);
+    wal = open_with(disk, &seen);
     CHECK(seen.report.note == 80 && seen.report.note_last);
-    log_note(log, 99, true);
+    wal_note(wal, 99, true);
     sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER);
-    log_close(log);
+    wal_close(wal);
     sim_disk_cut(disk, 3);
-    log = open_with(disk, &seen);
+    wal = open_with(disk, &seen);
     CHECK(seen.report.note == 99 && !seen.report.note_last);
-    log_close(log);
+    wal_close(wal);
     sim_disk_free(disk);
 }
 
@@ -383,9 +383,9 @@ static void test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_took_its_
 static void test_another_logs_segment_is_moved_aside(void) {
     sim_disk_t *disk = disk_of_sixty(false), *other = sim_disk_new(99);
     seen_t seen;
-    log_t *log = open_with(other, &seen);
-    append(log, 5);
-    log_close(log);
+    wal_t *wal = open_with(other, &seen);
+    append(wal, 5);
+    wal_close(wal);
     uint64_t size;
     uint8_t *bytes = sim_disk_bytes(other, FIRST, &size);
     sim_disk_put(disk, "wal-0000000007.log", bytes, size);
@@ -419,7 +419,7 @@ static void test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail(void)
     change(disk, THIRD, RECORD(4) + 50);
     CHECK(cases_of(disk) == (CASE(DAMAGED) | CASE(LOST)));
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     CHECK(seen.count == 59 && seen.report.lost_first_lsn == 51 && seen.report.lost_last_lsn == 51 && seen.report.torn_bytes == 0);
     CHECK(has(disk, "damaged-0000000003-0000001536"));
     CHECK(has(disk, "aside-" THIRD)); /* its good records were carried over */
@@ -448,7 +448,7 @@ static void test_a_torn_end_is_dropped_counted_and_kept_aside(void) {
     change(disk, THIRD, RECORD(13) + 30);
     CHECK(cases_of(disk) == CASE(TORN));
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     CHECK(seen.count == 59 && seen.report.torn_bytes > 0 && seen.report.lost_ranges == 0 && seen.report.next_lsn == 60);
     CHECK(has(disk, "torn-0000000003-0000002688"));
     expect(disk, 0, 59, 0, 0, 60);
@@ -461,7 +461,7 @@ static void test_files_of_other_programs_are_left_alone(void) {
     for (uint32_t i = 0; i < 5; i++) sim_disk_put(disk, names[i], (const uint8_t *)"mine", 4);
     CHECK(cases_of(disk) == 0);
     seen_t seen;
-    log_close(open_with(disk, &seen));
+    wal_close(open_with(disk, &seen));
     for (uint32_t i = 0; i < 5; i++) {
         uint64_t size;
         uint8_t *bytes = sim_disk_bytes(disk, names[i], &size);
@@ -470,30 +470,30 @@ static void test_files_of_other_programs_are_left_alone(void) {
     sim_disk_free(disk);
 }
 
-static void checkpoint(log_t *log, uint64_t lsn, uint64_t keep_from) {
-    CHECK(log_checkpoint(log, lsn, (const uint8_t *)"state", 5, keep_from) == BQ_OK);
-    log_settle(log);
+static void checkpoint(wal_t *wal, uint64_t lsn, uint64_t keep_from) {
+    CHECK(wal_checkpoint(wal, lsn, (const uint8_t *)"state", 5, keep_from) == BQ_OK);
+    wal_settle(wal);
 }
 
 static void test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else(void) {
     sim_disk_t *disk = sim_disk_new(5);
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
-    append(log, 30);
-    checkpoint(log, 20, 21);
-    append(log, 30);
-    checkpoint(log, 55, 56);
-    log_close(log);
+    wal_t *wal = open_with(disk, &seen);
+    append(wal, 30);
+    checkpoint(wal, 20, 21);
+    append(wal, 30);
+    checkpoint(wal, 55, 56);
+    wal_close(wal);
     CHECK(has(disk, FIRST)); /* the older generation needs it still */
-    log = open_with(disk, &seen);
+    wal = open_with(disk, &seen);
     CHECK(seen.checkpoint == 55 && seen.count == 5 && seen.first == 56 && seen.report.checkpoints_bad == 0);
-    log_close(log);
+    wal_close(wal);
     change(disk, "checkpoint-0000000002.ckp", 66);
     CHECK(cases_of(disk) == CASE(CHECKPOINT_BAD));
-    log = open_with(disk, &seen);
+    wal = open_with(disk, &seen);
     CHECK(seen.checkpoint == 20 && seen.count == 40 && seen.first == 21 && seen.report.checkpoints_bad == 1);
     CHECK(seen.report.lost_ranges == 0);
-    log_close(log);
+    wal_close(wal);
     sim_disk_free(disk);
 }
 
@@ -502,19 +502,19 @@ static void test_a_newer_major_version_is_refused_and_nothing_is_changed(void) {
     for (uint32_t i = 0; i < 2; i++) {
         sim_disk_t *disk = sim_disk_new(5);
         seen_t seen;
-        log_t *log = open_with(disk, &seen);
-        append(log, 60);
-        checkpoint(log, 20, 1);
-        log_close(log);
+        wal_t *wal = open_with(disk, &seen);
+        append(wal, 60);
+        checkpoint(wal, 20, 1);
+        wal_close(wal);
         uint64_t size;
         uint8_t *bytes = sim_disk_bytes(disk, places[i], &size);
         store_u16(bytes + 8, 2);
         store_u32(bytes + 60, crc32_update(0, bytes, 60));
         sim_disk_put(disk, places[i], bytes, size);
-        sim_disk_put(disk, LOG_SEGMENT_TEMPORARY, (const uint8_t *)"left over", 9);
+        sim_disk_put(disk, WAL_SEGMENT_TEMPORARY, (const uint8_t *)"left over", 9);
         sim_disk_end_process(disk);
         sim_disk_heal(disk);
-        CHECK(log_open(&log, sim_disk_storage(disk), &config, visit, &seen, NULL, NULL) == LOG_E_VERSION);
+        CHECK(wal_open(&wal, sim_disk_storage(disk), &config, visit, &seen, NULL, NULL) == WAL_E_VERSION);
         CHECK(sim_disk_changes(disk) == 0);
         sim_disk_free(disk);
     }
@@ -523,14 +523,14 @@ static void test_a_newer_major_version_is_refused_and_nothing_is_changed(void) {
 static void test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone(void) {
     sim_disk_t *disk = sim_disk_new(5);
     seen_t seen;
-    log_t *log = open_with(disk, &seen);
-    append(log, 10);
-    checkpoint(log, 10, 11);
-    log_close(log);
+    wal_t *wal = open_with(disk, &seen);
+    append(wal, 10);
+    checkpoint(wal, 10, 11);
+    wal_close(wal);
     sim_disk_remove(disk, FIRST);
-    log = open_with(disk, &seen);
+    wal = open_with(disk, &seen);
     CHECK(seen.report.next_lsn == 11 && seen.report.lost_ranges == 0 && seen.checkpoint == 10);
-    log_close(log);
+    wal_close(wal);
     sim_disk_free(disk);
 }
 
@@ -541,24 +541,24 @@ static int64_t read_but_one_page(storage_t *storage, int file, uint64_t offset, 
 }
 
 static void test_a_page_that_cannot_be_read_costs_the_records_in_it(void) {
-    log_config_t large = config;
+    wal_config_t large = config;
     large.segment_bytes = 16384;
     sim_disk_t *disk = sim_disk_new(1);
-    log_t *log;
+    wal_t *wal;
     seen_t seen = {0};
-    CHECK(log_open(&log, sim_disk_storage(disk), &large, visit, &seen, NULL, NULL) == BQ_OK);
-    append(log, 100);
-    log_close(log);
+    CHECK(wal_open(&wal, sim_disk_storage(disk), &large, visit, &seen, NULL, NULL) == BQ_OK);
+    append(wal, 100);
+    wal_close(wal);
     for (int round = 0; round < 2; round++) {
         storage_t *storage = sim_disk_storage(disk);
         read_all = storage->read;
         storage->read = read_but_one_page;
         seen = (seen_t){0};
-        CHECK(log_open(&log, storage, &large, visit, &seen, &seen.report, NULL) == BQ_OK);
-        log_settle(log);
+        CHECK(wal_open(&wal, storage, &large, visit, &seen, &seen.report, NULL) == BQ_OK);
+        wal_settle(wal);
         CHECK(seen.count == 68 && seen.report.lost_first_lsn == 57 && seen.report.lost_last_lsn == 88 &&
               seen.report.next_lsn == 101);
-        log_close(log);
+        wal_close(wal);
     }
     sim_disk_free(disk);
 }
@@ -567,10 +567,10 @@ static void test_no_more_than_eight_torn_ends_are_kept(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     for (uint32_t round = 0; round < 12; round++) {
         seen_t seen;
-        log_t *log = open_with(disk, &seen);
-        append(log, 2);
+        wal_t *wal = open_with(disk, &seen);
+        append(wal, 2);
         sim_disk_fail_at(disk, sim_disk_calls(disk), 5, SIM_FOR_EVER);
-        log_close(log);
+        wal_close(wal);
         sim_disk_cut(disk, round);
         char name[64];
         snprintf(name, sizeof name, "wal-%010llu.log", (unsigned long long)0);

@@ -51,9 +51,9 @@ static void recovery_cut(const model_t *after, uint64_t change) {
         model.disk = sim_disk_copy(after->disk);
         if (inner) {
             sim_disk_stop_at(model.disk, inner - 1);
-            if (log_open(&model.log, sim_disk_storage(model.disk), &model.config, NULL, NULL, NULL, NULL) == BQ_OK)
-                log_close(model.log);
-            model.log = NULL;
+            if (wal_open(&model.wal, sim_disk_storage(model.disk), &model.config, NULL, NULL, NULL, NULL) == BQ_OK)
+                wal_close(model.wal);
+            model.wal = NULL;
             sim_disk_cut(model.disk, after->seed * 31 + inner);
             cuts++;
         }

@@ -3,7 +3,7 @@
  *
  *      test_log_damage [first seed] [seeds]
  *
- * Invariant: what was acknowledged is there, or it is in a range that is reported; the log opens, and goes on behind everything that
+ * Invariant: what was acknowledged is there, or it is in a range that is reported; the WAL opens, and goes on behind everything that
  * it ever acknowledged; the next start reports the same range. A page that is wiped costs no more than the records in it.
  */
 #include <stdio.h>
@@ -34,7 +34,7 @@ static void fail(const model_t *model, const char *what, uint64_t lsn) {
     exit(1);
 }
 
-static bool record_holds(const model_t *model, const log_record_t *record) {
+static bool record_holds(const model_t *model, const wal_record_t *record) {
     uint8_t bytes[4096];
     if (record->lsn == 0 || record->lsn >= model->next_lsn) return false;
     uint32_t tag = model->tags[record->lsn], size = model_payload(tag, bytes);
@@ -43,7 +43,7 @@ static bool record_holds(const model_t *model, const log_record_t *record) {
 
 static void walk(const model_t *model, outcome_t *outcome) {
     recover_t recover;
-    log_record_t record;
+    wal_record_t record;
     recover_finding_t finding;
     storage_t *storage = sim_disk_storage(model->disk);
     memset(outcome, 0, sizeof *outcome);
@@ -88,12 +88,12 @@ static uint64_t segment_choose(model_t *model, const outcome_t *before, uint64_t
 
 static void put_foreign(sim_disk_t *disk, const char *name) {
     sim_disk_t *other = sim_disk_new(4711);
-    log_t *log;
+    wal_t *wal;
     uint64_t size;
-    const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
-    CHECK(log_open(&log, sim_disk_storage(other), &config, NULL, NULL, NULL, NULL) == BQ_OK);
-    CHECK(log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, false) == 1);
-    log_close(log);
+    const wal_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
+    CHECK(wal_open(&wal, sim_disk_storage(other), &config, NULL, NULL, NULL, NULL) == BQ_OK);
+    CHECK(wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, false) == 1);
+    wal_close(wal);
     uint8_t *bytes = sim_disk_bytes(other, "wal-0000000001.log", &size);
     sim_disk_put(disk, name, bytes, size);
     sim_disk_free(other);
@@ -103,7 +103,7 @@ static void all_but_lock(sim_disk_t *disk) {
     for (uint32_t i = 0; i < sim_disk_files(disk);) {
         char name[64];
         snprintf(name, sizeof name, "%s", sim_disk_name(disk, i));
-        if (strcmp(name, LOG_LOCK_NAME) == 0)
+        if (strcmp(name, WAL_LOCK_NAME) == 0)
             i++;
         else
             sim_disk_remove(disk, name), i = 0;
@@ -138,11 +138,11 @@ static bool damage_do(model_t *model, enum damage damage, uint64_t number, uint6
     case ALL_BUT_LOCK: all_but_lock(disk); return true;
     case LOCK_AND_REMOVE: /* what comes next in the directory has to show it */
         if (!sim_disk_bytes(disk, next, NULL)) return false;
-        sim_disk_remove(disk, LOG_LOCK_NAME);
+        sim_disk_remove(disk, WAL_LOCK_NAME);
         sim_disk_remove(disk, name);
         return true;
     case REMOVE: sim_disk_remove(disk, name); return true;
-    case LOCK_ALONE: sim_disk_remove(disk, LOG_LOCK_NAME); return true;
+    case LOCK_ALONE: sim_disk_remove(disk, WAL_LOCK_NAME); return true;
     default: CHECK(false);
     }
     sim_disk_put(disk, name, bytes, size);
@@ -169,23 +169,23 @@ static void wiped_check(const model_t *model, const outcome_t *before, const out
 
 /* Opened twice with a record between: the same report, and LSNs that nothing ever had. */
 static void open_twice(model_t *model, bool any_lost) {
-    log_report_t first, second;
-    log_t *log;
+    wal_report_t first, second;
+    wal_t *wal;
     for (int round = 0; round < 2; round++) {
-        log_report_t *report = round ? &second : &first;
-        if (log_open(&log, sim_disk_storage(model->disk), &model->config, NULL, NULL, report, NULL) != BQ_OK)
+        wal_report_t *report = round ? &second : &first;
+        if (wal_open(&wal, sim_disk_storage(model->disk), &model->config, NULL, NULL, report, NULL) != BQ_OK)
             fail(model, "it does not open", (uint64_t)round);
-        log_settle(log);
+        wal_settle(wal);
         if (report->next_lsn <= model->acked) fail(model, "an LSN is given twice, from", report->next_lsn);
-        int64_t lsn = log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, false);
-        if (log_state(log) == 0 && lsn != (int64_t)report->next_lsn) fail(model, "it cannot be written to:", report->next_lsn);
+        int64_t lsn = wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, false);
+        if (wal_state(wal) == 0 && lsn != (int64_t)report->next_lsn) fail(model, "it cannot be written to:", report->next_lsn);
         if (round || model_random(model, 2)) {
-            log_close(log);
+            wal_close(wal);
         } else {
-            log_commit(log);
-            log_settle(log);
+            wal_commit(wal);
+            wal_settle(wal);
             sim_disk_fail_at(model->disk, sim_disk_calls(model->disk), 5, SIM_FOR_EVER);
-            log_close(log);
+            wal_close(wal);
             sim_disk_cut(model->disk, model->seed);
         }
     }
@@ -203,7 +203,7 @@ static void run(uint64_t seed, enum damage damage) {
     static outcome_t before, after;
     model_init(&model, sim_disk_new(seed), seed);
     model_run(&model, 5 + (uint32_t)model_random(&model, STEPS));
-    CHECK(!model.fault[0] && model.log);
+    CHECK(!model.fault[0] && model.wal);
     model_commit(&model);
     uint64_t end = model_random(&model, 4);
     if (end)

@@ -3,7 +3,7 @@
  *      test_log_errors [first seed] [seeds]
  *
  * Invariant: a failed call costs nothing that was acknowledged, whether the process or the whole machine ends afterwards. A failed
- * sync stops the log at once and for good; a disk that is full for a moment stops nothing.
+ * sync stops the WAL at once and for good; a disk that is full for a moment stops nothing.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -40,36 +40,36 @@ static bool is_any(const char *name, const char *const *names) {
     return false;
 }
 
-/* Right after the planned failure, if it met an open log. */
+/* Right after the planned failure, if it met an open WAL. */
 static void check_state(model_t *model, uint32_t plan) {
     static const char *const final[] = {"sync_data", "sync", "sync_directory", NULL}, *const passing[] = {"write", "allocate",
                                                                                                           "create", NULL};
     const char *name;
     sim_disk_failed(model->disk, &name);
-    int state = log_state(model->log);
-    if (is_any(name, final) && plans[plan].error == EIO && state != LOG_E_FAILED)
+    int state = wal_state(model->wal);
+    if (is_any(name, final) && plans[plan].error == EIO && state != WAL_E_FAILED)
         snprintf(model->fault, sizeof model->fault, "a failed %s did not stop the log", name);
-    if (strcmp(name, "sync_data") == 0 && state != LOG_E_FAILED)
+    if (strcmp(name, "sync_data") == 0 && state != WAL_E_FAILED)
         snprintf(model->fault, sizeof model->fault, "a sync without room did not stop the log");
-    if (is_any(name, passing) && plans[plan].error == ENOSPC && state == LOG_E_FAILED)
+    if (is_any(name, passing) && plans[plan].error == ENOSPC && state == WAL_E_FAILED)
         snprintf(model->fault, sizeof model->fault, "a full disk (%s) stopped the log", name);
-    stops += state == LOG_E_FAILED;
-    fulls += state == LOG_E_FULL;
+    stops += state == WAL_E_FAILED;
+    fulls += state == WAL_E_FULL;
 }
 
 static void work(model_t *model, uint32_t plan) {
     bool known = false;
     if (model_open(model) != BQ_OK) return;
     known = sim_disk_failed(model->disk, NULL); /* what recovery does about a failure is its own business */
-    for (uint32_t i = 0; i < STEPS && model->log && !model->fault[0]; i++) {
+    for (uint32_t i = 0; i < STEPS && model->wal && !model->fault[0]; i++) {
         uint64_t opens = model->opens;
-        uint64_t durable = log_durable(model->log);
-        bool failed = log_state(model->log) == LOG_E_FAILED;
+        uint64_t durable = wal_durable(model->wal);
+        bool failed = wal_state(model->wal) == WAL_E_FAILED;
         model_run(model, 1);
-        bool same = model->log && model->opens == opens;
+        bool same = model->wal && model->opens == opens;
         if (!same) known = known || sim_disk_failed(model->disk, NULL);
         if (!same) continue;
-        if (failed && log_durable(model->log) != durable)
+        if (failed && wal_durable(model->wal) != durable)
             snprintf(model->fault, sizeof model->fault, "something became durable after the failure");
         if (!known && sim_disk_failed(model->disk, NULL)) check_state(model, plan);
         known = known || sim_disk_failed(model->disk, NULL);

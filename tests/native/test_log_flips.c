@@ -1,9 +1,9 @@
-/* test_log_flips.c: one flipped bit after another in a whole log, its checkpoints included, and larger damage.
+/* test_log_flips.c: one flipped bit after another in a whole WAL, its checkpoints included, and larger damage.
  *
  *      test_log_flips [seed] [flips]
  *
  * Invariant: a flip is harmless, or it is told: what is left out is exactly the reported range, or it is the end of an unclean
- * log's last batch and counted as torn. Nothing else is missing, nothing is changed, and the log opens every time.
+ * WAL's last batch and counted as torn. Nothing else is missing, nothing is changed, and the WAL opens every time.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ static void fail(const char *what, uint64_t seed, const char *name, uint64_t bit
     exit(1);
 }
 
-static bool record_holds(const model_t *model, const log_record_t *record) {
+static bool record_holds(const model_t *model, const wal_record_t *record) {
     uint8_t bytes[4096];
     if (record->lsn == 0 || record->lsn >= model->next_lsn) return false;
     uint32_t tag = model->tags[record->lsn], size = model_payload(tag, bytes);
@@ -31,10 +31,10 @@ static bool record_holds(const model_t *model, const log_record_t *record) {
            record->flags == (uint8_t)(tag >> 8);
 }
 
-/* Walk the log as log_open does, without its threads. false: something came back that was never written. */
+/* Walk the WAL as wal_open does, without its threads. false: something came back that was never written. */
 static bool walk(const model_t *model, sim_disk_t *disk, outcome_t *outcome) {
     recover_t recover;
-    log_record_t record;
+    wal_record_t record;
     recover_finding_t finding;
     storage_t *storage = sim_disk_storage(disk);
     memset(outcome, 0, sizeof *outcome);
@@ -82,17 +82,17 @@ static const char *compare(const model_t *model, const outcome_t *before, const 
     return NULL;
 }
 
-/* Every so often the whole log is opened, work goes on in it, and it is opened once more. */
+/* Every so often the whole WAL is opened, work goes on in it, and it is opened once more. */
 static void open_and_use(const model_t *model, sim_disk_t *disk, uint64_t seed, const char *name, uint64_t bit) {
-    log_report_t first, second;
-    log_t *log;
+    wal_report_t first, second;
+    wal_t *wal;
     for (int round = 0; round < 2; round++) {
-        log_report_t *report = round ? &second : &first;
-        if (log_open(&log, sim_disk_storage(disk), &model->config, NULL, NULL, report, NULL) != BQ_OK)
+        wal_report_t *report = round ? &second : &first;
+        if (wal_open(&wal, sim_disk_storage(disk), &model->config, NULL, NULL, report, NULL) != BQ_OK)
             fail("it does not open", seed, name, bit);
-        if (log_append(log, 1, 0, &(log_part_t){"x", 1}, 1, false) != (int64_t)report->next_lsn)
+        if (wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, false) != (int64_t)report->next_lsn)
             fail("it cannot be written to", seed, name, bit);
-        log_close(log);
+        wal_close(wal);
     }
     if (second.next_lsn != first.next_lsn + 1) fail("a record written afterwards is not there", seed, name, bit);
     if (first.lost_ranges != second.lost_ranges || first.lost_first_lsn != second.lost_first_lsn ||
@@ -124,8 +124,8 @@ static void flip(const model_t *model, const outcome_t *before, uint64_t *random
 
 int main(int count, char **arguments) {
     uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 1, flips = count > 2 ? strtoull(arguments[2], NULL, 10) : 4000;
-    uint64_t random = seed * 2 + 1, logs = 8;
-    for (uint64_t round = 0; round < logs; round++) {
+    uint64_t random = seed * 2 + 1, wals = 8;
+    for (uint64_t round = 0; round < wals; round++) {
         static model_t model;
         static outcome_t before;
         model_init(&model, sim_disk_new(seed + round), seed + round);
@@ -140,13 +140,13 @@ int main(int count, char **arguments) {
         sim_disk_cut(model.disk, seed);
         CHECK(walk(&model, model.disk, &before));
         CHECK(before.lost == 0 && before.records > 0);
-        for (uint64_t i = 0; i < flips / logs; i++) flip(&model, &before, &random, i);
+        for (uint64_t i = 0; i < flips / wals; i++) flip(&model, &before, &random, i);
         sim_disk_free(model.disk);
     }
     CHECK(lost > 0 && torn > 0 && harmless > 0 && checkpoints > 0);
     printf("seed %llu: %llu flips in %llu logs: %llu harmless, %llu with an exact range lost, %llu at an unclean end, %llu in a "
            "checkpoint\n",
-           (unsigned long long)seed, (unsigned long long)flips, (unsigned long long)logs, (unsigned long long)harmless,
+           (unsigned long long)seed, (unsigned long long)flips, (unsigned long long)wals, (unsigned long long)harmless,
            (unsigned long long)lost, (unsigned long long)torn, (unsigned long long)checkpoints);
     return 0;
 }

@@ -44,11 +44,11 @@ static void fill(model_t *model) {
 }
 
 static void count(model_t *model) {
-    log_stats_t stats;
-    log_stats(model->log, &stats);
-    gate_enter(&model->log->table);
-    uint32_t bytes = model->log->active ? model->log->active->header.segment_bytes : 0;
-    gate_leave(&model->log->table);
+    wal_stats_t stats;
+    wal_stats(model->wal, &stats);
+    gate_enter(&model->wal->table);
+    uint32_t bytes = model->wal->active ? model->wal->active->header.segment_bytes : 0;
+    gate_leave(&model->wal->table);
     starts++;
     begun_whole += bytes >= model->config.segment_bytes;
     begun_short += bytes && bytes < model->config.segment_bytes;
@@ -56,37 +56,37 @@ static void count(model_t *model) {
     begun_doubtful += !bytes && stats.durable_lsn + 1 < stats.next_lsn;
 }
 
-/* What a log without a segment to go on in must do, and not do. */
+/* What a WAL without a segment to go on in must do, and not do. */
 static void check_without(model_t *model) {
-    EXPECT(log_state(model->log) == LOG_E_FULL);
-    EXPECT(log_append(model->log, 1, 0, &(log_part_t){"x", 1}, 1, false) == LOG_E_FULL);
-    EXPECT(log_append(model->log, 1, 0, &(log_part_t){"x", 1}, 1, true) == LOG_E_FULL);
-    EXPECT(!log_commit(model->log) && !log_busy(model->log));
+    EXPECT(wal_state(model->wal) == WAL_E_FULL);
+    EXPECT(wal_append(model->wal, 1, 0, &(wal_part_t){"x", 1}, 1, false) == WAL_E_FULL);
+    EXPECT(wal_append(model->wal, 1, 0, &(wal_part_t){"x", 1}, 1, true) == WAL_E_FULL);
+    EXPECT(!wal_commit(model->wal) && !wal_busy(model->wal));
 }
 
 static void wait_for_room(model_t *model) {
-    for (uint32_t i = 0; i < 4000 && log_state(model->log) == LOG_E_FULL && !sim_disk_stopped(model->disk); i++) {
-        gate_enter(&model->log->work);
-        gate_wait(&model->log->work, 5);
-        gate_leave(&model->log->work);
+    for (uint32_t i = 0; i < 4000 && wal_state(model->wal) == WAL_E_FULL && !sim_disk_stopped(model->disk); i++) {
+        gate_enter(&model->wal->work);
+        gate_wait(&model->wal->work, 5);
+        gate_leave(&model->wal->work);
     }
-    log_settle(model->log);
+    wal_settle(model->wal);
 }
 
 /* Others give room back, and the process dies in the `calls`-th change that follows, or not at all. */
 static void room_again(model_t *model, uint64_t calls) {
     if (calls) sim_disk_stop_at(model->disk, sim_disk_changes(model->disk) + calls - 1);
     sim_disk_room(model->disk, ROOM_AGAIN);
-    model_append(model, 1); /* the first that is refused is what the log waits for */
+    model_append(model, 1); /* the first that is refused is what the WAL waits for */
     wait_for_room(model);
     if (sim_disk_stopped(model->disk)) return;
     model_commit(model); /* what was gathered before: the batch may be full */
     uint64_t before = model->next_lsn;
-    EXPECT(sim_disk_stopped(model->disk) || log_state(model->log) == 0);
+    EXPECT(sim_disk_stopped(model->disk) || wal_state(model->wal) == 0);
     model_append(model, 3);
     EXPECT(sim_disk_stopped(model->disk) || model->next_lsn > before);
     model_commit(model);
-    EXPECT(sim_disk_stopped(model->disk) || log_durable(model->log) == model->next_lsn - 1);
+    EXPECT(sim_disk_stopped(model->disk) || wal_durable(model->wal) == model->next_lsn - 1);
     if (!sim_disk_stopped(model->disk)) model_read_back(model);
 }
 
@@ -113,7 +113,7 @@ static void full_life(model_t *model, uint64_t change) {
         if (model_random(model, 2)) model_checkpoint(model);
         if (model_random(model, 2)) model_run(model, 6);
         stand(model, change, "on a full disk");
-        EXPECT(model->log);
+        EXPECT(model->wal);
         stand(model, change, "started once more on a full disk");
         if (rounds > 1) end(model, model->seed * 7919 + change * 31 + rounds);
     }
@@ -138,9 +138,9 @@ static void start_cut(const model_t *after, uint64_t change) {
         fill(model); /* the same each time: the model's numbers are copied too */
         if (inner) {
             sim_disk_stop_at(model->disk, inner - 1);
-            if (log_open(&model->log, sim_disk_storage(model->disk), &model->config, NULL, NULL, NULL, NULL) == BQ_OK)
-                log_close(model->log);
-            model->log = NULL;
+            if (wal_open(&model->wal, sim_disk_storage(model->disk), &model->config, NULL, NULL, NULL, NULL) == BQ_OK)
+                wal_close(model->wal);
+            model->wal = NULL;
             sim_disk_cut(model->disk, after->seed * 31 + inner);
         }
         if (opens(model)) {

@@ -1,9 +1,9 @@
-/* test_log_tool.c: verify, export and repair over real directories, and the kept logs of released versions.
+/* test_log_tool.c: verify, export and repair over real directories, and the kept WALs of released versions.
  *
- *      test_log_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept log
- *      test_log_tool make DIRECTORY      writes the log that is kept
+ *      test_log_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept WAL
+ *      test_log_tool make DIRECTORY      writes the WAL that is kept
  *
- * Invariant: the kept log's contents follow from its LSNs, so that a program of any later version can check them.
+ * Invariant: the kept WAL's contents follow from its LSNs, so that a program of any later version can check them.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -20,7 +20,7 @@
 
 #define RECORDS 40u
 
-static const log_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
+static const wal_config_t config = {.max_bytes = 1u << 20, .segment_bytes = 4096, .batch_bytes_max = 1024};
 
 static uint32_t payload_of(uint64_t lsn, uint8_t bytes[64]) {
     uint32_t size = (uint32_t)(lsn * 7 % 61);
@@ -28,29 +28,29 @@ static uint32_t payload_of(uint64_t lsn, uint8_t bytes[64]) {
     return size;
 }
 
-static log_t *open_at(const char *directory, log_report_t *report) {
+static wal_t *open_at(const char *directory, wal_report_t *report) {
     int error;
-    log_t *log;
+    wal_t *wal;
     storage_t *storage = storage_posix(directory, &error);
-    CHECK(storage && log_open(&log, storage, &config, NULL, NULL, report, NULL) == BQ_OK);
-    log_settle(log);
-    return log;
+    CHECK(storage && wal_open(&wal, storage, &config, NULL, NULL, report, NULL) == BQ_OK);
+    wal_settle(wal);
+    return wal;
 }
 
 /* Two openings: the first one's records are in one segment, the second one's in the next. A checkpoint, and an orderly end. */
 static void make(const char *directory) {
     uint8_t bytes[64];
     for (uint64_t round = 0; round < 2; round++) {
-        log_t *log = open_at(directory, NULL);
+        wal_t *wal = open_at(directory, NULL);
         for (uint64_t lsn = round * RECORDS / 2 + 1; lsn <= (round + 1) * RECORDS / 2; lsn++) {
-            log_part_t part = {bytes, payload_of(lsn, bytes)};
-            CHECK(log_append(log, (uint8_t)(1 + lsn % 5), (uint8_t)lsn, &part, 1, false) == (int64_t)lsn);
-            if (lsn % 4 == 0) log_commit(log);
-            log_settle(log);
+            wal_part_t part = {bytes, payload_of(lsn, bytes)};
+            CHECK(wal_append(wal, (uint8_t)(1 + lsn % 5), (uint8_t)lsn, &part, 1, false) == (int64_t)lsn);
+            if (lsn % 4 == 0) wal_commit(wal);
+            wal_settle(wal);
         }
-        if (round) CHECK(log_checkpoint(log, 10, (const uint8_t *)"ten", 3, 1) == BQ_OK);
-        log_settle(log);
-        log_close(log);
+        if (round) CHECK(wal_checkpoint(wal, 10, (const uint8_t *)"ten", 3, 1) == BQ_OK);
+        wal_settle(wal);
+        wal_close(wal);
     }
 }
 
@@ -58,11 +58,11 @@ static void make(const char *directory) {
 static bq_wal_item_t run(const char *directory, uint32_t mode, uint64_t *records, char findings[256]) {
     int error, result;
     bq_wal_item_t item;
-    bq_wal_t *wal = bq_wal_open(directory, mode, &error);
-    CHECK(wal && error == BQ_OK);
+    bq_wal_tool_t *tool = bq_wal_tool_open(directory, mode, &error);
+    CHECK(tool && error == BQ_OK);
     findings[0] = 0;
     *records = 0;
-    while ((result = bq_wal_step(wal, &item)) == 1 && item.kind != BQ_WAL_DONE) {
+    while ((result = bq_wal_tool_step(tool, &item)) == 1 && item.kind != BQ_WAL_DONE) {
         uint8_t bytes[64];
         if (item.kind == BQ_WAL_FINDING) strcat(strcat(findings, item.name), " ");
         if (item.kind == BQ_WAL_CHECKPOINT) CHECK(item.lsn == 10 && item.data_size == 3 && memcmp(item.data, "ten", 3) == 0);
@@ -73,8 +73,8 @@ static bq_wal_item_t run(const char *directory, uint32_t mode, uint64_t *records
     }
     CHECK(result == 1);
     bq_wal_item_t after;
-    CHECK(bq_wal_step(wal, &after) == 0);
-    bq_wal_close(wal);
+    CHECK(bq_wal_tool_step(tool, &after) == 0);
+    bq_wal_tool_close(tool);
     return item;
 }
 
@@ -92,15 +92,17 @@ static void test_a_directory_that_is_not_there_is_not_made(const char *directory
     char name[4200];
     int error;
     snprintf(name, sizeof name, "%s/nowhere", directory);
-    CHECK(bq_wal_open(name, BQ_WAL_VERIFY, &error) == NULL && error == BQ_E_SYSTEM && errno == ENOENT && access(name, F_OK) != 0);
-    CHECK(bq_wal_open(directory, 9, &error) == NULL && error == BQ_E_ARGUMENT);
+    CHECK(bq_wal_tool_open(name, BQ_WAL_VERIFY, &error) == NULL && error == BQ_E_SYSTEM && errno == ENOENT &&
+          access(name, F_OK) != 0);
+    CHECK(bq_wal_tool_open(directory, 9, &error) == NULL && error == BQ_E_ARGUMENT);
 }
 
 static void test_a_log_in_use_is_left_alone(const char *directory) {
     int error;
-    log_t *log = open_at(directory, NULL);
-    for (uint32_t mode = 0; mode < 3; mode++) CHECK(bq_wal_open(directory, mode, &error) == NULL && error == BQ_WAL_E_LOCKED);
-    log_close(log);
+    wal_t *wal = open_at(directory, NULL);
+    for (uint32_t mode = 0; mode < 3; mode++)
+        CHECK(bq_wal_tool_open(directory, mode, &error) == NULL && error == BQ_WAL_E_LOCKED);
+    wal_close(wal);
 }
 
 static void test_damage_is_told_and_repair_leaves_an_orderly_log(const char *directory) {
@@ -122,8 +124,8 @@ static void test_a_kept_log_opens_and_holds_what_it_held(const char *kept) {
     uint64_t records;
     run(kept, BQ_WAL_EXPORT, &records, findings);
     CHECK(records == RECORDS && findings[0] == 0);
-    log_report_t report;
-    log_close(open_at(kept, &report));
+    wal_report_t report;
+    wal_close(open_at(kept, &report));
     CHECK(report.records == RECORDS && report.next_lsn == RECORDS + 1 && report.clean == 1 && report.checkpoint_lsn == 10);
 }
 
