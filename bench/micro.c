@@ -200,6 +200,7 @@ static uint64_t work;
 static connection_t subscribers[TOPICS];
 static uint8_t names[TOPICS][32];
 static uint32_t name_size;
+#define LEVELS_MAX 64u
 
 /* A subscriber for each topic; ten of them hold one of five wildcards too, each of which matches all topics. */
 static bool routes_fill(void) {
@@ -210,7 +211,7 @@ static bool routes_fill(void) {
     for (uint32_t i = 0; well && i < TOPICS; i++) {
         name_size = (uint32_t)snprintf((char *)names[i], sizeof names[i], "plant.%02u.line.%02u.t", i / 100, i % 100);
         well = route_subscribe(routes, &subscribers[i], &subscribers[i].subscriptions, names[i], name_size) == 1 &&
-               route_topic(routes, names[i], name_size, &error);
+               route_topic(routes, names[i], name_size, LEVELS_MAX, &error);
     }
     for (uint32_t i = 0; well && i < 10; i++) {
         const char *filter = wildcards[i % 5];
@@ -230,7 +231,8 @@ static void routes_empty(void) {
 static uint64_t route_hit(void) {
     const uint64_t operations = 2000000;
     int error;
-    for (uint64_t i = 0; i < operations; i++) sink += route_topic(routes, names[i * 7 % TOPICS], name_size, &error)->prefix_size;
+    for (uint64_t i = 0; i < operations; i++)
+        sink += route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error)->prefix_size;
     return operations;
 }
 
@@ -238,7 +240,7 @@ static uint64_t route_match(void) {
     const uint64_t operations = 200000;
     int error;
     for (uint64_t i = 0; i < operations; i++) {
-        topic_t *found = route_topic(routes, names[i * 7 % TOPICS], name_size, &error);
+        topic_t *found = route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error);
         if (route_resolve(routes, found, UINT32_MAX) != ROUTE_READY) abort();
         sink += found->target_count;
     }

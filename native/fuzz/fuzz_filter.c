@@ -45,7 +45,7 @@ static void check_pair(struct name filter, struct name topic) {
     int kind = filter_check(filter.bytes, filter.size), matched = match(filter, topic);
     CHECK(kind <= 2);
     if (kind < 0) {
-        CHECK(matched == kind && strcmp(frame_error(kind), "unknown error") != 0);
+        CHECK(matched == kind && strcmp(topic_error(kind), "unknown error") != 0);
         return;
     }
     CHECK(filter.size >= 1 && filter.size <= TOPIC_BYTES_MAX);

@@ -36,17 +36,17 @@ typedef struct sub {
     bool unsure[MESSAGES_MAX];   /* a kill may have taken back that it was acknowledged */
 } sub_t;
 
-typedef struct message {
+typedef struct sent {
     uint8_t topic;
     bool acknowledged, sent, dropped; /* by a full queue of one that was not durable */
     uint64_t id, ttl_ms, at_ms;
     uint32_t size;
-} message_t;
+} sent_t;
 
 typedef struct model {
     machine_t machine;
     sub_t subs[SUBS_MAX];
-    message_t messages[MESSAGES_MAX];
+    sent_t messages[MESSAGES_MAX];
     uint32_t count;
     uint64_t unacked[PEOPLE][64]; /* ids a client may acknowledge */
     uint32_t unacked_count[PEOPLE];
@@ -90,7 +90,7 @@ static uint32_t message_of(model_t *model, text_t payload) {
 
 static void message_came(model_t *model, uint32_t person, const uint8_t *frame) {
     uint32_t number = message_of(model, frame_vector(frame, 1));
-    message_t *message = &model->messages[number];
+    sent_t *message = &model->messages[number];
     uint64_t id = frame_field(frame, 0, 8);
     bool redelivered = frame_field(frame, 6, 1), expected = false, seen = false;
     CHECK(frame_field(frame, 5, 1) == 1);
@@ -242,8 +242,8 @@ static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t t
     static uint8_t payload[8192];
     if (model->count == MESSAGES_MAX) return;
     uint32_t number = model->count++;
-    message_t *message = &model->messages[number];
-    *message = (message_t){.topic = topic, .sent = true, .ttl_ms = ttl_ms, .at_ms = model->machine.now_ms + 64, .size = size};
+    sent_t *message = &model->messages[number];
+    *message = (sent_t){.topic = topic, .sent = true, .ttl_ms = ttl_ms, .at_ms = model->machine.now_ms + 64, .size = size};
     memcpy(payload, &number, sizeof number);
     for (uint32_t at = sizeof number; at < size; at++) payload[at] = payload_byte(number, at);
     come(model, PUBLISHER);
@@ -346,7 +346,7 @@ static void nothing_is_owed(const model_t *model) {
     for (const sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
         if (!sub->durable) continue;
         for (uint32_t number = sub->first; number < model->count; number++) {
-            const message_t *message = &model->messages[number];
+            const sent_t *message = &model->messages[number];
             bool owed = message->acknowledged && !message->ttl_ms && (!message->dropped || number >= sub->durable_from);
             if (owed && MATCHES[sub->filter][message->topic]) CHECK(sub->had[number] != HAD_NOTHING);
         }

@@ -12,6 +12,7 @@
 #define BQ_FUZZ_STEPPED_H
 
 #include "core.h"
+#include "proto/blip_codec.h"
 #include "fuzz.h"
 
 void wal_settle(wal_t *wal); /* wal/wal_internal.h, whose segments are others than the core's */
@@ -273,10 +274,10 @@ void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_r
 
 /* What has been taken from the budget is what is there. */
 static void budget_check(bq_t *bq) {
-    uint64_t held = 0, count = 0, fed = 0;
-    for (const held_t *at = bq->held; at; at = at->next, count++) held += sizeof *at + at->hold.size;
+    uint64_t pending = 0, count = 0, fed = 0;
+    for (const pending_commit_t *at = bq->pending; at; at = at->next, count++) pending += sizeof *at + at->hold.size;
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) fed += core_slot(bq, slot)->fed_in_flight;
-    CHECK(held == bq->held_bytes && count == bq->held_count && fed == bq->fed_bytes);
+    CHECK(pending == bq->pending_bytes && count == bq->pending_commits && fed == bq->fed_bytes);
 }
 
 static void sums_check(machine_t *machine) {
