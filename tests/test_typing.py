@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
     """The wheel, without the core, which has no types."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
-    for name in [*tracked("blipmq"), "pyproject.toml", "setup.py", "README.md", "LICENSE"]:
+    for name in [*tracked("blipmq"), "native/proto/blip.fbs", "pyproject.toml", "setup.py", "README.md", "LICENSE"]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
     done = subprocess.run(
