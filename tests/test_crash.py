@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 from broker_process import BrokerProcess, until
-from crash import behind, disk, storm
+from crash import behind, disk, lease, storm
 from crash.disk import Faults
 from hand_client import ACK, PUB, SUB, HelloClient, Reply, command
 
@@ -46,6 +46,22 @@ def test_nothing_acknowledged_is_lost_to_power_cuts(tmp_path, shim):
 @pytest.mark.slow
 def test_what_nobody_acknowledges_in_a_full_log_becomes_dead_letters_over_kills_and_power_cuts(tmp_path, shim):
     kept_its_word(*storm.run(tmp_path, kind=storm.PoisonStorm, seed=SEED, cycles=15, shim=shim))
+
+
+def what_is_let_go_is_told(figures, ledger):
+    kept_its_word(figures, ledger)
+    assert figures["over_quota"] > 0 and figures["expired"] > 0, f"nothing was let go: {figures}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [lease.LeaseStorm, lease.DroppingStorm])
+def test_subscriptions_that_end_and_quotas_let_go_of_what_they_may_and_tell_it_over_kills(tmp_path, kind):
+    what_is_let_go_is_told(*storm.run(tmp_path, kind=kind, seed=SEED, cycles=25))
+
+
+@pytest.mark.parametrize("kind", [lease.LeaseStorm, lease.DroppingStorm])
+def test_subscriptions_that_end_and_quotas_let_go_of_what_they_may_and_tell_it_over_power_cuts(tmp_path, shim, kind):
+    what_is_let_go_is_told(*storm.run(tmp_path, kind=kind, seed=SEED, cycles=8, shim=shim))
 
 
 def test_a_few_kills_and_power_cuts_lose_nothing(tmp_path, shim):

@@ -248,3 +248,81 @@ def test_a_letter_of_a_message_that_was_never_acknowledged_does_not_name_the_quo
             for letter in undertaker.messages:
                 undertaker.send(wire.ACK, seq=letter.id)
             undertaker.messages.clear()
+
+
+def collected(bench: LoggedBench, client: Client) -> int:
+    """How many have come to a client since, each acknowledged."""
+    count = len(client.messages)
+    for message in client.messages:
+        client.send(wire.ACK, seq=message.id)
+    client.messages.clear()
+    bench.turn(1)
+    return count
+
+
+def letters_until_no_more_come(bench: LoggedBench, undertaker: Client) -> int:
+    count = quiet = 0
+    while quiet < 5:
+        settled(bench)
+        some = collected(bench, undertaker)
+        count, quiet = count + some, 0 if some else quiet + 1
+    return count
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_dead_letters_of_a_quota_do_not_push_more_messages_over_it(tmp_path: Path, restarts: bool) -> None:
+    log = LOG._replace(max_bytes=4 << 20)
+    limits: dict[str, Any] = {"session_log_bytes": QUOTA}
+    with LoggedBench(tmp_path, log, **limits) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        undertaker = bench.named("undertaker")
+        bench.subscribed(undertaker, "$dlq/t", durable=True)
+        letters, writer = 0, bench.named("writer")
+        for _ in range(12):  # 300 messages of 1,000 bytes: a little more than the quota
+            publish(bench, writer, "t", 25)
+            letters += collected(bench, undertaker)
+        letters += letters_until_no_more_come(bench, undertaker)
+        (row,) = [row for row in bench.session_rows() if row.filter == "t"]
+        assert 0 < letters == row.over_quota < 100
+        assert row.lag_messages + letters == 300
+    if not restarts:
+        return
+    with LoggedBench(tmp_path, log, **limits) as bench:
+        undertaker = bench.named("undertaker")
+        bench.subscribed(undertaker, "$dlq/t", durable=True)
+        more = letters_until_no_more_come(bench, undertaker)  # what a start writes is in the log too
+        (row,) = [row for row in bench.session_rows() if row.filter == "t"]
+        assert row.over_quota == more < 10 and row.lag_messages + letters + more == 300
+
+
+def test_a_subscription_to_dead_letters_has_half_of_the_log_and_not_the_quota(tmp_path: Path) -> None:
+    with LoggedBench(tmp_path, LOG._replace(max_bytes=8 << 20), session_log_bytes=QUOTA) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        bench.close(durable(bench, "undertaker", "$dlq/t"))
+        publish(bench, bench.named("writer"), "t", 1000)
+        settled(bench)
+        rows = {row.filter: row for row in bench.session_rows()}
+        assert rows["t"].over_quota > 500 and rows["$dlq/t"].lag_messages == rows["t"].over_quota
+        assert rows["$dlq/t"].over_quota == 0 == bench.stats()["dead_letters_dropped"]
+
+
+def test_dead_letters_that_nobody_fetches_are_let_go_of_and_counted_and_publishing_goes_on(tmp_path: Path) -> None:
+    with quota_bench(tmp_path) as bench:
+        bench.close(durable(bench, "forgotten", "t"))
+        bench.close(durable(bench, "undertaker", "$dlq/t"))
+        writer = bench.named("writer")
+        for _ in range(3000):  # three times what the log holds
+            for _ in range(3000):
+                writer.replies.clear()
+                writer.send(wire.PUB, "t", bytes(1000), qos=1, seq=5)
+                bench.until(lambda: writer.replies, advance_ms=1)
+                if writer.replies[0].code == 0:
+                    break
+                bench.turn(20)
+                bench.core.wait(2)
+            assert writer.replies[0].code == 0, writer.replies
+        settled(bench)
+        stats = bench.stats()
+        rows = {row.filter: row for row in bench.session_rows()}
+        assert stats["log_state"] == 1 and conserved(stats)
+        assert 0 < stats["dead_letters_dropped"] == rows["$dlq/t"].over_quota

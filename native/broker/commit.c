@@ -173,8 +173,12 @@ static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const lette
     letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
     wal_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (wal_part_t){letter->message.properties, letter->message.properties_size};
-    return held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_LETTER,
-                    delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
+    int64_t lsn = held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_LETTER,
+                           delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
+    uint64_t bytes =
+        sizeof(publish_record_t) + letter->message.topic_size + (uint64_t)letter->message.payload_size + properties.size;
+    if (lsn > 0) consumer_quota_letter_logged(bq, (uint64_t)lsn, bytes);
+    return lsn;
 }
 
 int64_t commit_letter(bq_t *bq, const letter_t *letter) {

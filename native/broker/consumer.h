@@ -211,7 +211,8 @@ typedef struct consumers {
     consumer_t *expire_next; /* where to go on looking for those that expire; NULL: at the first */
     uint64_t expire_due_ms;
     consumer_t *quota_next; /* the same for those over their quota of the WAL */
-    uint64_t quota_due_ms, quota_cut_lsn, quota_looked_lsn, quota_step_lsn;
+    uint64_t quota_due_ms, quota_cut_lsn, quota_cut_letters_lsn, quota_looked_lsn, quota_step_lsn;
+    quota_letters_t quota_letters;
     bool quota_tight;  /* the WAL is more than half full, and somebody may be over the quota */
     uint64_t begun_ms; /* T at the start, once it is known */
     bool seen_changed; /* who is connected to what, since the last checkpoint */

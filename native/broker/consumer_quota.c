@@ -13,6 +13,80 @@
 #define QUOTA_CHECKPOINT_CONSUMERS 100u /* in a millisecond: a checkpoint goes through all of them */
 #define QUOTA_LETTERS_MAX 32u           /* of one consumer that wait for the WAL */
 #define QUOTA_TELL_MS 60000u            /* between two events about one consumer */
+#define QUOTA_QUARTERS 3u               /* of the WAL, that may lie behind the cut in all */
+#define QUOTA_RECORD_BYTES 24u          /* of the WAL, for each record */
+#define QUOTA_BYTES_MAX (1ull << 50)    /* of a mark that is believed */
+
+/* ---- the letters ------------------------------------------------------------------------------------------------------------ */
+
+/* Those of records that the WAL has let go of, and then every other one. */
+static void marks_thin(bq_t *bq) {
+    quota_letters_t *letters = &bq->consumers.quota_letters;
+    uint32_t first = 0, kept = 0;
+    while (first + 1 < letters->count && letters->marks[first + 1].lsn <= bq->consumers.kept_from) first++;
+    letters->count -= first;
+    memmove(letters->marks, letters->marks + first, letters->count * sizeof *letters->marks);
+    if (letters->count < QUOTA_MARKS / 2) return;
+    for (uint32_t i = 0; i < letters->count; i++) {
+        if (i % 2)
+            letters->marks[kept - 1].bytes += letters->marks[i].bytes;
+        else
+            letters->marks[kept++] = letters->marks[i];
+    }
+    letters->count = kept;
+}
+
+void consumer_quota_letter_logged(bq_t *bq, uint64_t lsn, uint64_t bytes) {
+    quota_letters_t *letters = &bq->consumers.quota_letters;
+    uint64_t quota = bq->config.session_log_bytes, step = bq->wal_segment_bytes;
+    if (quota && quota < step) step = quota;
+    if (letters->count == QUOTA_MARKS) marks_thin(bq);
+    quota_mark_t *last = letters->count ? &letters->marks[letters->count - 1] : NULL;
+    if (!last || (lsn > last->lsn && last->bytes >= step / (QUOTA_MARKS / 2))) {
+        last = &letters->marks[letters->count++];
+        *last = (quota_mark_t){.lsn = lsn};
+    }
+    last->bytes += QUOTA_RECORD_BYTES + ((bytes + 7) & ~7ull);
+    if (lsn > letters->newest_lsn) letters->newest_lsn = lsn;
+}
+
+/* From an LSN on; those of the mark that it lies in are all taken to lie behind it. */
+static uint64_t letter_bytes(const bq_t *bq, uint64_t lsn) {
+    const quota_letters_t *letters = &bq->consumers.quota_letters;
+    uint64_t bytes = 0;
+    for (uint32_t i = letters->count; i-- && (i + 1 == letters->count || letters->marks[i + 1].lsn > lsn);)
+        bytes += letters->marks[i].bytes;
+    return bytes;
+}
+
+uint32_t consumer_quota_section_size(const bq_t *bq) {
+    return (uint32_t)(sizeof(uint64_t) + bq->consumers.quota_letters.count * sizeof(quota_mark_t));
+}
+
+void consumer_quota_section_write(const bq_t *bq, uint8_t *out) {
+    const quota_letters_t *letters = &bq->consumers.quota_letters;
+    memcpy(out, &letters->newest_lsn, sizeof letters->newest_lsn);
+    memcpy(out + sizeof letters->newest_lsn, letters->marks, letters->count * sizeof *letters->marks);
+}
+
+void consumer_quota_section_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+    quota_letters_t letters = {.count = 0};
+    if (size < sizeof letters.newest_lsn) return;
+    memcpy(&letters.newest_lsn, bytes, sizeof letters.newest_lsn);
+    bytes += sizeof letters.newest_lsn;
+    size -= sizeof letters.newest_lsn;
+    for (uint64_t lsn = 0; size >= sizeof(quota_mark_t) && letters.count < QUOTA_MARKS; letters.count++) {
+        quota_mark_t *mark = &letters.marks[letters.count];
+        memcpy(mark, bytes, sizeof *mark);
+        if (mark->lsn <= lsn || mark->bytes > QUOTA_BYTES_MAX) return; /* no core wrote that */
+        lsn = mark->lsn;
+        bytes += sizeof *mark;
+        size -= sizeof *mark;
+    }
+    bq->consumers.quota_letters = letters;
+}
+
+/* ---- the cut ---------------------------------------------------------------------------------------------------------------- */
 
 static void count(bq_t *bq, consumer_t *consumer, uint64_t id) {
     if (!consumer->over_untold++) consumer->over_first_id = id;
@@ -65,18 +139,36 @@ static void tell(bq_t *bq, consumer_t *consumer) {
     consumer->over_told_ms = bq->now_ms;
 }
 
-/* Where the cut is now; 0: nowhere, the WAL is not that large. It is looked for again when an eighth of the quota has been written. */
-static uint64_t cut_now(bq_t *bq) {
+/* The newest LSN behind which more than the quota lies, letters apart, or `most` in all. 0: there is none. */
+static uint64_t cut_of(const bq_t *bq, const wal_span_t *span, uint64_t most) {
+    uint64_t quota = bq->config.session_log_bytes, bytes = quota, lsn = wal_span_lsn(span, bytes);
+    for (uint64_t more; bytes < most && (more = quota + letter_bytes(bq, lsn)) > bytes;) {
+        bytes = more < most ? more : most;
+        lsn = wal_span_lsn(span, bytes);
+    }
+    return span->bytes[0] > bytes ? lsn : 0;
+}
+
+/* Where the cuts are now. They are looked for again when an eighth of the quota has been written. */
+static void cut_now(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     wal_span_t span;
     wal_span(bq->wal, &span);
     uint64_t quota = bq->config.session_log_bytes, bytes = span.count ? span.bytes[0] : 0;
-    uint64_t cut_lsn = bytes > quota ? wal_span_lsn(&span, quota) : 0;
+    uint64_t cut_lsn = bytes > quota ? cut_of(bq, &span, bq->wal_max_bytes / 4 * QUOTA_QUARTERS) : 0;
+    uint64_t half = bq->wal_max_bytes / 2, most = half > quota ? half : quota;
+    consumers->quota_cut_letters_lsn = bytes > most ? wal_span_lsn(&span, most) : 0;
+    consumers->quota_cut_lsn = cut_lsn;
     uint64_t records = span.count ? span.lsn[span.count] - (cut_lsn ? cut_lsn : span.lsn[0]) : 0;
     consumers->quota_step_lsn = records / QUOTA_STEPS + 1;
     consumers->quota_looked_lsn = bq->dispatched_lsn;
     consumers->quota_tight = cut_lsn && bytes > bq->wal_max_bytes / 2;
-    return cut_lsn;
+}
+
+/* Its messages are letters. There is no letter of a letter, so half of the WAL is theirs before one is let go of. */
+static bool takes_letters(const consumer_t *consumer) {
+    uint32_t size = (uint32_t)sizeof LETTER_PREFIX - 1;
+    return consumer->filter_size >= size && !memcmp(consumer->text, LETTER_PREFIX, size);
 }
 
 static bool look_due(const bq_t *bq) {
@@ -96,14 +188,15 @@ void consumers_quota(bq_t *bq) {
     if (!consumers->quota_next) {
         if (!look_due(bq)) return;
         consumers->quota_due_ms = bq->now_ms + QUOTA_LOOK_MS;
-        consumers->quota_cut_lsn = cut_now(bq);
+        cut_now(bq);
         consumers->quota_next = consumers->all;
     }
     for (uint32_t looked = 0; consumers->quota_next && looked < QUOTA_CONSUMERS; looked++) {
         consumer_t *consumer = consumers->quota_next;
         consumers->quota_next = consumer->next;
         bool holds = consumer->durable && consumer->qos && (consumer->head || consumer->behind);
-        if (holds && consumer->floor_lsn + 1 < consumers->quota_cut_lsn) consumer_cut(bq, consumer, consumers->quota_cut_lsn);
+        uint64_t cut_lsn = takes_letters(consumer) ? consumers->quota_cut_letters_lsn : consumers->quota_cut_lsn;
+        if (holds && consumer->floor_lsn + 1 < cut_lsn) consumer_cut(bq, consumer, cut_lsn);
         tell(bq, consumer);
     }
 }

@@ -156,7 +156,7 @@ typedef struct checkpoint_head {
 
 /* Behind the consumers: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
  * before sections pass over all of them. */
-enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3, SECTION_SEEN = 4 };
+enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3, SECTION_SEEN = 4, SECTION_LETTERS = 5 };
 
 typedef struct section_head {
     uint32_t kind, size;
@@ -264,6 +264,7 @@ static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
         if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_PAST) pasts_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_SEEN) consumer_seen_load(bq, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_LETTERS) consumer_quota_section_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_HOLDERS && !holders_load(bq, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
@@ -345,6 +346,8 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
         if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
         timeline_restore_publish(bq, entry->lsn, &publish);
         replayed(bq, &publish, entry->size);
+        if (entry->flags & PUBLISH_LETTER && entry->lsn > bq->consumers.quota_letters.newest_lsn)
+            consumer_quota_letter_logged(bq, entry->lsn, entry->size);
         return true;
     case WAL_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
     case WAL_IDS:
@@ -420,9 +423,10 @@ uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
                               .ids_reserved = bq->ids_reserved,
                               .next_consumer_id = bq->consumers.next_id};
     uint32_t timeline_size = timeline_section_size(bq, *keep_from);
+    uint32_t letters_size = consumer_quota_section_size(bq);
     uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
     bytes = sums.bytes + sums.holders_bytes + sums.pasts_bytes + seen_bytes + 3 * sizeof(section_head_t) +
-            section_bytes(timeline_size);
+            section_bytes(letters_size) + section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
@@ -438,6 +442,7 @@ uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
     uint8_t *pasts = section_begin(out, &at, SECTION_PAST, (uint32_t)sums.pasts_bytes);
     pasts_put(pasts, bq);
     seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), bq);
+    consumer_quota_section_write(bq, section_begin(out, &at, SECTION_LETTERS, letters_size));
     timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;

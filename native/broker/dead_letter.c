@@ -200,6 +200,7 @@ void letter_send(bq_t *bq, delivery_t *delivery) {
     if (delivery->letter || delivery->letter_waits) return;
     const message_t message = delivery_message(delivery);
     if (is_letter(&message)) {
+        bq->stats.dead_letters_dropped += delivery->over;
         delivery_dead(bq, delivery);
         return;
     }

@@ -10,11 +10,12 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from broker_process import ROOT, BrokerProcess
 
-from crash import behind, disk, storm
+from crash import behind, disk, lease, storm
 
 PAGE = ROOT / "docs" / "DURABILITY.md"
 SECTION = "## Figures\n"  # the page's last one
@@ -27,6 +28,9 @@ ROWS = (
     ("refused, because the log was full", lambda figures: figures["refused"]),
     ("acknowledged", lambda figures: figures["acknowledged"]),
     ("delivered to all subscriptions", lambda figures: figures["delivered"]),
+    ("subscriptions that ended", lambda figures: figures.get("expired", 0)),
+    ("of them told before a kill", lambda figures: figures.get("expired_told", 0)),
+    ("over the quota: dead letters, or dropped", lambda figures: figures.get("over_quota", 0)),
     ("acknowledged and lost", lambda figures: figures["lost"]),
     ("invented, changed, reordered, late, unmarked or too often", lambda figures: figures["faults"]),
     ("most duplicates of one subscription after one crash", lambda figures: max(figures["duplicates_most"].values())),
@@ -41,12 +45,18 @@ def shown(value):
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def progress(run, cycle):
-    if cycle % 50 == 49:
+def progress_of(title, until):
+    def progress(run, cycle):
+        """True: no more cycles."""
         ledger = run.ledger
-        print(
-            f"    {cycle + 1} crashes, {ledger.acknowledged:,} acknowledged, {ledger.faults_count} faults", flush=True
-        )
+        if cycle % 50 == 49:
+            print(
+                f"    {title}: {cycle + 1} crashes, {ledger.acknowledged:,} acknowledged, {ledger.faults_count} faults",
+                flush=True,
+            )
+        return time.monotonic() > until
+
+    return progress
 
 
 def in_directory(work):
@@ -61,15 +71,18 @@ def in_directory(work):
     return result
 
 
-def storm_of(title, control=False, **options):
+def storm_of(title, until, control=False, **options):
     """Run one; its figures. Exits if a promise was broken, or, for the control run, if none was."""
     print(f"==> {title}, seed {options['seed']}", flush=True)
-    figures, ledger = in_directory(lambda directory: storm.run(directory, progress, **options))
+    figures, ledger = in_directory(lambda directory: storm.run(directory, progress_of(title, until), **options))
     lost = ledger.lost()
     if control and not lost and not ledger.faults:
         sys.exit("the control run lost nothing: the checker proves nothing")
     if not control and (lost or ledger.faults):
-        sys.exit("\n".join([f"a promise was broken: {figures}", *ledger.faults, str(lost)[:2000]]))
+        told = "\n".join([f"{title}: a promise was broken: {figures}", *ledger.faults, str(lost)[:2000]])
+        print(told, flush=True)  # at once: other storms go on
+        sys.exit(told)
+    print(f"    {title}: {figures}", flush=True)
     return figures
 
 
@@ -97,23 +110,24 @@ def far_behind(count):
     return in_directory(work)
 
 
-def section(kills, cuts, poison, control, behind_figures):
+def section(runs, behind_figures):
     lines = [
         "Written by `make crash`. What the rows mean and how the storm works: tests/crash/.",
         "",
-        f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors.",
+        f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors, "
+        "two storms at a time.",
         "",
-        "The storm has subscribers of several habits, a group whose members differ in their flags, and payloads of every size",
-        "up to a limit that changes between two starts. Messages with a time to live must not come late. The storm with poison",
-        "has messages that nobody acknowledges. They fill a log of 2 MiB, and each must come as a dead letter.",
+        "The storm has subscribers of several habits, a group whose members differ in their flags, and payloads of",
+        "every size up to a limit that changes between two starts. Messages with a time to live must not come late.",
+        "The storm with poison has messages that nobody acknowledges. They fill a log of 2 MiB, and each must come as a",
+        "dead letter. In the storms with a quota `qos1.session_log_bytes` is 3 MiB and `qos1.session_expiry_ms` is 1,000.",
+        "A subscription may end only if nobody was connected to it for so long, and then all that waits for it ends with",
+        "it, or nothing. A message may become a dead letter, or be dropped, only if the log grew by the quota since.",
         "",
-        "| | kill -9 | power cuts | power cuts, poison in a full log | power cuts, no syncs (control) |",
-        "|---|---:|---:|---:|---:|",
+        f"| | {' | '.join(runs)} |",
+        f"|---|{'---:|' * len(runs)}",
     ]
-    lines += [
-        f"| {name} | {' | '.join(shown(value(run)) for run in (kills, cuts, poison, control))} |"
-        for name, value in ROWS
-    ]
+    lines += [f"| {name} | {' | '.join(shown(value(figures)) for figures in runs.values())} |" for name, value in ROWS]
     lines += [
         "",
         f"A durable subscriber that was away for {behind_figures['messages']:,} messages of 200 bytes, with",
@@ -124,25 +138,44 @@ def section(kills, cuts, poison, control, behind_figures):
     return "\n".join(lines) + "\n"
 
 
+def all_storms(seed, cycles, until, shim):
+    """{title: figures} of them all, two at a time, the short ones first."""
+    some = max(1, cycles // 10)
+    storms = {
+        "kill -9": {"seed": seed + 2, "cycles": cycles},
+        "power cuts": {"seed": seed + 1, "cycles": cycles, "shim": shim},
+        "power cuts, poison in a full log": {
+            "seed": seed + 3, "cycles": 2 * some, "shim": shim, "kind": storm.PoisonStorm,
+        },
+        "power cuts, quota to dead letters": {
+            "seed": seed + 4, "cycles": some, "shim": shim, "kind": lease.LeaseStorm,
+        },
+        "kill -9, quota drops": {"seed": seed + 5, "cycles": some, "kind": lease.DroppingStorm},
+    }  # fmt: skip
+    with ProcessPoolExecutor(2) as pool:
+        began = {title: pool.submit(storm_of, title, until=until, **storms[title]) for title in reversed(storms)}
+        return {title: began[title].result() for title in storms}
+
+
 def main():
     options = argparse.ArgumentParser(prog="make crash", description="Kill a broker, and look what it kept.")
     options.add_argument("--cycles", type=int, default=1000)
     options.add_argument("--behind", type=int, default=1_000_000)
     options.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    options.add_argument("--minutes", type=float, default=600, help="then no storm begins another cycle")
     chosen = options.parse_args()
+    until = time.monotonic() + 60 * chosen.minutes
     tools = Path(tempfile.mkdtemp(prefix="blipmq-shim-"))
     shim = disk.build(tools)
-    seed, cycles = chosen.seed, chosen.cycles
-    control = storm_of("the control run: power cuts, no syncs", True, seed=seed, cycles=10, shim=shim, no_sync=True)
-    figures = far_behind(chosen.behind)
-    cuts = storm_of("power cuts", seed=seed + 1, cycles=cycles, shim=shim)
-    poison = storm_of(
-        "power cuts, poison in a full log", seed=seed + 3, cycles=cycles // 5, shim=shim, kind=storm.PoisonStorm
+    control = storm_of(
+        "the control run: power cuts, no syncs", until, True, seed=chosen.seed, cycles=10, shim=shim, no_sync=True
     )
-    kills = storm_of("kill -9", seed=seed + 2, cycles=cycles)
+    figures = far_behind(chosen.behind)
+    runs = all_storms(chosen.seed, chosen.cycles, until, shim)
+    runs["power cuts, no syncs (control)"] = control
     shutil.rmtree(tools)
     before = PAGE.read_text(encoding="utf-8").split(SECTION)[0]
-    PAGE.write_text(f"{before}{SECTION}\n{section(kills, cuts, poison, control, figures)}", encoding="utf-8")
+    PAGE.write_text(f"{before}{SECTION}\n{section(runs, figures)}", encoding="utf-8")
     print(f"==> {PAGE.relative_to(ROOT)}")
 
 

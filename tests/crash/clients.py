@@ -128,6 +128,7 @@ class Publisher(Client):
         bytes_max = self.storm.bytes_max  # of the broker that this connection is to
         while self.is_open and not self.storm.publishing_over:
             burst = []
+            ledger.segment = self.storm.newest_segment()
             for _ in range(min(dice.randint(1, self.window), self.window - len(self.outstanding))):
                 topic = dice.choice(self.topics)
                 number, payload = ledger.send(self.number, topic, self.size(bytes_max))
@@ -144,7 +145,7 @@ class Publisher(Client):
         """Of the next payload: mostly small, and of any size up to the limit."""
         dice = self.storm.dice
         kind = dice.random()
-        most = bytes_max if kind < 0.02 else 4096 if kind < 0.1 else 430
+        most = bytes_max if kind < self.storm.large_share else 4096 if kind < 0.1 else 430
         return bytes_max if kind < 0.002 else dice.randint(SIZE_MIN, min(most, bytes_max))
 
     def reply(self, answer):
@@ -186,23 +187,31 @@ class Subscriber(Client):
             await asyncio.sleep(RETRY_SECONDS)
             return
         self.view.connects_since_crash += 1
+        self.view.asks()
         answer = await self.ask(SUB, self.filter, qos=1, durable=self.durable, group=self.group)
         if answer is None or answer.code == 503:
             return
         if answer.code:
             self.storm.ledger.fault(f"{self.client_id} could not subscribe: {answer}")
-        if self.durable:
-            self.view.begin()
         self.subscribed.set()
-        while self.is_open and not self.storm.over and not (self.absent and not self.storm.absent_may_come):
+        while self.is_open and not self.storm.over and not self.due_to_leave():
             if self.to_ack:
                 self.link.send(ack_frame(self.to_ack.pop(0)))
                 await asyncio.sleep(0 if self.storm.publishing_over else self.ack_seconds)
             else:
                 await asyncio.sleep(RETRY_SECONDS / 4)
 
+    def due_to_leave(self):
+        return self.absent and not self.storm.absent_may_come
+
+    def leave(self):
+        self.view.left()
+        super().leave()
+
     def frame(self, body):
-        if body[0] == SUBACK or body[0] != MESSAGE:
+        if body[0] == SUBACK and self.durable and decode(body).code == 0:
+            self.view.begin()  # at once: what follows may be behind it in one piece
+        if body[0] != MESSAGE:
             return super().frame(body)
         message = Reader(memoryview(body)[1:])
         id_ = message.number(0, "<Q")

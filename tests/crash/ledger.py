@@ -35,6 +35,8 @@ class Lane:
         self.ids = array("Q")  # by number; 0: not known
         self.sizes = array("I")  # of the payloads
         self.times = array("d")  # when each was handed to the socket, in monotonic seconds
+        self.segments = array("I")  # the newest segment of the log at that time, where the storm looks
+        self.acknowledged = 0  # one more than the last number that was
 
 
 class View:
@@ -48,6 +50,12 @@ class View:
         self.delivered = self.duplicates = 0
         self.duplicates_since_crash = self.duplicates_most = 0
         self.connects_since_crash = 0  # subscriptions of its members
+
+    def asks(self):
+        """Its client is about to ask for the subscription."""
+
+    def left(self):
+        """Its client is no longer connected."""
 
     def begin(self):
         """The subscription holds from now on: what is sent later must come."""
@@ -170,6 +178,7 @@ class Ledger:
         self.faults, self.faults_count = [], 0
         self.sent = self.acknowledged = self.refused = 0
         self.last_ids = {}  # by publisher
+        self.segment = 0  # of the log: the newest
         self.id_most = self.id_floor = 0  # floor: the highest one acknowledged before the last crash
 
     def fault(self, text):
@@ -189,6 +198,7 @@ class Ledger:
         lane.ids.append(0)
         lane.sizes.append(size)
         lane.times.append(time.monotonic())
+        lane.segments.append(self.segment)
         self.sent += 1
         return number, payload_of(publisher, topic, number, self.salt, size)
 
@@ -203,6 +213,7 @@ class Ledger:
             )
         lane.ids[number] = id_
         lane.state[number] = ACKNOWLEDGED
+        lane.acknowledged = number + 1
         self.acknowledged += 1
         self.last_ids[publisher] = id_
         self.id_most = max(self.id_most, id_)

@@ -70,6 +70,7 @@ class Storm:
 
     publishes = (*SITE, COMMAND)
     limits = BYTES_MAX
+    large_share = 0.02  # of payloads that are of any size
 
     def _add_subscribers(self):
         every, view = SITE, self.ledger.view
@@ -93,6 +94,10 @@ class Storm:
             for number, (leaves, durable) in enumerate(((0, False), (500, True), (300, False)))
         ]
         self.clients += self.subscribers
+
+    def newest_segment(self):
+        """The number of the log's newest file, where a storm needs to know."""
+        return 0
 
     # ---- the broker ----
 
@@ -126,6 +131,12 @@ class Storm:
         self.faults.page.die_after = 0
         return False
 
+    def life_seconds(self, starting):
+        return self.dice.uniform(0.0, 0.35 if starting else 0.5)
+
+    def life_ended(self):
+        """The log of the broker that was killed is complete."""
+
     async def _crash(self):
         """Kill it at some moment, and the power with it now and then."""
         starting, exact = self.dice.random() < 0.25, bool(self.shim) and self.dice.random() < 0.5
@@ -135,7 +146,7 @@ class Storm:
         if exact and await self._dies_at_a_change():
             kind = "at a write or sync"
         else:
-            await asyncio.sleep(self.dice.uniform(0.0, 0.35 if starting else 0.5))
+            await asyncio.sleep(self.life_seconds(starting))
         self.broker.signal(signal.SIGKILL)
         status = await asyncio.get_running_loop().run_in_executor(None, self.broker.wait)
         if status != -signal.SIGKILL:
@@ -149,11 +160,13 @@ class Storm:
             0.002
         )  # the clients see their connections end: what came before the crash is counted before it
         self.ledger.crash()
+        self.life_ended()
 
     # ---- the run ----
 
-    async def run(self, progress=lambda storm, cycle: None):
-        """Returns the figures. The ledger's faults and `lost` say whether the broker kept its word."""
+    async def run(self, progress=lambda storm, cycle: False):
+        """`progress` is called after each cycle, and true ends the storm. Returns the figures.
+        The ledger's faults and `lost` say whether the broker kept its word."""
         began = time.monotonic()
         self._start()
         try:
@@ -165,13 +178,15 @@ class Storm:
                 self.absent_may_come = cycle % 25 > 18
                 await self._crash()
                 self._start()
-                progress(self, cycle)
+                if progress(self, cycle):
+                    break
             await self._ready()
             await self._drain()
             self.over = True
             for client in self.clients:
                 client.leave()
             await asyncio.wait_for(asyncio.gather(*tasks), 60)
+            await asyncio.get_running_loop().run_in_executor(None, self.afterwards)
             await asyncio.get_running_loop().run_in_executor(None, self.broker.stop)
         finally:
             self.over = True
@@ -186,9 +201,9 @@ class Storm:
         while waited < (20 if self.no_sync else DRAIN_SECONDS):
             await asyncio.sleep(0.5)
             unanswered = any(client.outstanding for client in self.clients if isinstance(client, Publisher))
-            if not unanswered and not self.ledger.lost():
-                break
             now = sum(view.delivered for view in self.ledger.views)
+            if not unanswered and now == delivered and self.is_drained() and not self.ledger.lost():
+                break
             waited = waited + 0.5 if now == delivered else 0.0
             delivered = now
         await asyncio.sleep(0.3)
@@ -196,11 +211,17 @@ class Storm:
         if not self.ledger.ids_are_unique():
             self.ledger.fault("two messages have the same id")
 
+    def is_drained(self):
+        return True
+
+    def afterwards(self):
+        """Every client has left a broker that still runs."""
+
     def figures(self, seconds):
         ledger = self.ledger
         return {
             "seed": self.seed,
-            "cycles": self.cycles,
+            "cycles": sum(self.crashes.values()),
             "crashes": self.crashes,
             "cuts": self.cuts,
             "seconds": round(seconds),
@@ -247,7 +268,7 @@ class PoisonStorm(Storm):
         self.clients += self.subscribers
 
 
-def run(directory, progress=lambda storm, cycle: None, kind=Storm, **options):
+def run(directory, progress=lambda storm, cycle: False, kind=Storm, **options):
     """A storm from beginning to end: (figures, ledger)."""
     storm = kind(directory, **options)
     return asyncio.run(storm.run(progress)), storm.ledger
