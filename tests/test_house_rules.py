@@ -430,6 +430,19 @@ def test_the_core_compiles_without_a_warning_and_has_no_mutable_globals(tmp_path
     assert found == {}
 
 
+PROGRAMS = [*sorted((NATIVE / "fuzz").glob("*.c")), *sorted((ROOT / "bench").glob("*.c"))]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_the_fuzz_targets_and_the_benchmarks_follow_the_names_of_the_core(program: Path) -> None:
+    compiler = shutil.which("cc")
+    assert compiler, "no C compiler: packaging/setup.sh installs one"
+    includes = [f"-I{place}" for place in (NATIVE, ROOT / "tests" / "native", ROOT / "bench")]
+    command = [compiler, "-std=gnu11", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *includes, program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_mutable_global_is_found_wherever_it_hides(tmp_path: Path) -> None:
     source = tmp_path / "globals.c"
     source.write_text(
