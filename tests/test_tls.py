@@ -312,7 +312,7 @@ def test_a_client_that_does_not_know_the_authority_refuses_and_says_what_to_do(s
     broker = start()
     done = run_cli(broker.secure_url, "--ca-file", str(stranger.file), "pub", "t", "x")
     assert done.returncode == 77
-    assert b"no authority known here vouches for its certificate" in done.stderr and b"--ca-file" in done.stderr
+    assert b"this machine does not know its authority" in done.stderr and b"--ca-file" in done.stderr
     assert "does not know the authority" in broker.wait_for("tls_failed")["error"]
     broker.stop()
 
@@ -320,7 +320,7 @@ def test_a_client_that_does_not_know_the_authority_refuses_and_says_what_to_do(s
 def test_a_certificate_for_another_name_is_refused_by_the_client(start, authority):
     broker = start(certificate=authority.sign("elsewhere", names="DNS:elsewhere.example"))
     done = broker.cli("pub", "t", "x")
-    assert done.returncode == 77 and b"its certificate is not for 127.0.0.1" in done.stderr
+    assert done.returncode == 77 and b"it is not for 127.0.0.1" in done.stderr
     broker.stop()
 
 
@@ -328,7 +328,7 @@ def test_an_expired_certificate_is_warned_of_and_refused_by_the_client(start, au
     broker = start(certificate=authority.sign("old", days=-1))
     assert "has expired on" in broker.wait_for("tls_certificate_warning")["warning"]
     done = broker.cli("pub", "t", "x")
-    assert done.returncode == 77 and b"its certificate has expired" in done.stderr
+    assert done.returncode == 77 and b"it has expired" in done.stderr
     assert any("has expired" in reason for reason in broker.info()["reasons"])
     broker.stop()
 

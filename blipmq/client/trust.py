@@ -106,12 +106,12 @@ def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQ
     reason = getattr(error, "reason", None) or ""
     code = getattr(error, "verify_code", 0)
     if code:
-        return NotTrusted(f"The broker at {address} is not to be trusted: {_distrust(code, host, error)}.")
+        return NotTrusted(f"The certificate of the broker at {address} is not trusted: {_distrust(code, host, error)}.")
     if refused := refused_certificate(address, error):
         return refused
     if reason in _VERSIONS:
         return Unreachable(
-            f"Cannot reach a broker at {address}: it speaks no version of TLS that this client does. Update one."
+            f"Cannot reach a broker at {address}: broker and client have no TLS version in common. Update one."
         )
     # OpenSSL and Python have called the same end by many names.
     ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
@@ -125,10 +125,10 @@ def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQ
 
 def _distrust(code: int, host: str, error: BaseException) -> str:
     if code == _EXPIRED:
-        return "its certificate has expired. Renew it on the broker, or set this machine's clock"
+        return "it has expired. Renew it on the broker, or set this machine's clock"
     if code == _NOT_YET_VALID:
-        return "its certificate is not valid yet. Set the clock of this machine, or of the one that made it"
+        return "it is not valid yet. Set the clock of this machine, or of the machine that made it"
     if code in (_OTHER_NAME, _OTHER_ADDRESS):
-        return f"its certificate is not for {host}. Use a name that stands in it, or get one for this name"
+        return f"it is not for {host}. Connect with a name in the certificate, or get a certificate for {host}"
     said = getattr(error, "verify_message", "") or "it does not verify"
-    return f"no authority known here vouches for its certificate ({said}). Name the file of its authority: --ca-file, or tls=FILE"
+    return f"this machine does not know its authority ({said}). Name the file of the authority: --ca-file, or tls=FILE"
