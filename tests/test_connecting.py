@@ -390,7 +390,7 @@ def test_every_command_waits_for_a_broker_that_starts_later(away, words):
 def test_the_shell_waits_for_a_broker_that_starts_later(away):
     command = [*broker_command(), "connect", away.address, "--wait", "600"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
-        while not (line := process.stdout.readline()).endswith(b"Trying again.\n"):
+        while not (line := process.stdout.readline()).endswith("Reconnecting…\n".encode()):
             assert line, "it ended without a word of waiting"
         away.start()
         out, _ = process.communicate(b"pub a x\n", timeout=TIMEOUT_S)
