@@ -43,6 +43,7 @@ def compile_flags(sanitize: bool) -> list[str]:
             "-fno-omit-frame-pointer",
             "-fsanitize=address,undefined",
             "-fno-sanitize-recover=all",
+            "-DBQ_CHECK",  # core_check.c
         ]
     return [*flags, "-O3", "-D_FORTIFY_SOURCE=2"]
 

@@ -261,6 +261,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     admission_accept(bq);
     buffer_rewind(&bq->buffers);
     if (bq->stopping) stop_when_flushed(bq);
+    core_check(bq);
     return work || anyone_ready(bq);
 }
 

@@ -173,6 +173,13 @@ static inline connection_t *core_slot(bq_t *bq, uint32_t slot) {
     return &bq->chunks[slot / CONNECTION_CHUNK][slot % CONNECTION_CHUNK];
 }
 
+/* core_check.c: asserts, in builds for tests, what the parts' invariants say. */
+#ifdef BQ_CHECK
+void core_check(bq_t *bq);
+#else
+static inline void core_check(bq_t *bq) { (void)bq; }
+#endif
+
 /* Units of work since the start: see net/fair_share.h. */
 static inline uint64_t work_done(const bq_t *bq) { return bq->stats.work; }
 

@@ -272,14 +272,6 @@ void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_r
 
 /* ---- turning -------------------------------------------------------------------------------------------------------- */
 
-/* What has been taken from the budget is what is there. */
-static void budget_check(bq_t *bq) {
-    uint64_t pending = 0, count = 0, fed = 0;
-    for (const pending_commit_t *at = bq->pending; at; at = at->next, count++) pending += sizeof *at + at->hold.size;
-    for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) fed += core_slot(bq, slot)->fed_in_flight;
-    CHECK(pending == bq->pending_bytes && count == bq->pending_commits && fed == bq->fed_bytes);
-}
-
 static void sums_check(machine_t *machine) {
     bq_stats_t s;
     core_stats(machine->bq, &s);
@@ -347,7 +339,6 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     if (machine->bq->wal) wal_settle(machine->bq->wal); /* the same input does the same again */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
-    budget_check(machine->bq);
     if (!machine->restores) consumers_check(machine);
 }
 

@@ -19,7 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "native"
 SOURCES = NATIVE / "fuzz"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in SOURCES.glob("fuzz_*.c"))
-FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", f"-I{NATIVE}", "-pthread"]
+FLAGS = [
+    "-std=gnu11",
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fno-sanitize-recover=all",
+    "-DBQ_CHECK",
+    f"-I{NATIVE}",
+    "-pthread",
+]
 # A target that stands in for a function of others (the disk, the allocator) defines what the linker gives their callers.
 WRAPPED = re.compile(r"__wrap_(\w+)")
 INPUT_SECONDS_MAX = 25
