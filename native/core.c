@@ -149,13 +149,13 @@ static inline void run_events(bq_t *bq) {
 static inline void flush_list(bq_t *bq, enum flush_order order, uint32_t count_max, uint64_t bytes_max) {
     flush_list_t *list = &bq->dirty[order];
     uint32_t count = list->count < count_max ? list->count : count_max;
-    const uint64_t stop = bytes_max == UINT64_MAX ? UINT64_MAX : bq->stats.flush_bytes + bytes_max;
+    const uint64_t stop = bytes_max == UINT64_MAX ? UINT64_MAX : bq->stats.delivered_bytes + bytes_max;
     for (uint32_t i = 0; i < count; i++) {
         connection_t *connection = list->items[i];
         connection->dirty &= (uint8_t) ~(1u << order);
         if (!connection->blocked) connection_flush(bq, connection);
         if (BQ_UNLIKELY(connection->waiters_left)) connection_wake_waiters(bq, connection);
-        if (bytes_max != UINT64_MAX && bq->stats.flush_bytes >= stop) count = i + 1;
+        if (bytes_max != UINT64_MAX && bq->stats.delivered_bytes >= stop) count = i + 1;
     }
     list->count -= count;
     if (list->count) memmove(list->items, list->items + count, list->count * sizeof *list->items);

@@ -62,7 +62,6 @@ static void stats_of_wal(bq_t *bq, bq_stats_t *stats) {
     wal_stats(bq->wal, &wal);
     stats->log_written_bytes = wal.written_bytes;
     stats->log_records = wal.records;
-    stats->log_commits = wal.commits;
     stats->log_sync_us_total = wal.sync_us_total;
     stats->log_sync_us_max = wal.sync_us_max;
     stats->log_sync_us_last = wal.sync_us_last;
@@ -96,7 +95,6 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->wheel_cascades = bq->wheel.cascades;
     stats->pool_hits = bq->pool.hits;
     stats->pool_misses = bq->pool.misses;
-    stats->pool_allocations = bq->pool.allocations;
     stats->pool_free_bytes = bq->pool.free_bytes;
     stats->memory_used_bytes = bq->pool.used_bytes;
     stats->memory_peak_bytes = bq->pool.peak_bytes;

@@ -22,6 +22,7 @@ from blipmq.config.settings import Config
 from blipmq.errors import LogUnusable
 from blipmq.native.config import LogConfig
 from blipmq.native.core import Core
+from blipmq.native.events import SYNC_BUCKETS
 from blipmq.native.log import LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
@@ -245,7 +246,7 @@ class Wal:
             "checkpoint_id": counters["log_checkpoint_lsn"],
             "written_bytes": counters["log_written_bytes"],
             "records": counters["log_records"],
-            "commits": counters["log_commits"],
+            "commits": sum(counters[name] for name in SYNC_BUCKETS),  # each sync is in one
             "lost": self._lost(),
             "damaged_files": self.report.damaged_files,
         }

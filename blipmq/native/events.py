@@ -389,6 +389,7 @@ def _stopped(e: CData) -> Event:
     return Stopped(e.value)
 
 
+SYNC_BUCKETS = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields if name.startswith("log_syncs_"))
 STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
 # Unpacked rather than read field by field: a scrape goes through every subscriber there is.

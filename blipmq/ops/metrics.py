@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from blipmq.config.settings import Config, value_of
+from blipmq.native.events import SYNC_BUCKETS
 from blipmq.net.admission_log import REFUSED
 from blipmq.version import __version__
 
@@ -332,7 +333,7 @@ METRICS: tuple[Metric, ...] = (
             _bucket("0.03", "stats.log_syncs_30ms"),
             _bucket("0.1", "stats.log_syncs_100ms"),
             _bucket("+Inf", "stats.log_syncs_longer"),
-            Series("stats.log_commits", ending="_count"),
+            Series("derived.syncs", ending="_count"),
             _seconds_of("stats.log_sync_us_total", "_sum"),
         ),
     ),
@@ -344,11 +345,10 @@ METRICS: tuple[Metric, ...] = (
         "Sends to one subscriber with at least one message.",
         Series("stats.flushes", documented="blipmq_flush_batches"),
     ),
-    # The core counts these bytes twice, as delivered_bytes and as flush_bytes: nothing is sent but by a flush.
     _counter(
         "blipmq_sent_bytes_total",
         "Bytes handed to the kernel for clients: messages, acknowledgements, replies.",
-        Series("stats.flush_bytes", documented="blipmq_flush_bytes"),
+        Series("stats.delivered_bytes", documented="blipmq_flush_bytes"),
     ),
     _gauge(
         "blipmq_batch_processing_efficiency",
@@ -492,7 +492,7 @@ METRICS: tuple[Metric, ...] = (
     _counter(
         "blipmq_pool_allocations",
         "Blocks allocated from the memory pools, hits and misses.",
-        Series("stats.pool_allocations", documented="blipmq_pool_allocations"),
+        Series("derived.pool_takes", documented="blipmq_pool_allocations"),
     ),
     _gauge("blipmq_segments", "Buffers with messages that somebody waits for, and the open one.", "stats.segments"),
     _counter(
@@ -588,6 +588,14 @@ def _pool_use(snapshot: Snapshot) -> float:
 
 _DERIVED: dict[str, tuple[Callable[[Snapshot], Number], str]] = {
     "batching": (_batching, "1 - flushes / delivered, 0 at least"),
+    "pool_takes": (
+        lambda snapshot: snapshot.stats["pool_hits"] + snapshot.stats["pool_misses"],
+        "pool_hits + pool_misses",
+    ),
+    "syncs": (
+        lambda snapshot: sum(snapshot.stats[name] for name in SYNC_BUCKETS),
+        "the sum of log_syncs_100us to log_syncs_longer",
+    ),
     "pool_use": (_pool_use, "1 - pool_free_bytes / memory_used_bytes"),
     "incomplete": (lambda snapshot: int(snapshot.report is None), "no list of subscribers"),
 }

@@ -185,14 +185,13 @@ typedef struct bq_stats {
     uint64_t unrouted;        /* accepted, but no one subscribed */
     uint64_t enqueued;        /* messages put into subscriber queues */
     uint64_t delivered;       /* messages handed to the kernel whole */
-    uint64_t delivered_bytes; /* bytes handed to the kernel */
+    uint64_t delivered_bytes; /* bytes handed to the kernel, replies too */
     uint64_t dropped_ttl;
     uint64_t dropped_queue_full;
     uint64_t dropped_disconnect; /* still queued when the subscriber's connection ended */
     uint64_t frames_bad;
     uint64_t frames_in;
-    uint64_t flushes; /* sends with at least one message */
-    uint64_t flush_bytes;
+    uint64_t flushes;        /* sends with at least one message */
     uint64_t blocked_pauses; /* times a publisher was held back by a full `block` queue */
     uint64_t accepted;
     uint64_t refused; /* over max_connections */
@@ -202,7 +201,6 @@ typedef struct bq_stats {
     uint64_t wheel_cascades;
     uint64_t pool_hits;
     uint64_t pool_misses;
-    uint64_t pool_allocations;
     uint64_t route_hits;
     uint64_t route_misses;
     uint64_t compacted_bytes; /* copied out of buffers that slow queues kept alive */
@@ -214,7 +212,6 @@ typedef struct bq_stats {
     uint64_t lost_lsns; /* WAL positions that could not be read back for a subscriber */
     uint64_t log_written_bytes;
     uint64_t log_records;
-    uint64_t log_commits;
     uint64_t log_sync_us_total;
     uint64_t log_sync_us_max;
     uint64_t log_syncs_100us; /* syncs that took up to 100 us; then up to 300 us, 1 ms and so on, each counted once */

@@ -78,7 +78,6 @@ void pool_release(pool_t *pool) {
 }
 
 void *pool_take(pool_t *pool, size_t size) {
-    pool->allocations++;
     if (BQ_UNLIKELY(size > CLASS_BYTES_MAX)) {
         pool->misses++;
         return count_new(pool, malloc(size), size);

@@ -14,7 +14,7 @@ typedef struct pool {
     uint32_t free_count[POOL_CLASSES];
     uint32_t free_max[POOL_CLASSES]; /* blocks kept per class */
     uint64_t used_bytes, free_bytes, peak_bytes;
-    uint64_t hits, misses, allocations; /* misses: served by malloc; allocations: all takes */
+    uint64_t hits, misses; /* misses: served by malloc */
 } pool_t;
 
 void pool_init(pool_t *pool, uint32_t small_count, uint32_t medium_count, uint32_t large_count);

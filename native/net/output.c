@@ -7,7 +7,6 @@ void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
     uint64_t delivered = bq->stats.delivered;
     queue_sent(&connection->queue, &bq->queues, bytes);
     bq->stats.delivered_bytes += bytes;
-    bq->stats.flush_bytes += bytes;
     bq->stats.flushes += bq->stats.delivered != delivered;
     if (BQ_UNLIKELY(!connection->watched)) keepalive_watch(bq, connection);
     if ((connection->pause & PAUSE_OUTPUT) && connection->queue.control_bytes <= CONTROL_BYTES_MAX / 2)

@@ -75,7 +75,7 @@ typedef struct wal_stats {
     uint64_t durable_lsn, next_lsn, first_lsn;
     uint64_t bytes, segments;
     uint64_t written_bytes, records;
-    uint64_t commits, sync_us_last, sync_us_total, sync_us_max;
+    uint64_t sync_us_last, sync_us_total, sync_us_max;
     uint64_t sync_us_buckets[8]; /* syncs of at most 100 us, 300 us, 1 ms, 3 ms, 10 ms, 30 ms, 100 ms, more */
     uint64_t reclaimed_segments;
     uint64_t checkpoint_lsn, checkpoints; /* how many were written since the WAL was opened */
