@@ -303,10 +303,20 @@ static void library_path_set(void) {
     free(path);
 }
 
+/* What the caller has closed of descriptors 0 to 2 is taken until exec, which closes it again: no file opened here becomes one of
+ * them, where a message would be written into it, or where the program would take the folder for its output. */
+static void standard_descriptors_hold(void) {
+    int fd;
+    do fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO) close(fd);
+}
+
 int main(int argc, char **argv) {
     payload_t payload;
     char path[PATH_MAX + 16], note[PATH_MAX + 16];
     if (argc < 1) return EXIT_SYSTEM;
+    standard_descriptors_hold();
     payload_open(&payload);
     folder_find(payload.unpacked);
     unpack(&payload);
