@@ -169,15 +169,17 @@ class _Connection(asyncio.Protocol):
         self.transport.write(suback(command["topic"], "subscribed", seq))
 
     def on_unsub(self, command: dict[str, Any], seq: int) -> None:
-        durable = (self.client_id, command["topic"])
-        known = command["topic"] in self.filters or durable in self.broker.durables
+        durable, keeps = (self.client_id, command["topic"]), command["keep_durable"]
+        known = command["topic"] in self.filters or (durable in self.broker.durables and not keeps)
         self.filters = [filter_ for filter_ in self.filters if filter_ != command["topic"]]
-        self.broker.durables.discard(durable)
+        if not keeps:
+            self.broker.durables.discard(durable)
         for key, session in list(self.broker.sessions.items()):
-            if session.filter == command["topic"] and (self in session.members or key[0] == self.client_id):
+            its_own = key[0] == self.client_id
+            if session.filter == command["topic"] and (self in session.members or (its_own and not keeps)):
                 known = True
                 session.leave(self)
-                if not session.members:
+                if not session.members and not (its_own and keeps):
                     del self.broker.sessions[key]
         self.transport.write(reply(seq, 0 if known else 404, "" if known else "no such subscription"))
 

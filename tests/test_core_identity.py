@@ -27,6 +27,7 @@ SUBS = {
     "sub durable group": {"qos": 1, "durable": True, "group": "g"},
 }
 ENDS = {"unsub": "", "unsub group": "g"}
+LEAVES = {"leave": "", "leave group": "g"}  # UNSUB with keep_durable
 ALL = [*SUBS, *ENDS, "newer connection", "connection ends"]
 BY_BOTH = [(who, what) for who in (0, 1) for what in ALL]
 PLACES = {"max_connections": 8000, "max_sessions": 20_000, "ring_bytes": 1 << 22}
@@ -62,6 +63,15 @@ class Twin:
         if not group:
             there = there or who in self.alone or who in self.durable
             self.durable.discard(who)
+            self.leave(who, alone_only=True)
+        self._group_may_end()
+        return there
+
+    def leave_filter(self, who: int, group: str) -> bool:
+        """Whether this connection had anything there."""
+        there = who in self.members or (not group and who in self.alone)
+        self.members.pop(who, None)
+        if not group:
             self.leave(who, alone_only=True)
         self._group_may_end()
         return there
@@ -126,6 +136,9 @@ class Scenario:
             client.send(wire.SUB, self.filter, seq=7, **SUBS[what])
             self.twin.sub(who, **SUBS[what])
             self.wanted.append((client, -1))
+        elif what in LEAVES:
+            client.send(wire.UNSUB, self.filter, seq=8, group=LEAVES[what], keep_durable=True)
+            self.wanted.append((client, 0 if self.twin.leave_filter(who, LEAVES[what]) else 404))
         else:
             client.send(wire.UNSUB, self.filter, seq=8, group=ENDS[what])
             self.wanted.append((client, 0 if self.twin.unsub(who, ENDS[what]) else 404))
@@ -281,3 +294,14 @@ def test_what_a_second_and_a_third_request_do_to_a_subscription_is_as_the_table_
     first: str, end: str, tmp_path: Path
 ) -> None:
     run(tmp_path, [((0, first), second, third) for second, third in itertools.product(BY_BOTH, BY_BOTH)], end)
+
+
+@pytest.mark.parametrize("end", ["at once", "after a restart", "after a kill"])
+def test_who_leaves_with_keep_durable_ends_no_durable_subscription(end: str, tmp_path: Path) -> None:
+    begins = [((0, first), (0, second)) for first, second in itertools.product(SUBS, [*SUBS, "newer connection"])]
+    goes_on = [(0, what) for what in (*SUBS, *ENDS, *LEAVES, "newer connection")] + [(1, "sub durable group")]
+    run(
+        tmp_path,
+        [(*begin, (0, leave), after) for begin in begins for leave in LEAVES for after in goes_on],
+        end,
+    )

@@ -46,7 +46,8 @@ class LoggedBench(Bench):
                 group=event.group,
             )
         elif isinstance(event, Unsub):
-            self.core.unsubscribe(event.conn, event.seq, event.filter, self.names.get(event.conn, ""), event.group)
+            name = "" if event.keep_durable else self.names.get(event.conn, "")
+            self.core.unsubscribe(event.conn, event.seq, event.filter, name, event.group)
         else:
             super().answer(event)
 

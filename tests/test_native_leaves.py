@@ -95,6 +95,9 @@ def test_no_cut_or_flipped_bit_of_a_vector_makes_the_reader_look_outside_its_fra
 # ---- the same code, called from Python -----------------------------------------------------------------------------
 
 
+BOOLEANS = ("durable", "keep_durable")
+
+
 class View(ctypes.Structure):
     """bq_view_t of api/bq.h."""
 
@@ -103,7 +106,7 @@ class View(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _STRINGS),
         *((f"{name}_size", ctypes.c_uint32) for name in _STRINGS),
         ("protocol", ctypes.c_uint16), ("action", ctypes.c_uint8), ("qos", ctypes.c_uint8), ("durable", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8 * 3), ("ttl_ms", ctypes.c_uint64), ("seq", ctypes.c_uint64),
+        ("keep_durable", ctypes.c_uint8), ("reserved", ctypes.c_uint8 * 2), ("ttl_ms", ctypes.c_uint64), ("seq", ctypes.c_uint64),
         ("keepalive_ms", ctypes.c_uint64),
     ]  # fmt: skip
 
@@ -189,7 +192,7 @@ def reference_read(body: bytes) -> dict[str, Any]:
         offset = table.Offset(4 + 2 * slot)
         if kind in SCALARS:
             value = table.Get(SCALARS[kind], table.Pos + offset) if offset else 0
-            values[name] = int(bool(value)) if name == "durable" else value
+            values[name] = int(bool(value)) if name in BOOLEANS else value
         elif not offset:
             values[name] = None
         elif kind == "string":
@@ -228,7 +231,7 @@ COMMANDS = st.fixed_dictionaries(
         "payload": st.binary(max_size=40), "ttl_ms": st.integers(0, 2**64 - 1), "qos": st.integers(0, 1),
         "seq": st.integers(0, 2**64 - 1), "client_id": ANY_TEXT, "api_key": st.binary(max_size=20),
         "protocol": st.integers(0, 2**16 - 1), "durable": st.integers(0, 255), "group": ANY_TEXT,
-        "keepalive_ms": st.integers(0, 2**64 - 1),
+        "keepalive_ms": st.integers(0, 2**64 - 1), "keep_durable": st.integers(0, 255),
     },
 )  # fmt: skip
 ORDERS = st.permutations(range(len(FIELDS)))
@@ -243,7 +246,7 @@ def test_every_command_of_the_reference_builder_reads_as_it_was_meant(
     decoded = decode(leaf, body)
     assert decoded is not None and decoded == reference_read(body)
     for name, value in values.items():
-        assert decoded[name] == (int(bool(value)) if name == "durable" else value)
+        assert decoded[name] == (int(bool(value)) if name in BOOLEANS else value)
 
 
 @settings(LEAVES, max_examples=2000)

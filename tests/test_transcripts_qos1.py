@@ -618,3 +618,38 @@ def test_what_a_full_queue_in_memory_does_not_take_is_not_stored_for_it(broker, 
     with blipmq.connect_blocking(broker.address) as writer:
         stored = [writer.publish("orders", b"x", qos=1).subscriptions for _ in range(4)]
     assert stored == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("group", ["", "workers"])
+def test_closing_a_subscription_ends_no_durable_one(broker, connect, group):
+    def kept():
+        return [(row["durable"], row["connected"]) for row in broker.info()["sessions"]["list"]]
+
+    with blipmq.connect_blocking(broker.address, client_id="me") as client:
+        client.subscribe("orders", qos=1, durable=True, group=group)
+    with blipmq.connect_blocking(broker.address, client_id="me") as client:
+        client.subscribe("orders", qos=1, group=group).close()
+        client.publish("orders", b"kept", qos=1)
+        durable = client.subscribe("orders", qos=1, durable=True, group=group)
+        assert durable.next(30).payload == b"kept"
+        durable.close()
+        assert kept() == [(True, False)]
+        client.unsubscribe("orders", group=group)
+        assert kept() == []
+
+
+@pytest.mark.parametrize("group", ["", "workers"])
+def test_closing_a_subscription_of_the_asyncio_client_ends_no_durable_one(broker, connect, group):
+    async def main():
+        async with await blipmq.connect(broker.address, client_id="me") as client:
+            await client.subscribe("orders", qos=1, durable=True, group=group)
+        async with await blipmq.connect(broker.address, client_id="me") as client:
+            passing = await client.subscribe("orders", qos=1, group=group)
+            await passing.close()
+            await client.publish("orders", b"kept", qos=1)
+            async with client.subscribe("orders", qos=1, durable=True, group=group) as durable:
+                assert (await durable.next(30)).payload == b"kept"
+            rows = (await client.info())["sessions"]["list"]
+            assert [(row["durable"], row["connected"]) for row in rows] == [(True, False)]
+
+    asyncio.run(asyncio.wait_for(main(), 60))

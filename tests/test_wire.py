@@ -110,6 +110,7 @@ commands = st.fixed_dictionaries(
         "protocol": st.integers(0, 0xFFFF),
         "durable": st.booleans(),
         "group": text,
+        "keep_durable": st.booleans(),
     }
 )
 

@@ -109,8 +109,8 @@ class BlockingSubscription(Inbox):
 
     @locked
     def close(self) -> None:
-        """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
-        at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""
+        """Acknowledge what was taken, and leave the broker's subscription if this is the last of its filter. A durable one
+        collects on at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""
         if self.ended:
             return
         if self.taken:
@@ -118,9 +118,9 @@ class BlockingSubscription(Inbox):
         connection, protocol = self._connection, self._connection.protocol
         last = protocol.drop(self)
         self.end(None)
-        if last and not self.durable and protocol.welcomed:
+        if last and protocol.welcomed:
             try:
-                connection.answer(protocol.unsubscribe(self.filter, self.group))
+                connection.answer(protocol.unsubscribe(self.filter, self.group, keep_durable=True))
             except BlipMQError:
                 pass  # it has ended here; on the broker it ends with the connection at the latest
 
@@ -128,5 +128,5 @@ class BlockingSubscription(Inbox):
         """Take back a subscription that failed or was interrupted; the broker may have it even so, unless it has `told`
         us."""
         protocol = self._connection.protocol
-        if protocol.drop(self) and not told and not self.durable and protocol.welcomed:
-            protocol.forget(protocol.unsubscribe(self.filter, self.group))
+        if protocol.drop(self) and not told and protocol.welcomed:
+            protocol.forget(protocol.unsubscribe(self.filter, self.group, keep_durable=True))

@@ -231,11 +231,12 @@ class ClientProtocol:
     def all_inboxes(self) -> list[Inbox]:
         return [inbox for group in self._inboxes.values() for inbox in group]
 
-    def unsubscribe(self, filter_: str, group: str = "") -> Request:
+    def unsubscribe(self, filter_: str, group: str = "", *, keep_durable: bool = False) -> Request:
+        """`keep_durable`: this connection leaves, and what is durable for this client id goes on."""
         check_filter(filter_)
         check_identity("group", group)
         request = self.in_flight.add(f"Unsubscribe from {filter_}")
-        self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group))
+        self._send(wire.encode_command(wire.UNSUB, filter_, seq=request.seq, group=group, keep_durable=keep_durable))
         return request
 
     def say_something(self) -> None:

@@ -109,8 +109,8 @@ class Subscription(Inbox):
         await self.close()
 
     async def close(self) -> None:
-        """Acknowledge what was taken, and unsubscribe if this is the last of its filter; a durable subscription goes on
-        at the broker (Client.unsubscribe ends it). What is queued can still be read."""
+        """Acknowledge what was taken, and leave the broker's subscription if this is the last of its filter. A durable one
+        collects on at the broker (Client.unsubscribe ends it). What is queued can still be read."""
         if self.ended:
             return
         self._connection.check_loop()
@@ -120,9 +120,9 @@ class Subscription(Inbox):
         last = protocol.drop(self)
         self.end(None)
         connection.resume_if_room()
-        if last and not self.durable and protocol.welcomed:
+        if last and protocol.welcomed:
             try:
-                await connection.answer(protocol.unsubscribe(self.filter, self.group))
+                await connection.answer(protocol.unsubscribe(self.filter, self.group, keep_durable=True))
             except BlipMQError:
                 pass  # it has ended here; on the broker it ends with the connection at the latest
 
@@ -131,6 +131,6 @@ class Subscription(Inbox):
         us."""
         protocol = self._connection.protocol
         last = protocol.drop(self)
-        if last and not told and not self.durable and protocol.welcomed:
-            protocol.forget(protocol.unsubscribe(self.filter, self.group))
+        if last and not told and protocol.welcomed:
+            protocol.forget(protocol.unsubscribe(self.filter, self.group, keep_durable=True))
             self._connection.schedule_flush()

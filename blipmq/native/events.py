@@ -64,7 +64,8 @@ class Sub(NamedTuple):
 
 
 class Unsub(NamedTuple):
-    """A client gives `filter` up. Answered by `unsubscribe`, `reply` or `close`."""
+    """A client gives `filter` up. Answered by `unsubscribe`, `reply` or `close`. `keep_durable`: only as far as this
+    connection is concerned."""
 
     conn: int
     seq: int
@@ -72,6 +73,7 @@ class Unsub(NamedTuple):
     group: str
     plain: bool
     peer: str
+    keep_durable: bool = False
 
 
 class Unsubscribed(NamedTuple):
@@ -300,7 +302,8 @@ def _sub(e: CData) -> Event:
 
 def _unsub(e: CData) -> Event:
     group = _data(e).decode("utf-8", "replace")
-    return Unsub(e.conn, e.seq, _text(e), group, bool(e.flags & lib.BQ_EV_PLAIN), _peer(e))
+    plain, keep = bool(e.flags & lib.BQ_EV_PLAIN), bool(e.flags & lib.BQ_EV_KEEP)
+    return Unsub(e.conn, e.seq, _text(e), group, plain, _peer(e), keep)
 
 
 def _unsubscribed(e: CData) -> Event:

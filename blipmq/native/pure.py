@@ -26,6 +26,7 @@ class View(NamedTuple):
     durable: bool
     group: bytes
     keepalive_ms: int
+    keep_durable: bool
 
 
 def decode(body: bytes | bytearray | memoryview) -> View:
@@ -54,6 +55,7 @@ def decode(body: bytes | bytearray | memoryview) -> View:
         durable=bool(view.durable),
         group=part("group"),
         keepalive_ms=view.keepalive_ms,
+        keep_durable=bool(view.keep_durable),
     )
 
 

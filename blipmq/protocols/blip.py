@@ -211,11 +211,12 @@ class NativeProtocol:
         return 0, ""
 
     def unsubscribe(self, event: Unsub) -> None:
-        """Take a route away and end the client's durable subscription; the core knows whether there was one and answers."""
+        """Take a route away and end the client's durable subscription, unless it is to be kept; the core knows whether there
+        was one and answers."""
         connection = self._connections.find(event.conn)
         if connection is not None and connection.closing:
             return
-        identity = connection.identity if connection is not None else ""
+        identity = connection.identity if connection is not None and not event.keep_durable else ""
         self._core.unsubscribe(event.conn, event.seq, event.filter, identity, event.group)
 
     def unsubscribed(self, event: Unsubscribed) -> None:

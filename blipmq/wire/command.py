@@ -39,9 +39,10 @@ class Command(NamedTuple):
     durable: bool = False
     group: str = ""
     keepalive_ms: int = 0
+    keep_durable: bool = False
 
 
-_SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 0: U8}  # of ClientCommand; slot: width, widest first
+_SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 17: U8, 0: U8}  # of ClientCommand; slot: width, widest first
 
 
 def encode_command(
@@ -58,6 +59,7 @@ def encode_command(
     durable: bool = False,
     group: str = "",
     keepalive_ms: int = 0,
+    keep_durable: bool = False,
 ) -> bytes:
     """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
     check_whole("action", action, 0, ADMIN)
@@ -69,6 +71,7 @@ def encode_command(
     check_whole("protocol", protocol, 0, 0xFFFF)
     check_whole("keepalive_ms", keepalive_ms, 0, _U64_MAX)
     numbers = {0: action, 3: ttl_ms, 4: qos, 5: seq, 8: protocol, 9: int(durable), 16: keepalive_ms}
+    numbers[17] = int(keep_durable)
     vectors = [
         (slot, text.encode("utf-8", errors), b"\0")
         for slot, text, errors in (
@@ -182,6 +185,7 @@ def decode_command(body: bytes) -> Command:
         durable=table.number(9, U8) != 0,
         group=table.text(10),
         keepalive_ms=table.number(16, U64),
+        keep_durable=table.number(17, U8) != 0,
     )
     if command.action > INFO and command.action != ADMIN:
         raise broken(f"there is no action {command.action}")

@@ -119,7 +119,7 @@ typedef struct bq_command {
 enum bq_event_type {
     BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
     BQ_EV_SUB = 2,      /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_PLAIN */
-    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; data: group; flags: BQ_EV_PLAIN */
+    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; data: group; flags: BQ_EV_PLAIN, BQ_EV_KEEP: what is durable goes on */
     BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
     BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
     BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
@@ -141,7 +141,7 @@ enum bq_event_type {
     BQ_EV_CONSUMER_OVER = 18     /* data: a bq_consumer_over_t, and the row of a consumer that was over session_log_bytes */
 };
 
-enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4 };
+enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8 };
 
 enum bq_close {
     BQ_CLOSE_EOF = 0,   /* the client closed */
@@ -390,7 +390,8 @@ typedef struct bq_view {
     uint8_t action;
     uint8_t qos;
     uint8_t durable;
-    uint8_t reserved[3];
+    uint8_t keep_durable;
+    uint8_t reserved[2];
     uint64_t ttl_ms;
     uint64_t seq;
     uint64_t keepalive_ms;

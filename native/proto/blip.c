@@ -264,6 +264,7 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
         return ask(bq, connection,
                    &(bq_event_t){.type = BQ_EV_UNSUB,
                                  .seq = view->seq,
+                                 .flags = view->keep_durable ? BQ_EV_KEEP : 0,
                                  .text = view->topic,
                                  .text_size = view->topic_size,
                                  .data = view->group,

@@ -50,6 +50,7 @@ enum slot {
     SLOT_DURABLE,
     SLOT_GROUP,
     SLOT_KEEPALIVE = 16, /* those between are reserved */
+    SLOT_KEEP_DURABLE,
     SLOTS
 };
 
@@ -104,7 +105,8 @@ static inline __attribute__((always_inline)) int vector_at(const struct table *t
 /* A vtable ends with the last slot its table uses: enter there and fall through to the first. */
 static inline __attribute__((always_inline)) int fields_read(const struct table *table, uint64_t slots, bq_view_t *view) {
     switch (slots < SLOTS ? slots : SLOTS) {
-    case SLOT_KEEPALIVE + 1: READ_SCALAR(SLOT_KEEPALIVE, 8, view->keepalive_ms = load_u64(field)); /* fall through */
+    case SLOT_KEEP_DURABLE + 1: READ_SCALAR(SLOT_KEEP_DURABLE, 1, view->keep_durable = *field != 0); /* fall through */
+    case SLOT_KEEPALIVE + 1: READ_SCALAR(SLOT_KEEPALIVE, 8, view->keepalive_ms = load_u64(field));   /* fall through */
     case SLOT_KEEPALIVE:
     case SLOT_KEEPALIVE - 1:
     case SLOT_KEEPALIVE - 2:
@@ -132,8 +134,8 @@ static inline void view_clear(bq_view_t *view) {
     view->topic = view->payload = view->client_id = view->api_key = view->group = NULL;
     view->topic_size = view->payload_size = view->client_id_size = view->api_key_size = view->group_size = 0;
     view->protocol = 0;
-    view->action = view->qos = view->durable = 0;
-    view->reserved[0] = view->reserved[1] = view->reserved[2] = 0;
+    view->action = view->qos = view->durable = view->keep_durable = 0;
+    view->reserved[0] = view->reserved[1] = 0;
     view->ttl_ms = view->seq = view->keepalive_ms = 0;
 }
 
