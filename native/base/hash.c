@@ -1,4 +1,5 @@
 /* base/hash.c: see base/hash.h. Seven bytes are one coefficient: that is below the prime, whatever they are. */
+#define _DEFAULT_SOURCE /* getentropy */
 #include "base/hash.h"
 
 #include <unistd.h>
