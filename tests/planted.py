@@ -234,6 +234,23 @@ BUGS: dict[str, Bug] = {
             "        delivery_dead(bq, delivery);\n        return 0;",
         ),
     ),
+    "quota_takes_what_lies_within_it": bug(
+        "consumer_quota.c",
+        (
+            "    uint64_t quota = bq->config.session_log_bytes, bytes = quota, lsn",
+            "    uint64_t quota = bq->config.session_log_bytes / 8, bytes = quota, lsn",
+        ),
+    ),
+    "letter_of_the_quota_is_not_written": bug(
+        "consumer_quota.c", ("    letter_send(bq, delivery);\n", "    delivery_dead(bq, delivery);\n")
+    ),
+    "subscription_ends_in_half_the_time": bug(
+        "consumer_expire.c",
+        (
+            "away_ms >= bq->config.session_expiry_ms;",
+            "away_ms >= bq->config.session_expiry_ms / 2;",
+        ),
+    ),
     # ---- time
     "time_to_live_begins_anew_at_a_restart": bug(
         "timeline.c",

@@ -28,6 +28,9 @@ BY_LIVES = [
     "kept_entry_sent_twice",
     "time_to_live_begins_anew_at_a_restart",
     "time_to_live_judged_late",
+    "quota_takes_what_lies_within_it",
+    "letter_of_the_quota_is_not_written",
+    "subscription_ends_in_half_the_time",
     "output_through_python_never_counted_back",
     "held_bytes_never_counted_back",
 ]

@@ -1,20 +1,35 @@
 /* fuzz_promise.c: durable subscriptions and queue groups against a page of plain C that knows what each of them is owed.
  *
  *      input     [configuration][step][step]...      three clients that come, subscribe, read, acknowledge, leave; one that publishes;
- *                                                    restarts, kills, power cuts, a disk that fills; time
+ *                                                    restarts, kills, power cuts, a disk that fills; time; and, as the configuration
+ *                                                    says, subscriptions that end and a quota of the log, with one who collects letters
  *
  * Invariant, at the end, when the disk is whole again and everyone has come back: what was acknowledged to its publisher has come to
- * each durable subscription and group that was there, whatever flags its members had, or its time to live was over. And at any time:
+ * each durable subscription and group that was there, whatever flags its members had, or its time to live was over, or it lay over
+ * the quota and is a dead letter, or was dropped, as configured. A subscription ends only if nobody was there for long. And at any time:
  * nothing comes that nobody sent, after its time to live, to somebody who has no part in such a subscription, or, unless the broker
  * was killed since, after it was acknowledged; what comes a second time says so; first deliveries keep the order of publishing.
  */
 #include "sim_storage.h"
 #include "stepped.h"
+#include "wal/span.h"
 
-enum { DISK_BYTES = 1 << 20, WAL_BYTES = 96 << 10, PEOPLE = 3, PUBLISHER = 5, MESSAGES_MAX = 200, SUBS_MAX = 12, NOBODY = 255 };
+enum {
+    DISK_BYTES = 1 << 20,
+    WAL_BYTES = 96 << 10,
+    PEOPLE = 3,
+    PUBLISHER = 5,
+    COLLECTOR = 6,
+    MESSAGES_MAX = 200,
+    SUBS_MAX = 12,
+    LETTERS_MAX = 64,
+    QUOTA_BYTES = 24 << 10,
+    SEGMENT_BYTES = 16 << 10,
+    EXPIRY_MS = 1500
+};
 
 static const bq_wal_config_t wal_config = {
-    .max_bytes = WAL_BYTES, .segment_bytes = 16384, .flush_interval_ms = 2, .batch_bytes = 4096, .block_bytes = 0};
+    .max_bytes = WAL_BYTES, .segment_bytes = SEGMENT_BYTES, .flush_interval_ms = 2, .batch_bytes = 4096, .block_bytes = 0};
 
 static const char *const WHERE[] = {"a", "a.x", "b"};
 static const char *const WANTED[] = {"a", "a.>", "b"};
@@ -28,6 +43,7 @@ typedef struct sub {
     uint8_t owner;         /* of one without a group */
     uint8_t durable;       /* bits of those who hold it; 0: it is not, or does not exist */
     uint8_t joined;        /* bits of those who are in it now */
+    uint64_t seen_ms;      /* when somebody was in it last */
     uint32_t first;        /* the message from which on it is owed everything, */
     uint32_t durable_from; /* but before this one only what its queue had room for */
     uint32_t newest;       /* first deliveries come in order; a group's come to several, which need not read at the same pace */
@@ -39,6 +55,9 @@ typedef struct sub {
 typedef struct sent {
     uint8_t topic;
     bool acknowledged, sent, dropped; /* by a full queue of one that was not durable */
+    bool dead;                        /* it has come as a dead letter */
+    bool far;                         /* more than the quota, less a segment, has lain behind it */
+    uint64_t lsn;                     /* it has this one or a later one */
     uint64_t id, ttl_ms, at_ms;
     uint32_t size;
 } sent_t;
@@ -55,6 +74,10 @@ typedef struct model {
     uint16_t answer_code;
     bool answered;
     uint32_t boot;
+    uint64_t letters[LETTERS_MAX]; /* ids that the collector has to acknowledge */
+    uint32_t letters_count;
+    bool collects;     /* the collector has its subscription on this connection */
+    bool letters_lost; /* nobody collected them, or some were dropped, and counted */
 } model_t;
 
 /* ---- what comes ------------------------------------------------------------------------------------------------------------ */
@@ -88,6 +111,17 @@ static uint32_t message_of(model_t *model, text_t payload) {
     return number;
 }
 
+static void letter_came(model_t *model, const uint8_t *frame) {
+    uint32_t number = message_of(model, frame_vector(frame, 1));
+    sent_t *message = &model->messages[number];
+    text_t topic = frame_vector(frame, 4);
+    const char *where = WHERE[message->topic];
+    CHECK(topic.size == 5 + strlen(where) && !memcmp(topic.bytes, "$dlq/", 5) && !memcmp(topic.bytes + 5, where, strlen(where)));
+    CHECK(message->far);
+    message->dead = true;
+    if (model->letters_count < LETTERS_MAX) model->letters[model->letters_count++] = frame_field(frame, 0, 8);
+}
+
 static void message_came(model_t *model, uint32_t person, const uint8_t *frame) {
     uint32_t number = message_of(model, frame_vector(frame, 1));
     sent_t *message = &model->messages[number];
@@ -117,6 +151,10 @@ static void frame_came(machine_t *machine, client_t *client, const uint8_t *fram
     model_t *model = (model_t *)(void *)machine; /* its first member */
     uint32_t number = client_number(machine, client);
     (void)size;
+    if (frame[4] == 1 && number == 1) {
+        letter_came(model, frame);
+        return;
+    }
     if (frame[4] == 1) {
         CHECK(number % 2 == 0 && number / 2 < PEOPLE);
         message_came(model, number / 2, frame);
@@ -131,7 +169,7 @@ static void frame_came(machine_t *machine, client_t *client, const uint8_t *fram
 /* ---- what is sent ------------------------------------------------------------------------------------------------------------ */
 
 static client_t *client_of(model_t *model, uint32_t person) {
-    return &model->machine.clients[person == PUBLISHER ? PUBLISHER : 2 * person];
+    return &model->machine.clients[person == PUBLISHER ? PUBLISHER : person == COLLECTOR ? 1 : 2 * person];
 }
 
 /* Send a request; its answer's code, or 0xffff: none has come. */
@@ -159,16 +197,17 @@ static void come(model_t *model, uint32_t person) {
                none, none));
     settle(&model->machine, 0, 3);
     CHECK(ask_for(model, client, (fields_t){.action = FRAME_HELLO, .protocol = 1}) == 0);
-    if (person != PUBLISHER) model->unacked_count[person] = 0;
+    if (person < PEOPLE) model->unacked_count[person] = 0;
 }
 
-static void part(sub_t *sub, uint32_t person) {
+static void part(const model_t *model, sub_t *sub, uint32_t person) {
+    if (sub->joined) sub->seen_ms = model->machine.now_ms;
     sub->joined &= (uint8_t) ~(1u << person);
     for (uint32_t number = 0; number < MESSAGES_MAX; number++) sub->given[number] &= (uint8_t) ~(1u << person);
 }
 
 static void parted(model_t *model, uint32_t person) {
-    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) part(sub, person);
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) part(model, sub, person);
     model->unacked_count[person] = 0;
 }
 
@@ -178,7 +217,7 @@ static void go_away(model_t *model, uint32_t person) {
     if (!client->open) return;
     push(&model->machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
     settle(&model->machine, 0, 4);
-    if (person != PUBLISHER) parted(model, person);
+    if (person < PEOPLE) parted(model, person);
 }
 
 static sub_t *sub_find(model_t *model, uint32_t person, uint8_t filter, uint8_t group) {
@@ -216,7 +255,7 @@ static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t g
         return;
     }
     if (code) {
-        if (!was_in_it) part(sub, person);
+        if (!was_in_it) part(model, sub, person);
         return;
     }
     if (durable && !was_durable) sub->durable_from = model->count;
@@ -232,18 +271,92 @@ static void unsubscribe(model_t *model, uint32_t person, uint8_t filter) {
     CHECK(code == 0 || code == 404 || code == UINT16_MAX);
     for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
         if (sub->filter != filter || (!sub->group && sub->owner != person)) continue;
-        part(sub, person);
+        part(model, sub, person);
         sub->durable &= (uint8_t) ~(1u << person);
         if (!sub->durable && !sub->joined) *sub = (sub_t){0};
     }
 }
+
+static uint64_t wal_next_lsn(const model_t *model) {
+    wal_span_t span;
+    wal_span(model->machine.bq->wal, &span);
+    return span.lsn[span.count];
+}
+
+/* ---- what may be let go of ---------------------------------------------------------------------------------------------------- */
+
+static void look_back(model_t *model) {
+    wal_span_t span;
+    bq_stats_t stats;
+    if (!model->machine.config.session_log_bytes) return;
+    wal_span(model->machine.bq->wal, &span);
+    core_stats(model->machine.bq, &stats);
+    if (stats.dead_letters_dropped) model->letters_lost = true;
+    for (uint32_t i = 0; i < model->count && span.count; i++)
+        if (wal_span_bytes(&span, model->messages[i].lsn) + SEGMENT_BYTES > QUOTA_BYTES) model->messages[i].far = true;
+}
+
+/* Letters are collected from the first one on; a full disk may keep the collector from it. */
+static void collect(model_t *model) {
+    static uint8_t frame[256];
+    static const char filter[] = "$dlq/#";
+    client_t *client = client_of(model, COLLECTOR);
+    if (!model->machine.config.session_log_bytes || model->machine.config.session_overflow == BQ_SESSION_OVERFLOW_DROP) return;
+    if (!client->open) model->collects = false;
+    come(model, COLLECTOR);
+    if (!model->collects) {
+        fields_t fields = {.action = FRAME_SUB, .qos = 1, .durable = 1, .topic = text_of(filter)};
+        model->collects = ask_for(model, client, fields) == 0;
+        model->letters_lost |= !model->collects;
+    }
+    while (client->open && model->letters_count) {
+        fields_t fields = {.action = FRAME_ACK, .seq = model->letters[--model->letters_count]};
+        feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+        turn(&model->machine, 0);
+    }
+}
+
+static bool text_is(const uint8_t *bytes, uint32_t size, const char *text) {
+    return size == strlen(text) && !memcmp(bytes, text, size);
+}
+
+/* A subscription has ended: nobody was in it for long. */
+static void ended_by_itself(model_t *model, const bq_consumer_row_t *row, const uint8_t *texts) {
+    const uint8_t *group = texts + row->filter_size, *clients = group + row->group_size;
+    for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
+        static const char *const groups[] = {"", "g", "h"};
+        bool used = sub->durable || sub->joined;
+        if (!used || !text_is(texts, row->filter_size, WANTED[sub->filter]) ||
+            !text_is(group, row->group_size, groups[sub->group]))
+            continue;
+        if (!sub->group && !memchr(clients, '0' + sub->owner, row->clients_size)) continue;
+        CHECK(!sub->joined && model->machine.now_ms >= sub->seen_ms + EXPIRY_MS);
+        *sub = (sub_t){0};
+    }
+    if (text_is(texts, row->filter_size, "$dlq/#")) model->letters_lost = true;
+}
+
+static void event_came(machine_t *machine, const bq_event_t *event) {
+    bq_consumer_row_t row;
+    if (event->type != BQ_EV_CONSUMER_EXPIRED) return;
+    CHECK(event->data_size >= sizeof row);
+    memcpy(&row, event->data, sizeof row);
+    ended_by_itself((model_t *)(void *)machine, &row, event->data + sizeof row);
+}
+
+/* ---- what is published and acknowledged ----------------------------------------------------------------------------------------- */
 
 static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t ttl_ms) {
     static uint8_t payload[8192];
     if (model->count == MESSAGES_MAX) return;
     uint32_t number = model->count++;
     sent_t *message = &model->messages[number];
-    *message = (sent_t){.topic = topic, .sent = true, .ttl_ms = ttl_ms, .at_ms = model->machine.now_ms + 64, .size = size};
+    *message = (sent_t){.topic = topic,
+                        .sent = true,
+                        .lsn = wal_next_lsn(model),
+                        .ttl_ms = ttl_ms,
+                        .at_ms = model->machine.now_ms + 64,
+                        .size = size};
     memcpy(payload, &number, sizeof number);
     for (uint32_t at = sizeof number; at < size; at++) payload[at] = payload_byte(number, at);
     come(model, PUBLISHER);
@@ -302,6 +415,8 @@ static void restart(model_t *model, uint8_t how) {
     if (how % 3) sim_disk_stop_at(disk, sim_disk_changes(disk) + how % 16 / 3);
     bq_free(model->machine.bq);
     everyone_gone(&model->machine);
+    model->collects = false;
+    model->letters_count = 0;
     if (how % 3 == 1) {
         sim_disk_end_process(disk);
         sim_disk_heal(disk);
@@ -338,8 +453,17 @@ static void everything_is_fetched(model_t *model) {
             took(&model->machine, client, client->untaken);
             for (; model->unacked_count[person]; some = true) acknowledge(model, person, 0);
         }
+        look_back(model);
+        some |= model->letters_count > 0;
+        collect(model);
         quiet = some ? 0 : quiet + 1;
     }
+}
+
+static bool let_go(const model_t *model, const sent_t *message) {
+    const bq_config_t *config = &model->machine.config;
+    if (!config->session_log_bytes || !message->far) return false;
+    return config->session_overflow == BQ_SESSION_OVERFLOW_DROP || message->dead || model->letters_lost;
 }
 
 static void nothing_is_owed(const model_t *model) {
@@ -348,7 +472,7 @@ static void nothing_is_owed(const model_t *model) {
         for (uint32_t number = sub->first; number < model->count; number++) {
             const sent_t *message = &model->messages[number];
             bool owed = message->acknowledged && !message->ttl_ms && (!message->dropped || number >= sub->durable_from);
-            if (owed && MATCHES[sub->filter][message->topic]) CHECK(sub->had[number] != HAD_NOTHING);
+            if (owed && MATCHES[sub->filter][message->topic]) CHECK(sub->had[number] != HAD_NOTHING || let_go(model, message));
         }
     }
 }
@@ -392,22 +516,30 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static model_t model; /* large */
     input_t input = {data, data + size};
     memset(&model, 0, sizeof model);
-    model.machine = (machine_t){.config = config_of(&input), .now_ms = 1000, .answering = true, .on_frame = frame_came};
+    model.machine = (machine_t){
+        .config = config_of(&input), .now_ms = 1000, .answering = true, .on_frame = frame_came, .on_event = event_came};
     bq_config_t *config = &model.machine.config;
     config->max_frame_bytes = 4096;
     config->max_connections = CLIENTS;
-    config->max_sessions = SUBS_MAX + 1;
+    config->max_sessions = SUBS_MAX + 2;
     config->max_deliveries = UINT32_MAX;
     config->overflow_policy = BQ_OVERFLOW_POLICY_DROP_OLDEST;
     config->memory_bytes = 0;
     config->default_ttl_ms = 0;
     config->require_hello = 0;
     config->expire_batch = 1000; /* timers that fall behind make messages late */
+    if (size > 3 && data[3] & 8) config->session_expiry_ms = EXPIRY_MS;
+    if (size > 3 && data[2] & 32) config->session_log_bytes = QUOTA_BYTES;
+    if (size > 3 && data[2] & 64) config->session_overflow = BQ_SESSION_OVERFLOW_DROP;
     model.boot = 1;
     disk = sim_disk_new(1);
     sim_disk_room(disk, DISK_BYTES);
     start(&model);
-    for (uint32_t steps = 0; steps < STEPS_MAX && input.at < input.end; steps++) step_one(&model, input_byte(&input), &input);
+    for (uint32_t steps = 0; steps < STEPS_MAX && input.at < input.end; steps++) {
+        look_back(&model);
+        collect(&model);
+        step_one(&model, input_byte(&input), &input);
+    }
     everything_is_fetched(&model);
     nothing_is_owed(&model);
     finish(&model.machine);

@@ -56,7 +56,8 @@ typedef struct machine {
     struct sim_disk *disk; /* NULL: no WAL */
     bool restores;         /* a WAL that no core wrote: what it says of consumers need not fit */
     void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame,
-                     uint32_t size); /* each whole one; or NULL */
+                     uint32_t size);                                    /* each whole one; or NULL */
+    void (*on_event)(struct machine *machine, const bq_event_t *event); /* of no connection; or NULL */
 } machine_t;
 
 static bool push(machine_t *machine, bq_command_t command, text_t text, text_t data) {
@@ -225,6 +226,7 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     case BQ_EV_ACCEPT: return;
     default: break;
     }
+    if (!client && machine->on_event) machine->on_event(machine, event);
     if (!client) return;
     switch (event->type) {
     case BQ_EV_CLOSED:

@@ -120,10 +120,11 @@ def life(seed: int) -> bytes:
     """Three clients come, and then anything happens, each kind of step as often as it does in a life, most of it about one
     filter."""
     dice = random.Random(seed)
-    program = [dice.choice((0, 0, 16, 32, 2)), dice.randrange(256), dice.randrange(256), dice.choice((4, 132))]
+    program = [dice.choice((0, 0, 16, 32, 2)), dice.randrange(256), dice.randrange(256), dice.choice((4, 132, 12, 140))]
     program += [COME, 0, COME, 1, COME, 2]
-    favourite = dice.randrange(3)
-    for what in dice.choices([*OFTEN], [*OFTEN.values()], k=dice.randrange(60, 150)):
+    favourite, quota = dice.randrange(3), program[2] & 32
+    often = {**OFTEN, PUBLISH: 60, GO: 12} if quota else OFTEN  # enough for one to be over it
+    for what in dice.choices([*often], [*often.values()], k=dice.randrange(60, 150)):
         filter_ = favourite if dice.random() < 0.7 else dice.randrange(3)
         if what == AGAIN:
             program += [what, dice.choice(IN_ORDER_KILLED_CUT)]
@@ -133,7 +134,8 @@ def life(seed: int) -> bytes:
             program += [what, dice.choice([more for more in range(256) if (more >> 2) % 3 == filter_])]
         elif what == PUBLISH:
             time_to_live = dice.choice((0, 0, 0, 0, 0, 0, 3, 4, 5))
-            program += [what, dice.choice([more for more in range(256) if more % 3 == filter_]), time_to_live]
+            sizes = range(128 if quota else 0, 256)
+            program += [what, dice.choice([more for more in sizes if more % 3 == filter_]), time_to_live]
         else:
             program += [what, dice.randrange(256)]
         if what == WAIT:
