@@ -18,8 +18,8 @@ import planted
 from fuzz import native
 
 CC = os.environ.get("CC", "cc").split()
-INCLUDES = [flag for flag in native.FLAGS if flag.startswith("-I")]
-FLAGS = ["-std=gnu11", "-O0", "-fPIC", "-fno-strict-aliasing", "-UNDEBUG", "-pthread", *INCLUDES]
+CHECKED = [flag for flag in native.FLAGS if flag.startswith(("-I", "-D"))]  # with core_check
+FLAGS = ["-std=gnu11", "-O0", "-fPIC", "-fno-strict-aliasing", "-UNDEBUG", "-pthread", *CHECKED]
 TEST_SECONDS = 120
 LIVES_SECONDS = 60  # as it is, the core needs two or three
 
