@@ -99,8 +99,8 @@ static uint64_t pool_take_give(void) {
     void *blocks[8];
     const uint64_t operations = 2000000;
     for (uint64_t i = 0; i < operations; i += 8) {
-        for (int k = 0; k < 8; k++) blocks[k] = pool_take(&pool, sizes[k]);
-        for (int k = 0; k < 8; k++) pool_give(&pool, blocks[k], sizes[k]);
+        for (int k = 0; k < 8; k++) blocks[k] = pool_alloc(&pool, sizes[k]);
+        for (int k = 0; k < 8; k++) pool_free(&pool, blocks[k], sizes[k]);
     }
     return operations;
 }
@@ -232,7 +232,7 @@ static uint64_t route_hit(void) {
     const uint64_t operations = 2000000;
     int error;
     for (uint64_t i = 0; i < operations; i++)
-        sink += route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error)->prefix_size;
+        sink += route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error)->header_size;
     return operations;
 }
 

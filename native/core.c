@@ -125,7 +125,7 @@ static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *write
 }
 
 /* Hundreds of light ones together may be much work: the poller tells of the others again, and they come first. */
-static BQ_APART void run_many_events(bq_t *bq, uint32_t *writes_left) {
+static NOINLINE void run_many_events(bq_t *bq, uint32_t *writes_left) {
     const uint64_t stop = work_done(bq) + WORK_LIGHT * (uint64_t)bq->config.work_share;
     const int count = bq->poll_count;
     int i = bq->poll_from < count ? bq->poll_from : 0;
@@ -161,7 +161,7 @@ static inline void flush_list(bq_t *bq, enum flush_order order, uint32_t count_m
     if (list->count) memmove(list->items, list->items + count, list->count * sizeof *list->items);
 }
 
-static BQ_APART void flush_wide(bq_t *bq) {
+static NOINLINE void flush_wide(bq_t *bq) {
     uint32_t most = bq->config.flush_subscribers;
     flush_list(bq, FLUSH_WIDE, most < WIDE_SENDS_MAX ? most : WIDE_SENDS_MAX, WIDE_BYTES_MAX);
 }
@@ -217,7 +217,7 @@ static void reap(bq_t *bq, uint64_t work) {
     bq->ends_stop = work > UINT64_MAX - work_done(bq) ? UINT64_MAX : work_done(bq) + work;
     while (*at && work_done(bq) < bq->ends_stop) {
         connection_t *connection = *at, *next = connection->dead_next;
-        if (connection_bury(bq, connection))
+        if (connection_free(bq, connection))
             *at = next;
         else
             at = &connection->dead_next;
@@ -232,7 +232,7 @@ static void stop_when_flushed(bq_t *bq);
 static inline bool anyone_ready(const bq_t *bq) { return bq->share.light.first || bq->share.line.first || bq->ends_left; }
 
 /* Most brokers of QoS 0 have none, and turn for every message. */
-static inline bool any_consumers(const bq_t *bq) { return bq->consumers.all || bq->letters.first; }
+static inline bool any_consumers(const bq_t *bq) { return bq->consumers.all || bq->dead_letters.first; }
 
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->now_ms) bq->now_ms = mono_ms;
@@ -268,7 +268,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
 /* ---- waiting ------------------------------------------------------------------------------------------------------- */
 
 static uint64_t consumers_due_ms(const bq_t *bq, uint64_t due) {
-    const uint64_t each[] = {consumer_reads_due_ms(bq), letters_due_ms(bq), consumers_expire_due_ms(bq),
+    const uint64_t each[] = {consumer_reads_due_ms(bq), dead_letters_due_ms(bq), consumers_expire_due_ms(bq),
                              consumers_quota_due_ms(bq)};
     if (bq->consumers.pump && bq->now_ms + RETRY_MS < due) due = bq->now_ms + RETRY_MS;
     for (uint32_t i = 0; i < sizeof each / sizeof *each; i++)
@@ -455,14 +455,14 @@ void bq_free(bq_t *bq) {
     bq->ends_stop = UINT64_MAX;
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
         connection_t *connection = core_slot(bq, slot);
-        if (connection->state != CONNECTION_FREE) connection_bury(bq, connection);
+        if (connection->state != CONNECTION_FREE) connection_free(bq, connection);
     }
     commit_close(bq);
     acl_table_release(&bq->acl, &bq->pool);
     if (bq->routes) consumers_release(bq);
     if (bq->routes) route_free(bq->routes);
     buffer_store_release(&bq->buffers);
-    for (uint32_t i = 0; i < bq->chunk_count; i++) pool_give(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));
+    for (uint32_t i = 0; i < bq->chunk_count; i++) pool_free(&bq->pool, bq->chunks[i], CONNECTION_CHUNK * sizeof(connection_t));
     pool_release(&bq->pool);
     if (bq->commands.buffer) command_discard_all(bq);
     ring_free(&bq->commands);

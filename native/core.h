@@ -111,7 +111,7 @@ struct bq {
 
     wal_t *wal; /* NULL: QoS 0 only */
     consumers_t consumers;
-    letters_t letters;
+    dead_letters_t dead_letters;
     timeline_t timeline;
     pending_commit_t *pending, **pending_tail; /* what waits for the disk, in LSN order */
     uint64_t pending_commits, pending_bytes, pending_last_lsn;

@@ -82,10 +82,10 @@ BUGS: dict[str, Bug] = {
     "forget_newest": bug(
         "ledger.c",
         (
-            "    int error = ledger_write(wal, ledger);\n    gate_leave(&wal->books);\n    return error;\n}\n\n"
+            "    int error = ledger_write(wal, ledger);\n    monitor_leave(&wal->ledger_monitor);\n    return error;\n}\n\n"
             "bool ledger_lets_go(",
             "    if (wal->ledger.sequence) ledger = wal->ledger;\n    int error = ledger_write(wal, ledger);\n"
-            "    gate_leave(&wal->books);\n    return error;\n}\n\nbool ledger_lets_go(",
+            "    monitor_leave(&wal->ledger_monitor);\n    return error;\n}\n\nbool ledger_lets_go(",
         ),
     ),
     "truncate_on_damage": bug(
@@ -131,7 +131,7 @@ BUGS: dict[str, Bug] = {
     "group_is_durable_as_its_first_member": bug(
         "consumer_table.c",
         (
-            "bool holds = request->durable && !holder;",
+            "bool holds = request->durable && !registration;",
             "bool holds = request->durable && !holder && !(attempt.consumer && attempt.consumer->grouped);",
         ),
     ),
@@ -145,16 +145,17 @@ BUGS: dict[str, Bug] = {
     "unsub_of_one_member_ends_the_group": bug(
         "consumer_table.c",
         (
-            "    holder_remove(bq, consumer, holder);\n    if (consumer->holders) return false;",
-            "    (void)holder;\n    while (consumer->holders) holder_remove(bq, consumer, consumer->holders);",
+            "    registration_remove(bq, consumer, registration);\n    if (consumer->registrations) return false;",
+            "    (void)registration;\n    while (consumer->registrations)"
+            " registration_remove(bq, consumer, consumer->registrations);",
         ),
     ),
     "suback_before_the_disk": bug(
         "consumer_table.c",
         (
-            "    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);\n    holder->record_lsn = (uint64_t)lsn;",
+            "    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);\n    registration->record_lsn = (uint64_t)lsn;",
             "    commit_answer_wait(bq, connection, pending, wal_durable(bq->wal));\n"
-            "    holder->record_lsn = (uint64_t)lsn;",
+            "    registration->record_lsn = (uint64_t)lsn;",
         ),
     ),
     "key_has_as_many_sessions_as_it_wants": bug(
@@ -175,8 +176,10 @@ BUGS: dict[str, Bug] = {
     "acknowledgement_forgotten_across_a_reconnect": bug(
         "consumer_history.c",
         (
-            "    if (past->at == past->count || past->base_lsn + past->entries[past->at].after != lsn) return true;",
-            "    if (past->at == past->count || past->base_lsn + past->entries[past->at].after != lsn) return false;",
+            "    if (history->at == history->count ||"
+            " history->base_lsn + history->entries[history->at].after != lsn) return true;",
+            "    if (history->at == history->count ||"
+            " history->base_lsn + history->entries[history->at].after != lsn) return false;",
         ),
     ),
     "ack_timer_before_it_was_handed_over": bug(

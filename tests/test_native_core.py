@@ -79,7 +79,7 @@ def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_
 
 def test_every_event_of_the_declaration_has_a_reader():
     names = [name for name in dir(lib) if name.startswith("BQ_EV_")]
-    flags = {"BQ_EV_PLAIN", "BQ_EV_DURABLE", "BQ_EV_TRUSTED"}
+    flags = {"BQ_EV_LEGACY", "BQ_EV_DURABLE", "BQ_EV_TRUSTED"}
     assert {getattr(lib, name) for name in names if name not in flags} == set(_READERS)
 
 

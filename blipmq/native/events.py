@@ -295,14 +295,14 @@ def _hello(e: CData) -> Event:
 
 
 def _sub(e: CData) -> Event:
-    durable, plain = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_PLAIN)
+    durable, plain = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_LEGACY)
     trusted = bool(e.flags & lib.BQ_EV_TRUSTED)
     return Sub(e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, plain, _peer(e), trusted)
 
 
 def _unsub(e: CData) -> Event:
     group = _data(e).decode("utf-8", "replace")
-    plain, keep = bool(e.flags & lib.BQ_EV_PLAIN), bool(e.flags & lib.BQ_EV_KEEP)
+    plain, keep = bool(e.flags & lib.BQ_EV_LEGACY), bool(e.flags & lib.BQ_EV_KEEP)
     return Unsub(e.conn, e.seq, _text(e), group, plain, _peer(e), keep)
 
 

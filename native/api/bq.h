@@ -117,18 +117,18 @@ typedef struct bq_command {
 /* HELLO, SUB, UNSUB, INFO and ADMIN stop the connection's input until ADMIT, SUBSCRIBE, UNSUBSCRIBE, REPLY or CLOSE answers
  * them: requests of one connection take effect in the order they were sent, and at most one event per connection waits. */
 enum bq_event_type {
-    BQ_EV_HELLO = 1,    /* conn, seq, value: protocol; text: client_id; data: api_key */
-    BQ_EV_SUB = 2,      /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_PLAIN */
-    BQ_EV_UNSUB = 3,    /* conn, seq; text: filter; data: group; flags: BQ_EV_PLAIN, BQ_EV_KEEP: what is durable goes on */
-    BQ_EV_INFO = 4,     /* conn, seq; data: what is asked for */
-    BQ_EV_CLOSED = 5,   /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
-    BQ_EV_ATTACHED = 6, /* conn, seq; conn 0: there was no room for it */
-    BQ_EV_OUT = 7,      /* conn, data: bytes to send on a fed connection; answer with TAKEN */
-    BQ_EV_FED = 8,      /* conn, value: bytes consumed */
-    BQ_EV_STATS = 9,    /* seq, data: a bq_stats_t */
-    BQ_EV_LIST = 10,    /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
-    BQ_EV_ACCEPT = 11,  /* accepting has paused or resumed: code 1 paused; value: errno */
-    BQ_EV_STOPPED = 12, /* value: messages that could not be flushed; the I/O thread ends after it */
+    BQ_EV_HELLO = 1,  /* conn, seq, value: protocol; text: client_id; data: api_key */
+    BQ_EV_SUB = 2,    /* conn, seq, value: qos; text: filter, already checked; data: group; flags: BQ_EV_DURABLE, BQ_EV_LEGACY */
+    BQ_EV_UNSUB = 3,  /* conn, seq; text: filter; data: group; flags: BQ_EV_LEGACY, BQ_EV_KEEP: what is durable goes on */
+    BQ_EV_INFO = 4,   /* conn, seq; data: what is asked for */
+    BQ_EV_CLOSED = 5, /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
+    BQ_EV_ATTACHED = 6,   /* conn, seq; conn 0: there was no room for it */
+    BQ_EV_OUT = 7,        /* conn, data: bytes to send on a fed connection; answer with TAKEN */
+    BQ_EV_FED = 8,        /* conn, value: bytes consumed */
+    BQ_EV_STATS = 9,      /* seq, data: a bq_stats_t */
+    BQ_EV_LIST = 10,      /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
+    BQ_EV_ACCEPT = 11,    /* accepting has paused or resumed: code 1 paused; value: errno */
+    BQ_EV_STOPPED = 12,   /* value: messages that could not be flushed; the I/O thread ends after it */
     BQ_EV_CONSUMERS = 13, /* seq, data: a bq_consumer_sums_t of those looked at so far, then rows; value: 1: there are more */
     BQ_EV_UNSUBSCRIBED =
         14, /* conn; text: filter; data: group. code: enum bq_outcome. DONE: UNSUB has ended it, or without a group
@@ -141,7 +141,7 @@ enum bq_event_type {
     BQ_EV_CONSUMER_OVER = 18     /* data: a bq_consumer_over_t, and the row of a consumer that was over session_log_bytes */
 };
 
-enum bq_event_flags { BQ_EV_PLAIN = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8 };
+enum bq_event_flags { BQ_EV_LEGACY = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8 };
 
 enum bq_close {
     BQ_CLOSE_EOF = 0,   /* the client closed */
@@ -401,7 +401,7 @@ int bq_decode(const uint8_t *body, uint32_t size,
               bq_view_t *view);                            /* 0, or a negative code for bq_decode_error; pointers into body */
 const char *bq_decode_error(int code);                     /* one phrase, never NULL */
 int bq_topic_check(const uint8_t *topic, uint32_t size);   /* 0: a topic that can be published to */
-int bq_filter_check(const uint8_t *filter, uint32_t size); /* 0: literal, 1: dot dialect, 2: slash dialect, < 0: bad */
+int bq_filter_check(const uint8_t *filter, uint32_t size); /* 0: literal, 1: dot syntax, 2: slash syntax, < 0: bad */
 int bq_filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *topic,
                     uint32_t topic_size); /* 1, 0, < 0: bad filter */
 int bq_encode_message(uint8_t *out, uint32_t capacity, uint64_t id, uint64_t timestamp_ms, uint64_t ttl_ms, const uint8_t *topic,

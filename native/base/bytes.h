@@ -13,8 +13,8 @@
 
 #define BQ_LIKELY(x) __builtin_expect(!!(x), 1)
 #define BQ_UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define BQ_WITHIN __attribute__((always_inline)) /* once for each caller, however many there are */
-#define BQ_APART __attribute__((noinline))       /* what is seldom done would cost its caller registers, saved each time */
+#define ALWAYS_INLINE __attribute__((always_inline)) /* once for each caller, however many there are */
+#define NOINLINE __attribute__((noinline))           /* what is seldom done would cost its caller registers, saved each time */
 
 /* Wire and FlatBuffers integers may lie at any address: memcpy is the portable unaligned access. Both hosts the project
  * supports are little-endian; a big-endian one fails to compile here instead of misreading frames. */

@@ -23,43 +23,43 @@ static void require(int failure) {
     if (failure) abort();
 }
 
-int gate_init(gate_t *gate) {
+int monitor_init(monitor_t *monitor) {
     pthread_condattr_t attributes;
-    if (pthread_mutex_init(&gate->mutex, NULL) != 0) return BQ_E_SYSTEM;
+    if (pthread_mutex_init(&monitor->mutex, NULL) != 0) return BQ_E_SYSTEM;
     int failure = pthread_condattr_init(&attributes);
 #if HAS_CONDITION_CLOCK
     if (!failure) failure = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 #endif
-    if (!failure) failure = pthread_cond_init(&gate->condition, &attributes);
+    if (!failure) failure = pthread_cond_init(&monitor->condition, &attributes);
     pthread_condattr_destroy(&attributes);
     if (!failure) return BQ_OK;
-    pthread_mutex_destroy(&gate->mutex);
+    pthread_mutex_destroy(&monitor->mutex);
     return BQ_E_SYSTEM;
 }
 
-void gate_free(gate_t *gate) {
-    pthread_cond_destroy(&gate->condition);
-    pthread_mutex_destroy(&gate->mutex);
+void monitor_free(monitor_t *monitor) {
+    pthread_cond_destroy(&monitor->condition);
+    pthread_mutex_destroy(&monitor->mutex);
 }
 
-void gate_enter(gate_t *gate) { require(pthread_mutex_lock(&gate->mutex)); }
-void gate_leave(gate_t *gate) { require(pthread_mutex_unlock(&gate->mutex)); }
-void gate_signal(gate_t *gate) { require(pthread_cond_broadcast(&gate->condition)); }
+void monitor_enter(monitor_t *monitor) { require(pthread_mutex_lock(&monitor->mutex)); }
+void monitor_leave(monitor_t *monitor) { require(pthread_mutex_unlock(&monitor->mutex)); }
+void monitor_signal(monitor_t *monitor) { require(pthread_cond_broadcast(&monitor->condition)); }
 
-void gate_wait(gate_t *gate, int timeout_ms) {
+void monitor_wait(monitor_t *monitor, int timeout_ms) {
     if (timeout_ms < 0) {
-        require(pthread_cond_wait(&gate->condition, &gate->mutex));
+        require(pthread_cond_wait(&monitor->condition, &monitor->mutex));
         return;
     }
     struct timespec until = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L};
 #if !HAS_CONDITION_CLOCK
-    int failure = pthread_cond_timedwait_relative_np(&gate->condition, &gate->mutex, &until);
+    int failure = pthread_cond_timedwait_relative_np(&monitor->condition, &monitor->mutex, &until);
 #else
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     until.tv_sec += now.tv_sec + (until.tv_nsec + now.tv_nsec) / 1000000000L;
     until.tv_nsec = (until.tv_nsec + now.tv_nsec) % 1000000000L;
-    int failure = pthread_cond_timedwait(&gate->condition, &gate->mutex, &until);
+    int failure = pthread_cond_timedwait(&monitor->condition, &monitor->mutex, &until);
 #endif
     require(failure == ETIMEDOUT ? 0 : failure);
 }

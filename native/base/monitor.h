@@ -2,24 +2,24 @@
  *
  * Invariant: the waits are timed by a clock that does not jump, so a wrong wall clock can neither hold a thread up nor wake it.
  */
-#ifndef BQ_GATE_H
-#define BQ_GATE_H
+#ifndef BQ_MONITOR_H
+#define BQ_MONITOR_H
 
 #include <pthread.h>
 
 #include "base/bytes.h"
 
-typedef struct gate {
+typedef struct monitor {
     pthread_mutex_t mutex;
     pthread_cond_t condition;
-} gate_t;
+} monitor_t;
 
-int gate_init(gate_t *gate); /* BQ_OK or BQ_E_SYSTEM */
-void gate_free(gate_t *gate);
-void gate_enter(gate_t *gate);
-void gate_leave(gate_t *gate);
-void gate_wait(gate_t *gate,
-               int timeout_ms); /* inside; -1: until gate_signal. May return early: look again at what you wait for */
-void gate_signal(gate_t *gate); /* inside: wakes every waiter */
+int monitor_init(monitor_t *monitor); /* BQ_OK or BQ_E_SYSTEM */
+void monitor_free(monitor_t *monitor);
+void monitor_enter(monitor_t *monitor);
+void monitor_leave(monitor_t *monitor);
+void monitor_wait(monitor_t *monitor,
+                  int timeout_ms);       /* inside; -1: until monitor_signal. May return early: look again at what you wait for */
+void monitor_signal(monitor_t *monitor); /* inside: wakes every waiter */
 
 #endif

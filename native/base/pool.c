@@ -22,7 +22,7 @@
 #endif
 #endif
 
-/* A kept block is poisoned, so that AddressSanitizer still sees a use after pool_give. */
+/* A kept block is poisoned, so that AddressSanitizer still sees a use after pool_free. */
 #ifdef POOL_ASAN
 #include <sanitizer/asan_interface.h>
 #define BLOCK_HIDE(block, size) ASAN_POISON_MEMORY_REGION(block, size)
@@ -77,7 +77,7 @@ void pool_release(pool_t *pool) {
     }
 }
 
-void *pool_take(pool_t *pool, size_t size) {
+void *pool_alloc(pool_t *pool, size_t size) {
     if (BQ_UNLIKELY(size > CLASS_BYTES_MAX)) {
         pool->misses++;
         return count_new(pool, malloc(size), size);
@@ -92,7 +92,7 @@ void *pool_take(pool_t *pool, size_t size) {
     return count_new(pool, malloc(bytes), bytes);
 }
 
-void pool_give(pool_t *pool, void *block, size_t size) {
+void pool_free(pool_t *pool, void *block, size_t size) {
     if (!block) return;
     size_t bytes = pool_good_size(size);
     uint32_t index = size <= CLASS_BYTES_MAX ? class_of(size) : POOL_CLASSES;
@@ -117,10 +117,10 @@ void *pool_resize(pool_t *pool, void *block, size_t old_size, size_t new_size) {
         pool->used_bytes -= old_bytes;
         return count_new(pool, moved, new_bytes);
     }
-    void *moved = pool_take(pool, new_size);
+    void *moved = pool_alloc(pool, new_size);
     if (moved && block) {
         memcpy(moved, block, old_size < new_size ? old_size : new_size);
-        pool_give(pool, block, old_size);
+        pool_free(pool, block, old_size);
     }
     return moved;
 }
@@ -130,7 +130,7 @@ size_t pool_good_size(size_t size) { return size > CLASS_BYTES_MAX ? size : clas
 void pool_warm(pool_t *pool, size_t size, uint32_t count) {
     void *taken = NULL; /* linked through their first words until all are there: giving one back at once would take it again */
     for (uint32_t i = 0; i < count; i++) {
-        void *block = pool_take(pool, size);
+        void *block = pool_alloc(pool, size);
         if (!block) break;
         memcpy(block, &taken, sizeof taken);
         taken = block;
@@ -138,6 +138,6 @@ void pool_warm(pool_t *pool, size_t size, uint32_t count) {
     while (taken) {
         void *block = taken;
         memcpy(&taken, block, sizeof taken);
-        pool_give(pool, block, size);
+        pool_free(pool, block, size);
     }
 }

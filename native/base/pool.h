@@ -21,11 +21,11 @@ void pool_init(pool_t *pool, uint32_t small_count, uint32_t medium_count, uint32
 void pool_release(pool_t *pool); /* free every kept block */
 
 /* The caller remembers the size it asked for and gives it back: blocks carry no header. NULL: the allocator failed. */
-void *pool_take(pool_t *pool, size_t size);
-void pool_give(pool_t *pool, void *block, size_t size); /* NULL is fine */
+void *pool_alloc(pool_t *pool, size_t size);
+void pool_free(pool_t *pool, void *block, size_t size); /* NULL is fine */
 void *pool_resize(pool_t *pool, void *block, size_t old_size,
                   size_t new_size);                        /* as realloc; on NULL the old block still stands */
 void pool_warm(pool_t *pool, size_t size, uint32_t count); /* allocate ahead, as far as the class keeps free blocks */
-size_t pool_good_size(size_t size);                        /* the class size that pool_take(size) really gives */
+size_t pool_good_size(size_t size);                        /* the class size that pool_alloc(size) really gives */
 
 #endif

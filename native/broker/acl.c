@@ -3,12 +3,12 @@
 #include "base/topic_name.h"
 
 #define IDS_MIN 16u
-#define HEAD_BYTES 3u /* size and dialect in front of each kept filter */
+#define HEAD_BYTES 3u /* size and syntax in front of each kept filter */
 
 static acl_t *find(const acl_table_t *table, uint64_t id) { return id < table->capacity ? table->by_id[id] : NULL; }
 
 static void allow_nothing(pool_t *pool, acl_t *acl) {
-    pool_give(pool, acl->filters, acl->size);
+    pool_free(pool, acl->filters, acl->size);
     acl->filters = NULL;
     acl->size = 0;
     acl->everything = false;
@@ -55,14 +55,14 @@ void acl_set(acl_table_t *table, pool_t *pool, uint64_t id, bool everything, con
     if (!table_reach(table, pool, id)) return; /* whoever is to be admitted with it will not be */
     acl_t *acl = table->by_id[id];
     if (!acl) {
-        acl = table->by_id[id] = pool_take(pool, sizeof *acl);
+        acl = table->by_id[id] = pool_alloc(pool, sizeof *acl);
         if (!acl) return;
         *acl = (acl_t){.holders = 1};
     }
     allow_nothing(pool, acl); /* before anything can fail */
     uint32_t bytes = kept_bytes(data, size);
     acl->everything = everything;
-    if (everything || !bytes || !(acl->filters = pool_take(pool, bytes))) return;
+    if (everything || !bytes || !(acl->filters = pool_alloc(pool, bytes))) return;
     acl->size = bytes;
     keep(acl->filters, data, size);
 }
@@ -83,13 +83,13 @@ acl_t *acl_ref(acl_table_t *table, uint64_t id) {
 
 void acl_unref(pool_t *pool, acl_t *acl) {
     if (!acl || --acl->holders) return;
-    pool_give(pool, acl->filters, acl->size);
-    pool_give(pool, acl, sizeof *acl);
+    pool_free(pool, acl->filters, acl->size);
+    pool_free(pool, acl, sizeof *acl);
 }
 
 void acl_table_release(acl_table_t *table, pool_t *pool) {
     for (uint32_t id = 0; id < table->capacity; id++) acl_end(table, pool, id);
-    pool_give(pool, table->by_id, table->capacity * sizeof(acl_t *));
+    pool_free(pool, table->by_id, table->capacity * sizeof(acl_t *));
     *table = (acl_table_t){0};
 }
 

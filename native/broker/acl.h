@@ -20,7 +20,7 @@ typedef struct acl {
     uint32_t holders; /* connections, and the table while Python has not ended it */
     bool everything;
     uint32_t size;    /* of filters */
-    uint8_t *filters; /* [u16 size][dialect][text] ..., checked; NULL: none */
+    uint8_t *filters; /* [u16 size][syntax][text] ..., checked; NULL: none */
     uint64_t allowed[ACL_MEMO];
 } acl_t;
 

@@ -14,7 +14,7 @@ static buffer_t *buffer_new(buffer_store_t *store, uint32_t size) {
     size_t ordinary = store->buffer_bytes;
     size_t need = sizeof(buffer_t) + (size_t)size;
     size_t total = need > ordinary ? need : ordinary;
-    buffer_t *buffer = pool_take(store->pool, total);
+    buffer_t *buffer = pool_alloc(store->pool, total);
     if (!buffer) return NULL;
     *buffer = (buffer_t){.refs = 1, .capacity = (uint32_t)(total - sizeof(buffer_t))};
     store->count++;
@@ -32,7 +32,7 @@ void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
     if (--buffer->refs) return;
     compact_remove(buffer);
     store->count--;
-    pool_give(store->pool, buffer, sizeof(buffer_t) + buffer->capacity);
+    pool_free(store->pool, buffer, sizeof(buffer_t) + buffer->capacity);
 }
 
 /* A buffer that is open (or open for cold data) still fills up; any other one that is mostly dead is worth copying out. */

@@ -28,7 +28,7 @@ const char *commit_refusal(const bq_t *bq) {
 /* ---- holding ------------------------------------------------------------------------------------------------------- */
 
 static pending_commit_t *pending_new(bq_t *bq, connection_t *connection, enum pending_kind kind, uint32_t size) {
-    pending_commit_t *pending = shared_reserve(bq, size) ? pool_take(&bq->pool, sizeof *pending) : NULL;
+    pending_commit_t *pending = shared_reserve(bq, size) ? pool_alloc(&bq->pool, sizeof *pending) : NULL;
     if (!pending) return NULL;
     buffer_t *buffer = bq->buffers.open;
     *pending = (pending_commit_t){.kind = kind, .conn = connection ? connection->handle : 0};
@@ -41,7 +41,7 @@ static pending_commit_t *pending_new(bq_t *bq, connection_t *connection, enum pe
 
 static void pending_free(bq_t *bq, pending_commit_t *pending) {
     buffer_unlink(&bq->buffers, &pending->hold);
-    pool_give(&bq->pool, pending, sizeof *pending);
+    pool_free(&bq->pool, pending, sizeof *pending);
 }
 
 static uint64_t pending_bytes(const pending_commit_t *pending) { return sizeof *pending + pending->hold.size; }
@@ -168,12 +168,12 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
 
 /* ---- dead letters -------------------------------------------------------------------------------------------------- */
 
-static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const letter_t *letter) {
+static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const dead_letter_t *letter) {
     const delivery_t *delivery = letter->delivery;
-    letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
+    dead_letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
     wal_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (wal_part_t){letter->message.properties, letter->message.properties_size};
-    int64_t lsn = held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_LETTER,
+    int64_t lsn = held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_DEAD_LETTER,
                            delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
     uint64_t bytes =
         sizeof(publish_record_t) + letter->message.topic_size + (uint64_t)letter->message.payload_size + properties.size;
@@ -181,7 +181,7 @@ static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const lette
     return lsn;
 }
 
-int64_t commit_letter(bq_t *bq, const letter_t *letter) {
+int64_t commit_dead_letter(bq_t *bq, const dead_letter_t *letter) {
     int64_t error = timeline_write(bq);
     if (error < 0) return error;
     if (!reserve_ids(bq)) return BQ_E_AGAIN;
@@ -198,7 +198,7 @@ int64_t commit_letter(bq_t *bq, const letter_t *letter) {
     return lsn;
 }
 
-bool commit_letter_follow(bq_t *bq, const letter_t *letter) {
+bool commit_dead_letter_follow(bq_t *bq, const dead_letter_t *letter) {
     pending_commit_t *pending = held_message_new(bq, NULL, PENDING_FOLLOW, &letter->message);
     if (!pending) return false;
     pending->lsn = bq->pending_last_lsn;
@@ -249,7 +249,7 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
 /* ---- letting go ---------------------------------------------------------------------------------------------------- */
 
 /* Its time to live ended while it waited for the disk. Consumers that are behind find that out when they read it back. */
-static BQ_APART uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const pending_commit_t *pending) {
+static NOINLINE uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const pending_commit_t *pending) {
     uint64_t count = 0;
     uint32_t stored = 0;
     for (uint32_t i = 0; i < topic->consumer_count && pending->kind == PENDING_PUBLISH; i++) {
@@ -357,7 +357,7 @@ static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, 
             connection_resume(bq, connection, PAUSE_UNCOMMITTED);
         connection_answered(bq, connection);
     }
-    if (pending->delivery) letter_written(bq, pending->delivery, durable);
+    if (pending->delivery) dead_letter_written(bq, pending->delivery, durable);
     pending_free(bq, pending);
 }
 
@@ -428,7 +428,7 @@ static void checkpoint_when_due(bq_t *bq) {
     if (state == WAL_E_FAILED || bq->now_ms < bq->checkpoint_looked_ms + look_ms || checkpoint_would_lie(bq)) return;
     bq->checkpoint_looked_ms = bq->now_ms;
     wal_stats(bq->wal, &stats);
-    if (stats.full || stats.bytes > bq->wal_max_bytes / 2) consumers_skim(bq);
+    if (stats.full || stats.bytes > bq->wal_max_bytes / 2) consumers_sweep(bq);
     bool grown = stats.written_bytes - bq->checkpoint_written >= bq->wal_segment_bytes;
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     bool seen = bq->consumers.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;

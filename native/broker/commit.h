@@ -24,7 +24,7 @@ enum pending_kind {
 };
 
 /* What a SUB whose answer waits has made: a disk that fails meanwhile takes it back. */
-enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_HOLDER = 4, PENDING_UNDO_CONSUMER = 8 };
+enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_REGISTRATION = 4, PENDING_UNDO_CONSUMER = 8 };
 
 typedef struct pending_commit {
     queue_entry_t hold; /* the message, encoded for QoS 1 (publishes), or the text to answer with (PENDING_SUBACK) */
@@ -36,7 +36,7 @@ typedef struct pending_commit {
     uint32_t payload_size; /* PENDING_SUBACK: of the group behind the filter */
     uint16_t topic_size, properties_size;
     uint8_t kind;
-    uint8_t undo;              /* PENDING_SUBACK: enum pending_undo; id: of the holder */
+    uint8_t undo;              /* PENDING_SUBACK: enum pending_undo; id: of the registration */
     struct delivery *delivery; /* a dead letter: whose, while it waits for this */
 } pending_commit_t;
 
@@ -58,24 +58,24 @@ typedef struct publish_record {
     uint32_t properties_size; /* behind the payload: a version that knows of none takes them for the payload's end */
 } publish_record_t;
 
-/* Of a record with this flag the properties are a letter_record_t: a dead letter of a short message is hardly larger than it was, so
+/* Of a record with this flag the properties are a dead_letter_record_t: a dead letter of a short message is hardly larger than it was, so
  * that a WAL full of such can be emptied. The topic is the letter's without what comes in front. */
-#define PUBLISH_LETTER 1u
-typedef struct letter_record {
+#define PUBLISH_DEAD_LETTER 1u
+typedef struct dead_letter_record {
     uint64_t id;               /* of the message it was */
     uint32_t deliveries, over; /* over: because of its consumer's quota of the WAL */
-} letter_record_t;
+} dead_letter_record_t;
 
 enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 
 /* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
                                    const char **why);
-struct letter;
-/* Log a dead letter and hold it; letter_written says what came of it. Its LSN, or what wal_append says. */
-int64_t commit_letter(struct bq *bq, const struct letter *letter);
+struct dead_letter;
+/* Log a dead letter and hold it; dead_letter_written says what came of it. Its LSN, or what wal_append says. */
+int64_t commit_dead_letter(struct bq *bq, const struct dead_letter *letter);
 /* The same for subscribers of QoS 0 alone: it is not logged. False: no memory. */
-bool commit_letter_follow(struct bq *bq, const struct letter *letter);
+bool commit_dead_letter_follow(struct bq *bq, const struct dead_letter *letter);
 /* Whether a QoS 0 publish may be held too. False: its publisher waits. */
 bool commit_follow_room(const struct bq *bq, const struct connection *connection);
 bool commit_follow(struct bq *bq, struct connection *connection, const message_t *message); /* false: no memory */

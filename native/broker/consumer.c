@@ -42,7 +42,7 @@ static delivery_t **marked_slot(bq_t *bq, uint64_t id) { return &bq->consumers.m
 void delivery_free(bq_t *bq, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
     flight_forget(bq, delivery);
-    if (delivery->given_up) letter_forget(bq, delivery);
+    if (delivery->given_up) dead_letter_forget(bq, delivery);
     if (BQ_UNLIKELY(delivery->marked) && *marked_slot(bq, delivery->id) == delivery) *marked_slot(bq, delivery->id) = NULL;
     if (consumer->cursor == delivery) consumer->cursor = delivery->next;
     if (delivery->previous)
@@ -57,7 +57,7 @@ void delivery_free(bq_t *bq, delivery_t *delivery) {
     consumer->window_bytes -= delivery->hold.size;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
     buffer_unlink(&bq->buffers, &delivery->hold);
-    pool_give(&bq->pool, delivery, sizeof *delivery);
+    pool_free(&bq->pool, delivery, sizeof *delivery);
 }
 
 /* One delivery is done with, for the reason that `counter` counts. */
@@ -100,14 +100,14 @@ static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uin
     delivery->deliveries = 0;
     delivery->place = DELIVERY_WAITS;
     delivery->redelivered = delivery->marked = delivery->killed = delivery->alone = false;
-    delivery->given_up = delivery->over = delivery->letter_waits = false;
+    delivery->given_up = delivery->over = delivery->dead_letter_waits = false;
     delivery->letter = NULL;
 }
 
 /* Take a frame that lies in a buffer into the window, mostly at its end. */
 delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick) {
-    delivery_t *delivery = pool_take(&bq->pool, sizeof *delivery);
+    delivery_t *delivery = pool_alloc(&bq->pool, sizeof *delivery);
     if (!delivery) return NULL;
     delivery_t *before = consumer->tail;
     while (BQ_UNLIKELY(before && before->lsn > lsn)) before = before->previous; /* one that has been given up stayed */
@@ -128,11 +128,11 @@ delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint3
     return delivery;
 }
 
-void delivery_recall(bq_t *bq, delivery_t *delivery, const past_entry_t *entry) {
+void delivery_recall(bq_t *bq, delivery_t *delivery, const history_entry_t *entry) {
     delivery->deliveries = entry->deliveries;
-    delivery->redelivered |= entry->deliveries > 0 || entry->flags & PAST_REDELIVERED;
-    delivery->killed = (entry->flags & PAST_KILLED) != 0;
-    if (delivery->deliveries >= bq->config.max_deliveries) letter_send(bq, delivery); /* there is no try left */
+    delivery->redelivered |= entry->deliveries > 0 || entry->flags & HISTORY_REDELIVERED;
+    delivery->killed = (entry->flags & HISTORY_KILLED) != 0;
+    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery); /* there is no try left */
 }
 
 void consumer_fall_behind(bq_t *bq, consumer_t *consumer, uint64_t lsn) {
@@ -350,7 +350,7 @@ bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pend
 /* As many of them as a turn's work goes for: the others are the next turn's. */
 void consumer_pump_all(bq_t *bq) {
     uint64_t stop = work_done(bq) + WORK_COMMITS;
-    letters_turn(bq);
+    dead_letters_turn(bq);
     consumer_reads_turn(bq);
     for (uint32_t left = bq->consumers.pump_count; left && bq->consumers.pump; left--) {
         if (work_done(bq) >= stop) {
@@ -369,7 +369,7 @@ void consumer_pump_all(bq_t *bq) {
 void consumers_aged(bq_t *bq, uint64_t ms) {
     uint64_t ticks = ms / bq->config.tick_ms;
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        consumer->skim_due_ms = 0;
+        consumer->sweep_due_ms = 0;
         for (delivery_t *delivery = consumer->head; delivery && delivery->lsn <= bq->found_lsn; delivery = delivery->next) {
             if (!delivery->expiry_tick) continue;
             uint64_t soonest = bq->wheel.now + 1;
@@ -385,13 +385,14 @@ void consumers_aged(bq_t *bq, uint64_t ms) {
 
 void consumer_ack(bq_t *bq, connection_t *connection, uint64_t id) {
     if (!connection->members) return;
-    handing_t *handing = *flight_slot(&bq->consumers, id, connection);
-    while (handing) {
-        delivery_t *delivery = handing->delivery;
-        bool acknowledged = delivery->id == id && handing->member->connection == connection;
-        handing = handing->chain;
+    assignment_t *assignment = *flight_slot(&bq->consumers, id, connection);
+    while (assignment) {
+        delivery_t *delivery = assignment->delivery;
+        bool acknowledged = delivery->id == id && assignment->member->connection == connection;
+        assignment = assignment->chain;
         if (!acknowledged) continue;
-        while (BQ_UNLIKELY(handing && handing->delivery == delivery)) handing = handing->chain; /* it goes with this one */
+        while (BQ_UNLIKELY(assignment && assignment->delivery == delivery))
+            assignment = assignment->chain; /* it goes with this one */
         bq->stats.delivered++;
         delivery_settle(bq, delivery, &delivery->consumer->acked, &bq->stats.acked);
     }
@@ -416,7 +417,7 @@ void delivery_dead(bq_t *bq, delivery_t *delivery) {
 void delivery_left(bq_t *bq, delivery_t *delivery) {
     delivery->redelivered = delivery->killed = true;
     delivery_wait(bq, delivery);
-    if (delivery->deliveries >= bq->config.max_deliveries) letter_send(bq, delivery);
+    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery);
 }
 
 void consumer_timeout(bq_t *bq, delivery_t *delivery) {
@@ -426,7 +427,7 @@ void consumer_timeout(bq_t *bq, delivery_t *delivery) {
         if (delivery->place == DELIVERY_QUEUED && queue_begun(&delivery->hold)) return; /* its ack timer looks at it again */
         delivery_settle(bq, delivery, &consumer->dropped_ttl, &bq->stats.dropped_ttl);
     } else if (delivery->given_up || (delivery->place == DELIVERY_HANDED && delivery->deliveries >= bq->config.max_deliveries)) {
-        letter_send(bq, delivery);
+        dead_letter_send(bq, delivery);
     } else if (delivery->place == DELIVERY_HANDED) {
         flight_end(bq, delivery);
         delivery->redelivered = true;
@@ -443,9 +444,9 @@ void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
     delivery_t *first = consumer->head;
     while (first && first->given_up) first = first->next;
     if (!first) return;
-    consumer_past_keep(bq, consumer);
+    consumer_history_keep(bq, consumer);
     consumer->behind = true;
-    consumer->skim_due_ms = 0;
+    consumer->sweep_due_ms = 0;
     consumer->next_lsn = first->lsn > consumer->kept_lsn ? first->lsn : consumer->kept_lsn;
     consumer->behind_stamp_ms = delivery_message(first).timestamp_ms;
     for (delivery_t *delivery = first, *next; delivery; delivery = next) {

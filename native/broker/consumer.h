@@ -37,31 +37,31 @@ typedef struct member {
     struct connection *connection;
     struct member *next, **link;                       /* the consumer's members */
     struct member *connection_next, **connection_link; /* the connection's consumers */
-    struct handing *handings;                          /* what it has been handed and not acknowledged, or is about to be */
+    struct assignment *assignments;                    /* what it has been handed and not acknowledged, or is about to be */
     uint32_t flight_count;
     uint8_t qos; /* the highest it asked for; what one of QoS 0 is handed is settled by that */
     bool alone;  /* it tries one delivery, and gets no other before that has ended */
 } member_t;
 
 /* A delivery and one member that may acknowledge it: see broker/consumer_flight.c. */
-typedef struct handing {
+typedef struct assignment {
     struct delivery *delivery;
     member_t *member;
-    struct handing *chain, **chain_link;        /* in the table, by (id, connection) */
-    struct handing *next;                       /* of the same delivery */
-    struct handing *member_next, **member_link; /* of the same member */
-} handing_t;
+    struct assignment *chain, **chain_link;        /* in the table, by (id, connection) */
+    struct assignment *next;                       /* of the same delivery */
+    struct assignment *member_next, **member_link; /* of the same member */
+} assignment_t;
 
 /* A client_id for which a durable subscription is kept while it is away: its own, or one of those of a queue group. */
-typedef struct holder {
-    struct holder *next;
+typedef struct registration {
+    struct registration *next;
     uint64_t id;           /* from the same numbers as consumers' ids: what ended an older one of that name does not end it */
     uint64_t record_lsn;   /* its record in the WAL */
     consumer_owner_t *key; /* where it is counted */
     uint64_t hash;
     uint32_t size;
     uint8_t client_id[];
-} holder_t;
+} registration_t;
 
 enum delivery_place {
     DELIVERY_WAITS,  /* to be sent */
@@ -73,8 +73,8 @@ typedef struct delivery {
     queue_entry_t hold; /* keeps the frame's bytes (compaction may move them) */
     struct consumer *consumer;
     struct delivery *next, *previous; /* in the window */
-    handing_t now;                    /* whom it is with, or was with last; member NULL: nobody */
-    handing_t *late;                  /* others who were handed it */
+    assignment_t now;                 /* whom it is with, or was with last; member NULL: nobody */
+    assignment_t *late;               /* others who were handed it */
     uint64_t lsn, id;
     uint64_t expiry_tick;          /* 0: never */
     uint32_t deliveries;           /* times it was handed over */
@@ -85,7 +85,7 @@ typedef struct delivery {
     bool alone;                    /* its member gets nothing else meanwhile */
     bool given_up;                 /* not sent any more: see broker/dead_letter.h */
     bool over;                     /* because of the quota of the WAL: see broker/consumer_quota.h */
-    bool letter_waits;             /* in line to be logged */
+    bool dead_letter_waits;        /* in line to be logged */
     struct pending_commit *letter; /* its dead letter, on its way to the disk */
     struct delivery *letter_next, *letter_previous;
 } delivery_t;
@@ -97,17 +97,17 @@ static inline message_t delivery_message(const delivery_t *delivery) {
 }
 
 /* What is remembered of what was in the window when it was left: see broker/consumer_history.c. */
-enum past_flags { PAST_REDELIVERED = 1, PAST_KILLED = 2 };
-typedef struct past_entry {
+enum history_flags { HISTORY_REDELIVERED = 1, HISTORY_KILLED = 2 };
+typedef struct history_entry {
     uint32_t after; /* its LSN, from the base on */
     uint16_t deliveries, flags;
-} past_entry_t;
-typedef struct past {
+} history_entry_t;
+typedef struct history {
     uint64_t base_lsn, end_lsn;
     uint32_t count, at; /* at: the first entry that may still be asked for */
     bool tells;         /* more than that each was handed over once */
-    past_entry_t entries[];
-} past_t;
+    history_entry_t entries[];
+} history_t;
 
 typedef struct consumer {
     struct consumer *next, **link; /* all, the newest first */
@@ -117,7 +117,7 @@ typedef struct consumer {
     struct consumer *pump_next, **pump_link;
     consumer_route_t route;
     member_t *members, *turn;         /* turn: who is served next */
-    holder_t *holders;                /* one of a durable subscription, at least one of a durable group; NULL: not durable */
+    registration_t *registrations;    /* one of a durable subscription, at least one of a durable group; NULL: not durable */
     delivery_t *head, *tail, *cursor; /* the window; cursor: where to look for the next to send, NULL: nowhere */
     uint64_t id;                      /* of a durable one, for the WAL */
     uint64_t floor_lsn, floor_logged;
@@ -127,10 +127,10 @@ typedef struct consumer {
     uint64_t kept_lsn;     /* made durable later: what its window holds from before this is in memory only */
     uint64_t touched_lsn;  /* the highest that was handed over, or settled */
     uint64_t hole_lsn;     /* the highest that was settled before an older one */
-    past_t *past;          /* NULL: nothing is remembered */
+    history_t *history;    /* NULL: nothing is remembered */
     uint64_t window_bytes;
     uint32_t window_count, flight_count;
-    uint32_t member_count, holder_count;
+    uint32_t member_count, registration_count;
     uint32_t full_at; /* no member has fewer than so many in flight and could take one; 0: not known */
     bool grouped, durable, behind, pumping;
     struct reader *reader; /* it goes on in that one's block, if generation is still read_generation; NULL: in none */
@@ -140,10 +140,10 @@ typedef struct consumer {
     uint64_t read_again_ms;                  /* not before this */
     struct consumer *read_next, **read_link; /* in line for a reader; read_link NULL: it is not */
     uint8_t read_failures;                   /* in a row */
-    bool skim;                               /* absent, and read forward all the same: see broker/consumer_sweep.c */
-    uint64_t skim_due_ms;                    /* T when there may be something to let go of again */
+    bool sweep;                              /* absent, and read forward all the same: see broker/consumer_sweep.c */
+    uint64_t sweep_due_ms;                   /* T when there may be something to let go of again */
     uint8_t qos;
-    consumer_owner_t *key;               /* where it is counted, for who made it; NULL: it is kept for holders, which are */
+    consumer_owner_t *key;               /* where it is counted, for who made it; NULL: it is kept for registrations, which are */
     uint64_t settled, settled_logged;    /* deliveries done with, one way or another: the floor is logged when this has moved */
     uint64_t settled_safe;               /* how many were when the newest floor that is on disk was logged */
     uint64_t floor_record_lsn;           /* of the newest floor logged */
@@ -166,7 +166,7 @@ static inline const uint8_t *consumer_group(const consumer_t *consumer) {
 }
 
 /* A group's durable client_ids: each is compared at a SUB, and each costs a line of every checkpoint. */
-#define GROUP_HOLDERS_MAX 1024u
+#define GROUP_REGISTRATIONS_MAX 1024u
 
 #define CONSUMER_SLOTS WAL_READS_MAX
 
@@ -188,12 +188,13 @@ typedef struct reader {
 typedef struct consumers {
     consumer_t *all;
     uint32_t count;
-    uint32_t group_holders;    /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
-    uint64_t next_id;          /* of the newest consumer or holder */
+    uint32_t
+        group_registrations;   /* client_ids of durable groups, beyond the first of each: limits.max_sessions counts them too */
+    uint64_t next_id;          /* of the newest consumer or registration */
     uint64_t kept_from;        /* as the newest checkpoint says: the WAL has let go of what is older */
     consumer_t **names, **ids; /* hash tables of all, and of those with an id, of one size */
     uint32_t table_size;
-    handing_t **flight; /* hash table of who may acknowledge what */
+    assignment_t **flight; /* hash table of who may acknowledge what */
     uint32_t flight_size;
     uint32_t flight_count;         /* deliveries that are queued or handed over */
     bool last_checkpoint;          /* the one at the end, which holds all there is to know */
@@ -251,7 +252,7 @@ struct connection *consumer_turn(consumer_t *consumer);    /* the group's next l
 void consumer_timeout(struct bq *bq, delivery_t *delivery);
 void delivery_handed(void *bq, queue_entry_t *hold); /* its last byte has left: a queue_handed */
 void consumer_pump_all(struct bq *bq);               /* WAL what was settled, send what can be sent, fetch what is missing */
-void consumers_skim(struct bq *bq);                  /* absent ones let go of what has expired */
+void consumers_sweep(struct bq *bq);                 /* absent ones let go of what has expired */
 void consumers_aged(struct bq *bq, uint64_t ms);     /* what was found at the start is so much older than was known */
 uint32_t
 consumers_missed(struct bq *bq,

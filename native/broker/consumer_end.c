@@ -38,12 +38,13 @@ static int64_t end_all(bq_t *bq, consumer_t *consumer) {
 }
 
 /* One client_id of a group. With the last one the group is durable no more. *outcome: why not. */
-static int64_t end_holder(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size, enum bq_outcome *outcome) {
-    const holder_t *found = NULL;
+static int64_t end_registration(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size,
+                                enum bq_outcome *outcome) {
+    const registration_t *found = NULL;
     uint32_t count = 0;
-    for (const holder_t *holder = consumer->holders; holder; holder = holder->next) {
-        if (!consumer_client_is(holder->client_id, holder->size, client_id, size)) continue;
-        found = holder;
+    for (const registration_t *registration = consumer->registrations; registration; registration = registration->next) {
+        if (!consumer_client_is(registration->client_id, registration->size, client_id, size)) continue;
+        found = registration;
         count++;
     }
     *outcome = count ? BQ_OUTCOME_INVALID : BQ_OUTCOME_NOT_FOUND;
@@ -63,19 +64,19 @@ static int64_t end_holder(bq_t *bq, consumer_t *consumer, const uint8_t *client_
                                   .client_id_size = found->size};
     int64_t lsn = consumer_leave_append(bq, &request);
     *outcome = BQ_OUTCOME_UNAVAILABLE;
-    if (lsn > 0) consumer_holders_end(bq, &request, UINT64_MAX, true);
+    if (lsn > 0) consumer_registrations_end(bq, &request, UINT64_MAX, true);
     return lsn;
 }
 
 bool consumer_end_by_id(bq_t *bq, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size) {
-    consumer_end_t *end = pool_take(&bq->pool, sizeof *end);
+    consumer_end_t *end = pool_alloc(&bq->pool, sizeof *end);
     if (!end) return false;
     *end = (consumer_end_t){.seq = seq, .outcome = BQ_OUTCOME_NOT_FOUND};
     end_append(bq, end);
     consumer_t *consumer = id ? consumer_by_id(bq, id) : NULL;
     if (!consumer || !consumer->durable) return true;
     end->outcome = BQ_OUTCOME_UNAVAILABLE;
-    int64_t lsn = client_id_size && consumer->grouped ? end_holder(bq, consumer, client_id, client_id_size, &end->outcome)
+    int64_t lsn = client_id_size && consumer->grouped ? end_registration(bq, consumer, client_id, client_id_size, &end->outcome)
                                                       : end_all(bq, consumer);
     if (lsn <= 0) return true;
     end->outcome = BQ_OUTCOME_DONE;
@@ -94,7 +95,7 @@ void consumer_end_turn(bq_t *bq) {
         enum bq_outcome outcome = lost ? BQ_OUTCOME_UNAVAILABLE : end->outcome;
         if (!event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMER_ENDED, .seq = end->seq, .code = (uint16_t)outcome})) return;
         bq->consumers.ending = end->next;
-        pool_give(&bq->pool, end, sizeof *end);
+        pool_free(&bq->pool, end, sizeof *end);
     }
 }
 
@@ -104,6 +105,6 @@ void consumer_end_release(bq_t *bq) {
     while (bq->consumers.ending) {
         consumer_end_t *end = bq->consumers.ending;
         bq->consumers.ending = end->next;
-        pool_give(&bq->pool, end, sizeof *end);
+        pool_free(&bq->pool, end, sizeof *end);
     }
 }

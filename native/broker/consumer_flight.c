@@ -5,66 +5,66 @@
  * A delivery is at one place: it waits, it stands in one member's output queue, or it is handed over and its ack timer runs. That
  * timer begins when the last byte has left for the socket (or the event ring of a fed connection), and so does the count of tries.
  *
- * Invariant: each handing is in the table, in its delivery's list and in its member's list, from handing_enter to handing_leave.
+ * Invariant: each assignment is in the table, in its delivery's list and in its member's list, from assignment_enter to assignment_leave.
  */
 #include "broker/consumer_flight.h"
 
 #define FLIGHT_SIZE_MIN 256u
 
-BQ_APART void flight_grow(bq_t *bq) {
+NOINLINE void flight_grow(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     uint32_t size = consumers->flight_size * 2;
-    handing_t **table = pool_take(&bq->pool, size * sizeof *table);
+    assignment_t **table = pool_alloc(&bq->pool, size * sizeof *table);
     if (!table) return; /* longer chains are slower, not wrong */
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < consumers->flight_size; i++) {
-        for (handing_t *handing = consumers->flight[i], *next; handing; handing = next) {
-            next = handing->chain;
-            chain_enter(&table[flight_hash(handing->delivery->id, handing->member->connection) & (size - 1)], handing);
+        for (assignment_t *assignment = consumers->flight[i], *next; assignment; assignment = next) {
+            next = assignment->chain;
+            chain_enter(&table[flight_hash(assignment->delivery->id, assignment->member->connection) & (size - 1)], assignment);
         }
     }
-    pool_give(&bq->pool, consumers->flight, consumers->flight_size * sizeof *table);
+    pool_free(&bq->pool, consumers->flight, consumers->flight_size * sizeof *table);
     consumers->flight = table;
     consumers->flight_size = size;
 }
 
-BQ_APART void flight_late_drop(bq_t *bq, handing_t *handing) {
-    handing_t **at = &handing->delivery->late;
-    while (*at != handing) at = &(*at)->next;
-    *at = handing->next;
-    handing_leave(handing);
-    pool_give(&bq->pool, handing, sizeof *handing);
+NOINLINE void flight_late_drop(bq_t *bq, assignment_t *assignment) {
+    assignment_t **at = &assignment->delivery->late;
+    while (*at != assignment) at = &(*at)->next;
+    *at = assignment->next;
+    assignment_leave(assignment);
+    pool_free(&bq->pool, assignment, sizeof *assignment);
 }
 
 /* It goes to another member than before, or to one that had it earlier. Who had it keeps the right to acknowledge it, while there is
  * memory for that; nobody has that right twice. */
-BQ_APART void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
+NOINLINE void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
     member_t *before = delivery->now.member;
-    for (handing_t *late = delivery->late, *next; late; late = next) {
+    for (assignment_t *late = delivery->late, *next; late; late = next) {
         next = late->next;
         if (late->member == member) flight_late_drop(bq, late);
     }
     if (!before || before == member) return;
-    handing_leave(&delivery->now);
-    handing_t *late = delivery->deliveries ? pool_take(&bq->pool, sizeof *late) : NULL;
+    assignment_leave(&delivery->now);
+    assignment_t *late = delivery->deliveries ? pool_alloc(&bq->pool, sizeof *late) : NULL;
     if (!late) return;
-    handing_enter(bq, late, delivery, before);
+    assignment_enter(bq, late, delivery, before);
     late->next = delivery->late;
     delivery->late = late;
 }
 
 /* Its connection ends: what it was handed may have been seen, what still stood in its queue has not. */
 void flight_member_leaves(bq_t *bq, member_t *member) {
-    while (member->handings) {
-        handing_t *handing = member->handings;
-        delivery_t *delivery = handing->delivery;
-        if (handing != &delivery->now) {
-            flight_late_drop(bq, handing);
+    while (member->assignments) {
+        assignment_t *assignment = member->assignments;
+        delivery_t *delivery = assignment->delivery;
+        if (assignment != &delivery->now) {
+            flight_late_drop(bq, assignment);
             continue;
         }
         enum delivery_place place = delivery->place;
         flight_end(bq, delivery);
-        handing_leave(handing);
+        assignment_leave(assignment);
         if (place == DELIVERY_HANDED) delivery_left(bq, delivery);
         if (place == DELIVERY_QUEUED) delivery_wait(bq, delivery);
     }
@@ -73,13 +73,13 @@ void flight_member_leaves(bq_t *bq, member_t *member) {
 bool flight_init(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     consumers->flight_size = FLIGHT_SIZE_MIN;
-    consumers->flight = pool_take(&bq->pool, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
+    consumers->flight = pool_alloc(&bq->pool, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
     if (consumers->flight) memset(consumers->flight, 0, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
     return consumers->flight != NULL;
 }
 
 void flight_release(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
-    if (consumers->flight) pool_give(&bq->pool, consumers->flight, consumers->flight_size * sizeof *consumers->flight);
+    if (consumers->flight) pool_free(&bq->pool, consumers->flight, consumers->flight_size * sizeof *consumers->flight);
     consumers->flight = NULL;
 }

@@ -9,29 +9,29 @@
 #include "broker/consumer_internal.h"
 #include "core.h"
 
-static size_t past_bytes(uint32_t count) { return sizeof(past_t) + count * sizeof(past_entry_t); }
+static size_t history_bytes(uint32_t count) { return sizeof(history_t) + count * sizeof(history_entry_t); }
 
 static uint64_t end_of(const consumer_t *consumer) {
-    if (consumer->past && consumer->past->end_lsn > consumer->touched_lsn) return consumer->past->end_lsn;
+    if (consumer->history && consumer->history->end_lsn > consumer->touched_lsn) return consumer->history->end_lsn;
     return consumer->touched_lsn;
 }
 
-void consumer_past_drop(bq_t *bq, consumer_t *consumer) {
+void consumer_history_drop(bq_t *bq, consumer_t *consumer) {
     consumer->touched_lsn = end_of(consumer);
-    if (consumer->past) pool_give(&bq->pool, consumer->past, past_bytes(consumer->past->count));
-    consumer->past = NULL;
+    if (consumer->history) pool_free(&bq->pool, consumer->history, history_bytes(consumer->history->count));
+    consumer->history = NULL;
 }
 
 /* There is something of it that has not been read back yet. */
 static bool goes_on(const consumer_t *consumer) {
-    return consumer->past && consumer->behind && consumer->past->end_lsn >= consumer->next_lsn;
+    return consumer->history && consumer->behind && consumer->history->end_lsn >= consumer->next_lsn;
 }
 
 /* How many entries have been read back. */
-static uint32_t past_read(const consumer_t *consumer) {
-    const past_t *past = consumer->past;
-    uint32_t at = past->at;
-    while (at < past->count && past->base_lsn + past->entries[at].after < consumer->next_lsn) at++;
+static uint32_t history_read(const consumer_t *consumer) {
+    const history_t *history = consumer->history;
+    uint32_t at = history->at;
+    while (at < history->count && history->base_lsn + history->entries[at].after < consumer->next_lsn) at++;
     return at;
 }
 
@@ -41,76 +41,78 @@ static uint64_t base_of(const consumer_t *consumer) {
 }
 
 /* `all`: for the disk. Else what has been given up stays in the window, and is not to be read back. */
-static bool is_past(const consumer_t *consumer, const delivery_t *delivery, uint64_t end_lsn, bool all) {
+static bool in_history(const consumer_t *consumer, const delivery_t *delivery, uint64_t end_lsn, bool all) {
     return delivery->lsn <= end_lsn && delivery->lsn >= consumer->kept_lsn && (all || !delivery->given_up);
 }
 
-uint32_t consumer_past_count(const consumer_t *consumer, bool all) {
+uint32_t consumer_history_count(const consumer_t *consumer, bool all) {
     uint64_t end_lsn = end_of(consumer);
-    uint32_t count = goes_on(consumer) ? consumer->past->count - past_read(consumer) : 0;
+    uint32_t count = goes_on(consumer) ? consumer->history->count - history_read(consumer) : 0;
     for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next)
-        count += is_past(consumer, delivery, end_lsn, all);
+        count += in_history(consumer, delivery, end_lsn, all);
     return count;
 }
 
-bool consumer_past_tells(const consumer_t *consumer) {
-    if (consumer->past && consumer->past->tells) return true;
+bool consumer_history_tells(const consumer_t *consumer) {
+    if (consumer->history && consumer->history->tells) return true;
     if (consumer->head && consumer->hole_lsn > consumer->head->lsn) return true;
     for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next)
         if (delivery->deliveries > 1) return true;
     return false;
 }
 
-static past_entry_t entry_of(const delivery_t *delivery, uint64_t base_lsn) {
+static history_entry_t entry_of(const delivery_t *delivery, uint64_t base_lsn) {
     uint32_t tries = delivery->deliveries < UINT16_MAX ? delivery->deliveries : UINT16_MAX;
-    return (past_entry_t){.after = (uint32_t)(delivery->lsn - base_lsn),
-                          .deliveries = (uint16_t)tries,
-                          .flags = (delivery->redelivered ? PAST_REDELIVERED : 0) | (delivery->killed ? PAST_KILLED : 0)};
+    return (history_entry_t){.after = (uint32_t)(delivery->lsn - base_lsn),
+                             .deliveries = (uint16_t)tries,
+                             .flags =
+                                 (delivery->redelivered ? HISTORY_REDELIVERED : 0) | (delivery->killed ? HISTORY_KILLED : 0)};
 }
 
-bool consumer_past_fill(const consumer_t *consumer, past_t *past, uint32_t count, bool all) {
-    *past = (past_t){
-        .base_lsn = base_of(consumer), .end_lsn = end_of(consumer), .count = count, .tells = consumer_past_tells(consumer)};
-    if (past->end_lsn < past->base_lsn || past->end_lsn - past->base_lsn > UINT32_MAX) return false;
-    const past_t *old = goes_on(consumer) ? consumer->past : NULL;
+bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint32_t count, bool all) {
+    *history = (history_t){
+        .base_lsn = base_of(consumer), .end_lsn = end_of(consumer), .count = count, .tells = consumer_history_tells(consumer)};
+    if (history->end_lsn < history->base_lsn || history->end_lsn - history->base_lsn > UINT32_MAX) return false;
+    const history_t *old = goes_on(consumer) ? consumer->history : NULL;
     const delivery_t *delivery = consumer->head;
-    uint32_t from = old ? past_read(consumer) : 0;
+    uint32_t from = old ? history_read(consumer) : 0;
     for (uint32_t at = 0; at < count;) { /* both are in LSN order */
         uint64_t old_lsn = old && from < old->count ? old->base_lsn + old->entries[from].after : UINT64_MAX;
         if (delivery && delivery->lsn < old_lsn) {
-            if (is_past(consumer, delivery, past->end_lsn, all)) past->entries[at++] = entry_of(delivery, past->base_lsn);
+            if (in_history(consumer, delivery, history->end_lsn, all))
+                history->entries[at++] = entry_of(delivery, history->base_lsn);
             delivery = delivery->next;
         } else {
-            past->entries[at] = old->entries[from++];
-            past->entries[at++].after = (uint32_t)(old_lsn - past->base_lsn);
+            history->entries[at] = old->entries[from++];
+            history->entries[at++].after = (uint32_t)(old_lsn - history->base_lsn);
         }
     }
     return true;
 }
 
 /* The window is about to be left. Without memory for this, all that was touched comes again, and says so. */
-void consumer_past_keep(bq_t *bq, consumer_t *consumer) {
-    uint32_t count = consumer_past_count(consumer, false);
+void consumer_history_keep(bq_t *bq, consumer_t *consumer) {
+    uint32_t count = consumer_history_count(consumer, false);
     uint64_t end_lsn = end_of(consumer);
-    past_t *past = pool_take(&bq->pool, past_bytes(count));
-    if (past && !consumer_past_fill(consumer, past, count, false)) {
-        pool_give(&bq->pool, past, past_bytes(count));
-        past = NULL;
+    history_t *history = pool_alloc(&bq->pool, history_bytes(count));
+    if (history && !consumer_history_fill(consumer, history, count, false)) {
+        pool_free(&bq->pool, history, history_bytes(count));
+        history = NULL;
     }
-    consumer_past_drop(bq, consumer);
-    consumer->past = past;
-    consumer->touched_lsn = consumer->hole_lsn = 0; /* the past knows now, or nobody does */
-    if (!past && consumer->doubtful_lsn < end_lsn) consumer->doubtful_lsn = end_lsn;
+    consumer_history_drop(bq, consumer);
+    consumer->history = history;
+    consumer->touched_lsn = consumer->hole_lsn = 0; /* the history knows now, or nobody does */
+    if (!history && consumer->doubtful_lsn < end_lsn) consumer->doubtful_lsn = end_lsn;
 }
 
-past_t *consumer_past_new(bq_t *bq, uint32_t count) { return pool_take(&bq->pool, past_bytes(count)); }
+history_t *consumer_history_new(bq_t *bq, uint32_t count) { return pool_alloc(&bq->pool, history_bytes(count)); }
 
-bool consumer_past_settled(consumer_t *consumer, uint64_t lsn, past_entry_t *entry) {
-    past_t *past = consumer->past;
-    *entry = (past_entry_t){0};
-    if (!past || lsn > past->end_lsn) return false;
-    while (past->at < past->count && past->base_lsn + past->entries[past->at].after < lsn) past->at++;
-    if (past->at == past->count || past->base_lsn + past->entries[past->at].after != lsn) return true;
-    *entry = past->entries[past->at];
+bool consumer_history_settled(consumer_t *consumer, uint64_t lsn, history_entry_t *entry) {
+    history_t *history = consumer->history;
+    *entry = (history_entry_t){0};
+    if (!history || lsn > history->end_lsn) return false;
+    while (history->at < history->count && history->base_lsn + history->entries[history->at].after < lsn) history->at++;
+    if (history->at == history->count || history->base_lsn + history->entries[history->at].after != lsn) return true;
+    *entry = history->entries[history->at];
     return false;
 }

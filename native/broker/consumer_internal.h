@@ -29,8 +29,8 @@ void consumer_fall_behind(struct bq *bq, consumer_t *consumer,
 bool consumer_has_room(const struct bq *bq, const consumer_t *consumer, uint32_t size);
 void consumer_window_leave(struct bq *bq, consumer_t *consumer); /* the window of a durable consumer goes back to the WAL */
 delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
-                         uint64_t id, uint64_t expiry_tick);                          /* NULL: no memory */
-void delivery_recall(struct bq *bq, delivery_t *delivery, const past_entry_t *entry); /* it had been in the window before */
+                         uint64_t id, uint64_t expiry_tick);                             /* NULL: no memory */
+void delivery_recall(struct bq *bq, delivery_t *delivery, const history_entry_t *entry); /* it had been in the window before */
 void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
 void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the WAL */
@@ -38,15 +38,15 @@ void delivery_wait(struct bq *bq, delivery_t *delivery); /* to be sent to whoeve
 void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that had been handed it has ended */
 
 /* broker/consumer_history.c */
-void consumer_past_keep(struct bq *bq, consumer_t *consumer);
-void consumer_past_drop(struct bq *bq, consumer_t *consumer);
-bool consumer_past_settled(consumer_t *consumer, uint64_t lsn,
-                           past_entry_t *entry);          /* else *entry: what is known of it, or zeros */
-past_t *consumer_past_new(struct bq *bq, uint32_t count); /* NULL: no memory */
-uint32_t consumer_past_count(const consumer_t *consumer, bool all);
-bool consumer_past_tells(const consumer_t *consumer);
-bool consumer_past_fill(const consumer_t *consumer, past_t *past, uint32_t count,
-                        bool all); /* false: there is nothing, or it spans too much */
+void consumer_history_keep(struct bq *bq, consumer_t *consumer);
+void consumer_history_drop(struct bq *bq, consumer_t *consumer);
+bool consumer_history_settled(consumer_t *consumer, uint64_t lsn,
+                              history_entry_t *entry);          /* else *entry: what is known of it, or zeros */
+history_t *consumer_history_new(struct bq *bq, uint32_t count); /* NULL: no memory */
+uint32_t consumer_history_count(const consumer_t *consumer, bool all);
+bool consumer_history_tells(const consumer_t *consumer);
+bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint32_t count,
+                           bool all); /* false: there is nothing, or it spans too much */
 
 /* broker/consumer_read.c */
 bool consumer_read_on(struct bq *bq,
@@ -56,25 +56,25 @@ bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *re
 void consumer_read_abandon(struct bq *bq, consumer_t *consumer);
 
 /* broker/consumer_sweep.c: the next message is still wanted, for left_ms; 0: for ever */
-void consumer_skimmed(const struct bq *bq, consumer_t *consumer, uint64_t left_ms);
+void consumer_swept(const struct bq *bq, consumer_t *consumer, uint64_t left_ms);
 
 /* broker/consumer_table.c */
 consumer_t *consumer_by_id(struct bq *bq, uint64_t id);
 consumer_t *consumer_new(struct bq *bq, const consumer_request_t *request, bq_conn_t owner); /* NULL: no memory */
 void consumer_free(struct bq *bq, consumer_t *consumer);
-void consumer_id_give(struct bq *bq, consumer_t *consumer, uint64_t id);
-holder_t *holder_new(struct bq *bq, const uint8_t *client_id, uint32_t size, uint64_t id); /* NULL: no memory */
-void holder_free(struct bq *bq, holder_t *holder);
-void holder_enter(struct bq *bq, consumer_t *consumer, holder_t *holder); /* it is durable from now on */
+void consumer_id_assign(struct bq *bq, consumer_t *consumer, uint64_t id);
+registration_t *registration_new(struct bq *bq, const uint8_t *client_id, uint32_t size, uint64_t id); /* NULL: no memory */
+void registration_free(struct bq *bq, registration_t *registration);
+void registration_enter(struct bq *bq, consumer_t *consumer, registration_t *registration); /* it is durable from now on */
 /* Every durable subscription of that client to that filter (and group, if there is one) ends whose id is not above `id_max`.
  * Returns how many; `end` false: how many that would be. */
-uint32_t consumer_holders_end(struct bq *bq, const consumer_request_t *request, uint64_t id_max, bool end);
+uint32_t consumer_registrations_end(struct bq *bq, const consumer_request_t *request, uint64_t id_max, bool end);
 
 /* broker/consumer_store.c */
 #define CONSUMER_NEW_FLOOR UINT64_MAX /* it begins with its own record */
 /* Both return the record's LSN; 0 or less: it cannot be written now. */
-int64_t consumer_record_append(struct bq *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id,
-                               uint64_t floor_lsn);
+int64_t consumer_record_append(struct bq *bq, const consumer_t *consumer, const registration_t *registration,
+                               uint64_t consumer_id, uint64_t floor_lsn);
 int64_t consumer_leave_append(struct bq *bq, const consumer_request_t *request);
 
 #endif

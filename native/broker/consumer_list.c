@@ -60,9 +60,9 @@ static bool any_client(const consumer_t *consumer, bool (*asked)(const uint8_t *
                        const uint8_t *part, uint32_t part_size) {
     if (!consumer->grouped)
         return consumer->client_id_size && asked(consumer_client_id(consumer), consumer->client_id_size, part, part_size);
-    const holder_t *holder = consumer->holders;
-    for (uint32_t i = 0; holder && i < GROUP_MEMBERS; i++, holder = holder->next)
-        if (asked(holder->client_id, holder->size, part, part_size)) return true;
+    const registration_t *registration = consumer->registrations;
+    for (uint32_t i = 0; registration && i < GROUP_MEMBERS; i++, registration = registration->next)
+        if (asked(registration->client_id, registration->size, part, part_size)) return true;
     return false;
 }
 
@@ -81,10 +81,10 @@ static bool is_exactly(const consumer_t *consumer, const consumer_list_request_t
     if (!request->owner_size) return consumer->grouped;
     if (!consumer->grouped)
         return consumer_client_is(consumer_client_id(consumer), consumer->client_id_size, request->owner, request->owner_size);
-    const holder_t *holder = consumer->holders;
-    while (holder && !consumer_client_is(holder->client_id, holder->size, request->owner, request->owner_size))
-        holder = holder->next;
-    return holder != NULL;
+    const registration_t *registration = consumer->registrations;
+    while (registration && !consumer_client_is(registration->client_id, registration->size, request->owner, request->owner_size))
+        registration = registration->next;
+    return registration != NULL;
 }
 
 static bool is_found(const consumer_t *consumer, const consumer_list_request_t *request) {
@@ -128,7 +128,7 @@ static void row_fill(const bq_t *bq, const consumer_t *consumer, const wal_span_
                                         (consumer->grouped ? BQ_CONSUMER_GROUP : 0u) | (consumer->qos ? BQ_CONSUMER_QOS1 : 0u) |
                                         (consumer->behind ? BQ_CONSUMER_BEHIND : 0u) |
                                         (consumer->behind_unsure ? BQ_CONSUMER_LAG_UNSURE : 0u),
-                               .clients = consumer->grouped ? consumer->holder_count : consumer->client_id_size > 0};
+                               .clients = consumer->grouped ? consumer->registration_count : consumer->client_id_size > 0};
 }
 
 static void sums_add(bq_consumer_sums_t *sums, const bq_consumer_row_t *row) {
@@ -157,9 +157,9 @@ static uint32_t row_write(uint8_t *out, bq_consumer_row_t *row, const consumer_t
     at += row->group_size = text_write(out + at, consumer_group(consumer), consumer->group_size);
     if (consumer->client_id_size)
         row->clients_size = client_write(out + at, consumer_client_id(consumer), consumer->client_id_size);
-    const holder_t *holder = consumer->grouped ? consumer->holders : NULL;
-    for (uint32_t i = 0; holder && i < CLIENTS_MAX; i++, holder = holder->next)
-        row->clients_size += client_write(out + at + row->clients_size, holder->client_id, holder->size);
+    const registration_t *registration = consumer->grouped ? consumer->registrations : NULL;
+    for (uint32_t i = 0; registration && i < CLIENTS_MAX; i++, registration = registration->next)
+        row->clients_size += client_write(out + at + row->clients_size, registration->client_id, registration->size);
     at += row->clients_size;
     memcpy(out, row, sizeof *row);
     memset(out + at, 0, (8 - at % 8) % 8);
@@ -186,8 +186,8 @@ static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint
     return used;
 }
 
-/* BQ_APART: the page is large for a stack that other commands share. */
-BQ_APART bool event_consumers(bq_t *bq, const consumer_list_request_t *request) {
+/* NOINLINE: the page is large for a stack that other commands share. */
+NOINLINE bool event_consumers(bq_t *bq, const consumer_list_request_t *request) {
     consumer_list_t *list = &bq->consumers.list;
     uint8_t data[sizeof(bq_consumer_sums_t) + PAGE_BYTES];
     if (!event_room(bq)) return false;
@@ -208,7 +208,7 @@ void consumer_list_forget(bq_t *bq, const consumer_t *consumer) {
     if (bq->consumers.quota_next == consumer) bq->consumers.quota_next = consumer->next;
 }
 
-BQ_APART bool event_consumer(bq_t *bq, uint16_t type, const consumer_t *consumer, const uint8_t *front, uint32_t front_size) {
+NOINLINE bool event_consumer(bq_t *bq, uint16_t type, const consumer_t *consumer, const uint8_t *front, uint32_t front_size) {
     uint8_t data[FRONT_BYTES_MAX + ROW_BYTES_MAX];
     bq_consumer_row_t row;
     wal_span_t span;

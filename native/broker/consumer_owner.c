@@ -20,7 +20,7 @@ consumer_owner_t *consumer_owner_enter(bq_t *bq, const uint8_t *identity, uint32
     uint64_t hash = hash_bytes(&bq->hash_key, identity, size, 0);
     consumer_owner_t **at = find(bq, identity, size, hash);
     if (!*at) {
-        *at = pool_take(&bq->pool, sizeof **at + size);
+        *at = pool_alloc(&bq->pool, sizeof **at + size);
         if (!*at) return NULL;
         **at = (consumer_owner_t){.hash = hash, .size = size};
         if (size) memcpy((*at)->name, identity, size);
@@ -33,7 +33,7 @@ void consumer_owner_leave(bq_t *bq, consumer_owner_t *owner) {
     if (!owner || --owner->count) return;
     consumer_owner_t **at = find(bq, owner->name, owner->size, owner->hash);
     *at = owner->next;
-    pool_give(&bq->pool, owner, sizeof *owner + owner->size);
+    pool_free(&bq->pool, owner, sizeof *owner + owner->size);
 }
 
 uint32_t consumer_owner_count(const bq_t *bq, const uint8_t *identity, uint32_t size) {

@@ -1,6 +1,6 @@
 /* broker/consumer_owner.h: how many QoS 1 subscriptions and queue groups each key has, so that one of them cannot have all.
  *
- * Invariant: a count is that of the consumers and holders that point to it; one without any is gone. Who has no key, or one that
+ * Invariant: a count is that of the consumers and registrations that point to it; one without any is gone. Who has no key, or one that
  * has no name, counts as one.
  */
 #ifndef BQ_CONSUMER_OWNER_H

@@ -109,7 +109,7 @@ void consumer_quota_letter(bq_t *bq, delivery_t *delivery) {
     if (delivery->given_up) return; /* it is one already */
     delivery->over = true;
     count(bq, delivery->consumer, delivery->id);
-    letter_send(bq, delivery);
+    dead_letter_send(bq, delivery);
 }
 
 /* What is in memory of it; the rest is read forward. */
@@ -123,7 +123,7 @@ static void consumer_cut(bq_t *bq, consumer_t *consumer, uint64_t cut_lsn) {
             consumer_quota_letter(bq, delivery);
     }
     if (!consumer->behind || consumer->next_lsn >= cut_lsn) return;
-    if (!consumer->members) consumer->skim = true;
+    if (!consumer->members) consumer->sweep = true;
     consumer_pump_later(bq, consumer);
 }
 
@@ -167,8 +167,8 @@ static void cut_now(bq_t *bq) {
 
 /* Its messages are letters. There is no letter of a letter, so half of the WAL is theirs before one is let go of. */
 static bool takes_letters(const consumer_t *consumer) {
-    uint32_t size = (uint32_t)sizeof LETTER_PREFIX - 1;
-    return consumer->filter_size >= size && !memcmp(consumer->text, LETTER_PREFIX, size);
+    uint32_t size = (uint32_t)sizeof DEAD_LETTER_PREFIX - 1;
+    return consumer->filter_size >= size && !memcmp(consumer->text, DEAD_LETTER_PREFIX, size);
 }
 
 static bool look_due(const bq_t *bq) {

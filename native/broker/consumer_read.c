@@ -40,7 +40,7 @@ static void block_forget(reader_t *reader) { /* whoever was in it finds another 
 
 static void buffer_release(bq_t *bq, reader_t *reader) {
     block_forget(reader);
-    pool_give(&bq->pool, reader->buffer, reader->capacity);
+    pool_free(&bq->pool, reader->buffer, reader->capacity);
     reader->buffer = NULL;
     reader->capacity = 0;
 }
@@ -75,7 +75,7 @@ static bool buffer_allowed(bq_t *bq, const reader_t *reader, uint32_t capacity) 
 static bool buffer_fit(bq_t *bq, reader_t *reader, uint32_t capacity) {
     if (reader->buffer && reader->capacity == capacity) return true;
     if (reader->buffer) buffer_release(bq, reader);
-    reader->buffer = pool_take(&bq->pool, capacity);
+    reader->buffer = pool_alloc(&bq->pool, capacity);
     reader->capacity = reader->buffer ? capacity : 0;
     return reader->buffer != NULL;
 }
@@ -229,7 +229,7 @@ void consumer_read_abandon(bq_t *bq, consumer_t *consumer) {
     if (consumer->read_failures) bq->consumers.read_failing--;
     consumer->read_failures = 0;
     consumer->read_full = 0;
-    consumer->skim = false;
+    consumer->sweep = false;
     line_leave(bq, consumer);
     block_leave(consumer);
     bq->consumers.readers_changed = true;
@@ -274,11 +274,11 @@ static message_t message_of(const publish_record_t *record, const uint8_t *texts
     message.payload = texts + message.topic_size;
     if (BQ_LIKELY(!message.properties_size)) return message;
     message.properties = message.payload + message.payload_size;
-    letter_record_t letter;
-    if (!(flags & PUBLISH_LETTER) || message.properties_size != sizeof letter) return message;
+    dead_letter_record_t letter;
+    if (!(flags & PUBLISH_DEAD_LETTER) || message.properties_size != sizeof letter) return message;
     memcpy(&letter, message.properties, sizeof letter);
     message.properties = room;
-    message.properties_size = letter_properties_again(room, message.topic, message.topic_size, &letter);
+    message.properties_size = dead_letter_properties_again(room, message.topic, message.topic_size, &letter);
     return message;
 }
 
@@ -293,16 +293,16 @@ static bool take_dropped(bq_t *bq, consumer_t *consumer, uint64_t lsn, uint64_t 
     return true;
 }
 
-static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t lsn, const uint8_t *bytes, uint32_t size,
+static enum take take_back(bq_t *bq, consumer_t *consumer, int syntax, uint64_t lsn, const uint8_t *bytes, uint32_t size,
                            uint8_t flags) {
     publish_record_t record;
     uint64_t tick;
-    uint8_t room[LETTER_PROPERTIES_BYTES_MAX];
+    uint8_t room[DEAD_LETTER_PROPERTIES_BYTES_MAX];
     if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
     const message_t message = message_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
-    if (filter_matches(dialect, consumer->text, consumer->filter_size, message.topic, message.topic_size) != 1) return TAKE_SKIP;
-    past_entry_t entry;
-    if (consumer_past_settled(consumer, lsn, &entry)) return TAKE_SKIP;
+    if (filter_matches(syntax, consumer->text, consumer->filter_size, message.topic, message.topic_size) != 1) return TAKE_SKIP;
+    history_entry_t entry;
+    if (consumer_history_settled(consumer, lsn, &entry)) return TAKE_SKIP;
     const uint32_t encoded_size = message_header_size(&message) + message.payload_size;
     if (!expiry_of(bq, lsn, &record, &tick)) {
         consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
@@ -321,7 +321,7 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
         }
         if (!consumer_quota_has_room(bq, consumer)) return TAKE_FULL;
     } else if (!consumer->members) {
-        consumer_skimmed(bq, consumer, left_ms(bq, lsn, &record));
+        consumer_swept(bq, consumer, left_ms(bq, lsn, &record));
         return TAKE_FULL;
     } else if (!consumer_has_room(bq, consumer, encoded_size)) {
         return TAKE_FULL;
@@ -341,14 +341,14 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int dialect, uint64_t
 
 /* Items of wal_read (see wal/wal.h) from read_at on, up to what was offered already: what lies behind will be offered. */
 static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *reader) {
-    int dialect = filter_check(consumer->text, consumer->filter_size);
+    int syntax = filter_check(consumer->text, consumer->filter_size);
     while (consumer->read_at < reader->used) {
         const uint8_t *item = reader->buffer + consumer->read_at;
         uint64_t lsn = load_u64(item);
         uint32_t size = load_u32(item + 8);
         if (lsn > bq->dispatched_lsn) break;
         if (item[12] == WAL_PUBLISH && lsn >= consumer->next_lsn) {
-            enum take took = take_back(bq, consumer, dialect, lsn, item + 16, size, item[13]);
+            enum take took = take_back(bq, consumer, syntax, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
                 consumer->next_lsn = lsn;
                 return took;
@@ -370,13 +370,13 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
 /* Everything up to here was offered, and what comes will be. */
 static void caught_up(bq_t *bq, consumer_t *consumer) {
     consumer_behind_end(consumer);
-    consumer_past_drop(bq, consumer);
+    consumer_history_drop(bq, consumer);
     consumer_read_abandon(bq, consumer);
 }
 
 /* It wants more, and has not found its window full since the last acknowledgement. */
 static bool wants(const bq_t *bq, const consumer_t *consumer) {
-    return consumer->behind && (consumer->members || consumer->skim) && consumer->next_lsn <= bq->dispatched_lsn &&
+    return consumer->behind && (consumer->members || consumer->sweep) && consumer->next_lsn <= bq->dispatched_lsn &&
            !consumer->read_link && consumer->window_count <= bq->config.max_in_flight &&
            (!consumer->read_full || consumer->window_count < consumer->read_full);
 }
@@ -390,7 +390,7 @@ bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
             break;
         }
         enum take took = take_items(bq, consumer, consumer->reader);
-        if (took == TAKE_FULL && !consumer->members && !consumer->skim) {
+        if (took == TAKE_FULL && !consumer->members && !consumer->sweep) {
             block_leave(consumer);
         } else if (took == TAKE_FULL) {
             consumer->read_full = consumer->window_count;

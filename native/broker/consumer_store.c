@@ -21,7 +21,7 @@ typedef struct consumer_record {
 } consumer_record_t;
 
 typedef struct consumer_record_more {
-    uint64_t holder_id; /* without it, that of the consumer */
+    uint64_t registration_id; /* without it, that of the consumer */
 } consumer_record_more_t;
 
 static consumer_record_t record_of(const consumer_t *consumer, uint64_t floor_lsn) {
@@ -36,17 +36,17 @@ static consumer_record_t record_of(const consumer_t *consumer, uint64_t floor_ls
                                .floored = floor_lsn > 0};
 }
 
-int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const holder_t *holder, uint64_t consumer_id,
+int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const registration_t *registration, uint64_t consumer_id,
                                uint64_t floor_lsn) {
     consumer_record_t record = record_of(consumer, floor_lsn == CONSUMER_NEW_FLOOR ? 0 : floor_lsn);
-    consumer_record_more_t more = {.holder_id = holder->id};
+    consumer_record_more_t more = {.registration_id = registration->id};
     record.id = consumer_id;
-    record.client_id_size = holder->size;
+    record.client_id_size = registration->size;
     record.qos = 1;
     record.floored = floor_lsn != CONSUMER_NEW_FLOOR;
     wal_part_t parts[] = {{&record, sizeof record},
                           {consumer->text, consumer->filter_size},
-                          {holder->client_id, holder->size},
+                          {registration->client_id, registration->size},
                           {consumer_group(consumer), consumer->group_size},
                           {&more, sizeof more}};
     return wal_append(bq->wal, WAL_CONSUMER, 0, parts, 5, WAL_URGENT);
@@ -96,14 +96,16 @@ static consumer_request_t request_of(uint32_t filter_size, uint32_t client_id_si
 }
 
 /* A client_id that keeps it, unless that is known. False: no memory. */
-static bool holder_load(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size, uint64_t id, uint64_t lsn) {
-    for (const holder_t *at = consumer->holders; at; at = at->next)
+static bool registration_load(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size, uint64_t id,
+                              uint64_t lsn) {
+    for (const registration_t *at = consumer->registrations; at; at = at->next)
         if (at->id == id) return true;
-    if (consumer->holder_count >= (consumer->grouped ? GROUP_HOLDERS_MAX : 1)) return true; /* none that a core wrote */
-    holder_t *holder = holder_new(bq, client_id, size, id);
-    if (!holder) return false;
-    holder->record_lsn = lsn;
-    holder_enter(bq, consumer, holder);
+    if (consumer->registration_count >= (consumer->grouped ? GROUP_REGISTRATIONS_MAX : 1))
+        return true; /* none that a core wrote */
+    registration_t *registration = registration_new(bq, client_id, size, id);
+    if (!registration) return false;
+    registration->record_lsn = lsn;
+    registration_enter(bq, consumer, registration);
     if (id > bq->consumers.next_id) bq->consumers.next_id = id;
     return true;
 }
@@ -115,7 +117,7 @@ static consumer_t *consumer_load(bq_t *bq, const consumer_record_t *record, cons
     if (consumer) return consumer;
     consumer = consumer_new(bq, request, 0);
     if (!consumer) return NULL;
-    consumer_id_give(bq, consumer, record->id);
+    consumer_id_assign(bq, consumer, record->id);
     consumer->durable = true;
     consumer->born_lsn = consumer->floor_lsn = consumer->floor_logged = floor_lsn;
     if (record->id > bq->consumers.next_id) bq->consumers.next_id = record->id;
@@ -129,10 +131,11 @@ static bool record_load(bq_t *bq, const wal_record_t *entry) {
     consumer_request_t request =
         request_of(record.filter_size, record.client_id_size, record.group_size, entry->bytes + sizeof record);
     uint64_t behind_texts = sizeof record + texts_size(&record);
-    consumer_record_more_t more = {.holder_id = record.id};
+    consumer_record_more_t more = {.registration_id = record.id};
     if (record.form && entry->size - behind_texts >= sizeof more) memcpy(&more, entry->bytes + behind_texts, sizeof more);
     consumer_t *consumer = consumer_load(bq, &record, &request, record.floored ? record.floor_lsn : entry->lsn);
-    return consumer && holder_load(bq, consumer, request.client_id, request.client_id_size, more.holder_id, entry->lsn);
+    return consumer &&
+           registration_load(bq, consumer, request.client_id, request.client_id_size, more.registration_id, entry->lsn);
 }
 
 /* A WAL_CONSUMER_LEAVE record. */
@@ -144,7 +147,7 @@ static void leave_load(bq_t *bq, const wal_record_t *entry) {
     if (texts > entry->size - sizeof leave) return;
     consumer_request_t request =
         request_of(leave.filter_size, leave.client_id_size, leave.group_size, entry->bytes + sizeof leave);
-    consumer_holders_end(bq, &request, leave.id_max, true);
+    consumer_registrations_end(bq, &request, leave.id_max, true);
 }
 
 typedef struct checkpoint_head {
@@ -156,7 +159,7 @@ typedef struct checkpoint_head {
 
 /* Behind the consumers: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
  * before sections pass over all of them. */
-enum section_kind { SECTION_TIMELINE = 1, SECTION_HOLDERS = 2, SECTION_PAST = 3, SECTION_SEEN = 4, SECTION_LETTERS = 5 };
+enum section_kind { SECTION_TIMELINE = 1, SECTION_REGISTRATIONS = 2, SECTION_HISTORY = 3, SECTION_SEEN = 4, SECTION_LETTERS = 5 };
 
 typedef struct section_head {
     uint32_t kind, size;
@@ -164,84 +167,87 @@ typedef struct section_head {
 
 static uint64_t section_bytes(uint32_t size) { return sizeof(section_head_t) + (((uint64_t)size + 7) & ~7ull); }
 
-/* What the section of pasts holds: for each consumer with one this, and its entries, padded to 8. */
-typedef struct past_record {
+/* What the section of histories holds: for each consumer with one this, and its entries, padded to 8. */
+typedef struct history_record {
     uint64_t consumer_id, base_lsn, end_lsn;
     uint32_t count, tells;
-} past_record_t;
+} history_record_t;
 
-static uint64_t past_record_bytes(uint32_t count) { return sizeof(past_record_t) + count * (uint64_t)sizeof(past_entry_t); }
+static uint64_t history_record_bytes(uint32_t count) {
+    return sizeof(history_record_t) + count * (uint64_t)sizeof(history_entry_t);
+}
 
-/* A past that is not there means that all comes again: what does not fit, or cannot be read, is left out. */
-static void pasts_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
-    past_record_t record;
+/* A history that is not there means that all comes again: what does not fit, or cannot be read, is left out. */
+static void histories_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+    history_record_t record;
     while (size >= sizeof record) {
         memcpy(&record, bytes, sizeof record);
-        if (past_record_bytes(record.count) > size) return;
+        if (history_record_bytes(record.count) > size) return;
         consumer_t *consumer = consumer_by_id(bq, record.consumer_id);
-        past_t *past = consumer && !consumer->past ? consumer_past_new(bq, record.count) : NULL;
-        if (past) {
-            *past =
-                (past_t){.base_lsn = record.base_lsn, .end_lsn = record.end_lsn, .count = record.count, .tells = record.tells};
-            if (record.count) memcpy(past->entries, bytes + sizeof record, record.count * sizeof(past_entry_t));
-            consumer->past = past;
+        history_t *history = consumer && !consumer->history ? consumer_history_new(bq, record.count) : NULL;
+        if (history) {
+            *history =
+                (history_t){.base_lsn = record.base_lsn, .end_lsn = record.end_lsn, .count = record.count, .tells = record.tells};
+            if (record.count) memcpy(history->entries, bytes + sizeof record, record.count * sizeof(history_entry_t));
+            consumer->history = history;
         }
-        bytes += past_record_bytes(record.count);
-        size -= past_record_bytes(record.count);
+        bytes += history_record_bytes(record.count);
+        size -= history_record_bytes(record.count);
     }
 }
 
 /* That each delivery in flight was handed over once is not worth writing every half minute: those are told to be again anyway. */
-static bool past_is_kept(const bq_t *bq, const consumer_t *consumer) {
+static bool history_is_kept(const bq_t *bq, const consumer_t *consumer) {
     return consumer->durable &&
-           (consumer_past_tells(consumer) || (bq->consumers.last_checkpoint && consumer_past_count(consumer, true)));
+           (consumer_history_tells(consumer) || (bq->consumers.last_checkpoint && consumer_history_count(consumer, true)));
 }
 
-/* There is room for all of which past_is_kept says so; what is left of it stays zero. */
-static void pasts_put(uint8_t *to, bq_t *bq) {
+/* There is room for all of which history_is_kept says so; what is left of it stays zero. */
+static void histories_put(uint8_t *to, bq_t *bq) {
     for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        if (!past_is_kept(bq, consumer)) continue;
-        uint32_t count = consumer_past_count(consumer, true);
-        past_t *past = consumer_past_new(bq, count);
-        if (past && consumer_past_fill(consumer, past, count, true)) {
-            past_record_t record = {consumer->id, past->base_lsn, past->end_lsn, count, past->tells};
+        if (!history_is_kept(bq, consumer)) continue;
+        uint32_t count = consumer_history_count(consumer, true);
+        history_t *history = consumer_history_new(bq, count);
+        if (history && consumer_history_fill(consumer, history, count, true)) {
+            history_record_t record = {consumer->id, history->base_lsn, history->end_lsn, count, history->tells};
             memcpy(to, &record, sizeof record);
-            if (count) memcpy(to + sizeof record, past->entries, count * sizeof(past_entry_t));
-            to += past_record_bytes(count);
+            if (count) memcpy(to + sizeof record, history->entries, count * sizeof(history_entry_t));
+            to += history_record_bytes(count);
         }
-        if (past) pool_give(&bq->pool, past, sizeof *past + count * sizeof(past_entry_t));
+        if (history) pool_free(&bq->pool, history, sizeof *history + count * sizeof(history_entry_t));
     }
 }
 
-/* What the section of holders holds: for each client_id that keeps a group this, and the client_id, padded to 8. */
-typedef struct holder_record {
+/* What the section of registrations holds: for each client_id that keeps a group this, and the client_id, padded to 8. */
+typedef struct registration_record {
     uint64_t consumer_id, id;
     uint32_t size, reserved;
-} holder_record_t;
+} registration_record_t;
 
-static uint64_t holder_bytes(uint32_t size) { return sizeof(holder_record_t) + (((uint64_t)size + 7) & ~7ull); }
+static uint64_t registration_bytes(uint32_t size) { return sizeof(registration_record_t) + (((uint64_t)size + 7) & ~7ull); }
 
-static bool holders_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
-    holder_record_t record;
+static bool registrations_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+    registration_record_t record;
     while (size >= sizeof record) {
         memcpy(&record, bytes, sizeof record);
-        if (holder_bytes(record.size) > size) return true;
+        if (registration_bytes(record.size) > size) return true;
         consumer_t *consumer = consumer_by_id(bq, record.consumer_id);
-        if (consumer && consumer->grouped && !holder_load(bq, consumer, bytes + sizeof record, record.size, record.id, 0))
+        if (consumer && consumer->grouped && !registration_load(bq, consumer, bytes + sizeof record, record.size, record.id, 0))
             return false;
-        bytes += holder_bytes(record.size);
-        size -= holder_bytes(record.size);
+        bytes += registration_bytes(record.size);
+        size -= registration_bytes(record.size);
     }
     return true;
 }
 
-static void holders_put(uint8_t *out, const bq_t *bq) {
+static void registrations_put(uint8_t *out, const bq_t *bq) {
     for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        for (const holder_t *holder = consumer->grouped ? consumer->holders : NULL; holder; holder = holder->next) {
-            holder_record_t record = {.consumer_id = consumer->id, .id = holder->id, .size = holder->size};
+        for (const registration_t *registration = consumer->grouped ? consumer->registrations : NULL; registration;
+             registration = registration->next) {
+            registration_record_t record = {.consumer_id = consumer->id, .id = registration->id, .size = registration->size};
             memcpy(out, &record, sizeof record);
-            if (holder->size) memcpy(out + sizeof record, holder->client_id, holder->size);
-            out += holder_bytes(holder->size);
+            if (registration->size) memcpy(out + sizeof record, registration->client_id, registration->size);
+            out += registration_bytes(registration->size);
         }
     }
 }
@@ -262,10 +268,10 @@ static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
         memcpy(&head, bytes, sizeof head);
         if (head.size > size - sizeof head) return true;
         if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_PAST) pasts_load(bq, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_HISTORY) histories_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_SEEN) consumer_seen_load(bq, bytes + sizeof head, head.size);
         if (head.kind == SECTION_LETTERS) consumer_quota_section_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_HOLDERS && !holders_load(bq, bytes + sizeof head, head.size)) return false;
+        if (head.kind == SECTION_REGISTRATIONS && !registrations_load(bq, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
         size -= section_bytes(head.size);
@@ -302,7 +308,8 @@ static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
         consumer_t *consumer = consumer_load(bq, &record, &request, record.floor_lsn);
         if (!consumer) return false;
         bool in_section = record.form && consumer->grouped;
-        if (!in_section && !holder_load(bq, consumer, request.client_id, request.client_id_size, record.id, 0)) return false;
+        if (!in_section && !registration_load(bq, consumer, request.client_id, request.client_id_size, record.id, 0))
+            return false;
         at += texts_size(&record);
     }
     return sections_load(bq, checkpoint->bytes + at, checkpoint->size - at);
@@ -346,7 +353,7 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
         if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
         timeline_restore_publish(bq, entry->lsn, &publish);
         replayed(bq, &publish, entry->size);
-        if (entry->flags & PUBLISH_LETTER && entry->lsn > bq->consumers.quota_letters.newest_lsn)
+        if (entry->flags & PUBLISH_DEAD_LETTER && entry->lsn > bq->consumers.quota_letters.newest_lsn)
             consumer_quota_letter_logged(bq, entry->lsn, entry->size);
         return true;
     case WAL_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
@@ -388,8 +395,8 @@ void consumers_go_on(bq_t *bq) {
 
 typedef struct durable_sums {
     uint32_t count;
-    uint64_t bytes, holders_bytes, pasts_bytes; /* in a checkpoint */
-    uint64_t keep_from;                         /* the first LSN that one of them has not done with */
+    uint64_t bytes, registrations_bytes, histories_bytes; /* in a checkpoint */
+    uint64_t keep_from;                                   /* the first LSN that one of them has not done with */
 } durable_sums_t;
 
 /* What the WAL has to keep for it. What it holds from before it was durable is in memory only. */
@@ -406,9 +413,10 @@ static durable_sums_t durable_sums(bq_t *bq) {
         if (!consumer->durable) continue;
         sums.count++;
         sums.bytes += sizeof(consumer_record_t) + consumer->filter_size + consumer->client_id_size + consumer->group_size;
-        if (past_is_kept(bq, consumer)) sums.pasts_bytes += past_record_bytes(consumer_past_count(consumer, true));
-        for (const holder_t *holder = consumer->grouped ? consumer->holders : NULL; holder; holder = holder->next)
-            sums.holders_bytes += holder_bytes(holder->size);
+        if (history_is_kept(bq, consumer)) sums.histories_bytes += history_record_bytes(consumer_history_count(consumer, true));
+        for (const registration_t *registration = consumer->grouped ? consumer->registrations : NULL; registration;
+             registration = registration->next)
+            sums.registrations_bytes += registration_bytes(registration->size);
     }
     return sums;
 }
@@ -425,7 +433,7 @@ uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
     uint32_t timeline_size = timeline_section_size(bq, *keep_from);
     uint32_t letters_size = consumer_quota_section_size(bq);
     uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
-    bytes = sums.bytes + sums.holders_bytes + sums.pasts_bytes + seen_bytes + 3 * sizeof(section_head_t) +
+    bytes = sums.bytes + sums.registrations_bytes + sums.histories_bytes + seen_bytes + 3 * sizeof(section_head_t) +
             section_bytes(letters_size) + section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
@@ -438,9 +446,9 @@ uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
         memcpy(out + at + sizeof record, consumer->text, texts_size(&record));
         at += sizeof record + texts_size(&record);
     }
-    holders_put(section_begin(out, &at, SECTION_HOLDERS, (uint32_t)sums.holders_bytes), bq);
-    uint8_t *pasts = section_begin(out, &at, SECTION_PAST, (uint32_t)sums.pasts_bytes);
-    pasts_put(pasts, bq);
+    registrations_put(section_begin(out, &at, SECTION_REGISTRATIONS, (uint32_t)sums.registrations_bytes), bq);
+    uint8_t *histories = section_begin(out, &at, SECTION_HISTORY, (uint32_t)sums.histories_bytes);
+    histories_put(histories, bq);
     seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), bq);
     consumer_quota_section_write(bq, section_begin(out, &at, SECTION_LETTERS, letters_size));
     timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));

@@ -9,17 +9,17 @@
 #include "core.h"
 #include "broker/consumer_internal.h"
 
-void consumers_skim(bq_t *bq) {
+void consumers_sweep(bq_t *bq) {
     uint64_t now_ms = timeline_now_ms(bq);
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        if (!consumer->durable || !consumer->behind || consumer->members || consumer->skim || now_ms < consumer->skim_due_ms)
+        if (!consumer->durable || !consumer->behind || consumer->members || consumer->sweep || now_ms < consumer->sweep_due_ms)
             continue;
-        consumer->skim = true;
+        consumer->sweep = true;
         consumer_pump_later(bq, consumer);
     }
 }
 
-void consumer_skimmed(const bq_t *bq, consumer_t *consumer, uint64_t left_ms) {
-    consumer->skim = false;
-    consumer->skim_due_ms = left_ms ? timeline_now_ms(bq) + left_ms : UINT64_MAX;
+void consumer_swept(const bq_t *bq, consumer_t *consumer, uint64_t left_ms) {
+    consumer->sweep = false;
+    consumer->sweep_due_ms = left_ms ? timeline_now_ms(bq) + left_ms : UINT64_MAX;
 }

@@ -25,7 +25,7 @@ static void member_remove(bq_t *bq, member_t *member) {
     consumer->seen_wall_ms = bq->wall_ms;
     consumer_seen(bq, consumer);
     member->connection->group_count -= consumer->grouped;
-    pool_give(&bq->pool, member, sizeof *member);
+    pool_free(&bq->pool, member, sizeof *member);
     if (!consumer->member_count && consumer->durable) consumer_window_leave(bq, consumer);
 }
 
@@ -40,7 +40,7 @@ static member_t *member_find(const consumer_t *consumer, const connection_t *con
 }
 
 static member_t *member_add(bq_t *bq, consumer_t *consumer, connection_t *connection) {
-    member_t *member = pool_take(&bq->pool, sizeof *member);
+    member_t *member = pool_alloc(&bq->pool, sizeof *member);
     if (!member) return NULL;
     *member = (member_t){.consumer = consumer,
                          .connection = connection,
@@ -112,10 +112,10 @@ consumer_t *consumer_by_id(bq_t *bq, uint64_t id) {
 /* Both tables made anew. Consumers are entered from the newest to the oldest, so that the newest is still found first. */
 static bool tables_make(bq_t *bq, uint32_t size) {
     consumers_t *consumers = &bq->consumers;
-    consumer_t **tables = pool_take(&bq->pool, 2 * size * sizeof *tables), **at;
+    consumer_t **tables = pool_alloc(&bq->pool, 2 * size * sizeof *tables), **at;
     if (!tables) return false;
     memset(tables, 0, 2 * size * sizeof *tables);
-    if (consumers->names) pool_give(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *tables);
+    if (consumers->names) pool_free(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *tables);
     consumers->names = tables;
     consumers->ids = tables + size;
     consumers->table_size = size;
@@ -138,7 +138,7 @@ static void names_enter(bq_t *bq, consumer_t *consumer) {
     *slot = consumer;
 }
 
-void consumer_id_give(bq_t *bq, consumer_t *consumer, uint64_t id) {
+void consumer_id_assign(bq_t *bq, consumer_t *consumer, uint64_t id) {
     consumer_t **slot = id_slot(&bq->consumers, id);
     if (!id) return; /* none that a core gives */
     consumer->id = id;
@@ -170,53 +170,56 @@ static void name_change(bq_t *bq, consumer_t *consumer, const consumer_request_t
     *slot = consumer;
 }
 
-/* ---- holders: for whom a durable subscription is kept -------------------------------------------------------------------- */
+/* ---- registrations: for whom a durable subscription is kept -------------------------------------------------------------------- */
 
-holder_t *holder_new(bq_t *bq, const uint8_t *client_id, uint32_t size, uint64_t id) {
-    holder_t *holder = pool_take(&bq->pool, sizeof *holder + size);
-    if (!holder) return NULL;
-    *holder = (holder_t){.id = id, .size = size, .hash = hash_bytes(&bq->hash_key, client_id, size, 0)};
-    if (size) memcpy(holder->client_id, client_id, size);
-    return holder;
+registration_t *registration_new(bq_t *bq, const uint8_t *client_id, uint32_t size, uint64_t id) {
+    registration_t *registration = pool_alloc(&bq->pool, sizeof *registration + size);
+    if (!registration) return NULL;
+    *registration = (registration_t){.id = id, .size = size, .hash = hash_bytes(&bq->hash_key, client_id, size, 0)};
+    if (size) memcpy(registration->client_id, client_id, size);
+    return registration;
 }
 
-void holder_free(bq_t *bq, holder_t *holder) { pool_give(&bq->pool, holder, sizeof *holder + holder->size); }
+void registration_free(bq_t *bq, registration_t *registration) {
+    pool_free(&bq->pool, registration, sizeof *registration + registration->size);
+}
 
-static holder_t *holder_find(const bq_t *bq, const consumer_t *consumer, const uint8_t *client_id, uint32_t size) {
-    holder_t *holder = consumer->holders;
-    if (!holder) return NULL;
+static registration_t *registration_find(const bq_t *bq, const consumer_t *consumer, const uint8_t *client_id, uint32_t size) {
+    registration_t *registration = consumer->registrations;
+    if (!registration) return NULL;
     uint64_t hash = hash_bytes(&bq->hash_key, client_id, size, 0);
-    while (holder && !(holder->hash == hash && text_is(holder->client_id, holder->size, client_id, size))) holder = holder->next;
-    return holder;
+    while (registration && !(registration->hash == hash && text_is(registration->client_id, registration->size, client_id, size)))
+        registration = registration->next;
+    return registration;
 }
 
-void holder_enter(bq_t *bq, consumer_t *consumer, holder_t *holder) {
-    holder->key = consumer_owner_enter(bq, holder->client_id, holder->size);
+void registration_enter(bq_t *bq, consumer_t *consumer, registration_t *registration) {
+    registration->key = consumer_owner_enter(bq, registration->client_id, registration->size);
     consumer_owner_leave(bq, consumer->key); /* it counts for those it is kept for */
     consumer->key = NULL;
-    holder->next = consumer->holders;
-    consumer->holders = holder;
-    bq->consumers.group_holders += consumer->holder_count++ > 0;
+    registration->next = consumer->registrations;
+    consumer->registrations = registration;
+    bq->consumers.group_registrations += consumer->registration_count++ > 0;
     consumer->durable = true;
 }
 
-static void holder_remove(bq_t *bq, consumer_t *consumer, holder_t *holder) {
-    holder_t **at = &consumer->holders;
-    while (*at != holder) at = &(*at)->next;
-    *at = holder->next;
-    bq->consumers.group_holders -= --consumer->holder_count > 0;
-    if (consumer->holder_count)
-        consumer_owner_leave(bq, holder->key);
+static void registration_remove(bq_t *bq, consumer_t *consumer, registration_t *registration) {
+    registration_t **at = &consumer->registrations;
+    while (*at != registration) at = &(*at)->next;
+    *at = registration->next;
+    bq->consumers.group_registrations -= --consumer->registration_count > 0;
+    if (consumer->registration_count)
+        consumer_owner_leave(bq, registration->key);
     else
-        consumer->key = holder->key;
-    holder_free(bq, holder);
+        consumer->key = registration->key;
+    registration_free(bq, registration);
 }
 
 /* With the last one of them a durable subscription ends, and so does a durable group nobody is connected to. One that has members
  * goes on in memory, as does the subscription of `keep`, whose client has been told that it is no more than that. True: it ended. */
-static bool holder_end(bq_t *bq, consumer_t *consumer, holder_t *holder, const connection_t *keep) {
-    holder_remove(bq, consumer, holder);
-    if (consumer->holders) return false;
+static bool registration_end(bq_t *bq, consumer_t *consumer, registration_t *registration, const connection_t *keep) {
+    registration_remove(bq, consumer, registration);
+    if (consumer->registrations) return false;
     consumer->durable = false;
     id_leave(&bq->consumers, consumer);
     if (!consumer->members || (!consumer->grouped && !keep)) {
@@ -235,9 +238,9 @@ static size_t consumer_bytes(const consumer_t *consumer) {
 }
 
 consumer_t *consumer_new(bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
-    uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* those of a group are its holders */
+    uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* those of a group are its registrations */
     size_t size = sizeof(consumer_t) + request->filter_size + client_id_size + request->group_size;
-    consumer_t *consumer = pool_take(&bq->pool, size);
+    consumer_t *consumer = pool_alloc(&bq->pool, size);
     if (!consumer) return NULL;
     *consumer = (consumer_t){.filter_size = request->filter_size,
                              .client_id_size = client_id_size,
@@ -250,7 +253,7 @@ consumer_t *consumer_new(bq_t *bq, const consumer_request_t *request, bq_conn_t 
     if (client_id_size) memcpy(consumer->text + request->filter_size, request->client_id, client_id_size);
     if (request->group_size) memcpy(consumer->text + request->filter_size, request->group, request->group_size);
     if (route_consumer(bq->routes, consumer, &consumer->route, request->filter, request->filter_size) < 0) {
-        pool_give(&bq->pool, consumer, size);
+        pool_free(&bq->pool, consumer, size);
         return NULL;
     }
     names_enter(bq, consumer);
@@ -269,19 +272,19 @@ void consumer_free(bq_t *bq, consumer_t *consumer) {
     bq->stats.enqueued += consumer->window_count;
     while (consumer->head) delivery_free(bq, consumer->head);
     while (consumer->members) member_remove(bq, consumer->members);
-    consumer_past_drop(bq, consumer);
+    consumer_history_drop(bq, consumer);
     consumer_read_abandon(bq, consumer);
     consumer_pump_never(bq, consumer);
     route_consumer_leave(bq->routes, &consumer->route);
     consumer_list_forget(bq, consumer);
     name_leave(&bq->consumers, consumer);
     id_leave(&bq->consumers, consumer);
-    while (consumer->holders) holder_remove(bq, consumer, consumer->holders);
+    while (consumer->registrations) registration_remove(bq, consumer, consumer->registrations);
     consumer_owner_leave(bq, consumer->key);
     *consumer->link = consumer->next;
     if (consumer->next) consumer->next->link = consumer->link;
     bq->consumers.count--;
-    pool_give(&bq->pool, consumer, consumer_bytes(consumer));
+    pool_free(&bq->pool, consumer, consumer_bytes(consumer));
 }
 
 /* ---- requests: SUB --------------------------------------------------------------------------------------------------------- */
@@ -291,8 +294,8 @@ static const char *TOO_MANY_CONSUMERS =
     "limits.max_sessions is reached: end durable subscriptions that nobody uses: blipmq-cli sessions";
 static const char *TOO_MANY_OF_KEY =
     "limits.max_sessions_per_key is reached: this key has as many QoS 1 subscriptions and queue groups as one may have";
-static const char *TOO_MANY_HOLDERS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
-                                      "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
+static const char *TOO_MANY_REGISTRATIONS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
+                                            "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
 static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     connection->protocol->refuse(bq, connection, seq, outcome, why);
@@ -346,47 +349,48 @@ static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) 
 }
 
 /* A client_id from which on the consumer is durable, or stays so. Its SubAck waits for the record to be on disk. False: no room. */
-static bool holder_begin(bq_t *bq, connection_t *connection, uint64_t seq, attempt_t *attempt,
-                         const consumer_request_t *request) {
+static bool registration_begin(bq_t *bq, connection_t *connection, uint64_t seq, attempt_t *attempt,
+                               const consumer_request_t *request) {
     consumer_t *consumer = attempt->consumer;
     bool fresh = attempt->undo & PENDING_UNDO_CONSUMER;
     uint64_t id = bq->consumers.next_id + 1, consumer_id = consumer->id ? consumer->id : id;
-    holder_t *holder = holder_new(bq, request->client_id, request->client_id_size, id);
-    pending_commit_t *pending = holder ? commit_answer_new(bq, connection, seq, PENDING_SUBACK, consumer->text,
-                                                           consumer->filter_size, consumer->group_size)
-                                       : NULL;
+    registration_t *registration = registration_new(bq, request->client_id, request->client_id_size, id);
+    pending_commit_t *pending = registration ? commit_answer_new(bq, connection, seq, PENDING_SUBACK, consumer->text,
+                                                                 consumer->filter_size, consumer->group_size)
+                                             : NULL;
     uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_wal(bq, consumer);
-    int64_t lsn = pending ? consumer_record_append(bq, consumer, holder, consumer_id, floor_lsn) : 0;
+    int64_t lsn = pending ? consumer_record_append(bq, consumer, registration, consumer_id, floor_lsn) : 0;
     if (lsn <= 0) {
         if (pending) commit_answer_drop(bq, pending);
-        if (holder) holder_free(bq, holder);
+        if (registration) registration_free(bq, registration);
         return false;
     }
     bq->consumers.next_id = id;
     pending->id = id;
-    pending->undo = attempt->undo | PENDING_UNDO_HOLDER;
+    pending->undo = attempt->undo | PENDING_UNDO_REGISTRATION;
     commit_answer_wait(bq, connection, pending, (uint64_t)lsn);
-    holder->record_lsn = (uint64_t)lsn;
+    registration->record_lsn = (uint64_t)lsn;
     bool raised = !consumer->durable;
-    holder_enter(bq, consumer, holder);
+    registration_enter(bq, consumer, registration);
     if (!raised) return true;
     if (!consumer->grouped) name_change(bq, consumer, request, 0);
-    consumer_id_give(bq, consumer, consumer_id);
+    consumer_id_assign(bq, consumer, consumer_id);
     if (fresh) consumer->born_lsn = consumer->floor_lsn = floor_lsn = (uint64_t)lsn;
     floor_begin(consumer, floor_lsn, (uint64_t)lsn);
     return true;
 }
 
 /* Found at the start, but a full disk has not let this process make sure of it yet: a SubAck now could be one too many. */
-static bool in_doubt(const bq_t *bq, const holder_t *holder) {
-    return bq->dispatched_lsn < bq->found_lsn && holder->record_lsn > bq->dispatched_lsn;
+static bool in_doubt(const bq_t *bq, const registration_t *registration) {
+    return bq->dispatched_lsn < bq->found_lsn && registration->record_lsn > bq->dispatched_lsn;
 }
 
 static const char *over_limits(bq_t *bq, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
-    if (consumer && holds && consumer->grouped && consumer->holder_count >= GROUP_HOLDERS_MAX) return TOO_MANY_HOLDERS;
-    bool counts = !consumer || (holds && consumer->holder_count);
+    if (consumer && holds && consumer->grouped && consumer->registration_count >= GROUP_REGISTRATIONS_MAX)
+        return TOO_MANY_REGISTRATIONS;
+    bool counts = !consumer || (holds && consumer->registration_count);
     if (!counts) return NULL;
-    if (bq->consumers.count + bq->consumers.group_holders >= bq->config.max_sessions) {
+    if (bq->consumers.count + bq->consumers.group_registrations >= bq->config.max_sessions) {
         bq->stats.sessions_refused++;
         return TOO_MANY_CONSUMERS;
     }
@@ -416,13 +420,13 @@ static void raise_qos(bq_t *bq, const attempt_t *attempt, uint8_t qos) {
 bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool route_new,
                         bool *remains) {
     attempt_t attempt = {.consumer = consumer_wanted(bq, connection, request), .undo = route_new ? PENDING_UNDO_ROUTE : 0};
-    holder_t *holder = NULL;
+    registration_t *registration = NULL;
     if (attempt.consumer && request->durable)
-        holder = holder_find(bq, attempt.consumer, request->client_id, request->client_id_size);
-    bool holds = request->durable && !holder;
+        registration = registration_find(bq, attempt.consumer, request->client_id, request->client_id_size);
+    bool holds = request->durable && !registration;
     attempt.member = attempt.consumer ? member_find(attempt.consumer, connection) : NULL;
     *remains = attempt.member != NULL;
-    if (holder && in_doubt(bq, holder)) return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+    if (registration && in_doubt(bq, registration)) return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
     const char *over = over_limits(bq, attempt.consumer, holds, request);
     if (over) return refuse(bq, connection, seq, BQ_OUTCOME_LIMIT, over);
     if (!attempt.consumer) {
@@ -431,7 +435,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     }
     if (attempt.consumer && !attempt.member && (attempt.member = member_add(bq, attempt.consumer, connection)))
         attempt.undo |= PENDING_UNDO_MEMBER;
-    if (!attempt.member || (holds && !holder_begin(bq, connection, seq, &attempt, request))) {
+    if (!attempt.member || (holds && !registration_begin(bq, connection, seq, &attempt, request))) {
         attempt_undo(bq, &attempt);
         return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
     }
@@ -440,8 +444,9 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     *remains = true;
     if (holds) return true;
     /* Another connection of a client_id that is not on disk yet waits for that too. */
-    bool unsure = holder && holder->record_lsn > wal_durable(bq->wal);
-    if (unsure && commit_answer(bq, connection, seq, holder->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
+    bool unsure = registration && registration->record_lsn > wal_durable(bq->wal);
+    if (unsure &&
+        commit_answer(bq, connection, seq, registration->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
         return true;
     connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
     connection_resume(bq, connection, PAUSE_ANSWER);
@@ -459,9 +464,9 @@ void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_c
             text_is(consumer_group(at), at->group_size, text + filter_size, group_size))
             consumer = at;
     }
-    holder_t *holder = consumer && pending->undo & PENDING_UNDO_HOLDER ? consumer->holders : NULL;
-    while (holder && holder->id != pending->id) holder = holder->next;
-    if (holder && holder_end(bq, consumer, holder, connection)) consumer = NULL;
+    registration_t *registration = consumer && pending->undo & PENDING_UNDO_REGISTRATION ? consumer->registrations : NULL;
+    while (registration && registration->id != pending->id) registration = registration->next;
+    if (registration && registration_end(bq, consumer, registration, connection)) consumer = NULL;
     if (consumer && pending->undo & PENDING_UNDO_MEMBER) {
         member_t *member = member_find(consumer, connection);
         if (member) member_remove(bq, member);
@@ -480,15 +485,15 @@ static bool concerns(const consumer_t *consumer, const consumer_request_t *reque
     return !request->group_size || text_is(consumer_group(consumer), consumer->group_size, request->group, request->group_size);
 }
 
-uint32_t consumer_holders_end(bq_t *bq, const consumer_request_t *request, uint64_t id_max, bool end) {
+uint32_t consumer_registrations_end(bq_t *bq, const consumer_request_t *request, uint64_t id_max, bool end) {
     uint32_t count = 0, index = 0;
     consumer_t *consumer;
     while ((consumer = route_consumer_at(bq->routes, request->filter, request->filter_size, index))) {
-        holder_t *holder =
-            concerns(consumer, request) ? holder_find(bq, consumer, request->client_id, request->client_id_size) : NULL;
-        bool ends = holder && holder->id <= id_max;
+        registration_t *registration =
+            concerns(consumer, request) ? registration_find(bq, consumer, request->client_id, request->client_id_size) : NULL;
+        bool ends = registration && registration->id <= id_max;
         count += ends;
-        if (!ends || !end || !holder_end(bq, consumer, holder, NULL)) index++; /* else another one has its place */
+        if (!ends || !end || !registration_end(bq, consumer, registration, NULL)) index++; /* else another one has its place */
     }
     return count;
 }
@@ -511,7 +516,7 @@ static uint32_t memberships_end(bq_t *bq, connection_t *connection, const consum
 
 bool consumer_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool *ended,
                           bool *pending) {
-    *pending = request->client_id_size && bq->wal && consumer_holders_end(bq, request, UINT64_MAX, false);
+    *pending = request->client_id_size && bq->wal && consumer_registrations_end(bq, request, UINT64_MAX, false);
     if (*pending) {
         pending_commit_t *answer = commit_answer_new(bq, connection, seq, PENDING_REPLY, NULL, 0, 0);
         int64_t lsn = answer ? consumer_leave_append(bq, request) : 0;
@@ -520,7 +525,7 @@ bool consumer_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, cons
             return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
         }
         commit_answer_wait(bq, connection, answer, (uint64_t)lsn);
-        consumer_holders_end(bq, request, UINT64_MAX, true);
+        consumer_registrations_end(bq, request, UINT64_MAX, true);
     }
     *ended = memberships_end(bq, connection, request) || *pending;
     return true;
@@ -560,9 +565,9 @@ void consumers_release(bq_t *bq) {
     while (consumers->all) consumer_free(bq, consumers->all);
     consumer_end_release(bq);
     flight_release(bq);
-    if (consumers->names) pool_give(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
+    if (consumers->names) pool_free(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
     consumers->names = consumers->ids = NULL;
     for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after wal_close: no read is under way */
         if (consumers->readers[slot].buffer)
-            pool_give(&bq->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
+            pool_free(&bq->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
 }

@@ -5,7 +5,7 @@
 
 #include <stdio.h>
 
-#define PREFIX_BYTES ((uint32_t)sizeof LETTER_PREFIX - 1)
+#define PREFIX_BYTES ((uint32_t)sizeof DEAD_LETTER_PREFIX - 1)
 #define RETRY_FULL_MS 250u
 #define RETRY_OTHER_MS 1000u
 #define NUMBER_BYTES 24u
@@ -14,13 +14,13 @@ static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
 
 /* The topic of a letter of a letter would be one of the same again. */
 static bool is_letter(const message_t *message) {
-    return message->topic_size >= PREFIX_BYTES && !memcmp(message->topic, LETTER_PREFIX, PREFIX_BYTES);
+    return message->topic_size >= PREFIX_BYTES && !memcmp(message->topic, DEAD_LETTER_PREFIX, PREFIX_BYTES);
 }
 
 /* A topic of nearly the largest size is cut, at a character; the property has all of it. */
 static uint32_t topic_write(uint8_t *out, const uint8_t *topic, uint32_t size) {
     if (size > TOPIC_BYTES_MAX - PREFIX_BYTES) size = TOPIC_BYTES_MAX - PREFIX_BYTES;
-    memcpy(out, LETTER_PREFIX, PREFIX_BYTES);
+    memcpy(out, DEAD_LETTER_PREFIX, PREFIX_BYTES);
     memcpy(out + PREFIX_BYTES, topic, size);
     while (topic_check(out, PREFIX_BYTES + size)) size--;
     return PREFIX_BYTES + size;
@@ -32,7 +32,8 @@ static uint32_t number_property(uint8_t *out, const char *name, uint64_t number)
     return property_write(out, name, (const uint8_t *)text, (uint32_t)size);
 }
 
-uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries, bool over) {
+uint32_t dead_letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries,
+                                bool over) {
     const char *reason = over ? OVER : TOO_OFTEN;
     uint32_t at = property_write(out, "reason", (const uint8_t *)reason, (uint32_t)strlen(reason));
     at += property_write(out + at, "topic", topic, topic_size);
@@ -40,9 +41,10 @@ uint32_t letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_si
     return at + number_property(out + at, "deliveries", deliveries);
 }
 
-uint32_t letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size, const letter_record_t *record) {
+uint32_t dead_letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size,
+                                      const dead_letter_record_t *record) {
     uint32_t front = topic_size < PREFIX_BYTES ? topic_size : PREFIX_BYTES;
-    return letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries, record->over != 0);
+    return dead_letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries, record->over != 0);
 }
 
 /* Who would get the letter. No memory to find that out: somebody may want it, so it has to be on disk. */
@@ -62,47 +64,47 @@ static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
 
 /* In LSN order, over all consumers: the oldest is what keeps the WAL's oldest segment, so it has the first of whatever room there is. */
 static void line_join(bq_t *bq, delivery_t *delivery) {
-    letters_t *letters = &bq->letters;
+    dead_letters_t *letters = &bq->dead_letters;
     delivery_t *before = letters->last;
     while (before && before->lsn > delivery->lsn) before = before->letter_previous;
     delivery->letter_previous = before;
     delivery->letter_next = before ? before->letter_next : letters->first;
     *(before ? &before->letter_next : &letters->first) = delivery;
     *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery;
-    delivery->letter_waits = true;
+    delivery->dead_letter_waits = true;
     wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
 }
 
 static void line_leave(bq_t *bq, delivery_t *delivery) {
-    letters_t *letters = &bq->letters;
-    if (!delivery->letter_waits) return;
+    dead_letters_t *letters = &bq->dead_letters;
+    if (!delivery->dead_letter_waits) return;
     *(delivery->letter_previous ? &delivery->letter_previous->letter_next : &letters->first) = delivery->letter_next;
     *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery->letter_previous;
-    delivery->letter_waits = false;
+    delivery->dead_letter_waits = false;
 }
 
 /* ---- sending ---------------------------------------------------------------------------------------------------------------- */
 
 /* 0: settled or on its way. Else why it has to wait. */
-static int64_t letter_try(bq_t *bq, delivery_t *delivery) {
-    uint8_t topic[TOPIC_BYTES_MAX], properties[LETTER_PROPERTIES_BYTES_MAX];
+static int64_t dead_letter_try(bq_t *bq, delivery_t *delivery) {
+    uint8_t topic[TOPIC_BYTES_MAX], properties[DEAD_LETTER_PROPERTIES_BYTES_MAX];
     const message_t from = delivery_message(delivery);
-    letter_t letter = {.delivery = delivery};
+    dead_letter_t letter = {.delivery = delivery};
     letter.message = (message_t){.topic = topic,
                                  .topic_size = topic_write(topic, from.topic, from.topic_size),
                                  .properties = properties,
-                                 .properties_size = letter_properties(properties, from.topic, from.topic_size, delivery->id,
-                                                                      delivery->deliveries, delivery->over),
+                                 .properties_size = dead_letter_properties(properties, from.topic, from.topic_size, delivery->id,
+                                                                           delivery->deliveries, delivery->over),
                                  .payload = from.payload,
                                  .payload_size = from.payload_size};
     letter.cut = letter.message.topic_size != PREFIX_BYTES + from.topic_size;
     enum wanted wanted = wanted_by(bq, topic, letter.message.topic_size);
     if (wanted == WANTED_LATER) return BQ_E_AGAIN;
     if (wanted == WANTED) {
-        int64_t lsn = commit_letter(bq, &letter);
+        int64_t lsn = commit_dead_letter(bq, &letter);
         return lsn > 0 ? 0 : lsn;
     }
-    if (wanted == WANTED_BY_QOS0 && !commit_letter_follow(bq, &letter)) return BQ_E_MEMORY;
+    if (wanted == WANTED_BY_QOS0 && !commit_dead_letter_follow(bq, &letter)) return BQ_E_MEMORY;
     bq->stats.dead_letters_unclaimed += wanted == WANTED_BY_NOBODY;
     delivery_dead(bq, delivery);
     return 0;
@@ -120,30 +122,30 @@ static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
         bool holds = consumer->durable && (consumer->head || consumer->behind);
         if (holds && (!oldest || consumer->floor_lsn < oldest->floor_lsn)) oldest = consumer;
     }
-    return oldest && oldest->head && oldest->head->letter_waits ? oldest->head : NULL;
+    return oldest && oldest->head && oldest->head->dead_letter_waits ? oldest->head : NULL;
 }
 
 /* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
 static void drop_oldest(bq_t *bq) {
-    letters_t *letters = &bq->letters;
+    dead_letters_t *letters = &bq->dead_letters;
     delivery_t *delivery = letter_that_keeps_the_wal(bq);
     if (!delivery) return;
     letters->drops = letters->drops ? 2 * letters->drops : 1;
-    if (letters->drops > LETTER_DROPS_MAX) letters->drops = LETTER_DROPS_MAX;
+    if (letters->drops > DEAD_LETTER_DROPS_MAX) letters->drops = DEAD_LETTER_DROPS_MAX;
     for (uint32_t i = 0; i < letters->drops && delivery; i++) {
         drop(bq, delivery);
         delivery = letter_that_keeps_the_wal(bq);
     }
-    letters->patience_ms = LETTER_PATIENCE_NEXT_MS;
+    letters->patience_ms = DEAD_LETTER_PATIENCE_NEXT_MS;
 }
 
 /* The first in line has been refused. A full WAL is given time. */
 static void refused(bq_t *bq, int64_t error) {
-    letters_t *letters = &bq->letters;
+    dead_letters_t *letters = &bq->dead_letters;
     letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
                                     : error == WAL_E_FULL ? RETRY_FULL_MS
                                                           : RETRY_OTHER_MS);
-    if (!letters->patience_ms) letters->patience_ms = LETTER_PATIENCE_MS; /* the WAL was full before the first of them */
+    if (!letters->patience_ms) letters->patience_ms = DEAD_LETTER_PATIENCE_MS; /* the WAL was full before the first of them */
     if (error == WAL_E_FULL && !letters->refused_ms)
         letters->refused_ms = bq->now_ms;
     else if (error == WAL_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
@@ -154,8 +156,8 @@ static void refused(bq_t *bq, int64_t error) {
 
 static void taken(bq_t *bq, delivery_t *delivery) {
     line_leave(bq, delivery);
-    bq->letters.refused_ms = 0;
-    bq->letters.drops = 0;
+    bq->dead_letters.refused_ms = 0;
+    bq->dead_letters.drops = 0;
 }
 
 /* The WAL is full for the first in line. Behind it may be the one that keeps the WAL full: that goes before it. */
@@ -163,15 +165,15 @@ static bool overtaken(bq_t *bq, const delivery_t *first) {
     delivery_t *delivery = letter_that_keeps_the_wal(bq);
     if (!delivery || delivery == first) return false;
     const consumer_t *consumer = delivery->consumer;
-    if (letter_try(bq, delivery) < 0) return false;
+    if (dead_letter_try(bq, delivery) < 0) return false;
     if (consumer->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
     return true;
 }
 
-void letters_turn(bq_t *bq) {
-    letters_t *letters = &bq->letters;
+void dead_letters_turn(bq_t *bq) {
+    dead_letters_t *letters = &bq->dead_letters;
     if (!letters->first || bq->now_ms < letters->due_ms) return;
-    if (!bq->wal || wal_state(bq->wal) != WAL_E_FULL) letters->patience_ms = LETTER_PATIENCE_MS;
+    if (!bq->wal || wal_state(bq->wal) != WAL_E_FULL) letters->patience_ms = DEAD_LETTER_PATIENCE_MS;
     for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
         bq->stats.work += WORK_QOS1;
         delivery_t *delivery = letters->first;
@@ -179,7 +181,7 @@ void letters_turn(bq_t *bq) {
             consumer_timeout(bq, delivery); /* settles it: its time is over */
             continue;
         }
-        int64_t error = letter_try(bq, delivery);
+        int64_t error = dead_letter_try(bq, delivery);
         if (error == BQ_E_TOO_LARGE || (error == WAL_E_FULL && delivery->over)) { /* the quota is there to make room */
             drop(bq, delivery);
         } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {
@@ -193,32 +195,32 @@ void letters_turn(bq_t *bq) {
     }
 }
 
-uint64_t letters_due_ms(const bq_t *bq) { return bq->letters.first ? bq->letters.due_ms : UINT64_MAX; }
+uint64_t dead_letters_due_ms(const bq_t *bq) { return bq->dead_letters.first ? bq->dead_letters.due_ms : UINT64_MAX; }
 
-void letter_send(bq_t *bq, delivery_t *delivery) {
+void dead_letter_send(bq_t *bq, delivery_t *delivery) {
     delivery->given_up = true;
-    if (delivery->letter || delivery->letter_waits) return;
+    if (delivery->letter || delivery->dead_letter_waits) return;
     const message_t message = delivery_message(delivery);
     if (is_letter(&message)) {
         bq->stats.dead_letters_dropped += delivery->over;
         delivery_dead(bq, delivery);
         return;
     }
-    if (!bq->letters.first) bq->letters.due_ms = bq->now_ms; /* at the end of this turn */
+    if (!bq->dead_letters.first) bq->dead_letters.due_ms = bq->now_ms; /* at the end of this turn */
     line_join(bq, delivery);
 }
 
-void letter_forget(bq_t *bq, delivery_t *delivery) {
+void dead_letter_forget(bq_t *bq, delivery_t *delivery) {
     if (delivery->letter) delivery->letter->delivery = NULL;
     line_leave(bq, delivery);
 }
 
-void letter_written(bq_t *bq, delivery_t *delivery, bool durable) {
+void dead_letter_written(bq_t *bq, delivery_t *delivery, bool durable) {
     delivery->letter = NULL;
     if (durable) {
         delivery_dead(bq, delivery);
         return;
     }
-    if (!bq->letters.first) bq->letters.due_ms = bq->now_ms + RETRY_OTHER_MS;
+    if (!bq->dead_letters.first) bq->dead_letters.due_ms = bq->now_ms + RETRY_OTHER_MS;
     line_join(bq, delivery);
 }

@@ -19,7 +19,7 @@ static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t 
 }
 
 static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
-    queue_entry_t *entry = pool_take(env->pool, sizeof *entry);
+    queue_entry_t *entry = pool_alloc(env->pool, sizeof *entry);
     if (!entry) return NULL;
     entry->timer.kind = TIMER_ENTRY; /* field by field: clearing it all first is half as much again */
     entry->timer.wheel.link = NULL;
@@ -64,7 +64,7 @@ static void entry_free(queue_env_t *env, queue_entry_t *entry) {
     if (queue->oldest == entry) queue->oldest = entry->next;
     wheel_remove(env->wheel, &entry->timer.wheel);
     buffer_unlink(env->buffers, entry);
-    pool_give(env->pool, entry, sizeof *entry);
+    pool_free(env->pool, entry, sizeof *entry);
 }
 
 /* The entry's first `bytes` are no longer wanted. */

@@ -35,7 +35,7 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
 
 /* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
  * is slow, never because many publishers were read in one turn. */
-static BQ_APART void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
+static NOINLINE void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
     if (!target->blocked) connection_send(bq, target);
     bq->stats.work += 1 + run->count / WORK_DROPS;
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK)
@@ -90,7 +90,7 @@ static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *ru
     }
 }
 
-static BQ_APART void give_wide(bq_t *bq, const topic_t *topic, const queue_run_t *run) {
+static NOINLINE void give_wide(bq_t *bq, const topic_t *topic, const queue_run_t *run) {
     bq->stats.work += (uint64_t)topic->target_count * WORK_WIDE;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         connection_t *target = topic->targets[i];
@@ -181,7 +181,7 @@ static inline bool run_takes(const publish_run_t *open, const topic_t *topic, ui
 }
 
 /* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
-static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
+static NOINLINE enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
     if (!shared_reserve(bq, size)) return PUBLISH_NO_MEMORY;
     return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
 }
@@ -189,11 +189,11 @@ static BQ_APART enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64
 static inline void frame_append(bq_t *bq, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
     queue_run_t *run = &bq->open.run;
     uint8_t *out = run->buffer->bytes + run->buffer->used;
-    memcpy(out, topic->prefix, topic->prefix_size);
-    header_patch(out, topic->prefix_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
-    if (size) memcpy(out + topic->prefix_size, payload, size);
-    buffer_commit(&bq->buffers, topic->prefix_size + size);
-    run->size += topic->prefix_size + size;
+    memcpy(out, topic->header, topic->header_size);
+    header_patch(out, topic->header_size, bq->next_message_id, bq->wall_ms, ttl_ms, size);
+    if (size) memcpy(out + topic->header_size, payload, size);
+    buffer_commit(&bq->buffers, topic->header_size + size);
+    run->size += topic->header_size + size;
     run->count++;
 }
 
@@ -206,8 +206,8 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
         if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
     }
     if (topic->target_count || topic->grouped) {
-        if (BQ_UNLIKELY(!run_takes(&bq->open, topic, tick, topic->prefix_size + size))) {
-            enum publish_outcome outcome = run_change(bq, topic, tick, topic->prefix_size + size, blocker);
+        if (BQ_UNLIKELY(!run_takes(&bq->open, topic, tick, topic->header_size + size))) {
+            enum publish_outcome outcome = run_change(bq, topic, tick, topic->header_size + size, blocker);
             if (outcome != PUBLISH_DONE) return outcome;
         }
         frame_append(bq, topic, payload, size, ttl_ms);
@@ -226,7 +226,7 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
     bq->stats.work += topic->target_count;
-    return room_for_run(bq, topic, topic->prefix_size + size, &count_max, &size_max) != NULL;
+    return room_for_run(bq, topic, topic->header_size + size, &count_max, &size_max) != NULL;
 }
 
 /* The first target from `i` on that has not been given this one through a consumer of QoS 1. */
@@ -241,16 +241,16 @@ static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pend
 
 /* Encoded anew for those who subscribed with QoS 0. False: no memory. */
 static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_t *pending, queue_run_t *run) {
-    uint32_t size = pending->properties_size ? pending->hold.size : topic->prefix_size + pending->payload_size;
+    uint32_t size = pending->properties_size ? pending->hold.size : topic->header_size + pending->payload_size;
     uint8_t *out = shared_reserve(bq, size);
     if (!out) return false;
     if (pending->properties_size) {
         memcpy(out, held_bytes_at(pending), size);
         message_mark_qos0(out);
     } else {
-        memcpy(out, topic->prefix, topic->prefix_size);
-        header_patch(out, topic->prefix_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
-        if (pending->payload_size) memcpy(out + topic->prefix_size, pending_message(pending).payload, pending->payload_size);
+        memcpy(out, topic->header, topic->header_size);
+        header_patch(out, topic->header_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
+        if (pending->payload_size) memcpy(out + topic->header_size, pending_message(pending).payload, pending->payload_size);
     }
     *run = (queue_run_t){
         .buffer = bq->buffers.open, .offset = bq->buffers.open->used, .size = size, .count = 1, .tick = pending->expiry_tick};

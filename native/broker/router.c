@@ -21,7 +21,7 @@ typedef struct filter {
     uint32_t count, capacity;
     consumer_t **consumers;
     uint32_t consumer_count, consumer_capacity;
-    int dialect;       /* 0 literal, 1 dot, 2 slash */
+    int syntax;        /* 0 literal, 1 dot, 2 slash */
     trie_node_t *node; /* of a wildcard filter */
     uint32_t size;
     uint8_t text[];
@@ -29,7 +29,7 @@ typedef struct filter {
 
 /* A wildcard filter whose members changed. */
 typedef struct route_change {
-    int dialect;
+    int syntax;
     uint32_t size;
     uint8_t text[TOPIC_BYTES_MAX];
 } route_change_t;
@@ -37,7 +37,7 @@ typedef struct route_change {
 /* A search that stopped because its units were used up. */
 typedef struct topic_search {
     trie_walk_t walks[2];
-    uint32_t dialect;    /* of the walk under way */
+    uint32_t syntax;     /* of the walk under way */
     uint64_t generation; /* when it began, or when no later change was found to matter */
 } topic_search_t;
 
@@ -70,7 +70,7 @@ static uint32_t power_of_two(uint32_t at_least) {
 
 routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, uint64_t *work, route_changing changing,
                     void *context) {
-    routes_t *routes = pool_take(pool, sizeof *routes);
+    routes_t *routes = pool_alloc(pool, sizeof *routes);
     if (!routes) return NULL;
     memset(routes, 0, sizeof *routes);
     routes->pool = pool;
@@ -81,9 +81,9 @@ routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, ui
     routes->topics_size = power_of_two(routes->topics_max);
     routes->filters_size = FILTER_TABLE_SIZE_MIN;
     routes->key = *key;
-    routes->topics = pool_take(pool, routes->topics_size * sizeof(topic_t *));
-    routes->filters = pool_take(pool, routes->filters_size * sizeof(filter_t *));
-    routes->chunks = pool_take(pool, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    routes->topics = pool_alloc(pool, routes->topics_size * sizeof(topic_t *));
+    routes->filters = pool_alloc(pool, routes->filters_size * sizeof(filter_t *));
+    routes->chunks = pool_alloc(pool, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
     if (routes->topics) memset(routes->topics, 0, routes->topics_size * sizeof(topic_t *));
     if (routes->filters) memset(routes->filters, 0, routes->filters_size * sizeof(filter_t *));
     trie_init(&routes->tries[0], pool, key, '.', '*', '>');
@@ -95,8 +95,8 @@ routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, ui
 
 /* ---- topics -------------------------------------------------------------------------------------------------------- */
 
-static BQ_APART void search_end(routes_t *routes, topic_t *topic) {
-    pool_give(routes->pool, topic->search, sizeof *topic->search);
+static NOINLINE void search_end(routes_t *routes, topic_t *topic) {
+    pool_free(routes->pool, topic->search, sizeof *topic->search);
     topic->search = NULL;
 }
 
@@ -113,12 +113,12 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
     if (topic->target_capacity) {
         size_t bytes = topic->target_capacity * sizeof *topic->targets;
         routes->targets_bytes -= bytes;
-        pool_give(routes->pool, topic->targets, bytes);
+        pool_free(routes->pool, topic->targets, bytes);
     }
     if (topic->consumer_capacity) {
         size_t bytes = topic->consumer_capacity * sizeof *topic->consumers;
         routes->targets_bytes -= bytes;
-        pool_give(routes->pool, topic->consumers, bytes);
+        pool_free(routes->pool, topic->consumers, bytes);
     }
     topic->targets = NULL;
     topic->consumers = NULL;
@@ -136,14 +136,14 @@ static void topic_forget(routes_t *routes, topic_t *topic) {
     while (*at != topic) at = &(*at)->chain;
     *at = topic->chain;
     targets_drop(routes, topic);
-    pool_give(routes->pool, topic->prefix, topic->prefix_size);
-    topic->prefix = NULL;
+    pool_free(routes->pool, topic->header, topic->header_size);
+    topic->header = NULL;
     topic->name_size = 0;
     routes->counts.topics--;
 }
 
 static bool slots_add(routes_t *routes) {
-    topic_t *chunk = pool_take(routes->pool, TOPIC_CHUNK * sizeof *chunk);
+    topic_t *chunk = pool_alloc(routes->pool, TOPIC_CHUNK * sizeof *chunk);
     if (!chunk) return false;
     memset(chunk, 0, TOPIC_CHUNK * sizeof *chunk);
     routes->chunks[routes->slots / TOPIC_CHUNK] = chunk;
@@ -179,19 +179,19 @@ static topic_t *topic_lookup(const routes_t *routes, uint64_t hash, const uint8_
 static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
     topic_t *topic = slot_find(routes);
     if (!topic) return NULL;
-    uint32_t prefix_size = header_template_size(size);
-    uint8_t *prefix = pool_take(routes->pool, prefix_size);
-    if (!prefix) return NULL;
-    header_template_write(prefix, name, size);
+    uint32_t header_size = header_template_size(size);
+    uint8_t *header = pool_alloc(routes->pool, header_size);
+    if (!header) return NULL;
+    header_template_write(header, name, size);
     topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
     *topic = (topic_t){.hash = hash,
                        .chain = *head,
-                       .prefix = prefix,
-                       .prefix_size = prefix_size,
+                       .header = header,
+                       .header_size = header_size,
                        .name_size = size,
                        .stale = true,
                        .serial = ++routes->serial};
-    topic->name = header_template_topic(prefix);
+    topic->name = header_template_topic(header);
     *head = topic;
     routes->counts.topics++;
     return topic;
@@ -228,7 +228,7 @@ static filter_t **filter_slot(const routes_t *routes, uint64_t hash, const uint8
 
 static void filters_grow(routes_t *routes) {
     uint32_t size = routes->filters_size * 2;
-    filter_t **table = pool_take(routes->pool, size * sizeof *table);
+    filter_t **table = pool_alloc(routes->pool, size * sizeof *table);
     if (!table) return; /* longer chains are slower, not wrong */
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < routes->filters_size; i++) {
@@ -239,7 +239,7 @@ static void filters_grow(routes_t *routes) {
             *head = filter;
         }
     }
-    pool_give(routes->pool, routes->filters, routes->filters_size * sizeof *table);
+    pool_free(routes->pool, routes->filters, routes->filters_size * sizeof *table);
     routes->filters = table;
     routes->filters_size = size;
 }
@@ -248,25 +248,25 @@ static size_t filter_bytes(const filter_t *filter) { return sizeof *filter + fil
 
 /* Filters and subscriptions are counted: see route_bytes. */
 static void *take(routes_t *routes, size_t size) {
-    void *block = pool_take(routes->pool, size);
+    void *block = pool_alloc(routes->pool, size);
     if (block) routes->filter_bytes += pool_good_size(size);
     return block;
 }
 
 static void give(routes_t *routes, void *block, size_t size) {
     if (block) routes->filter_bytes -= pool_good_size(size);
-    pool_give(routes->pool, block, size);
+    pool_free(routes->pool, block, size);
 }
 
 uint64_t route_bytes(const routes_t *routes) { return routes->filter_bytes + routes->tries[0].bytes + routes->tries[1].bytes; }
 
-static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size, int dialect) {
+static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size, int syntax) {
     filter_t *filter = take(routes, sizeof *filter + size);
     if (!filter) return NULL;
-    *filter = (filter_t){.hash = hash, .dialect = dialect, .size = size};
+    *filter = (filter_t){.hash = hash, .syntax = syntax, .size = size};
     memcpy(filter->text, text, size);
     *routes->work += size / LEVEL_BYTES;
-    if (dialect && !(filter->node = trie_insert(&routes->tries[dialect - 1], text, size, filter))) {
+    if (syntax && !(filter->node = trie_insert(&routes->tries[syntax - 1], text, size, filter))) {
         give(routes, filter, filter_bytes(filter));
         return NULL;
     }
@@ -280,7 +280,7 @@ static filter_t *filter_new(routes_t *routes, uint64_t hash, const uint8_t *text
 
 static void filter_free(routes_t *routes, filter_t *filter) {
     *filter_slot(routes, filter->hash, filter->text, filter->size) = filter->chain;
-    if (filter->dialect) *routes->work += trie_remove(&routes->tries[filter->dialect - 1], filter->node, filter);
+    if (filter->syntax) *routes->work += trie_remove(&routes->tries[filter->syntax - 1], filter->node, filter);
     give(routes, filter->members, filter->capacity * sizeof *filter->members);
     give(routes, filter->subscriptions, filter->capacity * sizeof *filter->subscriptions);
     give(routes, filter->consumers, filter->consumer_capacity * sizeof *filter->consumers);
@@ -291,9 +291,9 @@ static void filter_free(routes_t *routes, filter_t *filter) {
 /* The members of a filter change: topics that it matches must look again before they are used. */
 static void filter_changed(routes_t *routes, const filter_t *filter) {
     before_change(routes);
-    if (filter->dialect) {
+    if (filter->syntax) {
         route_change_t *change = &routes->changes[++routes->counts.generation % CHANGES_KEPT];
-        change->dialect = filter->dialect;
+        change->syntax = filter->syntax;
         change->size = filter->size;
         memcpy(change->text, filter->text, filter->size);
         return;
@@ -345,12 +345,12 @@ static subscription_t *subscription_find(routes_t *routes, const filter_t *filte
 
 /* The filter of that text, made if it is new. NULL with *error. */
 static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t size, int *error) {
-    int dialect = filter_check(text, size);
-    *error = dialect < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
-    if (dialect < 0) return NULL;
+    int syntax = filter_check(text, size);
+    *error = syntax < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
+    if (syntax < 0) return NULL;
     uint64_t hash = hash_bytes(&routes->key, text, size, 0);
     filter_t *filter = *filter_slot(routes, hash, text, size);
-    return filter ? filter : filter_new(routes, hash, text, size, dialect);
+    return filter ? filter : filter_new(routes, hash, text, size, syntax);
 }
 
 int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
@@ -504,7 +504,7 @@ static bool changed_since(routes_t *routes, const topic_t *topic, uint64_t gener
     *routes->work += now - generation;
     while (generation++ < now) {
         const route_change_t *change = &routes->changes[generation % CHANGES_KEPT];
-        if (filter_matches(change->dialect, change->text, change->size, topic->name, topic->name_size)) return true;
+        if (filter_matches(change->syntax, change->text, change->size, topic->name, topic->name_size)) return true;
     }
     return false;
 }
@@ -525,15 +525,15 @@ static void search_continue(routes_t *routes, topic_t *topic, topic_search_t *se
 }
 
 /* False: there is no memory to remember the search in. */
-static BQ_APART bool search_keep(routes_t *routes, topic_t *topic, const topic_search_t *search) {
-    if (!topic->search) topic->search = pool_take(routes->pool, sizeof *search);
+static NOINLINE bool search_keep(routes_t *routes, topic_t *topic, const topic_search_t *search) {
+    if (!topic->search) topic->search = pool_alloc(routes->pool, sizeof *search);
     if (topic->search) *topic->search = *search;
     return topic->search != NULL;
 }
 
 static enum trie_outcome search_tries(routes_t *routes, topic_t *topic, topic_search_t *search, merge_t *merge) {
-    for (; search->dialect < 2; search->dialect++) {
-        enum trie_outcome outcome = trie_match(&routes->tries[search->dialect], &search->walks[search->dialect], topic->name,
+    for (; search->syntax < 2; search->syntax++) {
+        enum trie_outcome outcome = trie_match(&routes->tries[search->syntax], &search->walks[search->syntax], topic->name,
                                                topic->name_size, merge->units, merge_filter, merge);
         if (outcome != TRIE_DONE) return outcome;
     }
@@ -590,11 +590,11 @@ void route_free(routes_t *routes) {
         topic_t *topic = slot_at(routes, i);
         if (topic->name_size) topic_forget(routes, topic);
     }
-    for (uint32_t i = 0; i < routes->slots / TOPIC_CHUNK; i++) pool_give(pool, routes->chunks[i], TOPIC_CHUNK * sizeof(topic_t));
+    for (uint32_t i = 0; i < routes->slots / TOPIC_CHUNK; i++) pool_free(pool, routes->chunks[i], TOPIC_CHUNK * sizeof(topic_t));
     trie_release(&routes->tries[0]);
     trie_release(&routes->tries[1]);
-    if (routes->topics) pool_give(pool, routes->topics, routes->topics_size * sizeof(topic_t *));
-    if (routes->filters) pool_give(pool, routes->filters, routes->filters_size * sizeof(filter_t *));
-    if (routes->chunks) pool_give(pool, routes->chunks, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
-    pool_give(pool, routes, sizeof *routes);
+    if (routes->topics) pool_free(pool, routes->topics, routes->topics_size * sizeof(topic_t *));
+    if (routes->filters) pool_free(pool, routes->filters, routes->filters_size * sizeof(filter_t *));
+    if (routes->chunks) pool_free(pool, routes->chunks, routes->topics_max / TOPIC_CHUNK * sizeof(topic_t *));
+    pool_free(pool, routes, sizeof *routes);
 }

@@ -1,8 +1,8 @@
 /* broker/router.h: from a topic to the connections that want it.
  *
  *      filters    "WALs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
- *      trie       levels of the wildcard filters, one root per dialect
- *      topics     a bounded cache: topic -> prefix of its Message frames, targets
+ *      trie       levels of the wildcard filters, one root per syntax
+ *      topics     a bounded cache: topic -> header template of its Message frames, targets
  *
  * Invariant: a topic's targets may be used only while route_is_current says so: subscribing to or leaving a literal filter
  * makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each connection appears
@@ -48,10 +48,10 @@ typedef struct topic {
     struct consumer **consumers;
     uint32_t consumer_count, consumer_capacity;
     bool grouped;    /* one of the consumers is a queue group: QoS 0 messages go to it too */
-    uint8_t *prefix; /* encoded Message up to the payload, the name inside it */
-    uint32_t prefix_size;
+    uint8_t *header; /* encoded Message up to the payload, the name inside it */
+    uint32_t header_size;
     uint32_t name_size;  /* 0: the slot is free */
-    const uint8_t *name; /* in prefix */
+    const uint8_t *name; /* in the header */
     bool stale;
     bool recent;                 /* looked up since the clock hand last passed */
     uint8_t restarts;            /* of the search under way, because filters changed meanwhile */

@@ -12,12 +12,12 @@ void trie_init(trie_t *trie, pool_t *pool, const hash_key_t *key, uint8_t separa
 
 static void node_free(trie_t *trie, trie_node_t *node) {
     trie->bytes -= pool_good_size(sizeof *node + node->level_size);
-    pool_give(trie->pool, node, sizeof *node + node->level_size);
+    pool_free(trie->pool, node, sizeof *node + node->level_size);
 }
 
 void trie_release(trie_t *trie) {
     if (trie->root) node_free(trie, trie->root);
-    pool_give(trie->pool, trie->table, trie->table_size * sizeof *trie->table);
+    pool_free(trie->pool, trie->table, trie->table_size * sizeof *trie->table);
     trie->root = NULL;
     trie->table = NULL;
 }
@@ -39,7 +39,7 @@ static trie_node_t *child_find(const trie_t *trie, const trie_node_t *parent, co
 
 static bool table_grow(trie_t *trie) {
     uint32_t size = trie->table_size ? trie->table_size * 2 : TABLE_SIZE_MIN;
-    trie_node_t **table = pool_take(trie->pool, size * sizeof *table);
+    trie_node_t **table = pool_alloc(trie->pool, size * sizeof *table);
     if (!table) return false;
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < trie->table_size; i++) {
@@ -50,14 +50,14 @@ static bool table_grow(trie_t *trie) {
             *slot = node;
         }
     }
-    pool_give(trie->pool, trie->table, trie->table_size * sizeof *table);
+    pool_free(trie->pool, trie->table, trie->table_size * sizeof *table);
     trie->table = table;
     trie->table_size = size;
     return true;
 }
 
 static trie_node_t *node_new(trie_t *trie, trie_node_t *parent, const uint8_t *level, uint32_t size) {
-    trie_node_t *node = pool_take(trie->pool, sizeof *node + size);
+    trie_node_t *node = pool_alloc(trie->pool, sizeof *node + size);
     if (!node) return NULL;
     trie->bytes += pool_good_size(sizeof *node + size);
     *node = (trie_node_t){.parent = parent, .level_size = size};
@@ -149,7 +149,7 @@ typedef struct trie_step {
 } trie_step_t;
 
 /* The branches that led to a node. */
-static BQ_APART void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
+static NOINLINE void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
     *walk = (trie_walk_t){.begun = true};
     for (const trie_node_t *at = node; at->parent; at = at->parent) walk->levels++;
     uint32_t level = walk->levels;
@@ -161,7 +161,7 @@ static BQ_APART void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
 
 /* Down the same branches again, as far as they still are: the last node is the next to visit, and beside each literal level taken the
  * wildcard is still to come. Returns the depth of the stack. */
-static BQ_APART uint32_t walk_resume(const trie_t *trie, const trie_walk_t *walk, const uint8_t *topic, uint32_t size,
+static NOINLINE uint32_t walk_resume(const trie_t *trie, const trie_walk_t *walk, const uint8_t *topic, uint32_t size,
                                      trie_step_t *stack) {
     uint32_t depth = 0, at = 0;
     const trie_node_t *node = trie->root;

@@ -1,4 +1,4 @@
-/* broker/trie.h: the wildcard filters of one dialect, level by level, so that a topic finds all that match it in one walk.
+/* broker/trie.h: the wildcard filters of one syntax, level by level, so that a topic finds all that match it in one walk.
  *
  *      site/+/temp   site/#          root -site-> n1 -+-> n2 -temp-> n3 (here: "site/+/temp")
  *                                                 n1.rest: "site/#"

@@ -39,14 +39,14 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
 }
 
 /* The rest is woken when the connection is flushed next: whoever has gone on by then may have filled the queue again. */
-static BQ_APART void wake_some(bq_t *bq, connection_t *connection, wait_list_t *list) {
+static NOINLINE void wake_some(bq_t *bq, connection_t *connection, wait_list_t *list) {
     wait_release(bq, list, WAKES_MAX);
     if (!list->first) return;
     connection->waiters_left = true;
     connection_mark_dirty(bq, connection, FLUSH_NARROW);
 }
 
-BQ_APART void wait_wake(bq_t *bq, connection_t *connection) {
+NOINLINE void wait_wake(bq_t *bq, connection_t *connection) {
     connection->waiters_left = false;
     const queue_t *queue = &connection->queue;
     if (queue->messages > bq->queues.messages_max / 4 * 3 || queue->bytes > bq->queues.bytes_max / 4 * 3) return;

@@ -76,13 +76,13 @@ static void readers_check(const bq_t *bq) {
     for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) CHECK(bq->consumers.readers[slot].users == users[slot]);
 }
 
-static void letters_check(const bq_t *bq) {
+static void dead_letters_check(const bq_t *bq) {
     const delivery_t *last = NULL;
-    for (const delivery_t *delivery = bq->letters.first; delivery; last = delivery, delivery = delivery->letter_next) {
-        CHECK(delivery->given_up && delivery->letter_waits && !delivery->letter && delivery->letter_previous == last);
+    for (const delivery_t *delivery = bq->dead_letters.first; delivery; last = delivery, delivery = delivery->letter_next) {
+        CHECK(delivery->given_up && delivery->dead_letter_waits && !delivery->letter && delivery->letter_previous == last);
         CHECK(!last || last->lsn <= delivery->lsn);
     }
-    CHECK(bq->letters.last == last);
+    CHECK(bq->dead_letters.last == last);
     for (const pending_commit_t *pending = bq->pending; pending; pending = pending->next)
         CHECK(!pending->delivery || pending->delivery->letter == pending);
 }
@@ -105,7 +105,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             harmed |= harm(&input);
         if (!machine.bq->wal) continue;
         readers_check(machine.bq);
-        letters_check(machine.bq);
+        dead_letters_check(machine.bq);
     }
     sim_disk_heal(disk);
     sim_disk_room(disk, DISK_BYTES);

@@ -91,10 +91,10 @@ static void read_all(machine_t *machine) {
     client->filters_unknown = true;
     uint32_t rounds = 0;
     for (const consumer_t *consumer = machine->bq->consumers.all; consumer && rounds < 4; consumer = consumer->next, rounds++) {
-        uint32_t id_size = consumer->holders ? consumer->holders->size : 0, size = id_size + consumer->group_size;
+        uint32_t id_size = consumer->registrations ? consumer->registrations->size : 0, size = id_size + consumer->group_size;
         uint8_t *data = malloc(size + 1);
         CHECK(data);
-        if (id_size) memcpy(data, consumer->holders->client_id, id_size);
+        if (id_size) memcpy(data, consumer->registrations->client_id, id_size);
         memcpy(data + id_size, consumer_group(consumer), consumer->group_size);
         push(machine,
              (bq_command_t){

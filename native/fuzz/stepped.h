@@ -286,7 +286,7 @@ static void sums_check(machine_t *machine) {
 
 /* One delivery: where it is, who may acknowledge it, and the one copy of it in a queue. Returns whether it is in flight. */
 static bool delivery_check(const consumer_t *consumer, const delivery_t *delivery) {
-    const handing_t *now = &delivery->now;
+    const assignment_t *now = &delivery->now;
     CHECK(delivery->consumer == consumer && (!delivery->next || delivery->next->lsn > delivery->lsn));
     CHECK((delivery->place == DELIVERY_QUEUED) == (delivery->hold.other != NULL));
     CHECK(delivery->place == DELIVERY_WAITS || (now->member && now->member->consumer == consumer));
@@ -296,13 +296,13 @@ static bool delivery_check(const consumer_t *consumer, const delivery_t *deliver
     }
     CHECK(delivery->place != DELIVERY_HANDED || delivery->deliveries);
     CHECK(!delivery->alone || (now->member && now->member->alone));
-    for (const handing_t *late = delivery->late; late; late = late->next)
+    for (const assignment_t *late = delivery->late; late; late = late->next)
         CHECK(late->delivery == delivery && late->member != now->member && late->member->consumer == consumer);
     return delivery->place != DELIVERY_WAITS;
 }
 
 static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
-    uint32_t window = 0, flight = 0, members = 0, member_flight = 0, holders = 0;
+    uint32_t window = 0, flight = 0, members = 0, member_flight = 0, registrations = 0;
     for (const delivery_t *delivery = consumer->head; delivery; delivery = delivery->next, window++)
         flight += delivery_check(consumer, delivery);
     for (const member_t *member = consumer->members; member; member = member->next, members++) {
@@ -310,24 +310,26 @@ static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
         CHECK(!member->alone || member->flight_count == 1);
         CHECK(member->connection->state == CONNECTION_OPEN || member->connection->state == CONNECTION_DEAD);
     }
-    for (const holder_t *holder = consumer->holders; holder; holder = holder->next) holders++;
+    for (const registration_t *registration = consumer->registrations; registration; registration = registration->next)
+        registrations++;
     CHECK(window == consumer->window_count && flight == consumer->flight_count && flight == member_flight);
-    CHECK(members == consumer->member_count && holders == consumer->holder_count && (!holders || consumer->durable));
+    CHECK(members == consumer->member_count && registrations == consumer->registration_count &&
+          (!registrations || consumer->durable));
     CHECK(!consumer->head || consumer->floor_lsn < consumer->head->lsn);
     CHECK(!consumer->behind || consumer->floor_lsn < consumer->next_lsn || consumer->head);
     CHECK(consumer->qos || !consumer->durable || !bq->wal);
-    for (uint32_t i = 1; consumer->past && i < consumer->past->count; i++)
-        CHECK(consumer->past->entries[i - 1].after < consumer->past->entries[i].after);
+    for (uint32_t i = 1; consumer->history && i < consumer->history->count; i++)
+        CHECK(consumer->history->entries[i - 1].after < consumer->history->entries[i].after);
 }
 
 static void consumers_check(machine_t *machine) {
-    uint64_t flight = 0, more_holders = 0, count = 0;
+    uint64_t flight = 0, more_registrations = 0, count = 0;
     for (const consumer_t *consumer = machine->bq->consumers.all; consumer; consumer = consumer->next, count++) {
         consumer_check(machine->bq, consumer);
         flight += consumer->flight_count;
-        more_holders += consumer->holder_count > 1 ? consumer->holder_count - 1 : 0;
+        more_registrations += consumer->registration_count > 1 ? consumer->registration_count - 1 : 0;
     }
-    CHECK(flight == machine->bq->consumers.flight_count && more_holders == machine->bq->consumers.group_holders);
+    CHECK(flight == machine->bq->consumers.flight_count && more_registrations == machine->bq->consumers.group_registrations);
     CHECK(count == machine->bq->consumers.count);
 }
 

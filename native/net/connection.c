@@ -6,7 +6,7 @@
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 
 static bool chunk_add(bq_t *bq) {
-    connection_t *chunk = pool_take(&bq->pool, CONNECTION_CHUNK * sizeof *chunk);
+    connection_t *chunk = pool_alloc(&bq->pool, CONNECTION_CHUNK * sizeof *chunk);
     if (!chunk) return false;
     memset(chunk, 0, CONNECTION_CHUNK * sizeof *chunk);
     uint32_t first = bq->chunk_count * CONNECTION_CHUNK;

@@ -121,7 +121,7 @@ void connection_error(struct bq *bq, connection_t *connection);             /* t
 void connection_discard(struct bq *bq,
                         connection_t *connection); /* it gets nothing more but Replies: routes and queue are gone */
 void connection_need_hello(struct bq *bq, connection_t *connection); /* require_hello is set now, and it came in without a key */
-bool connection_bury(
+bool connection_free(
     struct bq *bq,
     connection_t *connection); /* free everything; false: some list or event still has to let go of it, try next turn */
 

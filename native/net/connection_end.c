@@ -185,7 +185,7 @@ static bool let_go(bq_t *bq, connection_t *connection) {
     return !connection->subscriptions && !connection->members && !connection->queue.head;
 }
 
-bool connection_bury(bq_t *bq, connection_t *connection) {
+bool connection_free(bq_t *bq, connection_t *connection) {
     connection->transport->end(bq, connection); /* first: a descriptor must come free even while the event waits for room */
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;

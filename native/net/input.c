@@ -5,7 +5,7 @@
 #include "net/transport.h"
 
 static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
-    pool_give(&bq->pool, connection->in, connection->in_capacity);
+    pool_free(&bq->pool, connection->in, connection->in_capacity);
     bq->input_bytes += capacity;
     bq->input_bytes -= connection->in_capacity;
     connection->in = in;
@@ -35,7 +35,7 @@ static void keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, 
         return;
     }
     uint32_t capacity = (uint32_t)pool_good_size(size);
-    uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_take(&bq->pool, capacity);
+    uint8_t *in = input_over_budget(bq, capacity) ? NULL : pool_alloc(&bq->pool, capacity);
     if (!in) {
         rest_without_memory(bq, connection, bytes, size);
         return;
@@ -51,7 +51,7 @@ void input_process(bq_t *bq, connection_t *connection, const uint8_t *bytes, uin
 }
 
 /* There is no memory for the rest of its input. If it is only its share that is used up, it goes on now. */
-static BQ_APART void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+static NOINLINE void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->pause != PAUSE_SHARE) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
         return;
@@ -83,7 +83,7 @@ bool input_reserve(bq_t *bq, connection_t *connection, uint32_t more) {
 }
 
 /* Nothing more comes, so a frame that is not whole never will be. */
-BQ_APART void input_end(bq_t *bq, connection_t *connection, int error) {
+NOINLINE void input_end(bq_t *bq, connection_t *connection, int error) {
     connection_input_drop(bq, connection);
     if (error)
         connection_broken(bq, connection, error);

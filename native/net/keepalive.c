@@ -73,7 +73,7 @@ static void look_later(bq_t *bq) {
 
 void keepalive_changed(bq_t *bq) { look_later(bq); }
 
-BQ_APART void keepalive_watch(bq_t *bq, connection_t *connection) {
+NOINLINE void keepalive_watch(bq_t *bq, connection_t *connection) {
     keepalive_t *keepalive = &bq->keepalive;
     if (connection->watched || !connection->transport->acknowledged) return;
     if (!bq->config.keepalive_ms || connection->state == CONNECTION_DEAD) return;

@@ -15,7 +15,7 @@ void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
 }
 
 /* It does not read its replies. Past the budget whoever holds a large one in the queue is closed: nothing else gives it back. */
-static BQ_APART void replies_grow(bq_t *bq, connection_t *connection) {
+static NOINLINE void replies_grow(bq_t *bq, connection_t *connection) {
     bool large = connection->queue.control_bytes > CONTROL_BYTES_MAX, over = connection->blocked && budget_over(bq);
     if (large || over) connection->pause |= PAUSE_OUTPUT;
     if (large && over)

@@ -4,7 +4,7 @@
  *      input.c     bytes that are not a whole frame yet          output.c    when a queue is sent
  *      transport   tcp: a socket     memory: events and commands, with credit
  *
- * Invariant: a connection has one transport from connection_open to connection_bury. Only transport_*.c and the listener use its
+ * Invariant: a connection has one transport from connection_open to connection_free. Only transport_*.c and the listener use its
  * descriptor.
  */
 #ifndef BQ_TRANSPORT_H

@@ -14,7 +14,7 @@ static bool tcp_begin(bq_t *bq, connection_t *connection) {
 }
 
 /* Whoever sends may be in the middle of a list that this connection is in: the next flush ends it. */
-static BQ_APART void tcp_failed(bq_t *bq, connection_t *connection, int error) {
+static NOINLINE void tcp_failed(bq_t *bq, connection_t *connection, int error) {
     connection->send_error = error;
     connection->blocked = false;
     connection_mark_dirty(bq, connection, FLUSH_NARROW);

@@ -129,7 +129,7 @@ static message_t message_of(const bq_view_t *view) {
                        .ttl_ms = view->ttl_ms};
 }
 
-/* QoS 1: into the WAL; the Reply comes from commit.c when it is on disk. A plain client's is taken the same way, unanswered. What
+/* QoS 1: into the WAL; the Reply comes from commit.c when it is on disk. A legacy client's is taken the same way, unanswered. What
  * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
 static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
@@ -149,7 +149,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
     }
 }
 
-static BQ_APART enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
+static NOINLINE enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
                                                  enum publish_outcome outcome, wait_list_t *blocker) {
     if (outcome == PUBLISH_NO_MEMORY)
         return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
@@ -194,7 +194,7 @@ static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *ev
         return refuse(bq, connection, event->seq, BQ_OUTCOME_INVALID,
                       "client_id, api_key, group and what INFO or ADMIN ask for are at most 4 KiB each");
     event->conn = connection->handle;
-    event->flags |= (connection->hello ? 0 : BQ_EV_PLAIN) | (connection->trusted ? BQ_EV_TRUSTED : 0);
+    event->flags |= (connection->hello ? 0 : BQ_EV_LEGACY) | (connection->trusted ? BQ_EV_TRUSTED : 0);
     memcpy(event->peer, connection->peer, sizeof event->peer);
     event->peer_port = connection->peer_port;
     if (!event_push(bq, event)) {
@@ -242,7 +242,7 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
 }
 
 static enum frame_outcome request_json(bq_t *bq, connection_t *connection, const bq_view_t *view, uint16_t type) {
-    if (!connection->hello) return FRAME_TAKEN; /* a plain client cannot be answered */
+    if (!connection->hello) return FRAME_TAKEN; /* a legacy client cannot be answered */
     return ask(bq, connection,
                &(bq_event_t){.type = type, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
@@ -289,7 +289,7 @@ static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t 
     return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
 }
 
-static BQ_APART void share_used_up(bq_t *bq, connection_t *connection) {
+static NOINLINE void share_used_up(bq_t *bq, connection_t *connection) {
     connection->pause |= PAUSE_SHARE;
     bq->stats.share_stops++;
 }

@@ -85,7 +85,7 @@ static inline bool frame_differs(const publish_model_t *model, const piece_t hea
 
 /* A frame of another size that would be read as the model was becomes the model. Nothing that is read may lie behind its payload,
  * and nothing before it may differ but the two lengths. */
-static BQ_APART bool model_resize(publish_model_t *model, const uint8_t *frame, uint64_t left, uint32_t frame_bytes_max) {
+static NOINLINE bool model_resize(publish_model_t *model, const uint8_t *frame, uint64_t left, uint32_t frame_bytes_max) {
     if (!model->payload_last || left < model->payload_at) return false;
     uint32_t size = load_be32(frame), payload_size = load_u32(frame + model->payload_at - 4);
     if (size > frame_bytes_max || model->payload_at + (uint64_t)payload_size > size + 4ull) return false;
@@ -98,12 +98,12 @@ static BQ_APART bool model_resize(publish_model_t *model, const uint8_t *frame, 
 
 /* Most publishers write messages by the dozen that differ in their payload alone. Once one of them has been read and has joined
  * the open run, those behind it need only be compared with it, and join as it did. */
-BQ_APART uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
+NOINLINE uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
     enum frame_payload place = frame_payload_place(first + 4, view);
     if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
     publish_model_t model = model_of(first, view, place);
     queue_run_t *run = &bq->open.run;
-    const uint32_t prefix_size = bq->open.topic->prefix_size, count_max = bq->open.count_max - run->count;
+    const uint32_t prefix_size = bq->open.topic->header_size, count_max = bq->open.count_max - run->count;
     const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
     if (buffer_room < SLACK) return 0;
     uint32_t room = bq->open.size_max - run->size;

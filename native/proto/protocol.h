@@ -1,6 +1,6 @@
 /* proto/protocol.h: what clients speak. The broker knows messages, subscriptions and outcomes; only a protocol knows frames and numbers.
  *
- * Invariant: a connection has one protocol from connection_open to connection_bury. No file of the broker looks into a frame, and no
+ * Invariant: a connection has one protocol from connection_open to connection_free. No file of the broker looks into a frame, and no
  * protocol looks at a descriptor.
  */
 #ifndef BQ_PROTOCOL_H

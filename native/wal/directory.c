@@ -387,7 +387,7 @@ int recover_open(recover_t *recover, uint32_t at) {
     return BQ_OK;
 }
 
-/* The newest segment is the last one with a valid record: those behind it were made ahead and not used, or their first
+/* The newest segment is the last one with a valid record: those behind it were preallocated and not used, or their first
  * batch never became durable. */
 static int newest_find(recover_t *recover) {
     for (uint32_t i = recover->count; i-- > 0;) {

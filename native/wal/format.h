@@ -33,7 +33,7 @@ static inline uint64_t format_padded(uint64_t size) { return (size + 7) & ~(uint
 
 typedef struct segment_header {
     uint64_t wal_id, number;
-    uint64_t first_lsn;     /* 0: made ahead of need, goes on where the one before it ends */
+    uint64_t first_lsn;     /* 0: preallocated, goes on where the one before it ends */
     uint32_t header_bytes;  /* offset of the first record */
     uint32_t segment_bytes; /* what the file was allocated for; in the copy at its end: how long it is */
     uint32_t batch_bytes;   /* no record is larger, and no more than this was ever written without a sync */

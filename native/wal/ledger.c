@@ -11,7 +11,7 @@
  * no power cut looks like damage. It is synced once for each segment and never for a commit.
  *
  * Where it is missing (somebody removed LOCK, or a program of 1.0 wrote the WAL) a segment that is sealed with nothing behind it, and
- * one made ahead with nothing before it, say the same: a segment is sealed only when the next one is there.
+ * one preallocated with nothing before it, say the same: a segment is sealed only when the next one is there.
  *
  * Invariant: wal->ledger is what is on the disk. A write that finds no room leaves it so; a failed sync stops the WAL.
  */
@@ -142,7 +142,7 @@ static int ledger_open(wal_t *wal, bool *anew) {
     return locked < 0 ? locked : storage->open(storage, WAL_LOCK_NAME, false);
 }
 
-/* Inside `books`. 0: it is on disk, or there was no room for it; wal->ledger says which. */
+/* Inside `ledger_monitor`. 0: it is on disk, or there was no room for it; wal->ledger says which. */
 static int ledger_write(wal_t *wal, ledger_t ledger) {
     storage_t *storage = wal->storage;
     uint8_t bytes[FORMAT_LEDGER_BYTES];
@@ -174,19 +174,19 @@ int ledger_begun(wal_t *wal, const segment_t *active, const segment_t *created) 
                        .created = created->header.number,
                        .lsn = active->first_lsn,
                        .size_log2 = log2_above(larger)};
-    gate_enter(&wal->books);
+    monitor_enter(&wal->ledger_monitor);
     ledger.note = atomic_load(&wal->note);
     int error = ledger_write(wal, ledger);
-    gate_leave(&wal->books);
+    monitor_leave(&wal->ledger_monitor);
     return error;
 }
 
 bool ledger_lets_go(wal_t *wal, uint64_t number) {
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     const segment_t *active = wal->active;
     uint64_t in_use = active ? active->header.number : 0, lsn = active ? active->first_lsn : 0;
-    gate_leave(&wal->table);
-    gate_enter(&wal->books);
+    monitor_leave(&wal->table);
+    monitor_enter(&wal->ledger_monitor);
     ledger_t ledger = wal->ledger;
     int error = 0;
     if (ledger.sequence && number >= ledger.active) {
@@ -198,7 +198,7 @@ bool ledger_lets_go(wal_t *wal, uint64_t number) {
         error = ledger_write(wal, ledger);
     }
     bool gone = !wal->ledger.sequence || number < wal->ledger.active || !wal->ledger.active;
-    gate_leave(&wal->books);
+    monitor_leave(&wal->ledger_monitor);
     if (error < 0) wal_fail(wal, error);
     return error == 0 && gone;
 }
@@ -207,24 +207,24 @@ void wal_note(wal_t *wal, uint64_t note, bool now) {
     int error = 0;
     atomic_store(&wal->note, note);
     if (!now || atomic_load(&wal->failed)) return;
-    gate_enter(&wal->books);
+    monitor_enter(&wal->ledger_monitor);
     if (wal->ledger.sequence) {
         ledger_t ledger = wal->ledger;
         ledger.note = note;
         ledger.flags = 0;
         error = ledger_write(wal, ledger);
     }
-    gate_leave(&wal->books);
+    monitor_leave(&wal->ledger_monitor);
     if (error < 0) wal_fail(wal, error);
 }
 
 void ledger_close(wal_t *wal) {
-    gate_enter(&wal->books);
+    monitor_enter(&wal->ledger_monitor);
     ledger_t ledger = wal->ledger;
     ledger.active = ledger.created = wal->active->header.number;
     ledger.lsn = wal->next_lsn;
     ledger.note = atomic_load(&wal->note);
     ledger.flags = FORMAT_LEDGER_CLEAN;
     if (ledger.sequence) ledger_write(wal, ledger);
-    gate_leave(&wal->books);
+    monitor_leave(&wal->ledger_monitor);
 }

@@ -36,7 +36,7 @@ static uint64_t mark_before(const segment_t *segment, uint64_t lsn) {
 /* 1: *place filled. 0: no segment has it, and reading can go on at *next_lsn (0: nowhere yet). */
 static bool place_find(wal_t *wal, uint64_t lsn, place_t *place, uint64_t *next_lsn) {
     bool found = false;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     uint32_t low = 0, high = wal->count; /* the last segment that begins at or below lsn */
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -56,7 +56,7 @@ static bool place_find(wal_t *wal, uint64_t lsn, place_t *place, uint64_t *next_
                            .end = segment->end,
                            .offset = mark_before(segment, lsn)};
     }
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return found;
 }
 
@@ -125,9 +125,9 @@ static void read_over_damage(wal_t *wal, read_slot_t *slot, const place_t *place
     uint64_t junk_end = 0, next_lsn = place->next_lsn;
     if (scan_resync(&wal->read_scan, slot->result.next_lsn, &record, &junk_end) == SCAN_RECORD && record.lsn < next_lsn)
         next_lsn = record.lsn;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     wal->stats.read_damage++;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     gone(slot, next_lsn);
 }
 
@@ -190,9 +190,9 @@ static void slot_read(wal_t *wal, read_slot_t *slot) {
         cursor_note(wal, slot->result.next_lsn);
         scan_shrink(&wal->read_scan, WAL_READ_SCAN_BYTES); /* a large record has been handed out */
     }
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     wal->stats.read_bytes += wal->read_scan.read_bytes - before;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
 }
 
 /* ---- checkpoints and reclaiming ------------------------------------------------------------------------------------------ */
@@ -244,7 +244,7 @@ static void checkpoints_drop(wal_t *wal) {
  * room for an active segment: what it gives back makes that. */
 static segment_t *oldest_take(wal_t *wal, uint64_t below) {
     segment_t *segment = NULL;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     if (wal->count && wal->segments[0] != wal->active && wal->segments[0]->next_lsn <= below) {
         segment = wal->segments[0];
         wal->count--;
@@ -253,7 +253,7 @@ static segment_t *oldest_take(wal_t *wal, uint64_t below) {
         wal->stats.segments--;
         wal->stats.reclaimed_segments++;
     }
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return segment;
 }
 
@@ -275,10 +275,10 @@ static void reclaim(wal_t *wal) {
         any = true;
     }
     if (!any) return;
-    gate_enter(&wal->work); /* there may be room now */
+    monitor_enter(&wal->work); /* there may be room now */
     wal->room_came = true;
-    gate_signal(&wal->work);
-    gate_leave(&wal->work);
+    monitor_signal(&wal->work);
+    monitor_leave(&wal->work);
 }
 
 static void checkpoint_run(wal_t *wal, checkpoint_header_t *header, uint8_t *bytes) {
@@ -291,11 +291,11 @@ static void checkpoint_run(wal_t *wal, checkpoint_header_t *header, uint8_t *byt
         wal->keep_below[0] = header->keep_from;
         checkpoints_drop(wal);
         reclaim(wal);
-        gate_enter(&wal->table);
+        monitor_enter(&wal->table);
         wal->stats.checkpoint_lsn = header->lsn;
         wal->stats.checkpoints++;
         wal->stats.keep_from = wal_keep_from(wal);
-        gate_leave(&wal->table);
+        monitor_leave(&wal->table);
     } else if (error == -ENOSPC || error == -EDQUOT) {
         wal->storage->unlink(wal->storage, WAL_CHECKPOINT_TEMPORARY);
     } else {
@@ -316,11 +316,11 @@ static read_slot_t *slot_asked(wal_t *wal) {
 
 /* Wait for work: a checkpoint (its bytes and header moved out) before any read, which could go on for ever. false: stop. */
 static bool job_take(wal_t *wal, read_slot_t **slot, checkpoint_header_t *header, uint8_t **bytes) {
-    gate_enter(&wal->reads);
+    monitor_enter(&wal->reads);
     while (!slot_asked(wal) && !wal->checkpoint_bytes && !wal->reads_stop) {
         wal->reads_wait = true;
-        gate_signal(&wal->reads);
-        gate_wait(&wal->reads, -1);
+        monitor_signal(&wal->reads);
+        monitor_wait(&wal->reads, -1);
     }
     wal->reads_wait = false;
     *bytes = wal->checkpoint_bytes;
@@ -329,7 +329,7 @@ static bool job_take(wal_t *wal, read_slot_t **slot, checkpoint_header_t *header
     *slot = *bytes ? NULL : slot_asked(wal);
     if (*slot) wal->slot_served = (uint32_t)(*slot - wal->slots);
     bool work = *bytes || !wal->reads_stop; /* the last checkpoint is still written: it makes the next start short */
-    gate_leave(&wal->reads);
+    monitor_leave(&wal->reads);
     return work;
 }
 
@@ -341,13 +341,13 @@ void *read_run(void *argument) {
     while (job_take(wal, &slot, &header, &bytes)) {
         if (slot) slot_read(wal, slot);
         if (bytes) checkpoint_run(wal, &header, bytes);
-        gate_enter(&wal->reads);
+        monitor_enter(&wal->reads);
         if (slot) {
             slot->done_order = ++wal->reads_done;
             slot->state = READ_DONE;
         }
         if (bytes) wal->checkpoint_busy = false;
-        gate_leave(&wal->reads);
+        monitor_leave(&wal->reads);
         wal_wake(wal);
     }
     return NULL;
@@ -362,7 +362,7 @@ int wal_checkpoint(wal_t *wal, uint64_t lsn, const uint8_t *bytes, uint32_t size
     uint8_t *copy = malloc(size + 1u);
     if (!copy) return BQ_E_MEMORY;
     if (size) memcpy(copy, bytes, size);
-    gate_enter(&wal->reads);
+    monitor_enter(&wal->reads);
     bool busy = wal->checkpoint_busy;
     if (!busy) {
         wal->checkpoint_busy = true;
@@ -372,16 +372,16 @@ int wal_checkpoint(wal_t *wal, uint64_t lsn, const uint8_t *bytes, uint32_t size
                                                 .lsn = lsn,
                                                 .keep_from = keep_from <= lsn ? keep_from : lsn + 1,
                                                 .size = size};
-        gate_signal(&wal->reads);
+        monitor_signal(&wal->reads);
     }
-    gate_leave(&wal->reads);
+    monitor_leave(&wal->reads);
     if (busy) free(copy);
     return busy ? BQ_E_AGAIN : BQ_OK;
 }
 
 int wal_read_start(wal_t *wal, uint32_t slot, uint64_t lsn, uint8_t *buffer, uint32_t capacity) {
     if (slot >= WAL_READS_MAX || lsn == 0) return BQ_E_ARGUMENT;
-    gate_enter(&wal->reads);
+    monitor_enter(&wal->reads);
     read_slot_t *read = &wal->slots[slot];
     bool idle = read->state == READ_IDLE;
     if (idle) {
@@ -389,15 +389,15 @@ int wal_read_start(wal_t *wal, uint32_t slot, uint64_t lsn, uint8_t *buffer, uin
         read->lsn = lsn;
         read->buffer = buffer;
         read->capacity = capacity;
-        gate_signal(&wal->reads);
+        monitor_signal(&wal->reads);
     }
-    gate_leave(&wal->reads);
+    monitor_leave(&wal->reads);
     return idle ? BQ_OK : BQ_E_AGAIN;
 }
 
 bool wal_read_done(wal_t *wal, wal_read_t *read) {
     read_slot_t *oldest = NULL;
-    gate_enter(&wal->reads);
+    monitor_enter(&wal->reads);
     for (uint32_t i = 0; i < WAL_READS_MAX; i++) {
         read_slot_t *slot = &wal->slots[i];
         if (slot->state == READ_DONE && (!oldest || slot->done_order < oldest->done_order)) oldest = slot;
@@ -406,6 +406,6 @@ bool wal_read_done(wal_t *wal, wal_read_t *read) {
         *read = oldest->result;
         oldest->state = READ_IDLE;
     }
-    gate_leave(&wal->reads);
+    monitor_leave(&wal->reads);
     return oldest != NULL;
 }

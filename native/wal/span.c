@@ -10,7 +10,7 @@ static uint64_t taken(const wal_t *wal, const segment_t *segment) {
 void wal_span(wal_t *wal, wal_span_t *span) {
     uint64_t behind = 0;
     span->count = 0;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     uint32_t step = wal->count / WAL_SPAN_POINTS + 1;
     for (uint32_t i = 0; i < wal->count; i += step) {
         span->lsn[span->count++] = wal->segments[i]->first_lsn;
@@ -18,7 +18,7 @@ void wal_span(wal_t *wal, wal_span_t *span) {
         span->bytes[span->count] = behind; /* so far: what lies before the next point */
     }
     uint64_t next_lsn = wal->count ? wal->segments[wal->count - 1]->next_lsn : 0;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     span->lsn[span->count] = next_lsn;
     span->bytes[0] = 0;
     for (uint32_t i = 0; i <= span->count; i++) span->bytes[i] = behind - span->bytes[i];

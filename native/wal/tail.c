@@ -197,7 +197,7 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
 }
 /* The ledger says that the newest segment in use is sealed and the one behind it is there, and that one is empty and is to go: the
  * ledger is told before. */
-static bool ledger_forgets_ahead(wal_t *wal, const recover_t *recover) {
+static bool ledger_forgets_preallocated(wal_t *wal, const recover_t *recover) {
     const ledger_t *ledger = &wal->ledger;
     const segment_t *newest = recover->newest < recover->count ? recover->segments[recover->newest] : NULL;
     if (!newest || !newest->sealed || !newest->header.minor) return true;
@@ -266,13 +266,13 @@ static void table_fill(wal_t *wal, recover_t *recover) {
 
 /* From here on the tail is read in the new segment, and in no other. */
 static void active_take(wal_t *wal, segment_t *active) {
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     if (wal->tail.source) wal->tail.source->next_lsn = wal->tail.first_lsn;
     wal->active = active;
     wal->segments[wal->count++] = active;
     wal->stats.bytes += active->file_bytes;
     wal->stats.segments++;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     wal->tail.source = NULL;
 }
 
@@ -298,7 +298,7 @@ int wal_begin(wal_t *wal, recover_t *recover) {
         storage->rename(storage, WAL_LOCK_NAME, "aside-" WAL_LOCK_NAME);
         storage->lock(storage, WAL_LOCK_NAME);
     }
-    segments_leave_out(wal, recover, was_never_used, ledger_forgets_ahead(wal, recover));
+    segments_leave_out(wal, recover, was_never_used, ledger_forgets_preallocated(wal, recover));
     wal->tail = tail_of(recover, wal->next_lsn);
     wal->checkpoint_room = 2 * (FORMAT_CHECKPOINT_BYTES + (uint64_t)recover->checkpoint.size) + 2 * TRIM_BYTES;
     int error = active_begin(wal, wal->next_lsn, false, &active);

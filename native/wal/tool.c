@@ -81,9 +81,9 @@ static int tool_repair(bq_wal_tool_t *tool) {
     if (!storage) return system_error(error);
     error = wal_open(&wal, storage, &config, NULL, NULL, NULL, NULL);
     if (error != BQ_OK) return error;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     bool begun = wal->active != NULL;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     wal_close(wal);
     return begun ? BQ_OK : system_error(-ENOSPC); /* a broker could serve what is there; mended it is not */
 }

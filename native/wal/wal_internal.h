@@ -1,7 +1,7 @@
 /* wal/wal_internal.h: what the files of this folder share. Nobody else includes it, tests excepted.
  *
  * Invariant: the segment table is read and changed inside `table`; only the WAL thread adds to it and only the read thread
- * takes from it, so each of them may keep a pointer into it for as long as it runs. Gates are never entered inside each other.
+ * takes from it, so each of them may keep a pointer into it for as long as it runs. Monitors are never entered inside each other.
  */
 #ifndef BQ_WAL_INTERNAL_H
 #define BQ_WAL_INTERNAL_H
@@ -206,36 +206,37 @@ struct wal {
     _Atomic int32_t failed;     /* the errno that stopped the WAL */
     _Atomic bool full, busy;
 
-    /* the WAL thread and its gate */
-    gate_t work;
+    /* the WAL thread and its monitor */
+    monitor_t work;
     batch_t *handed; /* inside work */
     bool stop, wal_waits, room_came;
     uint32_t stuck; /* inside work: times in a row that the disk was full for a batch that is already accepted */
     poll_thread_t wal_thread;
-    segment_t *active, *ahead; /* active: NULL while a full disk has no room for one; ahead: made, not used, not in the table */
-    tail_t tail;               /* while there is no active segment: what it will begin with, and first_lsn in any case */
-    uint64_t sure_lsn;         /* of what was found at the start: the last that is on disk, as far as anybody knows */
-    uint64_t checkpoint_room;  /* what a checkpoint takes: a short segment leaves it free */
-    int active_file, ahead_file;
+    segment_t *active,
+        *preallocated; /* active: NULL while a full disk has no room for one; preallocated: not used yet, not in the table */
+    tail_t tail;       /* while there is no active segment: what it will begin with, and first_lsn in any case */
+    uint64_t sure_lsn; /* of what was found at the start: the last that is on disk, as far as anybody knows */
+    uint64_t checkpoint_room; /* what a checkpoint takes: a short segment leaves it free */
+    int active_file, preallocated_file;
     uint64_t position; /* where the active segment goes on */
     uint64_t segment_records;
     uint64_t number_next, charged_done;
     uint64_t look_at_us; /* when a full disk is looked at again */
 
     /* the table of segments, oldest first, and the counters */
-    gate_t table; /* never entered inside `books`, nor the other way round */
+    monitor_t table; /* never entered inside `ledger_monitor`, nor the other way round */
     segment_t **segments;
     uint32_t count, capacity;
     wal_stats_t stats;
 
     /* LOCK's ledger, written by all of the WAL's threads */
-    gate_t books;
+    monitor_t ledger_monitor;
     ledger_t ledger;
-    _Atomic uint64_t note; /* no gate: whoever notes does not wait for a disk that hangs */
+    _Atomic uint64_t note; /* no monitor: whoever notes does not wait for a disk that hangs */
     uint64_t gap_last;     /* as in recover_t */
 
-    /* the read thread and its gate */
-    gate_t reads;
+    /* the read thread and its monitor */
+    monitor_t reads;
     read_slot_t slots[WAL_READS_MAX];
     uint64_t reads_done;
     uint32_t slot_served;

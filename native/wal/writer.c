@@ -1,4 +1,4 @@
-/* wal/writer.c: the writer: the gathering batch, the thread that commits it, segments made ahead, quota and reserve; opening and closing.
+/* wal/writer.c: the writer: the gathering batch, the thread that commits it, preallocated segments, quota and reserve; opening and closing.
  *
  * The core copies records into one of two buffers; wal_commit hands that buffer over and the other one gathers. The WAL thread
  * seals the records (CRCs), writes them and syncs, part by part where a batch crosses into the next segment; a part's
@@ -44,12 +44,12 @@ int wal_sync_data(wal_t *wal, int file) {
     uint64_t took = now_us() - begin;
     uint32_t bucket = 0;
     while (bucket < 7 && took > sync_bounds_us[bucket]) bucket++;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     wal->stats.sync_us_last = took;
     wal->stats.sync_us_total += took;
     if (took > wal->stats.sync_us_max) wal->stats.sync_us_max = took;
     wal->stats.sync_us_buckets[bucket]++;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return error < 0 ? error : 0;
 }
 
@@ -72,7 +72,7 @@ int wal_header_make(wal_t *wal, segment_header_t *header, uint64_t first_lsn, ui
 /* The table has room for one more after this: adding a segment to it cannot fail. */
 bool wal_table_grow(wal_t *wal) {
     bool ok = true;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     if (wal->count + 2 > wal->capacity) {
         segment_t **segments = realloc(wal->segments, (wal->capacity * 2 + 16) * sizeof *segments);
         if (segments) {
@@ -81,12 +81,12 @@ bool wal_table_grow(wal_t *wal) {
         }
         ok = segments && wal->count + 2 <= WAL_SEGMENTS_MAX;
     }
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return ok;
 }
 
 /* Make the segment that will be used next. 0, -ENOSPC (temporary file removed), or an error that stops the WAL. */
-static int ahead_create(wal_t *wal) {
+static int preallocated_create(wal_t *wal) {
     segment_header_t header;
     int error = wal_table_grow(wal) ? wal_header_make(wal, &header, 0, wal->config.segment_bytes) : -ENOSPC;
     if (error < 0) return error;
@@ -104,19 +104,19 @@ static int ahead_create(wal_t *wal) {
         return error == -EDQUOT ? -ENOSPC : error;
     }
     wal->number_next++;
-    wal->ahead = segment;
-    wal->ahead_file = file;
-    gate_enter(&wal->table);
+    wal->preallocated = segment;
+    wal->preallocated_file = file;
+    monitor_enter(&wal->table);
     wal->stats.bytes += segment->file_bytes;
     wal->stats.segments++;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return 0;
 }
 
 static uint64_t bytes_of(wal_t *wal) {
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     uint64_t bytes = wal->stats.bytes;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return bytes;
 }
 
@@ -124,28 +124,28 @@ static uint64_t left_of(uint64_t quota, uint64_t bytes) { return quota > bytes ?
 
 int64_t wal_free_look(wal_t *wal) {
     int64_t bytes = wal->storage->free_bytes(wal->storage);
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     wal->stats.free_bytes = bytes;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     return bytes < 0 ? INT64_MAX : bytes; /* a system that does not say is one where only the quota counts */
 }
 
 /* Ahead of need, within quota and reserve. 0: made, or there is no room. */
-static int ahead_make(wal_t *wal) {
+static int preallocated_make(wal_t *wal) {
     uint64_t wanted = wal->config.segment_bytes;
     if (left_of(wal->config.max_bytes, bytes_of(wal)) < wanted ||
         (uint64_t)wal_free_look(wal) < wanted + wal->config.reserve_bytes)
         return -ENOSPC;
-    return ahead_create(wal);
+    return preallocated_create(wal);
 }
 
 /* The segment to go on in, if a full disk had no room for one at the start, and the one behind it: while there is no room they are
  * looked for no more than once per WAL_RETRY_MS. */
 static void segments_make(wal_t *wal) {
-    for (uint32_t tries = 0; tries < 2 && (!wal->active || !wal->ahead); tries++) {
+    for (uint32_t tries = 0; tries < 2 && (!wal->active || !wal->preallocated); tries++) {
         if (atomic_load(&wal->failed) || now_us() < wal->look_at_us) return;
         wal->look_at_us = now_us() + WAL_RETRY_MS * 1000ull;
-        int error = wal->active ? ahead_make(wal) : wal_begin_late(wal);
+        int error = wal->active ? preallocated_make(wal) : wal_begin_late(wal);
         if (error == 0) wal->look_at_us = 0;
         if (error < 0 && error != -ENOSPC) wal_fail(wal, error);
     }
@@ -154,17 +154,17 @@ static void segments_make(wal_t *wal) {
 /* Go on in the next segment, which is there. The one left behind is sealed and synced. */
 static void segment_switch(wal_t *wal, uint64_t first_lsn) {
     wal->storage->close(wal->storage, wal->active_file);
-    segment_t *segment = wal->ahead;
+    segment_t *segment = wal->preallocated;
     segment->first_lsn = segment->next_lsn = first_lsn;
-    wal->active_file = wal->ahead_file;
+    wal->active_file = wal->preallocated_file;
     wal->position = segment->header.header_bytes;
     wal->segment_records = 0;
-    wal->ahead = NULL;
-    wal->ahead_file = -1;
-    gate_enter(&wal->table);
+    wal->preallocated = NULL;
+    wal->preallocated_file = -1;
+    monitor_enter(&wal->table);
     wal->active = segment;
     wal->segments[wal->count++] = segment;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
 }
 
 /* ---- quota and reserve ----------------------------------------------------------------------------------------------- */
@@ -179,11 +179,11 @@ static void limits_set(wal_t *wal) {
     uint64_t capacity = format_records_end(&wal->active->header), segment = wal->config.segment_bytes;
     uint64_t usable = segment - FORMAT_END_BYTES - wal_header_bytes(wal) - waste;
     uint64_t room = capacity > wal->position + waste ? capacity - wal->position - waste : 0;
-    if (wal->ahead) room += usable;
+    if (wal->preallocated) room += usable;
     uint64_t quota = wal->config.max_bytes, bytes = bytes_of(wal), more_letter = left_of(quota + quota / 2, bytes) / segment;
     uint64_t more_publish = left_of(quota, bytes) / segment;
     uint64_t more_urgent = bytes > quota ? more_letter : more_publish; /* letters have gone there: acks follow */
-    if (!wal->ahead || atomic_load(&wal->full)) { /* else there is room for a while, whatever the disk says */
+    if (!wal->preallocated || atomic_load(&wal->full)) { /* else there is room for a while, whatever the disk says */
         uint64_t free_bytes = (uint64_t)wal_free_look(wal), reserve = wal->config.reserve_bytes;
         more_urgent = smaller(more_urgent, free_bytes / segment);
         more_letter = smaller(more_letter, free_bytes / segment);
@@ -257,14 +257,14 @@ static int footer_write(wal_t *wal, uint64_t next_lsn, uint16_t place, uint8_t f
 
 static void durable_set(wal_t *wal, batch_t *batch, const part_t *part) {
     segment_t *segment = wal->active;
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     if (part->records) segment_mark(segment, part->first_lsn, wal->position);
     segment->records += part->records;
     segment->next_lsn = part->next_lsn;
     segment->end = wal->position + part->bytes;
     wal->stats.records += part->records;
     wal->stats.written_bytes += part->bytes;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     wal->position += part->bytes;
     wal->segment_records += part->records;
     batch->done += part->consumed;
@@ -280,7 +280,7 @@ static int part_commit(wal_t *wal, batch_t *batch) {
     if (whole) part_pad(wal, batch, &part);
     storage_t *storage = wal->storage;
     /* Records that were accepted may use the reserve and the last of the quota. */
-    int next = whole || wal->ahead ? 0 : ahead_create(wal), error = 0;
+    int next = whole || wal->preallocated ? 0 : preallocated_create(wal), error = 0;
     if (next < 0 && (next != -ENOSPC || !part.bytes)) return next;
     if (part.bytes) {
         /* The pad lies behind the batch's last record, which this part ends with. */
@@ -315,7 +315,7 @@ static int batch_commit(wal_t *wal, batch_t *batch) {
 }
 
 static void batch_finish(wal_t *wal, batch_t *batch, int error) {
-    gate_enter(&wal->work);
+    monitor_enter(&wal->work);
     if (error == -ENOSPC) {
         wal->stuck++;
         atomic_store(&wal->full, true);
@@ -325,8 +325,8 @@ static void batch_finish(wal_t *wal, batch_t *batch, int error) {
         wal->charged_done = batch->charged;
         atomic_store(&wal->busy, false);
     }
-    gate_signal(&wal->work);
-    gate_leave(&wal->work);
+    monitor_signal(&wal->work);
+    monitor_leave(&wal->work);
     wal_wake(wal);
 }
 
@@ -341,8 +341,8 @@ static void close_clean(wal_t *wal) {
     if (size < 0 || wal_sync_data(wal, wal->active_file) < 0) return;
     ledger_close(wal);
     storage->truncate(storage, wal->active_file, (uint64_t)size);
-    if (!wal->ahead) return;
-    format_segment_name(name, wal->ahead->name_number);
+    if (!wal->preallocated) return;
+    format_segment_name(name, wal->preallocated->name_number);
     storage->unlink(storage, name);
 }
 
@@ -353,19 +353,19 @@ static void *wal_run(void *argument) {
         segments_make(wal);
         if (!atomic_load(&wal->failed)) limits_set(wal);
         if (waited && wal->active) wal_wake(wal); /* after the limits: there may be acks that wait for them */
-        gate_enter(&wal->work);
-        bool failed = atomic_load(&wal->failed), again = !failed && (wal->stuck || !wal->ahead || atomic_load(&wal->full));
+        monitor_enter(&wal->work);
+        bool failed = atomic_load(&wal->failed), again = !failed && (wal->stuck || !wal->preallocated || atomic_load(&wal->full));
         if (!wal->stop && (!wal->handed || (wal->stuck && !failed))) {
             wal->wal_waits = true;
-            gate_signal(&wal->work);
-            gate_wait(&wal->work, again ? WAL_RETRY_MS : -1);
+            monitor_signal(&wal->work);
+            monitor_wait(&wal->work, again ? WAL_RETRY_MS : -1);
             wal->wal_waits = false;
         }
         batch_t *batch = wal->handed;
         bool stop = wal->stop;
         if (wal->room_came) wal->look_at_us = 0;
         wal->room_came = false;
-        gate_leave(&wal->work);
+        monitor_leave(&wal->work);
         if (stop) break; /* wal_close has waited for what was handed over */
         if (batch) batch_finish(wal, batch, atomic_load(&wal->failed) ? -EIO : batch_commit(wal, batch));
     }
@@ -377,9 +377,9 @@ static void *wal_run(void *argument) {
 static int refuse(wal_t *wal, enum wal_urgency urgency) {
     if (urgency == WAL_URGENT) return WAL_E_FULL;
     if (!atomic_exchange(&wal->full, true)) { /* from now on the thread looks for room by itself */
-        gate_enter(&wal->work);
-        gate_signal(&wal->work);
-        gate_leave(&wal->work);
+        monitor_enter(&wal->work);
+        monitor_signal(&wal->work);
+        monitor_leave(&wal->work);
     }
     return WAL_E_FULL;
 }
@@ -417,12 +417,12 @@ int64_t wal_append(wal_t *wal, uint8_t type, uint8_t flags, const wal_part_t *pa
 bool wal_commit(wal_t *wal) {
     batch_t *batch = &wal->batches[wal->gathering];
     if (!batch->used || atomic_load(&wal->busy) || atomic_load(&wal->failed)) return false;
-    gate_enter(&wal->work);
+    monitor_enter(&wal->work);
     batch->done = 0;
     wal->handed = batch;
     atomic_store(&wal->busy, true);
-    gate_signal(&wal->work);
-    gate_leave(&wal->work);
+    monitor_signal(&wal->work);
+    monitor_leave(&wal->work);
     wal->gathering ^= 1;
     wal->batches[wal->gathering].used = 0;
     return true;
@@ -438,10 +438,10 @@ int wal_state(const wal_t *wal) {
 }
 
 void wal_stats(wal_t *wal, wal_stats_t *stats) {
-    gate_enter(&wal->table);
+    monitor_enter(&wal->table);
     *stats = wal->stats;
     stats->first_lsn = wal->count ? wal->segments[0]->first_lsn : 0;
-    gate_leave(&wal->table);
+    monitor_leave(&wal->table);
     stats->durable_lsn = wal_durable(wal);
     stats->next_lsn = atomic_load(&wal->shown_next_lsn);
     stats->error = atomic_load(&wal->failed);
@@ -456,12 +456,12 @@ static bool read_asked(const wal_t *wal) {
 }
 
 void wal_settle(wal_t *wal) {
-    gate_enter(&wal->work);
-    while (!wal->wal_waits || (wal->handed && !wal->stuck)) gate_wait(&wal->work, 10);
-    gate_leave(&wal->work);
-    gate_enter(&wal->reads);
-    while (!wal->reads_wait || wal->checkpoint_busy || read_asked(wal)) gate_wait(&wal->reads, 10);
-    gate_leave(&wal->reads);
+    monitor_enter(&wal->work);
+    while (!wal->wal_waits || (wal->handed && !wal->stuck)) monitor_wait(&wal->work, 10);
+    monitor_leave(&wal->work);
+    monitor_enter(&wal->reads);
+    while (!wal->reads_wait || wal->checkpoint_busy || read_asked(wal)) monitor_wait(&wal->reads, 10);
+    monitor_leave(&wal->reads);
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------------------- */
@@ -567,28 +567,28 @@ static int wal_recover(wal_t *wal, opening_t *opening, wal_report_t *report) {
 static void wal_free(wal_t *wal) {
     storage_t *storage = wal->storage;
     for (uint32_t i = 0; i < wal->count; i++) segment_free(wal->segments[i]);
-    segment_free(wal->ahead);
+    segment_free(wal->preallocated);
     if (wal->active_file >= 0) storage->close(storage, wal->active_file);
-    if (wal->ahead_file >= 0) storage->close(storage, wal->ahead_file);
+    if (wal->preallocated_file >= 0) storage->close(storage, wal->preallocated_file);
     if (wal->read_file >= 0) storage->close(storage, wal->read_file);
     free(wal->segments);
     free(wal->batches[0].bytes);
     free(wal->batches[1].bytes);
     free(wal->checkpoint_bytes);
     scan_free(&wal->read_scan);
-    gate_free(&wal->work);
-    gate_free(&wal->table);
-    gate_free(&wal->reads);
-    gate_free(&wal->books);
+    monitor_free(&wal->work);
+    monitor_free(&wal->table);
+    monitor_free(&wal->reads);
+    monitor_free(&wal->ledger_monitor);
     free(wal);
     storage->release(storage);
 }
 
-static int gates_init(wal_t *wal) {
-    gate_t *gates[] = {&wal->work, &wal->table, &wal->reads, &wal->books};
+static int monitors_init(wal_t *wal) {
+    monitor_t *monitors[] = {&wal->work, &wal->table, &wal->reads, &wal->ledger_monitor};
     for (uint32_t i = 0; i < 4; i++) {
-        if (gate_init(gates[i]) == BQ_OK) continue;
-        while (i-- > 0) gate_free(gates[i]);
+        if (monitor_init(monitors[i]) == BQ_OK) continue;
+        while (i-- > 0) monitor_free(monitors[i]);
         return BQ_E_SYSTEM;
     }
     return BQ_OK;
@@ -601,14 +601,14 @@ static int buffers_init(wal_t *wal) {
 }
 
 static void threads_stop(wal_t *wal) {
-    gate_enter(&wal->work);
+    monitor_enter(&wal->work);
     wal->stop = true;
-    gate_signal(&wal->work);
-    gate_leave(&wal->work);
-    gate_enter(&wal->reads);
+    monitor_signal(&wal->work);
+    monitor_leave(&wal->work);
+    monitor_enter(&wal->reads);
     wal->reads_stop = true;
-    gate_signal(&wal->reads);
-    gate_leave(&wal->reads);
+    monitor_signal(&wal->reads);
+    monitor_leave(&wal->reads);
     poll_thread_join(&wal->wal_thread);
     poll_thread_join(&wal->read_thread);
 }
@@ -626,7 +626,7 @@ int wal_open(wal_t **out, storage_t *storage, const wal_config_t *config, wal_vi
     *out = NULL;
     int error = config_holds(config) ? BQ_OK : BQ_E_ARGUMENT;
     wal_t *wal = error == BQ_OK ? calloc(1, sizeof *wal) : NULL;
-    if (error == BQ_OK) error = wal ? gates_init(wal) : BQ_E_MEMORY;
+    if (error == BQ_OK) error = wal ? monitors_init(wal) : BQ_E_MEMORY;
     if (error != BQ_OK) {
         free(wal);
         storage->release(storage);
@@ -634,7 +634,7 @@ int wal_open(wal_t **out, storage_t *storage, const wal_config_t *config, wal_vi
     }
     wal->storage = storage;
     wal->config = *config;
-    wal->active_file = wal->ahead_file = wal->read_file = -1;
+    wal->active_file = wal->preallocated_file = wal->read_file = -1;
     int locked = storage->lock(storage, WAL_LOCK_NAME);
     error = locked >= 0              ? scan_init(&wal->read_scan, wal->storage, WAL_READ_SCAN_BYTES)
             : locked == -EWOULDBLOCK ? WAL_E_LOCKED
@@ -660,11 +660,11 @@ int wal_open(wal_t **out, storage_t *storage, const wal_config_t *config, wal_vi
 
 /* Wait for the batch being written; false: it cannot be, and waiting longer would not help. */
 static bool handed_wait(wal_t *wal) {
-    gate_enter(&wal->work);
+    monitor_enter(&wal->work);
     uint32_t stuck = wal->stuck;
-    while (wal->handed && wal->stuck < stuck + 2) gate_wait(&wal->work, -1);
+    while (wal->handed && wal->stuck < stuck + 2) monitor_wait(&wal->work, -1);
     bool written = !wal->handed;
-    gate_leave(&wal->work);
+    monitor_leave(&wal->work);
     return written && !atomic_load(&wal->failed);
 }
 

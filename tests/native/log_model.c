@@ -86,9 +86,9 @@ static void acked_note(model_t *model) {
 }
 
 bool model_settled(model_t *model) {
-    gate_enter(&model->wal->table);
+    monitor_enter(&model->wal->table);
     bool settled = model->wal->active != NULL;
-    gate_leave(&model->wal->table);
+    monitor_leave(&model->wal->table);
     return settled;
 }
 

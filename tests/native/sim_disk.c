@@ -42,7 +42,7 @@ typedef struct change {                    /* of the directory, not synced */
 } change_t;
 
 struct sim_disk {
-    gate_t gate;
+    monitor_t monitor;
     entries_t now, safe;
     change_t *pending;
     uint32_t pending_count;
@@ -171,12 +171,12 @@ static bool has_room(const sim_disk_t *disk, const node_t *node, uint64_t size) 
 
 static sim_disk_t *enter(storage_t *storage) {
     sim_disk_t *disk = ((view_t *)storage)->disk;
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     return disk;
 }
 
 static int leave(sim_disk_t *disk, int result) {
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return result > 0 ? -EIO : result; /* a call in which the process died has no answer */
 }
 
@@ -201,7 +201,7 @@ static int sim_open(storage_t *storage, const char *name, bool create) {
         entry = entry_find(&disk->now, name);
     }
     int file = begun ? (begun < 0 ? begun : -EIO) : entry ? handle_new(disk, entry->node) : -ENOENT;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return file;
 }
 
@@ -240,7 +240,7 @@ static int64_t sim_read(storage_t *storage, int file, uint64_t offset, uint8_t *
     uint64_t left = offset < node->size ? node->size - offset : 0;
     if (size > left) size = left;
     if (begun >= 0 && size) memcpy(bytes, node->now + offset, size);
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return begun < 0 ? begun : (int64_t)size;
 }
 
@@ -273,7 +273,7 @@ static int64_t sim_size(storage_t *storage, int file) {
     sim_disk_t *disk = enter(storage);
     int begun = call_begin(disk, LOOK, "size");
     int64_t size = (int64_t)disk->handles[file]->size;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return begun < 0 ? begun : size;
 }
 
@@ -346,7 +346,7 @@ static int64_t sim_free_bytes(storage_t *storage) {
     int begun = call_begin(disk, LOOK, "free_bytes");
     uint64_t used = room_used(disk);
     int64_t bytes = used < disk->room ? (int64_t)(disk->room - used) : 0;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return begun < 0 ? begun : bytes;
 }
 
@@ -412,7 +412,7 @@ storage_t *sim_disk_storage(sim_disk_t *disk) {
 
 sim_disk_t *sim_disk_new(uint64_t seed) {
     sim_disk_t *disk = calloc(1, sizeof *disk);
-    CHECK(disk && gate_init(&disk->gate) == BQ_OK);
+    CHECK(disk && monitor_init(&disk->monitor) == BQ_OK);
     disk->pending = calloc(PENDING_MAX, sizeof *disk->pending);
     CHECK(disk->pending);
     disk->random = seed;
@@ -430,7 +430,7 @@ void sim_disk_free(sim_disk_t *disk) {
     pending_clear(disk);
     entries_clear(&disk->now);
     entries_clear(&disk->safe);
-    gate_free(&disk->gate);
+    monitor_free(&disk->monitor);
     free(disk->pending);
     free(disk);
 }
@@ -486,9 +486,9 @@ void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
 }
 
 static uint64_t counted(sim_disk_t *disk, const uint64_t *counter) {
-    gate_enter(&disk->gate); /* a WAL's threads count while one asks */
+    monitor_enter(&disk->monitor); /* a WAL's threads count while one asks */
     uint64_t count = *counter;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return count;
 }
 
@@ -496,53 +496,53 @@ uint64_t sim_disk_changes(sim_disk_t *disk) { return counted(disk, &disk->change
 uint64_t sim_disk_calls(sim_disk_t *disk) { return counted(disk, &disk->calls); }
 
 void sim_disk_stop_at(sim_disk_t *disk, uint64_t change) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     disk->stop_at = change;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
 }
 
 bool sim_disk_stopped(sim_disk_t *disk) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     bool stopped = disk->stopped;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return stopped;
 }
 
 void sim_disk_fail_at(sim_disk_t *disk, uint64_t call, int error, enum sim_fault fault) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     disk->fail_at = call;
     disk->fail_error = error;
     disk->fault = fault;
     disk->failed = false;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
 }
 
 bool sim_disk_failed(sim_disk_t *disk, const char **name) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     bool failed = disk->failed;
     if (name) *name = disk->failed_name;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return failed;
 }
 
 void sim_disk_heal(sim_disk_t *disk) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     disk->stop_at = disk->fail_at = UINT64_MAX;
     disk->stopped = disk->failed = false;
     disk->changes = disk->calls = 0;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
 }
 
 void sim_disk_room(sim_disk_t *disk, uint64_t bytes) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     disk->room = bytes;
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
 }
 
 uint64_t sim_disk_used(sim_disk_t *disk) {
-    gate_enter(&disk->gate);
+    monitor_enter(&disk->monitor);
     uint64_t bytes = room_used(disk);
-    gate_leave(&disk->gate);
+    monitor_leave(&disk->monitor);
     return bytes;
 }
 

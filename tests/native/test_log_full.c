@@ -46,9 +46,9 @@ static void fill(model_t *model) {
 static void count(model_t *model) {
     wal_stats_t stats;
     wal_stats(model->wal, &stats);
-    gate_enter(&model->wal->table);
+    monitor_enter(&model->wal->table);
     uint32_t bytes = model->wal->active ? model->wal->active->header.segment_bytes : 0;
-    gate_leave(&model->wal->table);
+    monitor_leave(&model->wal->table);
     starts++;
     begun_whole += bytes >= model->config.segment_bytes;
     begun_short += bytes && bytes < model->config.segment_bytes;
@@ -66,9 +66,9 @@ static void check_without(model_t *model) {
 
 static void wait_for_room(model_t *model) {
     for (uint32_t i = 0; i < 4000 && wal_state(model->wal) == WAL_E_FULL && !sim_disk_stopped(model->disk); i++) {
-        gate_enter(&model->wal->work);
-        gate_wait(&model->wal->work, 5);
-        gate_leave(&model->wal->work);
+        monitor_enter(&model->wal->work);
+        monitor_wait(&model->wal->work, 5);
+        monitor_leave(&model->wal->work);
     }
     wal_settle(model->wal);
 }

@@ -98,7 +98,7 @@ static void test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_c
           0); /* the first generation frees nothing: the one before it would need a full replay */
     checkpoint(wal);
     for (int i = 0; i < 50 && wal_state(wal) != 0; i++)
-        wal_settle(wal), gate_enter(&wal->work), gate_wait(&wal->work, 5), gate_leave(&wal->work);
+        wal_settle(wal), monitor_enter(&wal->work), monitor_wait(&wal->work, 5), monitor_leave(&wal->work);
     CHECK(stats_of(wal).reclaimed_segments > 4 && wal_state(wal) == 0);
     CHECK(append(wal, 400, false) > 0);
     wal_close(wal);
@@ -107,9 +107,9 @@ static void test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_c
 
 static void wait_for(wal_t *wal, int state) {
     for (int i = 0; i < 2000 && wal_state(wal) != state; i++) { /* the WAL looks again every WAL_RETRY_MS */
-        gate_enter(&wal->work);
-        gate_wait(&wal->work, 5);
-        gate_leave(&wal->work);
+        monitor_enter(&wal->work);
+        monitor_wait(&wal->work, 5);
+        monitor_leave(&wal->work);
     }
     CHECK(wal_state(wal) == state);
     wal_settle(wal);

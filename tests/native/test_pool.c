@@ -90,7 +90,7 @@ static void random_operation(uint64_t *seed) {
     int i = (int)random_below(seed, LIVE);
     size_t size = random_size(seed);
     if (!live[i].bytes) {
-        live[i].bytes = pool_take(&pool, size);
+        live[i].bytes = pool_alloc(&pool, size);
         live[i].size = size;
         CHECK(live[i].bytes && (uintptr_t)live[i].bytes % _Alignof(max_align_t) == 0);
         model_take(size);
@@ -103,7 +103,7 @@ static void random_operation(uint64_t *seed) {
         live[i].size = size;
     } else {
         check_filled(i, live[i].size);
-        pool_give(&pool, live[i].bytes, live[i].size);
+        pool_free(&pool, live[i].bytes, live[i].size);
         model_give(live[i].size);
         live[i].bytes = NULL;
         return;
@@ -120,7 +120,7 @@ static void test_random_operations_agree_with_the_sums(uint64_t seed) {
     }
     for (int i = 0; i < LIVE; i++) {
         if (live[i].bytes) model_give(live[i].size);
-        pool_give(&pool, live[i].bytes, live[i].size);
+        pool_free(&pool, live[i].bytes, live[i].size);
         live[i].bytes = NULL;
         check_counters();
     }
@@ -144,15 +144,15 @@ static void test_class_sizes_waste_at_most_a_quarter(void) {
 
 static void test_a_kept_block_is_hidden_from_late_users_and_given_out_again(void) {
     pool_init(&pool, 1, 0, 0);
-    uint8_t *first = pool_take(&pool, 100), *second = pool_take(&pool, 100);
-    pool_give(&pool, first, 100);
+    uint8_t *first = pool_alloc(&pool, 100), *second = pool_alloc(&pool, 100);
+    pool_free(&pool, first, 100);
     CHECK(IS_POISONED(first) && IS_POISONED(first + 127));
-    pool_give(&pool, second, 100); /* over the count: back to malloc */
+    pool_free(&pool, second, 100); /* over the count: back to malloc */
     CHECK(pool.free_bytes == 128 && pool.used_bytes == 128);
-    CHECK(pool_take(&pool, 128) == first && pool.free_bytes == 0);
+    CHECK(pool_alloc(&pool, 128) == first && pool.free_bytes == 0);
     memset(first, 1, 128);
-    pool_give(&pool, first, 128);
-    pool_give(&pool, NULL, 128);
+    pool_free(&pool, first, 128);
+    pool_free(&pool, NULL, 128);
     pool_release(&pool);
 }
 
