@@ -24,7 +24,7 @@ typedef struct record {
 
 /* ---- Python's side --------------------------------------------------------------------------------------------------- */
 
-/* Room for one full INFO answer and some feeds on their way, whatever the frame limit is. */
+/* Room for one full INFO answer and some input on its way, whatever the frame limit is. */
 static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->config.max_frame_bytes + (4u << 20); }
 
 static uint8_t *blob_new(bq_t *bq, const uint8_t *data, uint32_t size) {
@@ -210,11 +210,11 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     connection_t *connection = connection_find(bq, record->command.conn);
     if (!connection || connection->state == CONNECTION_DEAD) return true;
     switch (record->command.type) {
-    case BQ_CMD_FEED:
-        connection_feed(bq, connection, data, record->data_size);
-        if (record->command.flags & BQ_FEED_END) connection_feed_end(bq, connection);
+    case BQ_CMD_INPUT:
+        connection_memory_input(bq, connection, data, record->data_size);
+        if (record->command.flags & BQ_INPUT_END) connection_memory_end(bq, connection);
         return true;
-    case BQ_CMD_TAKEN: connection_taken(bq, connection, record->command.value); return true;
+    case BQ_CMD_CREDIT: connection_credit(bq, connection, record->command.value); return true;
     case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the disk */

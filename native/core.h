@@ -40,8 +40,8 @@
     (64u << 10) /* leftovers below go to the front of the read buffer; from here on a frame is gathered in its own */
 #define READ_BYTES_BLOCKING (32u << 10) /* the same under the block policy: what a held-back publisher may leave with us */
 #define CONTROL_BYTES_MAX (64u << 10)   /* replies waiting for one connection before its input stops */
-#define FED_WINDOW_BYTES (256u << 10)   /* in BQ_EV_OUT events at once, per fed connection */
-#define FED_CHUNK_BYTES (16u << 10)
+#define CREDIT_BYTES (256u << 10)       /* in BQ_EV_OUT events at once, for each in-memory connection */
+#define MEMORY_CHUNK_BYTES (16u << 10)
 #define TIMERS_MAX 2048u         /* fired in a turn */
 #define COMMANDS_MAX 1024u       /* per turn: a burst of SUBs must not stall the flow */
 #define COMPACT_BYTES (1u << 20) /* copied per turn */
@@ -91,7 +91,7 @@ struct bq {
     uint64_t ends_stop;    /* counted work at which ending connections stops in this turn */
     bool ends_left;        /* of that work, some is the next turn's */
     uint64_t input_bytes;  /* in buffers of connections whose frames are not whole yet */
-    uint64_t fed_bytes;    /* in BQ_EV_OUT events that have not been TAKEN */
+    uint64_t credit_bytes; /* in BQ_EV_OUT events whose CREDIT has not come back */
     uint64_t turn_bytes;   /* read since the last flush */
     uint64_t flush_due_ms; /* with flush_interval_ms: when the waiting deliveries leave; 0: none wait */
 

@@ -26,7 +26,7 @@ static void check_queue(const queue_t *queue) {
 
 static void check_connection(const connection_t *connection, uint64_t *inputs, uint64_t *fed, uint32_t *unadmitted) {
     *inputs += connection->in_capacity;
-    *fed += connection->fed_in_flight;
+    *fed += connection->credit_used;
     *unadmitted += connection->unadmitted;
     assert(connection->transport && connection->protocol);
     assert(connection->in_start + (uint64_t)connection->in_size <= connection->in_capacity);
@@ -44,7 +44,7 @@ static void check_connections(bq_t *bq) {
         check_connection(connection, &inputs, &fed, &unadmitted);
     }
     assert(count == bq->open_count + bq->refused_count && count + bq->free_count == bq->chunk_count * CONNECTION_CHUNK);
-    assert(inputs == bq->input_bytes && fed == bq->fed_bytes && unadmitted == bq->admission.unadmitted);
+    assert(inputs == bq->input_bytes && fed == bq->credit_bytes && unadmitted == bq->admission.unadmitted);
     for (uint32_t order = 0; order < FLUSH_LISTS; order++)
         for (uint32_t i = 0; i < bq->dirty[order].count; i++) assert(bq->dirty[order].items[i]->dirty & 1u << order);
 }

@@ -16,7 +16,7 @@ bool event_push(bq_t *bq, const bq_event_t *event) {
     return true;
 }
 
-bool event_room(bq_t *bq) { return ring_reserve(&bq->events, (uint32_t)sizeof(bq_event_t) + FED_CHUNK_BYTES) != NULL; }
+bool event_room(bq_t *bq) { return ring_reserve(&bq->events, (uint32_t)sizeof(bq_event_t) + MEMORY_CHUNK_BYTES) != NULL; }
 
 void event_unsubscribed(bq_t *bq, const connection_t *connection, const uint8_t *filter, uint32_t filter_size,
                         const uint8_t *group, uint32_t group_size, enum bq_outcome outcome) {

@@ -306,9 +306,9 @@ BUGS: dict[str, Bug] = {
     ),
     "output_through_python_outside_the_budget": bug(
         "transport_memory.c",
-        ("budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;", "FED_WINDOW_BYTES;"),
+        ("budget_part(bq, bq->credit_bytes) ? CREDIT_BYTES : MEMORY_CHUNK_BYTES;", "CREDIT_BYTES;"),
     ),
-    "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->fed_bytes -= back;\n", "")),
+    "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->credit_bytes -= back;\n", "")),
     "held_bytes_never_counted_back": bug("commit.c", ("    bq->pending_bytes -= pending_bytes(pending);\n", "")),
     # ---- peers that are gone
     "silent_client_keeps_its_place": bug(

@@ -161,15 +161,15 @@ class Core:
 
     def feed(self, conn: int, data: Buffer) -> None:
         """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""
-        self._push(lib.BQ_CMD_FEED, conn=conn, data=data, counted=True)
+        self._push(lib.BQ_CMD_INPUT, conn=conn, data=data, counted=True)
 
     def feed_end(self, conn: int) -> None:
         """A fed connection will receive no more; it is closed once what came before has been served."""
-        self._push(lib.BQ_CMD_FEED, conn=conn, flags=lib.BQ_FEED_END)
+        self._push(lib.BQ_CMD_INPUT, conn=conn, flags=lib.BQ_INPUT_END)
 
     def taken(self, conn: int, size: int) -> None:
         """So many bytes of `Out` have left."""
-        self._push(lib.BQ_CMD_TAKEN, conn=conn, value=size)
+        self._push(lib.BQ_CMD_CREDIT, conn=conn, value=size)
 
     def admit(self, conn: int, seq: int, text: str, rights: int = 0) -> None:
         """Let a client that said HELLO go on; it gets Reply code 0 with `text`. `rights`: the number of what its key may

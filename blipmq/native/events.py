@@ -413,7 +413,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_CLOSED: _closed,
     lib.BQ_EV_ATTACHED: _attached,
     lib.BQ_EV_OUT: _out,
-    lib.BQ_EV_FED: _fed,
+    lib.BQ_EV_CONSUMED: _fed,
     lib.BQ_EV_STATS: _stats,
     lib.BQ_EV_LIST: _list,
     lib.BQ_EV_CONSUMERS: _sessions,

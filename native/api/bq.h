@@ -36,13 +36,14 @@ enum bq_outcome {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    BQ_CMD_LISTEN = 1,    /* value: listening socket, owned by the core from now on */
-    BQ_CMD_UNLISTEN = 2,  /* stop accepting: close every listener */
-    BQ_CMD_ADOPT = 3,     /* value: connected socket, owned by the core from now on */
-    BQ_CMD_ATTACH = 4,    /* a fed connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
+    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
+    BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
+    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ATTACH =
+        4, /* an in-memory connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
                                bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
-    BQ_CMD_FEED = 5,      /* conn, data: bytes received; answered by BQ_EV_FED when consumed. flags: BQ_FEED_END */
-    BQ_CMD_TAKEN = 6,     /* conn, value: bytes of BQ_EV_OUT that have left */
+    BQ_CMD_INPUT = 5,     /* conn, data: bytes received; answered by BQ_EV_CONSUMED when consumed. flags: BQ_INPUT_END */
+    BQ_CMD_CREDIT = 6,    /* conn, value: bytes of BQ_EV_OUT that have left */
     BQ_CMD_ADMIT = 7,     /* conn said HELLO and may go on; seq; answered to the client with Reply code 0 and text; value: the ACL
                                of its key (BQ_CMD_ACL), 0: it may publish everything */
     BQ_CMD_SUBSCRIBE = 8, /* conn, seq, text: filter, value: bytes of data that are the client_id, data: client_id and group;
@@ -90,8 +91,8 @@ enum bq_command_flags {
     BQ_ACL_ALL = 32,
     BQ_ACL_END = 64,
     BQ_REPLY_DISCARD = 128, /* before the reply: its routes end, and what waits for it is dropped */
-    BQ_FEED_END =
-        256, /* no more will be fed: the connection ends, as at a socket's end of file, once what came before is served */
+    BQ_INPUT_END =
+        256, /* no more input comes: the connection ends, as at a socket's end of file, once what came before is served */
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
     BQ_SUB_KEYED = 2048 /* the client came in with a key: the client_id begins with its name, if it has one */
@@ -123,8 +124,8 @@ enum bq_event_type {
     BQ_EV_INFO = 4,   /* conn, seq; data: what is asked for */
     BQ_EV_CLOSED = 5, /* conn, code: enum bq_close; text: detail. Only for connections Python knows, or closed for cause */
     BQ_EV_ATTACHED = 6,   /* conn, seq; conn 0: there was no room for it */
-    BQ_EV_OUT = 7,        /* conn, data: bytes to send on a fed connection; answer with TAKEN */
-    BQ_EV_FED = 8,        /* conn, value: bytes consumed */
+    BQ_EV_OUT = 7,        /* conn, data: bytes to send on an in-memory connection; answer with CREDIT */
+    BQ_EV_CONSUMED = 8,   /* conn, value: bytes consumed */
     BQ_EV_STATS = 9,      /* seq, data: a bq_stats_t */
     BQ_EV_LIST = 10,      /* seq, data: bq_subscriber_t array; value: next slot to ask for, 0 at the end */
     BQ_EV_ACCEPT = 11,    /* accepting has paused or resumed: code 1 paused; value: errno */
@@ -166,7 +167,7 @@ typedef struct bq_event {
     bq_conn_t conn;
     uint64_t seq;
     uint64_t value;
-    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for fed connections that were attached without one */
+    uint8_t peer[16]; /* IPv6, or IPv4 mapped into it; zero for in-memory connections that were attached without one */
     uint16_t peer_port;
     uint16_t reserved;
     uint32_t text_size;

@@ -22,7 +22,7 @@ static inline bool budget_part(const bq_t *bq, uint64_t bytes) {
 }
 
 static inline bool budget_over(const bq_t *bq) {
-    uint64_t used = bq->pool.used_bytes - bq->pool.free_bytes + bq->fed_bytes;
+    uint64_t used = bq->pool.used_bytes - bq->pool.free_bytes + bq->credit_bytes;
     return bq->config.memory_bytes && used > bq->config.memory_bytes;
 }
 

@@ -202,7 +202,7 @@ static void client_gone(client_t *client) {
 static void took(machine_t *machine, client_t *client, uint64_t bytes) {
     text_t none = {NULL, 0};
     if (bytes > client->untaken) bytes = client->untaken;
-    if (bytes && push(machine, (bq_command_t){.type = BQ_CMD_TAKEN, .conn = client->conn, .value = bytes}, none, none))
+    if (bytes && push(machine, (bq_command_t){.type = BQ_CMD_CREDIT, .conn = client->conn, .value = bytes}, none, none))
         client->untaken -= bytes;
 }
 
@@ -234,14 +234,14 @@ static void handle(machine_t *machine, const bq_event_t *event) {
         client_gone(client);
         return;
     case BQ_EV_UNSUBSCRIBED: CHECK(filter_check(event->text, event->text_size) >= 0); return;
-    case BQ_EV_FED:
+    case BQ_EV_CONSUMED:
         client->consumed += event->value;
         CHECK(client->consumed <= client->fed);
         return;
     case BQ_EV_OUT:
         arrived(machine, client, event->data, event->data_size);
         client->untaken += event->data_size;
-        CHECK(client->untaken <= FED_WINDOW_BYTES);
+        CHECK(client->untaken <= CREDIT_BYTES);
         if (client->reads) took(machine, client, client->untaken);
         return;
     default: asked(machine, client, event); return;
@@ -404,7 +404,7 @@ static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cu
     text_t none = {NULL, 0};
     while (bytes.size && client->open && client->conn == before) {
         uint32_t size = cut && cut < bytes.size ? cut : bytes.size;
-        if (!push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn}, none, (text_t){bytes.bytes, size})) {
+        if (!push(machine, (bq_command_t){.type = BQ_CMD_INPUT, .conn = client->conn}, none, (text_t){bytes.bytes, size})) {
             client->desynchronised = true;
             return;
         }
@@ -514,7 +514,7 @@ static void step_limits(machine_t *machine, input_t *input) {
 
 /* Any record that carries no descriptor, for whatever connection: handles that are stale or never were included. */
 static void step_record(machine_t *machine, client_t *client, input_t *input) {
-    static const uint16_t types[] = {BQ_CMD_TAKEN,
+    static const uint16_t types[] = {BQ_CMD_CREDIT,
                                      BQ_CMD_ADMIT,
                                      BQ_CMD_SUBSCRIBE,
                                      BQ_CMD_UNSUBSCRIBE,
@@ -539,7 +539,7 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
     for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_REPLY; i++) /* it may end the wait for another answer */
         machine->clients[i].answers_unknown |= machine->clients[i].conn == command.conn;
     if (command.type == BQ_CMD_SUBSCRIBE && filter_check(text.bytes, text.size) < 0) return;
-    if (command.type == BQ_CMD_TAKEN) command.value = 0; /* its window would no longer be one */
+    if (command.type == BQ_CMD_CREDIT) command.value = 0; /* its window would no longer be one */
     push(machine, command, text, data);
 }
 
@@ -553,7 +553,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     }
     if (what >= 224 && what < 232) { /* its end of file, perhaps behind commands that the core has not looked at yet */
         if (client->open &&
-            push(machine, (bq_command_t){.type = BQ_CMD_FEED, .conn = client->conn, .flags = BQ_FEED_END}, none, none))
+            push(machine, (bq_command_t){.type = BQ_CMD_INPUT, .conn = client->conn, .flags = BQ_INPUT_END}, none, none))
             ended(machine, client);
         return;
     }

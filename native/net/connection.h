@@ -1,4 +1,4 @@
-/* net/connection.h: one client: its socket (or its feed), its unparsed input, what it may do, what it waits for.
+/* net/connection.h: one client: its socket (or the memory of the process), its unparsed input, what it may do, what it waits for.
  *
  *      OPEN --(QUIT or end of file, answers wait for the disk)--> ENDING --(all answered)--> CLOSING
  *      OPEN --(QUIT or end of file; refused; a bad frame of a client that said HELLO)------> CLOSING --(all sent)--> LINGERING
@@ -53,7 +53,7 @@ typedef struct connection {
     bool broken;              /* it was reset while its input stood still: the poller would report that for ever */
     bool watched;             /* something that it was sent may not have been acknowledged */
     bool grace;               /* its promise is overdue, and what it sent may still be on its way */
-    bool blocked;             /* the socket (or the feed's window) takes no more */
+    bool blocked;             /* the socket (or the credit) takes no more */
     uint8_t dirty;            /* on which flush lists: enum flush_list, a bit each */
     bool unadmitted, silent;  /* not admitted yet, and in line to be pushed out: see net/admission.h */
     bool ready;               /* on a list of connections with input to go on with */
@@ -62,14 +62,14 @@ typedef struct connection {
     bool unread;              /* in line because its socket has something */
     bool wal_waiting;         /* on the list of those that wait for the WAL */
     bool retrying;            /* on the list of those that wait for room in the event ring */
-    bool fed_ended;           /* no more will be fed */
+    bool input_ended;         /* no more input comes */
     const char *close_detail; /* static text */
     int send_error;           /* an errno: its transport has failed, and the next flush ends it */
     queue_t queue;
     uint8_t *in; /* input that is not a whole frame yet, or came while paused: in_size bytes from in_start */
     uint32_t in_start, in_size, in_capacity;
-    uint32_t fed_in_flight; /* bytes in BQ_EV_OUT events that have not been TAKEN */
-    uint32_t fed_consumed;  /* bytes parsed and not yet reported by BQ_EV_FED */
+    uint32_t credit_used;    /* bytes in BQ_EV_OUT events whose CREDIT has not come back */
+    uint32_t input_consumed; /* bytes parsed and not yet reported by BQ_EV_CONSUMED */
     uint32_t subscription_count;
     uint32_t group_count; /* queue groups it is in: they are not among its subscriptions */
     topic_t *last_topic;  /* a hint: compare the name before use */
@@ -131,12 +131,12 @@ void connection_readable(struct bq *bq, connection_t *connection);
 void input_process(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 bool input_reserve(struct bq *bq, connection_t *connection, uint32_t more);
 void input_end(struct bq *bq, connection_t *connection, int error);
-void connection_feed(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
-void connection_feed_end(struct bq *bq, connection_t *connection);              /* its end of file */
-void connection_taken(struct bq *bq, connection_t *connection, uint64_t bytes); /* Python has taken so much of its output */
-void connection_input_drop(struct bq *bq, connection_t *connection);            /* forget what has not been parsed */
-void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause); /* end one reason to pause */
-void connection_continue(struct bq *bq, connection_t *connection);              /* parse what waits, after a pause */
+void connection_memory_input(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
+void connection_memory_end(struct bq *bq, connection_t *connection);             /* its end of file */
+void connection_credit(struct bq *bq, connection_t *connection, uint64_t bytes); /* so much of its output has left */
+void connection_input_drop(struct bq *bq, connection_t *connection);             /* forget what has not been parsed */
+void connection_resume(struct bq *bq, connection_t *connection, uint8_t pause);  /* end one reason to pause */
+void connection_continue(struct bq *bq, connection_t *connection);               /* parse what waits, after a pause */
 
 /* Output. */
 /* One send of at most a batch. connection_flush may close the connection, so it is called at known points of a turn only;

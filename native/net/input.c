@@ -105,7 +105,7 @@ void connection_continue(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN || connection->pause) return;
     if (connection->in_size) input_process(bq, connection, connection->in + connection->in_start, connection->in_size);
     if (connection->state != CONNECTION_OPEN || connection->pause) return;
-    if (connection->fed_ended)
+    if (connection->input_ended)
         input_end(bq, connection, 0);
     else
         connection_update_interest(bq, connection);

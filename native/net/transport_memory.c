@@ -19,14 +19,14 @@ static void memory_nothing(bq_t *bq, connection_t *connection) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
 
-/* A fed connection's output goes to Python as events, as far as its window and the ring allow. */
-static uint64_t feed_out(bq_t *bq, connection_t *connection) {
-    const uint64_t window = budget_part(bq, bq->fed_bytes) ? FED_WINDOW_BYTES : FED_CHUNK_BYTES;
+/* An in-memory connection's output goes to Python as events, as far as its window and the ring allow. */
+static uint64_t memory_out(bq_t *bq, connection_t *connection) {
+    const uint64_t window = budget_part(bq, bq->credit_bytes) ? CREDIT_BYTES : MEMORY_CHUNK_BYTES;
     uint64_t total = 0;
     for (const queue_entry_t *entry = connection->queue.head; entry; entry = entry->next) {
         for (uint32_t at = 0; at < entry->size;) {
-            uint32_t size = entry->size - at < FED_CHUNK_BYTES ? entry->size - at : FED_CHUNK_BYTES;
-            if (connection->fed_in_flight + size > window) return total;
+            uint32_t size = entry->size - at < MEMORY_CHUNK_BYTES ? entry->size - at : MEMORY_CHUNK_BYTES;
+            if (connection->credit_used + size > window) return total;
             bq_event_t event = {.type = BQ_EV_OUT,
                                 .conn = connection->handle,
                                 .data = entry->buffer->bytes + entry->offset + at,
@@ -35,8 +35,8 @@ static uint64_t feed_out(bq_t *bq, connection_t *connection) {
                 event_retry(bq, connection);
                 return total;
             }
-            connection->fed_in_flight += size;
-            bq->fed_bytes += size;
+            connection->credit_used += size;
+            bq->credit_bytes += size;
             total += size;
             at += size;
         }
@@ -45,7 +45,7 @@ static uint64_t feed_out(bq_t *bq, connection_t *connection) {
 }
 
 static void memory_flush(bq_t *bq, connection_t *connection) {
-    uint64_t bytes = feed_out(bq, connection);
+    uint64_t bytes = memory_out(bq, connection);
     connection->blocked = false;
     if (bytes) output_sent(bq, connection, bytes);
     connection->blocked = connection->queue.head != NULL;
@@ -53,19 +53,19 @@ static void memory_flush(bq_t *bq, connection_t *connection) {
 
 /* Reports of consumed input, and output. */
 static bool memory_retry(bq_t *bq, connection_t *connection) {
-    bq_event_t event = {.type = BQ_EV_FED, .conn = connection->handle, .value = connection->fed_consumed};
-    if (connection->fed_consumed && !event_push(bq, &event)) return false;
-    connection->fed_consumed = 0;
+    bq_event_t event = {.type = BQ_EV_CONSUMED, .conn = connection->handle, .value = connection->input_consumed};
+    if (connection->input_consumed && !event_push(bq, &event)) return false;
+    connection->input_consumed = 0;
     if (!connection->queue.head) return true;
     connection->blocked = false;
     connection_mark_dirty(bq, connection, FLUSH_NARROW);
     return true;
 }
 
-void connection_taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
-    uint32_t back = bytes < connection->fed_in_flight ? (uint32_t)bytes : connection->fed_in_flight;
-    connection->fed_in_flight -= back;
-    bq->fed_bytes -= back;
+void connection_credit(bq_t *bq, connection_t *connection, uint64_t bytes) {
+    uint32_t back = bytes < connection->credit_used ? (uint32_t)bytes : connection->credit_used;
+    connection->credit_used -= back;
+    bq->credit_bytes -= back;
     connection_flush(bq, connection);
 }
 
@@ -73,13 +73,13 @@ void connection_taken(bq_t *bq, connection_t *connection, uint64_t bytes) {
 
 static void memory_parsed(bq_t *bq, connection_t *connection, uint32_t bytes) {
     if (!bytes || connection->state == CONNECTION_DEAD) return;
-    connection->fed_consumed += bytes;
+    connection->input_consumed += bytes;
     event_retry(bq, connection); /* reported with all else that waits for the event ring, at the end of the turn */
 }
 
-void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    if (connection->state != CONNECTION_OPEN || connection->fed_ended || !size) return;
-    if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * FED_WINDOW_BYTES) {
+void connection_memory_input(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->state != CONNECTION_OPEN || connection->input_ended || !size) return;
+    if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * CREDIT_BYTES) {
         connection_close(bq, connection, BQ_CLOSE_BROKER, "fed more than its window");
         return;
     }
@@ -91,8 +91,8 @@ void connection_feed(bq_t *bq, connection_t *connection, const uint8_t *bytes, u
     share_go_on(bq, connection);
 }
 
-void connection_feed_end(bq_t *bq, connection_t *connection) {
-    connection->fed_ended = true;
+void connection_memory_end(bq_t *bq, connection_t *connection) {
+    connection->input_ended = true;
     share_go_on(bq, connection);
 }
 
@@ -111,8 +111,8 @@ static bool memory_goodbye(bq_t *bq, connection_t *connection) {
 }
 
 static void memory_end(bq_t *bq, connection_t *connection) {
-    bq->fed_bytes -= connection->fed_in_flight;
-    connection->fed_in_flight = 0;
+    bq->credit_bytes -= connection->credit_used;
+    connection->credit_used = 0;
 }
 
 const transport_ops_t transport_memory = {.begin = memory_begin,
