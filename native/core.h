@@ -219,6 +219,7 @@ static inline void publish_run_close(bq_t *bq) {
  * memory. */
 static inline uint8_t *shared_reserve(bq_t *bq, uint32_t size) {
     publish_run_close(bq);
+    core_assert(!bq->open.run.buffer); /* what it gave to queues has not published in its turn */
     return buffer_reserve(&bq->buffers, size);
 }
 

@@ -10,6 +10,7 @@
 #include "api/settings.h" /* before bq.h, whose functions take its structs */
 
 #include "api/bq.h"
+#include "base/check.h"
 
 #define BQ_LIKELY(x) __builtin_expect(!!(x), 1)
 #define BQ_UNLIKELY(x) __builtin_expect(!!(x), 0)

@@ -29,7 +29,9 @@ static void compact_remove(buffer_t *buffer) {
 }
 
 void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
+    core_assert(buffer->refs > 0);
     if (--buffer->refs) return;
+    core_assert(!buffer->entries && store->count > 0);
     compact_remove(buffer);
     store->count--;
     pool_free(store->pool, buffer, sizeof(buffer_t) + buffer->capacity);
@@ -68,6 +70,7 @@ static uint8_t *reserve_in(buffer_store_t *store, buffer_t **slot, uint32_t size
 uint8_t *buffer_reserve(buffer_store_t *store, uint32_t size) { return reserve_in(store, &store->open, size); }
 
 void buffer_link(buffer_t *buffer, queue_entry_t *entry) {
+    core_assert(entry->offset <= buffer->capacity && entry->size <= buffer->capacity - entry->offset);
     entry->buffer = buffer;
     entry->buffer_next = buffer->entries;
     entry->buffer_link = &buffer->entries;
@@ -87,6 +90,7 @@ void buffer_unlink(buffer_store_t *store, queue_entry_t *entry) {
 }
 
 void buffer_shrink(buffer_store_t *store, buffer_t *buffer, uint64_t bytes) {
+    core_assert(bytes <= buffer->live_bytes);
     buffer->live_bytes -= bytes;
     compact_consider(store, buffer);
 }

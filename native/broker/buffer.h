@@ -43,7 +43,10 @@ void buffer_store_release(buffer_store_t *store);
 /* Room for `size` contiguous bytes at the end of the open buffer; the caller writes them and calls buffer_commit. A frame
  * larger than a buffer gets one of its own. NULL: no memory. */
 uint8_t *buffer_reserve(buffer_store_t *store, uint32_t size);
-static inline void buffer_commit(buffer_store_t *store, uint32_t size) { store->open->used += size; }
+static inline void buffer_commit(buffer_store_t *store, uint32_t size) {
+    core_assert(size <= store->open->capacity - store->open->used);
+    store->open->used += size;
+}
 
 void buffer_unref(buffer_store_t *store, buffer_t *buffer);
 

@@ -58,7 +58,7 @@ static void pending_append(bq_t *bq, connection_t *connection, pending_commit_t 
 }
 
 /* With the next id, the time of now and the ttl that the limits allow. */
-static pending_commit_t *held_message_new(bq_t *bq, connection_t *connection, enum pending_kind kind, const message_t *from) {
+static pending_commit_t *pending_message_new(bq_t *bq, connection_t *connection, enum pending_kind kind, const message_t *from) {
     message_t message = *from;
     message.id = bq->next_message_id;
     message.timestamp_ms = bq->wall_ms;
@@ -153,7 +153,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
     int64_t timed = BQ_LIKELY(!timeline_waits(&bq->timeline)) ? 0 : timeline_write(bq);
     if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
-    pending_commit_t *pending = held_message_new(bq, connection, PENDING_PUBLISH, message);
+    pending_commit_t *pending = pending_message_new(bq, connection, PENDING_PUBLISH, message);
     *why = "the broker is out of memory";
     if (!pending) return COMMIT_REFUSED;
     pending->seq = seq;
@@ -185,7 +185,7 @@ int64_t commit_dead_letter(bq_t *bq, const dead_letter_t *letter) {
     int64_t error = timeline_write(bq);
     if (error < 0) return error;
     if (!reserve_ids(bq)) return BQ_E_AGAIN;
-    pending_commit_t *pending = held_message_new(bq, NULL, PENDING_PUBLISH, &letter->message);
+    pending_commit_t *pending = pending_message_new(bq, NULL, PENDING_PUBLISH, &letter->message);
     if (!pending) return BQ_E_MEMORY;
     int64_t lsn = letter_log(bq, pending, letter);
     if (lsn < 0) {
@@ -199,7 +199,7 @@ int64_t commit_dead_letter(bq_t *bq, const dead_letter_t *letter) {
 }
 
 bool commit_dead_letter_follow(bq_t *bq, const dead_letter_t *letter) {
-    pending_commit_t *pending = held_message_new(bq, NULL, PENDING_FOLLOW, &letter->message);
+    pending_commit_t *pending = pending_message_new(bq, NULL, PENDING_FOLLOW, &letter->message);
     if (!pending) return false;
     pending->lsn = bq->pending_last_lsn;
     pending_append(bq, NULL, pending);
@@ -212,7 +212,7 @@ bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
 }
 
 bool commit_follow(bq_t *bq, connection_t *connection, const message_t *message) {
-    pending_commit_t *pending = held_message_new(bq, connection, PENDING_FOLLOW, message);
+    pending_commit_t *pending = pending_message_new(bq, connection, PENDING_FOLLOW, message);
     if (!pending) return false;
     pending->lsn = bq->pending_last_lsn; /* nothing newer is pending: the one it follows, or one after that */
     pending_append(bq, connection, pending);
@@ -337,6 +337,8 @@ static void refuse_pending(bq_t *bq, connection_t *connection, const pending_com
 }
 
 static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, bool durable) {
+    core_assert(pending == bq->pending && bq->pending_commits > 0 && pending_bytes(pending) <= bq->pending_bytes);
+    core_assert(!durable || pending->lsn <= wal_durable(bq->wal)); /* nothing leaves before it is on disk */
     bq->pending = pending->next;
     if (!bq->pending) bq->pending_tail = &bq->pending;
     bq->pending_commits--;
@@ -345,6 +347,7 @@ static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, 
     if (pending->kind == PENDING_FOLLOW || (durable && pending->kind == PENDING_PUBLISH)) stored = fan_out(bq, pending, topic);
     connection_t *connection = pending->conn ? connection_find(bq, pending->conn) : NULL;
     if (connection) {
+        core_assert(connection->pending_commits > 0 && pending_bytes(pending) <= connection->pending_bytes);
         connection->pending_commits--;
         connection->pending_bytes -= pending_bytes(pending);
         if (durable)

@@ -111,6 +111,7 @@ delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint3
     if (!delivery) return NULL;
     delivery_t *before = consumer->tail;
     while (BQ_UNLIKELY(before && before->lsn > lsn)) before = before->previous; /* one that has been given up stayed */
+    core_assert(!before || before->lsn < lsn);                                  /* a message stands in a window once */
     delivery_init(delivery, consumer, offset, size);
     delivery->previous = before;
     delivery->next = before ? before->next : consumer->head;

@@ -49,6 +49,7 @@ static inline void assignment_leave(assignment_t *assignment) {
 
 /* It is in that member's queue. */
 static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member) {
+    core_assert(delivery->place == DELIVERY_WAITS); /* it stands in one queue, once */
     bool others = (delivery->now.member && delivery->now.member != member) || delivery->late;
     if (BQ_UNLIKELY(others)) flight_give_to_another(bq, delivery, member);
     if (BQ_LIKELY(!delivery->now.member)) assignment_enter(bq, &delivery->now, delivery, member);
@@ -63,6 +64,7 @@ static inline void flight_end(bq_t *bq, delivery_t *delivery) {
     if (delivery->place == DELIVERY_WAITS) return;
     member_t *member = delivery->now.member;
     if (BQ_UNLIKELY(delivery->place == DELIVERY_QUEUED)) queue_take_back(&delivery->hold, &bq->queues);
+    core_assert(member && member->flight_count > 0 && bq->consumers.flight_count > 0);
     delivery->place = DELIVERY_WAITS;
     if (BQ_UNLIKELY(delivery->alone)) delivery->alone = member->alone = false;
     member->flight_count--;

@@ -12,6 +12,8 @@ static uint32_t frames_size(const buffer_t *buffer, uint32_t offset, uint32_t co
 }
 
 static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t bytes) {
+    core_assert(messages >= 0 || queue->messages >= (uint64_t)-messages);
+    core_assert(bytes >= 0 || queue->bytes >= (uint64_t)-bytes);
     queue->messages = (uint32_t)(queue->messages + messages);
     queue->bytes += (uint64_t)bytes;
     env->stats->queued_messages += (uint64_t)messages;
@@ -117,6 +119,7 @@ bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, q
 void queue_take_back(queue_entry_t *hold, queue_env_t *env) {
     queue_entry_t *entry = hold->other;
     if (!entry) return;
+    core_assert(entry->kept && entry->other == hold);
     bool begun = queue_begun(hold);
     hold->other = entry->other = NULL;
     if (!begun) entry_free(env, entry);

@@ -132,6 +132,7 @@ void admission_answered(bq_t *bq, connection_t *connection) {
 
 void admission_leave(bq_t *bq, connection_t *connection) {
     if (!connection->unadmitted) return;
+    core_assert(bq->admission.unadmitted > 0);
     connection->unadmitted = false;
     bq->admission.unadmitted--;
     silent_remove(&bq->admission, connection);

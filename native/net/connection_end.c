@@ -186,6 +186,7 @@ static bool let_go(bq_t *bq, connection_t *connection) {
 }
 
 bool connection_free(bq_t *bq, connection_t *connection) {
+    core_assert(connection->state == CONNECTION_DEAD && !connection->waiters.first);
     connection->transport->end(bq, connection); /* first: a descriptor must come free even while the event waits for room */
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;

@@ -64,6 +64,7 @@ static bool memory_retry(bq_t *bq, connection_t *connection) {
 
 void connection_credit(bq_t *bq, connection_t *connection, uint64_t bytes) {
     uint32_t back = bytes < connection->credit_used ? (uint32_t)bytes : connection->credit_used;
+    core_assert(back <= bq->credit_bytes);
     connection->credit_used -= back;
     bq->credit_bytes -= back;
     connection_flush(bq, connection);
