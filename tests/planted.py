@@ -245,7 +245,7 @@ BUGS: dict[str, Bug] = {
         ),
     ),
     "letter_of_the_quota_is_not_written": bug(
-        "consumer_quota.c", ("    letter_send(bq, delivery);\n", "    delivery_dead(bq, delivery);\n")
+        "consumer_quota.c", ("    dead_letter_send(bq, delivery);\n", "    delivery_dead(bq, delivery);\n")
     ),
     "subscription_ends_in_half_the_time": bug(
         "consumer_expire.c",

@@ -76,9 +76,9 @@ static pending_commit_t *pending_message_new(bq_t *bq, connection_t *connection,
     return pending;
 }
 
-/* Its record: of `message` the texts, the numbers of `held`. The LSN, or what wal_append says. */
-static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, wal_part_t properties, uint8_t flags,
-                        enum wal_urgency urgency) {
+/* Its record: of `message` the texts, the numbers of `pending`. The LSN, or what wal_append says. */
+static int64_t pending_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, wal_part_t properties,
+                           uint8_t flags, enum wal_urgency urgency) {
     publish_record_t record = {.id = pending->id,
                                .timestamp_ms = pending->timestamp_ms,
                                .ttl_ms = pending->ttl_ms,
@@ -88,7 +88,7 @@ static int64_t held_log(bq_t *bq, const pending_commit_t *pending, const message
                                .properties_size = properties.size};
     wal_part_t parts[] = {
         {&record, sizeof record}, {message->topic, message->topic_size}, {message->payload, message->payload_size}, properties};
-    return wal_append(bq->wal, WAL_PUBLISH, flags, parts, 4, urgency);
+    return wal_append(bq->wal, WAL_PUBLISH, flags, parts, properties.size ? 4 : 3, urgency);
 }
 
 static void count_publish(bq_t *bq, uint32_t size) {
@@ -139,8 +139,8 @@ static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **w
     return COMMIT_REFUSED;
 }
 
-/* A record that got an LSN is on its way to the disk, and `held` waits for it there. */
-static void held_logged(bq_t *bq, connection_t *connection, pending_commit_t *pending, int64_t lsn) {
+/* A record that got an LSN is on its way to the disk, and `pending` waits for it there. */
+static void pending_logged(bq_t *bq, connection_t *connection, pending_commit_t *pending, int64_t lsn) {
     pending->lsn = (uint64_t)lsn;
     pending_append(bq, connection, pending);
     count_publish(bq, pending->payload_size);
@@ -157,12 +157,12 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
     *why = "the broker is out of memory";
     if (!pending) return COMMIT_REFUSED;
     pending->seq = seq;
-    int64_t lsn = held_log(bq, pending, message, (wal_part_t){message->properties, message->properties_size}, 0, WAL_ORDINARY);
+    int64_t lsn = pending_log(bq, pending, message, (wal_part_t){message->properties, message->properties_size}, 0, WAL_ORDINARY);
     if (lsn < 0) {
         pending_free(bq, pending);
         return refused(bq, lsn, why);
     }
-    held_logged(bq, connection, pending, lsn);
+    pending_logged(bq, connection, pending, lsn);
     return COMMIT_PENDING;
 }
 
@@ -173,8 +173,8 @@ static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const dead_
     dead_letter_record_t about = {.id = delivery->id, .deliveries = delivery->deliveries, .over = delivery->over};
     wal_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (wal_part_t){letter->message.properties, letter->message.properties_size};
-    int64_t lsn = held_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_DEAD_LETTER,
-                           delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
+    int64_t lsn = pending_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_DEAD_LETTER,
+                              delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
     uint64_t bytes =
         sizeof(publish_record_t) + letter->message.topic_size + (uint64_t)letter->message.payload_size + properties.size;
     if (lsn > 0) consumer_quota_letter_logged(bq, (uint64_t)lsn, bytes);
@@ -194,7 +194,7 @@ int64_t commit_dead_letter(bq_t *bq, const dead_letter_t *letter) {
     }
     pending->delivery = letter->delivery;
     letter->delivery->letter = pending;
-    held_logged(bq, NULL, pending, lsn);
+    pending_logged(bq, NULL, pending, lsn);
     return lsn;
 }
 
@@ -307,7 +307,7 @@ static bool pending_topic_ready(bq_t *bq, const pending_commit_t *pending, uint3
     int error = 0;
     *topic = NULL;
     if (pending->kind != PENDING_PUBLISH && pending->kind != PENDING_FOLLOW) return true;
-    *topic = publish_topic(bq, NULL, pending_message(pending).topic, pending->topic_size, &error);
+    *topic = publish_topic(bq, NULL, message_topic(pending_bytes_at(pending)), pending->topic_size, &error);
     if (!*topic) return true;
     enum route_outcome outcome = route_ready(bq->routes, *topic, units);
     if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
@@ -324,7 +324,9 @@ static void answer(bq_t *bq, connection_t *connection, const pending_commit_t *p
     const protocol_ops_t *protocol = connection->protocol;
     switch (pending->kind) {
     case PENDING_PUBLISH: protocol->published(bq, connection, pending->seq, pending->id, stored); break;
-    case PENDING_SUBACK: protocol->subscribed(bq, connection, pending->seq, held_bytes_at(pending), pending->topic_size); break;
+    case PENDING_SUBACK:
+        protocol->subscribed(bq, connection, pending->seq, pending_bytes_at(pending), pending->topic_size);
+        break;
     case PENDING_REPLY: protocol->answer(bq, connection, pending->seq, BQ_OUTCOME_DONE, NULL); break;
     default: break;
     }

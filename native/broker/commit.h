@@ -40,12 +40,12 @@ typedef struct pending_commit {
     struct delivery *delivery; /* a dead letter: whose, while it waits for this */
 } pending_commit_t;
 
-static inline const uint8_t *held_bytes_at(const pending_commit_t *pending) {
+static inline const uint8_t *pending_bytes_at(const pending_commit_t *pending) {
     return pending->hold.buffer->bytes + pending->hold.offset;
 }
 static inline message_t pending_message(const pending_commit_t *pending) { /* of a publish */
     message_t message;
-    message_decode(held_bytes_at(pending), &message);
+    message_decode(pending_bytes_at(pending), &message);
     return message;
 }
 

@@ -455,7 +455,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
 
 /* The WAL failed before the record was on disk: the client is told that it has no such subscription, so it has none. */
 void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
-    const uint8_t *text = held_bytes_at(pending);
+    const uint8_t *text = pending_bytes_at(pending);
     uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
     consumer_t *consumer = NULL;
     for (member_t *member = connection->members; member && !consumer; member = member->connection_next) {
@@ -544,7 +544,7 @@ void consumer_leave_all(bq_t *bq, connection_t *connection) {
 
 uint32_t consumers_missed(bq_t *bq, const pending_commit_t *pending) {
     uint32_t count = 0;
-    const uint8_t *topic = pending_message(pending).topic;
+    const uint8_t *topic = message_topic(pending_bytes_at(pending));
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable || !consumer->qos) continue;
         consumer_fall_behind(bq, consumer, pending->lsn);

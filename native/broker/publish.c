@@ -245,7 +245,7 @@ static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_
     uint8_t *out = shared_reserve(bq, size);
     if (!out) return false;
     if (pending->properties_size) {
-        memcpy(out, held_bytes_at(pending), size);
+        memcpy(out, pending_bytes_at(pending), size);
         message_mark_qos0(out);
     } else {
         memcpy(out, topic->header, topic->header_size);

@@ -313,6 +313,8 @@ static inline const uint8_t *qos1_vector(const uint8_t *encoded, enum qos1_at fi
     return at + load_u32(at);
 }
 
+const uint8_t *message_topic(const uint8_t *encoded) { return qos1_vector(encoded, QOS1_TOPIC) + 4; }
+
 void message_decode(const uint8_t *encoded, message_t *message) {
     const uint8_t *topic = qos1_vector(encoded, QOS1_TOPIC), *payload = qos1_vector(encoded, QOS1_PAYLOAD);
     *message = (message_t){.topic = topic + 4,

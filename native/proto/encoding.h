@@ -26,8 +26,9 @@ static inline uint32_t encoded_size(const uint8_t *encoded) { return 4 + load_be
 
 /* ---- QoS 1: written for each message ---- */
 
-uint32_t message_header_size(const message_t *message);          /* bytes before the payload's first byte */
-void message_encode(uint8_t *out, const message_t *message);     /* header and payload */
+uint32_t message_header_size(const message_t *message);      /* bytes before the payload's first byte */
+void message_encode(uint8_t *out, const message_t *message); /* header and payload */
+const uint8_t *message_topic(const uint8_t *encoded);
 void message_decode(const uint8_t *encoded, message_t *message); /* what message_encode wrote; properties are left out */
 void message_mark_redelivered(uint8_t *encoded);
 void message_mark_qos0(uint8_t *encoded); /* for a subscriber who has nothing to acknowledge */
