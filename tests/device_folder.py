@@ -6,8 +6,8 @@ Invariant: nothing outside of the folder is read or changed, and time stands sti
 import os
 from pathlib import Path
 
-from blipmq.device.paths import Places
-from blipmq.device.system import Result, System
+from blipmq.device.paths import Paths
+from blipmq.device.system import CommandResult, System
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = 1_760_000_000.0
@@ -30,7 +30,7 @@ class StillSystem(System):
         for beginning, answer in self.answers.items():
             if self.commands[-1].startswith(beginning):
                 return answer
-        return Result(0, "")
+        return CommandResult(0, "")
 
     def set_hostname(self, name):
         self.hostname = name
@@ -47,7 +47,7 @@ class DeviceFolder:
 
     def __init__(self, folder, memory_mib=920):
         self.folder = folder
-        self.places = Places(folder)
+        self.paths = Paths(folder)
         self.system = StillSystem()
         for path in ("boot/blipmq", "data", "run", "proc", "etc", "usr/lib", "sys/class/leds"):
             (folder / path).mkdir(parents=True)

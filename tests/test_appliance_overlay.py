@@ -270,7 +270,7 @@ def test_the_samples_change_nothing_as_they_are_and_load_with_everything_turned_
     assert device.network.address == "192.168.1.20/24" and device.wifi.ssid and device.ssh.authorized_keys
     assert [key.name for key in device.keys] == ["press", "dashboard"]
 
-    ground = Ground.of(DeviceFolder(tmp_path / "device").places, has_keys=False)
+    ground = Ground.of(DeviceFolder(tmp_path / "device").paths, has_keys=False)
     text = read_text(BOOT / "blipmq.toml")
     assert read_broker(text, "blipmq.toml", ground) == read_broker("", "blipmq.toml", ground)
     broker = read_broker(uncommented(text), "blipmq.toml", ground)

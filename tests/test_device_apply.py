@@ -12,7 +12,7 @@ from blipmq.config import reader as config_reader
 from blipmq.device import atomic_write, keyring
 from blipmq.device.apply import NO_DATA, NO_KEY, apply
 from blipmq.device.commands import main
-from blipmq.device.result import NOT_APPLIED, read_outcome
+from blipmq.device.result import NOT_APPLIED, read_result
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKKWLTmLtPZ1gRS4HG8HtDX9dY6/OibsLVxzLeJfltLO me"
 DEVICE, BROKER = "boot/blipmq/device.toml", "boot/blipmq/blipmq.toml"
@@ -30,25 +30,25 @@ def store():
 
 
 def boot(device, store=None):
-    return apply(device.places, device.system, boot=True, store=store)
+    return apply(device.paths, device.system, boot=True, store=store)
 
 
 def broker_config(device):
-    return config_reader.load(device.places.broker_settings, {}).config
+    return config_reader.load(device.paths.broker_settings, {}).config
 
 
 # ---- what is written
 
 
 def test_a_device_without_files_asks_dhcp_and_its_broker_serves_itself_alone(device):
-    outcome = boot(device)
-    assert (outcome.device, outcome.broker, outcome.problems, outcome.notes) == ("default", "default", (), (NO_KEY,))
+    result = boot(device)
+    assert (result.device, result.broker, result.problems, result.notes) == ("default", "default", (), (NO_KEY,))
     assert "DHCP=yes" in device.read(WIRED) and "MulticastDNS=yes" in device.read(WIRED)
     assert device.read("etc/hostname") == "blipmq\n"
     assert broker_config(device).server.bind_addr == "127.0.0.1:7878"
     assert broker_config(device).wal.directory == str(device.folder / "data/blipmq/wal")
     assert not any(device.has(path) for path in (WIFI, "run/blipmq-device/authorized_keys"))
-    assert read_outcome(device.places) == outcome
+    assert read_result(device.paths) == result
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_what_is_taken_out_of_the_file_is_taken_back(device):
 
 def test_blipmq_toml_is_laid_over_the_profile(device):
     device.put(BROKER, "\ufeff[queues]\r\nsubscriber_capacity = 77\r\n[auth]\r\nallow_anonymous = true\r\n")
-    outcome = boot(device)
+    result = boot(device)
     config = broker_config(device)
     assert (config.queues.subscriber_capacity, config.server.max_connections) == (77, 1024)
-    assert outcome.broker == "file" and outcome.is_open and config.server.bind_addr == "[::]:7878"
-    assert outcome.notes == ()
+    assert result.broker == "file" and result.is_open and config.server.bind_addr == "[::]:7878"
+    assert result.notes == ()
 
 
 def test_texts_with_quotes_reach_the_broker_as_they_are(device):
@@ -149,8 +149,8 @@ def test_a_bad_blipmq_toml_is_told_with_its_line_and_changes_nothing(device, tex
     boot(device)
     before = device.read("run/blipmq/blipmq.toml")
     device.put(BROKER, text)
-    outcome = boot(device)
-    assert outcome.broker == "kept" and outcome.problems[0].startswith(problem)
+    result = boot(device)
+    assert result.broker == "kept" and result.problems[0].startswith(problem)
     assert device.read("run/blipmq/blipmq.toml") == before
 
 
@@ -159,11 +159,11 @@ def test_a_bad_device_toml_leaves_the_address_and_blipmq_toml_in_effect_all_the_
     boot(device)
     device.put(DEVICE, '[network]\naddress = "192.168.1.21/24"\n[wifi]\nsid = "a"\n')
     device.put(BROKER, "[queues]\nsubscriber_capacity = 77\n")
-    outcome = boot(device)
+    result = boot(device)
     assert "Address=192.168.1.20/24" in device.read(WIRED)
-    assert (outcome.device, outcome.broker) == ("kept", "file")
+    assert (result.device, result.broker) == ("kept", "file")
     assert broker_config(device).queues.subscriber_capacity == 77
-    assert outcome.problems == ("device.toml:4: there is no setting wifi.sid; did you mean wifi.ssid?",)
+    assert result.problems == ("device.toml:4: there is no setting wifi.sid; did you mean wifi.ssid?",)
 
 
 def test_advice_about_a_file_that_does_not_parse_is_part_of_its_problem(device):
@@ -173,41 +173,41 @@ def test_advice_about_a_file_that_does_not_parse_is_part_of_its_problem(device):
 
 def test_the_first_bad_file_means_the_defaults(device):
     device.put(DEVICE, "hostname = 3\n")
-    outcome = boot(device)
-    assert outcome.device == "default" and len(outcome.problems) == 1 and "DHCP=yes" in device.read(WIRED)
+    result = boot(device)
+    assert result.device == "default" and len(result.problems) == 1 and "DHCP=yes" in device.read(WIRED)
 
 
 def test_a_file_that_has_gone_missing_changes_nothing_and_an_empty_one_returns_to_the_defaults(device):
     device.put(DEVICE, 'hostname = "gate"\n')
     boot(device)
     (device.folder / DEVICE).unlink()
-    outcome = boot(device)
-    assert device.system.hostname == "gate" and outcome.device == "kept"
-    assert outcome.problems == ("device.toml: missing. To return to the defaults put an empty file of that name there",)
+    result = boot(device)
+    assert device.system.hostname == "gate" and result.device == "kept"
+    assert result.problems == ("device.toml: missing. To return to the defaults put an empty file of that name there",)
     device.put(DEVICE, "")
     assert boot(device).problems == () and device.system.hostname == "blipmq"
 
 
 def test_a_kept_file_that_this_version_does_not_take_is_told_too(device):
     device.put("data/device/device.toml", "hostnam = 1\n")
-    outcome = boot(device)
-    assert outcome.device == "default"
-    assert outcome.problems[0].startswith("the device.toml that was good before:1: there is no setting hostnam")
+    result = boot(device)
+    assert result.device == "default"
+    assert result.problems[0].startswith("the device.toml that was good before:1: there is no setting hostnam")
 
 
 def test_an_image_whose_profile_is_of_no_use_still_has_a_broker(device):
     device.put("usr/share/blipmq/profiles/blipmq-edge-1g.toml", "[server]\nmax_conections = 5\n")
-    outcome = boot(device)
-    assert "the profile blipmq-edge-1g is of no use: blipmq-edge-1g:2: there is no setting" in outcome.problems[0]
+    result = boot(device)
+    assert "the profile blipmq-edge-1g is of no use: blipmq-edge-1g:2: there is no setting" in result.problems[0]
     assert broker_config(device).server.bind_addr == "127.0.0.1:7878"
 
 
 def test_without_the_data_partition_the_broker_serves_qos_0_and_the_device_says_why(device):
     device.mount(data="")
     device.put(DEVICE, '[[keys]]\nname = "a"\n')
-    outcome = boot(device)
-    assert not broker_config(device).wal.enabled and not outcome.has_log
-    assert outcome.problems == (NO_DATA[""], "keys: none can be used without the data partition")
+    result = boot(device)
+    assert not broker_config(device).wal.enabled and not result.has_log
+    assert result.problems == (NO_DATA[""], "keys: none can be used without the data partition")
     device.mount(data="ro")
     assert boot(device).problems[0] == NO_DATA["ro"]
 
@@ -224,7 +224,7 @@ def test_a_second_apply_writes_nothing_and_tells_no_one(device):
     device.put(DEVICE, 'hostname = "gate"\n')
     boot(device)
     stamps = {path: path.stat().st_mtime_ns for path in device.folder.rglob("*") if path.is_file()}
-    apply(device.places, device.system, boot=False)
+    apply(device.paths, device.system, boot=False)
     assert {path: path.stat().st_mtime_ns for path in device.folder.rglob("*") if path.is_file()} == stamps
     assert device.system.commands == []
 
@@ -238,7 +238,7 @@ def test_an_apply_by_hand_tells_those_whose_settings_changed(device):
         '[wifi]\nssid = "a"\ncountry = "DE"\n',
     )
     device.put(BROKER, "[queues]\nsubscriber_capacity = 77\n")
-    apply(device.places, device.system, boot=False)
+    apply(device.paths, device.system, boot=False)
     assert device.system.commands == [
         "systemctl try-restart systemd-resolved.service",
         "networkctl reload",
@@ -265,10 +265,10 @@ def test_the_command_prints_what_is_wrong_and_at_boot_fails_nothing(device, caps
 
 
 def test_an_outcome_that_is_not_there_or_not_whole_says_that_nothing_was_applied(device):
-    assert read_outcome(device.places) == NOT_APPLIED
+    assert read_result(device.paths) == NOT_APPLIED
     for text in ("{", "[]", '{"hostname": "a"}'):
-        device.put("run/blipmq-device/outcome.json", text)
-        assert read_outcome(device.places) == NOT_APPLIED
+        device.put("run/blipmq-device/result.json", text)
+        assert read_result(device.paths) == NOT_APPLIED
 
 
 # ---- keys
@@ -284,12 +284,12 @@ def test_a_key_without_a_text_is_made_told_once_and_lets_the_broker_listen(devic
         DEVICE,
         '[[keys]]\nname = "press"\nallow = ["pub:plant/#"]\n[[keys]]\nname = "board"\nkey = "0123456789abcdef"\n',
     )
-    outcome = boot(device, store)
-    assert outcome.keys == ("press", "board") and outcome.notes == () and outcome.problems == ()
-    assert outcome.is_open
+    result = boot(device, store)
+    assert result.keys == ("press", "board") and result.notes == () and result.problems == ()
+    assert result.is_open
     assert keys_told(device) == {"press": store.keys["press"][0]} and len(store.keys["press"][0]) > 40
     assert store.keys["press"][1] == ("pub:plant/#",) and store.keys["board"] == ("0123456789abcdef", ())
-    assert store.keys["blipmq-device"] == (keyring.own_key(device.places), keyring.OWN_RIGHTS)
+    assert store.keys["blipmq-device"] == (keyring.own_key(device.paths), keyring.OWN_RIGHTS)
 
 
 def test_at_later_starts_the_keys_stay_and_a_file_that_was_deleted_stays_away(device, store):
@@ -309,28 +309,28 @@ def test_a_key_is_revoked_when_its_table_goes_and_made_anew_when_it_changes(devi
     assert boot(device, store).keys == ("b",)
     assert store.keys["b"][0] != first and keys_told(device)["b"] == store.keys["b"][0]
     device.put(DEVICE, "")
-    outcome = boot(device, store)
-    assert store.keys == {} and not outcome.is_open and outcome.notes == (NO_KEY,)
+    result = boot(device, store)
+    assert store.keys == {} and not result.is_open and result.notes == (NO_KEY,)
 
 
 def test_a_key_made_by_hand_is_left_alone(device, store):
     store.add("mine", (), "f" * 16)
     device.put("data/blipmq/keys", "")
-    outcome = boot(device, store)
-    assert outcome.keys == ("mine",) and set(store.keys) == {"mine", "blipmq-device"}
+    result = boot(device, store)
+    assert result.keys == ("mine",) and set(store.keys) == {"mine", "blipmq-device"}
 
 
 def test_the_keys_that_are_told_are_those_the_broker_finds(device):
     device.put(DEVICE, '[[keys]]\nname = "press"\nallow = ["pub:plant/#"]\n[[keys]]\nname = "board"\n')
-    boot(device, keyring.KeyFile(device.places))
-    told, ring = keys_told(device), keys.read_keyring(device.places.broker_keys)
+    boot(device, keyring.KeyFile(device.paths))
+    told, ring = keys_told(device), keys.read_keyring(device.paths.broker_keys)
     assert {name: ring.find(text.encode()).allow for name, text in told.items()} == {
         "press": ("pub:plant/#",),
         "board": (),
     }
     device.put(DEVICE, '[[keys]]\nname = "press"\nallow = ["pub:plant/#"]\n')
-    boot(device, keyring.KeyFile(device.places))
-    ring = keys.read_keyring(device.places.broker_keys)
+    boot(device, keyring.KeyFile(device.paths))
+    ring = keys.read_keyring(device.paths.broker_keys)
     assert ring.find(told["board"].encode()) is None
     assert ring.find(told["press"].encode()).name == "press"
 
@@ -368,7 +368,7 @@ def test_a_cut_at_any_step_loses_no_key(device, after):
         store.after = 1000
     boot(device, store)
     assert {name: store.keys[name][0] for name in "ab"} == keys_told(device)
-    assert store.keys["blipmq-device"][0] == keyring.own_key(device.places)
+    assert store.keys["blipmq-device"][0] == keyring.own_key(device.paths)
 
 
 def test_a_key_that_cannot_be_told_is_not_made(device, store, monkeypatch):
@@ -377,8 +377,8 @@ def test_a_key_that_cannot_be_told_is_not_made(device, store, monkeypatch):
 
     monkeypatch.setattr(keyring, "write_for_notepad", refuse)
     device.put(DEVICE, '[[keys]]\nname = "a"\n')
-    outcome = boot(device, store)
-    assert store.keys == {} and outcome.problems == ("keys: Read-only file system",) and not outcome.is_open
+    result = boot(device, store)
+    assert store.keys == {} and result.problems == ("keys: Read-only file system",) and not result.is_open
 
 
 def test_what_was_made_of_which_table_can_be_forgotten_without_harm(device, store):

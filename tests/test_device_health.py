@@ -11,8 +11,8 @@ from device_folder import DeviceFolder
 from blipmq.config import reader as config_reader
 from blipmq.device import broker_probe, health, selftest
 from blipmq.device.commands import main
-from blipmq.device.result import Outcome
-from blipmq.device.system import Result
+from blipmq.device.result import Result
+from blipmq.device.system import CommandResult
 from blipmq.errors import BlipMQError, Unreachable
 
 ROLLBACK = Path(__file__).resolve().parent.parent / "images/root/usr/lib/blipmq-device/rollback"
@@ -23,7 +23,7 @@ GOOD_SLOT = "boot/blipmq/system/good-slot"
 @pytest.fixture
 def device(tmp_path):
     device = DeviceFolder(tmp_path / "device")
-    Outcome(has_data=True).write(device.places)
+    Result(has_data=True).write(device.paths)
     return device
 
 
@@ -126,7 +126,7 @@ class Waiting:
 
 def become_healthy(device, waiting=None, patience_s=60.0):
     waiting = waiting or Waiting()
-    return health.become_healthy(device.places, device.system, patience_s, waiting.clock, waiting.sleep)
+    return health.become_healthy(device.paths, device.system, patience_s, waiting.clock, waiting.sleep)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_slot_on_trial_must_write_to_the_data_partition_and_one_that_was_good_
 
 def test_a_partition_that_came_too_late_for_the_broker_keeps_the_slot_on_trial(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
-    Outcome(has_data=False).write(device.places)
+    Result(has_data=False).write(device.paths)
     assert become_healthy(device) == TROUBLE
 
 
@@ -191,7 +191,7 @@ def test_another_version_or_slot_is_on_trial(device, passing, good):
 
 def test_a_boot_loader_that_cannot_be_told_keeps_the_slot_on_trial(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
-    device.system.answers["rauc"] = Result(1, "no bus\n")
+    device.system.answers["rauc"] = CommandResult(1, "no bus\n")
     assert become_healthy(device) == "the slot could not be marked good: no bus" and not device.has(GOOD_SLOT)
 
 

@@ -11,9 +11,9 @@ from device_folder import BUILT, NOW, DeviceFolder
 
 from blipmq.device import clock, console, led, report, reset
 from blipmq.device.apply import NO_KEY, apply
-from blipmq.device.broker_probe import Said
+from blipmq.device.broker_probe import Answer
 from blipmq.device.commands import main
-from blipmq.device.system import Result, System
+from blipmq.device.system import CommandResult, System
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "packaging/freeze/program.py"
@@ -27,24 +27,24 @@ ADDRESSES = [
 @pytest.fixture
 def device(tmp_path):
     device = DeviceFolder(tmp_path)
-    device.system.answers["ip -json"] = Result(0, json.dumps(ADDRESSES))
+    device.system.answers["ip -json"] = CommandResult(0, json.dumps(ADDRESSES))
     return device
 
 
 @pytest.fixture
 def said(monkeypatch):
     """What the broker answers, for a test to change."""
-    answer = [Said("ok")]
+    answer = [Answer("ok")]
     monkeypatch.setattr(report, "ask", lambda *_: answer[0])
     return answer
 
 
 def look(device):
-    return report.look(device.places, device.system)
+    return report.look(device.paths, device.system)
 
 
 def boot(device):
-    return apply(device.places, device.system, boot=True)
+    return apply(device.paths, device.system, boot=True)
 
 
 # ---- the status file
@@ -74,7 +74,7 @@ def test_a_bad_file_is_in_the_status_with_its_line_and_what_is_in_effect_instead
 
 
 @pytest.mark.parametrize(
-    ("answer", "running"), [(Said("silent", ("no answer",)), False), (Said("degraded", ("the log is full",)), True)]
+    ("answer", "running"), [(Answer("silent", ("no answer",)), False), (Answer("degraded", ("the log is full",)), True)]
 )
 def test_what_the_broker_says_is_told_in_its_words(device, said, answer, running):
     boot(device)
@@ -104,7 +104,12 @@ def test_before_anything_was_applied_the_status_says_so(device):
 
 
 def test_an_address_that_is_not_there_yet_names_what_it_waits_for(device, said):
-    for answer in (Result(0, "[]"), Result(127, ""), Result(0, "no JSON"), Result(0, '[{"addr_info": [{}]}]')):
+    for answer in (
+        CommandResult(0, "[]"),
+        CommandResult(127, ""),
+        CommandResult(0, "no JSON"),
+        CommandResult(0, '[{"addr_info": [{}]}]'),
+    ):
         device.system.answers["ip -json"] = answer
         boot(device)
         assert dict(look(device).facts)["Address"] == "none yet (waiting for a DHCP server); is the cable in?"
@@ -137,18 +142,18 @@ def test_a_data_partition_that_is_nearly_full_is_told(device, said, monkeypatch)
 def test_the_file_is_for_notepad_and_written_only_when_something_changed(device, said):
     boot(device)
     device.system.time = os.stat(device.folder).st_mtime
-    assert report.write(device.places, device.system, look(device))
+    assert report.write(device.paths, device.system, look(device))
     raw = (device.folder / STATUS).read_bytes()
     assert raw.count(b"\n") == raw.count(b"\r\n") > 10 and b"State:" in raw
     device.system.time += 3600
-    assert not report.write(device.places, device.system, look(device))
-    said[0] = Said("degraded", ("something",))
-    assert report.write(device.places, device.system, look(device))
-    assert not report.write(device.places, device.system, look(device))
+    assert not report.write(device.paths, device.system, look(device))
+    said[0] = Answer("degraded", ("something",))
+    assert report.write(device.paths, device.system, look(device))
+    assert not report.write(device.paths, device.system, look(device))
     device.system.time += 86_400 + 3600
-    assert report.write(device.places, device.system, look(device))
+    assert report.write(device.paths, device.system, look(device))
     (device.folder / STATUS).unlink()
-    assert report.write(device.places, device.system, look(device))
+    assert report.write(device.paths, device.system, look(device))
 
 
 def test_the_verbs_print_what_they_find(device, capsys):
@@ -177,14 +182,14 @@ def test_the_banner_goes_to_every_console_once_for_each_change(device, said):
     device.put("sys/class/tty/console/active", "tty0 ttyAMA0 ttyS9\n")
     for name in ("tty1", "ttyAMA0"):  # ttyS9 is not there
         device.put(f"dev/{name}", "")
-    assert console.show(device.places, look(device))
+    assert console.show(device.paths, look(device))
     for name in ("tty1", "ttyAMA0"):
         shown = (device.folder / "dev" / name).read_bytes()
         assert b"state    ok\r\n" in shown and b"192.168.1.20" in shown and b"edit device.toml" in shown
-    assert not console.show(device.places, look(device))
-    said[0] = Said("degraded", ("the log is full",))
+    assert not console.show(device.paths, look(device))
+    said[0] = Answer("degraded", ("the log is full",))
     assert (
-        console.show(device.places, look(device)) and b"- the log is full" in (device.folder / "dev/tty1").read_bytes()
+        console.show(device.paths, look(device)) and b"- the log is full" in (device.folder / "dev/tty1").read_bytes()
     )
 
 
@@ -200,25 +205,25 @@ def light(device, name="ACT", triggers="none [mmc0] timer heartbeat"):
 
 def test_the_light_is_steady_when_all_is_well_and_blinks_when_it_is_not(device):
     folder = light(device)
-    assert led.show(device.places, degraded=False) == "ACT"
+    assert led.show(device.paths, degraded=False) == "ACT"
     assert (device.read(folder + "trigger"), device.read(folder + "brightness")) == ("none", "255")
     device.put(folder + "trigger", "[none] mmc0 timer heartbeat\n")
     device.put(folder + "delay_on", "500\n")
-    led.show(device.places, degraded=True)
+    led.show(device.paths, degraded=True)
     assert (device.read(folder + "trigger"), device.read(folder + "delay_on")) == ("timer", "250")
 
 
 def test_a_light_that_blinks_already_is_not_set_again_and_one_without_a_timer_beats(device):
     folder = light(device, triggers="none mmc0 [timer] heartbeat")
-    led.show(device.places, degraded=True)
+    led.show(device.paths, degraded=True)
     assert device.read(folder + "trigger") == "none mmc0 [timer] heartbeat\n"
     device.put(folder + "trigger", "[none] heartbeat\n")
-    led.show(device.places, degraded=True)
+    led.show(device.paths, degraded=True)
     assert device.read(folder + "trigger") == "heartbeat"
 
 
 def test_a_board_without_a_light_is_no_error(device):
-    assert led.show(device.places, degraded=True) == ""
+    assert led.show(device.paths, degraded=True) == ""
 
 
 # ---- the clock
@@ -226,34 +231,34 @@ def test_a_board_without_a_light_is_no_error(device):
 
 def test_a_clock_that_starts_in_1970_is_set_to_the_date_of_the_image(device):
     device.system.time = 0.0
-    assert clock.restore(device.places, device.system) and device.system.time == BUILT
-    assert not clock.restore(device.places, device.system)
+    assert clock.restore(device.paths, device.system) and device.system.time == BUILT
+    assert not clock.restore(device.paths, device.system)
 
 
 def test_a_clock_goes_on_from_the_last_time_that_was_written_down(device):
-    assert clock.save(device.places, device.system)
+    assert clock.save(device.paths, device.system)
     device.system.time = 0.0
     boot(device)
     assert device.system.time == NOW
 
 
 def test_a_clock_is_never_set_back(device):
-    clock.save(device.places, device.system)
+    clock.save(device.paths, device.system)
     device.system.time = NOW + 5.0
-    assert not clock.restore(device.places, device.system) and device.system.time == NOW + 5.0
+    assert not clock.restore(device.paths, device.system) and device.system.time == NOW + 5.0
 
 
 @pytest.mark.parametrize("saved", ["", "x", "-5", "9" * 30, "99999999999", "1e9", "\x00\x00"])
 def test_a_saved_time_that_cannot_be_true_is_passed_over(device, saved):
     device.put("data/device/clock", saved)
     device.system.time = 0.0
-    clock.restore(device.places, device.system)
+    clock.restore(device.paths, device.system)
     assert device.system.time == BUILT
 
 
 def test_a_time_before_the_image_was_made_is_not_written_down(device):
     device.system.time = 1000.0
-    assert not clock.save(device.places, device.system) and not device.has("data/device/clock")
+    assert not clock.save(device.paths, device.system) and not device.has("data/device/clock")
 
 
 def test_a_clock_that_will_not_be_set_is_told_and_the_settings_are_applied(device):
@@ -286,7 +291,7 @@ def ask_for_reset(device, name="factory-reset"):
 @pytest.mark.parametrize("name", ["factory-reset", "factory-reset.txt", "Factory-Reset.TXT"])
 def test_a_file_asks_for_a_reset_and_goes_when_it_is_done(device, said, name):
     ask_for_reset(device, name)
-    assert reset.carry_out(device.places, device.system)
+    assert reset.carry_out(device.paths, device.system)
     assert [command.split()[0] for command in device.system.commands] == ["blkdiscard", "mkfs.ext4"]
     assert device.system.commands[1].endswith("-L blipmq-data -m 1 /dev/blipmq/data")
     assert not device.has(f"boot/blipmq/{name}") and not device.has("boot/blipmq/blipmq-new-keys.txt")
@@ -298,14 +303,14 @@ def test_a_file_asks_for_a_reset_and_goes_when_it_is_done(device, said, name):
 def test_without_that_file_nothing_is_erased(device):
     device.put("boot/blipmq/factory-reset-howto.txt", "")
     (device.folder / "boot/blipmq/factory-reset").mkdir()
-    assert not reset.carry_out(device.places, device.system) and device.system.commands == []
+    assert not reset.carry_out(device.paths, device.system) and device.system.commands == []
 
 
 def test_a_reset_that_fails_is_asked_for_again_and_told(device, said):
     ask_for_reset(device)
-    device.system.answers["mkfs.ext4"] = Result(1, "mkfs.ext4: Input/output error\n")
+    device.system.answers["mkfs.ext4"] = CommandResult(1, "mkfs.ext4: Input/output error\n")
     with pytest.raises(reset.ResetFailed, match="Input/output error"):
-        reset.carry_out(device.places, device.system)
+        reset.carry_out(device.paths, device.system)
     assert device.has("boot/blipmq/factory-reset")
     device.mount()
     boot(device)
@@ -316,7 +321,7 @@ def test_a_partition_in_use_is_not_erased(device):
     ask_for_reset(device)
     device.mount()
     with pytest.raises(reset.ResetFailed, match="in use"):
-        reset.carry_out(device.places, device.system)
+        reset.carry_out(device.paths, device.system)
     assert device.system.commands == [] and device.has("boot/blipmq/factory-reset")
 
 
@@ -328,7 +333,7 @@ def test_a_cut_while_the_partition_is_made_leaves_the_file_that_asks(device):
 
     device.system.run = cut
     with pytest.raises(KeyboardInterrupt):
-        reset.carry_out(device.places, device.system)
+        reset.carry_out(device.paths, device.system)
     assert device.has("boot/blipmq/factory-reset")
 
 
@@ -350,6 +355,6 @@ def test_the_one_frozen_program_acts_by_its_name(tmp_path, name, answers):
 def test_a_command_that_cannot_run_fails_or_hangs_is_a_result():
     system = System(live=True)
     assert system.run("/nowhere/at/all").status == 127
-    assert system.run("sh", "-c", "echo a; echo b >&2; exit 3") == Result(3, "a\nb\n")
+    assert system.run("sh", "-c", "echo a; echo b >&2; exit 3") == CommandResult(3, "a\nb\n")
     assert system.run("sleep", "60", seconds=0.05).status == 124
     assert System(live=False).run("sh", "-c", "exit 0").status == 127

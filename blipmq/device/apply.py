@@ -1,7 +1,7 @@
 """From the two files on the settings partition to what networkd, sshd, timesyncd and the broker read.
 
 Invariant: whatever stands in the files, the device ends with a complete set of settings that go together, and each thing that is
-not as its owner wrote it is named in the outcome. Applying twice changes nothing the second time.
+not as its owner wrote it is named in the result. Applying twice changes nothing the second time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from blipmq.device import clock, keyring, network
 from blipmq.device.atomic_write import remove_file, write_file
 from blipmq.device.broker_settings import Broker, Ground, read_broker
 from blipmq.device.keyring import KeyFile, Keys, Store
-from blipmq.device.last_known_good import Choice, choose
-from blipmq.device.paths import Places
-from blipmq.device.result import Outcome
+from blipmq.device.last_known_good import LastKnownGood, choose
+from blipmq.device.paths import Paths
+from blipmq.device.result import Result
 from blipmq.device.settings import Device
 from blipmq.device.settings_reader import read_device
 from blipmq.device.system import System
@@ -35,30 +35,30 @@ NO_DATA = {
 }
 
 
-def apply(places: Places, system: System, boot: bool, store: Store | None = None) -> Outcome:
+def apply(paths: Paths, system: System, boot: bool, store: Store | None = None) -> Result:
     """Read, write, and unless the system is only starting (`boot`) tell what runs. Raises OSError if /run cannot be written."""
     problems: list[str] = []
     with _told(problems, "the clock could not be set"):
-        clock.restore(places, system)
+        clock.restore(paths, system)
     with _told(problems, "the machine's id could not be kept"):
-        _keep_machine_id(places)
-    state = places.mounted(places.data)
+        _keep_machine_id(paths)
+    state = paths.mounted(paths.data)
     problems += [NO_DATA[state]] if state in NO_DATA else []
-    if not places.mounted(places.boot):
+    if not paths.mounted(paths.boot):
         problems.append("the settings partition is not there; what was good before is in effect")
 
     keep = state == "rw"
-    device = choose("device.toml", places.boot, places.kept, read_device, Device(), keep)
-    keys = _apply_keys(places, device.value, state, store)
-    broker = _choose_broker(places, bool(keys.names), keep)
-    changed = _write(places, device.value, broker.value)
+    device = choose("device.toml", paths.boot, paths.kept, read_device, Device(), keep)
+    keys = _apply_keys(paths, device.value, state, store)
+    broker = _choose_broker(paths, bool(keys.names), keep)
+    changed = _write(paths, device.value, broker.value)
     with _told(problems, "the host name could not be set"):
         system.set_hostname(device.value.hostname)
-    outcome = _outcome(device, broker, keys, problems, keep)
-    outcome.write(places)
+    result = _result(device, broker, keys, problems, keep)
+    result.write(paths)
     if not boot:
-        activate(places, system, changed)
-    return outcome
+        activate(paths, system, changed)
+    return result
 
 
 @contextlib.contextmanager
@@ -70,28 +70,28 @@ def _told(problems: list[str], what: str) -> Iterator[None]:
         problems.append(f"{what}: {error.strerror or error}")
 
 
-def _keep_machine_id(places: Places) -> None:
+def _keep_machine_id(paths: Paths) -> None:
     """The first id this device had is the one it keeps: the initrd puts it in place at later starts."""
-    current = places.text("etc/machine-id")
-    if len(current) == 32 and not places.machine_id.exists() and places.mounted(places.data) == "rw":
-        write_file(places.machine_id, current + "\n")
+    current = paths.text("etc/machine-id")
+    if len(current) == 32 and not paths.machine_id.exists() and paths.mounted(paths.data) == "rw":
+        write_file(paths.machine_id, current + "\n")
 
 
-def _apply_keys(places: Places, device: Device, data: str, store: Store | None) -> Keys:
+def _apply_keys(paths: Paths, device: Device, data: str, store: Store | None) -> Keys:
     if data != "rw":
         lost = ["keys: none can be used without the data partition"] if device.keys else []
         return Keys([], lost)
-    if not device.keys and not places.broker_keys.exists() and not places.made_keys.exists():
+    if not device.keys and not paths.broker_keys.exists() and not paths.made_keys.exists():
         return Keys([], [])
     try:
-        store = store or KeyFile(places)
+        store = store or KeyFile(paths)
     except ImportError:
         return Keys([], ["keys: this version of the broker does not know keys yet"])
-    return keyring.apply_keys(places, device.keys, store)
+    return keyring.apply_keys(paths, device.keys, store)
 
 
-def _choose_broker(places: Places, has_keys: bool, keep: bool) -> Choice[Broker]:
-    ground, problems = Ground.of(places, has_keys), []
+def _choose_broker(paths: Paths, has_keys: bool, keep: bool) -> LastKnownGood[Broker]:
+    ground, problems = Ground.of(paths, has_keys), []
     try:
         default = read_broker("", "the defaults", ground)
     except ConfigError as error:  # an image whose profile its own broker refuses still has a broker
@@ -102,21 +102,21 @@ def _choose_broker(places: Places, has_keys: bool, keep: bool) -> Choice[Broker]
     def check(text: str, name: str) -> Broker:
         return read_broker(text, name, ground)
 
-    chosen = choose("blipmq.toml", places.boot, places.kept, check, default, keep)
+    chosen = choose("blipmq.toml", paths.boot, paths.kept, check, default, keep)
     return replace(chosen, problems=problems + chosen.problems)
 
 
-def _write(places: Places, device: Device, broker: Broker) -> set[Path]:
+def _write(paths: Paths, device: Device, broker: Broker) -> set[Path]:
     """Write what others read; which of the files are not what they were."""
     networks = network.network_files(device)
-    files = {places.networks / name: networks.get(name, "") for name in (network.WIRED, network.WIFI)}
-    files[places.time_servers] = network.time_file(device)
-    files[places.hostname] = f"{device.hostname}\n"
-    private = {places.wifi: network.wifi_file(device), places.authorized_keys: network.ssh_file(device)}
+    files = {paths.networks / name: networks.get(name, "") for name in (network.WIRED, network.WIFI)}
+    files[paths.time_servers] = network.time_file(device)
+    files[paths.hostname] = f"{device.hostname}\n"
+    private = {paths.wifi: network.wifi_file(device), paths.authorized_keys: network.ssh_file(device)}
     changed = {path for path, text in files.items() if _put(path, text, 0o644)}
     changed |= {path for path, text in private.items() if _put(path, text, 0o600)}
-    if write_file(places.broker_settings, broker.text, 0o640, _broker_group(places)):
-        changed.add(places.broker_settings)
+    if write_file(paths.broker_settings, broker.text, 0o640, _broker_group(paths)):
+        changed.add(paths.broker_settings)
     return changed
 
 
@@ -124,16 +124,16 @@ def _put(path: Path, text: str, mode: int) -> bool:
     return write_file(path, text, mode) if text else remove_file(path)
 
 
-def _broker_group(places: Places) -> int | None:
-    found = re.search(r"^blipmq:[^:]*:(\d+):", places.text("etc/group"), re.MULTILINE)
+def _broker_group(paths: Paths) -> int | None:
+    found = re.search(r"^blipmq:[^:]*:(\d+):", paths.text("etc/group"), re.MULTILINE)
     return int(found[1]) if found else None
 
 
-def _outcome(
-    device: Choice[Device], broker: Choice[Broker], keys: Keys, problems: list[str], has_data: bool
-) -> Outcome:
+def _result(
+    device: LastKnownGood[Device], broker: LastKnownGood[Broker], keys: Keys, problems: list[str], has_data: bool
+) -> Result:
     config = broker.value.config
-    return Outcome(
+    return Result(
         hostname=device.value.hostname,
         address=device.value.network.address,
         device=device.origin,
@@ -150,18 +150,18 @@ def _outcome(
     )
 
 
-def activate(places: Places, system: System, changed: set[Path]) -> None:
+def activate(paths: Paths, system: System, changed: set[Path]) -> None:
     """Tell what runs that its settings are others now."""
-    if places.hostname in changed:
+    if paths.hostname in changed:
         system.run("systemctl", "try-restart", "systemd-resolved.service")
-    if changed & {places.networks / network.WIRED, places.networks / network.WIFI}:
+    if changed & {paths.networks / network.WIRED, paths.networks / network.WIFI}:
         system.run("networkctl", "reload")
-    if places.time_servers in changed:
+    if paths.time_servers in changed:
         system.run("systemctl", "try-restart", "systemd-timesyncd.service")
-    if places.wifi in changed:
-        for device in sorted((places.root / "sys/class/net").glob("*/wireless")):
+    if paths.wifi in changed:
+        for device in sorted((paths.root / "sys/class/net").glob("*/wireless")):
             system.run("systemctl", "restart", f"blipmq-wifi@{device.parent.name}.service")
-    if places.authorized_keys in changed:
-        system.run("systemctl", "start" if places.authorized_keys.exists() else "stop", "ssh.service")
-    if places.broker_settings in changed:
+    if paths.authorized_keys in changed:
+        system.run("systemctl", "start" if paths.authorized_keys.exists() else "stop", "ssh.service")
+    if paths.broker_settings in changed:
         system.run("systemctl", "restart", "blipmq.service")

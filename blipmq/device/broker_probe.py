@@ -17,7 +17,7 @@ ANSWER_SECONDS = 5.0
 ANSWER_BYTES_MAX = 64 << 10
 
 
-class Said(NamedTuple):
+class Answer(NamedTuple):
     """`status`: "ok", "degraded", "failing" or "silent"; `reasons`: why, a sentence each; `version`: of the broker."""
 
     status: str
@@ -25,24 +25,24 @@ class Said(NamedTuple):
     version: str = ""
 
 
-def ask(metrics_addr: str, bind_addr: str) -> Said:
+def ask(metrics_addr: str, bind_addr: str) -> Answer:
     """How the broker is. With its metrics turned off all that can be seen is whether it lets one connect."""
     if not metrics_addr:
         return _knock(bind_addr)
     try:
         body = _get(metrics_addr, "/healthz").partition(b"\r\n\r\n")[2]
         told = json.loads(body)
-        return Said(str(told["status"]), tuple(map(str, told["reasons"])), str(told["version"]))
+        return Answer(str(told["status"]), tuple(map(str, told["reasons"])), str(told["version"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return Said("silent", ("the broker does not answer: `systemctl status blipmq` says why",))
+        return Answer("silent", ("the broker does not answer: `systemctl status blipmq` says why",))
 
 
-def _knock(bind_addr: str) -> Said:
+def _knock(bind_addr: str) -> Answer:
     try:
         socket.create_connection(_place(bind_addr), ANSWER_SECONDS).close()
-        return Said("ok")
+        return Answer("ok")
     except (OSError, ValueError):
-        return Said("silent", ("nothing listens where the broker should: `systemctl status blipmq` says why",))
+        return Answer("silent", ("nothing listens where the broker should: `systemctl status blipmq` says why",))
 
 
 def _place(addr: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from blipmq.base.bind_address import is_loopback, split_address
 from blipmq.config.reader import load_texts
 from blipmq.config.schema_reader import Lines, parse_toml, read_text
 from blipmq.config.settings import KEYS, Config, value_of
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.errors import ConfigError
 
 MIB = 1 << 20
@@ -54,14 +54,14 @@ class Ground(NamedTuple):
     log_directory: str  # "" where there is no data partition to write to
 
     @classmethod
-    def of(cls, places: Places, has_keys: bool) -> Ground:
-        name = next((name for most, name in PROFILES if places.memory_bytes <= most), LARGEST)
+    def of(cls, paths: Paths, has_keys: bool) -> Ground:
+        name = next((name for most, name in PROFILES if paths.memory_bytes <= most), LARGEST)
         try:
-            text = read_text(places.profiles / f"{name}.toml")
+            text = read_text(paths.profiles / f"{name}.toml")
         except ConfigError:  # an image without profiles: the broker's own defaults
             name, text = "the defaults", ""
-        log = str(places.data / "blipmq/wal") if places.mounted(places.data) == "rw" else ""
-        return cls(name, text, has_keys, str(places.broker_keys), log)
+        log = str(paths.data / "blipmq/wal") if paths.mounted(paths.data) == "rw" else ""
+        return cls(name, text, has_keys, str(paths.broker_keys), log)
 
 
 def read_broker(text: str, name: str, ground: Ground) -> Broker:

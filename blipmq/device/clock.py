@@ -9,48 +9,48 @@ from __future__ import annotations
 import os
 
 from blipmq.device.atomic_write import write_file
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.device.system import System
 
 # A time that lies so far behind the image's date was wrong when it was written down, and would stay.
 YEARS_MAX_SECONDS = 20 * 365 * 86400
 
 
-def build_time(places: Places) -> float:
+def build_time(paths: Paths) -> float:
     """The date of the image, seconds since 1970; 0 if it does not tell."""
     for path in ("usr/lib/clock-epoch", "usr/lib/os-release"):
         try:
-            return os.stat(places.root / path).st_mtime
+            return os.stat(paths.root / path).st_mtime
         except OSError:
             continue
     return 0.0
 
 
-def floor(places: Places) -> float:
+def floor(paths: Paths) -> float:
     """No earlier than this."""
-    built = build_time(places)
-    saved = places.text("data/device/clock")
+    built = build_time(paths)
+    saved = paths.text("data/device/clock")
     seconds = int(saved) if saved.isascii() and saved.isdigit() and len(saved) < 12 else 0
     return float(seconds) if built < seconds < built + YEARS_MAX_SECONDS else built
 
 
-def restore(places: Places, system: System) -> bool:
+def restore(paths: Paths, system: System) -> bool:
     """Set the clock to the floor if it is behind; whether it was. Raises OSError."""
-    least = floor(places)
+    least = floor(paths)
     if system.now() >= least:
         return False
     system.set_time(least)
     return True
 
 
-def save(places: Places, system: System) -> bool:
+def save(paths: Paths, system: System) -> bool:
     """Write the time down, unless it is one that cannot be true; whether it was written. Raises OSError."""
     now = system.now()
-    if now < floor(places):
+    if now < floor(paths):
         return False
-    return write_file(places.clock, f"{int(now)}\n", 0o600)
+    return write_file(paths.clock, f"{int(now)}\n", 0o600)
 
 
-def is_synchronised(places: Places) -> bool:
+def is_synchronised(paths: Paths) -> bool:
     """Whether a time server has answered since the start."""
-    return (places.root / "run/systemd/timesync/synchronized").exists()
+    return (paths.root / "run/systemd/timesync/synchronized").exists()

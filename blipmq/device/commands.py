@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from blipmq.base.argument_parser import ArgumentParser
 from blipmq.base.stdio import READER_GONE, StreamError, print_out, say, take_descriptors
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
 from blipmq.version import __version__
@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     take_descriptors()
     try:
         arguments = make_parser().parse_args(argv)
-        places = Places(arguments.root)
+        paths = Paths(arguments.root)
         system = System(live=os.path.realpath(arguments.root) == "/")
-        return int(arguments.run(places, system, arguments))
+        return int(arguments.run(paths, system, arguments))
     except BlipMQError as error:
         say(f"blipmq-device: {error}")
         return error.exit_status
@@ -73,84 +73,84 @@ def make_parser() -> argparse.ArgumentParser:
 # Imported where they are used, because most runs use little and a slow board waits for each.
 
 
-def _apply(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _apply(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device.apply import apply
     from blipmq.device.report import readable
 
-    outcome = apply(places, system, arguments.boot)
+    result = apply(paths, system, arguments.boot)
     # At boot the rest of the system must start whatever the files hold, and whether or not anybody reads this; the status
     # tells what is wrong.
     with contextlib.suppress(*((StreamError, BrokenPipeError) if arguments.boot else ())):
-        for sentence in (*outcome.problems, *outcome.notes):
+        for sentence in (*result.problems, *result.notes):
             print_out(readable(sentence))
-    return 78 if outcome.problems and not arguments.boot else 0
+    return 78 if result.problems and not arguments.boot else 0
 
 
-def _status(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _status(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import report
 
-    found = report.look(places, system)
-    report.write(places, system, found)
+    found = report.look(paths, system)
+    report.write(paths, system, found)
     print_out(found.text.rstrip("\n"))
     return int(bool(found.problems))
 
 
-def _refresh(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _refresh(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import console, led, report
 
-    found = report.look(places, system)
-    led.show(places, bool(found.problems))
-    console.show(places, found)
+    found = report.look(paths, system)
+    led.show(paths, bool(found.problems))
+    console.show(paths, found)
     try:
-        report.write(places, system, found)
+        report.write(paths, system, found)
     except OSError as error:  # the consoles say that the settings partition is not there
-        say(f"blipmq-device: {places.status} cannot be written: {error.strerror}")
+        say(f"blipmq-device: {paths.status} cannot be written: {error.strerror}")
     return 0
 
 
-def _selftest(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _selftest(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import health
 
-    why = health.test(places, strictly=True)
+    why = health.test(paths, strictly=True)
     _tell(why, "passed")
     return int(bool(why))
 
 
-def _healthy(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _healthy(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import health
 
-    why = health.become_healthy(places, system, arguments.patience)
+    why = health.become_healthy(paths, system, arguments.patience)
     _tell(why, "healthy")
     return int(bool(why))
 
 
-def _factory_reset(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _factory_reset(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import reset
 
-    made = reset.carry_out(places, system)
+    made = reset.carry_out(paths, system)
     print_out("the data partition has been made anew" if made else "no file asks for a reset")
     return 0
 
 
-def _time_floor(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _time_floor(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import clock
 
-    (clock.save if arguments.action == "save" else clock.restore)(places, system)
+    (clock.save if arguments.action == "save" else clock.restore)(paths, system)
     return 0
 
 
-def _led(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _led(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import led, report
 
-    degraded = arguments.state == "degraded" if arguments.state else bool(report.look(places, system).problems)
-    print_out(led.show(places, degraded) or "no light that this program knows")
+    degraded = arguments.state == "degraded" if arguments.state else bool(report.look(paths, system).problems)
+    print_out(led.show(paths, degraded) or "no light that this program knows")
     return 0
 
 
-def _banner(places: Places, system: System, arguments: argparse.Namespace) -> int:
+def _banner(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import console, report
 
-    print_out(console.banner(report.look(places, system)).rstrip("\n"))
+    print_out(console.banner(report.look(paths, system)).rstrip("\n"))
     return 0
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 
 from blipmq.device.atomic_write import write_file
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.device.report import Report
 
 PROBLEMS_SHOWN_MAX = 5
@@ -31,14 +31,14 @@ def banner(report: Report) -> str:
     return "\n".join([*lines, "", *HOW_TO]) + "\n"
 
 
-def show(places: Places, report: Report) -> bool:
+def show(paths: Paths, report: Report) -> bool:
     """Put the banner on all consoles if it has changed; whether it has. Raises OSError."""
     text = banner(report)
-    if not write_file(places.banner, text):
+    if not write_file(paths.banner, text):
         return False
-    for name in places.text("sys/class/tty/console/active").split():
+    for name in paths.text("sys/class/tty/console/active").split():
         with contextlib.suppress(OSError):
-            _put(places.root / "dev" / ("tty1" if name == "tty0" else name), text)
+            _put(paths.root / "dev" / ("tty1" if name == "tty0" else name), text)
     return True
 
 

@@ -15,8 +15,8 @@ from blipmq.config.settings import Config
 from blipmq.device import selftest
 from blipmq.device.atomic_write import write_file
 from blipmq.device.keyring import own_key
-from blipmq.device.paths import Places
-from blipmq.device.result import read_outcome
+from blipmq.device.paths import Paths
+from blipmq.device.result import read_result
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
 
@@ -24,18 +24,18 @@ PATIENCE_SECONDS = 240.0
 PAUSE_SECONDS = 2.0
 
 
-def running_config(places: Places) -> Config:
+def running_config(paths: Paths) -> Config:
     """What the broker was started with. Raises ConfigError."""
-    return config_reader.load(places.broker_settings, {}).config
+    return config_reader.load(paths.broker_settings, {}).config
 
 
-def is_on_trial(places: Places) -> bool:
+def is_on_trial(paths: Paths) -> bool:
     """Whether this version in this slot has never been good."""
-    return bool(places.slot) and places.text("boot/blipmq/system/good-slot") != _mark(places)
+    return bool(paths.slot) and paths.text("boot/blipmq/system/good-slot") != _mark(paths)
 
 
 def become_healthy(
-    places: Places,
+    paths: Paths,
     system: System,
     patience_s: float = PATIENCE_SECONDS,
     clock: Callable[[], float] = time.monotonic,
@@ -44,44 +44,44 @@ def become_healthy(
     """Test until the test passes, then mark the slot good. Returns what went wrong, "" if nothing did."""
     deadline = clock() + patience_s
     while True:
-        why = test(places, is_on_trial(places))
+        why = test(paths, is_on_trial(paths))
         if not why:
-            why = _mark_good(places, system)
+            why = _mark_good(paths, system)
         if not why or clock() >= deadline:
-            _note(places, why)
+            _note(paths, why)
             return why
         sleep(PAUSE_SECONDS)
 
 
-def test(places: Places, strictly: bool) -> str:
+def test(paths: Paths, strictly: bool) -> str:
     """One test; what went wrong. `strictly`: with all that this device should be able to do."""
-    if strictly and (places.mounted(places.data) != "rw" or not read_outcome(places).has_data):
+    if strictly and (paths.mounted(paths.data) != "rw" or not read_result(paths).has_data):
         return "the data partition cannot be written to, or was not there when the settings were applied"
     try:
-        config = running_config(places)
-        selftest.run(config, own_key(places), qos1=None if strictly else False)
+        config = running_config(paths)
+        selftest.run(config, own_key(paths), qos1=None if strictly else False)
     except BlipMQError as error:
         return " ".join(str(error).split())
     return ""
 
 
-def _mark(places: Places) -> str:
-    return f"{places.slot} {places.image_version}"
+def _mark(paths: Paths) -> str:
+    return f"{paths.slot} {paths.image_version}"
 
 
-def _mark_good(places: Places, system: System) -> str:
-    if not places.slot:
+def _mark_good(paths: Paths, system: System) -> str:
+    if not paths.slot:
         return ""
     marked = system.run("rauc", "status", "mark-good")
     if marked.status:
         why = marked.output.strip().splitlines()[-1:] or ["no reason given"]
         return f"the slot could not be marked good: {why[0][:200]}"
     try:
-        write_file(places.good_slot, _mark(places) + "\n")
+        write_file(paths.good_slot, _mark(paths) + "\n")
     except OSError as error:
         return f"the settings partition cannot be written to: {error.strerror}"
     return ""
 
 
-def _note(places: Places, why: str) -> None:
-    write_file(places.health, json.dumps({"why": why}) + "\n")
+def _note(paths: Paths, why: str) -> None:
+    write_file(paths.health, json.dumps({"why": why}) + "\n")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from blipmq.auth import keys
 from blipmq.device.atomic_write import write_file, write_for_notepad
 from blipmq.device.checks import OWN_KEY_NAME
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.device.settings import BrokerKey
 from blipmq.errors import BlipMQError
 
@@ -42,8 +42,8 @@ class Store(Protocol):
 class KeyFile:
     """The broker's key file."""
 
-    def __init__(self, places: Places) -> None:
-        self._path = places.broker_keys
+    def __init__(self, paths: Paths) -> None:
+        self._path = paths.broker_keys
 
     def __repr__(self) -> str:
         return f"<KeyFile {self._path}>"
@@ -66,16 +66,16 @@ class Keys(NamedTuple):
     problems: list[str]
 
 
-def apply_keys(places: Places, wanted: Sequence[BrokerKey], store: Store) -> Keys:
+def apply_keys(paths: Paths, wanted: Sequence[BrokerKey], store: Store) -> Keys:
     """Make the store hold what is `wanted`, beside the keys that a person added by hand."""
-    made = _Made(places)
+    made = _Made(paths)
     problems: list[str] = []
     try:
         _revoke_unwanted(made, wanted, store)
         for key in wanted:
-            _make(places, key, made, store)
+            _make(paths, key, made, store)
         names = [name for name in store.names() if name != OWN_KEY_NAME]
-        _have_own(places, bool(names), store)
+        _have_own(paths, bool(names), store)
     except (BlipMQError, OSError) as error:
         problems.append(f"keys: {getattr(error, 'strerror', None) or error}")
         names = []
@@ -86,18 +86,18 @@ def apply_keys(places: Places, wanted: Sequence[BrokerKey], store: Store) -> Key
     return Keys(names, problems)
 
 
-def own_key(places: Places) -> str:
+def own_key(paths: Paths) -> str:
     """The key the device tests its broker with; "" if it needs none."""
-    return places.text("data/device/own-key")
+    return paths.text("data/device/own-key")
 
 
 class _Made:
     """What was made of which table of device.toml, remembered as a hash of the table."""
 
-    def __init__(self, places: Places) -> None:
-        self._path = places.made_keys
+    def __init__(self, paths: Paths) -> None:
+        self._path = paths.made_keys
         try:
-            kept = json.loads(places.text("data/device/keys.json"))
+            kept = json.loads(paths.text("data/device/keys.json"))
             self._salt, self._marks = str(kept["salt"]), {str(name): str(mark) for name, mark in kept["keys"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             self._salt, self._marks = secrets.token_hex(16), {}
@@ -132,34 +132,34 @@ def _revoke_unwanted(made: _Made, wanted: Sequence[BrokerKey], store: Store) -> 
             made.forget(name)
 
 
-def _make(places: Places, key: BrokerKey, made: _Made, store: Store) -> None:
+def _make(paths: Paths, key: BrokerKey, made: _Made, store: Store) -> None:
     is_there = key.name in store.names()
     if is_there and made.is_of(key):
         return
     text = key.key or f"bq_{secrets.token_urlsafe(32)}"
     if not key.key:
-        _tell(places, key.name, text)
+        _tell(paths, key.name, text)
     if is_there:
         store.revoke(key.name)
     store.add(key.name, key.allow, text)
     made.note(key)
 
 
-def _tell(places: Places, name: str, text: str) -> None:
+def _tell(paths: Paths, name: str, text: str) -> None:
     told = dict(
-        re.findall(r"^(\S+) = (\S+)$", places.text("boot/blipmq/blipmq-new-keys.txt").replace("\r", ""), re.MULTILINE)
+        re.findall(r"^(\S+) = (\S+)$", paths.text("boot/blipmq/blipmq-new-keys.txt").replace("\r", ""), re.MULTILINE)
     )
     told[name] = text
-    write_for_notepad(places.new_keys, SHEET_HEAD + "".join(f"{name} = {text}\n" for name, text in told.items()))
+    write_for_notepad(paths.new_keys, SHEET_HEAD + "".join(f"{name} = {text}\n" for name, text in told.items()))
 
 
-def _have_own(places: Places, needed: bool, store: Store) -> None:
+def _have_own(paths: Paths, needed: bool, store: Store) -> None:
     """A broker with keys asks everyone for one, this device too."""
     is_there = OWN_KEY_NAME in store.names()
-    if is_there and (not needed or not own_key(places)):
+    if is_there and (not needed or not own_key(paths)):
         store.revoke(OWN_KEY_NAME)
         is_there = False
     if needed and not is_there:
         text = f"bq_{secrets.token_urlsafe(32)}"
-        write_file(places.own_key, text + "\n", 0o600)
+        write_file(paths.own_key, text + "\n", 0o600)
         store.add(OWN_KEY_NAME, OWN_RIGHTS, text)

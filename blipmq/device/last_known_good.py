@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Choice(Generic[T]):
+class LastKnownGood(Generic[T]):
     """What is in effect. `origin`: "file", "kept" or "default"; `problems`: why not the file, a line each."""
 
     value: T
@@ -29,7 +29,7 @@ class Choice(Generic[T]):
 
 def choose(
     name: str, folder: Path, kept: Path, check: Callable[[str, str], T], default: T, keep: bool = True
-) -> Choice[T]:
+) -> LastKnownGood[T]:
     """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`; a good one is kept in `kept`, if `keep`."""
     problems: list[str] = []
     try:
@@ -37,23 +37,25 @@ def choose(
         if text is not None:
             value = check(text, name)
             problems += _keep(kept / name, text) if keep else []
-            return Choice(value, "file", problems)
+            return LastKnownGood(value, "file", problems)
     except ConfigError as error:
         problems += _sentences(error, name)
     return _fall_back(name, kept, check, default, problems)
 
 
-def _fall_back(name: str, kept: Path, check: Callable[[str, str], T], default: T, problems: list[str]) -> Choice[T]:
+def _fall_back(
+    name: str, kept: Path, check: Callable[[str, str], T], default: T, problems: list[str]
+) -> LastKnownGood[T]:
     try:
         text = _read(kept / name, name)
         if text is None:
-            return Choice(default, "default", problems)
+            return LastKnownGood(default, "default", problems)
         value = check(text, f"the {name} that was good before")
     except ConfigError as error:
-        return Choice(default, "default", problems + _sentences(error, "the "))
+        return LastKnownGood(default, "default", problems + _sentences(error, "the "))
     if not problems:
         problems = [f"{name}: missing. To return to the defaults put an empty file of that name there"]
-    return Choice(value, "kept", problems)
+    return LastKnownGood(value, "kept", problems)
 
 
 def _sentences(error: ConfigError, beginning: str) -> list[str]:

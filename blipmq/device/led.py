@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 
 # The activity light is green and a person's to give a meaning; the one for power says something else already.
 NAMES = ("blipmq", "ACT", "led0", "green:status", "status")
 BLINK_MS = 250
 
 
-def show(places: Places, degraded: bool) -> str:
+def show(paths: Paths, degraded: bool) -> str:
     """Set the light; its name, "" if there is none."""
     for name in NAMES:
-        light = places.leds / name
+        light = paths.leds / name
         if (light / "brightness").exists():
             with contextlib.suppress(OSError):
                 _blink(light) if degraded else _light(light)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 
-class Places:
+class Paths:
     """Paths below `root`. `boot` is the FAT partition a technician sees, `data` the partition that lasts, `run` is memory."""
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
@@ -27,7 +27,7 @@ class Places:
         self.made_keys = self.kept / "keys.json"
         self.own_key = self.kept / "own-key"
         self.broker_keys = self.data / "blipmq/keys"
-        self.outcome = self.run / "outcome.json"
+        self.result = self.run / "result.json"
         self.health = self.run / "health.json"
         self.reset_note = self.run / "factory-reset"
         self.banner = self.run / "banner"
@@ -41,7 +41,7 @@ class Places:
         self.leds = self.root / "sys/class/leds"
 
     def __repr__(self) -> str:
-        return f"Places({str(self.root)!r})"
+        return f"Paths({str(self.root)!r})"
 
     def text(self, path: str) -> str:
         """A small file below the root, without line end; "" if there is none."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from blipmq.base.bind_address import split_address
 from blipmq.device import clock
 from blipmq.device.atomic_write import write_for_notepad
-from blipmq.device.broker_probe import Said, ask
-from blipmq.device.paths import Places
-from blipmq.device.result import Outcome, read_outcome
+from blipmq.device.broker_probe import Answer, ask
+from blipmq.device.paths import Paths
+from blipmq.device.result import Result, read_result
 from blipmq.device.system import System
 from blipmq.version import __version__
 
@@ -63,15 +63,15 @@ class Report:
         return "\n".join([self.state, *self.problems, *self.notes, *(value for _, value in self.facts)])
 
 
-def look(places: Places, system: System) -> Report:
+def look(paths: Paths, system: System) -> Report:
     """Gather it all. Raises nothing that a device may do."""
-    outcome = read_outcome(places)
-    said = ask(outcome.metrics_addr, outcome.bind_addr) if outcome.bind_addr else Said("silent")
-    reset = places.text("run/blipmq-device/factory-reset")
-    problems = [readable(problem) for problem in outcome.problems]
+    result = read_result(paths)
+    said = ask(result.metrics_addr, result.bind_addr) if result.bind_addr else Answer("silent")
+    reset = paths.text("run/blipmq-device/factory-reset")
+    problems = [readable(problem) for problem in result.problems]
     problems += said.reasons if said.status != "ok" else ()
-    problems += _health_problems(places)
-    disk, full = _disk(places)
+    problems += _health_problems(paths)
+    disk, full = _disk(paths)
     problems += (
         ["the data partition is nearly full; QoS 1 publishes will be refused until there is room"] if full else []
     )
@@ -79,32 +79,30 @@ def look(places: Places, system: System) -> Report:
         problems.append(
             f"the factory reset did not work ({reset.removeprefix('failed: ')}); it is tried again at the next start"
         )
-    notes = list(outcome.notes)
-    if places.new_keys.exists():
-        notes.append(
-            f"{places.new_keys.name} holds keys that were made; copy them to their clients and delete the file"
-        )
+    notes = list(result.notes)
+    if paths.new_keys.exists():
+        notes.append(f"{paths.new_keys.name} holds keys that were made; copy them to their clients and delete the file")
     if reset == "done":
         notes.append("a factory reset was carried out at this start")
     return Report(
         tuple(problems),
         tuple(notes),
-        tuple(_facts(places, system, outcome, said)),
-        (("Disk", disk), ("Time", _time(places, system))),
+        tuple(_facts(paths, system, result, said)),
+        (("Disk", disk), ("Time", _time(paths, system))),
     )
 
 
-def write(places: Places, system: System, report: Report) -> bool:
+def write(paths: Paths, system: System, report: Report) -> bool:
     """Bring the status file up to date; whether it had to be written. Raises OSError."""
-    mark = places.run / "status"
+    mark = paths.run / "status"
     try:
-        fresh = system.now() - os.stat(places.status).st_mtime < STALE_SECONDS and mark.read_text() == report.still
+        fresh = system.now() - os.stat(paths.status).st_mtime < STALE_SECONDS and mark.read_text() == report.still
     except OSError:
         fresh = False
     if fresh:
         return False
     head = f"Status of this device, written by it at {_stamp(system.now())}. Changes here have no effect.\n\n"
-    write_for_notepad(places.status, head + report.text)
+    write_for_notepad(paths.status, head + report.text)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(report.still)
     return True
@@ -115,37 +113,37 @@ def readable(problem: str) -> str:
     return re.sub(r"^([^:\n]*\.toml[^:\n]*):(\d+): ", r"\1, line \2: ", problem)
 
 
-def _facts(places: Places, system: System, outcome: Outcome, said: Said) -> Iterator[tuple[str, str]]:
-    yield "Name", f"{outcome.hostname}.local"
+def _facts(paths: Paths, system: System, result: Result, said: Answer) -> Iterator[tuple[str, str]]:
+    yield "Name", f"{result.hostname}.local"
     addresses = list_addresses(system)
-    asked = "a DHCP server" if outcome.address == "dhcp" else outcome.address
+    asked = "a DHCP server" if result.address == "dhcp" else result.address
     yield "Address", ", ".join(addresses) or f"none yet (waiting for {asked}); is the cable in?"
-    yield "Broker", _broker(outcome, said)
-    yield "Keys", ", ".join(outcome.keys) or "none"
-    slot = f", slot {places.slot}" if places.slot else ""
-    yield "Version", f"BlipMQ {__version__}, image {places.image_version or 'none'}{slot}"
-    for name, origin in (("device.toml", outcome.device), ("blipmq.toml", outcome.broker)):
-        refused = any(problem.startswith(name) for problem in outcome.problems)
+    yield "Broker", _broker(result, said)
+    yield "Keys", ", ".join(result.keys) or "none"
+    slot = f", slot {paths.slot}" if paths.slot else ""
+    yield "Version", f"BlipMQ {__version__}, image {paths.image_version or 'none'}{slot}"
+    for name, origin in (("device.toml", result.device), ("blipmq.toml", result.broker)):
+        refused = any(problem.startswith(name) for problem in result.problems)
         yield name, REFUSED if origin == "default" and refused else ORIGINS.get(origin, origin)
-    yield "Profile", outcome.profile or "unknown"
+    yield "Profile", result.profile or "unknown"
 
 
-def _broker(outcome: Outcome, said: Said) -> str:
-    if not outcome.bind_addr:
+def _broker(result: Result, said: Answer) -> str:
+    if not result.bind_addr:
         return "does not listen"
-    port = split_address(outcome.bind_addr)[1]
-    reach = "reachable from the network" if outcome.is_open else "reachable from the device itself only"
-    log = "QoS 0 and 1" if outcome.has_log else "QoS 0 only"
+    port = split_address(result.bind_addr)[1]
+    reach = "reachable from the network" if result.is_open else "reachable from the device itself only"
+    log = "QoS 0 and 1" if result.has_log else "QoS 0 only"
     running = "" if said.status in ("ok", "degraded") else "NOT running, "
     return f"{running}port {port}, {reach}, {log}"
 
 
 def list_addresses(system: System) -> list[str]:
     """The addresses of this machine that others can reach, as text, IPv4 first."""
-    result = system.run("ip", "-json", "address", "show", "up")
+    listed = system.run("ip", "-json", "address", "show", "up")
     found = []
     try:
-        for link in json.loads(result.output) if result.status == 0 else []:
+        for link in json.loads(listed.output) if listed.status == 0 else []:
             for entry in link.get("addr_info", []):
                 address = ipaddress.ip_address(entry["local"])
                 if not address.is_loopback and not address.is_link_local:
@@ -155,31 +153,29 @@ def list_addresses(system: System) -> list[str]:
     return [str(address) for address in sorted(found, key=lambda address: (address.version, int(address)))]
 
 
-def _health_problems(places: Places) -> list[str]:
+def _health_problems(paths: Paths) -> list[str]:
     try:
-        why = json.loads(places.text("run/blipmq-device/health.json"))["why"]
+        why = json.loads(paths.text("run/blipmq-device/health.json"))["why"]
     except (ValueError, KeyError, TypeError):
         return []
     return [f"the broker does not pass its own test: {why}"] if why else []
 
 
-def _disk(places: Places) -> tuple[str, bool]:
+def _disk(paths: Paths) -> tuple[str, bool]:
     """The data partition in words, and whether it is nearly full."""
-    if not places.mounted(places.data):
+    if not paths.mounted(paths.data):
         return "no data partition", False
     try:
-        about = os.statvfs(places.data)
+        about = os.statvfs(paths.data)
     except OSError as error:
         return f"the data partition does not answer ({error.strerror})", False
     size, free = about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize
     return f"{free >> 20} of {size >> 20} MiB free", free < size * (1 - DISK_FULL)
 
 
-def _time(places: Places, system: System) -> str:
+def _time(paths: Paths, system: System) -> str:
     source = (
-        "from a time server"
-        if clock.is_synchronised(places)
-        else "no time server has answered yet, so it may be behind"
+        "from a time server" if clock.is_synchronised(paths) else "no time server has answered yet, so it may be behind"
     )
     return f"{_stamp(system.now())}, {source}"
 

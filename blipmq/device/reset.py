@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blipmq.device.atomic_write import remove_file, write_file
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 from blipmq.device.system import System
 from blipmq.errors import BlipMQError
 
@@ -22,32 +22,32 @@ class ResetFailed(BlipMQError):
     """The data partition could not be made anew. The file that asked for it is still there."""
 
 
-def wanted(places: Places) -> list[Path]:
+def wanted(paths: Paths) -> list[Path]:
     """The files that ask for a reset: `factory-reset`, or with an ending that a computer gave it (factory-reset.txt)."""
     try:
         return [
-            path for path in sorted(places.boot.iterdir()) if path.stem.lower() == "factory-reset" and path.is_file()
+            path for path in sorted(paths.boot.iterdir()) if path.stem.lower() == "factory-reset" and path.is_file()
         ]
     except OSError:
         return []
 
 
-def carry_out(places: Places, system: System) -> bool:
+def carry_out(paths: Paths, system: System) -> bool:
     """Do it if a file asks for it; whether one did. Raises `ResetFailed`."""
-    asking = wanted(places)
+    asking = wanted(paths)
     if not asking:
         return False
-    if places.mounted(places.data):
+    if paths.mounted(paths.data):
         raise ResetFailed("The data partition is in use. Restart the device: a reset is done before it is opened.")
     system.run("blkdiscard", "--force", DEVICE, seconds=ERASE_SECONDS)  # erases where the medium can; many cannot
     made = system.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "1", DEVICE, seconds=MAKE_SECONDS)
     if made.status:
         why = made.output.strip().splitlines()[-1:] or ["no reason given"]
-        write_file(places.reset_note, f"failed: {why[0][:200]}\n")
+        write_file(paths.reset_note, f"failed: {why[0][:200]}\n")
         raise ResetFailed(
             f"The data partition could not be made anew: {why[0]}. The medium may be at its end; try another."
         )
-    for path in [*asking, places.new_keys]:  # the keys in that file are no longer any broker's
+    for path in [*asking, paths.new_keys]:  # the keys in that file are no longer any broker's
         remove_file(path)
-    write_file(places.reset_note, "done\n")
+    write_file(paths.reset_note, "done\n")
     return True

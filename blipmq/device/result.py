@@ -1,6 +1,6 @@
 """What `apply` made of the settings, kept for `status`, which comes later and again and again.
 
-Invariant: a file that is not there, or not of this version, reads as an outcome that says so.
+Invariant: a file that is not there, or not of this version, reads as a result that says so.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from blipmq.device.atomic_write import write_file
-from blipmq.device.paths import Places
+from blipmq.device.paths import Paths
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Result:
     """`problems` make a device degraded; `notes` are things to know. `device` and `broker`: "file", "kept" or "default"."""
 
     hostname: str = "blipmq"
@@ -31,24 +31,24 @@ class Outcome:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def write(self, places: Places) -> None:
+    def write(self, paths: Paths) -> None:
         """Raises OSError."""
-        write_file(places.outcome, json.dumps(asdict(self)) + "\n", 0o600)
+        write_file(paths.result, json.dumps(asdict(self)) + "\n", 0o600)
 
 
-NOT_APPLIED = Outcome(
+NOT_APPLIED = Result(
     problems=("the settings have not been applied since the start: `systemctl status blipmq-apply` says why",)
 )
 
 
-def read_outcome(places: Places) -> Outcome:
+def read_result(paths: Paths) -> Result:
     """What `apply` said last."""
     try:
-        kept = json.loads(places.text("run/blipmq-device/outcome.json"))
+        kept = json.loads(paths.text("run/blipmq-device/result.json"))
         values: dict[str, Any] = {}
-        for item in fields(Outcome):
+        for item in fields(Result):
             value = kept[item.name]
             values[item.name] = tuple(value) if isinstance(value, list) else value
-        return Outcome(**values)
+        return Result(**values)
     except (ValueError, KeyError, TypeError):
         return NOT_APPLIED

@@ -15,7 +15,7 @@ COMMAND_SECONDS = 60.0
 OUTPUT_CHARS_MAX = 1 << 20
 
 
-class Result(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended, and what it wrote to both of its outputs."""
 
     status: int
@@ -31,19 +31,19 @@ class System:
     def __repr__(self) -> str:
         return f"System(live={self.live})"
 
-    def run(self, *command: str, seconds: float = COMMAND_SECONDS) -> Result:
+    def run(self, *command: str, seconds: float = COMMAND_SECONDS) -> CommandResult:
         """Run a command to its end. Raises nothing: what cannot be run has status 127, what takes too long 124."""
         if not self.live:
-            return Result(127, "not on a device")
+            return CommandResult(127, "not on a device")
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
             )
         except subprocess.TimeoutExpired:
-            return Result(124, f"{command[0]} took more than {seconds:g} s")
+            return CommandResult(124, f"{command[0]} took more than {seconds:g} s")
         except OSError as error:
-            return Result(127, f"{command[0]} cannot be run: {error.strerror}")
-        return Result(done.returncode, done.stdout.decode(errors="replace")[:OUTPUT_CHARS_MAX])
+            return CommandResult(127, f"{command[0]} cannot be run: {error.strerror}")
+        return CommandResult(done.returncode, done.stdout.decode(errors="replace")[:OUTPUT_CHARS_MAX])
 
     def set_hostname(self, name: str) -> None:
         """Raises OSError."""
