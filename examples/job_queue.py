@@ -33,8 +33,8 @@ async def worker(address: str, name: str, ready: asyncio.Queue[None]) -> None:
 
 async def main(address: str) -> None:
     ready: asyncio.Queue[None] = asyncio.Queue()
-    workers = [asyncio.create_task(worker(address, f"worker {number}", ready)) for number in (1, 2)]
     async with blipmq.connect(address) as client, client.subscribe("$dlq/jobs/#", qos=1) as dead_letters:
+        workers = [asyncio.create_task(worker(address, f"worker {number}", ready)) for number in (1, 2)]
         for _ in workers:
             await asyncio.wait_for(ready.get(), 5)
         for job in JOBS:
