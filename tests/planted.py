@@ -132,7 +132,7 @@ BUGS: dict[str, Bug] = {
         "consumer_table.c",
         (
             "bool holds = request->durable && !registration;",
-            "bool holds = request->durable && !holder && !(attempt.consumer && attempt.consumer->grouped);",
+            "bool holds = request->durable && !registration && !(attempt.consumer && attempt.consumer->grouped);",
         ),
     ),
     "group_has_the_qos_of_its_first_member": bug(

@@ -203,7 +203,9 @@ def begin_and_leave(broker, n):
 
 
 def test_flows_that_nobody_finishes_leave_nothing(start_broker, connect):
-    broker = start_broker({**METRICS, "limits.accept_rate": 0, "qos1.max_in_flight": 8})
+    broker = start_broker(
+        {**METRICS, "limits.accept_rate": 0, "qos1.max_in_flight": 8, "queues.subscriber_capacity": 16}
+    )
     witness = connect(broker, hello=True)
     slow = connect(broker, hello=True)  # gets, and never acknowledges
     assert slow.ask(SUB, "t/#", qos=1).code == 0
@@ -219,7 +221,7 @@ def test_flows_that_nobody_finishes_leave_nothing(start_broker, connect):
 
     flows(400)
     descriptors, used = broker.descriptors(), flows(400)
-    assert flows(1600) <= used + 64 * 1024
+    assert flows(1600) <= used + 16 * 1024
     assert scrape(broker)["blipmq_segments"] <= 4
     assert broker.descriptors() <= descriptors + 2, "the log may have opened one of its own"
     told = witness.info()
