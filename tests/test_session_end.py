@@ -87,6 +87,20 @@ def test_all_members_of_an_ended_group_are_told(tmp_path: Path) -> None:
         assert bench.stats()["subscriptions"] == 0
 
 
+def test_each_of_a_thousand_members_of_an_ended_group_is_told_though_the_events_have_no_room_at_once(
+    tmp_path: Path,
+) -> None:
+    with LoggedBench(tmp_path, ring_bytes=65536, max_connections=1100, work_share=1 << 20) as bench:
+        members = [bench.named(f"m{number}") for number in range(1000)]
+        for number, member in enumerate(members):
+            bench.subscribed(member, "jobs", durable=number == 0, group="presses")
+        (row,) = bench.session_rows()
+        assert (row.members, ended(bench, row.id)) == (1000, Outcome.DONE)
+        assert {event.conn for event in bench.unsubscribed} == {member.conn for member in members}
+        bench.until(lambda: all(member.replies for member in members))
+        assert (bench.session_rows(), bench.stats()["sessions"]) == ([], 0)
+
+
 def test_a_client_id_is_taken_out_of_a_durable_group_and_with_the_last_it_ends(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         for name in ("boiler\x1fone", "boiler\x1ftwo", "press\x1ftwo"):

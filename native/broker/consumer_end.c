@@ -5,10 +5,12 @@
 #include "broker/consumer_end.h"
 #include "proto/protocol.h"
 
-/* A subscription without a group is in the routes for QoS 0 too. */
-static void members_part(bq_t *bq, consumer_t *consumer) {
-    for (member_t *member = consumer->members; member; member = member->next) {
-        connection_t *connection = member->connection;
+/* The members leave one by one, as long as Python can be told of each. A subscription without a group is in the routes for QoS 0 too.
+ * False: there is no room among the events now, and some members are left. */
+static bool members_part(bq_t *bq, consumer_t *consumer) {
+    while (consumer->members) {
+        connection_t *connection = consumer->members->connection;
+        if (!event_room(bq)) return false;
         if (!consumer->grouped &&
             route_unsubscribe(bq->routes, connection, connection->subscriptions, consumer->text, consumer->filter_size)) {
             connection->subscription_count--;
@@ -18,7 +20,10 @@ static void members_part(bq_t *bq, consumer_t *consumer) {
                                     consumer->group_size);
         event_unsubscribed(bq, connection, consumer->text, consumer->filter_size, consumer_group(consumer), consumer->group_size,
                            BQ_OUTCOME_ENDED);
+        member_remove(bq, consumer->members);
+        bq->stats.work++;
     }
+    return true;
 }
 
 static void end_append(bq_t *bq, consumer_end_t *end) {
@@ -27,13 +32,22 @@ static void end_append(bq_t *bq, consumer_end_t *end) {
     *at = end;
 }
 
+/* Its end is in the WAL. False: some members are still to be told, and the next turn goes on. */
+static bool emptied(bq_t *bq, consumer_end_t *end) {
+    consumer_t *consumer = end->consumer_id ? consumer_by_id(bq, end->consumer_id) : NULL;
+    if (consumer && !members_part(bq, consumer)) return false;
+    if (consumer) consumer_free(bq, consumer);
+    end->consumer_id = 0;
+    return true;
+}
+
 /* The whole of it. Its LSN, or what wal_append says. */
-static int64_t end_all(bq_t *bq, consumer_t *consumer) {
+static int64_t end_all(bq_t *bq, consumer_t *consumer, consumer_end_t *end) {
     wal_part_t part = {&consumer->id, sizeof consumer->id};
     int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, true);
     if (lsn <= 0) return lsn;
-    members_part(bq, consumer);
-    consumer_free(bq, consumer);
+    end->consumer_id = consumer->id;
+    emptied(bq, end);
     return lsn;
 }
 
@@ -77,7 +91,7 @@ bool consumer_end_by_id(bq_t *bq, uint64_t seq, uint64_t id, const uint8_t *clie
     if (!consumer || !consumer->durable) return true;
     end->outcome = BQ_OUTCOME_UNAVAILABLE;
     int64_t lsn = client_id_size && consumer->grouped ? end_registration(bq, consumer, client_id, client_id_size, &end->outcome)
-                                                      : end_all(bq, consumer);
+                                                      : end_all(bq, consumer, end);
     if (lsn <= 0) return true;
     end->outcome = BQ_OUTCOME_DONE;
     end->lsn = (uint64_t)lsn;
@@ -90,6 +104,7 @@ static bool on_disk(const bq_t *bq, const consumer_end_t *end) { return !end->ls
 void consumer_end_turn(bq_t *bq) {
     consumer_end_t *end;
     while ((end = bq->consumers.ending)) {
+        if (!emptied(bq, end)) return;
         bool lost = !on_disk(bq, end) && wal_state(bq->wal) == WAL_E_FAILED;
         if (!on_disk(bq, end) && !lost) return;
         enum bq_outcome outcome = lost ? BQ_OUTCOME_UNAVAILABLE : end->outcome;
@@ -99,7 +114,10 @@ void consumer_end_turn(bq_t *bq) {
     }
 }
 
-bool consumer_end_waits(const bq_t *bq) { return bq->consumers.ending && on_disk(bq, bq->consumers.ending); }
+bool consumer_end_waits(const bq_t *bq) {
+    const consumer_end_t *end = bq->consumers.ending;
+    return end && (end->consumer_id || on_disk(bq, end));
+}
 
 void consumer_end_release(bq_t *bq) {
     while (bq->consumers.ending) {

@@ -13,8 +13,9 @@ struct consumer;
 /* One end that waits for the disk, or for room among the events. */
 typedef struct consumer_end {
     struct consumer_end *next;
-    uint64_t seq; /* of the command */
-    uint64_t lsn; /* of the record; 0: there is none to wait for */
+    uint64_t seq;         /* of the command */
+    uint64_t lsn;         /* of the record; 0: there is none to wait for */
+    uint64_t consumer_id; /* some of its members are still to be told; 0: none */
     enum bq_outcome outcome;
 } consumer_end_t;
 

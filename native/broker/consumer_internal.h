@@ -59,6 +59,7 @@ void consumer_read_abandon(struct bq *bq, consumer_t *consumer);
 void consumer_swept(const struct bq *bq, consumer_t *consumer, uint64_t left_ms);
 
 /* broker/consumer_table.c */
+void member_remove(struct bq *bq, member_t *member);
 consumer_t *consumer_by_id(struct bq *bq, uint64_t id);
 consumer_t *consumer_new(struct bq *bq, const consumer_request_t *request, bq_conn_t owner); /* NULL: no memory */
 void consumer_free(struct bq *bq, consumer_t *consumer);

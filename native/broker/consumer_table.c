@@ -13,7 +13,7 @@
 
 /* ---- members ------------------------------------------------------------------------------------------------------------ */
 
-static void member_remove(bq_t *bq, member_t *member) {
+void member_remove(bq_t *bq, member_t *member) {
     consumer_t *consumer = member->consumer;
     flight_member_leaves(bq, member);
     if (consumer->turn == member) consumer->turn = member->next;
