@@ -434,11 +434,26 @@ PROGRAMS = [*sorted((NATIVE / "fuzz").glob("*.c")), *sorted((ROOT / "bench").glo
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_the_fuzz_targets_and_the_benchmarks_follow_the_names_of_the_core(program: Path) -> None:
+def test_the_fuzz_targets_and_the_benchmarks_follow_the_names_of_the_core(program: Path, tmp_path: Path) -> None:
+    stub = tmp_path / "valgrind" / "callgrind.h"  # only `make guard` needs the real one, which comes first where it is
+    stub.parent.mkdir()
+    macros = set(re.findall(r"\bCALLGRIND_\w+\(?", program.read_text("utf-8")))
+    stub.write_text("".join(f"#define {macro.replace('(', '(...)')}\n" for macro in macros))
     compiler = shutil.which("cc")
     assert compiler, "no C compiler: packaging/setup.sh installs one"
     includes = [f"-I{place}" for place in (NATIVE, ROOT / "tests" / "native", ROOT / "bench")]
-    command = [compiler, "-std=gnu11", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *includes, program]
+    command = [
+        compiler,
+        "-std=gnu11",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *includes,
+        "-idirafter",
+        tmp_path,
+        program,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
