@@ -1,9 +1,9 @@
-/* command.c: what Python tells the core.
+/* command.c: commands from Python to the core.
  *
  *      record    [bq_command_t][text_size, data_size, blob][text][data]       data over DATA_INLINE_MAX travels by pointer
  *
- * Invariant: commands take effect in the order they were pushed. One whose answer finds no room among the events stays at
- * the head of the ring until it does.
+ * Invariant: commands take effect in the order in which they were pushed. A command whose answer finds no room in the event ring
+ * stays at the head of its ring until there is room.
  */
 #include "broker/budget.h"
 #include "core.h"
@@ -19,12 +19,12 @@
 typedef struct record {
     bq_command_t command;
     uint32_t text_size, data_size;
-    uint8_t *blob; /* malloc'ed by the producer, freed by the core; NULL: data follows the text */
+    uint8_t *blob; /* allocated by the producer with malloc, freed by the core; NULL: data follows the text */
 } record_t;
 
 /* ---- Python's side --------------------------------------------------------------------------------------------------- */
 
-/* Room for one full INFO answer and some input on its way, whatever the frame limit is. */
+/* Room for one full INFO answer and some pending input, for any frame limit. */
 static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->config.max_frame_bytes + (4u << 20); }
 
 static uint8_t *blob_new(bq_t *bq, const uint8_t *data, uint32_t size) {
@@ -69,7 +69,7 @@ static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
 
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
     acl_t *acl = record->command.value ? acl_ref(&bq->acl, record->command.value) : NULL;
-    if (record->command.value && !acl) { /* without it the client could do everything */
+    if (record->command.value && !acl) { /* refused: without its ACL the client could publish to every topic */
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its key's rights");
         return;
     }
@@ -100,10 +100,10 @@ static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, e
     connection_resume(bq, connection, PAUSE_ANSWER);
 }
 
-/* A group's members get what the group gives them. Any other QoS 1 subscriber is in the routes twice: as a consumer for what is
- * published with QoS 1, as a plain subscriber for the rest. True: the connection has that subscription now, or had it before. */
+/* Members of a group receive only from the group. Every other QoS 1 subscriber is in the routes twice: as a consumer for QoS 1
+ * publishes, and as a plain subscriber for QoS 0. Returns true if the connection now has the subscription, or already had it. */
 static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request) {
-    if (request->qos && !bq->wal) { /* a full or failed WAL still delivers what it has */
+    if (request->qos && !bq->wal) { /* a full or failed WAL still delivers its messages */
         refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(bq));
         return false;
     }
@@ -129,17 +129,19 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         return true;
     }
     bool in = consumer_subscribe(bq, connection, seq, request, added == 1, &remains);
-    if (request->group_size) wait_release(bq, &bq->group_waiters, UINT32_MAX); /* a member more may have room */
+    if (request->group_size) wait_release(bq, &bq->group_waiters, UINT32_MAX); /* the new member may have room */
     if (in) return true;
     if (added && route_unsubscribe(bq->routes, connection, connection->subscriptions, request->filter, request->filter_size))
         connection->subscription_count--;
     return remains || (!request->group_size && !added);
 }
 
-/* False: Python has to be told if it is refused, and there is no room for that among the events; it is run again. */
+/* False: the event ring has no room to tell Python of a refusal. The command runs again. */
 static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     consumer_request_t request = consumer_request(record, filter, data);
-    if (connection->state != CONNECTION_OPEN) return true; /* it is going: it can neither be told nor acknowledge anything */
+    if (connection->state != CONNECTION_OPEN)
+        return true; /* it is closing: it can neither be answered nor acknowledge anything
+                                                            * */
     if (!event_room(bq)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
         event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size,
@@ -157,11 +159,11 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
         left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
     if (left) {
         connection->subscription_count--;
-        connection_release_waiters(bq, connection); /* they may publish what it no longer wants */
+        connection_release_waiters(bq, connection); /* their publishes may no longer be for this subscriber */
     }
     if (ended || left)
         event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, BQ_OUTCOME_DONE);
-    if (pending) return true; /* until it is on disk */
+    if (pending) return true; /* the answer waits for the commit */
     connection_resume(bq, connection, PAUSE_ANSWER);
     if (ended || left)
         connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_DONE, NULL);
@@ -177,14 +179,14 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
     if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
-/* For one more that comes from Python instead of a listener. */
+/* Room for one more connection that comes from Python, not from a listener. */
 static bool room_for(bq_t *bq, const uint8_t peer[16], bool trusted) {
     if (bq->stopping || bq->open_count >= bq->config.max_connections) return false;
     return trusted || !bq->config.require_hello || admission_make_room(bq, peer);
 }
 
 static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
-    if (!event_room(bq)) return false; /* for the answer: the command is run again */
+    if (!event_room(bq)) return false; /* no room for the answer: the command runs again */
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
@@ -205,7 +207,7 @@ static void close_for(bq_t *bq, connection_t *connection, uint8_t code) {
     connection_close(bq, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine does not answer any more" : NULL);
 }
 
-/* Commands for a connection; one that has gone meanwhile is not an error, its end is on its way to Python. */
+/* Commands for one connection. A connection that has closed meanwhile is not an error: Python will get its end event. */
 static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     connection_t *connection = connection_find(bq, record->command.conn);
     if (!connection || connection->state == CONNECTION_DEAD) return true;
@@ -217,10 +219,10 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     case BQ_CMD_CREDIT: connection_credit(bq, connection, record->command.value); return true;
     case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
-    case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the disk */
+    case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the commit */
     case BQ_CMD_UNSUBSCRIBE: return unsubscribe(bq, connection, record, text, data);
     case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
-    default: return true; /* no such command */
+    default: return true; /* unknown command */
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
     if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return true;
@@ -292,7 +294,7 @@ bool command_run_all(bq_t *bq) {
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;
         bq->command_waits = !run(bq, &record, text, record.blob ? record.blob : text + record.text_size);
-        if (bq->command_waits) break; /* RETRY_MS later; trying at once would spin until Python comes */
+        if (bq->command_waits) break; /* retry after RETRY_MS; an immediate retry would spin until Python reads events */
         blob_free(bq, &record);
         ring_pop(&bq->commands);
         count++;

@@ -1,19 +1,19 @@
-/* core.c: the page that tells the story. One thread owns everything here and turns the same wheel for ever:
+/* core.c: the main loop. One I/O thread owns all state of the core and runs these steps in every turn:
  *
- *      timers      what has expired is gone before anything is delivered
- *      commands    what Python decided takes effect: a route is there before the messages it is for
- *      commits     what the disk has confirmed is answered and offered to its subscribers (broker/commit.c, broker/consumer.c)
- *      resume      connections whose wait has ended go on with the input they left
- *      ready       sockets: what can be sent goes out, what has come in is parsed, routed and queued (broker/publish.c)
- *      line        of those who used up their share of the last turn, as many as this turn has room for (net/fair_share.c)
- *      consumers    QoS 1 windows are filled and sent from; acks and the turn's publishes go to the WAL as one batch
- *      flush       each subscriber that got something is sent to once (net/output.c)
- *      compact     buffers that slow queues keep alive for a few bytes are copied out
- *      retry       what found no room in the event ring tries again
- *      reap        dead connections are freed; nothing of this turn points at them any more
- *      accept      last, so that the slots and descriptors just freed count (net/admission.c)
+ *      timers      remove expired messages before any delivery
+ *      commands    apply Python's decisions: a route exists before the messages it is for
+ *      commits     answer confirmed records and offer them to their consumers (broker/commit.c, broker/consumer.c)
+ *      resume      connections whose wait has ended continue with their buffered input
+ *      ready       sockets: send pending output; read, parse, route and queue input (broker/publish.c)
+ *      line        serve heavy connections in line, as many as this turn has room for (net/fair_share.c)
+ *      consumers   fill QoS 1 windows and send from them; write acks and this turn's publishes to the WAL as one batch
+ *      flush       send once to each subscriber that has new data (net/output.c)
+ *      compact     copy entries out of buffers that slow queues keep alive for a few bytes
+ *      retry       repeat events that found no room in the event ring
+ *      reap        free dead connections; nothing from this turn refers to them any more
+ *      accept      last, so that the slots and descriptors just freed are available (net/admission.c)
  *
- * Invariant: at the end of a turn no run is open and every queue that can be sent from is either empty or on the dirty list.
+ * Invariant: at the end of a turn no run is open. Every queue that can be sent from is empty or on the dirty list.
  */
 #include "core.h"
 #include "proto/protocol.h"
@@ -70,7 +70,7 @@ static void fire(bq_t *bq, core_timer_t *timer) {
     }
 }
 
-/* What exceeds the batch stays in the wheel and is the next turn's. */
+/* Timers beyond the batch stay in the wheel for the next turn. */
 static bool run_timers(bq_t *bq) {
     uint64_t target = tick_of(bq, bq->now_ms);
     uint32_t count = 0;
@@ -84,11 +84,11 @@ static bool run_timers(bq_t *bq) {
 
 /* ---- one turn ------------------------------------------------------------------------------------------------------ */
 
-/* Flushing in the middle of a turn keeps what many publishers sent in the processor's cache on its way out. */
+/* Flush within a turn after this many bytes, so that the data is still in the processor's cache when it is sent. */
 #define TURN_BYTES_MAX (1u << 20)
 
-/* To read much at once costs least, for each read wakes a publisher and what comes of it a subscriber. But a turn ends before
- * those who send little would notice that others send much. */
+/* Large reads cost least: each read wakes a publisher, and its messages wake a subscriber. But the turn must be short enough that
+ * connections with little traffic are not delayed by those with much. */
 static uint32_t read_share(const poll_event_t *events, int count) {
     uint32_t readable = 0;
     if (BQ_LIKELY(count <= (int)(READ_BYTES_ALL / READ_BYTES))) return READ_BYTES;
@@ -105,7 +105,7 @@ static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *write
     }
     connection_t *connection = connection_find(bq, event->key);
     if (!connection || connection->state == CONNECTION_DEAD) return;
-    if ((event->ready & connection->interest & POLL_WRITE) && *writes_left) { /* else it is told again */
+    if ((event->ready & connection->interest & POLL_WRITE) && *writes_left) { /* otherwise the poller reports it again */
         (*writes_left)--;
         connection_flush(bq, connection);
     }
@@ -118,13 +118,14 @@ static inline void on_ready(bq_t *bq, const poll_event_t *event, uint32_t *write
             share_wait(bq, connection);
         }
     }
-    /* An error is told even to a connection that asked for nothing but to write, and would be told for ever. */
+    /* The poller reports an error even to a connection with only write interest, and repeats it until it is handled. */
     if (BQ_UNLIKELY(event->ready & POLL_ERROR) && !(connection->interest & POLL_READ) && connection->state != CONNECTION_DEAD)
         connection_error(bq, connection);
     if (bq->turn_bytes > TURN_BYTES_MAX) core_flush(bq);
 }
 
-/* Hundreds of light ones together may be much work: the poller tells of the others again, and they come first. */
+/* Hundreds of light connections together may be much work. The poller reports the remaining ones again, and the next turn starts
+ * with them. */
 static NOINLINE void run_many_events(bq_t *bq, uint32_t *writes_left) {
     const uint64_t stop = work_done(bq) + WORK_LIGHT * (uint64_t)bq->config.work_share;
     const int count = bq->poll_count;
@@ -145,7 +146,7 @@ static inline void run_events(bq_t *bq) {
     bq->poll_count = 0;
 }
 
-/* The rest, and what did not fit one batch and marked itself again, is the next turn's. */
+/* The next turn handles the rest, and connections that exceeded one batch and marked themselves again. */
 static inline void flush_list(bq_t *bq, enum flush_order order, uint32_t count_max, uint64_t bytes_max) {
     flush_list_t *list = &bq->dirty[order];
     uint32_t count = list->count < count_max ? list->count : count_max;
@@ -168,17 +169,18 @@ static NOINLINE void flush_wide(bq_t *bq) {
 
 static inline bool anything_dirty(const bq_t *bq) { return bq->dirty[FLUSH_NARROW].count | bq->dirty[FLUSH_WIDE].count; }
 
-/* A thousand subscribers of one topic take the kernel milliseconds: what goes to few does not wait for them. */
+/* Sending to a thousand subscribers of one topic takes milliseconds. The narrow list is flushed first, so messages with few
+ * subscribers do not wait for that. */
 void core_flush(bq_t *bq) {
     publish_run_close(bq);
     bq->turn_bytes = 0;
     bq->flush_due_ms = 0;
     flush_list(bq, FLUSH_NARROW, bq->config.flush_subscribers, UINT64_MAX);
     if (BQ_UNLIKELY(bq->dirty[FLUSH_WIDE].count)) flush_wide(bq);
-    if (anything_dirty(bq)) bq->flush_due_ms = bq->now_ms; /* it has waited once */
+    if (anything_dirty(bq)) bq->flush_due_ms = bq->now_ms; /* they have already waited once */
 }
 
-/* With a flush interval deliveries wait for company, until the oldest has waited long enough or a batch is full. */
+/* With a flush interval, deliveries are collected until the oldest has waited long enough or a batch is full. */
 static void flush_when_due(bq_t *bq) {
     publish_run_close(bq);
     if (!anything_dirty(bq)) return;
@@ -189,7 +191,7 @@ static void flush_when_due(bq_t *bq) {
     core_flush(bq);
 }
 
-/* What waited for the event ring: what its transport has to tell, requests. */
+/* A connection that waited for room in the event ring: transport events, requests. */
 static void retry_one(bq_t *bq, connection_t *connection) {
     if (connection->transport->retry && !connection->transport->retry(bq, connection)) {
         event_retry(bq, connection);
@@ -199,7 +201,7 @@ static void retry_one(bq_t *bq, connection_t *connection) {
 }
 
 static void run_retry_list(bq_t *bq) {
-    if (!event_room(bq)) return; /* RETRY_MS later; trying at once would spin until Python comes */
+    if (!event_room(bq)) return; /* retry after RETRY_MS; an immediate retry would spin until Python reads events */
     connection_t *connection = bq->retry;
     bq->retry = NULL;
     while (connection) {
@@ -210,7 +212,8 @@ static void run_retry_list(bq_t *bq) {
     }
 }
 
-/* Closing a socket takes the kernel microseconds, its routes and its queue take ours, and a crowd may end in one turn. */
+/* Limited by work: closing a socket takes microseconds, freeing routes and queues takes time too, and many connections may end in
+ * one turn. */
 static void reap(bq_t *bq, uint64_t work) {
     connection_t *list = bq->dead, **at = &list;
     bq->dead = NULL;
@@ -223,7 +226,7 @@ static void reap(bq_t *bq, uint64_t work) {
             at = &connection->dead_next;
     }
     bq->ends_left = *at != NULL;
-    for (at = &bq->dead; *at;) at = &(*at)->dead_next; /* who ended meanwhile */
+    for (at = &bq->dead; *at;) at = &(*at)->dead_next; /* connections that ended meanwhile */
     *at = list;
 }
 
@@ -231,7 +234,7 @@ static void stop_when_flushed(bq_t *bq);
 
 static inline bool anyone_ready(const bq_t *bq) { return bq->share.light.first || bq->share.line.first || bq->ends_left; }
 
-/* Most brokers of QoS 0 have none, and turn for every message. */
+/* Checked every turn: a QoS 0 broker usually has no consumers. */
 static inline bool any_consumers(const bq_t *bq) { return bq->consumers.all || bq->dead_letters.first; }
 
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
@@ -255,7 +258,8 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     commit_begin(bq);
     flush_when_due(bq);
     buffer_compact(&bq->buffers, COMPACT_BYTES);
-    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* kept blocks first */
+    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes)
+        pool_release(&bq->pool); /* cached free blocks first */
     run_retry_list(bq);
     if (bq->dead) reap(bq, WORK_ENDS);
     admission_accept(bq);
@@ -306,7 +310,7 @@ int bq_wait(bq_t *bq, int timeout_ms) {
     int count = poll_wait(bq->poller, bq->poll_events, POLL_EVENTS_MAX, timeout_ms);
     ring_wait_end(&bq->commands);
     if (count < 0) return count;
-    /* Now, before the turn looks at what it was woken for: a signal that comes later in the turn must wake the next one. */
+    /* Clear the wake-up before the turn processes its cause: a later signal must wake the next turn. */
     for (int i = 0; i < count; i++)
         if (bq->poll_events[i].key == KEY_WAKE) poll_wake_clear(&bq->command_wake);
     bq->poll_count = count;
@@ -336,7 +340,7 @@ static void close_for_good(bq_t *bq, connection_t *connection) {
 }
 
 void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq) {
-    if (bq->stopping) { /* said again: at once */
+    if (bq->stopping) { /* a second stop command: stop at once */
         bq->stop_deadline_ms = bq->now_ms;
         return;
     }
@@ -370,13 +374,13 @@ static void stop_when_flushed(bq_t *bq) {
 
 /* ---- life ---------------------------------------------------------------------------------------------------------- */
 
-/* What no range says: a bound of a table, and two settings that are off at 0. */
+/* Checks that no range covers: limits of tables, and settings that 0 turns off. */
 static bool config_valid(const bq_config_t *config) {
     return bq_config_valid(config) && config->max_frame_bytes <= (1u << 30) && config->max_pending <= (1u << 24) &&
            (!config->keepalive_ms || config->keepalive_ms >= KEEPALIVE_MIN_MS);
 }
 
-/* The values that may change while running. */
+/* The settings that may change at run time. */
 static void limits_apply(bq_t *bq, const bq_config_t *config) {
     bq_config_reload(&bq->config, config);
     bq->queues.bytes_max = config->subscriber_bytes;
@@ -395,7 +399,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     limits_apply(bq, &config);
     keepalive_changed(bq);
     if (strict) for_each_open(bq, connection_need_hello);
-    for_each_open(bq, connection_release_waiters); /* those who still have to wait find out by trying */
+    for_each_open(bq, connection_release_waiters); /* publishers that still have no room wait again */
     wait_release(bq, &bq->group_waiters, UINT32_MAX);
 }
 
@@ -411,7 +415,7 @@ static bool parts_open(bq_t *bq) {
     bq->slots_max = (config->max_connections + REFUSED_MAX + CONNECTION_CHUNK - 1) / CONNECTION_CHUNK * CONNECTION_CHUNK;
     bq->chunks = calloc(bq->slots_max / CONNECTION_CHUNK, sizeof *bq->chunks);
     bq->free_slots = calloc(bq->slots_max, sizeof *bq->free_slots);
-    for (uint32_t i = 0; i < FLUSH_LISTS; i++) /* during a flush one may stand in a list twice */
+    for (uint32_t i = 0; i < FLUSH_LISTS; i++) /* during a flush a connection may be in a list twice */
         bq->dirty[i].items = calloc((size_t)bq->slots_max * 2, sizeof *bq->dirty[i].items);
     bq->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
     bq->send_buffer = malloc(SEND_BUFFER_BYTES);
@@ -489,9 +493,11 @@ uint32_t bq_wal_progress(bq_t *bq) { return atomic_load_explicit(&bq->wal_progre
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;
-    if (bq->config.io_cpu >= 0) poll_thread_pin(bq->config.io_cpu); /* an advice: a processor taken away is no reason to stop */
+    if (bq->config.io_cpu >= 0)
+        poll_thread_pin(bq->config.io_cpu); /* pinning is optional: continue if the processor is not
+                                                                     * available */
     while (!bq->stopped) {
-        if (bq_wait(bq, -1) < 0) break; /* the poller itself is broken: nothing can go on */
+        if (bq_wait(bq, -1) < 0) break; /* the poller is broken: the thread cannot continue */
         bq_turn(bq, poll_clock_mono_ms(), poll_clock_wall_ms());
     }
     return NULL;

@@ -1,6 +1,7 @@
-/* core_check.c: the invariants that headers name, looked at after a turn. Compiled into sanitizer and fuzz builds (BQ_CHECK) alone.
+/* core_check.c: checks the invariants named in the headers after a turn. Compiled only into sanitizer and fuzz builds
+ * (BQ_CHECK).
  *
- * A core with much in it is looked at every 64th turn: the walk goes over all that it holds.
+ * The check visits all connections, pending commits and consumers. A core with many of them is checked every 64th turn only.
  */
 #include "core.h"
 
@@ -8,7 +9,7 @@
 
 #include <assert.h>
 
-#define SMALL 256u /* connections, consumers and pending commits together */
+#define SMALL 256u /* connections + consumers + pending commits */
 #define SELDOM 64u
 
 static void check_queue(const queue_t *queue) {
@@ -49,7 +50,7 @@ static void check_connections(bq_t *bq) {
         for (uint32_t i = 0; i < bq->dirty[order].count; i++) assert(bq->dirty[order].items[i]->dirty & 1u << order);
 }
 
-/* In LSN order, and none of them twice. */
+/* Pending commits are in LSN order. */
 static void check_pending(const bq_t *bq) {
     uint64_t count = 0, bytes = 0, lsn = 0;
     for (const pending_commit_t *pending = bq->pending; pending; pending = pending->next) {

@@ -1,7 +1,7 @@
-/* event.c: what the core tells Python.
+/* event.c: events from the core to Python.
  *
- * Invariant: an event is either in the ring whole or its cause is kept: the connection waits on the retry list (or the
- * command stays at the head of its ring) until there is room. Nothing that Python must know is dropped.
+ * Invariant: an event is complete in the ring, or its cause is kept until there is room: the connection stays on the retry list,
+ * or the command stays at the head of its ring. No event that Python must receive is dropped.
  */
 #include "core.h"
 
@@ -40,7 +40,7 @@ int bq_event_fd(bq_t *bq) { return bq->event_wake.read_fd; }
 
 int bq_event(bq_t *bq, bq_event_t *event) {
     uint32_t size;
-    if (bq->event_out) ring_pop(&bq->events); /* the one handed out last has been read by now */
+    if (bq->event_out) ring_pop(&bq->events); /* Python has read the previous event */
     bq->event_out = false;
     const uint8_t *record = ring_peek(&bq->events, &size);
     if (!record) {
@@ -78,7 +78,7 @@ static void stats_of_wal(bq_t *bq, bq_stats_t *stats) {
     stats->log_errno = (uint64_t)wal.error;
 }
 
-/* A subscription is a connection's, with QoS 1 too, or a member's of a queue group, or a durable one's that nobody is connected to. */
+/* Counts subscriptions of connections (QoS 0 and 1), members of queue groups, and durable subscriptions without a connection. */
 static void stats_of_consumers(const bq_t *bq, bq_stats_t *stats) {
     consumer_counts_t counts;
     consumer_counts(bq, &counts);
@@ -123,7 +123,7 @@ bool event_stats(bq_t *bq, uint64_t seq) {
 }
 
 #define LIST_ROWS 32u
-#define LIST_SLOTS 1024u /* looked at per page, so that a page of a nearly empty table is not a long walk either */
+#define LIST_SLOTS 1024u /* slots visited per page: bounds the walk through a nearly empty table */
 
 static void list_row(const connection_t *connection, bq_subscriber_t *row) {
     const queue_t *queue = &connection->queue;

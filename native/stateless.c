@@ -1,6 +1,7 @@
-/* stateless.c: the functions of the boundary that need no broker: for tests, tools and the client.
+/* stateless.c: functions of the C API that need no broker: for tests, tools and the client.
  *
- * Invariant: each is one call into a leaf; what a leaf leaves to its caller (capacity, sizes) is checked here.
+ * Invariant: each function makes one call into a base or codec function, and checks here the arguments that the called function
+ * does not check (capacity, sizes).
  */
 #include "base/crc32.h"
 #include "proto/blip_codec.h"
