@@ -139,9 +139,7 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
 /* False: the event ring has no room to tell Python of a refusal. The command runs again. */
 static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     consumer_request_t request = consumer_request(record, filter, data);
-    if (connection->state != CONNECTION_OPEN)
-        return true; /* it is closing: it can neither be answered nor acknowledge anything
-                                                            * */
+    if (connection->state != CONNECTION_OPEN) return true; /* it is closing: no answer reaches it */
     if (!event_room(bq)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
         event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size,

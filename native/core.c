@@ -258,8 +258,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     commit_begin(bq);
     flush_when_due(bq);
     buffer_compact(&bq->buffers, COMPACT_BYTES);
-    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes)
-        pool_release(&bq->pool); /* cached free blocks first */
+    if (bq->config.memory_bytes && bq->pool.used_bytes > bq->config.memory_bytes) pool_release(&bq->pool); /* free blocks first */
     run_retry_list(bq);
     if (bq->dead) reap(bq, WORK_ENDS);
     admission_accept(bq);
@@ -493,9 +492,7 @@ uint32_t bq_wal_progress(bq_t *bq) { return atomic_load_explicit(&bq->wal_progre
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;
-    if (bq->config.io_cpu >= 0)
-        poll_thread_pin(bq->config.io_cpu); /* pinning is optional: continue if the processor is not
-                                                                     * available */
+    if (bq->config.io_cpu >= 0) poll_thread_pin(bq->config.io_cpu); /* optional: continue without that CPU */
     while (!bq->stopped) {
         if (bq_wait(bq, -1) < 0) break; /* the poller is broken: the thread cannot continue */
         bq_turn(bq, poll_clock_mono_ms(), poll_clock_wall_ms());

@@ -38,11 +38,9 @@
 #define READ_BYTES_OWN (256u << 10)  /* step by which a connection's own buffer grows for a large frame */
 #define GATHER_BYTES                                                                                                             \
     (64u << 10) /* a shorter remainder moves to the front of the read buffer; a longer one gets a buffer of its own */
-#define READ_BYTES_BLOCKING                                                                                                      \
-    (32u << 10)                       /* under the block policy: limits the input that a blocked publisher leaves in the broker
-                                         * */
-#define CONTROL_BYTES_MAX (64u << 10) /* unsent replies of one connection; above this its input stops */
-#define CREDIT_BYTES (256u << 10)     /* unconfirmed BQ_EV_OUT bytes for each in-memory connection */
+#define READ_BYTES_BLOCKING (32u << 10) /* under the block policy: bounds the unprocessed input of a blocked publisher */
+#define CONTROL_BYTES_MAX (64u << 10)   /* unsent replies of one connection; above this its input stops */
+#define CREDIT_BYTES (256u << 10)       /* unconfirmed BQ_EV_OUT bytes for each in-memory connection */
 #define MEMORY_CHUNK_BYTES (16u << 10)
 #define TIMERS_MAX 2048u         /* fired per turn */
 #define COMMANDS_MAX 1024u       /* per turn: a burst of SUBs must not delay the messages */
@@ -56,8 +54,7 @@
 typedef struct publish_run {
     queue_run_t run; /* buffer NULL: no run is open */
     topic_t *topic;
-    uint32_t count_max, size_max; /* limits of the run: the room in every target's queue under the block policy, otherwise one
-                                   * flush */
+    uint32_t count_max, size_max; /* limits: under the block policy the room in every target's queue, otherwise one flush */
 } publish_run_t;
 
 /* Subscribers that have data to send. The narrow list, for messages with few subscribers, is flushed first. */
@@ -168,8 +165,7 @@ void command_discard_all(bq_t *bq); /* before freeing the core: frees the data o
 
 /* core.c */
 void core_timer_set(bq_t *bq, core_timer_t *timer, uint64_t after_ms);
-void core_timer_cut(bq_t *bq, core_timer_t *timer,
-                    uint64_t after_ms); /* the same, but never delays a timer that is already set */
+void core_timer_cut(bq_t *bq, core_timer_t *timer, uint64_t after_ms); /* the same, but keeps an earlier timer */
 void core_flush(bq_t *bq);
 void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq);
 void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size);
