@@ -1,21 +1,21 @@
-/* broker/budget.h: the one gate for all that grows: limits.memory_bytes.
+/* broker/budget.h: enforces limits.memory_bytes, for all data that can grow.
  *
- *      a part each       input that is not whole · what waits for the disk · subscriptions · output handed to Python       1/4 each
- *      all together      queues, kept deliveries, replies: past the budget they only shrink
+ *      per part          incomplete input · pending commits · subscriptions · output handed to Python       1/4 each
+ *      in total          queues, window deliveries, replies: over the budget they may only shrink
  *
- * Whoever would make a part grow past its quarter is held back (input of a publisher), refused (503 for a SUB), or ended (more
- * input than fits). Past the whole budget queues of slow subscribers shrink, consumers take one delivery at a time, and clients that
- * do not read their replies are not read either.
+ * At its quarter, a part stops growing: input of publishers is paused, a SUB is refused (503), or a connection with too much
+ * incomplete input is closed. Over the whole budget, queues of slow subscribers shrink, consumers hold one delivery at a time,
+ * and the core does not read from clients that do not read their replies.
  *
- * Invariant: what counts is what the pools have given out, and what was handed to Python and is not back.
+ * Invariant: the used memory is what the pools have allocated, plus BQ_EV_OUT data that Python has not confirmed yet.
  */
 #ifndef BQ_BUDGET_H
 #define BQ_BUDGET_H
 
 #include "core.h"
 
-#define PENDING_BYTES_OWN (256u << 10) /* of one connection's publishes that wait for the disk, before its QoS 0 waits too */
-#define CONTROL_BYTES_SHORT (4u << 10) /* as CONTROL_BYTES_MAX, past the budget */
+#define PENDING_BYTES_OWN (256u << 10) /* pending publishes of one connection; above this its QoS 0 publishes wait too */
+#define CONTROL_BYTES_SHORT (4u << 10) /* replaces CONTROL_BYTES_MAX over the budget */
 
 static inline bool budget_part(const bq_t *bq, uint64_t bytes) {
     return !bq->config.memory_bytes || bytes <= bq->config.memory_bytes / 4;

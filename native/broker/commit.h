@@ -1,7 +1,7 @@
-/* broker/commit.h: what waits for the disk: QoS 1 publishes and the answers to durable requests, in LSN order.
+/* broker/commit.h: pending commits: QoS 1 publishes and answers to durable requests that wait for the disk, in LSN order.
  *
- * Invariant: nothing leaves this queue before wal_durable has passed its LSN, and all that does leaves in LSN order:
- * replies to publishers and deliveries to subscribers begin after the same fdatasync.
+ * Invariant: an entry leaves this queue only after wal_durable has passed its LSN, and entries leave in LSN order. So the reply
+ * to the publisher and the deliveries to consumers follow the same fdatasync.
  */
 #ifndef BQ_COMMIT_H
 #define BQ_COMMIT_H
@@ -17,70 +17,72 @@ struct topic;
 
 enum pending_kind {
     PENDING_PUBLISH, /* QoS 1 */
-    PENDING_FOLLOW,  /* QoS 0 behind an unsynced QoS 1 publish of the same connection: order is kept, nothing is logged */
-    PENDING_GONE,    /* one of these that did not wait any longer */
-    PENDING_SUBACK,  /* to a durable subscriber */
-    PENDING_REPLY    /* to the end of a durable subscription */
+    PENDING_FOLLOW,  /* QoS 0 after an uncommitted QoS 1 publish of the same connection: keeps the order; not in the WAL */
+    PENDING_GONE,    /* a PENDING_FOLLOW that was dispatched early */
+    PENDING_SUBACK,  /* answer to a durable SUB */
+    PENDING_REPLY    /* answer to an UNSUB of a durable subscription */
 };
 
-/* What a SUB whose answer waits has made: a disk that fails meanwhile takes it back. */
+/* The changes that a pending SUB has made. They are undone if the disk fails. */
 enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_REGISTRATION = 4, PENDING_UNDO_CONSUMER = 8 };
 
 typedef struct pending_commit {
-    queue_entry_t hold; /* the message, encoded for QoS 1 (publishes), or the text to answer with (PENDING_SUBACK) */
+    queue_entry_t hold; /* the message, encoded for QoS 1 (publishes), or the text of the answer (PENDING_SUBACK) */
     struct pending_commit *next;
-    bq_conn_t conn; /* 0: nobody is answered */
+    bq_conn_t conn; /* 0: no connection gets an answer */
     uint64_t seq;
     uint64_t lsn, id;
     uint64_t timestamp_ms, ttl_ms, expiry_tick;
-    uint32_t payload_size; /* PENDING_SUBACK: of the group behind the filter */
+    uint32_t payload_size; /* PENDING_SUBACK: size of the group after the filter */
     uint16_t topic_size, properties_size;
     uint8_t kind;
     uint8_t undo;              /* PENDING_SUBACK: enum pending_undo; id: of the registration */
-    struct delivery *delivery; /* a dead letter: whose, while it waits for this */
+    struct delivery *delivery; /* of a dead letter: the original delivery */
 } pending_commit_t;
 
 static inline const uint8_t *pending_bytes_at(const pending_commit_t *pending) {
     return pending->hold.buffer->bytes + pending->hold.offset;
 }
-static inline message_t pending_message(const pending_commit_t *pending) { /* of a publish */
+static inline message_t pending_message(const pending_commit_t *pending) { /* publishes only */
     message_t message;
     message_decode(pending_bytes_at(pending), &message);
     return message;
 }
 
-/* What WAL_PUBLISH records begin with; topic, payload and properties follow. */
+/* Head of a WAL_PUBLISH record. Topic, payload and properties follow. */
 typedef struct publish_record {
     uint64_t id, timestamp_ms, ttl_ms;
-    uint64_t mono_ms; /* of the process that wrote it: what was left of the ttl is known while `run` is the same */
+    uint64_t mono_ms; /* clock of the writing process: gives the remaining ttl while `run` is the same */
     uint64_t run;
     uint32_t topic_size;
-    uint32_t properties_size; /* behind the payload: a version that knows of none takes them for the payload's end */
+    uint32_t properties_size; /* after the payload; versions without properties read them as part of it */
 } publish_record_t;
 
-/* Of a record with this flag the properties are a dead_letter_record_t: a dead letter of a short message is hardly larger than it was, so
- * that a WAL full of such can be emptied. The topic is the letter's without what comes in front. */
+/* With this flag, the properties are a dead_letter_record_t and the topic has no dead-letter prefix. So the dead letter of a
+ * short message is hardly larger than the message, and a WAL full of short messages can be emptied. */
 #define PUBLISH_DEAD_LETTER 1u
 typedef struct dead_letter_record {
-    uint64_t id;               /* of the message it was */
-    uint32_t deliveries, over; /* over: because of its consumer's quota of the WAL */
+    uint64_t id;               /* of the original message */
+    uint32_t deliveries, over; /* over: reason is the consumer's WAL quota, not max_deliveries */
 } dead_letter_record_t;
 
 enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 
-/* Log a QoS 1 publish and hold it. COMMIT_LATER: the batch is full, try when it has been written. COMMIT_REFUSED: *why. */
+/* Appends a QoS 1 publish to the WAL and queues it. COMMIT_LATER: the batch is full, retry after it is written. COMMIT_REFUSED:
+ * *why. */
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
                                    const char **why);
 struct dead_letter;
-/* Log a dead letter and hold it; dead_letter_written says what came of it. Its LSN, or what wal_append says. */
+/* Appends a dead letter to the WAL and queues it; dead_letter_written reports the result. Returns the LSN, or wal_append's error.
+ * */
 int64_t commit_dead_letter(struct bq *bq, const struct dead_letter *letter);
-/* The same for subscribers of QoS 0 alone: it is not logged. False: no memory. */
+/* The same when only QoS 0 subscribers match: nothing is written to the WAL. False: no memory. */
 bool commit_dead_letter_follow(struct bq *bq, const struct dead_letter *letter);
-/* Whether a QoS 0 publish may be held too. False: its publisher waits. */
+/* Whether a QoS 0 publish may be queued too. False: its publisher waits. */
 bool commit_follow_room(const struct bq *bq, const struct connection *connection);
 bool commit_follow(struct bq *bq, struct connection *connection, const message_t *message); /* false: no memory */
-/* An answer is made first, so that nothing is logged that could not be answered, and held once its record has an LSN. Of `text`, the
- * first `size` bytes are what is answered with. */
+/* Allocates the answer before the record is appended: no record without an answer. commit_answer_wait queues it when the LSN is
+ * known. The answer contains the first `size` bytes of `text`. */
 pending_commit_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum pending_kind kind,
                                     const uint8_t *text, uint32_t size, uint32_t more); /* NULL: no memory */
 void commit_answer_wait(struct bq *bq, struct connection *connection, pending_commit_t *pending, uint64_t lsn);
@@ -88,12 +90,12 @@ void commit_answer_drop(struct bq *bq, pending_commit_t *pending);
 bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum pending_kind kind,
                    const uint8_t *text, uint32_t size);
 
-void commit_turn(struct bq *bq);  /* beginning of a turn: what has become durable goes out */
-void commit_end(struct bq *bq);   /* stopping, in time's name: QoS 0 publishes do not wait for a disk any longer */
-void commit_begin(struct bq *bq); /* end of a turn: acks are logged, the batch is handed over if it is time */
+void commit_turn(struct bq *bq);  /* start of a turn: dispatches and answers durable entries */
+void commit_end(struct bq *bq);   /* stop deadline reached: QoS 0 publishes no longer wait for the disk */
+void commit_begin(struct bq *bq); /* end of a turn: appends acks; commits the batch when due */
 int commit_open(struct bq *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);
-int64_t commit_due_ms(struct bq *bq);            /* milliseconds to the next commit that only waits for time; -1: none */
-void commit_close(struct bq *bq);                /* at the end of life: checkpoint, close the WAL, drop what is pending */
-const char *commit_refusal(const struct bq *bq); /* why QoS 1 cannot be had now; NULL: it can */
+int64_t commit_due_ms(struct bq *bq); /* milliseconds until the next timed commit; -1: none */
+void commit_close(struct bq *bq);     /* before the core is freed: writes a checkpoint, closes the WAL, refuses pending commits */
+const char *commit_refusal(const struct bq *bq); /* why QoS 1 is not available now; NULL: it is */
 
 #endif

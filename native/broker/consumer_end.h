@@ -1,6 +1,6 @@
-/* broker/consumer_end.h: durable consumers that an operator ends, or that end because nobody was connected to them for too long.
+/* broker/consumer_end.h: ends durable consumers by an operator's command.
  *
- * Invariant: Python is told that a consumer has ended once its end is on disk, not before.
+ * Invariant: Python is told of the end only after the end is durable.
  */
 #ifndef BQ_CONSUMER_END_H
 #define BQ_CONSUMER_END_H
@@ -10,20 +10,20 @@
 struct bq;
 struct consumer;
 
-/* One end that waits for the disk, or for room among the events. */
+/* An end that waits for the commit, or for room in the event ring. */
 typedef struct consumer_end {
     struct consumer_end *next;
-    uint64_t seq;         /* of the command */
-    uint64_t lsn;         /* of the record; 0: there is none to wait for */
-    uint64_t consumer_id; /* some of its members are still to be told; 0: none */
+    uint64_t seq;         /* sequence number of the command */
+    uint64_t lsn;         /* LSN of the record; 0: none to wait for */
+    uint64_t consumer_id; /* consumer whose members are not all told yet; 0: none */
     enum bq_outcome outcome;
 } consumer_end_t;
 
-/* `client_id`: of a queue group the one that is taken out, with or without its key in front; nothing: the whole consumer ends.
- * False: no memory to remember it by, and nothing has changed. */
+/* `client_id`: the one to remove from a queue group, with or without its key prefix; empty: the whole consumer ends. False: no
+ * memory; nothing has changed. */
 bool consumer_end_by_id(struct bq *bq, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size);
-void consumer_end_turn(struct bq *bq);        /* tell what has become durable */
-bool consumer_end_waits(const struct bq *bq); /* for room among the events */
-void consumer_end_release(struct bq *bq);     /* at the end of life */
+void consumer_end_turn(struct bq *bq);        /* reports ends that are durable now */
+bool consumer_end_waits(const struct bq *bq); /* an end waits for room in the event ring */
+void consumer_end_release(struct bq *bq);     /* before the core is freed */
 
 #endif

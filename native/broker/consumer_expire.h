@@ -1,10 +1,11 @@
-/* broker/consumer_expire.h: since when nobody is connected to a durable consumer, across restarts, and the end of those nobody comes back to.
+/* broker/consumer_expire.h: ends durable consumers after limits.session_expiry without a connection, across restarts.
  *
- * Absence is counted on the broker's own time T (broker/timeline.h): time off counts as far as it is known, and no wall clock is believed.
- * A checkpoint keeps it. What came after the last one is lost by a kill: checkpoints follow the coming and going of clients within
- * SEEN_CHECKPOINT_MS, and nothing expires in the first EXPIRE_GRACE_MS after a start, so that clients come back first.
+ * Absence is measured in the broker's own time T (broker/timeline.h), not by a wall clock; downtime counts as far as it is
+ * known. Checkpoints store when a client was last connected. A kill loses changes since the last checkpoint. Therefore a
+ * checkpoint follows a connect or disconnect within SEEN_CHECKPOINT_MS, and nothing expires in the first EXPIRE_GRACE_MS after a
+ * start, so that clients can reconnect first.
  *
- * Invariant: a consumer with a connection does not expire. Its end is in the WAL before it is gone.
+ * Invariant: a consumer with a connection does not expire. Its end is appended to the WAL before it is freed.
  */
 #ifndef BQ_CONSUMER_EXPIRE_H
 #define BQ_CONSUMER_EXPIRE_H
@@ -16,16 +17,16 @@ struct consumer;
 
 #define SEEN_CHECKPOINT_MS 300000u
 
-/* What a checkpoint keeps of each durable consumer, behind its record. */
+/* Stored in a checkpoint for each durable consumer, in a section of its own. */
 typedef struct seen_record {
     uint64_t consumer_id;
-    uint64_t seen_ms;      /* T when its last connection left; UINT64_MAX: one was there at the checkpoint */
-    uint64_t seen_wall_ms; /* the same by the wall clock, for people */
+    uint64_t seen_ms;      /* T when its last connection left; UINT64_MAX: connected at the checkpoint */
+    uint64_t seen_wall_ms; /* the same by the wall clock, for display */
     uint64_t lag_messages, lag_bytes, stamp_ms;
     uint32_t unsure, reserved;
 } seen_record_t;
 
-void consumer_seen(struct bq *bq, struct consumer *consumer); /* a connection has come or gone */
+void consumer_seen(struct bq *bq, struct consumer *consumer); /* a connection has joined or left */
 void consumer_seen_write(const struct bq *bq, const struct consumer *consumer, seen_record_t *record);
 void consumer_seen_load(struct bq *bq, const uint8_t *bytes, uint64_t size);
 uint64_t consumer_away_ms(const struct bq *bq, const struct consumer *consumer); /* UINT64_MAX: not known */

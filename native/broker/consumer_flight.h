@@ -1,4 +1,4 @@
-/* broker/consumer_flight.h: what of broker/consumer_flight.c is done for every delivery. */
+/* broker/consumer_flight.h: the functions of broker/consumer_flight.c that run for every delivery, inlined. */
 #ifndef BQ_CONSUMER_FLIGHT_H
 #define BQ_CONSUMER_FLIGHT_H
 
@@ -47,9 +47,9 @@ static inline void assignment_leave(assignment_t *assignment) {
     assignment->member = NULL;
 }
 
-/* It is in that member's queue. */
+/* The delivery is now in that member's queue. */
 static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member) {
-    core_assert(delivery->place == DELIVERY_WAITS); /* it stands in one queue, once */
+    core_assert(delivery->place == DELIVERY_WAITS); /* in one queue at most, and once */
     bool others = (delivery->now.member && delivery->now.member != member) || delivery->late;
     if (BQ_UNLIKELY(others)) flight_give_to_another(bq, delivery, member);
     if (BQ_LIKELY(!delivery->now.member)) assignment_enter(bq, &delivery->now, delivery, member);
@@ -59,7 +59,7 @@ static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member
     bq->consumers.flight_count++;
 }
 
-/* It waits; what was queued is taken back if it can be. */
+/* The delivery waits again. A queue entry is removed, unless a part of it has been sent. */
 static inline void flight_end(bq_t *bq, delivery_t *delivery) {
     if (delivery->place == DELIVERY_WAITS) return;
     member_t *member = delivery->now.member;
@@ -73,7 +73,7 @@ static inline void flight_end(bq_t *bq, delivery_t *delivery) {
     bq->consumers.flight_count--;
 }
 
-/* Nobody can acknowledge it any more. */
+/* The delivery cannot be acknowledged any more. */
 static inline void flight_forget(bq_t *bq, delivery_t *delivery) {
     flight_end(bq, delivery);
     if (delivery->now.member) assignment_leave(&delivery->now);

@@ -1,10 +1,10 @@
-/* broker/consumer_internal.h: what consumer.c and the files consumer_*.c share. Nobody else includes it. */
+/* broker/consumer_internal.h: shared by consumer.c and the files consumer_*.c. No other file includes it. */
 #ifndef BQ_CONSUMER_INTERNAL_H
 #define BQ_CONSUMER_INTERNAL_H
 
 #include "broker/consumer.h"
 
-/* Of those in the WAL alone it is known how many they are and how large, so that an operator can be told. */
+/* Messages that are only in the WAL are counted with their bytes, for the operator's view. */
 static inline void consumer_behind_add(consumer_t *consumer, uint32_t size, uint64_t stamp_ms) {
     consumer->behind_messages++;
     consumer->behind_bytes += size;
@@ -25,37 +25,39 @@ void consumer_pump_later(struct bq *bq, consumer_t *consumer); /* at the end of 
 void consumer_pump_never(struct bq *bq, consumer_t *consumer);
 void consumer_floor_update(struct bq *bq, consumer_t *consumer);
 void consumer_fall_behind(struct bq *bq, consumer_t *consumer,
-                          uint64_t lsn); /* durable ones: it is in the WAL at `lsn` or later */
+                          uint64_t lsn); /* durable: the WAL has the next message at `lsn` or later */
 bool consumer_has_room(const struct bq *bq, const consumer_t *consumer, uint32_t size);
-void consumer_window_leave(struct bq *bq, consumer_t *consumer); /* the window of a durable consumer goes back to the WAL */
+/* releases a durable consumer's window; the WAL keeps the messages */
+void consumer_window_leave(struct bq *bq, consumer_t *consumer);
 delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
-                         uint64_t id, uint64_t expiry_tick);                             /* NULL: no memory */
-void delivery_recall(struct bq *bq, delivery_t *delivery, const history_entry_t *entry); /* it had been in the window before */
+                         uint64_t id, uint64_t expiry_tick); /* NULL: no memory */
+/* restores its state from an earlier window */
+void delivery_recall(struct bq *bq, delivery_t *delivery, const history_entry_t *entry);
 void delivery_free(struct bq *bq, delivery_t *delivery);
 void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
 void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the WAL */
-void delivery_wait(struct bq *bq, delivery_t *delivery); /* to be sent to whoever is next */
-void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that had been handed it has ended */
+void delivery_wait(struct bq *bq, delivery_t *delivery); /* makes it ready for the next member */
+void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that received it has closed */
 
 /* broker/consumer_history.c */
 void consumer_history_keep(struct bq *bq, consumer_t *consumer);
 void consumer_history_drop(struct bq *bq, consumer_t *consumer);
 bool consumer_history_settled(consumer_t *consumer, uint64_t lsn,
-                              history_entry_t *entry);          /* else *entry: what is known of it, or zeros */
+                              history_entry_t *entry);          /* false: *entry has its state, or zeros */
 history_t *consumer_history_new(struct bq *bq, uint32_t count); /* NULL: no memory */
 uint32_t consumer_history_count(const consumer_t *consumer, bool all);
 bool consumer_history_tells(const consumer_t *consumer);
 bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint32_t count,
-                           bool all); /* false: there is nothing, or it spans too much */
+                           bool all); /* false: there is none, or the LSN range is too large */
 
 /* broker/consumer_read.c */
 bool consumer_read_on(struct bq *bq,
-                      consumer_t *consumer); /* more from the WAL, if there is room; true: there are new deliveries */
+                      consumer_t *consumer); /* takes messages from the WAL if there is room; true: new deliveries */
 struct publish_record;
-bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *record); /* false: no core wrote it */
+bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *record); /* false: not written by a core */
 void consumer_read_abandon(struct bq *bq, consumer_t *consumer);
 
-/* broker/consumer_sweep.c: the next message is still wanted, for left_ms; 0: for ever */
+/* broker/consumer_sweep.c: the next message is not expired; it is valid for left_ms more, 0: for ever */
 void consumer_swept(const struct bq *bq, consumer_t *consumer, uint64_t left_ms);
 
 /* broker/consumer_table.c */
@@ -66,13 +68,13 @@ void consumer_free(struct bq *bq, consumer_t *consumer);
 void consumer_id_assign(struct bq *bq, consumer_t *consumer, uint64_t id);
 registration_t *registration_new(struct bq *bq, const uint8_t *client_id, uint32_t size, uint64_t id); /* NULL: no memory */
 void registration_free(struct bq *bq, registration_t *registration);
-void registration_enter(struct bq *bq, consumer_t *consumer, registration_t *registration); /* it is durable from now on */
-/* Every durable subscription of that client to that filter (and group, if there is one) ends whose id is not above `id_max`.
- * Returns how many; `end` false: how many that would be. */
+void registration_enter(struct bq *bq, consumer_t *consumer, registration_t *registration); /* makes it durable */
+/* Ends every durable subscription of the client to the filter (and group, if given) with an id up to `id_max`. Returns how many;
+ * with `end` false it only counts them. */
 uint32_t consumer_registrations_end(struct bq *bq, const consumer_request_t *request, uint64_t id_max, bool end);
 
 /* broker/consumer_store.c */
-#define CONSUMER_NEW_FLOOR UINT64_MAX /* it begins with its own record */
+#define CONSUMER_NEW_FLOOR UINT64_MAX /* the floor is its own record */
 /* Both return the record's LSN; 0 or less: it cannot be written now. */
 int64_t consumer_record_append(struct bq *bq, const consumer_t *consumer, const registration_t *registration,
                                uint64_t consumer_id, uint64_t floor_lsn);

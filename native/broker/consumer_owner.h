@@ -1,7 +1,7 @@
-/* broker/consumer_owner.h: how many QoS 1 subscriptions and queue groups each key has, so that one of them cannot have all.
+/* broker/consumer_owner.h: counts QoS 1 subscriptions and queue groups per key, so that one key cannot use the whole limit.
  *
- * Invariant: a count is that of the consumers and registrations that point to it; one without any is gone. Who has no key, or one that
- * has no name, counts as one.
+ * Invariant: a count is the number of consumers and registrations that point to it; it is freed at 0. All clients without a key,
+ * or with an unnamed key, share one count.
  */
 #ifndef BQ_CONSUMER_OWNER_H
 #define BQ_CONSUMER_OWNER_H
@@ -10,7 +10,7 @@
 
 struct bq;
 
-#define KEY_ENDS 0x1f /* between the name of a key and a client_id */
+#define KEY_ENDS 0x1f /* separates the key's name and the client_id in an identity */
 #define OWNER_CHAINS 256u
 
 typedef struct consumer_owner {
@@ -20,9 +20,10 @@ typedef struct consumer_owner {
     uint8_t name[];
 } consumer_owner_t;
 
-/* The owner of an identity, a client_id behind the name of its key, has one more; NULL: no memory to count it. */
+/* Adds one to the count of the identity's key. An identity is the key's name, KEY_ENDS and the client_id. NULL: no memory; not
+ * counted. */
 consumer_owner_t *consumer_owner_enter(struct bq *bq, const uint8_t *identity, uint32_t size);
-void consumer_owner_leave(struct bq *bq, consumer_owner_t *owner); /* NULL is fine */
+void consumer_owner_leave(struct bq *bq, consumer_owner_t *owner); /* NULL is allowed */
 uint32_t consumer_owner_count(const struct bq *bq, const uint8_t *identity, uint32_t size);
 
 #endif

@@ -1,17 +1,19 @@
-/* broker/consumer_quota.h: how much of the WAL one durable consumer may keep from being deleted.
+/* broker/consumer_quota.h: limits the part of the WAL that one durable consumer can keep from deletion.
  *
- *      WAL    [over the quota: let go ..........][cut][ session_log_bytes ..............................] end
+ *      WAL    [over the quota: released .........][cut][ session_log_bytes ..............................] end
  *             ^ floor of an absent consumer moves up to the cut
  *
- * The WAL cannot be shortened behind the oldest message that somebody has not acknowledged. So what counts is how far behind the end
- * of the WAL that message lies, not how many there are: one message nobody acknowledges would keep all that came after it. What lies
- * before the cut goes to the dead letters or is dropped, the oldest first, whether the consumer is absent or connected; of a full WAL,
- * it is dropped where its letter finds no room.
+ * The WAL can delete segments only before the oldest unacknowledged message. So the quota limits the distance from that message
+ * to the end of the WAL, not the number of messages: one unacknowledged message keeps all that follow it. Messages before the
+ * cut go to the dead letters or are dropped, oldest first, for absent and connected consumers. If the WAL is full and has no
+ * room for the dead letter, the message is dropped.
  *
- * Dead letters do not count in that distance, up to three quarters of the WAL: each is written at its end, so it would push the next
- * message before the cut, whose letter would push the next one, until all are letters. A consumer of letters has half of the WAL.
+ * Dead letters do not count in that distance, up to three quarters of the WAL. Otherwise each dead letter, appended at the end,
+ * would push the next message before the cut, until all messages are dead letters. A consumer of dead letters may use half of
+ * the WAL.
  *
- * Invariant: a turn looks at QUOTA_CONSUMERS consumers at most. What is in the WAL alone is read by the readers, in their line.
+ * Invariant: a turn checks QUOTA_CONSUMERS consumers at most. Messages that are only in the WAL are read by the readers, in
+ * their line.
  */
 #ifndef BQ_CONSUMER_QUOTA_H
 #define BQ_CONSUMER_QUOTA_H
@@ -24,30 +26,30 @@ struct delivery;
 
 #define QUOTA_MARKS 64u
 
-/* Where the dead letters in the WAL lie: so many bytes of them from an LSN on, up to the next mark. */
+/* Position of dead letters in the WAL: `bytes` of them between `lsn` and the next mark. */
 typedef struct quota_mark {
     uint64_t lsn, bytes;
 } quota_mark_t;
 
 typedef struct quota_letters {
-    quota_mark_t marks[QUOTA_MARKS]; /* LSNs rise */
+    quota_mark_t marks[QUOTA_MARKS]; /* in LSN order */
     uint32_t count;
-    uint64_t newest_lsn; /* letters up to here are in them */
+    uint64_t newest_lsn; /* dead letters up to here are counted */
 } quota_letters_t;
 
 void consumer_quota_letter_logged(struct bq *bq, uint64_t lsn, uint64_t bytes);
-/* The same in a checkpoint. */
+/* The same, in a checkpoint. */
 uint32_t consumer_quota_section_size(const struct bq *bq);
 void consumer_quota_section_write(const struct bq *bq, uint8_t *out);
 void consumer_quota_section_load(struct bq *bq, const uint8_t *bytes, uint64_t size);
 
 void consumers_quota(struct bq *bq);
-/* While floors that the cut moves are what makes room in the WAL: how often a checkpoint may say so. UINT64_MAX: as ever. */
+/* Minimum interval between checkpoints while moving floors make room in the WAL. UINT64_MAX: the usual interval. */
 uint64_t consumer_quota_checkpoint_ms(const struct bq *bq);
 uint64_t consumers_quota_due_ms(const struct bq *bq); /* UINT64_MAX: never */
-/* A message of this consumer lies before the cut. True: it is to be dropped, and has been counted as that. */
+/* A message of this consumer is before the cut. True: drop it; it is counted. */
 bool consumer_quota_drops(struct bq *bq, struct consumer *consumer, uint64_t id);
-void consumer_quota_letter(struct bq *bq, struct delivery *delivery);               /* else it goes to the dead letters */
-bool consumer_quota_has_room(const struct bq *bq, const struct consumer *consumer); /* for one letter more */
+void consumer_quota_letter(struct bq *bq, struct delivery *delivery);               /* otherwise it becomes a dead letter */
+bool consumer_quota_has_room(const struct bq *bq, const struct consumer *consumer); /* for one more dead letter */
 
 #endif

@@ -1,15 +1,16 @@
-/* broker/router.h: from a topic to the connections that want it.
+/* broker/router.h: finds the connections and consumers that match a topic.
  *
- *      filters    "WALs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
+ *      filters    "logs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
  *      trie       levels of the wildcard filters, one root per syntax
  *      topics     a bounded cache: topic -> header template of its Message frames, targets
  *
- * Invariant: a topic's targets may be used only while route_is_current says so: subscribing to or leaving a literal filter
- * makes that one topic stale, a wildcard filter makes all of them stale (one generation number). Each connection appears
- * once in the targets, however many of its filters match.
+ * Invariant: a topic's targets are valid only while route_is_current returns true. A change of a literal filter makes that one
+ * topic stale; a change of a wildcard filter makes all topics stale (one generation number). A connection appears in the targets
+ * once, even if several of its filters match.
  *
- * Work is counted: finding a topic's targets stops when its units are used up and goes on from there, so that nobody waits for a
- * topic that a thousand filters might match. A topic that none of the last changed filters matches is current without a search.
+ * Work is counted: the search for a topic's targets stops when its units are used up, and continues later. So a topic with a
+ * thousand matching filters does not delay other connections. A topic that matches none of the recently changed filters stays
+ * current without a search.
  */
 #ifndef BQ_ROUTE_H
 #define BQ_ROUTE_H
@@ -28,54 +29,54 @@ typedef struct subscription {
     struct subscription *next, **link; /* the connection's list */
 } subscription_t;
 
-/* Where a consumer (a QoS 1 subscription or a queue group, see broker/consumer.h) is in the routes. */
+/* A consumer's place in the routes (see broker/consumer.h). */
 typedef struct consumer_route {
     struct filter *filter;
     uint32_t index;
 } consumer_route_t;
 
-/* One cached topic. Slots are never freed before the table is, only reused, so that a stale pointer to one is harmless: its
- * holder compares the name. */
+/* One cached topic. Slots are reused, and freed only with the table. So a stale pointer to a slot is safe: its holder compares
+ * the name. */
 typedef struct topic {
     uint64_t hash;
-    uint64_t generation; /* of the routes when the targets were found */
-    uint64_t serial;     /* one for each entry ever made: slots and names come back, this does not */
+    uint64_t generation; /* generation of the routes when the targets were found */
+    uint64_t serial;     /* unique per entry: slots and names are reused, serials are not */
     struct topic *chain;
-    struct topic *follower; /* what its publisher published to after it, the last time: a hint, compare the name before use */
+    struct topic *follower; /* next topic of the same publisher last time: a hint, compare the name before use */
     struct connection **targets;
     uint32_t target_count;
-    uint32_t target_capacity; /* 0: targets are borrowed from a literal filter */
+    uint32_t target_capacity; /* 0: the targets belong to a literal filter */
     struct consumer **consumers;
     uint32_t consumer_count, consumer_capacity;
-    bool grouped;    /* one of the consumers is a queue group: QoS 0 messages go to it too */
-    uint8_t *header; /* encoded Message up to the payload, the name inside it */
+    bool grouped;    /* a consumer is a queue group, which also gets QoS 0 messages */
+    uint8_t *header; /* header template of a Message up to the payload, with the name */
     uint32_t header_size;
-    uint32_t name_size;  /* 0: the slot is free */
-    const uint8_t *name; /* in the header */
+    uint32_t name_size;  /* 0: free slot */
+    const uint8_t *name; /* points into the header */
     bool stale;
-    bool recent;                 /* looked up since the clock hand last passed */
-    uint8_t restarts;            /* of the search under way, because filters changed meanwhile */
-    uint32_t cost;               /* units that finding the targets took */
-    struct topic_search *search; /* under way: the targets are not complete */
+    bool recent;                 /* used since the clock hand passed */
+    uint8_t restarts;            /* restarts of the current search, because filters changed */
+    uint32_t cost;               /* units used to find the targets */
+    struct topic_search *search; /* current search: the targets are incomplete */
 } topic_t;
 
 typedef struct routes routes_t;
 
-/* NULL: no memory. Units of work done are added to *work: nodes and filters visited, members merged. */
-/* `changing` is called before any topic's targets change: whoever still gives something to the old ones does it now. NULL: nobody. */
+/* Creates the routes. NULL: no memory. Units of work are added to *work: nodes and filters visited, members merged. */
+/* Called before the targets of any topic change, to finish work with the old ones. NULL: not called. */
 typedef void (*route_changing)(void *context);
 routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, uint64_t *work, route_changing changing,
                     void *context);
-void route_free(routes_t *routes); /* every subscription has left */
+void route_free(routes_t *routes); /* all subscriptions must have been removed */
 
-/* Subscribe a connection to a filter that filter_check accepts. 1: new, 0: it was there already, BQ_E_MEMORY, BQ_E_ARGUMENT.
- * `list` is the head of the connection's subscriptions. */
+/* Subscribes a connection to a filter that filter_check accepts. Returns 1: new, 0: existed already, BQ_E_MEMORY or
+ * BQ_E_ARGUMENT. `list` is the head of the connection's subscriptions. */
 int route_subscribe(routes_t *routes, struct connection *connection, subscription_t **list, const uint8_t *filter, uint32_t size);
 bool route_unsubscribe(routes_t *routes, const struct connection *connection, subscription_t *list, const uint8_t *filter,
                        uint32_t size);
 void route_leave(routes_t *routes, subscription_t *subscription);
 
-/* The same for a consumer; it is its own member and can be in only once. */
+/* The same for a consumer, which can be in the routes only once. */
 int route_consumer(routes_t *routes, struct consumer *consumer, consumer_route_t *at, const uint8_t *filter, uint32_t size);
 void route_consumer_leave(routes_t *routes, consumer_route_t *at);
 struct consumer *route_consumer_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
@@ -85,23 +86,23 @@ static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t 
     return topic->name_size == size && size && memcmp(topic->name, name, size) == 0; /* a free slot has size 0 */
 }
 
-/* The cached topic of that name, checked and entered when new (which may evict another). NULL with *error set to a
- * topic_check code, or to BQ_E_MEMORY. */
+/* The cached topic of that name. A new one is checked and added, which may evict another. NULL: *error is a topic_check code or
+ * BQ_E_MEMORY. */
 topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint32_t levels_max, int *error);
 
-/* Make topic->targets current; may drop the targets of other topics. NO_MEMORY: the targets are empty. LATER: `units` of work did
- * not do, the targets may not be used yet; call again. */
+/* Makes topic->targets current; may drop the targets of other topics. NO_MEMORY: the targets are empty. LATER: `units` were not
+ * enough; the targets are not valid yet, call again. */
 enum route_outcome { ROUTE_NO_MEMORY, ROUTE_READY, ROUTE_LATER };
 enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t units);
 
 typedef struct route_counts {
-    uint64_t generation; /* first, so that the check inlines */
+    uint64_t generation; /* first, so that the check can be inlined */
     uint64_t hits, misses, subscriptions, filters, topics;
 } route_counts_t;
 
-uint64_t route_bytes(const routes_t *routes); /* of filters and subscriptions */
+uint64_t route_bytes(const routes_t *routes); /* memory of filters and subscriptions */
 
-/* The counters are the routes' first member. */
+/* The counters are the first member of routes_t. */
 static inline const route_counts_t *route_counts(const routes_t *routes) { return (const route_counts_t *)(const void *)routes; }
 
 static inline bool route_is_current(const routes_t *routes, const topic_t *topic) {

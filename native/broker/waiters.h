@@ -1,7 +1,7 @@
-/* broker/waiters.h: publishers that a full queue holds back, under the block policy.
+/* broker/waiters.h: publishers that wait for a full queue under the block policy.
  *
- * A publisher waits for one subscriber, or for any member of any queue group. When there is room again they go on in the order in
- * which they stopped, some at a time: ten thousand that all try at once would find room for a few.
+ * A publisher waits for one subscriber, or for room in any queue group. When there is room, waiting publishers continue in the
+ * order in which they stopped, a few at a time: room for a few is not enough for ten thousand at once.
  *
  * Invariant: a connection is in a list exactly while it has PAUSE_BLOCK.
  */
@@ -18,8 +18,9 @@ typedef struct wait_list {
 } wait_list_t;
 
 void wait_begin(struct bq *bq, wait_list_t *list, struct connection *publisher);
-void wait_end(struct bq *bq, struct connection *publisher); /* it waits no more, whatever for; it may have waited for nothing */
-void wait_wake(struct bq *bq, struct connection *full);     /* those who wait for it, if its queue has room again */
+void wait_end(struct bq *bq, struct connection *publisher); /* removes it from any list; it may be in none */
+/* if the full connection's queue has room again, wakes those that wait for it */
+void wait_wake(struct bq *bq, struct connection *full);
 void wait_release(struct bq *bq, wait_list_t *list, uint32_t count_max);
 
 #endif
