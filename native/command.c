@@ -22,7 +22,7 @@ typedef struct record {
     uint8_t *blob; /* allocated by the producer with malloc, freed by the core; NULL: data follows the text */
 } record_t;
 
-/* ---- Python's side --------------------------------------------------------------------------------------------------- */
+/* ---- Python's side ----------------------------------------------------------------------------------------------- */
 
 /* Room for one full INFO answer and some pending input, for any frame limit. */
 static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->config.max_frame_bytes + (4u << 20); }
@@ -58,7 +58,7 @@ int bq_command(bq_t *bq, const bq_command_t *command, const uint8_t *text, uint3
     return BQ_OK;
 }
 
-/* ---- the core's side ------------------------------------------------------------------------------------------------- */
+/* ---- the core's side --------------------------------------------------------------------------------------------- */
 
 static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     bq_clock_t clock;

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* ---- timers -------------------------------------------------------------------------------------------------------- */
+/* ---- timers ------------------------------------------------------------------------------------------------------ */
 
 static uint64_t tick_of(const bq_t *bq, uint64_t ms) { return ms / bq->config.tick_ms; }
 
@@ -82,7 +82,7 @@ static bool run_timers(bq_t *bq) {
     return count > 0;
 }
 
-/* ---- one turn ------------------------------------------------------------------------------------------------------ */
+/* ---- one turn ---------------------------------------------------------------------------------------------------- */
 
 /* Flush within a turn after this many bytes, so that the data is still in the processor's cache when it is sent. */
 #define TURN_BYTES_MAX (1u << 20)
@@ -268,7 +268,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     return work || anyone_ready(bq);
 }
 
-/* ---- waiting ------------------------------------------------------------------------------------------------------- */
+/* ---- waiting ----------------------------------------------------------------------------------------------------- */
 
 static uint64_t consumers_due_ms(const bq_t *bq, uint64_t due) {
     const uint64_t each[] = {consumer_reads_due_ms(bq), dead_letters_due_ms(bq), consumers_expire_due_ms(bq),
@@ -318,7 +318,7 @@ int bq_wait(bq_t *bq, int timeout_ms) {
 
 int bq_poll_fd(bq_t *bq) { return bq->poller; }
 
-/* ---- stopping ------------------------------------------------------------------------------------------------------ */
+/* ---- stopping ---------------------------------------------------------------------------------------------------- */
 
 static void for_each_open(bq_t *bq, void (*visit)(bq_t *bq, connection_t *connection)) {
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
@@ -371,7 +371,7 @@ static void stop_when_flushed(bq_t *bq) {
     bq->stopped = event_push(bq, &(bq_event_t){.type = BQ_EV_STOPPED, .seq = bq->stop_seq, .value = bq->stop_unsent});
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 /* Checks that no range covers: limits of tables, and settings that 0 turns off. */
 static bool config_valid(const bq_config_t *config) {

@@ -3,7 +3,7 @@
 #include "base/topic_name.h"
 
 #define IDS_MIN 16u
-#define HEAD_BYTES 3u /* size and syntax in front of each kept filter */
+#define HEAD_BYTES 3u /* size and syntax before each stored filter */
 
 static acl_t *find(const acl_table_t *table, uint64_t id) { return id < table->capacity ? table->by_id[id] : NULL; }
 
@@ -28,7 +28,7 @@ static bool table_reach(acl_table_t *table, pool_t *pool, uint64_t id) {
     return true;
 }
 
-/* Bytes that the filters of `data` take when they are kept; 0: it holds something that is no filter, or nothing. */
+/* Bytes needed to store the filters of `data`; 0: empty or invalid. */
 static uint32_t kept_bytes(const uint8_t *data, uint32_t size) {
     uint32_t at = 0, kept = 0;
     while (size - at >= 2) {
@@ -52,14 +52,14 @@ static void keep(uint8_t *out, const uint8_t *data, uint32_t size) {
 }
 
 void acl_set(acl_table_t *table, pool_t *pool, uint64_t id, bool everything, const uint8_t *data, uint32_t size) {
-    if (!table_reach(table, pool, id)) return; /* whoever is to be admitted with it will not be */
+    if (!table_reach(table, pool, id)) return; /* no connection will be admitted with this id */
     acl_t *acl = table->by_id[id];
     if (!acl) {
         acl = table->by_id[id] = pool_alloc(pool, sizeof *acl);
         if (!acl) return;
         *acl = (acl_t){.holders = 1};
     }
-    allow_nothing(pool, acl); /* before anything can fail */
+    allow_nothing(pool, acl); /* first, because a later step may fail */
     uint32_t bytes = kept_bytes(data, size);
     acl->everything = everything;
     if (everything || !bytes || !(acl->filters = pool_alloc(pool, bytes))) return;

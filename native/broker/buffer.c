@@ -2,7 +2,7 @@
 #include "broker/buffer.h"
 #include "broker/outqueue.h"
 
-#define SPARSE_DIVISOR 4 /* compaction begins when live bytes fall under capacity / this */
+#define SPARSE_DIVISOR 4 /* compaction starts when live bytes fall below capacity / this */
 
 void buffer_store_init(buffer_store_t *store, pool_t *pool, uint32_t buffer_bytes) {
     memset(store, 0, sizeof *store);
@@ -37,7 +37,7 @@ void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
     pool_free(store->pool, buffer, sizeof(buffer_t) + buffer->capacity);
 }
 
-/* A buffer that is open (or open for cold data) still fills up; any other one that is mostly dead is worth copying out. */
+/* An open buffer (or the cold one) still gets data. Any other buffer with few live bytes is worth copying out. */
 static void compact_consider(buffer_store_t *store, buffer_t *buffer) {
     if (buffer->compactable || buffer == store->open || buffer == store->cold || !buffer->entries) return;
     if (buffer->live_bytes >= buffer->capacity / SPARSE_DIVISOR) return;
@@ -95,8 +95,8 @@ void buffer_shrink(buffer_store_t *store, buffer_t *buffer, uint64_t bytes) {
     compact_consider(store, buffer);
 }
 
-/* Move one entry's bytes to the cold buffer; the entry keeps its place in its queue. Only live bytes are moved: a cold
- * buffer is then as dense as what was put into it, and what is copied is not soon worth copying again. */
+/* Copies one entry's bytes to the cold buffer; the entry keeps its place in its queue. Only live bytes are copied, so the cold
+ * buffer is dense and is not soon copied again. */
 static bool entry_copy_out(buffer_store_t *store, queue_entry_t *entry) {
     uint8_t *to = reserve_in(store, &store->cold, entry->size);
     if (!to) return false;
@@ -113,11 +113,11 @@ bool buffer_compact(buffer_store_t *store, uint32_t bytes_max) {
     uint64_t stop_at = store->compacted_bytes + bytes_max;
     while (store->compact_head && store->compacted_bytes < stop_at) {
         buffer_t *buffer = store->compact_head;
-        buffer->refs++; /* the last entry to leave must not free it under the loop */
+        buffer->refs++; /* removing the last entry must not free it within the loop */
         while (buffer->entries) {
             if (!entry_copy_out(store, buffer->entries)) {
                 buffer_unref(store, buffer);
-                return false; /* no memory to save memory with: try again when some is free */
+                return false; /* no memory for the copy: retry when some is free */
             }
         }
         compact_remove(buffer);

@@ -7,12 +7,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define LAZY_COMMIT_MS 1000u /* how long acks may wait for a batch of their own: losing them costs duplicates only */
+#define LAZY_COMMIT_MS 1000u /* maximum delay of acks: losing them only causes duplicates */
 #define CHECKPOINT_MS 30000u
 #define CHECKPOINT_LOOK_MS 1000u
-#define CHECKPOINT_LOOK_FULL_MS 50u /* a full WAL has room again only after a checkpoint: publishers are waiting for it */
-#define FIRST_IDS_FULL_MS 1000u     /* a full disk may take this record or hold it: how long to see */
-#define IDS_BLOCK (1ull << 32)      /* ids reserved ahead by one record: after a crash they go on behind it */
+#define CHECKPOINT_LOOK_FULL_MS 50u /* a full WAL has room only after a checkpoint, and publishers wait for it */
+#define FIRST_IDS_FULL_MS 1000u     /* time to find out whether a full disk accepts the first record */
+#define IDS_BLOCK (1ull << 32)      /* ids reserved by one record; after a crash, ids continue after this block */
 
 const char *commit_refusal(const bq_t *bq) {
     if (!bq->wal) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
@@ -25,7 +25,7 @@ const char *commit_refusal(const bq_t *bq) {
     }
 }
 
-/* ---- holding ------------------------------------------------------------------------------------------------------- */
+/* ---- pending commits --------------------------------------------------------------------------------------------- */
 
 static pending_commit_t *pending_new(bq_t *bq, connection_t *connection, enum pending_kind kind, uint32_t size) {
     pending_commit_t *pending = shared_reserve(bq, size) ? pool_alloc(&bq->pool, sizeof *pending) : NULL;
@@ -57,7 +57,7 @@ static void pending_append(bq_t *bq, connection_t *connection, pending_commit_t 
     connection->pending_bytes += pending_bytes(pending);
 }
 
-/* With the next id, the time of now and the ttl that the limits allow. */
+/* Assigns the next id, the current time and the allowed ttl. */
 static pending_commit_t *pending_message_new(bq_t *bq, connection_t *connection, enum pending_kind kind, const message_t *from) {
     message_t message = *from;
     message.id = bq->next_message_id;
@@ -76,7 +76,7 @@ static pending_commit_t *pending_message_new(bq_t *bq, connection_t *connection,
     return pending;
 }
 
-/* Its record: of `message` the texts, the numbers of `pending`. The LSN, or what wal_append says. */
+/* Appends the record: texts from `message`, numbers from `pending`. Returns the LSN, or wal_append's error. */
 static int64_t pending_log(bq_t *bq, const pending_commit_t *pending, const message_t *message, wal_part_t properties,
                            uint8_t flags, enum wal_urgency urgency) {
     publish_record_t record = {.id = pending->id,
@@ -97,7 +97,8 @@ static void count_publish(bq_t *bq, uint32_t size) {
     bq->stats.published_bytes += size;
 }
 
-/* Ids must not go back after a crash, and QoS 0 publishes are not in the WAL: reserve a block of ids before it is begun. */
+/* Ids must not be reused after a crash, and QoS 0 publishes are not in the WAL. So a block of ids is reserved before its first
+ * use. */
 static bool reserve_ids(bq_t *bq) {
     if (bq->next_message_id + IDS_BLOCK / 2 < bq->ids_reserved) return true;
     uint64_t upper = bq->next_message_id + IDS_BLOCK;
@@ -109,21 +110,22 @@ static bool reserve_ids(bq_t *bq) {
     return true;
 }
 
-/* Where the ids go on. The number that was noted is the next one after an orderly end, whatever of the last checkpoint could be
- * written, and the end of the reserved block otherwise. Without it (the WAL is of a version that noted none, or LOCK is gone) nobody
- * knows how many QoS 0 messages there were: behind the block. What reserved it may be among the records that are gone. */
+/* Finds the next message id after a start. The WAL's LOCK file holds a noted id: after a clean stop it is the next id, otherwise
+ * the end of the reserved block. Without a note (an older version, or no LOCK file) the number of QoS 0 messages is unknown:
+ * continue after the block. If records were lost, the one that reserved the block may be among them. */
 static void ids_go_on(bq_t *bq, const wal_report_t *found) {
     uint64_t after = found->note, lost = found->lost_ranges && !found->note ? 2 * IDS_BLOCK : 0;
     bool exact = found->note && found->note_last;
     if (!exact && bq->ids_reserved > after) after = bq->ids_reserved;
     if (after > bq->next_message_id) bq->next_message_id = after;
     bq->next_message_id += lost;
-    bq->ids_reserved = 0; /* reserve anew before the first use */
+    bq->ids_reserved = 0; /* reserve a new block before the first use */
 }
 
-/* The first block is on disk before anybody gets an id of it. A full disk is no reason not to start: commit_begin tries again. */
+/* The first block must be durable before an id of it is used. A full disk does not prevent the start: commit_begin tries
+ * again. */
 static void reserve_first_ids(bq_t *bq) {
-    wal_note(bq->wal, bq->next_message_id + IDS_BLOCK, true); /* a full disk has room for this */
+    wal_note(bq->wal, bq->next_message_id + IDS_BLOCK, true); /* works on a full disk too */
     if (!reserve_ids(bq) || !wal_commit(bq->wal)) return;
     bq->commit_wanted = false;
     for (uint32_t full_ms = 0; wal_busy(bq->wal) && full_ms < FIRST_IDS_FULL_MS; full_ms += wal_state(bq->wal) != 0)
@@ -139,7 +141,7 @@ static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **w
     return COMMIT_REFUSED;
 }
 
-/* A record that got an LSN is on its way to the disk, and `pending` waits for it there. */
+/* The record has its LSN; `pending` now waits for its commit. */
 static void pending_logged(bq_t *bq, connection_t *connection, pending_commit_t *pending, int64_t lsn) {
     pending->lsn = (uint64_t)lsn;
     pending_append(bq, connection, pending);
@@ -166,7 +168,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
     return COMMIT_PENDING;
 }
 
-/* ---- dead letters -------------------------------------------------------------------------------------------------- */
+/* ---- dead letters ------------------------------------------------------------------------------------------------ */
 
 static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const dead_letter_t *letter) {
     const delivery_t *delivery = letter->delivery;
@@ -174,7 +176,8 @@ static int64_t letter_log(bq_t *bq, const pending_commit_t *pending, const dead_
     wal_part_t properties = {&about, sizeof about};
     if (letter->cut) properties = (wal_part_t){letter->message.properties, letter->message.properties_size};
     int64_t lsn = pending_log(bq, pending, &letter->message, properties, letter->cut ? 0 : PUBLISH_DEAD_LETTER,
-                              delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY); /* only a durable one's makes room */
+                              /* only a durable consumer's dead letter makes room in the WAL */
+                              delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY);
     uint64_t bytes =
         sizeof(publish_record_t) + letter->message.topic_size + (uint64_t)letter->message.payload_size + properties.size;
     if (lsn > 0) consumer_quota_letter_logged(bq, (uint64_t)lsn, bytes);
@@ -214,7 +217,7 @@ bool commit_follow_room(const bq_t *bq, const connection_t *connection) {
 bool commit_follow(bq_t *bq, connection_t *connection, const message_t *message) {
     pending_commit_t *pending = pending_message_new(bq, connection, PENDING_FOLLOW, message);
     if (!pending) return false;
-    pending->lsn = bq->pending_last_lsn; /* nothing newer is pending: the one it follows, or one after that */
+    pending->lsn = bq->pending_last_lsn; /* the newest pending LSN: the publish that it follows, or a later one */
     pending_append(bq, connection, pending);
     count_publish(bq, message->payload_size);
     return true;
@@ -246,9 +249,9 @@ bool commit_answer(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t ls
     return pending != NULL;
 }
 
-/* ---- letting go ---------------------------------------------------------------------------------------------------- */
+/* ---- dispatch ---------------------------------------------------------------------------------------------------- */
 
-/* Its time to live ended while it waited for the disk. Consumers that are behind find that out when they read it back. */
+/* The message expired while it waited for the commit. Consumers that are behind notice it when they read it back. */
 static NOINLINE uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const pending_commit_t *pending) {
     uint64_t count = 0;
     uint32_t stored = 0;
@@ -277,12 +280,12 @@ static NOINLINE uint32_t fan_out_expired(bq_t *bq, const topic_t *topic, const p
     return stored;
 }
 
-/* Consumers first, so that a connection that has the message through one is not sent it again as a plain subscriber. Returns for how
- * many of them it is stored. */
+/* Consumers come first, so that a connection that gets the message through a consumer does not get it again as a plain
+ * subscriber. Returns how many consumers stored it. */
 static uint32_t fan_out(bq_t *bq, const pending_commit_t *pending, topic_t *topic) {
     uint32_t stored = 0;
     if (!topic) {
-        bq->stats.unrouted++; /* no memory for a route: durable consumers still find it in the WAL */
+        bq->stats.unrouted++; /* no memory for a route: durable consumers will read it from the WAL */
         return pending->kind == PENDING_PUBLISH ? consumers_missed(bq, pending) : 0;
     }
     if (!topic->target_count && !topic->consumer_count) bq->stats.unrouted++;
@@ -302,7 +305,7 @@ static uint32_t fan_out(bq_t *bq, const pending_commit_t *pending, topic_t *topi
     return stored;
 }
 
-/* Whom a pending commit is for, if `units` of work find that out. *topic NULL: nobody, or there is no memory to tell. */
+/* Finds the topic of a pending commit with at most `units` of work. *topic NULL: not a publish, or no memory. */
 static bool pending_topic_ready(bq_t *bq, const pending_commit_t *pending, uint32_t units, topic_t **topic) {
     int error = 0;
     *topic = NULL;
@@ -340,7 +343,7 @@ static void refuse_pending(bq_t *bq, connection_t *connection, const pending_com
 
 static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, bool durable) {
     core_assert(pending == bq->pending && bq->pending_commits > 0 && pending_bytes(pending) <= bq->pending_bytes);
-    core_assert(!durable || pending->lsn <= wal_durable(bq->wal)); /* nothing leaves before it is on disk */
+    core_assert(!durable || pending->lsn <= wal_durable(bq->wal)); /* nothing leaves before it is durable */
     bq->pending = pending->next;
     if (!bq->pending) bq->pending_tail = &bq->pending;
     bq->pending_commits--;
@@ -366,7 +369,7 @@ static void pending_let_go(bq_t *bq, pending_commit_t *pending, topic_t *topic, 
     pending_free(bq, pending);
 }
 
-/* Python is told of each SUB that is refused: one that finds no room among the events waits for the next turn. */
+/* Python gets an event for each refused SUB. Without room in the event ring, the rest waits for the next turn. */
 static void refuse_all_pending(bq_t *bq) {
     while (bq->pending && (!bq->pending->undo || event_room(bq)))
         pending_let_go(bq, bq->pending, topic_now(bq, bq->pending), false);
@@ -391,7 +394,8 @@ void commit_end(bq_t *bq) {
     }
 }
 
-/* Let go what is durable, as far as a turn's work goes. Returns the LSN up to which all has been offered to its consumers. */
+/* Dispatches durable entries, within one turn's work. Returns the LSN up to which everything has been offered to its
+ * consumers. */
 static uint64_t let_go_durable(bq_t *bq, uint64_t durable) {
     uint64_t stop = work_done(bq) + WORK_COMMITS, done = bq->dispatched_lsn;
     topic_t *topic;
@@ -420,8 +424,8 @@ void commit_turn(bq_t *bq) {
     if (bq->wal_waiters && (wal_gathered(bq->wal) == 0 || wal_state(bq->wal))) wal_waiters_resume(bq);
 }
 
-/* The consumers are as all that was found leaves them. A checkpoint of less would give floors to LSNs that a power cut now would
- * take away, and that others would have next. */
+/* A checkpoint must include all records found at the start. An earlier one would store floors for LSNs that a power cut could
+ * still remove and that new records would then reuse. */
 static bool checkpoint_would_lie(const bq_t *bq) { return bq->dispatched_lsn < bq->found_lsn; }
 
 static void checkpoint_when_due(bq_t *bq) {
@@ -438,13 +442,14 @@ static void checkpoint_when_due(bq_t *bq) {
     bool old = bq->now_ms - bq->checkpoint_ms >= CHECKPOINT_MS && stats.written_bytes != bq->checkpoint_written;
     bool seen = bq->consumers.seen_changed && bq->now_ms - bq->checkpoint_ms >= SEEN_CHECKPOINT_MS;
     if (!grown && !old && !seen && !stats.full && quota_ms == UINT64_MAX) return;
-    bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen; /* no room for it, or it takes its time */
+    /* there was no room for it, or it is still being written */
+    bool failed = bq->checkpoint_ms && stats.checkpoints == bq->checkpoints_seen;
     if (failed && bq->now_ms - bq->checkpoint_ms < CHECKPOINT_LOOK_MS) return;
     uint32_t size;
     uint64_t keep_from;
     uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
     if (!bytes) return;
-    bool makes_room = keep_from > stats.keep_from; /* else a full WAL would write one after another, for nothing, for days */
+    bool makes_room = keep_from > stats.keep_from; /* otherwise a full WAL would write useless checkpoints for days */
     if ((grown || old || seen || makes_room) && wal_checkpoint(bq->wal, bq->dispatched_lsn, bytes, size, keep_from) == BQ_OK) {
         if (keep_from > bq->consumers.kept_from) bq->consumers.kept_from = keep_from;
         bq->checkpoint_written = stats.written_bytes;
@@ -459,7 +464,7 @@ void commit_begin(bq_t *bq) {
     if (!bq->wal) return;
     checkpoint_when_due(bq);
     if (BQ_UNLIKELY(timeline_waits(&bq->timeline)))
-        timeline_write(bq); /* a full WAL takes it later: a publish does not go before it */
+        timeline_write(bq); /* a full WAL accepts it later; no publish is appended before it */
     reserve_ids(bq);
     uint64_t gathered = wal_gathered(bq->wal);
     if (!gathered || wal_busy(bq->wal)) return;
@@ -477,14 +482,14 @@ void commit_begin(bq_t *bq) {
 
 int64_t commit_due_ms(bq_t *bq) {
     if (!bq->wal) return -1;
-    if (bq->pending && bq->pending->lsn <= wal_durable(bq->wal)) return 0; /* it waits for the next turn alone */
+    if (bq->pending && bq->pending->lsn <= wal_durable(bq->wal)) return 0; /* only waits for the next turn */
     int64_t otherwise = wal_state(bq->wal) == WAL_E_FULL ? (int64_t)CHECKPOINT_LOOK_FULL_MS : -1;
     if (bq->commits_left) return 0;
-    if (!wal_gathered(bq->wal) || wal_busy(bq->wal)) return otherwise; /* busy: its end wakes the core */
+    if (!wal_gathered(bq->wal) || wal_busy(bq->wal)) return otherwise; /* busy: the end of the commit wakes the core */
     return bq->commit_due_ms > bq->now_ms ? (int64_t)(bq->commit_due_ms - bq->now_ms) : 0;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 static void wake_core(void *context) { poll_wake_signal(&((bq_t *)context)->command_wake); }
 
@@ -546,7 +551,7 @@ int commit_open(bq_t *bq, const char *directory, const bq_wal_config_t *config, 
     return BQ_OK;
 }
 
-/* The last checkpoint makes the next start short. */
+/* The last checkpoint shortens the next start. */
 static void checkpoint_last(bq_t *bq) {
     uint32_t size;
     uint64_t keep_from;
@@ -555,7 +560,7 @@ static void checkpoint_last(bq_t *bq) {
     uint8_t *bytes = none ? NULL : consumers_serialize(bq, &size, &keep_from);
     for (uint32_t tries = 0;
          bytes && tries < 100 && wal_checkpoint(bq->wal, bq->dispatched_lsn, bytes, size, keep_from) == BQ_E_AGAIN; tries++)
-        poll_sleep_ms(10); /* one is being written */
+        poll_sleep_ms(10); /* another one is being written */
     free(bytes);
 }
 

@@ -73,8 +73,8 @@ enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
                                    const char **why);
 struct dead_letter;
-/* Appends a dead letter to the WAL and queues it; dead_letter_written reports the result. Returns the LSN, or wal_append's error.
- * */
+/* Appends a dead letter to the WAL and queues it; dead_letter_written reports the result. Returns the LSN, or wal_append's
+ * error. */
 int64_t commit_dead_letter(struct bq *bq, const struct dead_letter *letter);
 /* The same when only QoS 0 subscribers match: nothing is written to the WAL. False: no memory. */
 bool commit_dead_letter_follow(struct bq *bq, const struct dead_letter *letter);

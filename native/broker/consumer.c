@@ -1,12 +1,13 @@
-/* broker/consumer.c: a consumer's window: what it takes in, sends, and lets go of. See broker/consumer.h for the picture and the invariants. */
+/* broker/consumer.c: the window of a consumer: adding, sending and settling deliveries. The picture and the invariants are in
+ * broker/consumer.h. */
 #include "broker/consumer_flight.h"
 #include "broker/commit.h"
 #include "broker/budget.h"
 #include "core.h"
 
-#define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout grows to 32 times itself */
+#define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout doubles up to 32 times its value */
 
-/* ---- the window ------------------------------------------------------------------------------------------------------ */
+/* ---- the window -------------------------------------------------------------------------------------------------- */
 
 void consumer_pump_later(bq_t *bq, consumer_t *consumer) {
     if (consumer->pumping) return;
@@ -60,14 +61,14 @@ void delivery_free(bq_t *bq, delivery_t *delivery) {
     pool_free(&bq->pool, delivery, sizeof *delivery);
 }
 
-/* One delivery is done with, for the reason that `counter` counts. */
+/* Settles one delivery and counts the reason in `counter`. */
 static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, uint64_t *total) {
     consumer_t *consumer = delivery->consumer;
     (*counter)++;
     (*total)++;
-    bq->stats.enqueued++; /* counted when it is settled, so that the sum over all outcomes holds at any time */
+    bq->stats.enqueued++; /* counted at the end, so that the sum over all outcomes is always correct */
     consumer->settled++;
-    if (BQ_UNLIKELY(delivery->previous != NULL)) { /* before an older one */
+    if (BQ_UNLIKELY(delivery->previous != NULL)) { /* settled before an older one */
         if (delivery->lsn > consumer->touched_lsn) consumer->touched_lsn = delivery->lsn;
         if (delivery->lsn > consumer->hole_lsn) consumer->hole_lsn = delivery->lsn;
     }
@@ -76,8 +77,8 @@ static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, u
     consumer_pump_later(bq, consumer);
 }
 
-/* What is in flight and as much again, so that acknowledgements find the next ones ready. A consumer that is not durable has no
- * WAL to read the rest from: its window is its queue, as long as any other. */
+/* Room for the deliveries in flight and as many again, so that the next ones are ready when acknowledgements come. A consumer
+ * that is not durable cannot read the rest from the WAL: its window is its queue, with the usual queue limit. */
 bool consumer_has_room(const bq_t *bq, const consumer_t *consumer, uint32_t size) {
     if (consumer->window_count && budget_over(bq)) return false;
     uint32_t count_max = bq->config.max_in_flight * (consumer->member_count > 1 ? consumer->member_count + 1 : 2);
@@ -86,7 +87,8 @@ bool consumer_has_room(const bq_t *bq, const consumer_t *consumer, uint32_t size
            (consumer->window_count < count_max && consumer->window_bytes + size <= bq->config.subscriber_bytes);
 }
 
-/* Field by field, because gcc makes of clearing so much a `rep stos`. What a hold has for entries of queues only is never read. */
+/* Sets each field: gcc compiles clearing this size to a slow `rep stos`. The fields of a hold that only queue entries use are
+ * never read. */
 static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uint32_t offset, uint32_t size) {
     delivery->hold.timer.kind = TIMER_DELIVERY;
     delivery->hold.timer.wheel.next = NULL;
@@ -104,14 +106,15 @@ static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uin
     delivery->letter = NULL;
 }
 
-/* Take a frame that lies in a buffer into the window, mostly at its end. */
+/* Adds a frame in a buffer to the window, usually at the end. */
 delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick) {
     delivery_t *delivery = pool_alloc(&bq->pool, sizeof *delivery);
     if (!delivery) return NULL;
     delivery_t *before = consumer->tail;
-    while (BQ_UNLIKELY(before && before->lsn > lsn)) before = before->previous; /* one that has been given up stayed */
-    core_assert(!before || before->lsn < lsn);                                  /* a message stands in a window once */
+    /* a given-up delivery stays when the window is released */
+    while (BQ_UNLIKELY(before && before->lsn > lsn)) before = before->previous;
+    core_assert(!before || before->lsn < lsn); /* a message is in a window once */
     delivery_init(delivery, consumer, offset, size);
     delivery->previous = before;
     delivery->next = before ? before->next : consumer->head;
@@ -133,7 +136,7 @@ void delivery_recall(bq_t *bq, delivery_t *delivery, const history_entry_t *entr
     delivery->deliveries = entry->deliveries;
     delivery->redelivered |= entry->deliveries > 0 || entry->flags & HISTORY_REDELIVERED;
     delivery->killed = (entry->flags & HISTORY_KILLED) != 0;
-    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery); /* there is no try left */
+    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery); /* no try is left */
 }
 
 void consumer_fall_behind(bq_t *bq, consumer_t *consumer, uint64_t lsn) {
@@ -141,17 +144,17 @@ void consumer_fall_behind(bq_t *bq, consumer_t *consumer, uint64_t lsn) {
     consumer->behind = true;
     consumer->next_lsn = lsn;
     consumer->behind_stamp_ms = 0;
-    consumer_pump_later(bq, consumer); /* with an empty window nothing else would */
+    consumer_pump_later(bq, consumer); /* needed if the window is empty: no acknowledgement will come */
 }
 
-/* Its window is its queue, and what is in flight may not be taken back out: under any policy, what comes is what is dropped. */
+/* The window is the queue, and deliveries in flight cannot be removed. So the new message is dropped under every policy. */
 static void overflow(bq_t *bq, consumer_t *consumer) {
     consumer->dropped_queue_full++;
     bq->stats.dropped_queue_full++;
     bq->stats.enqueued++;
 }
 
-/* ---- sending ---------------------------------------------------------------------------------------------------------- */
+/* ---- sending ----------------------------------------------------------------------------------------------------- */
 
 static void bytes_move(bq_t *bq, delivery_t *delivery, buffer_t *buffer, uint32_t offset) {
     buffer_unlink(&bq->buffers, &delivery->hold);
@@ -160,7 +163,8 @@ static void bytes_move(bq_t *bq, delivery_t *delivery, buffer_t *buffer, uint32_
     delivery->marked = true;
 }
 
-/* The frame again, marked. The old bytes may be on their way to somebody else and stay as they are. */
+/* Writes a copy of the frame with the redelivered flag. Other consumers may still be sending the old bytes, so they stay
+ * unchanged. */
 static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
     delivery_t **slot = marked_slot(bq, delivery->id), *other = *slot;
     uint32_t size = delivery->hold.size;
@@ -180,9 +184,9 @@ static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
     return true;
 }
 
-/* The frame again, for a member of QoS 0. */
+/* Writes a copy of the frame for a QoS 0 member. */
 static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
-    if (budget_over(bq)) { /* a copy for each group: they wait for memory */
+    if (budget_over(bq)) { /* each group needs its own copy: wait for memory */
         consumer_pump_later(bq, delivery->consumer);
         return false;
     }
@@ -201,8 +205,8 @@ static uint64_t ack_timeout_ms(const bq_t *bq, const delivery_t *delivery) {
     return (uint64_t)bq->config.ack_timeout_ms << doublings;
 }
 
-/* A message that ended its last connection, and has one try left, makes that alone: it must not take with it what was handed over
- * beside it. */
+/* A message whose last connection closed before an ack, and that has one try left, is sent alone. If the connection closes again,
+ * other deliveries must not be affected. */
 static bool tries_alone(const bq_t *bq, const delivery_t *delivery) {
     return delivery->killed && delivery->deliveries + 1 >= bq->config.max_deliveries;
 }
@@ -238,8 +242,8 @@ void delivery_handed(void *context, queue_entry_t *hold) {
     }
 }
 
-/* Whose turn it is among the live members with fewer than `flight_max` messages in flight; NULL: none of them. A group may have
- * thousands of members: once none of them can take more, they are not asked again before one can. */
+/* The next live member with fewer than `flight_max` messages in flight; NULL: none. A group may have thousands of members: when
+ * none can take more, the search is not repeated until one can. */
 static member_t *member_in_turn(bq_t *bq, consumer_t *consumer, uint32_t flight_max) {
     if (flight_max <= consumer->full_at) return NULL;
     for (uint32_t i = 0; i < consumer->member_count; i++) {
@@ -263,7 +267,7 @@ connection_t *consumer_turn(consumer_t *consumer) {
     return NULL;
 }
 
-/* One record says how far a consumer has got, however many acks that were. False: the WAL takes nothing more now. */
+/* Appends one record with the floor, for any number of acks. False: the WAL accepts nothing now. */
 static bool floor_append(bq_t *bq, consumer_t *consumer) {
     if (!consumer->durable || consumer->settled == consumer->settled_logged || consumer->floor_lsn <= consumer->floor_logged)
         return true;
@@ -277,12 +281,12 @@ static bool floor_append(bq_t *bq, consumer_t *consumer) {
     return true;
 }
 
-/* What was settled since the newest floor on disk, and what is in flight, would come again after a crash: two windows of that
- * and no more. True: the next one waits for the commit that this asks for. A WAL that takes nothing holds nobody up. */
+/* After a crash, deliveries settled since the newest durable floor and those in flight are sent again. This limits them to two
+ * windows. True: sending waits for a commit, which is requested here. A WAL that accepts nothing stops no delivery. */
 static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
     if (!consumer->durable || wal_state(bq->wal)) return false;
     uint64_t durable = wal_durable(bq->wal);
-    if (durable >= consumer->waited_lsn) { /* a record only when it is durable: newer ones follow each other without end */
+    if (durable >= consumer->waited_lsn) { /* track one record until it is durable: newer floor records follow without end */
         consumer->settled_safe = consumer->waited_settled;
         consumer->waited_lsn = consumer->floor_record_lsn;
         consumer->waited_settled = consumer->settled_logged;
@@ -295,14 +299,14 @@ static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
     return unsafe > 0;
 }
 
-/* As far as a turn's work goes: the window of a group holds as much for each of its members. */
+/* Limited to one turn's work: the window of a group has room for each of its members. */
 static void send_window(bq_t *bq, consumer_t *consumer) {
     const uint64_t stop = work_done(bq) + WORK_COMMITS;
     while (consumer->cursor && consumer->member_count) {
         delivery_t *delivery = consumer->cursor;
         if (delivery->place == DELIVERY_WAITS && !delivery->given_up) {
             if (BQ_UNLIKELY(delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now)) {
-                consumer->cursor = delivery->next; /* it has come back from a member that had it when its time ended */
+                consumer->cursor = delivery->next; /* it came back from a member after its expiry */
                 consumer_timeout(bq, delivery);
                 continue;
             }
@@ -319,7 +323,7 @@ static void send_window(bq_t *bq, consumer_t *consumer) {
     }
 }
 
-/* Send what can be sent, and fetch more when the window runs low. */
+/* Sends what can be sent, and reads more if the window runs low. */
 static void pump(bq_t *bq, consumer_t *consumer) {
     send_window(bq, consumer);
     if (consumer->behind && consumer_read_on(bq, consumer)) send_window(bq, consumer);
@@ -329,14 +333,14 @@ bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pend
     for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
         member->connection->dispatch_mark = pending->lsn;
     consumer->enqueued++;
-    if (consumer->behind) { /* it is in the WAL, at next_lsn or later */
+    if (consumer->behind) { /* the WAL has it at next_lsn or later */
         consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
     bool room = consumer_has_room(bq, consumer, pending->hold.size) && (consumer->members || !consumer->durable);
     if (room && delivery_add(bq, consumer, pending->hold.buffer, pending->hold.offset, pending->hold.size, pending->lsn,
                              pending->id, pending->expiry_tick)) {
-        pump(bq, consumer); /* at once, so that it keeps its place among QoS 0 messages that follow it */
+        pump(bq, consumer); /* send now, to keep the order with later QoS 0 messages */
         return true;
     }
     if (consumer->durable) {
@@ -348,7 +352,7 @@ bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pend
     return false;
 }
 
-/* As many of them as a turn's work goes for: the others are the next turn's. */
+/* Serves as many consumers as fit one turn's work; the next turn serves the rest. */
 void consumer_pump_all(bq_t *bq) {
     uint64_t stop = work_done(bq) + WORK_COMMITS;
     dead_letters_turn(bq);
@@ -362,11 +366,11 @@ void consumer_pump_all(bq_t *bq) {
         consumer_pump_never(bq, consumer);
         bq->stats.work += WORK_DELIVERY;
         pump(bq, consumer);
-        if (!floor_append(bq, consumer)) consumer_pump_later(bq, consumer); /* the WAL is full for now: after the next commit */
+        if (!floor_append(bq, consumer)) consumer_pump_later(bq, consumer); /* the WAL is full now: retry after the next commit */
     }
 }
 
-/* The clock became synchronized after the start: what was found then has lived longer than was known. */
+/* The clock became synchronized after the start: messages found at the start are older than assumed. */
 void consumers_aged(bq_t *bq, uint64_t ms) {
     uint64_t ticks = ms / bq->config.tick_ms;
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
@@ -375,14 +379,14 @@ void consumers_aged(bq_t *bq, uint64_t ms) {
             if (!delivery->expiry_tick) continue;
             uint64_t soonest = bq->wheel.now + 1;
             delivery->expiry_tick = delivery->expiry_tick > soonest + ticks ? delivery->expiry_tick - ticks : soonest;
-            if (delivery->place == DELIVERY_HANDED) continue; /* looked at when its ack timer fires */
+            if (delivery->place == DELIVERY_HANDED) continue; /* its ack timer will check the expiry */
             wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
             wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
         }
     }
 }
 
-/* ---- acknowledgements and timers --------------------------------------------------------------------------------------- */
+/* ---- acknowledgements and timers --------------------------------------------------------------------------------- */
 
 void consumer_ack(bq_t *bq, connection_t *connection, uint64_t id) {
     if (!connection->members) return;
@@ -393,7 +397,7 @@ void consumer_ack(bq_t *bq, connection_t *connection, uint64_t id) {
         assignment = assignment->chain;
         if (!acknowledged) continue;
         while (BQ_UNLIKELY(assignment && assignment->delivery == delivery))
-            assignment = assignment->chain; /* it goes with this one */
+            assignment = assignment->chain; /* of the same delivery, removed with it */
         bq->stats.delivered++;
         delivery_settle(bq, delivery, &delivery->consumer->acked, &bq->stats.acked);
     }
@@ -425,7 +429,7 @@ void consumer_timeout(bq_t *bq, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
     bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
     if (expired) {
-        if (delivery->place == DELIVERY_QUEUED && queue_begun(&delivery->hold)) return; /* its ack timer looks at it again */
+        if (delivery->place == DELIVERY_QUEUED && queue_begun(&delivery->hold)) return; /* its ack timer will check again */
         delivery_settle(bq, delivery, &consumer->dropped_ttl, &bq->stats.dropped_ttl);
     } else if (delivery->given_up || (delivery->place == DELIVERY_HANDED && delivery->deliveries >= bq->config.max_deliveries)) {
         dead_letter_send(bq, delivery);
@@ -437,11 +441,11 @@ void consumer_timeout(bq_t *bq, delivery_t *delivery) {
     }
 }
 
-/* Nobody is there: what is in the WAL need not be in memory. It is read back when a client comes, marked as far as it was sent. What has
- * been given up stays, for its dead letter is on the way. What came before the consumer was durable may no longer be in the WAL: that
- * ends with the last connection, as it would have. */
+/* No member is left: the WAL keeps the messages, so they need no memory. They are read back when a client connects, with the
+ * redelivered flag if they were sent. A given-up delivery stays in memory until its dead letter is written. Messages from before
+ * the consumer became durable may not be in the WAL any more: they are dropped, as for any consumer that is not durable. */
 void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
-    consumer_read_abandon(bq, consumer); /* what it brings would come before what is given back here */
+    consumer_read_abandon(bq, consumer); /* its messages would come before those released here */
     delivery_t *first = consumer->head;
     while (first && first->given_up) first = first->next;
     if (!first) return;

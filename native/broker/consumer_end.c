@@ -5,8 +5,8 @@
 #include "broker/consumer_end.h"
 #include "proto/protocol.h"
 
-/* The members leave one by one, as long as Python can be told of each. A subscription without a group is in the routes for QoS 0 too.
- * False: there is no room among the events now, and some members are left. */
+/* Removes the members one by one and tells each. A subscription without a group is also in the routes for QoS 0. Returns false if the
+ * event ring is full and some members remain. */
 static bool members_part(bq_t *bq, consumer_t *consumer) {
     while (consumer->members) {
         connection_t *connection = consumer->members->connection;
@@ -32,7 +32,7 @@ static void end_append(bq_t *bq, consumer_end_t *end) {
     *at = end;
 }
 
-/* Its end is in the WAL. False: some members are still to be told, and the next turn goes on. */
+/* Frees the consumer whose end is in the WAL. Returns false if some members are not told yet: the next turn continues. */
 static bool emptied(bq_t *bq, consumer_end_t *end) {
     consumer_t *consumer = end->consumer_id ? consumer_by_id(bq, end->consumer_id) : NULL;
     if (consumer && !members_part(bq, consumer)) return false;
@@ -41,7 +41,7 @@ static bool emptied(bq_t *bq, consumer_end_t *end) {
     return true;
 }
 
-/* The whole of it. Its LSN, or what wal_append says. */
+/* Ends the whole consumer. Returns the LSN, or wal_append's error. */
 static int64_t end_all(bq_t *bq, consumer_t *consumer, consumer_end_t *end) {
     wal_part_t part = {&consumer->id, sizeof consumer->id};
     int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, true);
@@ -51,7 +51,7 @@ static int64_t end_all(bq_t *bq, consumer_t *consumer, consumer_end_t *end) {
     return lsn;
 }
 
-/* One client_id of a group. With the last one the group is durable no more. *outcome: why not. */
+/* Removes one client_id from a group. Without its last one the group is not durable. *outcome: reason of a failure. */
 static int64_t end_registration(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size,
                                 enum bq_outcome *outcome) {
     const registration_t *found = NULL;
@@ -63,7 +63,7 @@ static int64_t end_registration(bq_t *bq, consumer_t *consumer, const uint8_t *c
     }
     *outcome = count ? BQ_OUTCOME_INVALID : BQ_OUTCOME_NOT_FOUND;
     if (count != 1) return 0;
-    uint8_t texts[TOPIC_BYTES_MAX + REQUEST_BYTES_MAX]; /* a copy: the consumer may end with it */
+    uint8_t texts[TOPIC_BYTES_MAX + REQUEST_BYTES_MAX]; /* copies, because the consumer may be freed */
     if (consumer->group_size > REQUEST_BYTES_MAX) return 0;
     memcpy(texts, consumer->text, consumer->filter_size);
     memcpy(texts + consumer->filter_size, consumer_group(consumer), consumer->group_size);

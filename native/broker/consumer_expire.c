@@ -4,15 +4,15 @@
 #include "broker/consumer_internal.h"
 
 #define EXPIRE_GRACE_MS 60000u
-#define EXPIRE_LOOKS 16u /* in the time that a consumer may be away */
+#define EXPIRE_LOOKS 16u /* checks within the expiry time */
 #define EXPIRE_LOOK_MS_MIN 100u
 #define EXPIRE_LOOK_MS_MAX 60000u
-#define EXPIRE_CONSUMERS 512u /* looked at in a turn */
-#define EXPIRE_ENDS 32u       /* of them, those that end */
+#define EXPIRE_CONSUMERS 512u /* checked per turn */
+#define EXPIRE_ENDS 32u       /* of them ended per turn */
 
 #define THERE UINT64_MAX
 
-/* ---- since when ------------------------------------------------------------------------------------------------------------ */
+/* ---- time of absence --------------------------------------------------------------------------------------------- */
 
 void consumer_seen(bq_t *bq, consumer_t *consumer) {
     if (!consumer->durable || !bq->wal) return;
@@ -52,7 +52,7 @@ uint64_t consumer_away_ms(const bq_t *bq, const consumer_t *consumer) {
     return now_ms > seen_ms ? now_ms - seen_ms : 0;
 }
 
-/* ---- the end ----------------------------------------------------------------------------------------------------------------- */
+/* ---- expiry ------------------------------------------------------------------------------------------------------ */
 
 static bool over(const bq_t *bq, const consumer_t *consumer) {
     if (!consumer->durable || consumer->members) return false;
@@ -60,7 +60,7 @@ static bool over(const bq_t *bq, const consumer_t *consumer) {
     return away_ms != UINT64_MAX && away_ms >= bq->config.session_expiry_ms;
 }
 
-/* False: the WAL takes nothing now, or there is no room to say so. */
+/* False: the WAL accepts nothing now, or the event ring is full. */
 static bool expire(bq_t *bq, consumer_t *consumer) {
     if (!event_room(bq)) return false;
     wal_part_t part = {&consumer->id, sizeof consumer->id};
@@ -82,7 +82,7 @@ static uint64_t grace_ms(const bq_t *bq) {
     return bq->config.session_expiry_ms < EXPIRE_GRACE_MS ? bq->config.session_expiry_ms : EXPIRE_GRACE_MS;
 }
 
-/* Begins once all that was found at the start is durable: what a power cut would take away must not be ended. */
+/* Starts when all records found at the start are durable. Before that, a power cut could undo them, so nothing may be ended. */
 static bool may_begin(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     if (!consumers->begun_ms) {
@@ -102,7 +102,7 @@ void consumers_expire(bq_t *bq) {
         consumer_t *consumer = consumers->expire_next;
         if (over(bq, consumer) && (ends++ == EXPIRE_ENDS || !expire(bq, consumer))) break;
         if (consumers->expire_next == consumer)
-            consumers->expire_next = consumer->next; /* else it has ended, and was forgotten */
+            consumers->expire_next = consumer->next; /* otherwise it ended, and consumer_list_forget has moved the pointer */
     }
     consumers->expire_due_ms = bq->now_ms + (consumers->expire_next ? EXPIRE_LOOK_MS_MIN : look_ms(bq));
 }

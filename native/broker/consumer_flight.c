@@ -1,11 +1,13 @@
-/* broker/consumer_flight.c: who has been handed which delivery, so that an acknowledgement finds it, however late it comes.
+/* broker/consumer_flight.c: tracks which members received which delivery, so that every acknowledgement, however late, finds it.
  *
- *      delivery   now: the member it is with, or was with last      late: earlier members, which may still acknowledge it
+ *      delivery   now: the current or last member      late: earlier members, which may still acknowledge it
  *
- * A delivery is at one place: it waits, it stands in one member's output queue, or it is handed over and its ack timer runs. That
- * timer begins when the last byte has left for the socket (or the event ring of a fed connection), and so does the count of tries.
+ * A delivery is in one place: it waits, it is in one member's output queue, or it is handed over and its ack timer runs. The
+ * timer starts when the last byte is written to the socket (or to the event ring, for an in-memory connection). The try is
+ * counted then.
  *
- * Invariant: each assignment is in the table, in its delivery's list and in its member's list, from assignment_enter to assignment_leave.
+ * Invariant: from assignment_enter to assignment_leave, each assignment is in the table, in its delivery's list and in its
+ * member's list.
  */
 #include "broker/consumer_flight.h"
 
@@ -15,7 +17,7 @@ NOINLINE void flight_grow(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     uint32_t size = consumers->flight_size * 2;
     assignment_t **table = pool_alloc(&bq->pool, size * sizeof *table);
-    if (!table) return; /* longer chains are slower, not wrong */
+    if (!table) return; /* longer chains are only slower */
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < consumers->flight_size; i++) {
         for (assignment_t *assignment = consumers->flight[i], *next; assignment; assignment = next) {
@@ -36,8 +38,8 @@ NOINLINE void flight_late_drop(bq_t *bq, assignment_t *assignment) {
     pool_free(&bq->pool, assignment, sizeof *assignment);
 }
 
-/* It goes to another member than before, or to one that had it earlier. Who had it keeps the right to acknowledge it, while there is
- * memory for that; nobody has that right twice. */
+/* The delivery goes to another member than before, or to one that had it earlier. Its previous member can still acknowledge it,
+ * if there is memory to record that. No member is recorded twice. */
 NOINLINE void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
     member_t *before = delivery->now.member;
     for (assignment_t *late = delivery->late, *next; late; late = next) {
@@ -53,7 +55,7 @@ NOINLINE void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *m
     delivery->late = late;
 }
 
-/* Its connection ends: what it was handed may have been seen, what still stood in its queue has not. */
+/* The member's connection closes. It may have received deliveries that were handed over, but none that are still in its queue. */
 void flight_member_leaves(bq_t *bq, member_t *member) {
     while (member->assignments) {
         assignment_t *assignment = member->assignments;

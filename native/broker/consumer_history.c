@@ -1,10 +1,10 @@
-/* broker/consumer_history.c: what is remembered of deliveries when the window goes back to the WAL, so that what was acknowledged out of order
- * stays acknowledged, and tries stay counted.
+/* broker/consumer_history.c: keeps the state of deliveries when a window goes back to the WAL: acknowledgements out of order
+ * stay valid, and tries stay counted.
  *
- *      WAL     [floor] d1 ack d2 ack ack d3 | d4 d5 ...          past: d1, d2, d3 with their tries, up to `end_lsn` (|)
+ *      WAL     [floor] d1 ack d2 ack ack d3 | d4 d5 ...          history: d1, d2, d3 with their tries, up to `end_lsn` (|)
  *
- * Invariant: up to end_of, whatever is neither in the window nor an entry that is still to be read back has been settled. There are no
- * more entries than deliveries were in the window when it was left.
+ * Invariant: up to end_of, every message that is neither in the window nor an entry still to be read back is settled. There are
+ * at most as many entries as there were deliveries in the window.
  */
 #include "broker/consumer_internal.h"
 #include "core.h"
@@ -22,12 +22,12 @@ void consumer_history_drop(bq_t *bq, consumer_t *consumer) {
     consumer->history = NULL;
 }
 
-/* There is something of it that has not been read back yet. */
+/* Some entries have not been read back yet. */
 static bool goes_on(const consumer_t *consumer) {
     return consumer->history && consumer->behind && consumer->history->end_lsn >= consumer->next_lsn;
 }
 
-/* How many entries have been read back. */
+/* Number of entries that have been read back. */
 static uint32_t history_read(const consumer_t *consumer) {
     const history_t *history = consumer->history;
     uint32_t at = history->at;
@@ -40,7 +40,7 @@ static uint64_t base_of(const consumer_t *consumer) {
     return consumer->head && consumer->head->lsn < base_lsn ? consumer->head->lsn : base_lsn;
 }
 
-/* `all`: for the disk. Else what has been given up stays in the window, and is not to be read back. */
+/* `all`: for a checkpoint. Otherwise without given-up deliveries, which stay in the window and are not read back. */
 static bool in_history(const consumer_t *consumer, const delivery_t *delivery, uint64_t end_lsn, bool all) {
     return delivery->lsn <= end_lsn && delivery->lsn >= consumer->kept_lsn && (all || !delivery->given_up);
 }
@@ -90,7 +90,8 @@ bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint3
     return true;
 }
 
-/* The window is about to be left. Without memory for this, all that was touched comes again, and says so. */
+/* Before the window is released. Without memory for the history, all deliveries touched so far are sent again with the
+ * redelivered flag. */
 void consumer_history_keep(bq_t *bq, consumer_t *consumer) {
     uint32_t count = consumer_history_count(consumer, false);
     uint64_t end_lsn = end_of(consumer);
@@ -101,7 +102,7 @@ void consumer_history_keep(bq_t *bq, consumer_t *consumer) {
     }
     consumer_history_drop(bq, consumer);
     consumer->history = history;
-    consumer->touched_lsn = consumer->hole_lsn = 0; /* the history knows now, or nobody does */
+    consumer->touched_lsn = consumer->hole_lsn = 0; /* the history has them now, or they are lost */
     if (!history && consumer->doubtful_lsn < end_lsn) consumer->doubtful_lsn = end_lsn;
 }
 

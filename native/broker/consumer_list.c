@@ -1,7 +1,7 @@
 /* broker/consumer_list.c: see broker/consumer_list.h.
  *
- * A row is told if its lag is at least what was asked for, or if it keeps more of the WAL than every one before it: so the one
- * that keeps most is always among the rows, whatever its lag.
+ * A row is sent if its lag is at least the requested minimum, or if it keeps more of the WAL than every row before it. So the
+ * consumer that keeps most is always among the rows.
  */
 #include "broker/consumer_internal.h"
 #include "core.h"
@@ -10,13 +10,13 @@
 
 #define FRONT_BYTES_MAX 64u
 #define PAGE_BYTES (12u << 10)
-#define PAGE_CONSUMERS 1024u /* looked at per page, so that a page without a row is no long walk either */
-#define GROUP_MEMBERS 64u    /* looked at, to find those of one key */
-#define TEXT_BYTES_MAX 512u  /* of a group or client_id: what is longer comes from no broker */
-#define CLIENTS_MAX 8u       /* of a queue group's */
+#define PAGE_CONSUMERS 1024u /* visited per page: bounds the walk through a page without rows */
+#define GROUP_MEMBERS 64u    /* visited per consumer to find those of one key */
+#define TEXT_BYTES_MAX 512u  /* of a group or client_id; a broker accepts no longer one */
+#define CLIENTS_MAX 8u       /* per row of a queue group */
 #define ROW_BYTES_MAX (sizeof(bq_consumer_row_t) + TOPIC_BYTES_MAX + TEXT_BYTES_MAX + CLIENTS_MAX * (2 + TEXT_BYTES_MAX) + 8)
 
-/* ---- what a consumer has not settled -------------------------------------------------------------------------------------- */
+/* ---- unsettled messages ------------------------------------------------------------------------------------------ */
 
 uint64_t consumer_lag_messages(const consumer_t *consumer) { return consumer->window_count + consumer->behind_messages; }
 uint64_t consumer_lag_bytes(const consumer_t *consumer) { return consumer->window_bytes + consumer->behind_bytes; }
@@ -26,7 +26,7 @@ uint64_t consumer_stamp_ms(const consumer_t *consumer) {
     return consumer->behind_messages ? consumer->behind_stamp_ms : 0;
 }
 
-/* By the wall clock, which the messages were stamped with: one that was set in between makes it wrong. */
+/* Uses the wall clock that stamped the messages: setting the clock in between makes it wrong. */
 uint64_t consumer_oldest_ms(const bq_t *bq, const consumer_t *consumer) {
     uint64_t stamp_ms = consumer_stamp_ms(consumer);
     if (!stamp_ms) return UINT64_MAX;
@@ -47,7 +47,7 @@ void consumer_counts(const bq_t *bq, consumer_counts_t *counts) {
     }
 }
 
-/* ---- what is asked for ---------------------------------------------------------------------------------------------------- */
+/* ---- selection --------------------------------------------------------------------------------------------------- */
 
 static bool holds(const uint8_t *text, uint32_t size, const uint8_t *part, uint32_t part_size) {
     for (uint32_t at = 0; at + part_size <= size; at++)
@@ -55,7 +55,8 @@ static bool holds(const uint8_t *text, uint32_t size, const uint8_t *part, uint3
     return false;
 }
 
-/* A group is kept for client_ids of its own, any other consumer has one or none: the first few of them, until one is what is asked. */
+/* Whether a client_id of the consumer matches. A group has several, of which the first GROUP_MEMBERS are checked; any other
+ * consumer has one or none. */
 static bool any_client(const consumer_t *consumer, bool (*asked)(const uint8_t *, uint32_t, const uint8_t *, uint32_t),
                        const uint8_t *part, uint32_t part_size) {
     if (!consumer->grouped)
@@ -94,7 +95,7 @@ static bool is_found(const consumer_t *consumer, const consumer_list_request_t *
            holds(consumer_group(consumer), consumer->group_size, request->find, request->find_size);
 }
 
-/* By the client_id, which begins with the name of its key, or by a connection that came in with the same key. */
+/* Whether it belongs to the key: by a client_id with the key's prefix, or by a connection that uses the same key. */
 static bool is_own(const consumer_t *consumer, const consumer_list_request_t *request, const connection_t *asker) {
     if (!request->conn) return true;
     if (request->owner_size && any_client(consumer, begins, request->owner, request->owner_size)) return true;
@@ -104,7 +105,7 @@ static bool is_own(const consumer_t *consumer, const consumer_list_request_t *re
     return false;
 }
 
-/* ---- pages ----------------------------------------------------------------------------------------------------------------- */
+/* ---- pages ------------------------------------------------------------------------------------------------------- */
 
 static void row_fill(const bq_t *bq, const consumer_t *consumer, const wal_span_t *span, bq_consumer_row_t *row) {
     *row = (bq_consumer_row_t){.id = consumer->id,
@@ -186,13 +187,13 @@ static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint
     return used;
 }
 
-/* NOINLINE: the page is large for a stack that other commands share. */
+/* NOINLINE: the page would enlarge the stack of other commands. */
 NOINLINE bool event_consumers(bq_t *bq, const consumer_list_request_t *request) {
     consumer_list_t *list = &bq->consumers.list;
     uint8_t data[sizeof(bq_consumer_sums_t) + PAGE_BYTES];
     if (!event_room(bq)) return false;
     if (request->begin) *list = (consumer_list_t){.next = bq->consumers.all, .seq = request->seq};
-    if (list->seq != request->seq) list->next = NULL; /* a walk that another has ended */
+    if (list->seq != request->seq) list->next = NULL; /* a newer walk has ended this one */
     uint32_t used = page_fill(bq, request, data + sizeof list->sums);
     memcpy(data, &list->sums, sizeof list->sums);
     return event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMERS,

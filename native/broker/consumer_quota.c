@@ -10,16 +10,16 @@
 #define QUOTA_STEPS 8u
 #define QUOTA_CONSUMERS 512u
 #define QUOTA_CHECKPOINT_MS 20u
-#define QUOTA_CHECKPOINT_CONSUMERS 100u /* in a millisecond: a checkpoint goes through all of them */
-#define QUOTA_LETTERS_MAX 32u           /* of one consumer that wait for the WAL */
-#define QUOTA_TELL_MS 60000u            /* between two events about one consumer */
-#define QUOTA_QUARTERS 3u               /* of the WAL, that may lie behind the cut in all */
-#define QUOTA_RECORD_BYTES 24u          /* of the WAL, for each record */
-#define QUOTA_BYTES_MAX (1ull << 50)    /* of a mark that is believed */
+#define QUOTA_CHECKPOINT_CONSUMERS 100u /* per millisecond: a checkpoint visits all of them */
+#define QUOTA_LETTERS_MAX 32u           /* per consumer, waiting for the WAL */
+#define QUOTA_TELL_MS 60000u            /* between two events about the same consumer */
+#define QUOTA_QUARTERS 3u               /* of the WAL: maximum distance from the cut to the end */
+#define QUOTA_RECORD_BYTES 24u          /* record header in the WAL */
+#define QUOTA_BYTES_MAX (1ull << 50)    /* larger values in a mark are invalid */
 
-/* ---- the letters ------------------------------------------------------------------------------------------------------------ */
+/* ---- dead letters in the WAL ------------------------------------------------------------------------------------- */
 
-/* Those of records that the WAL has let go of, and then every other one. */
+/* Removes the marks of deleted records, then merges every two marks. */
 static void marks_thin(bq_t *bq) {
     quota_letters_t *letters = &bq->consumers.quota_letters;
     uint32_t first = 0, kept = 0;
@@ -50,7 +50,7 @@ void consumer_quota_letter_logged(bq_t *bq, uint64_t lsn, uint64_t bytes) {
     if (lsn > letters->newest_lsn) letters->newest_lsn = lsn;
 }
 
-/* From an LSN on; those of the mark that it lies in are all taken to lie behind it. */
+/* Bytes of dead letters from `lsn` on. The mark that contains `lsn` counts completely. */
 static uint64_t letter_bytes(const bq_t *bq, uint64_t lsn) {
     const quota_letters_t *letters = &bq->consumers.quota_letters;
     uint64_t bytes = 0;
@@ -78,7 +78,7 @@ void consumer_quota_section_load(bq_t *bq, const uint8_t *bytes, uint64_t size) 
     for (uint64_t lsn = 0; size >= sizeof(quota_mark_t) && letters.count < QUOTA_MARKS; letters.count++) {
         quota_mark_t *mark = &letters.marks[letters.count];
         memcpy(mark, bytes, sizeof *mark);
-        if (mark->lsn <= lsn || mark->bytes > QUOTA_BYTES_MAX) return; /* no core wrote that */
+        if (mark->lsn <= lsn || mark->bytes > QUOTA_BYTES_MAX) return; /* not written by a core */
         lsn = mark->lsn;
         bytes += sizeof *mark;
         size -= sizeof *mark;
@@ -86,7 +86,7 @@ void consumer_quota_section_load(bq_t *bq, const uint8_t *bytes, uint64_t size) 
     bq->consumers.quota_letters = letters;
 }
 
-/* ---- the cut ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the cut ----------------------------------------------------------------------------------------------------- */
 
 static void count(bq_t *bq, consumer_t *consumer, uint64_t id) {
     if (!consumer->over_untold++) consumer->over_first_id = id;
@@ -106,13 +106,13 @@ bool consumer_quota_has_room(const bq_t *bq, const consumer_t *consumer) {
 }
 
 void consumer_quota_letter(bq_t *bq, delivery_t *delivery) {
-    if (delivery->given_up) return; /* it is one already */
+    if (delivery->given_up) return; /* it is a dead letter already */
     delivery->over = true;
     count(bq, delivery->consumer, delivery->id);
     dead_letter_send(bq, delivery);
 }
 
-/* What is in memory of it; the rest is read forward. */
+/* Handles the deliveries in memory here; the rest is read forward from the WAL. */
 static void consumer_cut(bq_t *bq, consumer_t *consumer, uint64_t cut_lsn) {
     if (cut_lsn > consumer->quota_lsn) consumer->quota_lsn = cut_lsn;
     for (delivery_t *delivery = consumer->head, *next; delivery && delivery->lsn < cut_lsn; delivery = next) {
@@ -139,7 +139,7 @@ static void tell(bq_t *bq, consumer_t *consumer) {
     consumer->over_told_ms = bq->now_ms;
 }
 
-/* The newest LSN behind which more than the quota lies, letters apart, or `most` in all. 0: there is none. */
+/* The newest LSN with more than the quota after it, without dead letters, or with `most` bytes after it in total. 0: none. */
 static uint64_t cut_of(const bq_t *bq, const wal_span_t *span, uint64_t most) {
     uint64_t quota = bq->config.session_log_bytes, bytes = quota, lsn = wal_span_lsn(span, bytes);
     for (uint64_t more; bytes < most && (more = quota + letter_bytes(bq, lsn)) > bytes;) {
@@ -149,7 +149,7 @@ static uint64_t cut_of(const bq_t *bq, const wal_span_t *span, uint64_t most) {
     return span->bytes[0] > bytes ? lsn : 0;
 }
 
-/* Where the cuts are now. They are looked for again when an eighth of the quota has been written. */
+/* Finds the current cuts. They are searched again after an eighth of the quota has been written. */
 static void cut_now(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     wal_span_t span;
@@ -165,7 +165,7 @@ static void cut_now(bq_t *bq) {
     consumers->quota_tight = cut_lsn && bytes > bq->wal_max_bytes / 2;
 }
 
-/* Its messages are letters. There is no letter of a letter, so half of the WAL is theirs before one is let go of. */
+/* The consumer's messages are dead letters. A dead letter has no dead letter of its own, so half of the WAL is kept for them. */
 static bool takes_letters(const consumer_t *consumer) {
     uint32_t size = (uint32_t)sizeof DEAD_LETTER_PREFIX - 1;
     return consumer->filter_size >= size && !memcmp(consumer->text, DEAD_LETTER_PREFIX, size);

@@ -1,13 +1,13 @@
-/* broker/consumer_read.c: what did not fit the window of a durable consumer is read back from the WAL.
+/* broker/consumer_read.c: reads messages of durable consumers back from the WAL when their windows have room.
  *
  *      WAL      ....[..............block..............].......      a reader holds one block: the records from an LSN on
- *      consumer           next_lsn ^ goes on here when its window has room again
+ *      consumer           next_lsn ^ continues here when its window has room again
  *
- * A block is read once and kept until all consumers that go on in it have passed it. Consumers whose next record lies in a block that
- * is there use that one. Those that find no reader wait in line; who has held a block for READ_HOLD_MS gives way to them.
+ * A block is read once and kept until all consumers that read from it have passed it. Consumers whose next record is in a loaded
+ * block use that block. If no reader is free, they wait in line. A block held for READ_HOLD_MS may be replaced for them.
  *
- * Invariant: what a consumer takes, it takes in LSN order from next_lsn on, and nothing past dispatched_lsn. A consumer is in line, goes on
- * in a block, or needs neither. A read that brought nothing is not asked for again before READ_AGAIN_MS.
+ * Invariant: a consumer takes messages in LSN order from next_lsn on, and none after dispatched_lsn. A consumer is in line,
+ * reads from a block, or needs neither. After a failed read, the next one starts READ_AGAIN_MS later at the earliest.
  */
 #include "broker/consumer_internal.h"
 #include "broker/commit.h"
@@ -19,9 +19,9 @@
 #define READ_HOLD_MS 250u
 #define READ_AGAIN_MS 100u
 #define READ_AGAIN_DOUBLINGS_MAX 6u
-#define READ_WAITERS_MAX 256u /* of them looked at in a turn */
+#define READ_WAITERS_MAX 256u /* checked per turn */
 
-/* ---- blocks ------------------------------------------------------------------------------------------------------------ */
+/* ---- blocks ------------------------------------------------------------------------------------------------------ */
 
 static bool goes_on_in_block(const consumer_t *consumer) {
     return consumer->reader && consumer->reader->generation == consumer->read_generation;
@@ -32,7 +32,7 @@ static void block_leave(consumer_t *consumer) {
     consumer->reader = NULL;
 }
 
-static void block_forget(reader_t *reader) { /* whoever was in it finds another generation */
+static void block_forget(reader_t *reader) { /* its consumers see a new generation */
     reader->generation++;
     reader->users = 0;
     reader->loaded = false;
@@ -45,7 +45,7 @@ static void buffer_release(bq_t *bq, reader_t *reader) {
     reader->capacity = 0;
 }
 
-/* Nobody waits for a reader: those that nobody uses need no memory. */
+/* If no consumer is in line, unused readers need no memory. */
 static void buffers_trim(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     for (reader_t *reader = consumers->readers; reader < consumers->readers + CONSUMER_SLOTS; reader++)
@@ -56,8 +56,8 @@ static bool in_budget(const bq_t *bq, uint64_t more) {
     return !bq->config.memory_bytes || bq->pool.used_bytes - bq->pool.free_bytes + more <= bq->config.memory_bytes;
 }
 
-/* Memory for another buffer of this reader, if need be that of blocks nobody uses or that were held long enough. Over the budget one reader goes on alone, so that
- * what is in memory can leave. */
+/* Whether this reader may have a buffer of `capacity` bytes. Over the budget, blocks that are unused or held long enough are
+ * freed first; a single reader is always allowed, so that messages in memory can be delivered. */
 static bool buffer_allowed(bq_t *bq, const reader_t *reader, uint32_t capacity) {
     uint32_t more = capacity > reader->capacity ? capacity - reader->capacity : 0;
     bool others = false;
@@ -80,7 +80,7 @@ static bool buffer_fit(bq_t *bq, reader_t *reader, uint32_t capacity) {
     return reader->buffer != NULL;
 }
 
-/* A block that holds the consumer's next record: it goes on there. */
+/* If a loaded block has the consumer's next record, the consumer continues there. */
 static bool block_join(bq_t *bq, consumer_t *consumer) {
     for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++) {
         if (!reader->loaded || consumer->next_lsn < reader->first_lsn || consumer->next_lsn >= reader->next_lsn) continue;
@@ -99,8 +99,8 @@ static bool block_comes(const bq_t *bq, uint64_t lsn) {
     return false;
 }
 
-/* A reader that nobody uses, or the one whose block has been held longest, if that is long enough. Else NULL, and read_due_ms says
- * when there will be one. */
+/* An unused reader, or the one whose block has been held longest, if that is long enough. Otherwise NULL, and read_due_ms is the
+ * time when one will be free. */
 static reader_t *reader_free(bq_t *bq) {
     consumers_t *consumers = &bq->consumers;
     reader_t *oldest = NULL;
@@ -114,7 +114,7 @@ static reader_t *reader_free(bq_t *bq) {
     return NULL;
 }
 
-/* ---- waiting in line ----------------------------------------------------------------------------------------------------- */
+/* ---- waiting in line --------------------------------------------------------------------------------------------- */
 
 static void line_leave(bq_t *bq, consumer_t *consumer) {
     if (!consumer->read_link) return;
@@ -137,7 +137,7 @@ static void line_join(bq_t *bq, consumer_t *consumer) {
     consumers->readers_changed = true;
 }
 
-/* Not before this: nothing has come of the last read, or there is no memory for the next. */
+/* Delays the next read: the last one failed, or there is no memory. */
 static void read_later(bq_t *bq, consumer_t *consumer) {
     uint32_t doublings = consumer->read_failures < READ_AGAIN_DOUBLINGS_MAX ? consumer->read_failures : READ_AGAIN_DOUBLINGS_MAX;
     consumer->read_again_ms = bq->now_ms + ((uint64_t)READ_AGAIN_MS << doublings);
@@ -164,7 +164,7 @@ static void read_start(bq_t *bq, reader_t *reader, consumer_t *consumer) {
     uint32_t capacity = consumer->read_bytes > READ_BLOCK_BYTES ? consumer->read_bytes : READ_BLOCK_BYTES;
     block_forget(reader);
     if (!buffer_allowed(bq, reader, capacity)) {
-        read_later(bq, consumer); /* others give their memory back */
+        read_later(bq, consumer); /* until other blocks are freed */
         return;
     }
     if (!buffer_fit(bq, reader, capacity) || wal_read_start(bq->wal, slot, consumer->next_lsn, reader->buffer, capacity) < 0) {
@@ -176,7 +176,7 @@ static void read_start(bq_t *bq, reader_t *reader, consumer_t *consumer) {
     reader->reading = true;
 }
 
-/* One of those in line: into a block, or it asks for one. It leaves the line when it has one. */
+/* Serves one consumer in line: it joins a block and leaves the line, or a read starts for it. */
 static void line_serve(bq_t *bq, consumer_t *consumer) {
     if (bq->now_ms < consumer->read_again_ms) {
         if (consumer->read_again_ms < bq->consumers.read_due_ms) bq->consumers.read_due_ms = consumer->read_again_ms;
@@ -191,7 +191,7 @@ static void line_serve(bq_t *bq, consumer_t *consumer) {
     if (reader) read_start(bq, reader, consumer);
 }
 
-/* Blocks that are held while memory is short go back to the WAL, but one. */
+/* When memory is short, frees all blocks held long enough, except one. */
 static void blocks_squeeze(bq_t *bq) {
     reader_t *kept = NULL;
     for (reader_t *reader = bq->consumers.readers; reader < bq->consumers.readers + CONSUMER_SLOTS; reader++) {
@@ -236,9 +236,9 @@ void consumer_read_abandon(bq_t *bq, consumer_t *consumer) {
     buffers_trim(bq);
 }
 
-/* ---- taking ---------------------------------------------------------------------------------------------------------------- */
+/* ---- taking messages from a block -------------------------------------------------------------------------------- */
 
-/* When it expires. False: it has. */
+/* The expiry tick. False: expired. */
 static bool expiry_of(const bq_t *bq, uint64_t lsn, const publish_record_t *record, uint64_t *tick) {
     *tick = 0;
     if (!record->ttl_ms) return true;
@@ -254,7 +254,8 @@ static uint64_t left_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *re
 
 enum take { TAKE_OK, TAKE_FULL, TAKE_SKIP, TAKE_NO_MEMORY };
 
-/* A CRC shows that a record is as it was written, not that a core wrote it: what it says of itself must fit, and its topic be one. */
+/* A valid CRC shows that the record is unchanged, not that a core wrote it. So check that its sizes fit and that its topic is
+ * valid. */
 bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record) {
     if (size < sizeof *record) return false;
     memcpy(record, bytes, sizeof *record);
@@ -262,7 +263,7 @@ bool publish_read(const uint8_t *bytes, uint32_t size, publish_record_t *record)
     return texts <= size - sizeof *record && topic_check(bytes + sizeof *record, record->topic_size) == 0;
 }
 
-/* The message of a record; `room` is for the properties of a dead letter. */
+/* The message of a record; `room` receives the properties of a dead letter. */
 static message_t message_of(const publish_record_t *record, const uint8_t *texts, uint32_t size, uint8_t flags, uint8_t *room) {
     message_t message = {.topic = texts,
                          .topic_size = record->topic_size,
@@ -282,7 +283,7 @@ static message_t message_of(const publish_record_t *record, const uint8_t *texts
     return message;
 }
 
-/* Over the consumer's quota of the WAL, and not to be a dead letter. */
+/* The message is over the consumer's WAL quota, and the policy is to drop it. */
 static bool take_dropped(bq_t *bq, consumer_t *consumer, uint64_t lsn, uint64_t id) {
     if (!consumer_quota_drops(bq, consumer, id)) return false;
     consumer->dropped_session_log++;
@@ -339,7 +340,7 @@ static enum take take_back(bq_t *bq, consumer_t *consumer, int syntax, uint64_t 
     return TAKE_OK;
 }
 
-/* Items of wal_read (see wal/wal.h) from read_at on, up to what was offered already: what lies behind will be offered. */
+/* Takes the items of wal_read (see wal/wal.h) from read_at to dispatched_lsn. Later messages will be offered. */
 static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *reader) {
     int syntax = filter_check(consumer->text, consumer->filter_size);
     while (consumer->read_at < reader->used) {
@@ -357,7 +358,7 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
         if (lsn >= consumer->next_lsn) consumer->next_lsn = lsn + 1;
         consumer->read_at += (16 + size + 7) & ~7u;
     }
-    if (consumer->read_at < reader->used) { /* what was offered ends within the block */
+    if (consumer->read_at < reader->used) { /* dispatched_lsn is within the block */
         consumer->next_lsn = bq->dispatched_lsn + 1;
         return TAKE_OK;
     }
@@ -367,14 +368,14 @@ static enum take take_items(bq_t *bq, consumer_t *consumer, const reader_t *read
     return TAKE_OK;
 }
 
-/* Everything up to here was offered, and what comes will be. */
+/* All earlier messages were offered, and all later ones will be. */
 static void caught_up(bq_t *bq, consumer_t *consumer) {
     consumer_behind_end(consumer);
     consumer_history_drop(bq, consumer);
     consumer_read_abandon(bq, consumer);
 }
 
-/* It wants more, and has not found its window full since the last acknowledgement. */
+/* It needs more messages, and something has left its window since it was full. */
 static bool wants(const bq_t *bq, const consumer_t *consumer) {
     return consumer->behind && (consumer->members || consumer->sweep) && consumer->next_lsn <= bq->dispatched_lsn &&
            !consumer->read_link && consumer->window_count <= bq->config.max_in_flight &&
@@ -395,7 +396,7 @@ bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
         } else if (took == TAKE_FULL) {
             consumer->read_full = consumer->window_count;
         } else if (took == TAKE_NO_MEMORY && !consumer->window_count) {
-            read_failed(bq, consumer); /* no acknowledgement will come that could bring it here again */
+            read_failed(bq, consumer); /* no acknowledgement will come to start another read */
         } else if (took == TAKE_NO_MEMORY) {
             consumer->read_full = consumer->window_count;
         } else {
@@ -408,7 +409,7 @@ bool consumer_read_on(bq_t *bq, consumer_t *consumer) {
     return consumer->window_count > before;
 }
 
-/* ---- what the read thread brings --------------------------------------------------------------------------------------------- */
+/* ---- results of the read thread ---------------------------------------------------------------------------------- */
 
 void consumer_read_finished(bq_t *bq, const wal_read_t *read) {
     reader_t *reader = &bq->consumers.readers[read->slot];
@@ -422,15 +423,15 @@ void consumer_read_finished(bq_t *bq, const wal_read_t *read) {
         reader->next_lsn = read->next_lsn;
         reader->since_ms = bq->now_ms;
     }
-    if (!consumer) { /* it was given up meanwhile */
+    if (!consumer) { /* it has given up meanwhile */
         buffers_trim(bq);
         return;
     }
-    if (read->result > 0) return; /* it is in line, and finds the block */
+    if (read->result > 0) return; /* it is in line and will find the block */
     if (read->result == BQ_E_TOO_LARGE && read->used > reader->capacity) {
         consumer->read_bytes = read->used;
     } else if (read->result == WAL_E_GONE && read->next_lsn > consumer->next_lsn) {
-        bq->stats.lost_lsns += read->next_lsn - consumer->next_lsn; /* damaged on disk: counted and logged, never silent */
+        bq->stats.lost_lsns += read->next_lsn - consumer->next_lsn; /* damaged on disk: counted here and logged */
         consumer->next_lsn = read->next_lsn;
         line_leave(bq, consumer);
         consumer_pump_later(bq, consumer);

@@ -1,6 +1,6 @@
-/* broker/consumer_store.c: consumers in the WAL: their records, what a start restores of them, and what a checkpoint holds.
+/* broker/consumer_store.c: the records of consumers in the WAL, their recovery at a start, and the contents of checkpoints.
  *
- * Invariant: what is restored is what the records up to the checkpoint and those behind it say, whatever else they hold.
+ * Invariant: the restored state depends only on the checkpoint and the records after it. Invalid records do not change it.
  */
 #include "broker/consumer_internal.h"
 #include "broker/commit.h"
@@ -9,19 +9,19 @@
 
 #include <stdlib.h>
 
-/* What WAL_CONSUMER records hold: a client_id that keeps a durable subscription or group, and all there is to know of that. Filter,
- * client_id and group follow, and with form 1 a consumer_record_more. In checkpoints the client_ids of groups are in a section. */
+/* Head of a WAL_CONSUMER record: one client_id that keeps a durable subscription or group. Filter, client_id and group follow,
+ * and with form 1 a consumer_record_more. Checkpoints store the client_ids of groups in a section. */
 typedef struct consumer_record {
     uint64_t id;
-    uint64_t floor_lsn; /* in checkpoints, and where it does not begin with its own record (`floored`) */
+    uint64_t floor_lsn; /* in checkpoints, and if it does not begin at its own record (`floored`) */
     uint32_t filter_size, client_id_size, group_size;
     uint8_t qos, grouped;
-    uint8_t form; /* 0: of a version that knew one client_id of a group, who made it */
+    uint8_t form; /* 0: from a version that stored only the client_id that created a group */
     uint8_t floored;
 } consumer_record_t;
 
 typedef struct consumer_record_more {
-    uint64_t registration_id; /* without it, that of the consumer */
+    uint64_t registration_id; /* without it: the consumer's id */
 } consumer_record_more_t;
 
 static consumer_record_t record_of(const consumer_t *consumer, uint64_t floor_lsn) {
@@ -52,9 +52,9 @@ int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const regis
     return wal_append(bq->wal, WAL_CONSUMER, 0, parts, 5, WAL_URGENT);
 }
 
-/* What WAL_CONSUMER_LEAVE records hold: an UNSUB. Filter, client_id and group follow. */
+/* Head of a WAL_CONSUMER_LEAVE record: an UNSUB. Filter, client_id and group follow. */
 typedef struct leave_record {
-    uint64_t id_max; /* it ends no subscription that is newer */
+    uint64_t id_max; /* newer subscriptions are not ended */
     uint32_t filter_size, client_id_size, group_size, reserved;
 } leave_record_t;
 
@@ -70,17 +70,17 @@ int64_t consumer_leave_append(bq_t *bq, const consumer_request_t *request) {
     return wal_append(bq->wal, WAL_CONSUMER_LEAVE, 0, parts, 4, WAL_URGENT);
 }
 
-/* ---- recovery and checkpoints ---------------------------------------------------------------------------------------------- */
+/* ---- recovery and checkpoints ------------------------------------------------------------------------------------ */
 
 static uint64_t texts_size(const consumer_record_t *record) {
     return (uint64_t)record->filter_size + record->client_id_size + record->group_size;
 }
 
-/* The consumer at the front of `bytes`, or false: it is not all there, or is none. See publish_read. */
+/* Reads the consumer at the start of `bytes`. False: incomplete or invalid. See publish_read. */
 static bool consumer_read(const uint8_t *bytes, uint64_t size, consumer_record_t *record) {
     if (size < sizeof *record) return false;
     memcpy(record, bytes, sizeof *record);
-    if (!record->id) return false; /* no core gives it, and nothing could be told of it later */
+    if (!record->id) return false; /* a core never assigns id 0, and no record could refer to it */
     return texts_size(record) <= size - sizeof *record && filter_check(bytes + sizeof *record, record->filter_size) >= 0;
 }
 
@@ -95,13 +95,13 @@ static consumer_request_t request_of(uint32_t filter_size, uint32_t client_id_si
                                 .durable = true};
 }
 
-/* A client_id that keeps it, unless that is known. False: no memory. */
+/* Adds a registration, unless it exists. False: no memory. */
 static bool registration_load(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size, uint64_t id,
                               uint64_t lsn) {
     for (const registration_t *at = consumer->registrations; at; at = at->next)
         if (at->id == id) return true;
     if (consumer->registration_count >= (consumer->grouped ? GROUP_REGISTRATIONS_MAX : 1))
-        return true; /* none that a core wrote */
+        return true; /* not written by a core */
     registration_t *registration = registration_new(bq, client_id, size, id);
     if (!registration) return false;
     registration->record_lsn = lsn;
@@ -110,7 +110,7 @@ static bool registration_load(bq_t *bq, consumer_t *consumer, const uint8_t *cli
     return true;
 }
 
-/* A consumer as it stands in a record or a checkpoint; NULL: no memory. */
+/* Adds a consumer from a record or a checkpoint. NULL: no memory. */
 static consumer_t *consumer_load(bq_t *bq, const consumer_record_t *record, const consumer_request_t *request,
                                  uint64_t floor_lsn) {
     consumer_t *consumer = consumer_by_id(bq, record->id);
@@ -124,7 +124,7 @@ static consumer_t *consumer_load(bq_t *bq, const consumer_record_t *record, cons
     return consumer;
 }
 
-/* A WAL_CONSUMER record. False: no memory. */
+/* Loads a WAL_CONSUMER record. False: no memory. */
 static bool record_load(bq_t *bq, const wal_record_t *entry) {
     consumer_record_t record;
     if (!consumer_read(entry->bytes, entry->size, &record)) return true;
@@ -138,7 +138,7 @@ static bool record_load(bq_t *bq, const wal_record_t *entry) {
            registration_load(bq, consumer, request.client_id, request.client_id_size, more.registration_id, entry->lsn);
 }
 
-/* A WAL_CONSUMER_LEAVE record. */
+/* Loads a WAL_CONSUMER_LEAVE record. */
 static void leave_load(bq_t *bq, const wal_record_t *entry) {
     leave_record_t leave;
     if (entry->size < sizeof leave) return;
@@ -157,8 +157,8 @@ typedef struct checkpoint_head {
 
 #define CHECKPOINT_VERSION 1u
 
-/* Behind the consumers: [section_head_t][bytes, padded to 8] ... A reader passes over kinds that it does not know, and versions
- * before sections pass over all of them. */
+/* After the consumers: [section_head_t][bytes, padded to 8] ... A reader skips unknown kinds; versions before sections skip all
+ * of them. */
 enum section_kind { SECTION_TIMELINE = 1, SECTION_REGISTRATIONS = 2, SECTION_HISTORY = 3, SECTION_SEEN = 4, SECTION_LETTERS = 5 };
 
 typedef struct section_head {
@@ -167,7 +167,7 @@ typedef struct section_head {
 
 static uint64_t section_bytes(uint32_t size) { return sizeof(section_head_t) + (((uint64_t)size + 7) & ~7ull); }
 
-/* What the section of histories holds: for each consumer with one this, and its entries, padded to 8. */
+/* The history section: for each consumer with a history, this record and its entries, padded to 8 bytes. */
 typedef struct history_record {
     uint64_t consumer_id, base_lsn, end_lsn;
     uint32_t count, tells;
@@ -177,7 +177,7 @@ static uint64_t history_record_bytes(uint32_t count) {
     return sizeof(history_record_t) + count * (uint64_t)sizeof(history_entry_t);
 }
 
-/* A history that is not there means that all comes again: what does not fit, or cannot be read, is left out. */
+/* Without its history, a consumer gets all messages again. So a history that is invalid or does not fit memory is skipped. */
 static void histories_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     history_record_t record;
     while (size >= sizeof record) {
@@ -196,13 +196,14 @@ static void histories_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     }
 }
 
-/* That each delivery in flight was handed over once is not worth writing every half minute: those are told to be again anyway. */
+/* Deliveries in flight with one hand-over each are not stored in regular checkpoints: after a start they are sent with the
+ * redelivered flag anyway. */
 static bool history_is_kept(const bq_t *bq, const consumer_t *consumer) {
     return consumer->durable &&
            (consumer_history_tells(consumer) || (bq->consumers.last_checkpoint && consumer_history_count(consumer, true)));
 }
 
-/* There is room for all of which history_is_kept says so; what is left of it stays zero. */
+/* There is room for all histories that history_is_kept selects. The rest stays zero. */
 static void histories_put(uint8_t *to, bq_t *bq) {
     for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         if (!history_is_kept(bq, consumer)) continue;
@@ -218,7 +219,7 @@ static void histories_put(uint8_t *to, bq_t *bq) {
     }
 }
 
-/* What the section of registrations holds: for each client_id that keeps a group this, and the client_id, padded to 8. */
+/* The registration section: for each client_id of a group, this record and the client_id, padded to 8 bytes. */
 typedef struct registration_record {
     uint64_t consumer_id, id;
     uint32_t size, reserved;
@@ -279,7 +280,7 @@ static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     return true;
 }
 
-/* Where the section's bytes go. */
+/* Returns where to write the section's bytes. */
 static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_t size) {
     section_head_t head = {.kind = kind, .size = size};
     uint8_t *bytes = out + *at + sizeof head;
@@ -291,11 +292,11 @@ static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_
 
 static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
     checkpoint_head_t head;
-    if (checkpoint->size < sizeof head) return true; /* no core's of any version: the records say what there is */
+    if (checkpoint->size < sizeof head) return true; /* not from any version: use the records only */
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
     if (head.next_message_id > bq->next_message_id)
-        bq->next_message_id = head.next_message_id; /* a start without the WAL may be ahead */
+        bq->next_message_id = head.next_message_id; /* a start without the WAL may have used higher ids */
     bq->ids_reserved = head.ids_reserved;
     bq->consumers.next_id = head.next_consumer_id;
     uint64_t at = sizeof head;
@@ -315,21 +316,22 @@ static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
     return sections_load(bq, checkpoint->bytes + at, checkpoint->size - at);
 }
 
-/* What a record of numbers holds; false: it is too short to be one. */
+/* Reads a record of numbers; false: too short. */
 static bool numbers_read(const wal_record_t *entry, uint64_t *numbers, uint32_t count) {
     if (entry->size < count * sizeof *numbers) return false;
     memcpy(numbers, entry->bytes, count * sizeof *numbers);
     return true;
 }
 
-/* What waits for a consumer is not counted record by record, for that a start has no time: those behind the checkpoint may be its own. */
+/* Counting the waiting messages of each consumer would make the start too slow. Any of the messages after the checkpoint may be
+ * for any consumer. */
 static void replayed(bq_t *bq, const publish_record_t *publish, uint32_t size) {
     consumers_t *consumers = &bq->consumers;
     if (!consumers->replayed_messages++) consumers->replayed_stamp_ms = publish->timestamp_ms;
     consumers->replayed_bytes += size;
 }
 
-/* At most so much waits for a consumer that was found behind. */
+/* Sets the upper limit of waiting messages for a consumer found behind. */
 static void lag_restore(const bq_t *bq, consumer_t *consumer) {
     const consumers_t *consumers = &bq->consumers;
     uint64_t most = bq->found_lsn - consumer->floor_lsn;
@@ -340,7 +342,7 @@ static void lag_restore(const bq_t *bq, consumer_t *consumer) {
     if (!consumer->behind_stamp_ms) consumer->behind_stamp_ms = consumers->replayed_stamp_ms;
 }
 
-/* A record that is not what its type says is passed over, as one of a later version is: the others are still good. */
+/* Skips records that do not match their type, and those of later versions: the other records are still valid. */
 bool consumer_restore(void *context, const wal_record_t *entry) {
     bq_t *bq = context;
     publish_record_t publish;
@@ -369,12 +371,12 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
         if (numbers_read(entry, numbers, 2) && (consumer = consumer_by_id(bq, numbers[0])) && numbers[1] > consumer->floor_lsn)
             consumer->floor_lsn = consumer->floor_logged = numbers[1];
         return true;
-    default: return true; /* a later minor version's record: not ours to read */
+    default: return true; /* from a later minor version */
     }
 }
 
-/* Every consumer reads on from its floor. Floors are logged lazily, so nobody knows how far beyond it was sent before the stop:
- * all of it may have been, and says so. */
+/* Every consumer reads from its floor. Floors are appended lazily, so the messages sent above the floor are unknown: all of them
+ * get the redelivered flag. */
 void consumer_restored(bq_t *bq) {
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
         if (consumer->floor_lsn >= bq->found_lsn || !consumer->qos) {
@@ -395,11 +397,11 @@ void consumers_go_on(bq_t *bq) {
 
 typedef struct durable_sums {
     uint32_t count;
-    uint64_t bytes, registrations_bytes, histories_bytes; /* in a checkpoint */
-    uint64_t keep_from;                                   /* the first LSN that one of them has not done with */
+    uint64_t bytes, registrations_bytes, histories_bytes; /* sizes in a checkpoint */
+    uint64_t keep_from;                                   /* first LSN that a consumer still needs */
 } durable_sums_t;
 
-/* What the WAL has to keep for it. What it holds from before it was durable is in memory only. */
+/* The floor as the WAL has to keep it. Older messages from before the consumer was durable are only in memory. */
 static uint64_t kept_floor(const consumer_t *consumer) {
     return consumer->floor_lsn + 1 < consumer->kept_lsn ? consumer->kept_lsn - 1 : consumer->floor_lsn;
 }
@@ -407,8 +409,9 @@ static uint64_t kept_floor(const consumer_t *consumer) {
 static durable_sums_t durable_sums(bq_t *bq) {
     durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = bq->dispatched_lsn + 1};
     for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        if (!consumer->durable && !consumer->behind) continue; /* a group no longer durable still reads what it had collected */
-        if (!consumer->head && !consumer->behind) consumer_floor_update(bq, consumer); /* idle: it has seen all there is */
+        /* a group that is not durable any more still reads its stored messages */
+        if (!consumer->durable && !consumer->behind) continue;
+        if (!consumer->head && !consumer->behind) consumer_floor_update(bq, consumer); /* idle: it has seen everything */
         if (kept_floor(consumer) + 1 < sums.keep_from) sums.keep_from = kept_floor(consumer) + 1;
         if (!consumer->durable) continue;
         sums.count++;

@@ -1,10 +1,10 @@
-/* broker/consumer_sweep.c: absent consumers let go of what has expired, so that it does not hold the WAL.
+/* broker/consumer_sweep.c: lets absent consumers pass expired messages, so that these do not keep WAL segments.
  *
- *      WAL    [expired][other topics][expired][first that is wanted] ...       an absent consumer's next_lsn moves up to there
+ *      WAL    [expired][other topics][expired][first valid message] ...       an absent consumer's next_lsn moves up to there
  *
- * Nobody reads for an absent client, so nobody would notice that its messages have expired. While the WAL is more than half full,
- * those whose client is away are read forward to the first message that is still wanted. That takes the readers of everyone else, in
- * their line (broker/consumer_read.c), and is done again only when that first message has expired too.
+ * An absent client reads no messages, so its expired messages are not noticed. While the WAL is more than half full, absent
+ * consumers are read forward to their first message that is not expired. They use the same readers and the same line as all
+ * others (broker/consumer_read.c), and are read again only when that first message has expired too.
  */
 #include "core.h"
 #include "broker/consumer_internal.h"

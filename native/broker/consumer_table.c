@@ -1,6 +1,6 @@
-/* broker/consumer_table.c: the consumers there are: how they are found, who is in them, and the requests that begin and end them.
+/* broker/consumer_table.c: the tables of consumers, their members and registrations, and the requests SUB and UNSUB.
  *
- * Invariant: a consumer is in the table of names and, if it has an id, in that of ids, from consumer_new to consumer_free.
+ * Invariant: from consumer_new to consumer_free, a consumer is in the name table and, if it has an id, in the id table.
  */
 #include "broker/consumer_flight.h"
 #include "broker/commit.h"
@@ -11,7 +11,7 @@
 
 #define CONSUMERS_SIZE_MIN 64u
 
-/* ---- members ------------------------------------------------------------------------------------------------------------ */
+/* ---- members ----------------------------------------------------------------------------------------------------- */
 
 void member_remove(bq_t *bq, member_t *member) {
     consumer_t *consumer = member->consumer;
@@ -29,7 +29,7 @@ void member_remove(bq_t *bq, member_t *member) {
     if (!consumer->member_count && consumer->durable) consumer_window_leave(bq, consumer);
 }
 
-/* It is in the consumer's list and in the connection's: either may be long, seldom both. */
+/* Searches the consumer's list and the connection's list in step: one of them is usually short. */
 static member_t *member_find(const consumer_t *consumer, const connection_t *connection) {
     member_t *of_consumer = consumer->members, *of_connection = connection->members;
     for (; of_consumer && of_connection; of_consumer = of_consumer->next, of_connection = of_connection->connection_next) {
@@ -60,13 +60,14 @@ static member_t *member_add(bq_t *bq, consumer_t *consumer, connection_t *connec
     return member;
 }
 
-/* ---- finding consumers, by what tells them apart and by id ---------------------------------------------------------------- */
+/* ---- finding consumers by name and by id ------------------------------------------------------------------------- */
 
 static bool text_is(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_t b_size) {
     return a_size == b_size && (!a_size || memcmp(a, b, a_size) == 0);
 }
 
-/* Consumers are told apart by filter and group; without a group by filter and, if durable, client_id, else connection. */
+/* A consumer's name is its filter and group. Without a group it is the filter and the client_id if durable, otherwise the
+ * connection. */
 static uint64_t name_hash(const bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
     uint64_t hash = hash_bytes(&bq->hash_key, request->filter, request->filter_size, 0);
     if (request->group_size) return hash_bytes(&bq->hash_key, request->group, request->group_size, hash);
@@ -100,7 +101,7 @@ static consumer_t **name_slot(const consumers_t *consumers, const consumer_t *co
 }
 
 static consumer_t **id_slot(const consumers_t *consumers, uint64_t id) {
-    return &consumers->ids[id & (consumers->table_size - 1)]; /* they are given one after another */
+    return &consumers->ids[id & (consumers->table_size - 1)]; /* ids are sequential */
 }
 
 consumer_t *consumer_by_id(bq_t *bq, uint64_t id) {
@@ -109,7 +110,7 @@ consumer_t *consumer_by_id(bq_t *bq, uint64_t id) {
     return consumer;
 }
 
-/* Both tables made anew. Consumers are entered from the newest to the oldest, so that the newest is still found first. */
+/* Rebuilds both tables. Consumers are added from the newest to the oldest, so that the newest is still found first. */
 static bool tables_make(bq_t *bq, uint32_t size) {
     consumers_t *consumers = &bq->consumers;
     consumer_t **tables = pool_alloc(&bq->pool, 2 * size * sizeof *tables), **at;
@@ -132,7 +133,7 @@ static bool tables_make(bq_t *bq, uint32_t size) {
 
 static void names_enter(bq_t *bq, consumer_t *consumer) {
     consumers_t *consumers = &bq->consumers;
-    if (consumers->count >= consumers->table_size) tables_make(bq, consumers->table_size * 2); /* else: slower, not wrong */
+    if (consumers->count >= consumers->table_size) tables_make(bq, consumers->table_size * 2); /* on failure: slower */
     consumer_t **slot = name_slot(consumers, consumer);
     consumer->name_chain = *slot;
     *slot = consumer;
@@ -140,7 +141,7 @@ static void names_enter(bq_t *bq, consumer_t *consumer) {
 
 void consumer_id_assign(bq_t *bq, consumer_t *consumer, uint64_t id) {
     consumer_t **slot = id_slot(&bq->consumers, id);
-    if (!id) return; /* none that a core gives */
+    if (!id) return; /* a core never assigns id 0 */
     consumer->id = id;
     consumer->id_chain = *slot;
     *slot = consumer;
@@ -160,7 +161,7 @@ static void id_leave(consumers_t *consumers, consumer_t *consumer) {
     consumer->id = 0;
 }
 
-/* It is known by another name now: it became durable, or is no longer. */
+/* Its name changes when it becomes durable or stops being durable. */
 static void name_change(bq_t *bq, consumer_t *consumer, const consumer_request_t *request, bq_conn_t owner) {
     name_leave(&bq->consumers, consumer);
     consumer->owner = owner;
@@ -170,7 +171,7 @@ static void name_change(bq_t *bq, consumer_t *consumer, const consumer_request_t
     *slot = consumer;
 }
 
-/* ---- registrations: for whom a durable subscription is kept -------------------------------------------------------------------- */
+/* ---- registrations: client_ids that keep a durable subscription -------------------------------------------------- */
 
 registration_t *registration_new(bq_t *bq, const uint8_t *client_id, uint32_t size, uint64_t id) {
     registration_t *registration = pool_alloc(&bq->pool, sizeof *registration + size);
@@ -195,7 +196,7 @@ static registration_t *registration_find(const bq_t *bq, const consumer_t *consu
 
 void registration_enter(bq_t *bq, consumer_t *consumer, registration_t *registration) {
     registration->key = consumer_owner_enter(bq, registration->client_id, registration->size);
-    consumer_owner_leave(bq, consumer->key); /* it counts for those it is kept for */
+    consumer_owner_leave(bq, consumer->key); /* now counted through its registrations */
     consumer->key = NULL;
     registration->next = consumer->registrations;
     consumer->registrations = registration;
@@ -215,8 +216,9 @@ static void registration_remove(bq_t *bq, consumer_t *consumer, registration_t *
     registration_free(bq, registration);
 }
 
-/* With the last one of them a durable subscription ends, and so does a durable group nobody is connected to. One that has members
- * goes on in memory, as does the subscription of `keep`, whose client has been told that it is no more than that. True: it ended. */
+/* Without its last registration, a durable subscription ends, and so does a durable group without members. A group with members
+ * continues in memory. So does the subscription of `keep`, whose client has been told that it is not durable. True: the consumer
+ * ended. */
 static bool registration_end(bq_t *bq, consumer_t *consumer, registration_t *registration, const connection_t *keep) {
     registration_remove(bq, consumer, registration);
     if (consumer->registrations) return false;
@@ -231,14 +233,14 @@ static bool registration_end(bq_t *bq, consumer_t *consumer, registration_t *reg
     return false;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 static size_t consumer_bytes(const consumer_t *consumer) {
     return sizeof *consumer + consumer->filter_size + consumer->group_size;
 }
 
 consumer_t *consumer_new(bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
-    uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* those of a group are its registrations */
+    uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* a group's client_ids are its registrations */
     size_t size = sizeof(consumer_t) + request->filter_size + client_id_size + request->group_size;
     consumer_t *consumer = pool_alloc(&bq->pool, size);
     if (!consumer) return NULL;
@@ -287,7 +289,7 @@ void consumer_free(bq_t *bq, consumer_t *consumer) {
     pool_free(&bq->pool, consumer, consumer_bytes(consumer));
 }
 
-/* ---- requests: SUB --------------------------------------------------------------------------------------------------------- */
+/* ---- requests: SUB ----------------------------------------------------------------------------------------------- */
 
 static const char *NO_ROOM = "the broker is out of memory, or its log takes nothing now";
 static const char *TOO_MANY_CONSUMERS =
@@ -303,7 +305,8 @@ static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_out
     return false;
 }
 
-/* Which consumer a SUB is about; NULL: it is new. A durable one goes before the connection's own, which may have to become it. */
+/* The consumer that a SUB refers to; NULL: a new one. A durable consumer has priority over the connection's own, which may become
+ * durable. */
 static consumer_t *consumer_wanted(bq_t *bq, connection_t *connection, const consumer_request_t *request) {
     consumer_request_t lasting = *request, passing = *request;
     lasting.durable = request->client_id_size > 0;
@@ -314,7 +317,7 @@ static consumer_t *consumer_wanted(bq_t *bq, connection_t *connection, const con
     return own;
 }
 
-/* What a SUB has made so far, to be taken back if the rest of it cannot be had. */
+/* The changes a SUB has made so far, to undo if a later step fails. */
 typedef struct attempt {
     consumer_t *consumer;
     member_t *member;
@@ -326,8 +329,7 @@ static void attempt_undo(bq_t *bq, const attempt_t *attempt) {
     if (attempt->consumer && !attempt->consumer->members && !attempt->consumer->durable) consumer_free(bq, attempt->consumer);
 }
 
-/* Where the record says that it begins: with what has not been acknowledged and the WAL is sure to have. What is older stays in
- * memory, as it was promised. */
+/* The floor for the record: the unacknowledged messages that are certainly still in the WAL. Older ones stay in memory only. */
 static uint64_t floor_to_wal(bq_t *bq, consumer_t *consumer) {
     uint64_t kept_from = consumer->kept_lsn;
     if (!consumer->durable && !consumer->behind) {
@@ -339,7 +341,7 @@ static uint64_t floor_to_wal(bq_t *bq, consumer_t *consumer) {
     return consumer->floor_lsn + 1 < kept_from ? kept_from - 1 : consumer->floor_lsn;
 }
 
-/* From here on its floor is in the WAL, at `floor_lsn`, as of the record at `lsn`. */
+/* From now on the floor is durable, starting with `floor_lsn` in the record at `lsn`. */
 static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) {
     consumer->kept_lsn = floor_lsn + 1;
     consumer->floor_logged = floor_lsn;
@@ -348,7 +350,8 @@ static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) 
     consumer->floor_record_lsn = consumer->waited_lsn = lsn;
 }
 
-/* A client_id from which on the consumer is durable, or stays so. Its SubAck waits for the record to be on disk. False: no room. */
+/* Adds a client_id, so that the consumer becomes or stays durable. The SubAck waits for the commit of the record. False: no
+ * room. */
 static bool registration_begin(bq_t *bq, connection_t *connection, uint64_t seq, attempt_t *attempt,
                                const consumer_request_t *request) {
     consumer_t *consumer = attempt->consumer;
@@ -380,7 +383,7 @@ static bool registration_begin(bq_t *bq, connection_t *connection, uint64_t seq,
     return true;
 }
 
-/* Found at the start, but a full disk has not let this process make sure of it yet: a SubAck now could be one too many. */
+/* Found at the start, but not synced yet because the disk is full: a SubAck now could be wrong after a power cut. */
 static bool in_doubt(const bq_t *bq, const registration_t *registration) {
     return bq->dispatched_lsn < bq->found_lsn && registration->record_lsn > bq->dispatched_lsn;
 }
@@ -401,7 +404,7 @@ static const char *over_limits(bq_t *bq, const consumer_t *consumer, bool holds,
     return TOO_MANY_OF_KEY;
 }
 
-/* The connection's own subscription, when it has taken up the durable one of the same filter: all that it holds is there too. */
+/* Ends the connection's own subscription after it has joined the durable one with the same filter, which has all its messages. */
 static void own_end(bq_t *bq, connection_t *connection, const consumer_request_t *request, const consumer_t *taken_up) {
     consumer_request_t passing = *request;
     passing.durable = false;
@@ -443,7 +446,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     raise_qos(bq, &attempt, request->qos);
     *remains = true;
     if (holds) return true;
-    /* Another connection of a client_id that is not on disk yet waits for that too. */
+    /* Another connection of a client_id whose record is not durable yet also waits for that commit. */
     bool unsure = registration && registration->record_lsn > wal_durable(bq->wal);
     if (unsure &&
         commit_answer(bq, connection, seq, registration->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
@@ -453,7 +456,7 @@ bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const 
     return true;
 }
 
-/* The WAL failed before the record was on disk: the client is told that it has no such subscription, so it has none. */
+/* The WAL failed before the record was durable. The client gets an error, so its subscription is undone. */
 void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
     const uint8_t *text = pending_bytes_at(pending);
     uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
@@ -479,7 +482,7 @@ void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_c
         event_unsubscribed(bq, connection, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
 }
 
-/* ---- requests: UNSUB ------------------------------------------------------------------------------------------------------- */
+/* ---- requests: UNSUB --------------------------------------------------------------------------------------------- */
 
 static bool concerns(const consumer_t *consumer, const consumer_request_t *request) {
     return !request->group_size || text_is(consumer_group(consumer), consumer->group_size, request->group, request->group_size);
@@ -493,12 +496,13 @@ uint32_t consumer_registrations_end(bq_t *bq, const consumer_request_t *request,
             concerns(consumer, request) ? registration_find(bq, consumer, request->client_id, request->client_id_size) : NULL;
         bool ends = registration && registration->id <= id_max;
         count += ends;
-        if (!ends || !end || !registration_end(bq, consumer, registration, NULL)) index++; /* else another one has its place */
+        /* otherwise another consumer moved to this index */
+        if (!ends || !end || !registration_end(bq, consumer, registration, NULL)) index++;
     }
     return count;
 }
 
-/* This connection's part in every consumer of that filter, and group. */
+/* Ends this connection's membership in every consumer with that filter (and group). */
 static uint32_t memberships_end(bq_t *bq, connection_t *connection, const consumer_request_t *request) {
     uint32_t count = 0;
     for (member_t *member = connection->members, *next; member; member = next) {
@@ -553,7 +557,7 @@ uint32_t consumers_missed(bq_t *bq, const pending_commit_t *pending) {
     return count;
 }
 
-/* ---- all of them ---- */
+/* ---- all consumers ----------------------------------------------------------------------------------------------- */
 
 bool consumers_init(bq_t *bq) {
     bq->consumers.pump_tail = &bq->consumers.pump;
@@ -567,7 +571,7 @@ void consumers_release(bq_t *bq) {
     flight_release(bq);
     if (consumers->names) pool_free(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
     consumers->names = consumers->ids = NULL;
-    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after wal_close: no read is under way */
+    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after wal_close no read is active */
         if (consumers->readers[slot].buffer)
             pool_free(&bq->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
 }

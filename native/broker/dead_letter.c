@@ -12,12 +12,12 @@
 
 static const char TOO_OFTEN[] = "max_deliveries", OVER[] = "session_log_bytes";
 
-/* The topic of a letter of a letter would be one of the same again. */
+/* A dead letter gets no dead letter of its own: its topic would have the same prefix again. */
 static bool is_letter(const message_t *message) {
     return message->topic_size >= PREFIX_BYTES && !memcmp(message->topic, DEAD_LETTER_PREFIX, PREFIX_BYTES);
 }
 
-/* A topic of nearly the largest size is cut, at a character; the property has all of it. */
+/* A topic near the size limit is shortened at a character; the property has the full topic. */
 static uint32_t topic_write(uint8_t *out, const uint8_t *topic, uint32_t size) {
     if (size > TOPIC_BYTES_MAX - PREFIX_BYTES) size = TOPIC_BYTES_MAX - PREFIX_BYTES;
     memcpy(out, DEAD_LETTER_PREFIX, PREFIX_BYTES);
@@ -47,7 +47,7 @@ uint32_t dead_letter_properties_again(uint8_t *out, const uint8_t *topic, uint32
     return dead_letter_properties(out, topic + front, topic_size - front, record->id, record->deliveries, record->over != 0);
 }
 
-/* Who would get the letter. No memory to find that out: somebody may want it, so it has to be on disk. */
+/* Who would receive the dead letter. If there is no memory to find out, it is written to the WAL. */
 enum wanted { WANTED_BY_NOBODY, WANTED_BY_QOS0, WANTED, WANTED_LATER };
 
 static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
@@ -60,9 +60,9 @@ static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
     return topic->target_count || topic->grouped ? WANTED_BY_QOS0 : WANTED_BY_NOBODY;
 }
 
-/* ---- those that wait for the WAL ------------------------------------------------------------------------------------------ */
+/* ---- dead letters that wait for the WAL -------------------------------------------------------------------------- */
 
-/* In LSN order, over all consumers: the oldest is what keeps the WAL's oldest segment, so it has the first of whatever room there is. */
+/* In LSN order over all consumers: the oldest keeps the WAL's oldest segment, so it gets free room first. */
 static void line_join(bq_t *bq, delivery_t *delivery) {
     dead_letters_t *letters = &bq->dead_letters;
     delivery_t *before = letters->last;
@@ -83,9 +83,9 @@ static void line_leave(bq_t *bq, delivery_t *delivery) {
     delivery->dead_letter_waits = false;
 }
 
-/* ---- sending ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sending ----------------------------------------------------------------------------------------------------- */
 
-/* 0: settled or on its way. Else why it has to wait. */
+/* 0: settled, or waiting for the commit. Otherwise the reason to wait. */
 static int64_t dead_letter_try(bq_t *bq, delivery_t *delivery) {
     uint8_t topic[TOPIC_BYTES_MAX], properties[DEAD_LETTER_PROPERTIES_BYTES_MAX];
     const message_t from = delivery_message(delivery);
@@ -115,7 +115,7 @@ static void drop(bq_t *bq, delivery_t *delivery) {
     delivery_dead(bq, delivery);
 }
 
-/* The oldest message that the WAL has to keep, if that is a letter in line: the WAL could let go of it, were it written or dropped. */
+/* The oldest message in the WAL, if it waits for its dead letter: once it is written or dropped, the WAL can delete it. */
 static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
     const consumer_t *oldest = NULL;
     for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
@@ -125,7 +125,7 @@ static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
     return oldest && oldest->head && oldest->head->dead_letter_waits ? oldest->head : NULL;
 }
 
-/* Nothing else may be what makes room: the oldest lie in the segment that is deleted next. */
+/* Drops only messages that make room: the oldest are in the segment that is deleted next. */
 static void drop_oldest(bq_t *bq) {
     dead_letters_t *letters = &bq->dead_letters;
     delivery_t *delivery = letter_that_keeps_the_wal(bq);
@@ -139,13 +139,13 @@ static void drop_oldest(bq_t *bq) {
     letters->patience_ms = DEAD_LETTER_PATIENCE_NEXT_MS;
 }
 
-/* The first in line has been refused. A full WAL is given time. */
+/* The WAL has refused the first in line. A full WAL gets some time. */
 static void refused(bq_t *bq, int64_t error) {
     dead_letters_t *letters = &bq->dead_letters;
     letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
                                     : error == WAL_E_FULL ? RETRY_FULL_MS
                                                           : RETRY_OTHER_MS);
-    if (!letters->patience_ms) letters->patience_ms = DEAD_LETTER_PATIENCE_MS; /* the WAL was full before the first of them */
+    if (!letters->patience_ms) letters->patience_ms = DEAD_LETTER_PATIENCE_MS; /* the WAL was full before the first dead letter */
     if (error == WAL_E_FULL && !letters->refused_ms)
         letters->refused_ms = bq->now_ms;
     else if (error == WAL_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
@@ -160,13 +160,13 @@ static void taken(bq_t *bq, delivery_t *delivery) {
     bq->dead_letters.drops = 0;
 }
 
-/* The WAL is full for the first in line. Behind it may be the one that keeps the WAL full: that goes before it. */
+/* The WAL is full for the first in line. If another one keeps the WAL full, it goes first. */
 static bool overtaken(bq_t *bq, const delivery_t *first) {
     delivery_t *delivery = letter_that_keeps_the_wal(bq);
     if (!delivery || delivery == first) return false;
     const consumer_t *consumer = delivery->consumer;
     if (dead_letter_try(bq, delivery) < 0) return false;
-    if (consumer->head == delivery && delivery->letter) taken(bq, delivery); /* else it is settled, and gone */
+    if (consumer->head == delivery && delivery->letter) taken(bq, delivery); /* otherwise it is settled and freed */
     return true;
 }
 
@@ -178,18 +178,18 @@ void dead_letters_turn(bq_t *bq) {
         bq->stats.work += WORK_QOS1;
         delivery_t *delivery = letters->first;
         if (delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now) {
-            consumer_timeout(bq, delivery); /* settles it: its time is over */
+            consumer_timeout(bq, delivery); /* settles it: expired */
             continue;
         }
         int64_t error = dead_letter_try(bq, delivery);
-        if (error == BQ_E_TOO_LARGE || (error == WAL_E_FULL && delivery->over)) { /* the quota is there to make room */
+        if (error == BQ_E_TOO_LARGE || (error == WAL_E_FULL && delivery->over)) { /* the quota has to make room */
             drop(bq, delivery);
         } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {
             continue;
         } else if (error < 0) {
             refused(bq, error);
             return;
-        } else if (letters->first == delivery) { /* on its way to the disk */
+        } else if (letters->first == delivery) { /* waiting for the commit */
             taken(bq, delivery);
         }
     }

@@ -23,7 +23,7 @@ static void account(queue_t *queue, queue_env_t *env, int64_t messages, int64_t 
 static queue_entry_t *entry_new(queue_env_t *env, queue_t *queue, const queue_run_t *run) {
     queue_entry_t *entry = pool_alloc(env->pool, sizeof *entry);
     if (!entry) return NULL;
-    entry->timer.kind = TIMER_ENTRY; /* field by field: clearing it all first is half as much again */
+    entry->timer.kind = TIMER_ENTRY; /* set each field: clearing the whole entry first costs half as much again */
     entry->timer.wheel.link = NULL;
     entry->count = run->count;
     entry->tick = run->tick;
@@ -52,7 +52,7 @@ static void entry_insert_after(queue_t *queue, queue_entry_t *before, queue_entr
     if (!queue->oldest) queue->oldest = entry;
 }
 
-/* Take an entry out and free it. Its messages and bytes have been accounted for already. */
+/* Removes an entry and frees it. Its messages and bytes are already accounted for. */
 static void entry_free(queue_env_t *env, queue_entry_t *entry) {
     queue_t *queue = entry->queue;
     if (entry->previous)
@@ -69,7 +69,7 @@ static void entry_free(queue_env_t *env, queue_entry_t *entry) {
     pool_free(env->pool, entry, sizeof *entry);
 }
 
-/* The entry's first `bytes` are no longer wanted. */
+/* Removes the entry's first `bytes`. */
 static void entry_advance(queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
     entry->offset += bytes;
     entry->size -= bytes;
@@ -130,7 +130,7 @@ static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) 
     env->stats->dropped_queue_full += messages;
 }
 
-/* Drop the first `count` messages of an entry whose first frame is untouched. Frees the entry when none is left. */
+/* Drops the first `count` messages of an entry whose first frame is not partly sent. Frees the entry if it becomes empty. */
 static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t count) {
     queue_t *queue = entry->queue;
     uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->buffer, entry->offset, count);
@@ -143,8 +143,8 @@ static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t co
     entry->count -= count;
 }
 
-/* A frame that is partly on the wire must be finished, or the stream breaks. Leave it in an entry of its own, so that what
- * follows can be dropped like any other. Returns the entry with the rest, or NULL when there is none (or no memory). */
+/* A partly sent frame must be completed, or the stream becomes invalid. Leaves it in its own entry, so that the messages after it
+ * can be dropped. Returns the entry with the rest; NULL: there is none, or no memory. */
 static queue_entry_t *entry_split_head(queue_env_t *env, queue_entry_t *entry) {
     if (entry->count <= 1) return NULL;
     uint32_t rest = entry->head_left;
@@ -168,23 +168,23 @@ static queue_entry_t *with_messages(const queue_env_t *env, queue_entry_t *entry
     return entry;
 }
 
-/* The oldest entry that can be dropped from. No part of the walk is made twice: replies and QoS 1 deliveries by the thousand may
- * wait in front of a full queue, and each message that comes drops one. */
+/* The oldest entry with messages that may be dropped. `oldest` avoids repeated walks: a full queue may start with thousands of
+ * replies and QoS 1 deliveries, and each new message drops one. */
 static queue_entry_t *oldest_droppable(queue_env_t *env, queue_t *queue) {
     queue_entry_t *entry = queue->oldest = with_messages(env, queue->oldest);
     if (!entry || !entry->head_left) return entry;
     queue_entry_t *rest = entry_split_head(env, entry);
-    if (!rest && entry->count > 1) return with_messages(env, entry->next); /* no memory to split it now */
+    if (!rest && entry->count > 1) return with_messages(env, entry->next); /* no memory to split the entry now */
     return queue->oldest = rest ? rest : with_messages(env, entry->next);
 }
 
-/* Make room for `messages` and `bytes` at the tail by dropping from the head. */
+/* Makes room for `messages` and `bytes` at the tail by dropping from the head. */
 static void make_room(queue_t *queue, queue_env_t *env, uint32_t messages, uint64_t bytes) {
     while (!queue_fits(queue, env, messages, bytes)) {
         queue_entry_t *entry = oldest_droppable(env, queue);
         if (!entry) return;
         uint64_t over = (uint64_t)queue->messages + messages;
-        over = over > env->messages_max ? over - env->messages_max : 1; /* short of bytes only: one at a time */
+        over = over > env->messages_max ? over - env->messages_max : 1; /* only bytes are short: drop one message at a time */
         uint32_t count = over < entry->count ? (uint32_t)over : entry->count;
         count_overflow(queue, env, count);
         entry_drop_front(env, entry, count);
@@ -197,7 +197,7 @@ static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
     count_overflow(queue, env, messages);
 }
 
-/* How many of the run's first messages fit, one by one. */
+/* Counts how many of the run's first messages fit. */
 static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queue_run_t *run, uint32_t *bytes) {
     uint32_t count = 0;
     *bytes = 0;
@@ -216,7 +216,7 @@ static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
     run->count -= messages;
 }
 
-/* The run's last messages that fit an empty queue: what drop_oldest would have left had they come one by one. */
+/* The run's last messages that fit an empty queue: drop_oldest would leave the same if they came one by one. */
 static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
     queue_run_t part = *run;
     while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max))
@@ -224,8 +224,8 @@ static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
     return part;
 }
 
-/* Push what fits and refuse the rest, message by message: a small one behind a large one that did not fit may still fit, so
- * that what is lost does not depend on how messages were gathered into runs. */
+/* Appends the messages that fit and drops the others, one by one: a small message may fit after a large one that did not. So the
+ * dropped messages do not depend on how messages are grouped into runs. */
 static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
     bool pushed = true;
     while (run.count && queue->messages < env->messages_max) {
@@ -246,7 +246,7 @@ bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *ru
     if (overflow_policy == BQ_OVERFLOW_POLICY_DROP_NEW) return push_fitting(queue, env, *run);
     queue_run_t part = newest_part(env, run);
     make_room(queue, env, part.count, part.size);
-    /* Only a frame partly sent can be in the way now: it holds its place until it is out, and the run's oldest give way. */
+    /* Only a partly sent frame can still take room. It must be completed, so the oldest messages of the run are dropped. */
     while (part.count && !queue_fits(queue, env, part.count, part.size))
         run_cut_front(&part, 1, frame_size_at(part.buffer, part.offset));
     count_refused(queue, env, run->count - part.count);
@@ -259,7 +259,7 @@ static void count_delivered(queue_t *queue, queue_env_t *env, uint32_t messages,
     account(queue, env, -(int64_t)messages, -(int64_t)bytes);
 }
 
-/* The head entry has been sent for its first `bytes`, fewer than it has: walk the frames to count the whole ones. */
+/* Only the first `bytes` of the head entry are sent: walks its frames to count the complete ones. */
 static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *entry, uint32_t bytes) {
     if (!entry->count) {
         if (!entry->kept) queue->control_bytes -= bytes;
@@ -280,7 +280,7 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
     count_delivered(queue, env, whole, bytes);
 }
 
-/* A Reply or a QoS 1 delivery has left. */
+/* A Reply or a QoS 1 delivery is completely sent. */
 static void other_sent(queue_t *queue, queue_env_t *env, queue_entry_t *entry) {
     queue_entry_t *hold = entry->other;
     if (!entry->kept) queue->control_bytes -= entry->size;
@@ -311,7 +311,7 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
     queue_t *queue = entry->queue;
     if (entry->head_left) {
         entry = entry_split_head(env, entry);
-        if (!entry) return; /* nothing but the frame that must be finished */
+        if (!entry) return; /* only the frame that must be completed */
     }
     queue->dropped_ttl += entry->count;
     env->stats->dropped_ttl += entry->count;
@@ -320,7 +320,8 @@ void queue_expire(queue_entry_t *entry, queue_env_t *env) {
 
 void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     queue_entry_t *entry = queue->head;
-    bool begun = entry && entry->head_left; /* its first frame must be finished, whatever its age; what follows need not */
+    /* a partly sent frame must be completed even if expired; the frames after it may be dropped */
+    bool begun = entry && entry->head_left;
     while (entry && (begun || (entry->tick && entry->tick <= now_tick))) {
         queue_entry_t *next = entry->next;
         if (entry->tick && entry->tick <= now_tick) queue_expire(entry, env);
@@ -329,7 +330,8 @@ void queue_expire_head(queue_t *queue, queue_env_t *env, uint64_t now_tick) {
     }
 }
 
-/* Of an entry without messages (a Reply, a QoS 1 delivery) nobody knows how much of it has left: begun, it is finished. */
+/* An entry without messages (a Reply, a QoS 1 delivery) does not record whether it is partly sent. `begun` tells it; such an
+ * entry is completed. */
 uint64_t queue_discard(queue_t *queue, queue_env_t *env, bool begun) {
     uint64_t dropped = 0;
     queue_entry_t *entry = queue->head;

@@ -1,15 +1,16 @@
-/* broker/publish.c: from one publish to the queues of everyone who wants it.
+/* broker/publish.c: from a publish to the queues of its subscribers.
  *
- * Frames are encoded once into the open buffer and gathered into a run; a run goes to each queue as one entry. That is what
- * makes a message cost nanoseconds: the work per subscriber is done per run, not per message.
+ * Frames are encoded once into the open buffer and collected in a run. A run is appended to each queue as one entry. So the work
+ * per subscriber is done per run, not per message.
  *
- * Invariant: the run that is open belongs to one topic whose targets do not change while it is open. The routes
- * close it before they change, and shared_reserve before anything else is put behind it.
+ * Invariant: the open run has one topic, whose targets do not change while the run is open. The routes close it before a change,
+ * and shared_reserve closes it before other data is appended.
  */
 #include "broker/budget.h"
 #include "core.h"
 
-/* Publishers that serve many topics mostly go round them in one order, so the last one's follower is tried before the cache. */
+/* Publishers with many topics usually publish to them in the same order, so the follower of the last topic is tried before the
+ * cache. */
 topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
     topic_t *topic = last ? last->follower : NULL;
     if (topic && topic_is(topic, name, size)) {
@@ -24,7 +25,7 @@ topic_t *publish_topic_find(bq_t *bq, topic_t *last, const uint8_t *name, uint32
     return topic;
 }
 
-/* Push under caps of a little less than the queue holds now, so that the policy makes it smaller by a sixteenth. */
+/* Appends with limits slightly below the queue's size, so that the overflow policy shrinks the queue by a sixteenth. */
 static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run) {
     const queue_t *queue = &target->queue;
     queue_env_t squeezed = bq->queues;
@@ -33,8 +34,8 @@ static void push_squeezed(bq_t *bq, connection_t *target, const queue_run_t *run
     queue_push_dropping(&target->queue, &squeezed, run, bq->config.overflow_policy);
 }
 
-/* A full queue whose socket may still take something is flushed before anything is dropped: messages are lost when the client
- * is slow, never because many publishers were read in one turn. */
+/* Before messages are dropped, a full queue is flushed if its socket may accept data. So messages are lost only if the client is
+ * slow, not because many publishers were read in one turn. */
 static NOINLINE void push_to_slow(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
     if (!target->blocked) connection_send(bq, target);
     bq->stats.work += 1 + run->count / WORK_DROPS;
@@ -47,7 +48,7 @@ static NOINLINE void push_to_slow(bq_t *bq, connection_t *target, const queue_ru
     connection_mark_dirty(bq, target, order);
 }
 
-/* Give a run to one subscriber. */
+/* Appends a run to one subscriber's queue. */
 static inline void push_to(bq_t *bq, connection_t *target, const queue_run_t *run, enum flush_order order) {
     if (BQ_UNLIKELY(target->blocked || !queue_fits(&target->queue, &bq->queues, run->count, run->size))) {
         push_to_slow(bq, target, run, order);
@@ -62,7 +63,7 @@ static bool has_room(const bq_t *bq, const connection_t *target, uint32_t messag
     return queue_fits(&target->queue, &bq->queues, messages, bytes);
 }
 
-/* A group's next live member with room, else its next live one, else NULL. */
+/* The group's next live member with room, otherwise its next live member, otherwise NULL. */
 static connection_t *group_member(bq_t *bq, consumer_t *consumer, uint32_t messages, uint64_t bytes, bool *room) {
     connection_t *first = NULL;
     *room = true;
@@ -79,7 +80,7 @@ static connection_t *group_member(bq_t *bq, consumer_t *consumer, uint32_t messa
     return first;
 }
 
-/* Each queue group gives the run to one of its live members. Groups of QoS 1 take QoS 0 messages too (`all`). */
+/* Each queue group appends the run to one live member. With `all`, QoS 1 groups get it too. */
 static void push_to_groups(bq_t *bq, const topic_t *topic, const queue_run_t *run, bool all) {
     bool room;
     for (uint32_t i = 0; i < topic->consumer_count; i++) {
@@ -124,7 +125,7 @@ uint64_t publish_expiry_tick(const bq_t *bq, uint64_t from_ms, uint64_t ttl_ms) 
     return BQ_LIKELY(!ttl_ms) ? 0 : (from_ms + ttl_ms + bq->config.tick_ms - 1) / bq->config.tick_ms;
 }
 
-/* Block policy: a group of the topic whose members are all full. Nobody's turn passes by looking. */
+/* Block policy: whether all members of one of the topic's groups are full. Does not advance the member in turn. */
 static bool group_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     bool room = true;
     for (uint32_t i = 0; i < topic->consumer_count && room; i++) {
@@ -136,7 +137,7 @@ static bool group_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     return !room;
 }
 
-/* Block policy: what the fullest target has room for; or the waiters of the target without room for even one frame of `size` bytes. */
+/* Block policy: the room in the fullest target, or the waiters of a target that has no room for a frame of `size` bytes. */
 static wait_list_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
     const queue_env_t *env = &bq->queues;
     for (uint32_t i = 0; i < topic->target_count; i++) {
@@ -151,13 +152,13 @@ static wait_list_t *room_for_run(bq_t *bq, const topic_t *topic, uint32_t size, 
         if (bytes < *size_max) *size_max = (uint32_t)bytes;
     }
     if (topic->grouped && group_full(bq, topic, size)) return &bq->group_waiters;
-    if (*size_max < size) *size_max = size; /* a frame over the cap goes alone into an empty queue, see queue_fits */
+    if (*size_max < size) *size_max = size; /* a frame above the limit is sent alone through an empty queue, see queue_fits */
     return NULL;
 }
 
-/* True: open. Otherwise *blocker is the subscriber to wait for. */
+/* True: open. False: *blocker is the list to wait in. */
 static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
-    /* A run fits an empty queue, so that a subscriber that reads loses nothing, whatever the caps and the batch are. */
+    /* A run fits an empty queue, so that a subscriber that keeps up loses nothing, for any limits and batch size. */
     const bq_config_t *config = &bq->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
     if (config->run_messages && config->run_messages < count_max) count_max = config->run_messages;
@@ -167,20 +168,20 @@ static bool run_open(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wai
         *blocker = room_for_run(bq, topic, size, &count_max, &size_max);
         if (*blocker) return false;
     }
-    if (topic->grouped) count_max = 1; /* members take turns message by message */
+    if (topic->grouped) count_max = 1; /* members get messages in turn, one by one */
     buffer_t *buffer = bq->buffers.open;
     bq->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
     bq->open.run = (queue_run_t){.buffer = buffer, .offset = buffer->used, .tick = tick};
     return true;
 }
 
-/* Whether a frame of `size` bytes may join the open run. */
+/* Whether a frame of `size` bytes can be added to the open run. */
 static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t tick, uint32_t size) {
     return open->run.buffer && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
            size <= open->size_max - open->run.size && size <= open->run.buffer->capacity - open->run.buffer->used;
 }
 
-/* The frame that does not fit the open run begins another. Kept out of the way of those that do. */
+/* Opens a new run for a frame that does not fit the open one. NOINLINE keeps the fast path short. */
 static NOINLINE enum publish_outcome run_change(bq_t *bq, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
     if (!shared_reserve(bq, size)) return PUBLISH_NO_MEMORY;
     return run_open(bq, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
@@ -220,16 +221,16 @@ enum publish_outcome publish(bq_t *bq, topic_t *topic, const uint8_t *payload, u
     return PUBLISH_DONE;
 }
 
-/* ---- behind the disk --------------------------------------------------------------------------------------------------- */
+/* ---- after the commit -------------------------------------------------------------------------------------------- */
 
-/* The topic's targets are current. */
+/* The topic's targets must be current. */
 bool publish_full(bq_t *bq, const topic_t *topic, uint32_t size) {
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
     bq->stats.work += topic->target_count;
     return room_for_run(bq, topic, topic->header_size + size, &count_max, &size_max) != NULL;
 }
 
-/* The first target from `i` on that has not been given this one through a consumer of QoS 1. */
+/* The first target from `i` on that has not received this message through a QoS 1 consumer. */
 static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pending, uint32_t i) {
     for (; i < topic->target_count; i++) {
         const connection_t *target = topic->targets[i];
@@ -239,7 +240,7 @@ static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pend
     return i;
 }
 
-/* Encoded anew for those who subscribed with QoS 0. False: no memory. */
+/* Encodes the message again for QoS 0 subscribers. False: no memory. */
 static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_t *pending, queue_run_t *run) {
     uint32_t size = pending->properties_size ? pending->hold.size : topic->header_size + pending->payload_size;
     uint8_t *out = shared_reserve(bq, size);
@@ -258,14 +259,15 @@ static bool pending_encode(bq_t *bq, const topic_t *topic, const pending_commit_
     return true;
 }
 
-/* One message that has been on disk first. Order is the WAL's, so it goes into the queues at once, as a run of its own; what it
- * waits for has been waited for. Mostly its subscribers have it through their consumers: then nothing is encoded. */
+/* Sends one committed message to the QoS 0 subscribers. The WAL gives the order, so it is appended at once, as a run of its own.
+ * Under the block policy the publisher has waited for room before. Usually all subscribers have the message through their
+ * consumers, and nothing is encoded. */
 void publish_pending(bq_t *bq, topic_t *topic, const pending_commit_t *pending) {
     queue_run_t run;
     bq->stats.work += topic->target_count;
     uint32_t i = next_unserved(topic, pending, 0);
     if (i == topic->target_count && !topic->grouped) return;
-    if (!pending_encode(bq, topic, pending, &run)) return; /* QoS 0 subscribers may lose it: memory is at its end */
+    if (!pending_encode(bq, topic, pending, &run)) return; /* out of memory: QoS 0 subscribers may lose the message */
     const enum flush_order order = topic->target_count > WIDE_TARGETS;
     for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) push_to(bq, topic->targets[i], &run, order);
     if (topic->grouped) push_to_groups(bq, topic, &run, pending->kind == PENDING_FOLLOW);

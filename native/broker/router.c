@@ -7,22 +7,22 @@
 
 #define FILTER_TABLE_SIZE_MIN 256u
 #define TOPIC_CHUNK 64u
-#define TARGETS_BYTES_MAX (16u << 20) /* merged target lists of the whole cache; past it the clock hand gives some back */
+#define TARGETS_BYTES_MAX (16u << 20) /* merged target lists of all topics; above this the clock hand frees some */
 #define CHANGES_KEPT 64u              /* a power of two */
 #define RESTARTS_MAX 16u
-#define LEVEL_BYTES 4u     /* of a filter's text for each unit of work that entering it takes, about a level */
-#define MERGED_PER_UNIT 8u /* members of a filter merged for one unit of work */
+#define LEVEL_BYTES 4u     /* bytes of filter text per unit of work when it is added: about a level */
+#define MERGED_PER_UNIT 8u /* members of a filter merged per unit of work */
 
 typedef struct filter {
     uint64_t hash;
     struct filter *chain;
-    connection_t **members; /* parallel to subscriptions, so that a literal topic can use it as its targets */
+    connection_t **members; /* parallel to subscriptions; a literal topic can use this array as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
     consumer_t **consumers;
     uint32_t consumer_count, consumer_capacity;
     int syntax;        /* 0 literal, 1 dot, 2 slash */
-    trie_node_t *node; /* of a wildcard filter */
+    trie_node_t *node; /* the last node of a wildcard filter */
     uint32_t size;
     uint8_t text[];
 } filter_t;
@@ -34,11 +34,11 @@ typedef struct route_change {
     uint8_t text[TOPIC_BYTES_MAX];
 } route_change_t;
 
-/* A search that stopped because its units were used up. */
+/* A search that has stopped because its units are used up. */
 typedef struct topic_search {
     trie_walk_t walks[2];
-    uint32_t syntax;     /* of the walk under way */
-    uint64_t generation; /* when it began, or when no later change was found to matter */
+    uint32_t syntax;     /* of the current walk */
+    uint64_t generation; /* of its start, or of the last change found not to matter */
 } topic_search_t;
 
 struct routes {
@@ -52,14 +52,14 @@ struct routes {
     trie_t tries[2];       /* dot, slash */
     topic_t **topics;      /* hash table */
     uint32_t topics_size;  /* a power of two */
-    topic_t **chunks;      /* the slots, TOPIC_CHUNK at a time */
+    topic_t **chunks;      /* slots in chunks of TOPIC_CHUNK */
     uint32_t topics_max, slots;
-    uint32_t hand; /* of the clock */
+    uint32_t hand; /* the clock hand */
     uint64_t targets_bytes, filter_bytes;
     uint64_t serial;
-    uint64_t mark; /* of the merge under way: a connection that carries it is in the list already */
+    uint64_t mark; /* of the current merge: a connection with this mark is already in the list */
     hash_key_t key;
-    route_change_t changes[CHANGES_KEPT]; /* by generation: the newest ones */
+    route_change_t changes[CHANGES_KEPT]; /* the newest changes, by generation */
 };
 
 static uint32_t power_of_two(uint32_t at_least) {
@@ -93,7 +93,7 @@ routes_t *route_new(pool_t *pool, uint32_t topics_max, const hash_key_t *key, ui
     return NULL;
 }
 
-/* ---- topics -------------------------------------------------------------------------------------------------------- */
+/* ---- topics ------------------------------------------------------------------------------------------------------ */
 
 static NOINLINE void search_end(routes_t *routes, topic_t *topic) {
     pool_free(routes->pool, topic->search, sizeof *topic->search);
@@ -151,7 +151,8 @@ static bool slots_add(routes_t *routes) {
     return true;
 }
 
-/* A free slot: a fresh one while the cache may grow, else the first that was not used since the hand came by (second chance). */
+/* A free slot: a new one while the cache may grow, otherwise the first one not used since the clock hand passed it (second
+ * chance). */
 static topic_t *slot_find(routes_t *routes) {
     if (routes->counts.topics == routes->slots && routes->slots < routes->topics_max) {
         routes->hand = routes->slots;
@@ -161,7 +162,7 @@ static topic_t *slot_find(routes_t *routes) {
         topic_t *topic = slot_at(routes, routes->hand);
         routes->hand = routes->hand + 1 == routes->slots ? 0 : routes->hand + 1;
         if (!topic->name_size) return topic;
-        if (routes->counts.topics < routes->slots) continue; /* a free one exists: do not evict on the way to it */
+        if (routes->counts.topics < routes->slots) continue; /* a free slot exists: evict nothing on the way to it */
         if (!topic->recent) {
             topic_forget(routes, topic);
             return topic;
@@ -218,7 +219,7 @@ topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint3
     return topic;
 }
 
-/* ---- filters ------------------------------------------------------------------------------------------------------- */
+/* ---- filters ----------------------------------------------------------------------------------------------------- */
 
 static filter_t **filter_slot(const routes_t *routes, uint64_t hash, const uint8_t *text, uint32_t size) {
     filter_t **at = &routes->filters[hash & (routes->filters_size - 1)];
@@ -229,7 +230,7 @@ static filter_t **filter_slot(const routes_t *routes, uint64_t hash, const uint8
 static void filters_grow(routes_t *routes) {
     uint32_t size = routes->filters_size * 2;
     filter_t **table = pool_alloc(routes->pool, size * sizeof *table);
-    if (!table) return; /* longer chains are slower, not wrong */
+    if (!table) return; /* longer chains are only slower */
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < routes->filters_size; i++) {
         for (filter_t *filter = routes->filters[i], *next; filter; filter = next) {
@@ -246,7 +247,7 @@ static void filters_grow(routes_t *routes) {
 
 static size_t filter_bytes(const filter_t *filter) { return sizeof *filter + filter->size; }
 
-/* Filters and subscriptions are counted: see route_bytes. */
+/* These two count the memory of filters and subscriptions; see route_bytes. */
 static void *take(routes_t *routes, size_t size) {
     void *block = pool_alloc(routes->pool, size);
     if (block) routes->filter_bytes += pool_good_size(size);
@@ -288,7 +289,7 @@ static void filter_free(routes_t *routes, filter_t *filter) {
     routes->counts.filters--;
 }
 
-/* The members of a filter change: topics that it matches must look again before they are used. */
+/* The members of a filter change: the targets of matching topics become stale. */
 static void filter_changed(routes_t *routes, const filter_t *filter) {
     before_change(routes);
     if (filter->syntax) {
@@ -328,9 +329,9 @@ static bool filter_reserve(routes_t *routes, filter_t *filter) {
     return true;
 }
 
-/* ---- subscriptions ------------------------------------------------------------------------------------------------- */
+/* ---- subscriptions ----------------------------------------------------------------------------------------------- */
 
-/* Search whichever is shorter, the filter's members or the connection's subscriptions: walk both in step. */
+/* Walks the filter's members and the connection's subscriptions in step, so that the shorter list limits the search. */
 static subscription_t *subscription_find(routes_t *routes, const filter_t *filter, const connection_t *connection,
                                          subscription_t *list) {
     uint32_t index = 0;
@@ -343,7 +344,7 @@ static subscription_t *subscription_find(routes_t *routes, const filter_t *filte
     return found;
 }
 
-/* The filter of that text, made if it is new. NULL with *error. */
+/* The filter with that text, created if new. NULL: see *error. */
 static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t size, int *error) {
     int syntax = filter_check(text, size);
     *error = syntax < 0 ? BQ_E_ARGUMENT : BQ_E_MEMORY;
@@ -358,7 +359,7 @@ int route_subscribe(routes_t *routes, connection_t *connection, subscription_t *
     filter_t *filter = filter_enter(routes, text, size, &error);
     if (!filter) return error;
     if (subscription_find(routes, filter, connection, *list)) return 0;
-    filter_changed(routes, filter); /* before the arrays move: a topic may have borrowed them */
+    filter_changed(routes, filter); /* before the arrays move: a topic may use them as its targets */
     subscription_t *subscription = filter_reserve(routes, filter) ? take(routes, sizeof *subscription) : NULL;
     if (!subscription) {
         filter_free_if_unused(routes, filter);
@@ -435,7 +436,7 @@ void route_consumer_leave(routes_t *routes, consumer_route_t *at) {
     filter_free_if_unused(routes, filter);
 }
 
-/* ---- resolving ----------------------------------------------------------------------------------------------------- */
+/* ---- resolving --------------------------------------------------------------------------------------------------- */
 
 typedef struct merge {
     routes_t *routes;
@@ -443,7 +444,7 @@ typedef struct merge {
     uint32_t *units;
 } merge_t;
 
-/* A topic's list of pointers with room for `need`, counted in the budget; NULL: no memory, and the old list still stands. */
+/* Room for `need` pointers in a topic's list, counted in targets_bytes. NULL: no memory; the old list stays valid. */
 static void *merged_reserve(routes_t *routes, void *list, uint32_t *capacity, uint32_t need) {
     if (list && need <= *capacity) return list;
     uint32_t grown = power_of_two(need);
@@ -467,7 +468,7 @@ static bool merge_consumers(routes_t *routes, topic_t *topic, const filter_t *fi
     return true;
 }
 
-/* Add a filter's members to the topic's targets, each connection once, and its consumers. */
+/* Adds the filter's consumers and members to the topic. Each connection is added once. */
 static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
     topic_t *topic = merge->topic;
@@ -488,7 +489,8 @@ static bool merge_filter(void *context, filter_t *filter) {
     return true;
 }
 
-/* Keep merged lists within their budget: the hand drops those of topics it passes; they are found again when needed. */
+/* Keeps merged lists below their limit: the clock hand drops the targets of topics it passes; they are found again when
+ * needed. */
 static void targets_trim(routes_t *routes, const topic_t *keep) {
     for (uint32_t i = 0; i < routes->slots && routes->targets_bytes > TARGETS_BYTES_MAX; i++) {
         topic_t *topic = slot_at(routes, routes->hand);
@@ -497,7 +499,7 @@ static void targets_trim(routes_t *routes, const topic_t *keep) {
     }
 }
 
-/* Whether a wildcard filter that changed after `generation` matches the topic, or so many changed that nobody knows. */
+/* Whether a wildcard filter changed after `generation` matches the topic. Also true if too many have changed to know. */
 static bool changed_since(routes_t *routes, const topic_t *topic, uint64_t generation) {
     uint64_t now = routes->counts.generation;
     if (now - generation > CHANGES_KEPT) return true;
@@ -509,7 +511,7 @@ static bool changed_since(routes_t *routes, const topic_t *topic, uint64_t gener
     return false;
 }
 
-/* A search goes on unless a filter that matches the topic changed meanwhile: then it begins anew. */
+/* Continues the search, or restarts it if a changed filter matches the topic. */
 static void search_continue(routes_t *routes, topic_t *topic, topic_search_t *search) {
     if (topic->search && changed_since(routes, topic, topic->search->generation)) targets_drop(routes, topic);
     routes->mark++;
@@ -524,7 +526,7 @@ static void search_continue(routes_t *routes, topic_t *topic, topic_search_t *se
     search->generation = routes->counts.generation;
 }
 
-/* False: there is no memory to remember the search in. */
+/* False: no memory to store the search. */
 static NOINLINE bool search_keep(routes_t *routes, topic_t *topic, const topic_search_t *search) {
     if (!topic->search) topic->search = pool_alloc(routes->pool, sizeof *search);
     if (topic->search) *topic->search = *search;
@@ -544,12 +546,12 @@ static bool search_literal(routes_t *routes, topic_t *topic, merge_t *merge) {
     filter_t *literal = *filter_slot(routes, topic->hash, topic->name, topic->name_size);
     if (!literal) return true;
     if (topic->target_capacity) return merge_filter(merge, literal);
-    topic->targets = literal->members; /* nobody else: borrow instead of copying */
+    topic->targets = literal->members; /* the only filter: use its array without a copy */
     topic->target_count = literal->count;
     return !literal->consumer_count || merge_consumers(routes, topic, literal);
 }
 
-/* A search that filters in change let begin anew gets twice the units each time, so that it ends whatever they do. */
+/* Each restart because of changed filters doubles the units, so that the search always ends. */
 static uint32_t units_for(const topic_t *topic, uint32_t units) {
     uint64_t more = (uint64_t)units << topic->restarts;
     return more < UINT32_MAX ? (uint32_t)more : UINT32_MAX;
@@ -585,7 +587,7 @@ enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t unit
 
 void route_free(routes_t *routes) {
     pool_t *pool = routes->pool;
-    routes->changing = NULL; /* nobody gives anything any more */
+    routes->changing = NULL; /* no work remains to be finished */
     for (uint32_t i = 0; i < routes->slots; i++) {
         topic_t *topic = slot_at(routes, i);
         if (topic->name_size) topic_forget(routes, topic);

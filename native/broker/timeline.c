@@ -5,15 +5,15 @@
 #include "broker/consumer_internal.h"
 
 #define TIMELINE_UNKNOWN INT64_MIN
-#define CORRECTION_MS_MIN 1000u /* less is rounding */
+#define CORRECTION_MS_MIN 1000u /* smaller differences are rounding */
 
-/* What WAL_TIME records hold: T and the clocks at mono_ms of a run. */
+/* Contents of a WAL_TIME record: T and the clocks at mono_ms of a run. */
 typedef struct time_record {
     uint64_t run, mono_ms;
     timeline_mark_t mark;
 } time_record_t;
 
-/* ---- the runs -------------------------------------------------------------------------------------------------------- */
+/* ---- the runs ---------------------------------------------------------------------------------------------------- */
 
 static timeline_run_t *run_find(timeline_t *line, uint64_t run) {
     for (uint32_t i = line->count; i-- > 0;)
@@ -48,7 +48,7 @@ static void mark_take(timeline_t *line, const timeline_mark_t *mark) {
     if (mark->clock.synchronized) line->synchronized = *mark;
 }
 
-/* Numbers that no core writes would overflow what is reckoned with them. */
+/* Larger values are not from a core and could overflow in the calculations. */
 static bool plausible(uint64_t ms) { return ms < (uint64_t)INT64_MAX / 4; }
 
 void timeline_restore(bq_t *bq, uint64_t lsn, const uint8_t *bytes, uint32_t size) {
@@ -74,7 +74,7 @@ void timeline_restore_publish(bq_t *bq, uint64_t lsn, const publish_record_t *re
     if (run->base_ms != TIMELINE_UNKNOWN) known(line, time_of(run, record->mono_ms));
 }
 
-/* ---- the section of a checkpoint ------------------------------------------------------------------------------------ */
+/* ---- the section of a checkpoint --------------------------------------------------------------------------------- */
 
 typedef struct timeline_section {
     timeline_mark_t last, synchronized;
@@ -101,7 +101,7 @@ void timeline_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     if (!head.last.clock.synchronized) line->synchronized = head.synchronized;
 }
 
-/* The clocks as they must show now, from what they showed when they were told last. */
+/* The current clocks, calculated from the last reported ones. */
 static timeline_mark_t mark_now(const bq_t *bq) {
     const timeline_t *line = &bq->timeline;
     timeline_mark_t mark = {.time_ms = timeline_now_ms(bq), .clock = line->clock};
@@ -127,10 +127,10 @@ void timeline_section_write(bq_t *bq, uint8_t *out) {
     memcpy(out + sizeof head, line->runs, line->count * sizeof *line->runs);
 }
 
-/* ---- the line itself ------------------------------------------------------------------------------------------------- */
+/* ---- the time line ----------------------------------------------------------------------------------------------- */
 
-/* T now, as far as a mark of an earlier run tells: in the same boot by the clock that counts through it, else by wall clocks
- * that were right both times. 0: it does not tell. */
+/* The current T according to a mark of an earlier run: within the same boot by the boot clock, otherwise by the wall clock if it
+ * was synchronized both times. 0: not known. */
 static uint64_t time_by(const timeline_mark_t *mark, const bq_clock_t *clock) {
     if (!mark->time_ms) return 0;
     if (clock->boot_id && clock->boot_id == mark->clock.boot_id)
@@ -141,7 +141,7 @@ static uint64_t time_by(const timeline_mark_t *mark, const bq_clock_t *clock) {
 
 static uint64_t later(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
-/* T starts at 1 in a new WAL: 0 stands for none. */
+/* T starts at 1 in a new WAL, because 0 means none. */
 static uint64_t time_at_start(const timeline_t *line, const bq_clock_t *clock) {
     uint64_t time_ms = later(line->known_ms, 1);
     return later(time_ms, later(time_by(&line->last, clock), time_by(&line->synchronized, clock)));
@@ -150,7 +150,8 @@ static uint64_t time_at_start(const timeline_t *line, const bq_clock_t *clock) {
 static void begin(bq_t *bq, const bq_clock_t *clock) {
     timeline_t *line = &bq->timeline;
     uint64_t time_ms = time_at_start(line, clock);
-    for (uint32_t i = 0; i < line->count; i++) /* of a version without TIME records: their newest record is as if written now */
+    /* runs from a version without TIME records: treat their newest record as written now */
+    for (uint32_t i = 0; i < line->count; i++)
         if (line->runs[i].base_ms == TIMELINE_UNKNOWN)
             line->runs[i].base_ms = (int64_t)time_ms - (int64_t)line->runs[i].latest_ms;
     run_add(line, bq->run, bq->found_lsn + 1, (int64_t)time_ms - (int64_t)bq->now_ms, bq->now_ms);
@@ -161,8 +162,8 @@ void timeline_begin(bq_t *bq) {
     if (!bq->timeline.begun) begin(bq, &bq->timeline.clock);
 }
 
-/* What the clocks show now tells of more time than was counted: the wall clock has become right, and was before the machine was
- * off; or the machine was asleep. */
+/* Corrects T if the clocks show that more time has passed: the wall clock is synchronized now and was before the machine was off,
+ * or the machine was suspended. */
 static void correct(bq_t *bq, const bq_clock_t *clock) {
     timeline_t *line = &bq->timeline;
     uint64_t time_ms = time_at_start(line, clock), now_ms = timeline_now_ms(bq);
@@ -213,7 +214,7 @@ uint64_t timeline_age_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *r
     const timeline_t *line = &bq->timeline;
     if (record->run == bq->run) return bq->now_ms > record->mono_ms ? bq->now_ms - record->mono_ms : 0;
     const timeline_run_t *run = run_find((timeline_t *)line, record->run);
-    if (!run) { /* forgotten: at least as old as the oldest run that is not */
+    if (!run) { /* dropped: counts as old as the oldest known run */
         if (!line->count || lsn >= line->runs[0].first_lsn) return 0;
         run = &line->runs[0];
     }

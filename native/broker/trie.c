@@ -86,7 +86,7 @@ static void child_unlink(trie_t *trie, trie_node_t *node) {
     trie->node_count--;
 }
 
-/* Remove nodes from here up that nothing needs any more. The root stays. */
+/* Frees this node and its parents while they are unused. The root stays. */
 static uint32_t prune(trie_t *trie, trie_node_t *node) {
     uint32_t count = 0;
     while (node->parent && !node->here && !node->rest && !node->single && !node->children) {
@@ -145,10 +145,10 @@ uint32_t trie_remove(trie_t *trie, trie_node_t *node, struct filter *filter) {
 
 typedef struct trie_step {
     const trie_node_t *node;
-    uint32_t at; /* where in the topic the node's next level begins; past its end: every level is used up */
+    uint32_t at; /* offset of the node's next level in the topic; beyond its end: no level is left */
 } trie_step_t;
 
-/* The branches that led to a node. */
+/* Stores the branches that lead to a node. */
 static NOINLINE void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
     *walk = (trie_walk_t){.begun = true};
     for (const trie_node_t *at = node; at->parent; at = at->parent) walk->levels++;
@@ -159,8 +159,8 @@ static NOINLINE void walk_remember(trie_walk_t *walk, const trie_node_t *node) {
     }
 }
 
-/* Down the same branches again, as far as they still are: the last node is the next to visit, and beside each literal level taken the
- * wildcard is still to come. Returns the depth of the stack. */
+/* Follows the stored branches as far as they still exist. The last node is visited next, and for each literal level on the path
+ * the wildcard branch remains to be visited. Returns the depth of the stack. */
 static NOINLINE uint32_t walk_resume(const trie_t *trie, const trie_walk_t *walk, const uint8_t *topic, uint32_t size,
                                      trie_step_t *stack) {
     uint32_t depth = 0, at = 0;
@@ -198,12 +198,12 @@ enum trie_outcome trie_match(const trie_t *trie, trie_walk_t *walk, const uint8_
             return TRIE_MORE;
         }
         (*units)--;
-        if (at > size) { /* every level of the topic is used up; `site/#` matches `site` itself, `WALs.>` does not match `WALs` */
+        if (at > size) { /* no level is left; `site/#` matches `site` itself, `logs.>` does not match `logs` */
             if (node->here && !found(context, node->here)) return TRIE_FAILED;
             if (slash && node->rest && !found(context, node->rest)) return TRIE_FAILED;
             continue;
         }
-        bool own = at == 0 && topic[0] == '$'; /* the broker's own topics: only for filters that name them */
+        bool own = at == 0 && topic[0] == '$'; /* a topic of the broker: the filter must name its first level */
         if (node->rest && !own && !found(context, node->rest)) return TRIE_FAILED;
         uint32_t end = level_end(topic, at, size, trie->separator);
         if (node->single && !own) stack[depth++] = (trie_step_t){node->single, end + 1};

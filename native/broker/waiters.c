@@ -38,7 +38,7 @@ void connection_release_waiters(bq_t *bq, connection_t *connection) {
     if (connection->group_count) wait_release(bq, &bq->group_waiters, UINT32_MAX);
 }
 
-/* The rest is woken when the connection is flushed next: whoever has gone on by then may have filled the queue again. */
+/* The rest is woken at the next flush of the connection: those woken now may fill the queue again. */
 static NOINLINE void wake_some(bq_t *bq, connection_t *connection, wait_list_t *list) {
     wait_release(bq, list, WAKES_MAX);
     if (!list->first) return;
