@@ -24,18 +24,19 @@
 
 #define POLL_EVENTS_MAX 512
 #define CONNECTION_CHUNK 64u
-#define REFUSED_MAX 64u              /* connections over the limit that are being refused, at once */
+#define REFUSED_MAX 64u              /* connections over the limit that are being refused at the same time */
 #define REFUSED_MS 1000u             /* time for such a connection to send HELLO */
 #define ENDING_MS 30000u             /* time that a client which closed its sending side waits for answers from the disk */
 #define LINGER_MS 1000u              /* time for a closed client to read its last Reply */
 #define CLOSING_MS 5000u             /* time for that Reply to be sent */
 #define RETRY_MS 2u                  /* retry delay while the event ring is full */
-#define READ_BYTES (1u << 20)        /* per connection and turn */
+#define READ_BYTES (1u << 20)        /* read limit per connection and turn */
 #define READ_BYTES_ALL (4u << 20)    /* shared by all connections with input in one turn */
 #define READ_BYTES_SHARE (64u << 10) /* minimum for each of them */
 #define READ_BYTES_FAN (48u << 10)   /* for a connection whose last topic has several subscribers */
 #define READ_BYTES_HEAVY (32u << 10) /* for a heavy connection, which cannot process more in its share of a turn */
-#define READ_BYTES_OWN (256u << 10)  /* step by which a connection's own buffer grows for a large frame */
+#define READ_BYTES_OWN                                                                                                           \
+    (256u << 10) /* maximum per read into a connection's own buffer for a large frame; the buffer grows by this */
 #define GATHER_BYTES                                                                                                             \
     (64u << 10) /* a shorter remainder moves to the front of the read buffer; a longer one gets a buffer of its own */
 #define READ_BYTES_BLOCKING (32u << 10) /* under the block policy: bounds the unprocessed input of a blocked publisher */

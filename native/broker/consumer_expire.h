@@ -1,4 +1,4 @@
-/* broker/consumer_expire.h: ends durable consumers after limits.session_expiry without a connection, across restarts.
+/* broker/consumer_expire.h: ends durable consumers after qos1.session_expiry_ms without a connection, across restarts.
  *
  * Absence is measured in the broker's own time T (broker/timeline.h), not by a wall clock; downtime counts as far as it is
  * known. Checkpoints store when a client was last connected. A kill loses changes since the last checkpoint. Therefore a
