@@ -35,8 +35,7 @@
 #define READ_BYTES_SHARE (64u << 10) /* minimum for each of them */
 #define READ_BYTES_FAN (48u << 10)   /* for a connection whose last topic has several subscribers */
 #define READ_BYTES_HEAVY (32u << 10) /* for a heavy connection, which cannot process more in its share of a turn */
-#define READ_BYTES_OWN                                                                                                           \
-    (256u << 10) /* maximum per read into a connection's own buffer for a large frame; the buffer grows by this */
+#define READ_BYTES_OWN (256u << 10)  /* per read into a connection's own buffer for a large frame; also its growth step */
 #define GATHER_BYTES                                                                                                             \
     (64u << 10) /* a shorter remainder moves to the front of the read buffer; a longer one gets a buffer of its own */
 #define READ_BYTES_BLOCKING (32u << 10) /* under the block policy: bounds the unprocessed input of a blocked publisher */
