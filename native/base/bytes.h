@@ -1,4 +1,4 @@
-/* base/bytes.h: what every file of the core includes: the boundary's types and three small tools. */
+/* base/bytes.h: included by every file of the core: the types of the boundary, and loads and stores of integers. */
 #ifndef BQ_BASE_H
 #define BQ_BASE_H
 
@@ -7,18 +7,19 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "api/settings.h" /* before bq.h, whose functions take its structs */
+#include "api/settings.h" /* before bq.h, whose functions use its structs */
 
 #include "api/bq.h"
 #include "base/check.h"
 
 #define BQ_LIKELY(x) __builtin_expect(!!(x), 1)
 #define BQ_UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define ALWAYS_INLINE __attribute__((always_inline)) /* once for each caller, however many there are */
-#define NOINLINE __attribute__((noinline))           /* what is seldom done would cost its caller registers, saved each time */
+#define ALWAYS_INLINE __attribute__((always_inline)) /* inlined at every call, however many there are */
+/* For rare code: inlined, it would cost its caller registers that are saved on each call */
+#define NOINLINE __attribute__((noinline))
 
-/* Wire and FlatBuffers integers may lie at any address: memcpy is the portable unaligned access. Both hosts the project
- * supports are little-endian; a big-endian one fails to compile here instead of misreading frames. */
+/* Integers in frames and FlatBuffers may be at any address: memcpy is the portable unaligned access. All supported platforms
+ * are little-endian. On a big-endian platform the build fails here. */
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "BlipMQ's wire code assumes a little-endian host"
 #endif

@@ -1,7 +1,7 @@
-/* base/check.h: core_assert(): an invariant that a file names at its top, looked at where it could break.
+/* base/check.h: core_assert() checks an invariant at the places where it could break.
  *
- * Builds with sanitizers and the fuzz programs define BQ_CHECK: there a broken invariant ends the process at the place that broke
- * it. A release holds no instruction of it; the condition is still compiled, so that it cannot become stale, and never evaluated.
+ * Builds with sanitizers and the fuzz programs define BQ_CHECK: a broken invariant then aborts the process at once. In a
+ * release the condition is compiled, so that it stays correct code, but it is never evaluated and produces no instruction.
  */
 #ifndef BQ_CHECK_H
 #define BQ_CHECK_H

@@ -1,8 +1,8 @@
-/* base/crc32.c: CRC-32 of IEEE 802.3, sixteen bytes a step: from tables, or by carry-less multiplication where x86 has it; eight
- * by instruction where ARMv8 has one.
+/* base/crc32.c: CRC-32 of IEEE 802.3. Sixteen bytes per step with tables, or with carry-less multiplication on x86. Eight bytes
+ * per step with the CRC instruction of ARMv8.
  *
- * Invariant: step_table[k][b] is the CRC of byte b followed by k zero bytes, so the bytes of a step are independent lookups.
- * The CRC is linear over XOR: a row of 256 follows from its eight powers of two, which is all this file has to spell out.
+ * Invariant: step_table[k][b] is the CRC of byte b followed by k zero bytes, so the lookups of one step are independent. The
+ * CRC is linear over XOR: eight powers of two determine a row of 256 values, so only those are listed here.
  */
 #include "base/crc32.h"
 
@@ -13,7 +13,7 @@
 #endif
 
 #define STEP_BYTES 16u
-#define FOLD_BYTES_MIN 48u /* below it, what folding leaves to the tables is most of the work */
+#define FOLD_BYTES_MIN 48u /* for fewer bytes the tables would do most of the work anyway */
 
 /* SPREADn(v, ...) is the 2^n values v ^ (any of the n powers), in the order of the index bits. */
 #define SPREAD1(v, a) (v), ((v) ^ (a))
@@ -63,10 +63,10 @@ static uint32_t update_by_table(uint32_t crc, const uint8_t *p, uint64_t size) {
 
 #define TARGET_FOLD __attribute__((target("pclmul")))
 
-/* Only the remainder of the message modulo the CRC's polynomial P matters, so what is in `x` may be moved over the next sixteen
- * bytes: its halves, multiplied by what 160 and 96 zero bits behind them are modulo P, are added to those. The last sixteen go
- * through the tables. The factors are x^160 mod P and x^96 mod P, their 32 bits reflected, and shifted by one because the product
- * of two reflected numbers is short of a bit. After Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
+/* Only the remainder of the message modulo the CRC's polynomial P matters. So `x` can be moved over the next sixteen bytes:
+ * its halves are multiplied by the remainders of x^160 and x^96 modulo P, and the products are added to those bytes. The
+ * last sixteen bytes go through the tables. The factors are bit-reflected and shifted by one, because the product of two
+ * reflected numbers is one bit short. After Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
  * Instruction", Intel, 2009. */
 TARGET_FOLD static uint32_t update_by_folding(uint32_t crc, const uint8_t *p, uint64_t size) {
     const __m128i over_next = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
@@ -80,7 +80,7 @@ TARGET_FOLD static uint32_t update_by_folding(uint32_t crc, const uint8_t *p, ui
     return update_by_table(update_by_table(0, last, STEP_BYTES), p, size);
 }
 
-/* Asked on every call: a look at what the compiler's run-time found out when the library was loaded. */
+/* Checked on each call: reads a value that the compiler's runtime determined at load time. */
 static bool has_multiplication(void) { return __builtin_cpu_supports("pclmul"); }
 
 #elif defined(__aarch64__)
@@ -101,7 +101,7 @@ TARGET_CRC static uint32_t update_by_instruction(uint32_t crc, const uint8_t *p,
     return crc;
 }
 
-/* Asked on every call: getauxval reads a vector the loader has already mapped, and a cached answer would be a global. */
+/* Checked on each call: getauxval reads a vector that the loader has already mapped. A cached result would be a global. */
 static bool has_instruction(void) {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & (1ul << 7)) != 0; /* HWCAP_CRC32 */

@@ -1,4 +1,4 @@
-/* base/hash.c: see base/hash.h. Seven bytes are one coefficient: that is below the prime, whatever they are. */
+/* base/hash.c: see base/hash.h. A coefficient is seven bytes, so it is always below the prime. */
 #define _DEFAULT_SOURCE /* getentropy */
 #include "base/hash.h"
 
@@ -20,7 +20,7 @@ bool hash_key_random(hash_key_t *key) {
     return true;
 }
 
-/* The product's lower half; *upper: the other one. */
+/* Returns the lower half of the product; *upper: the upper half. */
 static inline uint64_t multiply(uint64_t a, uint64_t b, uint64_t *upper) {
 #ifdef __SIZEOF_INT128__
     unsigned __int128 product = (unsigned __int128)a * b;
@@ -34,16 +34,16 @@ static inline uint64_t multiply(uint64_t a, uint64_t b, uint64_t *upper) {
 #endif
 }
 
-/* (hash + coefficient) * point, below 2^62: 2^61 is 1 modulo the prime, so the upper part is added to the lower one. */
+/* (hash + coefficient) * point, below 2^62. 2^61 is 1 modulo the prime, so the upper part is added to the lower one. */
 static inline uint64_t step(uint64_t hash, uint64_t coefficient, uint64_t point) {
     uint64_t upper, lower = multiply(hash + coefficient, point, &upper);
     uint64_t sum = (lower & PRIME) + (upper << 3 | lower >> 61);
     return (sum & PRIME) + (sum >> 61);
 }
 
-/* The low bits choose a bucket: here they come to depend on all others. */
+/* The low bits choose a bucket. This makes them depend on all other bits. */
 static inline uint64_t mix(uint64_t x) {
-    x *= 0xD6E8FEB86659FD93ull; /* odd, with well spread bits */
+    x *= 0xD6E8FEB86659FD93ull; /* odd, with evenly spread bits */
     x ^= x >> 32;
     x *= 0xD6E8FEB86659FD93ull;
     return x ^ x >> 32;
@@ -53,7 +53,7 @@ uint64_t hash_bytes(const hash_key_t *key, const uint8_t *bytes, uint32_t size, 
     const uint64_t point = key->point;
     uint64_t hash = step(begin & ((1ull << 62) - 1), size, point), tail = 0;
     for (; size >= 8; size -= STEP, bytes += STEP) hash = step(hash, load_u64(bytes) & STEP_MASK, point);
-    memcpy(&tail, bytes, size); /* 0 to 7 bytes: together with the number of them, read in one way only */
+    memcpy(&tail, bytes, size); /* 0 to 7 bytes; the size is hashed too, so the result is unambiguous */
     hash = step(hash, tail, point);
     return mix(hash >= PRIME ? hash - PRIME : hash);
 }

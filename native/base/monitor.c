@@ -1,6 +1,7 @@
 /* base/monitor.c: see base/monitor.h.
  *
- * Invariant: a failing mutex or condition is a programming error and stops the process: going on would share data unguarded.
+ * Invariant: a failing mutex or condition is a programming error and aborts the process, because the shared data would be
+ * unprotected.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pthread_condattr_setclock */
@@ -16,7 +17,7 @@
 #if defined(_POSIX_CLOCK_SELECTION) && _POSIX_CLOCK_SELECTION > 0
 #define HAS_CONDITION_CLOCK 1
 #else
-#define HAS_CONDITION_CLOCK 0 /* a wait takes a span of time there instead */
+#define HAS_CONDITION_CLOCK 0 /* there, a wait takes a duration instead */
 #endif
 
 static void require(int failure) {

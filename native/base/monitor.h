@@ -1,6 +1,7 @@
-/* base/monitor.h: a mutex with one condition: how the WAL's threads hand work over. The only place with a thread library's names.
+/* base/monitor.h: a mutex with one condition, used by the WAL's threads to hand over work. The only file that uses pthread
+ * mutexes.
  *
- * Invariant: the waits are timed by a clock that does not jump, so a wrong wall clock can neither hold a thread up nor wake it.
+ * Invariant: waits are timed by a clock that does not jump, so a wrong wall clock can neither delay nor wake a thread.
  */
 #ifndef BQ_MONITOR_H
 #define BQ_MONITOR_H
@@ -18,8 +19,8 @@ int monitor_init(monitor_t *monitor); /* BQ_OK or BQ_E_SYSTEM */
 void monitor_free(monitor_t *monitor);
 void monitor_enter(monitor_t *monitor);
 void monitor_leave(monitor_t *monitor);
-void monitor_wait(monitor_t *monitor,
-                  int timeout_ms);       /* inside; -1: until monitor_signal. May return early: look again at what you wait for */
-void monitor_signal(monitor_t *monitor); /* inside: wakes every waiter */
+/* Call it inside. -1: wait until monitor_signal. It may return early: check the condition again. */
+void monitor_wait(monitor_t *monitor, int timeout_ms);
+void monitor_signal(monitor_t *monitor); /* call it inside: wakes all waiting threads */
 
 #endif

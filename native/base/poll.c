@@ -1,6 +1,7 @@
-/* base/poll.c: what the operating system gives the core: readiness, wake-ups, accepted sockets, clocks and one thread.
+/* base/poll.c: services of the operating system: readiness, wake-ups, accepted sockets, clocks and threads.
  *
- * Invariant: the only file with a system's name in an #if. Everything is non-blocking but poll_wait and poll_thread_join.
+ * Invariant: the only file with the name of an operating system in an #if. Only poll_wait, poll_sleep_ms and poll_thread_join
+ * block.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* accept4, pthread_setname_np */
@@ -33,7 +34,7 @@
 #include "base/poll.h"
 
 #define LINUX_TCP_RTO_MAX_MS 44
-#define EVENTS_MAX 256 /* taken from the system in one call; what is left is still ready at the next */
+#define EVENTS_MAX 256 /* taken per call; the rest stays ready for the next call */
 
 void poll_close(int poller) { close(poller); }
 
@@ -53,7 +54,7 @@ int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t n
     return epoll_ctl(poller, operation, fd, &event) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
-/* The system does not say what was asked for, so an error or hang-up sets both directions: a superset of the interest. */
+/* The system does not return the interest, so an error or hang-up sets both directions: a superset of the interest. */
 static uint32_t ready_of(uint32_t events) {
     uint32_t ready = 0;
     if (events & EPOLLIN) ready |= POLL_READ;
@@ -100,14 +101,14 @@ int poll_open(void) {
     return poller;
 }
 
-/* How the read filter stands for an interest: not at all, level-triggered, or, for errors alone, edge-triggered, so that a peer
- * that only stopped sending is reported once, as readable, and a failure of the socket after it. */
+/* Mode of the read filter for an interest: none, level-triggered, or edge-triggered for errors only. With the edge a peer
+ * that only stopped sending is reported once, as readable; a later socket error is reported too. */
 static int read_flags(uint32_t interest) {
     if (interest & POLL_READ) return EV_ADD;
     return interest == POLL_ERROR ? EV_ADD | EV_CLEAR : EV_DELETE;
 }
 
-/* Reading and writing are two filters here. One that stays is added again: that only renews its key. */
+/* Reading and writing are two filters here. A filter that stays is added again, which only updates its key. */
 int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
     struct kevent changes[3];
     int count = 0, before = read_flags(old_interest), now = read_flags(new_interest);
@@ -119,7 +120,7 @@ int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t n
     return count && kevent(poller, changes, count, NULL, 0, NULL) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
-/* A peer that only stopped sending is EV_EOF without fflags: readable, and no error. */
+/* A peer that only stopped sending is EV_EOF without fflags: readable, no error. */
 static uint32_t ready_of(const struct kevent *event) {
     if ((event->flags & EV_ERROR) || ((event->flags & EV_EOF) && event->fflags)) return POLL_ERROR | POLL_READ | POLL_WRITE;
     return event->filter == EVFILT_WRITE ? POLL_WRITE : POLL_READ;
@@ -171,7 +172,7 @@ static void thread_name_set(const char *name) {
 
 #endif
 
-/* Eight bytes, because an eventfd takes no fewer. A full pipe or counter has been signalled already. */
+/* Eight bytes, because an eventfd requires them. If the pipe or counter is full, it has been signalled already. */
 void poll_wake_signal(poll_wake_t *wake) {
     const uint64_t one = 1;
     while (write(wake->write_fd, &one, sizeof one) < 0 && errno == EINTR) {}
@@ -209,7 +210,7 @@ int poll_accept(int listener, uint8_t peer[16], uint16_t *port) {
             return fd;
         }
         if (errno == EAGAIN || errno == EWOULDBLOCK) return BQ_E_AGAIN;
-        /* A client that left before it was accepted says nothing about the listener: take the next one. */
+        /* A client that left before it was accepted is no error of the listener: take the next one. */
         if (errno != ECONNABORTED && errno != EPROTO && errno != EINTR) return BQ_E_SYSTEM;
     }
 }
@@ -225,8 +226,8 @@ static void option_set(int fd, int option, uint32_t value) {
     setsockopt(fd, IPPROTO_TCP, option, &number, sizeof number);
 }
 
-/* A tenth of the time is left for the system's timers, which may be late by seconds. Of the rest the first probe takes half, and
- * up to three that stay unanswered the other half. Whole seconds are all that systems know. */
+/* A tenth of the time is left for the system's timers, which may be late by seconds. The first probe takes half of the rest,
+ * and up to three unanswered probes the other half. Systems accept only whole seconds. */
 void poll_keepalive(int fd, uint32_t within_ms) {
     int on = 1;
     uint32_t whole = within_ms < 2000 ? 2 : within_ms / 1000, seconds = whole - whole / 10, idle = seconds / 2;
@@ -235,14 +236,15 @@ void poll_keepalive(int fd, uint32_t within_ms) {
 #if defined(TCP_KEEPIDLE)
     option_set(fd, TCP_KEEPIDLE, idle);
 #elif defined(TCP_KEEPALIVE)
-    option_set(fd, TCP_KEEPALIVE, idle); /* macOS's name for it */
+    option_set(fd, TCP_KEEPALIVE, idle); /* its name on macOS */
 #endif
 #if defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT)
     option_set(fd, TCP_KEEPINTVL, interval);
     option_set(fd, TCP_KEEPCNT, (seconds - idle) / interval);
 #endif
 #if defined(__linux__)
-    /* Linux 6.15: retransmissions and probes of a closed window back off to two minutes, and that is too rare to learn from. */
+    /* Linux 6.15: by default, retransmissions and window probes back off to two minutes, which is too rare to detect a lost
+     * peer. */
     option_set(fd, LINUX_TCP_RTO_MAX_MS, within_ms / 6 < 1000 ? 1000 : within_ms / 6 > 120000 ? 120000 : within_ms / 6);
 #elif defined(TCP_RXT_CONNDROPTIME)
     option_set(fd, TCP_RXT_CONNDROPTIME, seconds);
@@ -251,8 +253,8 @@ void poll_keepalive(int fd, uint32_t within_ms) {
 
 #if defined(__linux__)
 
-/* A reader whose window is closed answers every transmission and every probe, and nothing is sent in between. One that stays
- * unanswered may have been lost on its way. */
+/* A reader with a closed window answers every transmission and probe, and nothing is sent in between. A single unanswered
+ * one may have been lost on the way. */
 int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms) {
     struct tcp_info info = {0};
     socklen_t size = sizeof info;
@@ -261,7 +263,7 @@ int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms) {
     if (waiting == 0) return POLL_ALL_ACKNOWLEDGED;
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return BQ_E_SYSTEM;
     *quiet_ms = info.tcpi_last_ack_recv;
-    *sent_ms = info.tcpi_unacked ? info.tcpi_last_data_sent : 0; /* the time of probes is not told */
+    *sent_ms = info.tcpi_unacked ? info.tcpi_last_data_sent : 0; /* the system does not report the time of probes */
     bool unanswered = info.tcpi_unacked && info.tcpi_last_ack_recv > info.tcpi_last_data_sent;
     return unanswered || info.tcpi_probes >= 2 ? POLL_OWED : POLL_ANSWERING;
 }
@@ -305,7 +307,7 @@ static uint64_t boot_id_read(void) {
     int file = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
     ssize_t got = file >= 0 ? read(file, text, sizeof text) : -1;
     if (file >= 0) close(file);
-    uint64_t id = 14695981039346656037ull; /* FNV-1a: equal texts are all that counts */
+    uint64_t id = 14695981039346656037ull; /* FNV-1a; only equality matters */
     for (ssize_t i = 0; i < got; i++) id = (id ^ (uint8_t)text[i]) * 1099511628211ull;
     return got > 0 ? id | 1 : 0;
 }
@@ -328,7 +330,7 @@ struct thread {
     pthread_t id;
     void *(*run)(void *);
     void *argument;
-    char name[16]; /* what Linux shows, its NUL included */
+    char name[16]; /* the size that Linux shows, with NUL */
 };
 
 static void *thread_begin(void *handle) {
@@ -345,7 +347,7 @@ int poll_thread_start(poll_thread_t *handle, const char *name, void *(*run)(void
     thread->argument = argument;
     strncpy(thread->name, name, sizeof thread->name - 1);
 
-    /* The new thread inherits the mask: blocked before it starts, so that not even its first instruction takes a signal. */
+    /* The new thread inherits the signal mask. Block all signals first, so that it never receives one. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

@@ -1,9 +1,9 @@
-/* base/pool.c: the size-class pools of base/pool.h. A kept block's first word links it to the next of its class.
+/* base/pool.c: the size-class pools of base/pool.h. The first word of a free block points to the next free block of its class.
  *
- *      class     0   1   2    3    4    5    6    7    8   ...        51
- *      bytes    32  64  96  128  160  192  224  256  320   ...   524,288
+ *      class    0   1   2   3    4    5    6    7    8     ...   51
+ *      bytes   32  64  96  128  160  192  224  256  320    ...   524,288
  *
- * Invariant: a block belongs to the class of the size it was taken with, so giving it back needs that size and no header.
+ * Invariant: a block belongs to the class of its requested size, so freeing it needs that size and no header.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@
 #endif
 #endif
 
-/* A kept block is poisoned, so that AddressSanitizer still sees a use after pool_free. */
+/* Free blocks are poisoned, so that AddressSanitizer detects a use after pool_free. */
 #ifdef POOL_ASAN
 #include <sanitizer/asan_interface.h>
 #define BLOCK_HIDE(block, size) ASAN_POISON_MEMORY_REGION(block, size)
@@ -32,7 +32,7 @@
 #define BLOCK_SHOW(block, size) ((void)(block), (void)(size))
 #endif
 
-/* Up to 128 bytes steps of 32; above, the two bits after a size's leading one choose among four steps. */
+/* Up to 128 bytes, steps of 32. Above, the two bits after the leading one select one of four steps. */
 static inline uint32_t class_of(size_t size) {
     if (size <= 128) return size ? (uint32_t)(size - 1) / 32 : 0;
     uint32_t top = 63 - (uint32_t)__builtin_clzll((unsigned long long)size - 1);
@@ -128,7 +128,8 @@ void *pool_resize(pool_t *pool, void *block, size_t old_size, size_t new_size) {
 size_t pool_good_size(size_t size) { return size > CLASS_BYTES_MAX ? size : class_bytes(class_of(size)); }
 
 void pool_warm(pool_t *pool, size_t size, uint32_t count) {
-    void *taken = NULL; /* linked through their first words until all are there: giving one back at once would take it again */
+    /* Linked by their first words until all are allocated; a block freed earlier would be allocated again. */
+    void *taken = NULL;
     for (uint32_t i = 0; i < count; i++) {
         void *block = pool_alloc(pool, size);
         if (!block) break;

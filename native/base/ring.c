@@ -1,8 +1,8 @@
-/* base/ring.c: the one-producer one-consumer ring of base/ring.h.
+/* base/ring.c: the single-producer single-consumer ring of base/ring.h.
  *
- *      record   u32 size · u32 zero · bytes, padded to 8        skip mark   u32 SKIP, and nothing more up to the buffer's end
+ *      record   u32 size · u32 zero · bytes, padded to 8     skip mark   u32 SKIP, the rest up to the buffer's end is unused
  *
- * Invariant: head and tail only grow, and always stand on a record's header; their difference is what is in use.
+ * Invariant: head and tail only grow, and always point to a record's header. Their difference is the number of bytes in use.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -31,7 +31,7 @@ void ring_free(ring_t *ring) {
     ring->buffer = NULL;
 }
 
-/* Half the buffer: an empty ring may stand anywhere, and what is left before its end may have to be skipped. */
+/* Half the buffer: an empty ring may be at any position, and the space before the buffer's end may have to be skipped. */
 uint32_t ring_record_max(const ring_t *ring) { return ring->capacity / 2 - HEADER_BYTES; }
 
 uint8_t *ring_reserve(ring_t *ring, uint32_t size) {
@@ -54,10 +54,11 @@ uint8_t *ring_reserve(ring_t *ring, uint32_t size) {
 
 bool ring_commit(ring_t *ring) {
     assert(ring->reserved_to > atomic_load_explicit(&ring->head, memory_order_relaxed));
-    /* Must come before the look at `sleeping`: the consumer writes `sleeping` and then reads head, so one of us sees the other. */
+    /* Must come before `sleeping` is read: the consumer writes `sleeping` and then reads head, so one of the two sees the
+     * other's write. */
     atomic_store_explicit(&ring->head, ring->reserved_to, memory_order_seq_cst);
     if (BQ_LIKELY(!atomic_load_explicit(&ring->sleeping, memory_order_seq_cst))) return false;
-    return atomic_exchange_explicit(&ring->sleeping, 0, memory_order_seq_cst); /* one signal for one sleep */
+    return atomic_exchange_explicit(&ring->sleeping, 0, memory_order_seq_cst); /* one signal per sleep */
 }
 
 const uint8_t *ring_peek(ring_t *ring, uint32_t *size) {

@@ -1,4 +1,4 @@
-/* base/topic_name.c: see base/topic_name.h. Most names are plain ASCII: eight bytes are looked at together. */
+/* base/topic_name.c: see base/topic_name.h. Most names are plain ASCII, so eight bytes are checked at once. */
 #include "base/topic_name.h"
 
 #define ERROR_PHRASE(name, phrase) [TOPIC_E_BASE - TOPIC_E_##name] = phrase,
@@ -13,25 +13,25 @@ const char *topic_error(int code) {
 #define ONES (~0ull / 255)
 #define HIGHS (ONES * 128)
 
-/* Not 0 when a byte of the word is v; exact as a whole, though it may mark more bytes than match. */
+/* Not 0 if a byte of the word is v. It may mark more bytes than match. */
 static inline uint64_t word_has(uint64_t word, uint8_t v) {
     uint64_t x = word ^ ONES * v;
     return (x - ONES) & ~x & HIGHS;
 }
 
-/* Not 0 when a byte is not ASCII, a control character or a wildcard: what plain topics have none of. */
+/* Not 0 if a byte is not ASCII, a control character or a wildcard. Plain topics contain none of these. */
 static inline uint64_t word_special(uint64_t word) {
     uint64_t below_space = (word - ONES * ' ') & ~word;
     uint64_t star_or_plus = word_has(word | ONES, '+'); /* '*' with its lowest bit set */
     return ((word | below_space) & HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
 }
 
-/* The length of the UTF-8 character at p, 2 to 4 bytes, or 0: overlong, a surrogate, beyond U+10FFFF, cut off. */
+/* Length of the UTF-8 character at p, 2 to 4 bytes. 0: invalid (overlong, a surrogate, above U+10FFFF, or cut off). */
 static uint32_t character_bytes(const uint8_t *p, uint64_t size) {
     uint8_t lead = p[0];
     uint32_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
     if (lead < 0xc2 || lead > 0xf4 || bytes > size) return 0;
-    /* Only the second byte's range depends on the first: Unicode, table 3-7. */
+    /* Only the range of the second byte depends on the first: Unicode, table 3-7. */
     uint8_t lowest = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
     uint8_t highest = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
     if (p[1] < lowest || p[1] > highest) return 0;
@@ -58,7 +58,7 @@ int utf8_check(const uint8_t *text, uint64_t size) {
 
 static inline bool is_wildcard(uint8_t c) { return c == '*' || c == '>' || c == '+' || c == '#'; }
 
-/* What topics and filters have in common. 0, 1 when there are wildcards, or a negative code. */
+/* The rules that topics and filters share. 0; 1 if there are wildcards; or a negative code. */
 static int name_check(const uint8_t *name, uint32_t size) {
     if (BQ_UNLIKELY(size == 0)) return TOPIC_E_EMPTY;
     if (BQ_UNLIKELY(size > TOPIC_BYTES_MAX)) return TOPIC_E_LONG;
@@ -121,7 +121,7 @@ int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *top
     return syntax < 0 ? syntax : filter_matches(syntax, filter, filter_size, topic, topic_size);
 }
 
-/* A walk down both names at once. A wildcard is met only where a level begins, on both sides. Levels may be empty. */
+/* Compares both names byte by byte. In a valid filter a wildcard is a whole level. Levels may be empty. */
 int filter_matches(int syntax, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
     if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
     const uint8_t separator = syntax == SYNTAX_DOTS ? '.' : '/';
@@ -133,7 +133,7 @@ int filter_matches(int syntax, const uint8_t *filter, uint32_t filter_size, cons
         } else if (t < topic_size && topic[t] == filter[f]) {
             t++;
         } else {
-            /* site/# is also for site itself. */
+            /* site/# also matches site. */
             return syntax == SYNTAX_SLASHES && t == topic_size && filter_size - f == 2 && filter[f + 1] == '#';
         }
     }

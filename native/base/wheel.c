@@ -1,12 +1,12 @@
 /* base/wheel.c: the hierarchical timer wheel of base/wheel.h.
  *
- *      level 0   256 slots of 1 tick          a slot is a list; a bit per slot says which lists are not empty
+ *      level 0   256 slots of 1 tick       a slot is a list of timers; one bit per slot: the list is not empty
  *      level 1   256 slots of 2^8 ticks
- *      level 2   256 slots of 2^16 ticks      reached slots of the levels above are emptied into the levels below
+ *      level 2   256 slots of 2^16 ticks   when a slot above level 0 is reached, its timers move to lower levels
  *      level 3   256 slots of 2^24 ticks
  *
- * Invariant: seen from `now`, a slot of a level above 0 begins between 1 and 256 slots ahead, so its index alone tells when.
- * On level 0 the slot of `now` itself holds what was due when it was inserted.
+ * Invariant: a used slot above level 0 begins between 1 and 256 slots after `now`, so its index alone determines its time. On
+ * level 0 the slot of `now` holds timers that were already due when they were inserted.
  */
 #include <assert.h>
 
@@ -22,7 +22,7 @@ static inline bool slot_occupied(const wheel_t *wheel, uint32_t level, uint32_t 
     return wheel->occupied[level][slot / 64] >> slot % 64 & 1;
 }
 
-/* Slots from `slot` to the next occupied one, itself last: 1 to WHEEL_SLOTS, or 0 when the level is empty. */
+/* Number of slots from `slot` to the next occupied one, `slot` itself last: 1 to WHEEL_SLOTS; 0: the level is empty. */
 static inline uint32_t slots_ahead(const uint64_t occupied[WHEEL_SLOTS / 64], uint32_t slot) {
     uint32_t first = (slot + 1) & SLOT_MASK;
     uint32_t word = first / 64;
@@ -35,7 +35,7 @@ static inline uint32_t slots_ahead(const uint64_t occupied[WHEEL_SLOTS / 64], ui
     }
 }
 
-/* When the next occupied slot of a level begins, or UINT64_MAX. */
+/* Tick at which the next occupied slot of a level begins, or UINT64_MAX. */
 static inline uint64_t level_next(const wheel_t *wheel, uint32_t level) {
     uint32_t ahead = slots_ahead(wheel->occupied[level], slot_of(wheel->now, level));
     return ahead ? ((wheel->now >> (SLOT_BITS * level)) + ahead) << (SLOT_BITS * level) : UINT64_MAX;
@@ -43,7 +43,7 @@ static inline uint64_t level_next(const wheel_t *wheel, uint32_t level) {
 
 static inline void place(wheel_t *wheel, wheel_timer_t *timer) {
     uint64_t ahead = timer->tick - wheel->now;
-    if (BQ_UNLIKELY(ahead > REACH_TICKS)) ahead = REACH_TICKS; /* parked: its own tick stands, the cascade looks again */
+    if (BQ_UNLIKELY(ahead > REACH_TICKS)) ahead = REACH_TICKS; /* too far: parked in the last slot; the cascade places it again */
     uint32_t level = ahead < WHEEL_SLOTS ? 0 : (63 - (uint32_t)__builtin_clzll(ahead)) / SLOT_BITS;
     uint32_t slot = slot_of(wheel->now + ahead, level);
 
@@ -77,7 +77,8 @@ void wheel_remove(wheel_t *wheel, wheel_timer_t *timer) {
     if (timer->next) {
         timer->next->link = timer->link;
     } else {
-        /* The last of its list. If a slot pointed at it, that slot is empty now; unsigned wrap sorts out other timers' links. */
+        /* It was the last timer of its list. If a slot pointed to it, the slot is empty now. A link inside another timer
+         * gives an offset outside the slots, also through unsigned wrap. */
         uintptr_t offset = (uintptr_t)timer->link - (uintptr_t)&wheel->slots[0][0];
         if (offset < sizeof wheel->slots) {
             uintptr_t index = offset / sizeof(wheel_timer_t *);
@@ -89,7 +90,8 @@ void wheel_remove(wheel_t *wheel, wheel_timer_t *timer) {
     wheel->armed--;
 }
 
-/* `now` stands at the beginning of this slot: its timers move closer, or into the level 0 slot of `now`, which is next. */
+/* `now` is at the start of this slot. Its timers move to lower levels, or to the level 0 slot of `now`, which is processed
+ * next. */
 static void cascade(wheel_t *wheel, uint32_t level) {
     uint32_t slot = slot_of(wheel->now, level);
     wheel_timer_t *timer = wheel->slots[level][slot];
@@ -103,7 +105,7 @@ static void cascade(wheel_t *wheel, uint32_t level) {
     }
 }
 
-/* On to the next slot that has timers, whatever its level. False: none begins by `to`. */
+/* Advance to the next occupied slot on any level. false: none begins by `to`. */
 static bool step(wheel_t *wheel, uint64_t to) {
     uint64_t next[WHEEL_LEVELS], soonest = UINT64_MAX;
     for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {

@@ -1,7 +1,7 @@
 /* net/admission.c: see net/admission.h for the picture and the invariants.
  *
- * Accepting rests instead of spinning. While it rests the kernel's backlog waits; the rest ends by a timer, when the bucket has
- * tokens again, or as soon as a connection of ours gives its descriptor back.
+ * When no token or descriptor is free, accepting pauses ("rests"). Pending connections then wait in the kernel's backlog. The
+ * rest ends by a timer, when the token bucket is refilled, or as soon as a connection closes its descriptor.
  */
 #include "core.h"
 #include "net/transport.h"
@@ -14,9 +14,9 @@
 #include <unistd.h>
 
 #define ACCEPTS_MAX 256u       /* per listener and turn */
-#define EXHAUSTED_REST_MS 100u /* when no descriptor of ours comes free meanwhile */
-#define RATE_REST_MS 10u       /* at least: taking a few at a time costs less than waking for each */
-#define DESCRIPTORS_SPARE 32u  /* left for the WAL's files, a reload, the metrics */
+#define EXHAUSTED_REST_MS 100u /* when no connection frees a descriptor earlier */
+#define RATE_REST_MS 10u       /* minimum: accepting several at once costs less than one wakeup for each */
+#define DESCRIPTORS_SPARE 32u  /* reserved for the WAL's files, a reload, the metrics */
 #define TOKEN 1000u
 
 /* ---- addresses ------------------------------------------------------------------------------------------------------- */
@@ -36,7 +36,7 @@ static uint32_t place_home(const admission_t *admission, const uint8_t address[1
     return (uint32_t)hash_bytes(&admission->key, address, 16, 0) & admission->places_mask;
 }
 
-/* The place of an address, or the free one where it belongs: there is always one, the table is at most half full. */
+/* The slot of an address, or the free slot where it belongs. There is always one: the table is at most half full. */
 static uint32_t place_find(const admission_t *admission, const uint8_t address[16]) {
     uint32_t at = place_home(admission, address);
     while (admission->places[at].count && memcmp(admission->places[at].address, address, 16))
@@ -52,7 +52,7 @@ static void place_add(admission_t *admission, const uint8_t peer[16]) {
     place->count++;
 }
 
-/* Free a slot without leaving a hole in anyone's way: what follows moves up, unless it would get in front of its home. */
+/* Free a slot without a hole in a probe sequence: later entries move up, but never before their home slot. */
 static void place_free(admission_t *admission, uint32_t hole) {
     uint32_t mask = admission->places_mask;
     for (uint32_t at = (hole + 1) & mask; admission->places[at].count; at = (at + 1) & mask) {
@@ -125,7 +125,7 @@ void admission_enter(bq_t *bq, connection_t *connection) {
 
 void admission_heard(bq_t *bq, connection_t *connection) { silent_remove(&bq->admission, connection); }
 
-/* It had its chance, so it is the first to go if others need the place; until then it may try again. */
+/* It has had an answer, so it is the first to be closed if others need the place. Until then it may try again. */
 void admission_answered(bq_t *bq, connection_t *connection) {
     if (connection->unadmitted && !connection->silent) silent_prepend(&bq->admission, connection);
 }
@@ -145,7 +145,7 @@ static void tokens_fill(bq_t *bq) {
     admission_t *admission = &bq->admission;
     uint64_t most = (uint64_t)bq->config.accept_burst * TOKEN, passed_ms = bq->now_ms - admission->filled_ms;
     admission->filled_ms = bq->now_ms;
-    /* A connection a second is a thousandth of one a millisecond. */
+    /* One connection per second is a thousandth of a connection per millisecond. */
     uint64_t room = admission->tokens < most ? most - admission->tokens : 0, rate = bq->config.accept_rate;
     if (!rate || passed_ms > room / rate)
         admission->tokens = most;
@@ -207,7 +207,7 @@ static void socket_options(bq_t *bq, int fd) {
     if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
 }
 
-/* Over max_connections: keep it just long enough to say so if it says HELLO; when even those are many, close at once. */
+/* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
 static void turn_away(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
     connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, &transport_tcp, fd, peer, port, true) : NULL;
     bq->stats.refused++;
@@ -233,13 +233,13 @@ static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
         close(fd);
         return;
     }
-    token_take(bq); /* who was sent away took none: a crowd at its bound does not keep others waiting */
+    token_take(bq); /* refused connections take no token, so a full address does not delay others */
     socket_options(bq, fd);
     bq->open_count++;
     bq->stats.accepted++;
 }
 
-/* After descriptors ran out, each is asked for before anyone is taken from the backlog only to be sent away. */
+/* After descriptors ran out, check that one is free before accepting, because an accepted connection could only be closed. */
 static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], uint16_t *port) {
     const admission_t *admission = &bq->admission;
     if (admission->exhausted && admission->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
@@ -254,7 +254,7 @@ static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], 
     return BQ_E_SYSTEM;
 }
 
-/* False: no more for now, the listeners rest. */
+/* false: stop for now, the listeners rest. */
 static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
     for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
         uint8_t peer[16];
@@ -270,7 +270,7 @@ static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
             welcome(bq, fd, peer, port);
             continue;
         }
-        if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall refused that one */
+        if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall rejected this one */
         bq->admission.exhausted = true;
         bq->admission.error = errno;
         rest(bq, EXHAUSTED_REST_MS);
@@ -279,7 +279,7 @@ static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
     return true;
 }
 
-/* Telling waits for room in the ring: that the listeners are open again must not be lost. */
+/* Try again while the event ring is full: the event that the listeners are open again must not be lost. */
 static void tell(bq_t *bq) {
     admission_t *admission = &bq->admission;
     if (admission->told == admission->exhausted || bq->stopping) return;

@@ -1,11 +1,11 @@
 /* net/connection_end.c: how a connection ends. net/connection.h shows the states.
  *
- * A client that sends no more (QUIT, end of file) may still read: what it asked for before is answered, also when the answer
- * waits for the disk, and the connection closes after the last answer. A reset ends a connection at once.
+ * After QUIT or end of file a client may still read. Its earlier requests are answered, also when an answer waits for the disk,
+ * and the connection closes after the last answer. A reset ends a connection at once.
  *
- * Invariants: a connection that leaves CONNECTION_OPEN leaves its routes, groups and consumers at the same moment, so no message
- * waits for a client that cannot acknowledge it. ENDING, CLOSING and LINGERING have a timer each: no client keeps its descriptor
- * by not reading.
+ * Invariants: when a connection leaves CONNECTION_OPEN, it leaves its routes, groups and consumers at the same moment. So no
+ * message waits for a client that cannot acknowledge it. ENDING, CLOSING and LINGERING each have a timer, so a client that does
+ * not read cannot keep its descriptor.
  */
 #include "core.h"
 #include "proto/protocol.h"
@@ -19,7 +19,7 @@
 
 void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const char *detail) {
     if (connection->state == CONNECTION_DEAD || connection->state == CONNECTION_FREE) return;
-    if (connection->state == CONNECTION_OPEN) { /* one that ends already keeps its first reason */
+    if (connection->state == CONNECTION_OPEN) { /* a connection that is already ending keeps its first reason */
         connection->close_code = code;
         connection->close_detail = detail;
         bq->stats.closed_silent += code == BQ_CLOSE_SILENT;
@@ -36,7 +36,7 @@ void connection_close(bq_t *bq, connection_t *connection, uint8_t code, const ch
     bq->dead = connection;
 }
 
-/* A connection that was never admitted has no more time to end than it had to be admitted. */
+/* A connection that was never admitted has no more time to end than it had left to be admitted. */
 static void end_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
     if (connection->unadmitted)
         core_timer_cut(bq, &connection->timer, after_ms);
@@ -44,8 +44,8 @@ static void end_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
         core_timer_set(bq, &connection->timer, after_ms);
 }
 
-/* QoS 1 deliveries that have not begun to leave go to other members, or come again: this client cannot acknowledge them.
- * Messages of QoS 0 that were queued before stay in the queue, between the answers. */
+/* QoS 1 deliveries that are not partly sent go to other members or are redelivered, because this client cannot acknowledge
+ * them. QoS 0 messages stay in the queue, in order with the answers. */
 static void leave(bq_t *bq, connection_t *connection) {
     connection_release_waiters(bq, connection);
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
@@ -68,7 +68,7 @@ void connection_finish(bq_t *bq, connection_t *connection, uint8_t code, const c
 }
 
 void connection_input_ended(bq_t *bq, connection_t *connection, uint8_t code) {
-    publish_run_close(bq); /* it may hold messages for this client */
+    publish_run_close(bq); /* the open run may hold messages for this client */
     if (connection->state != CONNECTION_OPEN) return;
     if (connection->hello && connection->pending_commits) {
         connection->close_code = code;
@@ -119,8 +119,8 @@ void connection_broken(bq_t *bq, connection_t *connection, int error) {
     connection_close(bq, connection, BQ_CLOSE_VANISHED, "the client's machine does not answer any more");
 }
 
-/* The poller reports an error on a socket that is not read at the moment. The input that came before a reset is still taken,
- * when the pause ends: a client may publish and close at once. A client that vanished does not wait for that. */
+/* The poller reports an error on a socket that is currently not read. After a reset, input that came earlier is still
+ * processed when the pause ends, because a client may publish and close at once. Other errors end the connection now. */
 void connection_error(bq_t *bq, connection_t *connection) {
     int error = poll_socket_error(connection->fd);
     bool reset = !error || error == ECONNRESET || error == EPIPE;
@@ -136,7 +136,7 @@ void connection_error(bq_t *bq, connection_t *connection) {
 
 void connection_discard(bq_t *bq, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN) return;
-    publish_run_close(bq); /* into the queue that is emptied here */
+    publish_run_close(bq); /* the open run may hold messages for the queue that is emptied here */
     while (connection->subscriptions) route_leave(bq->routes, connection->subscriptions);
     connection->subscription_count = 0;
     consumer_leave_all(bq, connection);
@@ -155,9 +155,9 @@ void connection_need_hello(bq_t *bq, connection_t *connection) {
     }
 }
 
-/* ---- burial -------------------------------------------------------------------------------------------------------- */
+/* ---- freeing --------------------------------------------------------------------------------------------------------- */
 
-/* Strangers that were pushed out are counted only: they come by the thousand. */
+/* Connections closed for being crowded out before Python knew them are only counted: there may be thousands. */
 static bool worth_telling(const connection_t *connection) {
     return connection->known || (connection->close_code > BQ_CLOSE_RESET && connection->close_code != BQ_CLOSE_CROWDED);
 }
@@ -174,7 +174,7 @@ static bool tell_closed(bq_t *bq, const connection_t *connection) {
     return event_push(bq, &event);
 }
 
-/* Its routes, consumers and queue: thousands of each, as far as the turn's work goes. False: the rest is the next turn's. */
+/* Drop its routes, consumers and queue (maybe thousands) within the work limit of the turn. false: continue next turn. */
 static bool let_go(bq_t *bq, connection_t *connection) {
     while (connection->subscriptions && work_done(bq) < bq->ends_stop) route_leave(bq->routes, connection->subscriptions);
     while (connection->members && work_done(bq) < bq->ends_stop) consumer_leave_one(bq, connection);
@@ -187,10 +187,10 @@ static bool let_go(bq_t *bq, connection_t *connection) {
 
 bool connection_free(bq_t *bq, connection_t *connection) {
     core_assert(connection->state == CONNECTION_DEAD && !connection->waiters.first);
-    connection->transport->end(bq, connection); /* first: a descriptor must come free even while the event waits for room */
+    connection->transport->end(bq, connection); /* first: free the descriptor even if the event must wait for space */
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;
-    /* Lists of this turn may still hold it, and its slot must not be used again before they have been gone through. */
+    /* Lists of this turn may still hold it. Its slot must not be reused before they have been processed. */
     if (connection->ready || connection->retrying || connection->dirty || connection->wal_waiting) return false;
     if (worth_telling(connection) && !tell_closed(bq, connection)) return false;
     if (connection->refused)

@@ -24,12 +24,12 @@ void share_end(bq_t *bq, connection_t *connection, uint64_t used) {
     if (connection->pause == PAUSE_SHARE)
         share_line_up(bq, connection);
     else
-        connection->pause &= (uint8_t)~PAUSE_SHARE; /* it waits for something else, and in line after that */
+        connection->pause &= (uint8_t)~PAUSE_SHARE; /* it also waits for something else, and lines up after that */
 }
 
-/* Whoever has input to go on with goes on with that first. */
+/* Input that is already there is processed before the socket is read. */
 void share_wait(bq_t *bq, connection_t *connection) {
-    if (connection->ready) { /* told only now: most wait for no more than this turn's end */
+    if (connection->ready) { /* poller updated only now: most wait only until the end of this turn */
         if (connection->pause) connection_update_interest(bq, connection);
     } else if (connection->pause || connection->state != CONNECTION_OPEN) {
         connection_readable(bq, connection);
@@ -73,7 +73,7 @@ void share_run_light(bq_t *bq) {
     while (bq->share.light.first && work_done(bq) < stop) serve(bq, list_pop(&bq->share.light));
 }
 
-/* It sits out one share. Returns how much of it that was. */
+/* Skip one share because of earlier debt. Returns the amount paid. */
 static uint64_t pay(bq_t *bq, connection_t *connection) {
     const uint64_t share = bq->config.work_share, paid = connection->debt < share ? connection->debt : share;
     connection->debt -= paid;

@@ -1,4 +1,4 @@
-/* net/input.c: bytes from a transport to a protocol: what is not a whole frame yet is kept, within the budget. */
+/* net/input.c: passes bytes from a transport to a protocol. A partial frame is kept, within the memory budget. */
 #include "broker/budget.h"
 #include "core.h"
 #include "proto/protocol.h"
@@ -16,13 +16,13 @@ static void input_replace(bq_t *bq, connection_t *connection, uint8_t *in, uint3
 
 void connection_input_drop(bq_t *bq, connection_t *connection) { input_replace(bq, connection, NULL, 0, 0); }
 
-/* Frames that are not whole yet may hold at most a quarter of the budget: many slow senders of large frames are cut off
- * before they crowd out the queues. */
+/* Partial frames may use at most a quarter of the budget. Many slow senders of large frames are closed before they take the
+ * memory of the queues. */
 static bool input_over_budget(const bq_t *bq, uint64_t more) { return !budget_part(bq, bq->input_bytes + more); }
 
 static void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 
-/* Keep what was not parsed. `bytes` may lie in the connection's own buffer, which stays unless it is far too large by now. */
+/* Keep unparsed input. `bytes` may be inside the connection's own buffer; that buffer is kept unless it is far too large. */
 static void keep_rest(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->state != CONNECTION_OPEN || !size) {
         input_replace(bq, connection, NULL, 0, 0);
@@ -50,7 +50,7 @@ void input_process(bq_t *bq, connection_t *connection, const uint8_t *bytes, uin
     keep_rest(bq, connection, bytes + used, size - used);
 }
 
-/* There is no memory for the rest of its input. If it is only its share that is used up, it goes on now. */
+/* No memory for the rest of its input. If the only pause is its used-up share, process the rest now. */
 static NOINLINE void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->pause != PAUSE_SHARE) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
@@ -61,7 +61,8 @@ static NOINLINE void rest_without_memory(bq_t *bq, connection_t *connection, con
     input_process(bq, connection, bytes, size);
 }
 
-/* Make room for `more` bytes behind what is kept. Grows as bytes really come, never from an announced length alone. */
+/* Make space for `more` bytes behind the kept input. The buffer grows with received bytes, never with an announced length
+ * alone. */
 bool input_reserve(bq_t *bq, connection_t *connection, uint32_t more) {
     if (connection->in_start) {
         memmove(connection->in, connection->in + connection->in_start, connection->in_size);
@@ -82,7 +83,7 @@ bool input_reserve(bq_t *bq, connection_t *connection, uint32_t more) {
     return true;
 }
 
-/* Nothing more comes, so a frame that is not whole never will be. */
+/* The input has ended, so a partial frame can never become complete. */
 NOINLINE void input_end(bq_t *bq, connection_t *connection, int error) {
     connection_input_drop(bq, connection);
     if (error)
@@ -95,7 +96,7 @@ void connection_readable(bq_t *bq, connection_t *connection) {
     if (connection->state == CONNECTION_LINGERING) {
         connection->transport->drain(bq, connection);
     } else if (connection->state == CONNECTION_OPEN && connection->pause) {
-        connection_update_interest(bq, connection); /* told only now: most pauses end before more input comes */
+        connection_update_interest(bq, connection); /* poller updated only now: most pauses end before more input comes */
     } else if (connection->state == CONNECTION_OPEN) {
         connection->transport->readable(bq, connection);
     }

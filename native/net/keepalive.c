@@ -2,14 +2,14 @@
 #include "core.h"
 #include "net/transport.h"
 
-#define LOOKS 4u      /* at a watched connection in each keepalive_ms */
-#define LOOK_MAX 256u /* connections looked at before other work goes on */
+#define LOOKS 4u      /* checks of a watched connection per keepalive_ms */
+#define LOOK_MAX 256u /* connections checked before other work continues */
 
 void keepalive_socket(bq_t *bq, int fd) {
     if (bq->config.keepalive_ms) poll_keepalive(fd, bq->config.keepalive_ms);
 }
 
-/* ---- what a client promised ------------------------------------------------------------------------------------------ */
+/* ---- the keep-alive promise of a client --------------------------------------------------------------------------------- */
 
 void keepalive_promise(bq_t *bq, connection_t *connection, uint64_t asked_ms) {
     uint64_t most_ms = bq->config.keepalive_ms, ms = asked_ms < KEEPALIVE_MIN_MS ? KEEPALIVE_MIN_MS : asked_ms;
@@ -27,7 +27,7 @@ void keepalive_begin(bq_t *bq, connection_t *connection) {
         core_timer_set(bq, &connection->timer, silence_max_ms(connection));
 }
 
-/* Input that the core has not read yet: the core was late, not the client. */
+/* true: there is input that the core has not read yet. Then the core is late, not the client. */
 static bool input_waits(const connection_t *connection) {
     return connection->pause || connection->transport->input_waits(connection);
 }
@@ -48,7 +48,7 @@ void keepalive_due(bq_t *bq, connection_t *connection) {
     }
 }
 
-/* ---- output that nobody acknowledges --------------------------------------------------------------------------------- */
+/* ---- unacknowledged output ----------------------------------------------------------------------------------------------- */
 
 static void list_append(keepalive_t *keepalive, connection_t *connection) {
     connection->watched_next = NULL;
@@ -63,7 +63,7 @@ static void list_remove(keepalive_t *keepalive, connection_t *connection) {
     *(next ? &next->watched_previous : &keepalive->watched_last) = previous;
 }
 
-/* A whole round takes keepalive_ms / LOOKS, however many there are. */
+/* One round over all watched connections takes keepalive_ms / LOOKS, however many there are. */
 static void look_later(bq_t *bq) {
     keepalive_t *keepalive = &bq->keepalive;
     uint64_t round_ms = bq->config.keepalive_ms / LOOKS, count = keepalive->watched_count;
@@ -90,8 +90,9 @@ void keepalive_unwatch(bq_t *bq, connection_t *connection) {
     bq->keepalive.watched_count--;
 }
 
-/* Doubt begins at the first look that finds the last transmission unanswered, and ends with any acknowledgement. It has to last,
- * and to outlast a transmission that began later: one may be lost on its way, and the next may come minutes later. */
+/* Doubt starts at the first check that finds the last transmission unacknowledged; any acknowledgement ends it. The
+ * connection is closed only if the doubt lasts, also longer than a transmission that started later: one packet may be lost,
+ * and the next may be sent minutes later. */
 static void look_at(bq_t *bq, connection_t *connection) {
     uint32_t quiet_ms, sent_ms;
     int owed = poll_unacknowledged(connection->fd, &quiet_ms, &sent_ms);

@@ -1,4 +1,4 @@
-/* net/output.c: what goes to a client: the queue is sent at known points of a turn, control frames are put behind what waits. */
+/* net/output.c: output to a client. Queues are sent at known points of a turn; control frames are appended to the queue. */
 #include "broker/budget.h"
 #include "core.h"
 #include "net/transport.h"
@@ -14,7 +14,8 @@ void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
     connection_wake_waiters(bq, connection);
 }
 
-/* It does not read its replies. Past the budget whoever holds a large one in the queue is closed: nothing else gives it back. */
+/* It does not read its replies. If the memory budget is used up, a client with many queued reply bytes is closed, because
+ * nothing else can free them. */
 static NOINLINE void replies_grow(bq_t *bq, connection_t *connection) {
     bool large = connection->queue.control_bytes > CONTROL_BYTES_MAX, over = connection->blocked && budget_over(bq);
     if (large || over) connection->pause |= PAUSE_OUTPUT;
@@ -26,7 +27,8 @@ static inline void send_now(bq_t *bq, connection_t *connection) {
     if (BQ_UNLIKELY(connection->send_error)) return;
     if (bq->config.lazy_expiry) {
         queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
-        connection_wake_waiters(bq, connection); /* nothing may be left whose sending would */
+        /* Waiters must be woken here too: after the last expiry there may be no send that wakes them */
+        connection_wake_waiters(bq, connection);
     }
     connection->transport->flush(bq, connection);
 }
@@ -44,7 +46,7 @@ void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
 }
 
-/* Put a written control frame into the queue, in order with what is there. */
+/* Append a written control frame to the queue, in order. */
 void output_push(bq_t *bq, connection_t *connection, uint32_t size) {
     buffer_t *buffer = bq->buffers.open;
     queue_run_t run = {.buffer = buffer, .offset = buffer->used, .size = size};

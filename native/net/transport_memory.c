@@ -1,10 +1,10 @@
-/* net/transport_memory.c: a connection whose bytes pass through Python, as events and commands. Each side has a window of credit: what is
- * in flight is bounded. See transport.h. */
+/* net/transport_memory.c: a connection whose bytes pass through Python as events and commands. A window of credit limits the
+ * bytes in flight in each direction. See transport.h. */
 #include "broker/budget.h"
 #include "core.h"
 #include "net/transport.h"
 
-#define TRANSIT_MS 1000u /* what the client sent may still be on its way through Python */
+#define TRANSIT_MS 1000u /* input of the client may be in transit through Python for this long */
 
 static bool memory_begin(bq_t *bq, connection_t *connection) {
     (void)bq;
@@ -19,7 +19,7 @@ static void memory_nothing(bq_t *bq, connection_t *connection) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
 
-/* An in-memory connection's output goes to Python as events, as far as its window and the ring allow. */
+/* Send output to Python as events, as far as the credit window and the event ring allow. Returns the bytes sent. */
 static uint64_t memory_out(bq_t *bq, connection_t *connection) {
     const uint64_t window = budget_part(bq, bq->credit_bytes) ? CREDIT_BYTES : MEMORY_CHUNK_BYTES;
     uint64_t total = 0;
@@ -51,7 +51,7 @@ static void memory_flush(bq_t *bq, connection_t *connection) {
     connection->blocked = connection->queue.head != NULL;
 }
 
-/* Reports of consumed input, and output. */
+/* Repeat what the full event ring did not take: the report of consumed input, then output. */
 static bool memory_retry(bq_t *bq, connection_t *connection) {
     bq_event_t event = {.type = BQ_EV_CONSUMED, .conn = connection->handle, .value = connection->input_consumed};
     if (connection->input_consumed && !event_push(bq, &event)) return false;
@@ -75,7 +75,7 @@ void connection_credit(bq_t *bq, connection_t *connection, uint64_t bytes) {
 static void memory_parsed(bq_t *bq, connection_t *connection, uint32_t bytes) {
     if (!bytes || connection->state == CONNECTION_DEAD) return;
     connection->input_consumed += bytes;
-    event_retry(bq, connection); /* reported with all else that waits for the event ring, at the end of the turn */
+    event_retry(bq, connection); /* reported at the end of the turn, with everything that waits for the event ring */
 }
 
 void connection_memory_input(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
@@ -97,7 +97,7 @@ void connection_memory_end(bq_t *bq, connection_t *connection) {
     share_go_on(bq, connection);
 }
 
-/* It has no kernel that holds input back: all of it lies with the connection. */
+/* No kernel buffer holds back input: all of it is in the connection. */
 static bool memory_input_waits(const connection_t *connection) {
     (void)connection;
     return false;

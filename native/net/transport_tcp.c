@@ -13,7 +13,7 @@ static bool tcp_begin(bq_t *bq, connection_t *connection) {
     return true;
 }
 
-/* Whoever sends may be in the middle of a list that this connection is in: the next flush ends it. */
+/* The caller may be iterating over a list with this connection, so the next flush closes it. */
 static NOINLINE void tcp_failed(bq_t *bq, connection_t *connection, int error) {
     connection->send_error = error;
     connection->blocked = false;
@@ -37,10 +37,10 @@ static void tcp_interest(bq_t *bq, connection_t *connection) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
 
-/* One flush takes whole entries up to the batch limits, at least one. Small ones with others beside them are copied together. */
+/* Gather whole entries up to the batch limits, at least one. Small entries are copied together if there are others. */
 static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
     uint64_t messages = 0;
-    uint32_t copied = 0, part_end = UINT32_MAX; /* where in the buffer the last part ends, if it lies there */
+    uint32_t copied = 0, part_end = UINT32_MAX; /* end of the last part in the buffer; UINT32_MAX: it is not in the buffer */
     int count = 0;
     *bytes = 0;
     for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
@@ -92,16 +92,17 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
         connection_update_interest(bq, connection);
     }
     if (!blocked && connection->queue.head)
-        connection_mark_dirty(bq, connection, FLUSH_NARROW); /* more than a batch: next turn */
+        connection_mark_dirty(bq, connection, FLUSH_NARROW); /* more than one batch: continue next turn */
 }
 
 /* ---- input ----------------------------------------------------------------------------------------------------------- */
 
-/* The one frame of a client that is not admitted and no more: what follows its HELLO stays with the kernel until the answer. What goes to several
- * subscribers is taken in pieces that stay in the processor's cache until it has been sent to the last of them. */
+/* Bytes to read at once. From an unadmitted client only its one frame is read; further input stays in the kernel until the
+ * answer. Input for several subscribers is read in pieces that stay in the processor cache until they are sent to all of
+ * them. */
 static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
     if (BQ_UNLIKELY(connection->unadmitted)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    if (connection->heavy || connection->pending_commits) return READ_BYTES_HEAVY; /* it may have to wait with the rest */
+    if (connection->heavy || connection->pending_commits) return READ_BYTES_HEAVY; /* unparsed input may have to wait */
     if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
     return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
@@ -128,7 +129,7 @@ static void tcp_readable(bq_t *bq, connection_t *connection) {
     input_process(bq, connection, buffer, kept + (uint32_t)got);
 }
 
-/* A lingering client's input is thrown away until it closes too. */
+/* Discard the input of a lingering client until it closes too. */
 static void tcp_drain(bq_t *bq, connection_t *connection) {
     ssize_t got = recv(connection->fd, bq->read_buffer, READ_BYTES, 0);
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
@@ -142,8 +143,8 @@ static bool tcp_input_waits(const connection_t *connection) {
 
 /* ---- the end --------------------------------------------------------------------------------------------------------- */
 
-/* A client that has not ended its side gets time to read the last Reply: closing a socket with unread input resets the connection, and
- * the Reply would be lost. */
+/* A client that has not ended its side gets time to read the last Reply. Closing a socket with unread input resets the
+ * connection, and the Reply would be lost. */
 static bool tcp_goodbye(bq_t *bq, connection_t *connection) {
     (void)bq;
     if (connection->close_code == BQ_CLOSE_EOF) return false;

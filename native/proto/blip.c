@@ -1,4 +1,4 @@
-/* proto/blip.c: BlipMQ's own protocol: requests of clients to the broker, and its answers. docs/PROTOCOL.md describes the frames. */
+/* proto/blip.c: BlipMQ's own protocol: requests from clients and answers to them. docs/PROTOCOL.md describes the frames. */
 #include "broker/commit.h"
 #include "core.h"
 #include "proto/blip_codec.h"
@@ -10,7 +10,7 @@
 
 /* ---- answers --------------------------------------------------------------------------------------------------------- */
 
-/* Reply.code for each outcome. */
+/* Reply.code of each outcome. */
 static const uint16_t CODES[] = {
     [BQ_OUTCOME_DONE] = 0,          [BQ_OUTCOME_INVALID] = 400,   [BQ_OUTCOME_UNAUTHENTICATED] = 401,
     [BQ_OUTCOME_NOT_ALLOWED] = 403, [BQ_OUTCOME_NOT_FOUND] = 404, [BQ_OUTCOME_ENDED] = 410,
@@ -49,7 +49,7 @@ static void blip_answer(bq_t *bq, connection_t *connection, uint64_t seq, enum b
     if (connection->hello) reply_text(bq, connection, seq, outcome, why);
 }
 
-/* Clients that said HELLO get a Reply; a client of version 1.0.0 can only be closed, with one WAL line. */
+/* Clients that sent HELLO get a Reply. A client of version 1.0.0 can only be closed, which the broker logs in one line. */
 static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     if (connection->hello)
         reply_text(bq, connection, seq, outcome, why);
@@ -57,7 +57,7 @@ static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum b
         connection_close(bq, connection, BQ_CLOSE_FRAME, why);
 }
 
-/* A Reply that answers no request: its payload is the filter and, of a group, a line end and the group. */
+/* A Reply that answers no request. Its payload is the filter; for a group also a line end and the group. */
 static void blip_ended(bq_t *bq, connection_t *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                        uint32_t group_size) {
     uint8_t what[TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + TOPIC_BYTES_MAX];
@@ -83,8 +83,8 @@ static void blip_forward(bq_t *bq, connection_t *connection, const bq_command_t 
 
 /* ---- requests ------------------------------------------------------------------------------------------------------ */
 
-/* What became of a frame: TAKEN, PUBLISHED (taken, as QoS 0), or KEPT because the connection is paused and the frame must be
- * looked at again later. A frame that closes its connection is TAKEN: the loop looks at the state. */
+/* Result of a frame: TAKEN; PUBLISHED (taken, as QoS 0); KEPT: the connection is paused, and the frame is parsed again
+ * later. A frame that closes its connection is TAKEN; the loop checks the state. */
 enum frame_outcome { FRAME_TAKEN, FRAME_PUBLISHED, FRAME_KEPT };
 
 static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
@@ -92,7 +92,7 @@ static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t se
     return FRAME_TAKEN;
 }
 
-/* A frame after which the stream cannot be trusted, or that is against a limit: it ends the connection either way. */
+/* After such a frame the stream is not usable, or the frame exceeds a limit. Both end the connection. */
 static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, uint8_t close_code,
                              const char *why) {
     if (connection->hello) {
@@ -129,8 +129,9 @@ static message_t message_of(const bq_view_t *view) {
                        .ttl_ms = view->ttl_ms};
 }
 
-/* QoS 1: into the WAL; the Reply comes from commit.c when it is on disk. A legacy client's is taken the same way, unanswered. What
- * its subscribers will cost then is of its publisher's share now: later it would stand in the way of all that is durable. */
+/* QoS 1: write the publish to the WAL. commit.c sends the Reply when it is on disk. A publish of a legacy client is stored
+ * the same way, without an answer. The cost of its later dispatch counts for its publisher's share now; counted later, it
+ * would delay all other commits. */
 static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
     if (route_ready(bq->routes, topic, share_units(bq)) == ROUTE_LATER) {
@@ -187,9 +188,9 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
     return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(bq, connection, view, outcome, blocker);
 }
 
-/* Hand a request to Python and stop this connection's input until the answer. */
+/* Pass a request to Python and stop this connection's input until the answer. */
 static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
-    /* An event that can never find room in the ring would be tried for ever. */
+    /* An event that never fits into the ring would be retried without end. */
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
         return refuse(bq, connection, event->seq, BQ_OUTCOME_INVALID,
                       "client_id, api_key, group and what INFO or ADMIN ask for are at most 4 KiB each");
@@ -277,13 +278,14 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
     }
 }
 
-/* Whether what this connection has just published has joined the open run, and more of it may. */
+/* true: the last publish of this connection has joined the open run, and more may join it. */
 static inline bool may_join_run(const bq_t *bq, const connection_t *connection) {
     return bq->open.run.count && bq->open.topic == connection->last_topic && connection->state == CONNECTION_OPEN &&
            !connection->pause;
 }
 
-/* Whether the frame behind a publish might be alike: at a glance, because it costs those that are not. A topic's end differs soonest. */
+/* A quick check whether the next frame may be similar, because a full comparison costs time if it is not. Topics usually
+ * differ at their end. */
 static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t frame_size, const bq_view_t *view) {
     uint32_t topic_end = (uint32_t)(view->topic - bytes) + view->topic_size;
     return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
@@ -294,18 +296,19 @@ static NOINLINE void share_used_up(bq_t *bq, connection_t *connection) {
     bq->stats.share_stops++;
 }
 
-/* The frame at the front of `size` bytes, and others taken with it. Returns their bytes; 0: it must be looked at again later. */
+/* Process the frame at the front of `size` bytes, and similar ones after it. Returns the bytes taken; 0: parse it again
+ * later. */
 static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
     bq_view_t view;
     int error = frame_verify(bytes + 4, body_size, &view);
-    /* A publish's topic is checked once, when it enters the topic cache; all other requests are checked here. */
+    /* A publish's topic is checked when it enters the topic cache. All other requests are checked here. */
     if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
     if (BQ_UNLIKELY(error)) {
         bad_frame(bq, connection, view.seq, error);
         return 4 + body_size;
     }
     enum frame_outcome outcome = request(bq, connection, &view);
-    if (outcome == FRAME_KEPT) return 0; /* it comes by again, and is counted then */
+    if (outcome == FRAME_KEPT) return 0; /* it is parsed again later, and counted then */
     bq->stats.frames_in++;
     if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(bq, connection))
         return 4 + body_size;

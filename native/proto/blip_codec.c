@@ -1,9 +1,9 @@
-/* proto/blip_codec.c: the wire of proto/blip_codec.h: FlatBuffers tables read in place and written at fixed offsets.
+/* proto/blip_codec.c: implements proto/blip_codec.h: FlatBuffers tables are read in place and written at fixed offsets.
  *
- *      body      [root u32]...[vtable: bytes u16, table bytes u16, slot offsets u16...]...[table: i32 back to vtable, fields]
- *      message   [u32 big-endian][1][root, vtable, table, topic][payload]     all but the values is constant per topic
+ *      body       [root u32]...[vtable: bytes u16, table bytes u16, slot offsets u16...]...[table: i32 back to vtable, fields]
+ *      message    [u32 big-endian][1][root, vtable, table, topic][payload]     constant per topic, except for the values
  *
- * Invariant: every read of a body is behind a check that compares uint64_t sums with its size; nothing here allocates.
+ * Invariant: before each read of a body, its uint64_t end offset is compared with the body's size. Nothing here allocates.
  */
 #include "proto/blip_codec.h"
 
@@ -24,7 +24,7 @@
 enum { FRAME_ERRORS(ERROR_NAME) ERROR_COUNT };
 static const char *const error_phrases[ERROR_COUNT] = {FRAME_ERRORS(ERROR_PHRASE)};
 
-#define ERROR_BASE (-100) /* apart from enum bq_error */
+#define ERROR_BASE (-100) /* distinct from enum bq_error */
 #define FAIL(name) (ERROR_BASE - ERROR_##name)
 
 const char *frame_error(int code) {
@@ -32,7 +32,7 @@ const char *frame_error(int code) {
     return topic_error(code);
 }
 
-/* The stream itself cannot be trusted after these; the others are about one request. */
+/* After these errors the stream is not usable. The other errors concern one request. */
 bool frame_error_is_fatal(int code) { return (code <= FAIL(ROOT) && code >= FAIL(STRING)) || code == TOPIC_E_UTF8; }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------- */
@@ -49,21 +49,21 @@ enum slot {
     SLOT_PROTOCOL,
     SLOT_DURABLE,
     SLOT_GROUP,
-    SLOT_KEEPALIVE = 16, /* those between are reserved */
+    SLOT_KEEPALIVE = 16, /* the slots between are reserved */
     SLOT_KEEP_DURABLE,
     SLOTS
 };
 
-/* One table that has been shown to lie within its body. */
+/* A table whose bounds within the body are verified. */
 struct table {
     const uint8_t *body;
     const uint8_t *slots; /* the vtable's field offsets */
-    uint64_t size;        /* of the body */
-    uint64_t at;          /* where in the body */
-    uint64_t bytes;       /* the table's own */
+    uint64_t size;        /* size of the body */
+    uint64_t at;          /* offset of the table in the body */
+    uint64_t bytes;       /* size of the table */
 };
 
-/* Where a slot's field of `width` bytes is: 0 when it is absent (0 is the root offset, never a field), < 0 when it is bad. */
+/* Offset of a slot's field of `width` bytes. 0: absent (offset 0 is the root offset, never a field). < 0: out of bounds. */
 static inline __attribute__((always_inline)) int64_t field_at(const struct table *table, enum slot slot, uint32_t width) {
     uint64_t offset = load_u16(table->slots + 2 * slot);
     if (offset == 0) return 0;
@@ -71,7 +71,7 @@ static inline __attribute__((always_inline)) int64_t field_at(const struct table
     return (int64_t)(table->at + offset);
 }
 
-/* The vector, or with `terminated` the string, that the offset at `at` leads to. */
+/* The vector to which the offset at `at` points; with `terminated`, a string. */
 static inline __attribute__((always_inline)) int vector_at(const struct table *table, uint64_t at, bool terminated,
                                                            const uint8_t **bytes, uint32_t *size) {
     uint64_t offset = load_u32(table->body + at);
@@ -85,7 +85,7 @@ static inline __attribute__((always_inline)) int vector_at(const struct table *t
     return 0;
 }
 
-/* One slot each: leave with the error, or do nothing for a field that is absent. */
+/* Read one slot: return on errors, do nothing if the field is absent. */
 #define READ_SCALAR(slot, width, assign)                                                                                         \
     do {                                                                                                                         \
         int64_t at = field_at(table, slot, width);                                                                               \
@@ -102,7 +102,7 @@ static inline __attribute__((always_inline)) int vector_at(const struct table *t
         if (BQ_UNLIKELY(error)) return error;                                                                                    \
     } while (0)
 
-/* A vtable ends with the last slot its table uses: enter there and fall through to the first. */
+/* A vtable ends with the last slot that its table uses. Start there and fall through to the first slot. */
 static inline __attribute__((always_inline)) int fields_read(const struct table *table, uint64_t slots, bq_view_t *view) {
     switch (slots < SLOTS ? slots : SLOTS) {
     case SLOT_KEEP_DURABLE + 1: READ_SCALAR(SLOT_KEEP_DURABLE, 1, view->keep_durable = *field != 0); /* fall through */
@@ -125,11 +125,13 @@ static inline __attribute__((always_inline)) int fields_read(const struct table 
     case SLOT_ACTION + 1: READ_SCALAR(SLOT_ACTION, 1, view->action = *field);                /* fall through */
     default: break;
     }
-    if (BQ_UNLIKELY(view->action > FRAME_INFO && view->action != FRAME_ADMIN)) return FAIL(ACTION); /* 8 is kept for streams */
+    /* 8 is reserved for streams */
+    if (BQ_UNLIKELY(view->action > FRAME_INFO && view->action != FRAME_ADMIN)) return FAIL(ACTION);
     return BQ_UNLIKELY(view->qos > 1) ? FAIL(QOS) : 0;
 }
 
-/* Field by field, because gcc makes of a memset of this size a `rep stos` that takes three times as long as all the rest. */
+/* Field by field: gcc compiles a memset of this size to `rep stos`, which takes three times as long as the rest of the
+ * function. */
 static inline void view_clear(bq_view_t *view) {
     view->topic = view->payload = view->client_id = view->api_key = view->group = NULL;
     view->topic_size = view->payload_size = view->client_id_size = view->api_key_size = view->group_size = 0;
@@ -145,7 +147,8 @@ int frame_verify(const uint8_t *body, uint32_t size, bq_view_t *view) {
     uint64_t at = load_u32(body);
     if (BQ_UNLIKELY(at < 4 || at > size - 4u)) return FAIL(ROOT);
 
-    uint64_t vtable = at - (uint64_t)(int64_t)(int32_t)load_u32(body + at); /* before the body: wraps to beyond any size */
+    /* Before the body: wraps to a value larger than any size */
+    uint64_t vtable = at - (uint64_t)(int64_t)(int32_t)load_u32(body + at);
     if (BQ_UNLIKELY(vtable > size - 4u)) return FAIL(VTABLE);
     uint64_t vtable_bytes = load_u16(body + vtable);
     if (BQ_UNLIKELY(vtable_bytes < 4 || vtable_bytes % 2 || vtable + vtable_bytes > size)) return FAIL(VTABLE);
@@ -166,7 +169,7 @@ enum frame_payload frame_payload_place(const uint8_t *body, const bq_view_t *vie
     } others[] = {{table, table + load_u16(body + vtable + 2)},
                   {vtable, vtable + load_u16(body + vtable)},
                   {topic - 4, topic + view->topic_size + 1}};
-    enum frame_payload place = PAYLOAD_LAST; /* the root offset lies before any vector */
+    enum frame_payload place = PAYLOAD_LAST; /* the root offset is before any vector */
     for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         if (others[i].to <= from) continue;
         if (others[i].from < to) return PAYLOAD_MIXED;
@@ -195,8 +198,8 @@ int frame_check(const uint8_t *body, uint32_t size, bq_view_t *view) {
 
 /* ---- writing ------------------------------------------------------------------------------------------------------- */
 
-/* Where things are in the buffers written here, all known beforehand: the vtable ends where the table begins, at 20, so that
- * the u64 fields from 24 on are aligned to 8 as FlatBuffers wants them, seen from the buffer's start. */
+/* Fixed offsets in the frames written here. The vtable ends where the table begins, at 20. So the u64 fields from 24 on are
+ * aligned to 8 from the buffer's start, as FlatBuffers requires. */
 enum {
     TABLE_AT = 20,
     MESSAGE_BODY = 56,
@@ -214,13 +217,14 @@ enum qos1_at {
     QOS1_TOPIC = 60,
     QOS1_QOS = 64,
     QOS1_REDELIVERED = 65,
-    QOS1_PROPERTIES = 68 /* of a message that has some; the body follows */
+    QOS1_PROPERTIES = 68 /* only in messages with properties; the body follows */
 };
 enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
 enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
 enum frame_type { TYPE_SUBACK, TYPE_MESSAGE, TYPE_REPLY };
 
-/* The root offset, the vtable for fields at these places, and the table's way back to it; other bytes up to `end` are zero. */
+/* Write the root offset, the vtable for fields at these offsets, and the table's offset to its vtable. Other bytes up to
+ * `end` are zero. */
 static void table_write_at(uint8_t *buffer, uint32_t table_at, const uint8_t *fields, uint32_t count, uint32_t table_end,
                            uint32_t end) {
     uint32_t vtable_bytes = 4 + 2 * count;
@@ -237,7 +241,7 @@ static void table_write(uint8_t *buffer, const uint8_t *fields, uint32_t count, 
     table_write_at(buffer, TABLE_AT, fields, count, table_end, end);
 }
 
-/* A vector and what `field` needs to find it; zeros up to the next multiple of 4, at least one when it is a string. */
+/* Write a vector, and its offset into `field`. Zeros follow up to the next multiple of 4; at least one after a string. */
 static uint32_t vector_write(uint8_t *buffer, uint32_t at, uint32_t field, const void *bytes, uint32_t size, bool terminated) {
     uint32_t end = at + 4 + size, next = (end + terminated + 3) & ~3u;
     store_u32(buffer + field, at - field);
@@ -268,7 +272,7 @@ void header_template_write(uint8_t *out, const uint8_t *topic, uint32_t topic_si
 
 const uint8_t *header_template_topic(const uint8_t *header) { return header + FRAME_HEADER_BYTES + MESSAGE_BODY + 4; }
 
-/* Field slots of a Message from QoS 1 on; one that is absent has the table's own place. */
+/* Write the table of a QoS 1 message. A field is absent if its offset equals the table's. */
 static void message_table_write(uint8_t *buffer, const message_t *message, bool properties) {
     static const uint8_t fields[] = {QOS1_ID,        QOS1_PAYLOAD, QOS1_TIMESTAMP,   QOS1_TTL,
                                      QOS1_TOPIC,     QOS1_QOS,     QOS1_REDELIVERED, QOS1_TABLE_AT /* absent */,
@@ -307,7 +311,7 @@ void message_encode(uint8_t *out, const message_t *message) {
 void message_mark_qos0(uint8_t *encoded) { encoded[FRAME_HEADER_BYTES + QOS1_QOS] = 0; }
 void message_mark_redelivered(uint8_t *encoded) { encoded[FRAME_HEADER_BYTES + QOS1_REDELIVERED] = 1; }
 
-/* Where the offset in a field leads to. */
+/* The vector to which a field's offset points. */
 static inline const uint8_t *qos1_vector(const uint8_t *encoded, enum qos1_at field) {
     const uint8_t *at = encoded + FRAME_HEADER_BYTES + field;
     return at + load_u32(at);
@@ -326,7 +330,9 @@ void message_decode(const uint8_t *encoded, message_t *message) {
                            .ttl_ms = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_TTL)};
 }
 
-static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) { /* a size as MQTT writes it, big-endian */
+/* Text with its size as in MQTT: 16 bits, big-endian. */
+
+static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) {
     *out++ = (uint8_t)(size >> 8);
     *out++ = (uint8_t)size;
     if (size) memcpy(out, text, size);
@@ -335,7 +341,7 @@ static uint8_t *property_text(uint8_t *out, const void *text, uint32_t size) { /
 
 uint32_t property_write(uint8_t *out, const char *name, const uint8_t *value, uint32_t value_size) {
     uint8_t *to = out;
-    *to++ = 0x26; /* a user property */
+    *to++ = 0x26; /* user property */
     to = property_text(to, name, (uint32_t)strlen(name));
     to = property_text(to, value, value_size);
     return (uint32_t)(to - out);
@@ -356,7 +362,7 @@ uint32_t frame_write_suback(uint8_t *out, uint64_t seq, uint16_t code, const uin
 enum welcome_at { WELCOME_TABLE = 28, WELCOME_SEQ = 32, WELCOME_KEEPALIVE = 40, WELCOME_MESSAGE = 48, WELCOME_CODE = 52 };
 
 uint32_t frame_write_welcome(uint8_t *out, uint64_t seq, const uint8_t *text, uint32_t text_size, uint64_t keepalive_ms) {
-    enum { NONE = WELCOME_TABLE }; /* a field at its own table is absent */
+    enum { NONE = WELCOME_TABLE }; /* a field at the table's own offset is absent */
     static const uint8_t fields[] = {WELCOME_SEQ, WELCOME_CODE, WELCOME_MESSAGE, NONE, NONE, NONE, WELCOME_KEEPALIVE};
     uint8_t *buffer = out + FRAME_HEADER_BYTES;
     if (!keepalive_ms) return frame_write_reply(out, seq, 0, text, text_size, 0, NULL, 0);
@@ -376,7 +382,7 @@ enum published_at {
 
 uint32_t frame_write_published(uint8_t *out, uint64_t seq, uint64_t id, uint64_t subscriptions) {
     static const uint8_t fields[] = {PUBLISHED_SEQ, PUBLISHED_CODE, TABLE_AT, PUBLISHED_ID, TABLE_AT, PUBLISHED_SUBSCRIPTIONS};
-    uint8_t *buffer = out + FRAME_HEADER_BYTES; /* a field at its own table is absent */
+    uint8_t *buffer = out + FRAME_HEADER_BYTES; /* a field at the table's own offset is absent */
     table_write(buffer, fields, sizeof fields, PUBLISHED_CODE + 2, PUBLISHED_BYTES);
     store_u64(buffer + PUBLISHED_SEQ, seq);
     store_u64(buffer + PUBLISHED_ID, id);

@@ -1,13 +1,13 @@
-/* proto/blip_fast.c: publishes that follow one they are alike, up to the payload, are compared with it instead of read.
+/* proto/blip_fast.c: publishes that equal the previous one up to the payload are compared with it instead of parsed.
  *
- * Invariant: what comes out is, byte for byte, what reading each of them would have come to.
+ * Invariant: the output is the same, byte for byte, as after parsing each publish.
  */
 #include "core.h"
 #include "proto/blip_codec.h"
 #include "proto/blip_fast.h"
 
-/* Pieces of 16 bytes at any address: one instruction to load, to compare, or to store. Copies go by BLOCK, the last one whole, so up
- * to SLACK bytes beyond what is copied are read and written; from COPY_BYTES on, memcpy knows better. */
+/* Pieces of 16 bytes at any address: one instruction each to load, compare or store. Copies are made in whole BLOCKs, so up
+ * to SLACK bytes beyond the end are read and written. From COPY_BYTES on, memcpy is faster. */
 #define PIECE 16u
 #define BLOCK_PIECES 4u
 #define BLOCK (PIECE * BLOCK_PIECES)
@@ -45,11 +45,11 @@ static inline void blocks_copy(uint8_t *to, const uint8_t *from, uint32_t size) 
     }
 }
 
-/* What publishes are compared with: one that has been taken, and where its payload lies. The head is all before the payload,
- * at least PIECE bytes, both lengths in it; its first BLOCK is kept at hand in pieces that overlap if it is shorter. */
+/* The publish that others are compared with, and the position of its payload. The head is everything before the payload: at
+ * least PIECE bytes, including both lengths. Its first BLOCK is kept in pieces, which overlap if the head is shorter. */
 typedef struct publish_model {
     const uint8_t *frame;
-    uint32_t size, payload_at, payload_size; /* from the frame's begin, length included */
+    uint32_t size, payload_at, payload_size; /* offsets from the start of the frame, with its length */
     uint32_t head_at[BLOCK_PIECES];
     bool payload_last;
 } publish_model_t;
@@ -69,7 +69,7 @@ static inline void head_load(piece_t head[BLOCK_PIECES], const publish_model_t *
     for (uint32_t i = 0; i < BLOCK_PIECES; i++) head[i] = piece_load(model->frame + model->head_at[i]);
 }
 
-/* Whether a frame with room for the model's size differs from it in anything that is read, its payload aside. */
+/* true: a frame with the model's size differs from it in a field other than the payload. */
 static inline bool frame_differs(const publish_model_t *model, const piece_t head[BLOCK_PIECES], const uint8_t *frame) {
     piece_t differs = {0};
     for (uint32_t i = 0; i < BLOCK_PIECES; i++) differs |= head[i] ^ piece_load(frame + model->head_at[i]);
@@ -83,8 +83,8 @@ static inline bool frame_differs(const publish_model_t *model, const piece_t hea
     return memcmp(model->frame + end, frame + end, model->size - end) != 0;
 }
 
-/* A frame of another size that would be read as the model was becomes the model. Nothing that is read may lie behind its payload,
- * and nothing before it may differ but the two lengths. */
+/* Make a frame of another size the model if it parses the same. No field may follow its payload, and nothing before the
+ * payload may differ except the two lengths. */
 static NOINLINE bool model_resize(publish_model_t *model, const uint8_t *frame, uint64_t left, uint32_t frame_bytes_max) {
     if (!model->payload_last || left < model->payload_at) return false;
     uint32_t size = load_be32(frame), payload_size = load_u32(frame + model->payload_at - 4);
@@ -96,8 +96,8 @@ static NOINLINE bool model_resize(publish_model_t *model, const uint8_t *frame, 
     return true;
 }
 
-/* Most publishers write messages by the dozen that differ in their payload alone. Once one of them has been read and has joined
- * the open run, those behind it need only be compared with it, and join as it did. */
+/* Most publishers send many messages in a row that differ only in the payload. When the first one has been parsed and has
+ * joined the open run, the next ones are only compared with it and join the same way. */
 NOINLINE uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
     enum frame_payload place = frame_payload_place(first + 4, view);
     if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
@@ -109,7 +109,7 @@ NOINLINE uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, 
     uint32_t room = bq->open.size_max - run->size;
     if (room > buffer_room - SLACK) room = buffer_room - SLACK;
 
-    /* The prefix is the first one's, as subscribers get it: only the id, and with another size the lengths, are another's. */
+    /* The header is a copy of the first one's. Only the id differs, and the lengths if the size differs. */
     uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const prefix = begin - model.payload_size - prefix_size;
     const uint8_t *const end = first + size;
     const uint64_t first_id = bq->next_message_id;

@@ -1,11 +1,12 @@
-/* proto/blip_fast.h: the fast path of publishes that differ in their payload alone. */
+/* proto/blip_fast.h: the fast path for publishes that differ only in the payload. */
 #ifndef BQ_BLIP_FAST_H
 #define BQ_BLIP_FAST_H
 
 #include "base/bytes.h"
 
-/* Publishes that follow one of `view` that has just joined the open run, as long as they are alike and fit it: `first` is that one's
- * frame, length included, in `size` bytes of input. Returns the bytes of those taken behind it, counted as frames in. */
+/* Publish the frames that follow `view`, a publish that has just joined the open run, as long as they are similar and fit
+ * into the run. `first` is that publish's frame with its length, in `size` bytes of input. Returns the bytes of the frames
+ * taken after it; they are counted as frames in. */
 uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view);
 
 #endif

@@ -1,7 +1,8 @@
-/* proto/protocol.h: what clients speak. The broker knows messages, subscriptions and outcomes; only a protocol knows frames and numbers.
+/* proto/protocol.h: the protocol of a client. The broker knows messages, subscriptions and outcomes. Only a protocol knows
+ * frames and numeric codes.
  *
- * Invariant: a connection has one protocol from connection_open to connection_free. No file of the broker looks into a frame, and no
- * protocol looks at a descriptor.
+ * Invariant: a connection has one protocol from connection_open to connection_free. No file of the broker reads a frame, and no
+ * protocol uses a descriptor.
  */
 #ifndef BQ_PROTOCOL_H
 #define BQ_PROTOCOL_H
@@ -14,22 +15,23 @@ struct connection;
 typedef struct protocol_ops {
     const char *name;
 
-    /* Take whole frames off the front of the input; returns the bytes taken. No frame is taken while the connection is paused. */
+    /* Take whole frames from the front of the input. Returns the bytes taken. No frame is taken while the connection is
+     * paused. */
     uint32_t (*parse)(struct bq *bq, struct connection *connection, const uint8_t *bytes, uint32_t size);
 
-    /* Answers. Each goes behind what waits in the connection's queue. `seq` is the request's own number; 0: nobody asked. */
+    /* Answers. Each is appended to the connection's queue. `seq` is the number of the request; 0: there was no request. */
     void (*welcome)(struct bq *bq, struct connection *connection, uint64_t seq, const uint8_t *text, uint32_t text_size);
     void (*subscribed)(struct bq *bq, struct connection *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
-    /* A QoS 1 publish is on disk, for so many subscriptions. */
+    /* A QoS 1 publish is on disk for this number of subscriptions. */
     void (*published)(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t id, uint64_t subscriptions);
-    /* Any other outcome; a client that knows no such answer gets none. `why` is NULL if there is nothing to say. */
+    /* Any other outcome. A client whose protocol version has no such answer gets none. `why` may be NULL. */
     void (*answer)(struct bq *bq, struct connection *connection, uint64_t seq, enum bq_outcome outcome, const char *why);
-    /* The same, but a client that knows no such answer is closed. */
+    /* The same, but a client whose protocol version has no such answer is closed. */
     void (*refuse)(struct bq *bq, struct connection *connection, uint64_t seq, enum bq_outcome outcome, const char *why);
     /* An operator ended its subscription. */
     void (*ended)(struct bq *bq, struct connection *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                   uint32_t group_size);
-    /* Python's own answer: its code and texts are this protocol's. */
+    /* An answer from Python. Its code and texts belong to this protocol. */
     void (*forward)(struct bq *bq, struct connection *connection, const bq_command_t *command, const uint8_t *text,
                     uint32_t text_size, const uint8_t *data, uint32_t data_size);
 } protocol_ops_t;

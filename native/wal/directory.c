@@ -1,12 +1,13 @@
-/* wal/directory.c: what lies in the WAL's directory, file by file: segments and their headers, checkpoints, leftovers, what is strange.
+/* wal/directory.c: reads the WAL's directory file by file: segments and their headers, checkpoints, temporary files, strange
+ * files.
  *
- *      headers of a segment that verify        file's length         it is
- *      one of the first two (and the last)     as the last one says  whole
- *      the last one alone                      as it says            beheaded: what was written near the others is damaged as well
- *      one of the first two alone              another               cut
- *      none                                                          headless: moved aside, and what was in it is gone; or a stray
+ *      valid headers of a segment              file's length         result
+ *      one of the first two (and the last)     as in the last        whole
+ *      only the last                           as in the last        beheaded: bytes near the other headers are damaged too
+ *      only one of the first two               different             cut
+ *      none                                                          headless: moved aside, its records are gone; or a stray file
  *
- * Invariant: nothing here changes the directory but recover_keep_aside, which is in wal/recover.c.
+ * Invariant: nothing here changes the directory. Only recover_keep_aside in wal/recover.c does.
  */
 #include "wal/wal_internal.h"
 
@@ -15,7 +16,8 @@
 
 #include "base/crc32.h"
 
-#define NUMBER_STRAY 1000000u /* a file without a header so far above all others is not this WAL's: its number means nothing */
+/* A file without a header and a number so much higher than the others does not belong to this WAL */
+#define NUMBER_STRAY 1000000u
 
 int system_error(int error) {
     if (error == -ENOMEM) return BQ_E_MEMORY;
@@ -57,7 +59,8 @@ int64_t segment_end_write(storage_t *storage, int file, const segment_t *segment
                           uint32_t size) {
     uint64_t end = offset + size + FORMAT_END_BYTES;
     if (end < FORMAT_APART_BYTES && segment->file_bytes >= FORMAT_APART_BYTES) end = FORMAT_APART_BYTES;
-    if (end + FORMAT_END_BYTES > segment->file_bytes) end = segment->file_bytes; /* a torn write spares the one there is */
+    /* If the write is torn, the existing header stays valid */
+    if (end + FORMAT_END_BYTES > segment->file_bytes) end = segment->file_bytes;
     segment_header_t header = segment->header;
     header.segment_bytes = (uint32_t)end;
     uint8_t *room = calloc(1, end - offset);
@@ -80,7 +83,7 @@ int segment_create(storage_t *storage, const segment_header_t *header, int *file
     if (error >= 0) error = storage->write(storage, *file, format_records_end(header), room, FORMAT_END_BYTES);
     if (error >= 0) return 0;
     storage->close(storage, *file);
-    storage->unlink(storage, WAL_SEGMENT_TEMPORARY); /* what blocks it got are wanted elsewhere */
+    storage->unlink(storage, WAL_SEGMENT_TEMPORARY); /* free its blocks for others */
     *file = -1;
     return error;
 }
@@ -104,7 +107,7 @@ typedef struct numbers {
 
 typedef struct names {
     numbers_t segments, checkpoints;
-    uint32_t strange; /* names like the WAL's that it would not write */
+    uint32_t strange; /* similar to the WAL's names, but the WAL does not write them */
     bool leftovers;
 } names_t;
 
@@ -138,7 +141,7 @@ static int number_compare(const void *a, const void *b) {
 
 static void finding_add(recover_t *recover, recover_finding_t finding) { recover->findings[recover->findings_count++] = finding; }
 
-/* A card that stumbles once is asked again: what is judged here may be moved out of the way. */
+/* Retry: an SD card may fail once, and a file judged bad here may be moved aside. */
 static int64_t read_patiently(storage_t *storage, int file, uint64_t offset, uint8_t *bytes, uint64_t size) {
     int64_t count = -EIO;
     for (uint32_t tries = 0; count == -EIO && tries < 3; tries++) count = storage->read(storage, file, offset, bytes, size);
@@ -152,7 +155,7 @@ typedef struct looks {
     bool beheaded, cut;
 } looks_t;
 
-/* The bytes around a file's two ends; a sector that cannot be read is a damaged one. 0 or -errno. */
+/* The bytes at both ends of a file. An unreadable sector counts as damaged. 0 or -errno. */
 static int ends_read(storage_t *storage, int file, uint8_t *room, uint32_t room_size, uint8_t end[FORMAT_END_BYTES],
                      looks_t *looks) {
     int64_t size = storage->size(storage, file);
@@ -175,7 +178,7 @@ static void header_finding(recover_t *recover, enum recover_case kind, uint64_t 
     finding_add(recover, (recover_finding_t){.kind = kind, .number = number, .offset = offset, .bytes = bytes});
 }
 
-/* Which of the three headers holds, and what those that do not say about the file. A newer version in any of them stops everything. */
+/* Decide which of the three headers is valid, and report the invalid ones. A newer version in any of them stops the start. */
 static int headers_judge(recover_t *recover, uint64_t number, const uint8_t *room, const uint8_t *end, looks_t *looks) {
     segment_header_t copy, last;
     int first = format_header_decode(room, &looks->header), second = format_header_decode(room + FORMAT_HEADER_COPY, &copy);
@@ -230,7 +233,7 @@ static bool is_headless(const recover_finding_t *finding) {
     return finding->kind == RECOVER_HEADER_BAD || finding->kind == RECOVER_HEADER_MISSING || finding->kind == RECOVER_NOT_A_FILE;
 }
 
-/* Files without a header: those that this WAL may have made count, for what was in them and for the next number. */
+/* Files without a header count if this WAL may have created them: their records are missing, and their numbers are taken. */
 static void headless_judge(recover_t *recover, const numbers_t *numbers) {
     uint64_t own = recover->number_max, bound = recover->ledger.sequence ? own + 1 : own + NUMBER_STRAY;
     for (uint32_t i = 0; i < recover->findings_count; i++) {
@@ -250,7 +253,7 @@ static int segments_load(recover_t *recover, const numbers_t *numbers) {
     for (uint32_t i = 0; i < numbers->count; i++) {
         looks_t looks = {0};
         int verdict = header_read(recover, numbers->values[i], &looks);
-        if (verdict == FORMAT_BAD) continue; /* found and told */
+        if (verdict == FORMAT_BAD) continue; /* already reported */
         if (verdict != FORMAT_GOOD) return verdict;
         segment_t *segment = segment_new(&looks.header, numbers->values[i], looks.size);
         if (!segment) return BQ_E_MEMORY;
@@ -263,10 +266,10 @@ static int segments_load(recover_t *recover, const numbers_t *numbers) {
     return BQ_OK;
 }
 
-/* The WAL is the one that most of the segments belong to; of two equals, the one whose segment has the lowest number. */
+/* The WAL id that most segments have. If two are equal, the id of the segment with the lowest number. */
 static uint64_t wal_id_of(const recover_t *recover) {
     uint64_t id = 0;
-    uint32_t votes = 0; /* Boyer and Moore: whoever has more than half is left over */
+    uint32_t votes = 0; /* Boyer-Moore majority vote */
     for (uint32_t i = 0; i < recover->count; i++) {
         uint64_t other = recover->segments[i]->header.wal_id;
         if (!votes) id = other;
@@ -283,7 +286,7 @@ static int segment_compare(const void *a, const void *b) {
     return x->name_number < y->name_number ? -1 : 1;
 }
 
-/* Sort by number and leave out what is not this WAL's, or is there twice. Which WAL it is, LOCK says if it can. */
+/* Sort by number. Drop segments of another WAL and duplicates. The WAL id comes from LOCK if LOCK is readable. */
 static void segments_judge(recover_t *recover) {
     uint32_t kept = 0;
     recover->wal_id = recover->ledger.sequence ? recover->ledger.wal_id : recover->count ? wal_id_of(recover) : 0;
@@ -311,7 +314,7 @@ static void segments_judge(recover_t *recover) {
 
 /* ---- checkpoints --------------------------------------------------------------------------------------------------- */
 
-/* One checkpoint file: its header and, for the newest, its bytes. FORMAT_GOOD, FORMAT_BAD, or an error of recover_begin. */
+/* One checkpoint file: its header and its bytes. FORMAT_GOOD, FORMAT_BAD, or an error of recover_begin. */
 static int checkpoint_read(recover_t *recover, uint64_t generation, checkpoint_header_t *header, uint8_t **bytes) {
     char name[FORMAT_NAME_BYTES];
     uint8_t head[FORMAT_CHECKPOINT_BYTES];
@@ -364,7 +367,7 @@ static int checkpoints_load(recover_t *recover, const numbers_t *numbers) {
         free(bytes);
         recover->generation_before = header.generation;
         recover->keep_before = header.keep_from;
-        break; /* two generations are kept; older files are on their way out */
+        break; /* two generations are kept; older files will be deleted */
     }
     if (!recover->wal_id) recover->wal_id = recover->checkpoint.wal_id;
     recover->generation_max = recover->checkpoint.generation;
@@ -387,8 +390,8 @@ int recover_open(recover_t *recover, uint32_t at) {
     return BQ_OK;
 }
 
-/* The newest segment is the last one with a valid record: those behind it were preallocated and not used, or their first
- * batch never became durable. */
+/* The newest segment is the last one with a valid record. Later ones were preallocated and unused, or their first batch
+ * never became durable. */
 static int newest_find(recover_t *recover) {
     for (uint32_t i = recover->count; i-- > 0;) {
         format_record_t record;
@@ -444,7 +447,7 @@ static void files_count(recover_t *recover) {
         default: break;
         }
     }
-    for (uint32_t i = recover->newest; i < recover->count; i++) /* a program of 1.0 cuts older ones where they end */
+    for (uint32_t i = recover->newest; i < recover->count; i++) /* version 1.0 cuts older ones where they end */
         recover->report.damaged_files += recover->segments[i]->cut;
 }
 

@@ -1,6 +1,7 @@
 /* wal/format.c: see wal/format.h.
  *
- * Invariant: nothing here believes a byte that no CRC covers, and a length is compared with what is left before it is added.
+ * Invariant: bytes are used only after a CRC has verified them. A length is compared with the remaining bytes before it is
+ * added.
  */
 #include "wal/format.h"
 
@@ -14,10 +15,10 @@ static const uint8_t segment_magic[8] = {'B', 'L', 'I', 'P', 'W', 'A', 'L', 0};
 static const uint8_t checkpoint_magic[8] = {'B', 'L', 'I', 'P', 'C', 'K', 'P', 0};
 static const uint8_t ledger_magic[8] = {'B', 'L', 'I', 'P', 'L', 'C', 'K', 0};
 
-#define HEADER_CRC_AT 60u /* in both headers, and in those of every later major version */
+#define HEADER_CRC_AT 60u /* in both headers, also in every later major version */
 #define CRC_IEEE 1u
 
-/* The version is looked at only once the CRC holds: a flipped bit in it is damage, not a newer program's work. */
+/* The version is checked after the CRC: a flipped bit in it is damage, not a newer version. */
 static int envelope_check(const uint8_t *bytes, const uint8_t magic[8], uint16_t *major, uint16_t *minor) {
     if (memcmp(bytes, magic, 8) != 0 || crc32_update(0, bytes, HEADER_CRC_AT) != load_u32(bytes + HEADER_CRC_AT))
         return FORMAT_BAD;
@@ -82,7 +83,7 @@ void format_record_begin(uint8_t *out, const format_record_t *record) {
     store_u64(out + 8, record->lsn);
 }
 
-/* The header's CRC covers the payload's, so one cannot be exchanged for another record's. */
+/* The header's CRC covers the payload's CRC, so a payload cannot be replaced by that of another record. */
 static uint32_t header_crc(const uint8_t *record, uint32_t seed) { return crc32_update(seed, record, 20); }
 
 static uint32_t payload_crc(const uint8_t *record, uint32_t seed, uint32_t size) {
@@ -174,7 +175,7 @@ void format_checkpoint_name(char name[FORMAT_NAME_BYTES], uint64_t generation) {
     snprintf(name, FORMAT_NAME_BYTES, "checkpoint-%010llu.ckp", (unsigned long long)generation);
 }
 
-/* Only the spelling that this program writes: "wal-1.log" or one digit too many is somebody else's file. */
+/* Only the exact spelling of the WAL's names: "wal-1.log", or one digit too many, is another program's file. */
 static uint64_t number_between(const char *name, const char *prefix, const char *suffix) {
     size_t prefix_size = strlen(prefix), suffix_size = strlen(suffix), size = strlen(name);
     if (size < prefix_size + 10 + suffix_size || size > prefix_size + 19 + suffix_size) return 0;
@@ -242,7 +243,7 @@ int scan_shrink(scan_t *scan, uint32_t capacity) {
 
 #define SECTOR_BYTES 4096u
 
-/* A large read fails for one bad sector: ask again for each, so that only the bad ones are lost. */
+/* One bad sector makes a large read fail. Read sector by sector, so that only the bad sectors are lost. */
 static int64_t read_by_sector(scan_t *scan, uint64_t offset, uint8_t *bytes, uint64_t size) {
     uint64_t done = 0;
     while (done < size) {
@@ -261,7 +262,7 @@ static int64_t read_by_sector(scan_t *scan, uint64_t offset, uint8_t *bytes, uin
     return (int64_t)done;
 }
 
-/* Read on behind what the buffer holds from the offset on, which moves to its front. */
+/* Move the buffered bytes from the offset on to the front, and read more behind them. */
 static void window_fill(scan_t *scan, uint64_t wanted) {
     uint64_t kept = 0;
     if (scan->offset >= scan->at && scan->offset - scan->at < scan->used) kept = scan->used - (scan->offset - scan->at);
@@ -300,7 +301,7 @@ static const uint8_t *window(scan_t *scan, uint64_t need) {
     return scan->used >= need ? scan->buffer : NULL;
 }
 
-/* A header whose CRC holds states its size truly; it is still held against the batch limit and the file before it is used. */
+/* The size is true if the header's CRC is correct. It is still checked against the batch limit and the file. */
 static bool header_holds(const scan_t *scan, const uint8_t *bytes, format_record_t *record) {
     if (bytes[0] == 0) return false;
     *record = format_record_of(bytes);
@@ -321,7 +322,7 @@ int scan_look(scan_t *scan, format_record_t *record, const uint8_t **payload) {
 
 void scan_pass(scan_t *scan, const format_record_t *record) { scan->offset += FORMAT_RECORD_BYTES + format_padded(record->size); }
 
-/* Bytes of the window from the offset on; at least 8, or 0 at the end of the file. */
+/* Bytes in the window after the offset, at least 8; 0 at the end of the file. */
 static uint64_t span_of(scan_t *scan, const uint8_t **bytes) {
     *bytes = window(scan, 8);
     return *bytes ? (scan->used - (scan->offset - scan->at)) & ~(uint64_t)7 : 0;
@@ -338,7 +339,7 @@ int scan_resync(scan_t *scan, uint64_t lsn_min, format_record_t *record, uint64_
         scan->offset += 8;
         *junk_end = scan->offset;
     }
-    uint64_t tail = scan->size & 7; /* a file cut off between two multiples of 8 */
+    uint64_t tail = scan->size & 7; /* the file was cut between two multiples of 8 */
     if (tail && !scan->error) *junk_end = scan->size;
     return SCAN_STOP;
 }

@@ -1,19 +1,21 @@
-/* wal/ledger.c: which segments there must be, written where no damage to a segment reaches: into LOCK, in two slots in turn.
+/* wal/ledger.c: the ledger: which segments must exist. It is in LOCK, so damage to a segment cannot reach it. Two slots are
+ * written in turn.
  *
- *      what happens                                        then the ledger says          so that a next start knows
- *      the segment to go on in has its name, on disk       active, created: that one     it has to be there
- *      the one behind it has its name, on disk             created: that one             it has to be there too if `active` is sealed
- *      `active` is about to be deleted: all it held        active: the one in use now    it need not be there
- *      has been fetched, and no segment was made since
- *      an orderly end                                      CLEAN, the next LSN           exactly how much is missing
+ *      event                                               the ledger then says          what the next start knows
+ *      the segment to continue in has its name on disk     active, created: this one     it must exist
+ *      the segment after it has its name on disk           created: this one             it must exist too if `active` is sealed
+ *      `active` will be deleted: all its records were      active: the one in use now    it need not exist
+ *      consumed and no segment was created since
+ *      a clean close                                       CLEAN, the next LSN           exactly how many records are missing
  *
- * It is written after what it says is on the disk and before what it denies is taken away, so a cut between the two costs nothing:
- * no power cut looks like damage. It is synced once for each segment and never for a commit.
+ * The ledger is written after the state it asserts is on disk, and before a file that it no longer names is deleted. So a power
+ * cut between the two steps never looks like damage. It is synced once per segment, never per commit.
  *
- * Where it is missing (somebody removed LOCK, or a program of 1.0 wrote the WAL) a segment that is sealed with nothing behind it, and
- * one preallocated with nothing before it, say the same: a segment is sealed only when the next one is there.
+ * Without a ledger (LOCK was removed, or version 1.0 wrote the WAL) two cases give the same information: a sealed segment with
+ * none after it, and a preallocated segment with none before it. A segment is sealed only when the next one exists.
  *
- * Invariant: wal->ledger is what is on the disk. A write that finds no room leaves it so; a failed sync stops the WAL.
+ * Invariant: wal->ledger equals the ledger on disk. A write that finds no space leaves both unchanged. A failed sync stops the
+ * WAL.
  */
 #include "wal/wal_internal.h"
 
@@ -58,7 +60,7 @@ static const segment_t *segment_of(const recover_t *recover, uint64_t number) {
     return NULL;
 }
 
-/* There, and not only as a rest in which nothing is left. */
+/* The segment exists and has usable content. */
 static bool stands(const segment_t *segment) {
     return segment && (segment->records || segment->sealed || !(segment->beheaded || segment->cut));
 }
@@ -72,13 +74,13 @@ static const segment_t *newest_used(const recover_t *recover) {
     return newest;
 }
 
-/* A program of 1.0 has gone on with the WAL and knows of no ledger. */
+/* Version 1.0 wrote to the WAL after the ledger; it does not know the ledger. */
 static bool is_stale(const recover_t *recover) {
     const segment_t *last = recover->count ? recover->segments[recover->count - 1] : NULL;
     return last && last->header.minor == 0 && last->header.number > recover->ledger.created;
 }
 
-/* How many whole segments' worth is missing behind the last record, by the ledger. */
+/* Number of whole segments missing after the last record, according to the ledger. */
 static uint32_t missing_by_ledger(const recover_t *recover, const segment_t *used) {
     const ledger_t *ledger = &recover->ledger;
     const segment_t *active = segment_of(recover, ledger->active), *created = segment_of(recover, ledger->created);
@@ -91,7 +93,7 @@ static uint32_t missing_by_ledger(const recover_t *recover, const segment_t *use
     return !first + !second;
 }
 
-/* The same without one, as far as it can be told: only segments since 1.1 are sealed when the next one is there, and not before. */
+/* The same without a ledger, as far as possible. Only since 1.1 a segment is sealed no earlier than the next one exists. */
 static uint32_t missing_by_segments(const recover_t *recover, const segment_t *used) {
     const segment_t *last = recover->count ? recover->segments[recover->count - 1] : NULL;
     if (used && used->header.minor && used->sealed && !used->in_order && !stands(segment_of(recover, used->header.number + 1)))
@@ -105,7 +107,7 @@ static uint32_t missing_by_segments(const recover_t *recover, const segment_t *u
 
 static uint64_t records_max(uint64_t bytes) { return bytes / FORMAT_RECORD_BYTES + 1; }
 
-/* How long a segment of this WAL is that nobody can look at. */
+/* Size of a missing segment of this WAL. */
 static uint64_t segment_bytes_of(const recover_t *recover, bool known) {
     if (known) return 1ull << recover->ledger.size_log2;
     return recover->count ? recover->segments[recover->count - 1]->header.segment_bytes : FORMAT_SEGMENT_BYTES_MAX / 2;
@@ -117,7 +119,7 @@ evidence_t recover_evidence(const recover_t *recover) {
     bool known = ledger->sequence && !is_stale(recover);
     evidence_t evidence = {.next = recover->expected};
     if (recover->checkpoint.generation && recover->checkpoint.lsn >= evidence.next) evidence.next = recover->checkpoint.lsn + 1;
-    bool told = known && (!ledger->active || (ledger->flags & FORMAT_LEDGER_CLEAN)); /* and so is how far the WAL went */
+    bool told = known && (!ledger->active || (ledger->flags & FORMAT_LEDGER_CLEAN)); /* the end of the WAL is known too */
     if (told && ledger->lsn > evidence.next) evidence.next = ledger->lsn;
     uint32_t missing = known ? missing_by_ledger(recover, used) : missing_by_segments(recover, used);
     evidence.gone = missing != 0;
@@ -138,11 +140,11 @@ static int ledger_open(wal_t *wal, bool *anew) {
     int file = storage->open(storage, WAL_LOCK_NAME, false);
     *anew = file == -ENOENT;
     if (!*anew) return file;
-    int locked = storage->lock(storage, WAL_LOCK_NAME); /* somebody has removed it */
+    int locked = storage->lock(storage, WAL_LOCK_NAME); /* LOCK was removed */
     return locked < 0 ? locked : storage->open(storage, WAL_LOCK_NAME, false);
 }
 
-/* Inside `ledger_monitor`. 0: it is on disk, or there was no room for it; wal->ledger says which. */
+/* Call inside `ledger_monitor`. 0: written, or the disk is full; wal->ledger shows which. */
 static int ledger_write(wal_t *wal, ledger_t ledger) {
     storage_t *storage = wal->storage;
     uint8_t bytes[FORMAT_LEDGER_BYTES];
@@ -159,7 +161,7 @@ static int ledger_write(wal_t *wal, ledger_t ledger) {
     if (file >= 0) storage->close(storage, file);
     if (full) return 0;
     if (error >= 0) wal->ledger = ledger;
-    return error == -ENOSPC || error == -EDQUOT ? -EIO : error < 0 ? error : 0; /* a failed sync is final */
+    return error == -ENOSPC || error == -EDQUOT ? -EIO : error < 0 ? error : 0; /* a failed sync is permanent */
 }
 
 static uint8_t log2_above(uint64_t bytes) {
@@ -192,7 +194,7 @@ bool ledger_lets_go(wal_t *wal, uint64_t number) {
     if (ledger.sequence && number >= ledger.active) {
         ledger.created = in_use > ledger.created || !in_use ? in_use : ledger.created;
         ledger.active = in_use;
-        ledger.lsn = in_use ? lsn : atomic_load(&wal->shown_next_lsn); /* nothing can be appended where there is no room */
+        ledger.lsn = in_use ? lsn : atomic_load(&wal->shown_next_lsn); /* without space nothing can be appended */
         ledger.flags = 0;
         ledger.note = atomic_load(&wal->note);
         error = ledger_write(wal, ledger);

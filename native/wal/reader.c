@@ -1,7 +1,8 @@
-/* wal/reader.c: the read thread: records read back from the segments, checkpoints, and the deletion of what they made superfluous.
+/* wal/reader.c: the read thread: reads records back from the segments, writes checkpoints, deletes segments that are no longer
+ * needed.
  *
- * Invariant: a record is handed out only if it is durable and its CRCs hold now, on this read. Segments are deleted here and
- * nowhere else while the WAL runs, oldest first, sealed ones only, and only below what both kept checkpoints need.
+ * Invariant: a record is returned only if it is durable and its CRCs are correct in this read. While the WAL runs, segments are
+ * deleted only here: oldest first, only sealed ones, and only below the LSN that both kept checkpoints need.
  */
 #include "wal/wal_internal.h"
 
@@ -14,7 +15,7 @@
 
 /* ---- reading back ---------------------------------------------------------------------------------------------------- */
 
-/* Where an LSN is to be looked for; copied out of the table, because the WAL thread goes on meanwhile. */
+/* Position at which to look for an LSN. A copy from the table, because the WAL thread continues meanwhile. */
 typedef struct place {
     segment_header_t header;
     uint64_t name_number, next_lsn, end, offset;
@@ -33,7 +34,7 @@ static uint64_t mark_before(const segment_t *segment, uint64_t lsn) {
     return low ? segment->marks[low - 1].offset : segment->header.header_bytes;
 }
 
-/* 1: *place filled. 0: no segment has it, and reading can go on at *next_lsn (0: nowhere yet). */
+/* true: *place is set. false: no segment has the LSN; reading can continue at *next_lsn (0: nowhere yet). */
 static bool place_find(wal_t *wal, uint64_t lsn, place_t *place, uint64_t *next_lsn) {
     bool found = false;
     monitor_enter(&wal->table);
@@ -73,7 +74,7 @@ static void cursor_note(wal_t *wal, uint64_t lsn) {
     wal->cursor_next = (wal->cursor_next + 1) % WAL_CURSORS;
 }
 
-/* The scan stands at the LSN or before it. What it holds of the file already need not be read again. */
+/* Move the scan to the LSN or before it. Bytes of this file that are in the buffer are not read again. */
 static int place_open(wal_t *wal, const place_t *place, uint64_t lsn) {
     char name[FORMAT_NAME_BYTES];
     bool same = wal->read_number == place->header.number && !wal->read_scan.error;
@@ -103,14 +104,14 @@ static bool item_put(read_slot_t *slot, const format_record_t *record, const uin
     out[12] = record->type;
     out[13] = record->flags;
     store_u16(out + 14, 0);
-    memcpy(out + ITEM_BYTES, payload, bytes - ITEM_BYTES); /* the padding too: the CRC has shown it to be zeros */
+    memcpy(out + ITEM_BYTES, payload, bytes - ITEM_BYTES); /* with the padding, which the CRC has shown to be zeros */
     slot->result.used += (uint32_t)bytes;
     slot->result.next_lsn = record->lsn + 1;
     slot->result.result++;
     return true;
 }
 
-/* Reading has to leave records out. What was read before them is handed out first; the next read meets this again. */
+/* Records must be skipped. Records read before the gap are returned first; the next read meets the gap again. */
 static void gone(read_slot_t *slot, uint64_t next_lsn) {
     if (slot->result.result) return;
     slot->result.result = WAL_E_GONE;
@@ -119,7 +120,7 @@ static void gone(read_slot_t *slot, uint64_t next_lsn) {
 
 static bool is_data(const format_record_t *record) { return record->type != WAL_PAD && record->type != FORMAT_FOOTER; }
 
-/* The record wanted next does not verify, or is not there. */
+/* The next record is damaged or missing. */
 static void read_over_damage(wal_t *wal, read_slot_t *slot, const place_t *place) {
     format_record_t record;
     uint64_t junk_end = 0, next_lsn = place->next_lsn;
@@ -131,13 +132,14 @@ static void read_over_damage(wal_t *wal, read_slot_t *slot, const place_t *place
     gone(slot, next_lsn);
 }
 
-/* One segment, from result.next_lsn on. true: at its end with room left, so the next one can follow. */
+/* Read one segment from result.next_lsn on. true: its end is reached and there is space left, so the next segment can
+ * follow. */
 static bool segment_read(wal_t *wal, read_slot_t *slot, const place_t *place, uint64_t durable) {
     scan_t *scan = &wal->read_scan;
     format_record_t record;
     const uint8_t *payload;
     while (slot->result.next_lsn < place->next_lsn && slot->result.next_lsn <= durable) {
-        scan->ahead = slot->capacity - slot->result.used + FORMAT_RECORD_BYTES; /* more would be read for nothing */
+        scan->ahead = slot->capacity - slot->result.used + FORMAT_RECORD_BYTES; /* more bytes would not be used */
         bool valid = scan_look(scan, &record, &payload) == SCAN_RECORD;
         if (scan->error) {
             if (!slot->result.result) slot->result.result = system_error(scan->error);
@@ -146,7 +148,7 @@ static bool segment_read(wal_t *wal, read_slot_t *slot, const place_t *place, ui
         if (!valid) scan->ahead = 0;
         if (!valid && scan->offset < scan->size && scan_resync(scan, 0, &record, &(uint64_t){0}) == SCAN_RECORD &&
             record.lsn <= slot->result.next_lsn)
-            continue; /* damage before the LSN that is wanted */
+            continue; /* the damage is before the wanted LSN */
         if (!valid || (is_data(&record) && record.lsn > slot->result.next_lsn)) {
             read_over_damage(wal, slot, place);
             return false;
@@ -188,7 +190,7 @@ static void slot_read(wal_t *wal, read_slot_t *slot) {
     slot_fill(wal, slot);
     if (slot->result.result > 0) {
         cursor_note(wal, slot->result.next_lsn);
-        scan_shrink(&wal->read_scan, WAL_READ_SCAN_BYTES); /* a large record has been handed out */
+        scan_shrink(&wal->read_scan, WAL_READ_SCAN_BYTES); /* after a large record */
     }
     monitor_enter(&wal->table);
     wal->stats.read_bytes += wal->read_scan.read_bytes - before;
@@ -240,8 +242,8 @@ static void checkpoints_drop(wal_t *wal) {
     }
 }
 
-/* The oldest segment out of the table, if it is sealed and below what is kept. It may be the last one, where a full disk has no
- * room for an active segment: what it gives back makes that. */
+/* Remove the oldest segment from the table if it is sealed and not needed. It may be the only one: when a full disk has no
+ * space for an active segment, deleting it frees that space. */
 static segment_t *oldest_take(wal_t *wal, uint64_t below) {
     segment_t *segment = NULL;
     monitor_enter(&wal->table);
@@ -269,13 +271,13 @@ static void reclaim(wal_t *wal) {
             wal->read_number = 0;
         }
         format_segment_name(name, segment->name_number);
-        /* One that stays is found by the next recovery, and is harmless there. */
+        /* If the file is not deleted, the next recovery finds it. That is harmless. */
         if (ledger_lets_go(wal, segment->header.number)) wal->storage->unlink(wal->storage, name);
         segment_free(segment);
         any = true;
     }
     if (!any) return;
-    monitor_enter(&wal->work); /* there may be room now */
+    monitor_enter(&wal->work); /* there may be space now */
     wal->room_came = true;
     monitor_signal(&wal->work);
     monitor_leave(&wal->work);
@@ -299,13 +301,13 @@ static void checkpoint_run(wal_t *wal, checkpoint_header_t *header, uint8_t *byt
     } else if (error == -ENOSPC || error == -EDQUOT) {
         wal->storage->unlink(wal->storage, WAL_CHECKPOINT_TEMPORARY);
     } else {
-        wal_fail(wal, error); /* a disk that fails here fails the WAL next */
+        wal_fail(wal, error); /* if the disk fails here, the WAL would fail next */
     }
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------------------------- */
 
-/* In turn, beginning behind the one served last. */
+/* Round robin, starting after the slot served last. */
 static read_slot_t *slot_asked(wal_t *wal) {
     for (uint32_t i = 1; i <= WAL_READS_MAX; i++) {
         read_slot_t *slot = &wal->slots[(wal->slot_served + i) % WAL_READS_MAX];
@@ -314,7 +316,8 @@ static read_slot_t *slot_asked(wal_t *wal) {
     return NULL;
 }
 
-/* Wait for work: a checkpoint (its bytes and header moved out) before any read, which could go on for ever. false: stop. */
+/* Wait for work. A checkpoint comes before any read, because reads could go on without end; its bytes and header are moved
+ * out. false: stop. */
 static bool job_take(wal_t *wal, read_slot_t **slot, checkpoint_header_t *header, uint8_t **bytes) {
     monitor_enter(&wal->reads);
     while (!slot_asked(wal) && !wal->checkpoint_bytes && !wal->reads_stop) {
@@ -328,7 +331,7 @@ static bool job_take(wal_t *wal, read_slot_t **slot, checkpoint_header_t *header
     wal->checkpoint_bytes = NULL;
     *slot = *bytes ? NULL : slot_asked(wal);
     if (*slot) wal->slot_served = (uint32_t)(*slot - wal->slots);
-    bool work = *bytes || !wal->reads_stop; /* the last checkpoint is still written: it makes the next start short */
+    bool work = *bytes || !wal->reads_stop; /* write the last checkpoint in any case: it shortens the next start */
     monitor_leave(&wal->reads);
     return work;
 }

@@ -1,16 +1,16 @@
-/* wal/recover.c: what a directory holds after anything may have happened to it, as a table of labelled cases.
+/* wal/recover.c: reads the records of a directory in any state, including damage, as a table of named cases.
  *
- *      for each segment by number, each record in order:
- *          verifies, LSN expected      take it
- *          verifies, LSN higher        LOST from the expected one up to it, take it
- *          LSN at or above the bound   a later segment was made by a recovery and holds this: leave the rest (superseded)
- *          does not verify             look for the next record that does:
- *              newest segment, and nothing behind proves that the expected LSN was durable     TORN: drop what follows
- *              otherwise, and if the segment has lost its beginning or its end                 DAMAGED: go on behind it
- *      then, by the ledger in LOCK, by a footer without a segment behind it, by a checkpoint: what should be there and is not
+ *      for each segment by number, for each record in order:
+ *          valid, LSN as expected      take it
+ *          valid, LSN higher           LOST from the expected LSN up to it; take it
+ *          LSN at or above the bound   a recovery copied it to a later segment: skip the rest (superseded)
+ *          not valid                   search for the next valid record:
+ *              newest segment, and no later record proves that the expected LSN was durable    TORN: drop the rest
+ *              otherwise, or if the segment has lost its beginning or its end                  DAMAGED: continue after it
+ *      then report missing records, according to the ledger in LOCK, a footer without a next segment, and the checkpoint
  *
- * Invariant: recover_begin and recover_next only read. What changes the directory is recover_keep_aside and wal_open's last
- * steps, and each of those leaves a directory that recovers to the same records as before.
+ * Invariant: recover_begin and recover_next only read. Only recover_keep_aside and the last steps of wal_open change the
+ * directory. After each of those steps the directory still recovers to the same records.
  */
 #include "wal/wal_internal.h"
 
@@ -23,17 +23,17 @@ const recover_rule_t recover_rules[RECOVER_CASES_COUNT] = {
 };
 
 #define ASIDE_COPY_BYTES_MAX (16u << 20) /* of one copied range */
-#define ASIDE_TORN_MAX 8u                /* the oldest goes when one more comes */
-#define ASIDE_DAMAGED_MAX 64u            /* further ones are only reported: the bytes are still in their segment */
+#define ASIDE_TORN_MAX 8u                /* the oldest is deleted for a new one */
+#define ASIDE_DAMAGED_MAX 64u            /* more are only reported: the bytes are still in their segment */
 
 /* ---- the walk ------------------------------------------------------------------------------------------------------ */
 
 static uint64_t needed_from(const recover_t *recover) {
-    return recover->checkpoint.keep_from ? recover->checkpoint.keep_from : 1; /* 0 without a checkpoint too */
+    return recover->checkpoint.keep_from ? recover->checkpoint.keep_from : 1; /* 0 also without a checkpoint */
 }
 
-/* `lsn` is what the WAL goes on with. What a checkpoint has made superfluous is not lost: a power cut may bring some of the
- * reclaimed segments back and not others. */
+/* `lsn` is the LSN with which the WAL continues. Records that a checkpoint made unnecessary are not lost: after a power cut
+ * some of the deleted segments may exist again and others not. */
 static bool lost_before(recover_t *recover, uint64_t lsn, bool unknown, recover_finding_t *finding) {
     uint64_t needed = needed_from(recover);
     uint64_t first = recover->expected > needed ? recover->expected : needed;
@@ -58,7 +58,7 @@ static uint64_t bound_behind(const recover_t *recover, uint32_t at) {
     return bound;
 }
 
-/* Everything below the returned LSN was durable when the latest valid record of this segment was written. */
+/* When the latest valid record of this segment was written, everything below the returned LSN was durable. */
 static uint64_t proof_of(recover_t *recover) {
     format_record_t record;
     uint64_t begin = recover->scan.offset, proof = 1, junk_end = 0;
@@ -98,24 +98,24 @@ static int next_segment(recover_t *recover, recover_finding_t *finding) {
     recover->proof = 0;
     uint64_t previous = recover->at ? recover->segments[recover->at - 1]->header.number : segment->header.number - 1;
     uint64_t first = segment->header.first_lsn;
-    bool superseded = recover->bound && recover->bound <= first; /* what it would jump over is in the segment behind */
+    bool superseded = recover->bound && recover->bound <= first; /* the skipped records are in a later segment */
     if (first > recover->expected && !superseded && lost_before(recover, first, gap_noted(segment), finding))
         return RECOVER_FINDING;
     if (segment->header.number != previous + 1 && recover->segments[recover->at - 1]->records && !first) {
         *finding = (recover_finding_t){.kind = RECOVER_MISSING, .number = previous + 1};
         return RECOVER_FINDING;
     }
-    return RECOVER_RECORD; /* go on */
+    return RECOVER_RECORD; /* continue */
 }
 
 static void segment_leave(recover_t *recover) { recover->scan.offset = recover->scan.size; }
 
-/* Nothing valid at the offset. Moves it to where the segment goes on, if it does; true: there is a finding. */
+/* No valid record at the offset. Moves the offset to the next valid record, or leaves the segment. true: there is a finding. */
 static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
     scan_t *scan = &recover->scan;
     segment_t *segment = recover->segments[recover->at];
     uint64_t begin = scan->offset, junk_end = begin;
-    uint64_t expected = recover->expected ? recover->expected : needed_from(recover); /* what is needed was not reclaimed */
+    uint64_t expected = recover->expected ? recover->expected : needed_from(recover); /* needed records were not deleted */
     format_record_t record;
     bool torn = recover->at == recover->newest || recover->newest == recover->count || recover->at > recover->newest;
     if (recover->at == recover->newest) {
@@ -124,7 +124,7 @@ static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
     }
     if (segment->cut || (segment->beheaded && !segment->records)) torn = false;
     bool found = scan_resync(scan, recover->expected, &record, &junk_end) == SCAN_RECORD;
-    if (torn) { /* what is valid behind the gap belongs to the same batch, which nobody was told is durable */
+    if (torn) { /* valid records after the gap are of the same batch, which was never reported as durable */
         while (found) {
             scan_pass(scan, &record);
             junk_end = scan->offset;
@@ -135,7 +135,7 @@ static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
         if (junk_end > begin) recover->report.clean = 0;
         segment->damaged = segment->damaged || scan->unreadable != 0;
     } else {
-        if (found) junk_end = scan->offset; /* zeros before it are as bad */
+        if (found) junk_end = scan->offset; /* zeros before it are damaged too */
         if (!found) segment_leave(recover);
         segment->damaged = segment->damaged || junk_end > begin;
     }
@@ -147,7 +147,7 @@ static bool gap_pass(recover_t *recover, recover_finding_t *finding) {
     return true;
 }
 
-/* A record that verifies: taken, or the end of what this segment has to say. */
+/* A valid record: take it, or end this segment. */
 static int record_take(recover_t *recover, const format_record_t *found, const uint8_t *payload, wal_record_t *record) {
     segment_t *segment = recover->segments[recover->at];
     uint64_t offset = recover->scan.offset;
@@ -190,7 +190,7 @@ int recover_next(recover_t *recover, wal_record_t *record, recover_finding_t *fi
             continue;
         }
         if (recover->bound && found.lsn >= recover->bound) {
-            segment_leave(recover); /* the bound is the first LSN of a segment that holds all of this */
+            segment_leave(recover); /* a later segment starts at the bound and holds all of these records */
             continue;
         }
         if (found.lsn != recover->expected && lost_before(recover, found.lsn, gap_noted(recover->segments[recover->at]), finding))

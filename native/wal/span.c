@@ -2,7 +2,7 @@
 #include "wal/span.h"
 #include "wal/wal_internal.h"
 
-/* What a segment takes of the disk; of the one being written, what is in it. */
+/* Disk space of a segment; for the active segment, only the bytes written so far. */
 static uint64_t taken(const wal_t *wal, const segment_t *segment) {
     return segment == wal->active ? segment->end : segment->file_bytes;
 }
@@ -15,7 +15,7 @@ void wal_span(wal_t *wal, wal_span_t *span) {
     for (uint32_t i = 0; i < wal->count; i += step) {
         span->lsn[span->count++] = wal->segments[i]->first_lsn;
         for (uint32_t j = i; j < i + step && j < wal->count; j++) behind += taken(wal, wal->segments[j]);
-        span->bytes[span->count] = behind; /* so far: what lies before the next point */
+        span->bytes[span->count] = behind; /* sum so far: the bytes before the next point */
     }
     uint64_t next_lsn = wal->count ? wal->segments[wal->count - 1]->next_lsn : 0;
     monitor_leave(&wal->table);

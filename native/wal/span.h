@@ -1,6 +1,6 @@
-/* wal/span.h: how much of the WAL lies behind an LSN, in bytes of its files.
+/* wal/span.h: how many bytes of WAL files follow an LSN.
  *
- * Invariant: the points are a copy, exact where a segment begins; between two of them an LSN's place is proportional.
+ * Invariant: the points are a copy. They are exact at the start of a segment; between two points the position is interpolated.
  */
 #ifndef BQ_WAL_SPAN_H
 #define BQ_WAL_SPAN_H
@@ -16,7 +16,7 @@ typedef struct wal_span {
 } wal_span_t;
 
 void wal_span(wal_t *wal, wal_span_t *span);
-uint64_t wal_span_bytes(const wal_span_t *span, uint64_t lsn); /* from that record on */
-uint64_t wal_span_lsn(const wal_span_t *span, uint64_t bytes); /* the first record behind which no more than that lies */
+uint64_t wal_span_bytes(const wal_span_t *span, uint64_t lsn); /* from that record to the end */
+uint64_t wal_span_lsn(const wal_span_t *span, uint64_t bytes); /* the first record with at most that many bytes after it */
 
 #endif

@@ -1,13 +1,13 @@
-/* wal/storage_posix.c: the real disk: one directory, held open, and plain files inside it.
+/* wal/storage_posix.c: the real disk: one directory that stays open, and plain files in it.
  *
- * Invariant: a call that returns >= 0 has done all it was asked for. A failed sync is reported once and never repeated here:
- * after it the kernel may have marked the lost pages clean, and a second call would say 0.
+ * Invariant: a call that returns >= 0 has done everything that was asked. A failed sync is reported and never repeated here:
+ * the kernel may have marked the lost pages as clean, and a second call would return 0.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* fallocate */
 #endif
 #if !defined(__LP64__) && !defined(_FILE_OFFSET_BITS)
-#define _FILE_OFFSET_BITS 64 /* where long has 32 bits: files and disks are larger, and inode numbers longer */
+#define _FILE_OFFSET_BITS 64 /* for a 32-bit long: large files, large disks, and long inode numbers */
 #endif
 
 #include "wal/storage.h"
@@ -25,15 +25,15 @@
 
 _Static_assert(sizeof(off_t) == 8, "the log needs file offsets of 64 bits: define _FILE_OFFSET_BITS before any system header");
 
-#define CHUNK_BYTES_MAX (1u << 30) /* one call; some systems refuse more */
+#define CHUNK_BYTES_MAX (1u << 30) /* per call; some systems refuse more */
 #define NAME_BYTES_MAX 256u
 
 typedef struct disk {
-    storage_t calls; /* first: a storage_t * is a disk_t * */
+    storage_t calls; /* must be first: storage_t * is cast to disk_t * */
     int directory;
     int lock;
-    char *path; /* absolute: a directory that is no longer found there is noticed */
-    ino_t root; /* what / was then: a process that has changed it finds nothing any more, and that says nothing */
+    char *path; /* absolute, to detect that the directory is no longer there */
+    ino_t root; /* inode of / at the start; after a chroot the path is not found, which proves nothing */
 } disk_t;
 
 static disk_t *disk_of(storage_t *storage) { return (disk_t *)storage; }
@@ -68,19 +68,19 @@ static int out_of_the_way(int directory, const char *name) {
     return result_of(renameat(directory, name, directory, aside));
 }
 
-/* A new file under a name that may be taken: what had it is not written to, whatever else it is called. The lock is held as long as
- * the file is open, so that a broker that comes to the same file by another way than LOCK sees that it is in use. */
+/* Create a new file. A file that has the name is not written to, because hard links to it may exist. The lock is held while
+ * the file is open, so that a broker which reaches the file without LOCK sees that it is in use. */
 static int disk_create(storage_t *storage, const char *name) {
     int directory = disk_of(storage)->directory, error = out_of_the_way(directory, name);
     int file = error < 0 ? error : open_at(directory, name, O_RDWR | O_CREAT | O_EXCL);
-    if (file >= 0) lock_try(file, LOCK_EX); /* where locks are not known, LOCK alone has to do */
+    if (file >= 0) lock_try(file, LOCK_EX); /* if the file system has no locks, only LOCK protects */
     return file;
 }
 
 static int disk_open(storage_t *storage, const char *name, bool create) {
     if (create) return disk_create(storage, name);
     int directory = disk_of(storage)->directory, file = open_at(directory, name, O_RDWR);
-    if (file == -EACCES || file == -EROFS) file = open_at(directory, name, O_RDONLY); /* good enough to verify and to export */
+    if (file == -EACCES || file == -EROFS) file = open_at(directory, name, O_RDONLY); /* enough for verify and export */
     if (file < 0) return file;
     int error = plain_file(file);
     if (error == 0) return file;
@@ -97,7 +97,7 @@ static int disk_locked(storage_t *storage, int file) {
 
 static int disk_close(storage_t *storage, int file) {
     (void)storage;
-    return close(file) < 0 && errno != EINTR ? -errno : 0; /* after EINTR the descriptor is gone all the same */
+    return close(file) < 0 && errno != EINTR ? -errno : 0; /* after EINTR the descriptor is closed too */
 }
 
 static int disk_write(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size) {
@@ -106,7 +106,7 @@ static int disk_write(storage_t *storage, int file, uint64_t offset, const uint8
         ssize_t count = pwrite(file, bytes, size < CHUNK_BYTES_MAX ? (size_t)size : CHUNK_BYTES_MAX, (off_t)offset);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) return -errno;
-        if (count == 0) return -EIO; /* a file system that takes nothing and says nothing */
+        if (count == 0) return -EIO; /* a file system that writes nothing and reports no error */
         bytes += count;
         offset += (uint64_t)count;
         size -= (uint64_t)count;
@@ -132,15 +132,16 @@ static int64_t disk_read(storage_t *storage, int file, uint64_t offset, uint8_t 
 static int disk_truncate(storage_t *storage, int file, uint64_t size) {
     (void)storage;
     struct stat status;
-    if (fstat(file, &status) == 0 && status.st_nlink > 1) return -EMLINK; /* somebody's backup, made of links, keeps its length */
+    /* Another hard link, for example a backup, must keep its length */
+    if (fstat(file, &status) == 0 && status.st_nlink > 1) return -EMLINK;
     int result;
     do result = ftruncate(file, (off_t)size);
     while (result < 0 && errno == EINTR);
     return result_of(result);
 }
 
-/* Where blocks cannot be reserved (FAT, some network file systems) the file is only made as long: a write may then meet a full
- * disk, which wal/writer.c holds the batch for. Writing zeros instead would wear a card twice. */
+/* If blocks cannot be reserved (FAT, some network file systems), only the length is set. A write may then find the disk
+ * full; wal/writer.c keeps the batch and tries again. Writing zeros instead would double the wear of an SD card. */
 static int disk_allocate(storage_t *storage, int file, uint64_t size) {
 #if defined(FALLOC_FL_KEEP_SIZE)
     int result;
@@ -159,7 +160,7 @@ static int64_t disk_size(storage_t *storage, int file) {
     return S_ISREG(status.st_mode) ? (int64_t)status.st_size : -EINVAL;
 }
 
-/* On macOS fsync leaves the data in the drive's own cache; this flushes that too. */
+/* On macOS fsync leaves the data in the drive's cache; this flushes the cache too. */
 static int full_sync(int file) {
 #if defined(F_FULLFSYNC)
     if (fcntl(file, F_FULLFSYNC) == 0) return 0;
@@ -170,7 +171,7 @@ static int full_sync(int file) {
 
 static bool same_file(const struct stat *a, const struct stat *b) { return a->st_ino == b->st_ino && a->st_dev == b->st_dev; }
 
-/* What is synced into a file without a name, or in a directory that the next start will not find, is not kept. */
+/* Data is lost if its file has no name any more, or if its directory is no longer at the path. */
 static int still_there(const disk_t *disk, int file) {
     struct stat status, directory;
     if (fstat(file, &status) == 0 && status.st_nlink == 0) return -ENOENT;
@@ -214,7 +215,7 @@ static int disk_list(storage_t *storage, storage_visit visit, void *context) {
     }
     int error = 0;
     for (;;) {
-        errno = 0; /* the only way to tell the end from a failure */
+        errno = 0; /* the only way to distinguish the end from an error */
         struct dirent *entry = readdir(directory);
         if (!entry) {
             error = -errno;
@@ -234,15 +235,14 @@ static int64_t disk_free_bytes(storage_t *storage) {
 
 static int disk_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
     (void)storage;
-    return getentropy(bytes, size) < 0 ? -errno : 0; /* needs no descriptor and no /dev */
+    return getentropy(bytes, size) < 0 ? -errno : 0; /* needs neither a descriptor nor /dev */
 }
 
-/* The directory itself is locked too: LOCK is a file that somebody may take for a leftover and remove. Called again, it makes LOCK
- * anew if that has happened. */
+/* The directory is locked too, because somebody may remove LOCK. Called again, it creates LOCK again if it was removed. */
 static int disk_lock(storage_t *storage, const char *name) {
     disk_t *disk = disk_of(storage);
     int error = lock_try(disk->directory, LOCK_EX);
-    if (error == -EWOULDBLOCK) return error; /* any other: a file system that locks no directories */
+    if (error == -EWOULDBLOCK) return error; /* other errors: the file system cannot lock directories */
     struct stat held, named;
     if (disk->lock >= 0 && fstat(disk->lock, &held) == 0 && fstatat(disk->directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
         same_file(&held, &named))
@@ -289,7 +289,7 @@ static const storage_t disk_calls = {
     .release = disk_release,
 };
 
-/* The directory's own entry is synced too: a WAL in a directory that a power cut takes away is no WAL. */
+/* Sync the parent too: otherwise a power cut may remove the new directory. */
 static int parent_sync(const char *directory) {
     size_t size = strlen(directory);
     while (size > 1 && directory[size - 1] == '/') size--;
@@ -306,7 +306,8 @@ static int parent_sync(const char *directory) {
     return error;
 }
 
-static char *absolute(const char *directory) { /* without following links: one that is changed is to be noticed */
+/* Links are not resolved, so that a changed link is noticed. */
+static char *absolute(const char *directory) {
     char *here = directory[0] == '/' ? NULL : getcwd(NULL, 0);
     size_t size = strlen(directory) + (here ? strlen(here) : 0) + 2;
     char *path = here || directory[0] == '/' ? malloc(size) : NULL;

@@ -1,13 +1,15 @@
-/* wal/tail.c: where a WAL goes on after a start: the doubtful tail carried over into a new segment, as large as the disk lets it be.
+/* wal/tail.c: the start of the WAL. The last records may not be durable (the tail). They are copied into a new segment, as
+ * large as the disk allows.
  *
- *      room for          the new segment holds               what goes on
- *      a segment         the tail, and a segment's room      everything, as far as quota and reserve let it
- *      less              the tail, and a batch's room        acks and the like; publishes wait for room for more segments
+ *      space for         the new segment holds               what works
+ *      a segment         the tail, and a whole segment       everything, within quota and reserve
+ *      less              the tail, and one batch             acks and similar; publishes wait for space for more segments
  *      the tail          the tail                            reading; acks are kept in memory
- *      nothing           there is none                       reading, up to the tail; the WAL thread looks for room
+ *      nothing           there is none                       reading, up to the tail; the WAL thread waits for space
  *
- * Invariant: the tail is served only after this process has synced it, in a segment whose directory entry is synced; until then
- * `durable` stays before it, or where the newest checkpoint says. What is done on the way leaves a directory that recovers to the same records.
+ * Invariant: the tail is served only after this process has synced it, in a segment whose directory entry is synced. Until then
+ * `durable` stays before the tail, or at the LSN of the newest checkpoint. After each step the directory still recovers to the
+ * same records.
  */
 #include "wal/wal_internal.h"
 
@@ -16,8 +18,8 @@
 
 #define TRIM_BYTES 4096u /* on a full disk every block counts */
 
-/* No more than one batch was ever unsynced; two are taken. Reading them proves nothing about the disk: the page cache may hold
- * what the disk refused. After an orderly end there is no tail. */
+/* At most one batch was unsynced; two are taken. Reading the records back does not prove that they are on disk: they may
+ * exist only in the page cache. After a clean close there is no tail. */
 static tail_t tail_of(const recover_t *recover, uint64_t next_lsn) {
     tail_t tail = {.first_lsn = next_lsn};
     for (uint32_t i = recover->count; i-- > 0 && !tail.source && !recover->report.clean;)
@@ -35,7 +37,7 @@ static tail_t tail_of(const recover_t *recover, uint64_t next_lsn) {
 
 /* ---- the new segment --------------------------------------------------------------------------------------------------- */
 
-/* One record behind the others of the new segment. It says place 0: it is durable once the segment has its name. */
+/* Append one record to the new segment. Its place is 0, because it is durable as soon as the segment has its name. */
 static int record_carry(wal_t *wal, segment_t *segment, int file, uint8_t *room, format_record_t record, const uint8_t *payload) {
     uint64_t bytes = FORMAT_RECORD_BYTES + format_padded(record.size);
     record.place = 0;
@@ -62,11 +64,11 @@ static int records_carry(wal_t *wal, segment_t *segment, int file, scan_t *scan,
         scan_pass(scan, &record);
     }
     if (error == 0) error = scan->error;
-    /* It was all there when the WAL was opened: to go on without the rest would be to lose it in silence. */
+    /* All records were readable when the WAL was opened. Continuing without some of them would lose them silently. */
     return error == 0 && segment->next_lsn != wal->tail.source->next_lsn ? -EIO : error;
 }
 
-/* Copy the tail behind the new segment's header. */
+/* Copy the tail into the new segment. */
 static int tail_copy(wal_t *wal, segment_t *segment, int file) {
     const tail_t *tail = &wal->tail;
     char name[FORMAT_NAME_BYTES];
@@ -87,7 +89,7 @@ static int tail_copy(wal_t *wal, segment_t *segment, int file) {
     return error;
 }
 
-/* A last record that proves all before it durable, and fills the block. */
+/* Append a pad record. It proves that everything before it is durable, and it fills the block. */
 static int tail_end(wal_t *wal, segment_t *segment, int file) {
     uint32_t block = wal->config.block_bytes ? wal->config.block_bytes : 8;
     uint64_t bytes = FORMAT_RECORD_BYTES + (block - (segment->end + FORMAT_RECORD_BYTES) % block) % block;
@@ -102,14 +104,14 @@ static int tail_end(wal_t *wal, segment_t *segment, int file) {
     return error < 0 ? error : 0;
 }
 
-/* Complete on disk before it has its name. On an error nothing of it is left, unless only its name is not synced: such a one is
- * replaced by the next try, or found by the next start, which then has the tail twice. */
+/* The segment is complete on disk before it gets its name. After an error nothing of it remains. Exception: the name exists
+ * but is not synced. Then the next try replaces the segment, or the next start finds it and has the tail twice. */
 static int segment_write(wal_t *wal, segment_t *segment, uint64_t next_lsn, int *file) {
     storage_t *storage = wal->storage;
     int error = segment_create(storage, &segment->header, file);
     if (error < 0) return error;
     if (wal->tail.source) error = tail_copy(wal, segment, *file);
-    segment->next_lsn = next_lsn; /* which a checkpoint may have put beyond the last record */
+    segment->next_lsn = next_lsn; /* a checkpoint may have moved this beyond the last record */
     if (error == 0 && wal->tail.source) error = tail_end(wal, segment, *file);
     if (error == 0) error = segment_publish(storage, *file, segment->header.number);
     if (error == 0) return 0;
@@ -123,7 +125,7 @@ static int segment_begin(wal_t *wal, uint64_t bytes, uint64_t next_lsn, segment_
     int file, error = wal_header_make(wal, &header, wal->tail.first_lsn, (uint32_t)bytes);
     if (error < 0) return error;
     uint32_t carried = wal->tail.source ? wal->tail.source->header.batch_bytes : 0;
-    if (header.batch_bytes < carried) header.batch_bytes = carried; /* a record of the tail may be larger than any that is new */
+    if (header.batch_bytes < carried) header.batch_bytes = carried; /* a record of the tail may be larger than new records */
     segment_t *segment = segment_new(&header, header.number, bytes);
     if (!segment) return -ENOMEM;
     segment->first_lsn = segment->next_lsn = header.first_lsn;
@@ -150,7 +152,7 @@ static int segment_begin(wal_t *wal, uint64_t bytes, uint64_t next_lsn, segment_
 
 enum { SIZE_WHOLE, SIZE_SHORT, SIZE_TAIL, SIZES };
 
-/* What a segment of each kind takes. The tail needs no more than what it lies in now, a last record and a footer behind it. */
+/* Bytes needed for each kind of segment. The tail needs its present size, a last record and a footer. */
 static void sizes_fill(const wal_t *wal, uint64_t sizes[SIZES]) {
     uint64_t carried = wal->tail.source ? wal->tail.source->end - wal->tail.offset : 0, whole = wal->config.segment_bytes;
     uint64_t block = wal->config.block_bytes ? wal->config.block_bytes : 8;
@@ -162,9 +164,9 @@ static void sizes_fill(const wal_t *wal, uint64_t sizes[SIZES]) {
     sizes[SIZE_WHOLE] = carried && sizes[SIZE_SHORT] > whole ? sizes[SIZE_SHORT] : whole;
 }
 
-/* As large as there is room for. A short one leaves what a checkpoint takes, because that is what makes room; one for the tail
- * alone is worth having only if there is a tail. `late`: no file is made ten times a second only to find that it does not fit.
- * -ENOSPC: not even that. */
+/* Create the largest segment that fits. A short one leaves space for a checkpoint, because a checkpoint frees space. A
+ * segment for the tail alone is useful only if there is a tail. `late`: check the free space first, so that no file is
+ * created on every retry. -ENOSPC: none fits. */
 static int active_begin(wal_t *wal, uint64_t next_lsn, bool late, segment_t **active) {
     uint64_t sizes[SIZES], free_bytes = (uint64_t)wal_free_look(wal);
     int error = -ENOSPC;
@@ -185,7 +187,7 @@ static void file_drop(wal_t *wal, recover_t *recover, const segment_t *segment) 
     char name[FORMAT_NAME_BYTES];
     recover_finding_t finding = {.kind = RECOVER_HEADER_BAD, .number = segment->name_number};
     format_segment_name(name, segment->name_number);
-    if (segment->damaged) /* the only other copy of its bytes may have been cut short */
+    if (segment->damaged) /* the only other copy of its bytes may be incomplete */
         recover_keep_aside(recover, &finding);
     else
         wal->storage->unlink(wal->storage, name);
@@ -195,8 +197,8 @@ static bool was_never_used(const recover_t *recover, uint32_t at) {
     const segment_t *segment = recover->segments[at];
     return (at > recover->newest || recover->newest >= recover->count) && !segment->records && !segment->header.first_lsn;
 }
-/* The ledger says that the newest segment in use is sealed and the one behind it is there, and that one is empty and is to go: the
- * ledger is told before. */
+/* If the ledger says that the newest used segment is sealed and the next, empty one exists, change the ledger before the
+ * empty segment is deleted. true: it may be deleted. */
 static bool ledger_forgets_preallocated(wal_t *wal, const recover_t *recover) {
     const ledger_t *ledger = &wal->ledger;
     const segment_t *newest = recover->newest < recover->count ? recover->segments[recover->newest] : NULL;
@@ -209,9 +211,9 @@ static bool ledger_forgets_preallocated(wal_t *wal, const recover_t *recover) {
 
 static bool has_no_records(const recover_t *recover, uint32_t at) { return !recover->segments[at]->records; }
 
-/* Leave out segments that nothing is taken from: made ahead and unused, or carried over by an earlier recovery. Their files go
- * too, before the new segment is durable only those without a record (they may be the room it needs): the others may be the only
- * ones that the disk really has. */
+/* Drop segments from which no record is taken: preallocated and unused, or copied by an earlier recovery. `drop` deletes
+ * their files too. Before the new segment is durable, only files without a record may be deleted (to free space for it): the
+ * others may hold the only durable copy. */
 static void segments_leave_out(wal_t *wal, recover_t *recover, bool (*leaves)(const recover_t *, uint32_t), bool drop) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < recover->count; i++) {
@@ -226,8 +228,8 @@ static void segments_leave_out(wal_t *wal, recover_t *recover, bool (*leaves)(co
     recover->count = kept;
 }
 
-/* Cut a file where its records end. The header behind them is on the disk before the length is: a file that does not end in one has
- * been cut by somebody else. */
+/* Cut a file after its records. The header at the new end is synced before the length changes. So a file without a header at
+ * its end was cut by somebody else. */
 static void segment_trim(storage_t *storage, segment_t *segment, int file) {
     int64_t size = (int64_t)segment->end;
     if (segment->header.minor) {
@@ -238,8 +240,8 @@ static void segment_trim(storage_t *storage, segment_t *segment, int file) {
     segment->file_bytes = (uint64_t)size;
 }
 
-/* Give back what was allocated for records that never came, where it is `least` or more: a broker killed again and again would
- * fill the disk with it. Damaged segments stay as they are. */
+/* Free the unused end of segments if it has at least `least` bytes. Otherwise a broker that is killed repeatedly would fill
+ * the disk. Damaged segments are not changed. */
 static void segments_trim(wal_t *wal, const recover_t *recover, uint64_t least) {
     storage_t *storage = wal->storage;
     for (uint32_t i = 0; i < recover->count; i++) {
@@ -264,7 +266,7 @@ static void table_fill(wal_t *wal, recover_t *recover) {
     wal->stats.segments = wal->count;
 }
 
-/* From here on the tail is read in the new segment, and in no other. */
+/* From now on the tail is read only from the new segment. */
 static void active_take(wal_t *wal, segment_t *active) {
     monitor_enter(&wal->table);
     if (wal->tail.source) wal->tail.source->next_lsn = wal->tail.first_lsn;
@@ -278,10 +280,12 @@ static void active_take(wal_t *wal, segment_t *active) {
 
 /* ---- the start --------------------------------------------------------------------------------------------------------- */
 
-/* Without a new segment: what comes before the tail, and what a checkpoint speaks of, which is written only of what is durable. */
+/* The durable LSN without a new segment: the records before the tail, and those covered by a checkpoint, which is only
+ * written for durable records. */
 static uint64_t sure_lsn(wal_t *wal, const recover_t *recover) {
     uint64_t checkpoint_lsn = recover->checkpoint.lsn;
-    if (checkpoint_lsn + 1 >= wal->next_lsn) wal->tail = (tail_t){.first_lsn = wal->next_lsn}; /* all of it */
+    /* The checkpoint covers everything */
+    if (checkpoint_lsn + 1 >= wal->next_lsn) wal->tail = (tail_t){.first_lsn = wal->next_lsn};
     return checkpoint_lsn >= wal->tail.first_lsn ? checkpoint_lsn : wal->tail.first_lsn - 1;
 }
 
@@ -294,7 +298,7 @@ int wal_begin(wal_t *wal, recover_t *recover) {
     }
     if (recover->file >= 0) storage->close(storage, recover->file);
     recover->file = -1;
-    if (recover->lock_strange) { /* somebody else's bytes: they are not written over */
+    if (recover->lock_strange) { /* do not overwrite data of another program */
         storage->rename(storage, WAL_LOCK_NAME, "aside-" WAL_LOCK_NAME);
         storage->lock(storage, WAL_LOCK_NAME);
     }
@@ -302,11 +306,11 @@ int wal_begin(wal_t *wal, recover_t *recover) {
     wal->tail = tail_of(recover, wal->next_lsn);
     wal->checkpoint_room = 2 * (FORMAT_CHECKPOINT_BYTES + (uint64_t)recover->checkpoint.size) + 2 * TRIM_BYTES;
     int error = active_begin(wal, wal->next_lsn, false, &active);
-    if (error == -ENOSPC) { /* what the segments that there are do not need is room as well */
+    if (error == -ENOSPC) { /* the unused ends of the segments are space too */
         segments_trim(wal, recover, TRIM_BYTES);
         error = active_begin(wal, wal->next_lsn, false, &active);
     }
-    if (error == -ENOSPC) error = storage->sync_directory(storage); /* the newest checkpoint's name, at least */
+    if (error == -ENOSPC) error = storage->sync_directory(storage); /* makes at least the newest checkpoint's name durable */
     if (error < 0) return error;
     if (active && wal->tail.whole) wal->tail.source->records = 0;
     if (active && wal->tail.whole) wal->tail.source = NULL;
@@ -321,9 +325,9 @@ int wal_begin(wal_t *wal, recover_t *recover) {
 
 int wal_begin_late(wal_t *wal) {
     segment_t *active = NULL;
-    uint64_t next_lsn = atomic_load(&wal->shown_next_lsn); /* nothing could be appended meanwhile */
+    uint64_t next_lsn = atomic_load(&wal->shown_next_lsn); /* nothing could be appended in the meantime */
     int error = wal_table_grow(wal) ? active_begin(wal, next_lsn, true, &active) : -ENOSPC;
-    if (error < 0) return error == -ENOMEM ? -ENOSPC : error; /* memory comes back like disk space */
+    if (error < 0) return error == -ENOMEM ? -ENOSPC : error; /* retry later, as for disk space */
     active_take(wal, active);
     atomic_store_explicit(&wal->durable, next_lsn - 1, memory_order_release);
     return 0;

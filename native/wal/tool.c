@@ -1,7 +1,6 @@
-/* wal/tool.c: the WAL without a broker: what `blipmq wal verify`, `export` and `repair` are made of.
+/* wal/tool.c: the WAL without a broker, for `blipmq wal verify`, `export` and `repair`.
  *
- * Invariant: verify and export only read. All three walk the WAL with the same code that recovery uses, so that they cannot
- * call good what a broker would not.
+ * Invariant: verify and export only read. All three use the recovery code, so their result is the same as a broker's.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +8,7 @@
 
 #include "wal/wal_internal.h"
 
-#define STEP_BYTES (4u << 20) /* read between two reports of progress */
+#define STEP_BYTES (4u << 20) /* read between two progress reports */
 
 _Static_assert((int)BQ_WAL_E_FULL == (int)WAL_E_FULL && (int)BQ_WAL_E_LOCKED == (int)WAL_E_LOCKED &&
                    (int)BQ_WAL_E_VERSION == (int)WAL_E_VERSION,
@@ -27,13 +26,13 @@ struct bq_wal_tool {
 static int tool_lock(bq_wal_tool_t *tool) {
     int locked = tool->storage->lock(tool->storage, WAL_LOCK_NAME);
     if (locked == -EWOULDBLOCK) return WAL_E_LOCKED;
-    bool reads = tool->mode != BQ_WAL_REPAIR; /* somebody's copy on a medium that cannot be written */
+    bool reads = tool->mode != BQ_WAL_REPAIR; /* for example a copy on a read-only medium */
     return locked >= 0 || (reads && (locked == -EROFS || locked == -EACCES)) ? BQ_OK : system_error(locked);
 }
 
 static int tool_begin(bq_wal_tool_t *tool, const char *directory) {
     int error = 0;
-    if (access(directory, F_OK) != 0) return BQ_E_SYSTEM; /* before storage_posix would make it */
+    if (access(directory, F_OK) != 0) return BQ_E_SYSTEM; /* storage_posix would create it */
     size_t size = strlen(directory) + 1;
     tool->directory = malloc(size);
     if (!tool->directory) return BQ_E_MEMORY;
@@ -71,7 +70,8 @@ void bq_wal_tool_close(bq_wal_tool_t *tool) {
     free(tool);
 }
 
-/* A broker's start and orderly end, with a configuration that fits any WAL: what is carried over brings its own sizes. */
+/* Start and close the WAL as a broker does, with a configuration that fits any WAL. The sizes follow the largest record
+ * found. */
 static int tool_repair(bq_wal_tool_t *tool) {
     const wal_config_t config = {.max_bytes = UINT64_MAX / 2, .segment_bytes = 4u << 20, .batch_bytes_max = 512u << 10};
     int error = 0;
@@ -85,7 +85,7 @@ static int tool_repair(bq_wal_tool_t *tool) {
     bool begun = wal->active != NULL;
     monitor_leave(&wal->table);
     wal_close(wal);
-    return begun ? BQ_OK : system_error(-ENOSPC); /* a broker could serve what is there; mended it is not */
+    return begun ? BQ_OK : system_error(-ENOSPC); /* a broker could serve this WAL, but it is not repaired */
 }
 
 static void item_progress(const bq_wal_tool_t *tool, bq_wal_item_t *item) {

@@ -1,11 +1,12 @@
-/* wal/writer.c: the writer: the gathering batch, the thread that commits it, preallocated segments, quota and reserve; opening and closing.
+/* wal/writer.c: the writer: the gathering batch, the thread that commits it, preallocated segments, quota and reserve; opening
+ * and closing.
  *
- * The core copies records into one of two buffers; wal_commit hands that buffer over and the other one gathers. The WAL thread
- * seals the records (CRCs), writes them and syncs, part by part where a batch crosses into the next segment; a part's
- * predecessor is sealed and synced first. After each sync `durable` rises.
+ * The core copies records into one of two buffers. wal_commit gives that buffer to the WAL thread, and the other one gathers.
+ * The WAL thread seals the records (CRCs), writes and syncs them. A batch that does not fit into the segment is written in
+ * parts, and a segment is sealed and synced before the next one is used. After each sync `durable` rises.
  *
- * Invariant: `durable` is stored after fdatasync returned 0, never otherwise. Every error but a full disk ends in wal_fail.
- * A write that met a full disk is tried again (it overwrites the same bytes); a sync never is.
+ * Invariant: `durable` rises only after fdatasync returned 0. Every error except a full disk ends in wal_fail. A write that
+ * found the disk full is repeated (it overwrites the same bytes). A sync is never repeated.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* clock_gettime */
@@ -17,7 +18,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define LETTER_MORE_BYTES 1024u /* at most, that a dead letter takes more than its message */
+#define LETTER_MORE_BYTES 1024u /* the most that a dead letter adds to its message */
 
 static const uint32_t sync_bounds_us[7] = {100, 300, 1000, 3000, 10000, 30000, 100000};
 
@@ -31,7 +32,7 @@ void wal_wake(wal_t *wal) {
     if (wal->config.wake) wal->config.wake(wal->config.wake_context);
 }
 
-/* The first error counts. The batch that met it is given up: nobody was told that it is durable, and nobody will be. */
+/* Only the first error counts. Its batch is dropped; it was never reported as durable. */
 void wal_fail(wal_t *wal, int error) {
     int32_t none = 0;
     if (atomic_compare_exchange_strong(&wal->failed, &none, -error)) wal_wake(wal);
@@ -69,7 +70,7 @@ int wal_header_make(wal_t *wal, segment_header_t *header, uint64_t first_lsn, ui
     return error;
 }
 
-/* The table has room for one more after this: adding a segment to it cannot fail. */
+/* After this, adding one segment to the table cannot fail. */
 bool wal_table_grow(wal_t *wal) {
     bool ok = true;
     monitor_enter(&wal->table);
@@ -85,13 +86,13 @@ bool wal_table_grow(wal_t *wal) {
     return ok;
 }
 
-/* Make the segment that will be used next. 0, -ENOSPC (temporary file removed), or an error that stops the WAL. */
+/* Create the next segment. 0, -ENOSPC (temporary file removed), or an error that stops the WAL. */
 static int preallocated_create(wal_t *wal) {
     segment_header_t header;
     int error = wal_table_grow(wal) ? wal_header_make(wal, &header, 0, wal->config.segment_bytes) : -ENOSPC;
     if (error < 0) return error;
     segment_t *segment = segment_new(&header, header.number, header.segment_bytes);
-    if (!segment) return -ENOSPC; /* memory comes back like disk space: wait for it */
+    if (!segment) return -ENOSPC; /* retry later, as for disk space */
     int file;
     error = segment_create(wal->storage, &header, &file);
     if (error == 0) {
@@ -127,10 +128,10 @@ int64_t wal_free_look(wal_t *wal) {
     monitor_enter(&wal->table);
     wal->stats.free_bytes = bytes;
     monitor_leave(&wal->table);
-    return bytes < 0 ? INT64_MAX : bytes; /* a system that does not say is one where only the quota counts */
+    return bytes < 0 ? INT64_MAX : bytes; /* unknown free space: only the quota counts */
 }
 
-/* Ahead of need, within quota and reserve. 0: made, or there is no room. */
+/* Preallocate the next segment within quota and reserve. 0, -ENOSPC, or an error that stops the WAL. */
 static int preallocated_make(wal_t *wal) {
     uint64_t wanted = wal->config.segment_bytes;
     if (left_of(wal->config.max_bytes, bytes_of(wal)) < wanted ||
@@ -139,8 +140,8 @@ static int preallocated_make(wal_t *wal) {
     return preallocated_create(wal);
 }
 
-/* The segment to go on in, if a full disk had no room for one at the start, and the one behind it: while there is no room they are
- * looked for no more than once per WAL_RETRY_MS. */
+/* Create the active segment, if the disk was full at the start, and the next one. On a full disk try at most once per
+ * WAL_RETRY_MS. */
 static void segments_make(wal_t *wal) {
     for (uint32_t tries = 0; tries < 2 && (!wal->active || !wal->preallocated); tries++) {
         if (atomic_load(&wal->failed) || now_us() < wal->look_at_us) return;
@@ -151,7 +152,7 @@ static void segments_make(wal_t *wal) {
     }
 }
 
-/* Go on in the next segment, which is there. The one left behind is sealed and synced. */
+/* Continue in the next segment. The caller has sealed and synced the previous one. */
 static void segment_switch(wal_t *wal, uint64_t first_lsn) {
     wal->storage->close(wal->storage, wal->active_file);
     segment_t *segment = wal->preallocated;
@@ -171,10 +172,10 @@ static void segment_switch(wal_t *wal, uint64_t first_lsn) {
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-/* How much may still be appended. What a segment may waste at its end is taken off for each; publishes stop one segment before
- * urgent records do, and where the reserve begins. Without an active segment nothing may. */
+/* Calculate how many bytes may be appended. The possible waste at the end is subtracted for each segment. Publishes stop one
+ * segment before urgent records, and at the disk's reserve. Without an active segment nothing may be appended. */
 static void limits_set(wal_t *wal) {
-    if (!wal->active) return; /* they are 0 from the start */
+    if (!wal->active) return; /* the limits are 0 from the start */
     uint64_t waste = wal_waste_bytes_max(wal);
     uint64_t capacity = format_records_end(&wal->active->header), segment = wal->config.segment_bytes;
     uint64_t usable = segment - FORMAT_END_BYTES - wal_header_bytes(wal) - waste;
@@ -182,17 +183,18 @@ static void limits_set(wal_t *wal) {
     if (wal->preallocated) room += usable;
     uint64_t quota = wal->config.max_bytes, bytes = bytes_of(wal), more_letter = left_of(quota + quota / 2, bytes) / segment;
     uint64_t more_publish = left_of(quota, bytes) / segment;
-    uint64_t more_urgent = bytes > quota ? more_letter : more_publish; /* letters have gone there: acks follow */
-    if (!wal->preallocated || atomic_load(&wal->full)) { /* else there is room for a while, whatever the disk says */
+    uint64_t more_urgent = bytes > quota ? more_letter : more_publish; /* dead letters exceeded the quota: acks may too */
+    if (!wal->preallocated || atomic_load(&wal->full)) {               /* otherwise there is enough space for now */
         uint64_t free_bytes = (uint64_t)wal_free_look(wal), reserve = wal->config.reserve_bytes;
         more_urgent = smaller(more_urgent, free_bytes / segment);
         more_letter = smaller(more_letter, free_bytes / segment);
         more_publish = smaller(more_publish, free_bytes > reserve ? (free_bytes - reserve) / segment : 0);
     }
-    uint64_t publish = wal->stuck ? 0 : room + more_publish * usable; /* stuck: this thread alone changes it */
+    uint64_t publish = wal->stuck ? 0 : room + more_publish * usable; /* only this thread changes `stuck` */
     bool full = atomic_load(&wal->full);
     publish = publish > usable ? publish - usable : 0;
-    if (full && publish < segment / 4) publish = 0; /* no flapping: once refused, publishes wait for room that lasts a while */
+    /* hysteresis: once refused, publishes wait until there is space for a quarter segment */
+    if (full && publish < segment / 4) publish = 0;
     uint64_t urgent = room + more_urgent * usable, letter = room + more_letter * usable, acks = usable / 16;
     atomic_store(&wal->limits[WAL_URGENT], wal->charged_done + urgent);
     atomic_store(&wal->limits[WAL_LETTER], wal->charged_done + (letter > acks ? letter - acks : 0));
@@ -205,12 +207,12 @@ static void limits_set(wal_t *wal) {
 /* ---- committing ------------------------------------------------------------------------------------------------------ */
 
 typedef struct part {
-    uint32_t bytes;    /* whole records, and the pad if any */
-    uint32_t consumed; /* of the batch */
+    uint32_t bytes;    /* whole records, with the pad if any */
+    uint32_t consumed; /* bytes of the batch */
     uint64_t records, first_lsn, next_lsn;
 } part_t;
 
-/* As many records as the active segment takes, sealed for it. */
+/* Seal as many records as fit into the active segment. */
 static part_t part_seal(wal_t *wal, batch_t *batch) {
     part_t part = {.first_lsn = load_u64(batch->bytes + batch->done + 8)};
     uint32_t seed = format_seed(&wal->active->header);
@@ -231,14 +233,15 @@ static part_t part_seal(wal_t *wal, batch_t *batch) {
     return part;
 }
 
-/* Fill up to the next block, so that no later write touches a flash page that holds durable records. */
+/* Fill up to the next block. Then no later write touches a flash page with durable records. */
 static void part_pad(wal_t *wal, batch_t *batch, part_t *part) {
     uint32_t block = wal->config.block_bytes;
     uint64_t end = wal->position + part->bytes;
     if (!block || end % block == 0) return;
     uint32_t pad = block - (uint32_t)(end % block);
     if (pad < FORMAT_RECORD_BYTES) pad += block;
-    if (end + pad + FORMAT_FOOTER_BYTES > format_records_end(&wal->active->header)) return; /* the next batch begins a segment */
+    /* The next batch starts a new segment */
+    if (end + pad + FORMAT_FOOTER_BYTES > format_records_end(&wal->active->header)) return;
     uint8_t *record = batch->bytes + batch->used;
     memset(record, 0, pad);
     format_record_begin(record, &(format_record_t){.type = WAL_PAD,
@@ -272,18 +275,18 @@ static void durable_set(wal_t *wal, batch_t *batch, const part_t *part) {
         atomic_store_explicit(&wal->durable, part->next_lsn - 1, memory_order_release);
 }
 
-/* One write and one sync: what of the batch fits the active segment, and its footer if there is more. A segment is sealed only when
- * there is one to go on in: whoever finds a footer and nothing behind it knows that something is missing. */
+/* One write and one sync: the part of the batch that fits into the active segment, and its footer if more follows. A segment
+ * is sealed only when the next one exists, so a footer without a next segment proves that something is missing. */
 static int part_commit(wal_t *wal, batch_t *batch) {
     part_t part = part_seal(wal, batch);
     bool whole = batch->done + part.consumed == batch->used;
     if (whole) part_pad(wal, batch, &part);
     storage_t *storage = wal->storage;
-    /* Records that were accepted may use the reserve and the last of the quota. */
+    /* Accepted records may use the reserve and the rest of the quota. */
     int next = whole || wal->preallocated ? 0 : preallocated_create(wal), error = 0;
     if (next < 0 && (next != -ENOSPC || !part.bytes)) return next;
     if (part.bytes) {
-        /* The pad lies behind the batch's last record, which this part ends with. */
+        /* The pad follows the batch's last record, which ends this part. */
         error = storage->write(storage, wal->active_file, wal->position, batch->bytes + batch->done, part.bytes);
         if (error < 0) return error;
     }
@@ -296,16 +299,17 @@ static int part_commit(wal_t *wal, batch_t *batch) {
         if (error < 0) return error;
     }
     error = wal_sync_data(wal, wal->active_file);
-    if (error < 0) return error == -ENOSPC || error == -EDQUOT ? -EIO : error; /* a failed sync is final, whatever it says */
+    /* A failed sync is permanent, whatever its error */
+    if (error < 0) return error == -ENOSPC || error == -EDQUOT ? -EIO : error;
     durable_set(wal, batch, &part);
     if (whole) return 0;
     wal_wake(wal);
-    if (next < 0) return next; /* what fits is durable; the rest waits for a segment */
+    if (next < 0) return next; /* this part is durable; the rest waits for a segment */
     segment_switch(wal, part.next_lsn);
     return 0;
 }
 
-/* 0: all of it is durable. -ENOSPC: go on from batch->done when there is room. Anything else stops the WAL. */
+/* 0: the whole batch is durable. -ENOSPC: continue at batch->done when there is space. Other errors stop the WAL. */
 static int batch_commit(wal_t *wal, batch_t *batch) {
     int error = 0;
     while (error == 0 && batch->done < batch->used) error = part_commit(wal, batch);
@@ -330,7 +334,7 @@ static void batch_finish(wal_t *wal, batch_t *batch, int error) {
     wal_wake(wal);
 }
 
-/* The end in order: a clean footer, and the file cut to what it holds. */
+/* Clean close: write a clean footer and cut the file after it. */
 static void close_clean(wal_t *wal) {
     storage_t *storage = wal->storage;
     char name[FORMAT_NAME_BYTES];
@@ -352,7 +356,7 @@ static void *wal_run(void *argument) {
         bool waited = !wal->active;
         segments_make(wal);
         if (!atomic_load(&wal->failed)) limits_set(wal);
-        if (waited && wal->active) wal_wake(wal); /* after the limits: there may be acks that wait for them */
+        if (waited && wal->active) wal_wake(wal); /* after the limits are set: acks may wait for them */
         monitor_enter(&wal->work);
         bool failed = atomic_load(&wal->failed), again = !failed && (wal->stuck || !wal->preallocated || atomic_load(&wal->full));
         if (!wal->stop && (!wal->handed || (wal->stuck && !failed))) {
@@ -366,7 +370,7 @@ static void *wal_run(void *argument) {
         if (wal->room_came) wal->look_at_us = 0;
         wal->room_came = false;
         monitor_leave(&wal->work);
-        if (stop) break; /* wal_close has waited for what was handed over */
+        if (stop) break; /* wal_close has waited for the handed batch */
         if (batch) batch_finish(wal, batch, atomic_load(&wal->failed) ? -EIO : batch_commit(wal, batch));
     }
     return NULL;
@@ -376,7 +380,7 @@ static void *wal_run(void *argument) {
 
 static int refuse(wal_t *wal, enum wal_urgency urgency) {
     if (urgency == WAL_URGENT) return WAL_E_FULL;
-    if (!atomic_exchange(&wal->full, true)) { /* from now on the thread looks for room by itself */
+    if (!atomic_exchange(&wal->full, true)) { /* from now on the WAL thread checks for space itself */
         monitor_enter(&wal->work);
         monitor_signal(&wal->work);
         monitor_leave(&wal->work);
@@ -402,8 +406,8 @@ int64_t wal_append(wal_t *wal, uint8_t type, uint8_t flags, const wal_part_t *pa
     if (!batch->used) batch->first_lsn = lsn;
     format_record_begin(
         record, &(format_record_t){.lsn = lsn, .size = (uint32_t)size, .place = (uint16_t)place, .type = type, .flags = flags});
-    store_u64(record + bytes - 8,
-              0); /* the padding, before the payload covers what is not padding; or the CRCs of an empty one */
+    /* Zero the padding; the payload then covers the rest (without payload this clears the CRCs) */
+    store_u64(record + bytes - 8, 0);
     for (uint32_t i = 0; i < count; i++) {
         if (parts[i].size) memcpy(out, parts[i].bytes, parts[i].size);
         out += parts[i].size;
@@ -500,7 +504,7 @@ typedef struct opening {
     wal_visit restore;
     void (*progress)(void *context, uint64_t done, uint64_t total);
     void *context;
-    uint64_t shown; /* bytes at the last call of progress */
+    uint64_t shown; /* bytes at the last progress report */
 } opening_t;
 
 #define PROGRESS_BYTES (4u << 20)
@@ -517,10 +521,11 @@ static int replay(wal_t *wal, recover_t *recover, opening_t *opening) {
         int event = recover_next(recover, &record, &finding);
         if (event < 0) return event;
         if (event == RECOVER_END) break;
-        if (event == RECOVER_FINDING) recover_keep_aside(recover, &finding); /* best effort: a full disk must not keep us down */
+        /* Best effort: a full disk must not prevent the start */
+        if (event == RECOVER_FINDING) recover_keep_aside(recover, &finding);
         if (event == RECOVER_RECORD && record.lsn > recover->checkpoint.lsn && opening->restore &&
             !opening->restore(opening->context, &record))
-            return WAL_E_REFUSED; /* to go on without it would be to forget it at the next checkpoint */
+            return WAL_E_REFUSED; /* continuing without this record would lose it at the next checkpoint */
         uint64_t done = recover->done_bytes + recover->scan.offset;
         if (opening->progress && done - opening->shown >= PROGRESS_BYTES) {
             opening->progress(opening->context, done, recover->total_bytes);
@@ -532,8 +537,8 @@ static int replay(wal_t *wal, recover_t *recover, opening_t *opening) {
     return BQ_OK;
 }
 
-/* The largest record that was found is taken again, as a dead letter, though the limits have been lowered since: as far as the quota
- * has room for segments that hold it. */
+/* Raise the sizes so that the largest record found can be written again as a dead letter, even if the limits were lowered.
+ * Only as far as the quota allows such segments. */
 static void sizes_raise(wal_t *wal, uint32_t record_bytes) {
     if (record_bytes <= wal_record_bytes_max(wal)) return;
     uint64_t batch = (2ull * (record_bytes + LETTER_MORE_BYTES) + 4095) & ~4095ull;
@@ -658,7 +663,7 @@ int wal_open(wal_t **out, storage_t *storage, const wal_config_t *config, wal_vi
     return BQ_OK;
 }
 
-/* Wait for the batch being written; false: it cannot be, and waiting longer would not help. */
+/* Wait for the batch that is being written. false: it cannot be written, and waiting longer would not help. */
 static bool handed_wait(wal_t *wal) {
     monitor_enter(&wal->work);
     uint32_t stuck = wal->stuck;
