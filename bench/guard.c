@@ -1,12 +1,14 @@
-/* guard.c: drives the core through a few shapes of load, one message after the other, to have its instructions counted.
+/* guard.c: sends a few shapes of load through the core, one message after the other, so that its instructions can be counted.
  *
  *      publishers --socketpair--> the core, stepped: bq_wait, bq_turn --socketpair--> subscribers          all in this thread
  *
- * bench/guard.py builds it, runs it under callgrind and compares; run by itself it only checks that all arrives. Each shape has
- * a core of its own. Callgrind is told to forget what came before its rounds, and to write down what they cost.
+ * bench/guard.py builds it, runs it under callgrind and compares the counts. Run alone, it only checks that all messages
+ * arrive. Each shape has its own core. Callgrind resets its counters before the measured rounds and writes their cost
+ * afterwards.
  *
- * Invariant: the same instructions each time. Time is an argument of the core, all is delivered before more is written, sockets
- * take whole what a round sends, the disk of QoS 1 is in memory. Only the WAL's threads run beside, and a round waits for them.
+ * Invariant: every run executes the same instructions. Time is an argument of the core. All messages are delivered before more
+ * are written. Sockets accept a whole round's output. The disk of QoS 1 is in memory. Only the WAL's threads run in parallel,
+ * and each round waits for them.
  */
 #define _GNU_SOURCE
 #include <stdarg.h>
@@ -21,16 +23,16 @@
 #include "wire.h"
 
 enum {
-    ROUND_BYTES = 32 << 10, /* of publishes, each publisher's in one write */
-    QOS1_MESSAGES = 64,     /* in one round: what a publisher keeps outstanding */
+    ROUND_BYTES = 32 << 10, /* publishes; those of one publisher in one write */
+    QOS1_MESSAGES = 64,     /* per round: publishes that a publisher has outstanding */
     WARM_ROUNDS = 20,
     ROUNDS = 40,
     CONNECTIONS_MAX = 128,
     FRAME_BYTES_MAX = 2048,
-    STEPS_MAX = 1000 /* turns a round may take before it is given up */
+    STEPS_MAX = 1000 /* turns of a round before the test fails */
 };
 
-#define WALL_MS 1700000000000u /* of day, when a core begins */
+#define WALL_MS 1700000000000u /* wall clock when a core starts */
 
 typedef struct {
     const char *name;
@@ -56,13 +58,14 @@ typedef struct {
     const wire_t *wire;
     bq_t *bq;
     uint64_t now_ms;
-    int publishers[CONNECTIONS_MAX], readers[CONNECTIONS_MAX]; /* our ends; subscribers first, then wildcards */
+    /* Our ends of the socket pairs; subscribers first, then wildcards */
+    int publishers[CONNECTIONS_MAX], readers[CONNECTIONS_MAX];
     uint32_t reader_count;
-    uint8_t *round; /* one publisher's, encoded */
+    uint8_t *round; /* of one publisher, encoded */
     uint32_t round_messages, message_bytes, frame_bytes;
-    uint32_t answered; /* requests that have been answered */
+    uint32_t answered; /* answered requests */
     uint64_t expected_bytes, received_bytes;
-    uint8_t tail[CONNECTIONS_MAX][FRAME_BYTES_MAX]; /* QoS 1: of a frame that is not whole yet */
+    uint8_t tail[CONNECTIONS_MAX][FRAME_BYTES_MAX]; /* QoS 1: bytes of a partial frame */
     uint32_t tail_bytes[CONNECTIONS_MAX];
 } guard_t;
 
@@ -75,7 +78,7 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
     exit(1);
 }
 
-/* In place of native/wal/storage_posix.c. One disk at a time: each shape with a WAL begins with an empty one. */
+/* Replaces native/wal/storage_posix.c. One disk at a time: each shape with a WAL begins with an empty one. */
 static sim_disk_t *disk;
 storage_t *storage_posix(const char *directory, int *error) {
     (void)directory, (void)error;
@@ -99,7 +102,7 @@ static void answer(guard_t *guard, const bq_event_t *event) {
     guard->answered++;
 }
 
-/* A turn as the I/O thread makes it; it sleeps while nothing is ready, which only the WAL's threads can change. */
+/* A turn as in the I/O thread. If nothing is ready it waits, because only the WAL's threads can change that. */
 static void turn(guard_t *guard) {
     bq_event_t event;
     if (bq_wait(guard->bq, -1) < 0) fail("the core cannot wait");
@@ -155,7 +158,7 @@ static void ask(guard_t *guard, int fd, enum frame_action action, const char *to
     }
 }
 
-/* QoS 1: acknowledge every whole message that has come; ids lie at a fixed place in what the core writes. */
+/* QoS 1: acknowledge each complete message received. The id is at a fixed place in the core's frames. */
 static void acknowledge(guard_t *guard, uint32_t reader, const uint8_t *bytes, size_t size) {
     uint8_t *tail = guard->tail[reader];
     for (size_t i = 0; i < size; i++) {
@@ -183,8 +186,8 @@ static void read_all(guard_t *guard) {
 
 /* ---- shapes --------------------------------------------------------------------------------------------------------- */
 
-/* What `blipmq start` gives it by default, but for the size of its tables and for limits that would spend instructions on other
- * things than messages: the figures in guard.json are of these. */
+/* The defaults of `blipmq start`, except for the size of its tables and for limits that would cost instructions unrelated to
+ * messages. The figures in guard.json are for these settings. */
 static bq_config_t config_of_guard(void) {
     bq_config_t config;
     bq_config_default(&config);

@@ -1,16 +1,17 @@
-/* loadgen.c: one load generator for every broker: publishes, counts what arrives, measures what the broker spent, prints one
- * JSON object.
+/* loadgen.c: one load generator for all brokers: publishes, counts received messages, measures the broker's resources, prints
+ * one JSON object.
  *
- * One thread, one epoll. Publishes are encoded ahead into a ring per publisher and written up to 64 KiB at a time; receivers count
- * frames, and look inside one message of each read (with --rate: inside every one), so that the broker is what differs.
+ * One thread, one epoll. Publishes are encoded in advance into a ring per publisher and written in pieces of up to 64 KiB.
+ * Receivers count frames and read the content of one message per read (with --rate: of every message). So the load generator
+ * does the same work for each broker.
  *
- * Invariant: a message counts as sent when its last byte is written, and for each subscriber
+ * Invariant: a message counts as sent when its last byte is written. For each subscriber
  *     received <= expected = messages sent on the topics it has subscribed to.
- * What is missing when nothing more comes is reported as lost; what came beside it as extra; with a rate, what was due and could
- * not be written, as unsent. Nothing is ever hidden.
+ * Messages still missing when no more arrive are reported as lost, surplus messages as extra. With a rate, messages that were
+ * due and could not be written are reported as unsent.
  *
- *     ring of one publisher        sent_bytes            issued_messages * message_bytes
- *     | m0 | m1 | m2 | m3 | m4 | ..... ^ written from here ...... ^ to here, then around
+ *      ring of one publisher        sent_bytes            issued_messages * message_bytes
+ *      | m0 | m1 | m2 | m3 | m4 | ..... ^ written from here ...... ^ to here, then around
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -35,16 +36,16 @@
 
 enum {
     RING_BYTES = 64 * 1024,
-    WINDOW_BYTES = 4 << 20,     /* outstanding for one subscriber, when --window does not say */
-    RECEIVE_BYTES = 256 * 1024, /* one read, shared by all connections */
+    WINDOW_BYTES = 4 << 20,     /* outstanding messages per subscriber, without --window */
+    RECEIVE_BYTES = 256 * 1024, /* per read, shared by all connections */
     PAYLOAD_BYTES_MAX = 1 << 20,
     CONNECTIONS_MAX = 60000,
     TOPICS_MAX = 10000,
     READS_PER_EVENT = 4,
     EVENTS_PER_WAIT = 512,
-    WRITES_PER_PASS = 8,         /* of up to 64 KiB */
-    SINGLE_WRITES_PER_PASS = 64, /* of one message */
-    ACK_WINDOW = 64,             /* publishes of one publisher, when --window does not say */
+    WRITES_PER_PASS = 8,         /* writes of up to 64 KiB */
+    SINGLE_WRITES_PER_PASS = 64, /* writes of one message */
+    ACK_WINDOW = 64,             /* outstanding publishes per publisher, without --window */
     ACK_WINDOW_MAX = 65536,
     JOIN_TIMEOUT_S = 10,
     EXIT_TROUBLE = 1,
@@ -68,20 +69,20 @@ typedef struct {
 typedef struct {
     int fd; /* -1 once closed */
     role_t role;
-    bool blocked;   /* the last write would have blocked; EPOLLOUT clears it */
-    unsigned topic; /* subscriber: index, or TOPIC_ALL; publisher: its first, then each publishers-th */
-    uint8_t *ring;  /* publisher; with no rate publishers of the same topics share one, never written again */
+    bool blocked;   /* the last write was incomplete; EPOLLOUT clears it */
+    unsigned topic; /* subscriber: index, or TOPIC_ALL; publisher: its first topic, then every publishers-th */
+    uint8_t *ring;  /* publisher; without a rate, publishers of the same topics share one, which is never rewritten */
     uint64_t sent_bytes, issued_messages;
-    uint64_t received; /* messages of a subscriber, acknowledgements of a publisher */
-    uint64_t forgiven; /* subscriber: given up as lost, so that the window opens again */
+    uint64_t received; /* subscriber: messages; publisher: acknowledgements */
+    uint64_t forgiven; /* subscriber: counted as lost, so that the window opens again */
     uint32_t carry_bytes;
-    uint8_t *carry; /* the start of a frame whose rest has not come */
+    uint8_t *carry; /* the start of a partial frame */
     wire_reader_t *reader;
 } connection_t;
 
 enum { TOPIC_ALL = ~0u, UNSET = ~0u };
 
-/* What is subtracted from the end to leave the warm-up out. */
+/* Counters at the end of the warm-up, subtracted from the final ones. */
 typedef struct {
     uint64_t at_ns, sent, delivered;
     double own_cpu_s, machine_cpu_s;
@@ -333,7 +334,7 @@ static void keeper_visit(const run_t *run) {
     close(fd);
 }
 
-/* Order in connections: subscribers (those to one topic, then wildcards), stalled, idle, publishers. */
+/* Order in connections: subscribers (of one topic, then wildcards), stalled, idle, publishers. */
 static void connections_open(run_t *run) {
     const options_t *options = &run->options;
     char name[WIRE_TOPIC_BYTES_MAX];
@@ -366,8 +367,9 @@ static void connections_open(run_t *run) {
 
 /* ---- publishing ---- */
 
-/* Publisher k sends on topics k, k + publishers, ... in turn; with more publishers than topics, on topic k modulo topics alone. */
-static unsigned publisher_topics(const run_t *run) { /* equally many for all: options_check has seen to it */
+/* Publisher k sends on topics k, k + publishers, ... in turn. With more publishers than topics it sends only on topic k
+ * modulo topics. */
+static unsigned publisher_topics(const run_t *run) { /* equally many for all, as options_check ensures */
     return run->options.publishers >= run->options.topics ? 1 : run->options.topics / run->options.publishers;
 }
 
@@ -390,7 +392,7 @@ static void ring_encode(run_t *run, connection_t *publisher) {
     }
 }
 
-/* A ring holds a whole number of turns through its publisher's topics, and at least one turn. */
+/* A ring holds a whole number of rounds over its publisher's topics, at least one. */
 static void rings_encode(run_t *run) {
     const options_t *options = &run->options;
     char name[WIRE_TOPIC_BYTES_MAX];
@@ -411,7 +413,7 @@ static void rings_encode(run_t *run) {
     for (unsigned i = 0; i < options->publishers; i++) {
         connection_t *publisher = &run->publishers[i];
         if (i < shared || options->rate > 0 || options->wire->acknowledged)
-            ring_encode(run, publisher); /* messages that are stamped or numbered: a ring of its own */
+            ring_encode(run, publisher); /* messages with a time stamp or number need their own ring */
         else
             publisher->ring = run->publishers[i % shared].ring;
     }
@@ -431,7 +433,7 @@ static uint64_t window_room(const run_t *run, const connection_t *subscriber) {
     return outstanding < run->options.window ? run->options.window - outstanding : 0;
 }
 
-/* How many messages this publisher may issue so that none of its subscribers has more than the window outstanding. */
+/* Number of messages that this publisher may issue so that no subscriber has more than the window outstanding. */
 static uint64_t publisher_room(const run_t *run, const connection_t *publisher) {
     const options_t *options = &run->options;
     unsigned topics = publisher_topics(run);
@@ -445,7 +447,7 @@ static uint64_t publisher_room(const run_t *run, const connection_t *publisher) 
         uint64_t one = window_room(run, &run->subscribers[s]);
         if (one < all) all = one;
     }
-    return room * topics < all ? room * topics : all; /* a wildcard's window holds all topics */
+    return room * topics < all ? room * topics : all; /* a wildcard's window is for all topics together */
 }
 
 static uint64_t due_ns(const run_t *run, const connection_t *publisher, uint64_t message) {
@@ -453,14 +455,15 @@ static uint64_t due_ns(const run_t *run, const connection_t *publisher, uint64_t
     return run->start_ns + (uint64_t)(position * 1e9 / run->options.rate);
 }
 
-/* Stamps what is due by now with the time it was due, however late it is written: a broker that stalls us is charged for it. */
+/* Stamps due messages with the time when they were due, however late they are written. So delays caused by the broker count
+ * as its latency. */
 static void publisher_issue_due(run_t *run, connection_t *publisher) {
     uint64_t ring_bytes = (uint64_t)run->ring_messages * run->message_bytes;
     for (;;) {
         uint64_t due = due_ns(run, publisher, publisher->issued_messages);
         bool room = (publisher->issued_messages + 1) * run->message_bytes - publisher->sent_bytes <= ring_bytes;
         if (due > run->now_ns || due >= run->stop_ns || !room) {
-            if (due < run->next_due_ns) run->next_due_ns = due; /* without room that is in the past: the next pass tries again */
+            if (due < run->next_due_ns) run->next_due_ns = due; /* without space this is in the past: the next pass tries again */
             return;
         }
         uint64_t slot = publisher->issued_messages % run->ring_messages;
@@ -473,7 +476,7 @@ static uint64_t messages_written(const run_t *run, const connection_t *publisher
     return publisher->sent_bytes / run->message_bytes;
 }
 
-/* As many as the window has room for; a ring holds a window, so what is numbered anew has been acknowledged. */
+/* As many as the window allows. A ring holds at least a window, so only acknowledged messages are renumbered. */
 static void publisher_issue_numbered(run_t *run, connection_t *publisher) {
     if (run->now_ns >= run->stop_ns) return;
     while (publisher->issued_messages - publisher->received < run->options.window) {
@@ -495,7 +498,7 @@ static void publisher_issue(run_t *run, connection_t *publisher) {
     if (publisher->issued_messages * run->message_bytes != publisher->sent_bytes || run->now_ns >= run->stop_ns) return;
     uint64_t wanted = run->options.single_writes ? 1 : run->ring_messages, room = publisher_room(run, publisher);
     if (wanted > run->options.window) wanted = run->options.window;
-    if (room >= wanted) publisher->issued_messages += wanted; /* all or none: a trickle of small writes is another shape */
+    if (room >= wanted) publisher->issued_messages += wanted; /* all or none: many small writes would be another shape of load */
 }
 
 static void connection_close(run_t *run, connection_t *connection) {
@@ -517,7 +520,7 @@ static void publisher_account(run_t *run, connection_t *publisher, size_t writte
         for (uint64_t message = before; message < after; message++) run->topic_sent[message_topic(run, publisher, message)]++;
 }
 
-/* One write of what is issued, up to the ring's end, or of one message. Returns whether anything was written. */
+/* One write of issued messages: up to the ring's end, or of one message. Returns true if anything was written. */
 static bool publisher_write(run_t *run, connection_t *publisher) {
     uint64_t ring_bytes = (uint64_t)run->ring_messages * run->message_bytes;
     uint64_t from = publisher->sent_bytes % ring_bytes;
@@ -538,13 +541,13 @@ static bool publisher_write(run_t *run, connection_t *publisher) {
     return false;
 }
 
-/* One turn through the publishers, from where the last one ended. Returns the writes made. */
+/* One round over the publishers, starting after the last one served. Returns the number of writes. */
 static unsigned publish_pass(run_t *run) {
     const options_t *options = &run->options;
     unsigned writes = 0, limit = options->single_writes ? SINGLE_WRITES_PER_PASS : WRITES_PER_PASS;
     if (options->rate > 0) {
         if (run->now_ns < run->next_due_ns) return 0;
-        run->next_due_ns = UINT64_MAX, limit = options->publishers; /* all of them: none may be late for another's sake */
+        run->next_due_ns = UINT64_MAX, limit = options->publishers; /* all of them, so that none is late because of another */
     }
     for (unsigned i = 0; i < options->publishers && writes < limit; i++) {
         connection_t *publisher = &run->publishers[run->publisher_next];
@@ -558,7 +561,8 @@ static unsigned publish_pass(run_t *run) {
     return writes;
 }
 
-/* After the end, begun messages are finished, and with a rate all that were due. Returns whether nothing is left to write. */
+/* At the end, partly written messages are completed, and with a rate all due messages are written. Returns true if nothing
+ * is left to write. */
 static bool publishers_finish(run_t *run) {
     bool all = true;
     run->next_due_ns = UINT64_MAX;
@@ -577,7 +581,7 @@ static bool publishers_finish(run_t *run) {
     return all;
 }
 
-/* Messages that were due in the run and were never written: the broker took them too slowly. */
+/* Messages that were due in the run and never written, because the broker accepted them too slowly. */
 static uint64_t unsent_in_all(const run_t *run) {
     uint64_t due = (uint64_t)((double)(run->stop_ns - run->start_ns) * run->options.rate / 1e9); /* 0 without a rate */
     return due > run->sent ? due - run->sent : 0;
@@ -604,7 +608,7 @@ static void message_take(wire_sink_t *sink, const uint8_t *payload, size_t size)
     if (stamp >= run->measure_ns && stamp <= run->now_ns) histogram_add(&run->latency, run->now_ns - stamp);
 }
 
-/* Prepends what was carried over, scans, and carries over the rest. Returns whether the read filled the buffer. */
+/* Prepends the kept bytes, scans, and keeps the rest. Returns true if the read filled the buffer. */
 static bool connection_read(run_t *run, connection_t *connection) {
     run_sink_t sink = {.sink = {.every = run->options.rate > 0, .take = message_take}, .run = run};
     wire_reader_t none = {0};
@@ -634,8 +638,8 @@ static bool connection_read(run_t *run, connection_t *connection) {
         memcpy(connection->carry, bytes + used, connection->carry_bytes);
     }
     const char *pong = run->options.wire->pong;
-    bool between =
-        connection->sent_bytes % run->message_bytes == 0; /* inside a message it waits for the next ping: two may be missed */
+    bool between = connection->sent_bytes % run->message_bytes ==
+                   0; /* in the middle of a message it waits for the next ping; two may be missed */
     for (unsigned i = 0; i < sink.sink.pings && between; i++)
         if (send(connection->fd, pong, strlen(pong), MSG_NOSIGNAL) < 0) break;
     return received == RECEIVE_BYTES;
@@ -671,7 +675,8 @@ static mark_t mark_now(const run_t *run) {
     return mark;
 }
 
-/* Nothing has come for a second while windows are closed: give up what is outstanding, so that the run goes on and shows it. */
+/* No message for a second while windows are closed: count the outstanding ones as lost, so that the run continues and
+ * reports them. */
 static void forgive_lost(run_t *run) {
     bool any = false;
     for (unsigned i = 0; i < run->reading_subscribers; i++) {
@@ -679,7 +684,7 @@ static void forgive_lost(run_t *run) {
         run->subscribers[i].forgiven += outstanding;
         any |= outstanding > 0;
     }
-    any |= run->options.wire->acknowledged; /* a disk that takes so long; nothing is given up */
+    any |= run->options.wire->acknowledged; /* a slow disk; nothing is counted as lost */
     run->stalls += any;
     run->last_delivery_ns = run->now_ns;
 }
@@ -688,7 +693,7 @@ static int wait_ms(const run_t *run, unsigned writes) {
     if (writes) return 0;
     if (!(run->options.rate > 0)) return 2;
     uint64_t wake_ns = run->next_due_ns < run->stop_ns ? run->next_due_ns : run->stop_ns;
-    return wake_ns > run->now_ns + 3 * second_ns / 1000 ? 1 : 0; /* spin up to a message that is due within 3 ms */
+    return wake_ns > run->now_ns + 3 * second_ns / 1000 ? 1 : 0; /* busy-wait if a message is due within 3 ms */
 }
 
 static void run_load(run_t *run) {
@@ -716,7 +721,7 @@ static void run_load(run_t *run) {
     }
 }
 
-/* Idle connections only: they are kept for the duration, and what the broker asks is answered. */
+/* Idle connections only: keep them open for the duration, and answer the broker's pings. */
 static void run_idle(run_t *run) {
     run->start_ns = run->now_ns = clock_ns();
     run->stop_ns = run->start_ns + (uint64_t)(run->options.duration_s * 1e9);
@@ -742,7 +747,7 @@ static void print_latency(const histogram_t *latency) {
 static void print_broker(const run_t *run, const mark_t *start, const mark_t *end, uint64_t sent, uint64_t delivered) {
     bool gone = end->broker.cpu_ns < start->broker.cpu_ns || !end->broker.rss_bytes;
     print_count("broker_gone", gone);
-    if (gone) return; /* it ended during the run: no figure of it means anything */
+    if (gone) return; /* the broker ended during the run: the figures are meaningless */
     double cpu_s = (double)(end->broker.cpu_ns - start->broker.cpu_ns) / 1e9;
     double others_s = end->machine_cpu_s - start->machine_cpu_s - cpu_s - (end->own_cpu_s - start->own_cpu_s);
     print_decimal("other_cpus", others_s > 0 ? others_s * 1e9 / (double)(end->at_ns - start->at_ns) : 0);
@@ -757,9 +762,9 @@ static void print_broker(const run_t *run, const mark_t *start, const mark_t *en
     print_count("rss_peak_bytes", end->broker.peak_bytes);
 }
 
-/* Totals are of the whole run, warm-up and drain included; what begins with measured_, rates, CPU and latency leave the warm-up out. */
+/* Totals include the warm-up and the drain. Fields that begin with measured_, rates, CPU and latency exclude the warm-up. */
 static void print_report(run_t *run) {
-    usleep(settle_us); /* the broker's last turn of its loop belongs to the run */
+    usleep(settle_us); /* the broker's last loop iteration belongs to the run */
     mark_t end = mark_now(run), start = run->mark;
     uint64_t delivered = end.delivered - start.delivered, sent = end.sent - start.sent, lost = 0, extra = 0;
     for (unsigned i = 0; i < run->reading_subscribers; i++) {

@@ -51,7 +51,7 @@ int process_read(pid_t pid, process_t *process) {
     memset(process, 0, sizeof *process);
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     if (read_small_file(path, text, sizeof text) < 0) return -1;
-    const char *after_name = strrchr(text, ')'); /* the name may hold spaces and brackets: count fields from its end */
+    const char *after_name = strrchr(text, ')'); /* the name may contain spaces and parentheses: count fields from its end */
     if (!after_name || sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
         return -1;
     process->user_s = (double)user / (double)sysconf(_SC_CLK_TCK);

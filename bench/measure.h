@@ -1,6 +1,6 @@
-/* measure.h: what a run is measured with: the clock, the broker's CPU and memory, and a latency histogram.
+/* measure.h: measurements of a run: the clock, the broker's CPU and memory, and a latency histogram.
  *
- * Invariant: nothing here allocates or grows; a histogram covers every possible latency with a relative error below 1 %.
+ * Invariant: nothing here allocates or grows. A histogram covers every latency with a relative error below 1 %.
  */
 #ifndef BENCH_MEASURE_H
 #define BENCH_MEASURE_H
@@ -11,8 +11,8 @@
 uint64_t clock_ns(void); /* CLOCK_MONOTONIC */
 
 typedef struct {
-    uint64_t cpu_ns;     /* all threads, from /proc/PID/task/TID/schedstat; threads that ended are not in it */
-    double user_s;       /* /proc/PID/stat, ended threads included, in steps of a clock tick */
+    uint64_t cpu_ns;     /* all running threads, from /proc/PID/task/TID/schedstat */
+    double user_s;       /* /proc/PID/stat, including ended threads, in clock ticks */
     double system_s;     /* the same */
     uint64_t rss_bytes;  /* VmRSS */
     uint64_t peak_bytes; /* VmHWM: the highest RSS since the process started */
@@ -21,9 +21,9 @@ typedef struct {
 /* Returns 0, or -1 when the process is gone or may not be read; *process is zeroed then. */
 int process_read(pid_t pid, process_t *process);
 double own_cpu_s(void);
-double machine_cpu_s(void); /* of all processors and everything that ran on them, in steps of a clock tick */
+double machine_cpu_s(void); /* of all processors, in clock ticks */
 
-/* Log-linear buckets: each power of two is cut into 128 equal parts. */
+/* Log-linear buckets: each power of two is divided into 128 equal parts. */
 enum { HISTOGRAM_PARTS_LOG2 = 7, HISTOGRAM_BUCKETS = (64 - HISTOGRAM_PARTS_LOG2 + 1) << HISTOGRAM_PARTS_LOG2 };
 typedef struct {
     uint64_t count, max_ns;

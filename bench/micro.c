@@ -1,10 +1,10 @@
-/* micro.c: what one operation of each leaf costs, in nanoseconds, without sockets or threads.
+/* micro.c: the cost of one operation of each leaf module, in nanoseconds, without sockets or threads.
  *
- * bench/micro.py builds it with all of native/, runs it and makes a table of it; by itself it prints NAME, UNIT and nanoseconds
- * with tabs between them.
+ * bench/micro.py builds it with all of native/, runs it and formats a table. Run alone, it prints NAME, UNIT and nanoseconds,
+ * separated by tabs.
  *
- * Invariant: each figure is the best of ROUNDS rounds, the least disturbed one; results go to `sink`, so that none is
- * optimised away. Compare figures of one machine and one run only.
+ * Invariant: each figure is the best of ROUNDS rounds, which is the least disturbed one. Results are stored in `sink`, so that
+ * no operation is optimised away. Compare only figures of the same machine and run.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* clock_gettime */
@@ -50,7 +50,7 @@ static void report(const char *name, uint64_t (*round)(void), const char *unit) 
 static wheel_t wheel;
 static wheel_timer_t timers[TIMERS];
 
-/* Publishes arrive at a steady rate with one TTL each: insert a few per tick, advance, and everything expires. */
+/* Publishes at a steady rate with one TTL: insert a few per tick, advance, and all of them expire. */
 static uint64_t wheel_steady(uint64_t ttl_ticks) {
     const uint32_t per_tick = 100;
     uint64_t expired = 0;
@@ -68,7 +68,7 @@ static uint64_t wheel_1_s(void) { return wheel_steady(100); }       /* of 10 ms:
 static uint64_t wheel_60_s(void) { return wheel_steady(6000); }     /* one cascade each */
 static uint64_t wheel_1_day(void) { return wheel_steady(8640000); } /* two cascades each */
 
-/* Each timer with a TTL of its own, 10 ms to 80 s, so that neighbours in memory are strangers in the wheel. */
+/* Each timer has its own TTL, 10 ms to 80 s, so neighbours in memory are in different slots of the wheel. */
 static uint64_t wheel_scattered(void) {
     uint64_t expired = 0, random = 1;
     wheel_init(&wheel, 12345);
@@ -136,7 +136,7 @@ static uint64_t crc32_short(void) {
 
 /* ---- frames --------------------------------------------------------------------------------------------------------- */
 
-/* The vector "v1 publish with ttl": action, topic, payload, ttl_ms, as the flatbuffers builders lay them out. */
+/* The vector "v1 publish with ttl": action, topic, payload, ttl_ms, with the layout of the flatbuffers builders. */
 static const uint8_t publish[] = {0x14, 0,   0,    0,   0,    0, 0,    0, 0x0c, 0,   0x14, 0,   0,   0,   0x08, 0,    0x04, 0,
                                   0x0c, 0,   0x0c, 0,   0,    0, 0x10, 0, 0,    0,   0x20, 0,   0,   0,   0x88, 0x13, 0,    0,
                                   0,    0,   0,    0,   0x0e, 0, 0,    0, 'S',  'e', 'r',  'v', 'e', 'r', ' ',  's',  't',  'a',
@@ -170,7 +170,7 @@ static uint64_t match_filter(void) {
 
 static uint8_t prefix[512];
 
-/* As the publish path does it: copy the topic's prefix to the open buffer, patch its numbers, copy the payload behind it. */
+/* Like the publish path: copy the topic's header template to the open buffer, patch its numbers, append the payload. */
 static uint64_t encode_message(void) {
     const uint64_t operations = 5000000;
     uint32_t prefix_size = header_template_size(sizeof topic - 1);
@@ -202,7 +202,7 @@ static uint8_t names[TOPICS][32];
 static uint32_t name_size;
 #define LEVELS_MAX 64u
 
-/* A subscriber for each topic; ten of them hold one of five wildcards too, each of which matches all topics. */
+/* One subscriber per topic. Ten of them also hold one of five wildcards; each wildcard matches all topics. */
 static bool routes_fill(void) {
     static const char *const wildcards[] = {"plant.>", "plant.*.line.*.t", "plant.*.line.>", "*.*.line.*.t", "plant.*.*.*.t"};
     int error = 0;

@@ -1,9 +1,10 @@
-/* plain_memory.c: the C library's memory functions as plain loops, linked into the guard in its place.
+/* plain_memory.c: the C library's memory functions as plain loops, linked into the guard instead of the library's.
  *
- * The library's own are chosen by the processor they run on, so a copied byte costs another number of instructions on each
- * machine. Here it costs the same everywhere: one load and one store for sixteen bytes, and a few for what is left.
+ * The library selects its versions by processor, so copying a byte costs a different number of instructions on each machine.
+ * Here the cost is the same everywhere: one load and one store per sixteen bytes, and a few instructions for the rest.
  *
- * Invariant: nothing here calls what it defines, and loops stay as they are written: guard.py has the flags that see to it.
+ * Invariant: these functions do not call each other, and the compiler keeps their loops as written; guard.py sets the flags for
+ * that.
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -1,14 +1,14 @@
-/* relay.c: the floor: what it costs to receive bytes and to send them to N subscribers, with no parsing and no copying.
+/* relay.c: the lower bound: the cost to receive bytes and send them to N subscribers, without parsing or copying.
  *
- * A connection opens with three bytes: 'P' publisher, 'S' subscriber or 'I' idle, and a channel (u16 big-endian); it is answered 'A'.
- * What publishers of a channel send goes to each of its subscribers. A subscriber whose socket is full keeps an offset into the
- * channel's buffer, and the channel's publishers are not read until it has caught up: nothing is dropped.
+ * A connection begins with three bytes: 'P' publisher, 'S' subscriber or 'I' idle, and a channel (u16 big-endian). The answer
+ * is 'A'. Bytes from the publishers of a channel are sent to each of its subscribers. A subscriber whose socket is full keeps
+ * an offset into the channel's buffer, and the channel's publishers are not read until it has caught up. Nothing is dropped.
  *
- *     channel buffer   | received in this turn ............ size |    capacity
- *     subscriber                  ^ offset, while it lags
+ *      channel buffer   | received in this turn ............ size |    capacity
+ *      subscriber                  ^ offset, while it lags
  *
- * Invariant: while any subscriber lags, the buffer neither grows nor is emptied, and no publisher of the channel is watched.
- * It relays bytes, so two publishers of one channel must each write whole messages, small enough to come in one read.
+ * Invariant: while a subscriber lags, the buffer neither grows nor is emptied, and no publisher of the channel is watched. It
+ * relays bytes, so if a channel has two publishers, each must write whole messages that are small enough for one read.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,11 +39,11 @@ typedef struct channel channel_t;
 
 struct connection {
     int fd;
-    uint32_t watched; /* what epoll watches now */
+    uint32_t watched; /* the events registered with epoll */
     uint8_t join[JOIN_BYTES], join_size;
-    size_t offset; /* subscriber: what of the channel's buffer has been sent */
+    size_t offset; /* subscriber: how much of the channel's buffer has been sent */
     channel_t *channel;
-    connection_t *next, **link; /* in the channel's list of its role */
+    connection_t *next, **link; /* neighbours in the channel's list for its role */
 };
 
 struct channel {
@@ -59,7 +59,7 @@ typedef struct {
     channel_t channels[CHANNELS_MAX];
     channel_t *dirty[CHANNELS_MAX];
     unsigned dirty_count;
-    connection_t *closed; /* freed at the turn's end: later events of the turn may still name them */
+    connection_t *closed; /* freed at the end of the turn, because later events of the turn may still refer to them */
 } relay_t;
 
 static __attribute__((noreturn)) void stop_with(const char *what) {
@@ -103,7 +103,7 @@ static void connection_close(relay_t *relay, connection_t *connection) {
     relay->closed = connection;
 }
 
-/* Returns whether everything went out. A broken connection counts as sent: its EPOLLHUP closes it. */
+/* Returns true if everything was sent. A broken connection counts as sent; its EPOLLHUP closes it. */
 static bool subscriber_send(connection_t *subscriber) {
     channel_t *channel = subscriber->channel;
     while (subscriber->offset < channel->size) {
@@ -155,7 +155,7 @@ static void connection_join(relay_t *relay, connection_t *connection) {
 static void publisher_receive(relay_t *relay, connection_t *publisher) {
     channel_t *channel = publisher->channel;
     if (BUFFER_BYTES - channel->size < ROOM_BYTES_MIN && !channel->lagging) channel_flush(relay, channel);
-    if (channel->lagging) return; /* watched again when they have caught up */
+    if (channel->lagging) return; /* watched again when the subscribers have caught up */
     ssize_t n = recv(publisher->fd, channel->buffer + channel->size, BUFFER_BYTES - channel->size, 0);
     if (n < 0 && errno == EAGAIN) return;
     if (n <= 0) {

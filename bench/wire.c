@@ -40,7 +40,7 @@ static const char *read_all(int fd, void *bytes, size_t size, const char *what) 
     return NULL;
 }
 
-/* One line up to '\n', byte by byte so that nothing behind it is taken. A longer line is cut, not refused. */
+/* Read one line up to '\n', byte by byte, so that no byte after it is consumed. A longer line is truncated. */
 static const char *read_line(int fd, char *line, size_t room, const char *what) {
     size_t size = 0;
     for (char byte = 0; byte != '\n';) {
@@ -70,7 +70,7 @@ static void put_u32_le(uint8_t *at, uint32_t value) {
 static void put_u16_le(uint8_t *at, uint32_t value) { at[0] = (uint8_t)value, at[1] = (uint8_t)(value >> 8); }
 static void put_u16_be(uint8_t *at, uint32_t value) { at[0] = (uint8_t)(value >> 8), at[1] = (uint8_t)value; }
 
-/* The decimal number that ends at '\r\n'; -1 incomplete, -2 not a number of at most nine digits. *at is moved behind it. */
+/* The decimal number before '\r\n'; -1: incomplete, -2: not a number of at most nine digits. *at is moved after it. */
 static int64_t get_decimal_line(const uint8_t **at, const uint8_t *end) {
     int64_t value = 0;
     for (const uint8_t *byte = *at; byte < end; byte++) {
@@ -130,7 +130,7 @@ static ssize_t refuse_line(wire_sink_t *sink, const char *who, const uint8_t *at
     return refuse(sink, troubled("%s said: %.*s", who, shown, (const char *)at));
 }
 
-/* Remembers the header before the payload, so that the next frame that starts alike needs no parsing. */
+/* Store the header before the payload, so that the next frame with the same header needs no parsing. */
 static void reader_learn(wire_reader_t *reader, const uint8_t *at, size_t prefix_size, size_t frame_size) {
     reader->prefix_size = 0;
     if (prefix_size > WIRE_PREFIX_BYTES_MAX) return;
@@ -150,17 +150,18 @@ static ssize_t known_frame(const wire_reader_t *reader, const uint8_t *at, size_
     return reader->frame_size;
 }
 
-/* ---- BlipMQ: u32 big-endian length, then a FlatBuffer (see the protocol page); towards the client a type byte between ----
+/* ---- BlipMQ: u32 big-endian length, then a FlatBuffer (see docs/PROTOCOL.md); to the client a type byte between the two ----
  *
- *   offset 0   root offset          4..   vtable: own size, table size, one u16 a slot (0: left out)
- *          T   table: offset to vtable, then the fields, each on a multiple of its own size; T is a multiple of 8
- *          S   strings and byte vectors: u32 size, bytes, for a string a NUL; each on a multiple of 4
- * Defaults are left out, as the reference builder leaves them out. */
-enum { BLIPMQ_BYTES = 4, BLIPMQ_SLOTS = 11 }; /* a field of size 4 is an offset to bytes: the commands have no other */
+ *      offset 0   root offset          4..   vtable: own size, table size, one u16 per slot (0: absent)
+ *             T   table: offset to vtable, then the fields, each on a multiple of its own size; T is a multiple of 8
+ *             S   strings and byte vectors: u32 size, bytes, for a string a NUL; each on a multiple of 4
+ * Defaults are absent, as in the output of the reference builder. */
+/* A field of size 4 is an offset to bytes; commands have no other fields of this size */
+enum { BLIPMQ_BYTES = 4, BLIPMQ_SLOTS = 11 };
 typedef struct {
     uint8_t slot, size;
     uint64_t value;    /* size 1, 2 or 8 */
-    const void *bytes; /* BLIPMQ_BYTES; value is how many */
+    const void *bytes; /* BLIPMQ_BYTES; `value` is their number */
     bool text;
 } blipmq_field_t;
 
@@ -168,7 +169,7 @@ static void put_scalar_le(uint8_t *at, uint64_t value, uint32_t size) {
     for (uint32_t i = 0; i < size; i++) at[i] = (uint8_t)(value >> 8 * i);
 }
 
-/* Fields in the order in which they lie in the table. field_at gets where each one's value is, from the start of out. */
+/* Fields in the order of the table. field_at returns the offset of each value from the start of out. */
 static size_t blipmq_encode(uint8_t *out, const blipmq_field_t *fields, unsigned count, size_t *field_at) {
     uint8_t *body = out + 4;
     uint32_t slots = 0, table_size = 4, offsets[BLIPMQ_SLOTS];
@@ -226,7 +227,7 @@ static size_t blipmq_publish(uint8_t *out, const char *topic, const uint8_t *pay
     return frame_size;
 }
 
-/* A plain client, as v1.0.0 is one: no HELLO, a SubAck for SUB. */
+/* A legacy client, as in v1.0.0: no HELLO, a SubAck for SUB. */
 static const char *blipmq_join(int fd, const wire_join_t *join) {
     uint8_t bytes[WIRE_OVERHEAD_BYTES_MAX], rest[WIRE_OVERHEAD_BYTES_MAX];
     if (!join->topic) return NULL;
@@ -241,7 +242,7 @@ static const char *blipmq_join(int fd, const wire_join_t *join) {
     return read_all(fd, rest, size - 1, "the rest of SubAck");
 }
 
-/* Where the slot's value of `width` bytes lies; NULL if it is left out or outside the buffer. */
+/* Pointer to the slot's value of `width` bytes; NULL if it is absent or outside the buffer. */
 static const uint8_t *blipmq_field(const uint8_t *body, size_t size, unsigned slot, size_t width) {
     if (size < 8) return NULL;
     uint64_t table = get_u32_le(body);
@@ -271,12 +272,12 @@ static inline ssize_t blipmq_frame(wire_reader_t *reader, const uint8_t *at, siz
         return refuse(sink, troubled("a frame of type %u and %u bytes came where a Message was due", at[4], frame_size));
     if (size - 4 < frame_size) return 0;
     frame->kind = FRAME_MESSAGE;
-    frame->payload = at + 5; /* the whole table: table_take finds the payload in it, for the messages that are looked at */
+    frame->payload = at + 5; /* the whole table; table_take finds the payload in it, for messages whose content is read */
     frame->payload_size = frame_size - 1;
     return (ssize_t)frame_size + 4;
 }
 
-/* Stands between a scan and its sink: finds the payload inside a table, in its slot. */
+/* Called between a scan and its sink: finds the payload inside a table. */
 typedef struct {
     wire_sink_t sink;
     wire_sink_t *outer;
@@ -285,7 +286,7 @@ typedef struct {
 
 static void table_take(wire_sink_t *sink, const uint8_t *body, size_t size) {
     table_sink_t *inner = (table_sink_t *)sink;
-    frame_t frame = {.payload = body}; /* a table without a readable payload is shown as an empty one: the run ends there */
+    frame_t frame = {.payload = body}; /* without a readable payload it is reported as empty, which ends the run */
     blipmq_bytes(body, size, inner->slot, &frame);
     inner->outer->take(inner->outer, frame.payload, frame.payload_size);
 }
@@ -427,11 +428,11 @@ static size_t mqtt_publish(uint8_t *out, const char *topic, const uint8_t *paylo
 
 static const char *mqtt_join(int fd, const wire_join_t *join) {
     uint8_t out[WIRE_OVERHEAD_BYTES_MAX], answer[5];
-    char client_id[24]; /* two load generators beside each other must not take over each other's sessions */
+    char client_id[24]; /* two load generators at the same time must not take over each other's sessions */
     snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
     size_t n = 2;
     n += mqtt_put_string(out + n, "MQTT");
-    memcpy(out + n, "\4\2\0\0", 4); /* level 4, clean session, no keep-alive */
+    memcpy(out + n, "\4\2\0\0", 4); /* protocol level 4, clean session, no keep-alive */
     n += 4;
     n += mqtt_put_string(out + n, client_id);
     out[0] = 0x10, out[1] = (uint8_t)(n - 2);
@@ -491,7 +492,7 @@ static size_t redis_publish(uint8_t *out, const char *topic, const uint8_t *payl
     return n + size + 2;
 }
 
-/* Publishers ask for no replies: the others' publishers get none either. */
+/* Publishers request no replies, because publishers of the other protocols get none either. */
 static const char *redis_join(int fd, const wire_join_t *join) {
     char line[256];
     if (!join->topic) {
@@ -540,11 +541,12 @@ static ssize_t redis_scan(wire_reader_t *reader, const uint8_t *bytes, size_t si
     return scan_frames(redis_frame, reader, bytes, size, sink);
 }
 
-/* ---- publishes that are acknowledged: a window of them is outstanding, and each answer is held against its publish ----
+/* ---- acknowledged publishes: a window of them is outstanding, and each answer is checked against its publish ----
  *
- * A keeper comes first and goes again: it leaves behind for what the broker is to keep the messages, so that all keep them. */
+ * A setup connection comes first and closes again: it creates what the broker stores the messages for, so that all brokers
+ * store them. */
 
-/* An answer counts if it is newer than all before it on this connection: no publish is counted twice. */
+/* An answer counts only if it is newer than all earlier ones on this connection, so no publish is counted twice. */
 static ssize_t ack_take(wire_reader_t *reader, uint64_t number, size_t frame_size, frame_t *frame, wire_sink_t *sink) {
     if (number <= reader->acked)
         return refuse(sink, troubled("an acknowledgement names %llu and comes after %llu", (unsigned long long)number,
@@ -554,7 +556,7 @@ static ssize_t ack_take(wire_reader_t *reader, uint64_t number, size_t frame_siz
     return (ssize_t)frame_size;
 }
 
-/* BlipMQ, QoS 1: publishes are numbered from 1 (seq); each is answered by a Reply with its number and code 0. */
+/* BlipMQ, QoS 1: publishes are numbered from 1 (seq). A Reply with the same number and code 0 answers each. */
 
 static size_t blipmq1_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                               wire_places_t *places) {
@@ -639,7 +641,7 @@ static ssize_t blipmq1_scan(wire_reader_t *reader, const uint8_t *bytes, size_t 
     return scan_frames(blipmq1_frame, reader, bytes, size, sink);
 }
 
-/* JetStream: a publish names its publisher's inbox, where {"stream":"BENCH", "seq":N} comes for each message that is stored. */
+/* JetStream: a publish names its publisher's inbox. {"stream":"BENCH", "seq":N} is sent there for each stored message. */
 
 static const char *jetstream_create(int fd) {
     static const char settings[] = "{\"name\":\"BENCH\",\"subjects\":[\"bench.>\"],\"retention\":\"limits\",\"storage\":\"file\","
@@ -668,7 +670,7 @@ static const char *jetstream_join(int fd, const wire_join_t *join) {
 
 static inline ssize_t jetstream_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
     static const char sequence[] = "\"seq\":";
-    wire_reader_t unlearned = {0}; /* answers differ in size: nothing is to be gained by comparing headers */
+    wire_reader_t unlearned = {0}; /* answers differ in size, so comparing headers would not help */
     ssize_t used = nats_frame(&unlearned, at, size, frame, sink);
     if (used <= 0 || frame->kind != FRAME_MESSAGE) return used;
     const uint8_t *found = memmem(frame->payload, frame->payload_size, sequence, sizeof sequence - 1);
@@ -687,7 +689,7 @@ static ssize_t jetstream_scan(wire_reader_t *reader, const uint8_t *bytes, size_
     return scan_frames(jetstream_frame, reader, bytes, size, sink);
 }
 
-/* Redis streams: XADD is answered by the entry's id, milliseconds-number. */
+/* Redis streams: the answer to XADD is the entry's id, milliseconds-number. */
 
 static size_t xadd_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                            wire_places_t *places) {
@@ -702,13 +704,13 @@ static size_t xadd_publish(uint8_t *out, const char *topic, const uint8_t *paylo
 
 static const char *xadd_join(int fd, const wire_join_t *join) {
     (void)join;
-    const wire_join_t silent = {.role = ROLE_IDLE}; /* replies stay on: they are what is counted */
+    const wire_join_t silent = {.role = ROLE_IDLE}; /* replies stay enabled, because they are counted */
     return redis_join(fd, &silent);
 }
 
 /* $size\r\n<ms>-<number>\r\n */
 static inline ssize_t xadd_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
-    enum { NUMBER_BITS = 20 }; /* a million entries in one millisecond */
+    enum { NUMBER_BITS = 20 }; /* up to a million entries per millisecond */
     const uint8_t *cursor = at + 1, *end = at + size;
     if (at[0] != '$') return memchr(at, '\n', size) || size > 512 ? refuse_line(sink, "redis-server", at, size) : 0;
     int64_t id_size = get_decimal_line(&cursor, end);

@@ -1,7 +1,7 @@
-/* wire.h: the protocols the load generator speaks, each as one row of functions.
+/* wire.h: the protocols of the load generator, each as one row of functions.
  *
- * Invariant: what a broker sends is never trusted: a frame is used only once it is complete and its lengths agree, and anything
- * that is not understood ends the run with a sentence instead of being skipped.
+ * Invariant: data from a broker is checked: a frame is used only if it is complete and its lengths are consistent. Unknown data
+ * ends the run with a message and is never skipped.
  */
 #ifndef BENCH_WIRE_H
 #define BENCH_WIRE_H
@@ -13,26 +13,26 @@
 
 enum {
     WIRE_TOPIC_BYTES_MAX = 64,
-    WIRE_PREFIX_BYTES_MAX = 192,   /* a text protocol's header with one or two topics in it */
-    WIRE_OVERHEAD_BYTES_MAX = 320, /* what a frame of any protocol needs beside its payload */
+    WIRE_PREFIX_BYTES_MAX = 192,   /* header of a text protocol with one or two topics */
+    WIRE_OVERHEAD_BYTES_MAX = 320, /* bytes of a frame in addition to its payload, for any protocol */
 };
 
 typedef enum {
     ROLE_SUBSCRIBER,
     ROLE_PUBLISHER,
     ROLE_IDLE,
-    ROLE_KEEPER, /* makes what the broker keeps messages for: a stream, a durable subscription; then it goes */
+    ROLE_KEEPER, /* creates what the broker stores messages for (a stream, a durable subscription); then it closes */
 } role_t;
 
 typedef struct {
     role_t role;
-    unsigned number;   /* of this connection; unique in the run */
-    const char *topic; /* topic or filter to subscribe to; NULL for none */
+    unsigned number;   /* of this connection; unique within the run */
+    const char *topic; /* topic or filter to subscribe to; NULL: none */
     bool wildcard;     /* topic is a filter */
     unsigned channel;  /* raw: the relay's channel */
 } wire_join_t;
 
-/* Messages of one connection mostly share one header: once parsed, it is only compared. */
+/* Most messages of a connection share one header: it is parsed once and then only compared. */
 typedef struct {
     uint16_t prefix_size;
     uint32_t frame_size;
@@ -40,34 +40,35 @@ typedef struct {
     uint64_t acked; /* acknowledged: number of the last answer */
 } wire_reader_t;
 
-/* Where in a frame its payload starts, and the eight bytes (least first) that number it; 0: it has no number. */
+/* Offset of the payload in a frame, and of the eight little-endian bytes that number it; 0: it has no number. */
 typedef struct {
     size_t payload, number;
 } wire_places_t;
 
-/* What a scan found. take is called for the first message of each scan, or for each one if every is set. */
+/* Result of a scan. take is called for the first message of each scan, or for each message if every is set. */
 typedef struct wire_sink wire_sink_t;
 struct wire_sink {
     uint64_t messages; /* acknowledged: answers */
-    unsigned pings;    /* keep-alive requests that want wire_t.pong */
+    unsigned pings;    /* keep-alive requests that wire_t.pong must answer */
     const char *error; /* set when a scan returns -1 */
     bool every;
     void (*take)(wire_sink_t *sink, const uint8_t *payload, size_t size);
 };
 
 typedef struct {
-    const char *name, *topic_format /* of topic, number of the connection */, *filter, *pong;
-    /* Writes one publish and says where things are in it; returns its size. out has payload + WIRE_OVERHEAD_BYTES_MAX bytes. */
+    const char *name, *topic_format /* of topic, index of the connection */, *filter, *pong;
+    /* Writes one publish and returns its size and the offsets in it. out has space for payload + WIRE_OVERHEAD_BYTES_MAX
+     * bytes. */
     size_t (*publish)(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                       wire_places_t *places);
-    /* Greets the broker and subscribes, on a blocking socket; returns NULL, or what went wrong. */
+    /* Connects at protocol level and subscribes, on a blocking socket. Returns NULL, or an error text. */
     const char *(*join)(int fd, const wire_join_t *join);
-    /* Reads whole frames; returns the bytes they took, the rest is the start of a frame, or -1. */
+    /* Reads whole frames. Returns the bytes consumed (the rest is a partial frame), or -1. */
     ssize_t (*scan)(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink);
-    bool acknowledged; /* each publish is answered once it is on disk; a scan is of a publisher's answers */
+    bool acknowledged; /* each publish is answered when it is on disk; scan reads a publisher's answers */
 } wire_t;
 
-const wire_t *wire_named(const char *name); /* NULL: there is none */
-const char *wire_names(void);               /* all of them, for people */
+const wire_t *wire_named(const char *name); /* NULL: unknown name */
+const char *wire_names(void);               /* all names, for messages */
 
 #endif

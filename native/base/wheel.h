@@ -9,8 +9,8 @@
 #include "base/bytes.h"
 
 #define WHEEL_LEVELS 4
-/* Per level. 2^32 ticks in total: 497 days at 10 ms. Later timers are parked in the last slot and placed again. */
-#define WHEEL_SLOTS 256
+#define WHEEL_SLOTS                                                                                                              \
+    256 /* per level: 2^32 ticks in all, 497 days of 10 ms; later timers are parked in the last slot and re-sorted */
 
 typedef struct wheel_timer {
     struct wheel_timer *next;

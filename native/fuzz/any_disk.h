@@ -1,6 +1,6 @@
-/* any_disk.h: any bytes as the files of a WAL's directory: the first byte says how they are split and mended.
+/* any_disk.h: uses any bytes as the files of a WAL directory. The first byte selects how they are split and repaired.
  *
- * Invariant: headers and records get right CRCs on request: without that nothing behind them would ever be reached.
+ * Invariant: headers and records get correct CRCs on request. Otherwise the code behind the CRC checks would never run.
  */
 #ifndef BQ_FUZZ_ANY_DISK_H
 #define BQ_FUZZ_ANY_DISK_H
@@ -20,7 +20,7 @@ static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t
     format_header_encode(bytes, &header);
     memcpy(bytes + FORMAT_HEADER_COPY, bytes, FORMAT_HEADER_BYTES);
     for (uint64_t at = FORMAT_HEADER_ROOM; (how & MEND_RECORDS) && at + FORMAT_RECORD_BYTES <= size;) {
-        bytes[at + 6] = bytes[at + 7] = 0; /* sizes and LSNs that can be true */
+        bytes[at + 6] = bytes[at + 7] = 0; /* possible sizes and LSNs */
         memset(bytes + at + 9, 0, 7);
         uint64_t padded = format_padded(load_u32(bytes + at + 4) % 600);
         store_u32(bytes + at + 4, (uint32_t)padded);
@@ -30,7 +30,7 @@ static void mend_segment(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t
     }
 }
 
-/* The header at the end says how long the file is; the first byte, whether there are others. */
+/* Write a header at the end that states the file's length. A bit of the file selects whether the first headers are erased. */
 static void mend_end(uint8_t *bytes, uint64_t size, uint64_t number, uint8_t how) {
     if (!(how & MEND_END) || size % 8 || size < FORMAT_HEADER_ROOM + 2 * FORMAT_END_BYTES) return;
     segment_header_t header = {.wal_id = 7,

@@ -1,6 +1,6 @@
-/* fuzz.h: what the fuzz targets share: the check of the native tests, and an input that is read from its front.
+/* fuzz.h: shared by the fuzz targets: CHECK from the native tests, and an input that is read from its front.
  *
- * Invariant: an input that has ended goes on as zeros, so every input is a program and none is refused.
+ * Invariant: after its end the input continues with zeros, so every input is a valid program and none is rejected.
  */
 #ifndef BQ_FUZZ_H
 #define BQ_FUZZ_H
@@ -35,7 +35,7 @@ static inline uint64_t input_u64(input_t *input) {
     return value;
 }
 
-/* One of a table's texts, so that names meet, or what stands in the input. */
+/* A text of the table, so that names coincide, or bytes of the input. */
 static inline text_t input_text(input_t *input, const char *const *table, uint32_t count) {
     uint8_t pick = input_byte(input);
     if (pick >= 0xf0) return input_bytes(input, (uint32_t)input_byte(input) * (pick == 0xff ? 20 : 1));

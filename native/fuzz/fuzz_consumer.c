@@ -1,9 +1,9 @@
 /* fuzz_consumer.c: a stepped core with a WAL on a simulated disk: QoS 1, durable subscriptions, groups, restarts, power cuts, a
- * disk that fills and one that fails, between the steps of stepped.h.
+ * full or failing disk, between the steps of stepped.h.
  *
- * Invariant: as stepped.h says; and a core that starts again on what its disk holds starts, with ids above all it gave out
- * before, unless the disk has failed it. A consumer that has room and lies behind is on its way to more, blocks know how many use
- * them, and dead letters wait in the WAL's order.
+ * Invariant: as in stepped.h. In addition: a core always restarts from its disk, with ids above all earlier ones, unless the
+ * disk has failed. A consumer with free space that is behind will be served. Read blocks count their users correctly. Dead
+ * letters wait in WAL order.
  */
 #include "sim_storage.h"
 #include "stepped.h"
@@ -13,7 +13,7 @@ enum { DISK_BYTES = 1 << 20, WAL_BYTES = 64 << 10 };
 static const bq_wal_config_t wal_config = {
     .max_bytes = WAL_BYTES, .segment_bytes = 8192, .flush_interval_ms = 2, .batch_bytes = 2048, .block_bytes = 0};
 
-/* A core whose WAL does not open can only be freed. A broker ends there; here the steps go on with one that has no WAL. */
+/* A core whose WAL does not open can only be freed. A broker exits then; here the steps continue with a core without a WAL. */
 static bool start(machine_t *machine) {
     bq_wal_report_t report;
     machine->bq = bq_new(&machine->config, 1);
@@ -25,7 +25,7 @@ static bool start(machine_t *machine) {
     return false;
 }
 
-/* The process ends: in order, by kill -9, or by a power cut; the last two in one of the writes of its end. */
+/* The process ends: cleanly, by kill -9, or by a power cut. The last two happen during one of the last writes. */
 static void restart(machine_t *machine, input_t *input, bool harmed) {
     uint8_t how = input_byte(input);
     if (how % 3) sim_disk_stop_at(disk, sim_disk_changes(disk) + how % 16 / 3);
@@ -42,7 +42,7 @@ static void restart(machine_t *machine, input_t *input, bool harmed) {
     CHECK(opened && machine->bq->next_message_id > machine->id_max);
 }
 
-/* A disk that fails, once or for good, or has so many bytes; 0: it is whole again. */
+/* The disk fails once or permanently, or has limited space. 0: it works again. */
 static bool harm(input_t *input) {
     static const int errors[] = {EIO, ENOSPC, EROFS, EMFILE};
     uint8_t how = input_byte(input), when = input_byte(input);

@@ -1,6 +1,6 @@
-/* fuzz_core.c: a whole stepped core without a WAL, under the steps of stepped.h.
+/* fuzz_core.c: a whole stepped core without a WAL, with the steps of stepped.h.
  *
- * Invariant: as stepped.h says.
+ * Invariant: as in stepped.h.
  */
 #include "stepped.h"
 

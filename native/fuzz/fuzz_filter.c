@@ -1,6 +1,6 @@
 /* fuzz_filter.c: any bytes as a filter and a topic, split at the first 0x00 or in the middle.
  *
- * Invariant: the checks and the match agree with each other and with what follows from the protocol's sentences alone.
+ * Invariant: the checks and the match agree with each other and with the rules of the protocol.
  */
 #include "base/topic_name.h"
 #include "fuzz.h"
@@ -11,7 +11,7 @@ struct name {
 };
 
 static struct name name_of(const uint8_t *bytes, size_t size) {
-    struct name name = {malloc(size), (uint32_t)size}; /* exactly its size: a read beyond it is seen */
+    struct name name = {malloc(size), (uint32_t)size}; /* exact size, so that a read beyond it is detected */
     CHECK(name.bytes != NULL || size == 0);
     if (size) memcpy(name.bytes, bytes, size);
     return name;

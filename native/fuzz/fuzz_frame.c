@@ -1,12 +1,12 @@
 /* fuzz_frame.c: any bytes as a ClientCommand body (without its length).
  *
- * Invariant: the body lies in memory of exactly its size, so a read outside it is seen; what is accepted can be read whole,
- * and a publish can be written out again as a Message.
+ * Invariant: the body has memory of exactly its size, so a read outside it is detected. All fields of an accepted body can be
+ * read, and a publish can be encoded as a Message.
  */
 #include "proto/blip_codec.h"
 #include "fuzz.h"
 
-static uint64_t sum; /* of every byte a view leads to: reads the compiler must not drop */
+static uint64_t sum; /* of all bytes of the views: keeps the compiler from removing the reads */
 
 static void read_range(const uint8_t *bytes, uint32_t size, bool terminated) {
     CHECK(bytes || size == 0);
@@ -48,7 +48,7 @@ static void write_reply(const bq_view_t *view) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *body = malloc(size);
     bq_view_t view, again;
-    memset(&view, 0, sizeof view); /* its padding too: the views are compared as bytes */
+    memset(&view, 0, sizeof view); /* with its padding: the views are compared as bytes */
     memset(&again, 0, sizeof again);
     CHECK(body != NULL || size == 0);
     if (size) memcpy(body, data, size);

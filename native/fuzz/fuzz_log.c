@@ -1,7 +1,7 @@
-/* fuzz_log.c: any bytes as the files of a WAL's directory, recovered twice and opened.
+/* fuzz_log.c: any bytes as the files of a WAL directory, recovered twice and opened.
  *
- * Invariant: whatever the bytes are, recovery ends, stays inside them, LSNs rise, recovering twice finds the same, and what is
- * appended afterwards is there again.
+ * Invariant: for any bytes, recovery ends, reads nothing outside them, LSNs rise, a second recovery finds the same, and a
+ * record that is appended afterwards is found again.
  */
 #include "any_disk.h"
 
@@ -39,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     sums_t first = walk(), second = walk();
     CHECK(first.records == second.records && first.last == second.last && first.findings == second.findings &&
           first.bytes == second.bytes);
-    if (size && (data[0] & OPEN) && first.result == BQ_OK) { /* with its threads, and what it writes must be there again */
+    if (size && (data[0] & OPEN) && first.result == BQ_OK) { /* with its threads; the appended record must be found again */
         wal_t *wal;
         wal_report_t before, after;
         CHECK(wal_open(&wal, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);

@@ -1,14 +1,17 @@
-/* fuzz_promise.c: durable subscriptions and queue groups against a page of plain C that knows what each of them is owed.
+/* fuzz_promise.c: compares durable subscriptions and queue groups with a simple model of the messages that each must get.
  *
- *      input     [configuration][step][step]...      three clients that come, subscribe, read, acknowledge, leave; one that publishes;
- *                                                    restarts, kills, power cuts, a disk that fills; time; and, as the configuration
- *                                                    says, subscriptions that end and a quota of the log, with one who collects letters
+ *      input      [configuration][step][step]...
  *
- * Invariant, at the end, when the disk is whole again and everyone has come back: what was acknowledged to its publisher has come to
- * each durable subscription and group that was there, whatever flags its members had, or its time to live was over, or it lay over
- * the quota and is a dead letter, or was dropped, as configured. A subscription ends only if nobody was there for long. And at any time:
- * nothing comes that nobody sent, after its time to live, to somebody who has no part in such a subscription, or, unless the broker
- * was killed since, after it was acknowledged; what comes a second time says so; first deliveries keep the order of publishing.
+ * Steps: three clients connect, subscribe, read, acknowledge and leave; one client publishes; restarts, kills, power cuts, a
+ * full disk; time passes. Depending on the configuration, subscriptions expire, and there is a WAL quota with a client that
+ * collects dead letters.
+ *
+ * Invariant at the end, when the disk works again and all clients have returned: each acknowledged publish has reached every
+ * durable subscription and group that existed, whatever flags its members had. Exceptions: its time to live is over; or it
+ * exceeded the quota and is a dead letter or dropped, as configured. A subscription expires only after a long time without a
+ * connection. Invariant at any time: no client gets a message that was not published, whose time to live is over, or that no
+ * subscription of this client matches. No message comes again after its ACK, unless the broker was killed since. A repeated
+ * message is marked as redelivered. First deliveries keep the order of publishing.
  */
 #include "sim_storage.h"
 #include "stepped.h"
@@ -35,29 +38,30 @@ static const char *const WHERE[] = {"a", "a.x", "b"};
 static const char *const WANTED[] = {"a", "a.>", "b"};
 static const bool MATCHES[COUNT(WANTED)][COUNT(WHERE)] = {{true, false, false}, {false, true, false}, {false, false, true}};
 
-/* What one durable subscription, or a group, has had of each message. */
+/* State of each message for a durable subscription or a group. */
 enum had { HAD_NOTHING, HAD_SEEN, HAD_DONE };
 
 typedef struct sub {
     uint8_t filter, group; /* group 0: none */
-    uint8_t owner;         /* of one without a group */
-    uint8_t durable;       /* bits of those who hold it; 0: it is not, or does not exist */
-    uint8_t joined;        /* bits of those who are in it now */
-    uint64_t seen_ms;      /* when somebody was in it last */
-    uint32_t first;        /* the message from which on it is owed everything, */
-    uint32_t durable_from; /* but before this one only what its queue had room for */
-    uint32_t newest;       /* first deliveries come in order; a group's come to several, which need not read at the same pace */
+    uint8_t owner;         /* client, if it has no group */
+    uint8_t durable;       /* bits of the clients that hold it; 0: it is not durable, or does not exist */
+    uint8_t joined;        /* bits of the clients that are connected to it now */
+    uint64_t seen_ms;      /* when a client was last connected to it */
+    uint32_t first;        /* from this message on it must get everything, */
+    uint32_t durable_from; /* but before this one only as much as its queue could hold */
+    /* First deliveries come in order; in a group only per member, because members may read at different speeds */
+    uint32_t newest;
     uint8_t had[MESSAGES_MAX];
-    uint8_t given[MESSAGES_MAX]; /* bits of those who have it from here and may acknowledge it */
-    bool unsure[MESSAGES_MAX];   /* a kill may have taken back that it was acknowledged */
+    uint8_t given[MESSAGES_MAX]; /* bits of the clients that got it now and may acknowledge it */
+    bool unsure[MESSAGES_MAX];   /* its ACK may have been lost by a kill */
 } sub_t;
 
 typedef struct sent {
     uint8_t topic;
-    bool acknowledged, sent, dropped; /* by a full queue of one that was not durable */
-    bool dead;                        /* it has come as a dead letter */
-    bool far;                         /* more than the quota, less a segment, has lain behind it */
-    uint64_t lsn;                     /* it has this one or a later one */
+    bool acknowledged, sent, dropped; /* dropped: by the full queue of a subscription that was not durable */
+    bool dead;                        /* it has arrived as a dead letter */
+    bool far;                         /* it has exceeded the quota, less one segment */
+    uint64_t lsn;                     /* its LSN, or an earlier one */
     uint64_t id, ttl_ms, at_ms;
     uint32_t size;
 } sent_t;
@@ -67,20 +71,20 @@ typedef struct model {
     sub_t subs[SUBS_MAX];
     sent_t messages[MESSAGES_MAX];
     uint32_t count;
-    uint64_t unacked[PEOPLE][64]; /* ids a client may acknowledge */
+    uint64_t unacked[PEOPLE][64]; /* ids that a client may acknowledge */
     uint32_t unacked_count[PEOPLE];
     bool reads[PEOPLE], acks[PEOPLE];
     uint64_t seq, answer_seq;
     uint16_t answer_code;
     bool answered;
     uint32_t boot;
-    uint64_t letters[LETTERS_MAX]; /* ids that the collector has to acknowledge */
+    uint64_t letters[LETTERS_MAX]; /* ids that the collector must acknowledge */
     uint32_t letters_count;
-    bool collects;     /* the collector has its subscription on this connection */
-    bool letters_lost; /* nobody collected them, or some were dropped, and counted */
+    bool collects;     /* the collector has subscribed on this connection */
+    bool letters_lost; /* some were not collected, or were dropped and counted */
 } model_t;
 
-/* ---- what comes ------------------------------------------------------------------------------------------------------------ */
+/* ---- received frames ------------------------------------------------------------------------------------------------------------ */
 
 static uint64_t frame_field(const uint8_t *frame, uint32_t slot, uint32_t size) {
     const uint8_t *buffer = frame + FRAME_HEADER_BYTES, *table = buffer + load_u32(buffer);
@@ -101,7 +105,7 @@ static text_t frame_vector(const uint8_t *frame, uint32_t slot) {
 
 static uint8_t payload_byte(uint32_t number, uint32_t at) { return (uint8_t)(number * 31 + at * 7 + 1); }
 
-/* The message that a payload is, all of it. */
+/* Identify the message by its payload, and check the whole payload. */
 static uint32_t message_of(model_t *model, text_t payload) {
     uint32_t number;
     CHECK(payload.size >= sizeof number);
@@ -148,7 +152,7 @@ static void message_came(model_t *model, uint32_t person, const uint8_t *frame) 
 }
 
 static void frame_came(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
-    model_t *model = (model_t *)(void *)machine; /* its first member */
+    model_t *model = (model_t *)(void *)machine; /* machine is its first member */
     uint32_t number = client_number(machine, client);
     (void)size;
     if (frame[4] == 1 && number == 1) {
@@ -166,13 +170,13 @@ static void frame_came(machine_t *machine, client_t *client, const uint8_t *fram
     model->answer_code = (uint16_t)frame_field(frame, code_slot, 2);
 }
 
-/* ---- what is sent ------------------------------------------------------------------------------------------------------------ */
+/* ---- sent frames ---------------------------------------------------------------------------------------------------------------- */
 
 static client_t *client_of(model_t *model, uint32_t person) {
     return &model->machine.clients[person == PUBLISHER ? PUBLISHER : person == COLLECTOR ? 1 : 2 * person];
 }
 
-/* Send a request; its answer's code, or 0xffff: none has come. */
+/* Send a request. Returns the code of its answer; 0xffff: no answer. */
 static uint16_t ask_for(model_t *model, client_t *client, fields_t fields) {
     static uint8_t frame[16384];
     if (!client->open) return UINT16_MAX;
@@ -232,14 +236,15 @@ static sub_t *sub_find(model_t *model, uint32_t person, uint8_t filter, uint8_t 
     return free_one;
 }
 
-/* Whether it has a part in another subscription of that filter: then nobody could tell whose copy of a message came. */
+/* true: the client belongs to another subscription with the same filter. Then it is unclear which subscription a message
+ * came through. */
 static bool elsewhere(const model_t *model, uint32_t person, uint8_t filter, uint8_t group) {
     for (const sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++)
         if (sub->filter == filter && sub->group != group && ((sub->joined | sub->durable) >> person & 1)) return true;
     return false;
 }
 
-/* In a group any flags; alone only durable ones, which are what is owed something. */
+/* In a group any flags; alone only durable subscriptions, because only these have guarantees. */
 static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t group, bool durable) {
     client_t *client = client_of(model, person);
     static const char *const groups[] = {"", "g", "h"};
@@ -248,9 +253,9 @@ static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t g
     if (!client->open || elsewhere(model, person, filter, group)) return;
     sub_t *sub = sub_find(model, person, filter, group);
     bool new_one = !sub->durable && !sub->joined, was_durable = sub->durable, was_in_it = sub->joined >> person & 1;
-    sub->joined |= (uint8_t)(1u << person); /* it may be served before its SubAck has come */
+    sub->joined |= (uint8_t)(1u << person); /* messages may come before the SubAck */
     uint16_t code = ask_for(model, client, fields);
-    if (code == UINT16_MAX) { /* nobody knows: as after a lost connection, and the next SUB tells */
+    if (code == UINT16_MAX) { /* unknown result: as after a lost connection; the next SUB will show */
         go_away(model, person);
         return;
     }
@@ -283,7 +288,7 @@ static uint64_t wal_next_lsn(const model_t *model) {
     return span.lsn[span.count];
 }
 
-/* ---- what may be let go of ---------------------------------------------------------------------------------------------------- */
+/* ---- messages that may be lost -------------------------------------------------------------------------------------------------- */
 
 static void look_back(model_t *model) {
     wal_span_t span;
@@ -296,7 +301,7 @@ static void look_back(model_t *model) {
         if (wal_span_bytes(&span, model->messages[i].lsn) + SEGMENT_BYTES > QUOTA_BYTES) model->messages[i].far = true;
 }
 
-/* Letters are collected from the first one on; a full disk may keep the collector from it. */
+/* Dead letters are collected from the first one on. A full disk may prevent it. */
 static void collect(model_t *model) {
     static uint8_t frame[256];
     static const char filter[] = "$dlq/#";
@@ -320,7 +325,7 @@ static bool text_is(const uint8_t *bytes, uint32_t size, const char *text) {
     return size == strlen(text) && !memcmp(bytes, text, size);
 }
 
-/* A subscription has ended: nobody was in it for long. */
+/* A subscription has expired: no client was connected to it for a long time. */
 static void ended_by_itself(model_t *model, const bq_consumer_row_t *row, const uint8_t *texts) {
     const uint8_t *group = texts + row->filter_size, *clients = group + row->group_size;
     for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
@@ -344,7 +349,7 @@ static void event_came(machine_t *machine, const bq_event_t *event) {
     ended_by_itself((model_t *)(void *)machine, &row, event->data + sizeof row);
 }
 
-/* ---- what is published and acknowledged ----------------------------------------------------------------------------------------- */
+/* ---- publishing and acknowledging ---------------------------------------------------------------------------------------------- */
 
 static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t ttl_ms) {
     static uint8_t payload[8192];
@@ -366,7 +371,7 @@ static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t t
         (fields_t){.action = FRAME_PUB, .qos = 1, .ttl_ms = ttl_ms, .topic = text_of(WHERE[topic]), .payload = {payload, size}});
     message->acknowledged = code == 0;
     message->dropped = model->machine.bq->stats.dropped_queue_full != dropped;
-    if (code == UINT16_MAX) { /* it may still be taken: its time begins then */
+    if (code == UINT16_MAX) { /* it may still be accepted later: its time to live begins then */
         message->at_ms = UINT64_MAX / 4;
         go_away(model, PUBLISHER);
     }
@@ -393,7 +398,7 @@ static void acknowledge(model_t *model, uint32_t person, uint32_t which) {
     }
 }
 
-/* ---- what happens to the broker --------------------------------------------------------------------------------------------- */
+/* ---- restarts ----------------------------------------------------------------------------------------------------------------- */
 
 static void clock_tell(model_t *model) {
     bq_clock_t clock = {.boot_id = model->boot, .boot_ms = model->machine.now_ms, .wall_ms = model->machine.now_ms};
@@ -513,7 +518,7 @@ static void step_one(model_t *model, uint8_t what, input_t *input) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static model_t model; /* large */
+    static model_t model; /* static because it is large */
     input_t input = {data, data + size};
     memset(&model, 0, sizeof model);
     model.machine = (machine_t){
@@ -527,7 +532,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     config->memory_bytes = 0;
     config->default_ttl_ms = 0;
     config->require_hello = 0;
-    config->expire_batch = 1000; /* timers that fall behind make messages late */
+    config->expire_batch = 1000; /* late timers would make messages late */
     if (size > 3 && data[3] & 8) config->session_expiry_ms = EXPIRY_MS;
     if (size > 3 && data[2] & 32) config->session_log_bytes = QUOTA_BYTES;
     if (size > 3 && data[2] & 64) config->session_overflow = BQ_SESSION_OVERFLOW_DROP;

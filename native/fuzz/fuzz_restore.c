@@ -1,10 +1,10 @@
-/* fuzz_restore.c: any bytes as the records and the checkpoint of a WAL whose CRCs all hold: what somebody with the disk in hands can
- * write, and what a later version may.
+/* fuzz_restore.c: any bytes as the records and the checkpoint of a WAL with correct CRCs, as someone with access to the disk,
+ * or a later version, could write them.
  *
- *      input     [how][records: type, size, bytes ...]      the first of type 0 is the checkpoint
+ *      input      [how][records: type, size, bytes ...]      the first of type 0 is the checkpoint
  *
- * Invariant: whatever they say, a core opens with them or refuses them, and stays inside them; what it then holds can be
- * written as a checkpoint and read again, and a subscriber that asks for everything is sent well-formed frames.
+ * Invariant: for any content, a core opens the WAL or rejects it, and reads nothing outside it. The resulting state can be
+ * written as a checkpoint and read again, and a subscriber to everything gets only well-formed frames.
  */
 #include "sim_storage.h"
 #include "stepped.h"
@@ -43,7 +43,7 @@ static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
     bq_free(again);
 }
 
-/* Each record in memory of its own size, so that a read beyond it is seen. */
+/* Each record has memory of its own size, so that a read beyond it is detected. */
 static void restore_each(const bq_config_t *limits, const item_t *entries, uint32_t count) {
     bq_t *bq = bq_new(limits, 1);
     CHECK(bq);
@@ -79,7 +79,7 @@ static void wal_write(const item_t *entries, uint32_t count) {
     wal_close(wal);
 }
 
-/* A client that comes to each durable subscription there is, and to one to everything, and reads what is in the WAL. */
+/* A client that subscribes to each existing durable subscription and to everything, and reads the messages in the WAL. */
 static void read_all(machine_t *machine) {
     client_t *client = &machine->clients[0];
     uint8_t frame[4 + 400];
@@ -118,7 +118,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     item_t entries[RECORDS_MAX];
     uint32_t count = entries_of(&input, entries);
     restore_each(&machine.config, entries, count);
-    if (how & 1) return 0; /* threads and files take their time */
+    if (how & 1) return 0; /* threads and files are slow: only for half of the inputs */
     bq_wal_report_t report;
     disk = sim_disk_new(1);
     sim_disk_room(disk, 1 << 20);

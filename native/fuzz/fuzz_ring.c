@@ -1,8 +1,8 @@
-/* fuzz_ring.c: the records that Python and the core exchange: a ring of any size with records of any size, one side ahead of the
- * other by as much as fits, against a list.
+/* fuzz_ring.c: the ring between Python and the core: any capacity, records of any size, the producer as far ahead as the
+ * capacity allows, compared with a list.
  *
- * Invariant: what comes out is what went in, in order and unharmed; a record is refused only when it cannot fit; no reservation
- * that is dropped leaves a trace.
+ * Invariant: records come out unchanged and in order. A record is refused only if it cannot fit. A dropped reservation has no
+ * effect.
  */
 #include "fuzz.h"
 #include "base/ring.h"
@@ -12,7 +12,7 @@
 typedef struct model {
     ring_t ring;
     uint32_t sizes[KEPT_MAX];
-    uint64_t first, next; /* numbers of the oldest record inside and of the next to come */
+    uint64_t first, next; /* numbers of the oldest and of the next record */
 } model_t;
 
 static uint8_t byte_of(uint64_t number, uint32_t at) { return (uint8_t)(number * 31 + at); }

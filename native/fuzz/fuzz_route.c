@@ -1,10 +1,10 @@
-/* fuzz_route.c: subscriptions that come and go, and topics looked up between them: the trie and the topic cache against
- * filter_match over a plain list.
+/* fuzz_route.c: subscriptions are added and removed, and topics are looked up in between: the trie and the topic cache compared
+ * with filter_match over a list.
  *
- *      input     [step][whom][name] ...
+ *      input      [step][whom][name] ...
  *
- * Invariant: a topic's targets are exactly those whose filters match it, each once, whatever came before, filters that changed
- * while the search for them had stopped included; when all have left, nothing is left in the pool.
+ * Invariant: a topic's targets are exactly the connections with a matching filter, each once, whatever happened before, also
+ * when filters changed during an interrupted search. When all have left, the pool is empty.
  */
 #include "net/connection.h"
 #include "base/topic_name.h"
@@ -75,7 +75,7 @@ static void look_up(model_t *model, text_t name, uint32_t units, bool stop) {
     enum route_outcome outcome = route_ready(model->routes, topic, units);
     while (outcome == ROUTE_LATER && !stop) outcome = route_ready(model->routes, topic, units);
     CHECK(outcome != ROUTE_NO_MEMORY);
-    if (outcome == ROUTE_LATER) return; /* the next steps may change filters before somebody looks it up again */
+    if (outcome == ROUTE_LATER) return; /* the next steps may change filters before the next look-up */
     CHECK(route_is_current(model->routes, topic));
     for (uint32_t i = 0; i < model->pending_commits; i++)
         wants[model->pending[i].connection] |=
@@ -94,7 +94,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint64_t work = 0;
     input_t input = {data, data + size};
     memset(&model, 0, sizeof model);
-    const hash_key_t key = hash_key_from(size); /* the same input is the same run */
+    const hash_key_t key = hash_key_from(size); /* the same input gives the same run */
     pool_init(&pool, 8, 8, 8);
     CHECK((model.routes = route_new(&pool, 1 + input_byte(&input) % 100, &key, &work, NULL, NULL)));
     for (uint32_t steps = 0; steps < 500 && input.at < input.end; steps++) {

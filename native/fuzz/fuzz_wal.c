@@ -1,9 +1,9 @@
-/* fuzz_wal.c: any bytes as the files of a WAL's directory, under `blipmq wal verify`, `export` and `repair`.
+/* fuzz_wal.c: any bytes as the files of a WAL directory, for `blipmq wal verify`, `export` and `repair`.
  *
- * Invariant: the three end, export gives what verify counts, in LSN order, and the bytes of each record can be read; after a
- * repair that succeeded, every record exported before is there again and the WAL is closed in order.
+ * Invariant: all three end. Export returns the records that verify counts, in LSN order, and their bytes can be read. After a
+ * successful repair all records exported before are found again, and the WAL is closed cleanly.
  */
-#define FILE_BYTES_MAX (8u << 20) /* a repair makes segments of 4 MiB */
+#define FILE_BYTES_MAX (8u << 20) /* a repair creates segments of 4 MiB */
 #include "any_disk.h"
 
 typedef struct sums {
@@ -43,7 +43,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     sums_t verified = run(BQ_WAL_VERIFY), exported = run(BQ_WAL_EXPORT);
     CHECK(verified.result == exported.result && verified.findings == exported.findings);
     if (verified.result == 0) CHECK(exported.records == verified.end.records && exported.records == exported.end.records);
-    bool repairs = size && (data[0] & OPEN) && data[size - 1] % 8 == 0; /* it makes files of 4 MiB: not for every input */
+    /* slow, because it creates files of 4 MiB: not for every input */
+    bool repairs = size && (data[0] & OPEN) && data[size - 1] % 8 == 0;
     if (repairs && run(BQ_WAL_REPAIR).result == 0) {
         sums_t after = run(BQ_WAL_EXPORT);
         CHECK(after.result == 0 && after.records == exported.records && after.end.clean && !after.end.torn_bytes);

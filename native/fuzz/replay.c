@@ -1,6 +1,6 @@
-/* replay.c: a fuzz target without a fuzzer: runs the files named on the command line through it, for any compiler.
+/* replay.c: runs the files named on the command line through a fuzz target, without a fuzzer, with any compiler.
  *
- * Invariant: a program that returns 0 has run every file named; the one being run is said on standard error before it is run.
+ * Invariant: result 0 means that all files have been run. Each file name is printed to standard error before the file is run.
  */
 #include "fuzz.h"
 
@@ -10,7 +10,7 @@ static int replay(const char *path) {
     if (!file || fseek(file, 0, SEEK_END)) return -1;
     long size = ftell(file);
     rewind(file);
-    bytes = malloc(size > 0 ? (size_t)size : 1); /* of its size: a read beyond it is seen */
+    bytes = malloc(size > 0 ? (size_t)size : 1); /* exact size, so that a read beyond it is detected */
     bool whole = bytes && size >= 0 && fread(bytes, 1, (size_t)size, file) == (size_t)size;
     fclose(file);
     if (whole) LLVMFuzzerTestOneInput(bytes, (size_t)size);

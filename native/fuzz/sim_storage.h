@@ -1,7 +1,7 @@
-/* sim_storage.h: the simulated disk in place of a directory, for targets that go through the core or the WAL's tool.
+/* sim_storage.h: replaces a directory by the simulated disk, for targets that use the core or the WAL's tool.
  *
- * Invariant: a target that includes this is linked with `-Wl,--wrap=storage_posix`, so that whoever opens a directory gets
- * `disk`. One input, one disk.
+ * Invariant: a target that includes this is linked with `-Wl,--wrap=storage_posix`, so every storage_posix() call gets `disk`.
+ * Each input has its own disk.
  */
 #ifndef BQ_FUZZ_SIM_STORAGE_H
 #define BQ_FUZZ_SIM_STORAGE_H

@@ -1,12 +1,12 @@
-/* stepped.h: a core turned by hand, and a fuzzer's bytes as the program of all who deal with it: clients that come, send, read,
- * are late and leave, a Python side that answers, refuses or is away, a clock, and, with a WAL, a disk that fills and fails.
+/* stepped.h: a stepped core. The fuzzer's bytes control its environment: clients that connect, send, read, are late and leave;
+ * a Python side that answers, refuses or is busy; a clock; and, with a WAL, a disk that gets full or fails.
  *
- *      input     [configuration][step][step]...      a step: one byte for what, one for whom, then what it needs
+ *      input      [configuration][step][step]...      a step: a byte for the action, a byte for the client, then its arguments
  *
- * Invariant, checked at every turn's end: the counters add up, nothing before HELLO has an effect, at most one request of a
- * connection waits, nothing is reported consumed that was not fed, and every byte that comes out belongs to a frame for its
- * reader: of a known kind, and, when it is a message, of a topic that one of the connection's own filters matches. A client that
- * said QUIT or ended its side, and had time, has an answer to each request before that.
+ * Invariant, checked after every turn: the counters add up. Nothing before HELLO has an effect. At most one request of a
+ * connection waits. Not more input is reported as consumed than was sent. All output consists of frames of a known type; a
+ * message has a topic that matches one of the connection's own filters. A client that sent QUIT or ended its side, and had
+ * enough time, has an answer to each earlier request.
  */
 #ifndef BQ_FUZZ_STEPPED_H
 #define BQ_FUZZ_STEPPED_H
@@ -15,7 +15,7 @@
 #include "proto/blip_codec.h"
 #include "fuzz.h"
 
-void wal_settle(wal_t *wal); /* wal/wal_internal.h, whose segments are others than the core's */
+void wal_settle(wal_t *wal); /* from wal/wal_internal.h, whose names would conflict with the core's */
 
 #define CLIENTS 6u
 #define FILTERS_MAX 32u
@@ -35,14 +35,14 @@ typedef struct client {
     uint8_t ask_text[REQUEST_BYTES_MAX], ask_data[REQUEST_BYTES_MAX];
     char filters[FILTERS_MAX][TOPIC_BYTES_MAX];
     uint32_t filter_sizes[FILTERS_MAX], filter_count;
-    bool filters_unknown; /* more than are remembered, or set without a request */
-    bool answers_unknown; /* it was answered without a request */
-    bool desynchronised;  /* what the core reads of it may not be the commands that were meant */
-    bool welcomed;        /* its HELLO was answered as it should be: its requests are owed answers from here on */
-    bool ended;           /* it has said QUIT, or ended its side */
+    bool filters_unknown; /* more than are stored, or set without a request */
+    bool answers_unknown; /* it got an answer without a request */
+    bool desynchronised;  /* the core may parse other commands than intended */
+    bool welcomed;        /* its HELLO was answered correctly: from now on each request must be answered */
+    bool ended;           /* it sent QUIT or ended its side */
     uint64_t ended_ms;
-    uint64_t requests, answers; /* that the core owes one answer each; and Replies and SubAcks that came */
-    uint8_t *out;               /* of a frame that is not whole yet */
+    uint64_t requests, answers; /* requests that must be answered; Replies and SubAcks received */
+    uint8_t *out;               /* bytes of a partial frame */
     uint32_t out_size, out_capacity;
 } client_t;
 
@@ -51,20 +51,20 @@ typedef struct machine {
     bq_config_t config;
     uint64_t now_ms, id_max;
     client_t clients[CLIENTS];
-    uint32_t allocations_before, allocations_failing; /* of the next turn */
+    uint32_t allocations_before, allocations_failing; /* for the next turn */
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no WAL */
-    bool restores;         /* a WAL that no core wrote: what it says of consumers need not fit */
-    void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame,
-                     uint32_t size);                                    /* each whole one; or NULL */
-    void (*on_event)(struct machine *machine, const bq_event_t *event); /* of no connection; or NULL */
+    bool restores;         /* no core wrote the WAL, so its consumers may be inconsistent */
+    /* Called for each whole frame; or NULL */
+    void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame, uint32_t size);
+    void (*on_event)(struct machine *machine, const bq_event_t *event); /* called for events without a connection; or NULL */
 } machine_t;
 
 static bool push(machine_t *machine, bq_command_t command, text_t text, text_t data) {
     return bq_command(machine->bq, &command, text.bytes, text.size, data.bytes, data.size) == BQ_OK;
 }
 
-/* ---- what comes out ------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------------- */
 
 static bool wanted(const client_t *client, text_t topic) {
     bool found = client->filters_unknown;
@@ -74,7 +74,7 @@ static bool wanted(const client_t *client, text_t topic) {
 }
 
 static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
-    bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* where its table is: see proto/blip_codec.c */
+    bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* the offset of its table: see proto/blip_codec.c */
     CHECK(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
     message_t message = {.topic = header_template_topic(frame)};
     if (qos1) message_decode(frame, &message);
@@ -113,7 +113,7 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
     client->out_size -= at;
 }
 
-/* ---- Python's side -------------------------------------------------------------------------------------------------- */
+/* ---- the Python side ----------------------------------------------------------------------------------------------------- */
 
 static void admit(machine_t *machine, client_t *client, uint64_t seq) {
     static const char welcome[] = "welcome";
@@ -133,7 +133,7 @@ static void filter_remember(client_t *client, text_t filter) {
 
 static uint32_t client_number(const machine_t *machine, const client_t *client) { return (uint32_t)(client - machine->clients); }
 
-/* client_id and, behind it, the group. Two clients share an id: durable subscriptions are taken over. */
+/* The client_id, then the group. Two clients share an id, so that durable subscriptions are taken over. */
 static text_t subscriber_of(machine_t *machine, const client_t *client, uint8_t room[REQUEST_BYTES_MAX + 2]) {
     room[0] = 'c';
     room[1] = (uint8_t)('0' + client_number(machine, client) / 2);
@@ -187,7 +187,7 @@ static void asked(machine_t *machine, client_t *client, const bq_event_t *event)
 
 #define ANSWER_MS 4000u /* less than the core waits for a client that does not read */
 
-/* A client that ended, and was closed for nothing else, has had every answer. */
+/* A client that ended its side, and was closed for no other reason, got every answer. */
 static void ending_check(const machine_t *machine, const client_t *client, const bq_event_t *event) {
     bool in_order = event->code == BQ_CLOSE_EOF || event->code == BQ_CLOSE_QUIT;
     bool known = client->ended && !client->desynchronised && !client->answers_unknown && !event->text_size;
@@ -208,7 +208,7 @@ static void took(machine_t *machine, client_t *client, uint64_t bytes) {
 
 static void attached(machine_t *machine, const bq_event_t *event) {
     client_t *client = &machine->clients[event->seq % CLIENTS];
-    if (event->seq >= CLIENTS || !client->attaching) return; /* one that the input's own commands made: nobody serves it */
+    if (event->seq >= CLIENTS || !client->attaching) return; /* created by a command from the input: no client uses it */
     client->attaching = false;
     client->open = event->conn != 0;
     client->conn = event->conn;
@@ -249,9 +249,8 @@ static void handle(machine_t *machine, const bq_event_t *event) {
 }
 
 /* ---- memory ---------------------------------------------------------------------------------------------------------
-
- * The core's calls of these come here (native.py links them so); the allocation that a step has chosen fails, and the next ones do
- * too, as many as it said. Only inside a turn, and only for the thread that turns. */
+ * The core's calls of malloc and realloc come here (native.py sets the linker option). The allocation that a step has chosen
+ * fails, and as many more as the step says. Only inside a turn, and only in the thread that turns. */
 
 static _Thread_local uint32_t allocations_before, allocations_failing;
 
@@ -272,7 +271,7 @@ void *__wrap_realloc(void *old, size_t size);
 void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
 void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
 
-/* ---- turning -------------------------------------------------------------------------------------------------------- */
+/* ---- turns -------------------------------------------------------------------------------------------------------------- */
 
 static void sums_check(machine_t *machine) {
     bq_stats_t s;
@@ -284,7 +283,7 @@ static void sums_check(machine_t *machine) {
     if (machine->config.require_hello && !machine->someone_admitted) CHECK(s.published == 0 && s.subscriptions == s.sessions);
 }
 
-/* One delivery: where it is, who may acknowledge it, and the one copy of it in a queue. Returns whether it is in flight. */
+/* Check one delivery: its place, its member, and its single copy in a queue. Returns true if it is in flight. */
 static bool delivery_check(const consumer_t *consumer, const delivery_t *delivery) {
     const assignment_t *now = &delivery->now;
     CHECK(delivery->consumer == consumer && (!delivery->next || delivery->next->lsn > delivery->lsn));
@@ -340,7 +339,7 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     allocations_failing = machine->allocations_failing;
     bq_turn(machine->bq, machine->now_ms, machine->now_ms + 1700000000000);
     machine->allocations_failing = allocations_failing = 0;
-    if (machine->bq->wal) wal_settle(machine->bq->wal); /* the same input does the same again */
+    if (machine->bq->wal) wal_settle(machine->bq->wal); /* wait for the threads, so that the same input gives the same run */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
     if (!machine->restores) consumers_check(machine);
@@ -350,7 +349,7 @@ static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {
     while (turns-- && !machine->stopped) turn(machine, advance_ms);
 }
 
-/* ---- what clients send ---------------------------------------------------------------------------------------------- */
+/* ---- input of clients ---------------------------------------------------------------------------------------------------- */
 
 typedef struct fields {
     text_t topic, payload, client_id, api_key, group;
@@ -359,7 +358,7 @@ typedef struct fields {
     uint8_t action, qos, durable;
 } fields_t;
 
-#define TABLE 48u /* where command_encode puts it */
+#define TABLE 48u /* offset of the table in command_encode */
 
 static uint32_t vector_put(uint8_t *body, uint32_t at, uint32_t slot, uint32_t field, text_t text) {
     if (!text.size) return at;
@@ -371,7 +370,8 @@ static uint32_t vector_put(uint8_t *body, uint32_t at, uint32_t slot, uint32_t f
     return at + 4 + text.size + 1;
 }
 
-/* A ClientCommand with its length: vtable at 4, table at 48, vectors from 104 on. Bytes written; room: 124 and the texts. */
+/* A ClientCommand with its length: vtable at 4, table at 48, vectors from 104 on. Returns the bytes written. `out` needs 124
+ * bytes and the size of the texts. */
 static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
     uint8_t *body = out + 4;
     uint32_t at = 104;
@@ -380,7 +380,7 @@ static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
     store_u16(body + 4, 38);
     store_u16(body + 6, 56);
     store_u32(body + TABLE, TABLE - 4);
-    static const uint8_t scalars[][2] = {{0, 42}, {3, 4}, {4, 43}, {5, 12}, {8, 40}, {9, 44}, {16, 48}}; /* slot, place */
+    static const uint8_t scalars[][2] = {{0, 42}, {3, 4}, {4, 43}, {5, 12}, {8, 40}, {9, 44}, {16, 48}}; /* slot, offset */
     for (uint32_t i = 0; i < COUNT(scalars); i++) store_u16(body + 8 + 2 * scalars[i][0], scalars[i][1]);
     store_u64(body + TABLE + 4, fields->ttl_ms);
     store_u64(body + TABLE + 12, fields->seq);
@@ -398,7 +398,7 @@ static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
     return 4 + at;
 }
 
-/* In one piece or in two with a turn between. Bytes of its own size, so that a read beyond them is seen. */
+/* Send the bytes at once, or in two parts with a turn in between. */
 static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cut) {
     uint64_t before = client->conn;
     text_t none = {NULL, 0};
@@ -443,13 +443,13 @@ static void step_command(machine_t *machine, client_t *client, input_t *input) {
     if (fields.action == FRAME_HELLO) fields.keepalive_ms = fields.ttl_ms;
     uint32_t size = command_encode(frame, &fields);
     if (how & 64) {
-        frame[input_byte(input) % size] ^= (uint8_t)(1u << (input_byte(input) & 7)); /* a bit of its front */
+        frame[input_byte(input) % size] ^= (uint8_t)(1u << (input_byte(input) & 7)); /* flips a bit near its front */
         client->desynchronised = true;
     }
     uint32_t cut = how & 128 ? 1 + input_byte(input) : 0;
     for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) {
         bool owed = client->welcomed && !client->ended && fields.action != FRAME_ACK && fields.action != FRAME_QUIT;
-        client->requests += owed && (fields.action != FRAME_PUB || fields.qos); /* QoS 0 is answered if it is refused */
+        client->requests += owed && (fields.action != FRAME_PUB || fields.qos); /* QoS 0 is answered only if it is refused */
         feed(machine, client, (text_t){frame, size}, cut);
         if (fields.action == FRAME_QUIT) ended(machine, client);
     }
@@ -462,8 +462,8 @@ static void step_raw(machine_t *machine, client_t *client, input_t *input) {
     CHECK(copy);
     store_be32(copy, bytes.size);
     if (bytes.size) memcpy(copy + 4, bytes.bytes, bytes.size);
-    text_t all =
-        how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size}; /* with the right length, or as they are */
+    /* With a correct length in front, or unchanged */
+    text_t all = how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size};
     client->desynchronised = true;
     feed(machine, client, all, how >> 1);
     free(copy);
@@ -506,13 +506,13 @@ static void step_limits(machine_t *machine, input_t *input) {
     bq_config_t config = machine->config;
     config.subscriber_messages = 1 + input_byte(input) % 20;
     config.subscriber_bytes = 1 + 100ull * input_byte(input);
-    config.overflow_policy = input_byte(input) % 4; /* 3 is none: refused, nothing changes */
+    config.overflow_policy = input_byte(input) % 4; /* 3 is invalid: rejected, nothing changes */
     text_t none = {NULL, 0}, data = {(const uint8_t *)&config, sizeof config};
     push(machine, (bq_command_t){.type = BQ_CMD_LIMITS}, none, data);
     if (config.overflow_policy <= BQ_OVERFLOW_POLICY_BLOCK) machine->config = config;
 }
 
-/* Any record that carries no descriptor, for whatever connection: handles that are stale or never were included. */
+/* Any command without a descriptor, for any connection, including stale and invalid handles. */
 static void step_record(machine_t *machine, client_t *client, input_t *input) {
     static const uint16_t types[] = {BQ_CMD_CREDIT,
                                      BQ_CMD_ADMIT,
@@ -534,12 +534,13 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
     text_t text = input_text(input, FILTERS, COUNT(FILTERS)), data = input_text(input, NAMES, COUNT(NAMES));
     for (uint32_t i = 0; i < CLIENTS && command.type == BQ_CMD_SUBSCRIBE; i++) machine->clients[i].filters_unknown = true;
     bool lets_in = command.type == BQ_CMD_ADMIT || command.type == BQ_CMD_SUBSCRIBE || command.flags & BQ_CONN_TRUSTED;
-    machine->someone_admitted |= lets_in; /* Python's word, with or without a HELLO */
+    machine->someone_admitted |= lets_in; /* Python admits it, with or without a HELLO */
     for (uint32_t i = 0; i < CLIENTS && command.type == BQ_CMD_ADMIT; i++) machine->clients[i].admitted = true;
-    for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_REPLY; i++) /* it may end the wait for another answer */
+    /* It may end the wait for another answer */
+    for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_REPLY; i++)
         machine->clients[i].answers_unknown |= machine->clients[i].conn == command.conn;
     if (command.type == BQ_CMD_SUBSCRIBE && filter_check(text.bytes, text.size) < 0) return;
-    if (command.type == BQ_CMD_CREDIT) command.value = 0; /* its window would no longer be one */
+    if (command.type == BQ_CMD_CREDIT) command.value = 0; /* any other value would break the credit window */
     push(machine, command, text, data);
 }
 
@@ -551,7 +552,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
         machine->allocations_failing = what - 231;
         return;
     }
-    if (what >= 224 && what < 232) { /* its end of file, perhaps behind commands that the core has not looked at yet */
+    if (what >= 224 && what < 232) { /* its end of file, possibly after commands that the core has not parsed yet */
         if (client->open &&
             push(machine, (bq_command_t){.type = BQ_CMD_INPUT, .conn = client->conn, .flags = BQ_INPUT_END}, none, none))
             ended(machine, client);
@@ -570,7 +571,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     case 9: settle(machine, input_time(input), 1); return;
     case 10: settle(machine, input_time(input), 1 + input_byte(input) % 8); return;
     case 11:
-        client->answers_unknown = true; /* closed in the middle of them */
+        client->answers_unknown = true; /* closed before it got all of them */
         push(machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
         return;
     case 12: machine->answering = !machine->answering; return;
@@ -582,7 +583,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
 
 /* ---- beginning and end ---------------------------------------------------------------------------------------------- */
 
-/* Small limits, so that few steps reach them; what is not varied here has the broker's default. */
+/* Small limits, so that a few steps reach them. All other settings have the broker's defaults. */
 static bq_config_t config_of(input_t *input) {
     uint8_t flags = input_byte(input), size = input_byte(input), count = input_byte(input), frame = input_byte(input);
     bq_config_t config;
@@ -628,7 +629,7 @@ static void everyone_gone(machine_t *machine) {
     for (uint32_t i = 0; i < CLIENTS; i++) client_gone(&machine->clients[i]);
 }
 
-/* Everyone answers and reads again, then the core stops: it must, and with nothing left in it. */
+/* All clients answer and read again, then the core stops. It must stop, and nothing may be left in it. */
 static void finish(machine_t *machine) {
     text_t none = {NULL, 0};
     bq_stats_t stats;
@@ -647,7 +648,8 @@ static void finish(machine_t *machine) {
         settle(machine, 1, 1);
     settle(machine, 100, 100);
     CHECK(machine->stopped);
-    for (uint32_t turns = 0; turns < 20; turns++) turn(machine, 1); /* lists of one at a time may still hold what has ended */
+    /* Lists that are processed step by step may still hold ended connections */
+    for (uint32_t turns = 0; turns < 20; turns++) turn(machine, 1);
     core_stats(machine->bq, &stats);
     CHECK(stats.queued_messages == 0 && stats.connections == 0 && stats.blocked_publishers == 0 && stats.in_flight == 0);
     bq_free(machine->bq);
