@@ -541,7 +541,7 @@ static ssize_t redis_scan(wire_reader_t *reader, const uint8_t *bytes, size_t si
     return scan_frames(redis_frame, reader, bytes, size, sink);
 }
 
-/* ---- acknowledged publishes: a window of them is outstanding, and each answer is checked against its publish ----
+/* ---- acknowledged publishes: a window of them is outstanding, and each answer is checked against its publish ------
  *
  * A setup connection comes first and closes again: it creates what the broker stores the messages for, so that all brokers
  * store them. */

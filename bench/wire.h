@@ -56,7 +56,7 @@ struct wire_sink {
 };
 
 typedef struct {
-    const char *name, *topic_format /* of topic, index of the connection */, *filter, *pong;
+    const char *name, *topic_format /* printf format for: topic, index of the connection */, *filter, *pong;
     /* Writes one publish and returns its size and the offsets in it. out has space for payload + WIRE_OVERHEAD_BYTES_MAX
      * bytes. */
     size_t (*publish)(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,

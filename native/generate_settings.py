@@ -1,8 +1,8 @@
 """Writes native/api/settings.h and native/api/settings.c: the structs of settings, their defaults, checks and reload.
 
-Invariant: both files are made from the declarations alone and are checked in, so every build reads them as they are and runs no
-generator. `make settings` writes them after a change of a setting; `make core` and a house rule refuse files that are not as the
-declarations say. Python's standard library is enough, and no core is needed.
+Invariant: both files are generated only from the declarations and are checked in, so a build runs no generator. `make settings`
+writes them after a change of a setting. `make core` and a test fail if the files do not match the declarations. The generator
+needs only Python's standard library, and no built core.
 """
 
 from __future__ import annotations
@@ -102,18 +102,18 @@ def source() -> str:
 
 
 def checks_of(field: Field) -> list[str]:
-    """An upper bound belongs to the users' range, but for a choice: the core has no code for another number."""
+    """C conditions of one setting. Upper bounds are checked only for choices, because the core has no code for other numbers."""
     lower = [f"{field.name} >= {field.low}"] if field.low else []
     return lower + ([f"{field.name} <= {constant(field, field.choices[-1])}"] if field.choices else [])
 
 
 def files() -> dict[Path, str]:
-    """What is written, and where."""
+    """The generated text of each file, by path."""
     return {NATIVE / "api/settings.h": header(), NATIVE / "api/settings.c": source()}
 
 
 def stale() -> list[Path]:
-    """Files that are not as the declarations say."""
+    """Files that do not match the declarations."""
     return [path for path, text in files().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 

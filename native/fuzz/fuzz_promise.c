@@ -84,7 +84,7 @@ typedef struct model {
     bool letters_lost; /* some were not collected, or were dropped and counted */
 } model_t;
 
-/* ---- received frames ------------------------------------------------------------------------------------------------------------ */
+/* ---- received frames ---------------------------------------------------------------------------------------------- */
 
 static uint64_t frame_field(const uint8_t *frame, uint32_t slot, uint32_t size) {
     const uint8_t *buffer = frame + FRAME_HEADER_BYTES, *table = buffer + load_u32(buffer);
@@ -170,7 +170,7 @@ static void frame_came(machine_t *machine, client_t *client, const uint8_t *fram
     model->answer_code = (uint16_t)frame_field(frame, code_slot, 2);
 }
 
-/* ---- sent frames ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sent frames -------------------------------------------------------------------------------------------------- */
 
 static client_t *client_of(model_t *model, uint32_t person) {
     return &model->machine.clients[person == PUBLISHER ? PUBLISHER : person == COLLECTOR ? 1 : 2 * person];
@@ -288,7 +288,7 @@ static uint64_t wal_next_lsn(const model_t *model) {
     return span.lsn[span.count];
 }
 
-/* ---- messages that may be lost -------------------------------------------------------------------------------------------------- */
+/* ---- messages that may be lost ------------------------------------------------------------------------------------ */
 
 static void look_back(model_t *model) {
     wal_span_t span;
@@ -349,7 +349,7 @@ static void event_came(machine_t *machine, const bq_event_t *event) {
     ended_by_itself((model_t *)(void *)machine, &row, event->data + sizeof row);
 }
 
-/* ---- publishing and acknowledging ---------------------------------------------------------------------------------------------- */
+/* ---- publishing and acknowledging --------------------------------------------------------------------------------- */
 
 static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t ttl_ms) {
     static uint8_t payload[8192];
@@ -398,7 +398,7 @@ static void acknowledge(model_t *model, uint32_t person, uint32_t which) {
     }
 }
 
-/* ---- restarts ----------------------------------------------------------------------------------------------------------------- */
+/* ---- restarts ----------------------------------------------------------------------------------------------------- */
 
 static void clock_tell(model_t *model) {
     bq_clock_t clock = {.boot_id = model->boot, .boot_ms = model->machine.now_ms, .wall_ms = model->machine.now_ms};

@@ -64,7 +64,7 @@ static bool push(machine_t *machine, bq_command_t command, text_t text, text_t d
     return bq_command(machine->bq, &command, text.bytes, text.size, data.bytes, data.size) == BQ_OK;
 }
 
-/* ---- output ------------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------- */
 
 static bool wanted(const client_t *client, text_t topic) {
     bool found = client->filters_unknown;
@@ -113,7 +113,7 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
     client->out_size -= at;
 }
 
-/* ---- the Python side ----------------------------------------------------------------------------------------------------- */
+/* ---- the Python side ---------------------------------------------------------------------------------------------- */
 
 static void admit(machine_t *machine, client_t *client, uint64_t seq) {
     static const char welcome[] = "welcome";
@@ -248,7 +248,7 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     }
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------
+/* ---- memory -------------------------------------------------------------------------------------------------------
  * The core's calls of malloc and realloc come here (native.py sets the linker option). The allocation that a step has chosen
  * fails, and as many more as the step says. Only inside a turn, and only in the thread that turns. */
 
@@ -271,7 +271,7 @@ void *__wrap_realloc(void *old, size_t size);
 void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
 void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
 
-/* ---- turns -------------------------------------------------------------------------------------------------------------- */
+/* ---- turns -------------------------------------------------------------------------------------------------------- */
 
 static void sums_check(machine_t *machine) {
     bq_stats_t s;
@@ -349,7 +349,7 @@ static void settle(machine_t *machine, uint64_t advance_ms, uint32_t turns) {
     while (turns-- && !machine->stopped) turn(machine, advance_ms);
 }
 
-/* ---- input of clients ---------------------------------------------------------------------------------------------------- */
+/* ---- input of clients --------------------------------------------------------------------------------------------- */
 
 typedef struct fields {
     text_t topic, payload, client_id, api_key, group;

@@ -1,6 +1,7 @@
-/* check.h: what the native test programs and the fuzz targets share: a check that is never compiled out, and numbers that repeat.
+/* check.h: shared by the native test programs and the fuzz targets: a check that is always compiled, and repeatable random
+ * numbers.
  *
- * Invariant: a program that returns 0 has passed; one that found something says where and aborts.
+ * Invariant: a program that returns 0 has passed. A failed check prints its place and aborts.
  */
 #ifndef BQ_TEST_CHECK_H
 #define BQ_TEST_CHECK_H

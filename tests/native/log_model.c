@@ -1,7 +1,7 @@
 /* log_model.c: see log_model.h.
  *
- * Invariant: the model does only what the seed says, and waits for the WAL's threads after each step: the same seed makes the
- * same calls of the disk in the same order.
+ * Invariant: the seed alone determines the model's actions, and the model waits for the WAL's threads after each step. So the
+ * same seed makes the same disk calls in the same order.
  */
 #include "log_model.h"
 
@@ -20,13 +20,13 @@ uint64_t model_random(model_t *model, uint64_t below) { return mix(&model->rando
 
 static void fault(model_t *model, const char *format, ...) {
     va_list arguments;
-    if (model->fault[0]) return; /* the first one says most */
+    if (model->fault[0]) return; /* the first one is the most useful */
     va_start(arguments, format);
     vsnprintf(model->fault, sizeof model->fault, format, arguments);
     va_end(arguments);
 }
 
-/* Zeros, noise, or text that repeats: what a scan for records might stumble over. */
+/* Zeros, noise, or repeated text: data that could mislead a scan for records. */
 uint32_t model_payload(uint32_t tag, uint8_t bytes[4096]) {
     uint64_t state = tag;
     uint32_t size = (uint32_t)(mix(&state) % 10 < 8 ? mix(&state) % 90 : mix(&state) % 400);
@@ -99,7 +99,7 @@ int model_open(model_t *model) {
     int result = wal_open(&model->wal, sim_disk_storage(model->disk), &model->config, visit, model, &model->report, NULL);
     if (result != BQ_OK) return result;
     wal_settle(model->wal);
-    if (sim_disk_stopped(model->disk)) return BQ_OK; /* whatever it read on a dying disk proves nothing */
+    if (sim_disk_stopped(model->disk)) return BQ_OK; /* a recovery on a stopping disk proves nothing */
     uint64_t next = model->report.next_lsn;
     if (next != model->visit_next)
         fault(model, "recovery ends at %llu, the records at %llu", (unsigned long long)next,
@@ -115,7 +115,7 @@ int model_open(model_t *model) {
               (unsigned long long)model->report.lost_last_lsn);
     if (model->checkpoint_lsn && !model->visited_checkpoint) fault(model, "the checkpoint is gone");
     model->next_lsn = next;
-    acked_note(model); /* served from now on */
+    acked_note(model); /* these records are served from now on */
     return BQ_OK;
 }
 
@@ -199,7 +199,7 @@ void model_kill(model_t *model) {
         wal_settle(model->wal);
         acked_note(model);
         sim_disk_stop_at(model->disk, sim_disk_changes(model->disk) + model_random(model, 2));
-        wal_close(model->wal); /* none of what it does gets through */
+        wal_close(model->wal); /* none of its changes reaches the disk */
         model->wal = NULL;
     }
     sim_disk_end_process(model->disk);

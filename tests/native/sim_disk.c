@@ -1,7 +1,7 @@
 /* sim_disk.c: see sim_disk.h.
  *
- * Invariant: `now` is the page cache and `safe` the disk; `dirty` marks the sectors of `now` that are not in `safe` yet. A sync
- * that fails clears the marks without copying: as with Linux, the cache then shows what the disk does not have.
+ * Invariant: `now` is the page cache and `safe` the disk. `dirty` marks the sectors of `now` that are not in `safe` yet. A
+ * failed sync clears the marks without copying: as on Linux, the page cache then shows data that is not on disk.
  */
 #include "sim_disk.h"
 
@@ -19,7 +19,7 @@
 #define HANDLES_MAX 64u
 #define NAME_BYTES 64u
 
-typedef struct node { /* a file, whatever its names */
+typedef struct node { /* a file, independent of its names */
     uint8_t *now, *safe;
     uint8_t dirty[FILE_BYTES_MAX / SECTOR];
     uint64_t size, safe_size, reserved, capacity;
@@ -36,8 +36,8 @@ typedef struct entries {
     uint32_t count;
 } entries_t;
 
-typedef struct change {                    /* of the directory, not synced */
-    char from[NAME_BYTES], to[NAME_BYTES]; /* from "": made; to "": unlinked */
+typedef struct change {                    /* directory changes that are not synced */
+    char from[NAME_BYTES], to[NAME_BYTES]; /* from "": created; to "": deleted */
     node_t *node;
 } change_t;
 
@@ -138,7 +138,8 @@ static void pending_clear(sim_disk_t *disk) {
 
 enum kind { LOOK, CHANGE };
 
-/* Called inside the gate at the begin of every call. 0: go on; 1: go on, but only in part (the process dies in it). */
+/* Called inside the monitor at the start of every call. 0: go on; 1: go on, but only partly (the process dies in this call);
+ * negative: the call fails. */
 static int call_begin(sim_disk_t *disk, enum kind kind, const char *name) {
     uint64_t call = disk->calls++;
     bool dies = false;
@@ -177,7 +178,7 @@ static sim_disk_t *enter(storage_t *storage) {
 
 static int leave(sim_disk_t *disk, int result) {
     monitor_leave(&disk->monitor);
-    return result > 0 ? -EIO : result; /* a call in which the process died has no answer */
+    return result > 0 ? -EIO : result; /* a call in which the process dies returns no result */
 }
 
 static int handle_new(sim_disk_t *disk, node_t *node) {
@@ -194,7 +195,7 @@ static int sim_open(storage_t *storage, const char *name, bool create) {
     sim_disk_t *disk = enter(storage);
     int begun = call_begin(disk, create ? CHANGE : LOOK, create ? "create" : "open");
     entry_t *entry = entry_find(&disk->now, name);
-    if (begun >= 0 && create) { /* an older file of the name is replaced as a whole: one outcome of truncating it */
+    if (begun >= 0 && create) { /* replaces an older file of that name as a whole: one of the possible results of truncating it */
         node_t *node = node_new();
         entry_set(&disk->now, name, node);
         pending_add(disk, "", name, node);
@@ -222,7 +223,7 @@ static int sim_write(storage_t *storage, int file, uint64_t offset, const uint8_
     node_t *node = disk->handles[file];
     int begun = call_begin(disk, CHANGE, "write");
     if (begun >= 0 && !has_room(disk, node, offset + size)) begun = -ENOSPC;
-    if (begun == 1 || begun == -ENOSPC) size = chance(&disk->random) % (size + 1); /* some of it may have been written */
+    if (begun == 1 || begun == -ENOSPC) size = chance(&disk->random) % (size + 1); /* a part may have been written */
     if (begun >= 0 || begun == -ENOSPC) {
         if (begun == -ENOSPC && !has_room(disk, node, offset + size)) size = 0;
         node_grow(node, offset + size);
@@ -287,13 +288,13 @@ static int sync_named(storage_t *storage, int file, const char *name) {
     sim_disk_t *disk = enter(storage);
     node_t *node = disk->handles[file];
     int begun = call_begin(disk, CHANGE, name);
-    if (begun == 0) { /* sector by sector: one whose error was told before does not go out now */
+    if (begun == 0) { /* sector by sector; sectors of an earlier failed sync are clean and are not written now */
         for (uint64_t sector = 0; sector * SECTOR < node->size; sector++)
             if (node->dirty[sector]) memcpy(node->safe + sector * SECTOR, node->now + sector * SECTOR, SECTOR);
         if (node->size < node->safe_size) memset(node->safe + node->size, 0, node->safe_size - node->size);
         node->safe_size = node->size;
     }
-    if (begun != 1) memset(node->dirty, 0, sizeof node->dirty); /* a failed sync: clean, and not on the disk */
+    if (begun != 1) memset(node->dirty, 0, sizeof node->dirty); /* after a failed sync: marked clean, but not on disk */
     return leave(disk, begun);
 }
 
@@ -435,7 +436,8 @@ void sim_disk_free(sim_disk_t *disk) {
     free(disk);
 }
 
-/* Files that only the page cache's or only the disk's directory knows are rare enough to be copied as synced ones. */
+/* Copies the page cache as synced files. Files known only to the page cache or only to the disk are rare enough to ignore
+ * this. */
 sim_disk_t *sim_disk_copy(const sim_disk_t *disk) {
     sim_disk_t *copy = sim_disk_new(disk->random);
     CHECK(disk->pending_count == 0);
@@ -455,7 +457,7 @@ void sim_disk_end_process(sim_disk_t *disk) {
     disk->locked = false;
 }
 
-/* What the power cut leaves of one file. */
+/* State of one file after a power cut. */
 static void node_cut(node_t *node, uint64_t *random) {
     if (node->size != node->safe_size && chance(random) % 2) node->safe_size = node->size;
     for (uint64_t sector = 0; sector * SECTOR < node->capacity; sector++) {
@@ -486,7 +488,7 @@ void sim_disk_cut(sim_disk_t *disk, uint64_t seed) {
 }
 
 static uint64_t counted(sim_disk_t *disk, const uint64_t *counter) {
-    monitor_enter(&disk->monitor); /* a WAL's threads count while one asks */
+    monitor_enter(&disk->monitor); /* the WAL's threads may be counting now */
     uint64_t count = *counter;
     monitor_leave(&disk->monitor);
     return count;

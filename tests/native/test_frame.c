@@ -1,7 +1,7 @@
 /* test_frame.c: frames from standard input (u32 little-endian size, bytes), each read from memory of exactly its size.
  *
- * Invariant checked: no prefix and no single flipped bit of a frame makes the reader look outside it (AddressSanitizer
- * sees that), or return a view that does. What the writers write stays within what they say they need.
+ * Invariant checked: for every prefix and every single flipped bit of a frame, the reader stays inside the frame
+ * (AddressSanitizer checks that), and so does the returned view. Writers stay within the space they state.
  */
 #include "check.h"
 #include "proto/blip_codec.h"
@@ -37,7 +37,7 @@ static void check_body(const uint8_t *source, uint32_t size) {
 }
 
 static void check_frame(uint8_t *body, uint32_t size) {
-    uint32_t step = size > 400 ? size / 200 : 1; /* long payloads say little */
+    uint32_t step = size > 400 ? size / 200 : 1; /* long payloads add little */
     check_body(body, size);
     for (uint32_t cut = 0; cut < size; cut += step) check_body(body, cut);
     for (uint32_t bit = 0; bit < size * 8; bit += step) {

@@ -1,8 +1,8 @@
-/* test_hash.c: names that differ little, and the buckets they fall into.
+/* test_hash.c: similar names and the buckets they get.
  *
- * Invariants checked: a hundred names of any length that differ in any two places share a bucket of a table of 4,096 about as
- * rarely as chance has it, whatever the key: chance puts more than seven into one never in practice (10^-14). Differences
- * that cancel each other in a hash without a key do not here.
+ * Invariants checked: take a hundred names that differ in any two places, and a table of 4,096 buckets. They share a bucket
+ * about as rarely as random values, for every key. Random values put more than seven names into one bucket with a probability
+ * of 10^-14. Differences that cancel each other in an unkeyed hash do not cancel here.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -32,8 +32,9 @@ static uint32_t most_together(uint32_t length, uint32_t first, uint32_t second, 
     return most;
 }
 
-/* Names of ten pairs of words. In each pair two differences may cancel each other: a multiplication by an odd number keeps the highest
- * bit's difference where it is, and a hash that only multiplies and shifts gives all 1,024 names one bucket, whatever its seed. */
+/* Names made of ten pairs of words. In each pair two differences may cancel each other, because multiplication by an odd
+ * number keeps a difference in the highest bit. A hash that only multiplies and shifts puts all 1,024 names into one bucket,
+ * for every seed. */
 static void differences_do_not_cancel(uint64_t *random) {
     const hash_key_t key = hash_key_from(random_next(random));
     uint64_t base[2 * PAIRS], name[2 * PAIRS];
@@ -53,7 +54,7 @@ static void differences_do_not_cancel(uint64_t *random) {
     CHECK(most <= CHOSEN_TOGETHER_MAX);
 }
 
-/* Zeros at a name's end, its length and `begin` count too. */
+/* Zeros at the end of a name, its length, and `begin` change the hash too. */
 static void lengths_and_beginnings_differ(uint64_t *random) {
     static const uint8_t zeros[LENGTH_MAX];
     const hash_key_t key = hash_key_from(random_next(random));

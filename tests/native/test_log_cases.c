@@ -1,6 +1,6 @@
-/* test_log_cases.c: recovery's table, one labelled case after another, each made by hand.
+/* test_log_cases.c: recovery's table of cases, each case created by hand.
  *
- * Invariant: every case of recover_rules is met here at least once; what it should report and keep is written beside it.
+ * Invariant: every case of recover_rules occurs here at least once, with its expected report and records.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +52,7 @@ static wal_t *open_with(sim_disk_t *disk, seen_t *seen) {
     return wal;
 }
 
-/* Sixty records of 128 bytes in three segments (23 each), each a batch of its own, closed in order unless `unclean`. */
+/* Sixty records of 128 bytes in three segments (23 per segment), each in its own batch; closed cleanly unless `unclean`. */
 static sim_disk_t *disk_of_sixty(bool unclean) {
     sim_disk_t *disk = sim_disk_new(1);
     seen_t seen;
@@ -64,7 +64,7 @@ static sim_disk_t *disk_of_sixty(bool unclean) {
     return disk;
 }
 
-/* Which cases a walk finds. */
+/* The cases that a walk finds, as bits. */
 static uint32_t cases_of(sim_disk_t *disk) {
     recover_t recover;
     wal_record_t record;
@@ -84,7 +84,7 @@ static uint32_t cases_of(sim_disk_t *disk) {
 
 #define CASE(name) (1u << RECOVER_##name)
 
-/* Open twice: both times the same records, the same loss; and the WAL can be written to. */
+/* Open twice. Both times the same records and the same loss are found, and the WAL can be written to. */
 static void expect(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t lost_first, uint64_t lost_last,
                    uint64_t next_lsn) {
     uint32_t found = cases_of(disk);
@@ -126,7 +126,7 @@ static void copy(sim_disk_t *disk, const char *from, const char *to) {
 #define SECOND "wal-0000000002.log"
 #define THIRD "wal-0000000003.log"
 #define FOURTH "wal-0000000004.log"
-#define RECORD(n) (FORMAT_HEADER_ROOM + (n)*128u) /* offset of a segment's n-th record */
+#define RECORD(n) (FORMAT_HEADER_ROOM + (n)*128u) /* offset of the n-th record of a segment */
 
 static void test_a_log_closed_in_order_comes_back_whole(void) { expect(disk_of_sixty(false), 0, 60, 0, 0, 61); }
 static void test_an_unclean_end_that_was_synced_comes_back_whole(void) { expect(disk_of_sixty(true), 0, 60, 0, 0, 61); }
@@ -134,7 +134,7 @@ static void test_an_unclean_end_that_was_synced_comes_back_whole(void) { expect(
 static void test_one_damaged_header_is_made_good_by_its_copy(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     change(disk, SECOND, 20);
-    change(disk, THIRD, FORMAT_HEADER_COPY + 8); /* the version: a flipped bit is no newer program */
+    change(disk, THIRD, FORMAT_HEADER_COPY + 8); /* the version: a flipped bit does not count as a newer version */
     expect(disk, CASE(HEADER_COPY), 60, 0, 0, 61);
 }
 
@@ -170,15 +170,15 @@ static void test_an_empty_file_is_moved_aside(void) {
     sim_disk_put(disk, THIRD, (const uint8_t *)"", 0);
     CHECK(cases_of(disk) == (CASE(HEADER_MISSING) | CASE(GONE) | CASE(LOST)));
     seen_t seen;
-    wal_t *wal = open_with(disk, &seen); /* after an orderly end it is known how far the WAL went */
+    wal_t *wal = open_with(disk, &seen); /* after a clean close the last LSN is known */
     CHECK(seen.count == 46 && seen.report.clean == 0 && seen.report.lost_first_lsn == 47 && seen.report.lost_last_lsn == 60);
     wal_close(wal);
     CHECK(has(disk, "aside-" THIRD));
     expect(disk, CASE(LOST), 46, 47, 60, 61);
 }
 
-/* After what was done to an unclean WAL nobody knows how much is gone: it opens twice with the same, the LSNs go on behind what may
- * have been, and what is written then comes back. */
+/* After damage to an unclean WAL the exact loss is unknown. The WAL opens twice with the same result, new LSNs follow the
+ * largest possible lost one, and new records are found again. */
 static void expect_at_most(sim_disk_t *disk, uint32_t cases, uint64_t records, uint64_t lost_first, uint64_t acknowledged) {
     uint32_t found = cases_of(disk);
     if (found != cases) fprintf(stderr, "cases %x, expected %x\n", found, cases);
@@ -245,11 +245,11 @@ static void test_a_first_segment_that_is_gone_or_emptied_after_a_kill_is_reporte
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
     disk = disk_of_ten();
     sim_disk_remove(disk, FIRST);
-    sim_disk_remove(disk, WAL_LOCK_NAME); /* the one made ahead has nothing before it */
+    sim_disk_remove(disk, WAL_LOCK_NAME); /* the preallocated segment has none before it */
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
     disk = disk_of_ten();
     sim_disk_remove(disk, FIRST);
-    sim_disk_remove(disk, SECOND); /* nothing but LOCK is left */
+    sim_disk_remove(disk, SECOND); /* only LOCK is left */
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
     disk = disk_of_ten();
     sim_disk_put(disk, FIRST, (const uint8_t *)"", 0);
@@ -273,7 +273,7 @@ static void test_a_wiped_beginning_costs_the_records_in_it_and_no_others(void) {
     wipe(disk, THIRD, 0, RECORD(4));
     expect(disk, CASE(HEADER_PAGE) | CASE(DAMAGED) | CASE(LOST), 56, 47, 50, 61);
     disk = disk_of_sixty(true);
-    wipe(disk, THIRD, 0, config.segment_bytes - FORMAT_END_BYTES); /* as if nothing had ever been in it */
+    wipe(disk, THIRD, 0, config.segment_bytes - FORMAT_END_BYTES); /* as if it had never had a record */
     expect_at_most(disk, CASE(HEADER_PAGE) | CASE(GONE) | CASE(LOST_AT_MOST), 46, 47, 60);
     disk = disk_of_sixty(true);
     wipe(disk, THIRD, 0, config.segment_bytes);
@@ -286,7 +286,7 @@ static void test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told(void) 
         if (way == 0) wipe(disk, FOURTH, 0, 2048);
         if (way == 1) wipe(disk, FOURTH, 0, config.segment_bytes);
         if (way == 2) sim_disk_put(disk, FOURTH, (const uint8_t *)"", 0);
-        if (way == 3) sim_disk_remove(disk, FOURTH); /* nothing to see: it need not be there */
+        if (way == 3) sim_disk_remove(disk, FOURTH); /* nothing to report: it need not exist */
         seen_t seen;
         wal_close(open_with(disk, &seen));
         CHECK(seen.count == 60 && !seen.report.lost_ranges && seen.report.damaged_files == (way < 3));
@@ -422,7 +422,7 @@ static void test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail(void)
     wal_close(open_with(disk, &seen));
     CHECK(seen.count == 59 && seen.report.lost_first_lsn == 51 && seen.report.lost_last_lsn == 51 && seen.report.torn_bytes == 0);
     CHECK(has(disk, "damaged-0000000003-0000001536"));
-    CHECK(has(disk, "aside-" THIRD)); /* its good records were carried over */
+    CHECK(has(disk, "aside-" THIRD)); /* its good records were copied */
     expect(disk, CASE(LOST), 59, 51, 51, 61);
 }
 
@@ -484,7 +484,7 @@ static void test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else(void) {
     append(wal, 30);
     checkpoint(wal, 55, 56);
     wal_close(wal);
-    CHECK(has(disk, FIRST)); /* the older generation needs it still */
+    CHECK(has(disk, FIRST)); /* the older generation still needs it */
     wal = open_with(disk, &seen);
     CHECK(seen.checkpoint == 55 && seen.count == 5 && seen.first == 56 && seen.report.checkpoints_bad == 0);
     wal_close(wal);
@@ -638,7 +638,7 @@ static const struct {
 
 int main(void) {
     for (uint32_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-        fprintf(stderr, "%s\n", tests[i].name); /* read only after a failure: its last line names the test */
+        fprintf(stderr, "%s\n", tests[i].name); /* printed only after a failure: the last line names the test */
         tests[i].run();
     }
     for (uint32_t i = 0; i < RECOVER_CASES_COUNT; i++) CHECK(met[i]);

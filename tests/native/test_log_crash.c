@@ -1,9 +1,9 @@
-/* test_log_crash.c: many short workloads on a simulated disk, each of them cut at every call that changes the disk.
+/* test_log_crash.c: many short workloads on a simulated disk, each with a cut at every call that changes the disk.
  *
  *      test_log_crash [first seed] [seeds] [no-sync]
  *
- * Invariant: after every cut, and after further cuts at every call of the recovery itself, what was acknowledged is there, what
- * is there was appended, and no LSN is left out. With no-sync it must not hold: a test that cannot fail proves nothing.
+ * Invariant: after every cut, also after further cuts at every call of the recovery, all acknowledged records exist, all
+ * existing records were appended, and no LSN is missing. With no-sync this must fail, which proves that the test can fail.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +42,7 @@ static uint64_t changes_of(uint64_t seed) {
     return changes;
 }
 
-/* Recover a copy, cut at each of recovery's own changes, and then again: the same end. */
+/* Recover a copy with a cut at each of recovery's own changes, then recover again: the result is the same. */
 static void recovery_cut(const model_t *after, uint64_t change) {
     static model_t model;
     uint64_t next_lsn = 0, changes = 1;
@@ -80,7 +80,8 @@ static void cut_at(uint64_t seed, uint64_t change) {
     uint64_t fate = seed * 1000003 + change;
     model_close(&model);
     cuts++;
-    if (killed) { /* first only the process ends: what it leaves in the page cache must not be served and then lost */
+    /* At first only the process ends: records from its page cache must not be served and then lost */
+    if (killed) {
         sim_disk_end_process(model.disk);
         sim_disk_heal(model.disk);
         if (model_open(&model) != BQ_OK) snprintf(model.fault, sizeof model.fault, "it does not open after a kill");
@@ -92,7 +93,7 @@ static void cut_at(uint64_t seed, uint64_t change) {
     int result = model_open(&model);
     if (result != BQ_OK) snprintf(model.fault, sizeof model.fault, "it does not open: %d", result);
     if (result == BQ_OK) model_read_back(&model);
-    if (result == BQ_OK) model_run(&model, 8); /* life goes on */
+    if (result == BQ_OK) model_run(&model, 8); /* normal work continues */
     model_check(&model, "afterwards", change, 0);
     model_close(&model);
     result = model_open(&model);

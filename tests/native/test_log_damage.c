@@ -1,10 +1,10 @@
-/* test_log_damage.c: many short workloads that end by a kill, a power cut or in order; then somebody wipes, cuts, empties, exchanges or
- * deletes files.
+/* test_log_damage.c: many short workloads that end by a kill, a power cut or a clean close. Then files are wiped, cut, emptied,
+ * exchanged or deleted.
  *
  *      test_log_damage [first seed] [seeds]
  *
- * Invariant: what was acknowledged is there, or it is in a range that is reported; the WAL opens, and goes on behind everything that
- * it ever acknowledged; the next start reports the same range. A page that is wiped costs no more than the records in it.
+ * Invariant: an acknowledged record exists, or it is in a reported range. The WAL opens and continues after every LSN it has
+ * ever acknowledged. The next start reports the same range. A wiped page loses only the records in it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,7 +65,7 @@ static void walk(const model_t *model, outcome_t *outcome) {
     storage->release(storage);
 }
 
-/* Of the segments that hold records, the newest, or any. 0: none does. */
+/* The newest segment with records, or a random one. 0: none. */
 static uint64_t segment_choose(model_t *model, const outcome_t *before, uint64_t *size) {
     uint64_t numbers[64], count = 0, newest = 0;
     (void)before;
@@ -121,7 +121,7 @@ static void checkpoints_remove(sim_disk_t *disk) {
     }
 }
 
-/* False: nothing that this damage could be done to. */
+/* false: no file to which this damage can be done. */
 static bool damage_do(model_t *model, enum damage damage, uint64_t number, uint64_t size) {
     char name[FORMAT_NAME_BYTES], next[FORMAT_NAME_BYTES];
     sim_disk_t *disk = model->disk;
@@ -136,7 +136,7 @@ static bool damage_do(model_t *model, enum damage damage, uint64_t number, uint6
     case EMPTY: size = 0; break;
     case EXCHANGE: put_foreign(disk, name); return true;
     case ALL_BUT_LOCK: all_but_lock(disk); return true;
-    case LOCK_AND_REMOVE: /* what comes next in the directory has to show it */
+    case LOCK_AND_REMOVE: /* the next segment must show it */
         if (!sim_disk_bytes(disk, next, NULL)) return false;
         sim_disk_remove(disk, WAL_LOCK_NAME);
         sim_disk_remove(disk, name);
@@ -167,7 +167,7 @@ static void wiped_check(const model_t *model, const outcome_t *before, const out
     }
 }
 
-/* Opened twice with a record between: the same report, and LSNs that nothing ever had. */
+/* Open twice, with a record appended in between: the same report, and LSNs that were never used before. */
 static void open_twice(model_t *model, bool any_lost) {
     wal_report_t first, second;
     wal_t *wal;

@@ -1,9 +1,9 @@
-/* test_log_errors.c: every call of the disk in many short workloads fails, once or from then on, with EIO or with ENOSPC.
+/* test_log_errors.c: in many short workloads every disk call fails, once or from then on, with EIO or ENOSPC.
  *
  *      test_log_errors [first seed] [seeds]
  *
- * Invariant: a failed call costs nothing that was acknowledged, whether the process or the whole machine ends afterwards. A failed
- * sync stops the WAL at once and for good; a disk that is full for a moment stops nothing.
+ * Invariant: a failed call loses no acknowledged record, whether the process or the whole machine ends afterwards. A failed
+ * sync stops the WAL permanently. A disk that is full for a short time stops nothing.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -40,7 +40,7 @@ static bool is_any(const char *name, const char *const *names) {
     return false;
 }
 
-/* Right after the planned failure, if it met an open WAL. */
+/* Directly after the planned failure, if the WAL was open. */
 static void check_state(model_t *model, uint32_t plan) {
     static const char *const final[] = {"sync_data", "sync", "sync_directory", NULL}, *const passing[] = {"write", "allocate",
                                                                                                           "create", NULL};
@@ -60,7 +60,7 @@ static void check_state(model_t *model, uint32_t plan) {
 static void work(model_t *model, uint32_t plan) {
     bool known = false;
     if (model_open(model) != BQ_OK) return;
-    known = sim_disk_failed(model->disk, NULL); /* what recovery does about a failure is its own business */
+    known = sim_disk_failed(model->disk, NULL); /* failures during recovery are not checked here */
     for (uint32_t i = 0; i < STEPS && model->wal && !model->fault[0]; i++) {
         uint64_t opens = model->opens;
         uint64_t durable = wal_durable(model->wal);
@@ -101,7 +101,8 @@ static void fail_at(uint64_t seed, uint64_t call, uint32_t plan) {
         model_kill(&model);
     }
     sim_disk_heal(model.disk);
-    if (call % 3) { /* the process is started again, and then the power goes: what it served must be there still */
+    /* Restart, then a power cut: everything it served must still exist */
+    if (call % 3) {
         int result = model_open(&model);
         if (result != BQ_OK) snprintf(model.fault, sizeof model.fault, "it does not open: %d", result);
         stand(&model, call, plan, "started again");

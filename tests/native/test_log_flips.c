@@ -1,9 +1,9 @@
-/* test_log_flips.c: one flipped bit after another in a whole WAL, its checkpoints included, and larger damage.
+/* test_log_flips.c: single flipped bits in a whole WAL with its checkpoints, and larger damage.
  *
  *      test_log_flips [seed] [flips]
  *
- * Invariant: a flip is harmless, or it is told: what is left out is exactly the reported range, or it is the end of an unclean
- * WAL's last batch and counted as torn. Nothing else is missing, nothing is changed, and the WAL opens every time.
+ * Invariant: a flip is harmless or it is reported. The missing records are exactly the reported range, or they are the end of
+ * an unclean WAL's last batch and are counted as torn. Nothing else is missing, nothing is changed, and the WAL always opens.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 
 typedef struct outcome {
     bool there[MODEL_LSN_MAX], reported[MODEL_LSN_MAX];
-    uint64_t records, torn, damaged, lost, needed, checkpoints_bad; /* needed: LSNs below it may be gone */
+    uint64_t records, torn, damaged, lost, needed, checkpoints_bad; /* needed: lower LSNs may be gone */
 } outcome_t;
 
 static uint64_t harmless, torn, lost, checkpoints;
@@ -31,7 +31,7 @@ static bool record_holds(const model_t *model, const wal_record_t *record) {
            record->flags == (uint8_t)(tag >> 8);
 }
 
-/* Walk the WAL as wal_open does, without its threads. false: something came back that was never written. */
+/* Walk the WAL as wal_open does, without its threads. false: it returned a record that was never written. */
 static bool walk(const model_t *model, sim_disk_t *disk, outcome_t *outcome) {
     recover_t recover;
     wal_record_t record;
@@ -61,7 +61,7 @@ static bool walk(const model_t *model, sim_disk_t *disk, outcome_t *outcome) {
     return well;
 }
 
-/* What `after` misses of `before` must be reported, or be a torn end. Returns what is wrong, or NULL. */
+/* Records of `before` that are not in `after` must be reported or be in a torn end. Returns an error text, or NULL. */
 static const char *compare(const model_t *model, const outcome_t *before, const outcome_t *after) {
     bool missing = false, end = true;
     for (uint64_t lsn = model->next_lsn; lsn-- > 1 && lsn >= after->needed;) {
@@ -82,7 +82,7 @@ static const char *compare(const model_t *model, const outcome_t *before, const 
     return NULL;
 }
 
-/* Every so often the whole WAL is opened, work goes on in it, and it is opened once more. */
+/* For some flips the whole WAL is opened, used, and opened again. */
 static void open_and_use(const model_t *model, sim_disk_t *disk, uint64_t seed, const char *name, uint64_t bit) {
     wal_report_t first, second;
     wal_t *wal;
@@ -110,7 +110,7 @@ static void flip(const model_t *model, const outcome_t *before, uint64_t *random
     if (size) {
         uint64_t used = size;
         if (format_segment_number(name) && used > FORMAT_END_BYTES && random_below(random, 8)) used -= FORMAT_END_BYTES;
-        while (used > 1 && random_below(random, 8) && !bytes[used - 1]) used--; /* mostly where something is */
+        while (used > 1 && random_below(random, 8) && !bytes[used - 1]) used--; /* mostly in used bytes */
         uint64_t bit = random_below(random, used * 8);
         bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
         sim_disk_put(disk, name, bytes, size);
@@ -131,7 +131,7 @@ int main(int count, char **arguments) {
         model_init(&model, sim_disk_new(seed + round), seed + round);
         model_run(&model, 60 + 20 * (uint32_t)round);
         CHECK(!model.fault[0]);
-        if (round % 2) model_close(&model); /* half of them end in order */
+        if (round % 2) model_close(&model); /* half of them are closed cleanly */
         if (!(round % 2)) {
             model_commit(&model);
             model_kill(&model);

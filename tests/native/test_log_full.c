@@ -1,10 +1,11 @@
-/* test_log_full.c: many short workloads, each cut at every call that changes the disk, and started again on a disk that others have
- * filled meanwhile: to the last byte and beyond, or so that a short segment fits, or the tail alone.
+/* test_log_full.c: many short workloads, each cut at every call that changes the disk, then started again on a disk that others
+ * have filled: completely, or with space for a short segment, or only for the tail.
  *
  *      test_log_full [first seed] [seeds]
  *
- * Invariant: it starts. What was acknowledged is there and, up to what this process is sure of, readable; nothing is taken that
- * there is no room for. When there is room, publishes are taken without another start. Cuts in any of that lose nothing either.
+ * Invariant: the WAL opens. All acknowledged records exist and, up to the durable LSN of this process, are readable. Nothing is
+ * accepted without space for it. When there is space, publishes are accepted without a restart. Cuts at any point lose nothing
+ * either.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,7 +36,7 @@ static bool opens(model_t *model) {
     return result == BQ_OK;
 }
 
-/* From three segments too little to two segments more than there is in use. */
+/* The free space: between minus three and plus two segments. */
 static void fill(model_t *model) {
     uint64_t segment = model->config.segment_bytes, used = sim_disk_used(model->disk);
     uint64_t less = model_random(model, 3 * segment), more = model_random(model, 2 * segment);
@@ -56,7 +57,7 @@ static void count(model_t *model) {
     begun_doubtful += !bytes && stats.durable_lsn + 1 < stats.next_lsn;
 }
 
-/* What a WAL without a segment to go on in must do, and not do. */
+/* Behaviour of a WAL without an active segment. */
 static void check_without(model_t *model) {
     EXPECT(wal_state(model->wal) == WAL_E_FULL);
     EXPECT(wal_append(model->wal, 1, 0, &(wal_part_t){"x", 1}, 1, false) == WAL_E_FULL);
@@ -73,14 +74,14 @@ static void wait_for_room(model_t *model) {
     wal_settle(model->wal);
 }
 
-/* Others give room back, and the process dies in the `calls`-th change that follows, or not at all. */
+/* Others free space. The process dies in the `calls`-th change that follows; 0: it does not. */
 static void room_again(model_t *model, uint64_t calls) {
     if (calls) sim_disk_stop_at(model->disk, sim_disk_changes(model->disk) + calls - 1);
     sim_disk_room(model->disk, ROOM_AGAIN);
-    model_append(model, 1); /* the first that is refused is what the WAL waits for */
+    model_append(model, 1); /* the WAL starts to wait when it refuses a record */
     wait_for_room(model);
     if (sim_disk_stopped(model->disk)) return;
-    model_commit(model); /* what was gathered before: the batch may be full */
+    model_commit(model); /* commit earlier records first: the batch may be full */
     uint64_t before = model->next_lsn;
     EXPECT(sim_disk_stopped(model->disk) || wal_state(model->wal) == 0);
     model_append(model, 3);
@@ -100,7 +101,7 @@ static void end(model_t *model, uint64_t fate) {
     sim_disk_heal(model->disk);
 }
 
-/* Started and stopped on a full disk, once or more often, then with room; and what it did then is there afterwards. */
+/* Start and stop on a full disk, once or several times, then with space. Records written then must be found afterwards. */
 static void full_life(model_t *model, uint64_t change) {
     for (uint64_t rounds = 1 + model_random(model, 3); rounds; rounds--) {
         fill(model);
@@ -127,7 +128,7 @@ static void full_life(model_t *model, uint64_t change) {
     model_close(model);
 }
 
-/* A start on a full disk is itself cut at each of its changes: the same end as without that. */
+/* Cut the start on a full disk at each of its changes: the result is the same as without the cut. */
 static void start_cut(const model_t *after, uint64_t change) {
     static model_t copy;
     model_t *model = &copy;
@@ -135,7 +136,7 @@ static void start_cut(const model_t *after, uint64_t change) {
     for (uint64_t inner = 0; inner <= changes; inner++) {
         memcpy(model, after, sizeof *model);
         model->disk = sim_disk_copy(after->disk);
-        fill(model); /* the same each time: the model's numbers are copied too */
+        fill(model); /* the same each time, because the model's random state is copied too */
         if (inner) {
             sim_disk_stop_at(model->disk, inner - 1);
             if (wal_open(&model->wal, sim_disk_storage(model->disk), &model->config, NULL, NULL, NULL, NULL) == BQ_OK)
@@ -172,10 +173,11 @@ static void cut_at(uint64_t seed, uint64_t change) {
     model_init(&model, sim_disk_new(seed), seed);
     sim_disk_stop_at(model.disk, change);
     model_run(&model, STEPS);
-    model.random += change; /* so that not all of the seed's lives are filled alike */
+    model.random += change; /* so that the runs of a seed fill the disk differently */
     model_close(&model);
     sim_disk_end_process(model.disk);
-    if (model_random(&model, 2)) { /* else only the process has ended, and the page cache shows what the disk may not have */
+    /* Otherwise only the process ends, and the page cache may show data that is not on disk */
+    if (model_random(&model, 2)) {
         sim_disk_cut(model.disk, seed * 1000003 + change);
         if (change % 3 == 0) start_cut(&model, change);
     }

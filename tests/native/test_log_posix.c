@@ -1,14 +1,14 @@
-/* test_log_posix.c: the real disk's calls when the system interrupts them, does half of them, or refuses.
+/* test_log_posix.c: the calls of the real disk when the system interrupts them, does only a part, or refuses.
  *
  *      test_log_posix DIRECTORY
  *
- * Invariant: wal/storage_posix.c itself runs here; only the system calls under it are replaced.
+ * Invariant: wal/storage_posix.c itself runs here. Only its system calls are replaced.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #if !defined(__LP64__) && !defined(_FILE_OFFSET_BITS)
-#define _FILE_OFFSET_BITS 64 /* as wal/storage_posix.c, which is included below these headers */
+#define _FILE_OFFSET_BITS 64 /* as in wal/storage_posix.c, which is included below these headers */
 #endif
 
 #include <errno.h>
@@ -21,8 +21,8 @@
 
 #include "check.h"
 
-static int plan_error;        /* the next call fails with this, once */
-static size_t plan_bytes_max; /* calls take no more than this; 0: all */
+static int plan_error;        /* the next call fails with this error, once */
+static size_t plan_bytes_max; /* bytes per call; 0: no limit */
 static unsigned calls;
 
 static bool fails(void) {
@@ -66,7 +66,7 @@ static void test_short_and_interrupted_calls_are_gone_on_with(int file) {
     plan_error = EINTR;
     CHECK(disk->read(disk, file, 100, read_back, sizeof read_back) == (int64_t)sizeof read_back);
     CHECK(memcmp(written, read_back, sizeof written) == 0 && disk->size(disk, file) == 10100);
-    CHECK(disk->read(disk, file, 10000, read_back, 500) == 100); /* less at the end */
+    CHECK(disk->read(disk, file, 10000, read_back, 500) == 100); /* fewer at the end */
     plan_bytes_max = 0;
 }
 
@@ -128,12 +128,12 @@ static void test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it
     CHECK(symlinkat("victim", disk_of(disk)->directory, "link") == 0 && disk->open(disk, "link", false) == STORAGE_NOT_A_FILE);
     CHECK(mkdirat(disk_of(disk)->directory, "folder", 0700) == 0 && disk->open(disk, "folder", false) == STORAGE_NOT_A_FILE);
     CHECK(mkfifoat(disk_of(disk)->directory, "pipe", 0600) == 0 && disk->open(disk, "pipe", false) == STORAGE_NOT_A_FILE);
-    made = disk->open(disk, "folder", true); /* set aside */
+    made = disk->open(disk, "folder", true); /* the folder is moved aside */
     CHECK(made >= 0 && disk->close(disk, made) == 0);
     CHECK(unlinkat(disk_of(disk)->directory, "aside-folder", AT_REMOVEDIR) == 0);
     static const char *const names[] = {"victim", "taken", "second name", "link", "folder", "pipe"};
     for (int i = 0; i < 6; i++) CHECK(disk->unlink(disk, names[i]) == 0);
-    CHECK(disk->sync_data(disk, file) == -ENOENT); /* nothing that is written now is found again */
+    CHECK(disk->sync_data(disk, file) == -ENOENT); /* data written now would not be found again */
     CHECK(disk->close(disk, file) == 0);
 }
 

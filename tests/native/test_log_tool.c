@@ -1,9 +1,9 @@
-/* test_log_tool.c: verify, export and repair over real directories, and the kept WALs of released versions.
+/* test_log_tool.c: verify, export and repair on real directories, and the kept WALs of released versions.
  *
  *      test_log_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept WAL
  *      test_log_tool make DIRECTORY      writes the WAL that is kept
  *
- * Invariant: the kept WAL's contents follow from its LSNs, so that a program of any later version can check them.
+ * Invariant: the LSNs of the kept WAL determine its contents, so that every later version can check them.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -37,7 +37,7 @@ static wal_t *open_at(const char *directory, wal_report_t *report) {
     return wal;
 }
 
-/* Two openings: the first one's records are in one segment, the second one's in the next. A checkpoint, and an orderly end. */
+/* Opened twice: the first run's records are in one segment, the second run's in the next. A checkpoint, and a clean close. */
 static void make(const char *directory) {
     uint8_t bytes[64];
     for (uint64_t round = 0; round < 2; round++) {
@@ -54,7 +54,7 @@ static void make(const char *directory) {
     }
 }
 
-/* Step to the end: the sums, and which findings came. */
+/* Step to the end: returns the totals and the findings. */
 static bq_wal_item_t run(const char *directory, uint32_t mode, uint64_t *records, char findings[256]) {
     int error, result;
     bq_wal_item_t item;

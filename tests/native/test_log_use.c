@@ -1,6 +1,6 @@
-/* test_log_use.c: the WAL as the core uses it: limits, a full disk, the quota, reading back, reclaiming, the lock.
+/* test_log_use.c: the WAL as used by the core: limits, a full disk, the quota, reading back, reclaiming, the lock.
  *
- * Invariant: nothing here depends on how fast a thread is: every step waits for the WAL to have nothing more to do.
+ * Invariant: the result does not depend on the speed of threads. Every step waits until the WAL is idle.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -30,7 +30,7 @@ static wal_stats_t stats_of(wal_t *wal) {
     return stats;
 }
 
-/* Append and commit until an append gives something else than "wait for a commit". */
+/* Append and commit until an append returns something other than "wait for a commit". */
 static int64_t fill(wal_t *wal, bool urgent) {
     for (;;) {
         int64_t lsn = append(wal, 400, urgent);
@@ -90,12 +90,12 @@ static void test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_c
         flush(wal);
     }
     CHECK(wal_durable(wal) == before + 8 && wal_state(wal) == WAL_E_FULL && append(wal, 400, false) == WAL_E_FULL);
-    CHECK(fill(wal, true) == WAL_E_FULL); /* the room of urgent records has an end too */
+    CHECK(fill(wal, true) == WAL_E_FULL); /* the space for urgent records is limited too */
     flush(wal);
     CHECK(stats_of(wal).bytes <= plain.max_bytes && wal_durable(wal) == stats_of(wal).next_lsn - 1);
     checkpoint(wal);
-    CHECK(stats_of(wal).reclaimed_segments ==
-          0); /* the first generation frees nothing: the one before it would need a full replay */
+    /* The first generation frees nothing: without it, a full replay would be needed. */
+    CHECK(stats_of(wal).reclaimed_segments == 0);
     checkpoint(wal);
     for (int i = 0; i < 50 && wal_state(wal) != 0; i++)
         wal_settle(wal), monitor_enter(&wal->work), monitor_wait(&wal->work, 5), monitor_leave(&wal->work);
@@ -106,7 +106,7 @@ static void test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_c
 }
 
 static void wait_for(wal_t *wal, int state) {
-    for (int i = 0; i < 2000 && wal_state(wal) != state; i++) { /* the WAL looks again every WAL_RETRY_MS */
+    for (int i = 0; i < 2000 && wal_state(wal) != state; i++) { /* the WAL checks again every WAL_RETRY_MS */
         monitor_enter(&wal->work);
         monitor_wait(&wal->work, 5);
         monitor_leave(&wal->work);
@@ -125,7 +125,7 @@ static void test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_r
     CHECK(fill(wal, false) == WAL_E_FULL);
     flush(wal);
     CHECK(stats_of(wal).bytes <= 60000 && stats_of(wal).bytes > 30000);
-    for (int i = 0; i < 40; i++) { /* into the reserve */
+    for (int i = 0; i < 40; i++) { /* uses the reserve */
         CHECK(append(wal, 400, true) > 0);
         flush(wal);
     }
@@ -136,7 +136,7 @@ static void test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_r
     sim_disk_free(disk);
 }
 
-/* A file system that cannot reserve blocks: files are long and hold nothing, and a write meets the full disk. */
+/* A file system that cannot reserve blocks: files get their length without blocks, and a later write finds the disk full. */
 static uint64_t blocks_left;
 static int (*write_there)(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size);
 static int write_if_room(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size) {
@@ -205,7 +205,7 @@ static void test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves
         flush(wal);
         CHECK(wal_durable(wal) == lsn);
     }
-    CHECK(fill(wal, true) == WAL_E_FULL); /* and they all find a place */
+    CHECK(fill(wal, true) == WAL_E_FULL); /* and all of them are written */
     flush(wal);
     CHECK(!wal_busy(wal) && wal_durable(wal) == stats_of(wal).next_lsn - 1);
     checkpoint(wal);
@@ -274,7 +274,7 @@ static void test_records_are_read_back_across_segments_and_a_reclaimed_start_say
         CHECK(append(wal, 400, false) == i + 1);
         flush(wal);
     }
-    CHECK(append(wal, 400, false) == 61); /* gathered only */
+    CHECK(append(wal, 400, false) == 61); /* not committed */
     uint64_t lsn = 1;
     while (lsn <= 60) {
         wal_read_t read = read_at(wal, 2, lsn, buffer, sizeof buffer);
@@ -289,7 +289,7 @@ static void test_records_are_read_back_across_segments_and_a_reclaimed_start_say
     CHECK(small.result == BQ_E_TOO_LARGE && small.used == 416);
     CHECK(wal_read_start(wal, WAL_READS_MAX, 1, buffer, 10) == BQ_E_ARGUMENT);
 
-    read_at(wal, 3, 1, buffer, sizeof buffer); /* its file is open in the reader now */
+    read_at(wal, 3, 1, buffer, sizeof buffer); /* the reader has its file open now */
     checkpoint(wal);
     checkpoint(wal);
     wal_read_t gone = read_at(wal, 3, 3, buffer, sizeof buffer);
@@ -305,7 +305,7 @@ static void test_a_record_that_went_bad_is_never_handed_out(void) {
     wal_t *wal = open_plain(disk, &plain);
     for (int i = 0; i < 10; i++) append(wal, 100, false);
     flush(wal);
-    sim_disk_bytes(disk, "wal-0000000001.log", NULL)[FORMAT_HEADER_ROOM + 4 * 128 + 60] ^= 1; /* the fifth */
+    sim_disk_bytes(disk, "wal-0000000001.log", NULL)[FORMAT_HEADER_ROOM + 4 * 128 + 60] ^= 1; /* the fifth record */
     wal_read_t read = read_at(wal, 0, 1, buffer, sizeof buffer);
     CHECK(read.result == 4 && read.next_lsn == 5);
     read = read_at(wal, 0, 5, buffer, sizeof buffer);
@@ -371,7 +371,7 @@ typedef struct reader {
     uint8_t buffer[4096];
 } reader_t;
 
-/* Take a finished read and start the next one. Every record is the one expected, or it was reclaimed. */
+/* Take a finished read and start the next one. Every record is the expected one, or it was reclaimed. */
 static void reader_turn(wal_t *wal, reader_t *reader) {
     wal_read_t read;
     if (wal_read_done(wal, &read)) {
@@ -387,7 +387,7 @@ static void reader_turn(wal_t *wal, reader_t *reader) {
     if (!reader->asked) reader->asked = wal_read_start(wal, 0, reader->next, reader->buffer, sizeof reader->buffer) == BQ_OK;
 }
 
-/* No waiting for each other here: this is what the thread sanitizer looks at. */
+/* The two sides do not wait for each other here, so that ThreadSanitizer can find races. */
 static void test_writing_reading_and_checkpoints_at_the_same_time_agree(void) {
     static reader_t reader;
     sim_disk_t *disk = sim_disk_new(1);
@@ -426,7 +426,7 @@ static void test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not
     append(wal, 10, false);
     flush(wal);
     append(wal, 10, false);
-    sim_disk_fail_at(disk, sim_disk_calls(disk) + 1, EIO, SIM_ONCE); /* the write goes through, the sync does not */
+    sim_disk_fail_at(disk, sim_disk_calls(disk) + 1, EIO, SIM_ONCE); /* the write succeeds, the sync fails */
     flush(wal);
     const char *name;
     CHECK(sim_disk_failed(disk, &name) && strcmp(name, "sync_data") == 0);
@@ -441,7 +441,7 @@ static void test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not
 }
 
 typedef struct taken {
-    uint32_t count, count_max; /* the visitor takes so many and refuses the next */
+    uint32_t count, count_max; /* the visitor accepts count_max records and rejects the next */
     bool checkpoint;
 } taken_t;
 
@@ -453,7 +453,7 @@ static bool take(void *context, const wal_record_t *record) {
     return true;
 }
 
-/* After a kill, so that what a start takes for the end, and for clean, must not change either. */
+/* After a kill, so that the end of the WAL and its clean flag must stay unchanged too. */
 static void test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
@@ -508,7 +508,7 @@ static const struct {
 
 int main(void) {
     for (uint32_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-        fprintf(stderr, "%s\n", tests[i].name); /* read only after a failure: its last line names the test */
+        fprintf(stderr, "%s\n", tests[i].name); /* printed only after a failure: the last line names the test */
         tests[i].run();
     }
     return 0;

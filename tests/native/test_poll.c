@@ -1,6 +1,6 @@
-/* test_poll.c: readiness, wake-ups, accepting and the thread, each on real descriptors of this process.
+/* test_poll.c: readiness, wake-ups, accepting and threads, on real descriptors of this process.
  *
- * Invariant checked: what a descriptor reports is within what was asked for, but for errors; interest 0 is silence.
+ * Invariant checked: a descriptor reports only events of its interest, except errors. With interest 0 it reports nothing.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pthread_getname_np */
@@ -20,7 +20,7 @@
 
 #define KEY 0x123456789abcdef0ull
 
-/* What is ready now: the bits of the one descriptor there is, or 0. */
+/* The ready bits of the only descriptor, or 0. */
 static uint32_t ready_now(int poller) {
     poll_event_t events[4];
     int count = poll_wait(poller, events, 4, 0);
@@ -45,7 +45,7 @@ static void test_readiness_follows_interest(void) {
     CHECK(poll_set(poller, ends[0], KEY, POLL_READ | POLL_WRITE, POLL_WRITE) == BQ_OK && ready_now(poller) == POLL_WRITE);
     CHECK(poll_set(poller, ends[0], KEY, POLL_WRITE, 0) == BQ_OK && ready_now(poller) == 0);
     close(ends[1]);
-    CHECK(ready_now(poller) == 0); /* a hang-up does not reach who asked for nothing */
+    CHECK(ready_now(poller) == 0); /* with interest 0 a hang-up is not reported */
     CHECK(poll_set(poller, ends[0], KEY, 0, POLL_READ) == BQ_OK && (ready_now(poller) & POLL_READ));
     close(ends[0]);
     CHECK(poll_set(poller, ends[0], KEY, 0, POLL_READ) == BQ_E_SYSTEM && errno == EBADF);
@@ -58,7 +58,7 @@ static void test_any_number_of_signals_wakes_until_cleared(void) {
     CHECK(poll_wake_open(&wake) == BQ_OK);
     CHECK((fcntl(wake.read_fd, F_GETFL) & O_NONBLOCK) && (fcntl(wake.write_fd, F_GETFD) & FD_CLOEXEC));
     CHECK(poll_set(poller, wake.read_fd, KEY, 0, POLL_READ) == BQ_OK && ready_now(poller) == 0);
-    poll_wake_clear(&wake); /* nothing to clear must not block */
+    poll_wake_clear(&wake); /* clearing must not block if there was no signal */
     for (int i = 0; i < 100000; i++) poll_wake_signal(&wake);
     CHECK(ready_now(poller) == POLL_READ);
     poll_wake_clear(&wake);
@@ -111,7 +111,7 @@ static void test_a_reset_connection_reports_an_error(void) {
     poll_close(poller);
 }
 
-/* A TCP connection over loopback: what connected, and what was accepted. */
+/* A TCP connection over loopback: ends[0] connected, ends[1] was accepted. */
 static void tcp_pair(int ends[2]) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
@@ -134,7 +134,7 @@ static void test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_els
     CHECK(poll_set(poller, ends[1], KEY, 0, POLL_ERROR) == BQ_OK && ready_now(poller) == 0);
     CHECK(write(ends[0], "x", 1) == 1 && shutdown(ends[0], SHUT_WR) == 0);
     poll_event_t event;
-    CHECK(poll_wait(poller, &event, 1, 100) == 0); /* neither of the byte nor of the end of the peer's input */
+    CHECK(poll_wait(poller, &event, 1, 100) == 0); /* neither the byte nor the end of the peer's input is reported */
     CHECK(poll_set(poller, ends[1], KEY, POLL_ERROR, POLL_READ) == BQ_OK && ready_now(poller) == POLL_READ);
     CHECK(poll_set(poller, ends[1], KEY, POLL_READ, POLL_ERROR) == BQ_OK && ready_now(poller) == 0);
     CHECK(poll_socket_error(ends[1]) == 0);
@@ -157,14 +157,14 @@ static void test_a_reader_whose_window_is_closed_still_answers(void) {
     CHECK(poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) == POLL_ALL_ACKNOWLEDGED);
     while (write(ends[1], bytes, sizeof bytes) > 0) {}
     CHECK(errno == EAGAIN);
-    int tries = 0; /* the last transmission is answered soon */
+    int tries = 0; /* the last transmission is acknowledged soon */
     while (tries++ < 10000 && poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) != POLL_ANSWERING) poll_sleep_ms(1);
     CHECK(tries < 10000);
     close(ends[0]);
     close(ends[1]);
     CHECK(poll_unacknowledged(ends[1], &quiet_ms, &sent_ms) == BQ_E_SYSTEM);
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, other) == 0);
-    poll_keepalive(other[0], 60000); /* no TCP socket: nothing happens */
+    poll_keepalive(other[0], 60000); /* no effect on other sockets than TCP */
     CHECK(poll_unacknowledged(other[0], &quiet_ms, &sent_ms) != POLL_OWED);
     close(other[0]);
     close(other[1]);
@@ -185,7 +185,8 @@ static void test_the_thread_has_its_name_and_takes_no_signals(void) {
     CHECK(poll_thread_start(&thread, "a name longer than the limit", report_thread, name) == BQ_OK);
     CHECK(poll_thread_join(&thread) == BQ_OK && poll_thread_join(&thread) == BQ_OK);
     CHECK(strcmp(name, "a name longer t") == 0);
-    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && !sigismember(&mask, SIGTERM)); /* the starter's mask is restored */
+    /* The starting thread's mask is restored */
+    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && !sigismember(&mask, SIGTERM));
 }
 
 static void test_clocks_go_forward(void) {

@@ -1,6 +1,6 @@
-/* test_pool.c: the pools against sums kept by hand, every block filled and looked at again.
+/* test_pool.c: the pools compared with sums kept by the test. Every block is filled and checked.
  *
- * Invariant checked: used_bytes is what is out plus what is kept, exactly, and no block is given out twice.
+ * Invariant checked: used_bytes is exactly the size of all blocks in use and kept free, and no block is given out twice.
  */
 #include "check.h"
 #include "base/pool.h"
@@ -26,7 +26,7 @@ static struct {
 static struct {
     uint32_t kept[600 * 1024 / 32];
     uint64_t used, free, peak, hits, misses;
-} model; /* kept: by good size / 32 */
+} model; /* index of kept: good size / 32 */
 
 static bool pooled(size_t size) { return size <= 512 * 1024; }
 
@@ -147,7 +147,7 @@ static void test_a_kept_block_is_hidden_from_late_users_and_given_out_again(void
     uint8_t *first = pool_alloc(&pool, 100), *second = pool_alloc(&pool, 100);
     pool_free(&pool, first, 100);
     CHECK(IS_POISONED(first) && IS_POISONED(first + 127));
-    pool_free(&pool, second, 100); /* over the count: back to malloc */
+    pool_free(&pool, second, 100); /* more than the pool keeps: back to malloc */
     CHECK(pool.free_bytes == 128 && pool.used_bytes == 128);
     CHECK(pool_alloc(&pool, 128) == first && pool.free_bytes == 0);
     memset(first, 1, 128);

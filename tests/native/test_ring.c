@@ -1,6 +1,7 @@
-/* test_ring.c: the ring alone against a list of what went in, then between two threads that sleep and wake each other.
+/* test_ring.c: the ring compared with a list, then between two threads that sleep and wake each other.
  *
- * Invariant checked: records come out whole, once, in order; a sleeping consumer is woken, and only a sleeping one.
+ * Invariant checked: each record comes out unchanged, once, in order. A sleeping consumer is woken; an awake one gets no
+ * signal.
  */
 #include "check.h"
 #include "base/poll.h"
@@ -8,7 +9,7 @@
 
 #define CAPACITY 4096u
 #define RECORDS 200000u
-#define WAIT_MS 60000 /* not a measurement: a wake-up that has not come by then is lost */
+#define WAIT_MS 60000 /* not a measurement: a wake-up that takes longer is lost */
 
 static uint32_t size_of(uint64_t sequence, uint32_t limit) {
     uint64_t seed = sequence * 2 + 1;
@@ -33,7 +34,7 @@ static void test_records_come_out_as_they_went_in(uint32_t capacity, uint64_t se
         if (random_below(&seed, 2)) {
             size = size_of(pushed, limit);
             uint8_t *record = ring_reserve(&ring, size);
-            CHECK(record || pushed > popped); /* an empty ring takes any record up to the limit, wherever it stands */
+            CHECK(record || pushed > popped); /* an empty ring accepts any record up to the limit, at every position */
             refused += !record;
             if (!record) continue;
             write_record(record, size, pushed++);
@@ -69,7 +70,7 @@ static void test_only_the_first_commit_after_the_consumer_slept_signals(void) {
     CHECK(ring_reserve(&ring, 4) && ring_commit(&ring));
     CHECK(ring_reserve(&ring, 4) && !ring_commit(&ring));
     ring_wait_end(&ring);
-    CHECK(!ring_wait_begin(&ring)); /* something is there: do not sleep */
+    CHECK(!ring_wait_begin(&ring)); /* there is a record: do not sleep */
     CHECK(ring_reserve(&ring, 4) && !ring_commit(&ring));
     ring_free(&ring);
 }
@@ -123,7 +124,7 @@ static void test_two_threads_lose_no_record_and_no_wake_up(void) {
         ring_pop(&link.ring);
     }
     CHECK(poll_thread_join(&thread) == BQ_OK);
-    CHECK(link.signals <= link.looks); /* one may come for a look that found something: it is only early */
+    CHECK(link.signals <= link.looks); /* a signal may come for a check that found a record: it is only early */
     poll_wake_close(&link.wake);
     poll_close(poller);
     ring_free(&link.ring);

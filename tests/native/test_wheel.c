@@ -1,7 +1,7 @@
-/* test_wheel.c: the timer wheel against an array that is searched from end to end.
+/* test_wheel.c: the timer wheel compared with an array that is searched completely.
  *
- * Invariant checked: wheel_take(to), called until it returns NULL, returns exactly the armed timers with tick <= to, in tick order; those that are
- * not taken stay armed.
+ * Invariant checked: wheel_take(to), called until it returns NULL, returns exactly the armed timers with tick <= to, in tick
+ * order. Timers that are not returned stay armed.
  */
 #include "check.h"
 #include "base/wheel.h"
@@ -19,7 +19,7 @@ static uint64_t earliest(void) {
     return tick;
 }
 
-/* Every list and its bit agree, every link leads back, every armed timer is in one list. */
+/* Every list matches its bit, every back link is correct, and every armed timer is in one list. */
 static void check_structure(void) {
     uint64_t found = 0;
     for (uint32_t level = 0; level < WHEEL_LEVELS; level++) {
@@ -54,7 +54,7 @@ static void check_next(void) {
     uint64_t next = wheel_next(&wheel), first = earliest();
     CHECK((next == UINT64_MAX) == (first == UINT64_MAX));
     CHECK(next <= first && next >= wheel.now);
-    if (first - wheel.now < WHEEL_SLOTS) CHECK(next == first || next % WHEEL_SLOTS == 0); /* exact, or a cascade first */
+    if (first - wheel.now < WHEEL_SLOTS) CHECK(next == first || next % WHEEL_SLOTS == 0); /* exact, or a cascade is earlier */
 }
 
 static void random_operation(uint64_t *seed) {
@@ -119,7 +119,7 @@ static void test_level_borders_are_exact(void) {
             wheel_insert(&wheel, &timer, starts[s] + borders[b]);
             CHECK(wheel_take(&wheel, starts[s] + borders[b] - 1) == NULL);
             CHECK(wheel_take(&wheel, starts[s] + borders[b]) == &timer && !wheel_armed(&timer));
-            CHECK(wheel.cascades <= 2 * WHEEL_LEVELS + 4); /* a step of billions of ticks costs a few moves */
+            CHECK(wheel.cascades <= 2 * WHEEL_LEVELS + 4); /* a step of billions of ticks needs only a few moves */
         }
     }
 }
