@@ -101,7 +101,7 @@ enum bq_command_flags {
     BQ_INPUT_END = 256,
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
-    BQ_SUB_KEYED = 2048 /* the client uses a key: its client_id begins with the key's name, if there is a client_id */
+    BQ_SUB_KEYED = 2048 /* the client uses a key: its client_id begins with the key's owner, if the key has one */
 };
 
 /* The peer of a connection. */

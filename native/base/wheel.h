@@ -10,7 +10,7 @@
 
 #define WHEEL_LEVELS 4
 #define WHEEL_SLOTS                                                                                                              \
-    256 /* per level: 2^32 ticks in all, 497 days of 10 ms; later timers are parked in the last slot and re-sorted */
+    256 /* per level: 2^32 ticks in total, 497 days at 10 ms; later timers are parked in the last slot and placed again */
 
 typedef struct wheel_timer {
     struct wheel_timer *next;

@@ -23,7 +23,7 @@ connection_t *connection_open(bq_t *bq, const transport_ops_t *transport, int fd
     if (!bq->free_count && (bq->chunk_count * CONNECTION_CHUNK >= bq->slots_max || !chunk_add(bq))) return NULL;
     connection_t *connection = core_slot(bq, bq->free_slots[bq->free_count - 1]);
     uint64_t handle = connection->handle + (1ull << 32);
-    if (handle >> 32 == 0) handle += 1ull << 32; /* generations wrap past 0, which no live handle has */
+    if (handle >> 32 == 0) handle += 1ull << 32; /* the generation skips 0, which no valid handle has */
     memset(connection, 0, sizeof *connection);
     connection->handle = handle;
     connection->transport = transport;

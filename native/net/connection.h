@@ -49,7 +49,7 @@ typedef struct connection {
     bool hello;               /* sent HELLO and was admitted: gets Replies */
     bool trusted;             /* created by this process: needs no HELLO, whatever the settings */
     bool known;               /* Python knows it and will be told when it closes */
-    bool refused;             /* over max_connections: it exists only to be told so */
+    bool refused;             /* over max_connections: it stays open only to be told so */
     bool broken;              /* reset while its input was paused: the poller would report this again and again */
     bool watched;             /* output sent to it may not be acknowledged yet */
     bool grace;               /* its keep-alive is overdue, but its input may still be in transit */

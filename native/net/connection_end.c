@@ -44,7 +44,7 @@ static void end_within(bq_t *bq, connection_t *connection, uint64_t after_ms) {
         core_timer_set(bq, &connection->timer, after_ms);
 }
 
-/* QoS 1 deliveries that are not partly sent go to other members or are redelivered, because this client cannot acknowledge
+/* QoS 1 deliveries of which no byte has been sent go to other members or are redelivered, because this client cannot acknowledge
  * them. QoS 0 messages stay in the queue, in order with the answers. */
 static void leave(bq_t *bq, connection_t *connection) {
     connection_release_waiters(bq, connection);

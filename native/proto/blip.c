@@ -325,7 +325,7 @@ static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
         refuse_and_close(bq, connection, 0, BQ_OUTCOME_TOO_LARGE, BQ_CLOSE_TOO_LARGE, why);
 }
 
-/* Take whole frames off the front of the input; returns the bytes taken. */
+/* Take whole frames from the front of the input. Returns the bytes taken. */
 static uint32_t blip_parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     uint32_t at = 0;
     bool welcome = connection->admitted && !connection->refused;

@@ -244,7 +244,7 @@ static void headless_judge(recover_t *recover, const numbers_t *numbers) {
         else if (finding->kind != RECOVER_NOT_A_FILE)
             finding->kind = RECOVER_STRAY;
     }
-    for (uint32_t i = 0; i < numbers->count; i++) /* no new file gets a name that is taken */
+    for (uint32_t i = 0; i < numbers->count; i++) /* a new file must not get an existing name */
         if (numbers->values[i] <= own + NUMBER_STRAY) raise_to(&recover->number_max, numbers->values[i]);
 }
 

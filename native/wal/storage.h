@@ -17,7 +17,7 @@ typedef struct storage storage_t;
 typedef void (*storage_visit)(void *context, const char *name);
 
 struct storage {
-    /* A file's handle, for reading and writing. create: makes a new file; a file that had the name before keeps its bytes. */
+    /* A file's handle, for reading and writing. create: makes a new file; an older file loses the name, not its bytes. */
     int (*open)(storage_t *storage, const char *name, bool create);
     int (*close)(storage_t *storage, int file);
     int (*write)(storage_t *storage, int file, uint64_t offset, const uint8_t *bytes, uint64_t size);

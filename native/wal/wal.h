@@ -100,7 +100,7 @@ int wal_open(wal_t **wal, storage_t *storage, const wal_config_t *config, wal_vi
 void wal_close(wal_t *wal); /* commits the gathered batch and marks the WAL as cleanly closed */
 
 /* Save a number that needs no checkpoint. The next start returns it in wal_report_t. If `now`, it is on disk when this
- * returns, unless the disk fails. Otherwise it is saved with the next segment or at a clean close. */
+ * returns, unless the disk is full or fails. Otherwise it is saved with the next segment or at a clean close. */
 void wal_note(wal_t *wal, uint64_t note, bool now);
 
 /* Which part of a nearly full WAL a record may use. Ordinary records stop one segment before the quota, or at the disk's

@@ -40,7 +40,7 @@ typedef struct segment {
     uint32_t marks_count, marks_capacity;
     bool damaged;  /* has bad bytes: never deleted; moved aside when no record is needed from it */
     bool beheaded; /* only the header at the end is valid, so the bytes near the other headers are damaged too */
-    bool cut;      /* the file has not its original length */
+    bool cut;      /* the file does not have its original length */
     bool sealed;   /* recovery has read its footer */
     bool in_order; /* the footer says that the WAL was closed cleanly */
 } segment_t;
@@ -270,7 +270,7 @@ static inline uint64_t wal_keep_from(const wal_t *wal) {
     return wal->keep_below[0] < wal->keep_below[1] ? wal->keep_below[0] : wal->keep_below[1];
 }
 
-/* the ledger: see wal/ledger.c */
+/* ---- the ledger: see wal/ledger.c ----------------------------------------------------------------------------------- */
 
 /* Read the ledger in LOCK; sequence 0: none. *strange: LOCK holds other data. 0 or -errno. */
 int ledger_read(storage_t *storage, ledger_t *ledger, bool *strange);
