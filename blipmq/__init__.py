@@ -1,8 +1,7 @@
-"""BlipMQ: an edge message broker, and its client.
+"""BlipMQ: an edge message broker and its client.
 
-Invariant: `import blipmq` loads nothing but this file and the version; every name below is loaded when it is first
-used, so that the command line starts at once and an embedded broker does not pay for the client, nor a client for the
-core.
+Invariant: `import blipmq` loads only this file and the version. Each name below is loaded at its first use. The command
+line therefore starts fast, an embedded broker does not load the client, and a client does not load the core.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ __all__ = [
     "errors",
 ]
 
-if not TYPE_CHECKING:  # type checkers would take its result for the type of every name, misspelt ones included
+if not TYPE_CHECKING:  # otherwise type checkers give every name, also a misspelt one, the type that __getattr__ returns
 
     def __getattr__(name: str) -> Any:
         if name == "errors":

@@ -1,4 +1,4 @@
-"""`python -m blipmq` and the `blipmq` command. Invariant: nothing but the arguments decides what is imported."""
+"""`python -m blipmq` and the `blipmq` command. Invariant: only the arguments decide which modules are imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What can go wrong, as exceptions: one class per thing a caller would do differently.
+"""The exceptions of BlipMQ: one class for each case that a caller handles differently.
 
-Invariant: every message says what happened, then the likely cause, then the next step; `exit_status` is what a command
-line ends with, `code` is the broker's own code from the wire, or 0 where no broker was involved.
+Invariant: each message says what happened, the likely cause and the next step. `exit_status` is the exit status of the
+command line. `code` is the broker's code from the wire, or 0 if the error does not come from a broker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ADVICE = {
 
 
 class BlipMQError(Exception):
-    """Base of all errors of this package. `str(error)` is a sentence a person can act on."""
+    """Base of all errors of this package. `str(error)` is a sentence that a person can act on."""
 
     exit_status = 1
 
@@ -48,26 +48,26 @@ class BlipMQError(Exception):
 
 
 class ConfigError(BlipMQError):
-    """A setting, key file or address is not usable as it stands. Nothing was sent."""
+    """A setting, key file or address is invalid. Nothing was sent."""
 
     exit_status = 78
 
 
 class FileUnusable(ConfigError):
-    """A file that a setting names cannot be used as it is now. Whoever writes it may still be at it, so trying again can help."""
+    """A file named by a setting cannot be used now. Another program may still be writing it, so a retry can help."""
 
     exit_status = 66
 
 
 class LogLocked(BlipMQError):
-    """Another broker has the directory of the log: one that is stopping, perhaps, so trying again can help."""
+    """Another broker uses the WAL directory. It may be about to stop, so a retry can help."""
 
     exit_status = 69
 
 
 class LogUnusable(BlipMQError):
-    """The log cannot be opened: a newer version wrote it or its directory can never be one (exit status 78), or the system says
-    no (77: not allowed; 71: it failed, so trying again can help)."""
+    """The WAL cannot be opened. `exit_status` is 78 if a newer version wrote it or the path cannot be a WAL directory,
+    77 if access is denied, 71 if the system call failed (a retry can help)."""
 
     def __init__(self, message: str, *, exit_status: int = 78) -> None:
         super().__init__(message)
@@ -75,29 +75,30 @@ class LogUnusable(BlipMQError):
 
 
 class UsageError(BlipMQError, ValueError):
-    """The caller asked for something that cannot be: a bad topic, a QoS of 2. Nothing was sent."""
+    """The caller passed an invalid value, for example a bad topic or a QoS of 2. Nothing was sent."""
 
     exit_status = 2
 
 
 class WrongType(UsageError, TypeError):
-    """The caller gave a value of a type that is of no use there. Nothing was sent."""
+    """The caller passed a value of the wrong type. Nothing was sent."""
 
 
 class Unreachable(BlipMQError, ConnectionError):
-    """No broker answers at the address: nothing listens, no route, the name is unknown, or it took too long."""
+    """No broker answers at the address: nothing listens, there is no route, the name is unknown, or the attempt timed
+    out."""
 
     exit_status = 69
 
 
 class NotTrusted(BlipMQError, ConnectionError):
-    """The broker's certificate does not hold, or the broker does not accept this client's."""
+    """The broker's certificate is not trusted, or the broker does not accept this client's certificate."""
 
     exit_status = 77
 
 
 class Disconnected(BlipMQError, ConnectionError):
-    """The connection ended and did not come back in time. What was not yet answered may or may not have arrived."""
+    """The connection ended and did not come back in time. Unanswered messages may or may not have arrived."""
 
     exit_status = 69
 
@@ -109,13 +110,13 @@ class TimedOut(BlipMQError, TimeoutError):
 
 
 class ProtocolError(BlipMQError):
-    """Bytes arrived that are not the BlipMQ protocol. The connection cannot be used any further."""
+    """The received bytes are not the BlipMQ protocol. The connection cannot be used any further."""
 
     exit_status = 1
 
 
 class Refused(BlipMQError):
-    """The broker answered, and the answer is no. `code` holds the wire code, `reason` the broker's own words."""
+    """The broker refused the request. `code` is the wire code, `reason` the broker's text."""
 
     exit_status = 1
 
@@ -125,17 +126,18 @@ class Refused(BlipMQError):
 
 
 class NotAllowed(Refused):
-    """The broker does not know the key (401), or the key has no right to the topic (403)."""
+    """The broker does not know the API key (401), or the key has no right to the topic (403)."""
 
     exit_status = 77
 
 
 class Ended(Refused):
-    """An operator has ended the subscription (410). The connection stays."""
+    """An operator ended the subscription (410). The connection stays open."""
 
 
 def refusal(what: str, code: int, reason: str) -> Refused:
-    """The exception for a Reply or SubAck with a code other than 0. `what` was attempted: "publish to orders"."""
+    """Return the exception for a Reply or SubAck with a code other than 0. `what` names the attempt: "publish to
+    orders"."""
     kind = NotAllowed if code in (NOT_AUTHENTICATED, NOT_ALLOWED) else Ended if code == ENDED else Refused
     advice = _ADVICE.get(code, "The broker is newer than this client; its answer is all there is.")
     happened = "has ended" if kind is Ended else "was refused"

@@ -1,4 +1,3 @@
-"""The version of BlipMQ. Invariant: this is the only place it is written; packaging and `blipmq version` read it
-here."""
+"""The version of BlipMQ. Invariant: it is defined only here; packaging and `blipmq version` read it."""
 
 __version__ = "2.0.0.dev0"

@@ -1,10 +1,9 @@
-"""Who may come in: the keys in effect, how they follow the configuration and the key file, and what the core knows of them.
+"""Authentication: the API keys in effect, how they follow the configuration and the key file, and the ACLs in the core.
 
-Invariant: nothing opens by an accident. Until a key file has been read once, it admits nobody; a later one that cannot be
-read, or is broken, leaves the keys that were in effect, and says so until it is mended. The core gets the rights of a key
-before it admits the first client with it, and hears of a change before anything else does.
-
-`blipmq.auth.keys` is loaded with the first settings that ask for keys: its hash brings OpenSSL, which other brokers do without.
+Invariant: an error never opens the broker. Until a key file has been read once, no client is admitted. If a later one
+cannot be read or is invalid, the previous keys stay in effect, and the problem is reported until it is corrected. The
+core gets the ACL of a key before it admits the first client with it, and is told of a change first. `blipmq.auth.keys`
+is loaded with the first settings that require keys, because its hash loads OpenSSL.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _NEVER: Signature = (-1,)
 
 
 class Prepared(NamedTuple):
-    """Keys that have been read and are not in effect yet."""
+    """Keys that have been read but are not in effect yet."""
 
     settings: config.Auth
-    ring: Keyring | None  # None: no keys are asked for
+    ring: Keyring | None  # None: no keys are required
     seen: Signature
 
 
@@ -42,17 +41,17 @@ class Auth:
 
     def __init__(self, core: Core, settings: config.Auth, log: Log) -> None:
         self.problem = ""  # why the keys in effect are not those of the key file; "" if they are
-        self.refused = 0  # clients turned away with no key, or none that is known
-        self.over_limit = 0  # and those whose key has all the connections it may have
+        self.refused = 0  # clients refused because of a missing or unknown key
+        self.over_limit = 0  # clients refused because their key has reached its limit of connections
         self._core = core
         self._settings = settings
         self._log = log
-        self._salt = b""  # of plain keys
+        self._salt = b""  # for plain keys
         self._ring: Keyring | None = None
         self._seen = _NEVER
         self._given: dict[
             bytes, tuple[int, Key]
-        ] = {}  # digest: the core's number for the key's rights, and what they were
+        ] = {}  # digest: the core's number of the key's ACL, and the key at that time
         self._free: list[int] = []
 
     def __repr__(self) -> str:
@@ -70,7 +69,8 @@ class Auth:
 
     @property
     def facts(self) -> dict[str, int]:
-        """For `info` and the metrics: how many `keys` are in effect, `file_ok`, clients `refused`."""
+        """For `info` and the metrics: the number of `keys` in effect, `file_ok`, the clients `refused` and
+        `over_limit`."""
         return {
             "keys": self.count,
             "file_ok": int(not self.problem),
@@ -79,12 +79,12 @@ class Auth:
         }
 
     def open(self) -> None:
-        """Read the keys. A key file that is of no use admits nobody."""
+        """Read the keys. With an invalid key file no client is admitted."""
         self._ring = self._plain_ring(self._settings)
         self.look()
 
     def look(self) -> bool:
-        """Look at the key file. True if other keys are in effect now."""
+        """Check the key file. Returns True if the keys in effect have changed."""
         path = self._settings.keys_file
         seen = _signature(path)
         if not path or seen == self._seen:
@@ -105,7 +105,7 @@ class Auth:
         return True
 
     def _end_keys(self) -> bool:
-        """Forget the keys whose time is over. True if there were such."""
+        """Remove expired keys. Returns True if there were any."""
         ended = self._ring.end(time.time()) if self._ring is not None else []
         for key in ended:
             self._log.info("key_ended", name=key.name, keys=self.count)
@@ -118,23 +118,23 @@ class Auth:
             left = f"the {self.count} keys from before stay in effect" if self.count else "nobody is let in"
             self._log.error("keys_failed", error=problem, hint=left)
         self.problem = problem
-        if again:  # out of descriptors, perhaps: the file need not change for the next attempt to succeed
+        if again:  # for example out of descriptors: the next attempt can succeed without a change of the file
             self._seen = _NEVER
 
     def prepare(self, settings: config.Auth) -> Prepared:
-        """Read what changed settings want. Raises `ConfigError` and changes nothing, if it is of no use."""
+        """Read the keys of changed settings. Raises `ConfigError` and changes nothing if they are invalid."""
         seen = _signature(settings.keys_file)
         ring = self._read(settings) if settings.keys_file else self._plain_ring(settings)
         return Prepared(settings, ring, seen)
 
     def apply(self, prepared: Prepared) -> None:
-        """Put keys that were read into effect."""
+        """Put prepared keys into effect."""
         self._settings, self._ring, self._seen = prepared
         self.problem = ""
         self._tell_core()
 
     def _plain_ring(self, settings: config.Auth) -> Keyring | None:
-        """The keys that stand in the settings."""
+        """The keys written in the settings."""
         if not settings.required:
             return None
         from blipmq.auth.keys import Keyring
@@ -142,7 +142,7 @@ class Auth:
         return Keyring(plain=self._plain(settings))
 
     def _read(self, settings: config.Auth) -> Keyring:
-        """Those of the key file too. Raises `ConfigError`."""
+        """The keys of the key file and of the settings. Raises `ConfigError`."""
         from blipmq.auth.keys import read_keyring
 
         return read_keyring(settings.keys_file, self._plain(settings))
@@ -154,17 +154,17 @@ class Auth:
         return Plain(settings.api_keys, self._salt)
 
     def find(self, presented: bytes) -> Key | None:
-        """The key a client came in with, or None."""
+        """The key with the text that a client presents, or None."""
         return self._ring.find(presented) if self._ring is not None else None
 
     def current(self, key: Key) -> Key | None:
-        """What a key found earlier is now; None: it is a key no more."""
+        """The present state of a key found earlier; None if it no longer exists."""
         return self._ring.current(key) if self._ring is not None and self.required else None
 
-    # -- the core's part
+    # -- ACLs in the core
 
     def acl_of(self, key: Key) -> int:
-        """The core's number for what the key may publish to."""
+        """The core's number of the key's publish ACL."""
         if key.digest not in self._given:
             number = self._free.pop() if self._free else len(self._given) + 1
             self._given[key.digest] = number, key
@@ -185,7 +185,7 @@ class Auth:
 
 
 def _filters(key: Key) -> bytes | None:
-    """A key's publish rights as the core takes them; None: everything."""
+    """A key's publish ACL in the core's format; None: everything."""
     if not key.allow:
         return None
     texts = [filter.encode() for filter in key.publishes]
@@ -193,7 +193,8 @@ def _filters(key: Key) -> bytes | None:
 
 
 def _signature(path: str) -> Signature:
-    """What changes when a file does; its mode comes last. Zeros: there is none, or it cannot be looked at."""
+    """A value that changes when the file does; its mode comes last. Zeros if the file does not exist or cannot be
+    inspected."""
     try:
         about = os.stat(path)
     except OSError:

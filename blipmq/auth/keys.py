@@ -1,18 +1,18 @@
-"""The keys that clients come in with: the file they are kept in, and the question whether a key is one of them.
+"""API keys: the file that stores them, and the check of a key that a client presents.
 
     {"format": 1, "salt": "…64 hexadecimal digits…"}
     {"name": "boiler", "hash": "…", "created": "2026-11-24", "allow": ["pub:site/1/temp", "sub:site/1/#"]}
 
-One JSON object a line, `#` begins a comment. `allow` lists what the key may do and nothing else is allowed; without it the
-key may do everything. With `"until": "2026-12-01T10:00:00Z"` it ends at that time. A name may stand there twice, once with
-`until` and once without: that is a rotation, and both keys are the same client. What is kept of a key is BLAKE2b of it, keyed
-with the file's salt: a generated key is 256 random bits, which nobody can find by trying, so a hash that is slow on purpose
-would only slow down those who connect. One salt
-for the file, because then one hash and one look into a table decide, whatever was presented: the time that takes says
-nothing about the keys there are. The salt keeps tables made beforehand from being of use against keys that a person chose.
+One JSON object a line, `#` begins a comment. `allow` is the key's ACL: only the listed actions are allowed. Without it
+the key may do everything. A key with `"until": "2026-12-01T10:00:00Z"` expires at that time. A name may appear twice,
+once with `until` and once without: that is a rotation, and both keys are the same client.
 
-Invariant: a file is read whole or not at all. What cannot be understood, an unknown field too, is an error and never a key
-with more rights than were meant; a file is replaced in one step, so nobody ever reads half of one.
+The file stores BLAKE2b of each key, keyed with the file's salt. A generated key has 256 random bits and cannot be
+guessed, so a slow hash would only delay connecting clients. With one salt for the file, one hash and one table look-up
+decide for every presented key, so the time reveals nothing about the stored keys. The salt makes precomputed tables
+useless against keys that a person chose. Invariant: a file is read completely or not at all. Anything unknown, also an
+unknown field, is an error, so that no key gets more rights than intended. A file is replaced atomically, so a reader
+never sees half of one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ Path = str | os.PathLike[str]
 
 
 class KeyNameTaken(BlipMQError):
-    """There is a key of that name already."""
+    """A key of that name exists already."""
 
 
 class NoSuchKey(BlipMQError):
-    """There is no key of that name."""
+    """No key of that name exists."""
 
 
 class RotationUnderWay(BlipMQError):
@@ -68,25 +68,26 @@ class RotationUnderWay(BlipMQError):
 
 
 class KeysDenied(ConfigError):
-    """The system does not let the key file be read or written."""
+    """The system denies reading or writing the key file."""
 
     exit_status = 77
 
 
 class Key(NamedTuple):
-    """One key, by everything but its text. `allow`: what it may do (`pub:FILTER`, `sub:FILTER`, `admin`); empty: everything.
-    `until`: when it ends, in seconds since 1970; 0: not by itself."""
+    """One key without its text. `allow`: its ACL (`pub:FILTER`, `sub:FILTER`, `admin`); empty: everything. `until`: its
+    expiry in seconds since 1970; 0: none."""
 
     name: str
     digest: bytes
     created: str = ""
     allow: tuple[str, ...] = ()
-    plain: bool = False  # stands in the configuration, where keys have no names
+    plain: bool = False  # written in the configuration, where keys have no names
     until: int = 0
 
     @property
     def owner(self) -> str:
-        """Whose client_ids and durable subscriptions it uses: those of its name; plain keys share those of nobody."""
+        """The owner of the client_ids and durable subscriptions: the key's name; plain keys have no owner and share
+        them."""
         return "" if self.plain else self.name
 
     def has_ended(self, now: float) -> bool:
@@ -94,21 +95,21 @@ class Key(NamedTuple):
 
     @property
     def publishes(self) -> tuple[str, ...]:
-        """Topics and filters it may publish to, if `allow` is not empty."""
+        """Topics and filters that it may publish to, if `allow` is not empty."""
         return tuple(right[4:] for right in self.allow if right.startswith("pub:"))
 
     @property
     def may_admin(self) -> bool:
-        """Whether it may do what an operator does: see all subscriptions, and end them."""
+        """Whether it may do an operator's work: see all subscriptions, and end them."""
         return not self.allow or ADMIN in self.allow
 
     def may_subscribe(self, filter: str) -> bool:
-        """Whether all that a subscriber of `filter` gets is within one filter that this key may subscribe to."""
+        """Whether one of the key's `sub:` filters covers every topic that `filter` matches."""
         return not self.allow or any(covers(right[4:], filter) for right in self.allow if right.startswith("sub:"))
 
 
 class Plain(NamedTuple):
-    """Keys that stand in the configuration, and the salt that their digests are made with as long as the broker runs."""
+    """Keys written in the configuration, and the salt of their digests, which is valid as long as the broker runs."""
 
     texts: Sequence[str] = ()
     salt: bytes = bytes(SALT_BYTES)
@@ -118,7 +119,7 @@ NO_PLAIN = Plain()
 
 
 class Keyring:
-    """Keys that are in effect, found by what a client presents."""
+    """The keys in effect, found by the text that a client presents."""
 
     def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
         self._salts = salt, plain.salt
@@ -136,14 +137,14 @@ class Keyring:
         return len(self._keys) + len(self._plain)
 
     def find(self, presented: bytes) -> Key | None:
-        """The key whose text is `presented`, or None. Takes the same steps for every key that is none. Of two with the same
-        text the one in the file counts: it may have fewer rights."""
+        """The key whose text is `presented`, or None. Takes the same steps for every unknown key. If a key in the file
+        has the same text as a plain one, the one in the file counts: it may have fewer rights."""
         digests = [digest_of(presented, salt) for salt in self._salts]
         plain = self._plain.get(digests[1])
         return self._keys.get(digests[0], plain)
 
     def end(self, now: float) -> list[Key]:
-        """Forget the keys whose time is over, and return them."""
+        """Remove the keys that have expired by `now`, and return them."""
         ended = [key for key in self._ending if key.has_ended(now)]
         for key in ended:
             self._ending.remove(key)
@@ -151,13 +152,13 @@ class Keyring:
         return ended
 
     def current(self, key: Key) -> Key | None:
-        """What has become of a key found in an earlier ring: the same text under the same name, or None."""
+        """The present state of a key found in an earlier ring: the key with the same text and the same name, or None."""
         now = (self._plain if key.plain else self._keys).get(key.digest)
         return now if now is not None and now.owner == key.owner else None
 
 
 def digest_of(key: bytes, salt: bytes) -> bytes:
-    """What is kept of a key's text."""
+    """The stored hash of a key's text."""
     return hashlib.blake2b(key, digest_size=32, key=salt).digest()
 
 
@@ -165,7 +166,7 @@ def digest_of(key: bytes, salt: bytes) -> bytes:
 
 
 def read_keyring(path: Path, plain: Plain = NO_PLAIN) -> Keyring:
-    """The keys of the file and, beside them, the `plain` ones. Raises `ConfigError` (`KeysDenied`, if that is the cause)."""
+    """Return the keys of the file and the `plain` ones. Raises `ConfigError` (`KeysDenied` if access is denied)."""
     file = _File(path)
     ring = Keyring(file.all, file.salt, plain)
     ring.end(time.time())
@@ -173,12 +174,12 @@ def read_keyring(path: Path, plain: Plain = NO_PLAIN) -> Keyring:
 
 
 def list_keys(path: Path) -> list[Key]:
-    """The keys of a file, in its order, those that have ended included. Raises `ConfigError`."""
+    """Return the keys of a file in its order, including expired ones. Raises `ConfigError`."""
     return _File(path).all
 
 
 class _File:
-    """A key file as it was read: its lines as they stand, and what they say."""
+    """A key file as read: its lines, and the keys in them."""
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
@@ -186,8 +187,8 @@ class _File:
         self.salt = b""
         self.all: list[Key] = []
         self.keys: dict[str, Key] = {}
-        self.ending: dict[str, Key] = {}  # by name, those with an end
-        if self.lines.pop():  # each line ends in a newline, or it may have been cut short
+        self.ending: dict[str, Key] = {}  # by name, those with `until`
+        if self.lines.pop():  # each line must end in a newline; otherwise the file may be truncated
             raise self._error(len(self.lines) + 1, "the last line is not complete")
         self._digests: dict[bytes, str] = {}
         for number, line in enumerate(self.lines, 1):
@@ -255,7 +256,7 @@ class _File:
 
 
 def _bytes_of(digits: Any) -> bytes | None:
-    """32 bytes from 64 hexadecimal digits; None for all else."""
+    """32 bytes from 64 hexadecimal digits; None for anything else."""
     try:
         value = bytes.fromhex(digits) if isinstance(digits, str) and len(digits) == 64 else b""
     except ValueError:
@@ -264,7 +265,7 @@ def _bytes_of(digits: Any) -> bytes | None:
 
 
 def _seconds_of(text: Any) -> int | None:
-    """Seconds since 1970 from a time as it stands in the file; None for all else."""
+    """Seconds since 1970 from a time in the file's format; None for anything else."""
     try:
         seconds = timegm(time.strptime(text, _UNTIL)) if isinstance(text, str) else 0
         return seconds if seconds > 0 and text == time.strftime(_UNTIL, time.gmtime(seconds)) else None
@@ -299,7 +300,8 @@ def _system_error(path: str, what: str, error: OSError) -> ConfigError:
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError unless a key may be called that: printable, and nothing that means something to a filter or a path."""
+    """Raise UsageError unless the name is valid for a key: printable, without characters that are special in filters or
+    paths."""
     if not 1 <= len(name) <= NAME_CHARS_MAX:
         raise UsageError(f"A key's name has 1 to {NAME_CHARS_MAX} characters; this one has {len(name)}.")
     if not name.isprintable() or name != name.strip():
@@ -312,7 +314,8 @@ def check_name(name: str) -> None:
 
 
 def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
-    """Rights as they are kept, each once. Raises UsageError unless each is `admin`, or `pub:` or `sub:` and a topic or filter."""
+    """Return the ACL entries, each once. Raises UsageError unless each is `admin`, or `pub:` or `sub:` and a topic or
+    filter."""
     rights: dict[str, None] = {}
     for right in allow:
         kind, colon, filter_ = right.partition(":") if isinstance(right, str) else ("", "", "")
@@ -341,8 +344,8 @@ def _check_key(key: str) -> None:
 
 
 def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = None) -> str:
-    """Make a key of that name, keep its hash in the file (made if it is not there) and return its text, which is kept
-    nowhere. `key`: text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
+    """Create a key, store its hash in the file (created if it does not exist) and return its text, which is not stored.
+    `key`: the text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
     check_name(name)
     rights = check_allow(allow)
     text = _new_text() if key is None else key
@@ -364,7 +367,7 @@ def _new_text() -> str:
 
 
 def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
-    """What the file will hold of a key."""
+    """The line of a new key for the file."""
     digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
     known = file.name_of(digest)
     if known is not None:
@@ -382,8 +385,9 @@ def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
 
 
 def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
-    """Make a new key for a name, with the rights of the old one, which ends in `overlap_s` seconds. Returns the new key's text,
-    which is kept nowhere, and when the old one ends. Raises NoSuchKey, RotationUnderWay, UsageError, ConfigError."""
+    """Create a new key for a name, with the ACL of the old one, which expires in `overlap_s` seconds. Returns the new
+    key's text, which is not stored, and the expiry of the old one. Raises NoSuchKey, RotationUnderWay, UsageError,
+    ConfigError."""
     if not 0 <= overlap_s <= OVERLAP_SECONDS_MAX:
         raise UsageError(f"Old and new key can overlap by 0 seconds to a year, not by {overlap_s} seconds.")
     with _locked(path):
@@ -404,7 +408,7 @@ def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
 
 
 def finish_rotation(path: Path, name: str) -> None:
-    """End the old key of a name that is being rotated. Raises NoSuchKey, ConfigError."""
+    """Remove the old key of a name that is being rotated. Raises NoSuchKey, ConfigError."""
     with _locked(path):
         file = _File(path)
         if name not in file.ending or file.ending[name].has_ended(time.time()) or name not in file.keys:
@@ -415,7 +419,7 @@ def finish_rotation(path: Path, name: str) -> None:
 
 
 def undo_rotation(path: Path, name: str) -> None:
-    """Take the new key of a rotation back, as if there had been none."""
+    """Remove the new key of a rotation, so that the old one stays valid."""
     with _locked(path):
         file = _File(path)
         new, old = file.keys[name], file.ending[name]
@@ -423,12 +427,12 @@ def undo_rotation(path: Path, name: str) -> None:
 
 
 def written(seconds: int) -> str:
-    """A time as it stands in the file."""
+    """A time in the file's format. `seconds`: since 1970."""
     return time.strftime(_UNTIL, time.gmtime(seconds))
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Take the key of that name out of the file. Raises NoSuchKey, ConfigError."""
+    """Remove the keys of that name from the file. Raises NoSuchKey, ConfigError."""
     with _locked(path):
         file = _File(path)
         if name not in file.keys and name not in file.ending:
@@ -442,7 +446,7 @@ def _no_key(file: _File, name: str) -> NoSuchKey:
 
 
 def _is(line: str, key: Key) -> bool:
-    """Whether the line of a file that was read holds this key."""
+    """Whether the line holds this key. The line comes from a file that was read without errors."""
     if not line.strip() or line.lstrip().startswith("#"):
         return False
     record = json.loads(line)
@@ -450,13 +454,13 @@ def _is(line: str, key: Key) -> bool:
 
 
 def _unended(file: _File, now: float) -> list[str]:
-    """The lines of a file without those of keys that have ended."""
+    """The lines of a file without those of expired keys."""
     ended = [key for key in file.ending.values() if key.has_ended(now)]
     return [line for line in file.lines if not any(_is(line, key) for key in ended)] if ended else file.lines
 
 
 def _with_end(lines: list[str], key: Key, until: int) -> list[str]:
-    """The lines with another end for a key; 0: without one."""
+    """The lines with another expiry for a key; 0: none."""
     changed = []
     for line in lines:
         if _is(line, key):
@@ -474,7 +478,7 @@ def _open_or_new(path: Path) -> _File:
             os.fspath(path), ["# Keys of a BlipMQ broker: blipmq keys add, list, rotate, revoke. Hashes only.", header]
         )
     file = _File(path)
-    if not file.salt:  # an empty one
+    if not file.salt:  # an empty file
         file.salt = os.urandom(SALT_BYTES)
         file.lines.append(json.dumps({"format": FORMAT, "salt": file.salt.hex()}))
     return file
@@ -482,7 +486,7 @@ def _open_or_new(path: Path) -> _File:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time. The folder is locked, because the file is replaced."""
+    """Allow one writer at a time. The folder is locked, because the file is replaced."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, 0o700, exist_ok=True)
@@ -499,7 +503,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: str, lines: list[str]) -> None:
-    """Write the file anew beside the old one, and put it in its place when it is on disk."""
+    """Write the new file beside the old one, sync it, and replace the old one."""
     folder, name = os.path.split(os.path.abspath(path))
     fresh = os.path.join(folder, f".{name}.{os.urandom(8).hex()}")
     try:
@@ -521,7 +525,8 @@ def _replace(path: str, lines: list[str]) -> None:
 
 
 def _keep_owner(handle: int, path: str, folder: str) -> None:
-    """Root makes a file that the broker can read: it belongs to whom the old one, or else the folder, belongs to."""
+    """Set owner and mode of the new file. If root writes it, it gets the owner of the old file, or else of the folder,
+    so that the broker can read it."""
     if sys.platform == "win32":
         return
     try:

@@ -1,7 +1,7 @@
-"""Which processors the broker stays on.
+"""The processors that the broker uses.
 
-Invariant: a processor is only named if this process may use it; where the system offers no choice, asking for one is an
-error and not a wish.
+Invariant: a processor is used only if this process may use it. Where the system offers no choice, a request for one is
+an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANY = -1
 
 
 def processor_numbers(text: str) -> list[int]:
-    """The numbers in "0,2"; none for "auto" and "". Raises ValueError that says what is expected."""
+    """The numbers in "0,2"; none for "auto" and "". Raises ValueError that says what is allowed."""
     if text in ("", "auto"):
         return []
     if not re.fullmatch(r"[0-9]{1,4}( *, *[0-9]{1,4})*", text):
@@ -25,7 +25,8 @@ def processor_numbers(text: str) -> list[int]:
 
 
 def choose_processors(text: str) -> tuple[int, frozenset[int]]:
-    """For the I/O thread (ANY: no matter) and for all other threads (empty: no matter). Raises `ConfigError`."""
+    """The processor of the I/O thread (ANY: no choice) and those of all other threads (empty: no choice). Raises
+    `ConfigError`."""
     if not text:
         return ANY, frozenset()
     if sys.platform != "linux":
@@ -49,6 +50,6 @@ def choose_processors(text: str) -> tuple[int, frozenset[int]]:
 
 
 def stay_on(processors: frozenset[int]) -> None:
-    """Keep the calling thread, and those it starts, on these processors; an empty set changes nothing."""
+    """Keep the calling thread, and the threads that it starts, on these processors; an empty set changes nothing."""
     if processors and sys.platform == "linux":
         os.sched_setaffinity(0, processors)

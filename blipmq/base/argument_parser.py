@@ -1,6 +1,6 @@
-"""The parser of all command lines: argparse, whose help and errors go out as everything else that a program says.
+"""The parser of all command lines: argparse, but it prints help and errors through stdio.py.
 
-Invariant: what cannot be written is told as streams.py has it, never as a traceback of argparse or of the interpreter's end.
+Invariant: an output error is reported as in stdio.py, never as a traceback.
 """
 
 from __future__ import annotations

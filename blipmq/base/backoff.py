@@ -1,8 +1,7 @@
-"""How long to wait before the next attempt: exponential, with full jitter, so that a thousand clients come back
-spread out.
+"""The delay before the next attempt: exponential back-off with full jitter, so that many clients do not reconnect at
+the same moment.
 
-Invariant: a delay is never longer than `most_s`, and every value between 0 and the current bound is as likely as any
-other.
+Invariant: a delay is at most `most_s`, and uniformly distributed between 0 and the current bound.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Backoff:
 
     @property
     def bound_s(self) -> float:
-        """The longest that the next delay can be."""
+        """The upper bound of the next delay, in seconds."""
         return min(self._most_s, self._first_s * 2.0 ** min(self._attempts, 32))
 
     def next_s(self) -> float:

@@ -1,6 +1,6 @@
-"""Addresses to listen on, as settings write them: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT.
+"""Listening addresses as settings write them: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT.
 
-Invariant: nothing here asks the network; a name is only judged by how it is written.
+Invariant: nothing here uses the network; only the syntax of a name is checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[IPv6]:PORT` in its parts. Raises ValueError that says what is wrong."""
+    """Split `HOST:PORT` or `[IPv6]:PORT`. Raises ValueError with the cause."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:\s]+)):([0-9]{1,5})", text)
     if match is None:
         if text.count(":") > 1 and not text.startswith("["):
@@ -28,8 +28,8 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def _could_be_a_host(host: str, in_brackets: bool) -> bool:
-    """Whether `host` is an address, or a name that may be known one day. What cannot ever be either is a mistake to be told at
-    once, not something to wait for."""
+    """Whether `host` is a valid address or a valid name, even one that is not known yet. Anything else is reported as
+    an error at once, because waiting cannot help."""
     try:
         if in_brackets:
             socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
@@ -44,7 +44,7 @@ def _could_be_a_host(host: str, in_brackets: bool) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost counts as reachable."""
+    """Whether only this machine can reach `host`. A name other than localhost counts as reachable from other machines."""
     if host.lower() in LOOPBACK_NAMES:
         return True
     try:

@@ -1,18 +1,18 @@
-"""What a Raspberry Pi says of itself: temperature, throttling, under-voltage.
+"""The state of a Raspberry Pi: temperature, throttling, under-voltage.
 
-Invariant: reads a few files of the kernel, never waits, never raises; on any other machine there is nothing to say.
+Invariant: reads a few files of the kernel, never waits, never raises. On any other machine the result is None.
 """
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-# Bits of the firmware's get_throttled word: now, not since boot.
+# Bits of the firmware's get_throttled word: the present state, not the history since boot.
 UNDERVOLTAGE, FREQUENCY_CAPPED, THROTTLED = 1 << 0, 1 << 1, 1 << 2
 
 
 class Hardware(TypedDict):
-    """`temperature_c` is None where there is no sensor; the flags are None where the firmware does not tell."""
+    """`temperature_c` is None without a sensor; the flags are None if the firmware does not report them."""
 
     temperature_c: float | None
     throttled: bool | None
@@ -20,8 +20,8 @@ class Hardware(TypedDict):
 
 
 def read_hardware(root: str = "") -> Hardware | None:
-    """The state of the board, or None if it is not a Raspberry Pi. `root` goes before /proc and /sys."""
-    # The same file twice: a service that may see only processes in /proc (ProcSubset=pid) has it in /sys.
+    """The state of the board, or None if it is not a Raspberry Pi. `root` is put in front of /proc and /sys."""
+    # The same file at two paths: a service that sees only processes in /proc (ProcSubset=pid) has it in /sys.
     model = _text(f"{root}/proc/device-tree/model") or _text(f"{root}/sys/firmware/devicetree/base/model")
     if not model.startswith("Raspberry Pi"):
         return None

@@ -1,8 +1,8 @@
-"""Log lines: one fact each, `event key=value` or JSON, to a descriptor.
+"""Log lines: one event each, `event key=value` or JSON, written to a descriptor.
 
-Invariant: logging never raises, never waits for the reader, and never lets a value start a new line. What the reader
-does not take in time is held in a bounded buffer, then dropped and counted; the count is the next line through. An
-event that comes too often in one second, because a client makes it happen, is counted instead of written for a while.
+Invariant: logging never raises, never waits for the reader, and a value never starts a new line. Lines that the reader
+does not take in time wait in a bounded buffer; beyond it they are dropped and counted, and the count is the next line.
+Lines of an event that clients cause too often in one second are counted instead of written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BUFFER_BYTES_MAX = 256 * 1024
 VALUE_CHARS_MAX = 512
 LINES_PER_EVENT_MAX = 50  # in one second
 
-# A pipe that polls writable takes at least this much without waiting (PIPE_BUF), blocking or not.
+# A pipe that polls writable accepts this many bytes without blocking (PIPE_BUF).
 WRITE_BYTES_MAX: int = getattr(select, "PIPE_BUF", 512)
 
 _BARE = re.compile(r"[\w.:/@%+,*>#$\[\]()-]+", re.ASCII)
@@ -28,7 +28,7 @@ _ESCAPES = {ord('"'): '\\"', ord("\\"): "\\\\", ord("\n"): "\\n", ord("\r"): "\\
 
 
 def _escape(text: str) -> str:
-    """`text` on one line and without anything a terminal would obey."""
+    """`text` on one line, with control characters escaped."""
     text = text.translate(_ESCAPES)
     return "".join(
         c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text
@@ -47,7 +47,7 @@ def _value(value: Any) -> str:
 
 
 class Log:
-    """Writes lines of at least `level` to `fd`. `clock` gives seconds since 1970."""
+    """Writes lines of at least `level` to `fd`. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Log:
         self._clock = clock
         self._lines_per_event_max = lines_per_event_max
         self._second = 0
-        self._counts: dict[str, int] = {}  # of this second, by event; events are words of the code, so there are few
+        # in this second, by event; events are constants in the code, so there are few
+        self._counts: dict[str, int] = {}
         self._buffer: deque[bytes] = deque()
         self._buffer_bytes = 0
         self.dropped = 0
@@ -89,29 +90,30 @@ class Log:
         self._line("error", event, facts)
 
     def settle(self) -> None:
-        """Write what waits, and how many lines the second that has ended kept back. To be called once a second."""
+        """Write the waiting lines, and report the lines suppressed in the last second. To be called once a second."""
         self._turn_second(int(self._clock()))
         self.flush()
 
     def finish(self) -> None:
-        """At the end: write what waits and what the second under way has kept back, so that every line is accounted for."""
+        """Write the waiting lines at the end, and report the lines suppressed in the current second, so that none is
+        missing."""
         self._turn_second(self._second + 1)
         self.flush()
 
     def flush(self) -> bool:
-        """Write what waits, as far as the descriptor takes it. True if nothing waits any more."""
+        """Write the waiting lines, as far as the descriptor accepts them. Returns True if none waits any more."""
         while self._buffer and self._writable():
             line = self._buffer[0]
             try:
                 written = os.write(self._fd, line[:WRITE_BYTES_MAX])
             except BlockingIOError:
                 return False
-            except OSError:  # closed, or the disk behind it is full: no one to tell
+            except OSError:  # closed, or its disk is full: the error cannot be logged
                 self._forget()
                 return True
             self._buffer_bytes -= written
             if written < len(line):
-                self._buffer[0] = line[written:]  # finish it before anything else, or lines mix
+                self._buffer[0] = line[written:]  # finish this line first, or lines mix
             else:
                 self._buffer.popleft()
         return not self._buffer
@@ -127,7 +129,7 @@ class Log:
             return
         try:
             line = self._render(now, level, event, facts)
-        except Exception as error:  # a value whose __str__ fails must not take the broker down
+        except Exception as error:  # a failing __str__ must not stop the broker
             line = _text_line(now, "error", "log_failed", {"event": event, "error": type(error).__name__})
         self._put(line)
 
@@ -152,7 +154,7 @@ class Log:
             self.dropped += 1
 
     def _room(self, line: bytes) -> bool:
-        # 256: the logs_dropped line goes in front and counts too.
+        # 256: room for the logs_dropped line in front
         return self._buffer_bytes + len(line) + 256 <= BUFFER_BYTES_MAX
 
     def _keep(self, line: bytes) -> None:
@@ -165,7 +167,7 @@ class Log:
         self._buffer_bytes = 0
 
     def _writable(self) -> bool:
-        """Whether a write will not wait. The descriptor is shared with the shell, so it is not made non-blocking."""
+        """Whether a write will not block. The descriptor is shared with the shell, so it is not made non-blocking."""
         try:
             if hasattr(select, "poll"):
                 poller = select.poll()
@@ -173,7 +175,7 @@ class Log:
                 return bool(poller.poll(0))
             return True
         except (OSError, ValueError):
-            return True  # let the write say what is wrong
+            return True  # the write reports the error
 
 
 def _stamp(now: float) -> str:
@@ -187,7 +189,7 @@ def _text_line(now: float, level: str, event: str, facts: dict[str, Any]) -> byt
 
 
 def _json_line(now: float, level: str, event: str, facts: dict[str, Any]) -> bytes:
-    import json  # here, because most brokers write text and start sooner without it
+    import json  # imported here because most brokers write text, and start faster without it
 
     short = {
         name: v[:VALUE_CHARS_MAX] + "…" if isinstance(v, str) and len(v) > VALUE_CHARS_MAX else v

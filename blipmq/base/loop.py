@@ -1,9 +1,9 @@
-"""The event loop of a broker's own process: which one it is, and what is loaded for it.
+"""The event loop of a broker's own process, and the modules loaded for it.
 
-A plain broker asks little of its loop: messages never pass through it, the core's thread has them. The loop of the standard
-library does that as well as uvloop does, and starts sooner; the bytes of TLS all pass through, and there it is uvloop.
-
-Invariant: with TLS configured, all that speaks it is loaded before the broker is ready, or the start fails.
+A plain broker needs little from its loop, because messages pass only through the core's thread. The loop of the
+standard library is sufficient and starts faster than uvloop. All bytes of TLS pass through the loop, so a broker with
+TLS uses uvloop. Invariant: with TLS configured, all its modules are loaded before the broker is ready, or the start
+fails.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def load_asyncio(tls: bool) -> None:
-    """Import asyncio, and without `tls` only what it needs then: no `ssl`, which is OpenSSL and a tenth of a start.
+    """Import asyncio; without `tls` it does not load `ssl`, which loads OpenSSL and takes a tenth of a start.
 
-    To be called before anything that imports asyncio. A process that has it, or ssl, stays as it is.
+    To be called before any other import of asyncio. Does nothing if asyncio or ssl is already loaded.
     """
     if tls or "ssl" in sys.modules or "asyncio" in sys.modules:
         return
-    # asyncio takes ssl if it is there, and serves without in a Python that was built so. None is how the import system writes
-    # down that a module is not there; whoever imports it later (a client in this process) gets it.
+    # asyncio uses ssl if it is available, and works without it. None in sys.modules marks a module as missing; a later
+    # import (a client in this process) loads it normally.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     try:
         import asyncio  # noqa: F401
@@ -32,10 +32,10 @@ def load_asyncio(tls: bool) -> None:
 
 
 def new_loop(tls: bool) -> tuple[asyncio.AbstractEventLoop, str]:
-    """An event loop and its name: for `tls` uvloop's, where it is installed."""
+    """Return an event loop and its name: with `tls` uvloop's, if it is installed."""
     import asyncio
 
-    if sys.platform == "win32":  # the loop there by default cannot watch a descriptor
+    if sys.platform == "win32":  # the default loop of Windows cannot watch a descriptor
         return asyncio.SelectorEventLoop(), "asyncio"
     if tls:
         try:

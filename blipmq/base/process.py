@@ -1,6 +1,6 @@
-"""What the operating system says of this process: processor time, memory, descriptors, threads.
+"""The operating system's figures of this process: processor time, memory, descriptors, threads.
 
-Invariant: reads a few counters, never waits, never raises; what a system does not tell is left out, not guessed.
+Invariant: reads a few counters, never waits, never raises. Figures that a system does not provide are left out.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import os
 import time
 
 Root = str | os.PathLike[str]
-_UNLIMITED_BYTES = 1 << 60  # older kernels write a number where there is no limit
+_UNLIMITED_BYTES = 1 << 60  # older kernels write a large number for "no limit"
 
 
 def started_at(root: Root = "/") -> float:
-    """When this process began, in seconds since 1970. Where the system does not tell, that is now."""
+    """The start of this process, in seconds since 1970; the present time if the system does not provide it."""
     now = time.time()
     try:
-        # The command's name, in parentheses, may hold anything: count from the end of it. starttime is field 22.
+        # The command's name, in parentheses, may contain anything, so count from its end. starttime is field 22.
         ticks = int(_read(root, "proc/self/stat").rpartition(b")")[2].split()[19])
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError, AttributeError):
@@ -24,8 +24,8 @@ def started_at(root: Root = "/") -> float:
 
 
 def read_process(root: Root = "/") -> dict[str, float]:
-    """cpu_seconds, and where there is a /proc: resident_bytes, virtual_bytes, threads; with descriptors: open_fds,
-    max_fds. `root` is where /proc and /dev are."""
+    """cpu_seconds; with /proc also resident_bytes, virtual_bytes, threads; with descriptors open_fds and max_fds.
+    `root` is the parent of /proc and /dev."""
     times = os.times()
     figures: dict[str, float] = {"cpu_seconds": times.user + times.system}
     try:
@@ -39,8 +39,8 @@ def read_process(root: Root = "/") -> dict[str, float]:
 
 
 def memory_limit_bytes(root: Root = "/") -> int | None:
-    """The memory that this process may have at most, by the control groups it is in: a container's limit, or MemoryMax= of a
-    service. None: all of the machine's."""
+    """The memory limit of this process from its control groups: a container's limit, or MemoryMax= of a service. None:
+    no limit."""
     try:
         lines = _read(root, "proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -55,9 +55,7 @@ def memory_limit_bytes(root: Root = "/") -> int | None:
         else:
             continue
         parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for depth in range(
-            len(parts) + 1
-        ):  # in a container the path is that of the machine outside, and only the top is there
+        for depth in range(len(parts) + 1):  # in a container the path is the host's, and only the top level exists
             try:
                 text = _read(root, "/".join([folder, *parts[:depth], file])).strip()
             except OSError:
@@ -89,6 +87,6 @@ def _descriptors(root: Root) -> dict[str, float]:
 def _count(root: Root) -> int:
     folder = os.path.join(root, "proc/self/fd")
     if os.path.exists(folder):
-        # From 6.2 on the kernel counts; walking a hundred thousand descriptors would hold the loop up.
+        # Since Linux 6.2 the size is the count; walking a hundred thousand descriptors would block the loop.
         return os.stat(folder).st_size or len(os.listdir(folder)) - 1
     return len(os.listdir(os.path.join(root, "dev/fd"))) - 1  # without the one that lists

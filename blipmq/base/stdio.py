@@ -1,12 +1,12 @@
-"""Standard input, output and error of a program, whatever they are: closed, full, non-blocking, or with nobody at the far end.
+"""Standard input, output and error of a program, even if they are closed, full, non-blocking or without a reader.
 
-    take_descriptors()   the first thing a program does: a descriptor 0, 1 or 2 that is closed is opened on /dev/null
-    write_out, read_in   raise one error that says what is wrong; a reader that has gone is a BrokenPipeError
-    check_output         raises the same at the start of a command that may have nothing to write for long
-    say                  to standard error: never raises, because there is nobody left to tell
+    take_descriptors()   called first in a program: opens /dev/null for each closed descriptor 0, 1 or 2
+    write_out, read_in   raise one error with its cause; BrokenPipeError if the reader has gone
+    check_output         raises the same at the start of a command whose first output may come late
+    say                  writes to standard error; never raises, because the error could not be reported
 
-Invariant: the system has all bytes for which `write_out` has returned. Nothing goes through Python's buffers, so nothing is left
-in them to fail at the end of the program.
+Invariant: when `write_out` returns, the system has all bytes. Python's buffers are not used, so nothing can fail in
+them at the end of the program.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blipmq.errors import BlipMQError
 
 INPUT, OUTPUT, ERROR = range(3)
 READER_GONE = 141
-# A message on standard error waits so long for whoever reads it, if that is a non-blocking pipe.
+# How long a message waits for the reader of standard error, if that is a non-blocking pipe.
 PATIENCE_SECONDS = 2.0
 
 
@@ -33,8 +33,8 @@ class StreamError(BlipMQError):
 
 
 def take_descriptors() -> None:
-    """Open /dev/null on each of the descriptors 0, 1 and 2 that is closed. The next file or socket would get its number, and
-    with it all that is written to the stream. Input and output are opened the wrong way round, so that using them still fails.
+    """Open /dev/null on each closed descriptor of 0, 1 and 2. Otherwise the next file or socket would get its number,
+    and the output meant for the stream. Input and output are opened in the wrong mode, so that using them still fails.
     """
     for descriptor, mode in ((INPUT, os.O_WRONLY), (OUTPUT, os.O_RDONLY), (ERROR, os.O_RDWR)):
         try:
@@ -45,7 +45,7 @@ def take_descriptors() -> None:
             if opened != descriptor:
                 os.dup2(opened, descriptor)
                 os.close(opened)
-    # Python has none for a descriptor that was closed when it started.
+    # Python creates no stream object for a descriptor that was closed at its start.
     sys.stdin = sys.stdin or _object(INPUT, "r")
     sys.stdout = sys.stdout or _object(OUTPUT, "w")
     sys.stderr = sys.stderr or _object(ERROR, "w")
@@ -56,11 +56,11 @@ def _object(descriptor: int, mode: str) -> Any:
 
 
 def write_out(data: bytes) -> None:
-    """Write all of it to standard output, waiting for a slow reader. Raises StreamError, or BrokenPipeError if the reader has
-    gone."""
+    """Write all data to standard output, waiting for a slow reader. Raises StreamError, or BrokenPipeError if the
+    reader has gone."""
     descriptor = _descriptor(sys.stdout)
     try:
-        if descriptor is None:  # a stream that the calling program has put in its place
+        if descriptor is None:  # the calling program has replaced the stream
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         else:
@@ -72,10 +72,11 @@ def write_out(data: bytes) -> None:
 
 
 def check_output() -> None:
-    """Tell at the start of a long command that its standard output cannot take anything: it is closed, not open for writing, or
-    /dev/full (StreamError), or its reader has gone (BrokenPipeError). A disk that fills up later shows when it is written to."""
+    """Report at the start of a long command that standard output does not work: it is closed, not open for writing, or
+    /dev/full (StreamError), or its reader has gone (BrokenPipeError). A full disk is reported only when it is written
+    to."""
     descriptor = _descriptor(sys.stdout)
-    if descriptor is None:  # a stream that the calling program has put in its place
+    if descriptor is None:  # the calling program has replaced the stream
         return
     try:
         os.write(descriptor, b"")
@@ -89,12 +90,12 @@ def check_output() -> None:
 
 
 def print_out(text: str) -> None:
-    """One line, or several, to standard output. Raises as `write_out` does."""
+    """Write one or more lines to standard output. Raises as `write_out` does."""
     write_out(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def read_in(size: int) -> bytes:
-    """Up to `size` bytes of standard input as they come; b"" at its end. Raises StreamError."""
+    """Read up to `size` bytes of standard input as they arrive; b"" at its end. Raises StreamError."""
     try:
         descriptor = sys.stdin.fileno()
         while True:
@@ -107,12 +108,12 @@ def read_in(size: int) -> bytes:
 
 
 def say(text: str) -> None:
-    """A line for people, on standard error."""
+    """Write a line to standard error."""
     put_error(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def put_error(data: bytes) -> None:
-    """Write to standard error what can be written to it."""
+    """Write to standard error, ignoring errors."""
     descriptor = _descriptor(sys.stderr)
     try:
         if descriptor is None:
@@ -121,17 +122,17 @@ def put_error(data: bytes) -> None:
         else:
             _write(descriptor, data, time.monotonic() + PATIENCE_SECONDS)
     except (OSError, ValueError, AttributeError):
-        pass  # nobody is left to tell
+        pass  # the error cannot be reported
 
 
 def is_terminal(stream: Any) -> bool:
     try:
         return bool(stream.isatty())
-    except (OSError, ValueError, AttributeError):  # closed, or none at all
+    except (OSError, ValueError, AttributeError):  # closed, or None
         return False
 
 
-# ---- inside ----------------------------------------------------------------------------------------------------------
+# ---- internal --------------------------------------------------------------------------------------------------------
 
 
 def _descriptor(stream: Any) -> int | None:
@@ -152,7 +153,7 @@ def _write(descriptor: int, data: bytes, deadline_s: float | None) -> None:
 
 
 def _wait(descriptor: int, event: str, deadline_s: float | None) -> bool:
-    """Wait until a non-blocking descriptor can go on; false: not in time. An error of it shows when it is read or written."""
+    """Wait until a non-blocking descriptor is ready; False at the deadline. Its errors show at the next read or write."""
     if not hasattr(select, "poll"):
         time.sleep(0.01)
         return deadline_s is None or time.monotonic() < deadline_s
@@ -175,5 +176,5 @@ _OUTPUT = {
 
 def _why(error: Exception, sentences: dict[int, str]) -> str:
     number = error.errno if isinstance(error, OSError) else None
-    number = errno.EBADF if number is None else number  # Python's own errors mean a stream that is closed
+    number = errno.EBADF if number is None else number  # Python's own errors mean a closed stream
     return sentences.get(number) or os.strerror(number)

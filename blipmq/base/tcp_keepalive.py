@@ -1,10 +1,10 @@
-"""Noticing that the far end of a TCP connection is gone without a word: a power cut, a cable, a network that forgot it.
+"""Detecting that the peer of a TCP connection has vanished, for example after a power cut or a network failure.
 
-    nothing is on its way    the system probes the far end (keep_alive)
-    output is on its way     the owner of the socket looks whether the far end's system acknowledges it (Owed)
+    no output in flight      the system probes the peer (keep_alive)
+    output in flight         the owner of the socket checks whether the peer's system acknowledges it (Owed)
 
-The rules are those of net/keepalive.c, for the sockets that Python owns. Invariant: a far end whose system answers is never
-taken for gone, however slowly it reads; that is why TCP_USER_TIMEOUT is not used.
+The rules are those of net/keepalive.c, for the sockets that Python owns. Invariant: a peer whose system answers is
+never considered lost, however slowly it reads; TCP_USER_TIMEOUT is not used because it would break this.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _LOST = frozenset(
     if hasattr(errno, name)
 )
 _SECONDS_LEAST = 2
-_RTO_MAX_MS_LINUX = 44  # an option of Linux 6.15: how far retransmissions and probes of a closed window back off
+_RTO_MAX_MS_LINUX = 44  # an option of Linux 6.15: the maximum interval of retransmissions and window probes
 _RTO_MAX_MS_RANGE = (1000, 120_000)
 _DATA_UNACKED, _LAST_DATA_SENT, _LAST_ACK_RECV = (
     4,
     9,
     12,
-)  # among the numbers of Linux's tcp_info, which follow eight bytes
+)  # indexes of the numbers in Linux's tcp_info, which follow eight bytes
 _TCP_INFO = struct.Struct("<3xB4x13I")
 
 
 def keep_alive(sock: Any, within_ms: int) -> None:
-    """Have the system probe a quiet far end: first after about half of `within_ms`, then three times at most. 0: do not."""
+    """Let the system probe an idle peer: first after about half of `within_ms`, then at most three times. 0: no probes."""
     if not within_ms:
         return
     seconds = max(within_ms // 1000, _SECONDS_LEAST)
@@ -44,7 +44,7 @@ def keep_alive(sock: Any, within_ms: int) -> None:
     interval = max((seconds - idle) // 3, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for names, value in (
-        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), idle),  # the second is macOS's name
+        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), idle),  # macOS uses the second name
         (("TCP_KEEPINTVL",), interval),
         (("TCP_KEEPCNT",), (seconds - idle) // interval),
     ):
@@ -55,17 +55,17 @@ def keep_alive(sock: Any, within_ms: int) -> None:
         least, most = _RTO_MAX_MS_RANGE
         try:
             sock.setsockopt(socket.IPPROTO_TCP, _RTO_MAX_MS_LINUX, min(max(within_ms // 6, least), most))
-        except OSError:  # an older one
+        except OSError:  # an older Linux
             pass
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a socket failed because its far end does not answer."""
+    """Whether a socket failed because its peer does not answer."""
     return isinstance(error, TimeoutError) or getattr(error, "errno", None) in _LOST
 
 
 class Owed:
-    """Whether the far end of one socket has stopped acknowledging what it is sent. Ask `is_lost` LOOKS times in each interval."""
+    """Detects that the peer of one socket no longer acknowledges output. Call `is_lost` LOOKS times in each interval."""
 
     __slots__ = ("_doubt_s",)
 
@@ -73,8 +73,9 @@ class Owed:
         self._doubt_s = 0.0
 
     def is_lost(self, sock: Any, now_s: float, within_s: float) -> bool:
-        """Doubt begins when the last transmission is found unanswered, ends with any acknowledgement, and has to outlast most of
-        `within_s` and a transmission that began later: one may be lost on its way."""
+        """Return whether the peer is lost. A suspicion begins when the last transmission is unanswered, and ends with
+        any acknowledgement. The peer is lost if the suspicion lasts for most of `within_s` and something was sent after
+        it began, because a single transmission may be lost on its way."""
         owed = _unanswered(sock)
         if owed is None:
             self._doubt_s = 0.0
@@ -88,8 +89,8 @@ class Owed:
 
 
 def _unanswered(sock: Any) -> tuple[float, float] | None:
-    """If the last transmission is unanswered: how many seconds ago the far end acknowledged anything, and something was sent.
-    None: it is answered, or this system does not say."""
+    """If the last transmission is unanswered, return the seconds since the peer's last acknowledgement and since the
+    last transmission. None: it is answered, or this system does not provide the figures."""
     if not hasattr(socket, "TCP_INFO") or not hasattr(socket, "TCP_USER_TIMEOUT"):
         return None
     try:

@@ -1,7 +1,7 @@
-"""What callers give to the verbs of the clients and the broker: one sentence for each value that cannot be.
+"""Checks of the arguments of the clients' and the broker's methods: one error sentence for each invalid value.
 
-Invariant: a value of a wrong type raises WrongType, one out of range UsageError; both before anything is sent. What is cheap to
-check is checked at each call, the rest where a value is seen for the first time.
+Invariant: a value of a wrong type raises WrongType, one out of range UsageError, both before anything is sent. Cheap
+checks run at each call, the others when a value is seen for the first time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def check_whole(name: str, value: Any, least: int = 0, most: int | None = None) -> None:
-    """Anything that is a whole number will do, those of other libraries too."""
+    """Accepts any integer type, also those of other libraries."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -48,7 +48,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_seconds(name: str, value: Any, *, none: bool = False) -> None:
-    """`none`: whether None is one of the values, for no limit."""
+    """`none`: whether None is allowed, for no limit."""
     if value is None and none:
         return
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
@@ -58,13 +58,14 @@ def check_seconds(name: str, value: Any, *, none: bool = False) -> None:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """A function, or None for none."""
+    """Accepts a function, or None."""
     if value is not None and not callable(value):
         raise wrong_type(name, value, "a function or None")
 
 
 def many(payloads: Iterable[T]) -> Iterator[T]:
-    """What publish_many is given. One text or one piece of bytes could be iterated too, and is a mistake."""
+    """Return an iterator over the payloads of publish_many. A single text or bytes object is iterable too, but is an
+    error."""
     if isinstance(payloads, (str, bytes, bytearray, memoryview)):
         raise wrong_type(
             "payloads", payloads, "a list, or anything else that gives payloads; publish sends a single one"
@@ -76,7 +77,7 @@ def many(payloads: Iterable[T]) -> Iterator[T]:
 
 
 def ids_of(messages: Iterable[Any], qos_least: int = 0) -> list[int]:
-    """The ids of messages that are to be acknowledged; those below `qos_least` are passed over."""
+    """The ids of messages to acknowledge; messages with a QoS below `qos_least` are ignored."""
     try:
         return [message.id for message in messages if message.qos >= qos_least]
     except AttributeError:

@@ -1,6 +1,6 @@
-"""A broker for programs without an event loop: the same verbs, each waiting for its result.
+"""A broker for programs without an event loop: the same methods, each waits for its result.
 
-Invariant: the broker and its loop live in one thread of their own; what is called here only hands over and waits.
+Invariant: the broker and its event loop run in their own thread; the methods here only hand over work and wait.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class BlockingBroker:
-    """What `with Broker(...) as broker:` gives. Its methods may be called from any thread."""
+    """The result of `with Broker(...) as broker:`. Its methods may be called from any thread."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -32,7 +32,7 @@ class BlockingBroker:
         self._thread.start()
         try:
             self._wait(broker.start())
-        except BaseException:  # an interrupt too: what has begun ends before the thread does
+        except BaseException:  # also on an interrupt: stop everything that was started before the thread ends
             self._end()
             raise
 
@@ -41,12 +41,12 @@ class BlockingBroker:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port; "" without a listener."""
+        """The listening address with its real port; "" without a listener."""
         return self._broker.address
 
     @property
     def tls_address(self) -> str:
-        """Where it listens for TLS, with the real port; "" without such a listener."""
+        """The TLS listening address with its real port; "" without a TLS listener."""
         return self._broker.tls_address
 
     def publish(self, topic: str, payload: Payload, ttl_ms: int = 0, *, qos: int = 0) -> int:
@@ -67,8 +67,8 @@ class BlockingBroker:
         on_state: StateCallback | None = None,
         on_refusal: Callable[[BlipMQError], None] | None = None,
     ) -> BlockingClient:
-        """A client over loopback. The options are those of `blipmq.connect_blocking`. Raises `UsageError` if the broker
-        has no listener."""
+        """Return a client over loopback. The options are those of `blipmq.connect_blocking`. Raises `UsageError` if the
+        broker has no listener."""
         if not self.address:
             raise UsageError(
                 "this broker has no listener, and a blocking client needs one; set server.bind_addr to 127.0.0.1:0, "
@@ -105,7 +105,7 @@ class BlockingBroker:
         return self._wait(self._broker.end_session(filter, client_id=client_id, group=group, key=key))
 
     def stop(self, timeout_ms: int | None = None) -> int:
-        """As `Broker.stop`; the thread has ended when it returns."""
+        """As `Broker.stop`; the thread has ended when this returns."""
         if self._loop.is_closed():
             return 0
         try:
@@ -114,7 +114,7 @@ class BlockingBroker:
             self._end()
 
     def _run(self) -> None:
-        """In the thread. Everything of the loop happens here: the caller may have a loop of its own that runs."""
+        """Runs in the thread. The loop is used only here, because the caller may run its own event loop."""
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
@@ -124,14 +124,14 @@ class BlockingBroker:
             self._loop.close()
 
     async def _finish(self) -> None:
-        """Nothing goes on that the caller did not wait for."""
+        """Cancel all work that the caller did not wait for, and stop the broker."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._broker.stop(0)
         await self._loop.shutdown_asyncgens()
-        await self._loop.shutdown_default_executor()  # its threads end before this one does
+        await self._loop.shutdown_default_executor()  # end the executor's threads before this thread
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():

@@ -1,10 +1,10 @@
-"""A broker, whole: the core, the policy around it, and the verbs to use it from the same process.
+"""A complete broker: the core, the policy around it, and the methods to use it from the same process.
 
     async with Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker:
         broker.publish("site/1/temp", b"21.5")
 
-Invariant: everything here runs in the thread of one event loop; only the core has a thread of its own, reached through
-commands and events. A broker shares nothing with another one, so a process may hold several.
+Invariant: everything here runs in the thread of one event loop. Only the core has its own thread, reached through
+commands and events. Brokers share nothing, so a process may run several.
 """
 
 from __future__ import annotations
@@ -74,27 +74,26 @@ if TYPE_CHECKING:
     from blipmq.sessions.end import End, SessionEnds
 
 TICK_SECONDS = 1.0
-# Beyond the time given for flushing: what the core needs to close everything.
+# Added to the time for flushing: the core needs it to close all connections.
 STOP_GRACE_SECONDS = 5.0
-# What TLS clients have to read the last bytes and to say goodbye in.
+# The time that TLS clients have to read the last bytes and to close.
 STOP_TLS_SECONDS = 1.0
 
 
 class Broker:
-    """An embedded broker. Use it as `async with`, or as `with` to get a `BlockingBroker` that runs in a thread, also in a program
-    whose own event loop runs (each call then holds that loop up for as long as it takes).
+    """An embedded broker. Use it with `async with`, or with `with` to get a `BlockingBroker` that runs in a thread. The
+    latter also works in a program that runs its own event loop; each call then blocks that loop until it returns.
 
-    `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults; unlike the
-    command line, an embedded broker reads no environment. `server.bind_addr = ""` makes one without a listener, used
-    through `connect` and `publish` alone. QoS 1 needs a log: from dicts or without settings there is one only if
-    `wal.directory` is given, for a program's working directory is its own.
-
-    Raises `ConfigError`; when it is started `AddressInUse`, `LogLocked` and `LogUnusable`.
+    `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults. Unlike the
+    command line, an embedded broker reads no environment variables. `server.bind_addr = ""` makes a broker without a
+    listener; use `connect` and `publish`. QoS 1 needs the WAL. A broker configured from dicts or without settings has
+    one only if `wal.directory` is given, so that it does not write into the program's working directory. Raises
+    `ConfigError`; at start `AddressInUse`, `LogLocked` and `LogUnusable`.
     """
 
     def __init__(self, config: Settings = None, *, log: Log | None = None) -> None:
         self.config = as_config(config)
-        # Quiet unless told otherwise: an embedding program's standard error is its own.
+        # The default level is warning, because standard error belongs to the embedding program.
         self.log = log or Log(level="warning", format=self.config.logging.format)
         self._connections = Connections()
         self._core: Core | None = None
@@ -115,7 +114,7 @@ class Broker:
         self._ids = IdFile("", self.log)
         self.tls: Tls | None = None
         if self.config.tls.cert_file:
-            from blipmq.net.tls import Tls  # here, because only a broker that is configured for it pays for `ssl`
+            from blipmq.net.tls import Tls  # imported here because only a broker with TLS should load `ssl`
 
             self.tls = Tls(self.config, self.log)
 
@@ -124,12 +123,12 @@ class Broker:
         counts = f"connections={len(self._connections)} attached={len(self._attached or ())}"
         return f"<Broker {state} address={self.address or '-'} {counts}>"
 
-    # -- life
+    # -- start and stop
 
     async def start(self, listener: socket.socket | None = None, bind_retry: BindRetry | None = None) -> None:
-        """Recover the log, start the core and, if `server.bind_addr` is not empty, listen. A `listener` given is taken
-        over instead. Returns when the broker serves; with `bind_retry`, also where its addresses are not there yet: those are
-        listened at as soon as they are."""
+        """Recover the WAL, start the core and, if `server.bind_addr` is not empty, listen. A given `listener` is used
+        instead. Returns when the broker serves. With `bind_retry` it also returns if an address is not available yet;
+        the broker listens there as soon as it is."""
         if self._core is not None or self._starting:
             raise UsageError("this broker has been started already")
         self._starting = True
@@ -198,7 +197,7 @@ class Broker:
         self._watch_keys()
 
     async def _listen(self, listener: socket.socket) -> None:
-        """Listen at an address that was waited for."""
+        """Listen at an address that has become available."""
         core, status = self._running(), self._status_running()
         if self._stopped is not None:
             raise UsageError("this broker is stopping")
@@ -206,9 +205,10 @@ class Broker:
         core.listen(listener.detach())
 
     async def stop(self, timeout_ms: int | None = None) -> int:
-        """Stop accepting, send what is queued for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all.
+        """Stop accepting, send queued messages for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all
+        connections.
 
-        Returns how many messages could not be sent. Stopping twice is harmless.
+        Returns the number of messages that could not be sent. Stopping twice is harmless.
         """
         if timeout_ms is not None:
             check_whole("timeout_ms", timeout_ms)
@@ -225,7 +225,8 @@ class Broker:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
             self._core.stop(flush_ms)
-            # The core keeps to the time by itself; a turn of grace later something is wrong, and said.
+            # The core enforces the time limit itself. If it has not stopped after the grace period, that is an error
+            # and is logged.
             self._timers.after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
         unsent = await asyncio.shield(self._stopped)
         if self.tls is not None:
@@ -253,11 +254,11 @@ class Broker:
         assert self._thread is not None
         self._thread.stop()
 
-    # -- verbs
+    # -- public methods
 
     @property
     def unready(self) -> str:
-        """Why new clients are not served at the moment: starting, stopping, stopped or a sentence; "" if they are."""
+        """Why new clients are not served now: "starting", "stopping", "stopped" or a sentence; "" if they are served."""
         if self._core is None or self._status is None:
             return "starting" if self._stopped is None else "stopped"
         if self._stopped is not None:
@@ -266,28 +267,27 @@ class Broker:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port; "" without a listener."""
+        """The listening address with its real port; "" without a listener."""
         return self._status.address if self._status else ""
 
     @property
     def tls_address(self) -> str:
-        """Where it listens for TLS, with the real port; "" without such a listener."""
+        """The TLS listening address with its real port; "" without a TLS listener."""
         return self.tls.address if self.tls is not None else ""
 
     def publish(self, topic: str, payload: Payload, ttl_ms: int = 0, *, qos: int = 0) -> Awaitable[int]:
-        """Publish from the broker itself. `ttl_ms` 0: the default.
+        """Publish from the broker itself. `ttl_ms`: time to live in milliseconds; 0 is the default.
 
-        QoS 0 is on its way when this returns; awaiting the result is allowed and gives 0. QoS 1 needs the log: awaiting the
-        result waits until the message is on disk and gives its id, or raises `Refused` if the log does not take it. The
-        message is published whether or not the result is awaited. Order is kept among the publishes of one QoS.
-
-        Raises `UsageError` for what cannot be sent, `Refused` if too much waits already.
+        QoS 0: the message is queued when this returns; awaiting the result is allowed and gives 0. QoS 1 needs the WAL:
+        awaiting the result waits until the message is on disk and gives its id, or raises `Refused` if the WAL does not
+        accept it. The message is published whether or not the result is awaited. Publishes of one QoS keep their order.
+        Raises `UsageError` for invalid arguments, `Refused` if too many bytes wait already.
         """
         self._running()
         if qos and not self.config.wal.enabled:
             raise UsageError("QoS 1 needs the log: name its place in wal.directory, or publish with qos 0")
         if self._publisher is None:
-            from blipmq.broker.publisher import Publisher  # here, because a broker of its own never needs it
+            from blipmq.broker.publisher import Publisher  # imported here because a standalone broker never needs it
 
             self._publisher = Publisher(self.open_transport)
         return self._publisher.publish(topic, payload, ttl_ms, qos, self.config.server.max_message_size_bytes)
@@ -300,7 +300,8 @@ class Broker:
         on_state: StateCallback | None = None,
         on_refusal: Callable[[BlipMQError], None] | None = None,
     ) -> AwaitableContext[Client]:
-        """A client inside this process: no socket, no key, the same protocol. The options are those of `blipmq.connect`."""
+        """Return a client inside this process: no socket, no key, the same protocol. The options are those of
+        `blipmq.connect`."""
         from blipmq.client.client import AwaitableContext, Client
 
         client = Client(
@@ -315,7 +316,7 @@ class Broker:
         return AwaitableContext(client.open())
 
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> MemoryTransport:
-        """Open a connection without a socket, and give it to `protocol` as its transport."""
+        """Open an in-memory connection and give it to `protocol` as its transport."""
         self._running()
         assert self._attached is not None
         return await self._attached.open(protocol)
@@ -325,12 +326,12 @@ class Broker:
         return await self._questions.ask(self._status_running().ask_counters)
 
     async def info(self) -> dict[str, Any]:
-        """The state of the broker, as INFO answers it."""
+        """The state of the broker, as INFO returns it."""
         return await self._questions.ask(self._status_running().ask_report)
 
     async def sessions(self, find: str = "", limit: int = ROWS_MAX) -> dict[str, Any]:
-        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
-        lag. `find`: a part of the filter, client_id or group."""
+        """List QoS 1 subscriptions and queue groups, also those of absent clients: totals, and in `list` the rows with
+        the largest lag. `find`: a part of the filter, client_id or group."""
         check_text("find", find)
         check_whole("limit", limit)
         status, wanted = self._status_running(), Wanted(find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
@@ -339,8 +340,8 @@ class Broker:
     async def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
     ) -> dict[str, Any]:
-        """End a durable subscription, or a queue group, whoever it belongs to; returns it as it was. `key`: the name of the
-        key that the client_id belongs to; None: whichever it is, if it is one. Raises `Refused` with the reason."""
+        """End a durable subscription or a queue group of any client; returns its last state. `key`: the name of the key
+        that the client_id belongs to; None: any key, if only one matches. Raises `Refused` with the reason."""
         from blipmq.sessions.end import Target
 
         for name, text in (("filter", filter), ("client_id", client_id), ("group", group), ("key", key or "")):
@@ -356,38 +357,40 @@ class Broker:
         return end.row
 
     async def reasons(self) -> list[str]:
-        """What is not as it should be, a sentence each; nothing in it: all is well."""
+        """The reasons why the broker is degraded, one sentence each; empty if all is well."""
         return await self._questions.ask(self._status_running().ask_reasons)
 
     def apply(self, config: Config) -> None:
-        """Put the reloadable settings of `config` into effect; the others keep their values until a restart. Raises
-        `ConfigError`, and changes nothing, if its key file is of no use."""
+        """Apply the reloadable settings of `config`; the others keep their values until a restart. Raises `ConfigError`
+        and changes nothing if the key file is invalid."""
         core = self._running()
         if not isinstance(config, Config):
             raise WrongType(f"config is a {type(config).__name__}; apply takes a Config")
         assert self._protocol is not None and self._status is not None and self._auth is not None
         keys = self._auth.prepare(config.auth)
         if self.tls is not None:
-            self.tls.apply(config)  # first of what takes effect: it may refuse
+            self.tls.apply(config)  # first, because it may refuse the configuration
         self.config = self._protocol.config = config
         self._status.budget_bytes = config.limits.memory_bytes
         self._status.reloads_applied += 1
         self._status.reload_error = ""
         self.log.set(config.logging.level, config.logging.format)
-        core.limits(CoreConfig.of(config))  # first: from here on nobody comes in without a key, if one is wanted
+        # first: from here on no client is admitted without a key, if keys are required
+        core.limits(CoreConfig.of(config))
         self._auth.apply(keys)
         self._protocol.keys_changed()
         self._watch_keys()
 
     def reload_refused(self, error: str) -> None:
-        """Note that a changed configuration was refused: a reason to look until one is applied."""
+        """Record that a changed configuration was refused. The broker is degraded until a valid one is applied."""
         if self._status is not None:
             self._status.reloads_refused += 1
             self._status.reload_error = error
 
     @property
     def reloads(self) -> dict[str, int]:
-        """How many changed configurations were `applied` and `refused`, and whether the last one was `ok` (1) or not."""
+        """The number of changed configurations `applied` and `refused`, and `ok`: 1 if the last one was applied, else
+        0."""
         status = self._status_running()
         return {
             "applied": status.reloads_applied,
@@ -397,7 +400,8 @@ class Broker:
 
     @property
     def auth(self) -> dict[str, int]:
-        """How many `keys` are in effect, whether they are those of the key file (`file_ok`), and clients `refused`."""
+        """The number of `keys` in effect, `file_ok` (1 if they are those of the key file), and the clients `refused`
+        and `over_limit`."""
         self._running()
         assert self._auth is not None
         return self._auth.facts
@@ -437,7 +441,7 @@ class Broker:
         self._session_ends().ended(event)
 
     def _session_ends(self) -> SessionEnds:
-        """Made when it is first needed, as what it answers: most brokers never do."""
+        """Created at the first use, because most brokers never need it."""
         core, status = self._running(), self._status_running()
         if self._ends is None:
             from blipmq.sessions.end import SessionEnds
@@ -452,7 +456,7 @@ class Broker:
         return Operators(self._running(), self._auth, self._session_ends())
 
     def _secured(self, connection: TlsConnection) -> None:
-        """The handshake of a TLS client is done."""
+        """Attach a TLS client whose handshake is done."""
         if self._core is None or self._attached is None:
             connection.abort()
         else:
@@ -472,14 +476,14 @@ class Broker:
         assert self._pump is not None and self._timers is not None and self._attached is not None
         self._pump.stop()
         core.join()
-        self._core = None  # before free: nothing may send a command from here on
+        self._core = None  # before free: no command may be sent from here on
         self._timers.clear()
         self._attached.stop()
         self._connections.clear()
         self._publisher = None
         self._questions.fail(Disconnected("the broker stopped before it could answer"))
         self._timers.after("stop", STOP_GRACE_SECONDS, self._stop_waits)
-        # In a thread: the last sync can take as long as the disk likes, and signals are still listened to.
+        # In a thread: the last sync can block as long as the disk does, and the loop must still handle signals.
         pool = ThreadPoolExecutor(1, "blipmq-close")
         loop.run_in_executor(pool, core.free).add_done_callback(lambda _: self._has_ended(event.unflushed))
         pool.shutdown(wait=False)
@@ -528,7 +532,7 @@ class Broker:
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(BlipMQError("the core did not stop in time"))
 
-    # -- inside
+    # -- internal
 
     def _running(self) -> Core:
         if self._core is None:

@@ -1,7 +1,7 @@
-"""The core's events to their handlers, and commands that found no room back to the core.
+"""Passes the core's events to their handlers, and sends commands again that found no room in the core's ring.
 
-Invariant: an error of one handler ends at most the connection that the event is about. After EVENTS_PER_TURN events the loop
-runs other work.
+Invariant: an error in a handler ends at most the connection that the event belongs to. After EVENTS_PER_TURN events the
+loop runs other work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
 from blipmq.native.events import AdminAsked, Hello, Info, Sub, Unsub
 
-# Events handled before the loop gets to do something else.
+# The maximum number of events handled in one turn of the loop.
 EVENTS_PER_TURN = 512
 RETRY_SECONDS = 0.002
 
@@ -50,7 +50,7 @@ class EventPump:
         self._loop.remove_reader(self._core.event_fd)
 
     def retry_soon(self) -> None:
-        """Commands found no room in the core's ring: try again in a moment."""
+        """Commands found no room in the core's ring: send them again after RETRY_SECONDS."""
         if "retry" not in self._timers:
             self._timers.after("retry", RETRY_SECONDS, self._retry)
 
@@ -62,7 +62,7 @@ class EventPump:
             count += 1
             try:
                 self._handlers[type(event)](event)
-            except Exception as error:  # the error of one connection must not end the broker
+            except Exception as error:  # an error of one connection must not end the broker
                 self._failed(event, error)
         if self._running and self._core.has_backlog:
             self._retry()
@@ -79,6 +79,6 @@ class EventPump:
         try:
             if self._running and not self._core.retry():
                 self.retry_soon()
-        except CoreError as error:  # that command is gone; those behind it go on
+        except CoreError as error:  # that command is lost; those behind it are still sent
             self._log.error("internal_error", on="command", error=str(error))
             self.retry_soon()

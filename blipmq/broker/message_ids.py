@@ -1,9 +1,8 @@
-"""Where message ids begin, so that they do not go back over a restart, whatever the clock does.
+"""The first message id of a start, so that ids never go back after a restart, whatever the clock does.
 
-With a log, the log's own ledger knows. Without one, a small file in `wal.directory` holds a number that no id has reached: it is
-raised, on disk, before the ids come to it. The clock is only a first guess; a board without one begins in 1970 each time.
-
-Invariant: the file's number is above every id that was given out since it was first written.
+With a WAL, the WAL's ledger has the id. Without one, a small file in `wal.directory` has a number above all used ids.
+It is raised on disk before the ids reach it. The clock gives only a first estimate; a board without a real-time clock
+starts in 1970 each time. Invariant: the file's number is above every id used since it was first written.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from contextlib import suppress
 
 from blipmq.base.logs import Log
 
-# Ids begin at the milliseconds since this moment, shifted. They stay below 2**53 (JSON's exact whole numbers) until 2094.
+# Ids start at the milliseconds since this moment, shifted. They stay below 2**53 (JSON's exact integers) until 2094.
 IDS_SINCE_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
 IDS_SHIFT = 12
-IDS_BLOCK = 1 << 32  # reserved ahead
+IDS_BLOCK = 1 << 32  # ids reserved at a time
 IDS_NAME = "ids"
 IDS_DIGITS_MAX = 19
 LEDGER_NAME = "LOCK"
@@ -25,12 +24,12 @@ LEDGER_BYTES, LEDGER_SLOT = 64, 4096  # see native/FORMAT.md
 
 
 def first_message_id(wall_s: float) -> int:
-    """Where ids begin by the clock alone."""
+    """The first id according to the clock alone. `wall_s`: seconds since 1970."""
     return max(1, (int(wall_s * 1000) - IDS_SINCE_MS) << IDS_SHIFT)
 
 
 class IdFile:
-    """The ids of a broker without a log; `directory` is made if it is not there. An empty one: nothing is kept."""
+    """The ids of a broker without a WAL. `directory` is created if it does not exist; "": nothing is stored."""
 
     def __init__(self, directory: str, log: Log) -> None:
         self._directory = directory
@@ -41,7 +40,8 @@ class IdFile:
         return f"<IdFile {self._directory or '-'} reserved={self._reserved}>"
 
     def begin(self) -> int:
-        """The first id of this start. A file that cannot be written is said once, and no reason not to start."""
+        """Return the first id of this start. A file that cannot be written is logged once and does not prevent the
+        start."""
         first = first_message_id(time.time())
         if not self._directory:
             return first
@@ -50,7 +50,7 @@ class IdFile:
         return first
 
     def observe(self, counters: dict[str, int]) -> None:
-        """Reserve more if need be. Called once a second, which is far less than half a block takes."""
+        """Reserve more ids if necessary. Called once a second; half a block lasts much longer."""
         last_message_id = counters["last_message_id"]
         if self._reserved and last_message_id + IDS_BLOCK // 2 > self._reserved:
             self._reserve(last_message_id)
@@ -71,7 +71,7 @@ class IdFile:
 
 
 def _number_in(path: str) -> int:
-    """The number in a file of ours; 0 if there is none."""
+    """The number in a file that this module wrote; 0 if there is none."""
     with suppress(OSError, ValueError):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -84,7 +84,7 @@ def _number_in(path: str) -> int:
 
 
 def _write_number(directory: str, number: int) -> None:
-    """Replace the file as a whole: what is there afterwards is the old number or the new one."""
+    """Replace the whole file: afterwards it holds the old number or the new one."""
     temporary = os.path.join(directory, IDS_NAME + ".tmp")
     with suppress(FileNotFoundError):
         os.unlink(temporary)
@@ -104,8 +104,8 @@ def _write_number(directory: str, number: int) -> None:
 
 
 def _noted(directory: str) -> int:
-    """What the ledger of a log says that was kept here before it was switched off; 0: nothing."""
-    import zlib  # here, because a broker with a log never needs it
+    """The last message id in the ledger of a WAL that was kept here before it was switched off; 0 if there is none."""
+    import zlib  # imported here because a broker with a WAL never needs it
 
     newest, noted = 0, 0
     with suppress(OSError):

@@ -1,8 +1,7 @@
-"""The broker's own publishes: frames over connections inside the process, one for QoS 0 and one, of a client, for QoS 1.
+"""The broker's own publishes. They use in-memory connections: one for QoS 0 and one, of a client, for QoS 1.
 
-Invariant: publishes of one QoS go out in the order of the calls, and at most WAITING_BYTES_MAX of them wait here; the next
-one is refused rather than kept. Nothing is opened before the first publish, so a broker that only serves others has no such
-connection.
+Invariant: publishes of one QoS are sent in the order of the calls. At most WAITING_BYTES_MAX of them wait here; further
+ones are refused. No connection is opened before the first publish, so a broker that never publishes has none.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ if TYPE_CHECKING:
     from blipmq.client.client import Client, Payload
 
 WAITING_BYTES_MAX = 8 * 1024 * 1024
-ENCODERS_MAX = 64  # each may keep a hundred kilobytes of frame heads
-# Of one QoS 1 publish: a disk can be slow, and until it is done nobody knows.
+ENCODERS_MAX = 64  # each may keep a hundred kilobytes of frame headers
+# The time limit of one QoS 1 publish. The disk can be slow.
 ANSWER_SECONDS = 60.0
-# What a QoS 1 publish that waits costs beside its payload.
+# The memory that a waiting QoS 1 publish uses in addition to its payload.
 WAITING_COST_BYTES = 2048
 
 
 class AtOnce:
-    """What a QoS 0 publish returns: it may be awaited, and has nothing to wait for."""
+    """The result of a QoS 0 publish: awaiting it returns at once."""
 
     def __await__(self) -> Generator[None, None, int]:
         yield from ()
@@ -40,13 +39,13 @@ AT_ONCE = AtOnce()
 
 
 class Publisher(asyncio.Protocol):
-    """Publishes through `open_transport`, which connects a protocol to the core."""
+    """Publishes through `open_transport`, which connects an asyncio protocol to the core."""
 
     def __init__(self, open_transport: Callable[[asyncio.BaseProtocol], Awaitable[Any]]) -> None:
         self._open_transport = open_transport
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[Any] | None = None
-        self._waiting: list[bytes] = []  # until the connection is there
+        self._waiting: list[bytes] = []  # until the connection is open
         self._waiting_bytes = 0
         self._encoders: dict[tuple[str, int], PublishEncoder] = {}
         self._client: Client | None = None  # for QoS 1
@@ -61,11 +60,11 @@ class Publisher(asyncio.Protocol):
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that the core has not been given yet."""
+        """Bytes that the core has not received yet."""
         return self._waiting_bytes + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def publish(self, topic: str, payload: Payload, ttl_ms: int, qos: int, payload_bytes_max: int) -> Awaitable[int]:
-        """Queue one message. Raises `UsageError` for what cannot be sent, `Refused` (503) when too much waits."""
+        """Queue one message. Raises `UsageError` for invalid arguments, `Refused` (503) when too many bytes wait."""
         data = as_bytes(payload)
         if len(data) > payload_bytes_max:
             raise UsageError(
@@ -101,7 +100,7 @@ class Publisher(asyncio.Protocol):
             self._opening = asyncio.get_running_loop().create_task(self._open())
 
     async def drain(self) -> None:
-        """Return when the core has been given all that was published before, and has answered what is QoS 1."""
+        """Return when the core has received everything published before and has answered the QoS 1 publishes."""
         await self._empty.wait()
         await asyncio.gather(*self._answers, return_exceptions=True)
 
@@ -129,13 +128,13 @@ class Publisher(asyncio.Protocol):
         return await client.publish(topic, payload, ttl_ms=ttl_ms, qos=1)
 
     async def _open_client(self) -> Client:
-        """One connection for all who wait for it; whoever gives up waiting does not take it from the others."""
+        """Open one connection for all callers; a cancelled caller does not cancel it for the others."""
         if self._opened is None:
             self._opened = asyncio.get_running_loop().create_task(self._connected())
         return await asyncio.shield(self._opened)
 
     async def _connected(self) -> Client:
-        from blipmq.client.client import Client  # here, because most brokers publish nothing with QoS 1
+        from blipmq.client.client import Client  # imported here because most brokers never publish with QoS 1
 
         try:
             client = Client("in-process:1", opener=self._open_transport, reconnect=False, timeout_s=ANSWER_SECONDS)
@@ -147,7 +146,7 @@ class Publisher(asyncio.Protocol):
     async def _open(self) -> None:
         try:
             await self._open_transport(self)
-        except BlipMQError:  # the broker is full or stopping: what waits cannot be published any more
+        except BlipMQError:  # the broker is full or stopping: the waiting messages cannot be published any more
             self._forget()
         finally:
             self._opening = None
@@ -157,7 +156,7 @@ class Publisher(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)  # pause and resume tell whether anything waits
+        transport.set_write_buffer_limits(high=0)  # pause and resume then tell whether any output waits
         frames = b"".join(self._waiting)
         self._waiting, self._waiting_bytes = [], 0
         self._empty.set()

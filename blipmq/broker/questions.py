@@ -1,4 +1,4 @@
-"""Questions to the core that somebody awaits. Invariant: each ends: by its answer, or by `fail` when the broker stops."""
+"""Requests to the core that are awaited. Invariant: each ends by its answer, or by `fail` when the broker stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Questions:
-    """The questions of one broker that have no answer yet."""
+    """The unanswered requests of one broker."""
 
     def __init__(self) -> None:
         self._open: set[asyncio.Future[Any]] = set()
@@ -19,7 +19,7 @@ class Questions:
         return f"<Questions open={len(self._open)}>"
 
     async def ask(self, ask: Callable[[Callable[[T], None]], None]) -> T:
-        """The value that `ask` hands to the function it is given."""
+        """Call `ask` with a callback, and return the value that the callback receives."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._open.add(answer)
         try:
@@ -29,7 +29,7 @@ class Questions:
             self._open.discard(answer)
 
     def fail(self, error: Exception) -> None:
-        """End all that are open."""
+        """End all open requests with `error`."""
         for answer in self._open:
             if not answer.done():
                 answer.set_exception(error)

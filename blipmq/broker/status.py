@@ -1,7 +1,7 @@
-"""The broker's state in words and numbers: what INFO answers and what an operator reads out.
+"""The broker's state, for INFO and for operators.
 
-Invariant: gathering never blocks and is never done twice at a time. Counters come as `Stats`, subscribers as `Listed`
-pages; whoever asks while a round is under way shares its result, so a thousand INFO requests cost as much as one.
+Invariant: gathering never blocks, and only one round runs at a time. Counters arrive as `Stats` events, subscribers as
+`Listed` pages. Requests that arrive during a round share its result, so a thousand INFO requests cost as much as one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
 EVERYTHING = Wanted()
-LOG_FILLING = 0.75  # of wal.max_bytes: from here on it is told who keeps most of it
-NEARLY_FULL = 0.9  # of the memory budget: from here on it is a reason to look
+LOG_FILLING = 0.75  # share of wal.max_bytes; above it, a reason names the subscription that keeps most of the WAL
+NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degraded
 
 
 class Tls(Protocol):
-    """What `blipmq.net.tls` has to say."""
+    """The part of `blipmq.net.tls` that the status needs."""
 
     def facts(self) -> dict[str, Any]: ...
 
@@ -62,13 +62,13 @@ class Status:
     ) -> None:
         self.address = ""
         self.bind_problems: Callable[[], dict[str, str]] = (
-            dict  # sentences about addresses that are not there yet, by setting
+            dict  # sentences about addresses that are not available yet, by setting
         )
         self.budget_bytes = budget_bytes  # 0: none
         self.reloads_applied = self.reloads_refused = 0
-        self.reload_error = ""  # why the last reload changed nothing; "" after one that did
+        self.reload_error = ""  # why the last reload changed nothing; "" after a successful one
         self.session_lists = SessionLists(core)
-        self.sampled: Callable[[Counters], None] | None = None  # told each second's counters
+        self.sampled: Callable[[Counters], None] | None = None  # called with each second's counters
         self._core = core
         self._connections = connections
         self._wal = wal
@@ -82,7 +82,7 @@ class Status:
         self._seq = 0
         self._counters_for: dict[int, Callable[[Counters], None]] = {}
         self._reports_for: list[Callable[[Report], None]] = []
-        self._round = 0  # seq of the round under way, 0: none
+        self._round = 0  # seq of the current round, 0: none
         self._counters: Counters = {}
         self._deepest: list[Subscriber] = []
         self._listed = self._stuck = 0
@@ -97,13 +97,13 @@ class Status:
 
     @property
     def memory_is_short(self) -> bool:
-        """Whether the core was over its budget when it was last asked, at most a second ago."""
+        """Whether the core was over its memory budget at the last sample, at most a second ago."""
         return bool(self.budget_bytes and self._history and _in_use(self._history[-1][1]) > self.budget_bytes)
 
-    # -- asking
+    # -- requests
 
     def tick(self) -> None:
-        """Take one sample, for the rates and for what the log has to say."""
+        """Take one sample, for the rates and for the log lines."""
         self.ask_counters(self._sampled)
 
     def ask_counters(self, answer: Callable[[Counters], None]) -> None:
@@ -113,10 +113,10 @@ class Status:
         self._core.stats(self._seq)
 
     def ask_reasons(self, answer: Callable[[list[str]], None]) -> None:
-        """Call `answer` with what is not as it should be, a sentence each; nothing in it: all is well."""
+        """Call `answer` with the reasons why the broker is degraded, one sentence each; empty if all is well."""
 
         def counted(counters: Counters) -> None:
-            if self._log_is_filling(counters):  # who keeps it has to be looked for
+            if self._log_is_filling(counters):  # the holder has to be looked up
                 self.session_lists.ask(lambda listing: answer(self._all_reasons(counters, read_hardware(), listing)))
             else:
                 answer(self._all_reasons(counters, read_hardware()))
@@ -124,15 +124,15 @@ class Status:
         self.ask_counters(counted)
 
     def ask_report(self, answer: Callable[[Report], None]) -> None:
-        """Call `answer` with the report that INFO gives as JSON."""
+        """Call `answer` with the report that INFO returns as JSON."""
         self._reports_for.append(answer)
         if not self._round:
             self.ask_counters(self._begin_round)
             self._round = self._seq
 
     def ask_json(self, answer: Callable[[bytes], None], key: str | None = None, own: Wanted = EVERYTHING) -> None:
-        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes. `key`: only with the subscribers that came
-        in with the key of that name, and the sessions that `own` brings."""
+        """Call `answer` with the report as JSON of at most INFO_BYTES_MAX bytes. `key`: only with the subscribers that
+        use the key of that name, and the sessions selected by `own`."""
         if key is None:
             self.ask_report(lambda report: answer(_bounded_json(report)))
             return
@@ -144,14 +144,14 @@ class Status:
         self.session_lists.ask(listed, own)
 
     def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None:
-        """Call `answer` with the sessions that are wanted, as JSON of at most INFO_BYTES_MAX bytes."""
+        """Call `answer` with the selected sessions, as JSON of at most INFO_BYTES_MAX bytes."""
         self.list_sessions(lambda listed: answer(_bounded_json({"sessions": listed})), wanted)
 
     def list_sessions(self, answer: Callable[[Report], None], wanted: Wanted) -> None:
-        """Call `answer` with sums over the sessions that are wanted, and in `list` the rows with the largest lag."""
+        """Call `answer` with totals over the selected sessions, and in `list` the rows with the largest lag."""
         self.session_lists.ask(lambda listing: answer(self._listed_facts(listing, wanted)), wanted)
 
-    # -- what the core answers
+    # -- answers of the core
 
     def stats(self, event: Stats) -> None:
         answer = self._counters_for.pop(event.seq, None)
@@ -164,7 +164,7 @@ class Status:
         self._listed += len(event.subscribers)
         self._stuck += sum(row.blocked for row in event.subscribers)
         rows = event.subscribers
-        if len(self._deepest) == SUBSCRIBERS_MAX:  # from here on most rows are out at once
+        if len(self._deepest) == SUBSCRIBERS_MAX:  # the list is full: discard most rows early
             least = _depth(self._deepest[-1])
             rows = [row for row in rows if _depth(row) > least]
         if rows:
@@ -211,7 +211,7 @@ class Status:
             "reasons": reasons,
             "clients": counters["connections"],
             "connections": admission_log.facts(counters),
-            "topics": counters["cached_topics"],  # the routing cache, by the name this has always had
+            "topics": counters["cached_topics"],  # the routing cache; the name is kept for compatibility
             "filters": counters["filters"],
             "subscriptions": [self._subscriber(row) for row in subscribers],
             "subscriptions_total": counters["subscriptions"],
@@ -287,7 +287,8 @@ class Status:
         }
 
     def _rates(self, counters: Counters) -> tuple[dict[str, float], int]:
-        """Messages per second in and out over the last seconds, and how many full queues dropped in them."""
+        """Messages per second in and out over the last seconds, and the number of messages that full queues dropped in
+        that time."""
         if not self._history:
             return {"in_per_s": 0.0, "out_per_s": 0.0}, 0
         then, old = self._history[0]
@@ -300,7 +301,7 @@ class Status:
         return bool(self._wal and counters["log_bytes"] >= self._wal.max_bytes * LOG_FILLING)
 
     def _who_fills_the_log(self, counters: Counters, listing: Listing | None) -> list[str]:
-        """The subscription that keeps most of a log that is nearly full, and how to end it."""
+        """Name the subscription that keeps most of a WAL that is nearly full, and how to end it."""
         holder = listing.holder if listing is not None else None
         if holder is None or not self._log_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
             return []
@@ -347,7 +348,7 @@ class Status:
 
 
 def _in_use(counters: Counters) -> int:
-    """What the core holds, without the free blocks it keeps and would give back first."""
+    """Bytes in use in the core, without the free blocks of its pool, which it releases first."""
     return counters["memory_used_bytes"] - counters["pool_free_bytes"]
 
 
@@ -356,14 +357,15 @@ def _depth(row: Subscriber) -> tuple[int, int]:
 
 
 def _only(report: Report, key: str, sessions: Report) -> Report:
-    """The report with the subscribers of one key, and `sessions`, which are its own: their sums, and rows in `list`."""
+    """The report with the subscribers of one key only, and with `sessions`, the key's own: their totals, and rows in
+    `list`."""
     rows = [row for row in report["subscriptions"] if row["key"] == key]
     return {**report, "subscriptions": rows, "sessions": {**report["sessions"], **sessions}}
 
 
 def _bounded_json(report: Report) -> bytes:
-    """The report as JSON; rows are left out from the end, of the longer list first, until it fits."""
-    import json  # here, because a broker that no one asks does not need it
+    """The report as JSON. Rows are removed from the end, of the longer list first, until it fits."""
+    import json  # imported here because a broker without INFO requests does not need it
 
     while True:
         text = json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode()
@@ -377,7 +379,7 @@ def _bounded_json(report: Report) -> bytes:
 
 
 def _disk_free_bytes() -> int | None:
-    """Room on the file system the broker runs in."""
+    """Free bytes on the file system of the working directory; None if unknown."""
     try:
         about = os.statvfs(".")
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Timers of one broker by name. Invariant: a name stands for one timer at a time; the last call of `after` counts."""
+"""Named timers of one broker. Invariant: a name has one timer at a time; a new call of `after` replaces it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Timers:
         return f"<Timers {sorted(self._handles)}>"
 
     def after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        """Call once, so many seconds from now."""
+        """Call `call` once, after `seconds`."""
         self.cancel(name)
         self._handles[name] = self._loop.call_later(seconds, self._run, name, call)
 
     def cancel(self, name: str) -> None:
-        """Cancel a timer, if it has not run yet."""
+        """Cancel a timer that has not run yet."""
         handle = self._handles.pop(name, None)
         if handle is not None:
             handle.cancel()
 
     def clear(self) -> None:
-        """Cancel all."""
+        """Cancel all timers."""
         for name in list(self._handles):
             self.cancel(name)
 

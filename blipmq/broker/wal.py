@@ -1,7 +1,8 @@
-"""The broker's write-ahead log as Python sees it: how it is opened, and how it is said how it does.
+"""The broker's write-ahead log (WAL) as Python sees it: opening it, and reporting its state.
 
-Invariant: nothing here writes to the log or reads from it; the core does both. A damaged log is opened and reported with
-what is gone, only one that another broker holds, a newer version wrote or the system denies keeps the broker down.
+Invariant: nothing here writes to the WAL or reads from it; the core does both. A damaged WAL is opened, and the missing
+records are reported. The broker does not start only if another broker uses the WAL, a newer version wrote it, or access
+is denied.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ PROGRESS_SECONDS = 1.0
 LOG_NAMES = ("wal", "checkpoint", "LOCK")
 HINT_LOST = "records are gone, all others are kept; `blipmq wal verify` lists them; check the disk"
 HINT_AT_MOST = "records are gone, at most these; how many is not known; all others are kept; check the disk"
-# What an errno means where it cannot be the disk's.
+# The meaning of an errno that a disk error cannot cause.
 GONE = "the log's directory, or the file that was written to, has been removed or replaced"
 Counters = dict[str, int]
 
 
 def make_parents(directory: str) -> None:
-    """Make the directories above `directory`, each with its entry on disk: a power cut must not take the whole log. The
-    core makes the last one. Raises `LogUnusable`."""
+    """Create the directories above `directory` and sync their entries, so that a power cut cannot remove the whole WAL.
+    The core creates the last one. Raises `LogUnusable`."""
     missing, path = [], os.path.dirname(os.path.abspath(directory))
     while not os.path.isdir(path):
         missing.append(path)
@@ -53,14 +54,15 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """See that only the broker's user may change the log: what that user owns is closed to others, with a fact to log for each
-    change; what it does not own is refused. Raises `LogUnusable`. A directory that is not there yet is made closed."""
+    """Make sure that only the broker's user can change the WAL. Removes the write permission of others from files that
+    this user owns, and yields an event to log for each change. Refuses a directory of another user. A missing directory
+    is created closed. Raises `LogUnusable`."""
     if os.name != "posix":
         return
     try:
         found = os.stat(directory)
         if not stat.S_ISDIR(found.st_mode):
-            return  # opening it says what is wrong
+            return  # the core reports the error when it opens the directory
         if found.st_mode & WRITABLE_BY_OTHERS:
             yield _closed(directory, found)
         count = sum(_file_closed(entry) for entry in os.scandir(directory) if entry.name.startswith(LOG_NAMES))
@@ -110,7 +112,7 @@ def _file_closed(entry: os.DirEntry[str]) -> bool:
 
 
 def sync_directory(path: str) -> None:
-    """Put a directory's entries on disk, where the system lets one do so."""
+    """Sync a directory's entries to disk, if the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -121,28 +123,27 @@ def sync_directory(path: str) -> None:
 
 
 class Wal:
-    """One broker's log: where it is, what was found when it was opened, how it has done since."""
+    """The WAL of one broker: its directory, the report of its recovery, its state since."""
 
     def __init__(self, directory: str, report: LogReport, log: Log, max_bytes: int = 0) -> None:
         self.directory = os.path.abspath(directory)
-        self.max_bytes = max_bytes  # at which the log is full
+        self.max_bytes = max_bytes  # limit of the WAL's size
         self.report = report
         self._log = log
         self._state = LogState.OK
-        self._unclaimed = self._dropped = 0  # dead letters that have been told of
+        self._unclaimed = self._dropped = 0  # dead letters that have been logged
 
     def __repr__(self) -> str:
         return f"<Wal {self.directory} {self._state.name.lower()} opened at LSN {self.report.next_lsn}>"
 
     @classmethod
     async def open(cls, core: Core, config: Config, log: Log) -> Wal:
-        """Open and recover the log in a thread, with a line about it for every second that takes. Raises `LogLocked` or
-        `LogUnusable`."""
+        """Open and recover the WAL in a thread, and log the progress every second. Raises `LogLocked` or `LogUnusable`."""
         started = time.monotonic()
         make_parents(config.wal.directory)
         for event, about in close_to_others(config.wal.directory):
             log.warning(event, **about)
-        # A pool of its own: the thread ends with its work, and another program's pool is not kept waiting.
+        # A separate pool: its thread ends with the work, and the program's default pool is not occupied.
         pool = ThreadPoolExecutor(1, "blipmq-open")
         opening = asyncio.get_running_loop().run_in_executor(
             pool, core.open_log, config.wal.directory, LogConfig.of(config)
@@ -151,7 +152,7 @@ class Wal:
         try:
             while not (await asyncio.wait((opening,), timeout=PROGRESS_SECONDS))[0]:
                 log.info("log_replay", progress=f"{core.log_progress():.1%}")
-        finally:  # cancelled, however often: the core is the thread's until it has returned
+        finally:  # also after cancellation: the thread uses the core until it has returned
             while not opening.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((opening,))
@@ -196,8 +197,8 @@ class Wal:
             self._log.error("log_damaged", files=report.damaged_files, hint=hint)
 
     def observe(self, counters: Counters) -> None:
-        """Write one line when the log fills up, fails, or has room again, and when dead letters are gone. Called once a
-        second."""
+        """Log when the WAL becomes full, fails, or has room again, and when dead letters are dropped or unclaimed.
+        Called once a second."""
         self._observe_letters(counters)
         state = LogState(counters["log_state"])
         if state == self._state:
@@ -233,7 +234,7 @@ class Wal:
         self._unclaimed, self._dropped = unclaimed, dropped
 
     def facts(self, counters: Counters) -> dict[str, Any]:
-        """The log's part of what INFO answers. Ids are those of the log's records, which rise by one for ever."""
+        """The part of INFO about the WAL. Ids are those of the WAL's records (LSNs), which rise by one."""
         return {
             "state": LogState(counters["log_state"]).name.lower(),
             "directory": self.directory,
@@ -246,7 +247,7 @@ class Wal:
             "checkpoint_id": counters["log_checkpoint_lsn"],
             "written_bytes": counters["log_written_bytes"],
             "records": counters["log_records"],
-            "commits": sum(counters[name] for name in SYNC_BUCKETS),  # each sync is in one
+            "commits": sum(counters[name] for name in SYNC_BUCKETS),  # each sync is counted in one bucket
             "lost": self._lost(),
             "damaged_files": self.report.damaged_files,
         }
@@ -263,7 +264,7 @@ class Wal:
         }
 
     def reasons(self, counters: Counters) -> list[str]:
-        """Why the broker is degraded, as far as the log has to do with it."""
+        """Why the broker is degraded, as far as the WAL is the cause."""
         reasons = []
         state, report = LogState(counters["log_state"]), self.report
         if state == LogState.FAILED:

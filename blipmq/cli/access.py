@@ -1,6 +1,6 @@
-"""Which broker a command talks to, and with which key: from the command line, else from the environment.
+"""The broker's address and the API key of a command: from the command line, else from the environment.
 
-Invariant: a secret is never taken from the command line, where every user of the machine can read it.
+Invariant: a secret is never read from the command line, which every user of the machine can see.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TLS_VARIABLES = ("BLIPMQ_TLS_CA", "BLIPMQ_TLS_CERT", "BLIPMQ_TLS_KEY")
 
 
 def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    """--addr, else $BLIPMQ_ADDR, else the default. Raises ConfigError if the variable holds none."""
+    """--addr, else $BLIPMQ_ADDR, else the default. Raises ConfigError if the variable is invalid."""
     if arguments.addr is not None:
         return str(arguments.addr)
     address = environment.get("BLIPMQ_ADDR") or DEFAULT_ADDR
@@ -32,11 +32,11 @@ def find_address(arguments: argparse.Namespace, environment: Mapping[str, str]) 
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
-    """Raise ConfigError for a variable that is a misspelt one of this program. Settings of the broker may stand beside them."""
+    """Raise ConfigError for a misspelt variable of this program. The broker's settings are ignored."""
     known = ("BLIPMQ_ADDR", "BLIPMQ_API_KEY", *TLS_VARIABLES)
     for name in environment:
         if name.startswith("BLIPMQ_") and "__" not in name and name not in known:
-            import difflib  # few have such a variable, and the command line must start fast
+            import difflib  # imported here because it is rarely needed, and the command line must start fast
 
             words = [variable.removeprefix("BLIPMQ_") for variable in known]
             near = difflib.get_close_matches(name.removeprefix("BLIPMQ_"), words, 1, cutoff=0.7)
@@ -47,8 +47,8 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 
 def find_tls(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Tls:
-    """What --tls, --ca-file, --cert, --cert-key and the BLIPMQ_TLS_ variables come to: None says that the address decides.
-    The variables do not hold for an address that begins with tcp://. Raises ConfigError if a file is of no use."""
+    """The TLS option from --tls, --ca-file, --cert, --cert-key and the BLIPMQ_TLS_ variables; None: the address
+    decides. The variables do not apply to an address that begins with tcp://. Raises ConfigError if a file is invalid."""
     options = [getattr(arguments, name) for name in ("ca_file", "cert", "cert_key")]
     files = [
         option if option is not None else environment.get(variable, "")
@@ -61,7 +61,7 @@ def find_tls(arguments: argparse.Namespace, environment: Mapping[str, str]) -> T
 
 
 def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
-    """The API key from --key-file, else $BLIPMQ_API_KEY, else none. Raises ConfigError if the file is of no use."""
+    """The API key from --key-file, else $BLIPMQ_API_KEY, else "". Raises ConfigError if the file is invalid."""
     path = arguments.key_file
     if path is None:
         return environment.get("BLIPMQ_API_KEY", "").strip()
@@ -86,7 +86,7 @@ def open_client(
     announce: bool = True,
     timeout_s: float = 10.0,
 ) -> BlockingClient:
-    """A connected client. `announce`: say on standard error when an outage begins and ends."""
+    """Return a connected client. `announce`: report on standard error when an outage begins and ends."""
     client = BlockingClient(
         find_address(arguments, environment),
         api_key=read_key(arguments, environment),

@@ -1,6 +1,6 @@
-"""blipmq-cli wait: end when a filter is subscribed to, so that a script publishes no sooner.
+"""blipmq-cli wait: wait until a filter is subscribed to, so that a script publishes afterwards.
 
-Invariant: it ends with 0 only after the broker has listed such a subscription.
+Invariant: the exit status is 0 only after the broker has listed such a subscription.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTERVAL_S = 0.1
 
 
 class NotSubscribed(BlipMQError):
-    """Nobody has subscribed in time."""
+    """No client subscribed in time."""
 
 
 def wait(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -39,7 +39,8 @@ def wait(arguments: argparse.Namespace, environment: Mapping[str, str], terminal
 
 
 def is_subscribed(info: Mapping[str, Any], filter_: str) -> bool:
-    """Whether the answer to INFO has a subscription with exactly this filter; a durable one may be of an absent client."""
+    """Whether the answer to INFO has a subscription with exactly this filter; a durable one may belong to an absent
+    client."""
     return any(filter_ in _list(row.get("filters")) for row in _rows(info.get("subscriptions"))) or any(
         row.get("filter") == filter_ for row in _rows(_map(info.get("sessions")).get("list"))
     )

@@ -1,13 +1,12 @@
-"""blipmq-cli bench: publishers and subscribers in one process, against one broker, for a while.
+"""blipmq-cli bench: a load test with publishers and subscribers in one process, against one broker.
 
-    payload   8 bytes: when it was due (ns of the monotonic clock) | 8: its number | 2: its publisher | zeros
+    payload   8 bytes: planned send time (ns of the monotonic clock) | 8: its number | 2: its publisher | zeros
 
-Publishers connect, subscribers subscribe, a start is agreed on; then each publisher sends its share. With --rate message i
-is due at start + i/rate, and its latency counts from there, however late it was sent: a stall shows in every message it
-held up. Topics carry a name of this run, so that two runs do not see each other.
-
-Invariant: it ends by itself: publishing at the time or number asked for, waiting for what is still on its way when nothing
-has come for QUIET_S, or after DRAIN_S.
+Publishers connect, subscribers subscribe, then each publisher sends its share. With --rate, message i is planned for
+start + i/rate. Its latency counts from that time even if it was sent later, so a stall shows in every message that it
+delayed. Topics contain a random name, so that two runs do not see each other. Invariant: it always ends: publishing
+ends at the given time or number; waiting for messages on their way ends after QUIET_S without a message, or after
+DRAIN_S.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ INTERRUPTED = 130
 
 
 class Load:
-    """What is to be sent, by whom, and what has become of it. Counters are totals over all clients."""
+    """The messages to send and their counters, which are totals over all clients."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -57,7 +56,7 @@ class Load:
         self.published = [0] * arguments.publishers
 
     def numbers(self, publisher: int) -> Iterator[int]:
-        """The numbers of a publisher's messages, as long as it may go on."""
+        """Yield the numbers of a publisher's messages until it must stop."""
         total, count = self.arguments.messages, self.arguments.publishers
         share = None if total is None else total // count + (publisher < total % count)
         for number in itertools.count():
@@ -66,7 +65,7 @@ class Load:
             yield number
 
     def due_ns(self, publisher: int, number: int) -> int:
-        """When this message should leave; without a rate, now."""
+        """The planned send time of this message; without a rate, now."""
         rate = self.arguments.rate
         if rate is None:
             return time.monotonic_ns()
@@ -81,7 +80,7 @@ class Load:
 
 
 async def publish_fast(client: Client, load: Load, publisher: int) -> None:
-    """QoS 0 as fast as the broker takes it, in chunks of one topic."""
+    """Publish QoS 0 as fast as the broker accepts it, in chunks of one topic."""
     size = max(1, min(CHUNK_MESSAGES, CHUNK_BYTES // load.arguments.size))
     numbers, topics = load.numbers(publisher), itertools.cycle(load.topics)
     while chunk := list(itertools.islice(numbers, size)):
@@ -91,7 +90,7 @@ async def publish_fast(client: Client, load: Load, publisher: int) -> None:
 
 
 async def publish_paced(client: Client, load: Load, publisher: int) -> None:
-    """QoS 0, each message when it is due."""
+    """Publish QoS 0, each message at its planned time."""
     for number in load.numbers(publisher):
         due_ns = load.due_ns(publisher, number)
         if not await wait_until(due_ns, load):
@@ -101,7 +100,7 @@ async def publish_paced(client: Client, load: Load, publisher: int) -> None:
 
 
 async def publish_answered(client: Client, load: Load, publisher: int) -> None:
-    """QoS 1: a window of publishes at any time, each in a task of its own; they leave in the order they are made."""
+    """Publish QoS 1 with a window of unanswered publishes, each in its own task; they are sent in order."""
     room = asyncio.Semaphore(load.arguments.window)
     tasks = set[asyncio.Task[None]]()
     failures: list[BlipMQError] = []
@@ -139,7 +138,7 @@ async def publish_answered(client: Client, load: Load, publisher: int) -> None:
 
 
 async def wait_until(due_ns: int, load: Load) -> bool:
-    """Sleep until then. False: it is behind the end of the run, or the run was stopped meanwhile."""
+    """Sleep until `due_ns`. Returns False if that is after the end of the run, or if the run was stopped."""
     if load.stop_ns and due_ns >= load.stop_ns:
         return False
     delay_s = (due_ns - time.monotonic_ns()) / 1e9
@@ -153,7 +152,7 @@ async def wait_until(due_ns: int, load: Load) -> bool:
 
 
 async def subscribe(client: Client, load: Load, subscribed: Callable[[], None]) -> None:
-    """Count what comes until cancelled. What each publisher sends carries its number, so what comes again shows."""
+    """Count messages until cancelled. Each publisher numbers its messages, so repeated ones are recognized."""
     result, next_number = load.result, [0] * load.arguments.publishers
     async with client.subscribe(load.filter, qos=load.arguments.qos) as messages:
         subscribed()
@@ -246,7 +245,7 @@ class Bench:
         try:
             await asyncio.gather(*(way(client, load, index) for index, client in enumerate(publishers)))
             for client in publishers:
-                with contextlib.suppress(Refused):  # on_refusal has counted it
+                with contextlib.suppress(Refused):  # already counted by on_refusal
                     await client.flush()
         finally:
             load.stop_ns = load.stop_ns or time.monotonic_ns()
@@ -255,7 +254,7 @@ class Bench:
             load.result.cpu_share = (time.process_time() - cpu_s) / max(load.result.publish_s, 1e-9)
 
     async def _drain(self, readers: list[asyncio.Task[None]]) -> None:
-        """Wait for what is on its way, as long as something comes."""
+        """Wait for messages on their way, as long as some arrive."""
         result, last_ns = self._load.result, time.monotonic_ns()
         wanted = result.published * len(readers)
         received, end_ns = result.received, last_ns + int(DRAIN_S * 1e9)
@@ -274,18 +273,18 @@ class Bench:
                 raise error
 
     def _stop_on_interrupt(self, load: Load) -> None:
-        """The first Ctrl-C ends the publishing and shows what there is; the second ends everything."""
+        """The first Ctrl-C stops publishing and shows the result; the second ends the process."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
             load.stopped.set()
             loop.remove_signal_handler(signal.SIGINT)
 
-        with contextlib.suppress(NotImplementedError):  # Windows: the first Ctrl-C ends everything
+        with contextlib.suppress(NotImplementedError):  # Windows: the first Ctrl-C ends the process
             loop.add_signal_handler(signal.SIGINT, stop)
 
     async def _report(self) -> None:
-        """Show how far it is, on standard error, until cancelled."""
+        """Show the progress on standard error until cancelled."""
         if self._terminal.quiet:
             return
         load = self._load
@@ -308,7 +307,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def reporting(report: Coroutine[Any, Any, None]) -> Any:
-    """Run a report beside the body, and end it with the body."""
+    """Run a report during the body, and cancel it afterwards."""
     task = asyncio.create_task(report)
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a bench run has found, in figures and in words.
+"""The result of a bench run, as figures and as text.
 
-Invariant: what was published is what the broker was given; delivered counts each message once for each subscriber, and
-lost is the difference.
+Invariant: published counts the messages given to the broker; delivered counts each message once for each subscriber,
+and lost is the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from blipmq.cli.render import bytes_text, count, duration_text, printable, rate_
 from blipmq.errors import BlipMQError
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-BUSY = 0.9  # of a processor: from here on this process may be what limits the figures
+BUSY = 0.9  # share of a processor; above it this process may limit the figures
 
 
 class Result:
@@ -39,7 +39,7 @@ class Result:
         self.first_refusal = self.first_refusal or str(error)
 
     def compare(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """What the broker's own counters say was dropped between two answers to INFO. Other clients' drops count too."""
+        """Compute the drops in the broker's counters between two answers to INFO. Drops of other clients are included."""
         old, new = _drops(before), _drops(after)
         self.broker_drops = {cause: number - old.get(cause, 0) for cause, number in new.items()}
 
@@ -52,7 +52,7 @@ class Result:
         return max(self.published * self.subscribers - self.delivered, 0)
 
     def figures(self) -> dict[str, Any]:
-        """For --format json; times in seconds and milliseconds."""
+        """The figures for --format json; times in seconds and milliseconds."""
         return {
             "publishers": self.publishers,
             "subscribers": self.subscribers,
@@ -97,16 +97,16 @@ def _latency_figures(latencies: Latencies) -> dict[str, float] | None:
     return {name: round(ns / 1e6, 4) for name, ns in {**figures, "max": latencies.most_ns}.items()}
 
 
-# ---- in words --------------------------------------------------------------------------------------------------------
+# ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def render_progress(result: Result, elapsed_s: float, *, fancy: bool) -> str:
-    """One line: how far it is."""
+    """One line with the progress."""
     if result.wanted_messages is not None:
         share, goal = result.published / result.wanted_messages, f"{result.wanted_messages:,}"
     else:
         share, goal = elapsed_s / result.wanted_s, f"{result.wanted_s} s"
-    published = f"{rate_text(_per_s(result.published, result.publish_s or elapsed_s))}/s"  # of the time it took
+    published = f"{rate_text(_per_s(result.published, result.publish_s or elapsed_s))}/s"  # over the publishing time
     delivered = f"{rate_text(_per_s(result.delivered, elapsed_s))}/s"
     line = f"{min(share, 1.0):4.0%} of {goal}  {elapsed_s:.1f} s  published {published}  delivered {delivered}"
     if result.latency.count:
@@ -116,7 +116,7 @@ def render_progress(result: Result, elapsed_s: float, *, fancy: bool) -> str:
 
 def render_result(result: Result, *, json: bool, fancy: bool) -> bytes:
     if json:
-        from json import dumps  # only wanted here
+        from json import dumps  # imported here because only JSON output needs it
 
         return (dumps(result.figures()) + "\n").encode()
     rows = list(_rows(result))

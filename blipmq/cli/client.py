@@ -1,8 +1,8 @@
 """blipmq-cli: publish, subscribe, end durable subscriptions, show broker status, run a load test.
 
-Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
-error. Exit status: 0 done, 1 refused, 2 usage, 69 unreachable, 74 input or output failed, 77 not allowed, 78 bad
-configuration, 130 interrupted, 141 the reader of the output has gone.
+Invariant: standard output has only the requested data; remarks go to standard error. Exit status: 0 done, 1 refused, 2
+usage, 69 unreachable, 74 input or output failed, 77 not allowed, 78 bad configuration, 130 interrupted, 141 the reader
+of the output has gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blipmq.version import __version__
 
 INTERRUPTED = 130
 
-# Options that may stand before and behind the command.
+# Options that may stand before or after the command.
 UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file", "wait")) | dict.fromkeys(
     ("tls", "quiet", "verbose"), False
 )
@@ -242,7 +242,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
 
 
-# ---- commands: each is loaded when it is wanted, so that all start fast ----------------------------------------------
+# ---- commands: each is imported when it is used, so that all start fast ----------------------------------------------
 
 
 def _publish(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -289,7 +289,7 @@ def _bench(arguments: argparse.Namespace, environment: Mapping[str, str], termin
 
 
 def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
-    """Run one command; returns the exit status. argparse ends the process itself, with 2, where the usage is wrong."""
+    """Run one command; returns the exit status. For wrong usage argparse ends the process with status 2."""
     take_descriptors()
     environment = os.environ if environment is None else environment
     try:
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None, environment: Mapping[str, str] | None = 
         except BlipMQError as error:
             terminal.error(error)
             return error.exit_status
-    except StreamError as error:  # --help into a full disk
+    except StreamError as error:  # for example --help into a full disk
         say(f"blipmq-cli: {error}")
         return error.exit_status
     except KeyboardInterrupt:

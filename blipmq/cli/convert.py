@@ -1,7 +1,7 @@
-"""`blipmq check --convert`: another program's configuration as one of this broker.
+"""`blipmq check --convert`: convert another program's configuration to one of this broker.
 
-Invariant: the configuration goes to standard output or to a new file, what became of each old line to standard error; a file
-that is there is never written over.
+Invariant: the configuration goes to standard output or to a new file, the fate of each old line to standard error. An
+existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _summary(fates: list[Fate]) -> str:
 
 def _write(path: str, text: str) -> None:
     try:
-        # It may hold keys.
+        # The file may contain keys.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise UsageError(f"{path} exists already and is not overwritten. Name another file with --output.") from None

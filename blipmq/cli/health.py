@@ -1,7 +1,7 @@
 """`blipmq health`: check over the metrics port that the broker of a configuration is alive.
 
-Invariant: no key is needed, nothing is written, and it ends within TIMEOUT_SECONDS of being connected. For health checks of
-containers, which have neither a shell nor curl.
+Invariant: no key is needed, nothing is written, and it ends within TIMEOUT_SECONDS after connecting. For health checks
+of containers, which have neither a shell nor curl.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from blipmq.base.stdio import print_out
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, ConfigError, Unreachable
 
-TIMEOUT_SECONDS = 4.0  # an engine waits for five
+TIMEOUT_SECONDS = 4.0  # container engines wait for five seconds
 ANSWER_BYTES_MAX = 64 * 1024
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class NotWell(BlipMQError):
-    """The broker answers that it is not well."""
+    """The broker answers that it is not healthy."""
 
 
 def run(config: Config, ready: bool) -> int:
-    """Print what the broker says of itself. Raises `NotWell`, `Unreachable` or `ConfigError`."""
+    """Print the broker's answer. Raises `NotWell`, `Unreachable` or `ConfigError`."""
     host, port = _address(config.metrics.bind_addr)
     status, text = _get(config, host, port, "/readyz" if ready else "/livez")
     if status != 200:
@@ -77,8 +77,8 @@ def _connected(config: Config, host: str, port: int) -> Iterator[socket.socket]:
             return
         import ssl
 
-        # It asks on this machine, for one word: whose certificate that is does not matter. Where clients need one of their own,
-        # the broker's is shown; `tls.client_ca_file` may or may not vouch for it.
+        # The connection stays on this machine and carries no secret, so the broker's certificate is not checked. If
+        # clients need a certificate, the broker's own is presented; `tls.client_ca_file` may or may not accept it.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if config.tls.require_client_cert:

@@ -1,7 +1,7 @@
-"""blipmq-cli info: how the broker is, once or again and again.
+"""blipmq-cli info: show the broker's status once or repeatedly.
 
-Invariant: a person's terminal is painted over in place and keeps the last state; a pipe gets one whole answer after the
-other, and --format json one object a line.
+Invariant: on a terminal the status is refreshed in place and the last state stays; a pipe gets one complete answer
+after another, and with --format json one object a line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blipmq.errors import Disconnected, TimedOut
 
 WATCH_INTERVAL_S = 2.0
 TIMEOUT_S = 10.0
-WATCH_TIMEOUT_S = 4.0  # a screen that stands still for longer says why
+WATCH_TIMEOUT_S = 4.0  # a screen that is not refreshed for longer shows the cause
 
 
 def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -48,7 +48,7 @@ def show_info(arguments: argparse.Namespace, environment: Mapping[str, str], ter
 
 
 def watch_in_place(client: BlockingClient, terminal: Terminal) -> NoReturn:
-    """Until Ctrl-C. An outage is shown above the last state, and does not end it; a refusal does."""
+    """Run until Ctrl-C. An outage is shown above the last state and does not end it; a refusal does."""
     rates, text = report.SubscriptionRates(time.monotonic), ""
     with Repaint(sys.stdout, write_out) as screen:
         while True:
@@ -87,7 +87,7 @@ def render_answer(
 
 
 def paint_for(seconds: float, screen: Repaint, text: str) -> None:
-    """Show the text for this long; paint it again when the terminal changes its size."""
+    """Show the text for this long, and again when the terminal changes its size."""
     due_s = time.monotonic() + seconds
     screen.paint(text)
     while resized_within(due_s - time.monotonic()):
@@ -95,7 +95,7 @@ def paint_for(seconds: float, screen: Repaint, text: str) -> None:
 
 
 def resized_within(seconds: float) -> bool:
-    """Wait; true as soon as the terminal has changed its size, on systems that can say so."""
+    """Wait; returns True as soon as the terminal has changed its size, on systems that report it."""
     if not hasattr(signal, "sigtimedwait"):
         time.sleep(max(seconds, 0.0))
         return False

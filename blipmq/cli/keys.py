@@ -1,7 +1,7 @@
 """`blipmq keys`: create, list, rotate and revoke API keys.
 
-Invariant: the text of a key is written once, alone, to standard output, and is nowhere else; what people should know about
-it goes to standard error, so that a script can take the one and a person read the other.
+Invariant: the text of a key is written once, alone, to standard output, and is stored nowhere. Remarks for people go to
+standard error, so that a script can read only the key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add(path: str, name: str, allow: list[str]) -> int:
-    """Make a key and print it."""
+    """Create a key and print it."""
     _print(add_key(path, name, allow), lambda: revoke_key(path, name))
     _say(f"Created key {name!r} in file {path}. {_rights(allow)}")
     _say_how_to_give_it()
@@ -39,7 +39,7 @@ def add(path: str, name: str, allow: list[str]) -> int:
 
 
 def rotate(path: str, name: str, overlap: str | None, finish: bool) -> int:
-    """Replace a key by a new one of the same name, or end the old one of the two."""
+    """Replace a key with a new one of the same name, or end the old one of the two."""
     if finish:
         if overlap is not None:
             raise UsageError("--finish ends the overlap now; leave out --overlap.")
@@ -68,7 +68,7 @@ def _print(key: str, take_back: Callable[[], None]) -> None:
     try:
         print_out(key)
     except BrokenPipeError:
-        take_back()  # nobody has seen it
+        take_back()  # no one has read the key
         raise StreamError("The key could not be printed: nobody reads the output. It was removed again.") from None
     except BaseException as error:
         take_back()

@@ -1,6 +1,6 @@
-"""Latencies in bounded memory: how many fell into each of a few hundred classes, none wider than a thirtieth of its size.
+"""Latencies in bounded memory: counts in a few hundred classes, none wider than a thirtieth of its value.
 
-Invariant: a percentile is never less than the true one, and at most a thirtieth more.
+Invariant: a percentile is never below the true one, and at most a thirtieth above it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Latencies:
             self.most_ns = ns
 
     def percentile_ns(self, percent: float) -> int:
-        """The time that `percent` of all were not longer than; 0 if there are none."""
+        """The time in nanoseconds that `percent` of all do not exceed; 0 if there are none."""
         wanted, seen = self.count * percent / 100, 0
         for index, count in enumerate(self._counts):
             seen += count

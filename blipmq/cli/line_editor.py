@@ -1,11 +1,11 @@
-"""Typing at the shell's prompt: editing, history that outlives the session, completion with Tab.
+"""Line editing at the shell's prompt: history across sessions, completion with Tab.
 
     history   $XDG_STATE_HOME/blipmq/history, else ~/.local/state/blipmq/history; the newest HISTORY_LINES_MAX lines, mode
-              0600 (what is published may be secret), a line that begins with a space left out. Off where that cannot be
+              0600 because payloads may be secret; a line that begins with a space is left out. Off if the file cannot be
               written
-    Tab       the verb; then a topic that was seen, or for unsub a filter that is subscribed
+    Tab       the verb; then a topic seen before, or for unsub a subscribed filter
 
-Invariant: without readline, or with a history that cannot be read or written, typing works all the same.
+Invariant: typing works without readline, and with a history that cannot be read or written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOPICS_MAX = 500
 
 
 def history_path(environment: Mapping[str, str]) -> Path | None:
-    """Where the history is kept (https://specifications.freedesktop.org/basedir-spec/); None without a home."""
+    """The path of the history (https://specifications.freedesktop.org/basedir-spec/); None without a home directory."""
     state = environment.get("XDG_STATE_HOME", "")
     if state and os.path.isabs(state):
         return Path(state, "blipmq", "history")
@@ -33,15 +33,15 @@ def history_path(environment: Mapping[str, str]) -> Path | None:
 
 
 class History:
-    """The lines typed in earlier sessions and in this one. Two shells at once both keep theirs."""
+    """The lines typed in earlier sessions and in this one. Two shells at the same time both keep their lines."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path if path is not None and _can_be_written(path) else None
-        self._typed: list[str] = []  # and not saved yet
+        self._typed: list[str] = []  # not saved yet
         self._last = ""
 
     def load(self) -> list[str]:
-        """Lines of earlier sessions, oldest first."""
+        """The lines of earlier sessions, oldest first."""
         if self.path is None:
             return []
         try:
@@ -60,7 +60,7 @@ class History:
             del self._typed[:-HISTORY_LINES_MAX]
 
     def save(self) -> None:
-        """Put this session's lines behind those that are in the file now, and swap the file for a new one."""
+        """Append this session's lines to those in the file, and replace the file."""
         if self.path is None or not self._typed:
             return
         lines = [*self.load(), *self._typed][-HISTORY_LINES_MAX:]
@@ -84,7 +84,7 @@ def _can_be_written(path: Path) -> bool:
 
 
 class Vocabulary:
-    """What Tab can complete. Filled by the thread that owns the client, read by the one that reads lines."""
+    """The words that Tab can complete. The client's thread fills it, the thread that reads lines uses it."""
 
     def __init__(self, verbs: Iterable[str]) -> None:
         self._verbs = sorted(verbs)
@@ -93,7 +93,7 @@ class Vocabulary:
         self._lock = threading.Lock()
 
     def saw_topic(self, topic: str) -> None:
-        """The newest TOPICS_MAX are remembered."""
+        """Remember a topic; only the newest TOPICS_MAX are kept."""
         with self._lock:
             self._topics.pop(topic, None)
             self._topics[topic] = None
@@ -101,12 +101,12 @@ class Vocabulary:
                 del self._topics[next(iter(self._topics))]
 
     def subscribed(self, filters: Iterable[str]) -> None:
-        """These are subscribed now."""
+        """Set the filters that are subscribed now."""
         with self._lock:
             self._filters = list(filters)
 
     def completions(self, before: str, word: str) -> list[str]:
-        """What `word` can become, given the text `before` it in its line."""
+        """The completions of `word`, given the text `before` it in its line."""
         verb, *rest = before.split() or [""]
         if not verb:
             return [f"{name} " for name in self._verbs if name.startswith(word)]
@@ -118,7 +118,7 @@ class Vocabulary:
 
 
 class LineEditor:
-    """readline, where there is one."""
+    """readline, if it is available."""
 
     def __init__(self, history: History, vocabulary: Vocabulary) -> None:
         self._history, self._vocabulary = history, vocabulary
@@ -126,30 +126,30 @@ class LineEditor:
         self._readline: Any = None
         try:
             import readline
-        except ImportError:  # not on every system
+        except ImportError:  # not available on every system
             return
         self._readline = readline
         for line in history.load():
             readline.add_history(line)
-        readline.set_completer_delims(" \t\n")  # a topic is one word, whatever it holds
+        readline.set_completer_delims(" \t\n")  # a topic is one word, whatever characters it has
         readline.set_completer(self._complete)
         # macOS and the frozen binaries have libedit; before Python 3.13 only the docstring says so
         libedit = getattr(readline, "backend", "") == "editline" or "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
     def typed(self) -> str:
-        """The line as far as it is typed."""
+        """The line typed so far."""
         return str(self._readline.get_line_buffer()) if self._readline is not None else ""
 
     def read(self, prompt: str) -> str:
-        """One line. Raises EOFError and KeyboardInterrupt as input() does."""
+        """Read one line. Raises EOFError and KeyboardInterrupt as input() does."""
         line = input(prompt)
         self._history.add(line)
-        self._history.save()  # now: a terminal that is closed leaves no time for it
+        self._history.save()  # now, because closing the terminal leaves no time for it
         return line
 
     def _complete(self, word: str, state: int) -> str | None:
-        """readline asks for one choice after the other, until None."""
+        """readline asks for one completion after another, until None."""
         if state == 0:
             before = str(self._readline.get_line_buffer())[: self._readline.get_begidx()]
             self._choices = self._vocabulary.completions(before, word)

@@ -1,7 +1,7 @@
 """blipmq-cli pub: one message, a file, or every line of standard input.
 
-Invariant: it says "sent" only of what the broker has read (QoS 0) or has on disk (QoS 1), and a line of a live pipe leaves
-before the next is waited for.
+Invariant: it reports "sent" only for messages that the broker has read (QoS 0) or has on disk (QoS 1). A line of a live
+pipe is sent before the next one is read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
         payload = read_file(arguments.file)
     elif arguments.message != "-":
         payload = os.fsencode(arguments.message)
-    # With QoS 1 what is not answered is sent again after an outage; with QoS 0 nobody would know what was lost in it
+    # With QoS 1 unanswered messages are sent again after an outage; with QoS 0 the loss would be unknown
     client = open_client(arguments, environment, terminal, reconnect=arguments.qos > 0)
     try:
         if payload is not None:
@@ -52,7 +52,7 @@ def publish(arguments: argparse.Namespace, environment: Mapping[str, str], termi
 
 
 def stored_for(subscriptions: int | None) -> str:
-    """What to say of one message; a broker of an earlier version does not tell for how many it is stored."""
+    """The end of the report on one message; "" if the broker, of an earlier version, does not report it."""
     if subscriptions is None:
         return ""
     if not subscriptions:
@@ -61,7 +61,7 @@ def stored_for(subscriptions: int | None) -> str:
 
 
 def not_kept(sent: int, unrouted: int | None) -> str:
-    """What to say of many messages of which `unrouted` are stored for no subscription."""
+    """The end of the report on many messages, of which `unrouted` were not stored."""
     if not unrouted:
         return ""
     it = "it" if unrouted == 1 else "them"
@@ -70,8 +70,8 @@ def not_kept(sent: int, unrouted: int | None) -> str:
 
 
 def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches: Iterator[list[bytes]]) -> Published:
-    """Publish the lines of each read before the next; returns how many, once the broker has read them all (QoS 0) or
-    has them on disk (QoS 1)."""
+    """Publish the lines of each read before the next read. Returns their number, once the broker has read them all (QoS
+    0) or has them on disk (QoS 1)."""
     sent, unrouted = 0, 0
     try:
         for lines in batches:
@@ -104,7 +104,7 @@ def read_file(path: str) -> bytes:
 
 
 def read_lines(read: Callable[[int], bytes]) -> Iterator[list[bytes]]:
-    """The lines that each read of so many bytes at most completes, without their newline; the last one also where it has none."""
+    """Yield the lines that each read completes, without their newline; also the last one if it has no newline."""
     begun: list[bytes] = []
     begun_bytes = 0
     while data := read(READ_BYTES):

@@ -1,7 +1,7 @@
-"""How the command line shows things: messages, answers, errors, and what a broker says about itself.
+"""The output of the command line: messages, answers, errors, and the broker's status.
 
-Invariant: nothing here does I/O. Bytes that came over the network reach a terminal only with control characters
-escaped; a pipe gets a payload exactly as it was published.
+Invariant: nothing here does I/O. Bytes from the network reach a terminal only with control characters escaped; a pipe
+gets a payload exactly as it was published.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Stream(Protocol):
 
 
 def is_fancy(stream: Stream, environment: Mapping[str, str]) -> bool:
-    """Whether a person looks at this stream and wants more than plain text (https://no-color.org)."""
+    """Whether this stream is a terminal that can show more than plain text (https://no-color.org)."""
     utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
     return utf8 and is_terminal(stream) and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
@@ -32,12 +32,13 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160
 
 
 def printable(data: bytes) -> str:
-    """Text that cannot move the cursor, change colours or ring the bell of the terminal it is shown on."""
+    """Text without control characters, so that it cannot move the cursor, change colours or ring the bell of a
+    terminal."""
     return data.decode("utf-8", "backslashreplace").translate(_ESCAPES)
 
 
 class ReconnectNotices:
-    """A client's on_state that says when an outage begins and when it is over, not each attempt in between."""
+    """A client's on_state that reports the begin and the end of an outage, but not each attempt in between."""
 
     def __init__(self, say: Callable[[str, str], None]) -> None:
         self._say = say
@@ -65,12 +66,12 @@ def render_payloads(messages: list[Message]) -> bytes:
 
 
 def render_plain(messages: list[Message]) -> bytes:
-    """Topic, tab, payload as it is. A topic holds no tab, so the first one always ends it."""
+    """Topic, tab, payload unchanged. A topic has no tab, so the first one always ends it."""
     return b"".join([b"%s\t%s\n" % (message.topic.encode(), message.payload) for message in messages])
 
 
 def render_fancy(messages: list[Message]) -> bytes:
-    """For a person at a terminal."""
+    """For a terminal."""
     lines = []
     for message in messages:
         again = " (again)" if message.redelivered else ""
@@ -83,7 +84,7 @@ class JsonRenderer:
     """One object a line. `sequence` counts the messages of this run from 1."""
 
     def __init__(self) -> None:
-        import json  # only wanted here, and the command line must start fast
+        import json  # imported here because only JSON output needs it, and the command line must start fast
 
         self._encode = json.JSONEncoder(ensure_ascii=False).encode
         self._sequence = 0
@@ -131,7 +132,7 @@ def count(number: int, noun: str) -> str:
 
 
 def bytes_text(size_bytes: float) -> str:
-    """A size in words that can be read out: 512 bytes, 1.5 KiB, 64 MiB."""
+    """A size as text: 512 bytes, 1.5 KiB, 64 MiB."""
     if size_bytes < 1024:
         return count(int(size_bytes), "byte")
     units = ["TiB", "GiB", "MiB", "KiB"]
@@ -163,7 +164,7 @@ def rate_text(per_s: float) -> str:
 
 
 def table(rows: list[tuple[str, ...]], aligned: str) -> list[str]:
-    """Rows in columns as wide as their widest cell, two spaces between; `aligned` holds < or > for each column."""
+    """Rows in columns as wide as their widest cell, two spaces between; `aligned` has < or > for each column."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(aligned))]
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(aligned, widths, strict=True))
     return [form.format(*row).rstrip() for row in rows]

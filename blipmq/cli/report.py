@@ -1,6 +1,6 @@
-"""What a broker says about itself, in words: a list to read out, and a table of its subscribers to watch.
+"""The broker's status as text: a list, and a table of its subscribers that can be refreshed.
 
-Invariant: nothing here does I/O, and nothing the broker sends makes it fail: a key that is missing or odd is left out or
+Invariant: nothing here does I/O, and no answer of the broker makes it fail: a missing or unexpected key is left out or
 shown as unknown.
 """
 
@@ -17,8 +17,8 @@ _YEAR_10000 = 253_402_300_800  # in seconds since 1970
 
 
 def render_info(info: Mapping[str, Any], *, fancy: bool, rates: SubscriptionRates | None = None) -> str:
-    """What a technician reads out over the phone. A key that the broker does not send is left out, or shown as
-    unknown. With `rates`, subscriptions are a table, for a screen that is refreshed."""
+    """The status as text. A key that the broker does not send is left out, or shown as unknown. With `rates`,
+    subscriptions are a table, for a screen that is refreshed."""
     title = f"BlipMQ {_text(info.get('version'))} at {_text(info.get('address'))}"
     rows = [(label, value) for label, value in _info_rows(info) if value]
     width = max(len(label) for label, _ in rows)
@@ -53,7 +53,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _topics(info: Mapping[str, Any]) -> str:
-    """A broker keeps no list of topics: what it can tell is how many of them its routing cache holds."""
+    """The number of topics in the routing cache; a broker keeps no list of topics."""
     return count(int(info["topics"]), "topic") if _is_number(info.get("topics")) else ""
 
 
@@ -111,7 +111,7 @@ def _log(log: object) -> str:
 
 
 def _sessions(sessions: Mapping[str, Any]) -> str:
-    """QoS 1 subscriptions and groups, the absent ones too."""
+    """QoS 1 subscriptions and groups, including absent ones."""
     if not _is_number(sessions.get("total")):
         return ""
     names = (
@@ -160,16 +160,16 @@ def _subscription_lines(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _left_out(info: Mapping[str, Any]) -> Iterator[str]:
-    """Connected subscribers that are not among the rows; those that are away have lines of their own."""
+    """The number of connected subscribers without a row; absent ones have their own lines."""
     shown, total = len(_list(info, "subscriptions")), _map(info, "subscribers").get("total")
     if _is_number(total) and 0 < shown < total:
         yield f"  … and {count(int(total - shown), 'more connected subscriber')}"
 
 
 class SubscriptionRates:
-    """What each subscriber was sent and lost a second between two answers of the broker. `clock` gives seconds.
+    """Messages per second delivered to and dropped for each subscriber, between two answers. `clock` returns seconds.
 
-    Subscribers are told apart by client id and address. Only those of the last answer are remembered.
+    Subscribers are identified by client id and address. Only those of the last answer are kept.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -179,7 +179,7 @@ class SubscriptionRates:
         self._rates: dict[tuple[str, str], tuple[float, float]] = {}
 
     def take(self, info: Mapping[str, Any]) -> None:
-        """Take in the next answer."""
+        """Process the next answer."""
         now_s = self._clock()
         counted = {_who(entry): _counts(entry) for entry in _list(info, "subscriptions") if isinstance(entry, Mapping)}
         elapsed_s = max(now_s - self._at_s, 0.001)
@@ -191,7 +191,7 @@ class SubscriptionRates:
         self._at_s, self._before = now_s, counted
 
     def of(self, entry: Mapping[str, Any]) -> tuple[float, float] | None:
-        """Messages delivered and dropped a second; None at its first appearance."""
+        """Messages delivered and dropped per second; None at the first answer."""
         return self._rates.get(_who(entry))
 
 
@@ -208,7 +208,7 @@ _COLUMNS = ("SUBSCRIBER", "WAITING", "SIZE", "DELIVERED", "/s", "DROPPED", "/s",
 
 
 def _subscription_table(info: Mapping[str, Any], rates: SubscriptionRates) -> list[str]:
-    """One line for each subscriber; the topics last, because they may be long and a terminal cuts lines off."""
+    """One line for each subscriber. The topics come last, because they may be long and a terminal truncates lines."""
     entries = [entry for entry in _list(info, "subscriptions") if isinstance(entry, Mapping)]
     if not entries:
         return []

@@ -1,7 +1,7 @@
 """The `blipmq` command: start, check, health, connect, keys, wal, version.
 
-Invariant: `check` and `version` open no socket and write no file; whatever goes wrong is one message on standard error
-and an exit status that says which kind of thing it was.
+Invariant: `check` and `version` open no socket and write no file. Each error is one message on standard error and an
+exit status for its kind.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(words: list[str]) -> Callable[[], int]:
-    """What the words ask for. `start` as services write it, and `version`, need no parser: to make one would be a tenth of a
-    start. Everything else, mistakes included, is the parser's."""
+    """Select the command. `start` in the form used by services, and `version`, need no parser, which would take a tenth
+    of a start. The parser handles all other words, including mistakes."""
     if words == ["version"]:
         return _version
     if words == ["start"]:
@@ -153,19 +153,20 @@ def _add_keys(commands: Any) -> None:
 
 
 def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
-    from blipmq.config import reader as config_reader  # here, because `version` and `connect` have no configuration
+    # imported here because `version` and `connect` have no configuration
+    from blipmq.config import reader as config_reader
 
     return config_reader.load(config_reader.locate(argument, environ), environ)
 
 
 def _start(path: str | None) -> int:
-    gc.disable()  # what is loaded stays: looking through it again and again would be a fifteenth of a start
+    gc.disable()  # loaded objects stay in use; scanning them repeatedly would take a fifteenth of a start
     try:
         loaded = _load(path, os.environ)
         from blipmq.base.loop import load_asyncio
 
         load_asyncio(tls=bool(loaded.config.tls.cert_file))
-        from blipmq.service import server  # here, because `check` and `version` need no event loop and no core
+        from blipmq.service import server  # imported here because `check` and `version` need no event loop and no core
 
         return server.run(loaded, lambda: _load(path, os.environ))
     finally:

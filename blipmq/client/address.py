@@ -1,7 +1,7 @@
-"""Where a broker is: "host", "host:port", "1.2.3.4:port" or "[::1]:port", with "tls://" in front or not, and what to say when
-nobody answers there.
+"""The address of a broker: "host", "host:port", "1.2.3.4:port" or "[::1]:port", optionally with "tls://" in front; and
+the errors for an address where nothing answers.
 
-Invariant: parsing touches no network; text is taken apart here and nowhere else.
+Invariant: parsing does not use the network. Addresses are parsed only here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, tls: bool | None = None) -> Address:
-    """Take an address apart: HOST, HOST:PORT, tls://HOST:PORT or tcp://HOST:PORT; the port defaults to 7878, with TLS to 7879.
-    `tls` says what an address without a scheme means. Raises UsageError if it is not an address, or if the two contradict."""
+    """Parse HOST, HOST:PORT, tls://HOST:PORT or tcp://HOST:PORT. The port defaults to 7878, with TLS to 7879. `tls`
+    says whether an address without a scheme uses TLS. Raises UsageError if the text is not an address or if it
+    contradicts `tls`."""
     check_text("the address", text)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -64,7 +65,7 @@ def _parse(text: str, tls: bool) -> Address:
 
 
 def not_found_in_time(address: Address) -> BlipMQError:
-    """The sentence for a host name that nobody could look up in time."""
+    """Return the error for a host name whose look-up timed out."""
     return Unreachable(
         f"Cannot reach a broker at {address}: the host name was not found in time. Check the network and its name server, "
         "or use the numeric address."
@@ -72,7 +73,7 @@ def not_found_in_time(address: Address) -> BlipMQError:
 
 
 def unreachable(address: Address, error: BaseException) -> BlipMQError:
-    """The sentence for a failed attempt to connect, from what the system said."""
+    """Return the error for a failed attempt to connect. `error` is the system's."""
     if address.tls:
         from blipmq.client.trust import handshake_failed
 

@@ -1,7 +1,7 @@
-"""The addresses that a host name stands for, in the order in which they are tried (RFC 8305), and what became of each.
+"""The addresses of a host name in the order in which they are tried (RFC 8305), and the error of each.
 
-Invariant: families alternate, beginning with the one that the system prefers, so that one family without a way to the broker
-costs ATTEMPT_DELAY_S and no more. CANDIDATES_MAX bounds what one attempt to connect tries.
+Invariant: address families alternate, starting with the one that the system prefers. A family without a route therefore
+costs at most ATTEMPT_DELAY_S. One attempt to connect tries at most CANDIDATES_MAX addresses.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ ATTEMPT_DELAY_S = 0.25
 """How long one address is tried alone before the next one is tried beside it."""
 CANDIDATES_MAX = 16
 
-# What another address of the same host may do better, the most telling first. A broker's own refusal is not among them.
+# Errors after which another address of the same host may succeed, the most informative first. Refusals by a broker are
+# not among them.
 _ANOTHER_MAY_DO = (NotTrusted, ProtocolError, Disconnected, TimedOut, Unreachable)
 
 
 class Candidate(NamedTuple):
-    """One address: its family, and as the system wants it."""
+    """One address: its family, and the socket address as the system expects it."""
 
     family: int
     place: Any
@@ -33,7 +34,7 @@ class Candidate(NamedTuple):
 
 
 def in_order(found: Iterable[tuple[Any, ...]]) -> list[Candidate]:
-    """What getaddrinfo has found, in the order to try it in."""
+    """Return the results of getaddrinfo in the order in which to try them."""
     candidates = list(dict.fromkeys(Candidate(int(family), place) for family, _, _, _, place in found))
     if not candidates:
         return []
@@ -44,7 +45,7 @@ def in_order(found: Iterable[tuple[Any, ...]]) -> list[Candidate]:
 
 
 class Tried:
-    """What went wrong with the candidates of one attempt."""
+    """The errors of the addresses that one attempt to connect has tried."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -58,7 +59,7 @@ class Tried:
         self._errors.append((candidate.where, known))
 
     def error(self) -> BlipMQError:
-        """One error for all of them: what was tried, and what each said if they differ."""
+        """Return one error for all addresses. It lists each address with its error if the errors differ."""
         errors = [error for _, error in self._errors]
         if len({str(error) for error in errors}) == 1:
             return errors[0]
@@ -69,10 +70,11 @@ class Tried:
 
 
 def another_may_do(error: BaseException) -> bool:
-    """Whether it makes sense to try another address of the same host after this error."""
+    """Whether another address of the same host may succeed after this error."""
     return isinstance(error, _ANOTHER_MAY_DO)
 
 
 def share_s(now_s: float, deadline_s: float, others: int) -> float:
-    """Until when a connection may take for TLS and HELLO, if so many other addresses are left to be tried after it."""
+    """Return the deadline for TLS and HELLO on one connection, in seconds on the caller's clock. `others` is the number
+    of addresses left to try; if there are any, they keep half of the time."""
     return now_s + (deadline_s - now_s) / 2 if others else deadline_s

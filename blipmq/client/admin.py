@@ -1,6 +1,6 @@
-"""What an operator asks of a broker about its sessions, as it goes over the wire: JSON in the payload of INFO.
+"""An operator's requests about sessions in their wire form: JSON in the payload of INFO and ADMIN.
 
-Invariant: nothing here does I/O. An answer that is not what was asked for is a ProtocolError that says what to do.
+Invariant: nothing here does I/O. An unexpected answer raises ProtocolError.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ SESSIONS_SHOWN = 100
 
 
 def sessions_asked(find: str, limit: int) -> bytes:
-    """Asks INFO for the sessions whose filter, client_id or group holds `find`."""
-    import json  # here, because most clients never ask
+    """Return the payload of INFO that asks for the sessions whose filter, client_id or group contains `find`."""
+    import json  # imported here because most clients never ask
 
     check_text("find", find)
     check_whole("limit", limit)
@@ -25,7 +25,8 @@ def sessions_asked(find: str, limit: int) -> bytes:
 
 
 def decode_sessions(reply: Reply) -> dict[str, Any]:
-    """The answer to what `sessions_asked` asks for: sums, and the rows in `list`."""
+    """Decode the answer to `sessions_asked`: totals, and the rows in `list`. Raises ProtocolError if the broker is too
+    old."""
     listed = decode_info(reply).get("sessions")
     if not isinstance(listed, dict) or not isinstance(listed.get("list"), list):
         raise ProtocolError("The broker does not list its sessions: it is older than this client.")
@@ -33,7 +34,7 @@ def decode_sessions(reply: Reply) -> dict[str, Any]:
 
 
 def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> bytes:
-    """Asks ADMIN to end a durable subscription."""
+    """Return the payload of ADMIN that ends a durable subscription."""
     for name, text in (("filter", filter_), ("client_id", client_id), ("group", group), ("key", key or "")):
         check_text(name, text)
     import json
@@ -44,7 +45,7 @@ def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> byte
 
 
 def decode_end(reply: Reply) -> dict[str, Any]:
-    """The subscription that has ended, as it was."""
+    """Decode the answer to `end_asked`: the ended subscription with its last state."""
     row = decode_info(reply).get("ended")
     if not isinstance(row, dict):
         raise ProtocolError("The answer to ADMIN is not what was asked for: the broker is of another generation.")

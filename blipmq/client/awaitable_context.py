@@ -1,6 +1,6 @@
-"""Something that is being opened, for `await` or for `async with`.
+"""The result of an open call, for `await` or for `async with`.
 
-Invariant: what `async with` opens, it closes, whatever happens in between.
+Invariant: `async with` always closes the object that it opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ T = TypeVar("T", bound=Closable)
 
 
 class AwaitableContext(Generic[T]):
-    """`await` it, or use it in `async with`, which ends what it has opened and lets it know what went wrong."""
+    """Use it with `await` or with `async with`. `async with` closes the opened object and passes it the exception, if
+    any."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine

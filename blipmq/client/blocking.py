@@ -4,9 +4,8 @@
         client.publish("site/1/temp", "21.5")
         for message in client.subscribe("site/+/temp"): ...
 
-QoS 1 is as in client.py: a publish returns when the broker has it on disk, and is sent again after an outage until then.
-
-Invariant: publishes leave in the order of the calls, and at most a window of them waits for its answers.
+QoS 1 works as in client.py: a publish returns when the broker has it on disk, and is sent again after a reconnect until
+then. Invariant: publishes are sent in the order of the calls, and at most one window of them is unanswered.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ _GATHER_BYTES = 64 << 10
 
 
 class BlockingClient:
-    """A connection to one broker that comes back by itself. Make it with `blipmq.connect_blocking`.
+    """A connection to one broker that reconnects by itself. Create it with `blipmq.connect_blocking`.
 
-    Several threads may use it, one at a time: a call waits for the end of another thread's, but not while that thread waits for
-    messages, which raises UsageError. Give each thread that reads a client of its own. With auto_ack a message is acknowledged
-    by the thread that took it.
+    Several threads may use it, one at a time: a call waits until the call of another thread ends. If that thread waits
+    for messages, the call raises UsageError instead. Give each thread that reads its own client. With auto_ack, the
+    thread that took a message acknowledges it.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class BlockingClient:
 
     @locked
     def open(self, *, wait: bool | float = False) -> BlockingClient:
-        """The first connection; connect_blocking calls it. `wait` is as there."""
+        """Make the first connection; connect_blocking calls it. `wait` is as there."""
         self._connection.open(seconds_to_wait(wait))
         return self
 
@@ -106,12 +105,13 @@ class BlockingClient:
 
     @locked
     def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
-        """Send one message. QoS 0 returns 0 once the system has it (see flush); QoS 1 returns the message's id once the
-        broker has it on disk, a number that says as `.subscriptions` for how many it is stored. `ttl_ms` 0: the broker's
-        default. During an outage this waits for the connection.
+        """Send one message. QoS 0 returns 0 once the operating system has it (see flush). QoS 1 returns once the broker
+        has the message on disk: a Receipt, which is the message id as a number; its `.subscriptions` is the number of
+        subscriptions that store it. `ttl_ms`: time to live in milliseconds; 0 is the broker's default. During an outage
+        this waits for the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
-        or TimedOut a QoS 1 message may have arrived even so.
+        or TimedOut a QoS 1 message may still have arrived.
         """
         if qos != 0:
             check_qos(qos)
@@ -134,11 +134,11 @@ class BlockingClient:
         qos: int = 0,
         window: int = WINDOW_MESSAGES_MAX,
     ) -> Published:
-        """Send many messages of one topic, in order; returns how many. As publish, and cheaper for each.
+        """Send many messages of one topic, in order; returns how many. As publish, but cheaper for each message.
 
-        QoS 1 returns when the broker has all of them on disk; `.unrouted` of the number counts those that no QoS 1
-        subscription took, which the broker does not keep. At most `window` wait for their answers at any time; if
-        one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
+        QoS 1 returns when the broker has all of them on disk. `.unrouted` of the result counts the messages that no QoS
+        1 subscription took; the broker does not keep those. At most `window` messages are unanswered at any time. If
+        one is refused, no more are sent. The refusal is raised when the unanswered ones are answered; some of them may
         be on disk.
         """
         rest = many(payloads)
@@ -179,7 +179,7 @@ class BlockingClient:
 
     @locked
     def flush(self) -> None:
-        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        """Return when the broker has read everything published before. Raises the first refusal of a QoS 0 publish
         since the last flush, Disconnected or TimedOut."""
         self.ping()
         self._published = False
@@ -191,7 +191,7 @@ class BlockingClient:
 
     @property
     def refusals(self) -> list[BlipMQError]:
-        """Refusals of QoS 0 publishes that have come since the last flush, which raises the first of them."""
+        """Refusals of QoS 0 publishes since the last flush. flush raises the first of them."""
         return list(self._protocol.refusals)
 
     # ---- subscribing ----
@@ -208,7 +208,7 @@ class BlockingClient:
         queue_messages_max: int = QUEUE_MESSAGES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
     ) -> BlockingSubscription:
-        """Subscribe to a topic or filter; the options are those of Client.subscribe. Raises UsageError, Refused,
+        """Subscribe to a topic or filter. The options are those of Client.subscribe. Raises UsageError, Refused,
         Disconnected, TimedOut."""
         connection = self._connection
         subscription = BlockingSubscription(
@@ -233,9 +233,9 @@ class BlockingClient:
 
     @locked
     def unsubscribe(self, filter_: str, *, group: str = "") -> None:
-        """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
-        in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
-        (404) if there is nothing to end."""
+        """End all subscriptions of this client to this filter, including the durable ones of its client id. With
+        `group`, only leave that queue group. A durable group ends when the last client id that subscribed durably to it
+        leaves. Raises Refused (404) if there is nothing to end."""
         self._connection.wait_connected()
         self._connection.answer(self._protocol.unsubscribe(filter_, group))
         for inbox in self._protocol.inboxes(filter_, group):
@@ -244,8 +244,8 @@ class BlockingClient:
 
     @locked
     def ack(self, *messages: Message) -> None:
-        """Acknowledge messages for all subscriptions of this client that have them; BlockingSubscription.ack does so
-        for one. Without a connection they come again."""
+        """Acknowledge messages for all subscriptions of this client that received them. BlockingSubscription.ack does
+        so for one subscription. Without a connection the messages are delivered again."""
         self._protocol.acknowledge(ids_of(messages))
         self._connection.send()
 
@@ -253,7 +253,7 @@ class BlockingClient:
 
     @locked
     def ping(self) -> float:
-        """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
+        """Send PING after everything sent before; returns the seconds until the answer."""
         connection = self._connection
         connection.wait_connected()
         began_s = connection.clock()
@@ -262,14 +262,14 @@ class BlockingClient:
 
     @locked
     def info(self) -> dict[str, Any]:
-        """What the broker says about itself; see docs for the keys."""
+        """The broker's state as a dict. docs/ describes the keys."""
         self._connection.wait_connected()
         return decode_info(self._connection.answer(self._protocol.info()))
 
     @locked
     def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
-        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
-        lag. `find`: a part of the filter, client_id or group."""
+        """List QoS 1 subscriptions and queue groups, also those of absent clients: totals, and in `list` the rows with
+        the largest lag. `find`: a part of the filter, client_id or group."""
         self._connection.wait_connected()
         asked = sessions_asked(find, limit)
         return decode_sessions(self._connection.answer(self._protocol.info(asked)))
@@ -278,29 +278,29 @@ class BlockingClient:
     def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
     ) -> dict[str, Any]:
-        """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
-        name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
+        """End a durable subscription or a queue group of any client; for operators. Returns its last state. `key`: the
+        name of the key that the client_id belongs to; None: any key, if only one matches. Needs the right `admin`."""
         self._connection.wait_connected()
         asked = end_asked(filter, client_id, group, key)
         return decode_end(self._connection.answer(self._protocol.admin(asked)))
 
     @locked
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
-        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s,
-        which no one reads meanwhile, is full."""
+        """Process incoming data until `ready()` or the timeout. Raises UsageError if a queue other than the `reader`'s
+        is full, because nothing reads it meanwhile."""
         check_callable("ready", ready)
         check_seconds("timeout_s", timeout_s, none=True)
         with self._call_lock.waiting("something of its own"):
             self._connection.wait(ready, timeout_s, reader)
 
     def fileno(self) -> int:
-        """The socket's descriptor, to wait for it beside others, or -1 during an outage. When it is readable, call
-        poll()."""
+        """The socket's descriptor for select or poll, or -1 during an outage. Call poll() when it is readable."""
         return self._connection.fileno()
 
     @locked
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Take in what has arrived, or wait for something; during an outage, make one attempt to connect."""
+        """Process data that has arrived, waiting at most `timeout_s` seconds for some. During an outage, make one
+        attempt to connect."""
         check_seconds("timeout_s", timeout_s)
         with self._call_lock.waiting("messages"):
             self._connection.step(self._connection.clock() + timeout_s)
@@ -309,8 +309,8 @@ class BlockingClient:
 
     @locked
     def close(self) -> None:
-        """Make sure that the broker has read what was published, and end. Waits no longer than the client's timeout.
-        QoS 1 messages that were taken and not acknowledged come again."""
+        """Wait until the broker has read everything published, then close. Waits at most the client's timeout. QoS 1
+        messages that were taken and not acknowledged are delivered again."""
         if self.state == "closed":
             return
         for inbox in self._protocol.all_inboxes():
@@ -323,12 +323,12 @@ class BlockingClient:
                 self._protocol.quit()
                 self._connection.send()
             except BlipMQError:
-                pass  # closing does not fail: who must know that all has arrived calls flush
+                pass  # closing does not fail; a caller that needs confirmation calls flush
         self._connection.finish(None)
 
     @locked
     def abort(self) -> None:
-        """End at once, without a word to the broker and without waiting. Does nothing after close."""
+        """Close at once, without QUIT and without waiting. Does nothing after close."""
         if self.state != "closed":
             self._connection.finish(None)
 
@@ -348,7 +348,7 @@ def connect_blocking(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> BlockingClient:
-    """Connect to a broker without asyncio. Parameters and errors are those of `blipmq.connect`; `clock` gives
+    """Connect to a broker without asyncio. Parameters and errors are those of `blipmq.connect`; `clock` returns
     seconds."""
     client = BlockingClient(
         address,

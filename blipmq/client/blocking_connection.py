@@ -1,7 +1,8 @@
-"""The blocking connection of a client: one broker, through outages; a socket, a selector, no threads, no asyncio.
+"""The blocking connection of a client to one broker, across reconnects. It uses a socket and a selector, no threads, no
+asyncio.
 
-Invariant: the socket is only touched inside a call. A call that sends also takes in what arrives, so that two peers
-that send to each other cannot wait for one another; a call that waits for one subscription reads for all of them.
+Invariant: the socket is used only inside a call. A call that sends also reads, so that two peers that send to each
+other cannot block each other. A call that waits for one subscription reads for all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _RECEIVE_BYTES = 256 << 10
 
 
 class BlockingConnection:
-    """See the top of the file. Whoever calls it has its `turn`."""
+    """See the top of the file. The caller holds `call_lock`."""
 
     def __init__(
         self,
@@ -74,7 +75,8 @@ class BlockingConnection:
     # ---- connecting ----
 
     def open(self, wait_s: float = 0.0) -> None:
-        """The first connection. Raises what went wrong, at once if `wait_s` is 0 or if it would be the same again."""
+        """Make the first connection. With `wait_s` 0, or if another attempt would fail the same way, raises the error
+        at once."""
         try:
             self._open_in_time(wait_s)
         except BaseException as error:
@@ -97,7 +99,8 @@ class BlockingConnection:
                 self._sleep(min(self._backoff.next_s(), left_s))
 
     def _open_socket(self, timeout_s: float) -> None:
-        """One attempt: the addresses of the host, whichever answers first; then the others, if there is no broker behind it."""
+        """Make one attempt: the first address of the host that connects is used; if no broker answers there, the others
+        are tried."""
         self._set_state("connecting", None)
         deadline_s = self.clock() + max(timeout_s, 0.01)
         candidates, tried = look_up(self.address), Tried(self.address)
@@ -114,7 +117,7 @@ class BlockingConnection:
                     raise tried.error() from error
 
     def _use_socket(self, sock: socket.socket, deadline_s: float) -> None:
-        """Make a socket, which is connected, this client's, and say HELLO over it, both before `deadline_s`."""
+        """Use a connected socket for this client and send HELLO over it. Both must end before `deadline_s`."""
         if self._tls is not None:
             sock = shake_hands(self._tls, sock, self.address, deadline_s, self.clock)
         self._socket = sock
@@ -132,7 +135,7 @@ class BlockingConnection:
         self.send()
 
     def _connect_again(self, deadline_s: float | None) -> None:
-        """One attempt, after its delay."""
+        """Wait for the back-off delay, then make one attempt."""
         delay_s = self._backoff.next_s()
         if deadline_s is not None:
             delay_s = min(delay_s, max(deadline_s - self.clock(), 0.0))
@@ -158,7 +161,7 @@ class BlockingConnection:
             self._socket = None
 
     def _lost(self, cause: BaseException | None) -> None:
-        """The connection is over. Requests fail now; the next call that needs a connection makes the next attempt."""
+        """The connection is lost. Requests fail now; the next call that needs a connection makes the next attempt."""
         was_welcomed = self.protocol.welcomed
         error = connection_ended(self.address, cause, self.protocol.farewell, welcomed=was_welcomed)
         self._drop_socket()
@@ -169,7 +172,7 @@ class BlockingConnection:
             self._set_state("disconnected", error)
 
     def finish(self, error: BlipMQError | None) -> None:
-        """There will be no other connection."""
+        """Close for good: no other connection is made."""
         self._error = error
         self._drop_socket()
         self._selector.close()
@@ -179,8 +182,8 @@ class BlockingConnection:
     # ---- waiting ----
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
-        """Take in what arrives until `ready()` or the timeout. Raises UsageError if a queue that no one reads is
-        full."""
+        """Process incoming data until `ready()` or the timeout. Raises UsageError if a queue is full and nothing reads
+        it."""
         deadline_s = None if timeout_s is None else self.clock() + timeout_s
         while not ready():
             if deadline_s is not None and self.clock() >= deadline_s:
@@ -194,7 +197,7 @@ class BlockingConnection:
             self.step(deadline_s)
 
     def step(self, deadline_s: float | None) -> None:
-        """Wait once, for bytes or for room to send the rest, and act on it."""
+        """Wait once, for bytes to read or for room to send, and process them."""
         if self._socket is None:
             if self.state == "closed":
                 raise self._error or Disconnected("The client is closed. Open a new one with blipmq.connect_blocking.")
@@ -220,7 +223,7 @@ class BlockingConnection:
             self._lost(error)
 
     def send(self) -> None:
-        """Send all that waits. What arrives meanwhile is taken in while the queues allow."""
+        """Send all output. Incoming data is read meanwhile while the queues allow it."""
         if self._socket is None or not self.protocol.out_bytes:
             return
         data = memoryview(self.protocol.take())
@@ -228,7 +231,8 @@ class BlockingConnection:
             data = data[self._send_some(data) :]
 
     def _send_some(self, data: memoryview) -> int:
-        """Send what the system takes, waiting for room if it takes nothing; returns how many bytes that was."""
+        """Send as much as the socket accepts, and wait for room if it accepts nothing. Returns the number of bytes
+        sent."""
         assert self._socket is not None
         try:
             return self._socket.send(data)
@@ -241,7 +245,7 @@ class BlockingConnection:
         return 0
 
     def _receive_the_rest(self) -> None:
-        """What the broker said before it closed may still wait to be read, and says why."""
+        """Read the remaining data: the broker may have sent the reason before it closed."""
         with contextlib.suppress(OSError, ProtocolError):
             while self._socket is not None and (data := self._socket.recv(_RECEIVE_BYTES)):
                 self.protocol.receive(data)
@@ -261,7 +265,7 @@ class BlockingConnection:
                 f"The broker at {self.address} has taken nothing for {self.timeout_s} s. "
                 "It is overloaded or holds publishers back because a queue is full; try again, or slower."
             )
-            self._lost(error)  # half a frame may have been sent: this connection cannot be used again
+            self._lost(error)  # a frame may have been sent in part, so this connection cannot be used again
             raise error
         if ready[0][1] & selectors.EVENT_READ:
             self._receive()
@@ -277,7 +281,7 @@ class BlockingConnection:
             )
 
     def answer(self, request: Request, timeout_s: float | None = None) -> Reply:
-        """Wait for the answer, as long as the client's timeout or `timeout_s`; raises what the broker refused, Disconnected or
+        """Wait for the answer for `timeout_s`, by default the client's timeout. Raises Refused, Disconnected or
         TimedOut."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
@@ -295,7 +299,8 @@ class BlockingConnection:
         return request.reply
 
     def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
-        """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
+        """Return the error for a request without an answer. A QoS 1 publish survives an outage and may still wait for a
+        connection."""
         if self._socket is None:
             return Disconnected(
                 f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
@@ -308,7 +313,8 @@ class BlockingConnection:
 
 
 def _must_wait(error: OSError) -> bool:
-    """Whether the socket, or TLS upon it, would have to wait. `ssl` has its own words for that and need not be loaded."""
+    """Whether the socket or TLS would block. The exceptions of `ssl` are compared by name so that `ssl` need not be
+    loaded."""
     return isinstance(error, (BlockingIOError, InterruptedError)) or type(error).__name__ in (
         "SSLWantReadError",
         "SSLWantWriteError",

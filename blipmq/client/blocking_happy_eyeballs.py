@@ -1,7 +1,7 @@
-"""Connecting to a host that may have several addresses, without asyncio: whichever answers first (RFC 8305).
+"""Connect to a host with several addresses without asyncio: the first that connects is used (RFC 8305).
 
-Invariant: of the sockets that are opened one is handed over, non-blocking; the others are closed, whatever happens. It all ends
-at its deadline, except the look-up of a name: the system's resolver has time limits of its own.
+Invariant: one socket is returned, non-blocking; all others are closed. Everything ends at its deadline, except the
+look-up of a name: the system's resolver has its own time limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, 
 
 
 def look_up(address: Address) -> list[Candidate]:
-    """The addresses of the host. Raises Unreachable."""
+    """Return the addresses of the host. Raises Unreachable."""
     try:
         return in_order(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:  # a label of the host name can be too long for IDNA
@@ -33,8 +33,8 @@ def look_up(address: Address) -> list[Candidate]:
 def dial(
     candidates: list[Candidate], deadline_s: float, clock: Callable[[], float], tried: Tried
 ) -> tuple[socket.socket, Candidate]:
-    """The first connection that is made, at the latest at `deadline_s`. Takes those that failed, and the one that is connected,
-    out of `candidates`. Raises what `tried` says of all."""
+    """Return the first connection made before `deadline_s`. Removes the failed candidates and the connected one from
+    `candidates`. Raises the error of `tried` if all fail."""
     waiting, attempts = list(candidates), dict[socket.socket, Candidate]()
     with selectors.DefaultSelector() as selector:
         try:
@@ -88,8 +88,8 @@ def _begin(candidate: Candidate) -> socket.socket:
 def shake_hands(
     tls: ssl.SSLContext, sock: socket.socket, address: Address, deadline_s: float, clock: Callable[[], float]
 ) -> ssl.SSLSocket:
-    """The same socket behind TLS, its handshake done at the latest at `deadline_s`. Raises Unreachable or NotTrusted, and closes
-    the socket then."""
+    """Return the socket with TLS on top, its handshake done before `deadline_s`. Raises Unreachable or NotTrusted after
+    closing the socket."""
     import ssl
 
     secure: ssl.SSLSocket | None = None

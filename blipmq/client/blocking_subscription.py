@@ -1,9 +1,8 @@
 """The blocking side of a subscription: an iterator over its inbox.
 
-QoS 1 messages are acknowledged as subscription.py says: when their reader comes back for more or closes the subscription
-in order; with auto_ack=False, when ack() is called. An acknowledgement is sent at once: the next call may be long after.
-
-Invariant: nothing is acknowledged that its reader may still be working on.
+QoS 1 messages are acknowledged as in subscription.py: when the reader asks for more or closes the subscription without
+an exception; with auto_ack=False, when ack() is called. An acknowledgement is sent at once, because the next call may
+be long after. Invariant: a message is not acknowledged while its reader may still process it.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from blipmq.wire.frames import Message
 
 
 class BlockingSubscription(Inbox):
-    """Messages of one filter: an iterator, and a context manager that closes it in the end.
+    """The messages of one filter: an iterator, and a context manager that closes it at the end.
 
-    Iterating waits for the next message, through reconnects. It ends when the subscription or its client is closed.
+    Iterating waits for the next message, across reconnects. It ends when the subscription or its client is closed.
     """
 
     def __init__(self, connection: BlockingConnection, filter_: str, **options: Any) -> None:
@@ -35,7 +34,7 @@ class BlockingSubscription(Inbox):
 
     @property
     def taken(self) -> list[int]:
-        """Each thread acknowledges what it has taken itself: another may still be working on its own."""
+        """Ids to acknowledge, per thread: each thread acknowledges only the messages that it has taken."""
         taken: list[int] | None = getattr(self._own, "taken", None)
         if taken is None:
             taken = self._own.taken = []
@@ -70,14 +69,14 @@ class BlockingSubscription(Inbox):
 
     @locked
     def batch(self, timeout_s: float | None = None) -> list[Message]:
-        """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once it has ended. Of
-        QoS 1, the whole batch is acknowledged by the next call."""
+        """All messages that have arrived; waits for at least one. Empty after `timeout_s`, or once the subscription has
+        ended. With QoS 1, the next call acknowledges the whole batch."""
         self._wait(timeout_s)
         return self.pop_all()
 
     @locked
     def ack(self, *messages: Message) -> None:
-        """Acknowledge QoS 1 messages (others are passed over). Without a connection they come again."""
+        """Acknowledge QoS 1 messages (others are ignored). Without a connection they are delivered again."""
         self._acknowledge(ids_of(messages, 1))
 
     def _wait(self, timeout_s: float | None) -> None:
@@ -104,13 +103,14 @@ class BlockingSubscription(Inbox):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self.taken.clear()  # whoever raised has not dealt with the message: let it come again
+            self.taken.clear()  # the message was not processed: it must be delivered again
         self.close()
 
     @locked
     def close(self) -> None:
-        """Acknowledge what was taken, and leave the broker's subscription if this is the last of its filter. A durable one
-        collects on at the broker (BlockingClient.unsubscribe ends it). What is queued can still be read."""
+        """Acknowledge the taken messages, and unsubscribe at the broker if this is the last subscription to its filter.
+        The broker goes on storing messages for a durable one (BlockingClient.unsubscribe ends it). Queued messages can
+        still be read."""
         if self.ended:
             return
         if self.taken:
@@ -122,11 +122,11 @@ class BlockingSubscription(Inbox):
             try:
                 connection.answer(protocol.unsubscribe(self.filter, self.group, keep_durable=True))
             except BlipMQError:
-                pass  # it has ended here; on the broker it ends with the connection at the latest
+                pass  # the subscription has ended here; the broker ends it with the connection at the latest
 
     def abandon(self, *, told: bool) -> None:
-        """Take back a subscription that failed or was interrupted; the broker may have it even so, unless it has `told`
-        us."""
+        """Remove a subscription that failed or was interrupted. The broker may have made it all the same, unless it
+        answered (`told`)."""
         protocol = self._connection.protocol
         if protocol.drop(self) and not told and protocol.welcomed:
             protocol.forget(protocol.unsubscribe(self.filter, self.group, keep_durable=True))

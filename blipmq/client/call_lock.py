@@ -1,9 +1,9 @@
-"""The lock of a blocking client: one thread at a time uses it.
+"""The lock of a blocking client: one thread at a time uses the client.
 
-    another thread is in a call that ends in time (publish, ping …)   its end is waited for
-    another thread waits for messages, which may take for ever        UsageError, at once
+    another thread is in a call that ends in time (publish, ping …)   wait for its end
+    another thread waits for messages, possibly for ever              UsageError at once
 
-Invariant: bytes, answers and queues of one client are never touched by two threads at once, so none gets lost.
+Invariant: two threads never access the bytes, answers and queues of one client at the same time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOOK_AGAIN_S = 0.05
 
 
 class CallLock:
-    """A lock that a thread may take again while it has it. `waits_for`: what the thread that has it waits for without an end."""
+    """A re-entrant lock. `waits_for` names the thing that the holder waits for without a time limit, or is ""."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -47,7 +47,7 @@ class CallLock:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """For the thread that holds the lock: it waits for something that may never come."""
+        """Mark the holder of the lock as waiting for something that may never arrive."""
         before, self.waits_for = self.waits_for, what
         try:
             yield
@@ -65,7 +65,7 @@ S = TypeVar("S", bound=Locked)
 
 
 def locked(verb: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that runs while its thread holds the lock."""
+    """Decorator: the method runs while its thread holds the lock."""
 
     @functools.wraps(verb)
     def wrapped(self: S, /, *arguments: P.args, **options: P.kwargs) -> R:

@@ -5,11 +5,10 @@
             await client.publish("site/1/temp", "21.5")
             async for message in readings: ...
 
-QoS 1 in three lines: publish(qos=1) returns when the broker has the message on disk; until then it is kept here and, after
-an outage, sent again, so it can arrive twice. A subscription with qos=1 gets each message until it is acknowledged, see
-subscription.py. With a client_id and durable=True the broker keeps messages while the client is away.
-
-Invariant: publishes leave in the order of the calls, and at most a window of them waits for its answers.
+QoS 1: publish(qos=1) returns when the broker has the message on disk. Until then the client keeps it and sends it again
+after a reconnect, so it can arrive twice. A subscription with qos=1 gets each message until it is acknowledged, see
+subscription.py. With a client_id and durable=True the broker keeps messages while the client is away. Invariant:
+publishes are sent in the order of the calls, and at most one window of them is unanswered.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ KEEPALIVE_S, KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 60.0, 1.0, 86_400.0
 
 
 class Client:
-    """A connection to one broker that comes back by itself. Make it with `blipmq.connect`; for one event loop."""
+    """A connection to one broker that reconnects by itself. Create it with `blipmq.connect`; for one event loop."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class Client:
         opener: Opener | None = None,
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
+        """`opener` connects a given asyncio protocol to a broker, instead of TCP to `address`."""
         check_options(timeout_s, reconnect, on_state=on_state, on_refusal=on_refusal, random=random, sleep=sleep)
         self.address: Address = parse_address(address, None if tls is None else tls is not False)
         self._protocol = ClientProtocol(client_id=client_id, api_key=api_key or "")
@@ -81,7 +80,8 @@ class Client:
             keepalive_s=_seconds_of_keepalive(keepalive_s) if opener is None else 0.0,
         )
         self._published = False
-        self._turn = asyncio.Lock()  # of QoS 1 publishes: those that wait for the window go in the order of the calls
+        # for QoS 1 publishes: those that wait for the window are sent in the order of the calls
+        self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"Client({self._connection!r})"
@@ -93,11 +93,11 @@ class Client:
 
     @property
     def reading_paused(self) -> bool:
-        """Whether nothing is read from the broker because a subscription's queue is full."""
+        """Whether reading from the broker is paused because a subscription's queue is full."""
         return self._connection.reading_paused
 
     async def open(self, *, wait: bool | float = False) -> Client:
-        """The first connection; `blipmq.connect` calls it. `wait` is as there."""
+        """Make the first connection; `blipmq.connect` calls it. `wait` is as there."""
         await self._connection.open(seconds_to_wait(wait))
         return self
 
@@ -112,12 +112,13 @@ class Client:
     # ---- publishing ----
 
     async def publish(self, topic: str, payload: Payload, *, ttl_ms: int = 0, qos: int = 0) -> Receipt:
-        """Send one message. QoS 0 returns 0 as soon as the message is on its way (see flush); QoS 1 returns the
-        message's id once the broker has it on disk, a number that says as `.subscriptions` for how many it is stored.
-        `ttl_ms` 0: the broker's default. During an outage this waits for the connection.
+        """Send one message. QoS 0 returns 0 once the message is queued for sending (see flush). QoS 1 returns once the
+        broker has the message on disk: a Receipt, which is the message id as a number; its `.subscriptions` is the
+        number of subscriptions that store it. `ttl_ms`: time to live in milliseconds; 0 is the broker's default. During
+        an outage this waits for the connection.
 
         Raises UsageError (topic, payload, ttl_ms), Disconnected, and for QoS 1 Refused and TimedOut. After Disconnected
-        or TimedOut a QoS 1 message may have arrived even so.
+        or TimedOut a QoS 1 message may still have arrived.
         """
         if qos != 0:
             check_qos(qos)
@@ -132,7 +133,7 @@ class Client:
         self._published = True
         if protocol.out_bytes >= GATHER_BYTES:
             connection.flush()
-            await asyncio.sleep(0)  # a loop that only publishes must not keep everyone else from running
+            await asyncio.sleep(0)  # a task that only publishes must not block the other tasks
         else:
             connection.schedule_flush()
         return Receipt(0)
@@ -146,11 +147,11 @@ class Client:
         qos: int = 0,
         window: int = WINDOW_MESSAGES_MAX,
     ) -> Published:
-        """Send many messages of one topic, in order; returns how many. As publish, and cheaper for each.
+        """Send many messages of one topic, in order; returns how many. As publish, but cheaper for each message.
 
-        QoS 1 returns when the broker has all of them on disk; `.unrouted` of the number counts those that no QoS 1
-        subscription took, which the broker does not keep. At most `window` wait for their answers at any time; if
-        one is refused, no more are sent and the refusal is raised when those under way are answered, some of which may
+        QoS 1 returns when the broker has all of them on disk. `.unrouted` of the result counts the messages that no QoS
+        1 subscription took; the broker does not keep those. At most `window` messages are unanswered at any time. If
+        one is refused, no more are sent. The refusal is raised when the unanswered ones are answered; some of them may
         be on disk.
         """
         self._connection.check_loop()
@@ -171,9 +172,10 @@ class Client:
         return Published(count)
 
     async def _send_answered(self, topic: str, payload: bytes, ttl_ms: int, window: int) -> Request:
-        """Send a QoS 1 publish when it is its turn and there is room. Raises TimedOut or Disconnected if not in time."""
+        """Send a QoS 1 publish in its turn, when the window has room. Raises TimedOut or Disconnected at the deadline."""
         connection, in_flight = self._connection, self._protocol.in_flight
-        deadline_s = connection.deadline_s()  # from the call, or a queue of waiting publishers would wait one by one
+        # counted from the call; otherwise the timeouts of queued publishers would add up
+        deadline_s = connection.deadline_s()
         async with self._turn:
             if in_flight.is_full(window) and not await connection.until(
                 lambda: not in_flight.is_full(window), deadline_s
@@ -217,7 +219,7 @@ class Client:
         return request.reply
 
     async def flush(self) -> None:
-        """Return when the broker has read all that was published before. Raises the first refusal of a QoS 0 publish
+        """Return when the broker has read everything published before. Raises the first refusal of a QoS 0 publish
         since the last flush, Disconnected or TimedOut."""
         await self.ping()
         self._published = False
@@ -242,13 +244,13 @@ class Client:
     ) -> AwaitableContext[Subscription]:
         """Subscribe to a topic or filter: `await` it, or `async with client.subscribe("a.*") as messages`.
 
-        qos        1: messages published with QoS 1 come until they are acknowledged, and may come again (`redelivered`)
-        durable    the broker keeps messages while this client_id is away, until unsubscribe(); needs qos=1
-        group      each message goes to one member of the group
-        auto_ack   a QoS 1 message is acknowledged when the next one is asked for; False: call Subscription.ack
+            qos        1: QoS 1 messages are delivered until they are acknowledged, and may be delivered again (`redelivered`)
+            durable    the broker keeps messages while this client_id is away, until unsubscribe(); needs qos=1
+            group      the queue group: each message goes to one member
+            auto_ack   a QoS 1 message is acknowledged when the next one is asked for; False: call Subscription.ack
 
-        When a subscription's queue is full, nothing more is read from the broker until its reader has caught up, for
-        all subscriptions of this client. Raises UsageError, Refused, Disconnected, TimedOut.
+        When one subscription's queue is full, the client stops reading from the broker, for all its subscriptions,
+        until the reader of that queue has caught up. Raises UsageError, Refused, Disconnected, TimedOut.
         """
         subscription = Subscription(
             self._connection,
@@ -277,9 +279,9 @@ class Client:
                     raise
 
     async def unsubscribe(self, filter_: str, *, group: str = "") -> None:
-        """End all subscriptions of this client to this filter, and the durable ones of its client id; with `group`, its part
-        in that queue group only. A durable group ends with the last client id that subscribed durably to it. Refused
-        (404) if there is nothing to end."""
+        """End all subscriptions of this client to this filter, including the durable ones of its client id. With
+        `group`, only leave that queue group. A durable group ends when the last client id that subscribed durably to it
+        leaves. Raises Refused (404) if there is nothing to end."""
         self._connection.check_loop()
         await self._connection.wait_writable()
         await self._connection.answer(self._protocol.unsubscribe(filter_, group))
@@ -289,7 +291,8 @@ class Client:
         self._connection.resume_if_room()
 
     def ack(self, *messages: Message) -> None:
-        """Acknowledge messages for all subscriptions of this client that have them; Subscription.ack does so for one."""
+        """Acknowledge messages for all subscriptions of this client that received them. Subscription.ack does so for
+        one subscription."""
         self._connection.check_loop()
         self._protocol.acknowledge(ids_of(messages))
         self._connection.schedule_flush()
@@ -297,7 +300,7 @@ class Client:
     # ---- asking ----
 
     async def ping(self) -> float:
-        """Ask the broker for a sign of life, behind all that was sent before; returns seconds until it came."""
+        """Send PING after everything sent before; returns the seconds until the answer."""
         self._connection.check_loop()
         await self._connection.wait_writable()
         clock = asyncio.get_running_loop().time
@@ -306,14 +309,14 @@ class Client:
         return clock() - began_s
 
     async def info(self) -> dict[str, Any]:
-        """What the broker says about itself; see docs for the keys."""
+        """The broker's state as a dict. docs/ describes the keys."""
         self._connection.check_loop()
         await self._connection.wait_writable()
         return decode_info(await self._connection.answer(self._protocol.info()))
 
     async def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
-        """QoS 1 subscriptions and queue groups, those of absent clients too: sums, and in `list` the rows with the largest
-        lag. `find`: a part of the filter, client_id or group."""
+        """List QoS 1 subscriptions and queue groups, also those of absent clients: totals, and in `list` the rows with
+        the largest lag. `find`: a part of the filter, client_id or group."""
         self._connection.check_loop()
         await self._connection.wait_writable()
         asked = sessions_asked(find, limit)
@@ -322,16 +325,16 @@ class Client:
     async def end_session(
         self, filter: str, *, client_id: str = "", group: str = "", key: str | None = None
     ) -> dict[str, Any]:
-        """End a durable subscription, or a queue group, whoever it belongs to: for operators. Returns it as it was. `key`: the
-        name of the key that the client_id belongs to; None: whichever it is, if it is one. Needs the right `admin`."""
+        """End a durable subscription or a queue group of any client; for operators. Returns its last state. `key`: the
+        name of the key that the client_id belongs to; None: any key, if only one matches. Needs the right `admin`."""
         self._connection.check_loop()
         asked = end_asked(filter, client_id, group, key)
         await self._connection.wait_writable()
         return decode_end(await self._connection.answer(self._protocol.admin(asked)))
 
     async def close(self) -> None:
-        """Send what is left, make sure that the broker has read it, and end. Waits no longer than the client's
-        timeout. QoS 1 messages that were taken and not acknowledged come again."""
+        """Send the remaining output, wait until the broker has read it, then close. Waits at most the client's timeout
+        for each of these steps. QoS 1 messages that were taken and not acknowledged are delivered again."""
         if self.state == "closed":
             return
         if self.state != "new":
@@ -348,7 +351,7 @@ class Client:
                 if self._published:
                     await self.ping()
             except BlipMQError:
-                pass  # closing does not fail: who must know that all has arrived calls flush
+                pass  # closing does not fail; a caller that needs confirmation calls flush
         await connection.close()
 
 
@@ -378,23 +381,22 @@ def connect(
 ) -> AwaitableContext[Client]:
     """Connect to a broker: `client = await blipmq.connect(...)`, or `async with blipmq.connect(...) as client`.
 
-    address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
-    tls          True: TLS, trusting the authorities the system does; a path: those in this PEM file; or an ssl.SSLContext.
-                 The broker's certificate must be for the host that the address names. False: never
-    client_id    this client's durable name; needed for durable subscriptions
-    wait         for the first connection: True, as long as it takes; a number, for so many seconds; False, one attempt. A wrong
-                 key, a wrong certificate or another protocol is raised at once all the same
-    reconnect    after an outage connect again (exponential back-off with full jitter, at most 10 s) and subscribe again
-    timeout_s    for connecting once, for each answer, and for how long a publish waits during an outage
-    on_state     called with "connecting", "connected", "disconnected" or "closed", and the error that led there, if any
-    on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
-    keepalive_s  the client sends something at least this often, and the broker closes one that does not; the broker may ask for
-                 more. 0: no such promise, as for a program that keeps the event loop from running for minutes
-    random, sleep  where the jitter comes from and how it is waited for
+        address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
+        tls          True: TLS with the system's certificate authorities; a path: TLS with the authorities in this PEM file; or an
+                     ssl.SSLContext. The broker's certificate must be for the host in the address. False: no TLS
+        client_id    this client's durable name; needed for durable subscriptions
+        wait         for the first connection. True: without a limit; a number: that many seconds; False: one attempt. A wrong
+                     key, a wrong certificate or another protocol is raised at once in every case
+        reconnect    after an outage reconnect (exponential back-off with full jitter, at most 10 s) and subscribe again
+        timeout_s    for one attempt to connect, for each answer, and for a publish that waits during an outage
+        on_state     called with "connecting", "connected", "disconnected" or "closed", and with the error that caused it, if any
+        on_refusal   called with each refusal that belongs to no request: those of QoS 0 publishes
+        keepalive_s  the client sends something at least this often, and the broker closes a client that does not; the broker may
+                     ask for a shorter interval. 0: no keep-alive, for a program that blocks the event loop for minutes
+        random, sleep  the source of the jitter, and the function that waits
 
-    A host with several addresses is tried at all of them, a quarter of a second apart; the first that answers is used.
-
-    Raises UsageError (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
+    All addresses of a host are tried, a quarter of a second apart; the first that answers is used. Raises UsageError
+    (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
     """
 
     async def opened() -> Client:

@@ -48,10 +48,11 @@ class Link(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but does not inherit from it
+        # uvloop's transport has these methods but does not inherit from asyncio.Transport
+        self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
         self.hello = self.connection.link_made(self, self.transport)
-        if (sock := transport.get_extra_info("socket")) is not None:  # a connection inside the process has none
+        if (sock := transport.get_extra_info("socket")) is not None:  # an in-process connection has no socket
             keep_alive(sock)
 
     def data_received(self, data: bytes) -> None:
@@ -67,11 +68,11 @@ class Link(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(None)
         if self.transport is not None:
-            self.transport.close()  # Python 3.10's over TLS does not notice its own end
+            self.transport.close()  # the TLS transport of Python 3.10 does not notice that the connection is lost
         self.connection.link_lost(self, self.error or exc)
 
     def abort(self) -> None:
-        """End it now. One that has ended is left alone: Python 3.11.2's transports over TLS fail at that."""
+        """Abort the connection. Does nothing after its end: the TLS transports of Python 3.11.2 would fail."""
         if self.transport is not None and not self.ended.done():
             self.transport.abort()
 
@@ -93,7 +94,7 @@ class Connection:
         opener: Opener | None,
         keepalive_s: float = 0.0,
     ) -> None:
-        """`opener` connects the protocol it is given to a broker, in place of TCP to `address`."""
+        """`opener` connects a given asyncio protocol to a broker, instead of TCP to `address`."""
         self.address, self.protocol, self._tls = address, protocol, tls
         self.state = "new"
         self.can_write = False
@@ -122,7 +123,8 @@ class Connection:
     # ---- connecting ----
 
     async def open(self, wait_s: float = 0.0) -> None:
-        """The first connection. Raises what went wrong, at once if `wait_s` is 0 or if it would be the same again."""
+        """Make the first connection. With `wait_s` 0, or if another attempt would fail the same way, raises the error
+        at once."""
         try:
             await self._open_in_time(wait_s)
         except BaseException as error:
@@ -150,7 +152,7 @@ class Connection:
                     raise
 
     async def close(self) -> None:
-        """Say goodbye and end, at the latest after the client's timeout."""
+        """Send QUIT and close, at the latest after the client's timeout."""
         link = self._link
         if link is not None:
             self.protocol.quit()
@@ -168,11 +170,11 @@ class Connection:
         return self._link is not None
 
     def check_loop(self) -> None:
-        """Raise UsageError unless the caller runs in the loop that this client belongs to: elsewhere messages would get lost."""
+        """Raise UsageError unless the caller runs in this client's event loop: in another loop messages would be lost."""
         try:
             if asyncio.get_running_loop() is self._loop:
                 return
-        except RuntimeError:  # there is none
+        except RuntimeError:  # no event loop runs in this thread
             pass
         if self._loop is None:
             raise UsageError("This client has not been opened: `await client.open()`, or make it with blipmq.connect.")
@@ -182,7 +184,8 @@ class Connection:
         )
 
     async def _open_link(self, timeout_s: float) -> None:
-        """One attempt: the addresses of the host, whichever answers first; then the others, if there is no broker behind it."""
+        """Make one attempt: the first address of the host that connects is used; if no broker answers there, the others
+        are tried."""
         clock = asyncio.get_running_loop().time
         deadline_s = clock() + timeout_s
         if self._opener is not None:
@@ -201,9 +204,9 @@ class Connection:
                     raise tried.error() from error
 
     def _opener_over(self, sock: socket.socket) -> Opener:
-        """What makes a socket, which is connected, the transport of a link."""
+        """Return an opener that makes a connected socket the transport of a link."""
         secure: dict[str, Any] = {}
-        if self._tls is not None:  # the handshake's time is part of the client's own
+        if self._tls is not None:  # the client's own timeout covers the handshake
             secure = {"ssl": self._tls, "server_hostname": self.address.host}
             secure["ssl_handshake_timeout"] = self.timeout_s + 1
 
@@ -222,7 +225,7 @@ class Connection:
                 raise unreachable(self.address, TimeoutError()) from None
             except BlipMQError:
                 raise
-            except (OSError, ValueError) as error:  # a host name can be none that a certificate could hold
+            except (OSError, ValueError) as error:  # ValueError: the host name cannot be in a certificate
                 raise unreachable(self.address, error) from error
             assert link.hello is not None
             reply = await self.answer(link.hello, max(deadline_s - clock(), 0.01))
@@ -256,7 +259,7 @@ class Connection:
                 asyncio.get_running_loop().call_soon(self._on_state, state, error)
 
     def _finish(self, error: BlipMQError | None) -> None:
-        """There will be no other connection."""
+        """Close for good: no other connection is made."""
         self._error = error
         self._link = None
         self.can_write = False
@@ -267,12 +270,12 @@ class Connection:
         self._task = None
         self._set_state("closed", error)
         self.protocol.finish(error)
-        self._progress.set()  # whoever waits learns of the end
+        self._progress.set()  # wake all waiters
 
-    # ---- what links report ----
+    # ---- callbacks from links ----
 
     def link_made(self, link: Link, transport: asyncio.Transport) -> Request:
-        """Say HELLO before a byte of the other side can be read."""
+        """Send HELLO before any data of the peer is read."""
         self._link = link
         request = self.protocol.open()
         transport.write(self.protocol.take())
@@ -307,7 +310,7 @@ class Connection:
         self.protocol.lost(error)
         self._progress.set()
         if not was_welcomed:
-            return  # _open_link is waiting for HELLO's answer and has been told
+            return  # _open_link waits for the answer to HELLO and has been told
         if not self.reconnects or error.code in FINAL_CODES:
             self._finish(error)
         else:
@@ -321,8 +324,8 @@ class Connection:
             self._look = asyncio.get_running_loop().call_later(interval_s / LOOKS, self._look_at, link, interval_s)
 
     def _look_at(self, link: Link, interval_s: float) -> None:
-        """Say something if nothing has been said for a while, and look whether the broker's machine still answers. A PING without
-        an answer says little: the broker may hold this client back."""
+        """Send PING if nothing was sent in this interval, and check that the broker's machine still acknowledges data.
+        A missing answer to PING proves nothing: the broker may delay this client (back-pressure)."""
         if link is not self._link or link.transport is None:
             return
         sock = link.transport.get_extra_info("socket")
@@ -350,12 +353,12 @@ class Connection:
             self._link.transport.write(self.protocol.take())
 
     def deadline_s(self) -> float:
-        """Until when something that begins now may take, by the loop's clock."""
+        """The deadline of an operation that starts now, in seconds on the loop's clock."""
         return asyncio.get_running_loop().time() + self.timeout_s
 
     async def until(self, ready: Callable[[], bool], deadline_s: float) -> bool:
-        """Wait until `ready()`, looking again whenever something has come or changed. False: not in time. Raises why
-        the client has ended, if it has."""
+        """Wait until `ready()`, checking again after each change. Returns False at the deadline. Raises the error that
+        closed the client, if it is closed."""
         loop = asyncio.get_running_loop()
         while not ready():
             if self.state == "closed":
@@ -368,12 +371,13 @@ class Connection:
         return True
 
     async def wait_writable(self, deadline_s: float | None = None) -> None:
-        """Wait until there is a connection with room. Raises why there is none for good, or Disconnected in time."""
+        """Wait until there is a connection with room for output. Raises the error that closed the client, or TimedOut
+        or Disconnected at the deadline."""
         if not await self.until(lambda: self.can_write, self.deadline_s() if deadline_s is None else deadline_s):
             raise self.too_late()
 
     def too_late(self) -> BlipMQError:
-        """Why nothing could be sent in time."""
+        """Return the error for output that could not be sent in time."""
         if self._link is not None:
             return TimedOut(
                 f"The broker at {self.address} has taken nothing for {self.timeout_s} s. "
@@ -385,7 +389,7 @@ class Connection:
         )
 
     async def answer(self, request: Request, timeout_s: float | None = None) -> Reply:
-        """Wait for the answer, as long as the client's timeout or `timeout_s`; raises what the broker refused, Disconnected or
+        """Wait for the answer for `timeout_s`, by default the client's timeout. Raises Refused, Disconnected or
         TimedOut."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         if not request.done:
@@ -413,7 +417,8 @@ class Connection:
         return request.reply
 
     def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
-        """Why a request is given up. A QoS 1 publish outlives an outage, so that may be what it still waits for."""
+        """Return the error for a request without an answer. A QoS 1 publish survives an outage and may still wait for a
+        connection."""
         if self._link is None:
             return Disconnected(
                 f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
@@ -434,7 +439,8 @@ class Connection:
                 self._link.transport.pause_reading()
 
     def resume_if_room(self) -> None:
-        """Read on if every queue is half empty again, or if an answer is awaited and no queue has overrun its limit."""
+        """Resume reading if every queue is at most half full, or if a request is unanswered and no queue has overrun
+        its limit."""
         if self.reading_paused and self._link is not None and self._link.transport is not None:
             inboxes = self.protocol.all_inboxes()
             if self.protocol.waiting:

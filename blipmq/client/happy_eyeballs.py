@@ -1,6 +1,6 @@
-"""Connecting to a host that may have several addresses, with asyncio: whichever answers first (RFC 8305).
+"""Connect to a host with several addresses with asyncio: the first that connects is used (RFC 8305).
 
-Invariant: of the sockets that are opened one is handed over; the others are closed, whatever happens.
+Invariant: one socket is returned; all others are closed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from blipmq.client.address_order import ATTEMPT_DELAY_S, Candidate, Tried, in_or
 
 
 async def look_up(address: Address, timeout_s: float) -> list[Candidate]:
-    """The addresses of the host. Raises Unreachable."""
+    """Return the addresses of the host. Raises Unreachable."""
     loop = asyncio.get_running_loop()
     looking = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     try:
@@ -25,8 +25,8 @@ async def look_up(address: Address, timeout_s: float) -> list[Candidate]:
 
 
 async def dial(candidates: list[Candidate], deadline_s: float, tried: Tried) -> tuple[socket.socket, Candidate]:
-    """The first connection that is made, at the latest at `deadline_s` by the loop's clock. Takes those that failed, and the one
-    that is connected, out of `candidates`. Raises what `tried` says of all."""
+    """Return the first connection made before `deadline_s` on the loop's clock. Removes the failed candidates and the
+    connected one from `candidates`. Raises the error of `tried` if all fail."""
     loop = asyncio.get_running_loop()
     waiting = list(candidates)
     attempts: dict[asyncio.Task[socket.socket], Candidate] = {}
@@ -56,7 +56,7 @@ async def dial(candidates: list[Candidate], deadline_s: float, tried: Tried) -> 
         for task in attempts:
             task.cancel()
         for result in await asyncio.gather(*attempts, return_exceptions=True):
-            if isinstance(result, socket.socket):  # it was connected in the same moment
+            if isinstance(result, socket.socket):  # it connected at the same moment
                 result.close()
 
 

@@ -1,12 +1,12 @@
 """Requests in flight: sent to the broker and not answered yet.
 
-    kind                     when the connection is lost        when the client ends
+    kind                     when the connection is lost        when the client closes
     PING, SUB, INFO, …       fails                              fails
     QoS 1 publish            kept, and sent again in order      fails: it may or may not have arrived
-    … of which the largest   fails, if one was too large (413)
+    … the largest of them    fails, if one was too large (413)
 
-Invariant: each Request is finished exactly once: by its answer, by the end, or by being forgotten. What is kept for
-sending again is bounded: drivers publish no more while `is_full()`.
+Invariant: each Request is finished exactly once: by its answer, by the end of the client, or by `forget`. The frames
+kept for sending again are bounded: callers do not publish while `is_full()`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WINDOW_BYTES_MAX = 16 << 20
 
 
 class Request:
-    """One question that the broker will answer. `on_done` is called once, when `done` becomes true."""
+    """One request to the broker. `on_done` is called once, when `done` becomes true."""
 
     __slots__ = ("done", "error", "frame", "on_done", "reply", "seq", "what")
 
@@ -46,7 +46,7 @@ class Request:
 
 
 class InFlight:
-    """Requests by their number, in the order they were made."""
+    """Requests by their sequence number, in the order in which they were made."""
 
     def __init__(self) -> None:
         self._last_seq = 0
@@ -61,15 +61,16 @@ class InFlight:
         return len(self._requests)
 
     def is_full(self, messages_max: int = WINDOW_MESSAGES_MAX) -> bool:
-        """Whether as many QoS 1 publishes wait as may, in messages or bytes."""
+        """Whether the window of unanswered QoS 1 publishes is full, in messages or bytes."""
         return self.publishes >= messages_max or self._publish_bytes >= WINDOW_BYTES_MAX
 
     def next_seq(self) -> int:
-        """The number that the next request will get."""
+        """The sequence number of the next request."""
         return self._last_seq + 1
 
     def add(self, what: str, frame: bytes = b"") -> Request:
-        """A request; with a `frame`, one that is sent again. Raises UsageError if too many wait."""
+        """Add a request. With a `frame` it is sent again after a reconnect. Raises UsageError if too many requests are
+        unanswered."""
         if len(self._requests) >= PENDING_MAX:
             raise UsageError(f"{PENDING_MAX} requests wait for an answer; await some before you send more.")
         self._last_seq += 1
@@ -81,7 +82,7 @@ class InFlight:
         return request
 
     def take(self, seq: int) -> Request | None:
-        """The request of this number, which waits no longer."""
+        """Remove and return the request with this number, or None."""
         request = self._requests.pop(seq, None)
         if request is not None and request.frame:
             self.publishes -= 1
@@ -89,20 +90,21 @@ class InFlight:
         return request
 
     def frames(self) -> list[bytes]:
-        """What a new connection is to be sent, in the order it was first sent in."""
+        """The frames to send on a new connection, in their original order."""
         return [request.frame for request in self._requests.values() if request.frame]
 
     def lost(self, error: BlipMQError) -> None:
-        """The connection is over: all that is not sent again fails with `error`."""
+        """The connection is lost: all requests that are not sent again fail with `error`."""
         self._fail([request for request in self._requests.values() if not request.frame], error)
 
     def fail_largest(self, error: BlipMQError) -> None:
-        """A publish was too large, and the broker could not say which. The largest is: it would end every connection."""
+        """A publish was too large and the broker could not say which one. Fail the largest: sending it again would end
+        every connection."""
         if self.publishes:
             self._fail([max(self._requests.values(), key=lambda request: len(request.frame))], error)
 
     def finish(self, error: BlipMQError) -> None:
-        """There will be no other connection: all fail with `error`."""
+        """The client closes: all requests fail with `error`."""
         self._fail(list(self._requests.values()), error)
 
     def _fail(self, requests: list[Request], error: BlipMQError) -> None:
@@ -113,5 +115,5 @@ class InFlight:
 
 
 def check_window(window: int) -> None:
-    """Raise UsageError if this many publishes in flight cannot be."""
+    """Raise UsageError if `window` is not a valid number of unanswered publishes."""
     check_whole("window", window, 1, PENDING_MAX - 1)

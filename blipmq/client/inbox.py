@@ -1,10 +1,10 @@
-"""The messages of one local subscription that its reader has not taken yet, and those it has yet to acknowledge.
+"""The messages of one local subscription that its reader has not taken yet, and the ids that it has yet to acknowledge.
 
-    broker -> receive -> [queued] -> pop -> [taken] -> settled: its id goes back as an ACK
-                                         `-> with auto_ack off, whoever took it acknowledges it
+    broker -> receive -> [queued] -> pop -> [taken] -> settled: its id is sent back as an ACK
+                                         `-> with auto_ack off, the reader acknowledges it
 
-Invariant: a message is taken once, in the order of arrival; one that the broker sends again while it is still queued
-here is not queued twice. Drivers add the ways to read it.
+Invariant: each message is taken once, in the order of arrival. A message that the broker sends again while it is still
+queued here is not queued twice. Subclasses add the ways to read it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Inbox:
     def put(self, message: Message) -> None:
         if self.acknowledges and message.qos:
             if message.id in self._queued_ids:
-                return  # it came again, because nobody has got round to it yet
+                return  # redelivered before its reader took it
             self._queued_ids.add(message.id)
         self.messages.append(message)
         self.queued_bytes += len(message.payload)
@@ -109,24 +109,25 @@ class Inbox:
         return messages
 
     def take_back(self) -> None:
-        """The connection is over: what a durable subscription has queued comes again, in order, on the next one."""
+        """The connection is lost: the broker delivers the queued messages of a durable subscription again, in order, on
+        the next one."""
         if self.durable and self._queued_ids:
             self._queued_ids.clear()
             self.messages = deque(message for message in self.messages if not message.qos)
             self.queued_bytes = sum(len(message.payload) for message in self.messages)
 
     def end(self, error: BlipMQError | None) -> None:
-        """No more will come. What is queued can still be read; after it, the reader gets `error`, or a plain end."""
+        """No more messages arrive. Queued ones can still be read; after them the reader gets `error`, or a normal end."""
         if not self.ended:
             self.ended, self.error = True, error
             self.wake()
 
     def wake(self) -> None:
-        """Messages have come, or the end has. Called once per batch received."""
+        """Wake the reader: messages or the end have arrived. Called once per received batch."""
 
 
 def check_identity(noun: str, text: str) -> None:
-    """Raise UsageError if a client id or group is none."""
+    """Raise UsageError if the text is not a valid client id or group."""
     check_text(f"the {noun}", text)
     try:
         size_bytes = len(text.encode("utf-8"))

@@ -1,16 +1,16 @@
-"""What a client knows about its connection, without any I/O: requests and their answers, subscriptions and their
-queues.
+"""The protocol state of a client, without any I/O: requests and their answers, subscriptions and their queues.
 
     driver                                ClientProtocol
-    connected        open()           ->  HELLO; when it is answered, SUB again for every filter, then the QoS 1
-                                          publishes that were not answered, in order
+    connected        open()           ->  HELLO; when it is answered, SUB again for every filter, then the unanswered
+                                          QoS 1 publishes, in order
     bytes arrived    receive(bytes)   ->  requests are answered, messages go into the inboxes
     may send         take()           ->  all bytes to send, in order, once
-    connection over  lost(error)      ->  in_flight requests fail, QoS 1 publishes and inboxes stay
-    for good         finish(error)    ->  everything ends
+    connection lost  lost(error)      ->  in_flight requests fail, QoS 1 publishes and inboxes stay
+    client closed    finish(error)    ->  everything ends
 
-Invariant: nothing but HELLO is sent before its answer. The broker sends a message once per connection even where
-several filters match; it goes here to each inbox whose filter does, and is acknowledged when the last of them is done.
+Invariant: only HELLO is sent before its answer. If several filters match, the broker sends a message once per
+connection; here it goes to each inbox with a matching filter, and is acknowledged when the last of them has
+acknowledged it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFUSALS_MAX = 16
 
 
 def as_bytes(payload: bytes | bytearray | memoryview | str) -> bytes:
-    """A payload as it goes out: text as UTF-8, everything else as it is."""
+    """Return a payload as bytes; text is encoded as UTF-8. Raises UsageError or WrongType."""
     if type(payload) is bytes:
         return payload
     if isinstance(payload, str):
@@ -89,7 +89,7 @@ class ClientProtocol:
     # ---- one connection ----
 
     def open(self) -> Request:
-        """A new connection is there: say HELLO. Nothing else may be sent before its answer."""
+        """Start a new connection: send HELLO. Nothing else may be sent before its answer."""
         self._reader = wire.FrameReader(self._frame_bytes_max)
         self._out.clear()
         self.out_bytes = 0
@@ -119,7 +119,7 @@ class ClientProtocol:
         return request
 
     def receive(self, data: bytes) -> None:
-        """Take in what the broker sent. Raises ProtocolError if the stream is broken: the driver must then close."""
+        """Process bytes from the broker. Raises ProtocolError if the stream is invalid: the driver must then close."""
         woken: set[Inbox] = set()
         topic, inboxes = "", tuple[Inbox, ...]()
         for frame in self._reader.feed(data):
@@ -143,14 +143,14 @@ class ClientProtocol:
             raise self._reader.broken
 
     def take(self) -> bytes:
-        """All that is to be sent, once."""
+        """Return all bytes to send, and clear them."""
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         self.out_bytes = 0
         return data
 
     def lost(self, error: BlipMQError) -> None:
-        """The connection is over: whatever waits for an answer fails with `error`, QoS 1 publishes excepted."""
+        """The connection is lost: unanswered requests fail with `error`, except QoS 1 publishes."""
         self.welcomed = False
         self._out.clear()
         self.out_bytes = 0
@@ -162,7 +162,7 @@ class ClientProtocol:
         self.in_flight.lost(error)
 
     def finish(self, error: BlipMQError | None) -> None:
-        """There will be no other connection: end every subscription and every wait for an answer."""
+        """The client closes: end every subscription and every request."""
         gone = error or Disconnected("The client was closed before the broker answered.")
         self.lost(gone)
         inboxes = self.all_inboxes()
@@ -178,7 +178,7 @@ class ClientProtocol:
     # ---- verbs ----
 
     def publish(self, topic: str, payload: bytes, ttl_ms: int) -> None:
-        """QoS 0: nothing comes back, unless it is refused."""
+        """Send a QoS 0 message. It has no answer, unless it is refused."""
         frame = self.encoder(topic, ttl_ms).frame(payload)
         self._out.append(frame)
         self.out_bytes += len(frame)
@@ -187,14 +187,15 @@ class ClientProtocol:
         self._send(self.encoder(topic, ttl_ms).frames(payloads))
 
     def publish_answered(self, topic: str, payload: bytes, ttl_ms: int) -> Request:
-        """QoS 1: answered with the message's id once it is safe. Until then it is kept, and sent on each connection."""
+        """Send a QoS 1 message. The answer has its id once it is on disk. Until then it is kept and sent on each new
+        connection."""
         frame = self.encoder(topic, ttl_ms, 1).frame(payload, self.in_flight.next_seq())
         request = self.in_flight.add(f"Publish to {topic}", frame)
         self._send(frame)
         return request
 
     def subscribe(self, inbox: Inbox) -> Request:
-        """Route messages into the inbox and tell the broker. If the answer is no, the driver must call drop()."""
+        """Route messages into the inbox and send SUB. If the broker refuses, the driver must call drop()."""
         if inbox.durable and not self._client_id:
             raise UsageError(f"A durable subscription to {inbox.filter} needs a client_id: the name it is kept under.")
         group = self._inboxes.get(inbox.filter, [])
@@ -210,7 +211,8 @@ class ClientProtocol:
         return request
 
     def drop(self, inbox: Inbox) -> bool:
-        """Send no more into this inbox. True if it was the last of its filter, so that the broker should be told."""
+        """Stop routing into this inbox. Returns True if it was the last of its filter, so that the broker should be
+        told."""
         group = [other for other in self._inboxes.get(inbox.filter, []) if other is not inbox]
         was_last = not group and inbox.filter in self._inboxes
         if group:
@@ -225,14 +227,14 @@ class ClientProtocol:
         return was_last
 
     def inboxes(self, filter_: str, group: str = "") -> list[Inbox]:
-        """Those of that filter; with a group, those in it."""
+        """The inboxes of a filter; with a group, those in it."""
         return [inbox for inbox in self._inboxes.get(filter_, []) if not group or inbox.group == group]
 
     def all_inboxes(self) -> list[Inbox]:
         return [inbox for group in self._inboxes.values() for inbox in group]
 
     def unsubscribe(self, filter_: str, group: str = "", *, keep_durable: bool = False) -> Request:
-        """`keep_durable`: this connection leaves, and what is durable for this client id goes on."""
+        """Send UNSUB. With `keep_durable` the connection leaves, and durable subscriptions of this client id stay."""
         check_filter(filter_)
         check_identity("group", group)
         request = self.in_flight.add(f"Unsubscribe from {filter_}")
@@ -240,7 +242,7 @@ class ClientProtocol:
         return request
 
     def say_something(self) -> None:
-        """Keep the promise of HELLO: a PING that nobody waits for the answer of."""
+        """Send a PING without waiting for its answer, for the keep-alive that HELLO promised."""
         self._send(wire.encode_command(wire.PING))
 
     def ping(self) -> Request:
@@ -249,7 +251,7 @@ class ClientProtocol:
         return request
 
     def info(self, asked: bytes = b"") -> Request:
-        """`asked`: what is to be told; empty: all of it."""
+        """Send INFO. `asked` selects parts of the report; empty: all of it."""
         request = self.in_flight.add("Info")
         self._send(wire.encode_command(wire.INFO, payload=asked, seq=request.seq))
         return request
@@ -260,27 +262,27 @@ class ClientProtocol:
         return request
 
     def acknowledge(self, ids: Iterable[int], inbox: Inbox | None = None) -> None:
-        """Messages have been dealt with by the reader of this inbox, or (None) by all. Without a connection nothing is
-        kept: they come again."""
+        """Send acknowledgements for this inbox, or (None) for all inboxes. Without a connection nothing is kept: the
+        messages are delivered again."""
         if self._shared:
             ids = [id_ for id_ in ids if self._is_last(id_, inbox)]
         if self.welcomed and (frames := wire.encode_acks(ids)):
             self._send(frames)
 
     def forget(self, request: Request) -> None:
-        """No one waits for this answer any more."""
+        """Drop a request: nothing waits for its answer any more."""
         self.in_flight.take(request.seq)
 
     @property
     def waiting(self) -> bool:
-        """Whether any request has yet to be answered."""
+        """Whether any request is unanswered."""
         return bool(self.in_flight)
 
     def encoder(self, topic: str, ttl_ms: int, qos: int = 0) -> PublishEncoder:
         key = (topic, ttl_ms, qos)
         try:
             encoder = self._encoders.get(key)
-        except TypeError:  # a list, say, which PublishEncoder refuses
+        except TypeError:  # an unhashable topic, such as a list; PublishEncoder refuses it
             encoder = None
         if encoder is None:
             if len(self._encoders) >= _ENCODERS_MAX:
@@ -288,14 +290,14 @@ class ClientProtocol:
             encoder = self._encoders[key] = PublishEncoder(topic, ttl_ms=ttl_ms, qos=qos)
         return encoder
 
-    # ---- inside ----
+    # ---- internal ----
 
     def _send(self, frame: bytes) -> None:
         self._out.append(frame)
         self.out_bytes += len(frame)
 
     def _put(self, message: Message, inboxes: tuple[Inbox, ...]) -> None:
-        """A QoS 1 message into its inboxes; where several acknowledge it, they are noted until the last has done so."""
+        """Put a QoS 1 message into its inboxes. If several acknowledge, they are recorded until the last has done so."""
         holders = {inbox for inbox in inboxes if inbox.acknowledges}
         if len(holders) > 1:
             self._shared.setdefault(message.id, set()).update(holders)
@@ -303,7 +305,7 @@ class ClientProtocol:
             inbox.put(message)
 
     def _is_last(self, id_: int, inbox: Inbox | None) -> bool:
-        """Whether nobody else has yet to acknowledge the message."""
+        """Whether no other inbox has yet to acknowledge the message."""
         holders = self._shared.get(id_)
         if holders is None:
             return True
@@ -322,7 +324,7 @@ class ClientProtocol:
         return request
 
     def _subscribe_again(self) -> None:
-        """On a new connection every filter is asked for again; if one is refused now, its readers are told."""
+        """Subscribe to every filter again on a new connection. If one is refused now, its readers get the error."""
         for filter_, group in list(self._inboxes.items()):
             request = self._send_subscribe(group[0])
 
@@ -344,7 +346,7 @@ class ClientProtocol:
         return inboxes
 
     def _ended(self, frame: Reply) -> None:
-        """An operator has ended a subscription of this client: its readers are told, and the connection goes on."""
+        """An operator ended a subscription of this client: its readers get the error, and the connection stays open."""
         filter_ = frame.payload.partition(b"\n")[0].decode("utf-8", "replace")
         for inbox in self.inboxes(filter_):
             self.drop(inbox)
@@ -373,7 +375,7 @@ class ClientProtocol:
 
 
 class Receipt(int):
-    """What a publish returns: the message's id (0 for QoS 0), which is all there is to it as a number."""
+    """The result of publish: an int, the message id (0 for QoS 0), with the attribute `subscriptions`."""
 
     subscriptions: int | None
     """For how many QoS 1 subscriptions and queue groups the broker has stored it, those of absent clients included; None: it
@@ -390,7 +392,7 @@ class Receipt(int):
 
 
 class Published(int):
-    """What publish_many returns: how many messages it sent, which is all there is to it as a number."""
+    """The result of publish_many: an int, the number of messages sent, with the attribute `unrouted`."""
 
     unrouted: int | None
     """How many of them no QoS 1 subscription took, so that the broker does not keep them; None: it does not say (QoS 0, or a
@@ -424,8 +426,8 @@ class PublishedCount:
 
 
 def decode_info(reply: Reply) -> dict[str, Any]:
-    """The JSON object in the answer to INFO."""
-    import json  # only INFO needs it, and the command line must start fast
+    """Decode the JSON object in the answer to INFO. Raises ProtocolError."""
+    import json  # imported here because only INFO needs it, and the command line must start fast
 
     try:
         info = json.loads(reply.payload)

@@ -1,7 +1,7 @@
-"""How a client notices that its connection is over, says why, and knows whether to come back.
+"""How a client detects the end of its connection, which error it reports, and whether it reconnects.
 
-Invariant: an ending has one reason, the most telling there is: what the broker said, else what was wrong with its
-bytes, else what the system reports.
+Invariant: an end has one reason, the most informative one: the broker's answer, else an error in its bytes, else the
+system's error.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ FINAL_CODES = frozenset(
 """Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
 
 
-# The shortest time that an attempt gets, however little is left of the time to wait in.
+# The minimum duration of an attempt, even if less time is left.
 ATTEMPT_LEAST_S = 1.0
 
 
 def seconds_to_wait(wait: bool | float) -> float:
-    """What `wait` of `blipmq.connect` comes to; infinity: for ever. Raises UsageError."""
+    """Convert `wait` of `blipmq.connect` to seconds; infinity: without a limit. Raises UsageError."""
     if isinstance(wait, bool):
         return math.inf if wait else 0.0
     check_seconds("wait", wait)
@@ -40,7 +40,7 @@ def seconds_to_wait(wait: bool | float) -> float:
 
 
 def check_options(timeout_s: float, reconnect: bool, **functions: object) -> None:
-    """The options of a client that nothing else looks at. Raises UsageError."""
+    """Check the client options that nothing else checks. Raises UsageError."""
     check_seconds("timeout_s", timeout_s)
     check_flag("reconnect", reconnect)
     for name, function in functions.items():
@@ -48,17 +48,17 @@ def check_options(timeout_s: float, reconnect: bool, **functions: object) -> Non
 
 
 def attempt_s(timeout_s: float, left_s: float, *, waits: bool) -> float:
-    """How long one attempt to connect may take, with so much left of the time to wait in."""
+    """The time limit in seconds of one attempt to connect, if `left_s` seconds are left to wait."""
     return min(timeout_s, max(left_s, ATTEMPT_LEAST_S)) if waits else timeout_s
 
 
 def is_permanent(error: BlipMQError) -> bool:
-    """Whether the first connection would fail in the same way at every other attempt."""
+    """Whether the first connection would fail in the same way at every attempt."""
     return isinstance(error, (NotTrusted, ProtocolError, UsageError, ConfigError)) or error.code in FINAL_CODES
 
 
 def waited(error: BlipMQError, address: object, wait_s: float, attempts: int) -> BlipMQError:
-    """The last error of an attempt, which says also how long and how often it was tried."""
+    """Return the last error of an attempt, with the time and the number of tries added to its message."""
     times = "once" if attempts == 1 else f"{attempts} times"
     error.args = (f"No connection to {address} in {wait_s:g} s, tried {times}. The last error: {error}",)
     return error
@@ -67,7 +67,7 @@ def waited(error: BlipMQError, address: object, wait_s: float, attempts: int) ->
 def connection_ended(
     address: object, error: BaseException | None, farewell: BlipMQError | None, *, welcomed: bool
 ) -> BlipMQError:
-    """Why a connection is over: what the broker said, what was wrong with its bytes, or what the system reports."""
+    """Return why a connection ended: the broker's answer, an error in its bytes, or the system's error."""
     if farewell is not None:
         return farewell
     if isinstance(error, ProtocolError):
@@ -88,5 +88,5 @@ def connection_ended(
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Notice within a minute that a peer lost power: the reader of a quiet topic sends nothing that could fail."""
+    """Detect within a minute that a peer lost power. The reader of a quiet topic sends nothing that could fail."""
     tcp_keepalive.keep_alive(sock, tcp_keepalive.LOST_MS)

@@ -1,11 +1,12 @@
 """The asyncio side of a subscription: an async iterator over its inbox.
 
 When a QoS 1 message is acknowledged, so that the broker does not send it again:
-    auto_ack (the default)   when its reader comes back: asks for the next message or batch, or closes the subscription in
-                             order. Not when an exception leaves the `async with`, and not when the client is closed
+
+    auto_ack (the default)   when its reader asks for the next message or batch, or closes the subscription without an
+                             exception. Not when an exception leaves the `async with`, and not when the client is closed
     auto_ack=False           when ack() is called
 
-Invariant: nothing is acknowledged that its reader may still be working on.
+Invariant: a message is not acknowledged while its reader may still process it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from blipmq.wire.frames import Message
 
 
 class Subscription(Inbox):
-    """Messages of one filter: an async iterator, and an async context manager that closes it in the end.
+    """The messages of one filter: an async iterator, and an async context manager that closes it at the end.
 
-    It ends when it or the client is closed; if the broker refuses it after a reconnect, iterating raises that error.
+    It ends when it or the client is closed. If the broker refuses it after a reconnect, iterating raises that error.
     """
 
     def __init__(self, connection: Connection, filter_: str, **options: Any) -> None:
@@ -65,8 +66,8 @@ class Subscription(Inbox):
             raise Disconnected(f"The subscription to {self.filter} has been closed.") from None
 
     async def batch(self) -> list[Message]:
-        """All messages that wait, at least one; an empty list once the subscription has ended. Cheaper than one by
-        one. Of QoS 1, the whole batch is acknowledged by the next call."""
+        """All queued messages, at least one; an empty list once the subscription has ended. Cheaper than one by one.
+        With QoS 1, the next call acknowledges the whole batch."""
         self._connection.check_loop()
         if self.taken:
             self._settle()
@@ -80,8 +81,8 @@ class Subscription(Inbox):
         return messages
 
     def ack(self, *messages: Message) -> None:
-        """Acknowledge QoS 1 messages (others are passed over), at the end of this turn of the loop. Without a
-        connection they come again."""
+        """Acknowledge QoS 1 messages (others are ignored) at the end of this turn of the loop. Without a connection
+        they are delivered again."""
         self._connection.check_loop()
         self._acknowledge(ids_of(messages, 1))
 
@@ -105,12 +106,13 @@ class Subscription(Inbox):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self.taken.clear()  # whoever raised has not dealt with the message: let it come again
+            self.taken.clear()  # the message was not processed: it must be delivered again
         await self.close()
 
     async def close(self) -> None:
-        """Acknowledge what was taken, and leave the broker's subscription if this is the last of its filter. A durable one
-        collects on at the broker (Client.unsubscribe ends it). What is queued can still be read."""
+        """Acknowledge the taken messages, and unsubscribe at the broker if this is the last subscription to its filter.
+        The broker goes on storing messages for a durable one (Client.unsubscribe ends it). Queued messages can still be
+        read."""
         if self.ended:
             return
         self._connection.check_loop()
@@ -124,11 +126,11 @@ class Subscription(Inbox):
             try:
                 await connection.answer(protocol.unsubscribe(self.filter, self.group, keep_durable=True))
             except BlipMQError:
-                pass  # it has ended here; on the broker it ends with the connection at the latest
+                pass  # the subscription has ended here; the broker ends it with the connection at the latest
 
     def abandon(self, *, told: bool) -> None:
-        """Take back a subscription that failed or was cancelled; the broker may have it even so, unless it has `told`
-        us."""
+        """Remove a subscription that failed or was cancelled. The broker may have made it all the same, unless it
+        answered (`told`)."""
         protocol = self._connection.protocol
         last = protocol.drop(self)
         if last and not told and protocol.welcomed:

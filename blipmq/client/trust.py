@@ -1,7 +1,7 @@
-"""Whom a client trusts: its SSL context, and what to say when a handshake shows that it should not.
+"""The TLS trust of a client: its SSL context, and the errors of a handshake.
 
-Invariant: a certificate is always checked, against an authority and the name that was dialled; nothing here turns that
-off. `ssl` is loaded only by a client that is told to use TLS.
+Invariant: a certificate is always checked against an authority and the name in the address; nothing here turns that
+off. `ssl` is loaded only by a client that uses TLS.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ the address says, False: not at all."""
 
 
 def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:
-    """A context that trusts the authorities in `ca_file` ("": the system's) and shows `cert_file`, if that is not "". Its key
-    is in `key_file`, or in the same file. Raises ConfigError that says which file is wrong."""
+    """Return a context that trusts the authorities in `ca_file` ("": the system's) and presents `cert_file`, if that is
+    not "". Its key is in `key_file`, or in the same file. Raises ConfigError that names the wrong file."""
     import ssl
 
     try:
@@ -30,7 +30,8 @@ def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -
         raise ConfigError(
             f"The file of authorities {ca_file} is not usable: {_why(error)}. It holds certificates in PEM."
         ) from None
-    # From Python 3.13 on strict: authorities made with one openssl command, as on many a site, would not do. Alike everywhere.
+    # Python 3.13 made strict checks the default. They reject authorities made with one openssl command, which many
+    # sites use. All versions behave alike.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if cert_file:
         try:
@@ -46,7 +47,7 @@ def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -
 
 
 def context_for(tls: Tls) -> ssl.SSLContext:
-    """The context that the option `tls` of `blipmq.connect` stands for."""
+    """Return the context for the option `tls` of `blipmq.connect`. Raises ConfigError or WrongType."""
     import ssl
 
     if isinstance(tls, ssl.SSLContext):
@@ -67,9 +68,10 @@ def _why(error: Exception) -> str:
     return str(reason).lower().replace("_", " ") if reason else getattr(error, "strerror", None) or str(error)
 
 
-# ---- what went wrong -------------------------------------------------------------------------------------------------
+# ---- errors
+# ------------------------------------------------------------------------------------------------------------
 
-# OpenSSL's numbers for what is wrong with a certificate: X509_V_ERR_...
+# OpenSSL's numbers of certificate errors: X509_V_ERR_...
 _NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 _OURS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a client's certificate. Give one: --cert and "
@@ -93,14 +95,14 @@ _NOT_TLS = (
 
 
 def refused_certificate(address: object, error: BaseException | None) -> BlipMQError | None:
-    """The sentence for a broker that took this client's certificate, or its absence, amiss; None if that is not what the error
-    says. With TLS 1.3 a client learns of it only after its own part of the handshake is done."""
+    """Return the error for a broker that refused this client's certificate or its absence; None for any other error.
+    With TLS 1.3 a client learns of it only after its own part of the handshake."""
     cause = _OURS.get(getattr(error, "reason", None) or "")
     return NotTrusted(f"The broker at {address} refused this client: {cause}.") if cause else None
 
 
 def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQError | None:
-    """The sentence for a failed handshake; None if the error is not of TLS."""
+    """Return the error for a failed handshake; None if it is not a TLS error."""
     import ssl
 
     reason = getattr(error, "reason", None) or ""
@@ -113,7 +115,7 @@ def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQ
         return Unreachable(
             f"Cannot reach a broker at {address}: broker and client have no TLS version in common. Update one."
         )
-    # OpenSSL and Python have called the same end by many names.
+    # OpenSSL and Python versions name the same end differently.
     ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
     if reason in _NOT_TLS or isinstance(error, ended):
         return Unreachable(

@@ -1,10 +1,8 @@
-"""Other programs' configurations made into one of this broker: what is common to all of them.
+"""Conversion of other programs' configurations: the part common to all formats.
 
-A reader of one kind of file (`conversion_v1` is one) says what becomes of each of its lines, as `Fate`s. Here those are made
-to go together, and written as TOML.
-
-Invariant: what is written is a configuration that `blipmq check` accepts, or `convert` raises; no line of the old file is
-without a fate; no secret is in the words of one.
+A reader of one kind of file (`conversion_v1` is one) returns a `Fate` for each of its lines. This module makes the
+fates consistent and writes them as TOML. Invariant: `blipmq check` accepts the result, or `convert` raises; each line
+of the old file has a fate; no fate shows a secret.
 """
 
 from __future__ import annotations
@@ -27,20 +25,20 @@ KEYS_LOST = "left out: there is no key in it that can be used"
 
 
 class Fate(NamedTuple):
-    """What becomes of one setting of the old file. `line`: where it stood, 0 for one that is added; `old`: how it stood there.
-    `key` and `value`: the setting here; "" if there is none. `said`: what became of it, and why."""
+    """The fate of one setting of the old file. `line`: its line, 0 for an added setting; `old`: its text there. `key`
+    and `value`: the setting here; "" if there is none. `said`: what happened to it, and why."""
 
     line: int
     old: str
     said: str
     key: str = ""
     value: Any = None
-    above: tuple[str, ...] = ()  # comments, as they stood above it
+    above: tuple[str, ...] = ()  # the comments above it
     beside: str = ""
 
 
 class Converted(NamedTuple):
-    """A configuration of this broker, and what became of each setting of the old one, in its order."""
+    """A configuration of this broker, and the fate of each setting of the old one, in its order."""
 
     text: str
     fates: list[Fate]
@@ -50,7 +48,7 @@ Reader = Callable[[str, str], list[Fate]]
 
 
 def convert(text: str, name: str, read: Reader) -> Converted:
-    """The file called `name`, read by `read`, as a configuration. Raises `ConfigError` if it is none of that kind."""
+    """Convert the file called `name`, read by `read`. Raises `ConfigError` if it is not of that kind."""
     fates = _together(read(text, name))
     made = _written(fates, name)
     config_reader.load_texts([(f"{name}, converted", made)], {})
@@ -58,8 +56,8 @@ def convert(text: str, name: str, read: Reader) -> Converted:
 
 
 def fate_of(line: int, old: str, key: str, was: Any, value: Any, renamed: bool, why: str = "") -> Fate:
-    """What becomes of a setting that is called `key` here, and whose value was `was` and would be `value`: kept, or replaced by
-    the nearest one allowed."""
+    """Return the fate of a setting that is called `key` here, with the old value `was` and the new value `value`: kept,
+    or replaced by the nearest allowed one."""
     wanted = KEYS[key]
     shown = "its value" if wanted.secret else schema_reader.shown(value)
     if isinstance(value, str) and wanted.choices:
@@ -76,17 +74,18 @@ def fate_of(line: int, old: str, key: str, was: Any, value: Any, renamed: bool, 
     return Fate(line, old, f"{moved}replaced by {nearest}: {shown} is not {wanted.expected}", key, nearest)
 
 
-# ---- what has to go together -------------------------------------------------------------------------------------------------
+# ---- consistency
+# -----------------------------------------------------------------------------------------------------------
 
 
 class _Settings:
-    """The fates in the making, by setting."""
+    """The fates during the conversion, by setting."""
 
     def __init__(self, fates: Sequence[Fate]) -> None:
         self.fates: list[Fate] = []
         self._places: dict[str, int] = {}
         for fate in fates:
-            if fate.key in self._places:  # two old settings that are one here
+            if fate.key in self._places:  # two old settings map to the same one here
                 first = self.fates[self._places[fate.key]]
                 fate = fate._replace(
                     said=f"left out: {fate.key} is set by line {first.line} already", key="", value=None
@@ -99,7 +98,7 @@ class _Settings:
         return self.fates[self._places[key]].value if key in self._places else KEYS[key].default
 
     def put(self, key: str, value: Any, why: str) -> None:
-        """Set it, over what the old file said or beside it."""
+        """Set a value: replace the old file's, or add one."""
         if key in self._places:
             fate = self.fates[self._places[key]]
             self.fates[self._places[key]] = fate._replace(
@@ -167,7 +166,7 @@ def _fit_times(settings: _Settings) -> None:
 
 
 def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
-    """A broker that served everyone goes on doing so, and one that was meant to ask for keys never opens."""
+    """A broker that served everyone still does, and one that was meant to require keys never becomes open."""
     if settings.get("auth.api_keys") or settings.get("auth.keys_file") or settings.get("auth.allow_anonymous"):
         return
     for key in ("server.bind_addr", "server.tls_bind_addr"):
@@ -184,7 +183,7 @@ def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
 
 
 def _wrong(settings: _Settings) -> tuple[str, str] | None:
-    """A setting that cannot be as it is beside the others, and why."""
+    """Return a setting that contradicts the others, and why; None if there is none."""
     nested: dict[str, Any] = {}
     for path, value in settings.values().items():
         *sections, name = path.split(".")
@@ -239,6 +238,6 @@ def printable(text: str) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):  # JSON's strings are TOML's, but for one character
+    if isinstance(value, str):  # JSON strings are TOML strings, except for one character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return literal(value)

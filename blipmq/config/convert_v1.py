@@ -1,6 +1,6 @@
-"""Reads a configuration of BlipMQ 1.0.0: which of its settings are called otherwise here, and which have nothing to do here.
+"""Reads a configuration of BlipMQ 1.0.0: which settings have another name here, and which have no effect here.
 
-Invariant: whatever the file holds, as long as it is TOML, each of its settings gets one fate, in the order of the file.
+Invariant: if the file is TOML, each of its settings gets one fate, in the order of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEEPALIVE = "server.keepalive_ms"
 
 
 class _Rule(NamedTuple):
-    """`key`: what it is called here, "" if nothing; `why`: what is to be said of it; `change`: its value here."""
+    """`key`: its name here, "" if none; `why`: the reason for the message; `change`: converts its value."""
 
     key: str = ""
     why: str = ""
@@ -54,7 +54,7 @@ def _one_key(value: Any) -> Any:
 
 
 _NETWORK, _TIMER = "performance.network_optimizations", "performance.timer_config"
-# Those that are called alike in both and mean the same are not here.
+# Settings with the same name and meaning in both versions are not listed.
 _RULES = {
     "server.auth_enabled": _Rule(why="keys are asked for as soon as there are any"),
     "server.api_key": _Rule("auth.api_keys", change=_one_key),
@@ -97,7 +97,7 @@ _SECTIONS = {
 
 
 def read_v1(text: str, name: str) -> list[Fate]:
-    """What becomes of each setting of the file. Raises `ConfigError` if it is no TOML, or holds no setting."""
+    """Return the fate of each setting of the file. Raises `ConfigError` if it is not TOML, or has no settings."""
     table = parse_toml(text, name)
     lines, source = Lines(text), text.splitlines()
     fates = []
@@ -115,7 +115,8 @@ def read_v1(text: str, name: str) -> list[Fate]:
 
 
 def _settings(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """All values of a file by their paths. A table where a value should be is walked as well: its parts are unknown."""
+    """Yield all values of a file with their paths. A table in place of a value is walked as well: its parts are
+    unknown."""
     for word, value in table.items():
         path = f"{prefix}{word}"
         if isinstance(value, Mapping) and value and path.count(".") < 8:
@@ -144,7 +145,7 @@ def _fate(path: str, value: Any, line: int, table: Mapping[str, Any]) -> Fate:
 
 
 def _special(path: str, value: Any, line: int, old: str, table: Mapping[str, Any]) -> Fate | None:
-    """The fate of a setting whose meaning has changed, or that depends on another one."""
+    """Return the fate of a setting whose meaning has changed or that depends on another one; None for all others."""
     if path == "delivery.fanout_shards" and isinstance(value, int) and value > 1:
         return Fate(line, old, f"replaced by 1: {_ONE_THREAD}", path, 1)
     if path in ("wal.flush_interval_ms", "wal.fsync_interval_ms"):
@@ -196,7 +197,7 @@ def _is_key(text: str) -> bool:
 
 
 def _comments(source: list[str], line: int) -> tuple[tuple[str, ...], str]:
-    """The comments right above a line, and the one at its end."""
+    """The comments directly above a line, and the one at its end."""
     first = line - 1
     while first > 0 and source[first - 1].lstrip().startswith("#"):
         first -= 1

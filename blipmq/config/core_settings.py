@@ -1,8 +1,8 @@
-"""The settings that reach the C core: the fields of its two structs, each with the value that a configuration gives it.
+"""The settings that reach the C core: the fields of its two structs, with their values for a configuration.
 
-Invariant: a field takes the value of the key that names it (`core=` or `wal=` in settings.py), or is computed by one entry of
-COMPUTED or WAL_COMPUTED. The structs, defaults and checks in native/api/settings.h and settings.c are made from CORE and WAL
-(`make settings`), and so are the values that a broker hands to its core.
+Invariant: a field takes the value of the key that names it (`core=` or `wal=` in settings.py), or one entry of COMPUTED
+or WAL_COMPUTED computes it. The structs, defaults and checks in native/api/settings.h and settings.c are generated from
+CORE and WAL (`make settings`). A broker takes the values for its core from them too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UINT32_MAX = (1 << 32) - 1
 
 
 class Field(NamedTuple):
-    """One field of a struct: its name there, its range in the core, and the value that a configuration gives it."""
+    """One field of a struct: its name and range in the core, and its value for a configuration."""
 
     name: str
     help: str
@@ -27,7 +27,7 @@ class Field(NamedTuple):
     low: int = 0
     high: int = UINT32_MAX
     reload: bool = False
-    choices: tuple[str, ...] = ()  # the value is the place of one of these
+    choices: tuple[str, ...] = ()  # the value is the index of one of these
 
     @property
     def c_type(self) -> str:
@@ -37,7 +37,7 @@ class Field(NamedTuple):
 
 
 def _of_key(k: Key, name: str, value: Callable[[Config], int] | None = None) -> Field:
-    """The field that one key sets. In the core a number that may not be 0 has no other lower bound: tests use small ones."""
+    """Return the field that one key sets. In the core the lower bound is 0 or 1, because tests use small values."""
     high = len(k.choices) - 1 if k.choices else 1 if k.type == "bool" else k.high
     return Field(name, f"{k.path}: {k.help}", value or _value_of_key(k), int(k.low > 0), high, k.reload, k.choices)
 
@@ -55,7 +55,7 @@ def _batches(config: Config) -> bool:
 
 
 def _pooled(path: str, also: str = "") -> Callable[[Config], int]:
-    """A number of blocks: none without pools, and none where `also`, another key, is off."""
+    """A number of blocks: 0 without pools, or if the key `also` is off."""
 
     def value(config: Config) -> int:
         on = config.performance.enable_memory_pools and (not also or value_of(config, also))
@@ -134,7 +134,7 @@ WAL_COMPUTED = (
 
 
 def _fields(named: Iterable[tuple[Key, str]], computed: Iterable[Field]) -> tuple[Field, ...]:
-    """Wide ones first, so that there are no gaps."""
+    """The fields, wide ones first, so that the struct has no gaps."""
     fields = [*(_of_key(k, name) for k, name in named if name), *computed]
     return tuple(sorted(fields, key=lambda field: field.c_type != "uint64_t"))
 
@@ -144,5 +144,5 @@ WAL = _fields(((k, k.wal) for k in KEYS.values()), WAL_COMPUTED)
 
 
 def values(fields: Iterable[Field], config: Config) -> dict[str, int]:
-    """What `config` gives each of `fields`. Raises `ConfigError` if this machine has no such processor."""
+    """The value of each of `fields` for `config`. Raises `ConfigError` if this machine does not have a named processor."""
     return {field.name: int(field.value(config)) for field in fields}

@@ -1,6 +1,6 @@
-"""The settings of a broker inside a program: a `Config`, nested dicts, the path of a file, or nothing.
+"""The settings of an embedded broker: a `Config`, nested dicts, the path of a file, or None.
 
-Invariant: no environment is read. From dicts there is a WAL only if they say where.
+Invariant: no environment variable is read. With dicts there is a WAL only if they set `wal.directory` or `wal.enabled`.
 """
 
 from __future__ import annotations

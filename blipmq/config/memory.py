@@ -1,7 +1,7 @@
-"""How much memory a configuration can come to need, term by term.
+"""The memory that a configuration can need, term by term.
 
-Invariant: the core is started with the sizes this sum is made of, so a setting that changes the need changes
-the sum. `at rest` is what an idle broker keeps; `worst case` has every limit reached at once.
+Invariant: the core is started with the sizes in this sum, so a setting that changes the memory also changes the sum.
+`at rest` is the memory of an idle broker; in the `worst case` every limit is reached at once.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from typing import NamedTuple
 
 from blipmq.config.settings import KIB, MIB, Config
 
-# The interpreter with what a plain broker loads, before the first connection (measured resident size, rounded up), and what
-# keys load besides: the hash that is kept of them, and OpenSSL with it.
+# The interpreter with the modules of a plain broker, before the first connection (measured resident size, rounded up),
+# and the memory that keys add: their hash, and OpenSSL with it.
 INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
-# OpenSSL, what Python keeps of it and uvloop, where [tls] is configured (measured, rounded up), and one connection over TLS:
-# OpenSSL's state and one record, a read of ciphertext, and what waits for its socket: the core's window and the transport's own.
+# OpenSSL, its Python objects and uvloop, where [tls] is configured (measured, rounded up), and one TLS connection:
+# OpenSSL's state and one record, one read of ciphertext, and waiting output: the core's window and the transport's own.
 TLS_BYTES = 10 * MIB
 TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
-# One whose handshake is under way: OpenSSL's state and a read of ciphertext.
+# A pending handshake: OpenSSL's state and one read of ciphertext.
 TLS_HANDSHAKE_BYTES = (32 + 64) * KIB
 # One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
 # One subscription in the core: the filter and its place in the route table.
 SUBSCRIPTION_BYTES = 384
-# What Python keeps of a connection that said HELLO or subscribed, and of each of its filters.
+# Python objects of a connection that sent HELLO or subscribed, and of each of its filters.
 SESSION_BYTES, SESSION_FILTER_BYTES = 1 * KIB, 256
-# One remembered topic with the list of its subscribers.
+# One cached topic with the list of its subscribers.
 ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
-# The table of addresses whose connections are not admitted yet: two slots or more for each, a power of two of them.
+# The table of addresses of pending connections: at least two slots for each; a power of two.
 PLACE_BYTES = 20
 SEGMENT_BYTES = 256 * KIB
-# A command or an event with a topic in it. The largest, a piece of output of an in-memory connection, is far below the size of
-# the smallest ring; longer ones travel beside the ring.
+# A command or an event with a topic. The largest, a piece of output of an in-memory connection, is far smaller than the
+# smallest ring; longer ones are passed beside the ring.
 RING_RECORD_BYTES = 256
-# QoS 1: a message that is in flight or next to be sent, and a subscription with its texts.
+# QoS 1: a message in flight or next to be sent, and a subscription with its texts.
 DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
-QOS1_FRAME_BYTES = 80  # the shortest one to a subscriber
-# The log: its smallest batch, its readers, the block that each of them holds (one record, if that is larger), the buffer that
-# files are read into, and the places it remembers in its files.
+QOS1_FRAME_BYTES = 80  # the shortest frame to a subscriber
+# The WAL: its smallest batch, its readers, the block of each reader (one record, if that is larger), the buffer for
+# reading files, and the positions that it remembers in its files.
 LOG_BATCH_BYTES_MIN = 256 * KIB
 LOG_READERS, LOG_READ_BYTES, LOG_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
 LOG_MARK_BYTES, LOG_MARK_EVERY_BYTES = 16, 256 * KIB
@@ -46,7 +46,7 @@ POOL_SMALL_BYTES, POOL_MEDIUM_BYTES = 1 * KIB, 16 * KIB
 
 
 class Term(NamedTuple):
-    """One line of the sum: bytes with this limit reached everywhere at once."""
+    """One line of the sum: bytes if this limit is reached everywhere at once."""
 
     name: str
     formula: str
@@ -54,7 +54,7 @@ class Term(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The sum. `core` are the terms that `limits.memory_bytes` bounds together; `held` is what that comes to."""
+    """The sum. `limits.memory_bytes` bounds the `core` terms together; `held` is that bounded total in bytes."""
 
     outside: list[Term]
     core: list[Term]
@@ -63,12 +63,12 @@ class Memory(NamedTuple):
 
     @property
     def worst(self) -> int:
-        """Every connection open, every queue full, every subscriber stuck."""
+        """Bytes with every connection open, every queue full, every subscriber stuck."""
         return sum(term.worst for term in self.outside) + self.held
 
 
 def max_frame_bytes(config: Config) -> int:
-    """Largest frame taken: a message of the largest size with its topic and table around it."""
+    """The largest accepted frame: the largest message with its topic and table."""
     return config.server.max_message_size_bytes + FRAME_ALLOWANCE_BYTES
 
 
@@ -78,8 +78,8 @@ def ring_bytes(config: Config) -> int:
 
 
 def log_batch_bytes(config: Config) -> int:
-    """What the log gathers for one sync. A record may fill half of it, and the largest is a dead letter: the largest
-    message, its topic twice, and what is said about it."""
+    """Bytes that the WAL gathers for one sync. A record may fill half of it. The largest record is a dead letter: the
+    largest message, its topic twice, and its properties."""
     record = max_frame_bytes(config) + 4 * KIB
     return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
 
@@ -118,7 +118,7 @@ def memory_of(config: Config) -> Memory:
     core, frame = _core_terms(config), max_frame_bytes(config)
     demand = sum(term.worst for term in core)
     if budget:
-        # New subscriptions are refused past the budget, so it bounds them and what Python keeps of each.
+        # Past the budget new subscriptions are refused, so it also bounds their Python objects.
         filters = min(filters, budget // SUBSCRIPTION_BYTES)
     outside = [
         Term("interpreter", "measured", INTERPRETER_BYTES),
@@ -130,7 +130,7 @@ def memory_of(config: Config) -> Memory:
         *_tls_terms(config),
         *_log_terms(config),
     ]
-    # Connections are admitted whatever the budget says; everything else stays within it.
+    # Connections are admitted even past the budget; everything else stays within it.
     held = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
     return Memory(outside, core, budget, held)
 
@@ -154,7 +154,7 @@ def _core_terms(config: Config) -> list[Term]:
 
 
 def _qos1_terms(config: Config) -> list[Term]:
-    """One QoS 1 subscription of each connection with its window full; a second one adds as much."""
+    """One QoS 1 subscription per connection with a full window; a second one adds as much."""
     if not config.wal.enabled:
         return []
     n, queues = config.server.max_connections, config.queues
@@ -171,18 +171,18 @@ def _qos1_terms(config: Config) -> list[Term]:
 
 
 def at_rest_bytes(config: Config) -> int:
-    """What the broker keeps with no one connected; rings and log batches are touched only as they are used."""
+    """Bytes of the broker without connections. Rings and WAL batches use memory only when they are written to."""
     loaded = TLS_BYTES if config.tls.cert_file else KEYS_BYTES if config.auth.required else 0
     return INTERPRETER_BYTES + SEGMENT_BYTES + loaded
 
 
 def worst_bytes(config: Config) -> int:
-    """What it can come to with every limit reached at once."""
+    """Bytes with every limit reached at once."""
     return memory_of(config).worst
 
 
 def size(count: int) -> str:
-    """Bytes as people read them: 512 B, 64 KiB, 1.5 GiB."""
+    """A number of bytes as text: 512 B, 64 KiB, 1.5 GiB."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:

@@ -1,7 +1,7 @@
-"""Reads settings: from a TOML file, from the environment, from a dict.
+"""Reads settings from a TOML file, from the environment, from a dict.
 
-Invariant: what comes out is complete and valid, and each value's origin is known; otherwise one `ConfigError` lists
-everything that is wrong, each with file, line and what to write instead. Reading has no side effects.
+Invariant: the result is complete and valid, and the origin of each value is known. Otherwise one `ConfigError` lists
+all problems, each with file, line and correction. Reading has no side effects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from blipmq.errors import ConfigError
 
 SECRET_BYTES_MAX = 1 << 20
 KEEPALIVE_MIN_MS = 2000
-# Variables that begin with BLIPMQ_ and are no settings: of the command lines, and of the build, the images and the tests.
+# Variables that begin with BLIPMQ_ but are not settings: those of the command lines, the build, the images and the
+# tests.
 COMMAND_VARIABLES = tuple(f"BLIPMQ_{name}" for name in ("CONFIG", "ADDR", "API_KEY", "TLS_CA", "TLS_CERT", "TLS_KEY"))
 BUILD_VARIABLES = tuple(
     "BLIPMQ_" + name
@@ -33,7 +34,7 @@ BUILD_VARIABLES = tuple(
         *("BINARY", "CLI", "FLOOD_SECONDS", "ROOT", "SYS"),
     )
 )
-# Kubernetes tells every container of a service that is called blipmq, or whose name begins so; Docker did of a link.
+# Kubernetes sets these in every container for a service whose name begins with blipmq; Docker did so for links.
 _SERVICE_VARIABLE = (
     r"BLIPMQ_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
     r"|BLIPMQ_[A-Z0-9_]+_PORT|BLIPMQ_(NAME|ENV_\w+)"
@@ -41,7 +42,7 @@ _SERVICE_VARIABLE = (
 
 
 class Loaded(NamedTuple):
-    """A configuration and where it comes from. `origins`: section.key to default, FILE:LINE or a variable's name."""
+    """A configuration and its source. `origins`: from section.key to default, FILE:LINE or a variable's name."""
 
     config: Config
     source: str
@@ -49,7 +50,7 @@ class Loaded(NamedTuple):
 
 
 def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
-    """The file to read: `--config`, else $BLIPMQ_CONFIG, else ./blipmq.toml if there is one, else None."""
+    """The file to read: `--config`, else $BLIPMQ_CONFIG, else ./blipmq.toml if it exists, else None."""
     if argument is not None:
         return argument
     return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
@@ -61,7 +62,7 @@ def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loa
 
 
 def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Loaded:
-    """Read files given as (name, text), a later one over those before it. Raises `ConfigError` with all problems."""
+    """Read files given as (name, text); a later one overrides those before it. Raises `ConfigError` with all problems."""
     reading = _Reading()
     for name, text in files:
         reading.take_table(parse_toml(text, name), Source(name, Lines(text)))
@@ -70,14 +71,15 @@ def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> 
 
 
 def from_dict(settings: Mapping[str, Any]) -> Config:
-    """A `Config` from nested dicts shaped like the file: `{"server": {"bind_addr": "127.0.0.1:0"}}`."""
+    """Return a `Config` from nested dicts shaped like the file: `{"server": {"bind_addr": "127.0.0.1:0"}}`. Raises
+    `ConfigError`."""
     reading = _Reading()
     reading.take_table(settings, Source("settings"))
     return reading.finish("settings").config
 
 
 class _Reading(Reading):
-    """A broker's configuration in the making."""
+    """A broker's configuration while it is read."""
 
     def __init__(self) -> None:
         super().__init__(SCHEMA)
@@ -97,7 +99,7 @@ class _Reading(Reading):
                 self.problems.append(f"{name}: {_unknown_variable(name, [*by_variable, *by_file_variable])}")
 
     def _take_file(self, k: Key, environ: Mapping[str, str], name: str) -> None:
-        """A secret from the file that a variable names."""
+        """Read a secret from the file that a variable names."""
         if variable(k) in environ:
             self.problems.append(f"{name}: {variable(k)} is set too, and only one of them can count; unset one")
             return
@@ -112,7 +114,7 @@ class _Reading(Reading):
 
     def finish(self, source: str) -> Loaded:
         config: Config = self.build()
-        if not self.problems:  # how settings go together can be judged only when each is right by itself
+        if not self.problems:  # relations between settings are checked only if each is valid by itself
             self._check_together(config)
         if self.problems:
             count = len(self.problems)
@@ -167,7 +169,7 @@ class _Reading(Reading):
             self._check_log(config)
 
     def _check_exposure(self, config: Config) -> None:
-        """Nobody but this machine reaches a broker that asks for nothing, unless the settings say that everyone is meant."""
+        """Without authentication only this machine may reach the broker, unless allow_anonymous is set."""
         if config.auth.required or config.auth.allow_anonymous:
             return
         server, keys = config.server, "Set auth.keys_file and make a key (`blipmq keys add NAME`), or "
@@ -184,7 +186,7 @@ class _Reading(Reading):
                 )
 
     def _check_tls(self, config: Config) -> None:
-        """Whether the settings for TLS go together; whether the files do, `blipmq.net.certificate` finds out."""
+        """Check the TLS settings together. `blipmq.net.certificate` checks the files."""
         tls, addr = config.tls, config.server.tls_bind_addr
         if addr and addr in (config.server.bind_addr, config.metrics.bind_addr) and split_address(addr)[1]:
             self._clash("server.tls_bind_addr", f'"{addr}" is taken by another setting; give TLS a port of its own')
@@ -241,20 +243,22 @@ class _Reading(Reading):
 
 
 def _from_text(k: Key, text: str) -> Any:
-    """An environment variable's text as this key's type; what does not convert stays text and is refused as such."""
+    """Convert an environment variable's text to the key's type. Text that does not convert stays text and is refused
+    later."""
     if k.type == "bool":
         return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
     if k.type == "list":
         return (
             re.split(r"[,\s]+", text.strip(", \t\r\n")) if text.strip(", \t\r\n") else text
-        )  # nothing is not an empty list
+        )  # an empty text is not an empty list
     if k.type == "int" and re.fullmatch(r"-?[0-9]{1,19}", text.replace("_", "")):
         return int(text.replace("_", ""))
     return text
 
 
 def _is_for_others(name: str, value: str) -> bool:
-    """Whether a variable is of the command lines, of the build, or what an engine tells of a service called blipmq."""
+    """Whether a variable belongs to the command lines or the build, or is set by a container engine for a service
+    called blipmq."""
     if name in COMMAND_VARIABLES or name in BUILD_VARIABLES or re.fullmatch(_SERVICE_VARIABLE, name):
         return True
     return name == "BLIPMQ_PORT" and "://" in value
@@ -270,7 +274,7 @@ def _unknown_variable(name: str, settings: Sequence[str]) -> str:
 
 
 def warnings(loaded: Loaded) -> list[str]:
-    """What is allowed and still unwise, a sentence each."""
+    """Warnings about settings that are allowed but unwise, a sentence each."""
     found: list[str] = []
     limit, worst = memory_limit_bytes(), memory.worst_bytes(loaded.config)
     if limit is not None and worst > limit:
@@ -302,8 +306,8 @@ def warnings(loaded: Loaded) -> list[str]:
 
 
 def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
-    """What a running broker makes of a changed configuration: the one in effect now, the keys that took effect, and the
-    keys that wait for a restart. Raises `ConfigError` if the two do not go together."""
+    """Apply a changed configuration to a running broker. Returns the configuration in effect, the keys that took
+    effect, and the keys that need a restart. Raises `ConfigError` if the old and new values contradict each other."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
     reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")

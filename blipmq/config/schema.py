@@ -1,7 +1,7 @@
-"""How settings are declared, those of a broker and those of a device alike.
+"""The declaration of settings, for brokers and devices.
 
-Invariant: a setting is one `key(...)` in a class derived from `Section`, and readers, references and messages are made from it. A
-section's values never change after it is made.
+Invariant: a setting is one `key(...)` in a class derived from `Section`. Readers, references and messages are generated
+from it. The values of a section never change after it is created.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ LIST_ENTRIES_MAX = 64
 
 
 class Key(NamedTuple):
-    """One key as it was declared."""
+    """One declared key."""
 
-    path: str  # key, section.key; "" where it is declared
+    path: str  # key, or section.key; "" at the declaration
     type: str  # int, bool, str or list
     default: Any
     help: str
     unit: str
     low: int
-    high: int  # of a list: the most entries
+    high: int  # for a list: the maximum number of entries
     choices: tuple[str, ...]
     reload: bool
     secret: bool
-    core: str  # the field of the core's bq_config_t that takes the value as it is
+    core: str  # the field of the core's bq_config_t that takes the value
     wal: str  # the same for bq_wal_config_t
     check: Callable[[str], object] | None
     reason: str
 
     @property
     def expected(self) -> str:
-        """What a value must be, for an error message and the reference."""
+        """The allowed values, for an error message and the reference."""
         if self.type == "bool":
             return "true or false"
         if self.type == "int":
@@ -58,11 +58,11 @@ def key(
 ) -> Any:
     """Declare one key; its type is that of `default`.
 
-    unit, low, high: what a number counts, and its inclusive range. high, of a list: the most entries.
-    reload: SIGHUP puts a new value into effect. secret: the value is never shown.
-    core, wal: the field of the C core's struct of settings, or of its WAL's, that takes the value; `make settings` writes them.
-    check: takes the text, or each entry of a list, if it is not empty, and raises ValueError that says what would do.
-    reason: why the range is what it is, for the error message, where that is not plain.
+    unit, low, high: the unit of a number, and its inclusive range. high, for a list: the maximum number of entries.
+    reload: SIGHUP applies a new value. secret: the value is never shown.
+    core, wal: the field of the C core's settings, or of its WAL's, that takes the value; `make settings` writes them.
+    check: takes the text, or each entry of a list, if it is not empty, and raises ValueError that says what is allowed.
+    reason: the reason for the range, for the error message, if it is not obvious.
     """
     kind = "list" if isinstance(default, tuple) else type(default).__name__
     if kind == "list":
@@ -71,7 +71,7 @@ def key(
 
 
 class Tables(NamedTuple):
-    """A list of tables as it was declared: `[[keys]]`, once for each entry."""
+    """A declared list of tables: `[[keys]]`, once for each entry."""
 
     kind: type[Section]
     most: int
@@ -89,9 +89,10 @@ def tables(kind: type[Section], most: int = LIST_ENTRIES_MAX) -> Any:
 
 
 class Section:
-    """Values of one section, by the names of its keys. What is not given is as it was declared; nothing changes later.
+    """The values of one section, by the names of its keys. Missing values are the declared defaults; nothing changes
+    later.
 
-    Not a dataclass: for each class those write six functions and compile them, a tenth of the time a broker takes to start.
+    Not a dataclass: a dataclass compiles six functions for each class, which takes a tenth of a broker's start time.
     """
 
     declared: ClassVar[dict[str, Key | Tables | type[Section]]]
@@ -99,7 +100,7 @@ class Section:
     def __init_subclass__(cls) -> None:
         cls.declared = {name: value for name, value in vars(cls).items() if _is_declared(value)}
         for name in cls.declared:
-            delattr(cls, name)  # a value is an instance's, or there is none
+            delattr(cls, name)  # a value exists only on an instance
 
     def __init__(self, **values: Any) -> None:
         for name, declared in self.declared.items():
@@ -133,7 +134,7 @@ def _is_declared(value: Any) -> bool:
 
 
 class Schema:
-    """All that `kind` declares, by path: its keys (`section.key`), its sections and its lists of tables."""
+    """All declarations of `kind`, by path: its keys (`section.key`), its sections and its lists of tables."""
 
     def __init__(self, kind: type[Section]) -> None:
         self.kind = kind
@@ -155,7 +156,7 @@ class Schema:
             self._add(declared.kind if isinstance(declared, Tables) else declared, path + ".")
 
     def groups(self) -> Iterator[tuple[str, list[Key]]]:
-        """The keys by the section they are declared in, for a reference."""
+        """Yield the keys by the section that declares them, for a reference."""
         found: dict[str, list[Key]] = {}
         for k in self.keys.values():
             found.setdefault(k.path.rpartition(".")[0], []).append(k)
@@ -163,7 +164,7 @@ class Schema:
 
 
 def literal(value: Any) -> str:
-    """`value` as it is written in the file."""
+    """`value` in the syntax of the file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""Reads declared settings out of TOML files and dicts, for a broker and for a device.
+"""Reads declared settings from TOML files and dicts, for brokers and devices.
 
-Invariant: each value that is taken is one that its declaration allows, and its origin is known; all that is wrong is kept as a
-problem, with file, line and what to write instead. Whatever text comes in, nothing but `ConfigError` is raised.
+Invariant: each accepted value is allowed by its declaration, and its origin is known. Each error is kept as a problem,
+with file, line and correction. For any text, only `ConfigError` is raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ USUAL_HINT = "Give the right file with --config, or unset BLIPMQ_CONFIG to run o
 
 
 def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
-    """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or no UTF-8."""
+    """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or is not
+    UTF-8."""
     try:
         with open(path, "rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)
@@ -44,7 +45,7 @@ def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
 
 def parse_toml(text: str, path: str) -> dict[str, Any]:
     """The tables of a file called `path`. Raises `ConfigError` with file and line."""
-    if sys.version_info >= (3, 11):  # here, because a broker on its defaults does without
+    if sys.version_info >= (3, 11):  # imported here because a broker with default settings does not need it
         import tomllib
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
@@ -54,7 +55,7 @@ def parse_toml(text: str, path: str) -> dict[str, Any]:
         return table
     except RecursionError:
         raise ConfigError(f"{path}: lists or tables are nested too deeply to be settings") from None
-    except ValueError as error:  # beside TOML's own errors, a number of thousands of digits
+    except ValueError as error:  # TOML errors, and numbers of thousands of digits
         message = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)", message)
         line = at[1] if at else str(text.count("\n") + 1)
@@ -66,9 +67,9 @@ def parse_toml(text: str, path: str) -> dict[str, Any]:
 
 
 class Lines:
-    """Where each key of a TOML text stands. The text is known to parse, so a scan for headers and keys is enough."""
+    """The line of each key of a TOML text. The text is valid TOML, so a scan for headers and keys is enough."""
 
-    # Compiled where they are used: a broker on its defaults reads no file, and starts a few milliseconds sooner.
+    # Compiled at use: a broker with default settings reads no file and starts a few milliseconds sooner.
     _HEADER = r"\s*\[+([^\]]+)\]+"
     _KEY = r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=(.*)"""
     _LEVELS_MAX = 4
@@ -80,7 +81,7 @@ class Lines:
         section, inside = "", ""
         header, key = re.compile(self._HEADER), re.compile(self._KEY)
         for number, line in enumerate(text.splitlines(), 1):
-            if inside:  # a multi-line string: nothing in it is a key
+            if inside:  # inside a multi-line string, which holds no keys
                 inside = "" if inside in line else inside
             elif found := header.match(line):
                 section = self._path(found[1])
@@ -98,7 +99,7 @@ class Lines:
 
     def _remember(self, path: str, number: int) -> None:
         head = ""
-        for part in path.split(".", self._LEVELS_MAX)[: self._LEVELS_MAX]:  # `a.b = 1` is also where `a` stands
+        for part in path.split(".", self._LEVELS_MAX)[: self._LEVELS_MAX]:  # `a.b = 1` is also the line of `a`
             head += f".{part}" if head else part
             self._lines.setdefault(head, number)
 
@@ -112,20 +113,20 @@ class Lines:
 
 
 class Source(NamedTuple):
-    """What settings are read from: how messages call it, and where each key stands in it, if it has lines."""
+    """A source of settings: its name in messages, and the lines of its keys, if it has lines."""
 
     name: str
     lines: Lines | None = None
 
     def at(self, place: str) -> str:
-        """FILE:LINE of `place` or of the nearest table around it; FILE where there is none."""
+        """FILE:LINE of `place` or of the nearest table around it; FILE without lines."""
         number = self.lines.find(place) if self.lines else None
         return f"{self.name}:{number}" if number else self.name
 
 
 class Reading:
-    """Settings in the making: values and their origins by path, and the problems found so far. A later value takes the place of
-    one before it."""
+    """Settings while they are read: values and their origins by path, and the problems found so far. A later value
+    replaces an earlier one."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -139,7 +140,7 @@ class Reading:
     def _take_section(
         self, table: Mapping[str, Any], path: str, place: str, source: Source, into: dict[str, Any]
     ) -> None:
-        """`path` is what the section is called, `place` where it stands: keys, keys.0."""
+        """`path` is the section's declared path, `place` its position in the file: keys, keys.0."""
         schema = self.schema
         for word, value in table.items():
             inner, there = f"{path}{word}", f"{place}{word}"
@@ -175,7 +176,7 @@ class Reading:
         return _build(declared.kind, path + ".", values)
 
     def take(self, k: Key, value: Any, origin: str, into: dict[str, Any] | None = None) -> None:
-        """One value of `k`, which comes from `origin`."""
+        """Take one value of `k`, which comes from `origin`."""
         if problem := problem_with(k, value):
             self.problems.append(f"{origin}: {k.path}: {problem}")
             return
@@ -183,11 +184,11 @@ class Reading:
         self.origins[k.path] = origin
 
     def build(self) -> Any:
-        """What was taken, and the default of what was not, as the schema's outermost section."""
+        """Return the schema's outermost section with the values read, and defaults for all others."""
         return _build(self.schema.kind, "", self.values)
 
     def _unknown(self, path: str, is_section: bool) -> str:
-        """What is said of a name that nobody declared; it may be as long as the file."""
+        """The message for an undeclared name, which may be as long as the file."""
         name = shown(path)[1:-1]
         if not is_section:
             return f"there is no setting {name}" + meant(path, self.schema.keys)
@@ -196,7 +197,7 @@ class Reading:
 
 
 def _build(kind: type[Section], prefix: str, values: Mapping[str, Any]) -> Section:
-    """One of `kind` with `values` (by path) put in; every path is a declared one."""
+    """Return a section of `kind` with `values` (by path); every path must be declared."""
     given: dict[str, Any] = {}
     for name, declared in kind.declared.items():
         path = prefix + name
@@ -211,7 +212,7 @@ _HINTS = {"str": " in quotes", "list": ': ["one", "another"]'}
 
 
 def problem_with(k: Key, value: Any) -> str:
-    """What is wrong with `value` for this key, or nothing."""
+    """The problem with `value` for this key; "" if there is none."""
     if not _is_of_type(k, value) or (k.choices and value not in k.choices):
         if k.secret:
             return f"what stands there is not {k.expected}"
@@ -248,27 +249,27 @@ def _problem_with_texts(k: Key, texts: Iterable[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it: short, however long it is."""
+    """A value as an error message shows it, shortened to 80 characters."""
     if isinstance(value, Mapping):
         return "a section"
     try:
         text = (
             repr(value) if isinstance(value, str) else literal(value) if isinstance(value, bool | int) else str(value)
         )
-    except (RecursionError, ValueError):  # nested or long beyond what Python writes out
+    except (RecursionError, ValueError):  # nested too deeply or too long for Python
         return "such a value"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def meant(word: Any, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: which of `known` it may have been, or nothing."""
+    """The end of a sentence about an unknown `word`: the known one that is nearest, or ""."""
     near = nearest(word, list(known)) if isinstance(word, str) else ""
     return f"; did you mean {near}?" if near else ""
 
 
 def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    """What `word` may have been meant to be, or nothing."""
-    import difflib  # only errors need it, and starting must not wait for it
+    """The known word nearest to `word`, or ""."""
+    import difflib  # imported here because only errors need it, and the start must be fast
 
     near = difflib.get_close_matches(word, known, 1, cutoff)
     if not near:  # the right key in the wrong section

@@ -1,8 +1,8 @@
-"""The settings of a broker: what there is, each declared once.
+"""The settings of a broker, each declared once.
 
-Invariant: every key below changes what the broker does, or allows one value and says why. The file reader, the
-BLIPMQ_SECTION__KEY variables, `blipmq check` and docs/CONFIGURATION.md are all derived from these classes; a `Config`
-never changes after it is made.
+Invariant: every key below changes the broker's behaviour, or allows one value and gives the reason. The file reader,
+the BLIPMQ_SECTION__KEY variables, `blipmq check` and docs/CONFIGURATION.md are all derived from these classes. A
+`Config` never changes after it is created.
 """
 
 from __future__ import annotations
@@ -541,7 +541,7 @@ class Logging(Section):
 
 
 class Config(Section):
-    """All settings of one broker. `Config()` is the defaults; `config_reader` makes one from a file or a dict."""
+    """All settings of one broker. `Config()` has the defaults; `reader` creates one from a file or a dict."""
 
     server: Server = section(Server)
     tls: Tls = section(Tls)
@@ -557,17 +557,17 @@ class Config(Section):
 
     @property
     def connections_per_key(self) -> int:
-        """Connections that one key may have."""
+        """The maximum number of connections of one key."""
         return self.limits.max_connections_per_key or most_of(self.server.max_connections)
 
     @property
     def sessions_per_key(self) -> int:
-        """QoS 1 subscriptions and queue groups that one key may have."""
+        """The maximum number of QoS 1 subscriptions and queue groups of one key."""
         return self.limits.max_sessions_per_key or most_of(self.limits.max_sessions)
 
 
 def most_of(limit: int) -> int:
-    """Three quarters, so that others find room; one at least."""
+    """Three quarters of a limit, so that others find room; at least one."""
     return max(1, limit * 3 // 4)
 
 
@@ -589,13 +589,13 @@ def value_of(config: Config, path: str) -> Any:
 
 
 def shown(config: Config, path: str) -> str:
-    """The value of `section.key` for people to read; of a secret, how much of it there is."""
+    """The value of `section.key` as text; for a secret, only its length."""
     value = value_of(config, path)
     return f"({len(value)}, not shown)" if KEYS[path].secret and value else literal(value)
 
 
 def reference() -> str:
-    """docs/CONFIGURATION.md, all of it."""
+    """The whole text of docs/CONFIGURATION.md."""
     lines = [_REFERENCE_HEAD]
     for head, keys in SCHEMA.groups():
         lines += [

@@ -1,6 +1,6 @@
 """The system's clocks as the core reads them.
 
-Invariant: reading changes nothing, and what the system does not tell is 0.
+Invariant: reading changes nothing. A value that the system does not provide is 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from blipmq.native.errors import check
 
 
 class Clock(NamedTuple):
-    """One reading: `bq_clock_t`."""
+    """One reading of the clocks: `bq_clock_t`."""
 
     boot_id: int
     """Tells this boot of the machine from others; 0: not known."""
@@ -26,7 +26,7 @@ class Clock(NamedTuple):
 
 
 def read_clock() -> Clock:
-    """What the system's clocks show now."""
+    """Read the system's clocks now. Raises `CoreError`."""
     clock = ffi.new("bq_clock_t *")
     check(lib.bq_clock_read(clock), "the clocks cannot be read")
     return Clock(clock.boot_id, clock.boot_ms, clock.wall_ms, clock.synchronized)

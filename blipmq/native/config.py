@@ -15,7 +15,7 @@ from blipmq.config.settings import Config
 
 
 def _tuple_of(name: str, fields: Iterable[Field]) -> Any:
-    """A named tuple of these fields, with the values of a broker without settings as defaults."""
+    """Return a named tuple class of these fields. The defaults are those of a broker without settings."""
     given = values(fields, Config())
     return namedtuple(name, tuple(given), defaults=tuple(given.values()))
 
@@ -27,7 +27,8 @@ class CoreConfig(_tuple_of("_CoreConfig", CORE)):  # type: ignore[misc]
 
     @classmethod
     def of(cls, config: Config) -> CoreConfig:
-        """The core's share of the settings. Raises `ConfigError` if this machine has no such processor."""
+        """The core's values of the settings. Raises `ConfigError` if this machine does not have a processor that they
+        name."""
         return cls(**values(CORE, config))
 
 
@@ -38,5 +39,5 @@ class LogConfig(_tuple_of("_LogConfig", WAL)):  # type: ignore[misc]
 
     @classmethod
     def of(cls, config: Config) -> LogConfig:
-        """The WAL's share of the settings."""
+        """The WAL's values of the settings."""
         return cls(**values(WAL, config))

@@ -1,7 +1,8 @@
-"""A core: typed commands in, typed events out.
+"""The C core: typed commands in, typed events out.
 
-Invariant: one thread pushes commands and takes events; in threaded mode the core's own I/O thread does everything else, in
-stepped mode the caller's `wait` and `turn` do. Commands reach the core in the order of the calls, those that had to wait too.
+Invariant: one thread pushes commands and takes events. In threaded mode the core's own I/O thread does everything else,
+in stepped mode the caller's `wait` and `turn` do. Commands reach the core in the order of the calls, including those
+that had to wait.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from blipmq.native.log import LogReport, log_error
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
-# Fed bytes that may wait in Python for room in the command ring. Answers to events are not counted: the core waits for
-# one per connection, so max_connections bounds them.
+# Limits of input bytes that wait in Python for room in the command ring. Answers to events do not count: the core waits
+# for one per connection, so max_connections bounds them.
 BACKLOG_COMMANDS_MAX = 4096
 BACKLOG_BYTES_MAX = 8 * 1024 * 1024
 
 
 class _Command(NamedTuple):
-    """A command that found the ring full and waits for room."""
+    """A command that found the ring full and waits."""
 
     type: int
     code: int
@@ -44,8 +45,8 @@ class _Command(NamedTuple):
 class Core:
     """One C core. Start it with `start` (its own thread) or step it with `wait` and `turn`; end it with `free`.
 
-    `on_backlog` is called when a command found the ring full and now waits in Python: the owner arranges for `retry`
-    to be called within a few milliseconds, because a core with nothing to report raises no event by itself.
+    `on_backlog` is called when a command found the ring full and now waits in Python. The owner must then call `retry`
+    within a few milliseconds, because an idle core raises no event that would trigger it.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Core:
         mode = "freed" if self._bq == ffi.NULL else "threaded" if self._threaded else "stepped"
         return f"<Core {mode} backlog={len(self._backlog)} backlog_bytes={self._backlog_bytes}>"
 
-    # -- life
+    # -- start and stop
 
     def open_log(self, directory: str, config: LogConfig) -> LogReport:
-        """Open the log in `directory`, made if it is not there, and recover it: before `start`, and as long as that
-        takes (other threads run meanwhile). Raises `LogLocked`, or `LogUnusable` with the cause."""
+        """Open the WAL in `directory`, created if it does not exist, and recover it. Call it before `start`. It blocks
+        until the recovery is done; other threads run meanwhile. Raises `LogLocked`, or `LogUnusable` with the cause."""
         report = ffi.new("bq_wal_report_t *")
         code = lib.bq_wal_open(self._bq, os.fsencode(directory), ffi.new("bq_wal_config_t *", config._asdict()), report)
         if code < 0:
@@ -79,11 +80,11 @@ class Core:
         return LogReport(*(getattr(report, name) for name in LogReport._fields))
 
     def log_progress(self) -> float:
-        """How much of the log has been read, 0 to 1, while `open_log` runs in another thread."""
+        """The share of the WAL that has been read, 0 to 1, while `open_log` runs in another thread."""
         return int(lib.bq_wal_progress(self._bq)) / 1000
 
     def start(self) -> None:
-        """Run in a thread of its own from here on."""
+        """Start the core's own thread."""
         check(lib.bq_start(self._bq), "the core's thread did not start")
         self._threaded = True
 
@@ -94,7 +95,7 @@ class Core:
             self._threaded = False
 
     def free(self) -> None:
-        """Give everything back. In threaded mode only after `join`; further calls are harmless."""
+        """Free all memory. In threaded mode only after `join`; further calls are harmless."""
         if self._bq != ffi.NULL:
             assert not self._threaded, "join the core before freeing it"
             lib.bq_free(self._bq)
@@ -102,29 +103,30 @@ class Core:
             self._backlog.clear()
 
     def wait(self, timeout_ms: int) -> int:
-        """Stepped: collect readiness for at most `timeout_ms`; -1 waits as long as timers allow."""
+        """Stepped mode: collect readiness for at most `timeout_ms` milliseconds; -1: until the next timer."""
         return check(lib.bq_wait(self._bq, timeout_ms), "waiting for sockets failed")
 
     def turn(self, mono_ms: int, wall_ms: int) -> bool:
-        """Stepped: one turn at the given times (milliseconds; monotonic, and since 1970). True if there was work."""
+        """Stepped mode: run one turn at the given times (milliseconds; monotonic, and since 1970). Returns True if
+        there was work."""
         return check(lib.bq_turn(self._bq, mono_ms, wall_ms), "a turn of the core failed") > 0
 
     def next_timer_ms(self) -> int:
-        """Stepped: milliseconds to the next timer, -1 for none."""
+        """Stepped mode: milliseconds to the next timer, -1 for none."""
         return int(lib.bq_next_timer_ms(self._bq))
 
     @property
     def poll_fd(self) -> int:
-        """Stepped: a descriptor that is readable when `wait` would not block; -1 where there is none."""
+        """Stepped mode: a descriptor that is readable when `wait` would not block; -1 if there is none."""
         return int(lib.bq_poll_fd(self._bq))
 
     # -- events
 
     def events(self, limit: int = 0) -> Iterator[Event]:
-        """Yield what has happened, oldest first, at most `limit` events (0: until none is left).
+        """Yield the events, oldest first, at most `limit` (0: until none is left).
 
-        Only a drained ring arms `event_fd`: drain once before waiting for it, and come back after stopping at `limit`.
-        Commands that wait are the caller's to `retry` afterwards: the core may have made room.
+        Only a drained ring arms `event_fd`: drain it once before waiting, and come back after stopping at `limit`. The
+        caller should call `retry` for waiting commands afterwards, because the core may have made room.
         """
         event, taken = self._event, 0
         while not limit or taken < limit:
@@ -134,12 +136,12 @@ class Core:
             happened = read(event)
             yield happened
             if isinstance(happened, Stopped):
-                break  # nothing follows, and another thread may be freeing the core already
+                break  # it is the last event, and another thread may already free the core
 
     # -- commands
 
     def listen(self, fd: int) -> None:
-        """Accept on this listening socket, which belongs to the core from now on."""
+        """Accept on this listening socket. The core owns it from now on."""
         self._push(lib.BQ_CMD_LISTEN, value=fd)
 
     def unlisten(self) -> None:
@@ -147,43 +149,44 @@ class Core:
         self._push(lib.BQ_CMD_UNLISTEN)
 
     def adopt(self, fd: int) -> None:
-        """Serve this connected socket, which belongs to the core from now on."""
+        """Serve this connected socket. The core owns it from now on."""
         self._push(lib.BQ_CMD_ADOPT, value=fd)
 
     def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None, passed_ms: int = 0) -> None:
-        """Open a fed connection; `Attached` with this seq brings its handle, or 0 when there is no room for it.
+        """Open an in-memory connection. `Attached` with this seq returns its handle, or 0 if there is no room.
 
-        `peer`: the numeric address and the port of whoever it is for; it counts among the pending of its address. `passed_ms`:
-        how much of hello_timeout_ms it has used up before it came here.
+        `peer`: the client's numeric address and port; the connection counts as pending for this address. `passed_ms`:
+        the part of hello_timeout_ms that has already passed.
         """
         flags = lib.BQ_CONN_TRUSTED if trusted else 0
         self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=peer_bytes(peer) if peer else b"")
 
     def feed(self, conn: int, data: Buffer) -> None:
-        """Hand over bytes a fed connection received; `Fed` tells when they are consumed. Raises `CoreBusy`."""
+        """Pass on bytes that an in-memory connection received; `Fed` reports when they are consumed. Raises `CoreBusy`."""
         self._push(lib.BQ_CMD_INPUT, conn=conn, data=data, counted=True)
 
     def feed_end(self, conn: int) -> None:
-        """A fed connection will receive no more; it is closed once what came before has been served."""
+        """End the input of an in-memory connection; the core closes it after it has served the earlier input."""
         self._push(lib.BQ_CMD_INPUT, conn=conn, flags=lib.BQ_INPUT_END)
 
     def taken(self, conn: int, size: int) -> None:
-        """So many bytes of `Out` have left."""
+        """Acknowledge `size` bytes of `Out`."""
         self._push(lib.BQ_CMD_CREDIT, conn=conn, value=size)
 
     def admit(self, conn: int, seq: int, text: str, rights: int = 0) -> None:
-        """Let a client that said HELLO go on; it gets Reply code 0 with `text`. `rights`: the number of what its key may
-        publish to, given before with `rights`; 0: everything."""
+        """Admit a client that sent HELLO; it gets Reply code 0 with `text`. `rights`: the number of its publish ACL,
+        set before with `rights`; 0: everything."""
         self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=rights)
 
     def rights(self, number: int, filters: bytes | None) -> None:
-        """Say, or change for all who have been admitted with it, what `number` (from 1) may publish to: filters, each with
-        its size in front (u16, little-endian), or None for everything."""
+        """Set the publish ACL `number` (from 1), also for the connections already admitted with it. `filters`: each
+        with its size in front (u16, little-endian), or None for everything."""
         flags = lib.BQ_ACL_ALL if filters is None else 0
         self._push(lib.BQ_CMD_ACL, value=number, flags=flags, data=filters or b"")
 
     def end_rights(self, number: int) -> None:
-        """From now on `number` allows nothing to those who have been admitted with it, and may be given anew."""
+        """Remove the ACL `number`: connections admitted with it may publish nothing from now on. The number may be used
+        again."""
         self._push(lib.BQ_CMD_ACL, value=number, flags=lib.BQ_ACL_END)
 
     def subscribe(
@@ -198,10 +201,10 @@ class Core:
         group: str = "",
         keyed: bool = False,
     ) -> None:
-        """Route `filter` to this connection, or to its queue group. SubAck goes out after the route is set, and after a
-        new durable subscription is on disk. One that is refused (429, 503) leaves nothing behind; `Unsubscribed` tells."""
+        """Route `filter` to this connection, or to its queue group. SubAck is sent after the route is set, and after a
+        new durable subscription is on disk. A refused one (429, 503) leaves no trace; `Unsubscribed` reports it."""
         flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
-        flags |= lib.BQ_SUB_KEYED if keyed else 0  # the limits of its key count
+        flags |= lib.BQ_SUB_KEYED if keyed else 0  # the limits per key apply
         name = client_id.encode()
         self._push(
             lib.BQ_CMD_SUBSCRIBE,
@@ -214,8 +217,8 @@ class Core:
         )
 
     def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "", group: str = "") -> None:
-        """End this connection's subscriptions to `filter` and the durable ones of `client_id`, or with a group its part in
-        that. Clients that said HELLO are answered 0 (once it is on disk), 404, or 503 when it cannot be logged now."""
+        """End this connection's subscriptions to `filter` and the durable ones of `client_id`; with a group, its part
+        in the group. A client that sent HELLO gets 0 (once it is on disk), 404, or 503 if the WAL cannot record it now."""
         name = client_id.encode()
         self._push(
             lib.BQ_CMD_UNSUBSCRIBE,
@@ -240,7 +243,7 @@ class Core:
         discard: bool = False,
     ) -> None:
         """Send a Reply; with `close` the connection ends once it has been flushed. `unasked`: it answers no request.
-        `discard`: its subscriptions end and what waits for it is dropped before."""
+        `discard`: the connection's subscriptions end and its queued messages are dropped first."""
         flags = (lib.BQ_REPLY_CLOSE if close else 0) | (lib.BQ_REPLY_UNASKED if unasked else 0)
         flags |= lib.BQ_REPLY_DISCARD if discard else 0
         self._push(
@@ -248,15 +251,15 @@ class Core:
         )
 
     def close(self, conn: int, reason: CloseReason = CloseReason.BROKER) -> None:
-        """End a connection now."""
+        """End a connection at once."""
         self._push(lib.BQ_CMD_CLOSE, conn=conn, code=reason)
 
     def stats(self, seq: int) -> None:
-        """Ask for a `Stats` event with this seq."""
+        """Request a `Stats` event with this seq."""
         self._push(lib.BQ_CMD_STATS, seq=seq)
 
     def list(self, seq: int, first_slot: int = 0) -> None:
-        """Ask for a `Listed` page with this seq."""
+        """Request a `Listed` page with this seq."""
         self._push(lib.BQ_CMD_LIST, seq=seq, value=first_slot)
 
     def sessions(
@@ -269,9 +272,9 @@ class Core:
         owner: str = "",
         exact: bool = False,
     ) -> None:
-        """Ask for a `SessionsListed` page with this seq. `begin` begins a walk over all sessions, else the one under way goes
-        on. `find`: a part of the filter, client_id or group. `conn`: only those of the key that this connection came in with,
-        whose client_ids begin with `owner`. `exact`: `find` is the filter, `owner` the client_id ("": whatever it is)."""
+        """Request a `SessionsListed` page with this seq. `begin` starts a walk over all sessions, else the current one
+        continues. `find`: a part of the filter, client_id or group. `conn`: only sessions of the key of this
+        connection, whose client_ids begin with `owner`. `exact`: `find` is the filter, `owner` the client_id ("": any)."""
         self._push(
             lib.BQ_CMD_CONSUMERS,
             seq=seq,
@@ -283,17 +286,17 @@ class Core:
         )
 
     def end_session(self, seq: int, id: int, client_id: str = "") -> None:
-        """End the durable session of this id, or take `client_id` out of a queue group. `SessionEnded` with this seq tells when
-        that is on disk."""
+        """End the durable session with this id, or remove `client_id` from a queue group. `SessionEnded` with this seq
+        reports when that is on disk."""
         self._push(lib.BQ_CMD_CONSUMER_END, seq=seq, value=id, data=client_id.encode())
 
     def limits(self, config: CoreConfig) -> None:
-        """Put the reloadable fields of `config` into effect."""
+        """Apply the reloadable fields of `config`."""
         struct_bytes = bytes(ffi.buffer(ffi.new("bq_config_t *", config._asdict())))
         self._push(lib.BQ_CMD_LIMITS, data=struct_bytes)
 
     def clock(self, clock: Clock) -> None:
-        """Tell the core what the clocks show: before `start`, and whenever that has changed."""
+        """Tell the core the state of the clocks: before `start`, and after each change."""
         struct_bytes = bytes(ffi.buffer(ffi.new("bq_clock_t *", clock._asdict())))
         self._push(lib.BQ_CMD_CLOCK, data=struct_bytes)
 
@@ -307,9 +310,10 @@ class Core:
         return bool(self._backlog)
 
     def retry(self) -> bool:
-        """Push what waits, in order. True if nothing waits any more.
+        """Push the waiting commands, in order. Returns True if none waits any more.
 
-        A command that can never be taken raises `CoreError` once, and is gone: those behind it must not wait for ever.
+        A command that the core can never accept raises `CoreError` once and is dropped, so that it does not block those
+        behind it.
         """
         while self._backlog:
             try:
@@ -343,12 +347,12 @@ class Core:
     ) -> None:
         command = _Command(type, code, flags, conn, seq, value, text, bytes(data), counted)
         if self._backlog and not self.retry():
-            self._defer(command)  # behind those that wait: order is kept
+            self._defer(command)  # behind the waiting commands, to keep the order
         elif not self._try(command):
             self._defer(command)
 
     def _try(self, command: _Command) -> bool:
-        """Write one command into the ring; False if there is no room."""
+        """Write one command into the ring. Returns False if there is no room."""
         assert self._bq != ffi.NULL, "a command after free"
         c = self._command
         c.type, c.code, c.flags, c.conn, c.seq, c.value = command[:6]

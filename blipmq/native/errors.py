@@ -1,6 +1,6 @@
-"""A call into the core that failed.
+"""Failed calls into the core.
 
-Invariant: every negative code that C returns becomes one of these, or one of the log's (`log.py`).
+Invariant: every negative code that C returns becomes one of these errors, or one of the WAL's (`log.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class CoreError(BlipMQError):
 
 
 class CoreBusy(CoreError):
-    """The command ring and the bounded backlog behind it are full: feed again once the core has caught up."""
+    """The command ring and the bounded backlog behind it are full. Try again once the core has caught up."""
 
 
 _ERROR_TEXTS: dict[int, str] = {
@@ -33,7 +33,7 @@ _ERROR_TEXTS: dict[int, str] = {
 
 
 def check(code: int, what: str) -> int:
-    """`code`, unless it is negative: then `CoreError` says that `what` happened, and why."""
+    """Return `code`; if it is negative, raise `CoreError` with `what` and the cause."""
     if code >= 0:
         return code
     detail = os.strerror(ffi.errno) if code == lib.BQ_E_SYSTEM else ""

@@ -1,6 +1,6 @@
-"""What the core tells: a named tuple for each kind of event, and how it is read out of C memory.
+"""The core's events: a named tuple for each kind, and how it is read from C memory.
 
-Invariant: `read` copies everything; its result stays what it is when the next event takes the place of this one.
+Invariant: `read` copies everything; its result does not change when the next event is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from blipmq._native import ffi, lib
 from blipmq.base.peer import peer_name
 
-CData = Any  # what cffi hands out; only named here
+CData = Any  # a cffi pointer; named here only for annotations
 
 
 class CloseReason(IntEnum):
@@ -35,7 +35,7 @@ class CloseReason(IntEnum):
 
 
 class Hello(NamedTuple):
-    """A client introduced itself. Answered by `admit`, `reply` or `close`; until then its input stands still."""
+    """A client sent HELLO. Answered by `admit`, `reply` or `close`; until then the core does not read its input."""
 
     conn: int
     seq: int
@@ -43,14 +43,14 @@ class Hello(NamedTuple):
     client_id: str
     api_key: bytes
     peer: str
-    trusted: bool = False  # of this process: let in without a key
+    trusted: bool = False  # of this process: admitted without a key
 
-    def __repr__(self) -> str:  # without the key, wherever it is printed
+    def __repr__(self) -> str:  # never prints the API key
         return f"Hello(conn={self.conn}, seq={self.seq}, client_id={self.client_id!r}, peer={self.peer!r})"
 
 
 class Sub(NamedTuple):
-    """A client asks for `filter`, which the core has checked. Answered by `subscribe`, `reply` or `close`."""
+    """A client subscribes to `filter`, which the core has checked. Answered by `subscribe`, `reply` or `close`."""
 
     conn: int
     seq: int
@@ -64,8 +64,8 @@ class Sub(NamedTuple):
 
 
 class Unsub(NamedTuple):
-    """A client gives `filter` up. Answered by `unsubscribe`, `reply` or `close`. `keep_durable`: only as far as this
-    connection is concerned."""
+    """A client unsubscribes from `filter`. Answered by `unsubscribe`, `reply` or `close`. `keep_durable`: durable
+    subscriptions of the client stay."""
 
     conn: int
     seq: int
@@ -77,8 +77,8 @@ class Unsub(NamedTuple):
 
 
 class Unsubscribed(NamedTuple):
-    """A connection has not got that subscription, because the core has `refused` it, or has no longer. Without a group,
-    one that was not refused is every one to that filter."""
+    """A connection does not have this subscription: the core `refused` or ended it. Without a group, one that was not
+    refused stands for all subscriptions to that filter."""
 
     conn: int
     filter: str
@@ -87,7 +87,7 @@ class Unsubscribed(NamedTuple):
 
 
 class Info(NamedTuple):
-    """A client asks how the broker is. Answered by `reply` or `close`."""
+    """A client asks for the broker's state. Answered by `reply` or `close`."""
 
     conn: int
     seq: int
@@ -96,7 +96,7 @@ class Info(NamedTuple):
 
 
 class AdminAsked(NamedTuple):
-    """A client asks for something that only an operator may. Answered by `reply` or `close`."""
+    """A client sends an operator's request. Answered by `reply` or `close`."""
 
     conn: int
     seq: int
@@ -106,7 +106,7 @@ class AdminAsked(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """A connection is gone; its handle is never valid again."""
+    """A connection ended; its handle is never valid again."""
 
     conn: int
     reason: CloseReason
@@ -115,21 +115,21 @@ class Closed(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """The fed connection that `attach(seq)` asked for."""
+    """The in-memory connection that `attach(seq)` opened."""
 
     conn: int
     seq: int
 
 
 class Out(NamedTuple):
-    """Bytes for the far end of a fed connection. Answered by `taken` once they have left."""
+    """Output of an in-memory connection. Acknowledged with `taken`."""
 
     conn: int
     data: bytes
 
 
 class Fed(NamedTuple):
-    """So many bytes of what was fed have been consumed."""
+    """The core has consumed `size` bytes of the input."""
 
     conn: int
     size: int
@@ -143,7 +143,7 @@ class Stats(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """One connection that subscribes, and its queue: `bq_subscriber_t`, in its order."""
+    """One connection with subscriptions, and its queue: the fields of `bq_subscriber_t`, in order."""
 
     conn: int
     enqueued: int
@@ -159,17 +159,17 @@ class Subscriber(NamedTuple):
 
     @property
     def peer(self) -> str:
-        """Who it is, as people write it; "" for a fed connection."""
+        """Its address as text; "" for an in-memory connection."""
         return peer_name(self.peer_address, self.peer_port)
 
     @property
     def blocked(self) -> bool:
-        """Whether its socket takes no more at the moment."""
+        """Whether its socket accepts no more output now."""
         return bool(self.flags & 1)
 
 
 class Listed(NamedTuple):
-    """One page of subscribers. `next_slot` is what to ask for next, 0 at the end."""
+    """One page of subscribers. `next_slot`: where the next page starts, 0 at the end."""
 
     seq: int
     next_slot: int
@@ -177,7 +177,7 @@ class Listed(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """A QoS 1 subscription or a queue group: `bq_consumer_row_t` in its order, and its texts."""
+    """A QoS 1 subscription or a queue group: the fields of `bq_consumer_row_t` in order, and its texts."""
 
     id: int
     conn: int
@@ -197,7 +197,7 @@ class SessionRow(NamedTuple):
     members: int
     in_flight: int
     flags: int
-    clients: int  # how many client_ids hold it
+    clients: int  # number of client_ids
     filter: str
     group: str
     client_ids: tuple[str, ...]  # the first few of them
@@ -212,12 +212,13 @@ class SessionRow(NamedTuple):
 
     @property
     def unsure(self) -> bool:
-        """Whether the lag is at most what is told: a restart has lost count."""
+        """Whether the lag is only an upper bound, because a restart lost the exact count."""
         return bool(self.flags & lib.BQ_CONSUMER_LAG_UNSURE)
 
 
 class SessionsListed(NamedTuple):
-    """One page of a walk over all sessions. `sums`: `bq_consumer_sums_t` by its field names, of those looked at so far."""
+    """One page of a walk over all sessions. `sums`: `bq_consumer_sums_t` by its field names, for the sessions visited
+    so far."""
 
     seq: int
     more: bool
@@ -226,7 +227,7 @@ class SessionsListed(NamedTuple):
 
 
 class Outcome(IntEnum):
-    """What became of a request, before a protocol gives it a number of its own (native/: enum bq_outcome)."""
+    """The outcome of a request, before a protocol maps it to its own number (native/: enum bq_outcome)."""
 
     DONE = lib.BQ_OUTCOME_DONE
     INVALID = lib.BQ_OUTCOME_INVALID
@@ -235,38 +236,39 @@ class Outcome(IntEnum):
 
 
 class SessionEnded(NamedTuple):
-    """What became of `end_session`. DONE: it has ended, on disk; NOT_FOUND: there was none of that id, or no such client_id;
-    INVALID: several such client_ids; UNAVAILABLE: the log did not take it."""
+    """The result of `end_session`. DONE: it has ended, on disk; NOT_FOUND: no such id or client_id; INVALID: several
+    such client_ids; UNAVAILABLE: the WAL did not accept it."""
 
     seq: int
     outcome: Outcome
 
 
 class SessionExpired(NamedTuple):
-    """A durable session has ended: nobody was connected to it for too long."""
+    """A durable session expired: no client was connected to it for too long."""
 
     row: SessionRow
 
 
 class SessionOver(NamedTuple):
-    """Messages of a session were over its quota of the log: so many since it was told last, from `first_id` to `last_id`."""
+    """A session exceeded its quota of the WAL. `messages`: their number since the last such event, from `first_id` to
+    `last_id`."""
 
     messages: int
     first_id: int
     last_id: int
-    dropped: bool  # else they go to the dead letters
+    dropped: bool  # False: they become dead letters
     row: SessionRow
 
 
 class Accepting(NamedTuple):
-    """Accepting has paused (`errno` tells why) or resumed."""
+    """Accepting has paused (`errno` is the cause) or resumed."""
 
     paused: bool
     errno: int
 
 
 class Stopped(NamedTuple):
-    """The core has stopped; so many messages could not be flushed in the time given."""
+    """The core has stopped. `unflushed`: messages that could not be sent in time."""
 
     unflushed: int
 
@@ -278,7 +280,7 @@ Event: TypeAlias = (
 
 
 def _text(event: CData) -> str:
-    # The core lets nothing through that is not UTF-8, except in a detail it cut short: never fail on one.
+    # The core passes on only UTF-8, except in a detail that it truncated: decoding must not fail there.
     return bytes(ffi.buffer(event.text, event.text_size)).decode("utf-8", "replace") if event.text_size else ""
 
 
@@ -393,14 +395,14 @@ def _stopped(e: CData) -> Event:
 
 
 SYNC_BUCKETS = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields if name.startswith("log_syncs_"))
-STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each one uint64
+STATS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_stats_t").fields)  # each is a uint64
 _STATS_LAYOUT = struct.Struct(f"={len(STATS_FIELDS)}Q")
-# Unpacked rather than read field by field: a scrape goes through every subscriber there is.
+# Unpacked at once, not field by field, because a scrape reads every subscriber.
 _SUBSCRIBER_LAYOUT = struct.Struct("=7Q2I16sH6x")
 assert _SUBSCRIBER_LAYOUT.size == ffi.sizeof("bq_subscriber_t")
 _SESSION_LAYOUT = struct.Struct("=15Q8I")
 assert _SESSION_LAYOUT.size == ffi.sizeof("bq_consumer_row_t")
-SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_consumer_sums_t").fields)  # each one uint64
+SUMS_FIELDS: tuple[str, ...] = tuple(name for name, _ in ffi.typeof("bq_consumer_sums_t").fields)  # each is a uint64
 _SUMS_LAYOUT = struct.Struct(f"={len(SUMS_FIELDS)}Q")
 _OVER_LAYOUT = struct.Struct("=4Q")
 _UNKNOWN = (1 << 64) - 1
@@ -428,5 +430,5 @@ _READERS: dict[int, Callable[[CData], Event]] = {
 
 
 def read(event: CData) -> Event:
-    """A `bq_event_t` that the core has just filled in."""
+    """Read a `bq_event_t` that the core has just filled in."""
     return _READERS[event.type](event)

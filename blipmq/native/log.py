@@ -1,6 +1,6 @@
-"""The core's log: what opening it found, and why it cannot be opened.
+"""The core's WAL: the report of opening it, and its errors.
 
-Invariant: an error says what happened to the log, what was left as it was, and what to do.
+Invariant: an error says what happened to the WAL, what was left unchanged, and what to do.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from blipmq._native import lib
 from blipmq.errors import BlipMQError, LogLocked, LogUnusable
 from blipmq.native.errors import CoreError
 
-# Codes of native/wal/wal.h, beside those of api/bq.h.
+# Error codes of native/wal/wal.h, in addition to those of api/bq.h.
 LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
 
 
 class LogReport(NamedTuple):
-    """What opening the log found: `bq_wal_report_t`. Zero stands for none; LSNs count the log's records."""
+    """The report of opening the WAL: `bq_wal_report_t`. Zero stands for none; LSNs count the WAL's records."""
 
     records: int
     bytes: int
@@ -51,7 +51,7 @@ class LogState(IntEnum):
 
 
 def log_error(code: int, directory: str, error: int) -> BlipMQError:
-    """The exception for a negative code of the log in `directory`; `error` is the errno that goes with BQ_E_SYSTEM."""
+    """Return the exception for a negative code of the WAL in `directory`; `error` is the errno of BQ_E_SYSTEM."""
     if code == LOG_LOCKED:
         return LogLocked(
             f"another broker uses the log in {directory}. Stop that one, or give this one a wal.directory of its own."
@@ -73,7 +73,7 @@ def log_error(code: int, directory: str, error: int) -> BlipMQError:
 
 
 def log_denied(directory: str, error: int) -> LogUnusable:
-    """The system does not let the log be opened: `error` is its errno."""
+    """Return the exception for a WAL that the system cannot open: `error` is its errno."""
     text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
     if error == errno.ELOOP:
         return LogUnusable(
@@ -83,7 +83,7 @@ def log_denied(directory: str, error: int) -> LogUnusable:
     if error in (errno.EACCES, errno.EPERM, errno.EROFS):
         text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)
-    # What is wrong with the name stays wrong; a disk, a mount or memory may be there at the next start.
+    # An invalid name stays invalid; a disk, a mount or memory may be available at the next start.
     never = error in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
     text += "Correct it, or give the broker another wal.directory."
     return LogUnusable(text, exit_status=78 if never else 71)

@@ -1,6 +1,6 @@
-"""The log without a broker: verify, export, repair.
+"""The WAL without a broker: verify, export, repair.
 
-Invariant: an item is copied out of C memory before the next one is asked for; the walk is closed however it ends.
+Invariant: an item is copied out of C memory before the next one is read; the walk is always closed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blipmq.native.log import LOG_LOCKED, log_error
 
 
 class WalMode(IntEnum):
-    """What is done with a log that no broker runs on."""
+    """The action on a WAL that no broker uses."""
 
     VERIFY = lib.BQ_WAL_VERIFY
     EXPORT = lib.BQ_WAL_EXPORT
@@ -24,14 +24,14 @@ class WalMode(IntEnum):
 
 
 class WalProgress(NamedTuple):
-    """So much of the log has been read."""
+    """The part of the WAL that has been read."""
 
     done_bytes: int
     total_bytes: int
 
 
 class WalFinding(NamedTuple):
-    """Something that is not as it should be: `name` in capitals, `text` what it means. LSNs are 0 if no records are gone."""
+    """A problem: `name` in capitals, `text` explains it. LSNs are 0 if no records are missing."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class WalFinding(NamedTuple):
 
 
 class WalRecord(NamedTuple):
-    """One record of an export; `type` is wal/wal.h's wal_type, 0 for the checkpoint."""
+    """One record of an export; `type` is wal_type of wal/wal.h, 0 for the checkpoint."""
 
     lsn: int
     type: int
@@ -52,7 +52,7 @@ class WalRecord(NamedTuple):
 
 
 class WalSums(NamedTuple):
-    """The end of a walk through the log."""
+    """Totals at the end of a walk through the WAL."""
 
     records: int
     bytes: int
@@ -72,8 +72,8 @@ WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"
 
 
 def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
-    """Verify, export or repair the log in `directory`, item by item; the last one is `WalSums`. Verify and export change
-    nothing. Raises `LogLocked` while a broker runs on it, and `LogUnusable`."""
+    """Verify, export or repair the WAL in `directory`, item by item; the last one is `WalSums`. Verify and export
+    change nothing. Raises `LogLocked` while a broker uses it, and `LogUnusable`."""
     error = ffi.new("int *")
     wal = lib.bq_wal_tool_open(os.fsencode(directory), mode, error)
     if wal == ffi.NULL:

@@ -1,6 +1,6 @@
-"""Functions of the core that need no core: frames, topics and filters, a checksum.
+"""Functions of C that need no core: frames, topics and filters, a checksum.
 
-Invariant: no state, and nothing kept of what is handed in.
+Invariant: no state; no argument is kept.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class View(NamedTuple):
 
 
 def decode(body: bytes | bytearray | memoryview) -> View:
-    """Verify and read one ClientCommand (without its length). Raises `CoreError` that says what is wrong with it."""
+    """Verify and read one ClientCommand (without its length). Raises `CoreError` with the cause."""
     raw = bytes(body)
     view = ffi.new("bq_view_t *")
     code = lib.bq_decode(raw, len(raw), view)
     if code < 0:
         raise CoreError(code, "bad frame", ffi.string(lib.bq_decode_error(code)).decode())
 
-    # `raw` lives until here: the view points into it.
+    # the view points into `raw`, which must live until here
     def part(name: str) -> bytes:
         size = getattr(view, name + "_size")
         return bytes(ffi.buffer(getattr(view, name), size)) if size else b""
@@ -60,17 +60,17 @@ def decode(body: bytes | bytearray | memoryview) -> View:
 
 
 def topic_is_valid(topic: bytes) -> bool:
-    """Whether `topic` can be published to."""
+    """Whether a message can be published to `topic`."""
     return bool(lib.bq_topic_check(topic, len(topic)) == 0)
 
 
 def filter_kind(filter: bytes) -> int:
-    """0: literal, 1: dot dialect, 2: slash dialect, negative: not a filter."""
+    """The wildcard syntax of a filter: 0 no wildcard, 1 dots, 2 slashes; negative: not a filter."""
     return int(lib.bq_filter_check(filter, len(filter)))
 
 
 def filter_matches(filter: bytes, topic: bytes) -> bool:
-    """Whether `filter` covers `topic`. Raises `CoreError` for a bad filter."""
+    """Whether `filter` matches `topic`. Raises `CoreError` for an invalid filter."""
     code = lib.bq_filter_match(filter, len(filter), topic, len(topic))
     if code < 0:
         raise CoreError(lib.BQ_E_ARGUMENT, f"bad filter {filter!r}")
@@ -78,7 +78,7 @@ def filter_matches(filter: bytes, topic: bytes) -> bool:
 
 
 def encode_message(id: int, timestamp_ms: int, ttl_ms: int, topic: bytes, payload: bytes) -> bytes:
-    """The frame a subscriber gets, length and type included, as the core writes it."""
+    """Encode the frame of a message as the core sends it to a subscriber, with length and type. Raises `CoreError`."""
     capacity = len(topic) + len(payload) + 256
     out = ffi.new("uint8_t[]", capacity)
     size = lib.bq_encode_message(out, capacity, id, timestamp_ms, ttl_ms, topic, len(topic), payload, len(payload))
@@ -88,5 +88,5 @@ def encode_message(id: int, timestamp_ms: int, ttl_ms: int, topic: bytes, payloa
 
 
 def crc32(data: bytes, crc: int = 0) -> int:
-    """IEEE 802.3, as zlib's."""
+    """CRC-32 of IEEE 802.3, like zlib's."""
     return int(lib.bq_crc32(crc, data, len(data)))

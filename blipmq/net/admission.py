@@ -1,8 +1,8 @@
 """Admission of TLS clients during their handshake, which the core does not see.
 
-Invariant: the rule is that of native/net/admission.c. At most `Bounds.total` handshakes are pending, and `Bounds.each` of one
-address, this machine's own excepted. At the limit the oldest one is closed, but none that the broker works on.
-A test compares this module and the core with one reference model.
+Invariant: the rule is that of native/net/admission.c. At most `Bounds.total` handshakes are pending, and at most
+`Bounds.each` from one address, except this machine's own. At the limit the oldest one is closed, but none that waits
+for the broker. A test compares this module and the core with one reference model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Bounds(NamedTuple):
-    """How many may be pending, how many of one address, and for how long."""
+    """The limits of pending handshakes: in total, per address, and their duration in seconds."""
 
     total: int
     each: int
@@ -24,11 +24,11 @@ class Bounds(NamedTuple):
 
 
 class Crowded(Exception):
-    """There is no place; the text says which bound is reached."""
+    """No further handshake is admitted; the text says which limit is reached."""
 
 
 class Pending(Generic[T]):
-    """Handshakes that are not done yet, of one listener."""
+    """The pending handshakes of one listener."""
 
     def __init__(self) -> None:
         self._places: dict[T, bytes] = {}  # oldest first
@@ -45,11 +45,12 @@ class Pending(Generic[T]):
         return f"<Pending {len(self._places)} looked_at={len(self._looked_at)} places={len(self._counts)}>"
 
     def all(self) -> list[T]:
-        """Everyone, oldest first."""
+        """All pending handshakes, oldest first."""
         return list(self._places)
 
     def enter(self, one: T, host: str, bounds: Bounds) -> T | None:
-        """Give `one`, whose numeric address is `host`, a place; whoever had to leave it for that. Raises `Crowded`."""
+        """Admit `one`, whose numeric address is `host`. Returns the handshake that must be closed for it, if any.
+        Raises `Crowded`."""
         place = place_of(host)
         if place and self._counts[place] >= bounds.each:
             raise Crowded(f"{bounds.each} handshakes of its address are under way")
@@ -65,16 +66,16 @@ class Pending(Generic[T]):
         return gone
 
     def look(self, one: T) -> None:
-        """`one` waits for us, not we for it."""
+        """Mark `one` as waiting for the broker: it must not be closed for another."""
         if one in self._places:
             self._looked_at.add(one)
 
     def answer(self, one: T) -> None:
-        """It is its turn again: it stands where it stood."""
+        """The broker has finished its part: `one` may be closed again. It keeps its age."""
         self._looked_at.discard(one)
 
     def leave(self, one: T) -> None:
-        """Give its place back, if it has one."""
+        """Remove `one`, if it is pending."""
         place = self._places.pop(one, b"")
         self._looked_at.discard(one)
         if place:

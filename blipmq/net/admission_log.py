@@ -1,7 +1,7 @@
-"""Connections that were refused before they were admitted: one log line a minute at most, and the part of INFO about them.
+"""Connections refused before admission: at most one log line a minute, and the part of INFO about them.
 
-Invariant: unauthenticated clients cannot fill the log. However many come, one line tells what the core counted since the last
-one, and the counters have all of it.
+Invariant: unauthenticated clients cannot fill the log. One line reports all that the core counted since the last line,
+and the counters include every refusal.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AdmissionLog:
         return f"<AdmissionLog told={self._told}>"
 
     def observe(self, counters: Counters) -> None:
-        """Write a line if anyone was refused since the last one, and that is long enough ago. Called once a second."""
+        """Log refused connections since the last line, at most once in LINE_SECONDS. Called once a second."""
         new = {name: counters[name] - told for name, told in self._told.items()}
         if not any(new[name] for name in REFUSED.values()) or self._clock() - self._told_at < LINE_SECONDS:
             return
@@ -53,7 +53,7 @@ class AdmissionLog:
 
 
 def facts(counters: Counters) -> dict[str, Any]:
-    """The part of INFO about admission: connections that wait for it, and those refused since the start, by cause."""
+    """The part of INFO about admission: pending connections, and those refused since the start, by cause."""
     return {
         "pending": counters["pending"],
         "refused": {cause: counters[name] for cause, name in REFUSED.items()},
@@ -64,7 +64,7 @@ def facts(counters: Counters) -> dict[str, Any]:
 
 
 def reasons(counters: Counters, old: Counters, seconds: int) -> list[str]:
-    """Why the broker is degraded: clients that may be wanted were turned away since `old`, `seconds` ago."""
+    """Why the broker is degraded: connections were refused since `old`, `seconds` ago."""
     new = {cause: counters[name] - old[name] for cause, name in REFUSED.items()}
     told = []
     if new["max_connections"]:

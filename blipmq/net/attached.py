@@ -1,7 +1,7 @@
-"""Connections whose bytes go through Python: clients inside the process, and clients over TLS.
+"""Connections whose bytes pass through Python: in-memory clients and TLS clients.
 
-Invariant: whoever attaches a connection is told once how it went: with its handle, or that there is no room, or that the core
-stopped.
+Invariant: each caller that attaches a connection gets one result: its handle, or that there is no room, or that the
+core stopped.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per
 
 
 class AttachedConnections:
-    """Those of one core. The broker passes on the core's events about them."""
+    """The attached connections of one core. The broker passes on the core's events about them."""
 
     def __init__(self, core: Core, config: Config, log: Log, loop: asyncio.AbstractEventLoop) -> None:
         self._core = core
-        self._config = config  # of the start: frame size and number of connections do not change while the core runs
+        self._config = config  # at the start: frame size and number of connections do not change while the core runs
         self._log = log
         self._loop = loop
         self._transports: dict[int, MemoryTransport | Relay] = {}
-        self._attaching: dict[int, Callable[[int | None], None]] = {}  # told the handle; 0: refused, None: stopped
+        # called with the handle; 0: refused, None: stopped
+        self._attaching: dict[int, Callable[[int | None], None]] = {}
         self._seq = 0
 
     def __len__(self) -> int:
@@ -45,17 +46,17 @@ class AttachedConnections:
         return f"<AttachedConnections transports={len(self._transports)} attaching={len(self._attaching)}>"
 
     async def open(self, protocol: asyncio.BaseProtocol) -> MemoryTransport:
-        """Open a connection without a socket, and give it to `protocol` as its transport."""
+        """Open an in-memory connection and give it to `protocol` as its transport."""
         opened: asyncio.Future[MemoryTransport] = self._loop.create_future()
 
         def attached(conn: int | None) -> None:
             if not conn:
                 if not opened.done():
                     opened.set_exception(self._no_place(conn))
-            elif opened.done():  # whoever asked has given up
+            elif opened.done():  # the caller was cancelled
                 self._core.close(conn)
             else:
-                # Paused until its protocol is there: nothing the core sends meanwhile is lost.
+                # Paused until its protocol is set, so that no data from the core is lost.
                 frame = memory.max_frame_bytes(self._config)
                 transport = MemoryTransport(self._core, conn, frame, asyncio.BaseProtocol(), self._loop)
                 transport.pause_reading()
@@ -90,7 +91,7 @@ class AttachedConnections:
         self._core.attach(self._attach(attached), peer=connection.peer, passed_ms=passed_ms)
 
     def stop(self) -> None:
-        """The core has stopped: end all."""
+        """The core has stopped: end all connections."""
         for transport in list(self._transports.values()):
             transport.ended()
         self._transports.clear()
@@ -118,10 +119,10 @@ class AttachedConnections:
         if transport is not None:
             transport.ended()
 
-    # -- inside
+    # -- internal
 
     def _attach(self, attached: Callable[[int | None], None]) -> int:
-        """The seq to attach with; `attached` is told how it went."""
+        """Return the seq to attach with; `attached` gets the result."""
         self._seq += 1
         self._attaching[self._seq] = attached
         return self._seq

@@ -1,8 +1,8 @@
-"""Addresses to listen at that are not there yet: after a power cut a device has its address later than its broker, and its name
-server later still.
+"""Listening addresses that are not available yet. After a power cut a device may get its address after the broker
+starts, and its name server even later.
 
-Invariant: what is opened is given to whoever asked for it, or closed. A lookup or an attempt that takes its time holds up neither
-the event loop nor the end of the process.
+Invariant: an opened socket is given to its user, or closed. A slow look-up or attempt blocks neither the event loop nor
+the end of the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Use = Callable[[socket.socket], Awaitable[None]]
 
 
 class BindRetry:
-    """What one broker waits for, by the setting that names the address. `came` is called when one of them is there and in use."""
+    """The addresses that one broker waits for, by setting. `came` is called when one of them is available and in use."""
 
     def __init__(self, log: Log, came: Callable[[], None] = lambda: None, retry_s: float = RETRY_SECONDS) -> None:
         self._log = log
@@ -39,16 +39,16 @@ class BindRetry:
 
     @property
     def unready(self) -> str:
-        """What keeps clients out, a sentence; "" if nothing does. Metrics are no matter of theirs."""
+        """A sentence about an address that clients need, or "". The address for metrics does not count."""
         return next((why for key, why in self.reasons().items() if key.startswith("server.")), "")
 
     def reasons(self) -> dict[str, str]:
-        """A sentence for each setting whose address is waited for."""
+        """A sentence for each setting whose address is not available yet."""
         return {key: f"waiting for the address of {key}: {why}" for key, why in self._why.items()}
 
     async def open(self, key: str, bind_addr: str, use: Use) -> socket.socket | None:
-        """A socket that listens at `bind_addr`, which the setting `key` names; None: `use` will get it when the address is there.
-        Raises what `open_listener` raises, but for `AddressMissing`."""
+        """Return a socket that listens at `bind_addr`, which the setting `key` names, or None if the address is not
+        available yet; `use` then gets the socket later. Raises the errors of `open_listener`, except `AddressMissing`."""
         try:
             return await _open(bind_addr, key)
         except AddressMissing as error:
@@ -59,7 +59,7 @@ class BindRetry:
             return None
 
     async def stop(self) -> None:
-        """Wait no more. Stopping twice is harmless."""
+        """Stop waiting. Stopping twice is harmless."""
         self._why.clear()
         for task in (tasks := list(self._tasks)):
             task.cancel()
@@ -71,13 +71,13 @@ class BindRetry:
             await asyncio.sleep(self._retry_s)
             try:
                 listener = await _open(bind_addr, key)
-            except BlipMQError as error:  # whatever it is: the broker runs, and its other addresses are served
+            except BlipMQError as error:  # any error: the broker runs and serves its other addresses
                 self._waits(key, bind_addr, error)
                 continue
             address = address_of(listener)
             try:
                 await use(listener)
-            except BlipMQError:  # the broker is not that far yet, or about to stop
+            except BlipMQError:  # the broker is still starting, or about to stop
                 listener.close()
                 continue
             except BaseException:
@@ -89,7 +89,7 @@ class BindRetry:
             return
 
     def _waits(self, key: str, bind_addr: str, error: BlipMQError) -> None:
-        if self._why.get(key) != str(error):  # said once, and again when it is something else
+        if self._why.get(key) != str(error):  # logged once, and again when the error changes
             self._log.warning(
                 "waiting_for_address", setting=key, address=bind_addr, error=str(error), hint="it is tried every second"
             )
@@ -97,8 +97,8 @@ class BindRetry:
 
 
 async def _open(bind_addr: str, key: str) -> socket.socket:
-    """`open_listener`. A name server that does not answer takes many seconds, so names are looked up in a thread; not the loop's
-    own, because the process would wait for one of those at its end."""
+    """Call `open_listener`. An unreachable name server takes many seconds, so names are looked up in a thread. It is
+    not one of the loop's own threads, because the process would wait for those at its end."""
     host = split_address(bind_addr)[0]
     if host.lower() in LOOPBACK_NAMES or re.fullmatch(r"[0-9.]+|.*:.*", host):
         return open_listener(bind_addr, key)
@@ -121,7 +121,7 @@ async def _open(bind_addr: str, key: str) -> socket.socket:
             failed = error
         try:
             loop.call_soon_threadsafe(take, listener, failed)
-        except RuntimeError:  # the loop has been closed meanwhile
+        except RuntimeError:  # the loop was closed meanwhile
             with contextlib.suppress(AttributeError):
                 listener.close()  # type: ignore[union-attr]
 

@@ -1,9 +1,9 @@
-"""The broker's certificate: read, checked, used for new connections, read again when its files have changed.
+"""The broker's certificate: reading, checking, using it for new connections, and reading it again when its files
+change.
 
-Invariant: `Certificates.context` always works: new files take its place whole or not at all. Key and pass phrases stay
-inside OpenSSL; nothing here returns, logs or keeps a byte of them.
-
-Loaded only where TLS is configured: `ssl` costs an idle broker three megabytes.
+Invariant: `Certificates.context` always works: new files replace it completely or not at all. Private key and pass
+phrases stay inside OpenSSL; nothing here returns, logs or keeps a byte of them. Loaded only where TLS is configured,
+because `ssl` costs an idle broker three megabytes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Certificate(NamedTuple):
-    """What an operator wants to know of a certificate. Times are seconds since 1970."""
+    """The facts of a certificate that operators need. Times are seconds since 1970."""
 
-    subject: str  # its common name; "" if it has none, as many with alternative names only
+    subject: str  # its common name; "" if it has none, like many certificates with alternative names only
     not_before: int
     not_after: int
 
@@ -42,10 +42,10 @@ _TEXTS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "u
 def read_certificate(der: bytes) -> Certificate:
     """Subject and dates of an X.509 certificate in DER (RFC 5280). Raises ValueError for anything else.
 
-        Certificate ::= SEQUENCE { SEQUENCE { [0] version OPTIONAL, serial, algorithm, issuer,
-                                              SEQUENCE { notBefore, notAfter }, subject, ... } ... }
+            Certificate ::= SEQUENCE { SEQUENCE { [0] version OPTIONAL, serial, algorithm, issuer,
+                                                  SEQUENCE { notBefore, notAfter }, subject, ... } ... }
 
-    The ssl module tells these of a peer's certificate only, never of its own.
+    The ssl module gives these only for a peer's certificate, not for its own.
     """
     fields = list(_parts(_only(_only(der, SEQUENCE), SEQUENCE)))
     if fields and fields[0][0] == VERSION:
@@ -107,7 +107,7 @@ def _common_name(name: bytes) -> str:
 
 
 def subject_of(peer: Mapping[str, Any] | None) -> str:
-    """Who a verified peer is, from what `SSLObject.getpeercert` gives: the common name, else an alternative name."""
+    """The name of a verified peer, from `SSLObject.getpeercert`: the common name, else an alternative name."""
     if not peer:
         return ""
     names = {name: value for part in peer.get("subject", ()) for name, value in part}
@@ -115,7 +115,7 @@ def subject_of(peer: Mapping[str, Any] | None) -> str:
 
 
 def date(seconds: float) -> str:
-    """A day, as it is written in messages."""
+    """A date as written in messages. `seconds`: since 1970."""
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
@@ -123,33 +123,34 @@ def date(seconds: float) -> str:
 
 
 class Certificates:
-    """The files of `[tls]`, loaded. Raises `ConfigError` that says which file is wrong and how.
+    """The loaded files of `[tls]`. Raises `ConfigError` that names the wrong file and the error.
 
-    `warnings` are sentences about files that work and should not stay as they are; `problem` is why changed files were not
-    taken, "" if the newest are in use. `clock` gives seconds since 1970.
+    `warnings` are sentences about files that work but need attention. `problem` says why changed files were not loaded,
+    "" if the newest are in use. `clock` returns seconds since 1970.
     """
 
     def __init__(self, settings: Tls, clock: Any = time.time) -> None:
         self._clock = clock
         self.problem = ""
         self.loads = self.refused = 0
-        self._known: tuple[Any, ...] = ()  # stamps of what was loaded or refused last
-        self._seen: tuple[Any, ...] = ()  # stamps of the last look
+        self._known: tuple[Any, ...] = ()  # stamps of the files last loaded or refused
+        self._seen: tuple[Any, ...] = ()  # stamps at the last check
         self._take(settings, _stamps(settings))
 
     def __repr__(self) -> str:
         return f"<Certificates {self.certificate.subject!r} expires={date(self.certificate.not_after)} {self.problem}>"
 
     def use(self, settings: Tls) -> None:
-        """Load other settings, or the same files again. Raises `ConfigError` and keeps what is in use if they are wrong."""
+        """Load other settings, or the same files again. If they are invalid, raises `ConfigError` and keeps the current
+        ones."""
         self._take(settings, _stamps(settings))
 
     def look(self) -> bool:
-        """Take files that have changed: to be called about once a second. Returns whether something has happened: the new
-        ones are in use, or `problem` says why not.
+        """Load files that have changed; to be called about once a second. Returns True if the new files are in use, or
+        if they were refused and `problem` says why.
 
-        A change counts once it has been the same for two looks: certificate and key are two files, and rarely written at
-        once.
+        A change counts when two checks in a row see the same stamps, because certificate and key are two files that are
+        rarely written at the same time.
         """
         stamps = _stamps(self._settings)
         settled, self._seen = stamps == self._seen, stamps
@@ -158,7 +159,7 @@ class Certificates:
         try:
             self._take(self._settings, stamps)
         except ConfigError as error:
-            self._known = stamps  # told once
+            self._known = stamps  # reported once
             self.problem = str(error)
             self.refused += 1
         return True
@@ -173,7 +174,7 @@ class Certificates:
 
 
 def _stamps(settings: Tls) -> tuple[Any, ...]:
-    """What changes when a file is written or replaced; None for one that is not there."""
+    """A value that changes when a file is written or replaced; zeros for a missing file."""
     found = []
     for path in filter(None, (settings.cert_file, settings.key_file, settings.client_ca_file)):
         try:
@@ -190,7 +191,8 @@ def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[
     certificate = _first(settings.cert_file, chain)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = VERSIONS[settings.min_version]
-    # Renegotiation would let a client make the broker sign again and again; tickets spare a returning client that work.
+    # Renegotiation would let a client make the broker sign repeatedly. Session tickets save that work for returning
+    # clients.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
         context.load_cert_chain(settings.cert_file, settings.key_file, password=_refuse_pass_phrase)
@@ -210,7 +212,7 @@ def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[
 
 
 def _read(key: str, path: str, holds: str) -> str:
-    """The text of a PEM file. Raises `ConfigError` if it is not one of this kind."""
+    """The text of a PEM file. Raises `ConfigError` if the file does not hold this kind."""
     try:
         with open(path, "rb") as file:
             text = file.read(FILE_BYTES_MAX + 1).decode("latin-1")
@@ -225,7 +227,7 @@ def _read(key: str, path: str, holds: str) -> str:
 
 
 def _first(path: str, chain: str) -> Certificate:
-    """The certificate that is shown to clients: the first of the file."""
+    """The certificate that clients see: the first of the file."""
     head, tail = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     begin = chain.find(head)
     end = chain.find(tail, begin)

@@ -1,6 +1,6 @@
-"""Listening sockets: made in Python, where names and errors are, then handed to the core.
+"""Listening sockets: opened in Python, which resolves names and explains errors, then handed to the core.
 
-Invariant: what is returned listens, does not block and is closed on exec; its owner is whoever called.
+Invariant: a returned socket listens, is non-blocking and is closed on exec. The caller owns it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ BACKLOG = 4096
 
 
 class AddressInUse(BlipMQError):
-    """Another process listens at the address already."""
+    """Another process already listens at the address."""
 
     exit_status = 69
 
 
 class AddressMissing(ConfigError):
-    """The address is not this machine's, or the name is not known, now: both may come, after a power cut above all."""
+    """The address is not this machine's, or the name is unknown. Both may become available later, for example after a
+    power cut."""
 
 
 def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socket:
-    """Listen at HOST:PORT or [IPv6]:PORT, which the setting `key` names.
+    """Return a socket that listens at HOST:PORT or [IPv6]:PORT, which the setting `key` names.
 
     Raises `AddressInUse`, `AddressMissing`, `NotAllowed` (a privileged port) or `ConfigError`.
     """
     host, port = split_address(bind_addr)
-    # As bytes, where that says it all: text would load the codec of international names, 2 ms and 1 MB of a start.
+    # ASCII names are passed as bytes: str would load the IDNA codec, which costs 2 ms and 1 MB at the start.
     name = host.encode() if host.isascii() else host
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -42,7 +43,7 @@ def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socke
             f"{key}: {host!r} is not a name this machine can resolve ({reason}). "
             "Write an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
         ) from None
-    # A name may have addresses of both kinds; IPv4 first, because that is what people expect of localhost.
+    # A name may have addresses of both families. IPv4 comes first, as users expect of localhost.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -61,7 +62,7 @@ def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socke
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where it listens, the port the system chose included."""
+    """The listening address, with the port that the system chose."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 

@@ -1,9 +1,9 @@
-"""Connections without a socket: an asyncio transport whose far end is the core, in this process.
+"""In-memory transport: an asyncio transport whose peer is the core in this process.
 
-Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core; what is written beyond that waits
-here and pauses the writer, as a full socket would. Bytes from the core are acknowledged (`taken`) only when the
-protocol has got them, so a protocol that pauses reading is held back by the core like any slow subscriber. The protocol
-gets all that the core sent before it learns of the end, unless it closes the connection itself.
+Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core. Further output waits here and pauses
+the writer, as with a full socket. Bytes from the core are acknowledged (`taken`) only when the protocol has received
+them, so the core holds back output to a protocol that pauses reading, as for any slow subscriber. The protocol gets all
+data that the core sent before it learns of the end, unless it closes the connection itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from blipmq.native.core import Core
 from blipmq.native.errors import CoreBusy
 
 CHUNK_BYTES = 64 * 1024
-WINDOW_BYTES = (
-    4 * CHUNK_BYTES
-)  # beside one whole frame: the core reports bytes as consumed when their frame is complete
+WINDOW_BYTES = 4 * CHUNK_BYTES  # plus one frame: the core reports bytes as consumed when their frame is complete
 HIGH_WATER_BYTES = 64 * 1024
 RETRY_SECONDS = 0.005
 
@@ -48,10 +46,10 @@ class MemoryTransport(asyncio.Transport):
         self._reading = True
         self._writer_paused = False
         self._closing = False
-        self._eof = False  # no more will be written
-        self._eof_told = False  # to the core
+        self._eof = False  # no more output
+        self._eof_told = False  # the core knows of it
         self._ended = False
-        self._error: Exception | None = None  # that it ended with
+        self._error: Exception | None = None  # the error that ended the connection
         self._told = False  # the protocol knows of the end
         self._retrying = False
 
@@ -61,7 +59,7 @@ class MemoryTransport(asyncio.Transport):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the connection is gone, though the protocol may have bytes to read from it."""
+        """Whether the connection has ended. The protocol may still have bytes to read."""
         return self._ended
 
     # -- asyncio.Transport
@@ -90,7 +88,7 @@ class MemoryTransport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """Write no more. The core answers what was asked for before, then ends the connection."""
+        """End the output. The core answers earlier requests, then ends the connection."""
         if not self._eof:
             self._eof = True
             self._pump()
@@ -117,14 +115,14 @@ class MemoryTransport(asyncio.Transport):
         self._protocol = protocol
 
     def close(self) -> None:
-        """End the connection once what was written has been consumed."""
+        """End the connection once the core has consumed the output."""
         if not self._closing:
             self._closing = True
             self._finish()
             self._tell_end()
 
     def abort(self) -> None:
-        """End the connection now."""
+        """End the connection at once."""
         self._closing = True
         self._outgoing.clear()
         self._outgoing_bytes = 0
@@ -135,7 +133,7 @@ class MemoryTransport(asyncio.Transport):
     # -- the core's events
 
     def consumed(self, size: int) -> None:
-        """The core has consumed so many fed bytes."""
+        """The core has consumed `size` bytes of the output."""
         self._in_flight_bytes -= size
         self._pump()
         if self._writer_paused and self._outgoing_bytes <= self._low:
@@ -151,7 +149,7 @@ class MemoryTransport(asyncio.Transport):
             self._held.append(data)
 
     def ended(self, error: Exception | None = None) -> None:
-        """The connection is gone. What the core sent before is the protocol's first."""
+        """The connection has ended. The protocol first gets the data that the core sent before."""
         if not self._ended:
             self._ended = True
             self._error = error
@@ -159,7 +157,7 @@ class MemoryTransport(asyncio.Transport):
             self._outgoing_bytes = 0
             self._tell_end()
 
-    # -- inside
+    # -- internal
 
     def _pump(self) -> None:
         while self._outgoing and self._in_flight_bytes < self._window_bytes and not self._ended:
@@ -168,7 +166,7 @@ class MemoryTransport(asyncio.Transport):
             try:
                 self._core.feed(self._conn, chunk)
             except CoreBusy:
-                if not self._retrying:  # one timer, however often the protocol writes meanwhile
+                if not self._retrying:  # one timer, even if the protocol writes several times
                     self._retrying = True
                     self._loop.call_later(RETRY_SECONDS, self._retry)
                 return

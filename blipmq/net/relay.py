@@ -1,9 +1,9 @@
-"""A transport whose client the core serves: bytes from one to the other, both ways, and their ends.
+"""Relays bytes and ends between a transport and the core, which serves the transport's client.
 
-Invariant: what is on its way to the core is bounded by one largest frame and WINDOW_BYTES, and a piece; beyond that the
-transport reads no more. What the core sends is acknowledged (`taken`) only while the transport takes bytes, so a client
-that does not read is held back by the core like any slow subscriber. The core gets a client's bytes and their end in the
-order in which the client sent them: an end waits behind bytes that found no room.
+Invariant: input on its way to the core is bounded by one largest frame, WINDOW_BYTES and one read; beyond that the
+transport is not read. Output of the core is acknowledged (`taken`) only while the transport accepts bytes, so the core
+holds back output to a client that does not read, as for any slow subscriber. The core gets a client's bytes and their
+end in order: the end waits behind bytes that found no room.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blipmq.net.memory_transport import RETRY_SECONDS, WINDOW_BYTES
 
 
 class Relay(asyncio.Protocol):
-    """The far end of one transport. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
+    """The protocol of one transport. The broker calls `consumed`, `arrived` and `ended` for the core's events."""
 
     def __init__(self, core: Core, conn: int, max_frame_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
         self._core = core
@@ -30,12 +30,12 @@ class Relay(asyncio.Protocol):
         self._loop = loop
         self._transport: Any = None
         self._in_flight_bytes = 0
-        self._refused: deque[bytes] = deque()  # found no room on the way to the core
-        self._end: Callable[[], None] | None = None  # to be told to the core behind them
-        self._owed_bytes = 0  # written to the transport, and not yet acknowledged
+        self._refused: deque[bytes] = deque()  # input that found no room in the core's ring
+        self._end: Callable[[], None] | None = None  # the call that tells the core of the end, after `_refused`
+        self._owed_bytes = 0  # written to the transport and not acknowledged yet
         self._acknowledging = False
-        self._full = False  # the transport
-        self._holding = False  # the transport reads nothing
+        self._full = False  # the transport accepts no more output
+        self._holding = False  # the transport is not read
         self._ended = False
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ class Relay(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._tell_end(lambda: self._core.feed_end(self._conn))
-        return True  # the core closes, once it has served what came before
+        return True  # keep the transport open: the core closes it after it has served the earlier input
 
     def connection_lost(self, error: Exception | None) -> None:
         reason = CloseReason.EOF
@@ -88,7 +88,7 @@ class Relay(asyncio.Protocol):
     # -- the core's events
 
     def consumed(self, size: int) -> None:
-        """The core has consumed so many bytes."""
+        """The core has consumed `size` bytes of the input."""
         self._in_flight_bytes -= size
         self._go_on()
 
@@ -96,16 +96,17 @@ class Relay(asyncio.Protocol):
         """The core has sent bytes."""
         self._transport.write(data)
         self._owed_bytes += len(data)
-        if not self._acknowledging:  # once for all that has come in this turn of the loop: each wakes the core
+        # one acknowledgement for all output of this turn of the loop, because each wakes the core
+        if not self._acknowledging:
             self._acknowledging = True
             self._loop.call_soon(self._acknowledge)
 
     def ended(self, error: Exception | None = None) -> None:
-        """The connection is gone as far as the core is concerned; what it sent last still goes out."""
+        """The core has ended the connection; its last output is still sent."""
         self._ended = True
         self._transport.close()
 
-    # -- inside
+    # -- internal
 
     def _acknowledge(self) -> None:
         self._acknowledging = False
@@ -126,7 +127,7 @@ class Relay(asyncio.Protocol):
         self._go_on()
 
     def _tell_end(self, tell: Callable[[], None]) -> None:
-        """Tell the core that no more will come, behind all that came before."""
+        """Tell the core of the end of input, after all earlier input."""
         if self._ended:
             return
         if self._refused:

@@ -1,6 +1,6 @@
-"""What a broker has of TLS: its certificate, its listener, and what there is to say about both.
+"""TLS of a broker: its certificate, its listener, and the report about both.
 
-Invariant: the certificate in use is the newest that worked. Made only where `[tls]` is configured.
+Invariant: the certificate in use is the newest valid one. Created only where `[tls]` is configured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Tls:
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
         self._config = config
-        self._pending_max = config.limits.max_pending  # until a restart, as in the core
+        self._pending_max = config.limits.max_pending  # fixed until a restart, as in the core
         self._listener: TlsListener | None = None
         self.certificates = Certificates(config.tls)
         self._tell()
@@ -36,8 +36,8 @@ class Tls:
         return f"<Tls {self.certificates!r} {self._listener!r}>"
 
     async def listen(self, opened: Callable[[TlsConnection], None], bind_retry: BindRetry | None = None) -> None:
-        """Listen, if `server.tls_bind_addr` says where; with `bind_retry`, as soon as that is there. Raises `AddressInUse`,
-        `NotAllowed` or `ConfigError`."""
+        """Listen at `server.tls_bind_addr`, if it is not empty; with `bind_retry`, as soon as the address is available.
+        Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
         bind_addr = self._config.server.tls_bind_addr
         if bind_addr:
             listener = TlsListener(
@@ -54,28 +54,28 @@ class Tls:
             self._listener = listener
 
     def bounds(self) -> Bounds:
-        """What handshakes are held to: the limits that hold for whoever is not admitted yet."""
+        """The limits of handshakes: those of all connections before admission."""
         limits = self._config.limits
         return Bounds(self._pending_max, limits.max_pending_per_address, limits.hello_timeout_ms / 1000)
 
     def unlisten(self) -> None:
-        """Take no one in any more."""
+        """Accept no more connections."""
         if self._listener is not None:
             self._listener.close()
 
     async def stop(self, seconds: float) -> None:
-        """Close all, after what is being sent has left, or so many seconds."""
+        """Close all connections after their output is sent, at the latest after `seconds`."""
         if self._listener is not None:
             await self._listener.wait_closed(seconds)
 
     def apply(self, config: Config) -> None:
-        """Use other files, or the same ones again. Raises `ConfigError` and changes nothing if they do not work."""
+        """Use other files, or the same ones again. Raises `ConfigError` and changes nothing if they are invalid."""
         self.certificates.use(config.tls)
         self._config = config
         self._tell()
 
     def tick(self) -> None:
-        """Take a certificate that has changed, and look for clients that are gone."""
+        """Load a changed certificate, and close connections whose client has vanished."""
         if self._listener is not None:
             self._listener.tick()
         if self.certificates.look():
@@ -93,15 +93,15 @@ class Tls:
         for warning in files.warnings:
             self._log.warning("tls_certificate_warning", warning=warning)
 
-    # -- what there is to say
+    # -- report
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port; "" if nowhere."""
+        """The listening address with its real port; "" if it does not listen."""
         return self._listener.address if self._listener is not None else ""
 
     def facts(self) -> dict[str, Any]:
-        """For INFO and the metrics."""
+        """The TLS part of INFO and the metrics."""
         files, listener = self.certificates, self._listener
         counts = listener.counts if listener is not None else {"done": 0, "failed": 0, "refused": 0}
         return {
@@ -119,7 +119,7 @@ class Tls:
         }
 
     def reasons(self) -> list[str]:
-        """What is not as it should be, a sentence each."""
+        """Why the broker is degraded, as far as TLS is the cause, one sentence each."""
         files, now = self.certificates, time.time()
         reasons = []
         if files.problem:
@@ -134,7 +134,7 @@ class Tls:
 
 
 def _socket_options(settings: NetworkOptimizations) -> Iterator[tuple[int, int, int]]:
-    """What the core does to the sockets it accepts itself."""
+    """The socket options that the core sets for the sockets that it accepts."""
     yield socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.tcp_nodelay)
     if settings.send_buffer_size:
         yield socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_size

@@ -1,13 +1,13 @@
-"""One TLS connection of a server: records in and out of a socket's transport, plain bytes to and from whoever it serves.
+"""One TLS connection of a server: ciphertext to and from the socket's transport, plaintext to and from the protocol it
+serves (`far`).
 
-    handshake ──(certificates shown, a far end found)──► open ──(close, end of file)──► closing ──► closed
+    handshake ──(done, and `serve` called)──► open ──(close, end of file)──► closing ──► closed
         └──(too slow, a client that does not speak TLS, no certificate)── an error, one line in the log ──^
 
-Invariant: what is decrypted is handed on at once and never kept, so a far end that pauses reading holds the client back
-with at most one read of ciphertext here. Only OpenSSL sees records; no byte of a failed handshake reaches a far end.
-
-Python's own transports over TLS say nothing of handshakes that fail, do not bound how many are under way, and do each of
-them in the thread of the loop: docs/ARCHITECTURE.md says what was measured.
+Invariant: decrypted bytes are passed on at once and never stored. If the protocol pauses reading, at most one read of
+ciphertext waits here, and the client is held back. Only OpenSSL parses records. No byte of a failed handshake reaches
+the protocol. Python's own TLS transports do not report failed handshakes, do not limit pending ones, and run all of
+them in the thread of the loop: docs/ARCHITECTURE.md has the measurements.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, Protocol, cast
 
 from blipmq.base.tcp_keepalive import Owed
 
-# From saying goodbye until the client has closed too.
+# From close_notify until the client has closed too.
 CLOSING_SECONDS = 5.0
 # The same after a failed handshake.
 LINGER_SECONDS = 1.0
-# What is waiting for a client's socket before its far end is told to pause.
+# Output that waits for a client's socket before the protocol is told to pause.
 HIGH_WATER_BYTES = 256 << 10
 RECORD_BYTES_MAX = 16 << 10
 
@@ -33,29 +33,29 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Host(Protocol):
-    """Who takes connections in: one pair of buffers for all, because each is used within one call only."""
+    """The listener. All connections share one pair of buffers, because each is used within one call only."""
 
     ciphertext: memoryview
     plaintext: memoryview
 
     def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
-        """A client is there: what it is to be served with and the seconds it has for the handshake, or None to turn it away."""
+        """A client has connected: return its context and the seconds for the handshake, or None to refuse it."""
 
     def shake(self, connection: TlsConnection) -> None:
-        """Call `connection.step` somewhere, then `connection.stepped` with its result in the loop's thread."""
+        """Call `connection.step` in any thread, then `connection.stepped` with its result in the loop's thread."""
 
     def opened(self, connection: TlsConnection) -> None:
-        """The handshake is done; `connection.serve` says who is at its far end."""
+        """The handshake is done; `connection.serve` then sets its protocol."""
 
     def failed(self, connection: TlsConnection, error: str) -> None:
-        """The handshake or a record was not as it should be; "" if the client only went away."""
+        """The handshake failed or a record was invalid; "" if the client only closed the connection."""
 
     def gone(self, connection: TlsConnection) -> None:
         """The socket is closed."""
 
 
 class TlsConnection(asyncio.BufferedProtocol):
-    """The socket's protocol, and to its far end, which is an asyncio protocol, the transport."""
+    """The protocol of the socket, and the transport of the protocol that it serves (`far`)."""
 
     def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         self._host = host
@@ -65,31 +65,31 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._far: Any = None
         self._state = "handshake"
-        self._stepping = False  # the handshake is in another thread's hands: nothing here may touch it
-        self._paused = True  # until it has a far end
+        self._stepping = False  # another thread runs a handshake step: nothing here may use `_tls`
+        self._paused = True  # until `serve`
         self._reading = False
-        self._unread = False  # the client does not read what TLS answers it, so it is not read either
-        self._ended = False  # the client will send no more
-        self._broken: Exception | None = None  # what was wrong with a record behind those that have been read
+        self._unread = False  # the client does not read TLS answers, so its input is not read either
+        self._ended = False  # the client has ended its output
+        self._broken: Exception | None = None  # an error in a record, reported after the records before it
         self._deadline: asyncio.TimerHandle | None = None
         self._owed = Owed()
-        self.peer: tuple[str, int] = ("", 0)  # until it is known
+        self.peer: tuple[str, int] = ("", 0)  # until the client's address is known
         self.began_s = loop.time()
 
     def __repr__(self) -> str:
         return f"<TlsConnection {self._state} peer={self.name} paused={self._paused}>"
 
-    # -- what the host asks
+    # -- for the host
 
     @property
     def name(self) -> str:
-        """The client's address, as people write it."""
+        """The client's address as text: HOST:PORT, or [HOST]:PORT for IPv6."""
         host, port = self.peer
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
-        """What the client has shown and the context has verified, as `ssl` gives it; None without one."""
+        """The client's verified certificate in the form of `ssl`; None without one."""
         return self._tls.getpeercert()
 
     @property
@@ -97,7 +97,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         return self._tls.version() or ""
 
     def step(self) -> Exception | bool:
-        """Go on with the handshake, as long as that takes. True: done; False: more bytes are needed; else what was wrong."""
+        """Continue the handshake; this can take long. Returns True when done, False if more bytes are needed, or the
+        error."""
         if self._state != "handshake":
             return False
         try:
@@ -109,11 +110,11 @@ class TlsConnection(asyncio.BufferedProtocol):
         return True
 
     def stepped(self, result: Exception | bool) -> None:
-        """Take the handshake back from whoever did a step of it."""
+        """Continue after a handshake step with its result."""
         self._stepping = False
         if self._state != "handshake":
             return
-        self._send()  # the next flight, or the alert that says what was wrong
+        self._send()  # the next flight, or the alert
         if isinstance(result, Exception):
             self._fail(result)
         elif result:
@@ -126,7 +127,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def look(self, now_s: float, within_s: float) -> None:
-        """End the connection if its client's machine does not acknowledge what it is sent."""
+        """End the connection if the client's machine does not acknowledge output within `within_s` seconds."""
         if self._state == "open" and self._owed.is_lost(self.get_extra_info("socket"), now_s, within_s):
             far, self._far = self._far, None
             self.abort()
@@ -134,12 +135,12 @@ class TlsConnection(asyncio.BufferedProtocol):
                 far.connection_lost(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def serve(self, far: asyncio.Protocol) -> None:
-        """Connect an open connection with its far end."""
+        """Set the protocol that an open connection serves."""
         self._far = far
         far.connection_made(cast("asyncio.Transport", self))
         self.resume_reading()
 
-    # -- a transport to the far end
+    # -- the transport of the protocol that it serves
 
     def write(self, data: Buffer) -> None:
         if self._state != "open":
@@ -157,18 +158,18 @@ class TlsConnection(asyncio.BufferedProtocol):
         self.close()
 
     def close(self) -> None:
-        """Say goodbye behind what was written, and give the client a while to read it."""
+        """Send close_notify after the output, and give the client CLOSING_SECONDS to read it."""
         if self._state != "open":
             if self._state == "handshake":
                 self.abort()
             return
-        with contextlib.suppress(OSError, ValueError):  # the client has not said goodbye yet, and no one waits for that
+        with contextlib.suppress(OSError, ValueError):  # the client's close_notify is missing, which is not waited for
             self._tls.unwrap()
         self._send()
         self._wind_up(CLOSING_SECONDS)
 
     def abort(self) -> None:
-        """End it now."""
+        """End the connection at once."""
         self._state = "closed"
         self._transport.abort()
 
@@ -192,7 +193,8 @@ class TlsConnection(asyncio.BufferedProtocol):
     # -- the socket's protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        # uvloop's transport is not a subclass of asyncio.Transport
+        self._transport = cast("asyncio.Transport", transport)
         self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
         welcome = self._host.came(self)
         if welcome is None:
@@ -221,7 +223,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._fail(None)
         elif self._state == "open":
             self._read()
-        return self._state == "open"  # the far end may have more to say
+        return self._state == "open"  # the protocol may have more output
 
     def pause_writing(self) -> None:
         if self._far is not None:
@@ -243,11 +245,11 @@ class TlsConnection(asyncio.BufferedProtocol):
         if far is not None:
             far.connection_lost(error)
 
-    # -- inside
+    # -- internal
 
     def _shake(self) -> None:
         self._stepping = True
-        self._transport.pause_reading()  # one step at a time, so what a client sends ahead stays in its socket
+        self._transport.pause_reading()  # one step at a time; data that the client sends early stays in its socket
         self._host.shake(self)
 
     def _send(self) -> None:
@@ -256,8 +258,8 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     def _answer(self) -> None:
-        """What TLS itself has to say to a record: that there is no renegotiation, or new keys. A client can ask for ever and
-        read none of it, so it is not read while too much waits for it."""
+        """Send the answers of TLS itself: no renegotiation, or new keys. A client can ask for them without end and read
+        none, so its input is not read while too much output waits."""
         data = self._outgoing.read()
         if not data or self._transport.is_closing():
             return
@@ -267,7 +269,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _read(self) -> None:
-        """Hand on what can be decrypted, in large pieces, until there is no more or the far end pauses."""
+        """Decrypt and pass on data in large pieces, until there is no more or the protocol pauses."""
         if self._reading or self._far is None:
             return
         self._reading = True
@@ -285,7 +287,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._reading = False
 
     def _decrypt(self, into: memoryview) -> tuple[int, bool]:
-        """Fill `into` as far as whole records are there; the bytes written, and whether there may be more."""
+        """Decrypt whole records into `into`. Returns the number of bytes and whether there may be more."""
         size = 0
         try:
             while size + RECORD_BYTES_MAX <= len(into):
@@ -302,7 +304,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         except ssl.SSLZeroReturnError:
             self._ended = True
         except (OSError, ValueError) as error:
-            self._broken = error  # told once the far end has what came before it
+            self._broken = error  # reported after the protocol has received the bytes before it
             return size, False
         if self._ended:
             self._loop.call_soon(self._end_of_file)
@@ -320,7 +322,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._host.failed(self, explained(error) if error is not None else "")
         far, self._far = self._far, None
         self._forget_deadline()
-        if isinstance(error, ssl.SSLError):  # there is an alert to be read
+        if isinstance(error, ssl.SSLError):  # an alert waits to be sent
             self._send()
             self._wind_up(LINGER_SECONDS)
         else:
@@ -329,8 +331,8 @@ class TlsConnection(asyncio.BufferedProtocol):
             far.connection_lost(error)
 
     def _wind_up(self, seconds: float) -> None:
-        """End the output. What the client still sends is thrown away: a socket closed with unread input resets the connection,
-        and the client would lose what was said last."""
+        """End the output, and discard further input. A socket closed with unread input resets the connection, and the
+        client could lose the last output."""
         self._state = "closing"
         self._deadline = self._loop.call_later(seconds, self.abort)
         if self._transport.is_closing():
@@ -339,7 +341,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         self._transport.resume_reading()
-        with contextlib.suppress(OSError):  # the client may have reset the connection meanwhile
+        with contextlib.suppress(OSError):  # the client may have reset the connection
             self._transport.write_eof()
 
     def _forget_deadline(self) -> None:
@@ -362,7 +364,7 @@ _CAUSES = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the client does not accept this broker's certificate",
     "UNEXPECTED_EOF_WHILE_READING": "the client closed in the middle of a record",
 }
-# What a frame of this protocol, or anything else that is not TLS, is taken for, by version of OpenSSL.
+# OpenSSL's errors, by version, for a frame of this protocol or anything else that is not TLS.
 _NOT_TLS = (
     "BAD_RECORD_TYPE",
     "PACKET_LENGTH_TOO_LONG",
@@ -373,7 +375,7 @@ _NOT_TLS = (
 
 
 def explained(error: Exception) -> str:
-    """What was wrong with a client's bytes, for the log."""
+    """The error in a client's bytes, as text for the log."""
     reason = getattr(error, "reason", None) or ""
     if reason in _NOT_TLS:
         reason = "WRONG_VERSION_NUMBER"

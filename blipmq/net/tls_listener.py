@@ -1,8 +1,7 @@
-"""The TLS edge: a listening socket whose clients are served once their handshake is done.
+"""The TLS listener: its clients are served once their handshake is done.
 
-Invariant: handshakes under way are within the bounds that are asked for when a client comes, in number, for each address and in
-time; the work of a handshake, a signature above all, is done in a thread of its own, so that a storm of them does not keep
-this one from those who are in already.
+Invariant: pending handshakes stay within the limits in force when a client connects: in total, per address and in time.
+Handshakes run in a separate thread, because signatures are slow, so that many of them do not delay connected clients.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ CIPHERTEXT_BYTES, PLAINTEXT_BYTES = 64 << 10, 64 << 10
 
 
 class TlsListener:
-    """Listens at `bind_addr`, which the setting `key` names. `opened` is given each connection whose handshake is done and
-    calls its `serve`; `bounds` and `keepalive_ms` are asked what holds for the next one. Raises `AddressInUse`, `NotAllowed`
-    or `ConfigError` when started."""
+    """Listens at `bind_addr`, which the setting `key` names. `opened` gets each connection whose handshake is done and
+    calls its `serve`. `bounds` and `keepalive_ms` return the limits for the next connection. `start` raises
+    `AddressInUse`, `NotAllowed` or `ConfigError`."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class TlsListener:
         self._certificates = certificates
         self._socket_options = tuple(socket_options)
         self._keepalive_ms = keepalive_ms
-        self._unlooked: list[TlsConnection] = []  # in this round of looks
+        self._unlooked: list[TlsConnection] = []  # connections still to check in this round
         self._on_open = opened
         self._bounds = bounds
         self._log = log
@@ -77,13 +76,13 @@ class TlsListener:
 
     @property
     def pending_count(self) -> int:
-        """Connections whose handshake is under way, or has failed and is being wound up."""
+        """Connections whose handshake is running, or has failed and whose socket is still open."""
         return len(self._pending)
 
-    # -- life
+    # -- start and stop
 
     async def start(self, bind_retry: BindRetry | None = None) -> None:
-        """Listen and serve; with `bind_retry`, as soon as the address is there."""
+        """Listen and serve; with `bind_retry`, as soon as the address is available."""
         self._loop = asyncio.get_running_loop()
         if bind_retry is None:
             await self._serve(open_listener(self._bind_addr, self._key))
@@ -101,7 +100,7 @@ class TlsListener:
         self.address = address_of(listener)
 
     def close(self) -> None:
-        """Take no one in any more."""
+        """Accept no more connections, and abort pending handshakes."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -109,7 +108,7 @@ class TlsListener:
             connection.abort()
 
     async def wait_closed(self, seconds: float = 0) -> None:
-        """End all connections. Those that are closing already have so long to send what is left."""
+        """End all connections. Those that are closing have `seconds` to send their output."""
         self.close()
         if self._connections:
             self._empty = self._loop.create_future()
@@ -119,8 +118,8 @@ class TlsListener:
         self._worker.shutdown(wait=False)
 
     def tick(self) -> None:
-        """End connections whose client's machine acknowledges nothing. Called once a second; each is looked at LOOKS times in
-        `keepalive_ms`, or more often."""
+        """Close connections whose client's machine acknowledges nothing. Called once a second; each connection is
+        checked at least LOOKS times in `keepalive_ms`."""
         within_s = self._keepalive_ms() / 1000
         if within_s and not self._unlooked:
             self._unlooked = list(self._connections)
@@ -129,7 +128,7 @@ class TlsListener:
             if self._unlooked:
                 self._unlooked.pop().look(now_s, within_s)
 
-    # -- what connections tell
+    # -- called by connections
 
     def came(self, connection: TlsConnection) -> tuple[ssl.SSLContext, float] | None:
         self._connections.add(connection)
@@ -154,7 +153,7 @@ class TlsListener:
             result = connection.step()
             try:
                 self._loop.call_soon_threadsafe(self._stepped, connection, result)
-            except RuntimeError:  # the loop has been closed meanwhile, and all connections with it
+            except RuntimeError:  # the loop and all connections were closed meanwhile
                 pass
 
         self._pending.look(connection)
@@ -170,7 +169,7 @@ class TlsListener:
         self._on_open(connection)
 
     def failed(self, connection: TlsConnection, error: str) -> None:
-        if connection in self._pending:  # where it stays until its socket is closed: a failed one still holds that
+        if connection in self._pending:  # it stays pending until its socket is closed
             self.counts["failed"] += 1
         if error:
             self._log.warning("tls_failed", peer=connection.name, error=error)
@@ -181,7 +180,7 @@ class TlsListener:
         if self._empty is not None and not self._connections and not self._empty.done():
             self._empty.set_result(None)
 
-    # -- inside
+    # -- internal
 
     def _turn_away(self, connection: TlsConnection, why: str) -> None:
         self.counts["refused"] += 1

@@ -1,11 +1,11 @@
-"""The HTTP edge for operators: /metrics, /livez, /readyz, /healthz.
+"""The HTTP endpoint for operators: /metrics, /livez, /readyz, /healthz.
 
     async with Admin(broker, "127.0.0.1:9090") as admin:
         ...  # admin.address has the real port
 
-Invariant: whatever clients do, CONNECTIONS_MAX of them are served at a time, and as many shake hands over TLS, each within
-the limits of `http`, and each question is put to the core once at a time, however many ask it here. A scrape is bounded: see
-`metrics`.
+Invariant: at most CONNECTIONS_MAX clients are served at a time, and as many TLS handshakes are pending, each within the
+limits of `http`. Each request to the core runs once at a time, however many clients wait for it. A scrape is bounded:
+see `metrics`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ T = TypeVar("T")
 
 KEY = "metrics.bind_addr"
 CONNECTIONS_MAX = 16
-# How long the core may take to answer before it counts as stuck, and a list of all subscribers before it is left out.
+# The time for an answer of the core, after which it counts as stuck; and for a list of all subscribers, after which it
+# is left out.
 ANSWER_SECONDS = 2.0
 LISTING_SECONDS = 2.0
-# A list of subscribers not older than this serves again: listing ten thousand costs a few hundred questions.
+# The age up to which a list of subscribers is used again. Listing ten thousand takes a few hundred requests to the
+# core.
 LISTING_FRESH_SECONDS = 1.0
 
 
 class Watched(Protocol):
-    """What is asked of a broker. Each question raises `UsageError` when the broker is not running."""
+    """The part of a broker that this endpoint needs. Each request raises `UsageError` when the broker is not running."""
 
     @property
     def config(self) -> Config: ...
@@ -66,9 +68,9 @@ class Watched(Protocol):
 
 
 class Admin:
-    """Serves the state of one broker at `bind_addr`. Raises `AddressInUse`, `NotAllowed` or `ConfigError` when started.
+    """Serves the state of one broker at `bind_addr`. `start` raises `AddressInUse`, `NotAllowed` or `ConfigError`.
 
-    Start it before the broker and stop it after: /readyz tells the truth about both ends of a broker's life.
+    Start it before the broker and stop it after the broker, so that /readyz answers during the broker's start and stop.
     """
 
     def __init__(
@@ -98,10 +100,10 @@ class Admin:
     def __repr__(self) -> str:
         return f"<Admin address={self.address or '-'} open={len(self._open)} counts={self._counts}>"
 
-    # -- life
+    # -- start and stop
 
     async def start(self, bind_retry: BindRetry | None = None) -> None:
-        """Listen and serve; with `bind_retry`, as soon as the address is there."""
+        """Listen and serve; with `bind_retry`, as soon as the address is available."""
         if self._certificates is not None:
             await self._start_tls(self._certificates, bind_retry)
         elif bind_retry is None:
@@ -121,7 +123,7 @@ class Admin:
         self.address = address_of(listener)
 
     async def _start_tls(self, certificates: Certificates, bind_retry: BindRetry | None) -> None:
-        from blipmq.net.admission import Bounds  # here, because few brokers serve metrics over HTTPS
+        from blipmq.net.admission import Bounds  # imported here because few brokers serve metrics over HTTPS
         from blipmq.net.tls_listener import TlsListener
 
         bounds = Bounds(CONNECTIONS_MAX, CONNECTIONS_MAX, EXCHANGE_SECONDS[0])
@@ -139,7 +141,7 @@ class Admin:
         self._server, self.address = server, server.address
 
     async def stop(self) -> None:
-        """Close everything. Stopping twice is harmless."""
+        """Close all connections. Stopping twice is harmless."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -160,10 +162,10 @@ class Admin:
     ) -> None:
         await self.stop()
 
-    # -- what exchanges tell
+    # -- called by exchanges
 
     def opened(self, exchange: Exchange) -> None:
-        """Give it a place; the one that has kept its own longest, without a request if there is such, makes room."""
+        """Add a connection. At the limit the oldest one is closed, preferably one without a complete request."""
         if len(self._open) >= CONNECTIONS_MAX:
             oldest = next(iter(self._open))
             self.cut(next((e for e in self._open if e.reading), oldest), "others need its place")
@@ -173,7 +175,7 @@ class Admin:
         self._open.pop(exchange, None)
 
     def cut(self, exchange: Exchange, why: str) -> None:
-        """End a connection that is in the way."""
+        """Close a connection, and count and log it."""
         self._counts["cut"] += 1
         self._log.debug("admin_cut", peer=exchange.peer, why=why)
         self.closed(exchange)
@@ -184,7 +186,7 @@ class Admin:
         self._log.debug("admin_refused", peer=exchange.peer, why=why)
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to a request; never raises."""
+        """Return the answer to a request; never raises."""
         self._counts["requests"] += 1
         route = self._routes.get(request.path)
         if route is None:
@@ -193,7 +195,7 @@ class Admin:
             return await route(request)
         except BlipMQError as error:
             return Answer(503, f"{error}\n".encode())
-        except Exception as error:  # one request's trouble must not go unseen, nor end the edge
+        except Exception as error:  # an error of one request must be logged, and must not stop the endpoint
             self._log.error("internal_error", on=request.path, error=f"{type(error).__name__}: {error}")
             return Answer(500, b"the broker failed inside; its log has the cause\n")
 
@@ -220,7 +222,7 @@ class Admin:
         return Answer(503 if problem else 200, f"{problem or 'ok'}\n".encode())
 
     async def _healthz(self, request: Request) -> Answer:
-        import json  # here, because asking for it is rare
+        import json  # imported here because it is rarely needed
 
         not_live, unready = await self._not_live(), self._broker.unready
         failing = [problem for problem in (not_live, unready) if problem]
@@ -236,7 +238,8 @@ class Admin:
         return Answer(503 if failing else 200, (json.dumps(health) + "\n").encode(), JSON)
 
     async def _not_live(self) -> str:
-        """Why the broker counts as dead; "" if it lives. One that has not started yet, or has stopped, is not stuck."""
+        """Why the core counts as stuck; "" if it does not. A broker that has not started yet, or has stopped, is not
+        stuck."""
         try:
             return "" if await self._stats.ask(ANSWER_SECONDS) is not None else STUCK
         except BlipMQError:
@@ -245,7 +248,7 @@ class Admin:
     # -- the scrape
 
     async def _expose(self, openmetrics: bool) -> bytes | None:
-        """The exposition; None if the core did not answer."""
+        """Return the exposition; None if the core did not answer."""
         self._listing.begin()
         self._reasons.begin()
         stats = await self._stats.ask(ANSWER_SECONDS)
@@ -272,7 +275,7 @@ STUCK = (
 
 
 class Shared(Generic[T]):
-    """A question that is asked once at a time: whoever asks meanwhile, or while the answer is fresh, gets the same one."""
+    """A request that runs once at a time. Callers during the run, or while the answer is fresh, share the answer."""
 
     def __init__(self, question: Callable[[], Coroutine[Any, Any, T]], fresh_seconds: float = 0.0) -> None:
         self._question = question
@@ -284,20 +287,21 @@ class Shared(Generic[T]):
         return f"<Shared asking={self._asked is not None and not self._asked.done()}>"
 
     def begin(self) -> asyncio.Task[T]:
-        """Ask, unless it is being asked or the answer is fresh."""
+        """Start the request, unless it is running or the answer is fresh."""
         if self._asked is None or (self._asked.done() and not self._is_fresh(self._asked)):
             self._asked = asyncio.get_running_loop().create_task(self._ask())
-            self._asked.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, if no one waits
+            # marks the exception as retrieved if no one waits
+            self._asked.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._asked
 
     async def ask(self, seconds: float | None = None) -> T | None:
-        """The answer, or None if it takes longer; the question goes on then. Raises what the question raises."""
+        """Return the answer, or None after `seconds`; the request then continues. Raises the request's errors."""
         task = self.begin()
         done, _ = await asyncio.wait({task}, timeout=seconds)
         return task.result() if done else None
 
     async def end(self) -> None:
-        """Ask no more."""
+        """Cancel the request."""
         task, self._asked = self._asked, None
         if task is not None:
             task.cancel()

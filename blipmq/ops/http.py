@@ -1,8 +1,8 @@
 """One HTTP/1.1 exchange: a request read under strict limits, an answer, the end of the connection.
 
-Invariant: a connection holds at most HEAD_BYTES_MAX of input and one answer, and both for EXCHANGE_SECONDS at most. One
-request a connection, GET or HEAD: what probes and Prometheus need, and nothing that can be held open. Pipelined requests
-after the first are not answered, which `Connection: close` announces (RFC 9112, 9.6).
+Invariant: a connection holds at most HEAD_BYTES_MAX of input and one answer, each for at most EXCHANGE_SECONDS. It
+serves one request, GET or HEAD, which is enough for probes and Prometheus and cannot be held open. Further pipelined
+requests are not answered, as `Connection: close` announces (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, cast
 
 HEAD_BYTES_MAX = 8 * 1024
-# For the request to arrive, for the answer to leave.
+# For the request to arrive, and for the answer to be sent.
 EXCHANGE_SECONDS = 5.0, 10.0
-# Read and thrown away after a request, so that closing does not take the answer back from a client that sent more.
+# Input read and discarded after a request. Closing with unread input would reset the connection and could lose the
+# answer.
 EXCESS_BYTES_MAX = 64 * 1024
 GZIP_BYTES_MIN = 1024
 
@@ -36,7 +37,7 @@ PHRASES = {
 
 
 class Request(NamedTuple):
-    """A request's path, without its query, and its header fields by lower-case names."""
+    """A request: its path without the query, and its header fields by lower-case names."""
 
     method: str
     path: str
@@ -44,7 +45,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A response: `extra` are header fields beside those every response has."""
+    """A response. `extra`: header fields in addition to the common ones."""
 
     status: int
     body: bytes
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
 
 
 class BadRequest(Exception):
-    """What came is not a request this edge takes; `answer` says so."""
+    """The request is invalid or not supported; `answer` is the response."""
 
     def __init__(self, status: int, sentence: str, *extra: tuple[str, str]) -> None:
         super().__init__(sentence)
@@ -61,7 +62,7 @@ class BadRequest(Exception):
 
 
 def read_request(head: bytes) -> Request:
-    """Read a request's head, the empty line excluded. Raises `BadRequest`."""
+    """Parse a request's head, without the empty line. Raises `BadRequest`."""
     first, *rest = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/"):
@@ -74,7 +75,7 @@ def read_request(head: bytes) -> Request:
         raise BadRequest(400, "a request of HTTP/1.1 needs a Host field")
     if method not in ("GET", "HEAD"):
         raise BadRequest(405, "GET and HEAD are answered here", ("Allow", "GET, HEAD"))
-    if target.startswith("http://"):  # as to a proxy
+    if target.startswith("http://"):  # the form for a proxy
         target = "/" + target[len("http://") :].partition("/")[2]
     return Request(method, target.partition("?")[0], fields)
 
@@ -83,7 +84,8 @@ def _read_fields(lines: list[str]) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():  # a folded line too: long obsolete, and used for smuggling
+        # also a folded line, which is obsolete and used for request smuggling
+        if not colon or not name or name != name.strip():
             raise BadRequest(400, "a header field is not NAME: VALUE")
         name, value = name.lower(), value.strip()
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
@@ -91,7 +93,7 @@ def _read_fields(lines: list[str]) -> dict[str, str]:
 
 
 def quality(field: str, wanted: str) -> float:
-    """How much a client wants `wanted` by its Accept or Accept-Encoding field, 0 to 1; a `*` does not count as naming it."""
+    """The quality of `wanted`, 0 to 1, in an Accept or Accept-Encoding field; a `*` does not match."""
     best = 0.0
     for item in field.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
@@ -103,14 +105,14 @@ def quality(field: str, wanted: str) -> float:
 
 
 def render(request: Request | None, answer: Answer, now: float) -> bytes:
-    """A response as it goes out. `request` is None when there was none; `now` is seconds since 1970."""
+    """Return a response as bytes. `request` is None if it was invalid; `now` is seconds since 1970."""
     body, extra = answer.body, list(answer.extra)
     if (
         request is not None
         and len(body) >= GZIP_BYTES_MIN
         and quality(request.fields.get("accept-encoding", ""), "gzip")
     ):
-        import zlib  # here, because a broker that no one scrapes does not need it
+        import zlib  # imported here because a broker without scrapes does not need it
 
         packer = zlib.compressobj(1, wbits=31)
         body = packer.compress(body) + packer.flush()
@@ -136,14 +138,14 @@ _MONTHS = "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def _date(now: float) -> str:
-    """As HTTP writes it, in English whatever the embedding program's locale is."""
+    """A date in HTTP's format, in English whatever the embedding program's locale is."""
     t = time.gmtime(now)
     day, month = _DAYS[t.tm_wday], _MONTHS[t.tm_mon - 1]
     return f"{day}, {t.tm_mday:02d} {month} {t.tm_year} {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} GMT"
 
 
 class Host(Protocol):
-    """Who takes exchanges in and answers them. `answer` never raises; `cut` ends an exchange that is in the way."""
+    """The owner of exchanges, which answers them. `answer` never raises; `cut` closes an exchange early."""
 
     def opened(self, exchange: Exchange) -> None: ...
 
@@ -177,11 +179,12 @@ class Exchange(asyncio.Protocol):
 
     @property
     def reading(self) -> bool:
-        """Whether the request is not there yet."""
+        """Whether the request is incomplete."""
         return self._task is None and not self._answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        # uvloop's transport is not a subclass of asyncio.Transport
+        self._transport = cast("asyncio.Transport", transport)
         address, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
         self.peer = f"{address}:{port}"
         self._end_in(EXCHANGE_SECONDS[0])
@@ -205,7 +208,7 @@ class Exchange(asyncio.Protocol):
         self._half_closed = True
         return (
             self._task is not None and not self._answered
-        )  # it may have sent all it will, and still wait for the answer
+        )  # the client may have ended its output and still wait for the answer
 
     def connection_lost(self, error: Exception | None) -> None:
         self._forget_timer()
@@ -214,7 +217,7 @@ class Exchange(asyncio.Protocol):
         self._host.closed(self)
 
     def abort(self) -> None:
-        """End it now, whatever is unsent."""
+        """Close at once, without sending the rest."""
         self._transport.abort()
 
     def _take(self, head: bytes) -> None:
@@ -243,8 +246,8 @@ class Exchange(asyncio.Protocol):
         self._transport.write(render(request, answer, time.time()))
         if self._half_closed:
             self._transport.close()
-        else:  # the client closes; the timer and EXCESS_BYTES_MAX bound how long and how much is read until then
-            with contextlib.suppress(OSError):  # the client may have reset the connection meanwhile
+        else:  # the client closes; until then the timer and EXCESS_BYTES_MAX bound the time and the input
+            with contextlib.suppress(OSError):  # the client may have reset the connection
                 self._transport.write_eof()
 
     def _end_in(self, seconds: float) -> None:

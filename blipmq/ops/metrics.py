@@ -1,14 +1,12 @@
-"""The metrics of a broker: what there is, each declared once, and the two text formats Prometheus reads.
+"""The metrics of a broker, each declared once, and the two text formats that Prometheus reads.
 
-Invariant: a name below is exposed under one type with one help text, whatever the state of the broker; the exposition
-and docs/METRICS.md are both derived from METRICS. What a scrape is made of comes in as a `Snapshot`: nothing here asks.
-
-The documented names of version 1.0.0 are counters without `_total`, which the text format allows and OpenMetrics does
-not; there they are of type `unknown`. No newer name is a documented one with `_total` added, because some readers add it
-by themselves. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0.
-
-The exposition is written here and not by prometheus-client, which costs too much memory even if the first scrape imports it
-(docs/PERFORMANCE.md, "Exposition of metrics"). The tests read every scrape with the parsers of that package.
+Invariant: a name below is always exposed with the same type and help text, whatever the state of the broker. The
+exposition and docs/METRICS.md are both derived from METRICS. All values come from a `Snapshot`: nothing here sends
+requests. The documented names of version 1.0.0 are counters without `_total`. The text format allows that; in
+OpenMetrics they are of type `unknown`. No newer name is a documented one plus `_total`, because some readers add that
+themselves. The formats: Prometheus text 0.0.4, and OpenMetrics 1.0. The exposition does not use prometheus-client,
+which needs too much memory even if the first scrape imports it (docs/PERFORMANCE.md, "Exposition of metrics"). The
+tests read every scrape with the parsers of that package.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from blipmq.native.events import SYNC_BUCKETS
 from blipmq.net.admission_log import REFUSED
 from blipmq.version import __version__
 
-# Subscribers that have series of their own, those with the deepest queues; all are in the totals.
+# Subscribers with their own series: those with the deepest queues. The totals include all.
 SUBSCRIBERS_MAX = 50
-# The same of QoS 1 subscriptions and queue groups, those with the largest lag.
+# QoS 1 subscriptions and queue groups with their own series: those with the largest lag.
 SESSIONS_MAX = 20
 LABEL_CHARS_MAX = 256
 
@@ -37,23 +35,23 @@ _NOTHING: Mapping[str, Number] = MappingProxyType({})
 
 
 class Snapshot(NamedTuple):
-    """What one scrape is made of. `report` is None when the subscribers were not listed in time."""
+    """The data of one scrape. `report` is None if the subscribers were not listed in time."""
 
     stats: Mapping[str, int]  # bq_stats_t
     config: Config
-    report: Mapping[str, Any] | None  # as INFO answers
+    report: Mapping[str, Any] | None  # as INFO returns it
     state: Mapping[str, Number]  # ready, degraded
     reloads: Mapping[str, Number]  # applied, refused, ok
     process: Mapping[str, Number]  # blipmq.base.process, and started_at
-    admin: Mapping[str, Number] = _NOTHING  # the HTTP edge itself
+    admin: Mapping[str, Number] = _NOTHING  # counters of the HTTP endpoint itself
     auth: Mapping[str, Number] = _NOTHING  # keys, file_ok, refused
 
 
 class Series(NamedTuple):
-    """One series of a metric. `source` is where its value is: `stats.NAME`, `report.NAME.NAME`, `config.SECTION.KEY` …
-
-    `documented` is a name of version 1.0.0 under which the value is exposed as well. `ending` tells the series of a
-    histogram apart; the source of a `_bucket` counts what fell into it and into none before. `divisor` makes base units.
+    """One series of a metric. `source` is the origin of its value: `stats.NAME`, `report.NAME.NAME`,
+    `config.SECTION.KEY` … `documented` is a name of version 1.0.0 under which the value is exposed as well. `ending` is
+    the suffix of a series of a histogram; the source of a `_bucket` counts only that bucket, without the lower ones.
+    `divisor` converts to base units.
     """
 
     source: str
@@ -64,23 +62,23 @@ class Series(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One metric, by the name that queries use: a counter's ends in `_total` unless documented, an info's in `_info`."""
+    """One metric, with the name used in queries: a counter's ends in `_total` unless documented, an info's in `_info`."""
 
     name: str
     type: str  # counter, gauge, histogram or info
     help: str
     series: tuple[Series, ...]
-    rows: str = ""  # of what it has series for each of: "subscriber" or "session"; "": it is one of the broker
+    rows: str = ""  # one series for each "subscriber" or "session"; "": one for the broker
 
     @property
     def family(self) -> str:
-        """The name in OpenMetrics, which adds the ending of counters and infos itself."""
+        """The name in OpenMetrics, which adds the suffix of counters and infos itself."""
         ending = {"counter": "_total", "info": "_info"}.get(self.type, "")
         return self.name.removesuffix(ending) if ending else self.name
 
     @property
     def unit(self) -> str:
-        """The base unit the name ends in, as OpenMetrics wants it; "" for what is merely counted."""
+        """The base unit at the end of the name, which OpenMetrics requires; "" for plain counts."""
         return next((unit for unit in _UNITS if self.family.endswith("_" + unit)), "")
 
 
@@ -104,7 +102,7 @@ def _of_session(name: str, help: str, *series: Series | str) -> Metric:
 
 
 def _seconds_of(source: str, ending: str = "") -> Series:
-    """What the core counts in microseconds."""
+    """A series that the core counts in microseconds."""
     return Series(source, ending=ending, divisor=1_000_000)
 
 
@@ -120,7 +118,7 @@ def _by(label: str, value: str, source: str, documented: str = "") -> Series:
     return Series(source, ((label, value),), documented)
 
 
-# ---- what there is --------------------------------------------------------------------------------------------------
+# ---- the metrics ----------------------------------------------------------------------------------------------------
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -135,7 +133,7 @@ METRICS: tuple[Metric, ...] = (
         _by("result", "refused", "reloads.refused"),
     ),
     _gauge("blipmq_config_last_reload_successful", "0: the last changed configuration was refused.", "reloads.ok"),
-    # who comes in
+    # authentication
     _gauge("blipmq_keys", "Keys in effect; 0: the broker asks for none, or admits nobody.", "auth.keys"),
     _gauge(
         "blipmq_keys_file_ok",
@@ -268,7 +266,7 @@ METRICS: tuple[Metric, ...] = (
         "Durable subscriptions that ended because nobody was connected to them for qos1.session_expiry_ms.",
         "stats.sessions_expired",
     ),
-    # the log
+    # the WAL
     _gauge(
         "blipmq_log_state", "State of the WAL; 0: there is none, 1: working, 2: full, 3: failed.", "stats.log_state"
     ),
@@ -488,7 +486,7 @@ METRICS: tuple[Metric, ...] = (
         _by("result", "hit", "stats.pool_hits", "blipmq_pool_cache_hits"),
         _by("result", "miss", "stats.pool_misses", "blipmq_pool_cache_misses"),
     ),
-    # No newer name: hits and misses add up to it.
+    # No newer name: it is the sum of hits and misses.
     _counter(
         "blipmq_pool_allocations",
         "Blocks allocated from the memory pools, hits and misses.",
@@ -500,7 +498,7 @@ METRICS: tuple[Metric, ...] = (
         "Bytes copied out of buffers that slow queues kept alive.",
         "stats.compacted_bytes",
     ),
-    # the machinery
+    # the core and the machine
     _counter("blipmq_core_work_units_total", "Work of the core in units of about 50 ns.", "stats.work"),
     _counter(
         "blipmq_core_share_stops_total",
@@ -518,7 +516,7 @@ METRICS: tuple[Metric, ...] = (
         "Temperature of a Raspberry Pi's processor.",
         "report.hardware.temperature_c",
     ),
-    # TLS; absent without
+    # TLS; absent without it
     _gauge("blipmq_tls_connections", "Connections over TLS whose handshake is done.", "report.tls.connections"),
     _gauge(
         "blipmq_tls_handshakes_pending",
@@ -572,12 +570,12 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-# ---- where values come from ------------------------------------------------------------------------------------------
+# ---- the sources of values -------------------------------------------------------------------------------------------
 
 
 def _batching(snapshot: Snapshot) -> float:
     delivered = snapshot.stats["delivered"]
-    # What is in flight has been sent and is not delivered yet, and what came again was sent more than once.
+    # Messages in flight are sent but not delivered, and redelivered ones are sent more than once.
     return max(0.0, 1 - snapshot.stats["flushes"] / delivered) if delivered else 0.0
 
 
@@ -601,7 +599,7 @@ _DERIVED: dict[str, tuple[Callable[[Snapshot], Number], str]] = {
 }
 
 
-# Without a log, zeros would be lies: no room on its disk, a sync that took no time.
+# Without a WAL, zeros would be wrong: no free space on its disk, a sync that took no time.
 _OF_THE_LOG = {
     series.source
     for metric in METRICS
@@ -611,7 +609,7 @@ _OF_THE_LOG = {
 
 
 def _value(snapshot: Snapshot, source: str) -> Number | None:
-    """The value at `source`; None if there is none at the moment, or on this machine, or for a broker without a log."""
+    """The value at `source`; None if there is none now, on this machine, or for a broker without a WAL."""
     where, _, path = source.partition(".")
     if source in _OF_THE_LOG and not snapshot.stats["log_state"]:
         return None
@@ -629,8 +627,8 @@ def _value(snapshot: Snapshot, source: str) -> Number | None:
 
 
 def _rows(listed: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, Mapping[str, Number]]:
-    """Rows with series of their own, by their labels: `names` says which of a row become labels, and what they are called.
-    Those that nothing tells apart, in-process clients without a name for one, are one."""
+    """Rows with their own series, by their labels. `names` maps the columns that become labels to the label names. Rows
+    with the same labels (in-process clients without a name) are added together."""
     rows: dict[str, Mapping[str, Number]] = {}
     for row in listed:
         labels = _labels((label, str(row[name])) for name, label in names.items())
@@ -654,7 +652,8 @@ def _all_rows(snapshot: Snapshot) -> dict[str, dict[str, Mapping[str, Number]]]:
 
 
 def expose(snapshot: Snapshot, openmetrics: bool = False) -> bytes:
-    """The exposition: Prometheus text 0.0.4, or OpenMetrics 1.0. Its size is bounded by SUBSCRIBERS_MAX and SESSIONS_MAX."""
+    """Return the exposition: Prometheus text 0.0.4, or OpenMetrics 1.0. SUBSCRIBERS_MAX and SESSIONS_MAX bound its
+    size."""
     rows = _all_rows(snapshot)
     lines: list[str] = []
     for metric in METRICS:
@@ -673,7 +672,7 @@ def expose(snapshot: Snapshot, openmetrics: bool = False) -> bytes:
 def _samples(
     metric: Metric, snapshot: Snapshot, rows: Mapping[str, Mapping[str, Mapping[str, Number]]]
 ) -> Iterator[tuple[str, Number]]:
-    """What comes behind the metric's name (a histogram's ending, the labels in braces), and the values."""
+    """Yield the text after the metric's name (a histogram's suffix, the labels in braces), and the value."""
     if metric.type == "info":
         yield "{" + _labels((("version", __version__), ("python", sys.version.split()[0]))) + "}", 1
     elif metric.rows:
@@ -684,7 +683,7 @@ def _samples(
                 if number is not None:
                     yield "{" + labels + extra + "}", number if series.divisor == 1 else number / series.divisor
     else:
-        below: Number = 0  # what the buckets before this one counted
+        below: Number = 0  # the sum of the lower buckets
         for series in metric.series:
             value = _value(snapshot, series.source)
             if value is None:
@@ -732,7 +731,7 @@ def _labels(labels: Iterable[tuple[str, str]]) -> str:
 
 
 def _escape(text: str, quotes: bool) -> str:
-    """`text` on one line. Help texts of the text format do not escape quotes, all else does."""
+    """`text` on one line. Only the help texts of the text format do not escape quotes."""
     text = text.replace("\\", "\\\\").replace("\n", "\\n")
     return text.replace('"', '\\"') if quotes else text
 
@@ -741,7 +740,7 @@ def _escape(text: str, quotes: bool) -> str:
 
 
 def reference() -> str:
-    """docs/METRICS.md, all of it."""
+    """The whole text of docs/METRICS.md."""
     lines = [_REFERENCE_HEAD, "", "| name | type | meaning | from |", "|---|---|---|---|"]
     for metric in METRICS:
         for index, series in enumerate(metric.series):

@@ -1,8 +1,7 @@
-"""The native protocol's control frames: what HELLO, SUB, UNSUB and INFO mean, and what is logged when a client goes.
+"""The control frames of the native protocol: HELLO, SUB, UNSUB and INFO, and the log lines of closed connections.
 
-Invariant: each request event is answered exactly once, by admit, subscribe, unsubscribe, reply or close: until then the
-core keeps that connection's input standing still. Messages do not come through here; the core answers PUB, ACK, PING
-and QUIT.
+Invariant: each request event is answered exactly once, by admit, subscribe, unsubscribe, reply or close. Until then the
+core does not read that connection's input. Messages do not pass through here; the core answers PUB, ACK, PING and QUIT.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Reports(Protocol):
 
 
 class NativeProtocol:
-    """Answers the events of native connections. `status` gathers what INFO asks for."""
+    """Answers the events of native connections. `status` provides the data of INFO."""
 
     def __init__(
         self,
@@ -87,7 +86,8 @@ class NativeProtocol:
         self._operators = operators
 
     def hello(self, event: Hello) -> None:
-        """Admit a client, or refuse it with the reason. An older connection with the same client_id is taken over: it ends."""
+        """Admit a client, or refuse it with the reason. It takes over an older connection with the same client_id,
+        which is closed."""
         connection = self._connections.open(event.conn, event.peer)
         if connection.closing:
             return
@@ -119,7 +119,7 @@ class NativeProtocol:
         write("hello", client=event.client_id, **by, peer=_peer(event.peer))
 
     def _is_one_too_many(self, connection: Connection, event: Hello) -> bool:
-        """Refuse a client whose key has all the connections it may have, unless it takes the place of one of them."""
+        """Refuse a client whose key has reached its limit of connections, unless it takes over one of them."""
         assert connection.key is not None
         name, limit = connection.key.name, self.config.connections_per_key
         if self._connections.of_key(name) < limit or self._connections.takes_over(connection, event.client_id):
@@ -132,7 +132,7 @@ class NativeProtocol:
         return True
 
     def _know(self, connection: Connection, event: Hello) -> bool:
-        """Find the key the client presents. There is one answer to all that is none: nobody learns what was wrong with it."""
+        """Find the client's API key. Every invalid key gets the same answer."""
         connection.key = self._auth.find(event.api_key)
         if connection.key is None:
             connection.closing = True
@@ -142,8 +142,8 @@ class NativeProtocol:
         return connection.key is not None
 
     def keys_changed(self) -> None:
-        """Other keys are in effect: end every connection whose key is none any more, or may not have what it subscribed to.
-        The core has the new publish rights already."""
+        """The keys have changed: close each connection whose key no longer exists or no longer covers its
+        subscriptions. The core already has the new publish ACLs."""
         for connection in list(self._connections):
             if connection.closing or connection.key is None:
                 continue
@@ -157,7 +157,7 @@ class NativeProtocol:
                 self._end(connection, NOT_ALLOWED, f"this key may not subscribe to {lost} any more")
 
     def _end(self, connection: Connection, code: int, text: str) -> None:
-        """Nothing more reaches the client but this answer."""
+        """Close the connection. The client gets only this answer; its queued messages are discarded."""
         connection.closing = True
         self._core.reply(connection.conn, 0, code, text, close=True, unasked=True, discard=True)
         key = connection.key.name if connection.key is not None else ""
@@ -166,7 +166,7 @@ class NativeProtocol:
         )
 
     def subscribe(self, event: Sub) -> None:
-        """Route a filter to the connection or its group, or refuse."""
+        """Subscribe the connection or its group to a filter, or refuse."""
         connection = self._connections.find(event.conn)
         if connection is not None and connection.closing:
             return
@@ -175,7 +175,7 @@ class NativeProtocol:
         if problem:
             self._refuse(event, code, problem)
             return
-        # The core has the last word: if it refuses, or later ends it, `unsubscribed` takes this back.
+        # The core decides: if it refuses the subscription, or ends it later, `unsubscribed` removes it here.
         self._connections.open(event.conn, event.peer).subscriptions[event.filter, event.group] = None
         self._core.subscribe(
             event.conn,
@@ -189,7 +189,7 @@ class NativeProtocol:
         )
 
     def _sub_problem(self, event: Sub, connection: Connection | None, client_id: str) -> tuple[int, str]:
-        """Code and reason to refuse a SUB with; an empty reason: it may go on. Whether the log takes it, the core knows."""
+        """Code and reason for refusing a SUB; an empty reason allows it. The core checks whether the WAL accepts it."""
         limit = self.config.limits.max_subscriptions_per_connection
         if self._auth.required and not event.trusted:
             key = connection.key if connection is not None else None
@@ -211,8 +211,8 @@ class NativeProtocol:
         return 0, ""
 
     def unsubscribe(self, event: Unsub) -> None:
-        """Take a route away and end the client's durable subscription, unless it is to be kept; the core knows whether there
-        was one and answers."""
+        """Remove a route and end the client's durable subscription, unless it is to be kept. The core knows whether it
+        exists and answers."""
         connection = self._connections.find(event.conn)
         if connection is not None and connection.closing:
             return
@@ -220,7 +220,7 @@ class NativeProtocol:
         self._core.unsubscribe(event.conn, event.seq, event.filter, identity, event.group)
 
     def unsubscribed(self, event: Unsubscribed) -> None:
-        """The core has refused or ended a subscription: it counts no more, and no right to it can be lost."""
+        """The core refused or ended a subscription: it no longer counts towards the limit, nor in ACL checks."""
         connection = self._connections.find(event.conn)
         if connection is not None:
             connection.ended(event.filter, event.group, everywhere=not event.group and not event.refused)
@@ -230,9 +230,9 @@ class NativeProtocol:
         connection = self._connections.find(event.conn)
         if connection is not None and connection.closing:
             return
-        # A handle that has been closed meanwhile is never valid again: the core drops the reply.
+        # A closed handle is never valid again: the core then drops the reply.
         key = connection.key if connection is not None else None
-        # Who is let in for one topic need not see the others.
+        # A client without admin rights sees only the subscriptions of its own key.
         only = key.name if key is not None and not key.may_admin else None
         own = Wanted(conn=event.conn, owner=f"{key.owner}{OWNER_ENDS}") if key is not None and only else Wanted()
 
@@ -246,20 +246,20 @@ class NativeProtocol:
             self._status.ask_json(answer, only, own)
 
     def admin(self, event: AdminAsked) -> None:
-        """Do what an operator asks for, if the client may."""
+        """Execute an operator's request, if the client may make it."""
         connection = self._connections.find(event.conn)
         if connection is None or not connection.closing:
             self._operators().admin(event, connection)
 
     def session_expired(self, event: SessionExpired) -> None:
-        """Say that nobody came back to a durable subscription, so it has ended."""
+        """Log that a durable subscription expired because no client came back to it."""
         fact = session_list.facts(event.row, self._connections)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         self._log.warning("session_expired", **names, lag_messages=fact["lag_messages"], away_ms=fact["away_ms"])
 
     def session_over(self, event: SessionOver) -> None:
-        """Say what a subscription has lost to its quota of the log; the core tells it once a minute for each, and in a flood of
-        them the log counts what repeats."""
+        """Log what a subscription lost to its quota of the WAL. The core reports it once a minute for each
+        subscription; the logger combines repeated lines."""
         fact = session_list.facts(event.row, self._connections)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         ids = {"messages": event.messages, "first_id": event.first_id, "last_id": event.last_id}
@@ -267,7 +267,7 @@ class NativeProtocol:
         self._log.warning("session_over_log_bytes", **names, **ids, became=became)
 
     def closed(self, event: Closed) -> None:
-        """Forget the connection; say so if it was known or went for cause."""
+        """Forget the connection. Log it if it was known or if it ended for an unusual reason."""
         connection = self._connections.drop(event.conn)
         if connection is None and (event.reason in _ORDINARY or event.reason is CloseReason.RESET):
             return
@@ -275,7 +275,7 @@ class NativeProtocol:
         if event.reason in _ORDINARY:
             write = self._log.info if connection is not None and _is_named(connection) else self._log.debug
         elif event.reason in (CloseReason.SHUTDOWN, CloseReason.BROKER):
-            write = self._log.debug  # the cause has its own line
+            write = self._log.debug  # the cause has already been logged
         client = connection.client_id if connection else ""
         write("closed", client=client, peer=_peer(event.peer), reason=event.reason.name.lower(), detail=event.detail)
 
@@ -292,7 +292,7 @@ class NativeProtocol:
         )
 
     def _refuse(self, event: Sub, code: int, text: str) -> None:
-        """Say no to a SUB: with a Reply, or by closing where the client knows no Reply."""
+        """Refuse a SUB with a Reply, or close the connection of a legacy client, which has no Reply."""
         connection = self._connections.find(event.conn)
         if event.plain:
             if connection is not None:
@@ -315,7 +315,7 @@ class NativeProtocol:
 
 
 def _is_named(connection: Connection) -> bool:
-    """Whether its coming and going is worth a line at info: a command line without a key leaves none."""
+    """Whether its connect and disconnect are logged at level info; not for a client without client_id and key."""
     return bool(connection.client_id or connection.key)
 
 
@@ -328,10 +328,10 @@ def _name_problem(what: str, name: str) -> str:
 
 
 def _sessions_wanted(asked: bytes, own: Wanted) -> Wanted | None:
-    """What `{"sessions": {"find": TEXT, "limit": NUMBER}}` asks for; None: it is not that, so all is asked for."""
+    """Parse `{"sessions": {"find": TEXT, "limit": NUMBER}}`; None for any other text: the whole report is asked for."""
     if not asked:
         return None
-    import json  # here, because few ask
+    import json  # imported here because few clients ask
 
     try:
         options = json.loads(asked).get("sessions")

@@ -1,7 +1,7 @@
-"""What an operator may ask of a broker over the wire: ADMIN, JSON in and JSON out.
+"""Requests of an operator over the wire: ADMIN, JSON in and JSON out.
 
-Invariant: nothing is looked at before the right to it is shown. With keys that is the right `admin`, or a key without rights;
-without keys it is an address of this machine.
+Invariant: the right is checked before the request is parsed. With keys that is the right `admin`, or a key without an
+ACL; without keys the client must connect from this machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Operators:
         return f"<Operators {self._ends!r}>"
 
     def admin(self, event: AdminAsked, connection: Connection | None) -> None:
-        """Do what is asked, if the client may have it done, and answer."""
+        """Execute the request, if the client may make it, and answer."""
         problem = self._problem(event, connection)
         if problem:
             self._core.reply(event.conn, event.seq, NOT_ALLOWED, problem)
@@ -47,7 +47,7 @@ class Operators:
             return
 
         def answer(end: End) -> None:
-            import json  # here, because few brokers are ever asked
+            import json  # imported here because few brokers get such a request
 
             payload = json.dumps({"ended": end.row}, ensure_ascii=False).encode() if end.code == OK else b""
             self._core.reply(event.conn, event.seq, end.code, end.text, payload)

@@ -1,7 +1,7 @@
-"""What the service manager is told: datagrams on $NOTIFY_SOCKET, as systemd's sd_notify(3) describes them.
+"""Messages to the service manager: datagrams on $NOTIFY_SOCKET, as in systemd's sd_notify(3).
 
-Invariant: nothing here waits or raises. Without $NOTIFY_SOCKET, which is how everything but systemd starts a broker, all
-of it does nothing; what the manager does not take is lost, never the broker's trouble.
+Invariant: nothing here waits or raises. Without $NOTIFY_SOCKET, which only systemd sets, it does nothing. Datagrams
+that the manager does not receive are lost, and the broker does not notice.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ STATUS_BYTES_MAX = 512
 
 
 class Notifier:
-    """Tells the service manager named by `environ` how the broker does. `watchdog_s` is how often it wants to hear from a
-    broker that is well, in seconds; 0: it does not ask."""
+    """Reports the broker's state to the service manager given in `environ`. `watchdog_s`: the watchdog interval in
+    seconds; 0: no watchdog."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._socket: socket.socket | None = None
@@ -38,25 +38,25 @@ class Notifier:
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        """The broker serves; also ends what `reloading` began."""
+        """The broker serves; this also ends a reload."""
         self._status = status
         self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
-        """The settings are being read again. The time is what tells this reload from one before it."""
+        """The settings are being read again. The time distinguishes this reload from earlier ones."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, within_s: float) -> None:
-        """The end has begun, and takes at most `within_s`."""
+        """The broker is stopping, which takes at most `within_s` seconds."""
         self._send("STOPPING=1", _status_line("sending what is queued"), _extension(within_s))
 
     def starting(self, status: str, within_s: float) -> None:
-        """Not ready yet; it will say so again, or be ready, within `within_s`."""
+        """The broker is not ready yet. It repeats this, or is ready, within `within_s` seconds."""
         self._status = status
         self._send(_status_line(status), _extension(within_s))
 
     def well(self, status: str) -> None:
-        """Whoever calls this has just seen that the broker works."""
+        """Reset the watchdog. Called only after the broker has proved that it works."""
         lines = ["WATCHDOG=1"]
         if status != self._status:
             lines.append(_status_line(status))
@@ -64,7 +64,7 @@ class Notifier:
         self._send(*lines)
 
     def close(self) -> None:
-        """Nothing more is said. Closing twice is harmless."""
+        """Close the socket. Closing twice is harmless."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -76,7 +76,7 @@ class Notifier:
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:
-    """$WATCHDOG_USEC, if it is meant for this process."""
+    """$WATCHDOG_USEC in seconds, if it is for this process; else 0."""
     microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or (pid and pid != str(os.getpid())):
         return 0
@@ -84,7 +84,7 @@ def _watchdog_s(environ: Mapping[str, str]) -> float:
 
 
 def _status_line(text: str) -> str:
-    """One line: a line end inside would begin another assignment."""
+    """The STATUS line without line ends, which would start another assignment."""
     return "STATUS=" + " ".join(text.split()).encode()[:STATUS_BYTES_MAX].decode(errors="ignore")
 
 

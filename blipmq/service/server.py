@@ -1,11 +1,9 @@
-"""The broker as a process: descriptors, signals, start and end.
+"""The broker as a process: descriptors, signals, start and stop.
 
-Invariant: the first SIGTERM or SIGINT ends it in order and with status 0; a second one ends it at once with 128 + its
-number. SIGHUP reads the configuration again; one that is wrong changes nothing.
-
-Exit statuses: 0 stopped as asked, 1 the core failed, 66 a file of [tls] cannot be used, 69 the address is in use, 71 the
-system failed at opening the log, 77 not allowed to listen there, 78 the configuration is wrong or asks for more than the
-system gives.
+Invariant: the first SIGTERM or SIGINT stops it in order with status 0; a second one ends it at once with 128 + its
+number. SIGHUP reads the configuration again; an invalid one changes nothing. Exit statuses: 0 stopped by a signal, 1
+the core failed, 66 a file of [tls] cannot be used, 69 the address is in use, 71 a system call failed when the WAL was
+opened, 77 not allowed to listen there, 78 the configuration is invalid or needs more than the system allows.
 """
 
 from __future__ import annotations
@@ -34,15 +32,16 @@ from blipmq.service.sd_notify import Notifier
 from blipmq.service.systemd import Service
 from blipmq.version import __version__
 
-# Beside the connections: listener, rings, poller, log, HTTP, libraries; those that are told there are too many of them
-# (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker itself (DESCRIPTORS_SPARE of net/admission.c).
+# Descriptors besides connections: listener, rings, poller, WAL, HTTP, libraries; connections being refused at the limit
+# (REFUSED_MAX of core.h); and the last ones, which the core leaves to the broker (DESCRIPTORS_SPARE of
+# net/admission.c).
 DESCRIPTORS_RESERVED = 64 + 64 + 32
-# One key press or one `systemctl stop` can arrive twice (a launcher passes on what the group got anyway).
+# One key press or one `systemctl stop` can arrive twice, because a launcher passes on a signal that the group also got.
 SAME_SIGNAL_SECONDS = 0.1
 
 
 def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
-    """Serve until a signal says otherwise; returns the exit status. `reload` reads the configuration again."""
+    """Serve until a signal stops the broker; returns the exit status. `reload` reads the configuration again."""
     config = loaded.config
     if not config.server.bind_addr and not config.server.tls_bind_addr:
         raise ConfigError(
@@ -65,7 +64,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     warn(log, loaded)
     try:
         process = Process(Broker(config, log=log), reload, log, Notifier(os.environ))
-        gc.freeze()  # what has been loaded so far is no garbage, now or later
+        gc.freeze()  # exclude the loaded objects from garbage collection
         gc.enable()
         return loop.run_until_complete(
             process.serve(metrics_by_default=loaded.origins["metrics.bind_addr"] == "default")
@@ -75,13 +74,13 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
 
 
 def warn(log: Log, loaded: Loaded) -> None:
-    """Say what is allowed and still unwise."""
+    """Log warnings about settings that are allowed but unwise."""
     for warning in config_reader.warnings(loaded):
         log.warning("unwise", what=warning)
 
 
 class Process:
-    """Ties one broker to the signals of the process, and to whoever manages it as a service."""
+    """Connects one broker to the process's signals and to the service manager."""
 
     def __init__(
         self, broker: Broker, reload: Callable[[], Loaded], log: Log, notifier: Notifier | None = None
@@ -106,7 +105,7 @@ class Process:
             self._service.starting()
             await self._broker.start(bind_retry=self._bind_retry)
             self._ready_if_so()
-            if not self._is_ready:  # the manager does not wait: what it starts next may be what brings the address
+            if not self._is_ready:  # the manager must not wait: the address may come from a unit that it starts later
                 self._service.ready(self._broker.unready)
             await self._end.wait()
             await self._bind_retry.stop()
@@ -121,7 +120,7 @@ class Process:
         return 0
 
     def _ready_if_so(self) -> None:
-        """Say that clients are served, once all addresses that are for them are there."""
+        """Report ready when the broker listens at all client addresses."""
         addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
         if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
@@ -130,7 +129,8 @@ class Process:
         self._service.ready(f"serving {' and '.join(filter(None, addresses.values()))}")
 
     async def _start_admin(self, bind_addr: str, by_default: bool) -> Admin | None:
-        """Serve metrics and health. An address no one asked for, the default, may be taken: nothing depends on it."""
+        """Serve metrics and health. If the default address is in use, continue without them, because no one asked for
+        it."""
         if not bind_addr:
             return None
         tls = self._broker.tls if self._broker.config.metrics.tls else None
@@ -190,13 +190,13 @@ class Process:
 
 
 def descriptors_needed(config: Config) -> int:
-    """Open files the broker may come to need. TLS handshakes under way are no connections yet."""
+    """The number of open files that the broker may need. Pending TLS handshakes are not counted as connections."""
     handshakes = config.limits.max_pending if config.server.tls_bind_addr else 0
     return config.server.max_connections + DESCRIPTORS_RESERVED + handshakes
 
 
 def raise_descriptor_limit(config: Config) -> None:
-    """Raise the limit on open files to what max_connections needs. Raises `ConfigError` if that is not allowed."""
+    """Raise the limit on open files to the number that the settings need. Raises `ConfigError` if that is not allowed."""
     if sys.platform == "win32":
         return
     import resource
@@ -206,7 +206,7 @@ def raise_descriptor_limit(config: Config) -> None:
     if soft == resource.RLIM_INFINITY or soft >= need:
         return
     try:
-        # Only a privileged process may raise the hard limit; it is tried, because then nothing else needs to change.
+        # Only a privileged process may raise the hard limit. Trying it saves the operator a change if it succeeds.
         enough = hard == resource.RLIM_INFINITY or hard >= need
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard if enough else need))
     except (OSError, ValueError):

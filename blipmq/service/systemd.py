@@ -1,7 +1,7 @@
-"""The broker as a service of systemd: ready, reloading, stopping, and a watchdog that is fed only by a broker that works.
+"""The broker as a systemd service: ready, reloading, stopping, and a watchdog.
 
-Invariant: the watchdog hears nothing but the answer to a question that went from this event loop through the commands to
-the core's I/O thread and back through the events. If either of the two stands still, so does the feeding.
+Invariant: the watchdog is reset only by the answer to a request that went from this event loop through the commands to
+the core's I/O thread and back through the events. If either of the two hangs, the watchdog expires.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 from blipmq.errors import BlipMQError
 from blipmq.service.sd_notify import Notifier
 
-# While the log is read back, however long that takes: how often the manager hears of it, and until when it shall wait.
+# While the WAL is read at start: the interval of status reports, and the time that each asks the manager to wait.
 STARTING_SECONDS, STARTING_PATIENCE_SECONDS = 1.0, 30.0
-# Three questions fit into the manager's time, so one slow answer does not end the broker.
+# Requests per watchdog interval, so that one slow answer does not end the broker.
 QUESTIONS_PER_WATCHDOG = 3
-STATUS_SECONDS = 10.0  # where there is no watchdog
-# Beyond the time given for flushing: what is left to do then.
+STATUS_SECONDS = 10.0  # without a watchdog
+# Added to the time for flushing, for the rest of the shutdown.
 STOP_GRACE_SECONDS = 10.0
 
 
 class Service:
-    """Keeps the manager told. `reasons` asks the core, and returns what is not as it should be, a sentence each."""
+    """Reports to the service manager. `reasons` asks the core why the broker is degraded, and returns one sentence
+    each."""
 
     def __init__(self, notifier: Notifier, reasons: Callable[[], Awaitable[list[str]]]) -> None:
         self._notifier = notifier
@@ -36,11 +37,11 @@ class Service:
         return f"<Service stopping={self._is_stopping} {self._notifier!r}>"
 
     def starting(self) -> None:
-        """Until `ready`, keep the manager from giving up."""
+        """Extend the manager's start timeout until `ready`."""
         self._run(self._keep_waiting())
 
     def ready(self, status: str) -> None:
-        """The broker has started: say so, and how it does, and keep saying it."""
+        """The broker has started: report its state now and periodically."""
         self._status = status
         if self._is_stopping:
             return
@@ -51,16 +52,16 @@ class Service:
         self._notifier.reloading()
 
     def reloaded(self, error: str = "") -> None:
-        """The settings have been read: all is new, or with an `error` all is as it was."""
+        """The settings have been read: the new ones are in effect, or with an `error` the old ones."""
         self._notifier.ready(f"reload failed, the settings are what they were: {error}" if error else "reloaded")
 
     def stopping(self, timeout_ms: int) -> None:
-        """The end has begun; what is queued may take so long to be sent."""
+        """The broker is stopping; sending queued messages may take `timeout_ms` milliseconds."""
         self._is_stopping = True
         self._notifier.stopping(timeout_ms / 1000 + STOP_GRACE_SECONDS)
 
     def end(self) -> None:
-        """Say nothing any more."""
+        """Stop reporting."""
         if self._task is not None:
             self._task.cancel()
         self._notifier.close()
@@ -85,7 +86,7 @@ class Service:
             await asyncio.sleep(pause_s)
             try:
                 reasons = await self._reasons()
-            except BlipMQError:  # it has stopped
+            except BlipMQError:  # the broker has stopped
                 return
             if not self._is_stopping:
                 self._notifier.well("degraded: " + "; ".join(reasons) if reasons else self._status)

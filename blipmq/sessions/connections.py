@@ -1,7 +1,7 @@
-"""Connections that said HELLO or subscribed: who they are and their subscriptions.
+"""Connections that sent HELLO or subscribed: their identity and their subscriptions.
 
-Invariant: an identity, a client_id of one key, belongs to at most one connection, the newest that claimed it. Connections
-that did neither, the many that only publish, are not kept here and cost Python nothing.
+Invariant: an identity (a client_id of one key) belongs to at most one connection, the newest that claimed it.
+Connections that only publish are not kept here and cost Python nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OWNER_ENDS = "\x1f"
 
 
 class Connection:
-    """One connection: who it is and what it subscribes to. `conn` is the core's handle."""
+    """One connection: its identity and its subscriptions. `conn` is the core's handle."""
 
     __slots__ = ("client_id", "closing", "conn", "counted", "key", "peer", "said_hello", "subscriptions")
 
@@ -25,11 +25,11 @@ class Connection:
         self.conn = conn
         self.peer = peer
         self.client_id = ""
-        self.key: Key | None = None  # that it came in with, where keys are asked for
+        self.key: Key | None = None  # its API key, where keys are required
         self.said_hello = False
-        self.counted = ""  # the name of the key among whose connections it counts
-        self.closing = False  # told to close: what it still sends is not answered
-        self.subscriptions: dict[tuple[str, str], None] = {}  # filter and group, in the order they were asked for
+        self.counted = ""  # the name of the key whose connection count includes it
+        self.closing = False  # told to close: its further requests are not answered
+        self.subscriptions: dict[tuple[str, str], None] = {}  # filter and group, in the order of subscribing
 
     def __repr__(self) -> str:
         state = " closing" if self.closing else ""
@@ -38,17 +38,17 @@ class Connection:
 
     @property
     def filters(self) -> dict[str, None]:
-        """What it subscribes to, in the order it did, however many groups of one it is in."""
+        """The filters that it subscribes to, in order, each once even if several groups use it."""
         return dict.fromkeys(filter_ for filter_, _ in self.subscriptions)
 
     @property
     def core_name(self) -> str:
-        """The identity, and without a client_id what it would begin with: so the core knows whose a subscription is."""
+        """The identity, or without a client_id its prefix. The core uses it to know the owner of a subscription."""
         owner = self.key.owner if self.key is not None else ""
         return f"{owner}{OWNER_ENDS}{self.client_id}" if owner else self.client_id
 
     def ended(self, filter_: str, group: str, everywhere: bool) -> None:
-        """It has no such subscription, or with `everywhere` none to that filter at all."""
+        """Remove this subscription, or with `everywhere` all subscriptions to that filter."""
         if everywhere:
             self.subscriptions = {each: None for each in self.subscriptions if each[0] != filter_}
         else:
@@ -56,19 +56,19 @@ class Connection:
 
     @property
     def identity(self) -> str:
-        """What the client_id is to the rest of the broker, the log included: each key has client_ids of its own, so that
-        nobody can take over, or collect for, a client of another key. "" without a client_id."""
+        """The client_id as the rest of the broker knows it, including the WAL. Each key has its own client_ids, so that
+        no client can take over, or collect for, a client of another key. "" without a client_id."""
         owner = self.key.owner if self.key is not None else ""
         return f"{owner}{OWNER_ENDS}{self.client_id}" if owner and self.client_id else self.client_id
 
 
 class Connections:
-    """All of them, by the core's handle and by identity. The core's limit on connections bounds both."""
+    """All connections, by the core's handle and by identity. The core's limit on connections bounds both."""
 
     def __init__(self) -> None:
         self._by_conn: dict[int, Connection] = {}
         self._by_client: dict[str, Connection] = {}
-        self._of_key: dict[str, int] = {}  # connections that were let in, by the name of their key
+        self._of_key: dict[str, int] = {}  # admitted connections, by the name of their key
 
     def __len__(self) -> int:
         return len(self._by_conn)
@@ -80,18 +80,19 @@ class Connections:
         return f"<Connections connections={len(self._by_conn)} client_ids={len(self._by_client)}>"
 
     def find(self, conn: int) -> Connection | None:
-        """The connection with this handle, if it is known."""
+        """The connection with this handle, or None."""
         return self._by_conn.get(conn)
 
     def open(self, conn: int, peer: str) -> Connection:
-        """The connection with this handle; from now on it is known."""
+        """The connection with this handle, added if necessary."""
         connection = self._by_conn.get(conn)
         if connection is None:
             connection = self._by_conn[conn] = Connection(conn, peer)
         return connection
 
     def identify(self, connection: Connection, client_id: str) -> Connection | None:
-        """Record that `connection` said HELLO as `client_id` ("": none). Returns the connection that it takes over, if any."""
+        """Record that `connection` sent HELLO as `client_id` ("": none). Returns the connection that it takes over, if
+        any."""
         if connection.key is not None and not connection.counted:
             connection.counted = connection.key.name
             self._of_key[connection.key.name] = self._of_key.get(connection.key.name, 0) + 1
@@ -101,16 +102,16 @@ class Connections:
             return None
         taken_over = self._by_client.get(connection.identity)
         self._by_client[connection.identity] = connection
-        if taken_over is not None:  # it has no place any more, though it may still read why
+        if taken_over is not None:  # it no longer counts, though it may still receive the reason
             self._uncount(taken_over)
         return taken_over
 
     def of_key(self, name: str) -> int:
-        """How many connections have been let in with the key of that name."""
+        """The number of admitted connections that use the key of that name."""
         return self._of_key.get(name, 0)
 
     def takes_over(self, connection: Connection, client_id: str) -> bool:
-        """Whether `connection` would take over another one as that client."""
+        """Whether `connection` would take over another connection with that client_id."""
         owner = connection.key.owner if connection.key is not None else ""
         return bool(client_id) and (f"{owner}{OWNER_ENDS}{client_id}" if owner else client_id) in self._by_client
 
@@ -121,7 +122,7 @@ class Connections:
         self._by_client.clear()
 
     def drop(self, conn: int) -> Connection | None:
-        """Forget a connection that is gone."""
+        """Forget a closed connection, and return it if it was known."""
         connection = self._by_conn.pop(conn, None)
         if connection is not None and self._by_client.get(connection.identity) is connection:
             del self._by_client[connection.identity]

@@ -1,7 +1,7 @@
-"""Durable subscriptions and queue groups that an operator ends, whoever they belong to.
+"""Ending durable subscriptions and queue groups of any client, for operators.
 
-Invariant: what is to be ended is named exactly. Where the name fits more than one, nothing ends and the answer says how to tell
-them apart. Whoever asked is answered once the end is on disk, and the log has a line that says who it was.
+Invariant: the target must be named exactly. If it fits more than one, nothing ends, and the answer says how to tell
+them apart. The request is answered once the end is on disk, and a log line names the operator.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from blipmq.sessions import listing as session_list
 from blipmq.sessions.connections import OWNER_ENDS, Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, Listing, SessionLists, Wanted
 
-NAMES_TOLD = 5  # of keys, where a client_id is one of several
+NAMES_TOLD = 5  # key names listed in an error, where a client_id belongs to several keys
 
 
 class Target(NamedTuple):
-    """What is to end. `key`: the name of the key that a client_id belongs to; None: whichever it is, if it is one."""
+    """The subscription to end. `key`: the name of the key that a client_id belongs to; None: any key, if only one
+    matches."""
 
     filter: str
     client_id: str = ""
@@ -30,7 +31,7 @@ class Target(NamedTuple):
 
 
 class End(NamedTuple):
-    """What became of it: a code of the protocol and its reason, and the subscription as it was."""
+    """The outcome: a code of the protocol with its reason, and the last state of the subscription."""
 
     code: int
     text: str
@@ -55,7 +56,8 @@ class SessionEnds:
         return f"<SessionEnds waiting={len(self._answers)}>"
 
     def end(self, target: Target, who: dict[str, str], answer: Answer) -> None:
-        """End what `target` names, and call `answer` when that is on disk. `who` asks for it, in words of the log."""
+        """End the subscription that `target` names, and call `answer` when that is on disk. `who` names the operator:
+        fields for the log line."""
         if not (target.client_id or target.group):
             answer(End(BAD_REQUEST, "name the client_id or the group that the subscription belongs to", {}))
             return
@@ -72,7 +74,7 @@ class SessionEnds:
 
     def _listed(self, target: Target, who: dict[str, str], answer: Answer, listing: Listing) -> None:
         found = [(row, session_list.facts(row, self._connections)) for row in listing.rows if row.group == target.group]
-        key = None if target.group else target.key  # client_ids of a group may be of several keys
+        key = None if target.group else target.key  # a group may have client_ids of several keys
         durable = [(row, fact) for row, fact in found if row.durable and key in (None, fact["key"])]
         if len(durable) == 1:
             self._end(*durable[0], target, who, answer)

@@ -1,7 +1,7 @@
-"""The QoS 1 subscriptions and queue groups of the core, as an operator is shown them.
+"""The QoS 1 subscriptions and queue groups of the core, as shown to an operator.
 
-Invariant: one walk over the core's sessions is under way at a time, and whoever asks for what the next one brings shares it.
-A walk keeps as many rows as were asked for, those with the largest lag; the sums are over all that were looked at.
+Invariant: one walk over the core's sessions runs at a time. Requests for the same selection share the next walk. A walk
+keeps the requested number of rows, those with the largest lag; the totals are over all selected sessions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from blipmq.native.core import Core
 from blipmq.native.events import SessionRow, SessionsListed
 from blipmq.sessions.connections import OWNER_ENDS, Connections
 
-ROWS_MAX = 100  # of what INFO answers
-ASKED_ROWS_MAX = 1000  # of what somebody asks for by name
+ROWS_MAX = 100  # in INFO
+ASKED_ROWS_MAX = 1000  # in a request for sessions
 FIND_BYTES_MAX = 256
 
 
 class Wanted(NamedTuple):
-    """What a walk is about. `conn` and `owner`: only what belongs to the key of that connection."""
+    """The selection of a walk. `conn` and `owner`: only sessions of the key of that connection."""
 
     find: str = ""
     conn: int = 0
@@ -30,13 +30,13 @@ class Wanted(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """The name of the key whose subscriptions alone are wanted; None: those of all."""
+        """The name of the key whose subscriptions are selected; None: those of all keys."""
         return self.owner.removesuffix(OWNER_ENDS) if self.conn else None
 
 
 class Listing(NamedTuple):
-    """What a walk brought: sums over all that it was about, the rows with the largest lag, and the one that keeps most of
-    the log from being deleted."""
+    """The result of a walk: totals over all selected sessions, the rows with the largest lag, and the session that
+    keeps most of the WAL from being deleted."""
 
     sums: dict[str, int]
     rows: list[SessionRow]
@@ -47,11 +47,11 @@ Answer = Callable[[Listing], None]
 
 
 class SessionLists:
-    """Asks one core for its sessions."""
+    """Lists the sessions of one core."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._waiting: dict[Wanted, list[Answer]] = {}  # in the order they were asked for
+        self._waiting: dict[Wanted, list[Answer]] = {}  # in the order of the requests
         self._now: tuple[Wanted, list[Answer]] | None = None
         self._seq = 0
         self._rows: list[SessionRow] = []
@@ -61,7 +61,7 @@ class SessionLists:
         return f"<SessionLists now={self._now is not None} waiting={len(self._waiting)}>"
 
     def ask(self, answer: Answer, wanted: Wanted = Wanted()) -> None:  # noqa: B008  an immutable value
-        """Call `answer` with the listing of what is wanted."""
+        """Call `answer` with the listing of the selected sessions."""
         self._waiting.setdefault(wanted, []).append(answer)
         if self._now is None:
             self._begin()
@@ -102,8 +102,8 @@ def _lag(row: SessionRow) -> tuple[int, int]:
 
 
 def facts(row: SessionRow, connections: Connections, own_key: str | None = None) -> dict[str, Any]:
-    """A row as INFO answers it. `away_ms` is how long nobody has been connected, 0 if somebody is. `own_key`: the row is for that
-    key, which is shown no client of another key, nor its name; a group may have both."""
+    """Return a row as INFO shows it. `away_ms`: milliseconds since the last member disconnected, 0 if one is connected.
+    `own_key`: the row is for a client of that key and hides the clients and names of other keys; a group may have both."""
     holders = [_names(identity) for identity in row.client_ids]
     if own_key is not None:
         holders = [holder for holder in holders if holder[0] == own_key]
@@ -137,6 +137,6 @@ def facts(row: SessionRow, connections: Connections, own_key: str | None = None)
 
 
 def _names(identity: str) -> tuple[str, str]:
-    """The name of the key, and the client_id, that an identity is made of."""
+    """Split an identity into the name of the key and the client_id."""
     key, _, client_id = identity.rpartition(OWNER_ENDS)
     return key, client_id

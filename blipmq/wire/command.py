@@ -1,9 +1,9 @@
-"""What a client sends: ClientCommand, as Python values, encoded and decoded.
+"""ClientCommand, the client's frames, as Python values, encoded and decoded.
 
     u32 big-endian N | N bytes: FlatBuffer, root ClientCommand
 
-Invariant: what is encoded here verifies, and what does not verify is not decoded. A publish is the one command made for
-every message, so all but its payload, its size and its number is kept from one to the next.
+Invariant: an encoded command verifies, and a command that does not verify is not decoded. A publish is encoded for
+every message, so everything except payload, size and sequence number is kept between messages.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from blipmq.wire.framer import LENGTH
 from blipmq.wire.topics import check_filter, check_topic
 
 PROTOCOL = 1
-PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO, STREAM, ADMIN = range(10)  # STREAM is kept for later
+PUB, SUB, UNSUB, QUIT, HELLO, ACK, PING, INFO, STREAM, ADMIN = range(10)  # STREAM is reserved
 ACTIONS = ("PUB", "SUB", "UNSUB", "QUIT", "HELLO", "ACK", "PING", "INFO", "STREAM", "ADMIN")
 
 _U64_MAX = (1 << 64) - 1
 
 
 class Command(NamedTuple):
-    """One ClientCommand, as a broker reads it; fields left out are at their defaults."""
+    """One ClientCommand, as a broker reads it; missing fields have their defaults."""
 
     action: int
     topic: str = ""
@@ -42,7 +42,8 @@ class Command(NamedTuple):
     keep_durable: bool = False
 
 
-_SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 17: U8, 0: U8}  # of ClientCommand; slot: width, widest first
+# slots of ClientCommand and their widths, widest first
+_SCALARS = {3: U64, 5: U64, 16: U64, 8: U16, 4: U8, 9: U8, 17: U8, 0: U8}
 
 
 def encode_command(
@@ -61,7 +62,8 @@ def encode_command(
     keepalive_ms: int = 0,
     keep_durable: bool = False,
 ) -> bytes:
-    """One whole frame, length included. Fields at their defaults take no space. Checks ranges, not topics."""
+    """Encode one frame, with its length. Fields with default values take no space. Checks ranges, not topics. Raises
+    UsageError."""
     check_whole("action", action, 0, ADMIN)
     if action == STREAM:
         raise UsageError("There is no action 8 yet.")
@@ -89,11 +91,12 @@ def encode_command(
 
 
 class PublishEncoder:
-    """Encodes publishes of one topic, TTL and QoS: all but the lengths is the same in each, so it is made once.
+    """Encodes publishes of one topic, TTL and QoS. Everything except the lengths is the same in each, so it is encoded
+    once.
 
     The payload comes last and needs no terminator, so a frame is a head that depends only on the payload's size, then
-    the payload. Heads of short payloads are kept. With a number that its answer will carry, the head is a stem, the
-    number and the rest of the stem.
+    the payload. Heads of short payloads are kept. With a sequence number, the head is the part before it, the number,
+    and the part behind it.
     """
 
     __slots__ = ("_heads", "_numbered", "_qos", "_stem", "_topic", "_ttl_ms")
@@ -105,13 +108,13 @@ class PublishEncoder:
         self._topic, self._ttl_ms, self._qos = topic, ttl_ms, qos
         self._stem = encode_command(PUB, topic, b"", ttl_ms=ttl_ms, qos=qos)[4:-4]
         self._heads: list[bytes | None] = [None] * self._HEADS_MAX
-        self._numbered: tuple[bytes, bytes] | None = None  # the stem before and behind the number
+        self._numbered: tuple[bytes, bytes] | None = None  # the parts before and behind the sequence number
 
     def __repr__(self) -> str:
         return f"PublishEncoder({self._topic!r}, ttl_ms={self._ttl_ms}, qos={self._qos})"
 
     def head(self, size_bytes: int) -> bytes:
-        """What goes before a payload of this size."""
+        """The bytes before a payload of this size."""
         if size_bytes < self._HEADS_MAX:
             head = self._heads[size_bytes]
             if head is None:
@@ -125,7 +128,7 @@ class PublishEncoder:
         return LENGTH.pack(frame_bytes) + self._stem + U32.pack(size_bytes)
 
     def frame(self, payload: bytes, seq: int = 0) -> bytes:
-        """One frame. A `seq` is wanted for QoS 1, where it is answered."""
+        """Encode one frame. QoS 1 needs a `seq`, which the answer carries."""
         if not seq:
             return self.head(len(payload)) + payload
         if self._numbered is None:
@@ -138,7 +141,7 @@ class PublishEncoder:
         return b"".join((LENGTH.pack(frame_bytes), before, U64.pack(seq), behind, U32.pack(len(payload)), payload))
 
     def frames(self, payloads: Iterable[bytes]) -> bytes:
-        """The frames of all these payloads, in order, as one run of bytes."""
+        """Encode the frames of all payloads, in order, joined."""
         head = self.head
         parts: list[bytes] = []
         append = parts.append
@@ -154,8 +157,8 @@ def _check_frame_bytes(frame_bytes: int, payload_bytes: int) -> None:
 
 
 def _around_seq(body: bytes) -> tuple[bytes, bytes]:
-    """What stands before and behind the number in the body of a command that has one."""
-    table = Table(body + bytes(4))  # a publish without its payload's size
+    """The parts before and behind the sequence number in the body of a command that has one."""
+    table = Table(body + bytes(4))  # adds the payload size that a publish stem lacks
     at = table.table + table.fields[5]
     return body[:at], body[at + 8 :]
 
@@ -165,12 +168,13 @@ _ACK_HEAD = LENGTH.pack(len(_ACK[0]) + 8 + len(_ACK[1])) + _ACK[0]
 
 
 def encode_acks(message_ids: Iterable[int]) -> bytes:
-    """One ACK frame for each id, as one run of bytes."""
+    """Encode one ACK frame for each id, joined."""
     return b"".join([_ACK_HEAD + U64.pack(id_) + _ACK[1] for id_ in message_ids])
 
 
 def decode_command(body: bytes) -> Command:
-    """Verify and read one ClientCommand: structure, action, QoS, and the topic or filter that the action needs."""
+    """Verify and decode one ClientCommand: structure, action, QoS, and the topic or filter that the action needs.
+    Raises ProtocolError."""
     table = Table(body)
     command = Command(
         action=table.number(0, U8),

@@ -1,12 +1,12 @@
-"""FlatBuffers as far as BlipMQ uses them: one table of scalars, strings and byte vectors.
+"""The part of FlatBuffers that BlipMQ uses: one table of scalars, strings and byte vectors.
 
-    0       root    u32: where the table is
+    0       root    u32: position of the table
     table           i32: table - vtable, then the inline fields: scalars, and u32 offsets from the field to a vector
-    vtable          u16 its size, u16 the table's size, then per slot u16: the field's place in the table, 0 if absent
+    vtable          u16 its size, u16 the table's size, then per slot u16: the field's position in the table, 0 if absent
     vector          u32 length, bytes; a NUL after a string
 
-Source: https://flatbuffers.dev/internals/
-Invariant: no offset, length or string of a body is used before it is shown to lie inside that body.
+Source: https://flatbuffers.dev/internals/ Invariant: each offset, length and string of a body is used only after it is
+shown to lie inside that body.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ U8, U16, U32, U64, I32 = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q"),
 
 
 def assemble(scalars: list[tuple[int, Struct, int]], vectors: list[tuple[int, bytes, bytes]]) -> bytes:
-    """The body of a table with these (slot, width, value) scalars, widest first, and (slot, bytes, terminator) vectors.
+    """Build the body of a table with these (slot, width, value) scalars, widest first, and (slot, bytes, terminator)
+    vectors.
 
-    It is written front to back: root offset, vtable, table, vectors in the order given. The table stands so that what
-    follows its first four bytes, the widest fields, is aligned to eight bytes from the start of the body.
+    It is written front to back: root offset, vtable, table, vectors in the given order. The table is placed so that the
+    widest fields, which follow its first four bytes, are aligned to eight bytes from the start of the body.
     """
     wide = [scalar for scalar in scalars if scalar[1].size == 8]
     narrow = [scalar for scalar in scalars if scalar[1].size < 8]
@@ -58,7 +59,8 @@ def broken(what: str) -> ProtocolError:
 
 
 class Table:
-    """The root table of one body. Each read checks its own bounds; the structure is checked on the way in."""
+    """The root table of one body. The constructor checks the structure; each read checks its own bounds. Raises
+    ProtocolError."""
 
     __slots__ = ("body", "end", "fields", "table")
 
@@ -83,12 +85,12 @@ class Table:
         self.fields: tuple[int, ...] = Struct(f"<{vtable_bytes // 2 - 2}H").unpack_from(body, vtable + 4)
 
     def _at(self, slot: int, width: int) -> int:
-        """Where the slot's inline value is, or 0 if the field is absent."""
+        """The position of the slot's inline value, or 0 if the field is absent."""
         offset = self.fields[slot] if slot < len(self.fields) else 0
         if offset == 0:
             return 0
         at = self.table + offset
-        if offset < 4 or at + width > self.end:  # the first four bytes lead to the vtable
+        if offset < 4 or at + width > self.end:  # the first four bytes are the offset to the vtable
             raise broken(f"field {slot} out of range")
         return at
 
@@ -103,7 +105,7 @@ class Table:
         return int(width.unpack_from(self.body, at)[0]) if at else 0
 
     def vector(self, slot: int, terminator_bytes: int = 0) -> bytes | None:
-        """A vector of bytes, with room for a terminator shown to follow; None if absent."""
+        """A byte vector that has room for its terminator; None if absent."""
         at = self._at(slot, 4)
         if at == 0:
             return None
@@ -117,11 +119,11 @@ class Table:
         return self.body[start + 4 : stop]
 
     def text(self, slot: int, errors: str = "strict") -> str:
-        """A string; "" if absent. `errors`: what to do with bytes that are not UTF-8, as in bytes.decode."""
+        """A string; "" if absent. `errors`: how to decode bytes that are not UTF-8, as in bytes.decode."""
         data = self.vector(slot, terminator_bytes=1)
         if data is None:
             return ""
-        # vector() has shown that the byte behind the string is inside the body
+        # vector() has checked that the byte after the string is inside the body
         at = self._at(slot, 4)
         end = at + int(U32.unpack_from(self.body, at)[0]) + 4 + len(data)
         if self.body[end] != 0:

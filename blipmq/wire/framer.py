@@ -1,7 +1,7 @@
-"""Cuts a stream of bytes into frames: u32 big-endian N, then N bytes.
+"""Splits a stream of bytes into frames: u32 big-endian N, then N bytes.
 
-Invariant: a length over the limit is refused from the length alone, and the bytes of a frame that is not whole yet are
-not copied again for each piece that arrives.
+Invariant: a frame over the limit is refused as soon as its length is read. The bytes of an incomplete frame are not
+copied again for each piece that arrives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAME_BYTES_MAX = 64 << 20
 
 
 class Splitter:
-    """Keeps the bytes of a frame that is not whole yet, without copying them again for each piece that arrives."""
+    """Keeps the bytes of an incomplete frame, without copying them again for each piece that arrives."""
 
     __slots__ = ("_have", "_need", "_parts", "frame_bytes_max")
 
@@ -30,7 +30,7 @@ class Splitter:
         return f"{type(self).__name__}(waiting={self._have}, need={self._need}, frame_bytes_max={self.frame_bytes_max})"
 
     def _gather(self, data: bytes) -> bytes:
-        """All bytes not consumed yet if they may hold a whole frame, else b"" with the bytes kept."""
+        """All unconsumed bytes if they may hold a whole frame, else b"" and the bytes are kept."""
         if not self._parts and len(data) >= self._need:
             return data
         self._parts.append(data)
@@ -42,7 +42,7 @@ class Splitter:
         return data
 
     def _keep(self, data: bytes, at: int) -> None:
-        """Keep data[at:], which is shorter than the frame it begins."""
+        """Keep data[at:], the beginning of an incomplete frame."""
         rest = data[at:]
         self._parts, self._have = [rest] if rest else [], len(rest)
         self._need = 4 + LENGTH.unpack_from(rest)[0] if len(rest) >= 4 else 4

@@ -1,12 +1,11 @@
-"""The wire in plain Python: what the broker sends, decoded and verified, and the readers of both directions.
+"""The wire format in plain Python: decoding of the broker's frames, and the readers of both directions.
 
     client to broker   u32 big-endian N | N bytes: FlatBuffer, root ClientCommand (command.py; its names are here too)
     broker to client   u32 big-endian N | u8 type | N-1 bytes: FlatBuffer, root SubAck (0), Message (1) or Reply (2)
 
-Invariant: no offset, length or string of a body is used before it is shown to lie inside that body; what fails raises
-ProtocolError and nothing else. Needs only `struct`: it is on the start-up path of the command line, and it knows
-nothing of the C core, so that each can be tested against the other. FlatBuffers layout:
-https://flatbuffers.dev/internals/
+Invariant: each offset, length and string of a body is used only after it is shown to lie inside that body; an error is
+always a ProtocolError. Needs only `struct`, because the command line loads it at start. Independent of the C core, so
+that each can be tested against the other. FlatBuffers layout: https://flatbuffers.dev/internals/
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ SUBACK, MESSAGE, REPLY = range(3)
 
 
 class SubAck(NamedTuple):
-    """The answer to SUB. `code` 0 is yes."""
+    """The answer to SUB. `code` 0: subscribed."""
 
     topic: str
     info: str
@@ -51,8 +50,8 @@ class SubAck(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message, as a subscriber gets it. `timestamp_ms` counts from 1970 (UTC), `ttl_ms` 0 means it never
-    expires."""
+    """One message, as a subscriber gets it. `timestamp_ms`: milliseconds since 1970 (UTC). `ttl_ms`: time to live in
+    milliseconds, 0: it never expires."""
 
     id: int
     topic: str
@@ -65,25 +64,25 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The payload as UTF-8, with U+FFFD where it is not."""
+        """The payload decoded as UTF-8, with U+FFFD for invalid bytes."""
         return self.payload.decode("utf-8", "replace")
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is said beside the payload; empty for most. Of a dead letter: `reason`, and the `topic`, `id` and
-        `deliveries` of the message that it was."""
+        """The user properties; empty for most messages. A dead letter has `reason`, and the `topic`, `id` and
+        `deliveries` of the original message."""
         return user_properties(self.properties) if self.properties else {}
 
 
 class Reply(NamedTuple):
-    """The answer to HELLO, UNSUB, PING, INFO, QoS 1 PUB, and to anything refused. `code` 0 is yes."""
+    """The answer to HELLO, UNSUB, PING, INFO, QoS 1 PUB, and to any refused request. `code` 0: success."""
 
     seq: int
     code: int
     message: str
     id: int
     payload: bytes
-    subscriptions: int | None = None  # of a QoS 1 PUB; a broker that does not say is of an earlier version
+    subscriptions: int | None = None  # for a QoS 1 PUB; None from a broker of an earlier version
     keepalive_ms: int = 0
 
 
@@ -126,7 +125,7 @@ _DECODERS: tuple[Callable[[bytes], Frame], ...] = (decode_suback, decode_message
 
 
 class CommandReader(Splitter):
-    """A broker's side of the stream: bytes in, Commands out. For tests and tools; the broker itself reads in C."""
+    """The broker's side of the stream: bytes in, Commands out. For tests and tools; the broker itself reads in C."""
 
     __slots__ = ()
 
@@ -134,7 +133,7 @@ class CommandReader(Splitter):
         super().__init__(frame_bytes_max)
 
     def feed(self, data: bytes) -> Iterator[Command]:
-        """Yield the commands that are whole now; raise ProtocolError at the first that is broken."""
+        """Yield the complete commands; raise ProtocolError at the first invalid one."""
         data = self._gather(data)
         at, size = 0, len(data)
         while size - at >= 4:
@@ -151,14 +150,14 @@ class CommandReader(Splitter):
 _ABSENT = (0,)
 _TOPICS_MAX = 1024
 _SHAPES_MAX = 8
-_FIELD_CODES = ("Q", "I", "Q", "Q", "I", "B", "B")  # of Message, by slot; I: offset to a vector
+_FIELD_CODES = ("Q", "I", "Q", "Q", "I", "B", "B")  # fields of Message, by slot; I: offset to a vector
 
 
 class _Shape:
-    """Where the fields of a Message lie, for all frames that begin (after the length) with the same `head`.
+    """The positions of the fields of a Message, for all frames that begin (after the length) with the same `head`.
 
     A builder lays out messages of one kind alike: same root offset, same vtable before the table. Such a head is
-    verified once; after that one comparison of bytes stands for it, and one unpack reads every inline field.
+    verified once; afterwards one comparison of bytes is enough, and one unpack reads every inline field.
     """
 
     __slots__ = ("head", "payload_at", "pick", "skip", "table_bytes", "topic_at", "unpack")
@@ -182,14 +181,14 @@ class _Shape:
 
     @classmethod
     def learn(cls, frame: bytes) -> _Shape | None:
-        """The shape of a frame whose body has just been decoded, if it is one that the fast way can take."""
+        """The shape of a frame whose body has just been decoded, or None if the fast path cannot handle it."""
         table = Table(frame[5:])
         vtable = table.table - I32.unpack_from(table.body, table.table)[0]
         fields = table.fields[:7]
         if not 4 <= vtable < table.table or len(fields) < 5 or not fields[1] or not fields[4]:
             return None
         if any(table.fields[8:9]):
-            return None  # with properties: seldom, and so not worth a fast way
+            return None  # properties are rare, so the fast path does not handle them
         widths = sorted(
             (offset, offset + Struct("<" + code).size)
             for offset, code in zip(fields, _FIELD_CODES, strict=False)
@@ -197,15 +196,15 @@ class _Shape:
         )
         starts_and_ends = [4, *(edge for pair in widths for edge in pair)]
         if starts_and_ends != sorted(starts_and_ends):
-            return None  # fields overlap: legal to read, but nothing a builder makes
+            return None  # fields overlap: legal to read, but no builder writes it
         return cls(frame[4 : 5 + table.table + 4], table)
 
 
 class FrameReader(Splitter):
     """The client's side of the stream: bytes in, SubAck, Message and Reply out.
 
-    `broken` is set when the stream cannot be read on; frames before the broken one are still returned. feed() raises it
-    once there is nothing good left to return.
+    `broken` is set when the stream is invalid; frames before the invalid one are still returned. feed() raises it once
+    no valid frame is left.
     """
 
     __slots__ = ("_shape", "_shapes", "_topic", "_topic_raw", "_topics", "broken")
@@ -216,13 +215,15 @@ class FrameReader(Splitter):
         self._shape: _Shape | None = None
         self._shapes: list[_Shape] = []
         self._topic_raw = (
-            b"\xff\xff\xff\xff"  # length, bytes and NUL of the topic seen last; at first what none can begin with
+            # length, bytes and NUL of the last topic; at first a value that no topic can begin with
+            b"\xff\xff\xff\xff"
         )
         self._topic = ""
         self._topics: dict[bytes, str] = {}
 
     def feed(self, data: bytes) -> list[Frame]:
-        """The frames that are whole now. Raises ProtocolError if there is none because the stream is broken."""
+        """Return the complete frames. Raises ProtocolError if the stream is invalid and there is no frame before the
+        error."""
         if self.broken is not None:
             raise self.broken
         frames: list[Frame] = []
@@ -239,7 +240,7 @@ class FrameReader(Splitter):
         return frames
 
     def _read(self, data: bytes, frames: list[Frame]) -> int:
-        """Decode all whole frames of `data` into `frames`; return where the first that is not whole begins."""
+        """Decode all complete frames of `data` into `frames`; return the position of the first incomplete one."""
         at, size = 0, len(data)
         while size - at >= 4:
             if self._shape is not None:
@@ -261,7 +262,7 @@ class FrameReader(Splitter):
         return at
 
     def _choose_shape(self, frame: bytes) -> None:
-        """Expect the next messages to look like this one."""
+        """Expect the next messages to have the shape of this one."""
         for shape in self._shapes:
             if frame.startswith(shape.head, 4):
                 self._shape = shape
@@ -273,8 +274,8 @@ class FrameReader(Splitter):
                 self._shape = shape_or_none
 
     def _read_messages(self, data: bytes, at: int, frames: list[Frame]) -> int:
-        """Decode messages of the expected shape, up to the first frame that is of another, not whole, or in any way
-        odd: that one is left to _read, which decodes it in the general way and says what is wrong with it."""
+        """Decode messages of the expected shape, up to the first frame that has another shape, is incomplete or is
+        unusual in any way: _read decodes that one in the general way and reports its errors."""
         shape = self._shape
         assert shape is not None
         head, skip, table_bytes, unpack, pick = shape.head, shape.skip, shape.table_bytes, shape.unpack, shape.pick

@@ -1,16 +1,16 @@
-"""Properties of a message, as MQTT 5 writes them: identifier, value, and so on; of these BlipMQ uses user properties.
+"""Message properties in the format of MQTT 5: identifier, value, and so on. BlipMQ uses the user properties.
 
     user property   0x26   u16 big-endian size, UTF-8   u16 big-endian size, UTF-8
 
-Invariant: whatever the bytes are, what can be read up to the first one that makes no sense is returned, and nothing is
-raised: they are said beside a message, and no reason to refuse it. Source: MQTT 5.0, section 2.2.2.
+Invariant: for any bytes, everything before the first invalid byte is returned and nothing is raised, because invalid
+properties are no reason to refuse a message. Source: MQTT 5.0, section 2.2.2.
 """
 
 from __future__ import annotations
 
 USER_PROPERTY = 0x26
 
-# What the value of every other identifier of MQTT 5 is: its bytes, or how its size is found.
+# The values of all other identifiers of MQTT 5: their size in bytes, or how it is found.
 _BYTES = {
     **dict.fromkeys((0x01, 0x17, 0x19, 0x24, 0x25, 0x28, 0x29, 0x2A), 1),
     **dict.fromkeys((0x13, 0x21, 0x22, 0x23), 2),
@@ -21,7 +21,7 @@ _VARIABLE = 0x0B
 
 
 def user_properties(data: bytes) -> dict[str, str]:
-    """Names and values, in the order they stand in; of a name that comes twice, the last value."""
+    """Names and values in their order; for a repeated name the last value."""
     found: dict[str, str] = {}
     at = 0
     try:

@@ -1,7 +1,7 @@
-"""The rules of topics and filters, as the specification writes them: slow, obvious, and free of I/O.
+"""The rules of topics and filters, as the specification writes them: simple, slow, and without I/O.
 
 Invariant: check_topic, check_filter and match agree with the core's topic_check, filter_check and filter_match on every
-input. They are used for early errors in the client, and as the twin that the core is compared with.
+input. The client uses them to report errors early, and tests use them as the reference model of the core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SEPARATOR = {DOT: ".", SLASH: "/"}
 
 
 def _check_text(text: str, noun: str) -> None:
-    """What topics and filters have in common: 1-256 bytes of UTF-8 without control characters (C0, DEL and C1)."""
+    """Check the rules common to topics and filters: 1-256 bytes of UTF-8 without control characters (C0, DEL and C1)."""
     if not isinstance(text, str):
         raise WrongType(f"The {noun} is {text!r} ({type(text).__name__}); it must be a str.")
     if not text:
@@ -37,7 +37,7 @@ def _check_text(text: str, noun: str) -> None:
 
 
 def check_topic(topic: str) -> None:
-    """Raise UsageError unless `topic` can be published to."""
+    """Raise UsageError unless a message can be published to `topic`."""
     _check_text(topic, "topic")
     for character in topic:
         if character in _WILDCARDS:
@@ -47,7 +47,7 @@ def check_topic(topic: str) -> None:
 
 
 def check_filter(filter_: str) -> int:
-    """Raise UsageError unless `filter_` can be subscribed to; return its dialect: LITERAL, DOT or SLASH."""
+    """Raise UsageError unless `filter_` is valid; return its wildcard syntax: LITERAL, DOT or SLASH."""
     _check_text(filter_, "filter")
     dialects = {_WILDCARDS[character] for character in filter_ if character in _WILDCARDS}
     if not dialects:
@@ -69,7 +69,7 @@ def check_filter(filter_: str) -> int:
 
 
 def match(filter_: str, topic: str) -> bool:
-    """Whether a message on `topic` goes to a subscriber of `filter_`. Raises UsageError if the filter is not one."""
+    """Whether `filter_` matches `topic`. Raises UsageError if the filter is invalid."""
     dialect = check_filter(filter_)
     if dialect == LITERAL:
         return filter_ == topic
@@ -87,15 +87,16 @@ def match(filter_: str, topic: str) -> bool:
     return len(given) == len(wanted)
 
 
-# ---- which filters are within others ---------------------------------------------------------------------------------
+# ---- filters that cover others
+# ----------------------------------------------------------------------------------------
 
 _REJECTED, _ALL = -1, -2
 """Where a walk along a filter can end early: nothing that begins so matches; everything does."""
 
 
 class _Walk:
-    """A filter as a machine that reads a topic character by character. A state is a place in the filter's text: because a
-    wildcard for one level ends at the separator, there is never a choice."""
+    """A filter as a state machine that reads a topic character by character. A state is a position in the filter's
+    text. The machine is deterministic, because a wildcard for one level ends at the separator."""
 
     def __init__(self, filter_: str) -> None:
         self.text = filter_
@@ -118,12 +119,12 @@ class _Walk:
         return state + 1 if at == character else _REJECTED
 
     def completion(self, state: int, filling: str) -> str:
-        """What makes a topic that matches of one that has come as far as `state`: from everywhere there is a way."""
+        """The rest of a topic that matches, for one that has reached `state`. Every state has such a rest."""
         rest = self.text[state:] if state >= 0 else ""
         return "".join(filling if self.dialect and character in _WILDCARDS else character for character in rest)
 
     def accepts(self, state: int) -> bool:
-        """Whether a topic may end here."""
+        """Whether a topic may end in this state."""
         rest = self.text[state:] if state >= 0 else ""
         if state < 0 or not rest:
             return state != _REJECTED
@@ -133,13 +134,13 @@ class _Walk:
 
 
 def uncovered(outer: str, inner: str) -> str | None:
-    """A topic that `inner` matches and `outer` does not; None: `outer` covers `inner`. Exact for both dialects and between
-    them, but for the length that a topic may have. Raises UsageError for what is no filter."""
+    """A topic that `inner` matches and `outer` does not; None: `outer` covers `inner`. Exact within both wildcard
+    syntaxes and between them, except for the length limit of a topic. Raises UsageError for an invalid filter."""
     walks = _Walk(outer), _Walk(inner)
     other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in outer + inner and chr(c).isprintable())
     characters: list[str] = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
     reached: set[tuple[int, int]] = set()
-    waiting: deque[tuple[tuple[int, int], str]] = deque([((0, 0), "")])  # the nearest first
+    waiting: deque[tuple[tuple[int, int], str]] = deque([((0, 0), "")])  # the shortest topics first
     while waiting:
         states, topic = waiting.popleft()
         for character in characters:
@@ -156,5 +157,5 @@ def uncovered(outer: str, inner: str) -> str | None:
 
 
 def covers(outer: str, inner: str) -> bool:
-    """Whether every message that a subscriber of `inner` gets, one of `outer` would get too."""
+    """Whether `outer` matches every topic that `inner` matches. Raises UsageError for an invalid filter."""
     return uncovered(outer, inner) is None
