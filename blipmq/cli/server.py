@@ -222,7 +222,7 @@ def _key_file_problems(path: str) -> list[str]:
 
 def _check_certificate(config: Config) -> None:
     """Load the files of [tls] as a starting broker does. Raises ConfigError."""
-    from blipmq.net.certificate import Certificates, date  # here, because `ssl` takes its time
+    from blipmq.net.certificate import Certificates, date  # imported here because loading `ssl` takes time
 
     files = Certificates(config.tls)
     print_out(
@@ -257,7 +257,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _wal(arguments: argparse.Namespace) -> int:
-    from blipmq.cli import wal  # here, because `check` and `version` need no core
+    from blipmq.cli import wal  # imported here because `check` and `version` need no core
 
     directory = arguments.directory or _load(arguments.config, os.environ).config.wal.directory
     return wal.run(arguments.action, directory, getattr(arguments, "format", "json"))

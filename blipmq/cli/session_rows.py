@@ -1,6 +1,6 @@
-"""QoS 1 subscriptions and queue groups in words: lines for `info`, a table for `sessions`.
+"""QoS 1 subscriptions and queue groups as text: lines for `info`, a table for `sessions`.
 
-Invariant: nothing here does I/O, and nothing the broker sends makes it fail.
+Invariant: nothing here does I/O, and no answer of the broker makes it fail.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any, TypeGuard
 
 from blipmq.cli.render import bytes_text, count, duration_text, printable, table
 
-IN_INFO = 5  # lines
+IN_INFO = 5  # number of lines
 _COLUMNS = ("CLIENT", "KEY", "FILTER", "GROUP", "STATE", "LAG", "SIZE", "OLDEST", "KEEPS OF WAL", "IN FLIGHT")
 
 
 def info_lines(sessions: Mapping[str, Any]) -> Iterator[str]:
-    """Those that somebody should know of: nobody is connected, or stored messages have not been sent yet."""
+    """Yield lines for subscriptions without a connection, or with stored messages that have not been sent yet."""
     listed = sessions.get("list")
     rows = [row for row in listed if isinstance(row, Mapping) and row] if isinstance(listed, list) else []
     shown = [row for row in rows if _is_away(row) or _is_late(row)]
@@ -24,7 +24,7 @@ def info_lines(sessions: Mapping[str, Any]) -> Iterator[str]:
     yield "QoS 1 subscriptions that are away or late (all of them: blipmq-cli sessions):"
     for row in shown[:IN_INFO]:
         yield f"  {who(row)}  {_text(row.get('filter'))}: {', '.join(_facts(row))}"
-    # The list has those with the largest lag; the sum of those that are away is over all.
+    # The list has only the rows with the largest lag; the number of absent ones counts all.
     unlisted_away = max(int(_number(sessions.get("absent"))) - sum(map(_is_away, rows)), 0)
     more = len(shown[IN_INFO:]) + unlisted_away
     if more:
@@ -33,12 +33,12 @@ def info_lines(sessions: Mapping[str, Any]) -> Iterator[str]:
 
 
 def table_lines(rows: list[Mapping[str, Any]]) -> list[str]:
-    """One line for each, under a line of titles."""
+    """A title line and one line for each row."""
     return table([_COLUMNS, *map(_cells, rows)], "<<<<<>>>>>") if rows else []
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """The client, or the group and its clients, that the subscription is kept for."""
+    """The client, or the group and its clients, that own the subscription."""
     if not row.get("group"):
         return _text(row.get("client_id") or "(no client_id)")
     members = row.get("members")
@@ -47,7 +47,7 @@ def who(row: Mapping[str, Any]) -> str:
 
 
 def state(row: Mapping[str, Any]) -> str:
-    """Whether somebody is connected to it, or since when nobody is."""
+    """Whether clients are connected, or since when none is."""
     connected = row.get("connected")
     if _number(connected):
         return "connected" if connected == 1 else f"{connected:,} connected"

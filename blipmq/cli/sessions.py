@@ -1,6 +1,6 @@
-"""blipmq-cli sessions: list, or end, the QoS 1 subscriptions and queue groups of a broker, those with the largest lag first.
+"""blipmq-cli sessions: list the QoS 1 subscriptions and queue groups of a broker, largest lag first, or end one.
 
-Invariant: what is shown of a row is what the broker sent; a key that is missing or odd is left out or shown as unknown.
+Invariant: a row is shown as the broker sent it; a missing or unexpected key is left out or shown as unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blipmq.cli.render import count
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import UsageError
 
-NOT_FOUND = 1  # as of grep
+NOT_FOUND = 1  # as in grep
 
 
 def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
@@ -52,7 +52,7 @@ def end(arguments: argparse.Namespace, environment: Mapping[str, str], terminal:
 
 
 def ended_text(row: Mapping[str, Any], asked: argparse.Namespace) -> str:
-    """What has been done: `row` is the subscription as it was."""
+    """The report of what was done. `row` is the last state of the subscription."""
     if asked.group and asked.client_id:
         total = row.get("members_total")
         left = f" Durable members left: {total - 1:,}." if isinstance(total, int) and total else ""

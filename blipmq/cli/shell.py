@@ -1,7 +1,7 @@
 """`blipmq connect HOST:PORT`: an interactive shell. Type commands; messages appear above the line being typed.
 
-Two threads, because reading a line with history blocks: the main thread reads lines, the worker owns the client.
-Invariant: after the worker has started, only the worker touches the client; a line is handed over, and the next is
+It has two threads, because reading a line with history blocks: the main thread reads lines, the worker owns the client.
+Invariant: after the worker has started, only the worker uses the client. A line is handed over, and the next one is
 read when it is done.
 """
 
@@ -44,7 +44,7 @@ INTERRUPTED = 130
 
 
 class Screen:
-    """Standard output, shared by the line being typed and by what arrives meanwhile."""
+    """Standard output, shared by the line being typed and the messages that arrive meanwhile."""
 
     def __init__(self, *, fancy: bool, typing: Callable[[], str] | None) -> None:
         self.fancy = fancy
@@ -56,7 +56,7 @@ class Screen:
         """The exit status of an output that failed."""
 
     def read_line(self, read: Callable[[str], str]) -> str:
-        """Prompt for a line and wait for it. Raises EOFError and KeyboardInterrupt as input() does."""
+        """Show the prompt and read a line. Raises EOFError and KeyboardInterrupt as input() does."""
         with self._lock:
             self._prompting = True
         try:
@@ -66,7 +66,8 @@ class Screen:
                 self._prompting = False
 
     def show(self, data: bytes) -> None:
-        """Write whole lines, above the prompt if there is one. If they cannot be written, say so once, and nothing more here."""
+        """Write whole lines, above the prompt if there is one. A failed write is reported once, and nothing more is
+        written."""
         with self._lock:
             above = self._typing is not None and self._prompting
             if above and self._typing is not None:
@@ -85,7 +86,7 @@ class Screen:
         self.show((f"{emoji} {text}\n" if self.fancy else f"{text}\n").encode())
 
     def fail(self, error: BlipMQError) -> None:
-        """An error goes where the person looks; in a script, to standard error."""
+        """Show an error: on the screen in interactive use, in a script on standard error."""
         if self._typing is not None:
             self.say("❌", str(error))
         else:
@@ -93,7 +94,7 @@ class Screen:
 
 
 class Worker(threading.Thread):
-    """Owns the client: takes lines, shows messages, lives through outages."""
+    """Owns the client: runs lines, shows messages, handles outages."""
 
     def __init__(self, address: str, api_key: str, tls: Tls, screen: Screen, vocabulary: Vocabulary) -> None:
         super().__init__(name="blipmq-shell", daemon=True)
@@ -118,7 +119,7 @@ class Worker(threading.Thread):
         self.address = self._client.address
 
     def connect(self, wait_s: float) -> None:
-        """The first connection, before start(), within `wait_s`. Raises Unreachable, NotAllowed and so on."""
+        """Make the first connection, before start(), within `wait_s` seconds. Raises Unreachable, NotAllowed and so on."""
         try:
             self._client.open(wait=wait_s)
         except BaseException:
@@ -126,7 +127,7 @@ class Worker(threading.Thread):
             raise
 
     def submit(self, line: str) -> None:
-        """From the main thread: run a line and wait until it is done."""
+        """Called by the main thread: run a line and wait until it is done."""
         done = threading.Event()
         self._lines.put((line, done))
         self._wake.send(b"\0")
@@ -152,7 +153,7 @@ class Worker(threading.Thread):
         self._woken.close()
 
     def _turn(self) -> bool:
-        """Wait for a line or a message, and act on it. False: the shell is to end."""
+        """Wait for a line or a message, and process it. Returns False when the shell should end."""
         descriptor = self._client.fileno()
         if descriptor >= 0:
             self._wait(None, descriptor)
@@ -162,13 +163,13 @@ class Worker(threading.Thread):
             going = self._run_line(line)
             done.set()
         if going:
-            # Offline, poll waits out its back-off and makes one attempt; a line that is submitted cuts the wait short
+            # Without a connection, poll waits for its back-off and makes one attempt; a submitted line ends the wait
             self._client.poll(0.0 if self._client.fileno() >= 0 else 60.0)
             self._show_messages()
         return going
 
     def _wait(self, timeout_s: float | None, descriptor: int | None) -> None:
-        """Until a line is submitted, the descriptor is readable, or the time is over."""
+        """Wait until a line is submitted, the descriptor is readable, or the time is over."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             if descriptor is not None:
@@ -201,7 +202,7 @@ class Worker(threading.Thread):
         try:
             if verb in ("exit", "quit"):
                 if self._client.state == "connected":
-                    self._client.ping()  # what is on its way here comes before the answer, or never
+                    self._client.ping()  # messages on their way arrive before the answer
                     self._show_messages()
                 return False
             if verb:
@@ -231,7 +232,7 @@ class Worker(threading.Thread):
         except BlipMQError as error:
             if not error.code:
                 raise
-            return  # on_refusal has said it
+            return  # on_refusal has reported it
         self._vocabulary.saw_topic(topic)
         expiry = f", expires in {ttl_ms:,} ms" if ttl_ms else ""
         self._screen.say("📤", f"Sent {render.bytes_text(len(payload))} to {topic}{expiry}.")
@@ -262,13 +263,13 @@ class Worker(threading.Thread):
 
 
 def _interrupt_main() -> None:
-    """Get the main thread out of reading a line."""
+    """Interrupt the main thread while it reads a line."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def plain_reader() -> Callable[[str], str]:
-    """What reads one line after the other from standard input, whatever that is."""
+    """Return a function that reads lines from standard input, whatever it is."""
 
     def lines() -> Iterator[bytes]:
         for batch in read_whole_lines(read_in):
@@ -318,7 +319,8 @@ def read_lines(worker: Worker, screen: Screen, read: Callable[[str], str], *, in
 def main(
     argv: list[str], environment: Mapping[str, str] | None = None, options: argparse.Namespace | None = None
 ) -> int:
-    """`argv` holds one address, `options` those for the key and TLS. Returns the exit status; errors go to standard error."""
+    """Run the shell. `argv` has one address, `options` those for the key and TLS. Returns the exit status; errors go to
+    standard error."""
     take_descriptors()
     environment = os.environ if environment is None else environment
     interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)

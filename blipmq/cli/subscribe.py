@@ -1,6 +1,6 @@
-"""blipmq-cli sub and unsub: print messages as they come; end a durable subscription.
+"""blipmq-cli sub and unsub: print messages as they arrive; end a durable subscription.
 
-Invariant: a QoS 1 message is acknowledged only after standard output has taken all of its line.
+Invariant: a QoS 1 message is acknowledged only after its whole line has been written to standard output.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def print_messages(
     terminal: Terminal,
     counted: list[int],
 ) -> None:
-    """Print each batch as it was read, up to `limit` messages; acknowledge QoS 1 once they are written: whoever reads
-    the output has them, or the write has failed and they come again."""
+    """Print each batch as it was read, up to `limit` messages, then acknowledge QoS 1 messages. If the write fails,
+    they are not acknowledged and are delivered again."""
     while limit is None or counted[0] < limit:
         messages: list[Message] = subscription.batch()
         if limit is not None:
             messages = messages[: limit - counted[0]]
-        counted[0] += len(messages)  # before it is written: an interrupt may come right behind that
+        counted[0] += len(messages)  # before the write, because an interrupt may follow it at once
         try:
             terminal.write(renderer(messages))
         except (StreamError, BrokenPipeError) as error:

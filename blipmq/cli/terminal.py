@@ -1,7 +1,7 @@
-"""The streams of one command, and a few lines of a terminal that are painted over again and again.
+"""The streams of one command, and lines of a terminal that are refreshed in place.
 
-Invariant: standard output carries what was asked for and nothing else; what there is to say about it goes to standard
-error. A repaint is one write, of lines that fit, so that nothing flickers or scrolls.
+Invariant: standard output has only the requested data; remarks go to standard error. A refresh is one write, of lines
+that fit, so that nothing flickers or scrolls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Size = tuple[int, int]  # columns, lines
 
 
 class Terminal:
-    """The three streams, and what kind of feedback is wanted on them."""
+    """The three streams, and the kind of feedback wanted on them."""
 
     def __init__(self, arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
         self.quiet: bool = arguments.quiet
@@ -31,15 +31,15 @@ class Terminal:
         self.fancy_err = render.is_fancy(sys.stderr, environment)
 
     def check_output(self) -> None:
-        """Raise StreamError, or BrokenPipeError, if standard output cannot take anything from the start."""
+        """Raise StreamError, or BrokenPipeError, if standard output does not work from the start."""
         check_output()
 
     def write(self, data: bytes) -> None:
-        """To standard output, now: a pipe is live. Raises StreamError, or BrokenPipeError."""
+        """Write to standard output without buffering. Raises StreamError, or BrokenPipeError."""
         write_out(data)
 
     def done(self, emoji: str, text: str) -> None:
-        """The result of a command that has no other output."""
+        """Print the result of a command that has no other output."""
         if self.quiet:
             return
         try:
@@ -61,12 +61,12 @@ class Terminal:
 
 
 def repaints(stream: IO[Any], environment: Mapping[str, str]) -> bool:
-    """Whether the stream is a terminal on which the cursor can be moved."""
+    """Whether the stream is a terminal with a movable cursor."""
     return is_terminal(stream) and environment.get("TERM", "dumb") != "dumb"
 
 
 class Repaint:
-    """Lines at the end of the terminal `stream`, to which `write` writes. Each paint replaces them; the last ones stay.
+    """Lines at the end of the terminal `stream`; `write` writes to it. Each paint replaces them; the last ones stay.
     `with` hides the cursor meanwhile."""
 
     def __init__(self, stream: IO[Any], write: Callable[[bytes], None]) -> None:
@@ -84,10 +84,11 @@ class Repaint:
         self._write("\x1b[?25h")
 
     def paint(self, text: str) -> None:
-        """Show these lines in place of those before. What does not fit the terminal is cut off, with a mark."""
+        """Replace the lines. Lines that do not fit the terminal are truncated and marked."""
         size = self._measure()
         lines = fit(text.splitlines(), size)
-        if self._painted_lines and size != self._size:  # old lines have been wrapped, nobody knows how: start afresh
+        # the terminal has wrapped the old lines in an unknown way: clear it
+        if self._painted_lines and size != self._size:
             head = "\x1b[H\x1b[2J"
         else:
             head = f"\x1b[{self._painted_lines}A\r" if self._painted_lines else "\r"
@@ -106,7 +107,7 @@ class Repaint:
 
 
 def fit(lines: list[str], size: Size) -> list[str]:
-    """Lines cut to a terminal's columns, and to its lines but one, which the cursor needs."""
+    """Lines truncated to a terminal's columns, and to its lines less one, which the cursor needs."""
     columns, room = size[0], max(size[1] - 1, 1)
     if len(lines) > room:
         lines = [*lines[: room - 1], f"… {len(lines) - room + 1:,} more lines; make the terminal higher"]
@@ -114,7 +115,7 @@ def fit(lines: list[str], size: Size) -> list[str]:
 
 
 def crop(text: str, columns: int) -> str:
-    """The text as far as it fits, ending in … where it does not. Wide characters take two columns, marks none."""
+    """The text truncated to the columns, with … at the end. Wide characters take two columns, combining marks none."""
     if text.isascii() and len(text) <= columns:
         return text
     used, fits = 0, 0

@@ -1,8 +1,8 @@
-"""`blipmq wal verify|export|repair`: the log of a broker that does not run, looked at, written out, mended.
+"""`blipmq wal verify|export|repair`: check, export or repair the WAL of a stopped broker.
 
-Invariant: standard output carries findings or records and nothing else; how far it has got goes to standard error, and
-only to a terminal. Exit status: 0 nothing is damaged (a torn end is not damage: no one was told it was there), 1 damage
-was found or records are gone, 69 a broker runs on the log, 77 not allowed, 78 it cannot be read.
+Invariant: standard output has only findings or records. The progress goes to standard error, and only to a terminal.
+Exit status: 0 no damage (a torn end is not damage: it was never confirmed), 1 damage was found or records are missing,
+69 a broker uses the WAL, 77 not allowed, 78 it cannot be read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, Wa
 from blipmq.sessions.connections import OWNER_ENDS
 from blipmq.wire.properties import user_properties
 
-HARMLESS = ("TORN", "STRAY")  # no one was told it was there; never part of this log
-LINES_BYTES = 64 << 10  # of an export, written at once
+HARMLESS = ("TORN", "STRAY")  # never confirmed; never part of this WAL
+LINES_BYTES = 64 << 10  # output of an export that is written at once
 
 Fact = dict[str, Any]
 
-# As broker/commit.c and broker/consumer.c write them, in the byte order of the machine.
+# Written by broker/commit.c and broker/consumer.c, in the byte order of the machine.
 _TIME = struct.Struct(
     "=6Q2I"
 )  # of native/broker/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
@@ -40,7 +40,7 @@ _LEAVE = struct.Struct("=Q4I")  # newest subscription it ends, sizes of filter, 
 
 
 def run(action: str, directory: str, form: str) -> int:
-    """Walk through the log; returns the exit status. Raises `LogLocked` and `LogUnusable`."""
+    """Walk through the WAL; returns the exit status. Raises `LogLocked` and `LogUnusable`."""
     write = _json_line if form == "json" else _text_line
     progress = _Progress(is_terminal(sys.stderr))
     out = _Output(gather=action == "export", to_the_end=action == "repair")
@@ -62,19 +62,19 @@ def run(action: str, directory: str, form: str) -> int:
                     continue
             line = write(action, item)
             if action == "export" and not isinstance(item, WalRecord):
-                put_error(line)  # standard output holds the records; what is wrong with the log is said beside them
+                put_error(line)  # standard output has the records; findings go to standard error
             else:
                 out.put(line)
     except BlipMQError:
-        out.finish()  # the records before what cannot be read
+        out.finish()  # write the records before the one that cannot be read
         raise
     out.finish()
     return int(damaged)
 
 
 class _Output:
-    """Standard output. `gather`: many lines are written at once. `to_the_end`: an output that fails does not cut the work off;
-    it is told when the work is done."""
+    """Standard output. `gather`: many lines are written at once. `to_the_end`: a failed write does not stop the work;
+    it is reported at the end."""
 
     def __init__(self, gather: bool, to_the_end: bool) -> None:
         self._gather, self._to_the_end = gather, to_the_end
@@ -108,7 +108,7 @@ class _Output:
 
 
 class _Progress:
-    """One line of a terminal, written over and over."""
+    """The progress line on a terminal, overwritten at each update."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
@@ -172,7 +172,7 @@ def _json_line(action: str, item: WalItem) -> bytes:
 
 
 def record_fact(record: WalRecord) -> Fact:
-    """What a record says. Payloads are base64; a record this version does not know, or cannot read, is given whole."""
+    """A record as a dict. Payloads are base64; an unknown or unreadable record is given as a whole."""
     read = _RECORDS.get(record.type)
     if read is not None:
         try:

@@ -1,4 +1,4 @@
-"""The appliance around the broker: its settings, its status, its health. What `blipmq-device` does on an image.
+"""The appliance around the broker: its settings, its status, its health. The code of `blipmq-device` on an image.
 
-Invariant: nothing here is imported by the broker or its client, and every path is below a root that the caller names.
+Invariant: the broker and its client import nothing from here. Every path is below a root that the caller gives.
 """

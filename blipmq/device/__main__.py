@@ -1,4 +1,4 @@
-"""`python -m blipmq.device`. Invariant: nothing but the arguments decides what is imported."""
+"""`python -m blipmq.device`. Invariant: only the arguments decide which modules are imported."""
 
 from __future__ import annotations
 

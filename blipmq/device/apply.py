@@ -1,7 +1,7 @@
-"""From the two files on the settings partition to what networkd, sshd, timesyncd and the broker read.
+"""Applies the two files on the settings partition: writes the files of networkd, sshd, timesyncd and the broker.
 
-Invariant: whatever stands in the files, the device ends with a complete set of settings that go together, and each thing that is
-not as its owner wrote it is named in the result. Applying twice changes nothing the second time.
+Invariant: whatever the files contain, the device ends with a complete and consistent set of settings. The result names
+each setting that differs from the files. Applying twice changes nothing the second time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ NO_DATA = {
 
 
 def apply(paths: Paths, system: System, boot: bool, store: Store | None = None) -> Result:
-    """Read, write, and unless the system is only starting (`boot`) tell what runs. Raises OSError if /run cannot be written."""
+    """Read and write the settings and, unless the system is only starting (`boot`), reload the running services. Raises
+    OSError if /run cannot be written."""
     problems: list[str] = []
     with _told(problems, "the clock could not be set"):
         clock.restore(paths, system)
@@ -63,7 +64,7 @@ def apply(paths: Paths, system: System, boot: bool, store: Store | None = None) 
 
 @contextlib.contextmanager
 def _told(problems: list[str], what: str) -> Iterator[None]:
-    """What fails in here is told, and the rest goes on."""
+    """Record an OSError of the body as a problem, and continue."""
     try:
         yield
     except OSError as error:
@@ -71,7 +72,7 @@ def _told(problems: list[str], what: str) -> Iterator[None]:
 
 
 def _keep_machine_id(paths: Paths) -> None:
-    """The first id this device had is the one it keeps: the initrd puts it in place at later starts."""
+    """Keep the first machine id of this device; the initrd sets it at later starts."""
     current = paths.text("etc/machine-id")
     if len(current) == 32 and not paths.machine_id.exists() and paths.mounted(paths.data) == "rw":
         write_file(paths.machine_id, current + "\n")
@@ -94,7 +95,7 @@ def _choose_broker(paths: Paths, has_keys: bool, keep: bool) -> LastKnownGood[Br
     ground, problems = Ground.of(paths, has_keys), []
     try:
         default = read_broker("", "the defaults", ground)
-    except ConfigError as error:  # an image whose profile its own broker refuses still has a broker
+    except ConfigError as error:  # an image must have a broker even if the broker refuses its profile
         problems = [f"the profile {ground.profile} is of no use: {error}"]
         ground = ground._replace(profile="the defaults", profile_text="", has_keys=False)
         default = read_broker("", "the defaults", ground)
@@ -107,7 +108,7 @@ def _choose_broker(paths: Paths, has_keys: bool, keep: bool) -> LastKnownGood[Br
 
 
 def _write(paths: Paths, device: Device, broker: Broker) -> set[Path]:
-    """Write what others read; which of the files are not what they were."""
+    """Write the files of the other programs. Returns the files that have changed."""
     networks = network.network_files(device)
     files = {paths.networks / name: networks.get(name, "") for name in (network.WIRED, network.WIFI)}
     files[paths.time_servers] = network.time_file(device)
@@ -151,7 +152,7 @@ def _result(
 
 
 def activate(paths: Paths, system: System, changed: set[Path]) -> None:
-    """Tell what runs that its settings are others now."""
+    """Reload or restart the services whose settings have changed."""
     if paths.hostname in changed:
         system.run("systemctl", "try-restart", "systemd-resolved.service")
     if changed & {paths.networks / network.WIRED, paths.networks / network.WIFI}:

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, whenever the power goes.
+"""Files that are complete or absent, even after a power cut.
 
-Invariant: a reader finds the old text or the new one. What `write_file` returned from is on the medium. FAT keeps the same order:
-the new file is on the medium before its name takes the old one's place.
+Invariant: a reader finds the old text or the new one. When `write_file` returns, the text is on the medium. FAT keeps
+the same order: the new file is on the medium before it gets the old one's name.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ TEXT_BYTES_MAX = 1 << 20
 
 
 def write_file(path: Path, text: str, mode: int = 0o644, group: int | None = None) -> bool:
-    """Put `text` into the file, its folder made if need be; False, and nothing done, if it is there already. Raises OSError."""
+    """Write `text` to the file; its folder is created if necessary. Returns False, without writing, if the file already
+    has this text. Raises OSError."""
     raw = text.encode()
     if _read(path) == raw:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")  # one name, so that cut writes leave one file and no litter
+    fresh = path.with_name(f"{path.name}.new")  # one fixed name, so that interrupted writes leave at most one file
     with contextlib.suppress(FileNotFoundError):
         fresh.unlink()
     try:
@@ -31,7 +32,7 @@ def write_file(path: Path, text: str, mode: int = 0o644, group: int | None = Non
             file.flush()
             os.fsync(file.fileno())
             os.replace(fresh, path)
-            # FAT keeps where a file begins in its entry of the folder, and writes that with the file.
+            # FAT stores the start of a file in its directory entry, which this writes.
             os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
@@ -42,12 +43,12 @@ def write_file(path: Path, text: str, mode: int = 0o644, group: int | None = Non
 
 
 def write_for_notepad(path: Path, text: str) -> bool:
-    """The same with the line ends of the computers that read the FAT partition."""
+    """As write_file, with the line ends of the computers that read the FAT partition."""
     return write_file(path, text.replace("\n", "\r\n"), 0o600)
 
 
 def remove_file(path: Path) -> bool:
-    """Take a file away; False if there is none. Raises OSError."""
+    """Remove a file. Returns False if it does not exist. Raises OSError."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -57,7 +58,7 @@ def remove_file(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring names on the medium. Raises OSError."""
+    """Sync a folder's entries to the medium. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

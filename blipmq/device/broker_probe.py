@@ -1,6 +1,6 @@
-"""What the running broker says of itself, over the HTTP that it serves on loopback for operators.
+"""The state of the running broker, over its HTTP endpoint on loopback.
 
-Invariant: bounded in time and size, raises nothing: a broker that does not answer is an answer.
+Invariant: bounded in time and size; raises nothing: a missing answer is a valid result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ANSWER_BYTES_MAX = 64 << 10
 
 
 class Answer(NamedTuple):
-    """`status`: "ok", "degraded", "failing" or "silent"; `reasons`: why, a sentence each; `version`: of the broker."""
+    """`status`: "ok", "degraded", "failing" or "silent"; `reasons`: one sentence each; `version`: the broker's."""
 
     status: str
     reasons: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 def ask(metrics_addr: str, bind_addr: str) -> Answer:
-    """How the broker is. With its metrics turned off all that can be seen is whether it lets one connect."""
+    """Ask for the broker's state. If its metrics are off, only test whether it accepts a connection."""
     if not metrics_addr:
         return _knock(bind_addr)
     try:

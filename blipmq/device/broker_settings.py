@@ -1,6 +1,7 @@
-"""The broker's settings on this device: a profile for its memory, over it blipmq.toml, over that what the image decides.
+"""The broker's settings on this device: a profile for its memory size, overridden by blipmq.toml, overridden by the
+image.
 
-Invariant: what comes out has been read by the broker's own reader, so the broker starts with it.
+Invariant: the broker's own reader has accepted the result, so the broker starts with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from blipmq.device.paths import Paths
 from blipmq.errors import ConfigError
 
 MIB = 1 << 20
-# A board of 512 MB shows less to its programs: up to this much memory, this profile.
+# The maximum of MemTotal for each profile. A board of 512 MB reports less to its programs.
 PROFILES = (
     (384 * MIB, "blipmq-edge-256m"),
     (768 * MIB, "blipmq-edge-512m"),
@@ -31,7 +32,7 @@ DECIDED = {
 
 
 class Broker(NamedTuple):
-    """Settings the broker starts with. `text` is all of them as a file; `profile` is what they build on."""
+    """The settings that the broker starts with. `text`: all of them as a file; `profile`: the profile below them."""
 
     config: Config
     text: str
@@ -39,33 +40,33 @@ class Broker(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether other machines can reach it."""
+        """Whether other machines can reach the broker."""
         addr = self.config.server.bind_addr
         return bool(addr) and not is_loopback(split_address(addr)[0])
 
 
 class Ground(NamedTuple):
-    """What blipmq.toml is laid over: the device as it is now."""
+    """The base of blipmq.toml: the present state of the device."""
 
     profile: str
     profile_text: str
     has_keys: bool
     keys_file: str
-    log_directory: str  # "" where there is no data partition to write to
+    log_directory: str  # "" without a writable data partition
 
     @classmethod
     def of(cls, paths: Paths, has_keys: bool) -> Ground:
         name = next((name for most, name in PROFILES if paths.memory_bytes <= most), LARGEST)
         try:
             text = read_text(paths.profiles / f"{name}.toml")
-        except ConfigError:  # an image without profiles: the broker's own defaults
+        except ConfigError:  # an image without profiles uses the broker's own defaults
             name, text = "the defaults", ""
         log = str(paths.data / "blipmq/wal") if paths.mounted(paths.data) == "rw" else ""
         return cls(name, text, has_keys, str(paths.broker_keys), log)
 
 
 def read_broker(text: str, name: str, ground: Ground) -> Broker:
-    """The settings in `text`, which messages call `name`, as this device runs them. Raises `ConfigError`."""
+    """The settings in `text`, called `name` in messages, as this device runs them. Raises `ConfigError`."""
     table = parse_toml(text, name)
     _refuse_decided(table, Lines(text), name)
     wants_anyone = _value(table, "auth.allow_anonymous") is True
@@ -115,5 +116,5 @@ def _toml(settings: dict[str, Any]) -> str:
 
 
 def _literal(value: Any) -> str:
-    """JSON's literals are TOML's, but for DEL."""
+    """JSON literals are TOML literals, except for DEL."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False).replace("\x7f", "\\u007f")

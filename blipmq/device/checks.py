@@ -1,7 +1,7 @@
-"""Whether a text will do as a host name, an address, a public key …: one function for each kind.
+"""Checks of host names, addresses, public keys …: one function for each kind.
 
-Invariant: each takes a text that is not empty and raises ValueError, with a phrase that says what would do. What passes holds no
-line end and no control character, so it can be written into the configuration file of another program.
+Invariant: each takes a text that is not empty and raises ValueError with a phrase that says what is allowed. An
+accepted text has no line end and no control character, so it can be written into another program's configuration file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Time on a machine whose clock stands still, or starts in 1970, when the power is off.
+"""The time on a machine whose clock stops, or restarts in 1970, when the power is off.
 
-Invariant: after `restore` the clock shows at least the date of the image, and at least the last time written down; it is never
-set back here. A time server has the last word, in either direction.
+Invariant: after `restore` the clock is at least at the date of the image and at the last saved time. It is never set
+back here. A time server may later set it in either direction.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from blipmq.device.atomic_write import write_file
 from blipmq.device.paths import Paths
 from blipmq.device.system import System
 
-# A time that lies so far behind the image's date was wrong when it was written down, and would stay.
+# A saved time this far after the image's date was wrong when it was saved, and would stay wrong.
 YEARS_MAX_SECONDS = 20 * 365 * 86400
 
 
 def build_time(paths: Paths) -> float:
-    """The date of the image, seconds since 1970; 0 if it does not tell."""
+    """The date of the image, in seconds since 1970; 0 if unknown."""
     for path in ("usr/lib/clock-epoch", "usr/lib/os-release"):
         try:
             return os.stat(paths.root / path).st_mtime
@@ -27,7 +27,7 @@ def build_time(paths: Paths) -> float:
 
 
 def floor(paths: Paths) -> float:
-    """No earlier than this."""
+    """The earliest possible present time, in seconds since 1970."""
     built = build_time(paths)
     saved = paths.text("data/device/clock")
     seconds = int(saved) if saved.isascii() and saved.isdigit() and len(saved) < 12 else 0
@@ -35,7 +35,7 @@ def floor(paths: Paths) -> float:
 
 
 def restore(paths: Paths, system: System) -> bool:
-    """Set the clock to the floor if it is behind; whether it was. Raises OSError."""
+    """Set the clock to the floor if it is behind. Returns True if it was. Raises OSError."""
     least = floor(paths)
     if system.now() >= least:
         return False
@@ -44,7 +44,7 @@ def restore(paths: Paths, system: System) -> bool:
 
 
 def save(paths: Paths, system: System) -> bool:
-    """Write the time down, unless it is one that cannot be true; whether it was written. Raises OSError."""
+    """Save the time, unless it is before the floor. Returns True if it was saved. Raises OSError."""
     now = system.now()
     if now < floor(paths):
         return False

@@ -1,6 +1,7 @@
-"""The `blipmq-device` command, which an appliance's units call, and a technician who has logged in.
+"""The `blipmq-device` command, called by an appliance's units and by a technician who has logged in.
 
-Invariant: what goes wrong is one message on standard error and an exit status; 0 done, 1 not well, 2 usage, 78 settings refused.
+Invariant: each error is one message on standard error and an exit status: 0 done, 1 not healthy, 2 usage, 78 settings
+refused.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Imported where they are used, because most runs use little and a slow board waits for each.
+# Imported where they are used, because most runs need few of them and imports are slow on a small board.
 
 
 def _apply(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
@@ -78,8 +79,8 @@ def _apply(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device.report import readable
 
     result = apply(paths, system, arguments.boot)
-    # At boot the rest of the system must start whatever the files hold, and whether or not anybody reads this; the status
-    # tells what is wrong.
+    # At boot the rest of the system must start whatever the files contain, and even if nothing reads this output; the
+    # status has the problems.
     with contextlib.suppress(*((StreamError, BrokenPipeError) if arguments.boot else ())):
         for sentence in (*result.problems, *result.notes):
             print_out(readable(sentence))
@@ -103,7 +104,7 @@ def _refresh(paths: Paths, system: System, arguments: argparse.Namespace) -> int
     console.show(paths, found)
     try:
         report.write(paths, system, found)
-    except OSError as error:  # the consoles say that the settings partition is not there
+    except OSError as error:  # the consoles report that the settings partition is missing
         say(f"blipmq-device: {paths.status} cannot be written: {error.strerror}")
     return 0
 

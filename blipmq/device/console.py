@@ -1,6 +1,6 @@
-"""A few lines on every console of the device: what it is, where it is, how it is. There is nothing to log in to.
+"""A few lines on every console of the device: its name, address and state. The consoles have no login.
 
-Invariant: written when they differ from what stands there, and never waited for: a serial line that takes nothing loses them.
+Invariant: written only when they change, and without waiting: a blocked serial line loses them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def banner(report: Report) -> str:
 
 
 def show(paths: Paths, report: Report) -> bool:
-    """Put the banner on all consoles if it has changed; whether it has. Raises OSError."""
+    """Write the banner to all consoles if it has changed. Returns True if it has. Raises OSError."""
     text = banner(report)
     if not write_file(paths.banner, text):
         return False

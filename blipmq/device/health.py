@@ -1,7 +1,7 @@
-"""Whether this slot is good: its broker is ready and has passed its own test.
+"""Whether this slot is good: its broker is ready and has passed the self-test.
 
-Invariant: a slot is marked good only after a message went through its broker. A slot on trial must do all that a device can
-do; one that was good before is not left because its medium fails, for the other slot would fare no better on it.
+Invariant: a slot is marked good only after a message went through its broker. A slot on trial must pass all tests of
+this device. A slot that was good before stays good if its medium fails, because the other slot has the same medium.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PAUSE_SECONDS = 2.0
 
 
 def running_config(paths: Paths) -> Config:
-    """What the broker was started with. Raises ConfigError."""
+    """The configuration that the broker was started with. Raises ConfigError."""
     return config_reader.load(paths.broker_settings, {}).config
 
 
 def is_on_trial(paths: Paths) -> bool:
-    """Whether this version in this slot has never been good."""
+    """Whether this version in this slot has not been marked good yet."""
     return bool(paths.slot) and paths.text("boot/blipmq/system/good-slot") != _mark(paths)
 
 
@@ -41,7 +41,8 @@ def become_healthy(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """Test until the test passes, then mark the slot good. Returns what went wrong, "" if nothing did."""
+    """Test until the test passes or the time is over, then mark the slot good. Returns the problem, "" if there is
+    none."""
     deadline = clock() + patience_s
     while True:
         why = test(paths, is_on_trial(paths))
@@ -54,7 +55,8 @@ def become_healthy(
 
 
 def test(paths: Paths, strictly: bool) -> str:
-    """One test; what went wrong. `strictly`: with all that this device should be able to do."""
+    """Run one test and return the problem, "" if there is none. `strictly`: require everything that this device should
+    support."""
     if strictly and (paths.mounted(paths.data) != "rw" or not read_result(paths).has_data):
         return "the data partition cannot be written to, or was not there when the settings were applied"
     try:

@@ -1,7 +1,8 @@
-"""The keys that device.toml asks for: made once, told once, revoked when they are asked for no more.
+"""The keys that device.toml asks for: created once, shown once, revoked when they are removed from it.
 
-Invariant: a key that was made is on the settings partition before the broker knows it, so no cut loses one; and a key is changed
-only if its table in device.toml was. The device has one of its own, for its self-test, with rights to nothing else.
+Invariant: a created key is on the settings partition before the broker accepts it, so that a power cut loses none. A
+key changes only if its table in device.toml changes. The device has its own key for the self-test, without any other
+rights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ whoever holds the card can read it. They are not written down anywhere else.
 
 
 class Store(Protocol):
-    """Where the broker finds its keys."""
+    """The store of the broker's keys."""
 
     def names(self) -> list[str]: ...
 
@@ -49,7 +50,7 @@ class KeyFile:
         return f"<KeyFile {self._path}>"
 
     def names(self) -> list[str]:
-        """Raises ConfigError if the file is there and is none."""
+        """The names of the keys. Raises ConfigError if the file exists and is invalid."""
         return list(dict.fromkeys(key.name for key in keys.list_keys(self._path))) if self._path.exists() else []
 
     def add(self, name: str, allow: Iterable[str], key: str) -> None:
@@ -60,14 +61,14 @@ class KeyFile:
 
 
 class Keys(NamedTuple):
-    """What came of it: the keys clients can use now, by name, and what went wrong."""
+    """The result: the keys that clients can use now, by name, and the problems."""
 
     names: list[str]
     problems: list[str]
 
 
 def apply_keys(paths: Paths, wanted: Sequence[BrokerKey], store: Store) -> Keys:
-    """Make the store hold what is `wanted`, beside the keys that a person added by hand."""
+    """Make the store hold the `wanted` keys, in addition to keys that a person added."""
     made = _Made(paths)
     problems: list[str] = []
     try:
@@ -87,12 +88,12 @@ def apply_keys(paths: Paths, wanted: Sequence[BrokerKey], store: Store) -> Keys:
 
 
 def own_key(paths: Paths) -> str:
-    """The key the device tests its broker with; "" if it needs none."""
+    """The key with which the device tests its broker; "" if it needs none."""
     return paths.text("data/device/own-key")
 
 
 class _Made:
-    """What was made of which table of device.toml, remembered as a hash of the table."""
+    """The keys created so far, each with a hash of its table in device.toml."""
 
     def __init__(self, paths: Paths) -> None:
         self._path = paths.made_keys
@@ -154,7 +155,7 @@ def _tell(paths: Paths, name: str, text: str) -> None:
 
 
 def _have_own(paths: Paths, needed: bool, store: Store) -> None:
-    """A broker with keys asks everyone for one, this device too."""
+    """Give the device its own key, because a broker with keys requires one from every client."""
     is_there = OWN_KEY_NAME in store.names()
     if is_there and (not needed or not own_key(paths)):
         store.revoke(OWN_KEY_NAME)

@@ -1,7 +1,7 @@
-"""Which of three texts of a settings file is in effect: the one a technician left, the last one that was good, or none.
+"""Chooses the text of a settings file: the technician's, the last good one, or the defaults.
 
-Invariant: what is chosen has been checked as a whole just now, by the version that runs. A file that is not good changes nothing,
-and one that has gone missing does not either: a card that lost a file must not turn a device into one with another address.
+Invariant: the running version has just checked the whole chosen text. An invalid file changes nothing, and neither does
+a missing one: a card that lost a file must not change the device's address.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LastKnownGood(Generic[T]):
-    """What is in effect. `origin`: "file", "kept" or "default"; `problems`: why not the file, a line each."""
+    """The settings in effect. `origin`: "file", "kept" or "default"; `problems`: why the file is not used, a line each."""
 
     value: T
     origin: str
@@ -30,7 +30,8 @@ class LastKnownGood(Generic[T]):
 def choose(
     name: str, folder: Path, kept: Path, check: Callable[[str, str], T], default: T, keep: bool = True
 ) -> LastKnownGood[T]:
-    """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`; a good one is kept in `kept`, if `keep`."""
+    """Check `folder`/`name` with `check(text, name)`, which raises `ConfigError`. With `keep` a valid text is stored in
+    `kept`."""
     problems: list[str] = []
     try:
         text = _read(folder / name, name)
@@ -59,7 +60,7 @@ def _fall_back(
 
 
 def _sentences(error: ConfigError, beginning: str) -> list[str]:
-    """One problem each; what to do about it may have stood on a line of its own."""
+    """One sentence for each problem; a line with its remedy is joined to it."""
     sentences: list[str] = []
     for line in str(error).splitlines():
         if sentences and not line.startswith(beginning):
@@ -70,7 +71,7 @@ def _sentences(error: ConfigError, beginning: str) -> list[str]:
 
 
 def _read(path: Path, name: str) -> str | None:
-    """The text of a file, None if there is none. Raises `ConfigError` that calls it `name`."""
+    """The text of a file, None if it does not exist. Raises `ConfigError` that calls it `name`."""
     if not path.exists():
         return None
     try:

@@ -1,6 +1,7 @@
-"""The board's light: steady when all is well, blinking when something is not.
+"""The board's LED: on when all is well, blinking when the device is degraded.
 
-Invariant: a board without a light, or with one that will not be set, is no error; nothing is written that is so already.
+Invariant: a board without an LED, or with one that cannot be set, is not an error; a value is written only if it
+changes.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from pathlib import Path
 
 from blipmq.device.paths import Paths
 
-# The activity light is green and a person's to give a meaning; the one for power says something else already.
+# The activity LED is green and free to use; the power LED already has a meaning.
 NAMES = ("blipmq", "ACT", "led0", "green:status", "status")
 BLINK_MS = 250
 
 
 def show(paths: Paths, degraded: bool) -> str:
-    """Set the light; its name, "" if there is none."""
+    """Set the LED. Returns its name, "" if there is none."""
     for name in NAMES:
         light = paths.leds / name
         if (light / "brightness").exists():

@@ -1,6 +1,6 @@
-"""What networkd, wpa_supplicant and timesyncd read, from the settings of the device.
+"""The files of networkd, wpa_supplicant and timesyncd, generated from the device's settings.
 
-Invariant: pure text from settings that have been checked; no value holds a line end, so none can begin a line of its own.
+Invariant: pure text from checked settings. No value has a line end, so none can start a line of its own.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from blipmq.device.settings import Device, Network
 
 HEAD = "# Written by blipmq-device from device.toml; what is changed here is lost at the next start.\n"
 WIRED, WIFI = "10-blipmq-wired.network", "20-blipmq-wifi.network"
-# With both, the cable is taken first.
+# If both are connected, the wired network is preferred.
 WIFI_METRIC = 600
 
 
 def network_files(device: Device) -> dict[str, str]:
-    """By name, the files for networkd. One that is not in it should not be there."""
+    """The files for networkd, by name. Files not in the result should be removed."""
     network, dhcp = device.network, Network()
     files = {WIRED: _network("Type=ether\nKind=!*", network if network.interface == "wired" else dhcp)}
     if device.wifi.ssid:
@@ -43,7 +43,7 @@ def wifi_file(device: Device) -> str:
     wifi = device.wifi
     if not wifi.ssid:
         return ""
-    # The name as hexadecimal digits, which need no quoting. A passphrase in quotes ends at the line's last quote.
+    # The ssid in hexadecimal, which needs no quoting. A passphrase in quotes ends at the last quote of its line.
     lines = [f"country={wifi.country}", "update_config=0", "p2p_disabled=1", "", "network={"]
     lines += [f"    ssid={wifi.ssid.encode().hex()}", "    scan_ssid=1"]
     if wifi.passphrase:
@@ -61,5 +61,5 @@ def time_file(device: Device) -> str:
 
 
 def ssh_file(device: Device) -> str:
-    """The keys that sshd lets in; "": it does not run."""
+    """The authorized keys of sshd; "": sshd does not run."""
     return "".join(f"{key}\n" for key in device.ssh.authorized_keys)

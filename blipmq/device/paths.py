@@ -1,6 +1,6 @@
-"""Where things are on an appliance, all below one root, so that tests need no device.
+"""The paths of an appliance, all below one root, so that tests need no device.
 
-Invariant: no other module writes down a path of the system, and none of these is made here.
+Invariant: no other module contains a path of the system. No file or folder is created here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 
 class Paths:
-    """Paths below `root`. `boot` is the FAT partition a technician sees, `data` the partition that lasts, `run` is memory."""
+    """Paths below `root`. `boot` is the FAT partition that a technician sees, `data` the persistent partition, `run` is
+    in memory."""
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
         self.root = Path(root)
@@ -53,24 +54,24 @@ class Paths:
 
     @property
     def slot(self) -> str:
-        """The slot this system was started from, "A" or "B"; "" if it was not started from one."""
+        """The slot that this system was started from, "A" or "B"; "" without slots."""
         found = re.search(r"\brauc\.slot=(\S+)", self.text("proc/cmdline"))
         return found[1] if found else ""
 
     @property
     def image_version(self) -> str:
-        """The version of the image; "" on a system that is none."""
+        """The version of the image; "" without an image."""
         found = re.search(r'^IMAGE_VERSION="?([^"\n]*)"?$', self.text("usr/lib/os-release"), re.MULTILINE)
         return found[1] if found else ""
 
     @property
     def memory_bytes(self) -> int:
-        """MemTotal; 0 if the kernel does not tell."""
+        """MemTotal in bytes; 0 if unknown."""
         found = re.search(r"^MemTotal:\s+(\d+) kB", self.text("proc/meminfo"), re.MULTILINE)
         return int(found[1]) << 10 if found else 0
 
     def mounted(self, path: Path) -> str:
-        """How a partition is mounted: "rw", "ro" or "" for not at all."""
+        """The mount state of a partition: "rw", "ro" or "" for not mounted."""
         wanted = "/" + str(path.relative_to(self.root))
         state = ""
         for line in self.text("proc/mounts").splitlines():

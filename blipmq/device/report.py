@@ -1,7 +1,7 @@
-"""How this device is, for a person: the status file on the settings partition, and what `blipmq-device status` prints.
+"""The state of the device as text: the status file on the settings partition, and the output of `blipmq-device status`.
 
-Invariant: everything that is not as its owner wanted it is in here, in a sentence that says what to do. The file is written when
-something has changed that a person would want to know, not because time has passed: cards wear out.
+Invariant: each deviation from the wanted state is reported, in a sentence that says what to do. The file is written
+when a relevant fact has changed, not periodically, because cards wear out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from blipmq.device.system import System
 from blipmq.version import __version__
 
 DISK_FULL = 0.95
-# Older than this it is written again, so that a file on a card tells when the device last worked.
+# An older file is written again, so that it shows when the device last worked.
 STALE_SECONDS = 86400.0
 ORIGINS = {
     "file": "in effect",
@@ -36,7 +36,8 @@ REFUSED = "NOT in effect, see below; the defaults are"
 
 @dataclass(frozen=True)
 class Report:
-    """One look at the device. `problems` make it degraded, `notes` do not; `moving` are lines that change all the time."""
+    """The state of the device at one time. `problems` make it degraded, `notes` do not; `moving` are lines that change
+    often."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -49,7 +50,7 @@ class Report:
 
     @property
     def text(self) -> str:
-        """All of it, for a person."""
+        """The whole report as text."""
         width = max(len(name) for name, _ in (*self.facts, *self.moving)) + 2
         lines = [f"{name + ':':<{width}}{value}" for name, value in (("State", self.state), *self.facts, *self.moving)]
         for title, sentences in (("What is wrong", self.problems), ("Good to know", self.notes)):
@@ -59,12 +60,12 @@ class Report:
 
     @property
     def still(self) -> str:
-        """What of it is worth a new file."""
+        """The part whose change requires a new file."""
         return "\n".join([self.state, *self.problems, *self.notes, *(value for _, value in self.facts)])
 
 
 def look(paths: Paths, system: System) -> Report:
-    """Gather it all. Raises nothing that a device may do."""
+    """Collect the report. Raises nothing for any state of the device."""
     result = read_result(paths)
     said = ask(result.metrics_addr, result.bind_addr) if result.bind_addr else Answer("silent")
     reset = paths.text("run/blipmq-device/factory-reset")
@@ -93,7 +94,7 @@ def look(paths: Paths, system: System) -> Report:
 
 
 def write(paths: Paths, system: System, report: Report) -> bool:
-    """Bring the status file up to date; whether it had to be written. Raises OSError."""
+    """Update the status file. Returns True if it was written. Raises OSError."""
     mark = paths.run / "status"
     try:
         fresh = system.now() - os.stat(paths.status).st_mtime < STALE_SECONDS and mark.read_text() == report.still
@@ -109,7 +110,7 @@ def write(paths: Paths, system: System, report: Report) -> bool:
 
 
 def readable(problem: str) -> str:
-    """`device.toml:3: …` as a person reads it who has the file open in an editor."""
+    """`device.toml:3: …` in the form for a person with an editor: `device.toml, line 3: …`."""
     return re.sub(r"^([^:\n]*\.toml[^:\n]*):(\d+): ", r"\1, line \2: ", problem)
 
 
@@ -162,7 +163,7 @@ def _health_problems(paths: Paths) -> list[str]:
 
 
 def _disk(paths: Paths) -> tuple[str, bool]:
-    """The data partition in words, and whether it is nearly full."""
+    """The data partition as text, and whether it is nearly full."""
     if not paths.mounted(paths.data):
         return "no data partition", False
     try:

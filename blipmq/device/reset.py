@@ -1,7 +1,7 @@
-"""Factory reset: a file `factory-reset` on the settings partition, and the data partition is made anew.
+"""Factory reset: a file `factory-reset` on the settings partition requests a new, empty data partition.
 
-Invariant: the file goes away after the partition has been made and not before, so a reset that was cut short is done again at the
-next start. It runs before anything has opened the data partition.
+Invariant: the file is removed only after the partition has been created, so an interrupted reset is repeated at the
+next start. It runs before any program opens the data partition.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ ERASE_SECONDS, MAKE_SECONDS = 120.0, 240.0
 
 
 class ResetFailed(BlipMQError):
-    """The data partition could not be made anew. The file that asked for it is still there."""
+    """The data partition could not be created. The file that requested it is still there."""
 
 
 def wanted(paths: Paths) -> list[Path]:
-    """The files that ask for a reset: `factory-reset`, or with an ending that a computer gave it (factory-reset.txt)."""
+    """The files that request a reset: `factory-reset`, also with an extension that a computer added
+    (factory-reset.txt)."""
     try:
         return [
             path for path in sorted(paths.boot.iterdir()) if path.stem.lower() == "factory-reset" and path.is_file()
@@ -33,13 +34,14 @@ def wanted(paths: Paths) -> list[Path]:
 
 
 def carry_out(paths: Paths, system: System) -> bool:
-    """Do it if a file asks for it; whether one did. Raises `ResetFailed`."""
+    """Carry out a reset if a file requests it. Returns True if one did. Raises `ResetFailed`."""
     asking = wanted(paths)
     if not asking:
         return False
     if paths.mounted(paths.data):
         raise ResetFailed("The data partition is in use. Restart the device: a reset is done before it is opened.")
-    system.run("blkdiscard", "--force", DEVICE, seconds=ERASE_SECONDS)  # erases where the medium can; many cannot
+    # erases the medium if it supports that; many do not
+    system.run("blkdiscard", "--force", DEVICE, seconds=ERASE_SECONDS)
     made = system.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "1", DEVICE, seconds=MAKE_SECONDS)
     if made.status:
         why = made.output.strip().splitlines()[-1:] or ["no reason given"]
@@ -47,7 +49,7 @@ def carry_out(paths: Paths, system: System) -> bool:
         raise ResetFailed(
             f"The data partition could not be made anew: {why[0]}. The medium may be at its end; try another."
         )
-    for path in [*asking, paths.new_keys]:  # the keys in that file are no longer any broker's
+    for path in [*asking, paths.new_keys]:  # the keys in that file are no longer valid
         remove_file(path)
     write_file(paths.reset_note, "done\n")
     return True

@@ -1,6 +1,6 @@
-"""What `apply` made of the settings, kept for `status`, which comes later and again and again.
+"""The result of `apply`, stored for `status`, which runs later and repeatedly.
 
-Invariant: a file that is not there, or not of this version, reads as a result that says so.
+Invariant: a missing file, or one of another version, is read as NOT_APPLIED.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from blipmq.device.paths import Paths
 
 @dataclass(frozen=True)
 class Result:
-    """`problems` make a device degraded; `notes` are things to know. `device` and `broker`: "file", "kept" or "default"."""
+    """`problems` make a device degraded; `notes` are information. `device` and `broker`: "file", "kept" or "default"."""
 
     hostname: str = "blipmq"
     address: str = "dhcp"
@@ -32,7 +32,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def write(self, paths: Paths) -> None:
-        """Raises OSError."""
+        """Store the result. Raises OSError."""
         write_file(paths.result, json.dumps(asdict(self)) + "\n", 0o600)
 
 
@@ -42,7 +42,7 @@ NOT_APPLIED = Result(
 
 
 def read_result(paths: Paths) -> Result:
-    """What `apply` said last."""
+    """The last result of `apply`."""
     try:
         kept = json.loads(paths.text("run/blipmq-device/result.json"))
         values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Publish and subscribe through the broker that runs, as a client would.
+"""Publish and subscribe through the running broker, as a client would.
 
-Invariant: passing means that a message with a payload made for this run came back, over a socket, and with the log on a second
-one of QoS 1 that was on the medium before it was acknowledged.
+Invariant: if it passes, a message with a payload made for this run came back over a socket. With a WAL, so did a second
+one of QoS 1, which was on the medium before it was acknowledged.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def address_of(bind_addr: str) -> str:
-    """Where this machine reaches a broker that listens at `bind_addr`."""
+    """The address at which this machine reaches a broker that listens at `bind_addr`."""
     host, port = split_address(bind_addr)
     return str(Address(ANY.get(host, host), port))
 
 
 def run(config: Config, api_key: str = "", qos1: bool | None = None, timeout_s: float = TIMEOUT_SECONDS) -> None:
-    """Raises `BlipMQError` with what did not work. `qos1`: with QoS 1 too; None: if the broker keeps a log."""
+    """Run the test. Raises `BlipMQError` with the failed step. `qos1`: also test QoS 1; None: if the broker has a WAL."""
     if not config.server.bind_addr:
         raise BlipMQError("The broker listens nowhere (server.bind_addr is empty), so nobody can use it.")
     client = BlockingClient(address_of(config.server.bind_addr), api_key=api_key, reconnect=False, timeout_s=timeout_s)
@@ -40,7 +40,7 @@ def _pass_one(client: BlockingClient, qos: int, timeout_s: float) -> None:
     payload = secrets.token_bytes(16)
     with client.subscribe(OWN_TOPIC, qos=qos) as subscription:
         client.publish(OWN_TOPIC, payload, qos=qos)
-        for _ in range(1000):  # others may publish there
+        for _ in range(1000):  # other clients may publish there
             if bytes(subscription.next(timeout_s).payload) == payload:
                 return
     raise TimedOut(f"The broker took a message of QoS {qos} and did not give it back.")

@@ -1,7 +1,7 @@
-"""device.toml: what a technician may set on a device, each setting declared once.
+"""device.toml: the settings of a device, each declared once.
 
-Invariant: the reader, the reference in docs/APPLIANCE.md and the messages about errors are made from these classes; settings
-never change after they are made, and the defaults are a device that asks DHCP and lets nobody in.
+Invariant: the reader, the reference in docs/APPLIANCE.md and the error messages are generated from these classes.
+Settings never change after they are created. The defaults are a device that uses DHCP and that no one can log in to.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from blipmq.config.schema import Schema, Section, literal, section, tables
-from blipmq.config.schema import key as setting  # one of the settings is called key
+from blipmq.config.schema import key as setting  # because one of the settings is called key
 from blipmq.device import checks
 
 
@@ -75,7 +75,7 @@ class BrokerKey(Section):
 
 
 class Device(Section):
-    """All of device.toml. `Device()` is what an image starts with."""
+    """All settings of device.toml. `Device()` has the defaults of an image."""
 
     hostname: str = setting(
         "blipmq", "The device answers to this name with `.local` behind it.", check=checks.check_hostname
@@ -105,7 +105,7 @@ _BEGIN, _END = "then `make settings`. -->\n\n", "\n<!-- Made up to here. -->"
 
 
 def page_with_reference(page: str) -> str:
-    """docs/APPLIANCE.md with the tables as they are now."""
+    """docs/APPLIANCE.md with the present tables. Raises ValueError if the page has no place for them."""
     head, begin, rest = page.partition(_BEGIN)
     _, end, tail = rest.partition(_END)
     if not begin or not end:

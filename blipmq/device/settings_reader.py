@@ -1,7 +1,7 @@
 """Reads device.toml.
 
-Invariant: what comes out is complete and valid, or one `ConfigError` lists everything that is wrong, each with file and line;
-whatever bytes come in, nothing else is raised. Reading has no side effects.
+Invariant: the result is complete and valid, or one `ConfigError` lists all problems, each with file and line. No input
+raises anything else. Reading has no side effects.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ PROBLEMS_MAX = 50
 
 
 def read_device(text: str, name: str = "device.toml") -> Device:
-    """The settings in `text`; `name` is what messages call the file. Raises `ConfigError`."""
+    """The settings in `text`; messages call the file `name`. Raises `ConfigError`."""
     reading, source = Reading(SCHEMA), Source(name, Lines(text))
     reading.take_table(parse_toml(text, name), source)
     device: Device = reading.build()
-    # How settings go together can be judged only when each is right by itself.
+    # Relations between settings are checked only if each is valid by itself.
     problems = reading.problems or [f"{source.at(place)}: {what}" for place, what in _clashes(device)]
     if problems:
         raise ConfigError("\n".join(problems[:PROBLEMS_MAX]))
@@ -28,7 +28,7 @@ def read_device(text: str, name: str = "device.toml") -> Device:
 
 
 def _clashes(device: Device) -> Iterator[tuple[str, str]]:
-    """Settings that do not go together: where in the file, and what is wrong."""
+    """Yield settings that contradict each other: the place in the file, and the problem."""
     network, wifi = device.network, device.wifi
     if network.address == "dhcp":
         for word, value in (("gateway", network.gateway), ("dns", network.dns)):

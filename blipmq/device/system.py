@@ -1,7 +1,7 @@
-"""What is done to the running system: commands, the host name, the clock.
+"""Changes of the running system: commands, the host name, the clock.
 
-Invariant: everything outside of files goes through here, and a `System` that is not live does none of it: with `--root` a device
-is only a folder.
+Invariant: everything except files goes through this module. A `System` that is not live does nothing: with `--root` a
+device is only a folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OUTPUT_CHARS_MAX = 1 << 20
 
 
 class CommandResult(NamedTuple):
-    """How a command ended, and what it wrote to both of its outputs."""
+    """The exit status of a command, and its two outputs joined."""
 
     status: int
     output: str
@@ -32,7 +32,7 @@ class System:
         return f"System(live={self.live})"
 
     def run(self, *command: str, seconds: float = COMMAND_SECONDS) -> CommandResult:
-        """Run a command to its end. Raises nothing: what cannot be run has status 127, what takes too long 124."""
+        """Run a command to its end. Never raises: status 127 if it cannot be run, 124 after `seconds`."""
         if not self.live:
             return CommandResult(127, "not on a device")
         try:
@@ -46,15 +46,15 @@ class System:
         return CommandResult(done.returncode, done.stdout.decode(errors="replace")[:OUTPUT_CHARS_MAX])
 
     def set_hostname(self, name: str) -> None:
-        """Raises OSError."""
+        """Set the host name. Raises OSError."""
         if self.live:
             socket.sethostname(name)
 
     def now(self) -> float:
-        """Seconds since 1970."""
+        """The present time in seconds since 1970."""
         return time.time()
 
     def set_time(self, seconds: float) -> None:
-        """Raises OSError."""
+        """Set the clock. `seconds`: since 1970. Raises OSError."""
         if self.live:
             time.clock_settime(time.CLOCK_REALTIME, seconds)
