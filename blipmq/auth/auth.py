@@ -64,7 +64,7 @@ class Auth:
 
     @property
     def count(self) -> int:
-        """Keys in effect."""
+        """The number of keys in effect."""
         return len(self._ring) if self._ring is not None else 0
 
     @property

@@ -10,9 +10,9 @@ once with `until` and once without: that is a rotation, and both keys are the sa
 The file stores BLAKE2b of each key, keyed with the file's salt. A generated key has 256 random bits and cannot be
 guessed, so a slow hash would only delay connecting clients. With one salt for the file, one hash and one table look-up
 decide for every presented key, so the time reveals nothing about the stored keys. The salt makes precomputed tables
-useless against keys that a person chose. Invariant: a file is read completely or not at all. Anything unknown, also an
-unknown field, is an error, so that no key gets more rights than intended. A file is replaced atomically, so a reader
-never sees half of one.
+useless against keys that a person chose.
+Invariant: a file is read completely or not at all. Anything unknown, also an unknown field, is an error, so that no key
+gets more rights than intended. A file is replaced atomically, so a reader never sees half of one.
 """
 
 from __future__ import annotations

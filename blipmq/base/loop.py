@@ -2,8 +2,8 @@
 
 A plain broker needs little from its loop, because messages pass only through the core's thread. The loop of the
 standard library is sufficient and starts faster than uvloop. All bytes of TLS pass through the loop, so a broker with
-TLS uses uvloop. Invariant: with TLS configured, all its modules are loaded before the broker is ready, or the start
-fails.
+TLS uses uvloop.
+Invariant: with TLS configured, all its modules are loaded before the broker is ready, or the start fails.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class Broker:
     `config` is a `Config`, nested dicts shaped like the file, the path of a file, or None for the defaults. Unlike the
     command line, an embedded broker reads no environment variables. `server.bind_addr = ""` makes a broker without a
     listener; use `connect` and `publish`. QoS 1 needs the WAL. A broker configured from dicts or without settings has
-    one only if `wal.directory` is given, so that it does not write into the program's working directory. Raises
-    `ConfigError`; at start `AddressInUse`, `LogLocked` and `LogUnusable`.
+    one only if `wal.directory` or `wal.enabled` is set, so that it does not write into the program's working directory.
+    Raises `ConfigError`; at start `AddressInUse`, `LogLocked` and `LogUnusable`.
     """
 
     def __init__(self, config: Settings = None, *, log: Log | None = None) -> None:

@@ -2,7 +2,8 @@
 
 With a WAL, the WAL's ledger has the id. Without one, a small file in `wal.directory` has a number above all used ids.
 It is raised on disk before the ids reach it. The clock gives only a first estimate; a board without a real-time clock
-starts in 1970 each time. Invariant: the file's number is above every id used since it was first written.
+starts in 1970 each time.
+Invariant: the file's number is above every id used since it was first written.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _write_number(directory: str, number: int) -> None:
 
 
 def _noted(directory: str) -> int:
-    """The last message id in the ledger of a WAL that was kept here before it was switched off; 0 if there is none."""
+    """The first message id that is unused according to the ledger of a WAL, which was kept here before it was switched
+    off. 0 if there is none."""
     import zlib  # imported here because a broker with a WAL never needs it
 
     newest, noted = 0, 0

@@ -47,7 +47,7 @@ Report = dict[str, Any]
 
 
 class Status:
-    """Gathers the state of one broker. `clock` gives monotonic seconds; `tick` is called once a second."""
+    """Gathers the state of one broker. `clock` returns monotonic seconds; `tick` is called once a second."""
 
     def __init__(
         self,

@@ -54,9 +54,9 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Make sure that only the broker's user can change the WAL. Removes the write permission of others from files that
-    this user owns, and yields an event to log for each change. Refuses a directory of another user. A missing directory
-    is created closed. Raises `LogUnusable`."""
+    """Make sure that only the broker's user can change the WAL. Removes the write permission of others from the
+    directory and the files that this user owns, and yields the events to log. Refuses a directory of another user that
+    others can write to. A missing directory is not touched; the core creates it closed. Raises `LogUnusable`."""
     if os.name != "posix":
         return
     try:

@@ -4,9 +4,9 @@
 
 Publishers connect, subscribers subscribe, then each publisher sends its share. With --rate, message i is planned for
 start + i/rate. Its latency counts from that time even if it was sent later, so a stall shows in every message that it
-delayed. Topics contain a random name, so that two runs do not see each other. Invariant: it always ends: publishing
-ends at the given time or number; waiting for messages on their way ends after QUIET_S without a message, or after
-DRAIN_S.
+delayed. Topics contain a random name, so that two runs do not see each other.
+Invariant: it always ends: publishing ends at the given time or number; waiting for messages on their way ends after
+QUIET_S without a message, or after DRAIN_S.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
         for message in client.subscribe("site/+/temp"): ...
 
 QoS 1 works as in client.py: a publish returns when the broker has it on disk, and is sent again after a reconnect until
-then. Invariant: publishes are sent in the order of the calls, and at most one window of them is unanswered.
+then.
+Invariant: publishes are sent in the order of the calls, and at most one window of them is unanswered.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ class BlockingClient:
         self._protocol.acknowledge(ids_of(messages))
         self._connection.send()
 
-    # ---- asking ----
+    # ---- requests ----
 
     @locked
     def ping(self) -> float:
@@ -305,7 +306,7 @@ class BlockingClient:
         with self._call_lock.waiting("messages"):
             self._connection.step(self._connection.clock() + timeout_s)
 
-    # ---- ending ----
+    # ---- closing ----
 
     @locked
     def close(self) -> None:

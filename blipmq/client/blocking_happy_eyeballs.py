@@ -34,7 +34,8 @@ def dial(
     candidates: list[Candidate], deadline_s: float, clock: Callable[[], float], tried: Tried
 ) -> tuple[socket.socket, Candidate]:
     """Return the first connection made before `deadline_s`. Removes the failed candidates and the connected one from
-    `candidates`. Raises the error of `tried` if all fail."""
+    `candidates`.
+    Raises the error of `tried` if all fail."""
     waiting, attempts = list(candidates), dict[socket.socket, Candidate]()
     with selectors.DefaultSelector() as selector:
         try:

@@ -2,7 +2,8 @@
 
 QoS 1 messages are acknowledged as in subscription.py: when the reader asks for more or closes the subscription without
 an exception; with auto_ack=False, when ack() is called. An acknowledgement is sent at once, because the next call may
-be long after. Invariant: a message is not acknowledged while its reader may still process it.
+be long after.
+Invariant: a message is not acknowledged while its reader may still process it.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 
 QoS 1: publish(qos=1) returns when the broker has the message on disk. Until then the client keeps it and sends it again
 after a reconnect, so it can arrive twice. A subscription with qos=1 gets each message until it is acknowledged, see
-subscription.py. With a client_id and durable=True the broker keeps messages while the client is away. Invariant:
-publishes are sent in the order of the calls, and at most one window of them is unanswered.
+subscription.py. With a client_id and durable=True the broker keeps messages while the client is away.
+Invariant: publishes are sent in the order of the calls, and at most one window of them is unanswered.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Client:
         self._protocol.acknowledge(ids_of(messages))
         self._connection.schedule_flush()
 
-    # ---- asking ----
+    # ---- requests ----
 
     async def ping(self) -> float:
         """Send PING after everything sent before; returns the seconds until the answer."""
@@ -395,8 +395,8 @@ def connect(
                      ask for a shorter interval. 0: no keep-alive, for a program that blocks the event loop for minutes
         random, sleep  the source of the jitter, and the function that waits
 
-    All addresses of a host are tried, a quarter of a second apart; the first that answers is used. Raises UsageError
-    (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
+    All addresses of a host are tried, a quarter of a second apart; the first that answers is used.
+    Raises UsageError (address), Unreachable, NotTrusted (TLS), NotAllowed, Refused, ProtocolError, TimedOut.
     """
 
     async def opened() -> Client:

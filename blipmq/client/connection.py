@@ -1,11 +1,11 @@
-"""The asyncio connection of a client: one broker, through outages; sending, waiting for answers, holding back.
+"""The asyncio connection of a client to one broker, across reconnects: output, answers, back-pressure.
 
-    Client, Subscription ──calls──►  Connection  ──►  ClientProtocol   what is said
+    Client, Subscription ──calls──►  Connection  ──►  ClientProtocol   the protocol's state
                                          │
-                                        Link, one after the other      bytes, and how they end
+                                    Link, one after the other      bytes, and the end of a connection
 
-Invariant: everything goes out in the order of the calls, gathered: what is sent in one loop turn is one send. Nothing is
-buffered without a limit: a slow network holds publishers back, a slow reader stops the socket from being read.
+Invariant: output is sent in the order of the calls, and all output of one loop turn is one send. No buffer is
+unlimited: a slow network delays publishers, and a slow reader pauses reading from the socket.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SEND_BYTES_MAX = 1 << 20
 
 
 class Link(asyncio.Protocol):
-    """One connection: hands bytes and endings to the Connection that made it."""
+    """One connection: passes bytes and its end to the Connection that created it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -216,7 +216,7 @@ class Connection:
         return opened
 
     async def _use_link(self, link: Link, opener: Opener, deadline_s: float) -> None:
-        """Open the link and say HELLO over it, both before `deadline_s`."""
+        """Open the link and send HELLO over it. Both must end before `deadline_s`."""
         clock = asyncio.get_running_loop().time
         try:
             try:

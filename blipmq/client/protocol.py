@@ -405,7 +405,7 @@ class Published(int):
 
 
 class PublishedCount:
-    """Counts the answers to the publishes of one call."""
+    """Counts the answers to the publishes of one publish_many call."""
 
     def __init__(self) -> None:
         self._sent = self._unrouted = 0

@@ -1,8 +1,9 @@
 """Conversion of other programs' configurations: the part common to all formats.
 
 A reader of one kind of file (`conversion_v1` is one) returns a `Fate` for each of its lines. This module makes the
-fates consistent and writes them as TOML. Invariant: `blipmq check` accepts the result, or `convert` raises; each line
-of the old file has a fate; no fate shows a secret.
+fates consistent and writes them as TOML.
+Invariant: `blipmq check` accepts the result, or `convert` raises; each line of the old file has a fate; no fate shows a
+secret.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ COMPUTED = (
         low=1,
         reload=True,
     ),
-    _of_key(KEYS["queues.topic_capacity"], "run_messages")._replace(low=0),  # 0: as many as a flush takes
+    _of_key(KEYS["queues.topic_capacity"], "run_messages")._replace(low=0),  # 0: as many as one flush sends
     Field(
         "io_cpu",
         "The I/O thread stays on this processor; -1: where the system puts it.",

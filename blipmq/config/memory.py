@@ -192,7 +192,7 @@ def size(count: int) -> str:
 
 
 def table(config: Config) -> str:
-    """The sum as `blipmq check` prints it."""
+    """The sum in the format of `blipmq check`."""
     total = memory_of(config)
     bound = (
         f"limits.memory_bytes = {size(total.budget)}, and the connections"

@@ -1,7 +1,8 @@
 """device.toml: the settings of a device, each declared once.
 
 Invariant: the reader, the reference in docs/APPLIANCE.md and the error messages are generated from these classes.
-Settings never change after they are created. The defaults are a device that uses DHCP and that no one can log in to.
+Settings never change after they are created. The defaults are a device that uses DHCP and that no other machine can
+access.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a core and its WAL are made with.
+"""The settings of a core and its WAL as C structs.
 
-Invariant: each class has the fields of a struct of native/api/settings.h, by the same names and in the same units: both are made
-from blipmq/config/core_settings.py.
+Invariant: each class has the fields of a struct of native/api/settings.h, with the same names and units: both are
+generated from blipmq/config/core_settings.py.
 """
 
 from __future__ import annotations

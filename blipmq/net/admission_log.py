@@ -24,7 +24,7 @@ REFUSED = {
 
 
 class AdmissionLog:
-    """Watches the core's counters. `clock` gives monotonic seconds."""
+    """Watches the core's counters. `clock` returns monotonic seconds."""
 
     def __init__(self, log: Log, clock: Callable[[], float]) -> None:
         self._log = log

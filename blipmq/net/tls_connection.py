@@ -163,7 +163,8 @@ class TlsConnection(asyncio.BufferedProtocol):
             if self._state == "handshake":
                 self.abort()
             return
-        with contextlib.suppress(OSError, ValueError):  # the client's close_notify is missing, which is not waited for
+        # unwrap fails because the client's close_notify has not arrived; it is not waited for
+        with contextlib.suppress(OSError, ValueError):
             self._tls.unwrap()
         self._send()
         self._wind_up(CLOSING_SECONDS)

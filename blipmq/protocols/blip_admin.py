@@ -25,7 +25,7 @@ TEXT_CHARS_MAX = 1024
 
 
 class Operators:
-    """Answers ADMIN."""
+    """Answers the ADMIN requests of clients."""
 
     def __init__(self, core: Core, auth: Auth, ends: SessionEnds) -> None:
         self._core = core

@@ -1,9 +1,10 @@
 """The broker as a process: descriptors, signals, start and stop.
 
 Invariant: the first SIGTERM or SIGINT stops it in order with status 0; a second one ends it at once with 128 + its
-number. SIGHUP reads the configuration again; an invalid one changes nothing. Exit statuses: 0 stopped by a signal, 1
-the core failed, 66 a file of [tls] cannot be used, 69 the address is in use, 71 a system call failed when the WAL was
-opened, 77 not allowed to listen there, 78 the configuration is invalid or needs more than the system allows.
+number. SIGHUP reads the configuration again; an invalid one changes nothing.
+Exit statuses: 0 stopped by a signal, 1 the core failed, 66 a file of [tls] cannot be used, 69 the address is in use, 71
+a system call failed when the WAL was opened, 77 not allowed to listen there, 78 the configuration is invalid or needs
+more than the system allows.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Process:
         return f"<Process ending={self._end.is_set()} {self._broker!r}>"
 
     async def serve(self, metrics_by_default: bool) -> int:
-        """Start, wait for the end, stop."""
+        """Start, wait for a signal, stop."""
         self._take_signals(asyncio.get_running_loop())
         admin = await self._start_admin(self._broker.config.metrics.bind_addr, metrics_by_default)
         try:

@@ -5,8 +5,8 @@
     vtable          u16 its size, u16 the table's size, then per slot u16: the field's position in the table, 0 if absent
     vector          u32 length, bytes; a NUL after a string
 
-Source: https://flatbuffers.dev/internals/ Invariant: each offset, length and string of a body is used only after it is
-shown to lie inside that body.
+Source: https://flatbuffers.dev/internals/
+Invariant: each offset, length and string of a body is used only after it is shown to lie inside that body.
 """
 
 from __future__ import annotations
