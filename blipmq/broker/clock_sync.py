@@ -2,7 +2,7 @@
 synchronized.
 
 The core measures the age of stored messages on its own time line (broker/timeline.h). It has to know how long the
-broker was stopped. Only the system can tell: the boot is the same, or the wall clock was correct before and is correct
+broker was stopped. Only the system knows: the boot is the same, or the wall clock was correct before and is correct
 now.
 Invariant: the core is told before it starts, and afterwards only of changes.
 """

@@ -310,7 +310,7 @@ class Connection:
         self.protocol.lost(error)
         self._progress.set()
         if not was_welcomed:
-            return  # _open_link waits for the answer to HELLO and has been told
+            return  # _open_link waits for the answer to HELLO and gets this error
         if not self.reconnects or error.code in FINAL_CODES:
             self._finish(error)
         else:

@@ -324,7 +324,8 @@ class ClientProtocol:
         return request
 
     def _subscribe_again(self) -> None:
-        """Subscribe to every filter again on a new connection. If one is refused now, its readers get the error."""
+        """Subscribe to every filter again on a new connection. If the broker refuses one now, its readers get the
+        error."""
         for filter_, group in list(self._inboxes.items()):
             request = self._send_subscribe(group[0])
 

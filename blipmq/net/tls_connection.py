@@ -33,7 +33,8 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Host(Protocol):
-    """The listener. All connections share one pair of buffers, because each is used within one call only."""
+    """The listener, as its connections see it. All connections share one pair of buffers, because each is used within
+    one call only."""
 
     ciphertext: memoryview
     plaintext: memoryview
