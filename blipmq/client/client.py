@@ -383,7 +383,8 @@ def connect(
 
         address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
         tls          True: TLS with the system's certificate authorities; a path: TLS with the authorities in this PEM file; or an
-                     ssl.SSLContext. The broker's certificate must be for the host in the address. False: no TLS
+                     ssl.SSLContext. The broker's certificate must be for the host in the address. False: no TLS; None: as the
+                     address says
         client_id    this client's durable name; needed for durable subscriptions
         wait         for the first connection. True: without a limit; a number: that many seconds; False: one attempt. A wrong
                      key, a wrong certificate or another protocol is raised at once in every case
