@@ -42,8 +42,8 @@ _TEXTS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "u
 def read_certificate(der: bytes) -> Certificate:
     """Subject and dates of an X.509 certificate in DER (RFC 5280). Raises ValueError for anything else.
 
-            Certificate ::= SEQUENCE { SEQUENCE { [0] version OPTIONAL, serial, algorithm, issuer,
-                                                  SEQUENCE { notBefore, notAfter }, subject, ... } ... }
+        Certificate ::= SEQUENCE { SEQUENCE { [0] version OPTIONAL, serial, algorithm, issuer,
+                                              SEQUENCE { notBefore, notAfter }, subject, ... } ... }
 
     The ssl module gives these only for a peer's certificate, not for its own.
     """
