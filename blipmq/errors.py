@@ -20,7 +20,7 @@ INTERNAL = 500
 NOT_NOW = 503
 
 CLOSING_CODES = frozenset({NOT_AUTHENTICATED, TOO_LARGE, PROTOCOL_VERSION})
-"""Codes after which the broker closes the connection (as it does after a frame that cannot be verified)."""
+"""Codes after which the broker closes the connection, as it does after a frame that does not verify."""
 
 _ADVICE = {
     BAD_REQUEST: "The request breaks a rule of the protocol; check topic, filter and QoS.",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blipmq.auth.keys import Key, Keyring, Plain
 
 CHECK_SECONDS = 0.5
-"""How often the key file is looked at: what changed there is in effect within a second."""
+"""The interval of checking the key file, in seconds: a change takes effect within a second."""
 
 Signature = tuple[int, ...]
 _NEVER: Signature = (-1,)

@@ -43,9 +43,9 @@ NAME_CHARS_MAX = 64
 ADMIN = "admin"
 KEY_BYTES_MIN, KEY_BYTES_MAX = API_KEY_BYTES_MIN, API_KEY_BYTES_MAX
 PREFIX = "bq_"
-"""Begins a generated key, so that people, and programs that look for leaked secrets, know one when they see it."""
+"""The prefix of a generated key, so that people and secret scanners recognize one."""
 PLAIN_NAME = "auth.api_keys"
-"""What keys that stand in the configuration are called, with their place: `auth.api_keys[0]`."""
+"""The name of keys written in the configuration, followed by their index: `auth.api_keys[0]`."""
 
 SALT_BYTES = 32
 _FIELDS = {"name", "hash", "created", "allow", "until"}

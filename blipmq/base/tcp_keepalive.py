@@ -15,9 +15,9 @@ import struct
 from typing import Any
 
 LOOKS = 4
-"""At a connection whose output is not acknowledged, in each interval."""
+"""Checks in each interval of a connection whose output is not acknowledged."""
 LOST_MS = 60_000
-"""Within this a client notices that its broker is gone; `server.keepalive_ms` is the broker's."""
+"""The time in which a client detects that its broker has vanished; the broker uses `server.keepalive_ms`."""
 _LOST = frozenset(
     getattr(errno, name)
     for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN", "ENETDOWN")

@@ -16,8 +16,8 @@ from blipmq.errors import UsageError, WrongType
 T = TypeVar("T")
 
 API_KEY_BYTES_MIN, API_KEY_BYTES_MAX = 16, 512
-"""The least a new key has, and the most any has. With the client id and the table, HELLO stays below the 1 KiB that a broker
-reads before it knows a client."""
+"""The minimum for a new key, and the maximum for any. With the client id and the table, HELLO stays below the 1 KiB
+that a broker reads from a client before it admits it."""
 
 _SHOWN_MAX = 60
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from blipmq.native.clock import Clock, read_clock
 
 STEP_MS = 1000
-"""The wall clock was set if it has moved by more against the clock of the boot."""
+"""The wall clock was set if it has moved by more than this against the clock of the boot."""
 # systemd-timesyncd creates this file when a time server has answered. A service that cannot read the kernel's flag
 # (ProtectClock=yes) can still see the file.
 TIMESYNC_FILE = "/run/systemd/timesync/synchronized"

@@ -53,7 +53,7 @@ class Screen:
         self._prompting = False
         self._silent = False
         self.status = 0
-        """The exit status of an output that failed."""
+        """The exit status of a failed output."""
 
     def read_line(self, read: Callable[[str], str]) -> str:
         """Show the prompt and read a line. Raises EOFError and KeyboardInterrupt as input() does."""

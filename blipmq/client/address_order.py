@@ -14,7 +14,7 @@ from blipmq.client.address import Address, unreachable
 from blipmq.errors import BlipMQError, Disconnected, NotTrusted, ProtocolError, TimedOut, Unreachable
 
 ATTEMPT_DELAY_S = 0.25
-"""How long one address is tried alone before the next one is tried beside it."""
+"""The head start of one address before the next one is tried in parallel."""
 CANDIDATES_MAX = 16
 
 # Errors after which another address of the same host may succeed, the most informative first. Refusals by a broker are

@@ -38,7 +38,7 @@ from blipmq.wire.frames import Message, Reply
 Payload = bytes | bytearray | memoryview | str
 
 GATHER_BYTES = 64 << 10
-"""Publishes of one loop turn are gathered up to this size, then sent without waiting for the turn to end."""
+"""Publishes of one loop turn are gathered up to this size, then sent before the turn ends."""
 PUBLISH_MANY_CHUNK = 256
 KEEPALIVE_S, KEEPALIVE_LEAST_S, KEEPALIVE_MOST_S = 60.0, 1.0, 86_400.0
 

@@ -33,7 +33,7 @@ class Request:
         self.reply = Reply(seq, 0, "", 0, b"")
         self.error: BlipMQError | None = None
         self.frame = b""
-        """What is sent again on the next connection; empty: nothing is."""
+        """The frame that is sent again on the next connection; empty: none."""
         self.on_done: Callable[[], None] | None = None
 
     def __repr__(self) -> str:

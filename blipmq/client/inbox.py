@@ -19,7 +19,7 @@ from blipmq.wire.topics import check_filter
 QUEUE_MESSAGES_MAX = 10_000
 QUEUE_BYTES_MAX = 16 << 20
 OVERRUN = 4
-"""An inbox may grow to this many times its limit while a request waits for its answer, which comes behind the
+"""An inbox may grow to this many times its limit while a request is unanswered, because the answer is behind the
 messages."""
 IDENTITY_BYTES_MAX = 256
 
@@ -55,7 +55,7 @@ class Inbox:
         self.messages: deque[Message] = deque()
         self.queued_bytes = 0
         self.taken: list[int] = []
-        """Ids of messages that were taken and will be acknowledged when their reader comes back for more."""
+        """Ids of taken messages that are acknowledged when their reader asks for more."""
         self.ended = False
         self.error: BlipMQError | None = None
         self._queued_ids: set[int] = set()

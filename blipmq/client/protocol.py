@@ -71,13 +71,12 @@ class ClientProtocol:
         self.out_bytes = 0
         self.welcomed = False
         self.keepalive_ms = 0
-        """What HELLO promises: that something is sent at least this often. 0: nothing."""
+        """The interval that HELLO promises: the client sends something at least this often. 0: no promise."""
         self.farewell: BlipMQError | None = None
         self._blames_nobody = False
-        """Why the broker is about to close, if it said so."""
+        """Whether `farewell`, the broker's reason for closing, belongs to no request."""
         self.refusals: deque[BlipMQError] = deque(maxlen=_REFUSALS_MAX)
-        """Refusals that belong to no request: those of QoS 0 publishes. The newest few are kept until someone takes
-        them."""
+        """Refusals that belong to no request: those of QoS 0 publishes. Only the newest are kept."""
         self.on_refusal: Callable[[BlipMQError], None] | None = None
 
     def __repr__(self) -> str:
@@ -379,8 +378,8 @@ class Receipt(int):
     """The result of publish: an int, the message id (0 for QoS 0), with the attribute `subscriptions`."""
 
     subscriptions: int | None
-    """For how many QoS 1 subscriptions and queue groups the broker has stored it, those of absent clients included; None: it
-    does not say (QoS 0, or a broker of an earlier version)."""
+    """The number of QoS 1 subscriptions and queue groups that store the message, also those of absent clients; None:
+    unknown (QoS 0, or a broker of an earlier version)."""
 
     def __new__(cls, id_: int, subscriptions: int | None = None) -> Receipt:
         receipt = super().__new__(cls, id_)
@@ -396,8 +395,8 @@ class Published(int):
     """The result of publish_many: an int, the number of messages sent, with the attribute `unrouted`."""
 
     unrouted: int | None
-    """How many of them no QoS 1 subscription took, so that the broker does not keep them; None: it does not say (QoS 0, or a
-    broker of an earlier version)."""
+    """The number of messages that no QoS 1 subscription took; the broker does not keep them. None: unknown (QoS 0, or
+    a broker of an earlier version)."""
 
     def __new__(cls, count: int, unrouted: int | None = None) -> Published:
         published = super().__new__(cls, count)

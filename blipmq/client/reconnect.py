@@ -24,7 +24,7 @@ FINAL_CODES = frozenset(
         errors.PROTOCOL_VERSION,
     }
 )
-"""Answers that would be the same on the next attempt: a client that gets one of these does not reconnect."""
+"""Answers that would be the same at the next attempt: a client that gets one of these does not reconnect."""
 
 
 # The minimum duration of an attempt, even if less time is left.

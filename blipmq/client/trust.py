@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import ssl
 
 Tls = Union[bool, str, "os.PathLike[str]", "ssl.SSLContext", None]
-"""How to use TLS: True with the system's authorities, a file with those to trust instead, or a context of one's own. None: as
-the address says, False: not at all."""
+"""How to use TLS: True: with the system's certificate authorities; a path: with the authorities in this file; or an
+ssl.SSLContext. None: as the address says. False: no TLS."""
 
 
 def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -> ssl.SSLContext:

@@ -22,7 +22,7 @@ from blipmq.errors import ConfigError
 
 BLOCK_BYTES = 4096
 KEYS_LOST = "left out: there is no key in it that can be used"
-"""What becomes of keys that were asked for and are no keys here: a broker without them must not be open to everyone."""
+"""The fate of old keys that are invalid here. Without them the broker must not become open to everyone."""
 
 
 class Fate(NamedTuple):

@@ -15,7 +15,7 @@ from blipmq.errors import UsageError
 from blipmq.wire import topics
 
 OWN_KEY_NAME = "blipmq-device"
-"""The key with which a device tests its broker."""
+"""The name of the key with which a device tests its broker."""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _KEY_KINDS = (

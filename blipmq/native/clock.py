@@ -15,13 +15,13 @@ class Clock(NamedTuple):
     """One reading of the clocks: `bq_clock_t`."""
 
     boot_id: int
-    """Tells this boot of the machine from others; 0: not known."""
+    """Identifies this boot of the machine; 0: unknown."""
     boot_ms: int
-    """Milliseconds since the machine was booted, time asleep included."""
+    """Milliseconds since the machine was booted, including suspend."""
     wall_ms: int
     """Milliseconds since 1970."""
     synchronized: int
-    """1: the system says that something, a time server for one, keeps `wall_ms` right."""
+    """1: the system reports that `wall_ms` is synchronized, for example by a time server."""
     reserved: int = 0
 
 

@@ -20,7 +20,7 @@ REFUSED = {
     "max_pending_per_address": "refused_pending_address",
     "descriptors": "refused_descriptors",
 }
-"""Why connections are refused, and the core's counter of it."""
+"""The causes of refused connections, with the core's counters."""
 
 
 class AdmissionLog:

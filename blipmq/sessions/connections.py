@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from blipmq.auth.keys import Key
 
 OWNER_ENDS = "\x1f"
-"""Between the name of a key and the client_id in an identity: neither of them can hold it."""
+"""Separates the name of a key and the client_id in an identity; neither can contain it."""
 
 
 class Connection:

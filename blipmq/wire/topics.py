@@ -13,7 +13,7 @@ from blipmq.errors import UsageError, WrongType
 TOPIC_BYTES_MAX = 256
 
 LITERAL, DOT, SLASH = 0, 1, 2
-"""Dialects of a filter: no wildcard; `*` and `>` between dots; `+` and `#` between slashes."""
+"""The wildcard syntax of a filter: no wildcard; `*` and `>` between dots; `+` and `#` between slashes."""
 
 _WILDCARDS = {"*": DOT, ">": DOT, "+": SLASH, "#": SLASH}
 _SEPARATOR = {DOT: ".", SLASH: "/"}
@@ -91,7 +91,7 @@ def match(filter_: str, topic: str) -> bool:
 # ----------------------------------------------------------------------------------------
 
 _REJECTED, _ALL = -1, -2
-"""Where a walk along a filter can end early: nothing that begins so matches; everything does."""
+"""Final states of a walk along a filter: no topic with this beginning matches; every one does."""
 
 
 class _Walk:
