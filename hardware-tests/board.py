@@ -1,6 +1,6 @@
-"""A real device with its power and network connected, reached over SSH with a key that stands in its device.toml.
+"""A real device with power and network, reached over SSH with a key from its device.toml.
 
-Invariant: what a test changed on the settings partition is put back when the test is over.
+Invariant: changes of a test on the settings partition are undone after the test.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ class Board(Device):
         return f"Board({self.host})"
 
     def power_on(self):
-        """It comes back by itself."""
+        """It starts by itself."""
 
     def cut_power(self):
-        """A reset in the middle of whatever it does: nothing is synced, no service is told. The medium keeps its power, so
-        what it had taken and not yet stored is not lost: pull the plug for that."""
+        """A reset at any moment: nothing is synced, no service is notified. The medium keeps its power, so data that it
+        has accepted but not stored is not lost. To test that, pull the plug."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.shell(
                 "echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger", check=False, seconds_max=RESET_SECONDS
@@ -62,7 +62,7 @@ class Board(Device):
         return done.stdout if done.returncode == 0 else None
 
     def restore(self):
-        """Put back what `put` changed, and start again with it."""
+        """Undo the changes of `put` and restart with the result."""
         if self.kept:
             for name, content in self.kept.items():
                 self._put(name, content)

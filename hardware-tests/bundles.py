@@ -1,6 +1,6 @@
-"""Updates for a device: the one that ships, and others made of the image's own parts that a device must refuse or leave again.
+"""Updates for a device: the shipped one, and others built from the same image that a device must refuse or abandon.
 
-Invariant: what is spoilt here is spoilt in one way only; all else is as in the update that ships.
+Invariant: each bad update has exactly one fault; the rest equals the shipped update.
 """
 
 import os
@@ -29,7 +29,7 @@ def keys():
 
 
 def strangers_keys(folder):
-    """Keys that nobody knows."""
+    """Keys that the device does not know."""
     certificate, key = folder / "stranger.cert.pem", folder / "stranger.key.pem"
     run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7300", "-subj", "/CN=stranger",
         "-keyout", key, "-out", certificate)  # fmt: skip
@@ -37,7 +37,7 @@ def strangers_keys(folder):
 
 
 class Parts:
-    """The two images of a slot, as files in `folder`."""
+    """The two images of a slot as files in `folder`."""
 
     def __init__(self, image, folder):
         self.folder = folder
@@ -49,7 +49,7 @@ class Parts:
         image.copy_partition(KERNEL_A, self.kernel)
 
     def change_root(self, change):
-        """Unpack the system, let `change(folder)` change it, and pack it again, fast rather than small."""
+        """Unpack the system, let `change(folder)` change it, and pack it again. Packing favours speed over size."""
         tree = self.folder / "tree"
         subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, self.root], check=True, timeout=BUNDLE_SECONDS_MAX)
         change(tree)
@@ -59,7 +59,7 @@ class Parts:
         shutil.rmtree(tree)
 
     def bundle(self, target, compatible, version, signer):
-        """Pack and sign them as an update."""
+        """Pack and sign the parts as an update."""
         content = self.folder / f"{target.stem}.content"
         content.mkdir()
         for part in (self.root, self.kernel):

@@ -1,6 +1,6 @@
-"""What the hardware tests share: one device at a time, its keys and settings, and the report at the end.
+"""Shared parts of the hardware tests: one device at a time, its keys and settings, and the final report.
 
-Invariant: at most one guest is on at any time, and none when the run is over.
+Invariant: at most one guest runs at any time, and none after the run.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent
 sys.path[:0] = [str(HERE), str(TOP / "tests")]
-os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps sfdisk and debugfs, for everyone to run
+os.environ["PATH"] += ":/usr/sbin:/sbin"  # Debian keeps sfdisk and debugfs there; they need no root
 
 from board import Board  # noqa: E402
 from disk import Image  # noqa: E402
@@ -30,7 +30,7 @@ TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "mcopy", "mtype", "mdel", "sfdisk", "debugfs", "setpriv", "ssh",
     "ssh-keygen", "rauc", "unsquashfs", "mksquashfs", "openssl", "cc",
 )  # fmt: skip
-# Everyone who can reach a guest is on this machine.
+# Only this machine can reach a guest.
 OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 
 
@@ -103,7 +103,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What cannot run is named in the report with its reason, not passed over in silence."""
+    """Tests that cannot run are listed in the report with a reason."""
     kept, left = [], []
     for item in items:
         reason = reason_to_leave_out(config, item)
@@ -132,7 +132,7 @@ def reason_to_leave_out(config, item):
 
 
 def find_image(name, chosen):
-    """The file that would be flashed: named with --image, else as `make image-NAME` leaves it."""
+    """The image file to flash: given with --image, else the output of `make image-NAME`."""
     if name in chosen:
         return Path(chosen[name])
     dist = Path(os.environ.get("BLIPMQ_DIST", TOP / "dist"))
@@ -181,8 +181,8 @@ class Lab:
             guest.cut_power()
 
     def guest(self, name, files=None, with_key=True, **options):
-        """A guest with a medium of its own, off. `files`: besides, or in place of, those that let the tests in; None for one
-        leaves what the image has."""
+        """A guest with its own medium, powered off. `files`: added to, or replacing, the files that give the tests
+        access; None for a file keeps the one of the image."""
         self.switch_all_off()
         machine = MACHINES[name]
         self.made += 1
@@ -199,7 +199,7 @@ class Lab:
         return guest
 
     def device(self, name):
-        """The device that tests share which change nothing for good."""
+        """The device shared by tests that change nothing permanently."""
         if name == "board":
             self.board.wait_until_ready()
             return self.board
@@ -231,21 +231,21 @@ def lab(pytestconfig):
 
 @pytest.fixture
 def device(request, lab):
-    """A device that is on and ready, shared: a guest of each machine that the test names, or the real one."""
+    """A shared device, on and ready: a guest of each machine that the test names, or the real device."""
     return lab.device(request.param)
 
 
 @pytest.fixture
 def board(lab):
-    """The real device, for tests that change its settings: they are put back."""
+    """The real device, for tests that change its settings; they are restored afterwards."""
     yield lab.device("board")
     lab.board.restore()
 
 
 @pytest.fixture
 def own_device(lab):
-    """A device whose settings the test may change and which it may restart: a guest with a medium of its own,
-    or the real one, whose settings are put back."""
+    """A device that the test may configure and restart: a guest with its own medium, or the real device, whose settings
+    are restored afterwards."""
     if lab.target:
         yield lab.device("board")
         lab.board.restore()
@@ -258,7 +258,7 @@ def own_device(lab):
 
 @pytest.fixture
 def new_guest(lab):
-    """Make guests with media of their own, `new_guest(machine, **options)`; they are off at first."""
+    """Make guests with their own media: `new_guest(machine, **options)`. They are powered off at first."""
     made = []
 
     def make(name="x64", **options):
@@ -272,5 +272,5 @@ def new_guest(lab):
 
 @pytest.fixture
 def figure(request):
-    """Put a figure into the report: `figure(what, value, unit)`."""
+    """Add a value to the report: `figure(what, value, unit)`."""
     return request.config.report.figure

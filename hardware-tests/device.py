@@ -1,6 +1,6 @@
-"""A device with BlipMQ on it as the tests see it, be it a guest of QEMU or a board on the desk.
+"""A device with BlipMQ as the tests see it: a QEMU guest or a real board.
 
-Invariant: a test that takes a device uses only what is here, so that it holds for both.
+Invariant: a test that takes a device uses only this interface, so it works with both.
 """
 
 import re
@@ -12,7 +12,7 @@ from crash.clients import ack_frame
 from hand_client import HELLO, SUB, HelloClient, command, decode
 
 BROKER, SSH = 7878, 22
-READY_SECONDS_MAX = 600  # a hang, on whatever machine
+READY_SECONDS_MAX = 600  # longer means a hang, on any machine
 PROBE_SECONDS = 3
 SSH_SECONDS_MAX = 180
 ASK_SECONDS_MAX = 45
@@ -30,8 +30,8 @@ def receive(stream, size):
 
 
 def hello(host, port):
-    """The broker's answer to HELLO, None if there was none. QEMU and ssh take connections that the device never sees:
-    only an answer is one."""
+    """The answer of the broker to HELLO; None without one. QEMU and ssh accept connections that never reach the device,
+    so only an answer counts."""
     try:
         with socket.create_connection((host, port), PROBE_SECONDS) as stream:
             stream.settimeout(PROBE_SECONDS)
@@ -44,8 +44,8 @@ def hello(host, port):
 
 
 def port_speaks(host, port, first=b""):
-    """What a service there says within a few seconds, after `first` was said to it; b"" if it took the connection and said
-    nothing, None if there is no service."""
+    """Send `first` and return the bytes that the service sends within a few seconds; b"" if it accepts the connection
+    and sends nothing, None if there is no service."""
     try:
         with socket.create_connection((host, port), PROBE_SECONDS) as stream:
             stream.settimeout(PROBE_SECONDS)
@@ -59,7 +59,7 @@ def port_speaks(host, port, first=b""):
 
 
 def ids_kept_for(device, client_id, topic, count):
-    """The ids of so many messages that waited for a durable subscriber, which acknowledges each."""
+    """The ids of this many messages stored for a durable subscriber, which acknowledges each."""
     came = []
     with HelloClient(device.address, client_id) as client:
         assert client.ask(SUB, topic, qos=1, durable=True).code == 0
@@ -71,7 +71,7 @@ def ids_kept_for(device, client_id, topic, count):
 
 
 class Device:
-    """`key`: the file with the private key that the device was given; None: it was given none."""
+    """`key`: the file with the private key for the device; None: the device has no key."""
 
     def __init__(self, host, ports, key=None, user="root"):
         self.host, self.ports, self.key, self.user = host, ports, key, user
@@ -80,37 +80,38 @@ class Device:
     def address(self):
         return f"{self.host}:{self.ports[BROKER]}"
 
-    # ---- what the two kinds do each in their way ----
+    # ---- different for guests and boards ----
 
-    ends_connections = False  # whether its clients learn at once that its power is gone
+    ends_connections = False  # whether a power cut closes the connections of its clients at once
 
     def boot(self):
-        """From off, or about to come back, to a broker that answers; the seconds it took as seen from here."""
+        """Start the device, or wait for its start, until the broker answers. Returns the seconds, measured here."""
         raise NotImplementedError
 
     def cut_power(self):
-        """Take it down without a warning."""
+        """Cut its power without warning."""
         raise NotImplementedError
 
     def power_on(self):
         raise NotImplementedError
 
     def put(self, files):
-        """Change files on the partition that a PC sees, {name: bytes, or None to delete it}; they count from the next boot."""
+        """Change files on the settings partition, {name: bytes, or None to delete}; they take effect at the next
+        boot."""
         raise NotImplementedError
 
     def get(self, name):
-        """A file from there, None if there is none."""
+        """A file of the settings partition; None if it does not exist."""
         raise NotImplementedError
 
     def status(self):
-        """What the device wrote about itself for a person with a PC, as a dict of its facts and the whole under ""."""
+        """The status file of the device: a dict of its fields, with the whole text under ""."""
         text = (self.get(STATUS) or b"").decode("utf-8-sig", "replace").replace("\r\n", "\n")
         facts = dict(line.split(":", 1) for line in text.splitlines() if re.match(r"[A-Za-z][\w. ]*:", line))
         return {"": text, **{name: value.strip() for name, value in facts.items()}}
 
     def wait_for_status(self, wanted, what, seconds_max=READY_SECONDS_MAX):
-        """Until `wanted(status)` is true; that status."""
+        """Wait until `wanted(status)` is true; returns that status."""
 
         def look():
             status = self.status()
@@ -119,16 +120,16 @@ class Device:
         return self.until(look, f"{STATUS} says {what}", seconds_max)
 
     def restart_with(self, files):
-        """Down in order, the files changed as `put` does it, and up again until the broker answers."""
+        """Shut down, change files as in `put`, and start again until the broker answers."""
         raise NotImplementedError
 
     # ---- readiness ----
 
     def check_alive(self):
-        """Raises if there is no sense in waiting longer."""
+        """Raises if further waiting is useless."""
 
     def wait_until_ready(self, seconds_max=READY_SECONDS_MAX):
-        """Until the broker answers HELLO; its answer."""
+        """Wait until the broker answers HELLO; returns the answer."""
         deadline = time.monotonic() + seconds_max
         while (answer := hello(self.host, self.ports[BROKER])) is None:
             self.check_alive()
@@ -139,21 +140,21 @@ class Device:
         return answer
 
     def last_words(self):
-        """What may explain a failure, for its message."""
+        """Diagnostic output for a failure message."""
         return ""
 
-    # ---- a shell, if it was given a key ----
+    # ---- shell access, if the device has a key ----
 
     def ssh_command(self, *words):
         assert self.key, "this device was given no key"
-        # The device makes its host key when it first starts: there is nothing to compare it with.
+        # The device creates its host key at its first start, so there is no known key to compare with.
         options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "BatchMode": "yes",
                    "IdentitiesOnly": "yes", "ConnectTimeout": "15", "ServerAliveInterval": "10", "LogLevel": "ERROR"}  # fmt: skip
         flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return ["ssh", *flags, "-i", str(self.key), "-p", str(self.ports[SSH]), f"{self.user}@{self.host}", *words]
 
     def shell(self, script, check=True, stdin=b"", seconds_max=SSH_SECONDS_MAX):
-        """Run a shell script on the device; what it printed, or with check=False the whole CompletedProcess."""
+        """Run a shell script on the device. Returns its output, or with check=False the CompletedProcess."""
         done = subprocess.run(self.ssh_command(script), input=stdin, capture_output=True, timeout=seconds_max)
         if not check:
             return done
@@ -162,25 +163,25 @@ class Device:
         return done.stdout.decode(errors="replace")
 
     def ask(self, script):
-        """What a script says on one line; "" if it failed or there is no shell just now."""
+        """The output line of a script; "" if it failed or no shell is available."""
         try:
             done = self.shell(script, check=False, seconds_max=ASK_SECONDS_MAX)
-        except subprocess.TimeoutExpired:  # it went down with the connection open
+        except subprocess.TimeoutExpired:  # the device shut down while the connection was open
             return ""
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
     def boot_id(self):
-        """Another one after each start; "" while there is no shell."""
+        """Changes at each start; "" while no shell is available."""
         return self.ask("cat /proc/sys/kernel/random/boot_id")
 
     def wait_for_another_boot(self, before, what="it starts again", seconds_max=READY_SECONDS_MAX):
-        """Until it has been started anew since `boot_id` was `before`, and its broker answers."""
+        """Wait until the boot id differs from `before` and the broker answers."""
         self.until(lambda: self.boot_id() not in ("", before), what, seconds_max)
         self.wait_until_ready()
 
     def reboot(self):
-        """Down and up again in order; the seconds from the command to a broker that is ready, by the device's own clock: a
-        shell that was asked for while it was down may fail only much later."""
+        """Orderly restart. Returns the seconds from the command to a ready broker, by the clock of the device: a shell
+        requested during the restart may fail much later."""
         before, began = self.boot_id(), time.monotonic()
         self.shell("systemctl reboot", check=False)
         self.wait_for_another_boot(before)
@@ -201,7 +202,7 @@ class Device:
             time.sleep(0.5)
 
     def send_file(self, path, target):
-        """Copy a local file to a path on the device. Through `cat`: not every device has an sftp server."""
+        """Copy a local file to a path on the device. Uses `cat`, because not every device has an sftp server."""
         with open(path, "rb") as file:
             done = subprocess.run(
                 self.ssh_command(f"cat >{target}"), stdin=file, capture_output=True, timeout=SSH_SECONDS_MAX
@@ -209,7 +210,7 @@ class Device:
         assert done.returncode == 0, done.stderr.decode(errors="replace")
 
     def until(self, happened, what, seconds_max=READY_SECONDS_MAX):
-        """Look until `happened()` is true; its value."""
+        """Poll `happened()` until it is true; returns its value."""
         deadline = time.monotonic() + seconds_max
         while not (value := happened()):
             self.check_alive()

@@ -1,7 +1,7 @@
-"""The disk of a guest: the image file that ships, and what a boot writes on top of it.
+"""The disk of a guest: the shipped image file, and an overlay for the writes of one boot.
 
-Invariant: the image file is only read. Each time the power comes on, writes go to a new overlay, whose map of what it holds
-QEMU keeps in memory until the guest flushes: killing QEMU loses what the guest wrote and did not flush, as a power cut does.
+Invariant: the image file is only read. Each power-on begins a new overlay. QEMU keeps its cluster map in memory until
+the guest flushes, so killing QEMU loses unflushed writes, like a power cut.
 """
 
 import hashlib
@@ -15,14 +15,15 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 SECTOR = 512
-# An overlay loses writes of whole clusters. 4 KiB is the block of the file system, so that no neighbour's flush saves one.
+# An overlay loses writes in whole clusters. A cluster of 4 KiB is one block of the file system, so a flush of one block
+# cannot save another.
 CLUSTER = 4096
 BOOT, KERNEL_A, ROOT_A, KERNEL_B, ROOT_B, DATA = range(6)  # the partitions, in order
 SECONDS_MAX = 300
 
 
 def run(*command, **options):
-    """A tool of the host; its output. What it said is in the error when it fails."""
+    """Run a host tool; returns its output. An error contains the output of the tool."""
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, timeout=SECONDS_MAX, stdin=subprocess.DEVNULL, **options
     )
@@ -33,13 +34,13 @@ def run(*command, **options):
 
 
 def cache():
-    """Where unpacked images lie, beside what packaging/build keeps."""
+    """Unpacked images, next to the cache of packaging/build."""
     caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("BLIPMQ_BUILD_CACHE", caches / "blipmq")) / "unpacked"
 
 
 def unpack(packed):
-    """The raw image of an .img.xz, unpacked once for each content."""
+    """The raw image of an .img.xz, unpacked once per content."""
     with packed.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hash_of(file)
     raw = cache() / f"{digest.hexdigest()[:16]}.img"
@@ -61,7 +62,7 @@ def hash_of(file):
 
 
 def copy_sparse(source, target):
-    """Holes stay holes: an image is mostly empty."""
+    """Keep holes: most of an image is empty."""
     while block := source.read(1 << 20):
         if block.count(0) == len(block):
             target.seek(len(block), os.SEEK_CUR)
@@ -85,7 +86,7 @@ class Image:
         return f"Image({self.path})"
 
     def read(self, name):
-        """A file of the partition that a PC sees."""
+        """A file of the settings partition."""
         return run("mtype", "-i", f"{self.path}@@{self.partitions[BOOT][0]}", f"::{name}")
 
     def copy_partition(self, number, target):
@@ -98,7 +99,8 @@ class Image:
                 size -= len(block)
 
     def direct_boot(self, device_tree, folder):
-        """What a boot loader would load of slot A, as files in a folder: kernel, initrd, device tree; and the kernel's words."""
+        """The files that a boot loader would load from slot A, in a folder: kernel, initrd, device tree; and the kernel
+        command line."""
         partition = folder / "kernel.img"
         self.copy_partition(KERNEL_A, partition)
         for name in ("vmlinuz", "initrd.img"):
@@ -110,7 +112,7 @@ class Image:
 
 
 class Disk:
-    """One guest's medium. `size_bytes`: that of the medium, the image's own if it is larger or 0."""
+    """The medium of one guest. `size_bytes`: its size; 0 or a smaller value means the size of the image."""
 
     def __init__(self, image, folder, size_bytes=0):
         self.image, self.folder = image, folder
@@ -121,21 +123,21 @@ class Disk:
         self.overlay = folder / "overlay.qcow2"
 
     def begin(self):
-        """A new overlay for the time until the power goes; what the one before it kept is in the base from now on."""
+        """A new overlay until the next power cut. Flushed data of the previous overlay is in the base."""
         if self.overlay.exists():
             run("qemu-img", "commit", "-q", self.overlay)
             self.overlay.unlink()
         options = f"cluster_size={CLUSTER},lazy_refcounts=off"
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-b", self.base, "-F", "raw", self.overlay)
 
-    # ---- the partition that a PC sees ----
+    # ---- settings partition ----
 
     @property
     def _fat(self):
         return f"{self.base}@@{self.image.partitions[BOOT][0]}"
 
     def put(self, files):
-        """Change files there, {name: bytes, or None to delete it}. The guest is off."""
+        """Change files on the settings partition, {name: bytes, or None to delete}. The guest must be off."""
         self.begin()
         for name, content in files.items():
             if content is None:
@@ -147,7 +149,7 @@ class Disk:
                 run("mcopy", "-o", "-i", self._fat, file.name, f"::{name}")
 
     def get(self, name):
-        """A file from there, None if there is none; also while the guest runs."""
+        """A file of the settings partition, None if it does not exist; also while the guest runs."""
         start, size = self.image.partitions[BOOT]
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             copy = Path(folder) / "fat.img"

@@ -1,6 +1,6 @@
-"""A device under QEMU: the image that ships on a machine of machines.py, its power in the hands of the test.
+"""A device under QEMU: the shipped image on a machine of machines.py; the test controls its power.
 
-Invariant: QEMU is ended by its pid, by this process or, if this one dies, by the kernel; none is ever left behind.
+Invariant: QEMU is ended by its pid, by this process or, if this process dies, by the kernel. None remains.
 """
 
 import os
@@ -26,10 +26,10 @@ def free_port():
 
 
 class Guest(Device):
-    """`rtc`: what its clock says when it is switched on. `files`: for the partition that a PC sees. `medium_mib`: the size
-    of its disk. `wire`: the cable in a second network card."""
+    """`rtc`: its clock at power-on. `files`: for the settings partition. `medium_mib`: size of its disk in MiB. `wire`:
+    the cable of a second network card."""
 
-    ends_connections = True  # they were QEMU's
+    ends_connections = True  # QEMU held the connections
 
     def __init__(self, machine, image, folder, cpu=None, memory_mib=0, key=None, rtc="", files=None, medium_mib=MEDIUM_MIB,
                  wire=None):  # fmt: skip
@@ -51,7 +51,7 @@ class Guest(Device):
 
     def _medium_bytes(self, image, medium_mib):
         size = max(image.path.stat().st_size, medium_mib * MIB)
-        # QEMU takes SD cards of a power of two only.
+        # QEMU requires SD cards with a power of two as size.
         return 1 << (size - 1).bit_length() if "if=sd" in self.machine.disk else size
 
     # ---- power ----
@@ -74,7 +74,7 @@ class Guest(Device):
         words += self.wire.arguments() if self.wire else []
         if self.rtc:
             words += ["-rtc", f"base={self.rtc}"]
-        # QEMU must not outlive the tests, whatever ends them.
+        # QEMU must not outlive the tests in any case.
         return ["setpriv", "--pdeathsig", "KILL", *words]
 
     def _boot(self):
@@ -99,7 +99,7 @@ class Guest(Device):
         return self
 
     def boot(self):
-        """Switch it on and wait for the broker; the seconds it took, as seen from here."""
+        """Switch it on and wait for the broker. Returns the seconds, measured here."""
         self.power_on()
         self.wait_until_ready()
         self.boot_seconds.append(round(time.monotonic() - self.switched_on, 1))
@@ -107,7 +107,7 @@ class Guest(Device):
         return self.boot_seconds[-1]
 
     def cpu_seconds(self):
-        """Processor time QEMU has used since it was started."""
+        """Processor time of QEMU since its start, in seconds."""
         words = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
         return round((int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"), 1)
 
@@ -118,7 +118,7 @@ class Guest(Device):
             self.child = None
 
     def power_off(self, seconds_max=180):
-        """In order, as the shell's `poweroff` does it."""
+        """Orderly shutdown with the `poweroff` command."""
         self.shell("poweroff", check=False)
         try:
             self.child.wait(seconds_max)
@@ -139,7 +139,7 @@ class Guest(Device):
         self.boot()
 
     def close(self):
-        """Off, and its disk gone; the console's log stays for a look."""
+        """Switch it off and delete its disk. The console log is kept."""
         self.cut_power()
         self.disk.remove()
         if self.wire:
@@ -152,10 +152,10 @@ class Guest(Device):
             f"QEMU ended with {status}: {(self.folder / 'qemu.log').read_text()[-2000:]}{self.last_words()}"
         )
 
-    # ---- what can be seen of it ----
+    # ---- observation ----
 
     def console(self):
-        """What it said on the serial line since it was last switched on."""
+        """The output of the serial console since the last power-on."""
         with self.console_file.open("rb") as file:
             file.seek(self._console_start)
             return file.read().decode(errors="replace")

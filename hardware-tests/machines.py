@@ -1,6 +1,6 @@
-"""The machines that the images are booted on under QEMU, as data.
+"""The QEMU machines for the images, as data.
 
-Invariant: what is said here is hardware; how an image is laid out is read from the image (disk.py).
+Invariant: only hardware is described here; the layout of an image is read from the image (disk.py).
 """
 
 from typing import NamedTuple
@@ -10,21 +10,21 @@ MIB = 1024 * 1024
 
 class Firmware(NamedTuple):
     code: str
-    variables: str  # copied for each guest, which writes to it
+    variables: str  # copied for each guest, which writes to the copy
 
 
 class Machine(NamedTuple):
-    image: str  # the target of images/ whose file is booted
+    image: str  # the target in images/ whose file is booted
     program: str
-    arguments: tuple  # board and CPUs; {cpu} is filled in
-    cpu: str  # the one that is taken when a test names none
+    arguments: tuple  # board and CPUs; {cpu} is replaced
+    cpu: str  # the default, if a test names none
     memory_mib: int
     firmware: Firmware | None  # None: QEMU loads the kernel of slot A itself
     disk: str  # how the disk is attached; {drive} has the options of its file
     network: str
     device_tree: str  # with firmware None: its file on the settings partition
-    promise_seconds: int  # power on to broker ready, as issue and docs/APPLIANCE.md have it; recorded, not asserted
-    kernel_words: str = ""  # with firmware None: told to the kernel besides the image's own words
+    promise_seconds: int  # from power-on to a ready broker, as promised in docs/APPLIANCE.md; recorded, not asserted
+    kernel_words: str = ""  # with firmware None: added to the kernel command line of the image
 
 
 UEFI_X64 = Firmware("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")
@@ -43,8 +43,8 @@ MACHINES = {
         device_tree="",
         promise_seconds=40,
     ),
-    # The source of random numbers is what lets 256 MB do: without one the kernel does not place itself at random, wants 2 MiB
-    # alignment instead, and finds no room for the copy of itself that this takes.
+    # Booting in 256 MB needs a random number source. Without one the kernel does not randomize its address, requires an
+    # alignment of 2 MiB, and finds no room for its copy.
     "arm64": Machine(
         image="generic-arm64",
         program="qemu-system-aarch64",
@@ -57,10 +57,10 @@ MACHINES = {
         device_tree="",
         promise_seconds=60,
     ),
-    # QEMU's board has neither the Pi's boot ROM nor its Ethernet chip: the kernel is loaded directly and the network is a
-    # USB adapter. Its memory is fixed. Nor has it the Pi's watchdog: of the timer it knows one register, and takes the word
-    # that arms it for the reset itself, so there systemd must leave it alone. Its card is never told to flush, so what is
-    # written goes through the overlay at once: the tests read the card while the guest runs.
+    # The QEMU board has neither the boot ROM nor the Ethernet chip of a Raspberry Pi: the kernel is loaded directly and
+    # the network is a USB adapter. Its memory size is fixed. Its watchdog emulation knows one register and resets at
+    # once when the watchdog is armed, so systemd must not use it. The card never gets a flush, so writes go through the
+    # overlay at once: the tests read the card while the guest runs.
     "pi3": Machine(
         image="rpi-arm64",
         program="qemu-system-aarch64",
@@ -76,7 +76,7 @@ MACHINES = {
     ),
 }
 
-# What is sold: the smallest and the usual boards, by CPU and memory, with the profile of config/ meant for that memory.
+# The supported hardware: the smallest and the usual boards, by CPU and memory, each with its profile of config/.
 MATRIX = (
     ("arm64", "cortex-a53", 256, "edge-256m"),
     ("arm64", "cortex-a53", 512, "edge-512m"),

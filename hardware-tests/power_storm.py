@@ -1,7 +1,7 @@
-"""Publishers and subscribers around a device whose power is cut again and again; tests/crash keeps their books.
+"""Publishers and subscribers of a device whose power is cut repeatedly; tests/crash keeps the records.
 
-Invariant: a client learns of a cut only by its connection ending, and no client connects before the broker has answered: QEMU
-takes connections for a guest that cannot answer yet.
+Invariant: a client notices a cut only by the end of its connection. No client connects before the broker has answered:
+QEMU accepts connections for a guest that cannot answer yet.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from device import BROKER
 
 TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state")
 MAX_IN_FLIGHT = 64
-# What comes again comes because of a cut: never because an answer was slow.
+# Redeliveries must come from cuts, never from slow acknowledgements.
 SETTINGS = b"[auth]\nallow_anonymous = true\n[qos1]\nmax_in_flight = 64\nack_timeout_ms = 3600000\n"
 LOAD_SECONDS = (0.5, 4.0)
 LOAD_SECONDS_MAX = 300
-ACKNOWLEDGED_MIN = 20  # before each cut, so that there is something to lose
-DRAIN_SECONDS = 60  # without one new message
+ACKNOWLEDGED_MIN = 20  # before each cut, so that data is at risk
+DRAIN_SECONDS = 60  # without any new message
 CONNECTED_SECONDS_MAX = 120
 
 
@@ -30,7 +30,7 @@ def tell(storm, cut):
 
 
 class Waits:
-    """A client that connects only while the broker is known to answer, and knows that an emulated disk may take its time."""
+    """A client that connects only while the broker is known to answer, with longer timeouts for an emulated disk."""
 
     answer_seconds = 300
 
@@ -48,8 +48,8 @@ class PatientSubscriber(Waits, Subscriber):
 
 
 class PowerStorm:
-    """`between(device)`: called each time the broker is ready again, before the load. `starting_share`: of the cuts, those that
-    come while it starts."""
+    """`between(device)`: called each time the broker is ready again, before the load. `starting_share`: the share of
+    cuts that happen during a start."""
 
     def __init__(self, device, seed, cuts, starting_share=0.0, between=lambda device: None, publishers=2):
         self.device, self.cuts, self.starting_share, self.between = device, cuts, starting_share, between
@@ -71,14 +71,14 @@ class PowerStorm:
         return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
     async def _ready(self):
-        """The power is on: wait for the broker, then let the clients in."""
+        """Power is on: wait for the broker, then allow the clients to connect."""
         await self._in_thread(self.device.wait_until_ready)
         self.boot_seconds.append(round(time.monotonic() - self.on_since, 1))
         await self._in_thread(self.between, self.device)
         self.powered.set()
 
     async def _load(self):
-        """For a while, and until something was acknowledged."""
+        """Run the load for a while, until some messages are acknowledged."""
         before, deadline = self.ledger.acknowledged, time.monotonic() + LOAD_SECONDS_MAX
         await asyncio.sleep(self.dice.uniform(*LOAD_SECONDS))
         while self.ledger.acknowledged < before + ACKNOWLEDGED_MIN:
@@ -87,7 +87,8 @@ class PowerStorm:
             await asyncio.sleep(0.05)
 
     async def _cut(self):
-        """The clients see their connections end before the crash goes into the books: what came before it came before it."""
+        """Wait until the clients have seen the end of their connections, then record the crash: earlier events must be
+        recorded first."""
         self.powered.clear()
         self.device.cut_power()
         for client in (*self.publishers, *self.subscribers):
@@ -107,7 +108,7 @@ class PowerStorm:
         self._power_on()
 
     async def run(self, progress=tell):
-        """From off to the last message. The ledger says whether the broker kept its word."""
+        """From power-on to the last message. The ledger shows whether all guarantees were kept."""
         self.powered = asyncio.Event()
         self._power_on()
         tasks = []
@@ -137,7 +138,7 @@ class PowerStorm:
         return self
 
     async def _drain(self):
-        """Until every subscriber has what was acknowledged, or nothing more comes."""
+        """Wait until every subscriber has all acknowledged messages, or no new message arrives."""
         self.publishing_over = self.absent_may_come = True
         delivered, quiet_since = -1, time.monotonic()
         while time.monotonic() < quiet_since + DRAIN_SECONDS:

@@ -1,6 +1,6 @@
-"""One page about a run: what passed, what failed, the figures, and what was not run and why.
+"""One page about a run: passed and failed tests, measured values, and tests that were not run, with reasons.
 
-Invariant: every test that was collected is on it once.
+Invariant: every collected test is listed once.
 """
 
 import platform
@@ -22,10 +22,10 @@ class Report:
         self.began = time.time()
         self.tests = {}  # sentence: (kind, seconds, reason)
         self.figures = []  # (what, value, unit)
-        self.subject = []  # lines about what was tested
+        self.subject = []  # lines about the tested device
 
     def note(self, nodeid, kind, seconds=0.0, reason=""):
-        """What became of a test. Of several failures (test, clean-up) the first is kept."""
+        """Record the result of a test. Of several failures (test, clean-up) the first is kept."""
         name = sentence(nodeid)
         if self.tests.get(name, ("",))[0] != "failed":
             self.tests[name] = (kind, seconds, reason[:REASON_LENGTH])

@@ -1,4 +1,6 @@
-"""What every device does once it is on. These tests change nothing for good, so they share one device, and a board may be it."""
+"""The behaviour of every running device. These tests change nothing permanently, so they share one device, which may be
+a board.
+"""
 
 import os
 import socket
@@ -13,10 +15,10 @@ pytestmark = pytest.mark.on("x64", "arm64")
 
 MDNS, DHCP_CLIENT, DHCP6_CLIENT = 5353, 68, 546
 METRICS = 9090
-# What the image's configuration names, as /proc/net has it: (protocol, port, loopback only).
+# The ports of the image's configuration in the form of /proc/net: (protocol, port, loopback only).
 LISTENING = {
     ("tcp", BROKER, False),
-    ("tcp", SSH, False),  # because a key was given
+    ("tcp", SSH, False),  # open because the device has a key
     ("tcp", METRICS, True),
     ("udp", MDNS, False),
     ("udp", DHCP_CLIENT, False),
@@ -25,11 +27,12 @@ LISTENING = {
 TCP_LISTEN, UDP_OPEN = "0A", "07"
 REST_SECONDS = 30
 DATA = "$(readlink -f /sys/class/block/$(basename $(readlink -f /dev/blipmq/data)))"
-SECTORS_LEFT_MAX = 16384  # the copy of the table, and what is not worth a write
+SECTORS_LEFT_MAX = 16384  # the copy of the partition table, and a remainder too small to use
 
 
 def listening(device):
-    """{(protocol, port, loopback only)} of what takes connections or datagrams, from the kernel's own tables."""
+    """{(protocol, port, loopback only)} of all sockets that accept connections or datagrams, from the tables of the
+    kernel."""
     found = set()
     for protocol, state in (("tcp", TCP_LISTEN), ("tcp6", TCP_LISTEN), ("udp", UDP_OPEN), ("udp6", UDP_OPEN)):
         for line in device.shell(f"cat /proc/net/{protocol}").splitlines()[1:]:
@@ -42,18 +45,18 @@ def listening(device):
 
 
 def boot_figures(device, name, figure):
-    """With what it cost QEMU, which depends less on what else this machine is doing."""
+    """Includes the processor time of QEMU, which depends less on other load of this machine."""
     figure(f"{name}: power on to broker ready", device.boot_seconds[0], "s")
     figure(f"{name}: promised on an idle machine", device.machine.promise_seconds, "s")
     figure(f"{name}: processor time of QEMU until then", device.cpu_seconds_at_ready, "s")
     figure(f"{name}: load average of this machine meanwhile", round(os.getloadavg()[0], 1))
 
 
-def test_it_is_ready_by_itself_after_power_on(device, figure, request):
+def test_the_device_is_ready_after_power_on(device, figure, request):
     name = request.node.callspec.params["device"]
     if device.boot_seconds:
         boot_figures(device, name, figure)
-    else:  # it was on when the tests began
+    else:  # the device was on before the tests
         figure(f"{name}: restart, from the command to broker ready", device.reboot(), "s")
 
 
@@ -81,9 +84,9 @@ def test_qos_1_is_acknowledged_and_waits_for_a_durable_subscriber_that_is_away(d
     ]
 
 
-def test_nothing_listens_but_what_the_configuration_names(device):
+def test_only_configured_ports_are_open(device):
     device.wait_for_shell()
-    # A socket that a look-up of the time server's name opened for a moment is not listening: what stays counts.
+    # A time server lookup opens a socket for a moment. Only sockets that stay open count.
     found = listening(device) & listening(device)
     assert found - LISTENING == set()
     assert {entry for entry in found if entry[0] == "tcp" and not entry[2]} == {
@@ -92,7 +95,7 @@ def test_nothing_listens_but_what_the_configuration_names(device):
     }
 
 
-def test_the_status_file_says_that_all_is_well_and_where_it_is(device, figure, request):
+def test_the_status_file_reports_a_healthy_device_and_its_address(device, figure, request):
     status = device.wait_for_status(lambda status: status.get("State") == "ok", "that all is well")
     assert f"port {BROKER}" in status["Broker"] and "reachable from the network" in status["Broker"]
     assert status["Address"]
@@ -103,7 +106,7 @@ def test_the_status_file_says_that_all_is_well_and_where_it_is(device, figure, r
     figure(f"{request.node.callspec.params['device']}: memory in use, of {kib['MemTotal'] // 1024} MiB", used, "MiB")
 
 
-def test_nobody_gets_in_with_a_password(device):
+def test_password_logins_are_refused(device):
     device.wait_for_shell()
     assert port_speaks(device.host, device.ports[SSH]).startswith(b"SSH-2.0-")
     refused = device.shell("grep -E '^root:' /etc/shadow").split(":")[1]
@@ -112,7 +115,7 @@ def test_nobody_gets_in_with_a_password(device):
 
 
 def sectors_written(device):
-    """To the whole medium, since the start."""
+    """Sectors written to the whole medium since the start."""
     return int(device.shell(f"cat $(dirname {DATA})/stat").split()[6])
 
 
@@ -129,7 +132,7 @@ def test_the_data_partition_reaches_to_the_end_of_its_medium(device, figure, req
     )
 
 
-def test_the_journal_is_in_memory_and_little_is_written_when_nothing_happens(device, figure, request):
+def test_the_journal_is_in_memory_and_an_idle_device_writes_little(device, figure, request):
     device.wait_for_shell()
     assert device.shell("ls -d /var/log/journal 2>/dev/null || true") == ""
     assert device.shell("find /run/log/journal -name '*.journal' | head -n 1")
@@ -139,7 +142,7 @@ def test_the_journal_is_in_memory_and_little_is_written_when_nothing_happens(dev
     figure(f"{request.node.callspec.params['device']}: written to the medium in {REST_SECONDS} s at rest", kib, "KiB")
 
 
-def test_a_client_that_says_nothing_sensible_is_shown_out_and_others_go_on(device):
+def test_a_client_with_invalid_input_is_closed_and_others_are_served(device):
     with socket.create_connection((device.host, device.ports[BROKER]), 30) as stream:
         stream.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
         stream.settimeout(60)

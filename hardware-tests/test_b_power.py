@@ -1,6 +1,6 @@
-"""The power goes away under load. What the broker acknowledged must be there when it comes back, and the broker too.
+"""Power cuts under load. Acknowledged messages must be present afterwards, and the broker must start.
 
-Invariant: the same cuts on a broker that does not sync must lose something; else they prove nothing.
+Invariant: the same cuts on a broker that does not sync must lose data; otherwise the test proves nothing.
 """
 
 import shutil
@@ -14,7 +14,7 @@ FOLDER = "/run/hardware-test"
 LIBRARY = f"{FOLDER}/nosync.so"
 DROP_IN = "/run/systemd/system/blipmq.service.d/hardware-test.conf"
 
-# Where --cuts does not say.
+# The default without --cuts.
 CUTS = {"x64": 50, "arm64": 10}
 CONTROL_CUTS = 4
 
@@ -38,7 +38,7 @@ NO_PLUG = "no test can pull a board's plug: see hardware-tests/README.md for how
 
 @pytest.mark.qemu(NO_PLUG)
 @pytest.mark.parametrize("machine", ["x64"])
-def test_a_few_power_cuts_under_load_lose_nothing_that_was_acknowledged(new_guest, machine, figure):
+def test_a_few_power_cuts_under_load_lose_nothing_acknowledged(new_guest, machine, figure):
     guest = new_guest(machine, files={"blipmq.toml": power_storm.SETTINGS})
     storm = power_storm.run(guest, seed=1, cuts=2)
     keeps_its_word(storm)
@@ -48,7 +48,7 @@ def test_a_few_power_cuts_under_load_lose_nothing_that_was_acknowledged(new_gues
 @pytest.mark.long
 @pytest.mark.qemu(NO_PLUG)
 @pytest.mark.parametrize("machine", CUTS)
-def test_many_power_cuts_lose_nothing_and_the_broker_is_back_each_time(new_guest, machine, figure, pytestconfig):
+def test_many_power_cuts_lose_nothing_and_the_broker_restarts_each_time(new_guest, machine, figure, pytestconfig):
     cuts = pytestconfig.getoption("--cuts") or CUTS[machine]
     guest = new_guest(machine, files={"blipmq.toml": power_storm.SETTINGS})
     storm = power_storm.run(guest, seed=2, cuts=cuts, starting_share=0.25)
@@ -58,7 +58,7 @@ def test_many_power_cuts_lose_nothing_and_the_broker_is_back_each_time(new_guest
 
 
 @pytest.mark.board("a guest of QEMU has its power cut instead")
-def test_resets_under_load_lose_nothing_that_was_acknowledged(board, figure):
+def test_resets_under_load_lose_nothing_acknowledged(board, figure):
     board.put({"blipmq.toml": power_storm.SETTINGS})
     board.cut_power()
     storm = power_storm.run(board, seed=3, cuts=5)
@@ -66,15 +66,15 @@ def test_resets_under_load_lose_nothing_that_was_acknowledged(board, figure):
     storm_figures(storm, figure, "resets without a warning")
 
 
-# ---- the control -----------------------------------------------------------------------------------------------------
+# ---- control run -----------------------------------------------------------------------------------------------------
 
 
 def take_syncs_away(library):
-    """What makes the broker of a guest one that does not sync, until the guest is switched off."""
+    """Disable the syncs of the broker of a guest until the guest is switched off."""
 
     def between(guest):
         guest.wait_for_shell()
-        # Of its own: what the system has there may forbid programs.
+        # A mount of its own: the existing mounts may forbid executables.
         guest.shell(f"mkdir -p {FOLDER} && mount -t tmpfs -o mode=755 tmpfs {FOLDER}")
         guest.send_file(library, LIBRARY)
         guest.shell(f"chmod 755 {LIBRARY}; mkdir -p $(dirname {DROP_IN})")
@@ -97,7 +97,7 @@ def build_library(folder):
 
 @pytest.mark.long
 @pytest.mark.qemu("a broker without syncs is for guests: on a board it would lose what is the owner's")
-def test_the_control_without_syncs_loses_messages(new_guest, tmp_path, figure, pytestconfig):
+def test_the_control_run_without_syncs_loses_messages(new_guest, tmp_path, figure, pytestconfig):
     cuts = pytestconfig.getoption("--cuts") or CONTROL_CUTS
     guest = new_guest("x64", files={"blipmq.toml": power_storm.SETTINGS})
     storm = power_storm.run(guest, seed=4, cuts=cuts, between=take_syncs_away(build_library(tmp_path)))

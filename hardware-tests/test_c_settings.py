@@ -1,4 +1,6 @@
-"""What a technician does with a card in a PC: good files, broken files, keys, a factory reset. And a clock, and a full medium."""
+"""Actions of a technician with a card in a PC: valid files, invalid files, keys, a factory reset. Also the clock and a
+full medium.
+"""
 
 import re
 import time
@@ -14,7 +16,7 @@ OPEN_BROKER = b"[auth]\nallow_anonymous = true\n"
 
 
 def passes_a_message(device):
-    """With QoS 0, from a client to itself."""
+    """Send a QoS 0 message from a client to itself."""
     with HelloClient(device.address) as client:
         client.subscribe("plant/self")
         client.publish("plant/self", b"to myself")
@@ -22,7 +24,7 @@ def passes_a_message(device):
 
 
 def publish_1(device, topic):
-    """The code of the answer."""
+    """Returns the code of the answer."""
     with HelloClient(device.address) as client:
         return client.ask(PUB, topic, b"x" * 100, qos=1).code
 
@@ -33,7 +35,7 @@ def hello_with(device, api_key):
         return client.next()
 
 
-def test_broken_files_keep_the_last_good_state_and_the_status_names_the_line(own_device):
+def test_invalid_files_keep_the_last_good_settings_and_the_status_names_the_line(own_device):
     own_device.wait_for_shell()
     good = own_device.get("device.toml")
     own_device.restart_with({
@@ -46,13 +48,13 @@ def test_broken_files_keep_the_last_good_state_and_the_status_names_the_line(own
     assert "device.toml, line 2" in status[""]
     assert "the last one that was good is" in status["blipmq.toml"]
     assert passes_a_message(own_device)
-    own_device.wait_for_shell()  # the key in the last good device.toml holds
+    own_device.wait_for_shell()  # the key of the last good device.toml is valid
     own_device.restart_with({"blipmq.toml": b"\xef\xbb\xbf" + OPEN_BROKER.replace(b"\n", b"\r\n"), "device.toml": good})
     own_device.wait_for_status(lambda status: status.get("State") == "ok", "that all is well again")
 
 
 @pytest.mark.qemu("it needs a cable to itself, and a device without settings")
-def test_a_device_as_flashed_answers_to_its_name_on_no_port_at_all_and_says_where_it_is(new_guest, figure):
+def test_a_new_device_opens_no_port_and_shows_its_address(new_guest, figure):
     guest = new_guest(files={"blipmq.toml": None}, with_key=False, wire=Wire()).power_on()
     guest.until(lambda: "blipmq.local" in guest.console(), "its console says its name")
     guest.wire.find_guest(READY_SECONDS_MAX)
@@ -64,11 +66,11 @@ def test_a_device_as_flashed_answers_to_its_name_on_no_port_at_all_and_says_wher
     open_ports, unanswered = guest.wire.open_tcp_ports()
     figure("TCP ports that answered a stranger on the network, of 65,535", len(open_ports))
     assert open_ports == set()
-    assert unanswered == set()  # each was refused: none was lost on the way
+    assert unanswered == set()  # each was refused; no answer was lost
 
 
 @pytest.mark.qemu(BOOT_FILES)
-def test_a_key_named_in_device_toml_is_made_and_told_once_and_opens_the_broker(new_guest):
+def test_a_key_named_in_device_toml_is_created_shown_once_and_opens_the_listener(new_guest):
     guest = new_guest(files={"blipmq.toml": None})
     guest.put({"device.toml": guest.login + b'[[keys]]\nname = "line-1"\nallow = ["pub:plant/#"]\n'})
     guest.boot()
@@ -80,7 +82,7 @@ def test_a_key_named_in_device_toml_is_made_and_told_once_and_opens_the_broker(n
     assert hello_with(guest, None).code == 401
 
 
-def test_a_factory_reset_takes_the_data_and_leaves_the_settings(own_device, request):
+def test_a_factory_reset_erases_the_data_and_keeps_the_settings(own_device, request):
     if request.config.getoption("--target"):
         own_device.wait_for_shell()
     with HelloClient(own_device.address, "reader") as client:
@@ -97,7 +99,7 @@ def test_a_factory_reset_takes_the_data_and_leaves_the_settings(own_device, requ
 
 
 @pytest.mark.qemu("a board keeps the time it has")
-def test_a_clock_that_starts_in_1970_is_set_to_a_time_that_can_be(new_guest):
+def test_a_clock_that_starts_in_1970_is_set_to_a_plausible_time(new_guest):
     guest = new_guest(rtc="1970-01-01T00:00:00")
     guest.boot()
     guest.wait_for_shell()
@@ -107,7 +109,7 @@ def test_a_clock_that_starts_in_1970_is_set_to_a_time_that_can_be(new_guest):
         client.subscribe("plant/clock")
         assert publish_1(guest, "plant/clock") == 0
         assert client.next().timestamp_ms >= built * 1000
-    # What it saw last is the floor of the next start, though the clock chip forgets again.
+    # The last seen time is the minimum at the next start, although the clock chip is reset again.
     guest.shell("date -s @$(($(date +%s) + 86400)) && blipmq-device time-floor save && sync")
     later = int(guest.shell("date +%s"))
     guest.cut_power()
@@ -117,7 +119,7 @@ def test_a_clock_that_starts_in_1970_is_set_to_a_time_that_can_be(new_guest):
 
 
 @pytest.mark.qemu("it fills the whole data partition, and cuts the power")
-def test_a_full_data_partition_stops_qos_1_alone_and_clears_by_itself(new_guest):
+def test_a_full_data_partition_stops_only_qos_1_and_recovers(new_guest):
     guest = new_guest(medium_mib=2048)
     guest.boot()
     guest.wait_for_shell()

@@ -1,4 +1,4 @@
-"""What nobody is there to mend: a broker that stands still, a system that stands still, a flood on a small board."""
+"""Unattended recovery: a hung broker, a hung system, a flood on a small board."""
 
 import pytest
 from device import ids_kept_for
@@ -12,7 +12,7 @@ BEHIND_MESSAGES = 500
 PROMISED_MEMORY_BYTES = 128 * MIB  # config/blipmq-edge-256m.toml
 
 
-def test_a_broker_that_stands_still_is_replaced(device):
+def test_a_hung_broker_is_restarted(device):
     device.wait_for_shell()
     before = device.ask(MAIN_PID)
     device.shell(f"kill -STOP $({MAIN_PID})")
@@ -20,7 +20,7 @@ def test_a_broker_that_stands_still_is_replaced(device):
     device.wait_until_ready()
 
 
-def test_a_broker_that_is_killed_is_back(device):
+def test_a_killed_broker_is_restarted(device):
     device.wait_for_shell()
     before = device.ask(MAIN_PID)
     device.shell(f"kill -KILL {before}")
@@ -28,18 +28,18 @@ def test_a_broker_that_is_killed_is_back(device):
     device.wait_until_ready()
 
 
-def test_a_system_that_stands_still_is_reset_by_the_hardware(device, figure):
+def test_a_hung_system_is_reset_by_the_hardware_watchdog(device, figure):
     device.wait_for_shell()
     before = device.boot_id()
     figure("watchdog", device.shell("cat /sys/class/watchdog/watchdog0/identity").strip())
-    # The first process stops itself when it gets this, and no longer tells the watchdog that it lives.
+    # On this signal process 1 stops itself and no longer notifies the watchdog.
     device.shell("kill -SEGV 1", check=False)
     device.wait_for_another_boot(before, "the watchdog starts the machine again")
 
 
 @pytest.mark.qemu("a flood on a board in use would reach its clients")
 @pytest.mark.parametrize("machine", ["x64", "arm64"])
-def test_256_mb_hold_a_flood_and_a_subscriber_that_does_not_read(new_guest, machine, figure):
+def test_a_device_with_256_mb_survives_a_flood_and_a_stuck_subscriber(new_guest, machine, figure):
     guest = new_guest(machine, memory_mib=256)
     guest.boot()
     guest.wait_for_shell()
@@ -64,7 +64,8 @@ def test_256_mb_hold_a_flood_and_a_subscriber_that_does_not_read(new_guest, mach
 
 
 def flood(publisher):
-    """QoS 0 as fast as it is taken, now and then one of QoS 1; the ids of those, which are all acknowledged."""
+    """Publish QoS 0 at full speed with occasional QoS 1 messages. Returns the ids of the QoS 1 messages, which are all
+    acknowledged."""
     burst = b"".join(command(PUB, "flood/lost", bytes(FLOOD_BYTES)) for _ in range(FLOOD_MESSAGES // BEHIND_MESSAGES))
     taken = []
     for number in range(BEHIND_MESSAGES):

@@ -1,8 +1,8 @@
-"""The Raspberry Pi's image. QEMU has the Pi 3's processor, SD controller and memory; not its boot ROM, not its Ethernet chip,
-and no Pi 4 or 5: what only a board can show is listed in docs/APPLIANCE.md.
+"""The image for the Raspberry Pi. QEMU has the processor, SD controller and memory of a Pi 3, but not its boot ROM or
+Ethernet chip, and no Pi 4 or 5. docs/APPLIANCE.md lists the checks that need a board.
 
-Invariant: kernel, initrd, device tree and the kernel's words are those of slot A in the image; what the board of QEMU needs
-besides is in machines.py, with the reason.
+Invariant: kernel, initrd, device tree and command line are those of slot A in the image. machines.py lists the
+additions for the QEMU board, with reasons.
 """
 
 import os
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.long, pytest.mark.qemu("it looks at the Pi's image in 
 FIRMWARE = ("config.txt", "bootcode.bin", "start.elf", "fixup.dat", "start4.elf", "fixup4.dat", "u-boot.bin")
 
 
-def test_the_card_holds_what_a_pi_looks_for_first(lab):
+def test_the_card_contains_the_raspberry_pi_boot_files(lab):
     image = lab.image("rpi-arm64")
     with image.path.open("rb") as file:
         sector = file.read(512)
@@ -27,7 +27,7 @@ def test_the_card_holds_what_a_pi_looks_for_first(lab):
 
 
 @pytest.mark.parametrize("machine", ["pi3"])
-def test_the_image_boots_on_a_pi_3_to_a_broker_that_can_be_reached(new_guest, machine, figure):
+def test_the_image_boots_on_a_raspberry_pi_3_with_a_reachable_broker(new_guest, machine, figure):
     guest = new_guest(machine)
     figure("Raspberry Pi 3 in QEMU (raspi3b): power on to broker ready", guest.boot(), "s")
     figure("Raspberry Pi 3 in QEMU: processor time of QEMU until then", guest.cpu_seconds_at_ready, "s")

@@ -1,4 +1,4 @@
-"""The same image on the processors and memory sizes it is sold for, with the profile that belongs to each size."""
+"""The same image on the supported processors and memory sizes, with the profile for each size."""
 
 import os
 import time
@@ -14,7 +14,7 @@ MESSAGES = 2000
 @pytest.mark.long
 @pytest.mark.qemu("a board has the processor it has")
 @pytest.mark.parametrize(("machine", "cpu", "memory_mib", "profile"), MATRIX)
-def test_it_boots_with_the_profile_for_its_memory_and_serves(new_guest, machine, cpu, memory_mib, profile, figure):
+def test_each_memory_size_boots_with_its_profile_and_serves(new_guest, machine, cpu, memory_mib, profile, figure):
     guest = new_guest(machine, cpu=cpu, memory_mib=memory_mib)
     name = f"{machine}, {cpu}, {memory_mib} MB"
     figure(f"{name}: power on to broker ready", guest.boot(), "s")
@@ -26,7 +26,7 @@ def test_it_boots_with_the_profile_for_its_memory_and_serves(new_guest, machine,
 
 
 def rate(guest, qos):
-    """Messages a second, all of which came in order."""
+    """Messages per second, all received in order."""
     with HelloClient(guest.address, f"rate-{qos}") as subscriber, HelloClient(guest.address) as publisher:
         assert subscriber.ask(SUB, "rate/of", qos=qos).code == 0
         frames = [command(PUB, "rate/of", b"%06d" % number + bytes(94), qos=qos) for number in range(MESSAGES)]

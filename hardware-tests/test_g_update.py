@@ -1,6 +1,7 @@
-"""Updates over the air: into the other slot, good only once its broker passed its test, and back by itself otherwise.
+"""Updates over the network: written to the other slot, marked good only after its broker passed the probe, and
+abandoned otherwise.
 
-Invariant: every device here ends on a slot whose broker serves, with the data it had.
+Invariant: each device ends on a slot with a serving broker and with its data.
 """
 
 import os
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.qemu(OTHER_WAY)]
 UPDATE = "/data/update.raucb"
 MACHINE, TARGET = "x64", "generic-x64"
 COMPATIBLE = f"blipmq-{TARGET}"
-# Installs, and stops the installer once some MiB of the other slot's system have reached the medium.
+# Start an installation and stop it once some MiB of the system are written to the other slot.
 STOP_IN_THE_MIDDLE = f"""
 written() {{ awk '{{ print $7 }}' /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/blipmq-b-root))/stat; }}
 enough=$(($(written) + 8192))
@@ -28,7 +29,7 @@ while [ $(written) -lt $enough ]; do
 done
 kill -STOP $(systemctl show -p MainPID --value rauc)
 """
-# A slot on trial has four minutes and three starts.
+# A trial slot has four minutes and three starts.
 ROLLBACK_SECONDS_MAX = 3600
 
 
@@ -37,7 +38,7 @@ def slot(guest):
 
 
 def is_good(guest, name):
-    """Whether this slot was found good last, and in this start: the boot loader has nothing left to count."""
+    """Whether this slot was marked good during this start: the boot loader has no remaining trial count."""
     noted = guest.ask("cut -c1 /boot/blipmq/system/good-slot && grub-editenv /boot/blipmq/system/grubenv list").split()
     return {name, f"{name}_OK=1", f"{name}_TRY=0"} <= set(noted)
 
@@ -56,7 +57,7 @@ def wait_until_good(guest, name):
 
 @pytest.fixture(scope="module")
 def shipped(lab):
-    """The update as `make bundle-generic-x64` leaves it."""
+    """The update built by `make bundle-generic-x64`."""
     dist = Path(os.environ.get("BLIPMQ_DIST", Path(__file__).resolve().parent.parent / "dist"))
     found = sorted(dist.rglob(f"*{TARGET}*.raucb"))
     assert found, f"there is no update for {TARGET} in {dist}: make bundle-{TARGET}"
@@ -76,7 +77,7 @@ def guest(new_guest):
     return guest
 
 
-def test_an_update_goes_to_the_other_slot_and_the_next_one_back_and_the_data_stays(guest, shipped, figure):
+def test_updates_alternate_between_slots_and_keep_the_data(guest, shipped, figure):
     wait_until_good(guest, "A")
     with HelloClient(guest.address, "reader") as client:
         assert client.ask(SUB, "before/update", qos=1, durable=True).code == 0
@@ -87,7 +88,7 @@ def test_an_update_goes_to_the_other_slot_and_the_next_one_back_and_the_data_sta
         install(guest, shipped)
         before = guest.cpu_seconds()
         figure(f"{MACHINE}: restart into the updated slot {name}, until the broker answers", guest.reboot(), "s")
-        # A wait of the guest's takes little of it, a machine that is busy elsewhere as much as ever.
+        # Waiting in the guest uses little time of this machine, but a busy machine slows the guest down.
         figure(f"{MACHINE}: processor time of QEMU for it", round(guest.cpu_seconds() - before, 1), "s")
         figure(f"{MACHINE}: load average of this machine meanwhile", round(os.getloadavg()[0], 1))
         assert slot(guest) == name
@@ -100,7 +101,7 @@ def test_an_update_goes_to_the_other_slot_and_the_next_one_back_and_the_data_sta
     figure(f"{MACHINE}: size of an update", round(shipped.stat().st_size / 1e6, 1), "MB")
 
 
-def test_updates_that_are_unsigned_for_another_target_or_too_old_are_refused(guest, parts, tmp_path):
+def test_unsigned_foreign_and_old_updates_are_refused(guest, parts, tmp_path):
     known, stranger = bundles.keys(), bundles.strangers_keys(tmp_path)
     refused = {
         "signature": parts.bundle(tmp_path / "stranger.raucb", COMPATIBLE, "9.9.9", stranger),
@@ -118,7 +119,7 @@ def test_updates_that_are_unsigned_for_another_target_or_too_old_are_refused(gue
     assert slot(guest) == "A"
 
 
-def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_done_again(guest, shipped):
+def test_a_power_cut_during_an_update_keeps_the_running_system_and_allows_a_retry(guest, shipped):
     wait_until_good(guest, "A")
     for _ in range(2):
         guest.send_file(shipped, UPDATE)
@@ -134,14 +135,14 @@ def test_a_power_cut_during_an_update_leaves_the_system_that_ran_and_it_can_be_d
     wait_until_good(guest, "B")
 
 
-def test_a_slot_that_does_not_start_is_left_by_itself(guest, shipped):
+def test_a_slot_that_does_not_start_is_abandoned_automatically(guest, shipped):
     wait_until_good(guest, "A")
     install(guest, shipped)
     guest.shell("dd if=/dev/zero of=/dev/disk/by-partlabel/blipmq-b-root bs=1M count=1 conv=fsync 2>/dev/null")
     goes_back(guest)
 
 
-def test_an_update_whose_broker_never_becomes_healthy_is_left_by_itself(guest, parts, tmp_path, figure):
+def test_an_update_with_an_unhealthy_broker_is_abandoned_automatically(guest, parts, tmp_path, figure):
     wait_until_good(guest, "A")
 
     def break_the_broker(tree):
@@ -158,7 +159,7 @@ def test_an_update_whose_broker_never_becomes_healthy_is_left_by_itself(guest, p
 
 
 def goes_back(guest):
-    """Restart into slot B and wait for slot A; the seconds it took."""
+    """Restart into slot B and wait for slot A; returns the seconds."""
     console = len(guest.console())
     before = guest.boot_id()
     began = time.monotonic()
@@ -172,7 +173,7 @@ def goes_back(guest):
     assert "slot B, attempt 1" in guest.console()[console:], "slot B was never tried"
     guest.wait_until_ready(READY_SECONDS_MAX)
     wait_until_good(guest, "A")
-    # It stays there.
+    # The device remains there.
     guest.reboot()
     assert slot(guest) == "A"
     return seconds

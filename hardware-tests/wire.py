@@ -1,9 +1,9 @@
-"""A cable into a second network card of a guest, with a stranger at its other end who speaks IPv6 by hand.
+"""A cable to a second network card of a guest, with a neighbour at its other end that implements IPv6 by hand.
 
     QEMU  <- Ethernet frames in UDP datagrams on 127.0.0.1 ->  Wire
 
-Invariant: the stranger knows nothing of the guest but what comes out of the cable, so it sees what a neighbour on a real network
-sees: of every port, not of those that QEMU forwards.
+Invariant: the neighbour knows only the frames on the cable, so it sees the same as a neighbour in a real network: all
+ports, not only those that QEMU forwards.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ QUIET_SECONDS = 0.3
 
 
 def checksum(source, target, protocol, body):
-    """The Internet checksum over IPv6's pseudo-header and a body whose own checksum field is zero."""
+    """The Internet checksum over the IPv6 pseudo-header and a body whose checksum field is zero."""
     data = source + target + struct.pack(">II", len(body), protocol) + body + bytes(len(body) % 2)
     total = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
@@ -48,7 +48,7 @@ class Wire:
         self.socket.close()
 
     def arguments(self):
-        """QEMU's, for the guest's end."""
+        """The QEMU arguments for the end of the guest."""
         near = "{}:{}".format(*self.socket.getsockname())
         far = "{}:{}".format(*self.far)
         return ["-netdev", f"socket,id=wire,udp={near},localaddr={far}",
@@ -61,7 +61,8 @@ class Wire:
         self.socket.sendto(mac + OWN_MAC + ETHERTYPE_IPV6 + head + body, self.far)
 
     def _receive(self, seconds):
-        """(source, protocol, body) of each IPv6 packet until nothing has come for `seconds`; neighbours are answered."""
+        """(source, protocol, body) of each IPv6 packet until none arrives for `seconds`; neighbour solicitations are
+        answered."""
         while True:
             self.socket.settimeout(seconds)
             try:
@@ -78,13 +79,13 @@ class Wire:
             yield source, protocol, body
 
     def _advertise(self, target, mac):
-        """That this is the neighbour who was asked for."""
+        """Answer a neighbour solicitation."""
         body = struct.pack(">BBHI", ADVERTISEMENT, 0, 0, 0x60000000) + OWN + b"\x02\x01" + OWN_MAC
         body = body[:2] + struct.pack(">H", checksum(OWN, target, ICMPV6, body)) + body[4:]
         self._send(target, mac, ICMPV6, body)
 
     def find_guest(self, seconds_max):
-        """Wait until the guest has said something from an address of its own; that address."""
+        """Wait for a packet from an address of the guest; returns that address."""
         deadline = time.monotonic() + seconds_max
         while self.guest is None:
             assert time.monotonic() < deadline, f"nothing came out of the cable in {seconds_max} s"
@@ -93,10 +94,10 @@ class Wire:
                     break
         return ipaddress.IPv6Address(self.guest)
 
-    # ---- questions ----
+    # ---- queries ----
 
     def ask_mdns(self, name):
-        """The records that answer to a name, as bytes of a message; None if nothing does."""
+        """The mDNS records of a name as the bytes of a message; None without an answer."""
         question = b"".join(bytes([len(label)]) + label for label in name.encode().split(b".")) + b"\0"
         query = struct.pack(">6H", 0, 0, 1, 0, 0, 0) + question + struct.pack(">HH", 255, 1)
         datagram = struct.pack(">HHHH", MDNS_PORT, MDNS_PORT, 8 + len(query), 0) + query
@@ -110,7 +111,7 @@ class Wire:
         return None
 
     def open_tcp_ports(self, rounds_max=20):
-        """Knock at every port; (those that answer with SYN-ACK, those that did not answer at all)."""
+        """Send SYN to every port. Returns (ports with SYN-ACK, ports without any answer)."""
         unanswered, open_ports = set(range(1, PORTS + 1)), set()
         for _ in range(rounds_max):
             waiting = sorted(unanswered)

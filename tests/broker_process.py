@@ -1,7 +1,7 @@
-"""The broker and its command lines as processes of their own, for tests that look at them from outside only.
+"""The broker and its command lines as separate processes, for black-box tests.
 
-Invariant: all that a test learns comes through sockets, command lines, files and the log on standard error. $BLIPMQ_BINARY
-and $BLIPMQ_CLI name frozen binaries to use instead of the modules, so the same tests run against what is shipped.
+Invariant: a test uses only sockets, command lines, files and the log on standard error. $BLIPMQ_BINARY and $BLIPMQ_CLI
+name frozen binaries to use instead of the modules, so the same tests run against the shipped programs.
 """
 
 import json
@@ -32,7 +32,7 @@ def cli_command():
 
 
 def environment(**variables):
-    """What the processes see: none of the caller's BLIPMQ_ variables, and UTF-8 whatever the machine's locale is."""
+    """The environment of the processes: without BLIPMQ_ variables of the caller, and with UTF-8 in any locale."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ_") and name != "NO_COLOR"}
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", **variables}
@@ -48,7 +48,7 @@ def toml(settings):
 
 
 def until(happened, what):
-    """Look until `happened()` is true; its value."""
+    """Poll `happened()` until it is true; returns its value."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         value = happened()
@@ -59,8 +59,8 @@ def until(happened, what):
 
 
 class BrokerProcess:
-    """`blipmq start` on a free port of 127.0.0.1, its log collected. `settings`: {"section.key": value}. `command` takes
-    the place of `blipmq`; `variables` are added to its environment."""
+    """`blipmq start` on a free port of 127.0.0.1 with its log collected. `settings`: {"section.key": value}. `command`
+    replaces `blipmq`; `variables` are added to its environment."""
 
     def __init__(self, directory, settings, command=None, **variables):
         self.config = directory / "blipmq.toml"
@@ -78,16 +78,17 @@ class BrokerProcess:
         self._collector.start()
         self.address = ""
         self.pid = 0
-        self.api_key = next(iter(settings.get("auth.api_keys", ())), None)  # to ask it with, where keys are asked for
+        # for info requests, if authentication is required
+        self.api_key = next(iter(settings.get("auth.api_keys", ())), None)
 
     def configure(self, settings):
-        """Write the file it reads at start and at SIGHUP."""
+        """Write the file that it reads at start and at SIGHUP."""
         self.config.write_text(toml({"server.bind_addr": "127.0.0.1:0", **settings}))
 
     def get_ready(self):
-        """Wait until it serves."""
+        """Wait until it serves clients."""
         self.address = self.wait_for("ready")["address"]
-        # With a frozen binary the child may be a launcher; the broker itself says who it is.
+        # With a frozen binary the child process may be a launcher; the broker logs its own pid.
         self.pid = int(self.wait_for("starting")["pid"])
         return self
 
@@ -97,18 +98,18 @@ class BrokerProcess:
                 self.log.append(line.decode().rstrip("\n"))
                 self._log_grew.notify_all()
         with self._log_grew:
-            self.log.append("")  # its end
+            self.log.append("")  # end of the log
             self._log_grew.notify_all()
 
     # ---- the log ----
 
     def lines(self, event, **facts):
-        """The log lines of an event that hold these facts, each as {key: value} with its level under "level"."""
+        """The log lines of an event with these fields, each as {key: value} with its level under "level"."""
         found = [line for line in map(parse_line, self.log) if line.get("event") == event]
         return [line for line in found if all(line.get(key) == str(value) for key, value in facts.items())]
 
     def wait_for(self, event, **facts):
-        """The first log line of an event with these facts."""
+        """The first log line of an event with these fields."""
         with self._log_grew:
             happened = self._log_grew.wait_for(lambda: self.lines(event, **facts) or self._ended(), TIMEOUT_S)
         found = self.lines(event, **facts)
@@ -118,26 +119,26 @@ class BrokerProcess:
     def _ended(self):
         return bool(self.log) and self.log[-1] == ""
 
-    # ---- what it is doing ----
+    # ---- state ----
 
     def info(self):
         with HelloClient(self.address, api_key=self.api_key) as client:
             return client.info()
 
     def wait_for_subscriptions(self, count):
-        """Until so many subscriptions are in effect."""
+        """Wait until this many subscriptions are active."""
         with HelloClient(self.address, api_key=self.api_key) as client:
             until(lambda: client.info()["subscriptions_total"] == count, f"there are {count} subscriptions")
 
     def rss_bytes(self):
-        """Memory that is its own: resident and anonymous."""
+        """Its private memory: resident and anonymous, in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE).group(1)) * 1024
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    # ---- its end ----
+    # ---- end ----
 
     def signal(self, number):
         self.child.send_signal(number)
@@ -150,7 +151,7 @@ class BrokerProcess:
         return status
 
     def stop(self):
-        """Ask it to end, and look whether it did so in order. Stopping twice is harmless."""
+        """Stop it and check for an orderly end. Stopping twice is harmless."""
         if self.child.returncode is None:
             self.signal(signal.SIGTERM)
             status = self.wait()
@@ -159,7 +160,7 @@ class BrokerProcess:
         assert "Traceback" not in text and " internal_error" not in text, text
 
     def kill(self):
-        """End it at once, as a crash would; and at the end of a test that failed, to leave nothing behind."""
+        """Kill it, as a crash would; also the clean-up of a failed test."""
         if self.child.returncode is None:
             self.child.kill()
             self.wait()
@@ -180,7 +181,7 @@ def parse_line(line):
 
 
 def run_cli(broker_address, *arguments, stdin=b"", **variables):
-    """Run blipmq-cli to its end; a CompletedProcess whose output is bytes."""
+    """Run blipmq-cli until it ends. Returns a CompletedProcess with bytes output."""
     where = {"BLIPMQ_ADDR": broker_address} if broker_address else {}
     return subprocess.run(
         [*cli_command(), *arguments],
@@ -192,5 +193,5 @@ def run_cli(broker_address, *arguments, stdin=b"", **variables):
 
 
 def start_cli(broker_address, *arguments, **options):
-    """Start blipmq-cli and leave it running; a Popen."""
+    """Start blipmq-cli in the background. Returns a Popen."""
     return subprocess.Popen([*cli_command(), *arguments], env=environment(BLIPMQ_ADDR=broker_address), **options)

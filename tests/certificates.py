@@ -1,6 +1,6 @@
-"""Certificates for tests, made with the openssl command line: an authority, and whom it vouches for.
+"""Certificates for tests, made with the openssl command line: an authority and certificates that it signs.
 
-Invariant: every file is made anew in the directory it is given, its keys readable by this user alone.
+Invariant: every file is new in the given directory, and its keys are readable only by this user.
 """
 
 import functools
@@ -25,7 +25,7 @@ def openssl(*arguments):
 
 
 class Authority:
-    """Signs certificates. `file` is its own, which others trust or not. `strict`: with all that Python 3.13 looks for."""
+    """Signs certificates. `file` is its own certificate. `strict`: with all extensions that Python 3.13 requires."""
 
     def __init__(self, directory, name="Authority of the tests", strict=True):
         self._directory = directory
@@ -37,7 +37,7 @@ class Authority:
         )
 
     def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=40, key_kind="prime256v1"):
-        """A certificate and its key. `days` may be negative: it has expired then."""
+        """A certificate and its key. `days` may be negative for an expired certificate."""
         key, request, file = (self._directory / f"{name}.{ending}" for ending in ("key", "csr", "pem"))
         extensions = self._directory / f"{name}.ext"
         _make_key(key, key_kind)
@@ -53,7 +53,8 @@ class Authority:
         return file, key
 
     def _sign_for_the_past(self, request, extensions, file, days):
-        """A year that ended `-days` days ago. Newer versions of `openssl x509` refuse to make such a certificate."""
+        """Valid for a year that ended `-days` days ago. Newer versions of `openssl x509` refuse to make such a
+        certificate."""
         settings, database = self._directory / "ca.cnf", self._directory / "ca.db"
         database.write_text("")
         settings.write_text(

@@ -1,6 +1,6 @@
-"""Fixtures that every test may use: a real broker in a process of its own, and clients that are closed in the end.
+"""Shared fixtures: a real broker in its own process, and clients that are closed after the test.
 
-Invariant: no test fails because the machine was slow; a hang is caught by a limit of its own.
+Invariant: a slow machine never fails a test; a hang is caught by a separate limit.
 """
 
 import os
@@ -11,22 +11,22 @@ from broker_process import BrokerProcess
 from hand_client import HelloClient, PlainClient
 from hypothesis import settings
 
-# hypothesis would fail an example that takes over 200 ms, which a shared machine or a sanitizer does to any of them.
+# Hypothesis would fail an example that takes more than 200 ms. On a shared machine or with a sanitizer any example may.
 settings.register_profile("blipmq", settings(), deadline=None, print_blob=True)
 settings.load_profile("blipmq")
 
-# Where Debian keeps sfdisk and its like, for everyone to run; a user's PATH lacks it.
+# Debian keeps sfdisk and similar tools there; a user's PATH lacks the folder.
 os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
 
-# A shell starts what it puts in the background with SIGINT ignored, which the programs under test would inherit.
+# A shell starts background jobs with SIGINT ignored. The tested programs would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def start_broker(tmp_path):
-    """Start a broker with `settings`, {"section.key": value}, where the broker `after` has been if one is given, in an
-    environment with `variables`. When the test has passed, each that was not killed must end in order."""
+    """Start a broker with `settings`, {"section.key": value}, with the address and files of `after` if given, in an
+    environment with `variables`. After a passed test each broker that was not killed must end in order."""
     started = []
 
     def start(settings=None, after=None, **variables):
@@ -46,14 +46,14 @@ def start_broker(tmp_path):
 
 @pytest.fixture
 def broker(start_broker, request):
-    """A broker; parametrise it indirectly with its settings."""
+    """A broker; parametrize it indirectly with its settings."""
     return start_broker(getattr(request, "param", None))
 
 
 @pytest.fixture
 def connect():
-    """Connect plain clients, or with hello=True such that say HELLO, with the broker's key if there is one, to a broker's
-    address; all are closed in the end."""
+    """Connect legacy clients to the address of a broker, or with hello=True clients that send HELLO with the key of the
+    broker, if any. All are closed after the test."""
     clients = []
 
     def connect(broker, hello=False, **options):

@@ -1,7 +1,7 @@
-"""`core_coverage.py DIRECTORY`: what the instrumented run in DIRECTORY has covered of the core, as a table and as pages.
+"""`core_coverage.py DIRECTORY`: the coverage of the core in the instrumented run in DIRECTORY, as a table and as pages.
 
-Invariant: the counts of all processes and of all programs that were built from the core's files are in it: the extension, and
-the C tests' programs that are left in DIRECTORY/tmp.
+Invariant: includes the counts of all processes and programs built from the core: the extension, and the programs of the
+C tests left in DIRECTORY/tmp.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KINDS = ("lines", "branches", "functions")
 
 
 def programs(directory: Path) -> list[Path]:
-    """The extension, and the test programs by their newest copies: a shared object or an executable each."""
+    """The extension, and the newest copy of each test program: shared objects or executables."""
     extension = next((directory / "tree" / "blipmq").glob("_native*.so"))
     built = [path for path in sorted((directory / "tmp").rglob("*")) if path.is_file() and is_program(path)]
     return [extension, *built]

@@ -1,6 +1,6 @@
-"""An appliance as a folder: what `blipmq-device --root` sees, and a system that only remembers what it was told to do.
+"""An appliance as a folder for `blipmq-device --root`, with a fake system that records commands.
 
-Invariant: nothing outside of the folder is read or changed, and time stands still until a test moves it.
+Invariant: only files in the folder are read or changed, and time changes only when a test changes it.
 """
 
 import os
@@ -16,7 +16,7 @@ MOUNTS = "/dev/vda3 /data ext4 {data},noatime 0 0\n/dev/vda1 /boot/blipmq vfat {
 
 
 class StillSystem(System):
-    """Remembers commands; `answers` gives the result of those it names by their first words."""
+    """Records commands. `answers` gives the results of commands by their first words."""
 
     def __init__(self):
         super().__init__(live=False)
@@ -43,7 +43,7 @@ class StillSystem(System):
 
 
 class DeviceFolder:
-    """A folder made to look like a started device with `memory_mib`."""
+    """A folder that looks like a started device with `memory_mib` of memory."""
 
     def __init__(self, folder, memory_mib=920):
         self.folder = folder
@@ -62,7 +62,7 @@ class DeviceFolder:
             self.put(f"usr/share/blipmq/profiles/{profile.name}", profile.read_text())
 
     def mount(self, data="rw", boot="rw"):
-        """How the two partitions are mounted; "" is not at all."""
+        """The mount options of the two partitions; "" means not mounted."""
         lines = MOUNTS.format(data=data, boot=boot).splitlines(keepends=True)
         self.put("proc/mounts", "".join(line for line, state in zip(lines, (data, boot), strict=True) if state))
 
@@ -82,7 +82,7 @@ class DeviceFolder:
 
 
 class MemoryStore:
-    """A key store that keeps keys in a dict: {name: (key, rights)}; `calls` counts what changed it."""
+    """A key store in a dict: {name: (key, rights)}; `calls` counts the changes."""
 
     def __init__(self):
         self.keys = {}

@@ -1,7 +1,7 @@
-"""The door, slow and obvious: who may stand in it, who is pushed out of it, who comes in.
+"""Reference model of admission: which connections are pending, displaced and admitted.
 
-Invariant: `pending` holds those inside that are not admitted; those of them whose HELLO is not with Python stand in `silent`,
-the next to go first. Time is an argument.
+Invariant: `pending` contains the open connections that are not admitted. `silent` contains those of them whose HELLO
+was not passed to Python, in the order of displacement. Time is an argument.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 
 
 def place(address: str) -> str:
-    """Whose place an address takes: "" for nobody's in particular."""
+    """The limited address: an IPv4 address or an IPv6 /64; "" for an address without a limit."""
     if not address or ipaddress.ip_address(address).is_loopback:
         return ""
     host = ipaddress.ip_address(address)
@@ -21,7 +21,7 @@ class DoorTwin:
     def __init__(self, total: int, each: int, most: int, hello_ms: int, now_ms: int) -> None:
         self.total, self.each, self.most, self.hello_ms, self.now_ms = total, each, most, hello_ms, now_ms
         self.inside: set[int] = set()
-        self.pending: dict[int, tuple[str, int]] = {}  # place, deadline
+        self.pending: dict[int, tuple[str, int]] = {}  # limited address, deadline
         self.silent: list[int] = []
         self.counts = dict.fromkeys(
             ["pending", "refused_pending", "refused_pending_address", "hello_timeouts", "accepted"], 0
@@ -29,11 +29,11 @@ class DoorTwin:
 
     @property
     def heard(self) -> list[int]:
-        """Those whose HELLO is with Python."""
+        """Connections whose HELLO was passed to Python."""
         return [name for name in self.pending if name not in self.silent]
 
     def arrive(self, name: int, address: str) -> bool:
-        """Whether it is let in."""
+        """Whether the connection is accepted."""
         taken = [whose for whose, _ in self.pending.values()]
         if len(self.inside) >= self.most:
             return False
@@ -56,7 +56,7 @@ class DoorTwin:
         self.silent.remove(name)
 
     def answer(self, name: int) -> None:
-        """Python has answered, and not admitted it."""
+        """Python has answered without admitting it."""
         self.silent.insert(0, name)
 
     def admit(self, name: int) -> None:

@@ -1,8 +1,8 @@
-"""A tiny broker built on code that flatc generates from blip.fbs, so that client and wire are tested against someone
-else's code.
+"""A small broker built on code that flatc generates from blip.fbs, so that the client and the wire code are tested
+against an independent implementation.
 
-It runs in a thread of its own and speaks to anyone: `with FakeBroker() as broker: connect(broker.address)`.
-Invariant: no encoder, decoder or matcher of blipmq is used in this file.
+It runs in its own thread: `with FakeBroker() as broker: connect(broker.address)`. Invariant: this file uses no encoder,
+decoder or matcher of blipmq.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ACTIONS = {number: name for name, number in schema.ENUMS["Action"][1].items()}
 
 
 def read_command(body: bytes) -> dict[str, Any]:
-    """A ClientCommand, read by generated code; bytes and text fields are "" and b"" when absent."""
+    """A ClientCommand, decoded by generated code; absent bytes and text fields are b"" and ""."""
     command = schema.decode("ClientCommand", body)
     for name, field in schema.fields("ClientCommand").items():
         if field.type == "string":
@@ -62,7 +62,7 @@ def reply(seq: int, code: int = 0, text: str | None = "", id_: int = 0, payload:
 
 
 def matches(filter_: str, topic: str) -> bool:
-    """The rules of the protocol page, as a regular expression."""
+    """The matching rules of the protocol page as a regular expression."""
     if re.search(r"[*>+#]", filter_) and topic.startswith("$") and not filter_.startswith("$"):
         return False
     level = r"[^/]*" if re.search(r"[+#]", filter_) else r"[^.]*"
@@ -74,7 +74,7 @@ def matches(filter_: str, topic: str) -> bool:
 
 
 class Session:
-    """A QoS 1 subscription, or a group of them: every message stays until it is acknowledged."""
+    """A QoS 1 subscription, or a group of them: each message is kept until it is acknowledged."""
 
     def __init__(self, filter_: str, durable: bool) -> None:
         self.filter, self.durable = filter_, durable
@@ -88,7 +88,7 @@ class Session:
         self.pump()
 
     def pump(self) -> None:
-        """Send what nobody has yet, to the members in turn."""
+        """Send the undelivered messages to the members in turn."""
         for id_, (topic, payload) in self.waiting.items():
             if id_ not in self.sent and self.members:
                 member = self.sent[id_] = self.members[id_ % len(self.members)]
@@ -208,10 +208,10 @@ class _Connection(asyncio.Protocol):
 
 
 class FakeBroker:
-    """Knobs: `refusals` {action: (code, text)}, `silent` actions that get no answer, `api_key`, `info`, `greeting`
-    bytes, `durables` {(client_id, filter)} that UNSUB may end, `has_log` (QoS 1 works), `loses_answers` (a QoS 1 publish
-    is kept, but its answer is not sent).
-    Records: `commands` in the order they came, `reads` (how often bytes arrived)."""
+    """Options: `refusals` {action: (code, text)}, `silent` actions without an answer, `api_key`, `info`, `greeting`
+    bytes, `durables` {(client_id, filter)} that UNSUB may end, `has_log` (QoS 1 works), `loses_answers` (a QoS 1
+    publish is stored, but its answer is not sent). Records: `commands` in order, `reads` (number of reads with
+    data)."""
 
     def __init__(self, *, api_key: str | None = None, host: str = "127.0.0.1") -> None:
         self.api_key, self.host, self.port = api_key, host, 0
@@ -244,7 +244,7 @@ class FakeBroker:
         self.stop()
 
     def start(self) -> None:
-        """Listen; after a stop on the same port as before."""
+        """Listen; after a stop on the same port."""
         ready = threading.Event()
 
         async def listen() -> None:
@@ -283,7 +283,7 @@ class FakeBroker:
         self._thread = None
 
     def call(self, function: Callable[[], None]) -> None:
-        """Run something in the broker's thread and wait for it."""
+        """Run a function in the thread of the broker and wait for it."""
         done = threading.Event()
 
         def run() -> None:
@@ -294,11 +294,11 @@ class FakeBroker:
         assert done.wait(10)
 
     def kick(self) -> None:
-        """Cut every connection, as a crash would, but go on listening."""
+        """Close every connection, as a crash would, and continue to listen."""
         self.call(lambda: [connection.transport.abort() for connection in self.connections] and None)
 
     def join(self, connection: _Connection, command: dict[str, Any]) -> None:
-        """A QoS 1 subscription: a durable one by the client's name, one of a group by the group's."""
+        """A QoS 1 subscription: a durable one is identified by the client id, a group by its name."""
         durable, group = bool(command["durable"]), command["group"]
         owner = f"group {group}" if group else connection.client_id if durable else connection
         session = self.sessions.setdefault((owner, command["topic"]), Session(command["topic"], durable))
@@ -307,7 +307,7 @@ class FakeBroker:
         session.pump()
 
     def redeliver(self) -> None:
-        """Nobody has acknowledged in time: send everything again."""
+        """The acknowledgement timeout: send everything again."""
 
         def run() -> None:
             for session in self.sessions.values():
@@ -317,12 +317,12 @@ class FakeBroker:
         self.call(run)
 
     def unacknowledged(self) -> list[int]:
-        """Ids that some session has yet to see acknowledged."""
+        """Ids that some consumer has not acknowledged yet."""
         return sorted({id_ for session in self.sessions.values() for id_ in session.waiting})
 
     def publish(self, topic: str, payload: bytes, ttl_ms: int = 0, qos: int = 0) -> None:
-        """Deliver once to each connection that has a matching filter, and to each session. In the broker's thread
-        only."""
+        """Deliver once to each connection with a matching filter, and to each consumer. Call it only in the thread of
+        the broker."""
         id_, self.next_id = self.next_id, self.next_id + 1
         data = message(id_, payload, topic, ttl_ms=ttl_ms)
         if qos:
@@ -343,7 +343,7 @@ class FakeBroker:
         self.call(lambda: [connection.transport.write(data) for connection in self.connections] and None)
 
     def wait_for(self, action: str, count: int = 1, timeout_s: float = 10.0) -> list[dict[str, Any]]:
-        """The commands of this action, once there are `count`."""
+        """Wait for `count` commands with this action; returns them."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             found = [command for command in self.commands if command["action"] == action]
@@ -354,7 +354,7 @@ class FakeBroker:
 
 
 def free_port() -> int:
-    """A port where nobody listens at the moment."""
+    """A port without a listener at the moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -1,7 +1,7 @@
-"""A pytest plugin: tests that start `python -m blipmq …` themselves start a frozen program instead, `pytest -p frozen_programs`.
+"""A pytest plugin, `pytest -p frozen_programs`: tests that start `python -m blipmq …` start a frozen program instead.
 
-$BLIPMQ_BINARY and $BLIPMQ_CLI name the frozen `blipmq` and `blipmq-cli`, as for the black-box tests, which start them without
-this plugin too. Invariant: at the end something was really started so; a suite that never left the source tree fails.
+$BLIPMQ_BINARY and $BLIPMQ_CLI name the frozen `blipmq` and `blipmq-cli`; black-box tests use them without this plugin.
+Invariant: a run that never started a frozen program fails.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 BINARY, CLI = os.environ["BLIPMQ_BINARY"], os.environ["BLIPMQ_CLI"]
-# What a test writes after `python`, and the command it stands for.
+# The arguments behind `python`, and the corresponding command.
 PROGRAMS = {
     ("-m", "blipmq"): (BINARY,),
     ("-m", "blipmq.cli.client"): (CLI,),
@@ -24,7 +24,7 @@ started = 0
 
 
 def frozen(command: Sequence[str]) -> list[str]:
-    """The same command with the frozen program, if it starts one of ours."""
+    """The same command with the frozen program, if it starts one of our programs."""
     global started
     words = list(map(str, command))
     if words[0] == sys.executable and tuple(words[1:3]) in PROGRAMS:
@@ -47,7 +47,7 @@ def pytest_configure() -> None:
 
 
 class Totals:
-    """Adds up what the processes started among which pytest-xdist divides the tests."""
+    """Adds up the started processes over the workers of pytest-xdist."""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -1,7 +1,7 @@
-"""Frames written and read by hand, and the two kinds of client that speak them over a plain socket.
+"""Frames encoded and decoded by hand, and the two kinds of client that use them over a plain socket.
 
-Invariant: nothing here comes from the package under test. Frames are laid out with struct, field by field, as the
-protocol's tables say, so that a mistake in `blipmq.wire.frames` cannot hide behind itself, and a frozen binary can be tried too.
+Invariant: nothing comes from the package under test. Frames are laid out with struct, field by field, as the tables of
+the protocol define, so a mistake in `blipmq.wire.frames` cannot hide itself, and frozen binaries can be tested.
 """
 
 import ctypes
@@ -44,13 +44,13 @@ class Reply(NamedTuple):
 
 
 def vanish(sock):
-    """From now on nothing that arrives is acknowledged or answered, not even when the socket is closed."""
+    """From now on nothing that arrives is acknowledged or answered, even when the socket is closed."""
     takes_nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
     program = struct.pack("HL", 1, ctypes.addressof(takes_nothing))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- encoding --------------------------------------------------------------------------------------------------------
 
 
 def byte(value):
@@ -66,11 +66,10 @@ def long(value):
 
 
 def table(slots):
-    """One FlatBuffer: its root offset, the vtable, the table, the vectors behind it.
+    """One FlatBuffer: root offset, vtable, table, then the vectors.
 
-    `slots`: for each slot None (left out), bytes from byte(), short() or long() (stored in the table), or a one-element
-    list with str or bytes (stored behind it, strings with a NUL).
-    """
+    `slots`: for each slot None (absent), bytes from byte(), short() or long() (stored in the table), or a one-element
+    list with str or bytes (stored behind it, strings with a NUL)."""
     widths = {
         slot: 4 if isinstance(value, list) else len(value) for slot, value in enumerate(slots) if value is not None
     }
@@ -78,7 +77,7 @@ def table(slots):
     table_at = 4 + vtable_size
     table_at += (4 - table_at) % 8  # so that the first field, four bytes in, may be a ulong
     at, places = 4, {}
-    for slot in sorted(widths, key=lambda slot: -widths[slot]):  # by size: each is aligned where it falls
+    for slot in sorted(widths, key=lambda slot: -widths[slot]):  # by size, so that each is aligned
         places[slot], at = at, at + widths[slot]
     body = bytearray(at)
     struct.pack_into("<i", body, 0, vtable_size + (table_at - 4 - vtable_size))
@@ -104,7 +103,7 @@ def table(slots):
 
 def command(action, topic=None, payload=None, *, ttl_ms=0, qos=0, seq=0, client_id=None, api_key=None, protocol=0,
             durable=False, group=None):  # fmt: skip
-    """A whole frame from a client; what is at its default is left out, as FlatBuffers does."""
+    """A complete client frame; default values are omitted, as FlatBuffers does."""
     slots = [
         byte(action) if action else None,
         [topic] if topic is not None else None,
@@ -123,17 +122,17 @@ def command(action, topic=None, payload=None, *, ttl_ms=0, qos=0, seq=0, client_
 
 
 def v1_command(action, topic="", payload=b"", ttl_ms=0):
-    """A frame as the v1.0.0 client writes it: four fields, strings and vectors always there."""
+    """A frame of the v1.0.0 client: four fields; strings and vectors are always present."""
     return command(action, topic, payload, ttl_ms=ttl_ms)
 
 
 def reply(seq, code, message):
-    """A Reply as a broker sends it, for the tests that play one."""
+    """A Reply of a broker, for tests that act as the broker."""
     body = byte(REPLY) + table([long(seq), short(code), [message]])
     return struct.pack(">I", len(body)) + body
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- decoding --------------------------------------------------------------------------------------------------------
 
 
 class Reader:
@@ -188,7 +187,7 @@ def decode(body):
 
 
 class PlainClient:
-    """A socket, and v1.0.0's frames: what a client does that knows nothing of HELLO."""
+    """A socket with v1.0.0 frames: a legacy client without HELLO."""
 
     def __init__(self, address, receive_buffer_bytes=0):
         host, _, port = address.rpartition(":")
@@ -247,7 +246,7 @@ class PlainClient:
 
 
 class HelloClient(PlainClient):
-    """A client that says HELLO when it connects, numbers its requests and understands Replies."""
+    """A client that sends HELLO when it connects, numbers its requests and decodes Replies."""
 
     def __init__(self, address, client_id=None, receive_buffer_bytes=0, api_key=None):
         super().__init__(address, receive_buffer_bytes)
@@ -255,7 +254,7 @@ class HelloClient(PlainClient):
         self.greeting = self.ask(HELLO, client_id=client_id, api_key=api_key, protocol=1)
 
     def ask(self, action, *args, **fields):
-        """Send a request and return what comes next, which must carry its number."""
+        """Send a request and return the next frame, which must have its number."""
         self.seq += 1
         self.send(command(action, *args, seq=self.seq, **fields))
         answer = self.next()
@@ -269,7 +268,7 @@ class HelloClient(PlainClient):
         return self
 
     def is_open(self):
-        """True if the next thing the broker says is the answer to a PING."""
+        """True if the next frame of the broker is the answer to a PING."""
         return self.ask(PING) == Reply(self.seq, 0, "", 0, b"")
 
     def info(self):

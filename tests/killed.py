@@ -1,4 +1,4 @@
-"""The WAL directory as a kill would leave it, taken from a core that runs."""
+"""The WAL directory as after a kill, copied from a running core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TRIES = 1000
 
 
 def contents(directory: Path) -> dict[str, bytes] | None:
-    """Every file's bytes; None if a file went away meanwhile."""
+    """The bytes of every file; None if a file was deleted meanwhile."""
     try:
         return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
     except FileNotFoundError:
@@ -16,8 +16,8 @@ def contents(directory: Path) -> dict[str, bytes] | None:
 
 
 def as_killed(directory: Path, copy: Path) -> Path:
-    """`copy`, with what `directory` held at one moment. A thread of the core may write, rename and remove files meanwhile:
-    between two readings that agree, every file was as it was read."""
+    """`copy` with the content of `directory` at one moment. A core thread may write, rename and remove files meanwhile:
+    if two readings agree, every file was as read."""
     seen = contents(directory)
     for _ in range(TRIES):
         before, seen = seen, contents(directory)

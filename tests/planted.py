@@ -1,7 +1,7 @@
-"""Bugs that tests plant into a copy of the core's source, to show that other tests find them.
+"""Bugs that tests plant into a copy of the core sources, to show that other tests find them.
 
-Invariant: the source itself holds no bug. A `Bug` names a file of native/ by its base name; each of its edits replaces a text
-that stands there exactly once. Where it no longer does, `Stale` says which bug has to follow the source.
+Invariant: the real sources contain no planted bug. A `Bug` names a file of native/ by its base name; each of its edits
+replaces a text that occurs there exactly once. If it does not, `Stale` names the bug that must be updated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Edit(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """In native/**/`file`, each edit's `after` stands in place of its `before`."""
+    """In native/**/`file` each edit replaces `before` with `after`."""
 
     file: str
     edits: tuple[Edit, ...]
@@ -310,7 +310,7 @@ BUGS: dict[str, Bug] = {
     ),
     "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->credit_bytes -= back;\n", "")),
     "held_bytes_never_counted_back": bug("commit.c", ("    bq->pending_bytes -= pending_bytes(pending);\n", "")),
-    # ---- peers that are gone
+    # ---- lost peers ----
     "silent_client_keeps_its_place": bug(
         "keepalive.c",
         (
@@ -322,7 +322,7 @@ BUGS: dict[str, Bug] = {
 
 
 def source_of(file: str) -> Path:
-    """The one file of that base name below native/."""
+    """The only file with that base name below native/."""
     found = sorted(NATIVE.rglob(file))
     if len(found) != 1:
         raise Stale(f"tests/planted.py: native/ has {len(found)} files named {file}; an edit needs exactly one")
@@ -330,7 +330,7 @@ def source_of(file: str) -> Path:
 
 
 def text_with(name: str) -> str:
-    """The source file of a bug, with it."""
+    """The source text with the bug."""
     source = source_of(BUGS[name].file)
     text = source.read_text(encoding="utf-8")
     for edit in BUGS[name].edits:
@@ -344,7 +344,7 @@ def text_with(name: str) -> str:
 
 
 def source_with(name: str, directory: Path) -> Path:
-    """The source file of a bug, with it, in `directory`."""
+    """The source file with the bug, in `directory`."""
     file = directory / BUGS[name].file
     file.write_text(text_with(name), encoding="utf-8")
     return file

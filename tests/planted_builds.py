@@ -1,6 +1,6 @@
-"""The core with one planted bug in it: as a program that replays a fuzz target's inputs, and as the package's C module.
+"""The core with one planted bug: as a program that replays fuzz inputs, and as the C module of the package.
 
-Invariant: every source is compiled once for all bugs, without optimisation; a bug costs its own file and a link.
+Invariant: every source is compiled once for all bugs, without optimization; a bug costs one compilation and one link.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CC = os.environ.get("CC", "cc").split()
 CHECKED = [flag for flag in native.FLAGS if flag.startswith(("-I", "-D"))]  # with core_check
 FLAGS = ["-std=gnu11", "-O0", "-fPIC", "-fno-strict-aliasing", "-UNDEBUG", "-pthread", *CHECKED]
 TEST_SECONDS = 120
-LIVES_SECONDS = 60  # as it is, the core needs two or three
+LIVES_SECONDS = 60  # the unchanged core needs two or three
 
 
 def compiled(source: Path, object_: Path, *flags: str) -> Path:
@@ -30,7 +30,7 @@ def compiled(source: Path, object_: Path, *flags: str) -> Path:
 
 
 class Builds:
-    """Objects of the core as it is, in `directory`, and what is linked from them with one file exchanged."""
+    """The objects of the unchanged core in `directory`, and programs linked from them with one file replaced."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -55,7 +55,7 @@ class Builds:
         return program
 
     def package(self, name: str, objects: list[str]) -> Path:
-        """A tree in which blipmq has that core; its tests are the real ones."""
+        """A source tree whose blipmq has that core; its tests are the real ones."""
         tree = self.directory / f"{name}-tree"
         shutil.copytree(planted.ROOT / "blipmq", tree / "blipmq", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         for part in ("tests", "native", "pyproject.toml"):
@@ -65,7 +65,7 @@ class Builds:
         return tree
 
     def _glue(self) -> Path:
-        """What cffi makes of bq_api.h."""
+        """The cffi output for bq_api.h."""
         source = self.directory / "_native.c"
         builder = runpy.run_path(str(planted.NATIVE / "build_native.py"))["ffibuilder"]
         builder.emit_c_code(str(source))
@@ -73,7 +73,7 @@ class Builds:
 
 
 def breaks(program: Path, inputs: list[str]) -> bool:
-    """Whether a target's program finds that its invariant does not hold for one of the inputs, crashes, or hangs."""
+    """Whether the program of a target reports a violated invariant for one of the inputs, crashes, or hangs."""
     try:
         done = subprocess.run(
             [str(program), *inputs], capture_output=True, text=True, timeout=LIVES_SECONDS, check=False
@@ -85,7 +85,7 @@ def breaks(program: Path, inputs: list[str]) -> bool:
 
 
 def fails(tree: Path, file: str, test: str) -> bool:
-    """Whether a test of that file whose name begins so does, in that tree. A test that cannot be run at all is no finding."""
+    """Whether a test of that file whose name starts with `test` fails in that tree. A test that cannot run raises."""
     variables = {**os.environ, "PYTHONPATH": str(tree)}
     check = [sys.executable, "-c", "import blipmq._native as m; print(m.__file__)"]
     where = subprocess.run(check, cwd=tree, env=variables, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""A client that is nothing but a socket and frames, so that tests of the broker depend on no client code."""
+"""A client of only a socket and frames, so that broker tests do not depend on client code."""
 
 import socket
 import struct
@@ -48,14 +48,14 @@ class RawClient:
         return decode(frame[5:])
 
     def hello(self, client_id="", seq=1, api_key=""):
-        """Say HELLO and be let in."""
+        """Send HELLO and be admitted."""
         self.say(wire.HELLO, client_id=client_id, api_key=api_key, protocol=1, seq=seq)
         reply = self.next()
         assert (reply.seq, reply.code) == (seq, 0), reply
         return self
 
     def subscribe(self, filter_, seq=2):
-        """Subscribe and be told so."""
+        """Subscribe and wait for the SubAck."""
         self.say(wire.SUB, filter_, seq=seq)
         ack = self.next()
         assert (ack.topic, ack.info, ack.seq, ack.code) == (filter_, "subscribed", seq, 0), ack

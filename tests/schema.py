@@ -1,6 +1,6 @@
-"""native/proto/blip.fbs as the tests use it: its tables, and the encoder and decoder that flatc generates from it.
+"""Access to native/proto/blip.fbs: its tables, and the encoder and decoder that flatc generates from it.
 
-Invariant: nothing of blipmq is used here, so that what is encoded here is independent of what is tested.
+Invariant: nothing of blipmq is used here, so encoded frames are independent of the tested code.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import flatbuffers
 
 ROOT = Path(__file__).resolve().parent.parent
 FBS = ROOT / "native" / "proto" / "blip.fbs"
-BITS = {"byte": 8, "ubyte": 8, "bool": 1, "ushort": 16, "ulong": 64}  # of the numbers that the schema uses
+BITS = {"byte": 8, "ubyte": 8, "bool": 1, "ushort": 16, "ulong": 64}  # of the number types in the schema
 
 
 class Field(NamedTuple):
     id: int
     name: str
-    type: str  # as in the schema; of an enum, the type that carries it
+    type: str  # as in the schema; for an enum its underlying type
     reserved: bool
 
     @property
     def largest(self) -> int:
-        """The largest value of a number."""
+        """The largest value of a number type."""
         return (1 << BITS[self.type]) - 1
 
 
@@ -42,7 +42,7 @@ def _without_comments() -> str:
 
 
 def _enums() -> dict[str, tuple[str, dict[str, int]]]:
-    """Each enum: the type that carries it, and its values."""
+    """Each enum: its underlying type and its values."""
     found = re.findall(r"^enum (\w+) : (\w+) \{(.*?)^\}", _without_comments(), re.MULTILINE | re.DOTALL)
     return {
         name: (carrier, {key: int(value) for key, value in re.findall(r"(\w+) = (\d+)", body)})
@@ -67,7 +67,7 @@ TABLES = _tables()
 
 
 def fields(table: str) -> dict[str, Field]:
-    """The fields of a table that are in use, by name."""
+    """The fields of a table by name, without deprecated ones."""
     return {field.name: field for field in TABLES[table] if not field.reserved}
 
 
@@ -75,7 +75,7 @@ def fields(table: str) -> dict[str, Field]:
 
 
 def flatc(*arguments: str | Path) -> None:
-    """Run flatc: the one of the test extra, else the system's, which is installed if it is missing."""
+    """Run flatc: from the test extra, else the system's, which is installed if missing."""
     program = shutil.which("flatc", path=sysconfig.get_path("scripts")) or shutil.which("flatc")
     if program is None:
         subprocess.run([ROOT / "packaging" / "setup.sh", "flatc"], check=True, timeout=600)
@@ -109,8 +109,8 @@ def camel(name: str) -> str:
 def encode(
     table: str, values: Mapping[str, Any], *, order: Iterable[str] | None = None, defaults: bool = False
 ) -> bytes:
-    """A FlatBuffer, written by generated code. None: absent. `order`: in which the fields are added; `defaults`: write
-    numbers even where they are at their default."""
+    """A FlatBuffer from generated code. None: absent. `order`: in which the fields are added; `defaults`: write numbers
+    even if they have their default value."""
     module, known = generated(table), fields(table)
     builder = flatbuffers.Builder(64)
     builder.ForceDefaults(defaults)
@@ -129,7 +129,7 @@ def encode(
 
 
 def decode(table: str, body: bytes) -> dict[str, Any]:
-    """All fields of a FlatBuffer, read by generated code: strings and vectors as bytes, None where they are absent."""
+    """All fields of a FlatBuffer, decoded by generated code: strings and vectors as bytes, None if absent."""
     root = getattr(generated(table), table).GetRootAs(bytearray(body))
     values = {}
     for name, field in fields(table).items():

@@ -1,8 +1,8 @@
-"""A core stepped by hand, for tests: no sockets unless a test wants one, no threads, no sleeping, time as an argument.
+"""A core stepped by hand, for tests: no sockets unless requested, no threads, no sleeping; time is an argument.
 
-Invariant: what a `Client` has in its lists came out of the core as bytes and was read by `blipmq.wire.frames`. The bench does the
-duties of the Python side (admit, subscribe, unsubscribe, answer INFO) as plainly as they can be done; `answering = False`
-leaves requests in `asked` instead.
+Invariant: the lists of a `Client` contain only output of the core, decoded by `blipmq.wire.frames`. The bench does the
+duties of the Python side (admit, subscribe, unsubscribe, answer INFO) in the simplest way; `answering = False` leaves
+requests in `asked` instead.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ STALL_FRAMES = [13_105] * 19 + [WINDOW_BYTES - 19 * 13_105]
 
 
 class Client:
-    """One connection as its far end sees it. `reading = False`: what comes is kept (`untaken`), the core is told nothing."""
+    """One connection as seen by its peer. `reading = False`: output is kept in `untaken` and not confirmed to the
+    core."""
 
     def __init__(self, bench: Bench, conn: int) -> None:
         self.bench = bench
@@ -95,7 +96,7 @@ class Client:
         return self
 
     def stall(self, room_bytes: int = 0) -> None:
-        """Stop reading at a frame's end, the core's window for this client used up, all but at most `room_bytes`."""
+        """Stop reading at the end of a frame, with at most `room_bytes` of the credit of this client left."""
         self.reading = False
         assert self.untaken == 0
         sizes = STALL_FRAMES[room_bytes // STALL_FRAMES[0] :]
@@ -106,14 +107,14 @@ class Client:
         self.replies = [reply for reply in self.replies if reply.code != FILLER]
 
     def read(self) -> None:
-        """Read all that has come, and go on reading."""
+        """Read all available output and continue to read."""
         self.reading = True
         if self.untaken:
             self.bench.core.taken(self.conn, self.untaken)
             self.untaken = 0
 
     def take(self, size: int) -> None:
-        """Read `size` bytes of what has come, without going on."""
+        """Read `size` bytes of the available output, without further reading."""
         assert size <= self.untaken
         self.untaken -= size
         self.bench.core.taken(self.conn, size)
@@ -136,7 +137,7 @@ class Client:
 
 
 class SocketClient(Client):
-    """The same over a socket. It reads only when told to."""
+    """The same over a socket. It reads only on request."""
 
     def __init__(self, bench: Bench, ours: socket.socket) -> None:
         super().__init__(bench, 0)
@@ -146,7 +147,7 @@ class SocketClient(Client):
         self.eof = False
 
     def feed(self, data: bytes) -> None:
-        """Send all of it, turning the core meanwhile."""
+        """Send everything and run core turns meanwhile."""
         view = memoryview(data)
         for _ in range(STEPS_MAX):
             if not view:
@@ -158,14 +159,14 @@ class SocketClient(Client):
         raise AssertionError("the core does not read")
 
     def offer(self, data: bytes) -> int:
-        """Send as much as goes without waiting."""
+        """Send as much as possible without waiting."""
         try:
             return self.socket.send(data)
         except BlockingIOError:
             return 0
 
     def receive(self, size: int = 1 << 16) -> int:
-        """Read at most `size` bytes of what is there; returns how many."""
+        """Read at most `size` available bytes; returns the number."""
         try:
             data = self.socket.recv(size)
         except BlockingIOError:
@@ -177,7 +178,7 @@ class SocketClient(Client):
         return len(data)
 
     def drain(self) -> None:
-        """Read until nothing more comes."""
+        """Read until no more data arrives."""
         for _ in range(STEPS_MAX):
             self.bench.settle()
             if not self.receive():
@@ -186,7 +187,7 @@ class SocketClient(Client):
 
 
 class Bench:
-    """A core in stepped mode and the clients attached to it. Keyword arguments are fields of CoreConfig."""
+    """A stepped core and the clients attached to it. Keyword arguments are fields of CoreConfig."""
 
     def __init__(self, **limits: Any) -> None:
         self.config = CoreConfig(**limits)
@@ -194,7 +195,7 @@ class Bench:
         self.now_ms = 1_000
         self.wall_offset_ms = 1_700_000_000_000
         self.answering = True
-        self.present = True  # False: the Python side is away and takes no events
+        self.present = True  # False: the Python side takes no events
         self.address: Any = None
         self.asked: list[Event] = []
         self.closed: list[Closed] = []
@@ -226,7 +227,7 @@ class Bench:
     def attach(
         self, hello: bool = False, trusted: bool = False, address: str = "", port: int = 4711, passed_ms: int = 0
     ) -> Client:
-        """A fed client, as one from `address` if there is one. Its `conn` is 0 if the core had no room for it."""
+        """An in-memory client, with a peer `address` if given. Its `conn` is 0 if the core had no slot for it."""
         self._seq += 1
         self.core.attach(self._seq, trusted, (address, port) if address else None, passed_ms)
         event = self._await(self._seq)
@@ -236,7 +237,7 @@ class Bench:
         return client.hello() if hello else client
 
     def adopt(self, buffer_bytes: int = 4096) -> SocketClient:
-        """A client over a socketpair whose buffers are as small as the system lets them be."""
+        """A client over a socketpair with the smallest buffers that the system allows."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
@@ -253,7 +254,7 @@ class Bench:
         self.turn()
 
     def connect(self) -> SocketClient:
-        """A client over TCP, once `listen` has been called."""
+        """A client over TCP, after `listen`."""
         return self._over(socket.create_connection(self.address))
 
     def _over(self, ours: socket.socket) -> SocketClient:
@@ -269,7 +270,7 @@ class Bench:
     # -- time
 
     def turn(self, advance_ms: int = 0) -> bool:
-        """One turn, then what it reported. True if there was anything to do."""
+        """One turn, then its events. True if there was work."""
         self.now_ms += advance_ms
         waiting = not self.core.retry()
         self.core.wait(0)
@@ -277,7 +278,7 @@ class Bench:
         return self.drain_events() or work or waiting
 
     def settle(self, advance_ms: int = 0) -> None:
-        """Turn until nothing is left to do at this time."""
+        """Run turns until no work is left at this time."""
         work = self.turn(advance_ms)
         for _ in range(STEPS_MAX):
             if not work and self.core.next_timer_ms() != 0:
@@ -295,7 +296,7 @@ class Bench:
             self._handle(event)
         return not self.core.retry() or any_
 
-    # -- questions
+    # -- queries
 
     def stats(self) -> dict[str, int]:
         self._seq += 1
@@ -317,7 +318,7 @@ class Bench:
         return rows
 
     def session_pages(self, **wanted: Any) -> list[SessionsListed]:
-        """A walk over all sessions, page by page."""
+        """A walk over all consumers, page by page."""
         self._seq += 1
         seq, pages = self._seq, list[SessionsListed]()
         while not pages or pages[-1].more:
@@ -328,7 +329,7 @@ class Bench:
     def session_rows(self, **wanted: Any) -> list[SessionRow]:
         return [row for page in self.session_pages(**wanted) for row in page.rows]
 
-    # -- the Python side's part
+    # -- the Python side
 
     def _await(self, seq: int) -> Any:
         for _ in range(STEPS_MAX):
@@ -383,7 +384,7 @@ class Bench:
 
 
 def conserved(stats: dict[str, int]) -> bool:
-    """The sum that holds at every turn's end."""
+    """The sum that holds at the end of every turn."""
     gone = stats["delivered"] + stats["dropped_ttl"] + stats["dropped_queue_full"] + stats["dropped_disconnect"]
     gone += stats["dropped_session_log"]
     return stats["enqueued"] == gone + stats["dead_lettered"] + stats["queued_messages"]

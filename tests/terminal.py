@@ -1,4 +1,4 @@
-"""A person at a terminal: runs a program on a pseudo-terminal, types, and reads what the screen would show."""
+"""A person at a terminal: runs a program on a pseudo-terminal, types, and reads the screen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of the tests without what would change the output, and with the package in the path."""
+    """The environment of the tests without variables that change the output, and with the package in the path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ") and name != "NO_COLOR"}
     return {
         **kept,
@@ -30,7 +30,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Terminal:
-    """All three streams are the terminal. Invariant: what `expect` has returned is not looked at again."""
+    """All three streams are the terminal. Invariant: text that `expect` has returned is not matched again."""
 
     def __init__(self, arguments: list[str], extra: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
@@ -61,8 +61,8 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def interrupt_until(self, text: str, timeout_s: float = 20.0) -> None:
-        """Interrupt, again and again as a person would, until the screen shows `text`: Python's line editor does not see
-        a signal that comes between two of its reads before the next key."""
+        """Send interrupts repeatedly, as a person would, until the screen shows `text`. The line editor of Python
+        notices a signal between two of its reads only at the next key."""
         deadline_s = time.monotonic() + timeout_s
         while text not in self.screen:
             assert time.monotonic() < deadline_s, f"{text!r} did not come; the screen shows {self.screen!r}"
@@ -73,7 +73,8 @@ class Terminal:
         self.screen = self.screen.rpartition(text)[2]
 
     def expect(self, text: str, timeout_s: float = 20.0) -> str:
-        """Read until the screen shows `text`, and return what came up to and with it; later calls look behind it."""
+        """Read until the screen shows `text`. Returns the output up to and including it; later calls start behind
+        it."""
         deadline_s = time.monotonic() + timeout_s
         while text not in self.screen:
             assert time.monotonic() < deadline_s, f"{text!r} did not come; the screen shows {self.screen!r}"
@@ -97,7 +98,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._master, 65536)
-        except OSError:  # Linux says EIO when the other side has closed
+        except OSError:  # Linux returns EIO when the other side has closed
             return False
         self.screen += data.decode("utf-8", "replace")
         return bool(data)

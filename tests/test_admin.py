@@ -1,4 +1,4 @@
-"""The HTTP edge: what it answers, what it refuses, and what a client that means ill can cost it."""
+"""The HTTP endpoint: its answers, its refusals, and the cost of hostile clients."""
 
 import asyncio
 import errno
@@ -44,7 +44,7 @@ def watched(request):
 
 @pytest.fixture
 def dial(watched):
-    """Open sockets to the edge; all are closed in the end."""
+    """Open sockets to the endpoint; all are closed after the test."""
     opened = []
 
     def dial(data=b"", to=None):
@@ -61,7 +61,7 @@ def dial(watched):
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-# ---- what it answers
+# ---- answers ----
 
 
 def test_a_scrape_is_text_unless_openmetrics_is_preferred(watched):
@@ -95,18 +95,18 @@ def test_a_scrape_is_packed_if_the_client_takes_gzip(watched):
     assert "content-encoding" not in watched.get("/livez", accept_encoding="gzip").fields
 
 
-def test_head_answers_with_the_head_alone(watched):
+def test_head_is_answered_without_a_body(watched):
     told = watched.get("/metrics", method="HEAD")
     assert (told.status, told.body) == (200, b"")
     assert int(told.fields["content-length"]) > 1000
 
 
-def test_a_query_and_a_proxys_form_of_a_target_are_understood(watched):
+def test_query_strings_and_absolute_targets_are_accepted(watched):
     assert watched.get("/livez?verbose=1").status == 200
     assert watched.get(f"http://{watched.admin.address}/livez").status == 200
 
 
-def test_the_index_names_what_there_is(watched):
+def test_the_index_lists_all_endpoints(watched):
     told = watched.get("/")
     assert told.status == 200 and __version__ in told.body.decode() and "/healthz" in told.body.decode()
     nowhere = watched.get("/metrics/")
@@ -124,7 +124,7 @@ def test_a_running_broker_is_live_ready_and_healthy(watched):
 
 
 class StandIn:
-    """A broker that answers as a test wants it to."""
+    """A broker whose answers a test defines."""
 
     def __init__(self):
         self.config = Config()
@@ -165,7 +165,7 @@ def stand_in(monkeypatch):
         yield watched
 
 
-def test_a_broker_that_does_not_answer_is_not_live_and_says_what_to_do(stand_in):
+def test_an_unresponsive_broker_is_not_live_and_the_answer_names_a_remedy(stand_in):
     stand_in.broker.stuck = True
     for path in ("/livez", "/metrics"):
         told = stand_in.get(path)
@@ -175,7 +175,7 @@ def test_a_broker_that_does_not_answer_is_not_live_and_says_what_to_do(stand_in)
     assert json.loads(health.body)["live"] is False
 
 
-def test_a_stuck_broker_is_asked_once_however_often_probes_ask_here(stand_in):
+def test_repeated_probes_send_one_request_to_an_unresponsive_broker(stand_in):
     stand_in.broker.stuck = True
     for _ in range(5):
         assert stand_in.get("/livez").status == 503
@@ -193,7 +193,7 @@ def test_a_broker_that_is_starting_or_stopping_is_live_but_not_ready(stand_in):
     assert stand_in.get("/metrics").status == 503
 
 
-def test_a_degraded_broker_does_its_duty_and_names_the_reason(stand_in):
+def test_a_degraded_broker_is_ready_and_names_the_reason(stand_in):
     stand_in.broker.told = ["full queues dropped 3 messages in the last 5 s; see subscriptions"]
     health = stand_in.get("/healthz")
     assert health.status == 200
@@ -202,13 +202,13 @@ def test_a_degraded_broker_does_its_duty_and_names_the_reason(stand_in):
     assert stand_in.get("/readyz").status == 200
 
 
-def test_a_scrape_goes_out_without_subscribers_when_listing_them_takes_too_long(stand_in):
+def test_a_scrape_omits_subscribers_when_listing_them_takes_too_long(stand_in):
     stand_in.broker.slow_to_list = True
     scrape = stand_in.scrape()
     assert scrape["blipmq_scrape_incomplete"] == 1 and "blipmq_subscribers" not in scrape
 
 
-def test_trouble_inside_is_answered_with_500_and_logged(stand_in):
+def test_an_internal_error_is_answered_with_500_and_logged(stand_in):
     stand_in.broker.error = ZeroDivisionError("oops")
     lines = []
     stand_in.admin._log.error = lambda event, **facts: lines.append((event, facts))
@@ -217,7 +217,7 @@ def test_trouble_inside_is_answered_with_500_and_logged(stand_in):
     assert lines == [("internal_error", {"on": "/metrics", "error": "ZeroDivisionError: oops"})]
 
 
-def test_a_broker_that_stops_is_live_but_not_ready_until_the_end(watched):
+def test_a_stopping_broker_is_live_but_not_ready_until_the_end(watched):
     stuck = RawClient(watched.address).hello("stuck").subscribe("a")
     feeder = RawClient(watched.address).hello("feeder")
     for _ in range(200):
@@ -236,7 +236,7 @@ def test_a_broker_that_stops_is_live_but_not_ready_until_the_end(watched):
     assert watched.get("/metrics").status == 503
 
 
-# ---- what is shared
+# ---- sharing ----
 
 
 def test_scrapes_at_the_same_time_share_one_collection():
@@ -259,7 +259,7 @@ def test_scrapes_at_the_same_time_share_one_collection():
     asyncio.run(ask())
 
 
-def test_an_answer_that_is_fresh_serves_again_and_one_that_failed_does_not():
+def test_a_fresh_answer_is_reused_and_a_failed_one_is_not():
     async def ask():
         answers = [UsageError("no"), 1, 2]
 
@@ -277,7 +277,7 @@ def test_an_answer_that_is_fresh_serves_again_and_one_that_failed_does_not():
     asyncio.run(ask())
 
 
-def test_one_who_gives_up_takes_the_answer_from_no_one():
+def test_a_cancelled_request_does_not_cancel_the_shared_answer():
     async def ask():
         release = asyncio.Event()
 
@@ -297,7 +297,7 @@ def test_one_who_gives_up_takes_the_answer_from_no_one():
     asyncio.run(ask())
 
 
-def test_asking_a_broker_that_stops_fails_instead_of_waiting_for_ever():
+def test_a_request_to_a_stopping_broker_fails_instead_of_hanging():
     async def ask():
         import blipmq
 
@@ -305,7 +305,7 @@ def test_asking_a_broker_that_stops_fails_instead_of_waiting_for_ever():
         await broker.start()
         asking = asyncio.create_task(broker.info())
         await asyncio.sleep(0)
-        broker._core.list = lambda *_: None  # the next page is never asked for, as if the stop came in between
+        broker._core.list = lambda *_: None  # the next page is never requested, as if the stop happened in between
         await broker.stop()
         with pytest.raises(BlipMQError, match="stopped before"):
             await asking
@@ -313,7 +313,7 @@ def test_asking_a_broker_that_stops_fails_instead_of_waiting_for_ever():
     asyncio.run(ask())
 
 
-# ---- abuse
+# ---- hostile clients ----
 
 
 @pytest.mark.parametrize(
@@ -340,18 +340,18 @@ def test_asking_a_broker_that_stops_fails_instead_of_waiting_for_ever():
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else str(value),
 )
-def test_what_is_no_request_is_answered_with_why_and_the_connection_ends(watched, request_, status):
+def test_an_invalid_request_is_answered_with_the_reason_and_closed(watched, request_, status):
     told = parse_response(exchange(watched.admin.address, request_))
     assert told.status == status
     assert told.fields["connection"] == "close"
     assert watched.get("/livez").status == 200
 
 
-def test_a_refused_method_names_those_that_are_not(watched):
+def test_a_refused_method_lists_the_allowed_methods(watched):
     assert watched.get("/metrics", method="PUT").fields["allow"] == "GET, HEAD"
 
 
-def test_of_pipelined_requests_the_first_is_answered(watched):
+def test_only_the_first_pipelined_request_is_answered(watched):
     raw = exchange(watched.admin.address, REQUEST * 500)
     assert raw.count(b"HTTP/1.1 ") == 1
     assert parse_response(raw).status == 200
@@ -364,13 +364,13 @@ def test_a_request_in_single_bytes_is_read(watched, dial):
     assert parse_response(read_all(connection)).status == 200
 
 
-def test_one_who_closes_his_side_after_asking_gets_the_answer(watched, dial):
+def test_a_client_that_half_closes_after_its_request_gets_the_answer(watched, dial):
     connection = dial(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     connection.shutdown(socket.SHUT_WR)
     assert parse_response(read_all(connection)).status == 200
 
 
-def test_one_who_leaves_in_the_middle_of_a_request_leaves_nothing_behind(watched, dial):
+def test_a_client_that_disconnects_during_a_request_leaks_nothing(watched, dial):
     for data in (b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):
         dial(data).close()
     assert watched.get("/livez").status == 200
@@ -378,27 +378,28 @@ def test_one_who_leaves_in_the_middle_of_a_request_leaves_nothing_behind(watched
         pass
 
 
-def test_a_request_that_trickles_is_cut_off_in_time(watched, dial, monkeypatch):
+def test_a_slowly_sent_request_is_closed_at_the_deadline(watched, dial, monkeypatch):
     monkeypatch.setattr(http, "EXCHANGE_SECONDS", (0.2, 10.0))
     connection = dial(b"GET / HTTP/1.1\r\n")
     with pytest.raises(OSError):
-        while True:  # each byte in time, all of them not
+        while True:  # each byte in time, but not the whole request
             connection.sendall(b"X")
             time.sleep(0.01)
     assert watched.scrape()["blipmq_admin_connections_cut_total"] == 1
 
 
-def test_one_who_does_not_read_the_answer_or_does_not_go_is_cut_off(watched, dial, monkeypatch):
+def test_a_client_that_does_not_read_or_close_is_disconnected(watched, dial, monkeypatch):
     monkeypatch.setattr(http, "EXCHANGE_SECONDS", (5.0, 0.2))
     connection = dial(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    while not watched.call(lambda: watched.admin._counts["cut"]):  # not by a scrape: a slow one would be cut off too
+    # without a scrape, because a slow scrape would be disconnected too
+    while not watched.call(lambda: watched.admin._counts["cut"]):
         pass
     with pytest.raises(OSError):
         while True:
             connection.sendall(b"still here")
 
 
-def test_one_who_floods_after_the_answer_is_cut_off(watched, dial):
+def test_a_client_that_floods_after_the_answer_is_disconnected(watched, dial):
     connection = dial(REQUEST)
     with pytest.raises(OSError):
         for _ in range(10_000):
@@ -406,18 +407,18 @@ def test_one_who_floods_after_the_answer_is_cut_off(watched, dial):
     assert watched.get("/livez").status == 200
 
 
-def test_stuck_clients_cost_themselves_their_places_and_no_one_else(watched, dial):
+def test_stuck_clients_use_only_their_own_connection_slots(watched, dial):
     stuck = [dial(b"GET /metrics HTT") for _ in range(3 * admin.CONNECTIONS_MAX)]
     for _ in range(50):
         assert watched.get("/livez").status == 200
     assert len(watched.admin._open) <= admin.CONNECTIONS_MAX
     assert watched.scrape()["blipmq_admin_connections_cut_total"] >= 2 * admin.CONNECTIONS_MAX
-    with pytest.raises(OSError):  # the oldest was cut off
+    with pytest.raises(OSError):  # the oldest connection was closed
         while True:
             stuck[0].sendall(b"x")
 
 
-def test_stopping_cuts_off_whoever_is_there(dial):
+def test_stopping_closes_all_open_connections(dial):
     with WatchedBroker() as short:
         connection = dial(b"GET /metr", to=short)
         assert get(short.admin.address, "/livez").status == 200
@@ -428,8 +429,8 @@ def test_stopping_cuts_off_whoever_is_there(dial):
 
 
 @pytest.mark.parametrize("over", ["plain", "tls"])
-def test_a_client_that_is_gone_when_the_last_word_is_said_breaks_nothing(over):
-    """The transport finds out by shutting the socket down: ENOTCONN, which the loop's own callbacks would only log."""
+def test_a_client_that_is_gone_before_the_answer_causes_no_error(over):
+    """Shutting the socket down raises ENOTCONN in the transport; callbacks of the loop would only log it."""
 
     class Gone(asyncio.Transport):
         def is_closing(self):
@@ -481,14 +482,14 @@ def test_a_client_that_is_gone_when_the_last_word_is_said_breaks_nothing(over):
     asyncio.run(scene())
 
 
-def test_an_edge_may_be_stopped_twice_and_started_again(watched):
+def test_the_endpoint_can_be_stopped_twice_and_started_again(watched):
     watched.run(watched.admin.stop())
     watched.run(watched.admin.stop())
     watched.run(watched.admin.start())
     assert watched.get("/livez").status == 200
 
 
-def test_reading_a_request_never_raises_anything_but_what_it_says():
+def test_reading_a_request_raises_only_the_documented_error():
     for head in (
         b"",
         b" ",
@@ -513,14 +514,14 @@ def test_reading_a_request_never_raises_anything_but_what_it_says():
         ("gzip;q=", 0), ("gzip;q=x", 0), ("*", 0), ("", 0), (",;,;q=", 0), ("gzipped", 0), ("gzip;level=1;q=0.3", 0.3),
     ],
 )  # fmt: skip
-def test_how_much_something_is_wanted_is_read_as_http_says(field, wanted):
+def test_quality_values_are_parsed_as_http_defines_them(field, wanted):
     assert quality(field, "gzip") == wanted
 
 
 # ---- many subscribers
 
 
-def test_a_scrape_with_ten_thousand_subscribers_is_bounded_and_the_flow_goes_on():
+def test_a_scrape_with_ten_thousand_subscribers_is_bounded_and_does_not_stop_delivery():
     count = 10_000
     with WatchedBroker({"server": {"max_connections": count + 10}}) as watched:
 
@@ -548,7 +549,7 @@ def test_a_scrape_with_ten_thousand_subscribers_is_bounded_and_the_flow_goes_on(
         for thread in scrapers:
             thread.start()
         flowed = 0
-        while len(scrapes) < 8 or not flowed:  # on a busy machine eight may be over before the first message
+        while len(scrapes) < 8 or not flowed:  # on a busy machine eight scrapes may finish before the first message
             feeder.say(wire.PUB, "flow", b"x")
             assert reader.next().payload == b"x"
             flowed += 1
@@ -571,7 +572,7 @@ def test_a_scrape_with_ten_thousand_subscribers_is_bounded_and_the_flow_goes_on(
 
 @pytest.fixture
 def started(tmp_path):
-    """`blipmq start` with what a test wants in its file; returns the process and a function that reads its log."""
+    """`blipmq start` with the given settings file; returns the process and a function that reads its log."""
     processes = []
 
     def started(toml):
@@ -602,7 +603,7 @@ def started(tmp_path):
         process.stderr.close()
 
 
-def test_a_started_broker_serves_its_metrics_where_its_log_says(started):
+def test_a_started_broker_serves_metrics_at_the_logged_address(started):
     process, line = started('[metrics]\nbind_addr = "127.0.0.1:0"\n')
     address = line("metrics").rpartition("address=")[2].strip()
     line("ready")
@@ -612,7 +613,7 @@ def test_a_started_broker_serves_its_metrics_where_its_log_says(started):
     assert process.wait(30) == 0
 
 
-def test_a_refused_configuration_is_a_reason_until_a_right_one_is_applied(started):
+def test_a_rejected_configuration_degrades_health_until_a_valid_one_is_applied(started):
     process, line = started('[metrics]\nbind_addr = "127.0.0.1:0"\n')
     address = line("metrics").rpartition("address=")[2].strip()
     line("ready")
@@ -639,7 +640,7 @@ def test_an_empty_address_turns_the_endpoint_off(started):
     assert process.seen and not any(" metrics" in text for text in process.seen)
 
 
-def test_an_address_that_was_asked_for_and_is_taken_ends_the_start_with_one_clear_line(started):
+def test_a_configured_address_in_use_stops_the_start_with_one_line(started):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         process, _ = started(f'[metrics]\nbind_addr = "{address}"\n')
@@ -648,7 +649,7 @@ def test_an_address_that_was_asked_for_and_is_taken_ends_the_start_with_one_clea
     assert f"{address} is in use" in told and "choose another metrics.bind_addr" in told
 
 
-def test_the_default_address_may_be_taken_and_the_broker_starts_all_the_same(tmp_path):
+def test_the_broker_starts_although_the_default_address_is_in_use(tmp_path):
     async def start():
         from blipmq.base.logs import Log
         from blipmq.broker.broker import Broker

@@ -1,6 +1,6 @@
-"""What the images lay over Debian's root, and put on the FAT partition: units that systemd understands, samples that load.
+"""The overlay of the images for the Debian root, and the files of the FAT partition: valid units and loadable samples.
 
-Invariant: nothing is installed or started here; units are read by systemd's own checker in a folder of their own.
+Invariant: nothing is installed or started; systemd's own checker reads the units in a separate folder.
 """
 
 import os
@@ -20,16 +20,16 @@ from blipmq.device.settings import SETTINGS, Device
 from blipmq.device.settings_reader import read_device
 from blipmq.errors import ConfigError
 
-# Made once; its private half was thrown away.
+# Created once; the private key was deleted.
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKKWLTmLtPZ1gRS4HG8HtDX9dY6/OibsLVxzLeJfltLO me"
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAY, BOOT = ROOT / "images/root", ROOT / "images/boot"
 UNITS = OVERLAY / "usr/lib/systemd/system"
 MASKS = OVERLAY / "etc/systemd/system"
 GROW = OVERLAY / "usr/lib/blipmq-device/grow-data"
-# Programs that the units start and Debian brings, not the overlay.
+# Programs started by units that come from Debian, not from the overlay.
 PROGRAMS = ("usr/bin/blipmq", "usr/sbin/sshd", "usr/sbin/wpa_supplicant", "bin/sh", "usr/bin/true")
-# Units of systemd's own that ours lean on: those the machine's systemd brings are taken from it.
+# Units of systemd that our units refer to; they are taken from this machine.
 BORROWED = ("*.target", "systemd-fsck@.service", "emergency.service", "systemd-networkd.service")
 MARK_BAD_SECONDS = 60  # usr/lib/blipmq-device/rollback
 START_SECONDS = 10  # of a broker on a slow board
@@ -48,7 +48,7 @@ CRITICAL = {
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """The overlay with the broker's own unit and empty programs, as far as systemd's checker looks."""
+    """The overlay with the unit of the broker and empty programs, sufficient for systemd's checker."""
     subprocess.run([ROOT / "packaging/setup.sh", "systemd"], check=True, timeout=600)
     image = tmp_path_factory.mktemp("image") / "root"
     shutil.copytree(OVERLAY, image, symlinks=True)
@@ -68,7 +68,7 @@ def image(tmp_path_factory):
 
 
 def verify(image, *units):
-    """What systemd's checker has to say of units, a line each."""
+    """The messages of systemd's checker for the units, one line each."""
     command = ["systemd-analyze", "verify", "--man=no", f"--root={image}", *units]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "SYSTEMD_LOG_LEVEL": "info"}
@@ -84,7 +84,7 @@ def own_units():
     )
 
 
-def test_systemd_has_nothing_to_say_about_any_unit(image):
+def test_systemd_reports_no_problem_in_any_unit(image):
     assert verify(image, *own_units(), "blipmq.service") == []
 
 
@@ -105,7 +105,7 @@ def test_a_mistake_in_a_unit_is_found(image, tmp_path, unit, line):
     assert verify(copy, unit) != []
 
 
-def test_what_is_wanted_is_there_and_what_must_run_is_wanted():
+def test_enabled_units_exist_and_required_units_are_enabled():
     wanted = {str(path.relative_to(UNITS)): path for path in UNITS.glob("*.wants/*")}
     assert set(wanted) >= CRITICAL
     theirs = {
@@ -120,7 +120,7 @@ def test_what_is_wanted_is_there_and_what_must_run_is_wanted():
         assert link.exists() or link.name in theirs, name
 
 
-def test_nothing_that_is_masked_is_wanted_and_no_login_prompt_is_left():
+def test_no_masked_unit_is_enabled_and_no_login_prompt_remains():
     masked = {path.name for path in MASKS.iterdir() if path.is_symlink() and os.readlink(path) == "/dev/null"}
     assert not masked & {path.name for path in UNITS.glob("*.wants/*")}
     assert masked >= {
@@ -138,7 +138,7 @@ def test_nothing_that_is_masked_is_wanted_and_no_login_prompt_is_left():
     }
 
 
-def test_every_unit_that_runs_before_the_system_is_up_ends_with_it():
+def test_every_early_unit_stops_at_shutdown():
     for path in UNITS.glob("*.service"):
         text = path.read_text()
         if "DefaultDependencies=no" in text:
@@ -146,7 +146,7 @@ def test_every_unit_that_runs_before_the_system_is_up_ends_with_it():
             assert "Conflicts=shutdown.target" in text and "shutdown.target" in before, path
 
 
-def test_scripts_are_shell_that_parses_and_stop_at_the_first_error():
+def test_scripts_parse_and_stop_at_the_first_error():
     scripts = list((OVERLAY / "usr/lib/blipmq-device").iterdir())
     assert len(scripts) >= 4
     for script in scripts:
@@ -156,23 +156,23 @@ def test_scripts_are_shell_that_parses_and_stop_at_the_first_error():
 
 
 def seconds_of(unit, setting):
-    """A setting of a unit, which is in seconds unless it says minutes or hours."""
+    """A time setting of a unit in seconds; a value without minutes or hours is in seconds."""
     (number, unit_of_time), *others = re.findall(rf"^{setting}=(\d+)(s|min|h)?$", unit, re.MULTILINE)
     assert not others
     return int(number) * {"": 1, "s": 1, "min": 60, "h": 3600}[unit_of_time]
 
 
-def test_a_slot_on_trial_is_left_before_its_broker_has_used_up_its_starts_and_one_that_stands_still_uses_them_up():
+def test_the_trial_slot_is_left_before_the_start_limit_and_a_hung_broker_reaches_the_limit():
     drop_in = (UNITS / "blipmq.service.d/appliance.conf").read_text()
     package = (ROOT / "packaging/deb/blipmq.service").read_text()
     starts, pause = seconds_of(drop_in, "StartLimitBurst"), seconds_of(drop_in, "RestartSec")
-    # A restart by the limit does not mark the slot bad, so that it would be tried twice more.
+    # A restart at the start limit does not mark the slot bad, so it would be tried twice more.
     assert starts * pause > health.PATIENCE_SECONDS + selftest.TIMEOUT_SECONDS + MARK_BAD_SECONDS
     standstill = seconds_of(package, "WatchdogSec") + pause + START_SECONDS
     assert starts * standstill <= seconds_of(drop_in, "StartLimitIntervalSec")
 
 
-def test_ssh_takes_keys_and_nothing_else():
+def test_ssh_accepts_only_public_keys():
     lines = (OVERLAY / "etc/ssh/sshd_config.d/blipmq.conf").read_text().splitlines()
     assert {"PasswordAuthentication no", "KbdInteractiveAuthentication no", "AuthenticationMethods publickey"} <= set(
         lines
@@ -182,25 +182,25 @@ def test_ssh_takes_keys_and_nothing_else():
     )
 
 
-def test_the_name_service_listens_to_mdns_alone():
+def test_the_name_service_listens_only_for_mdns():
     text = (OVERLAY / "usr/lib/systemd/resolved.conf.d/blipmq.conf").read_text()
     assert {"MulticastDNS=yes", "LLMNR=no", "DNSStubListener=no"} <= set(text.splitlines())
 
 
-def test_the_broker_has_a_number_that_no_update_changes():
+def test_the_broker_user_id_is_the_same_after_every_update():
     assert re.search(r"^u blipmq 870 ", (OVERLAY / "usr/lib/sysusers.d/blipmq.conf").read_text(), re.MULTILINE)
 
 
-def test_the_settings_of_last_resort_load():
+def test_the_fallback_settings_load():
     config = load_texts([("fallback", read_text(OVERLAY / "usr/share/blipmq/fallback.toml"))], {}).config
     assert config.server.bind_addr == "127.0.0.1:7878" and not config.wal.enabled
 
 
-# ---- the data partition grows
+# ---- growth of the data partition ----
 
 
 def grow(tmp_path, medium, start, size, number=6):
-    """Run the script over a /sys of the test's; the commands it gave."""
+    """Run the script with the test's own /sys; returns the commands that it executed."""
     block = tmp_path / f"sys/devices/{medium}/{medium}p{number}"
     block.mkdir(parents=True)
     for name, value in (("start", start), ("size", size), ("partition", number)):
@@ -224,20 +224,20 @@ def grow(tmp_path, medium, start, size, number=6):
     return ran.read_text().splitlines() if ran.exists() else []
 
 
-def test_a_partition_with_room_behind_it_grows_into_it(tmp_path):
+def test_a_partition_grows_into_free_space_behind_it(tmp_path):
     assert grow(tmp_path, "mmcblk0", 1_000_000, 100_000) == [
-        "flock /dev/mmcblk0",  # both commands under it, or udev takes the partition away in between
+        "flock /dev/mmcblk0",  # both commands hold the lock, else udev removes the partition between them
         "sfdisk --quiet --force --no-reread --no-tell-kernel -N 6 /dev/mmcblk0",
         ", +",
         "partx --update --nr 6 /dev/mmcblk0",
     ]
 
 
-def test_a_partition_at_the_end_of_its_medium_is_left_alone(tmp_path):
+def test_a_partition_at_the_end_of_its_medium_is_not_changed(tmp_path):
     assert grow(tmp_path, "mmcblk0", 1_000_000, 999_900) == []
 
 
-def test_sfdisk_does_to_a_table_on_a_larger_medium_what_the_script_counts_on(tmp_path):
+def test_sfdisk_extends_a_partition_table_as_the_script_expects(tmp_path):
     subprocess.run([ROOT / "packaging/setup.sh", "sfdisk"], check=True, timeout=600)
     medium = tmp_path / "medium"
     with medium.open("wb") as file:
@@ -253,15 +253,15 @@ def test_sfdisk_does_to_a_table_on_a_larger_medium_what_the_script_counts_on(tmp
     assert sizes[0] == 16_384 and sizes[1] > 490_000 and 'name="blipmq-data"' in dump
 
 
-# ---- what a technician finds on the card
+# ---- files on the card for technicians ----
 
 
 def uncommented(text):
-    """A sample with everything in it turned on."""
+    """A sample with all its options enabled."""
     return re.sub(r"^#(?! )", "", text, flags=re.MULTILINE)
 
 
-def test_the_samples_change_nothing_as_they_are_and_load_with_everything_turned_on(tmp_path):
+def test_sample_files_change_nothing_and_load_with_all_options_enabled(tmp_path):
     text = read_text(BOOT / "device.toml")
     assert read_device(text) == Device()
     with pytest.raises(ConfigError, match="no such key can exist: the example's"):
@@ -277,13 +277,13 @@ def test_the_samples_change_nothing_as_they_are_and_load_with_everything_turned_
     assert broker.is_open and broker.config.logging.level == "debug"
 
 
-def test_what_is_on_the_card_reads_well_on_any_computer():
+def test_text_files_on_the_card_are_readable_on_any_computer():
     for path in BOOT.iterdir():
         raw = path.read_bytes()
         assert raw.count(b"\n") == raw.count(b"\r\n") > 0 and raw.isascii(), path
 
 
-def test_the_reference_in_the_docs_is_the_one_made_from_the_schema():
+def test_the_documented_reference_matches_the_schema():
     page = (ROOT / "docs/APPLIANCE.md").read_text(encoding="utf-8")
     assert settings.reference() in page, "`make settings` writes docs/APPLIANCE.md"
     assert all(f"`{path.rpartition('.')[2]}`" in page for path in SETTINGS)

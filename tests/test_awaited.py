@@ -1,4 +1,4 @@
-"""Addresses that are not there when the broker starts: it waits, says so, and serves when they come."""
+"""Addresses that do not exist when the broker starts: it waits, reports it, and serves them once they exist."""
 
 import asyncio
 import os
@@ -22,8 +22,8 @@ from blipmq.net.listener import AddressMissing
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "gateway.example"
-NOWHERE = "192.0.2.1"  # RFC 5737: no machine has it
-# `blipmq`, on a machine where NAME means the address that a file holds; while there is no file, nothing.
+NOWHERE = "192.0.2.1"  # RFC 5737: no machine has this address
+# `blipmq` on a machine where NAME resolves to the address in a file; without the file it does not resolve.
 SHIM = f"""
 import socket, sys
 place, real = sys.argv.pop(1), socket.getaddrinfo
@@ -41,7 +41,7 @@ sys.exit(main())
 
 
 class Machine:
-    """Starts brokers on a machine that knows NAME when it is told an address."""
+    """Starts brokers on a machine where NAME resolves once it has an address."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -77,7 +77,7 @@ def get(address, path):
 
 
 @pytest.mark.parametrize("key", ["server.bind_addr", "server.tls_bind_addr", "metrics.bind_addr"])
-def test_a_name_that_is_not_known_yet_is_waited_for(machine, key):
+def test_the_broker_waits_for_a_name_that_does_not_resolve_yet(machine, key):
     cert, cert_key = Authority(machine.folder).sign("broker")
     settings = {"server.bind_addr": "127.0.0.1:0", "metrics.bind_addr": "127.0.0.1:0"}
     if key == "server.tls_bind_addr":
@@ -90,7 +90,7 @@ def test_a_name_that_is_not_known_yet_is_waited_for(machine, key):
         until(lambda: get(metrics, "/readyz")[1] != "starting\n", "the broker has started")
         status, text = get(metrics, "/readyz")
         assert (status, text.split(": ")[0]) == (503, f"waiting for the address of {key}")
-        assert get(metrics, "/livez")[0] == 200  # nothing that a restart would help
+        assert get(metrics, "/livez")[0] == 200  # a restart would not help, so the broker is live
         assert not broker.lines("ready")
     machine.knows(NOWHERE)
     broker.wait_for("waiting_for_address", setting=key, error=f"{key}: {NAME}:0 is not an address of this machine. "
@@ -106,10 +106,10 @@ def test_a_name_that_is_not_known_yet_is_waited_for(machine, key):
     socket.create_connection((host, int(port)), TIMEOUT_S).close()
     broker.signal(signal.SIGTERM)
     assert broker.wait() == 0
-    assert len(broker.lines("waiting_for_address")) == 2  # once each, however often it was tried
+    assert len(broker.lines("waiting_for_address")) == 2  # once per address, for any number of attempts
 
 
-def test_what_is_there_is_served_while_something_else_is_waited_for(machine, connect):
+def test_available_addresses_are_served_while_others_are_awaited(machine, connect):
     cert, cert_key = Authority(machine.folder).sign("broker")
     settings = {"server.tls_bind_addr": f"{NAME}:0", "tls.cert_file": str(cert), "tls.key_file": str(cert_key)}
     broker = machine.start({**settings, "metrics.bind_addr": "127.0.0.1:0", "auth.allow_anonymous": True})
@@ -119,10 +119,10 @@ def test_what_is_there_is_served_while_something_else_is_waited_for(machine, con
     assert "waiting for the address of server.tls_bind_addr" in report
     assert get(metrics, "/metrics")[0] == 200
     broker.signal(signal.SIGTERM)
-    assert broker.wait() == 0  # waiting does not hold up its end
+    assert broker.wait() == 0  # waiting does not delay the end
 
 
-def test_the_manager_is_told_that_it_has_started_and_what_it_waits_for(machine):
+def test_the_service_manager_gets_ready_and_the_awaited_addresses(machine):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(machine.folder / "notify"))
         manager.settimeout(TIMEOUT_S)
@@ -141,14 +141,14 @@ def test_the_manager_is_told_that_it_has_started_and_what_it_waits_for(machine):
         heard("STATUS=serving 127.0.0.1:")
 
 
-def test_an_embedded_broker_raises_instead_for_its_program_decides():
+def test_an_embedded_broker_raises_instead_of_waiting():
     for bind_addr in (f"{NOWHERE}:7878", "no-such-host.invalid:7878"):
         with pytest.raises(AddressMissing) as caught:
             listener.open_listener(bind_addr)
         assert isinstance(caught.value, ConfigError)
 
 
-def test_an_address_in_use_is_no_reason_to_wait_at_the_start_but_does_not_end_a_broker_that_waits(machine, broker):
+def test_an_address_in_use_fails_the_start_but_not_a_waiting_broker(machine, broker):
     host, port = broker.address.rsplit(":", 1)
     waiting = machine.start(
         {"server.bind_addr": f"{NAME}:{port}", "auth.allow_anonymous": True, "metrics.bind_addr": ""}
@@ -161,7 +161,7 @@ def test_an_address_in_use_is_no_reason_to_wait_at_the_start_but_does_not_end_a_
     assert waiting.wait_for("ready")["address"] == broker.address
 
 
-def test_what_was_opened_for_no_one_is_closed(monkeypatch):
+def test_sockets_opened_by_an_abandoned_start_are_closed(monkeypatch):
     opened = []
 
     async def scene():
@@ -191,15 +191,15 @@ def test_what_was_opened_for_no_one_is_closed(monkeypatch):
     assert all(one.fileno() == -1 for one in opened[1:])
 
 
-# ---- an address of the network itself
+# ---- a network address that appears later ----
 
 
 @pytest.mark.slow
-def test_an_address_that_the_network_gives_later_is_listened_at(tmp_path):
+def test_the_broker_listens_on_an_address_that_appears_later(tmp_path):
     subprocess.run([ROOT / "packaging/setup.sh", "netns"], check=True, timeout=600)
     own = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     settings = {"server.bind_addr": f"{NOWHERE}:7878", "auth.allow_anonymous": True, "metrics.bind_addr": ""}
-    # A network without any address takes every one to be its own.
+    # A network without any address accepts every address as local.
     begin = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     broker = BrokerProcess(tmp_path, settings, [*own, *begin, *broker_command()])
     try:
@@ -217,7 +217,7 @@ def test_an_address_that_the_network_gives_later_is_listened_at(tmp_path):
         run("ip", "address", "add", f"{NOWHERE}/32", "dev", "lo")
         assert broker.wait_for("ready")["address"] == f"{NOWHERE}:7878"
         assert "State" in run(*cli_command(), "--addr", f"{NOWHERE}:7878", "info")
-        # What a network that goes away and comes back means: the socket stays.
+        # The network disappears and returns: the socket remains.
         run("ip", "address", "del", f"{NOWHERE}/32", "dev", "lo")
         run("ip", "address", "add", f"{NOWHERE}/32", "dev", "lo")
         assert "State" in run(*cli_command(), "--addr", f"{NOWHERE}:7878", "info")

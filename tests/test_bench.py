@@ -1,6 +1,6 @@
-"""The benchmarks' own logic: what the plan holds, and what the guard makes of callgrind's profiles and of its record.
+"""The logic of the benchmarks: the plan, and the guard's handling of callgrind profiles and its record.
 
-Invariant: nothing here measures anything. The figures of a run depend on the machine; these do not.
+Invariant: nothing is measured here. Measured values depend on the machine; these do not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_the_plan_fits_its_time_as_computed(mode: str, within_s: int) -> None:
     assert whole.modes[mode].budget_s <= within_s
 
 
-def test_goals_speak_of_shapes_and_brokers_that_exist() -> None:
+def test_goals_name_existing_shapes_and_brokers() -> None:
     whole = plan.read_plan()
     shapes = {shape.name for shape in whole.shapes} | {"start", "*"}
     brokers = {broker.name for broker in whole.brokers}
@@ -67,7 +67,7 @@ def test_goals_speak_of_shapes_and_brokers_that_exist() -> None:
     assert {shape.rate_of for shape in whole.shapes} <= shapes | {""}
 
 
-def test_a_kind_of_shape_or_of_control_work_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_shape_or_control_load_is_refused() -> None:
     with pytest.raises(TypeError, match="kind is 'throughputs', and none of throughput"):
         plan.Shape(name="x", kind="throughputs")
     with pytest.raises(TypeError, match="control is 'scrape'"):
@@ -105,7 +105,7 @@ def test_a_record_that_is_a_tenth_too_high_or_lacks_a_shape_is_out_of_date() -> 
     assert well and lines[-1].startswith("The record is out of date for a, b, gone (gone): make guard ARGS=--record")
 
 
-def test_another_compiler_is_compared_loosely_and_another_architecture_not_at_all() -> None:
+def test_other_compilers_are_compared_loosely_and_other_architectures_not_at_all() -> None:
     record = {"x86_64, gcc 12": {"a": 100.0}}
     lines, well = guard.compare(counts(a=140), "x86_64, gcc 14", record)
     assert well and lines[-1].startswith("There is no record for this compiler: compared with x86_64, gcc 12")
@@ -114,7 +114,7 @@ def test_another_compiler_is_compared_loosely_and_another_architecture_not_at_al
     assert well and lines[-1].startswith("There is no record for this architecture, so nothing was compared.")
 
 
-def test_the_record_has_the_shapes_that_are_driven() -> None:
+def test_the_record_contains_the_measured_shapes() -> None:
     driven = set(re.findall(r'\{\.name = "([^"]+)"', (ROOT / "bench" / "guard.c").read_text(encoding="utf-8")))
     for name, figures in json.loads(guard.RECORD.read_text(encoding="utf-8")).items():
         assert set(figures) == driven, name
@@ -137,7 +137,7 @@ def test_all_attacks_beside_a_quiet_client_take_eight_minutes_at_most() -> None:
     [
         ([1.0, 9.0, 1.0], [1.0, 9.0, 1.0], [1.5, 9.0, 1.5], "met"),
         ([1.0, 1.0, 9.0], [1.0, 1.0, 9.0], [3.0, 3.0, 9.0], "not met"),
-        ([1.0, 1.0, 1.0], [4.0, 4.0, 4.0], [5.0, 5.0, 5.0], "met"),  # so much costs any load of that size
+        ([1.0, 1.0, 1.0], [4.0, 4.0, 4.0], [5.0, 5.0, 5.0], "met"),  # any load of that size costs this much
     ],
 )
 def test_the_goal_beside_an_attack_is_judged_by_ratios_within_a_round(

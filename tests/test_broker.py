@@ -1,4 +1,4 @@
-"""The broker as its clients see it: transcripts over real sockets, and clients inside the process."""
+"""The broker as seen by its clients: transcripts over real sockets, and in-process clients."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ COMMANDS = [v for v in ALL_VECTORS["valid"] if v["direction"] == "up"]
 TIMEOUT_S = 60
 LOCAL = {"server": {"bind_addr": "127.0.0.1:0"}}
 NO_LISTENER = {"server": {"bind_addr": ""}}
-AT_ONCE = {"shutdown_timeout_ms": 0}  # a subscriber that does not read would use up whatever time there is
+AT_ONCE = {"shutdown_timeout_ms": 0}  # a stuck subscriber would use the whole shutdown time
 
 
 def settings(**sections):
@@ -47,7 +47,7 @@ def broker():
 
 @pytest.fixture
 def connect():
-    """Connect raw clients to a broker; all are closed in the end."""
+    """Connect raw clients to a broker; all are closed after the test."""
     clients = []
 
     def connect(broker):
@@ -61,33 +61,33 @@ def connect():
 
 @pytest.fixture
 def log_lines(tmp_path):
-    """A log that goes to a file, and a function that returns its lines without their time."""
+    """A log to a file, and a function that returns its lines without their time."""
     path = tmp_path / "log"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
     yield Log(fd, level="debug"), lambda: [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
     os.close(fd)
 
 
-ROUNDS_MAX = 100_000  # each is a question to the core and its answer
+ROUNDS_MAX = 100_000  # each is one request to the core and its answer
 
 
 def until(broker, happened):
-    """Ask for the counters until they say so."""
+    """Request the counters until the condition holds."""
     assert any(happened(broker.stats()) for _ in range(ROUNDS_MAX))
 
 
 async def counted(broker, happened):
-    """The same where there is a loop."""
+    """The same in an event loop."""
     for _ in range(ROUNDS_MAX):
         if happened(await broker.stats()):
             return
     raise AssertionError(await broker.stats())
 
 
-# ---- plain clients
+# ---- legacy clients ----
 
 
-def test_a_v1_client_subscribes_and_gets_what_another_publishes(broker, connect):
+def test_a_v1_client_receives_messages_of_another_v1_client(broker, connect):
     subscriber, publisher_ = connect(broker), connect(broker)
     subscriber.send(bytes.fromhex(VECTORS["v1 subscribe"]["frame"]))
     topic = VECTORS["v1 subscribe"]["expect"]["topic"]
@@ -98,7 +98,7 @@ def test_a_v1_client_subscribes_and_gets_what_another_publishes(broker, connect)
     assert message.id > 0
 
 
-def test_a_plain_client_gets_no_replies_to_anything_but_sub(broker, connect):
+def test_a_legacy_client_gets_replies_only_to_sub(broker, connect):
     client = connect(broker)
     client.say(wire.PUB, "elsewhere", b"x")
     client.say(wire.PING, seq=1)
@@ -110,7 +110,7 @@ def test_a_plain_client_gets_no_replies_to_anything_but_sub(broker, connect):
     assert client.next().payload == b"y"
 
 
-def test_a_plain_client_that_asks_for_what_there_is_not_is_closed_with_a_line_that_says_why(connect, log_lines):
+def test_an_unsupported_request_of_a_legacy_client_closes_it_and_logs_the_reason(connect, log_lines):
     log, lines = log_lines
     with blipmq.Broker(LOCAL, log=log) as broker:
         client = connect(broker)
@@ -123,7 +123,7 @@ def test_a_plain_client_that_asks_for_what_there_is_not_is_closed_with_a_line_th
     )
 
 
-def test_a_bad_frame_of_a_plain_client_closes_it_with_one_line(connect, log_lines):
+def test_a_bad_frame_of_a_legacy_client_closes_it_with_one_log_line(connect, log_lines):
     log, lines = log_lines
     with blipmq.Broker(LOCAL, log=log) as broker:
         client = connect(broker)
@@ -138,17 +138,17 @@ def test_a_bad_frame_of_a_plain_client_closes_it_with_one_line(connect, log_line
 
 
 @pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
-def test_a_broken_frame_ends_a_plain_connection_and_nothing_else(broker, connect, vector):
+def test_a_broken_frame_closes_only_its_legacy_connection(broker, connect, vector):
     plain, other = connect(broker), connect(broker).hello("other").subscribe("t")
     plain.send(bytes.fromhex(vector["frame"]))
-    plain.socket.shutdown(socket.SHUT_WR)  # some announce more than they bring
+    plain.socket.shutdown(socket.SHUT_WR)  # some frames announce more bytes than they contain
     assert plain.raw() == b""
     broker.publish("t", b"still here")
     assert other.next().payload == b"still here"
 
 
 @pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
-def test_a_broken_frame_is_answered_to_a_client_that_said_hello(broker, connect, vector):
+def test_a_broken_frame_after_hello_is_answered(broker, connect, vector):
     client = connect(broker).hello("a")
     client.send(bytes.fromhex(vector["frame"]))
     client.socket.shutdown(socket.SHUT_WR)
@@ -159,7 +159,7 @@ def test_a_broken_frame_is_answered_to_a_client_that_said_hello(broker, connect,
 
 
 @pytest.mark.parametrize("vector", COMMANDS, ids=lambda v: v["name"])
-def test_a_valid_frame_leaves_the_broker_serving(broker, connect, vector):
+def test_the_broker_still_serves_after_each_valid_frame(broker, connect, vector):
     client, other = connect(broker), connect(broker).hello("other").subscribe("t")
     client.send(bytes.fromhex(vector["frame"]))
     client.socket.shutdown(socket.SHUT_WR)
@@ -170,17 +170,17 @@ def test_a_valid_frame_leaves_the_broker_serving(broker, connect, vector):
     assert broker.stats()["frames_bad"] == 0
 
 
-# ---- one beside others
+# ---- several clients ----
 
 
-def test_a_subscriber_that_does_not_read_harms_only_itself(connect):
-    count, payload = 5000, bytes(2000)  # ten megabytes: more than its socket takes
+def test_a_stuck_subscriber_loses_only_its_own_messages(connect):
+    count, payload = 5000, bytes(2000)  # ten megabytes: more than the socket buffer of the client
     with blipmq.Broker(
         settings(queues={"subscriber_capacity": 100}, delivery={"max_batch": 10}, limits=AT_ONCE)
     ) as broker:
         stuck, feeder = connect(broker).subscribe("t"), connect(broker).hello("feeder")
         fast = [connect(broker).subscribe("t") for _ in range(5)]
-        for number in range(0, count, 50):  # less at a time than a queue holds: who reads loses nothing
+        for number in range(0, count, 50):  # fewer at a time than a queue holds, so a reading subscriber loses nothing
             feeder.send(*[wire.encode_command(wire.PUB, "t", b"%d|" % n + payload) for n in range(number, number + 50)])
             for client in fast:
                 got = [int(client.next().payload.partition(b"|")[0]) for _ in range(50)]
@@ -201,17 +201,17 @@ def test_hello_is_answered_with_the_version(broker, connect):
     assert client.next() == wire.Reply(41, 0, f"BlipMQ {__version__}", 0, b"")
 
 
-def test_hello_of_another_protocol_is_refused_and_closed(broker, connect):
+def test_hello_with_another_protocol_version_is_refused_and_closed(broker, connect):
     client = connect(broker)
     client.say(wire.HELLO, client_id="from-the-future", protocol=2, seq=5)
-    client.say(wire.HELLO, client_id="from-the-future", protocol=1, seq=6)  # too late
+    client.say(wire.HELLO, client_id="from-the-future", protocol=1, seq=6)  # too late for another version
     reply = client.next()
     assert (reply.seq, reply.code) == (5, 426)
     assert "protocol 1" in reply.message and "asked for 2" in reply.message
     assert client.next() is None
 
 
-def test_hello_said_twice_is_refused_and_the_connection_goes_on(broker, connect):
+def test_a_second_hello_is_refused_and_the_connection_stays_open(broker, connect):
     client = connect(broker).hello("a")
     client.say(wire.HELLO, client_id="b", protocol=1, seq=2)
     reply = client.next()
@@ -220,7 +220,7 @@ def test_hello_said_twice_is_refused_and_the_connection_goes_on(broker, connect)
     assert client.next() == wire.Reply(3, 0, "", 0, b"")
 
 
-def test_the_newer_connection_of_a_client_id_wins_and_the_older_is_told(broker, connect):
+def test_a_newer_connection_takes_over_its_client_id_and_the_older_is_told(broker, connect):
     older = connect(broker).hello("gauge-7").subscribe("a")
     newer = connect(broker).hello("gauge-7").subscribe("b")
     reply = older.next()
@@ -244,7 +244,7 @@ def test_a_client_id_can_be_taken_over_again_and_again(broker, connect):
     assert broker.info()["clients"] == 1
 
 
-def test_clients_without_a_client_id_do_not_oust_each_other(broker, connect):
+def test_clients_without_a_client_id_do_not_take_over_each_other(broker, connect):
     first, second = connect(broker).hello(), connect(broker).hello()
     for client in (first, second):
         client.say(wire.PING, seq=1)
@@ -252,7 +252,7 @@ def test_clients_without_a_client_id_do_not_oust_each_other(broker, connect):
 
 
 @pytest.mark.parametrize("client_id", ["x" * 257, "line\nbreak", "\x1b[2J"], ids=["long", "newline", "escape"])
-def test_a_client_id_that_no_log_should_hold_is_refused(broker, connect, client_id):
+def test_a_client_id_unsuitable_for_logs_is_refused(broker, connect, client_id):
     client = connect(broker)
     client.say(wire.HELLO, client_id=client_id, protocol=1, seq=1)
     assert client.next().code == 400
@@ -263,7 +263,7 @@ def test_a_client_id_that_no_log_should_hold_is_refused(broker, connect, client_
 
 
 @pytest.mark.parametrize("asked", [{"qos": 1}, {"qos": 1, "durable": True}], ids=["qos 1", "durable"])
-def test_what_needs_the_log_is_refused_to_clients_that_said_hello(broker, connect, asked):
+def test_requests_that_need_a_wal_are_refused_without_one(broker, connect, asked):
     client = connect(broker).hello("a")
     client.say(wire.SUB, "a", seq=7, **asked)
     assert client.next() == wire.Reply(7, 503, "QoS 1 needs the log: set wal.enabled = true, or ask for qos 0", 0, b"")
@@ -329,7 +329,7 @@ def ask_info(client, seq=77):
     return json.loads(reply.payload)
 
 
-def test_info_tells_the_state_of_the_broker(broker, connect):
+def test_info_returns_the_state_of_the_broker(broker, connect):
     subscriber = connect(broker).hello("gauge-7").subscribe("site/+/temp")
     feeder = connect(broker).hello()
     feeder.say(wire.PUB, "site/1/temp", b"21.5")
@@ -366,7 +366,7 @@ def test_info_lists_the_hundred_deepest_queues_and_counts_the_rest(broker, conne
     assert info["subscriptions_total"] == status.SUBSCRIBERS_MAX + 20
 
 
-def test_info_shows_a_subscriber_that_does_not_read_and_says_what_it_lost(connect):
+def test_info_shows_a_stuck_subscriber_and_its_lost_messages(connect):
     with blipmq.Broker(settings(queues={"subscriber_capacity": 10}, limits=AT_ONCE)) as broker:
         stuck = connect(broker).hello("stuck").subscribe("a")
         feeder = connect(broker).hello("feeder")
@@ -382,21 +382,21 @@ def test_info_shows_a_subscriber_that_does_not_read_and_says_what_it_lost(connec
         assert stuck.next().payload == bytes(10_000)
 
 
-def test_an_info_that_would_be_too_long_leaves_rows_out():
+def test_an_info_answer_that_is_too_long_omits_rows():
     rows = [{"filters": ["x" * 256] * 16} for _ in range(100)]
     text = status._bounded_json({"state": "ok", "subscriptions": rows})
     assert len(text) <= status.INFO_BYTES_MAX
     assert 0 < len(json.loads(text)["subscriptions"]) < 100
 
 
-# ---- clients inside the process
+# ---- in-process clients ----
 
 
 def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-def test_a_broker_without_a_listener_serves_its_own_process():
+def test_a_broker_without_a_listener_serves_in_process_clients():
     async def scene():
         async with blipmq.Broker(NO_LISTENER) as broker:
             assert broker.address == ""
@@ -406,7 +406,7 @@ def test_a_broker_without_a_listener_serves_its_own_process():
                     broker.publish("site/2/temp", b"20.9")
                     got = [await readings.next(20), await readings.next(20)]
                     assert {m.payload for m in got} == {b"21.5", b"20.9"}
-                assert (await one.info())["clients"] == 3  # two clients, and the broker's own publisher
+                assert (await one.info())["clients"] == 3  # two clients, and the internal publisher of the broker
 
     run(scene())
 
@@ -425,7 +425,7 @@ def test_two_brokers_in_one_process_share_nothing():
     run(scene())
 
 
-def test_much_more_than_the_windows_goes_through_a_connection_in_the_process_in_order():
+def test_in_process_traffic_larger_than_the_windows_keeps_its_order():
     async def scene():
         async with blipmq.Broker(NO_LISTENER) as broker, broker.connect() as reader, broker.connect() as writer:
             messages = await reader.subscribe("t")
@@ -440,7 +440,7 @@ def test_much_more_than_the_windows_goes_through_a_connection_in_the_process_in_
     run(scene())
 
 
-def test_a_client_in_the_process_that_does_not_read_is_held_back_by_the_core():
+def test_an_in_process_client_that_does_not_read_is_paused():
     class Sleeper(asyncio.Protocol):
         def data_received(self, data):
             pass
@@ -460,7 +460,7 @@ def test_a_client_in_the_process_that_does_not_read_is_held_back_by_the_core():
     run(scene())
 
 
-def test_a_connection_attempt_that_is_given_up_leaves_nothing_behind():
+def test_a_cancelled_connection_attempt_leaks_nothing():
     async def scene():
         async with blipmq.Broker(NO_LISTENER) as broker:
             attempt = asyncio.ensure_future(broker.open_transport(asyncio.Protocol()))
@@ -473,7 +473,7 @@ def test_a_connection_attempt_that_is_given_up_leaves_nothing_behind():
     run(scene())
 
 
-def test_what_cannot_be_published_is_refused_before_it_is_sent(broker):
+def test_an_invalid_publish_is_refused_before_it_is_sent(broker):
     for topic in ("", "a.*", "a\nb", "x" * 257):
         with pytest.raises(UsageError):
             broker.publish(topic, b"x")
@@ -485,7 +485,7 @@ def test_what_cannot_be_published_is_refused_before_it_is_sent(broker):
     until(broker, lambda c: c["published"])
 
 
-def test_publishing_faster_than_blocked_subscribers_read_is_refused_and_nothing_accepted_is_lost(monkeypatch):
+def test_publishing_faster_than_a_blocking_queue_is_refused_and_accepted_messages_arrive(monkeypatch):
     monkeypatch.setattr(publisher, "WAITING_BYTES_MAX", 100_000)
     config = {
         "server": {"bind_addr": "", "max_message_size_bytes": 20_000},
@@ -509,10 +509,10 @@ def test_publishing_faster_than_blocked_subscribers_read_is_refused_and_nothing_
     run(scene())
 
 
-# ---- limits, errors, the end
+# ---- limits, errors, stop ----
 
 
-def test_one_connection_over_the_limit_is_told_so(connect):
+def test_a_connection_over_the_limit_gets_an_error(connect):
     with blipmq.Broker(settings(server={"max_connections": 1})) as broker:
         connect(broker).hello()
         refused = connect(broker)
@@ -522,7 +522,7 @@ def test_one_connection_over_the_limit_is_told_so(connect):
         assert refused.next() is None
 
 
-def test_a_connection_in_the_process_counts_too():
+def test_in_process_connections_count_towards_the_limit():
     async def scene():
         async with blipmq.Broker({"server": {"bind_addr": "", "max_connections": 1}}) as broker:
             async with broker.connect():
@@ -534,7 +534,7 @@ def test_a_connection_in_the_process_counts_too():
     run(scene())
 
 
-def test_an_error_in_the_broker_costs_one_connection_and_is_logged(connect, log_lines, monkeypatch):
+def test_an_internal_error_closes_one_connection_and_is_logged(connect, log_lines, monkeypatch):
     log, lines = log_lines
     monkeypatch.setattr("blipmq.protocols.blip.NativeProtocol.unsubscribe", lambda *_: 1 / 0)
     with blipmq.Broker(LOCAL, log=log) as broker:
@@ -545,7 +545,7 @@ def test_an_error_in_the_broker_costs_one_connection_and_is_logged(connect, log_
     assert 'error internal_error on=Unsub error="ZeroDivisionError: division by zero"' in lines()
 
 
-def test_stopping_sends_what_is_queued_and_tells_clients(broker, connect):
+def test_stopping_sends_queued_messages_and_notifies_clients(broker, connect):
     client, plain = connect(broker).hello("a").subscribe("t"), connect(broker).subscribe("t")
     for number in range(1000):
         broker.publish("t", b"%d" % number)
@@ -582,7 +582,7 @@ def test_stopping_twice_is_harmless_and_a_stopped_broker_can_be_started_again():
     run(scene())
 
 
-def test_who_asks_while_the_broker_stops_gets_an_answer_or_an_error_and_does_not_wait_for_ever():
+def test_a_request_during_stop_gets_an_answer_or_an_error_without_hanging():
     async def scene():
         broker = blipmq.Broker(NO_LISTENER)
         await broker.start()
@@ -618,7 +618,7 @@ def test_a_broker_leaves_no_descriptor_open():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_ipv6_addresses_are_listened_on_or_said_not_to_be_there():
+def test_ipv6_addresses_are_served_or_reported_as_unavailable():
     try:
         listener = open_listener("[::1]:0")
     except ConfigError as error:  # a container without IPv6
@@ -629,12 +629,12 @@ def test_ipv6_addresses_are_listened_on_or_said_not_to_be_there():
         assert address_of(listener) == f"[::1]:{listener.getsockname()[1]}"
 
 
-def test_a_name_that_resolves_to_both_kinds_is_listened_on_by_ipv4():
+def test_a_name_with_both_address_families_is_served_on_ipv4():
     with open_listener("localhost:0") as listener:
         assert address_of(listener).startswith("127.0.0.1:")
 
 
-def test_a_name_that_does_not_resolve_is_an_error_that_says_what_to_write():
+def test_an_unresolvable_name_is_an_error_with_a_remedy():
     with pytest.raises(
         ConfigError, match=r"'no-such-host.invalid' is not a name this machine can resolve .* Write an address"
     ):
@@ -681,25 +681,25 @@ def test_the_smallest_ring_serves_the_largest_message_in_and_out():
 
 
 @pytest.mark.parametrize("records", [256, 257, 4096])
-def test_channel_capacity_is_how_many_requests_may_wait_between_python_and_the_core(records):
+def test_channel_capacity_limits_queued_requests_between_python_and_the_core(records):
     config = from_dict({"performance": {"batch_config": {"channel_capacity": records}}})
     core = Core(CoreConfig.of(config))
     try:
         taken = 0
         while not core.has_backlog:
-            core.subscribe(1, taken, "x" * 150)  # with what surrounds it, a record of just under 256 bytes
+            core.subscribe(1, taken, "x" * 150)  # an event record of just under 256 bytes
             taken += 1
     finally:
         core.free()
     assert records <= taken <= 2.5 * records
 
 
-def test_commands_that_find_no_room_are_all_answered_in_the_end():
+def test_commands_sent_to_a_full_ring_are_all_answered_later():
     config = {"server": {"bind_addr": "", "max_message_size_bytes": 4096}}
 
     async def scene():
         async with blipmq.Broker(config) as broker:
-            answers = await asyncio.gather(*(broker.stats() for _ in range(30_000)))  # the ring holds half as many
+            answers = await asyncio.gather(*(broker.stats() for _ in range(30_000)))  # the ring holds half of them
             assert len(answers) == 30_000
             assert not broker._core.has_backlog
             assert len(broker._timers) <= 2
@@ -707,7 +707,7 @@ def test_commands_that_find_no_room_are_all_answered_in_the_end():
     run(scene())
 
 
-def test_message_ids_begin_at_the_time_and_can_be_read_as_doubles():
+def test_message_ids_start_at_the_clock_and_fit_a_double():
     assert first_message_id(1_795_507_674.5) == (1_795_507_674_500 - 1_735_689_600_000) << 12
     assert first_message_id(0) == 1  # a clock that was never set
     assert first_message_id(3_880_000_000) < 2**53  # in the year 2092

@@ -1,4 +1,4 @@
-"""An embedded broker's own publishes with QoS 1, and `with Broker()` in every kind of program."""
+"""QoS 1 publishes of an embedded broker, and `with Broker()` in every kind of program."""
 
 import asyncio
 import signal
@@ -22,7 +22,7 @@ def run(coroutine):
 
 
 async def kept(tmp_path):
-    """What a durable subscriber finds after a restart."""
+    """The messages that a durable subscriber gets after a restart."""
     async with blipmq.Broker(settings(tmp_path)) as broker, broker.connect(client_id="me") as client:
         messages = await client.subscribe("t", qos=1, durable=True)
         got = []
@@ -41,7 +41,7 @@ async def subscribed(broker):
 # ---- QoS 1 -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_publish_that_was_awaited_is_on_disk(tmp_path):
+def test_an_awaited_publish_is_on_disk(tmp_path):
     async def scene():
         async with blipmq.Broker(settings(tmp_path)) as broker:
             await subscribed(broker)
@@ -52,7 +52,7 @@ def test_a_publish_that_was_awaited_is_on_disk(tmp_path):
     assert [(message.id, message.text) for message in got] == list(zip(ids, ["one", "two", "three"], strict=True))
 
 
-def test_publishes_that_nobody_awaits_go_out_in_order_and_before_the_broker_stops(tmp_path):
+def test_unawaited_publishes_are_sent_in_order_before_the_broker_stops(tmp_path):
     async def scene():
         async with blipmq.Broker(settings(tmp_path)) as broker:
             await subscribed(broker)
@@ -82,7 +82,7 @@ def test_a_qos_0_publish_may_be_awaited_too(tmp_path):
     run(scene())
 
 
-def test_without_a_log_qos_1_is_refused_with_the_way_out():
+def test_without_a_wal_qos_1_is_refused_with_a_remedy():
     async def scene():
         async with blipmq.Broker({"server": {"bind_addr": ""}}) as broker:
             with pytest.raises(UsageError, match=r"wal\.directory"):
@@ -93,7 +93,7 @@ def test_without_a_log_qos_1_is_refused_with_the_way_out():
         broker.publish("t", "x", qos=1)
 
 
-def test_a_log_that_is_full_refuses_to_whoever_awaits(tmp_path):
+def test_a_full_wal_raises_in_an_awaited_publish(tmp_path):
     small = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21, "directory": str(tmp_path / "wal")}
 
     async def scene():
@@ -109,7 +109,7 @@ def test_a_log_that_is_full_refuses_to_whoever_awaits(tmp_path):
     run(scene())
 
 
-def test_what_waits_for_the_disk_is_bounded(tmp_path, monkeypatch):
+def test_publishes_pending_on_disk_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(publisher, "WAITING_BYTES_MAX", 100_000)
 
     async def scene():
@@ -125,7 +125,7 @@ def test_what_waits_for_the_disk_is_bounded(tmp_path, monkeypatch):
     run(scene())
 
 
-def test_who_waits_when_the_broker_stops_is_told(tmp_path):
+def test_a_pending_publish_raises_when_the_broker_stops(tmp_path):
     async def scene():
         broker = blipmq.Broker(settings(tmp_path))
         await broker.start()
@@ -165,13 +165,13 @@ def test_a_blocking_broker_that_cannot_start_leaves_no_thread_behind(tmp_path):
     until(lambda: threading.active_count() == before, "no thread of it is left")
 
 
-def test_an_interrupt_while_it_starts_ends_all_that_had_begun(tmp_path, monkeypatch):
+def test_an_interrupt_during_start_stops_all_started_parts(tmp_path, monkeypatch):
     broker = blipmq.Broker(settings(tmp_path))
     started = blipmq.Broker.start
 
     async def start(self, listener=None):
         await started(self, listener)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # while it waits for this
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # during this wait
         await asyncio.sleep(60)
 
     monkeypatch.setattr(blipmq.Broker, "start", start)
@@ -180,5 +180,5 @@ def test_an_interrupt_while_it_starts_ends_all_that_had_begun(tmp_path, monkeypa
         broker.__enter__()
     until(lambda: threading.active_count() == before, "no thread of it is left")
     monkeypatch.undo()
-    with blipmq.Broker(settings(tmp_path)) as again:  # the log is free
+    with blipmq.Broker(settings(tmp_path)) as again:  # the WAL is unlocked
         assert again.address

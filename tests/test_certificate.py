@@ -1,4 +1,4 @@
-"""Certificates as the broker reads them: what openssl says of the same file, and what garbage does."""
+"""Certificate parsing of the broker: compared with openssl for the same file, and with invalid input."""
 
 import ssl
 
@@ -22,7 +22,7 @@ def der(path):
 
 
 @pytest.mark.parametrize("kind", ["prime256v1", "rsa"])
-def test_subject_and_dates_are_those_that_openssl_tells(authority, kind):
+def test_subject_and_dates_match_openssl(authority, kind):
     file, _ = authority.sign(f"gateway {kind}", days=40, key_kind=kind)
     told = dict(
         line.split("=", 1) for line in openssl("x509", "-in", file, "-noout", "-startdate", "-enddate").splitlines()
@@ -34,7 +34,7 @@ def test_subject_and_dates_are_those_that_openssl_tells(authority, kind):
 
 
 def test_dates_after_2049_are_read(authority, tmp_path):
-    """They are written in another form."""
+    """Their ASN.1 form is different."""
     file = tmp_path / "long.pem"
     openssl(
         *("req", "-x509", "-new", "-key", authority.key, "-days", 36_500, "-subj", "/O=No name/CN=Grüße", "-utf8"),
@@ -51,7 +51,7 @@ def test_dates_after_2049_are_read(authority, tmp_path):
     cut=st.integers(0, 400),
     flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255))),
 )
-def test_anything_else_is_a_value_error_and_nothing_worse(data, cut, flips):
+def test_invalid_input_raises_only_value_error(data, cut, flips):
     damaged = bytearray(SAMPLE[:cut])
     for at, bits in flips:
         if at < len(damaged):
@@ -69,13 +69,13 @@ SAMPLE = bytes.fromhex(
 ) + bytes(300)
 
 
-def test_who_a_peer_is_comes_from_its_common_name_or_an_alternative_name():
+def test_the_peer_name_is_the_common_name_or_an_alternative_name():
     assert subject_of({"subject": ((("commonName", "sensor"),),), "subjectAltName": (("DNS", "other"),)}) == "sensor"
     assert subject_of({"subject": (), "subjectAltName": (("DNS", "sensor.example"),)}) == "sensor.example"
     assert subject_of({}) == subject_of(None) == ""
 
 
-def test_changed_files_are_taken_once_they_have_stood_still_and_a_broken_one_is_told_once(authority, tmp_path):
+def test_changed_files_are_loaded_once_stable_and_a_broken_file_is_reported_once(authority, tmp_path):
     cert, key = authority.sign("first")
     settings = Tls(cert_file=str(tmp_path / "c.pem"), key_file=str(tmp_path / "k.pem"))
 
@@ -109,7 +109,7 @@ def test_changed_files_are_taken_once_they_have_stood_still_and_a_broken_one_is_
     assert files.look() and files.problem == "" and files.certificate.subject == "second"
 
 
-def test_what_is_not_a_certificate_is_a_configuration_error(authority, tmp_path):
+def test_an_invalid_certificate_file_is_a_configuration_error(authority, tmp_path):
     cert, key = authority.sign("whole")
     damaged = tmp_path / "damaged.pem"
     damaged.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")

@@ -1,4 +1,4 @@
-"""`blipmq-cli bench` against the fake broker: small loads, whole results."""
+"""`blipmq-cli bench` against the fake broker: small loads, complete results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parsed(*arguments: str) -> Result:
     return Result(make_parser().parse_args(["bench", *arguments]))
 
 
-def test_a_number_of_messages_is_sent_as_fast_as_it_goes_and_counted(broker: FakeBroker) -> None:
+def test_a_fixed_number_of_messages_is_sent_at_full_speed_and_counted(broker: FakeBroker) -> None:
     arguments = ["--messages", "1001", "--publishers", "3", "--subscribers", "2", "--topics", "4", "--size", "100"]
     found = figures(broker, *arguments)
     assert (found["published"], found["delivered"], found["lost"], found["again"]) == (1001, 2002, 0, 0)
@@ -68,7 +68,7 @@ def test_with_a_rate_the_number_of_messages_follows_from_the_time(broker: FakeBr
     assert found["lost"] == 0
 
 
-def test_qos_1_is_answered_through_a_window_and_acknowledged(broker: FakeBroker) -> None:
+def test_qos_1_publishes_use_a_window_and_are_acknowledged(broker: FakeBroker) -> None:
     found = figures(broker, "--messages", "500", "--qos", "1", "--window", "8", "--publishers", "2")
     assert (found["published"], found["delivered"], found["lost"]) == (500, 500, 0)
     assert found["answer_ms"]["p50"] > 0
@@ -77,7 +77,7 @@ def test_qos_1_is_answered_through_a_window_and_acknowledged(broker: FakeBroker)
     assert figures(broker, "--messages", "5", "--qos", "1", "--rate", "1000")["published"] == 5
 
 
-def test_what_the_broker_refuses_is_told_and_the_run_ends(broker: FakeBroker) -> None:
+def test_a_refusal_is_printed_and_ends_the_run(broker: FakeBroker) -> None:
     broker.refusals["PUB"] = (503, "the disk is full")
     status, out, _ = bench(broker, "--messages", "5", "--qos", "1", "-q")
     assert status == 1
@@ -88,7 +88,7 @@ def test_what_the_broker_refuses_is_told_and_the_run_ends(broker: FakeBroker) ->
     assert "read only key" in err
 
 
-def test_a_broker_that_goes_away_ends_the_run_with_the_reason(broker: FakeBroker) -> None:
+def test_a_lost_broker_ends_the_run_with_the_reason(broker: FakeBroker) -> None:
     with subprocess.Popen(
         [*CLI, "bench", "--seconds", "60", "--rate", "100"],
         stdout=subprocess.PIPE,
@@ -109,7 +109,7 @@ def test_progress_goes_to_standard_error_one_line_a_second_in_a_pipe(broker: Fak
     assert out.startswith("1 publisher, 1 subscriber, 1 topic, 256 bytes each, QoS 0, 50 a second planned\nPublished ")
 
 
-def test_on_a_terminal_progress_is_painted_in_place_and_ctrl_c_shows_what_there_is(broker: FakeBroker) -> None:
+def test_a_terminal_shows_progress_in_place_and_ctrl_c_prints_partial_results(broker: FakeBroker) -> None:
     arguments = ["-m", "blipmq.cli.client", "bench", "--seconds", "60", "--rate", "100"]
     with Terminal(arguments, {"BLIPMQ_ADDR": broker.address}) as terminal:
         terminal.expect("published")
@@ -121,7 +121,7 @@ def test_on_a_terminal_progress_is_painted_in_place_and_ctrl_c_shows_what_there_
         assert terminal.end() == 130
 
 
-def test_a_load_that_makes_no_sense_is_refused_by_the_parser(broker: FakeBroker) -> None:
+def test_an_invalid_load_is_refused_by_the_parser(broker: FakeBroker) -> None:
     for arguments in (
         ["--size", "23"],
         ["--window", "0"],
@@ -134,7 +134,7 @@ def test_a_load_that_makes_no_sense_is_refused_by_the_parser(broker: FakeBroker)
     assert broker.commands == []
 
 
-def test_losses_drops_and_repeats_are_said_in_words() -> None:
+def test_losses_drops_and_duplicates_are_printed_in_words() -> None:
     result = parsed("--subscribers", "2", "--messages", "1000")
     result.published, result.received, result.again = 1000, 1910, 10
     result.publish_s = result.deliver_s = 2.0

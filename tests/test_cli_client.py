@@ -1,4 +1,4 @@
-"""blipmq-cli as people and scripts use it: real processes, real pipes, a pseudo-terminal, and the fake broker."""
+"""blipmq-cli as used by people and scripts: real processes, real pipes, a pseudo-terminal, and the fake broker."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def published(broker: FakeBroker) -> list[tuple[str, bytes]]:
 # ---- pub -------------------------------------------------------------------------------------------------------------
 
 
-def test_pub_sends_one_message_and_says_so(broker: FakeBroker) -> None:
+def test_pub_sends_one_message_and_confirms_it(broker: FakeBroker) -> None:
     assert run(broker, "pub", "site/1/temp", "21.5 °C") == (0, b"Sent 8 bytes to site/1/temp.\n", "")
     assert published(broker) == [("site/1/temp", "21.5 °C".encode())]
 
 
-def test_pub_has_been_answered_a_ping_before_it_ends(broker: FakeBroker) -> None:
+def test_pub_waits_for_a_ping_answer_before_it_ends(broker: FakeBroker) -> None:
     broker.silent.add("PING")
     with start(broker, "-q", "pub", "a", "x") as process:
         seq = broker.wait_for("PING")[0]["seq"]
@@ -144,7 +144,7 @@ def test_short_names_quiet_and_options_after_the_command_work(broker: FakeBroker
     assert broker.wait_for("PUB")[0]["ttl_ms"] == 500
 
 
-def test_pub_verbose_tells_where_it_is_connected_on_standard_error(broker: FakeBroker) -> None:
+def test_pub_verbose_prints_the_connection_on_standard_error(broker: FakeBroker) -> None:
     assert run(broker, "-v", "pub", "a", "x") == (0, b"Sent 1 byte to a.\n", f"Connected to {broker.address}.\n")
 
 
@@ -154,7 +154,7 @@ def test_pub_dash_sends_each_line_as_it_is(broker: FakeBroker) -> None:
     assert [payload for _, payload in published(broker)] == lines
 
 
-def test_pub_dash_sends_a_line_when_it_comes_not_at_the_end(broker: FakeBroker) -> None:
+def test_pub_dash_sends_each_line_immediately(broker: FakeBroker) -> None:
     with start(broker, "-q", "pub", "a", "-") as process:
         assert process.stdin is not None
         for number, line in enumerate((b"one\n", b"two\nthr", b"ee\n")):
@@ -167,9 +167,7 @@ def test_pub_dash_sends_a_line_when_it_comes_not_at_the_end(broker: FakeBroker) 
 
 
 def test_pub_dash_keeps_the_order_of_many_lines(broker: FakeBroker) -> None:
-    lines = [
-        b"%d" % number for number in range(5_000)
-    ]  # some reads; the broker in Python must be through them in its time
+    lines = [b"%d" % number for number in range(5_000)]  # several reads; the fake broker must handle them in time
     assert run(broker, "-q", "pub", "a", "-", stdin=b"\n".join(lines) + b"\n") == (0, b"", "")
     assert [payload for _, payload in published(broker)] == lines
 
@@ -205,7 +203,7 @@ def test_a_publish_that_the_broker_refuses_is_not_called_sent(broker: FakeBroker
     assert run(broker, "pub", "a", "-", stdin=b"x\n" * 10)[0] == 1
 
 
-def test_pub_dash_tells_how_far_it_came_when_the_broker_goes(broker: FakeBroker) -> None:
+def test_pub_dash_reports_the_sent_lines_when_the_broker_is_lost(broker: FakeBroker) -> None:
     with start(broker, "pub", "a", "-") as process:
         assert process.stdin is not None
         process.stdin.write(b"one\n")
@@ -221,7 +219,7 @@ def test_pub_dash_tells_how_far_it_came_when_the_broker_goes(broker: FakeBroker)
 
 
 def feed(broker: FakeBroker, *payloads: bytes, topic: str = "a.b", ttl_ms: int = 0) -> None:
-    """Publish from inside, once the subscriber is there."""
+    """Publish from inside the broker once the subscriber exists."""
     broker.wait_for("SUB")
     broker.call(lambda: [broker.publish(topic, payload, ttl_ms) for payload in payloads] and None)
 
@@ -258,7 +256,7 @@ def test_sub_json_is_one_object_a_line(broker: FakeBroker) -> None:
     assert (base64.b64decode(second["payload_base64"]), second["sequence"]) == (b"\xff\x00", 2)
 
 
-def test_a_pipe_is_live(broker: FakeBroker) -> None:
+def test_sub_writes_to_a_pipe_immediately(broker: FakeBroker) -> None:
     with start(broker, "-q", "sub", "a.*") as process:
         assert process.stdout is not None
         for number in range(3):
@@ -267,7 +265,7 @@ def test_a_pipe_is_live(broker: FakeBroker) -> None:
         process.terminate()
 
 
-def test_a_reader_that_goes_away_ends_sub_without_a_word(broker: FakeBroker) -> None:
+def test_a_closed_output_pipe_ends_sub_silently(broker: FakeBroker) -> None:
     with start(broker, "-q", "sub", "a.*") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -294,7 +292,7 @@ def test_an_interrupted_sub_ends_with_130_and_sums_up_if_asked(broker: FakeBroke
             assert bool(err) is bool(words)
 
 
-def test_sub_lives_through_a_restart_of_the_broker_and_says_so(broker: FakeBroker) -> None:
+def test_sub_reconnects_after_a_broker_restart_and_reports_it(broker: FakeBroker) -> None:
     with start(broker, "sub", "a.*", "-n", "2") as process:
         feed(broker, b"before")
         assert process.stdout is not None
@@ -330,26 +328,26 @@ def test_unsub_ends_a_durable_subscription_by_name(broker: FakeBroker) -> None:
 # ---- info ------------------------------------------------------------------------------------------------------------
 
 
-def test_info_can_be_read_out_over_the_phone(broker: FakeBroker) -> None:
+def test_info_prints_short_plain_sentences(broker: FakeBroker) -> None:
     broker.info = INFO
     status, out, err = run(broker, "info")
     assert (status, out.decode(), err) == (0, INFO_TEXT, "")
 
 
-def test_info_json_is_what_the_broker_said(broker: FakeBroker) -> None:
+def test_info_json_prints_the_broker_answer_unchanged(broker: FakeBroker) -> None:
     broker.info = INFO
     status, out, _ = run(broker, "stats", "--format", "json")
     assert (status, json.loads(out), out.count(b"\n")) == (0, INFO, 1)
 
 
-def test_info_from_a_broker_that_says_little_is_still_shown(broker: FakeBroker) -> None:
+def test_info_accepts_an_answer_with_missing_fields(broker: FakeBroker) -> None:
     broker.info = {"state": None, "subscriptions": ["?", {}], "messages": 5, "memory": {"used_bytes": 5}, "topics": "x"}
     status, out, _ = run(broker, "info")
     assert status == 0
     assert out.startswith(b"BlipMQ unknown at unknown\nState          unknown\nMemory         5 bytes\n")
 
 
-def test_info_watch_goes_on_until_it_is_interrupted(broker: FakeBroker) -> None:
+def test_info_watch_runs_until_interrupted(broker: FakeBroker) -> None:
     with start(broker, "info", "--watch", "-f", "json") as process:
         assert process.stdout is not None
         assert [json.loads(process.stdout.readline())["version"] for _ in range(2)] == ["fake", "fake"]
@@ -385,7 +383,7 @@ def test_info_watch_goes_on_until_it_is_interrupted(broker: FakeBroker) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_goes_wrong_is_said_on_standard_error_with_its_status(
+def test_each_failure_has_its_exit_status_and_message_on_standard_error(
     broker: FakeBroker, arguments: list[str], status: int, words: str
 ) -> None:
     got, out, err = run(broker, *arguments)
@@ -410,7 +408,7 @@ def test_a_misspelt_variable_is_a_bad_configuration(broker: FakeBroker, misspelt
     assert broker.commands == []
 
 
-def test_variables_of_the_broker_and_of_others_may_stand_beside_those_of_the_command_line(broker: FakeBroker) -> None:
+def test_variables_of_the_broker_and_other_programs_are_ignored(broker: FakeBroker) -> None:
     others = {
         "BLIPMQ_SERVER__BIND_ADDR": "x",
         "BLIPMQ_CONFIG": "x",
@@ -420,7 +418,7 @@ def test_variables_of_the_broker_and_of_others_may_stand_beside_those_of_the_com
     assert run(broker, "info", **others)[0] == 0
 
 
-def test_the_key_comes_from_the_file_else_the_environment(tmp_path: Path) -> None:
+def test_the_key_is_read_from_the_file_before_the_environment(tmp_path: Path) -> None:
     right, wrong, empty = (tmp_path / name for name in ("right", "wrong", "empty"))
     right.write_text("s3cret\n")
     wrong.write_text("other")
@@ -433,7 +431,7 @@ def test_the_key_comes_from_the_file_else_the_environment(tmp_path: Path) -> Non
         assert run(broker, "pub", "a", "x", "--key-file", str(empty))[0] == 78
 
 
-def test_the_command_line_starts_without_the_heavy_modules() -> None:
+def test_the_command_line_does_not_import_heavy_modules() -> None:
     code = "import sys, blipmq.cli.client; print(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(), check=True).stdout
     heavy = {
@@ -454,7 +452,7 @@ def test_the_command_line_starts_without_the_heavy_modules() -> None:
 # ---- terminals -------------------------------------------------------------------------------------------------------
 
 
-def test_a_person_sees_emoji_and_cannot_be_tricked_by_a_payload(broker: FakeBroker) -> None:
+def test_a_terminal_shows_emoji_and_escapes_control_characters_in_payloads(broker: FakeBroker) -> None:
     with Terminal([*CLI, "-v", "sub", "a.*", "-n", "1"], {"BLIPMQ_ADDR": broker.address}) as terminal:
         terminal.expect("✅ Subscribed to a.*.")
         feed(broker, "21 °C \x1b[2J\x07\x9b".encode() + b"\xff")
@@ -477,11 +475,11 @@ def test_a_terminal_with_no_color_gets_plain_text(broker: FakeBroker) -> None:
         assert terminal.end() == 0
 
 
-# ---- parts -----------------------------------------------------------------------------------------------------------
+# ---- functions -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 1, 5], [1 << 20]])
-def test_lines_are_put_together_whatever_the_reads_return(sizes: list[int]) -> None:
+def test_lines_are_assembled_from_partial_reads(sizes: list[int]) -> None:
     stream = b"a\n\nbb\r\nlong " + b"x" * 50 + b"\nend"
     rest, turn = [stream], [0]
 
@@ -526,12 +524,12 @@ def test_durations_are_written_in_words(seconds: float, text: str) -> None:
     assert render.duration_text(seconds) == text
 
 
-def test_a_message_that_comes_again_is_marked_for_a_person() -> None:
+def test_a_redelivered_message_is_marked_on_a_terminal() -> None:
     message = Message(1, "a", b"x", 0, 0, 1, True)
     assert render.render_fancy([message]).decode() == "📥 a (again)  x\n"
 
 
-def test_an_outage_is_announced_once_however_long_it_takes() -> None:
+def test_a_reconnect_is_announced_once_per_outage() -> None:
     said: list[str] = []
     notices = render.ReconnectNotices(lambda emoji, text: said.append(f"{emoji} {text}"))
     for state in ("connecting", "connected", "disconnected", "connecting", "disconnected", "connecting", "connected"):

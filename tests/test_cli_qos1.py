@@ -1,4 +1,4 @@
-"""blipmq-cli with QoS 1: what is called sent is on the disk, what is acknowledged has been written."""
+"""blipmq-cli with QoS 1: messages reported as sent are on disk, and acknowledged messages have been written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def acked(broker: FakeBroker) -> list[int]:
     return [command["seq"] for command in broker.commands if command["action"] == "ACK"]
 
 
-def test_pub_says_under_which_id_the_broker_has_it(broker: FakeBroker) -> None:
+def test_pub_prints_the_message_id(broker: FakeBroker) -> None:
     assert run(broker, "pub", "a", "x", "--qos", "1") == (0, b"Sent 1 byte to a as 1.\n", "")
 
 
@@ -51,7 +51,7 @@ def test_pub_dash_sends_each_line_once_it_is_answered_and_in_order(broker: FakeB
     assert [payload for _, payload in broker.kept] == lines
 
 
-def test_pub_dash_adds_up_what_no_subscription_took_over_all_reads() -> None:
+def test_pub_dash_sums_unsubscribed_messages_over_all_reads() -> None:
     class Client:
         answers = iter([Published(2, 2), Published(3, 0), Published(1, 1)])
 
@@ -67,7 +67,7 @@ def test_pub_dash_adds_up_what_no_subscription_took_over_all_reads() -> None:
     assert not_kept(sent, sent.unrouted) == ". No QoS 1 subscription took 3 of them, so the broker did not keep them"
 
 
-def test_pub_dash_sends_again_after_an_outage_what_was_not_answered(broker: FakeBroker) -> None:
+def test_pub_dash_resends_unconfirmed_lines_after_a_reconnect(broker: FakeBroker) -> None:
     broker.loses_answers = True
     with subprocess.Popen(
         [*CLI, "pub", "a", "-", "--qos", "1"],
@@ -88,7 +88,7 @@ def test_pub_dash_sends_again_after_an_outage_what_was_not_answered(broker: Fake
     assert [payload for _, payload in broker.kept] == [b"one", b"two"] * 2
 
 
-def test_pub_dash_tells_what_is_safe_when_a_line_is_refused(broker: FakeBroker) -> None:
+def test_pub_dash_reports_the_confirmed_lines_when_a_line_is_refused(broker: FakeBroker) -> None:
     broker.refusals["PUB"] = (503, "the disk is full")
     status, out, err = run(broker, "pub", "a", "-", "--qos", "1", stdin=b"one\ntwo\n")
     assert (status, out) == (1, b"")
@@ -96,7 +96,7 @@ def test_pub_dash_tells_what_is_safe_when_a_line_is_refused(broker: FakeBroker) 
     assert "0 lines before are on the broker's disk" in err
 
 
-def test_sub_acknowledges_what_it_has_written_and_a_durable_subscription_goes_on(broker: FakeBroker) -> None:
+def test_sub_acknowledges_written_messages_and_a_durable_subscription_resumes(broker: FakeBroker) -> None:
     arguments = ["sub", "a", "--qos", "1", "--durable", "--client-id", "me"]
     with subprocess.Popen(
         [*CLI, *arguments], stdout=subprocess.PIPE, env=environment(BLIPMQ_ADDR=broker.address)
@@ -116,7 +116,7 @@ def test_sub_acknowledges_what_it_has_written_and_a_durable_subscription_goes_on
     assert broker.sessions == {}
 
 
-def test_sub_acknowledges_nothing_that_it_could_not_write(broker: FakeBroker) -> None:
+def test_sub_does_not_acknowledge_unwritten_messages(broker: FakeBroker) -> None:
     reader, writer = os.pipe()
     try:
         with subprocess.Popen(

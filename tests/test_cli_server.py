@@ -1,4 +1,4 @@
-"""The `blipmq` command: check, version, and how mistakes end."""
+"""The `blipmq` command: check, version, and exit statuses of errors."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """No configuration of the machine or of the developer takes part."""
+    """Without any configuration of the machine or the developer."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith("BLIPMQ_"):
@@ -54,11 +54,11 @@ def test_check_prints_the_memory_term_by_term(capsys):
     assert memory.table(Config()) in out
 
 
-def test_check_says_when_it_runs_on_the_defaults(capsys):
+def test_check_reports_when_all_settings_are_defaults(capsys):
     assert run(capsys, "check")[1].startswith("configuration: built-in defaults\n")
 
 
-def test_check_reads_the_file_it_is_told_to(capsys, monkeypatch, tmp_path):
+def test_check_reads_the_given_file(capsys, monkeypatch, tmp_path):
     (tmp_path / "a.toml").write_text("[delivery]\nmax_batch = 1\n")
     (tmp_path / "b.toml").write_text("[delivery]\nmax_batch = 2\n")
     monkeypatch.setenv("BLIPMQ_CONFIG", "a.toml")
@@ -110,7 +110,7 @@ def test_check_loads_neither_the_event_loop_nor_the_core():
     assert done.returncode == 0, done.stderr
 
 
-def test_output_that_is_cut_off_is_no_error():
+def test_truncated_output_is_not_an_error():
     command = f"{sys.executable} -m blipmq check | head -1"
     done = subprocess.run(
         command, shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -118,9 +118,9 @@ def test_output_that_is_cut_off_is_no_error():
     assert (done.stdout, done.stderr) == ("configuration: built-in defaults\n", "")
 
 
-def test_connect_to_where_nothing_listens_is_status_69(capsys):
+def test_connect_without_a_broker_is_status_69(capsys):
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: no one else can take the port meanwhile
+        unused.bind(("127.0.0.1", 0))  # bound but not listening, so no other program can take the port meanwhile
         status, _, err = run(capsys, "connect", f"127.0.0.1:{unused.getsockname()[1]}")
     assert status == 69
     assert "nothing listens there" in err

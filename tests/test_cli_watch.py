@@ -1,4 +1,4 @@
-"""`blipmq-cli info --watch`, and what it paints with."""
+"""`blipmq-cli info --watch` and its screen output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def subscriber(delivered: int, dropped: int = 0, **extra: Any) -> dict[str, Any]
     }
 
 
-def test_the_screen_is_painted_over_in_place_and_keeps_the_last_state(broker: FakeBroker) -> None:
+def test_the_screen_is_refreshed_in_place_and_the_last_state_remains(broker: FakeBroker) -> None:
     broker.info = {"version": "1", "address": "here", "state": "ok", "subscriptions": [subscriber(100)]}
     with Terminal(WATCH, {"BLIPMQ_ADDR": broker.address}) as terminal:
         first = terminal.expect("site/+/temp\x1b[K\r\n\x1b[J")
@@ -54,7 +54,7 @@ def test_the_screen_is_painted_over_in_place_and_keeps_the_last_state(broker: Fa
         assert "Traceback" not in terminal.screen
 
 
-def test_an_outage_is_shown_above_the_last_state_and_watching_goes_on_after_it(broker: FakeBroker) -> None:
+def test_an_outage_is_shown_above_the_last_state_and_watching_resumes(broker: FakeBroker) -> None:
     broker.info = {"version": "1", "address": "here", "state": "ok"}
     with Terminal(WATCH, {"BLIPMQ_ADDR": broker.address}) as terminal:
         terminal.expect("State")
@@ -68,7 +68,7 @@ def test_an_outage_is_shown_above_the_last_state_and_watching_goes_on_after_it(b
         assert terminal.end() == 130
 
 
-def test_a_refusal_ends_the_watching_with_its_reason(broker: FakeBroker) -> None:
+def test_a_refusal_ends_watch_with_the_reason(broker: FakeBroker) -> None:
     with Terminal(WATCH, {"BLIPMQ_ADDR": broker.address}) as terminal:
         terminal.expect("State")
         broker.refusals["INFO"] = (403, "no right to look")
@@ -93,7 +93,7 @@ def test_a_subscriber_is_shown_with_depth_drops_and_rates_between_two_answers() 
     assert lines[2] == "  … and 1 more connected subscriber"
 
 
-def test_odd_answers_are_shown_as_far_as_they_go() -> None:
+def test_incomplete_answers_are_shown_partially() -> None:
     rates = SubscriptionRates(lambda: 0.0)
     for entries in (["?", 5], [{}], [{"delivered": "x", "filters": 3, "queued_bytes": None}]):
         info = {"subscriptions": entries}
@@ -113,7 +113,7 @@ def test_odd_answers_are_shown_as_far_as_they_go() -> None:
         (1.25e6, "1.2 M"),
     ],
 )
-def test_rates_are_written_in_few_figures(per_s: float, text: str) -> None:
+def test_rates_are_rounded_to_few_digits(per_s: float, text: str) -> None:
     assert rate_text(per_s) == text
 
 
@@ -128,11 +128,11 @@ def test_rates_are_written_in_few_figures(per_s: float, text: str) -> None:
         ("e\u0301e\u0301", 2, "e\u0301e\u0301"),
     ],
 )
-def test_a_line_is_cut_to_the_columns_it_takes_on_a_screen(text: str, columns: int, shown: str) -> None:
+def test_a_line_is_cut_to_the_display_width(text: str, columns: int, shown: str) -> None:
     assert crop(text, columns) == shown
 
 
-def test_more_lines_than_the_screen_has_are_counted_instead() -> None:
+def test_lines_beyond_the_screen_height_are_counted() -> None:
     assert fit([str(number) for number in range(10)], (80, 5)) == [
         "0",
         "1",
@@ -142,7 +142,7 @@ def test_more_lines_than_the_screen_has_are_counted_instead() -> None:
     assert fit(["0", "1"], (80, 3)) == ["0", "1"]
 
 
-def test_a_screen_of_another_size_is_cleared_before_it_is_painted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resized_screen_is_cleared_before_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     size = [os.terminal_size((20, 10))]
     monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: size[0])
     stream = io.BytesIO()
@@ -161,7 +161,7 @@ def test_a_screen_of_another_size_is_cleared_before_it_is_painted(monkeypatch: p
     )
 
 
-def test_the_log_and_what_waits_in_it_are_told_in_words() -> None:
+def test_the_wal_and_its_stored_messages_are_described_in_words() -> None:
     log = {"state": "well", "bytes": 64 << 20, "segments": 2, "last_fsync_ms": 1.04, "durable_id": 5003, "unsynced": 20}
     sessions = {"total": 3, "behind": 1, "in_flight": 20, "redelivered": 0, "dead_lettered": 2, "acked": 7}
     text = render_info({"log": log, "sessions": sessions}, fancy=False)

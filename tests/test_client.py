@@ -1,4 +1,4 @@
-"""The asyncio and the blocking client against the fake broker, over real sockets: each test reads as a transcript."""
+"""The asyncio and the blocking client against the fake broker, over real sockets; each test reads as a transcript."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def connect_blocking(broker: FakeBroker, **options: Any) -> BlockingClient:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """What another thread brings about is polled for; the whole test has a time limit."""
+    """Poll a condition that another thread fulfils; the whole test has a time limit."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
 class States:
-    """An on_state callback that remembers, and can be waited for."""
+    """An on_state callback that records states and can be waited for."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -76,10 +76,10 @@ class States:
         await until(lambda: self.seen.count(state) >= count)
 
 
-# ---- asyncio: verbs --------------------------------------------------------------------------------------------------
+# ---- asyncio: methods ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_published_comes_back_as_it_was(broker: FakeBroker) -> None:
+def test_a_published_message_is_received_unchanged(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client, client.subscribe("site/+/temp") as readings:
             assert await client.publish("site/1/temp", "21.5 °C") == 0
@@ -93,7 +93,7 @@ def test_what_is_published_comes_back_as_it_was(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_hello_comes_first_and_says_who_we_are(broker: FakeBroker) -> None:
+def test_hello_is_sent_first_with_the_client_id_and_key(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, client_id="gateway-17", api_key="secret") as client:
             await client.ping()
@@ -121,7 +121,7 @@ def test_a_message_that_several_filters_match_is_sent_once_and_reaches_each_subs
     run(main)
 
 
-def test_two_subscriptions_of_one_filter_are_ended_on_the_broker_with_the_second(broker: FakeBroker) -> None:
+def test_the_broker_subscription_ends_with_the_last_local_subscription_of_a_filter(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             one, two = await client.subscribe("a"), await client.subscribe("a")
@@ -135,7 +135,7 @@ def test_two_subscriptions_of_one_filter_are_ended_on_the_broker_with_the_second
     run(main)
 
 
-def test_iteration_ends_when_the_subscription_is_closed_after_what_is_queued(broker: FakeBroker) -> None:
+def test_iteration_of_a_closed_subscription_ends_after_its_queued_messages(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             messages = await client.subscribe("a")
@@ -151,7 +151,7 @@ def test_iteration_ends_when_the_subscription_is_closed_after_what_is_queued(bro
     run(main)
 
 
-def test_closing_the_client_ends_an_iteration_that_waits(broker: FakeBroker) -> None:
+def test_closing_the_client_ends_a_waiting_iteration(broker: FakeBroker) -> None:
     async def main() -> None:
         client = await connect(broker)
         messages = await client.subscribe("a")
@@ -172,7 +172,7 @@ def test_closing_the_client_ends_an_iteration_that_waits(broker: FakeBroker) -> 
     run(main)
 
 
-def test_publishes_of_one_loop_turn_are_one_send(broker: FakeBroker) -> None:
+def test_publishes_in_one_loop_iteration_use_one_send(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             await client.ping()
@@ -187,7 +187,7 @@ def test_publishes_of_one_loop_turn_are_one_send(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_a_loop_that_only_publishes_lets_others_run(broker: FakeBroker) -> None:
+def test_a_publish_loop_yields_to_other_tasks(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             ticks = 0
@@ -248,7 +248,7 @@ def test_acknowledging_sends_the_id(broker: FakeBroker) -> None:
 # ---- asyncio: refusals -----------------------------------------------------------------------------------------------
 
 
-def test_qos_1_raises_what_the_broker_answers_and_the_connection_stays(broker: FakeBroker) -> None:
+def test_a_qos_1_refusal_raises_and_the_connection_stays_open(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             with pytest.raises(Refused, match=r"Publish to a was refused \(503\): QoS 1 needs the log") as caught:
@@ -261,7 +261,7 @@ def test_qos_1_raises_what_the_broker_answers_and_the_connection_stays(broker: F
     run(main)
 
 
-def test_qos_1_returns_the_id_once_it_is_answered(broker: FakeBroker) -> None:
+def test_a_qos_1_publish_returns_the_id_after_the_answer(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.silent.add("PUB")
@@ -274,7 +274,7 @@ def test_qos_1_returns_the_id_once_it_is_answered(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_an_unknown_key_is_not_allowed_and_not_tried_again() -> None:
+def test_an_unknown_key_raises_not_allowed_without_retry() -> None:
     async def main() -> None:
         with FakeBroker(api_key="right") as broker:
             with pytest.raises(NotAllowed, match="unknown API key") as caught:
@@ -286,7 +286,7 @@ def test_an_unknown_key_is_not_allowed_and_not_tried_again() -> None:
     run(main)
 
 
-def test_a_refused_subscription_raises_and_leaves_nothing_behind(broker: FakeBroker) -> None:
+def test_a_refused_subscription_raises_and_is_removed(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.refusals["SUB"] = (403, "no right to read this topic")
@@ -325,7 +325,7 @@ def test_a_refused_qos_0_publish_is_reported_and_raised_by_flush(broker: FakeBro
         (("a", "\udcff"), "not UTF-8"),
     ],
 )
-def test_a_mistake_of_the_caller_is_raised_at_once_and_nothing_is_sent(
+def test_an_invalid_argument_raises_before_anything_is_sent(
     broker: FakeBroker, arguments: tuple[str, Any], words: str
 ) -> None:
     async def main() -> None:
@@ -341,7 +341,7 @@ def test_a_mistake_of_the_caller_is_raised_at_once_and_nothing_is_sent(
     assert not any(command["action"] in ("PUB", "SUB") for command in broker.commands)
 
 
-def test_an_answer_that_does_not_come_is_timed_out_and_forgotten(broker: FakeBroker) -> None:
+def test_a_missing_answer_times_out_and_is_removed(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, timeout_s=0.1) as client:
             broker.silent.add("PING")
@@ -355,10 +355,10 @@ def test_an_answer_that_does_not_come_is_timed_out_and_forgotten(broker: FakeBro
     run(main)
 
 
-# ---- asyncio: connecting and coming back -----------------------------------------------------------------------------
+# ---- asyncio: connect and reconnect ----------------------------------------------------------------------------------
 
 
-def test_nobody_at_the_address_is_unreachable() -> None:
+def test_a_refused_connection_raises_unreachable() -> None:
     async def main() -> None:
         with pytest.raises(Unreachable, match="nothing listens") as caught:
             await blipmq.connect(f"127.0.0.1:{fake_broker.free_port()}")
@@ -367,7 +367,7 @@ def test_nobody_at_the_address_is_unreachable() -> None:
     run(main)
 
 
-def test_a_peer_that_is_no_broker_is_told_apart(broker: FakeBroker) -> None:
+def test_a_peer_that_is_not_a_broker_is_recognized(broker: FakeBroker) -> None:
     async def main() -> None:
         broker.greeting = b"HTTP/1.1 400 Bad Request\r\n\r\n"
         with pytest.raises(ProtocolError, match="probably not BlipMQ"):
@@ -386,7 +386,7 @@ def test_a_peer_that_is_no_broker_is_told_apart(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_after_an_outage_the_client_is_back_and_subscribed(broker: FakeBroker) -> None:
+def test_the_client_reconnects_and_subscribes_again_after_an_outage(broker: FakeBroker) -> None:
     async def main() -> None:
         states = States()
         async with connect(broker, on_state=states) as client, client.subscribe("a.*") as messages:
@@ -406,7 +406,7 @@ def test_after_an_outage_the_client_is_back_and_subscribed(broker: FakeBroker) -
     run(main)
 
 
-def test_a_publish_during_an_outage_waits_and_then_says_so(broker: FakeBroker) -> None:
+def test_a_publish_during_an_outage_waits_and_then_raises(broker: FakeBroker) -> None:
     async def main() -> None:
         states = States()
         client = await connect(broker, on_state=states, timeout_s=0.2)
@@ -419,7 +419,7 @@ def test_a_publish_during_an_outage_waits_and_then_says_so(broker: FakeBroker) -
     run(main)
 
 
-def test_without_reconnect_a_loss_is_the_end(broker: FakeBroker) -> None:
+def test_without_reconnect_a_lost_connection_closes_the_client(broker: FakeBroker) -> None:
     async def main() -> None:
         states = States()
         client = await connect(broker, on_state=states, reconnect=False)
@@ -440,7 +440,7 @@ def test_without_reconnect_a_loss_is_the_end(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_a_client_whose_id_is_taken_does_not_fight_for_it(broker: FakeBroker) -> None:
+def test_a_client_whose_id_is_taken_over_does_not_reconnect(broker: FakeBroker) -> None:
     async def main() -> None:
         states = States()
         client = await connect(broker, client_id="me", on_state=states)
@@ -466,7 +466,7 @@ def test_a_subscription_refused_after_a_reconnect_raises_to_its_reader(broker: F
     run(main)
 
 
-def test_a_subscribe_that_an_outage_interrupts_is_finished_after_it(broker: FakeBroker) -> None:
+def test_an_interrupted_subscribe_completes_after_the_reconnect(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.silent.add("SUB")
@@ -481,7 +481,7 @@ def test_a_subscribe_that_an_outage_interrupts_is_finished_after_it(broker: Fake
     run(main)
 
 
-def test_bytes_that_are_not_the_protocol_end_the_connection_and_it_is_made_anew(broker: FakeBroker) -> None:
+def test_invalid_bytes_close_the_connection_and_the_client_reconnects(broker: FakeBroker) -> None:
     async def main() -> None:
         states = States()
         async with connect(broker, on_state=states) as client:
@@ -493,7 +493,7 @@ def test_bytes_that_are_not_the_protocol_end_the_connection_and_it_is_made_anew(
     run(main)
 
 
-def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
+def test_a_cancelled_subscribe_is_unsubscribed(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.silent.add("SUB")
@@ -508,7 +508,7 @@ def test_a_cancelled_subscribe_is_taken_back(broker: FakeBroker) -> None:
     run(main)
 
 
-def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeBroker) -> None:
+def test_the_client_works_with_uvloop(broker: FakeBroker) -> None:
     import uvloop
 
     async def main() -> None:
@@ -537,7 +537,7 @@ def test_uvloop_serves_as_well_as_the_loop_of_the_standard_library(broker: FakeB
 # ---- asyncio: back-pressure ------------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_stops_the_reading_and_a_reader_that_catches_up_gets_all(broker: FakeBroker) -> None:
+def test_a_full_queue_pauses_reading_and_no_message_is_lost(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client, connect(broker) as publisher:
             messages = await client.subscribe("a", queue_messages_max=10)
@@ -554,7 +554,7 @@ def test_a_full_queue_stops_the_reading_and_a_reader_that_catches_up_gets_all(br
     run(main)
 
 
-def test_a_full_queue_does_not_keep_answers_from_coming(broker: FakeBroker) -> None:
+def test_answers_arrive_while_a_queue_is_full(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             messages = await client.subscribe("a", queue_messages_max=4)
@@ -566,7 +566,7 @@ def test_a_full_queue_does_not_keep_answers_from_coming(broker: FakeBroker) -> N
     run(main)
 
 
-def test_a_queue_that_has_overrun_its_limit_lets_no_answer_through(broker: FakeBroker) -> None:
+def test_a_queue_far_over_its_limit_stops_answers_too(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, timeout_s=0.2) as client:
             messages = await client.subscribe("a", queue_bytes_max=100)
@@ -580,8 +580,8 @@ def test_a_queue_that_has_overrun_its_limit_lets_no_answer_through(broker: FakeB
     run(main)
 
 
-def test_a_network_that_takes_nothing_holds_publishers_back() -> None:
-    """A listener that never reads: after its buffers and ours are full, publish says so instead of eating memory."""
+def test_a_full_send_buffer_pauses_publishers() -> None:
+    """The listener never reads. Once both socket buffers are full, publish raises instead of using more memory."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -604,7 +604,7 @@ def test_a_network_that_takes_nothing_holds_publishers_back() -> None:
 # ---- blocking --------------------------------------------------------------------------------------------------------
 
 
-def test_the_blocking_client_speaks_the_same_verbs(broker: FakeBroker) -> None:
+def test_the_blocking_client_has_the_same_methods(broker: FakeBroker) -> None:
     with connect_blocking(broker) as client, client.subscribe("a.*") as messages:
         client.publish("a.b", "x", ttl_ms=5)
         assert client.publish_many("a.c", ["1", b"2"]) == 2
@@ -634,7 +634,7 @@ def test_the_blocking_client_needs_no_asyncio() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_blocking_client_waits_out_an_outage(broker: FakeBroker) -> None:
+def test_the_blocking_client_reconnects_after_an_outage(broker: FakeBroker) -> None:
     states = States()
     with connect_blocking(broker, on_state=states) as client:
         messages = client.subscribe("a")
@@ -653,7 +653,7 @@ def test_the_blocking_client_waits_out_an_outage(broker: FakeBroker) -> None:
     assert states.seen[-2:] == ["connected", "closed"]
 
 
-def test_the_blocking_client_gives_up_a_publish_in_time(broker: FakeBroker) -> None:
+def test_the_blocking_client_times_out_a_publish(broker: FakeBroker) -> None:
     with connect_blocking(broker, timeout_s=0.2) as client:
         broker.stop()
         with pytest.raises(Disconnected):
@@ -664,7 +664,7 @@ def test_the_blocking_client_gives_up_a_publish_in_time(broker: FakeBroker) -> N
             client.publish("a", "x")
 
 
-def test_the_blocking_client_ends_at_the_first_loss_without_reconnect(broker: FakeBroker) -> None:
+def test_without_reconnect_the_blocking_client_ends_at_the_first_loss(broker: FakeBroker) -> None:
     client = connect_blocking(broker, reconnect=False)
     messages = client.subscribe("a")
     broker.kick()
@@ -675,7 +675,7 @@ def test_the_blocking_client_ends_at_the_first_loss_without_reconnect(broker: Fa
     assert client.state == "closed"
 
 
-def test_the_blocking_client_tells_refusals_and_wrong_peers(broker: FakeBroker) -> None:
+def test_the_blocking_client_reports_refusals_and_wrong_peers(broker: FakeBroker) -> None:
     broker.api_key = "right"
     with pytest.raises(NotAllowed, match="401"):
         connect_blocking(broker, api_key="wrong")
@@ -686,8 +686,8 @@ def test_the_blocking_client_tells_refusals_and_wrong_peers(broker: FakeBroker) 
         blipmq.connect_blocking(f"127.0.0.1:{fake_broker.free_port()}")
 
 
-def test_a_blocking_publisher_that_also_subscribes_does_not_stand_still(broker: FakeBroker) -> None:
-    """All that it publishes comes back to it: more than any socket buffer holds, both ways at once."""
+def test_a_blocking_publisher_with_a_subscription_does_not_deadlock(broker: FakeBroker) -> None:
+    """It receives everything that it publishes, more than any socket buffer holds, in both directions at once."""
     with connect_blocking(broker) as client:
         messages = client.subscribe("a", queue_messages_max=10_000)
         payload = bytes(100_000)
@@ -695,7 +695,7 @@ def test_a_blocking_publisher_that_also_subscribes_does_not_stand_still(broker: 
         assert sum(len(messages.next(10).payload) for _ in range(300)) == 300 * 100_000
 
 
-def test_a_blocking_subscription_that_nobody_reads_is_named(broker: FakeBroker) -> None:
+def test_an_unread_blocking_subscription_is_named_in_the_error(broker: FakeBroker) -> None:
     with connect_blocking(broker) as client:
         client.subscribe("a", queue_messages_max=1)
         other = client.subscribe("b")
@@ -704,7 +704,7 @@ def test_a_blocking_subscription_that_nobody_reads_is_named(broker: FakeBroker) 
             other.next(10)
 
 
-def test_413_reaches_the_publisher_even_though_the_broker_closes(broker: FakeBroker) -> None:
+def test_the_publisher_receives_413_before_the_connection_closes(broker: FakeBroker) -> None:
     with connect_blocking(broker, reconnect=False) as client:
         broker.refusals["PUB"] = (413, "over server.max_message_size_bytes")
         client.publish("a", bytes(100_000))
@@ -712,7 +712,7 @@ def test_413_reaches_the_publisher_even_though_the_broker_closes(broker: FakeBro
             client.flush()
 
 
-# ---- addresses, back-off, errors, the package ------------------------------------------------------------------------
+# ---- addresses, backoff, errors, the package -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -724,7 +724,7 @@ def test_413_reaches_the_publisher_even_though_the_broker_closes(broker: FakeBro
         ("[fe80::1%eth0]", "fe80::1%eth0", 7878),
     ],
 )
-def test_an_address_is_taken_apart(text: str, host: str, port: int) -> None:
+def test_an_address_is_parsed_into_its_parts(text: str, host: str, port: int) -> None:
     assert parse_address(text) == Address(host, port)
     assert parse_address(str(parse_address(text))) == Address(host, port)
 
@@ -732,7 +732,7 @@ def test_an_address_is_taken_apart(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", ":7878", "a:", "a:0", "a:65536", "a:x", "a:-1", "::1", "[::1", "[::1]x", "http://a", "a b"]
 )
-def test_what_is_not_an_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"address|port"):
         parse_address(text)
 
@@ -767,11 +767,11 @@ def ipv6_is_up() -> bool:
         (OSError(5, "Input/output error"), "Input/output error"),
     ],
 )
-def test_why_a_broker_cannot_be_reached_is_said_in_words(error: OSError, words: str) -> None:
+def test_connection_errors_are_described_in_words(error: OSError, words: str) -> None:
     assert words in str(unreachable(Address("h", 1), error))
 
 
-def test_back_off_doubles_is_bounded_and_spread_over_its_whole_range() -> None:
+def test_backoff_doubles_is_bounded_and_is_spread_over_its_range() -> None:
     half = Backoff(lambda: 0.5, first_s=1.0, most_s=10.0)
     assert [half.next_s() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     half.reset()
@@ -781,7 +781,7 @@ def test_back_off_doubles_is_bounded_and_spread_over_its_whole_range() -> None:
     assert all(patient.next_s() <= 5.0 for _ in range(2000))
 
 
-def test_more_requests_in_flight_than_the_limit_are_refused_here() -> None:
+def test_the_client_refuses_requests_over_its_in_flight_limit() -> None:
     protocol = ClientProtocol()
     for _ in range(PENDING_MAX):
         protocol.ping()
@@ -789,7 +789,7 @@ def test_more_requests_in_flight_than_the_limit_are_refused_here() -> None:
         protocol.ping()
 
 
-def test_every_waiting_request_fails_once_when_the_connection_is_lost() -> None:
+def test_every_pending_request_fails_once_when_the_connection_is_lost() -> None:
     protocol = ClientProtocol()
     request, finished = protocol.ping(), []
     request.on_done = lambda: finished.append(request.error)
@@ -799,7 +799,7 @@ def test_every_waiting_request_fails_once_when_the_connection_is_lost() -> None:
     assert finished == [error]
 
 
-def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
+def test_client_ids_and_keys_that_hello_cannot_carry_are_refused() -> None:
     with pytest.raises(UsageError, match="client id"):
         ClientProtocol(client_id="x" * 257)
     with pytest.raises(ConfigError, match="API key"):
@@ -811,7 +811,7 @@ def test_names_and_keys_that_hello_cannot_carry_are_refused() -> None:
     assert len(hello.take()) <= 1024
 
 
-def test_the_package_shows_its_names_and_no_others() -> None:
+def test_the_package_exports_exactly_its_public_names() -> None:
     assert blipmq.Message.__module__ == "blipmq.wire.frames"
     assert blipmq.errors.BlipMQError is BlipMQError
     assert set(blipmq.__all__) <= set(dir(blipmq))
@@ -819,7 +819,7 @@ def test_the_package_shows_its_names_and_no_others() -> None:
         blipmq.nothing_of_the_kind  # noqa: B018
 
 
-def test_importing_the_package_loads_next_to_nothing() -> None:
+def test_importing_the_package_loads_few_modules() -> None:
     code = "import sys; before = set(sys.modules); import blipmq; print(sorted(set(sys.modules) - before))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"asyncio", "socket", "argparse", "json", "cffi", "uvloop", "msgspec"} & set(eval(out))

@@ -1,4 +1,4 @@
-"""The clients' part of keep-alive: something is sent in each interval, and a broker whose machine is gone is given up."""
+"""Keep-alive of the clients: they send in each interval, and close the connection to a dead broker machine."""
 
 import asyncio
 import fcntl
@@ -21,7 +21,7 @@ TIMEOUT_S = 30
 
 
 class Mute:
-    """A broker that answers HELLO, then its machine loses power; it does not come back."""
+    """A broker whose machine loses power after the HELLO answer and does not return."""
 
     def __enter__(self):
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -34,11 +34,11 @@ class Mute:
 
     def _serve(self):
         self._connection, _ = self._listener.accept()
-        self._listener.close()  # whoever comes again finds nobody
+        self._listener.close()  # a reconnect finds no listener
         self._connection.recv(65536)
         self._connection.sendall(reply(1, 0, "welcome"))
         while struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))[0]:
-            time.sleep(0.001)  # until the client has acknowledged that: it would be sent again and again
+            time.sleep(0.001)  # until the client has acknowledged the data, else it would be retransmitted repeatedly
         vanish(self._connection)
         self.is_gone.set()
 
@@ -80,7 +80,7 @@ def test_a_client_that_sent_something_else_sends_no_ping():
         assert actions == ["HELLO", *["PUB"] * 5, "PING", "PUB", "PING", "QUIT"], "the second PING is that of flush()"
 
 
-def test_a_quiet_client_stays_connected_to_a_broker_that_wants_its_promise_kept(start_broker):
+def test_a_quiet_client_stays_connected_through_its_keep_alive(start_broker):
     broker = start_broker({"server.keepalive_ms": 2000, "metrics.bind_addr": ""})
     states = []
 
@@ -91,14 +91,14 @@ def test_a_quiet_client_stays_connected_to_a_broker_that_wants_its_promise_kept(
             assert client._connection.protocol.keepalive_ms == 60_000, (
                 "it asked for a minute, and was answered two seconds"
             )
-            await asyncio.sleep(7)  # more than twice as long as one that says nothing may stay
+            await asyncio.sleep(7)  # more than twice the permitted silence
             await client.ping()
 
     asyncio.run(run())
     assert states == ["connecting", "connected", "closed"]
 
 
-def test_the_asyncio_client_gives_a_broker_up_whose_machine_acknowledges_nothing():
+def test_the_asyncio_client_closes_a_connection_without_tcp_acknowledgements():
     async def run(address):
         gone = asyncio.get_running_loop().create_future()
 
@@ -115,7 +115,7 @@ def test_the_asyncio_client_gives_a_broker_up_whose_machine_acknowledges_nothing
         asyncio.run(run(broker.address))
 
 
-def test_the_blocking_client_gives_a_broker_up_whose_machine_acknowledges_nothing(monkeypatch):
+def test_the_blocking_client_closes_a_connection_without_tcp_acknowledgements(monkeypatch):
     monkeypatch.setattr(blocking_connection, "LOST_MS", 1000)
     with Mute() as broker:
         client = blipmq.connect_blocking(broker.address, reconnect=False, timeout_s=TIMEOUT_S)
@@ -125,6 +125,6 @@ def test_the_blocking_client_gives_a_broker_up_whose_machine_acknowledges_nothin
 
 
 @pytest.mark.parametrize("keepalive_s", [-1, 0.5, 1e9, float("nan")])
-def test_an_interval_that_cannot_be_is_refused(keepalive_s):
+def test_an_invalid_keep_alive_interval_is_refused(keepalive_s):
     with pytest.raises(UsageError, match=r"keepalive_s is .* from 1 to 86400"):
         blipmq.Client("127.0.0.1", keepalive_s=keepalive_s)

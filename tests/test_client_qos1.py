@@ -1,6 +1,6 @@
-"""QoS 1 in both clients against the fake broker: publishes that are answered, messages that are acknowledged.
+"""QoS 1 in both clients against the fake broker: answered publishes and acknowledged messages.
 
-Each test that can be run with either client is: the blocking one stands behind the same verbs as coroutines.
+Tests for both clients wrap the blocking one in the same methods as coroutines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def connect_blocking(broker: FakeBroker, **options: Any) -> blipmq.BlockingClien
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """What another thread brings about is polled for; the whole test has a time limit."""
+    """Poll a condition that another thread fulfils; the whole test has a time limit."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
@@ -102,7 +102,7 @@ def test_single_publishes_share_a_window_and_keep_the_order_of_the_calls(broker:
     assert [payload for _, payload in broker.kept] == [b"%d" % number for number in range(1000)]
 
 
-def test_what_was_not_answered_before_an_outage_is_sent_again_in_order(broker: FakeBroker) -> None:
+def test_unanswered_publishes_are_sent_again_in_order_after_an_outage(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.loses_answers = True
@@ -117,7 +117,7 @@ def test_what_was_not_answered_before_an_outage_is_sent_again_in_order(broker: F
     assert payloads == [b"0", b"1", b"2", b"3", b"4"] * 2  # at least once: the first five had arrived
 
 
-def test_the_blocking_client_sends_again_what_was_not_answered(broker: FakeBroker) -> None:
+def test_the_blocking_client_resends_unanswered_publishes(broker: FakeBroker) -> None:
     def lines() -> Iterator[bytes]:
         for number in range(20):
             if number == 10:
@@ -133,7 +133,7 @@ def test_the_blocking_client_sends_again_what_was_not_answered(broker: FakeBroke
     assert firsts == list(range(20))
 
 
-def test_an_outage_that_lasts_is_told_and_so_is_what_may_have_happened(broker: FakeBroker) -> None:
+def test_a_long_outage_raises_and_names_the_unconfirmed_messages(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, timeout_s=0.3) as client:
             broker.loses_answers = True
@@ -159,7 +159,7 @@ def test_without_reconnect_an_unanswered_publish_fails_with_the_connection(broke
     run(main)
 
 
-def test_a_refusal_ends_a_run_of_publishes_after_those_under_way(broker: FakeBroker) -> None:
+def test_a_refusal_ends_publish_many_after_the_publishes_in_flight(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             broker.refusals["PUB"] = (503, "the disk is full")
@@ -178,7 +178,7 @@ def test_a_refusal_ends_a_run_of_publishes_after_those_under_way(broker: FakeBro
         client.publish_many("a", [b"x"], qos=1, window=0)
 
 
-def test_one_publish_that_is_too_large_does_not_end_connection_after_connection() -> None:
+def test_an_oversized_publish_is_not_resent_after_a_reconnect() -> None:
     protocol = ClientProtocol()
     protocol.open()
     small, large = (protocol.publish_answered("a", bytes(size), 0) for size in (10, 1000))
@@ -220,13 +220,13 @@ def test_a_message_is_acknowledged_when_the_next_one_is_asked_for(broker: FakeBr
             await messages.next(10)
             await client.ping()
             assert acked(broker) == [1, 2]
-        assert acked(broker) == [1, 2, 3]  # closed in order: the last was dealt with too
+        assert acked(broker) == [1, 2, 3]  # an orderly close acknowledges the last message too
 
     run(main)
     assert broker.unacknowledged() == []
 
 
-def test_the_blocking_client_acknowledges_when_its_reader_comes_back(broker: FakeBroker) -> None:
+def test_the_blocking_client_acknowledges_when_the_next_message_is_requested(broker: FakeBroker) -> None:
     with connect_blocking(broker) as client, client.subscribe("a", qos=1) as messages:
         publish(broker, b"one", b"two", b"three")
         first = messages.next(10)
@@ -243,7 +243,7 @@ def test_the_blocking_client_acknowledges_when_its_reader_comes_back(broker: Fak
     assert broker.wait_for("ACK", 4)[-1]["seq"] == 4
 
 
-def test_a_reader_that_raises_has_not_dealt_with_its_message(broker: FakeBroker) -> None:
+def test_a_message_is_not_acknowledged_if_its_reader_raises(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
             with pytest.raises(ZeroDivisionError):
@@ -261,7 +261,7 @@ def test_a_reader_that_raises_has_not_dealt_with_its_message(broker: FakeBroker)
     assert acked(broker) == []
 
 
-def test_by_hand_each_message_is_acknowledged_in_any_order_or_never(broker: FakeBroker) -> None:
+def test_manual_acknowledgements_may_come_in_any_order_or_not_at_all(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client, client.subscribe("a", qos=1, auto_ack=False) as messages:
             publish(broker, b"one", b"two", b"three")
@@ -284,7 +284,7 @@ def test_by_hand_each_message_is_acknowledged_in_any_order_or_never(broker: Fake
     assert acked(broker)[2:] == [two.id, one.id]
 
 
-def test_what_comes_again_while_it_is_still_queued_is_taken_once(broker: FakeBroker) -> None:
+def test_a_message_redelivered_while_queued_is_received_once(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client, client.subscribe("a", qos=1) as messages:
             publish(broker, b"one", b"two")
@@ -326,17 +326,17 @@ def test_a_qos_0_message_of_a_qos_1_subscription_needs_no_acknowledgement(broker
     assert acked(broker) == [2]
 
 
-# ---- durable, groups -------------------------------------------------------------------------------------------------
+# ---- durable subscriptions, groups -----------------------------------------------------------------------------------
 
 
-def test_a_durable_subscription_collects_while_its_client_is_away(broker: FakeBroker) -> None:
+def test_a_durable_subscription_stores_messages_while_its_client_is_away(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, client_id="me") as client:
             messages = await client.subscribe("a", qos=1, durable=True)
             publish(broker, b"one", b"two")
             assert (await messages.next(10)).payload == b"one"
         await until(lambda: not broker.connections)
-        assert acked(broker) == []  # closing the client says nothing about the message that was taken
+        assert acked(broker) == []  # closing the client does not acknowledge the message that was received
         publish(broker, b"three")
         async with connect(broker, client_id="me") as client:
             async with client.subscribe("a", qos=1, durable=True) as messages:
@@ -355,7 +355,7 @@ def test_a_durable_subscription_collects_while_its_client_is_away(broker: FakeBr
     run(main)
 
 
-def test_after_an_outage_a_durable_subscription_goes_on_in_order_without_doubles(broker: FakeBroker) -> None:
+def test_after_an_outage_a_durable_subscription_resumes_in_order_without_duplicates(broker: FakeBroker) -> None:
     with connect_blocking(broker, client_id="me") as client:
         messages = client.subscribe("a", qos=1, durable=True)
         publish(broker, *(b"%d" % number for number in range(10)))
@@ -364,14 +364,14 @@ def test_after_an_outage_a_durable_subscription_goes_on_in_order_without_doubles
         assert broker.wait_for("ACK", 2)
         broker.kick()
         client.wait(lambda: not messages.messages, 10)
-        # 3 was taken and not acknowledged; 4 to 10 were queued here, and come again in their place
+        # 3 was received and not acknowledged; 4 to 10 were queued in the client, and are redelivered in their place
         assert [messages.next(10).id for _ in range(8)] == [3, 4, 5, 6, 7, 8, 9, 10]
         messages.close()
         client.ping()
         assert broker.unacknowledged() == []
 
 
-def test_a_group_shares_its_messages_and_takes_over_from_a_member_that_is_gone(broker: FakeBroker) -> None:
+def test_a_group_shares_messages_and_takes_over_those_of_a_lost_member(broker: FakeBroker) -> None:
     with connect_blocking(broker) as one, connect_blocking(broker) as two:
         first, second = (client.subscribe("jobs", qos=1, group="workers") for client in (one, two))
         publish(broker, b"a", b"b", b"c", b"d", topic="jobs")
@@ -379,7 +379,7 @@ def test_a_group_shares_its_messages_and_takes_over_from_a_member_that_is_gone(b
         yours = [second.next(10).payload for _ in range(2)]
         assert sorted(mine + yours) == [b"a", b"b", b"c", b"d"]
         one.abort()
-        again = second.next(10)  # what was taken last and not acknowledged
+        again = second.next(10)  # the last message was not acknowledged
         assert (again.payload, again.redelivered) == (mine[1], True)
 
 

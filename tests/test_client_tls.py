@@ -1,4 +1,4 @@
-"""The clients over TLS, from Python: what `tls` may be, what is refused, and that outages and floods are as without."""
+"""The clients over TLS: values of `tls`, refusals, and outages and floods as without TLS."""
 
 import asyncio
 import ssl
@@ -26,7 +26,7 @@ def settings(authority):
     }
 
 
-def test_an_address_says_whether_tls_is_meant():
+def test_the_address_scheme_selects_tls():
     assert parse_address("tls://broker.example") == Address("broker.example", 7879, True)
     assert parse_address("tls://[::1]:1") == Address("::1", 1, True)
     assert parse_address("tcp://broker.example") == Address("broker.example", 7878, False)
@@ -38,7 +38,7 @@ def test_an_address_says_whether_tls_is_meant():
 
 
 @pytest.mark.parametrize("kind", ["path", "text", "context"])
-def test_a_path_and_a_context_both_tell_whom_to_trust(settings, authority, kind):
+def test_trust_can_be_given_as_a_path_or_an_ssl_context(settings, authority, kind):
     trusted = {
         "path": authority.file,
         "text": str(authority.file),
@@ -56,7 +56,7 @@ def test_a_path_and_a_context_both_tell_whom_to_trust(settings, authority, kind)
     asyncio.run(run())
 
 
-def test_the_blocking_client_speaks_tls_in_both_directions(settings, authority):
+def test_the_blocking_client_sends_and_receives_over_tls(settings, authority):
     payloads = [n.to_bytes(4, "big") * (n % 5000) for n in range(2000)]
     with blipmq.Broker(settings) as broker:
         address = broker.tls_address
@@ -84,7 +84,7 @@ def test_many_large_messages_cross_the_asyncio_client_unchanged(settings, author
     asyncio.run(run())
 
 
-def test_a_client_comes_back_after_an_outage_and_shakes_hands_again(settings, authority):
+def test_a_client_repeats_the_handshake_after_an_outage(settings, authority):
     async def run():
         broker = blipmq.Broker(settings)
         await broker.start()
@@ -93,7 +93,7 @@ def test_a_client_comes_back_after_an_outage_and_shakes_hands_again(settings, au
         messages = await client.subscribe("t")
         await broker.stop()
         async with blipmq.Broker(settings) as again:
-            # The client tries until it is back.
+            # The client retries until the broker is back.
             while not (await again.info())["subscriptions_total"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await client.publish("t", b"back")
@@ -103,7 +103,7 @@ def test_a_client_comes_back_after_an_outage_and_shakes_hands_again(settings, au
     asyncio.run(run())
 
 
-def test_what_is_wrong_is_said_by_both_clients(settings, tmp_path):
+def test_both_clients_report_the_same_tls_errors(settings, tmp_path):
     stranger = Authority(tmp_path, "Stranger")
     elsewhere = ssl.create_default_context(cafile=stranger.file)
     with blipmq.Broker(settings) as broker:
@@ -131,13 +131,13 @@ def test_what_is_wrong_is_said_by_both_clients(settings, tmp_path):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_handshake_that_the_far_end_ended_is_told_alike_whatever_it_is_called(error):
+def test_an_aborted_handshake_is_reported_alike_for_all_causes(error):
     assert "server.tls_bind_addr" in str(unreachable(Address("127.0.0.1", 7878, True), error))
 
 
-def test_a_link_that_has_ended_is_not_aborted_again():
+def test_a_closed_link_is_not_aborted_again():
     class Ended:
-        """What is left of a transport over TLS in Python 3.11.2."""
+        """The remaining part of a TLS transport in Python 3.11.2."""
 
         def close(self):
             pass
@@ -151,7 +151,7 @@ def test_a_link_that_has_ended_is_not_aborted_again():
 
     async def scene():
         link = Link(Deaf())
-        link.abort()  # before there is a transport
+        link.abort()  # before a transport exists
         link.transport = Ended()
         link.connection_lost(None)
         link.abort()
@@ -164,7 +164,7 @@ async def opened(address, **options):
         pass
 
 
-def test_a_broker_that_asks_for_a_certificate_is_told_so_by_both_clients(settings, authority):
+def test_both_clients_report_a_missing_client_certificate(settings, authority):
     settings["tls"] |= {"client_ca_file": str(authority.file), "require_client_cert": True}
     cert, key = authority.sign("client")
     known = ssl.create_default_context(cafile=authority.file)

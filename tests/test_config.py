@@ -1,4 +1,4 @@
-"""Settings: declared once, read from file and environment, refused with a sentence that helps."""
+"""Settings: declared once, read from file and environment, refused with a helpful error."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def refused(tmp_path, text, environ=None):
 
 
 def problem_with(key, value):
-    """The last words of what is wrong with this value, or nothing."""
+    """The last words of the error for this value, or ""."""
     try:
         load(None, {variable(key): str(value)})
     except ConfigError as error:
@@ -40,7 +40,7 @@ def problem_with(key, value):
     return ""
 
 
-def test_nothing_given_means_the_defaults():
+def test_without_any_source_settings_are_the_defaults():
     loaded = load(None, {})
     assert loaded.config == Config()
     assert loaded.source == "built-in defaults"
@@ -62,7 +62,7 @@ def test_the_documented_defaults_are_the_defaults():
     assert config.performance.timer_config.resolution_ms == 10
 
 
-def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+def test_a_file_changes_only_the_settings_it_names(tmp_path):
     loaded = read(tmp_path, '[server]\nbind_addr = "127.0.0.1:1"\n\n[performance.timer_config]\nresolution_ms = 5\n')
     assert loaded.config.server.bind_addr == "127.0.0.1:1"
     assert loaded.config.performance.timer_config.resolution_ms == 5
@@ -81,7 +81,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_pa
     assert loaded.config.performance.network_optimizations.tcp_nodelay is False
 
 
-def test_variables_of_other_programs_and_of_the_command_line_are_left_alone():
+def test_variables_of_other_programs_and_of_the_command_line_are_ignored():
     assert load(None, {"BLIPMQ_ADDR": "x", "BLIPMQ_API_KEY": "y", "BLIPMQ_CONFIG": "z", "HOME": "/"}).config == Config()
 
 
@@ -98,14 +98,14 @@ def test_variables_of_other_programs_and_of_the_command_line_are_left_alone():
         ("BLIPMQ_COLOUR_OF_THE_BOX", "unset it"),
     ],
 )
-def test_a_variable_that_names_no_setting_is_refused_with_the_one_that_was_meant(name, meant):
+def test_an_unknown_variable_is_refused_with_a_suggestion(name, meant):
     with pytest.raises(ConfigError) as caught:
         load(None, {name: "7979"})
     assert f"{name}: there is no setting " in str(caught.value) and meant in str(caught.value)
     assert caught.value.exit_status == 78
 
 
-def test_what_an_engine_tells_of_a_service_called_blipmq_is_no_setting():
+def test_container_service_variables_named_blipmq_are_not_settings():
     told = {
         "BLIPMQ_SERVICE_HOST": "10.0.0.11",
         "BLIPMQ_SERVICE_PORT": "7878",
@@ -122,7 +122,7 @@ def test_what_an_engine_tells_of_a_service_called_blipmq_is_no_setting():
     assert load(None, told).config == Config()
 
 
-def test_every_variable_that_the_project_reads_is_a_setting_or_known_to_be_none():
+def test_every_variable_read_by_the_project_is_a_setting_or_listed_as_other():
     reads = re.compile(
         r"""(?:environ(?:\.get\(|\[)["']|getenv\(["']|\$\{?|ENV |\.pop\(["'])(BLIPMQ_[A-Z0-9_]*[A-Z0-9])(?![A-Z0-9_$({])"""
     )
@@ -151,7 +151,7 @@ def test_every_key_can_be_set_by_its_variable():
 
 
 @pytest.mark.parametrize("key", [k for k in KEYS.values() if k.type == "int"], ids=lambda k: k.path)
-def test_a_number_outside_its_range_is_refused_and_the_ends_are_taken(key):
+def test_a_number_outside_its_range_is_refused_and_the_limits_are_accepted(key):
     for value in (key.low - 1, key.high + 1):
         with pytest.raises(ConfigError, match=re.escape(key.path)):
             load(None, {variable(key): str(value)})
@@ -159,15 +159,15 @@ def test_a_number_outside_its_range_is_refused_and_the_ends_are_taken(key):
         assert problem_with(key, value) in (
             "",
             "raise one or lower the other",
-        )  # in range, though others may not allow it
+        )  # in range, though other rules may forbid it
 
 
-def test_an_unknown_key_names_file_line_and_what_was_meant(tmp_path):
+def test_an_unknown_key_error_has_file_line_and_suggestion(tmp_path):
     message = refused(tmp_path, "[server]\n\nbind_adr = 'x'\n")
     assert "blipmq.toml:3: there is no setting server.bind_adr; did you mean server.bind_addr?" in message
 
 
-def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(tmp_path):
+def test_a_key_in_the_wrong_section_names_the_right_section(tmp_path):
     assert "did you mean delivery.max_batch?" in refused(tmp_path, "[queues]\nmax_batch = 3\n")
 
 
@@ -179,7 +179,7 @@ def test_a_section_written_as_a_value_is_refused(tmp_path):
     assert "blipmq.toml:1: server is a section" in refused(tmp_path, "server = 1\n")
 
 
-def test_all_errors_of_a_file_come_at_once_each_with_its_line(tmp_path):
+def test_all_errors_of_a_file_are_reported_together_with_lines(tmp_path):
     text = (
         "[server]\nmax_connections = 0\nport = 1\n[queues]\noverflow_policy = 'drop_oldst'\n[auth]\napi_keys = 'k3y'\n"
     )
@@ -211,12 +211,12 @@ def test_a_value_of_the_wrong_kind_is_refused(tmp_path, value):
     assert "blipmq.toml:2: server.max_connections: " in refused(tmp_path, f"[server]\nmax_connections = {value}\n")
 
 
-def test_text_that_is_no_toml_is_refused_with_its_line(tmp_path):
+def test_invalid_toml_is_refused_with_its_line(tmp_path):
     assert "blipmq.toml:2: not valid TOML" in refused(tmp_path, "[server]\nbind_addr = 127.0.0.1:1\n")
     assert "blipmq.toml:1: not valid TOML" in refused(tmp_path, "[server")
 
 
-def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path):
+def test_invalid_utf8_is_refused_with_its_line(tmp_path):
     assert "blipmq.toml:2: not UTF-8" in refused(tmp_path, b"[server]\nbind_addr = '\xff'\n")
 
 
@@ -248,14 +248,14 @@ def test_bytes_that_are_no_utf8_are_refused_with_their_line(tmp_path):
         ({"proc/self/cgroup": "nonsense\n\n0::/../..\n", "sys/fs/cgroup/memory.max": "nonsense\n"}, None),
     ],
 )
-def test_the_limit_of_a_container_or_a_service_is_found(tmp_path, files, limit):
+def test_the_memory_limit_of_a_container_or_service_is_found(tmp_path, files, limit):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert memory_limit_bytes(tmp_path) == limit
 
 
-def test_settings_that_can_come_to_more_than_the_process_may_have_are_warned_of(monkeypatch):
+def test_a_memory_sum_over_the_process_limit_is_warned_of(monkeypatch):
     worst = memory.worst_bytes(Config())
     monkeypatch.setattr(config_reader, "memory_limit_bytes", lambda: worst)
     assert warnings(load(None, {})) == []
@@ -264,7 +264,7 @@ def test_settings_that_can_come_to_more_than_the_process_may_have_are_warned_of(
     assert "its control group" in warning and memory.size(worst) in warning
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
     loaded = read(tmp_path, b'\xef\xbb\xbf[server]\r\nbind_addr = "127.0.0.1:9"\r\n')
     assert loaded.config.server.bind_addr == "127.0.0.1:9"
     assert loaded.origins["server.bind_addr"].endswith(":2")
@@ -280,7 +280,7 @@ def test_dotted_and_quoted_keys_are_found_on_their_lines(tmp_path):
     assert "blipmq.toml:2: server.x" in refused(tmp_path, '\nserver."x" = 1\n').replace("there is no setting ", "")
 
 
-def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
+def test_a_missing_file_error_names_a_remedy(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read: No such file or directory\nGive the right file"):
         load(tmp_path / "none.toml", {})
 
@@ -289,7 +289,7 @@ def test_a_file_too_large_to_be_a_configuration_is_refused(tmp_path):
     assert "larger than" in refused(tmp_path, b"#" * (schema_reader.FILE_BYTES_MAX + 1))
 
 
-def test_an_address_others_can_reach_needs_permission(tmp_path):
+def test_a_non_loopback_address_requires_explicit_permission(tmp_path):
     for addr in ("0.0.0.0:7878", "[::]:7878", "192.168.1.5:7878", "gateway.local:7878"):
         message = refused(tmp_path, f'[server]\nbind_addr = "{addr}"\n')
         assert "blipmq.toml:2: server.bind_addr" in message and "auth.allow_anonymous = true" in message
@@ -304,11 +304,11 @@ def test_loopback_addresses_need_no_permission(host):
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "10.0.0.1", "::ffff:10.0.0.1", "example.org", "127.0.0.1.example.org"]
 )
-def test_everything_else_counts_as_reachable(host):
+def test_every_other_address_counts_as_reachable(host):
     assert not is_loopback(host)
 
 
-def test_addresses_are_split():
+def test_addresses_are_split_into_host_and_port():
     assert split_address("127.0.0.1:7878") == ("127.0.0.1", 7878)
     assert split_address("[::1]:0") == ("::1", 0)
     assert split_address("gateway.local:1") == ("gateway.local", 1)
@@ -317,7 +317,7 @@ def test_addresses_are_split():
 @pytest.mark.parametrize(
     "text", ["7878", "localhost", "::1:7878", "host:99999", "host:port", ":7878", "[::1]", "a b:1", "h:-1"]
 )
-def test_what_is_no_address_is_refused(text):
+def test_an_invalid_address_is_refused(text):
     with pytest.raises(ValueError, match=r"expected|brackets|65535"):
         split_address(text)
     with pytest.raises(ConfigError, match=r"server\.bind_addr"):
@@ -342,13 +342,13 @@ def test_a_configuration_does_not_change_after_it_is_made():
     assert config == Config() and hash(config) == hash(Config())
 
 
-def test_a_section_takes_no_value_that_was_not_declared():
+def test_a_section_refuses_undeclared_values():
     assert Config(logging=Logging(level="debug")).logging.level == "debug"
     with pytest.raises(TypeError, match="Logging has no colour"):
         Logging(colour="red")
 
 
-def test_the_file_is_looked_for_where_the_documentation_says(tmp_path, monkeypatch):
+def test_the_file_is_searched_at_the_documented_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate(None, {}) is None
     (tmp_path / "blipmq.toml").write_text("")
@@ -357,12 +357,12 @@ def test_the_file_is_looked_for_where_the_documentation_says(tmp_path, monkeypat
     assert locate("here.toml", {"BLIPMQ_CONFIG": "/etc/b.toml"}) == "here.toml"
 
 
-def test_the_reference_in_docs_is_what_the_declarations_say():
+def test_the_documented_reference_matches_the_declarations():
     assert (ROOT / "docs" / "CONFIGURATION.md").read_text() == reference()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.toml")), ids=lambda f: f.stem)
-def test_each_profile_is_valid_and_holds_only_lines_that_differ(file):
+def test_each_profile_is_valid_and_contains_only_changed_settings(file):
     loaded = load(file, {})
     changed = {path for path, origin in loaded.origins.items() if origin != "default"}
     assert changed
@@ -372,7 +372,7 @@ def test_each_profile_is_valid_and_holds_only_lines_that_differ(file):
         )
 
 
-def test_the_profiles_that_are_documented_exist():
+def test_the_documented_profiles_exist():
     names = {file.stem for file in (ROOT / "config").glob("*.toml")}
     assert names == {
         "blipmq-dev",
@@ -383,7 +383,7 @@ def test_the_profiles_that_are_documented_exist():
 
 
 @pytest.mark.parametrize("megabytes", [256, 512, 1024])
-def test_an_edge_profile_fits_its_device_even_at_its_worst(megabytes):
+def test_the_maximum_memory_of_an_edge_profile_fits_its_device(megabytes):
     name = "1g" if megabytes == 1024 else f"{megabytes}m"
     config = load(ROOT / "config" / f"blipmq-edge-{name}.toml", {}).config
     assert memory.worst_bytes(config) <= megabytes * memory.MIB // 2  # the system and its caches need the other half
@@ -403,7 +403,7 @@ def test_the_memory_sum_grows_with_every_setting_it_is_made_of():
         assert memory.worst_bytes(load(None, {**unbounded, variable(KEYS[path]): str(value)}).config) > base, path
 
 
-def test_with_tls_the_sum_holds_connections_and_handshakes():
+def test_with_tls_the_sum_includes_connections_and_handshakes():
     def worst(**limits):
         tls = {"server": {"tls_bind_addr": "127.0.0.1:0"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}}
         return memory.worst_bytes(from_dict({**tls, "limits": {"memory_bytes": 0, **limits}}))
@@ -431,7 +431,7 @@ def test_a_budget_too_small_for_the_largest_message_is_refused():
         from_dict({"limits": {"memory_bytes": 1 << 20}})
 
 
-def test_a_reload_takes_what_can_change_and_names_what_has_to_wait():
+def test_a_reload_applies_changeable_settings_and_names_the_others():
     old, new = from_dict({}), from_dict({"delivery": {"max_batch": 5}, "server": {"max_connections": 6}})
     config, applied, waiting = config_reader.reloaded(old, new)
     assert (config.delivery.max_batch, config.server.max_connections) == (5, 10_000)
@@ -439,7 +439,7 @@ def test_a_reload_takes_what_can_change_and_names_what_has_to_wait():
     assert [k.path for k in waiting] == ["server.max_connections"]
 
 
-def test_a_reload_that_only_goes_together_after_a_restart_is_refused():
+def test_a_reload_that_is_valid_only_after_a_restart_is_refused():
     new = from_dict({"server": {"max_message_size_bytes": 4096}, "queues": {"subscriber_bytes": 8192}})
     with pytest.raises(ConfigError, match=r"with what cannot change before a restart: queues.subscriber_bytes: 8192"):
         config_reader.reloaded(from_dict({}), new)
@@ -468,7 +468,7 @@ def test_a_secret_is_shown_nowhere(tmp_path):
         assert "BLIPMQ_AUTH__API_KEYS: auth.api_keys: " in str(error.value) and "s3cret" not in str(error.value)
 
 
-def test_a_secret_may_be_in_a_file_that_a_variable_names(tmp_path):
+def test_a_variable_may_name_a_file_with_the_secret(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("s3cret-one\r\n\n  s3cret-two\n")
     loaded = load(None, {"BLIPMQ_AUTH__API_KEYS_FILE": str(secret)})
@@ -487,13 +487,13 @@ def test_a_secret_may_be_in_a_file_that_a_variable_names(tmp_path):
         load(None, {"BLIPMQ_AUTH__API_KEYS_FILE": str(secret)})
 
 
-def test_keys_and_everyone_exclude_each_other(tmp_path):
+def test_keys_and_open_access_exclude_each_other(tmp_path):
     assert "auth.allow_anonymous: true, but there are keys" in refused(
         tmp_path, "[auth]\nallow_anonymous = true\nkeys_file = 'keys'\n"
     )
 
 
-def test_a_file_with_keys_that_others_can_read_and_a_short_key_are_warned_of(tmp_path):
+def test_a_world_readable_key_file_and_a_short_key_are_warned_of(tmp_path):
     loaded = read(tmp_path, '[auth]\napi_keys = ["short"]\n')
     path = tmp_path / "blipmq.toml"
     path.chmod(0o644)
@@ -506,7 +506,7 @@ def test_a_file_with_keys_that_others_can_read_and_a_short_key_are_warned_of(tmp
     assert warnings(read(tmp_path, "")) == []
 
 
-def test_a_keep_alive_shorter_than_systems_can_probe_in_is_refused_with_the_reason():
+def test_a_keep_alive_too_short_for_tcp_probes_is_refused_with_the_reason():
     for keepalive_ms in (0, 2000, 60_000):
         assert from_dict({"server": {"keepalive_ms": keepalive_ms}}).server.keepalive_ms == keepalive_ms
     for keepalive_ms in (1, 1999):

@@ -1,4 +1,6 @@
-"""Hosts with several addresses, of which some do not answer, and brokers that are not there yet: both clients, TLS or not."""
+"""Hosts with several addresses, some without an answer, and brokers that start later: both clients, with and without
+TLS.
+"""
 
 import asyncio
 import contextlib
@@ -33,7 +35,8 @@ from blipmq.errors import (
 )
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
-# What a test never waits for: if an address were waited for in full, it would hang instead of passing late.
+# A timeout that no test may reach: if a client waited for an address in full, the test would hang instead of passing
+# late.
 NEVER_S = 10 * TIMEOUT_S
 
 
@@ -45,7 +48,7 @@ def broker():
 
 @pytest.fixture
 def away():
-    """A broker that is not there yet: `start` it. No connection of another program takes a port of its address."""
+    """A broker that is not started yet; call `start`. No other program can take a port of its address."""
     absent = FakeBroker(host="127.0.0.9")
     absent.start()
     absent.stop()
@@ -62,7 +65,7 @@ def authority(tmp_path_factory):
 
 @pytest.fixture
 def host(monkeypatch):
-    """Let the name broker.test stand for these places, (address, port), in this order."""
+    """Let the name broker.test resolve to these (address, port) pairs, in this order."""
     real = socket.getaddrinfo
     places = []
 
@@ -79,7 +82,7 @@ def host(monkeypatch):
 
 @pytest.fixture
 def black_hole():
-    """A place that answers no attempt to connect, not even with a refusal: its queue of connections is full."""
+    """An address that neither accepts nor refuses connections: its backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -94,7 +97,7 @@ def black_hole():
 
 @pytest.fixture
 def mute():
-    """A place that takes every connection and says nothing."""
+    """An address that accepts every connection and sends nothing."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(50)
@@ -135,7 +138,7 @@ def found(*addresses):
     return [(kind, socket.SOCK_STREAM, 6, "", (address, 1)) for kind, address in zip(kinds, addresses, strict=True)]
 
 
-def test_families_take_turns_and_the_preference_of_the_system_comes_first():
+def test_address_families_alternate_starting_with_the_preferred_one():
     order = in_order(found("::1", "::2", "::3", "10.0.0.1", "10.0.0.2", "::1"))
     assert [candidate.where for candidate in order] == ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]
     assert [candidate.where for candidate in in_order(found("10.0.0.1", "::1"))] == ["10.0.0.1", "::1"]
@@ -144,25 +147,25 @@ def test_families_take_turns_and_the_preference_of_the_system_comes_first():
 
 
 @both
-def test_an_address_that_does_not_answer_holds_nobody_up(broker, host, black_hole, connected):
+def test_an_unresponsive_address_does_not_delay_the_connection(broker, host, black_hole, connected):
     host[:] = [black_hole, place_of(broker)]
     connected("broker.test", timeout_s=NEVER_S)
 
 
 @both
-def test_an_address_that_refuses_is_followed_by_the_next(broker, host, connected):
+def test_after_a_refused_connection_the_next_address_is_tried(broker, host, connected):
     host[:] = [nobody(), nobody(), nobody(), place_of(broker)]
     connected("broker.test", timeout_s=NEVER_S)
 
 
 @both
-def test_an_address_where_nothing_is_said_is_followed_by_the_next(broker, host, mute, connected):
+def test_after_a_silent_peer_the_next_address_is_tried(broker, host, mute, connected):
     host[:] = [mute, place_of(broker)]
     connected("broker.test", timeout_s=2)
 
 
 @both
-def test_an_address_of_another_program_is_followed_by_the_next(broker, host, connected):
+def test_after_a_peer_of_another_protocol_the_next_address_is_tried(broker, host, connected):
     with FakeBroker() as other:
         other.greeting = b"SSH-2.0-OpenSSH\r\n"
         host[:] = [place_of(other), place_of(broker)]
@@ -170,7 +173,7 @@ def test_an_address_of_another_program_is_followed_by_the_next(broker, host, con
 
 
 @both
-def test_a_family_that_this_machine_does_not_have_is_followed_by_the_other(broker, host, monkeypatch, connected):
+def test_after_an_unavailable_address_family_the_other_is_tried(broker, host, monkeypatch, connected):
     host[:] = [("2001:db8::1", 7878), place_of(broker)]
     real = socket.socket
 
@@ -185,7 +188,7 @@ def test_a_family_that_this_machine_does_not_have_is_followed_by_the_other(broke
 
 
 @both
-def test_over_tls_an_address_that_does_not_answer_holds_nobody_up(authority, host, black_hole, mute, connected):
+def test_an_unresponsive_address_does_not_delay_a_tls_connection(authority, host, black_hole, mute, connected):
     cert, key = authority.sign("broker", names="DNS:broker.test")
     settings = {
         "server": {"bind_addr": "", "tls_bind_addr": "127.0.0.1:0"},
@@ -204,7 +207,7 @@ def test_over_tls_an_address_that_does_not_answer_holds_nobody_up(authority, hos
 
 
 @both
-def test_a_broker_that_says_no_is_believed_whatever_other_addresses_there_are(broker, host, connected):
+def test_a_refusal_by_a_broker_ends_the_attempts_at_other_addresses(broker, host, connected):
     with FakeBroker(api_key="right") as strict:
         host[:] = [place_of(strict), place_of(broker)]
         with pytest.raises(NotAllowed):
@@ -213,7 +216,7 @@ def test_a_broker_that_says_no_is_believed_whatever_other_addresses_there_are(br
 
 
 @both
-def test_an_error_names_every_address_that_was_tried_and_what_it_did(host, black_hole, mute, connected):
+def test_an_error_names_every_tried_address_and_its_result(host, black_hole, mute, connected):
     host[:] = [nobody(), black_hole]
     with pytest.raises(Unreachable, match=r"2 addresses were tried") as caught:
         connected("broker.test", timeout_s=0.5)
@@ -227,7 +230,7 @@ def test_an_error_names_every_address_that_was_tried_and_what_it_did(host, black
         connected("broker.test")
 
 
-def test_the_most_telling_error_is_the_one_that_is_raised():
+def test_the_most_specific_error_is_raised():
     tried = Tried(Address("h", 1))
     first, second, third = in_order(found("10.0.0.1", "10.0.0.2", "10.0.0.3"))
     tried.add(first, ConnectionRefusedError())
@@ -238,8 +241,8 @@ def test_the_most_telling_error_is_the_one_that_is_raised():
 
 
 @both
-def test_what_lost_the_race_is_closed(host, connected):
-    """Both answer at the same time; one of them gets a HELLO, and both see their connections end."""
+def test_connections_that_are_not_used_are_closed(host, connected):
+    """Both answer at the same time; one of them gets a HELLO, and both see the end of their connection."""
     with FakeBroker() as one, FakeBroker() as other:
         host[:] = [place_of(one), place_of(other)]
         for _ in range(5):
@@ -255,7 +258,7 @@ def test_what_lost_the_race_is_closed(host, connected):
 
 @both
 @pytest.mark.parametrize("wait", [True, NEVER_S, math.inf])
-def test_a_client_waits_for_a_broker_that_starts_later(away, connected, wait):
+def test_a_client_waits_until_the_broker_starts(away, connected, wait):
     later = threading.Timer(0.5, away.start)
     later.start()
     states = []
@@ -266,7 +269,7 @@ def test_a_client_waits_for_a_broker_that_starts_later(away, connected, wait):
 
 
 @both
-def test_the_end_of_the_wait_says_what_was_tried_and_the_last_error(connected):
+def test_a_timed_out_wait_reports_the_attempts_and_the_last_error(connected):
     address, port = nobody()
     with pytest.raises(
         Unreachable, match=r"The last error: Cannot reach a broker at .*: nothing listens there"
@@ -277,13 +280,13 @@ def test_the_end_of_the_wait_says_what_was_tried_and_the_last_error(connected):
 
 
 @both
-def test_an_attempt_ends_with_the_wait_however_long_the_timeout_is(black_hole, connected):
+def test_an_attempt_ends_when_the_wait_ends(black_hole, connected):
     with pytest.raises(Unreachable, match=r"tried once.* no answer in time"):
         connected("{}:{}".format(*black_hole), wait=0.2, timeout_s=NEVER_S)
 
 
 @both
-def test_a_broker_that_is_full_is_tried_again(broker, connected):
+def test_a_full_broker_is_retried_until_admitted(broker, connected):
     broker.refusals["HELLO"] = (429, "all connections are in use")
     later = threading.Timer(0.3, broker.refusals.clear)
     later.start()
@@ -293,7 +296,7 @@ def test_a_broker_that_is_full_is_tried_again(broker, connected):
 
 @both
 @pytest.mark.parametrize(("code", "kind"), [(401, NotAllowed), (403, NotAllowed), (426, Refused), (409, Refused)])
-def test_what_the_broker_will_never_allow_is_not_tried_again(broker, connected, code, kind):
+def test_a_permanent_refusal_is_not_retried(broker, connected, code, kind):
     broker.refusals["HELLO"] = (code, "never")
     with pytest.raises(kind, match=rf"^HELLO was refused \({code}\)"):
         connected(broker.address, wait=True)
@@ -301,14 +304,14 @@ def test_what_the_broker_will_never_allow_is_not_tried_again(broker, connected, 
 
 
 @both
-def test_another_protocol_is_not_tried_again(broker, connected):
+def test_a_peer_of_another_protocol_is_not_retried(broker, connected):
     broker.greeting = b"SSH-2.0-OpenSSH\r\n"
     with pytest.raises(ProtocolError, match="probably not BlipMQ"):
         connected(broker.address, wait=True)
 
 
 @both
-def test_a_wrong_certificate_is_not_tried_again(authority, tmp_path, connected):
+def test_a_wrong_certificate_is_not_retried(authority, tmp_path, connected):
     cert, key = Authority(tmp_path, "Stranger").sign("broker")
     settings = {
         "server": {"bind_addr": "", "tls_bind_addr": "127.0.0.1:0"},
@@ -320,12 +323,12 @@ def test_a_wrong_certificate_is_not_tried_again(authority, tmp_path, connected):
 
 @both
 @pytest.mark.parametrize("wait", [-1, math.nan, "5", None])
-def test_a_wait_that_is_no_time_is_refused(broker, connected, wait):
+def test_an_invalid_wait_time_is_refused(broker, connected, wait):
     with pytest.raises(UsageError, match=r"wait is .* it must be a number of seconds"):
         connected(broker.address, wait=wait)
 
 
-def test_a_wait_that_is_cancelled_leaves_nothing_behind(black_hole):
+def test_a_cancelled_wait_leaks_nothing(black_hole):
     async def scene():
         waiting = asyncio.ensure_future(blipmq.connect("{}:{}".format(*black_hole), wait=True))
         await asyncio.sleep(0.05)
@@ -336,7 +339,7 @@ def test_a_wait_that_is_cancelled_leaves_nothing_behind(black_hole):
     asyncio.run(asyncio.wait_for(scene(), TIMEOUT_S))
 
 
-def test_a_name_that_nobody_looks_up_in_time_is_told(monkeypatch):
+def test_a_name_lookup_timeout_is_reported(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(TIMEOUT_S) and [])
 
@@ -350,9 +353,9 @@ def test_a_name_that_nobody_looks_up_in_time_is_told(monkeypatch):
     asyncio.run(asyncio.wait_for(scene(), TIMEOUT_S))
 
 
-def test_uvloop_goes_on_to_the_next_address_too(broker, black_hole, monkeypatch):
+def test_with_uvloop_the_next_address_is_tried_too(broker, black_hole, monkeypatch):
     places = [(INET, socket.SOCK_STREAM, 6, "", place) for place in (black_hole, place_of(broker))]
-    monkeypatch.setattr(happy_eyeballs, "in_order", lambda _: in_order(places))  # uvloop has a resolver of its own
+    monkeypatch.setattr(happy_eyeballs, "in_order", lambda _: in_order(places))  # uvloop has its own resolver
 
     async def scene():
         async with blipmq.connect("127.0.0.1", timeout_s=NEVER_S) as client:
@@ -369,14 +372,14 @@ def test_uvloop_goes_on_to_the_next_address_too(broker, black_hole, monkeypatch)
 
 
 @pytest.mark.parametrize("words", [["pub", "a", "x"], ["info"], ["sub", "a", "-n", "1"], ["bench", "--messages", "1"]])
-def test_every_command_waits_for_a_broker_that_starts_later(away, words):
+def test_every_command_can_wait_until_the_broker_starts(away, words):
     with subprocess.Popen(
         [*cli_command(), *words, "--wait", "600"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(BLIPMQ_ADDR=away.address),
     ) as process:
-        if words[0] != "bench":  # it has other things to say on standard error
+        if words[0] != "bench":  # bench prints other text on standard error
             assert process.stderr.readline().endswith("Reconnecting…\n".encode())
         away.start()
         if words[0] == "sub":
@@ -387,7 +390,7 @@ def test_every_command_waits_for_a_broker_that_starts_later(away, words):
     assert words[0] == "bench" or err == b"Connected.\n"
 
 
-def test_the_shell_waits_for_a_broker_that_starts_later(away):
+def test_the_shell_can_wait_until_the_broker_starts(away):
     command = [*broker_command(), "connect", away.address, "--wait", "600"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
         while not (line := process.stdout.readline()).endswith("Reconnecting…\n".encode()):
@@ -410,7 +413,7 @@ def test_the_end_of_a_wait_on_the_command_line_is_one_sentence_and_status_69():
     assert b"The last error: Cannot reach a broker" in done.stderr and done.stderr.count(b"\n") == 1
 
 
-def test_a_client_that_is_disconnected_and_reconnects_tries_all_addresses_again(broker, host, black_hole):
+def test_a_reconnect_tries_all_addresses_again(broker, host, black_hole):
     host[:] = [black_hole, place_of(broker)]
     with blipmq.connect_blocking("broker.test", timeout_s=20, random=lambda: random.random() / 10) as client:
         broker.kick()

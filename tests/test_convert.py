@@ -1,4 +1,4 @@
-"""`blipmq check --convert`: a configuration of BlipMQ 1.0.0 made into one of this broker."""
+"""`blipmq check --convert`: a configuration of BlipMQ 1.0.0 converted to the current format."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-# What files of 1.0.0 hold, each with the value of one of them: its three examples together, and the older names.
+# Settings of 1.0.0 files, each with an example value: the union of its three example files, and the older names.
 SERVER = """\
 # Where clients come in.
 [server]
@@ -101,7 +101,7 @@ def converted(text):
 
 
 def said(made):
-    """What became of each old setting, by its path."""
+    """The reported result for each old setting, by its path."""
     return {fate.old.partition(" = ")[0]: fate.said for fate in made.fates if fate.line}
 
 
@@ -109,7 +109,7 @@ def loaded(made):
     return config_reader.load_texts([("new.toml", made.text)], {}).config
 
 
-def test_every_setting_of_an_old_file_has_its_fate_and_its_line():
+def test_every_old_setting_is_reported_with_its_line():
     made = converted(SERVER)
     table = tomllib.loads(SERVER)
 
@@ -132,7 +132,7 @@ def test_every_setting_of_an_old_file_has_its_fate_and_its_line():
     assert kinds["replaced"] == ["wal.directory", "wal.flush_interval_ms", "delivery.fanout_shards"]
 
 
-def test_what_it_comes_to_is_what_was_meant():
+def test_the_converted_settings_have_the_intended_values():
     config = loaded(converted(SERVER))
     old = tomllib.loads(SERVER)
     for path in KEYS:
@@ -154,7 +154,7 @@ def test_what_it_comes_to_is_what_was_meant():
     assert config.performance.network_optimizations.cpu_affinity == "auto"
 
 
-def test_comments_stay_with_what_is_kept_and_no_comment_is_taken_from_a_string():
+def test_comments_are_kept_and_a_hash_in_a_string_is_not_a_comment():
     text = converted(SERVER.replace("[auth]\n", '[auth]\n# below\nkeys_file = \'a "# b\'  # "x"\n')).text
     lines = text.splitlines()
     assert 'bind_addr = "0.0.0.0:7878"  # everywhere' in lines and "subscriber_capacity = 8192  # messages" in lines
@@ -167,7 +167,7 @@ def test_comments_stay_with_what_is_kept_and_no_comment_is_taken_from_a_string()
     assert "# line 29, delivery.fanout_shards = 8: replaced by 1" in text
 
 
-def test_keys_are_kept_and_told_to_nobody():
+def test_keys_are_converted_and_never_printed():
     made = converted(SERVER)
     assert loaded(made).auth.api_keys == ("first-key-of-a-client", "second-key-of-a-client")
     assert not any("key-of-a-client" in fate.old + fate.said for fate in made.fates)
@@ -191,7 +191,7 @@ def test_keys_are_kept_and_told_to_nobody():
         ("[logging]\nformat = 'pretty'", "logging.format", 'kept, as "text"', "logging.format", "text"),
         ("[logging]\nlevel = 'trace'", "logging.level", 'kept, as "debug"', "logging.level", "debug"),
         ("[queues]\noverflow_policy = 'Block'", "queues.overflow_policy", 'as "block"', "queues.overflow_policy", "block"),
-        # refused here
+        # refused in this version
         ("[queues]\noverflow_policy = 'spill'", "queues.overflow_policy", "left out: 'spill' is not one of",
          "queues.overflow_policy", "drop_oldest"),
         ("[delivery]\nflush_interval_ms = 5000", "delivery.flush_interval_ms", "replaced by 1000",
@@ -212,19 +212,19 @@ def test_keys_are_kept_and_told_to_nobody():
         ("[limits]\nmemory_bytes = 268435456", "limits.memory_bytes", "kept", "limits.memory_bytes", 256 * MIB),
     ],
 )  # fmt: skip
-def test_each_kind_of_line_is_converted_and_told(text, path, words, key, value):
+def test_each_kind_of_line_is_converted_and_reported(text, path, words, key, value):
     made = converted(text)
     assert words in said(made)[path]
     assert value_of(loaded(made), key) == value
 
 
-def test_two_old_settings_that_are_one_here_are_told():
+def test_two_old_settings_with_one_new_name_are_reported():
     made = converted("[performance]\ntimer_wheel_resolution_ms = 5\n[performance.timer_config]\nresolution_ms = 9\n")
     assert said(made)["performance.timer_config.resolution_ms"].endswith("is set by line 2 already")
     assert loaded(made).performance.timer_config.resolution_ms == 5
 
 
-def test_settings_that_do_not_go_together_here_are_made_to():
+def test_conflicting_settings_are_adjusted():
     made = converted("[wal]\nsegment_size_bytes = 1048577\n[server]\nmax_message_size_bytes = 16777216\n")
     config = loaded(made)
     assert "replaced by" in said(made)["wal.segment_size_bytes"] and "16777216" in said(made)["wal.segment_size_bytes"]
@@ -245,23 +245,23 @@ def test_settings_that_do_not_go_together_here_are_made_to():
         ('api_keys = ["a-key"]', False, "0.0.0.0:7878"),
         ('enabled = false\napi_key = "a-key"', True, "0.0.0.0:7878"),
         ('enabled = true\napi_key = "a-key"', False, "0.0.0.0:7878"),
-        # It was meant to ask for keys: nothing that this file says may open it.
+        # Authentication was intended, so no setting of this file may open the broker.
         ('api_keys = ["a key"]', False, "127.0.0.1:7878"),
         ("api_keys = 7", False, "127.0.0.1:7878"),
     ],
 )
-def test_a_broker_is_as_open_as_it_was_and_never_more(auth, anonymous, bind_addr):
+def test_a_converted_broker_is_not_more_open_than_before(auth, anonymous, bind_addr):
     config = loaded(converted(f'[server]\nbind_addr = "0.0.0.0:7878"\n[auth]\n{auth}\n'))
     assert (config.auth.allow_anonymous, config.server.bind_addr) == (anonymous, bind_addr)
 
 
-def test_what_is_no_configuration_is_refused():
+def test_an_invalid_configuration_is_refused():
     for text, words in (("a = ", "not valid TOML"), ("# nothing\n", "there is no setting in it"), ("", "no setting")):
         with pytest.raises(ConfigError, match=words):
             converted(text)
 
 
-# ---- whatever it holds
+# ---- arbitrary input ----
 
 PATHS = sorted(
     {*KEYS, *_RULES, "wal.max_segments", "wal.fsync_interval_ms", "wal.directory", "other.thing", "server.x.y"}
@@ -279,7 +279,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(PATHS), VALUES, min_size=1, max_size=12))
-def test_whatever_an_old_file_holds_the_new_one_is_accepted_and_no_line_is_forgotten(old):
+def test_any_old_file_converts_to_a_valid_file_and_every_line_is_reported(old):
     text = "".join(f"{path} = {as_toml(value)}  # note\n" for path, value in old.items())
     try:
         tomllib.loads(text)
@@ -332,7 +332,7 @@ def test_the_command_writes_the_file_once_and_check_accepts_it(tmp_path):
 
 
 @pytest.mark.parametrize("profile", sorted((ROOT / "config").glob("*.toml")), ids=lambda path: path.name)
-def test_a_configuration_of_this_broker_comes_out_as_it_was(profile):
+def test_a_current_configuration_is_not_changed(profile):
     text = profile.read_text()
     before = config_reader.load_texts([(profile.name, text)], {}).config
     after = loaded(converted(text))

@@ -1,7 +1,8 @@
-"""Publishes that follow one that is alike are not read but compared with it: nothing a client sees may depend on that.
+"""Publishes with the same header as the previous one are compared instead of decoded. Clients must not notice any
+difference.
 
-What is sent in one piece, where frames have others behind them, and what is sent frame by frame, where they never do, must come
-to the same. Frames here are valid ones of several layouts and changes of them, down to tables and strings that share bytes.
+Frames sent in one piece, where frames follow, and frames sent one by one must have the same result. The frames are
+valid ones of several layouts, and variants of them with tables and strings that share bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TABLE_BYTES = 12
 
 
 def hand_made(area: bytes, topic: tuple[int, int], payload: tuple[int, int], vtable_last: bool) -> bytes:
-    """A PUB whose topic and payload are vectors at (place, size) of the area, wherever that is: they may share bytes."""
+    """A PUB whose topic and payload are vectors at (offset, size) of the area; they may share bytes."""
     area_at = TABLE + TABLE_BYTES
     body = bytearray(area_at) + area
     for place, size in (payload, topic):
@@ -61,7 +62,7 @@ LAYOUTS = st.one_of(
 
 
 def changed(frame: bytes, changes: list[tuple[int, int]]) -> bytes:
-    """Bytes changed at places counted from the end or the beginning, the length left alone: the stream stays in step."""
+    """Bytes changed at offsets from the end or the beginning. The length is unchanged, so the stream stays in step."""
     frame_ = bytearray(frame)
     for place, value in changes:
         at = 4 + place % (len(frame) - 4)
@@ -73,7 +74,7 @@ CHANGES = st.lists(st.tuples(st.integers(-80, 80), st.integers(0, 255)), max_siz
 
 
 def seen(data: list[bytes], hello: bool, **limits: Any) -> dict[str, Any]:
-    """What everybody sees when this is sent, a piece a turn."""
+    """The observations of all clients when these pieces are sent, one piece a turn."""
     with Bench(segment_bytes=4096, **limits) as bench:
         reader, sender = bench.attach().subscribe(">"), bench.attach(hello=hello)
         for piece in data:
@@ -94,7 +95,7 @@ def seen(data: list[bytes], hello: bool, **limits: Any) -> dict[str, Any]:
 @given(st.lists(st.tuples(LAYOUTS, st.lists(CHANGES, min_size=1, max_size=8)), min_size=1, max_size=3), st.booleans())
 @example([(hand_made(b"a" * 90, (0, 8), (20, 30), False), [[], [(60, 98)], [(34, 99)]])], True)
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-def test_frames_with_others_behind_them_are_taken_as_they_are_alone(
+def test_frames_in_a_batch_are_handled_like_single_frames(
     batch: list[tuple[bytes, list[list[tuple[int, int]]]]], hello: bool
 ) -> None:
     frames = [changed(frame, changes) for frame, variants in batch for changes in [[], *variants]]
@@ -110,10 +111,10 @@ def test_frames_with_others_behind_them_are_taken_as_they_are_alone(
     cut=st.integers(0, 3000),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_payloads_of_any_size_reach_the_reader_whole(
+def test_payloads_of_any_size_arrive_whole(
     policy: Overflow, sizes: list[int], max_batch: int, max_batch_bytes: int, cut: int
 ) -> None:
-    """Across the ends of segments, runs and pieces of input."""
+    """Across the boundaries of buffers, batches and input pieces."""
     batch = [Publish("a.b", bytes([index]) * size, 0) for index, size in enumerate(sizes)]
     data = frames_of(batch)
     limits: dict[str, Any] = {"overflow_policy": policy, "max_batch": max_batch, "max_batch_bytes": max_batch_bytes}
@@ -123,7 +124,7 @@ def test_payloads_of_any_size_reach_the_reader_whole(
     assert result["published_bytes"] == sum(sizes) and result["frames_in"] == len(batch) + 1
 
 
-def test_a_frame_that_is_too_long_ends_the_connection_wherever_it_stands() -> None:
+def test_an_oversized_frame_closes_the_connection_at_any_position() -> None:
     frames = [wire.encode_command(wire.PUB, "a", bytes(size)) for size in (500, 500, 900, 500)]
     limits = {"max_frame_bytes": 800}
     assert seen([b"".join(frames)], True, **limits) == seen(frames, True, **limits)

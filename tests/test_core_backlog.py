@@ -1,6 +1,8 @@
-"""The core reads back from its log what did not fit the windows of durable subscriptions: how often, how much, and for whom.
+"""Backlog reads from the WAL, for messages that did not fit the windows of durable subscriptions: how often, how much,
+for which consumer.
 
-Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
+Invariant: no test waits for a clock. Time passes only when a test advances it, and the tests wait for the disk to
+answer.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ LARGE = LogConfig(max_bytes=32 << 20, reserve_bytes=0, segment_bytes=8 << 20, ba
 
 
 def absent(bench: LoggedBench, name: str, filter: str = "a") -> None:
-    """A durable subscription whose client is away."""
+    """A durable subscription of an absent client."""
     client = bench.named(name)
     bench.subscribed(client, filter, durable=True)
     bench.close(client)
@@ -40,7 +42,7 @@ def acknowledge(client: Client, done: dict[Client, int]) -> None:
 
 
 def drained(bench: LoggedBench, clients: list[Client], count: int, advance_ms: int = 0) -> None:
-    """Each acknowledges what it gets until it has so many messages, once each and in order."""
+    """Each client acknowledges its messages until it has this many, once each and in order."""
     done: dict[Client, int] = {}
 
     def all_there() -> bool:
@@ -54,7 +56,7 @@ def drained(bench: LoggedBench, clients: list[Client], count: int, advance_ms: i
         assert len(ids) == count and ids == sorted(set(ids))
 
 
-def test_a_backlog_is_read_once_however_small_the_window_is(tmp_path: Path) -> None:
+def test_a_backlog_is_read_once_for_any_window_size(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 4000, bytes(64))
@@ -63,13 +65,13 @@ def test_a_backlog_is_read_once_however_small_the_window_is(tmp_path: Path) -> N
         stats = bench.stats()
         assert (
             0.9 * written < stats["log_read_bytes"] <= 1.1 * stats["log_written_bytes"]
-        )  # what was settled is in it too
+        )  # it includes settled messages
         bench.until(lambda: conserved(bench.stats()) and bench.stats()["acked"] == 4000)
         bench.until(lambda: bench.stats()["sessions_behind"] == 0)
         assert bench.stats()["lost_lsns"] == 0
 
 
-def test_several_that_are_behind_on_the_same_log_read_it_no_more_often_than_once_each(tmp_path: Path) -> None:
+def test_consumers_with_a_backlog_read_the_wal_at_most_once_each(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=8) as bench:
         for number in range(5):
             absent(bench, f"reader{number}")
@@ -78,7 +80,7 @@ def test_several_that_are_behind_on_the_same_log_read_it_no_more_often_than_once
         assert bench.stats()["log_read_bytes"] <= 1.1 * 5 * bench.stats()["log_written_bytes"]
 
 
-def test_a_filter_that_matches_little_of_the_log_costs_one_reading_of_it(tmp_path: Path) -> None:
+def test_a_filter_with_few_matches_reads_the_wal_once(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader", "rare")
         writer = bench.named("writer")
@@ -89,10 +91,10 @@ def test_a_filter_that_matches_little_of_the_log_costs_one_reading_of_it(tmp_pat
         assert bench.stats()["log_read_bytes"] <= 1.1 * bench.stats()["log_written_bytes"]
 
 
-def test_those_that_never_acknowledge_hold_no_reader_for_ever(tmp_path: Path) -> None:
+def test_consumers_that_never_acknowledge_do_not_keep_a_wal_reader(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, WIDE, max_in_flight=2, ack_timeout_ms=1 << 20) as bench:
         writer = bench.named("writer")
-        for number in range(READERS):  # each filter of its own and far apart: no two can share a block
+        for number in range(READERS):  # each with its own filter and far apart, so no two can share a block
             absent(bench, f"slow{number}", f"slow/{number}")
             bench.published(writer, f"slow/{number}", 300, bytes(1000))
         absent(bench, "quick")
@@ -102,10 +104,10 @@ def test_those_that_never_acknowledge_hold_no_reader_for_ever(tmp_path: Path) ->
         quick = back(bench, "quick")
         drained(bench, [quick], 1000, advance_ms=HOLD_MS // 10)
         assert [len(client.messages) for client in slow] == [2] * READERS
-        drained(bench, slow, 300, advance_ms=HOLD_MS // 10)  # and they lost nothing by it
+        drained(bench, slow, 300, advance_ms=HOLD_MS // 10)  # no message was lost
 
 
-def test_more_that_read_on_at_once_than_there_are_readers_all_get_everything(tmp_path: Path) -> None:
+def test_more_consumers_than_wal_readers_all_get_every_message(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, WIDE, max_in_flight=2) as bench:
         writer, names = bench.named("writer"), [f"{number}" for number in range(3 * READERS)]
         for name in names:
@@ -117,9 +119,7 @@ def test_more_that_read_on_at_once_than_there_are_readers_all_get_everything(tmp
 
 
 @pytest.mark.parametrize("size", [100_000, 700_000, 1_900_000])
-def test_a_message_larger_than_what_is_taken_today_comes_from_the_log_and_those_behind_it_too(
-    tmp_path: Path, size: int
-) -> None:
+def test_a_stored_message_over_the_current_limit_is_delivered_with_those_behind_it(tmp_path: Path, size: int) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "reader")
         writer = bench.named("writer")
@@ -132,7 +132,7 @@ def test_a_message_larger_than_what_is_taken_today_comes_from_the_log_and_those_
         assert bench.stats()["log_read_failures"] == bench.stats()["sessions_unread"] == 0
 
 
-def test_over_the_memory_budget_large_messages_still_come_one_after_another(tmp_path: Path) -> None:
+def test_over_the_memory_budget_large_messages_are_delivered_one_by_one(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         for number in range(4):
             absent(bench, f"reader{number}", f"to/{number}")
@@ -143,7 +143,7 @@ def test_over_the_memory_budget_large_messages_still_come_one_after_another(tmp_
         assert bench.stats()["memory_peak_bytes"] < 12 << 20
 
 
-def test_a_read_that_fails_is_tried_again_at_longer_and_longer_intervals_and_is_counted(tmp_path: Path) -> None:
+def test_a_failed_wal_read_is_retried_with_backoff_and_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 50, bytes(64))
@@ -168,7 +168,7 @@ def test_a_read_that_fails_is_tried_again_at_longer_and_longer_intervals_and_is_
         assert bench.stats()["sessions_unread"] == 0
 
 
-def test_a_client_that_comes_and_goes_while_it_is_behind_misses_nothing(tmp_path: Path) -> None:
+def test_a_client_that_reconnects_during_its_backlog_loses_nothing(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 400, bytes(400))

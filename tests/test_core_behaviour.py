@@ -1,4 +1,4 @@
-"""What the C core does, one sentence a test: stepped by hand, time as an argument."""
+"""The behaviour of the C core, one sentence a test: stepped by hand, time as an argument."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def publish_frame(topic: str, payload: bytes = b"", ttl_ms: int = 0) -> bytes:
 
 
 def in_use(stats: dict[str, int]) -> int:
-    """Bytes that hold something: blocks kept free in the pools are not among them."""
+    """Memory in use in bytes, without the free blocks of the pools."""
     return stats["memory_used_bytes"] - stats["pool_free_bytes"]
 
 
@@ -32,7 +32,7 @@ def descriptors() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def test_topics_published_in_turn_are_told_apart_when_the_order_and_their_places_in_the_cache_change() -> None:
+def test_alternating_topics_are_distinguished_after_cache_changes() -> None:
     topics = [f"plant.{number:03}" for number in range(150)]
     with Bench(route_cache_entries=64) as bench:
         publishers, reader = [bench.attach(), bench.attach()], bench.attach().subscribe(*topics)
@@ -56,7 +56,7 @@ def test_topics_published_in_turn_are_told_apart_when_the_order_and_their_places
 # ---- time -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_expires_in_a_stalled_queue_gives_its_memory_back() -> None:
+def test_expired_messages_in_a_stalled_queue_free_their_memory() -> None:
     with Bench(segment_bytes=16 << 10, pool_small_count=0, pool_medium_count=0, pool_large_count=0) as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
@@ -72,7 +72,7 @@ def test_what_expires_in_a_stalled_queue_gives_its_memory_back() -> None:
 
 
 @pytest.mark.parametrize("lazy", [0, 1])
-def test_a_frame_that_is_partly_sent_is_finished_after_its_time_and_the_rest_of_its_batch_is_not(lazy: int) -> None:
+def test_a_partly_sent_frame_is_completed_after_expiry_and_the_rest_of_its_batch_is_dropped(lazy: int) -> None:
     with Bench(lazy_expiry=lazy) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         reader.stall(room_bytes=30_000)
@@ -87,7 +87,7 @@ def test_a_frame_that_is_partly_sent_is_finished_after_its_time_and_the_rest_of_
         assert bench.stats()["dropped_ttl"] == 2
 
 
-def test_what_has_expired_is_not_delivered_even_if_the_reader_comes_back_in_the_same_turn() -> None:
+def test_an_expired_message_is_not_delivered_to_a_reader_that_resumes_in_the_same_turn() -> None:
     with Bench() as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         reader.stall()
@@ -98,7 +98,7 @@ def test_what_has_expired_is_not_delivered_even_if_the_reader_comes_back_in_the_
         assert reader.messages == [] and bench.stats()["dropped_ttl"] == 1
 
 
-def test_a_flush_interval_is_waited_once_however_many_batches_there_are() -> None:
+def test_the_flush_interval_applies_once_for_many_batches() -> None:
     with Bench(flush_interval_ms=100, max_batch=1) as bench:
         publisher, reader = bench.attach(), bench.adopt()
         reader.feed(wire.encode_command(wire.SUB, "t"))
@@ -117,10 +117,9 @@ def test_a_flush_interval_is_waited_once_however_many_batches_there_are() -> Non
 
 
 @pytest.mark.parametrize(("run_messages", "flushes"), [(0, 3), (100, 3), (30, 4), (60, 5)])
-def test_a_run_is_handed_over_when_its_topic_has_gathered_as_many_messages_as_it_may(
-    run_messages: int, flushes: int
-) -> None:
-    # A queue of a hundred takes whole runs, and is sent when the next one does not fit: at 100, at 3 x 30, at 60.
+def test_a_batch_is_dispatched_when_its_topic_reaches_the_message_limit(run_messages: int, flushes: int) -> None:
+    # A queue of a hundred accepts whole batches, and is sent when the next batch does not fit: at 100, at 3 x 30, at
+    # 60.
     with Bench(subscriber_messages=100, run_messages=run_messages) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         before = bench.stats()["flushes"]
@@ -130,7 +129,7 @@ def test_a_run_is_handed_over_when_its_topic_has_gathered_as_many_messages_as_it
         assert bench.stats()["flushes"] - before == flushes
 
 
-def test_how_much_a_topic_gathers_can_be_changed_while_it_runs() -> None:
+def test_the_batch_limit_of_a_topic_can_be_changed_while_running() -> None:
     with Bench(subscriber_messages=100) as bench:
         publisher, _ = bench.attach(), bench.attach().subscribe("t")
         bench.core.limits(bench.config._replace(run_messages=60))
@@ -144,7 +143,7 @@ def test_how_much_a_topic_gathers_can_be_changed_while_it_runs() -> None:
 # ---- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stuck_queue_that_holds_little_does_not_keep_many_segments() -> None:
+def test_a_stuck_queue_with_few_messages_does_not_keep_many_buffers() -> None:
     with Bench(segment_bytes=16 << 10) as bench:
         publisher, stuck, fast = bench.attach(), bench.attach().subscribe("few.*"), bench.attach().subscribe(">")
         stuck.stall()
@@ -164,7 +163,7 @@ def test_a_frame_that_is_partly_sent_survives_being_moved() -> None:
     with Bench(segment_bytes=4096) as bench:
         publisher, stuck, fast = bench.attach(), bench.attach().subscribe("t"), bench.attach().subscribe("bulk")
         stuck.stall()
-        stuck.take(16_500)  # room for one event of 16 KiB, and not for the rest of the frame
+        stuck.take(16_500)  # space for one event of 16 KiB, but not for the rest of the frame
         payload = bytes(range(256)) * 70
         publisher.publish("t", payload)
         for _ in range(20):
@@ -182,7 +181,7 @@ def test_two_large_frames_that_are_nearly_sent_are_not_moved_again_and_again() -
         publisher, stuck, other = bench.attach(), bench.attach().subscribe("t"), bench.attach().subscribe("u")
         for client, topic in ((stuck, "t"), (other, "u")):
             client.stall()
-            client.take(16_500)  # all but the last few KiB of the frame leave
+            client.take(16_500)  # all but the last few KiB of the frame are sent
             publisher.publish(topic, bytes(17_920))
         publisher.publish("nobody", bytes(20_000))
         publisher.subscribe("own")
@@ -196,7 +195,7 @@ def test_two_large_frames_that_are_nearly_sent_are_not_moved_again_and_again() -
         assert bench.core.next_timer_ms() == -1
 
 
-def test_clients_that_come_subscribe_and_go_leave_nothing_behind() -> None:
+def test_clients_that_subscribe_and_disconnect_leak_nothing() -> None:
     with Bench() as bench:
         used = []
         for round_ in range(4):
@@ -215,7 +214,7 @@ def test_clients_that_come_subscribe_and_go_leave_nothing_behind() -> None:
         assert used[1:] == [used[1]] * 3
 
 
-def test_a_hundred_thousand_bad_requests_and_every_broken_frame_leave_memory_and_descriptors_as_they_were() -> None:
+def test_bad_requests_and_broken_frames_leak_no_memory_or_descriptors() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
         frames = BAD_TOPIC * 1000
@@ -259,7 +258,7 @@ def test_the_memory_budget_makes_stuck_queues_shrink() -> None:
 
 
 @pytest.mark.parametrize("policy", [Overflow.DROP_OLDEST, Overflow.DROP_NEW])
-def test_a_subscriber_that_reads_loses_nothing_of_a_batch_larger_than_its_queue(policy: Overflow) -> None:
+def test_a_reading_subscriber_loses_nothing_of_a_batch_larger_than_its_queue(policy: Overflow) -> None:
     with Bench(overflow_policy=policy, subscriber_messages=4, subscriber_bytes=300) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         publisher.feed(b"".join(publish_frame("t", bytes([number])) for number in range(100)))
@@ -268,7 +267,7 @@ def test_a_subscriber_that_reads_loses_nothing_of_a_batch_larger_than_its_queue(
 
 
 def blocked_bench(**limits: Any) -> tuple[Bench, Client, Client]:
-    """A publisher held back by a stalled subscriber of "t" that has two messages and room for no third."""
+    """A publisher blocked by a stalled subscriber of "t" with two messages and no space for a third."""
     bench = Bench(overflow_policy=Overflow.BLOCK, **{"subscriber_messages": 2, **limits})
     publisher, stuck = bench.attach(), bench.attach().subscribe("t")
     stuck.stall()
@@ -279,7 +278,7 @@ def blocked_bench(**limits: Any) -> tuple[Bench, Client, Client]:
     return bench, publisher, stuck
 
 
-def test_block_holds_back_only_the_publishers_of_what_the_full_subscriber_wants() -> None:
+def test_block_pauses_only_publishers_to_the_full_subscriber() -> None:
     bench, publisher, _ = blocked_bench()
     with bench:
         other, reader = bench.attach(), bench.attach().subscribe("u")
@@ -290,7 +289,7 @@ def test_block_holds_back_only_the_publishers_of_what_the_full_subscriber_wants(
         assert bench.stats()["blocked_publishers"] == 1
 
 
-def test_a_held_back_publisher_goes_on_when_the_full_subscriber_reads() -> None:
+def test_a_blocked_publisher_resumes_when_the_full_subscriber_reads() -> None:
     bench, _, stuck = blocked_bench()
     with bench:
         stuck.read()
@@ -298,7 +297,7 @@ def test_a_held_back_publisher_goes_on_when_the_full_subscriber_reads() -> None:
         assert stuck.payloads == [b"0", b"1", b"2"] and bench.stats()["blocked_publishers"] == 0
 
 
-def test_a_held_back_publisher_goes_on_when_the_full_subscriber_closes() -> None:
+def test_a_blocked_publisher_resumes_when_the_full_subscriber_closes() -> None:
     bench, _, stuck = blocked_bench()
     with bench:
         bench.close(stuck)
@@ -306,7 +305,7 @@ def test_a_held_back_publisher_goes_on_when_the_full_subscriber_closes() -> None
         assert (stats["published"], stats["dropped_disconnect"], stats["blocked_publishers"]) == (3, 2, 0)
 
 
-def test_a_held_back_publisher_goes_on_when_what_is_in_the_way_expires() -> None:
+def test_a_blocked_publisher_resumes_when_queued_messages_expire() -> None:
     bench, _, stuck = blocked_bench()
     with bench:
         bench.settle(advance_ms=60)
@@ -317,7 +316,7 @@ def test_a_held_back_publisher_goes_on_when_what_is_in_the_way_expires() -> None
         assert stuck.payloads == [b"2"]
 
 
-def test_a_held_back_publisher_goes_on_when_lazy_expiry_leaves_the_reader_nothing_to_read() -> None:
+def test_a_blocked_publisher_resumes_when_lazy_expiry_empties_the_queue() -> None:
     bench, _, stuck = blocked_bench(lazy_expiry=1)
     with bench:
         bench.settle(advance_ms=60)
@@ -327,7 +326,7 @@ def test_a_held_back_publisher_goes_on_when_lazy_expiry_leaves_the_reader_nothin
         assert stuck.payloads == [b"2"] and bench.stats()["dropped_ttl"] == 2
 
 
-def test_a_held_back_publisher_goes_on_when_the_full_subscriber_unsubscribes() -> None:
+def test_a_blocked_publisher_resumes_when_the_full_subscriber_unsubscribes() -> None:
     bench, _, stuck = blocked_bench()
     with bench:
         stuck.send(wire.UNSUB, "t")
@@ -337,7 +336,7 @@ def test_a_held_back_publisher_goes_on_when_the_full_subscriber_unsubscribes() -
 
 
 @pytest.mark.parametrize("change", [{"overflow_policy": Overflow.DROP_OLDEST}, {"subscriber_messages": 3}])
-def test_a_held_back_publisher_goes_on_when_new_limits_let_it(change: dict[str, int]) -> None:
+def test_a_blocked_publisher_resumes_when_new_limits_allow_it(change: dict[str, int]) -> None:
     bench, _, _ = blocked_bench()
     with bench:
         bench.core.limits(bench.config._replace(**change))
@@ -345,7 +344,7 @@ def test_a_held_back_publisher_goes_on_when_new_limits_let_it(change: dict[str, 
         assert bench.stats()["published"] == 3 and bench.stats()["blocked_publishers"] == 0
 
 
-def test_held_back_publishers_go_on_in_the_order_in_which_they_stopped() -> None:
+def test_blocked_publishers_resume_in_the_order_of_blocking() -> None:
     bench, _, stuck = blocked_bench()
     with bench:
         for name in (b"second", b"third"):
@@ -356,7 +355,7 @@ def test_held_back_publishers_go_on_in_the_order_in_which_they_stopped() -> None
         assert stuck.payloads == [b"0", b"1", b"2", b"second", b"third"]
 
 
-def test_a_held_back_publisher_that_closes_is_forgotten() -> None:
+def test_a_blocked_publisher_that_closes_is_removed() -> None:
     bench, publisher, stuck = blocked_bench()
     with bench:
         bench.close(publisher)
@@ -365,7 +364,7 @@ def test_a_held_back_publisher_that_closes_is_forgotten() -> None:
         assert stuck.payloads == [b"0", b"1"] and bench.stats()["blocked_publishers"] == 0
 
 
-def test_a_client_that_publishes_to_itself_and_does_not_read_holds_only_itself_back() -> None:
+def test_a_client_that_publishes_to_itself_without_reading_blocks_only_itself() -> None:
     with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         client = bench.attach().subscribe("t")
         client.stall()
@@ -399,7 +398,7 @@ def test_a_full_event_ring_loses_no_request_no_output_and_does_not_spin() -> Non
         assert bench.stats()["subscriptions"] == 2001
 
 
-def test_a_full_event_ring_delays_the_end_of_a_connection_and_does_not_forget_it() -> None:
+def test_a_full_event_ring_delays_the_close_event_and_does_not_lose_it() -> None:
     with Bench(ring_bytes=65_536, max_connections=3000) as bench:
         clients = [bench.attach() for _ in range(2000)]
         bench.present = False
@@ -414,7 +413,7 @@ def test_a_full_event_ring_delays_the_end_of_a_connection_and_does_not_forget_it
         assert bench.stats()["connections"] == 0
 
 
-def test_a_full_command_ring_refuses_what_it_cannot_keep_and_keeps_the_rest() -> None:
+def test_a_full_command_ring_refuses_new_commands_and_keeps_the_others() -> None:
     with Bench(ring_bytes=65_536) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         taken = 0
@@ -430,7 +429,7 @@ def test_a_full_command_ring_refuses_what_it_cannot_keep_and_keeps_the_rest() ->
 @pytest.mark.parametrize(
     "fields", [{"api_key": "k" * 40_000}, {"client_id": "c" * 40_000}], ids=["api_key", "client_id"]
 )
-def test_a_hello_too_large_for_the_event_ring_is_refused_and_not_tried_for_ever(fields: dict[str, str]) -> None:
+def test_a_hello_too_large_for_the_event_ring_is_refused_without_retries(fields: dict[str, str]) -> None:
     with Bench(ring_bytes=65_536) as bench:
         client = bench.attach()
         client.send(wire.HELLO, protocol=1, **fields)
@@ -439,7 +438,7 @@ def test_a_hello_too_large_for_the_event_ring_is_refused_and_not_tried_for_ever(
         assert "4 KiB" in client.closed.detail
 
 
-def test_a_group_too_large_for_the_event_ring_is_refused_and_the_connection_goes_on() -> None:
+def test_a_group_name_too_large_for_the_event_ring_is_refused_and_the_connection_stays_open() -> None:
     with Bench(ring_bytes=65_536) as bench:
         client = bench.attach(hello=True)
         client.send(wire.SUB, "t", group="g" * 40_000, seq=7)
@@ -449,7 +448,7 @@ def test_a_group_too_large_for_the_event_ring_is_refused_and_the_connection_goes
         assert [(reply.seq, reply.code) for reply in client.replies] == [(7, 400), (8, 400), (9, 0)]
 
 
-# ---- who may connect --------------------------------------------------------------------------------------------------
+# ---- admission --------------------------------------------------------------------------------------------------------
 
 
 def receive_until_eof(bench: Bench, client: SocketClient) -> None:
@@ -461,7 +460,7 @@ def receive_until_eof(bench: Bench, client: SocketClient) -> None:
     raise AssertionError("the connection was not closed")
 
 
-def test_a_client_over_the_limit_that_says_hello_is_told_429() -> None:
+def test_a_client_over_the_limit_gets_429_after_hello() -> None:
     with Bench(max_connections=1) as bench:
         bench.listen()
         bench.connect()
@@ -476,7 +475,7 @@ def test_a_client_over_the_limit_that_says_hello_is_told_429() -> None:
         assert (stats["accepted"], stats["refused"], stats["connections"]) == (1, 1, 1)
 
 
-def test_a_plain_client_over_the_limit_is_closed_at_its_first_command() -> None:
+def test_a_legacy_client_over_the_limit_is_closed_at_its_first_command() -> None:
     with Bench(max_connections=1) as bench:
         bench.listen()
         bench.connect()
@@ -486,7 +485,7 @@ def test_a_plain_client_over_the_limit_is_closed_at_its_first_command() -> None:
         assert bench.stats()["published"] == 0
 
 
-def test_a_silent_client_over_the_limit_is_closed_after_a_second_and_makes_room_for_no_one() -> None:
+def test_a_silent_client_over_the_limit_is_closed_after_a_second_and_frees_no_slot() -> None:
     with Bench(max_connections=1) as bench:
         bench.listen()
         first, refused = bench.connect(), bench.connect()
@@ -535,7 +534,7 @@ def test_before_hello_a_frame_over_one_kibibyte_is_refused_from_its_length() -> 
         assert bench.stats()["published"] == 1
 
 
-def test_a_client_that_does_not_say_hello_in_time_is_closed() -> None:
+def test_a_client_without_hello_is_closed_at_the_deadline() -> None:
     with Bench(require_hello=1, hello_timeout_ms=5000) as bench:
         silent, polite = bench.attach(), bench.attach(hello=True)
         bench.settle(advance_ms=4999)
@@ -553,7 +552,7 @@ def test_a_trusted_connection_needs_no_hello() -> None:
         assert client.payloads == [b"x"]
 
 
-def test_time_used_up_before_attaching_counts_for_saying_hello() -> None:
+def test_time_before_attaching_counts_towards_the_hello_deadline() -> None:
     with Bench(require_hello=1, hello_timeout_ms=5000) as bench:
         late, too_late = bench.attach(passed_ms=4000), bench.attach(passed_ms=60_000)
         bench.settle(advance_ms=20)
@@ -568,7 +567,7 @@ def test_time_used_up_before_attaching_counts_for_saying_hello() -> None:
     ("address", "port", "written"),
     [("192.0.2.7", 65535, "192.0.2.7:65535"), ("2001:db8::7%eth0", 1, "[2001:db8::7]:1"), ("", 1, "")],
 )
-def test_a_fed_connection_has_the_peer_it_was_attached_with(address: str, port: int, written: str) -> None:
+def test_an_in_memory_connection_keeps_its_given_peer(address: str, port: int, written: str) -> None:
     with Bench() as bench:
         client = bench.attach(address=address, port=port).subscribe("t")
         assert [row.peer for row in bench.subscribers().values()] == [written]
@@ -576,14 +575,14 @@ def test_a_fed_connection_has_the_peer_it_was_attached_with(address: str, port: 
         assert client.closed is not None and client.closed.peer == written
 
 
-def test_the_end_of_a_feed_comes_after_what_was_fed_before() -> None:
+def test_the_end_of_in_memory_input_comes_after_earlier_bytes() -> None:
     with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         reader, writer, half = bench.attach().subscribe("t"), bench.attach(), bench.attach()
         reader.stall()
         for n in range(50):
             writer.publish("t", b"%d" % n)
         bench.core.feed_end(writer.conn)
-        half.feed(b"\0\0")  # a frame that will never be whole
+        half.feed(b"\0\0")  # a frame that stays incomplete
         bench.core.feed_end(half.conn)
         bench.settle()
         assert half.closed is not None and half.closed.reason == CloseReason.EOF
@@ -594,11 +593,11 @@ def test_the_end_of_a_feed_comes_after_what_was_fed_before() -> None:
         assert writer.closed is not None and writer.closed.reason == CloseReason.EOF
 
 
-def test_what_is_fed_after_the_end_is_nothing() -> None:
+def test_in_memory_input_after_the_end_is_ignored() -> None:
     with Bench() as bench:
         client = bench.attach().subscribe("t")
         bench.answering = False
-        client.send(wire.SUB, "more")  # its input stands still until this is answered
+        client.send(wire.SUB, "more")  # its input is paused until this is answered
         bench.settle()
         bench.core.feed_end(client.conn)
         client.publish("t", b"too late")
@@ -619,7 +618,7 @@ def test_attaching_over_the_limit_is_refused() -> None:
 # ---- frames -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_ping_is_answered_to_clients_that_said_hello() -> None:
+def test_a_ping_after_hello_is_answered() -> None:
     with Bench() as bench:
         client, plain = bench.attach(hello=True), bench.attach()
         client.send(wire.PING, seq=(1 << 64) - 1)
@@ -629,7 +628,7 @@ def test_a_ping_is_answered_to_clients_that_said_hello() -> None:
         assert plain.replies == [] and plain.closed is None
 
 
-def test_a_client_that_pings_and_never_reads_is_not_read_either_and_loses_no_answer() -> None:
+def test_a_client_that_does_not_read_its_answers_is_paused_and_loses_none() -> None:
     with Bench() as bench:
         client = bench.adopt()
         client.send(wire.HELLO, seq=1, protocol=1)
@@ -648,7 +647,7 @@ def test_a_client_that_pings_and_never_reads_is_not_read_either_and_loses_no_ans
         assert len(client.replies) == 1 + offered // len(ping)
 
 
-def test_a_frame_of_a_mebibyte_arrives_whole_in_whatever_pieces_it_is_sent() -> None:
+def test_a_frame_of_one_mebibyte_arrives_whole_in_pieces_of_any_size() -> None:
     payload = bytes(range(256)) * 4096
     for size in (1000, 16 << 10, 64 << 10, 300_000, 2 << 20):
         with Bench(segment_bytes=4096) as bench:
@@ -664,7 +663,7 @@ def test_a_frame_of_a_mebibyte_arrives_whole_in_whatever_pieces_it_is_sent() -> 
             assert publisher.consumed == len(frame)
 
 
-def test_frames_may_come_byte_by_byte() -> None:
+def test_frames_may_arrive_byte_by_byte() -> None:
     with Bench() as bench:
         fed, over_socket, reader = bench.attach(), bench.adopt(), bench.attach().subscribe("t")
         for sender in (fed, over_socket):
@@ -674,7 +673,7 @@ def test_frames_may_come_byte_by_byte() -> None:
         assert reader.payloads == [b"first", b"second"] * 2
 
 
-def test_an_announced_length_alone_takes_no_memory() -> None:
+def test_an_announced_length_allocates_no_memory() -> None:
     with Bench(max_frame_bytes=64 << 20) as bench:
         clients = [bench.attach() for _ in range(20)]
         before = in_use(bench.stats())
@@ -684,7 +683,7 @@ def test_an_announced_length_alone_takes_no_memory() -> None:
         assert in_use(bench.stats()) - before < 20 * 256
 
 
-def test_a_bad_request_of_a_client_that_said_hello_is_answered_400_and_the_connection_goes_on() -> None:
+def test_a_bad_request_after_hello_is_answered_400_and_the_connection_stays_open() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
         client.feed(BAD_TOPIC)
@@ -695,7 +694,7 @@ def test_a_bad_request_of_a_client_that_said_hello_is_answered_400_and_the_conne
         assert client.closed is None
 
 
-def test_an_unverifiable_frame_of_a_client_that_said_hello_is_answered_400_with_seq_0_and_ends_the_connection() -> None:
+def test_an_invalid_frame_after_hello_is_answered_400_with_seq_0_and_closes() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
         client.feed(UNVERIFIABLE + wire.encode_command(wire.PING, seq=7))
@@ -705,7 +704,7 @@ def test_an_unverifiable_frame_of_a_client_that_said_hello_is_answered_400_with_
 
 
 @pytest.mark.parametrize("frame", [BAD_TOPIC, UNVERIFIABLE], ids=["topic", "table"])
-def test_a_bad_frame_of_a_plain_client_ends_the_connection_without_an_answer(frame: bytes) -> None:
+def test_a_bad_frame_of_a_legacy_client_closes_without_an_answer(frame: bytes) -> None:
     with Bench() as bench:
         client = bench.attach()
         client.feed(frame)
@@ -714,7 +713,7 @@ def test_a_bad_frame_of_a_plain_client_ends_the_connection_without_an_answer(fra
         assert client.closed.reason == CloseReason.FRAME and client.closed.detail
 
 
-def test_a_frame_over_the_limit_is_answered_413_and_ends_the_connection() -> None:
+def test_a_frame_over_the_limit_is_answered_413_and_closes() -> None:
     with Bench(max_frame_bytes=2000) as bench:
         client, plain = bench.attach(hello=True), bench.attach()
         for sender in (client, plain):
@@ -726,7 +725,7 @@ def test_a_frame_over_the_limit_is_answered_413_and_ends_the_connection() -> Non
         assert plain.closed is not None and plain.closed.reason == CloseReason.TOO_LARGE
 
 
-def test_a_refused_client_gets_its_last_reply_over_a_socket_and_then_the_end() -> None:
+def test_a_refused_client_gets_its_reply_before_the_socket_closes() -> None:
     with Bench(max_frame_bytes=2000) as bench:
         bench.listen()
         client = bench.connect()
@@ -741,7 +740,7 @@ def test_a_refused_client_gets_its_last_reply_over_a_socket_and_then_the_end() -
         assert bench.stats()["connections"] == 0
 
 
-def test_requests_take_effect_in_the_order_in_which_they_were_sent() -> None:
+def test_requests_take_effect_in_the_order_sent() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
         client.publish("t", b"before")
@@ -756,24 +755,24 @@ def test_requests_take_effect_in_the_order_in_which_they_were_sent() -> None:
         assert [(reply.seq, reply.code) for reply in client.replies] == [(3, 0), (4, 404), (5, 0)]
 
 
-def test_a_filter_that_is_none_is_refused_even_if_python_lets_it_through() -> None:
+def test_an_invalid_filter_is_refused_by_the_core_too() -> None:
     with Bench() as bench:
         client, plain = bench.attach(hello=True), bench.attach()
         bench.core.subscribe(client.conn, 4, "a.#.b")
         bench.core.subscribe(plain.conn, 4, "a.#.b")
         bench.settle()
         assert client.subacks == [] and [(reply.seq, reply.code) for reply in client.replies] == [(4, 400)]
-        assert plain.replies == [] and plain.closed is not None  # it would not know what a Reply is
+        assert plain.replies == [] and plain.closed is not None  # a legacy client cannot decode a Reply
         assert {(event.conn, event.filter, event.refused) for event in bench.unsubscribed} == {
             (client.conn, "a.#.b", True),
             (plain.conn, "a.#.b", True),
         }
 
 
-# ---- limits and questions ---------------------------------------------------------------------------------------------
+# ---- limits and queries -----------------------------------------------------------------------------------------------
 
 
-def test_new_limits_hold_for_what_comes_and_leave_what_is_there() -> None:
+def test_new_limits_apply_only_to_new_objects() -> None:
     with Bench() as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
@@ -810,9 +809,9 @@ def test_two_thousand_subscribers_are_listed_page_by_page_each_once() -> None:
         assert all(row.subscriptions == 1 and not row.blocked for row in rows.values())
 
 
-def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -> None:
-    """1,024 subscribers of everything and 2,200 topics take more than the lists may hold, so what is looked up drops another
-    topic's list, each in its turn. Here every turn drops one while messages of `waiting` wait to be handed out."""
+def test_target_lists_over_their_budget_are_dropped_without_losing_messages() -> None:
+    """1,024 subscribers of everything and 2,200 topics exceed the budget for target lists, so each lookup drops the
+    list of another topic in turn. Here every turn drops one while messages of `waiting` are pending for dispatch."""
     topics = [f"t.{number}" for number in range(2200)]
     with Bench(ring_bytes=65_536, subscriber_messages=2, max_connections=1100, work_share=1 << 30) as bench:
         first, second, third = bench.attach(), bench.attach(), bench.attach()
@@ -821,7 +820,7 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
             bench.core.subscribe(client.conn, 0, ">")
         bench.core.subscribe(everyone[0].conn, 0, "hot")
         bench.settle()
-        bench.present = False  # nobody reads from here on: queues stay at two messages
+        bench.present = False  # no output is taken from here on: queues stay at two messages
         first.publish("hot")
         for topic in topics:
             third.publish(topic)
@@ -829,8 +828,8 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
         second.publish(waiting := topics[1000])
         for number, topic in enumerate(topics[:1500]):
             change = bench.core.unsubscribe if number % 2 else bench.core.subscribe
-            change(everyone[1].conn, 0, "hot")  # its list is dropped, and will be found again
-            third.publish(topic)  # whose list was dropped a while ago: takes half the room of hot's
+            change(everyone[1].conn, 0, "hot")  # its list is dropped, and will be rebuilt
+            third.publish(topic)  # its list was dropped earlier: it takes half of hot's budget
             second.publish(waiting)
             first.publish("hot")
             bench.turn()
@@ -840,10 +839,10 @@ def test_target_lists_past_their_budget_are_dropped_and_no_message_with_them() -
         assert bench.stats()["enqueued"] == 1024 * (2 + len(topics) + 3 * 1500)
 
 
-# ---- the end ----------------------------------------------------------------------------------------------------------
+# ---- stop -------------------------------------------------------------------------------------------------------------
 
 
-def test_stop_flushes_what_is_read_says_so_and_reports_what_nobody_read() -> None:
+def test_stop_flushes_reading_clients_and_reports_unread_messages() -> None:
     with Bench() as bench:
         publisher, reader, stuck = (
             bench.attach(),
@@ -873,7 +872,7 @@ def test_stop_ends_at_once_when_everything_has_been_read() -> None:
         assert bench.stats()["connections"] == 0
 
 
-def test_what_could_not_be_flushed_is_reported_even_if_there_was_no_room_to_say_so_at_first() -> None:
+def test_unflushed_messages_are_reported_after_a_full_event_ring() -> None:
     with Bench(ring_bytes=65_536, max_connections=1000) as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
@@ -895,7 +894,7 @@ def test_what_could_not_be_flushed_is_reported_even_if_there_was_no_room_to_say_
         assert bench.stopped == Stopped(5)
 
 
-def test_fed_output_is_bounded_by_its_window() -> None:
+def test_in_memory_output_is_bounded_by_its_credit() -> None:
     with Bench() as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.reading = False

@@ -1,6 +1,8 @@
-"""Deliveries of QoS 1: one copy in a queue, tries that count when they were handed over, ACKs that are late or out of order.
+"""QoS 1 deliveries: one copy in a queue, delivery counts that increase when a message is sent, ACKs that are late or
+out of order.
 
-Invariant: time passes when a test says so. What a client has in its lists came out of the core; `stall` stops its reading.
+Invariant: time passes when a test advances it. The lists of a client contain only output of the core; `stall` stops its
+reading.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def publish(bench: LoggedBench, client: Client, topic: str, *payloads: int) -> N
 
 
 def comes_back(bench: LoggedBench, count: int) -> Client:
-    """The durable subscriber, when it has so many messages at least."""
+    """The durable subscriber, connected again, once it has at least this many messages."""
     client = bench.named("me")
     bench.subscribed(client, "t", durable=True)
     bench.until(lambda: len(client.messages) >= count)
@@ -56,14 +58,14 @@ def bench(tmp_path: Path) -> LoggedBench:
     return LoggedBench(tmp_path, ack_timeout_ms=TIMEOUT_MS, max_deliveries=3)
 
 
-def test_what_waits_for_a_slow_reader_waits_once_and_no_try_is_counted(bench: LoggedBench) -> None:
+def test_a_message_for_a_slow_reader_is_queued_once_without_counting_a_delivery(bench: LoggedBench) -> None:
     with bench:
         slow, publisher = bench.named("slow"), bench.named("publisher")
         bench.subscribed(slow, "t", durable=True)
         slow.stall()
         publish(bench, publisher, "t", *range(5))
         before = bench.stats()
-        later(bench, 10)  # three tries would have been over long ago
+        later(bench, 10)  # three deliveries would have timed out long ago
         after = bench.stats()
         assert (after["redelivered"], after["dead_lettered"], after["in_flight"]) == (0, 0, 5)
         assert after["memory_used_bytes"] <= before["memory_used_bytes"]
@@ -74,7 +76,7 @@ def test_what_waits_for_a_slow_reader_waits_once_and_no_try_is_counted(bench: Lo
         assert bench.stats()["acked"] == 5
 
 
-def test_an_acknowledgement_takes_back_the_copy_that_is_queued_meanwhile(bench: LoggedBench) -> None:
+def test_an_acknowledgement_removes_the_copy_queued_for_redelivery(bench: LoggedBench) -> None:
     with bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t", durable=True)
@@ -120,7 +122,7 @@ def test_a_late_acknowledgement_counts_when_another_member_has_the_message(
         assert bench.stats()["acked"] == 1 and conserved(bench.stats())
 
 
-def test_what_was_acknowledged_out_of_order_stays_so_when_the_connection_ends(tmp_path: Path) -> None:
+def test_out_of_order_acknowledgements_survive_a_disconnect(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t", durable=True)
@@ -135,7 +137,7 @@ def test_what_was_acknowledged_out_of_order_stays_so_when_the_connection_ends(tm
 
 
 def restarted(bench: LoggedBench, directory: Path, copy: Path, killed: bool, **limits: int) -> LoggedBench:
-    """The core ends in order, or as it is killed: then nothing is read that it would have written at its end."""
+    """The core stops in order, or as if killed: then the final records of an orderly stop are not read."""
     bench.turn(2000)  # acknowledgements are logged lazily
     bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
     if killed:
@@ -145,7 +147,7 @@ def restarted(bench: LoggedBench, directory: Path, copy: Path, killed: bool, **l
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_out_of_order_acknowledgements_outlive_an_orderly_restart_and_duplicates_after_a_kill_say_so(
+def test_out_of_order_acknowledgements_survive_a_restart_and_duplicates_after_a_kill_are_marked(
     killed: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "log").mkdir()
@@ -164,9 +166,7 @@ def test_out_of_order_acknowledgements_outlive_an_orderly_restart_and_duplicates
         assert [message.redelivered for message in client.messages] == [True] * count + [False]
 
 
-def test_a_message_that_ends_its_consumers_goes_to_the_dead_letters_and_takes_nobody_with_it(
-    bench: LoggedBench,
-) -> None:
+def test_a_poison_message_becomes_a_dead_letter_without_affecting_others(bench: LoggedBench) -> None:
     with bench:
         dead, publisher = bench.named("dead"), bench.named("publisher")
         bench.subscribed(dead, "$dlq/#", durable=True)
@@ -174,7 +174,7 @@ def test_a_message_that_ends_its_consumers_goes_to_the_dead_letters_and_takes_no
         bench.subscribed(client, "t", durable=True)
         publish(bench, publisher, "t", *range(5))
         tries = 0
-        while client.messages[0].payload == b"0":  # it dies of it, before it acknowledges anything that is behind it
+        while client.messages[0].payload == b"0":  # the client dies of it before it acknowledges later messages
             tries += 1
             bench.close(client)
             client = comes_back(bench, 1)
@@ -189,7 +189,7 @@ def test_a_message_that_ends_its_consumers_goes_to_the_dead_letters_and_takes_no
         assert bench.stats()["dead_lettered"] == 1
 
 
-def test_a_message_that_ends_the_members_of_a_group_in_turn_goes_to_the_dead_letters(bench: LoggedBench) -> None:
+def test_a_poison_message_of_a_group_becomes_a_dead_letter(bench: LoggedBench) -> None:
     with bench:
         dead, publisher = bench.named("dead"), bench.named("publisher")
         bench.subscribed(dead, "$dlq/#", durable=True)
@@ -208,7 +208,7 @@ def test_a_message_that_ends_the_members_of_a_group_in_turn_goes_to_the_dead_let
         assert bench.stats()["dead_lettered"] == 1 and conserved(bench.stats())
 
 
-def test_what_has_expired_with_one_member_of_a_group_does_not_go_to_the_next(bench: LoggedBench) -> None:
+def test_a_message_expired_at_one_group_member_is_not_sent_to_another(bench: LoggedBench) -> None:
     members = [bench.named(name) for name in ("one", "two")]
     for member in members:
         bench.subscribed(member, "t", durable=True, group="g")
@@ -221,10 +221,10 @@ def test_what_has_expired_with_one_member_of_a_group_does_not_go_to_the_next(ben
     assert bench.stats()["dropped_ttl"] == 1 and conserved(bench.stats())
 
 
-def test_what_a_connection_had_not_been_handed_when_it_ended_is_no_try_and_not_marked(bench: LoggedBench) -> None:
+def test_an_unsent_message_of_a_lost_connection_counts_no_delivery_and_is_not_marked(bench: LoggedBench) -> None:
     with bench:
         publisher = bench.named("publisher")
-        for _ in range(5):  # more often than there are tries
+        for _ in range(5):  # more often than the delivery limit
             client = bench.named("me")
             client.stall()
             client.send(wire.SUB, "t", qos=1, durable=True, seq=3)
@@ -240,7 +240,7 @@ def test_what_a_connection_had_not_been_handed_when_it_ended_is_no_try_and_not_m
         assert [message.redelivered for message in client.messages] == [False]
 
 
-def test_a_member_of_qos_0_settles_by_being_handed_it_and_only_then(bench: LoggedBench) -> None:
+def test_a_qos_0_group_member_settles_a_message_only_when_it_is_sent(bench: LoggedBench) -> None:
     with bench:
         publisher, light, heavy = (bench.named(name) for name in ("publisher", "light", "heavy"))
         bench.subscribed(heavy, "t", group="g")
@@ -253,7 +253,7 @@ def test_a_member_of_qos_0_settles_by_being_handed_it_and_only_then(bench: Logge
         assert (stats["in_flight"], stats["delivered"]) == (2, 0)
         third = bench.named("third")
         bench.subscribed(third, "t", group="g")
-        bench.close(light)  # it has been handed nothing
+        bench.close(light)  # nothing was sent to it
         assert numbers(third) == [1, 2] and not any(message.redelivered for message in third.messages)
         fourth = bench.named("fourth")
         fourth.send(wire.SUB, "t", seq=3, group="g")
@@ -265,7 +265,7 @@ def test_a_member_of_qos_0_settles_by_being_handed_it_and_only_then(bench: Logge
 
 
 class Story:
-    """One durable subscriber, whose doings are random, and what it has seen."""
+    """One durable subscriber with random actions, and the messages it has received."""
 
     TRIES = 4
 
@@ -295,7 +295,7 @@ class Story:
         return client
 
     def look(self) -> None:
-        """Until nothing more comes: what has come, and what must not have."""
+        """Read until no more messages arrive; check that none is forbidden."""
         for _ in range(30):
             self.bench.turn()
             self.bench.core.wait(1)
@@ -317,7 +317,7 @@ class Story:
         assert conserved(self.bench.stats())
 
     def acknowledge(self, number: int) -> None:
-        """It counts unless the message has been given up meanwhile."""
+        """It counts unless the message has already become a dead letter."""
         before = self.bench.stats()["acked"]
         acknowledge(self.bench, self.client, self.ids.pop(number))
         if self.bench.stats()["acked"] > before:
@@ -347,7 +347,8 @@ class Story:
         self.look()
 
     def end(self) -> None:
-        """Everything that is left is acknowledged: what was published is acknowledged or dead, each once."""
+        """All remaining messages are acknowledged: each published message is acknowledged or a dead letter, exactly
+        once."""
         for _ in range(self.published + 20):
             self.look()
             for number in list(self.ids):
@@ -364,16 +365,14 @@ class Story:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_whatever_a_subscriber_does_each_message_is_acknowledged_once_or_tried_as_often_as_it_may_be(
-    seed: int, tmp_path: Path
-) -> None:
+def test_each_message_is_acknowledged_once_or_delivered_up_to_the_limit(seed: int, tmp_path: Path) -> None:
     story = Story(tmp_path, seed)
     for _ in range(60):
         story.step()
     story.end()
 
 
-def test_what_comes_again_to_many_is_marked_once_for_all_of_them(tmp_path: Path) -> None:
+def test_a_redelivery_to_many_is_marked_in_one_shared_buffer(tmp_path: Path) -> None:
     size, count = 100_000, 40
     log = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
     with LoggedBench(tmp_path, log, ack_timeout_ms=1_000, max_sessions=64) as bench:

@@ -1,6 +1,6 @@
-"""Who may come in, and who stands in the door: bounds, rate, deadline and descriptors of the core, stepped by hand.
+"""Admission: limits, rate, deadline and descriptors of the core, stepped by hand.
 
-Invariant: time is an argument, addresses are given, and every place, token and millisecond is counted out.
+Invariant: time is an argument, addresses are given, and every slot, token and millisecond is counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STRANGER = "198.51.100.7"
 
 
 def guarded(**limits: int) -> Bench:
-    """A core that asks for HELLO. Python does not answer by itself."""
+    """A core that requires HELLO. Python does not answer automatically."""
     bench = Bench(**{"require_hello": 1, "max_pending": 4, "max_pending_per_address": 4, **limits})
     bench.answering = False
     return bench
@@ -38,7 +38,7 @@ def say_hello(client: Client, **fields: object) -> None:
 
 
 def admit(bench: Bench) -> None:
-    """Let in everyone who has said HELLO."""
+    """Admit every client that has sent HELLO."""
     while bench.asked:
         event = bench.asked.pop()
         assert isinstance(event, Hello)
@@ -46,10 +46,10 @@ def admit(bench: Bench) -> None:
     bench.settle()
 
 
-# ---- places ----------------------------------------------------------------------------------------------------------
+# ---- pending slots ---------------------------------------------------------------------------------------------------
 
 
-def test_a_newcomer_takes_the_place_of_the_one_that_has_been_silent_for_longest() -> None:
+def test_at_max_pending_a_new_connection_closes_the_longest_silent_one() -> None:
     with guarded() as bench:
         first, second, third, fourth = (bench.attach() for _ in range(4))
         say_hello(first)
@@ -62,7 +62,7 @@ def test_a_newcomer_takes_the_place_of_the_one_that_has_been_silent_for_longest(
         assert (counters["pending"], counters["refused_pending"], counters["connections"]) == (4, 1, 4)
 
 
-def test_when_all_have_said_hello_the_newcomer_is_the_one_to_go() -> None:
+def test_when_all_have_sent_hello_the_new_connection_is_refused() -> None:
     with guarded() as bench:
         clients = [bench.attach() for _ in range(4)]
         for client in clients:
@@ -75,7 +75,7 @@ def test_when_all_have_said_hello_the_newcomer_is_the_one_to_go() -> None:
         assert all(client.closed is None and client.replies[-1].code == 0 for client in clients)
 
 
-def test_who_was_answered_without_being_admitted_goes_first() -> None:
+def test_an_answered_but_unadmitted_connection_is_closed_first() -> None:
     with guarded() as bench:
         silent, refused, *_ = (bench.attach() for _ in range(4))
         say_hello(refused)
@@ -88,7 +88,7 @@ def test_who_was_answered_without_being_admitted_goes_first() -> None:
         assert refused.closed and silent.closed is None
 
 
-def test_one_address_has_its_own_bound_and_others_are_not_its_concern() -> None:
+def test_the_limit_of_one_address_does_not_affect_others() -> None:
     with guarded(max_pending=10, max_pending_per_address=2) as bench:
         assert all(bench.attach(address=STRANGER).conn for _ in range(2))
         assert bench.attach(address=STRANGER).conn == 0
@@ -97,7 +97,7 @@ def test_one_address_has_its_own_bound_and_others_are_not_its_concern() -> None:
         assert (counters["pending"], counters["refused_pending_address"], counters["refused_pending"]) == (4, 1, 0)
 
 
-def test_an_ipv6_host_has_all_of_its_64_so_that_is_one_address() -> None:
+def test_an_ipv6_network_of_64_bits_counts_as_one_address() -> None:
     with guarded(max_pending=10, max_pending_per_address=2) as bench:
         assert bench.attach(address="2001:db8:0:1::1").conn
         assert bench.attach(address="2001:db8:0:1:ffff:ffff:ffff:ffff").conn
@@ -106,13 +106,13 @@ def test_an_ipv6_host_has_all_of_its_64_so_that_is_one_address() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.9", "::1", ""])
-def test_this_machines_own_clients_are_bounded_in_total_only(address: str) -> None:
+def test_loopback_clients_are_bounded_only_in_total(address: str) -> None:
     with guarded(max_pending=10, max_pending_per_address=1) as bench:
         assert all(bench.attach(address=address).conn for _ in range(10))
         assert bench.stats()["refused_pending_address"] == 0
 
 
-def test_a_place_is_given_back_by_admission_by_the_end_and_by_the_deadline() -> None:
+def test_a_pending_slot_is_freed_by_admission_close_and_deadline() -> None:
     with guarded(max_pending_per_address=1) as bench:
         for end in ("admitted", "closed", "late", "frame"):
             client = bench.attach(address=STRANGER)
@@ -132,7 +132,7 @@ def test_a_place_is_given_back_by_admission_by_the_end_and_by_the_deadline() -> 
         assert bench.stats()["refused_pending_address"] == 4
 
 
-def test_without_authentication_nobody_is_pending() -> None:
+def test_without_authentication_no_connection_is_pending() -> None:
     with Bench(max_pending=1, max_pending_per_address=1) as bench:
         clients = [bench.attach(address=STRANGER) for _ in range(10)]
         bench.settle(10 * HELLO_MS)
@@ -140,14 +140,14 @@ def test_without_authentication_nobody_is_pending() -> None:
         assert bench.stats()["pending"] == 0
 
 
-def test_a_trusted_connection_needs_no_place() -> None:
+def test_a_trusted_connection_needs_no_pending_slot() -> None:
     with guarded(max_pending=1) as bench:
         bench.attach()
         assert all(bench.attach(trusted=True).conn for _ in range(3))
         assert bench.stats()["pending"] == 1
 
 
-def test_the_places_of_a_thousand_addresses_come_and_go() -> None:
+def test_the_slots_of_a_thousand_addresses_are_counted_and_freed() -> None:
     with guarded(max_pending=1000, max_pending_per_address=1) as bench:
         addresses = [f"2001:db8:{n:x}::1" if n % 2 else f"198.51.{n // 250}.{n % 250 + 1}" for n in range(1000)]
         for step in (1, 3, 7):
@@ -164,7 +164,7 @@ def test_the_places_of_a_thousand_addresses_come_and_go() -> None:
             assert bench.stats()["pending"] == 0
 
 
-def test_strangers_at_a_socket_are_pushed_out_without_a_word_to_python() -> None:
+def test_displaced_pending_connections_cause_no_python_event() -> None:
     with guarded(max_pending=8) as bench:
         bench.listen()
         strangers = [bench.connect() for _ in range(100)]
@@ -180,7 +180,7 @@ def test_strangers_at_a_socket_are_pushed_out_without_a_word_to_python() -> None
 # ---- the deadline ----------------------------------------------------------------------------------------------------
 
 
-def test_a_byte_a_second_does_not_extend_the_deadline() -> None:
+def test_slowly_sent_bytes_do_not_extend_the_deadline() -> None:
     with guarded() as bench:
         client = bench.attach(address=STRANGER)
         for second in range(HELLO_MS // 1000):
@@ -195,7 +195,7 @@ def test_a_byte_a_second_does_not_extend_the_deadline() -> None:
         assert bench.stats()["hello_timeouts"] == 1
 
 
-def test_waiting_for_pythons_answer_is_part_of_the_time() -> None:
+def test_the_hello_deadline_includes_the_wait_for_python() -> None:
     with guarded() as bench:
         client = bench.attach()
         bench.settle(HELLO_MS - 1000)
@@ -206,7 +206,7 @@ def test_waiting_for_pythons_answer_is_part_of_the_time() -> None:
         assert bench.stats()["connections"] == 0
 
 
-def test_who_is_admitted_has_no_deadline_any_more() -> None:
+def test_an_admitted_connection_has_no_hello_deadline() -> None:
     with guarded() as bench:
         client = bench.attach()
         say_hello(client)
@@ -215,8 +215,8 @@ def test_who_is_admitted_has_no_deadline_any_more() -> None:
         assert client.closed is None
 
 
-def test_a_refusal_is_read_in_the_time_that_is_left() -> None:
-    """A wrong key at the last moment: what lingers for the Reply to be read may not linger past the deadline."""
+def test_a_refusal_must_be_read_before_the_hello_deadline() -> None:
+    """A wrong key at the last moment: the connection stays open for the Reply to be read, but not past the deadline."""
     with guarded() as bench:
         bench.listen()
         client = bench.connect()
@@ -231,7 +231,7 @@ def test_a_refusal_is_read_in_the_time_that_is_left() -> None:
         assert bench.stats()["connections"] == 0
 
 
-def test_the_time_is_a_setting_that_can_be_changed_while_running() -> None:
+def test_the_hello_timeout_can_be_changed_while_running() -> None:
     with guarded() as bench:
         bench.core.limits(bench.config._replace(hello_timeout_ms=200))
         client = bench.attach()
@@ -241,7 +241,7 @@ def test_the_time_is_a_setting_that_can_be_changed_while_running() -> None:
         assert client.closed
 
 
-def test_a_crowd_whose_time_is_up_ends_over_a_few_turns_and_those_inside_are_served_between_them() -> None:
+def test_many_expired_pending_connections_close_over_several_turns() -> None:
     with guarded(max_pending=1000) as bench:
         reader, writer = bench.attach(trusted=True), bench.attach(trusted=True)
         reader.send(wire.SUB, "t")
@@ -263,10 +263,10 @@ def test_a_crowd_whose_time_is_up_ends_over_a_few_turns_and_those_inside_are_ser
         assert reader.payloads == [b"%d" % n for n in range(turns)]
 
 
-# ---- what a stranger costs -------------------------------------------------------------------------------------------
+# ---- cost of an unauthenticated connection ---------------------------------------------------------------------------
 
 
-def test_only_one_frame_of_a_stranger_is_taken_from_the_kernel() -> None:
+def test_only_one_frame_is_read_before_admission() -> None:
     with guarded() as bench:
         bench.listen()
         client = bench.connect()
@@ -282,7 +282,7 @@ def test_only_one_frame_of_a_stranger_is_taken_from_the_kernel() -> None:
         assert bench.stats()["published"] == 1, "and is served once it is admitted"
 
 
-def test_a_stranger_that_trickles_costs_a_few_bytes() -> None:
+def test_a_slow_pending_connection_uses_few_bytes() -> None:
     with guarded(max_pending=1000, max_pending_per_address=1000) as bench:
         clients = [bench.attach(address=STRANGER) for _ in range(1000)]
         bench.settle()
@@ -293,7 +293,7 @@ def test_a_stranger_that_trickles_costs_a_few_bytes() -> None:
         assert bench.stats()["memory_used_bytes"] - before <= 64 * 1000
 
 
-def test_a_length_over_1_kib_ends_a_stranger_before_anything_is_kept_for_it() -> None:
+def test_a_length_over_1_kib_closes_a_pending_connection_before_allocation() -> None:
     with guarded() as bench:
         for size in (1025, 1 << 20, 0xFFFFFFFF):
             client = bench.attach()
@@ -302,11 +302,11 @@ def test_a_length_over_1_kib_ends_a_stranger_before_anything_is_kept_for_it() ->
             assert client.closed and client.closed.reason is CloseReason.TOO_LARGE
 
 
-# ---- the rate --------------------------------------------------------------------------------------------------------
+# ---- accept rate -----------------------------------------------------------------------------------------------------
 
 
 def crowd(bench: Bench, count: int) -> list[SocketClient]:
-    """So many connect at once; the core is not turned meanwhile."""
+    """Open this many connections at once, without core turns meanwhile."""
     clients = []
     for _ in range(count):
         client = SocketClient(bench, socket.create_connection(bench.address))
@@ -315,7 +315,7 @@ def crowd(bench: Bench, count: int) -> list[SocketClient]:
     return clients
 
 
-def test_connections_beyond_the_burst_wait_in_the_backlog_and_come_at_the_rate() -> None:
+def test_connections_beyond_the_burst_are_accepted_at_the_rate() -> None:
     with Bench(accept_rate=100, accept_burst=5) as bench:
         bench.listen()
         crowd(bench, 30)
@@ -329,7 +329,7 @@ def test_connections_beyond_the_burst_wait_in_the_backlog_and_come_at_the_rate()
         assert bench.stats()["accepted"] == 35, "a quiet second fills the bucket to the burst and no further"
 
 
-def test_a_resting_listener_has_nothing_to_do() -> None:
+def test_a_paused_listener_causes_no_work() -> None:
     with Bench(accept_rate=1, accept_burst=1) as bench:
         bench.listen()
         crowd(bench, 10)
@@ -340,7 +340,7 @@ def test_a_resting_listener_has_nothing_to_do() -> None:
         assert bench.stats()["accept_rests"] == 1
 
 
-def test_those_who_are_in_are_served_while_the_listener_rests() -> None:
+def test_clients_are_served_while_the_listener_is_paused() -> None:
     with Bench(accept_rate=1, accept_burst=1) as bench:
         bench.listen()
         reader, writer = bench.attach().subscribe("t"), bench.attach()
@@ -352,7 +352,7 @@ def test_those_who_are_in_are_served_while_the_listener_rests() -> None:
         assert bench.stats()["accepted"] == 3
 
 
-def test_rate_0_takes_them_as_they_come() -> None:
+def test_accept_rate_0_disables_the_rate_limit() -> None:
     with Bench(accept_rate=0, accept_burst=1) as bench:
         bench.listen()
         crowd(bench, 100)
@@ -360,7 +360,7 @@ def test_rate_0_takes_them_as_they_come() -> None:
         assert bench.stats()["accepted"] == 100 and bench.stats()["accept_rests"] == 0
 
 
-def test_who_is_turned_away_takes_no_token_from_those_who_wait() -> None:
+def test_a_refused_connection_uses_no_token() -> None:
     with guarded(accept_rate=100, accept_burst=10, max_connections=2, max_pending=2) as bench:
         bench.listen()
         crowd(bench, 100)
@@ -369,7 +369,7 @@ def test_who_is_turned_away_takes_no_token_from_those_who_wait() -> None:
         assert (counters["accepted"], counters["refused"], counters["accept_rests"]) == (2, 98, 0)
 
 
-def test_the_rate_can_be_changed_while_the_listener_rests() -> None:
+def test_the_accept_rate_can_be_changed_while_the_listener_is_paused() -> None:
     with Bench(accept_rate=1, accept_burst=1) as bench:
         bench.listen()
         crowd(bench, 20)
@@ -405,7 +405,7 @@ def test_two_listeners_share_the_rate_fairly() -> None:
 
 @contextlib.contextmanager
 def descriptors_left(count: int):
-    """This process may open so many more."""
+    """Limit the descriptors that this process may still open."""
     probe = os.dup(0)
     os.close(probe)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -418,7 +418,7 @@ def descriptors_left(count: int):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_the_last_descriptors_are_left_alone_and_the_backlog_waits_without_a_turn() -> None:
+def test_the_reserved_descriptors_stay_free_and_the_backlog_waits_without_spinning() -> None:
     with Bench() as bench:
         bench.listen()
         clients = crowd(bench, 40)
@@ -428,7 +428,7 @@ def test_the_last_descriptors_are_left_alone_and_the_backlog_waits_without_a_tur
             room = counters["accepted"]
             assert 0 < room < 40 and counters["refused_descriptors"] == 1
             assert [event.paused for event in bench.accepting] == [True]
-            with open("/dev/null"):  # there is one for the broker itself
+            with open("/dev/null"):  # one descriptor is reserved for the broker itself
                 pass
             for _ in range(50):
                 bench.settle(10)
@@ -443,7 +443,7 @@ def test_the_last_descriptors_are_left_alone_and_the_backlog_waits_without_a_tur
         assert [event.paused for event in bench.accepting] == [True, False]
 
 
-def test_with_no_descriptor_at_all_it_waits_and_recovers() -> None:
+def test_without_descriptors_accepting_pauses_and_recovers() -> None:
     with Bench() as bench:
         bench.listen()
         crowd(bench, 10)
@@ -457,7 +457,7 @@ def test_with_no_descriptor_at_all_it_waits_and_recovers() -> None:
         assert [event.paused for event in bench.accepting] == [True, False]
 
 
-def test_a_listener_that_comes_after_all_have_gone_is_accepted_from() -> None:
+def test_a_listener_added_after_all_were_removed_is_served() -> None:
     with Bench(accept_rate=1, accept_burst=1) as bench:
         bench.listen()
         crowd(bench, 3)
@@ -470,7 +470,7 @@ def test_a_listener_that_comes_after_all_have_gone_is_accepted_from() -> None:
         assert bench.stats()["accepted"] == 2
 
 
-# ---- the same with a plain twin --------------------------------------------------------------------------------------
+# ---- comparison with the reference model -----------------------------------------------------------------------------
 
 ADDRESSES = ["", "127.0.0.1", STRANGER, "198.51.100.8", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
 STEPS = st.lists(
@@ -486,7 +486,7 @@ STEPS = st.lists(
 
 @settings(max_examples=300)
 @given(steps=STEPS, total=st.integers(1, 5), each=st.integers(1, 3), most=st.integers(3, 8))
-def test_the_door_does_what_a_page_of_plain_python_does(steps: list, total: int, each: int, most: int) -> None:
+def test_admission_matches_reference_model(steps: list, total: int, each: int, most: int) -> None:
     with guarded(max_pending=total, max_pending_per_address=each, max_connections=most, hello_timeout_ms=500) as bench:
         twin, clients = DoorTwin(total, each, most, 500, bench.now_ms), {}
         for step, (what, value) in enumerate(steps):

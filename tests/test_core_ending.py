@@ -1,7 +1,7 @@
-"""How connections end: what a client asked for before QUIT or the end of its side is answered, and nothing is kept for long.
+"""How connections end: requests before QUIT or a half-close are answered, and nothing is kept for long.
 
-Each case is played over TCP and over a fed connection, which is how TLS and in-process clients reach the core. The core is
-stepped and the disk answers when a test lets time pass.
+Each case is run over TCP and over an in-memory connection, which TLS and in-process clients use. The core is stepped,
+and the disk answers when a test advances time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ overs = pytest.mark.parametrize("over", ["socket", "feed"])
 
 
 class EndingBench(LoggedBench):
-    """Clients over TCP or fed, and both ways to send no more."""
+    """TCP or in-memory clients, and both ways to end the input."""
 
     def client(self, over: str, name: str = "") -> Client:
         self.rested()
@@ -50,11 +50,11 @@ class EndingBench(LoggedBench):
             self.core.feed_end(client.conn)
 
     def rested(self) -> None:
-        """Wait until the log has nothing to write: from here on a record waits for as long as SLOW says."""
+        """Wait until the WAL has nothing to write: from here on a record waits as long as SLOW."""
         self.until(lambda: self.stats()["log_next_lsn"] - 1 == self.stats()["log_durable_lsn"], advance_ms=100)
 
     def end_seen(self, client: Client) -> None:
-        """End its side, and wait until the core has seen that: its subscriptions are gone."""
+        """End its input and wait until the core has noticed it: its subscriptions are removed."""
         client.send(wire.SUB, "own", seq=99)
         self.pull(client, lambda: client.subacks)
         client.subacks.clear()
@@ -63,7 +63,7 @@ class EndingBench(LoggedBench):
         self.until(lambda: self.stats()["subscriptions"] < before)
 
     def pull(self, client: Client, happened: Callable[[], object], advance_ms: int = 0) -> None:
-        """Turn, and read from the socket, until it has happened."""
+        """Run turns and read from the socket until the condition holds."""
 
         def look() -> object:
             if isinstance(client, SocketClient):
@@ -100,7 +100,7 @@ REQUESTS: list[tuple[str, Callable[[Client], None]]] = [
 @overs
 @pytest.mark.parametrize("how", ["end of file", "QUIT"])
 @pytest.mark.parametrize("request_", [send for _, send in REQUESTS], ids=[name for name, _ in REQUESTS])
-def test_a_request_with_the_end_right_behind_it_is_answered(
+def test_a_request_followed_directly_by_the_end_is_answered(
     tmp_path: Path, over: str, how: str, request_: Callable[[Client], None]
 ) -> None:
     with bench_of(tmp_path) as bench:
@@ -116,10 +116,10 @@ def test_a_request_with_the_end_right_behind_it_is_answered(
 
 
 @overs
-def test_publishes_that_wait_for_the_disk_are_all_answered_in_order_behind_the_end(tmp_path: Path, over: str) -> None:
+def test_publishes_pending_on_disk_are_answered_in_order_after_a_half_close(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.client(over)
-        for seq in range(500):  # several batches of the log: the input stands still in between
+        for seq in range(500):  # several batches of the WAL; input is paused in between
             client.send(wire.PUB, "t", bytes(100), qos=1, seq=seq)
         bench.end(client)
         bench.to_the_end(client)
@@ -128,7 +128,7 @@ def test_publishes_that_wait_for_the_disk_are_all_answered_in_order_behind_the_e
 
 
 @overs
-def test_a_request_that_python_answers_late_is_answered_behind_the_end(tmp_path: Path, over: str) -> None:
+def test_a_late_python_answer_is_sent_after_a_half_close(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.client(over)
         bench.answering = False
@@ -136,7 +136,7 @@ def test_a_request_that_python_answers_late_is_answered_behind_the_end(tmp_path:
         client.send(wire.PING, seq=2)
         bench.end(client)
         bench.until(lambda: bench.asked)
-        bench.settle(60_000)  # the end is behind them in its input, so it has not been seen
+        bench.settle(60_000)  # the end is behind them in its input, so the core has not seen it
         assert len(bench.asked) == 1 and bench.stats()["connections"] == 1
         bench.answering = True
         bench.answer(bench.asked.pop())
@@ -145,7 +145,7 @@ def test_a_request_that_python_answers_late_is_answered_behind_the_end(tmp_path:
 
 
 @overs
-def test_a_publisher_that_is_held_back_delivers_everything_behind_its_end(tmp_path: Path, over: str) -> None:
+def test_a_blocked_publisher_delivers_everything_after_a_half_close(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path, overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         reader, client = bench.attach(hello=True).subscribe("t"), bench.client(over)
         reader.stall()
@@ -162,7 +162,7 @@ def test_a_publisher_that_is_held_back_delivers_everything_behind_its_end(tmp_pa
 
 
 @overs
-def test_the_core_rests_while_a_client_that_has_ended_waits_for_the_disk(tmp_path: Path, over: str) -> None:
+def test_the_core_is_idle_while_a_half_closed_client_waits_for_the_disk(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.client(over)
         client.send(wire.PUB, "t", b"", qos=1, seq=5)
@@ -192,7 +192,7 @@ def test_the_subscriptions_of_a_client_end_with_its_input(tmp_path: Path, over: 
 
 
 @overs
-def test_another_member_of_a_group_has_the_unacknowledged_at_once_when_one_ends(tmp_path: Path, over: str) -> None:
+def test_unacknowledged_messages_of_an_ended_group_member_go_to_another_at_once(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path, ack_timeout_ms=3_600_000) as bench:
         first, publisher = bench.client(over, "first"), bench.named("publisher")
         first.send(wire.SUB, "t", seq=3, qos=1, group="g")
@@ -210,7 +210,7 @@ def test_another_member_of_a_group_has_the_unacknowledged_at_once_when_one_ends(
         assert [reply.seq for reply in first.replies] == [5]
 
 
-def test_a_reset_ends_a_connection_that_waits_for_an_answer_at_once(tmp_path: Path) -> None:
+def test_a_reset_closes_a_connection_with_pending_answers_at_once(tmp_path: Path) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.client("socket")
         assert isinstance(client, SocketClient)
@@ -224,7 +224,7 @@ def test_a_reset_ends_a_connection_that_waits_for_an_answer_at_once(tmp_path: Pa
         bench.until(lambda: bench.stats()["held"] == 0, advance_ms=100)
 
 
-def test_what_was_sent_before_a_reset_is_taken_though_the_input_stood_still(tmp_path: Path) -> None:
+def test_bytes_received_before_a_reset_are_processed_although_input_was_paused(tmp_path: Path) -> None:
     with bench_of(tmp_path) as bench:
         reader, client = bench.attach().subscribe("t"), bench.client("socket")
         assert isinstance(client, SocketClient)
@@ -236,16 +236,14 @@ def test_what_was_sent_before_a_reset_is_taken_though_the_input_stood_still(tmp_
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.socket.close()
         bench.settle(1000)
-        bench.until(lambda: bench.core.wait(0) == 0)  # the reset is not reported again and again
+        bench.until(lambda: bench.core.wait(0) == 0)  # the reset is not reported repeatedly
         bench.answer(bench.asked.pop())
         bench.until(lambda: bench.stats()["connections"] == 1)
         assert reader.payloads == [b"sent, and closed at once"]
 
 
 @overs
-def test_an_answer_that_the_disk_does_not_give_ends_the_connection_after_thirty_seconds(
-    tmp_path: Path, over: str
-) -> None:
+def test_a_half_closed_connection_waits_at_most_thirty_seconds_for_the_disk(tmp_path: Path, over: str) -> None:
     with bench_of(tmp_path, SLOW._replace(flush_interval_ms=3_600_000)) as bench:
         client = bench.client(over)
         client.send(wire.PUB, "t", b"", qos=1, seq=5)
@@ -257,7 +255,7 @@ def test_an_answer_that_the_disk_does_not_give_ends_the_connection_after_thirty_
         assert bench.closed[-1].reason is CloseReason.EOF and "not answered in time" in bench.closed[-1].detail
 
 
-def test_a_client_that_has_ended_and_reads_nothing_is_gone_after_five_seconds(tmp_path: Path) -> None:
+def test_a_half_closed_client_that_does_not_read_is_closed_after_five_seconds(tmp_path: Path) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.named("one")
         client.stall()
@@ -271,7 +269,7 @@ def test_a_client_that_has_ended_and_reads_nothing_is_gone_after_five_seconds(tm
         assert client.closed is not None and bench.stats()["connections"] == 0
 
 
-def test_a_plain_client_that_ended_is_not_kept_for_answers_it_never_gets(tmp_path: Path) -> None:
+def test_a_half_closed_legacy_client_is_closed_without_waiting(tmp_path: Path) -> None:
     with bench_of(tmp_path) as bench:
         client = bench.attach()
         client.send(wire.PUB, "t", b"", qos=1)

@@ -1,8 +1,8 @@
-"""Every cell of the table in docs/PROTOCOL.md that says what a second SUB, UNSUB, a newer connection and a restart do to a
-subscription, against a twin of a few obvious lines.
+"""Every cell of the table in docs/PROTOCOL.md that defines how a second SUB, UNSUB, a newer connection and a restart
+change a subscription, compared with a simple model.
 
-Invariant: each scenario has a filter and two client_ids of its own, so hundreds of them run in one core. Only answers are
-waited for.
+Invariant: each scenario has its own filter and two client_ids, so one core runs hundreds of them. The tests wait only
+for answers.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ BIG_LOG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=25
 
 
 class Twin:
-    """What one filter's subscriptions are. Clients are 0 and 1; each has one connection or none."""
+    """The subscriptions of one filter. Clients are 0 and 1; each has one connection or none."""
 
     def __init__(self) -> None:
-        self.alone: dict[int, int] = {}  # the QoS of a connection's own subscription
-        self.taken_up: set[int] = set()  # those whose own is the durable one of their client_id
+        self.alone: dict[int, int] = {}  # the QoS of the subscription of a connection itself
+        self.taken_up: set[int] = set()  # clients whose own subscription is the durable one of their client_id
         self.durable: set[int] = set()
-        self.members: dict[int, int] = {}  # the QoS each asked the group for
+        self.members: dict[int, int] = {}  # the QoS that each requested for the group
         self.holders: set[int] = set()
         self.group_qos = 0
 
@@ -56,7 +56,7 @@ class Twin:
             self.taken_up.add(who)
 
     def unsub(self, who: int, group: str) -> bool:
-        """Whether there was anything to end."""
+        """Whether a subscription existed."""
         there = who in self.members or who in self.holders
         self.members.pop(who, None)
         self.holders.discard(who)
@@ -68,7 +68,7 @@ class Twin:
         return there
 
     def leave_filter(self, who: int, group: str) -> bool:
-        """Whether this connection had anything there."""
+        """Whether this connection had a subscription."""
         there = who in self.members or (not group and who in self.alone)
         self.members.pop(who, None)
         if not group:
@@ -93,7 +93,7 @@ class Twin:
         return len(passing) + len(self.durable) + bool(self.members or self.holders)
 
     def collecting(self) -> list[str]:
-        """Who is promised a QoS 1 message that is published now, though nobody may be there."""
+        """Consumers that must get a QoS 1 message published now, including absent ones."""
         return [f"durable {who}" for who in sorted(self.durable)] + (["group"] if self.holders else [])
 
 
@@ -103,7 +103,7 @@ class Scenario:
         self.steps = steps
         self.twin = Twin()
         self.clients: dict[int, Client] = {}
-        self.missed: dict[str, list[bytes]] = {}  # what has been published for those of `collecting` who are away
+        self.missed: dict[str, list[bytes]] = {}  # messages published for the absent consumers of `collecting`
         self.wanted: list[tuple[Client, int]] = []
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ class Scenario:
         return self.clients[who]
 
     def step(self, bench: LoggedBench, who: int, what: str) -> None:
-        """Ask for it; `answers` looks at what came back."""
+        """Send the request; `answers` checks the answers."""
         if what == "connection ends":
             if who in self.clients:
                 bench.core.close(self.clients.pop(who).conn)
@@ -157,7 +157,7 @@ class Scenario:
         self.wanted.clear()
 
     def due(self, light: bytes, heavy: bytes) -> tuple[dict[int, list[tuple[bytes, int]]], list[tuple[bytes, int]]]:
-        """What each connection has to have by now on its own account, and what the group's members have between them."""
+        """The messages due to each connection itself, and those due to the group members together."""
         twin = self.twin
         alone = {who: [(light, 0), (heavy, qos)] for who, qos in twin.alone.items()}
         for who in twin.taken_up:
@@ -170,13 +170,13 @@ class Scenario:
         return sum(len(client.messages) for client in self.clients.values())
 
     def deliveries(self, alone: dict[int, list[tuple[bytes, int]]], group: list[tuple[bytes, int]]) -> None:
-        """Look at what has come, and acknowledge it."""
+        """Check the received messages and acknowledge them."""
         for who, client in self.clients.items():
             got = [(message.payload, message.qos) for message in client.messages]
             for one in alone.get(who, []):
                 assert one in got, (self, "AB"[who], one, got)
                 got.remove(one)
-            for payload, qos in got:  # of the group: each once, to any of its members, with no more than that asked for
+            for payload, qos in got:  # group messages: each once, to any member, with at most the requested QoS
                 assert who in self.twin.members, (self, "AB"[who], got)
                 due = next((each for each in group if each[0] == payload), None)
                 assert due and qos == min(due[1], self.twin.members[who]), (self, "AB"[who], payload, qos, group)
@@ -188,7 +188,7 @@ class Scenario:
         assert not group, (self, group)
 
     def published(self, payload: bytes) -> None:
-        """Note it for those who are away, and forget what was noted for one that has ended."""
+        """Record the message for absent consumers, and discard the records of an ended one."""
         kept = self.twin.collecting()
         self.missed = {each: payloads for each, payloads in self.missed.items() if each in kept}
         for each in kept:
@@ -197,7 +197,7 @@ class Scenario:
                 self.missed.setdefault(each, []).append(payload)
 
     def comes_back(self, bench: LoggedBench) -> None:
-        """Connect all that is kept again, durably."""
+        """Reconnect all stored subscriptions as durable."""
         for who in (0, 1):
             if who in self.twin.durable:
                 self.step(bench, who, "sub durable")
@@ -215,7 +215,7 @@ class Scenario:
 
 
 def after_all(bench: LoggedBench, scenarios: list[Scenario]) -> None:
-    """Wait for the answers, and look at them."""
+    """Wait for the answers and check them."""
     bench.settle()
     bench.until(lambda: all(scenario.answered() for scenario in scenarios))
     for scenario in scenarios:
@@ -234,7 +234,7 @@ def publish_all(bench: LoggedBench, scenarios: list[Scenario], publisher: Client
 
 
 def all_got(bench: LoggedBench, scenarios: list[Scenario], light: bytes, heavy: bytes) -> None:
-    """Wait for what is due, and look at it."""
+    """Wait for all due messages and check them."""
     for scenario in scenarios:
         scenario.published(heavy)
     dues = [scenario.due(light, heavy) for scenario in scenarios]
@@ -246,7 +246,7 @@ def all_got(bench: LoggedBench, scenarios: list[Scenario], light: bytes, heavy: 
 
 
 def all_come_back(bench: LoggedBench, scenarios: list[Scenario]) -> None:
-    """Connect for all that is kept, and look at what had been kept."""
+    """Connect all stored subscriptions and check their stored messages."""
     assert bench.stats()["sessions"] == sum(scenario.twin.sessions for scenario in scenarios)
     for scenario in scenarios:
         scenario.clients.clear()
@@ -290,14 +290,12 @@ def run(directory: Path, programs: Iterable[tuple[tuple[int, str], ...]], end: s
 
 @pytest.mark.parametrize("end", ["at once", "after a restart", "after a kill"])
 @pytest.mark.parametrize("first", ALL)
-def test_what_a_second_and_a_third_request_do_to_a_subscription_is_as_the_table_says(
-    first: str, end: str, tmp_path: Path
-) -> None:
+def test_repeated_requests_change_a_subscription_as_the_table_defines(first: str, end: str, tmp_path: Path) -> None:
     run(tmp_path, [((0, first), second, third) for second, third in itertools.product(BY_BOTH, BY_BOTH)], end)
 
 
 @pytest.mark.parametrize("end", ["at once", "after a restart", "after a kill"])
-def test_who_leaves_with_keep_durable_ends_no_durable_subscription(end: str, tmp_path: Path) -> None:
+def test_unsub_with_keep_durable_ends_no_durable_subscription(end: str, tmp_path: Path) -> None:
     begins = [((0, first), (0, second)) for first, second in itertools.product(SUBS, [*SUBS, "newer connection"])]
     goes_on = [(0, what) for what in (*SUBS, *ENDS, *LEAVES, "newer connection")] + [(1, "sub durable group")]
     run(

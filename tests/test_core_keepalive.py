@@ -1,6 +1,6 @@
-"""Clients that are gone without a word, and those that only seem to be: promises of HELLO and options of sockets.
+"""Lost clients and clients that only seem lost: keep-alive intervals of HELLO and socket options.
 
-The core is stepped by hand. What needs a network that takes packets away is in test_keepalive.py.
+The core is stepped by hand. Tests that need a network with packet loss are in test_keepalive.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SERVER_MS = 60_000
 
 
 def hello(client: Client, keepalive_ms: int) -> wire.Reply:
-    """Say HELLO with a promise; the answer."""
+    """Send HELLO with a keep-alive interval; returns the answer."""
     client.send(wire.HELLO, seq=1, protocol=wire.PROTOCOL, keepalive_ms=keepalive_ms)
     client.bench.settle()
     if isinstance(client, SocketClient):
@@ -42,7 +42,7 @@ def hello(client: Client, keepalive_ms: int) -> wire.Reply:
         (0, 20_000, 0),
     ],
 )
-def test_the_answer_to_hello_says_which_interval_is_in_effect(server_ms: int, asked_ms: int, in_effect_ms: int) -> None:
+def test_the_hello_answer_contains_the_effective_interval(server_ms: int, asked_ms: int, in_effect_ms: int) -> None:
     with Bench(keepalive_ms=server_ms) as bench:
         client = bench.attach()
         assert hello(client, asked_ms) == wire.Reply(1, 0, "welcome", 0, b"", None, in_effect_ms)
@@ -52,14 +52,14 @@ def test_the_answer_to_hello_says_which_interval_is_in_effect(server_ms: int, as
 
 
 @pytest.mark.parametrize("over", ["socket", "feed"])
-def test_a_client_that_breaks_its_promise_is_closed_with_the_cause_and_counted(over: str) -> None:
+def test_a_client_that_misses_its_keep_alive_is_closed_and_counted(over: str) -> None:
     with Bench(keepalive_ms=SERVER_MS) as bench:
         client = bench.adopt(1 << 16) if over == "socket" else bench.attach()
         assert hello(client, 10_000).keepalive_ms == 10_000
         bench.settle(14_900)
         assert bench.stats()["connections"] == 1
         bench.settle(200)
-        bench.settle(1000)  # what a fed client sent may be on its way for another second
+        bench.settle(1000)  # input of an in-memory client may be in transit for another second
         assert bench.stats()["connections"] == 0 and bench.stats()["closed_silent"] == 1
         assert bench.closed[0].reason is CloseReason.SILENT and "PING" in bench.closed[0].detail
 
@@ -75,11 +75,11 @@ def test_a_client_that_breaks_its_promise_is_closed_with_the_cause_and_counted(o
     ],
     ids=["PING", "ACK", "PUB", "a byte of a frame"],
 )
-def test_anything_a_client_sends_keeps_its_promise(over: str, something: bytes) -> None:
+def test_any_client_frame_satisfies_the_keep_alive(over: str, something: bytes) -> None:
     with Bench(keepalive_ms=SERVER_MS) as bench:
         client = bench.adopt(1 << 16) if over == "socket" else bench.attach()
         hello(client, 10_000)
-        rounds = 3 if something == b"\0" else 20  # four of these would be a length
+        rounds = 3 if something == b"\0" else 20  # four of these bytes would be a length
         for _ in range(rounds):
             bench.settle(14_000)
             client.feed(something)
@@ -90,7 +90,7 @@ def test_anything_a_client_sends_keeps_its_promise(over: str, something: bytes) 
         assert bench.stats()["connections"] == 0
 
 
-def test_frames_cost_no_work_of_the_timer_wheel() -> None:
+def test_frames_do_not_touch_the_timer_wheel() -> None:
     with Bench(keepalive_ms=SERVER_MS) as bench:
         client = bench.attach()
         hello(client, 10_000)
@@ -103,7 +103,7 @@ def test_frames_cost_no_work_of_the_timer_wheel() -> None:
         assert bench.stats()["wheel_insertions"] == before + 1 and client.closed is None
 
 
-def test_a_client_whose_input_stands_still_is_not_silent() -> None:
+def test_a_client_with_paused_input_is_not_silent() -> None:
     with Bench(keepalive_ms=SERVER_MS, overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         reader, held_back, asking = bench.attach().subscribe("t"), bench.attach(), bench.attach()
         hello(held_back, 10_000)
@@ -127,19 +127,19 @@ def test_a_client_whose_input_stands_still_is_not_silent() -> None:
         )
 
 
-def test_input_that_the_core_was_too_late_to_read_counts() -> None:
+def test_unread_input_counts_as_activity() -> None:
     with Bench(keepalive_ms=SERVER_MS) as bench:
         client = bench.adopt(1 << 16)
         hello(client, 10_000)
         client.offer(wire.encode_command(wire.PING, seq=7))
-        bench.core.turn(bench.now_ms + 100_000, bench.now_ms + bench.wall_offset_ms)  # no look at sockets before
+        bench.core.turn(bench.now_ms + 100_000, bench.now_ms + bench.wall_offset_ms)  # no socket check before this time
         bench.now_ms += 100_000
         bench.settle()
         client.drain()
         assert [reply.seq for reply in client.replies] == [7] and bench.stats()["connections"] == 1
 
 
-def test_a_second_hello_changes_no_promise() -> None:
+def test_a_second_hello_does_not_change_the_interval() -> None:
     with Bench(keepalive_ms=SERVER_MS) as bench:
         client = bench.attach()
         hello(client, 10_000)
@@ -153,7 +153,7 @@ def test_a_second_hello_changes_no_promise() -> None:
         assert client.closed is not None
 
 
-def test_a_promise_of_a_client_that_is_not_admitted_gives_it_no_more_time() -> None:
+def test_the_interval_of_an_unadmitted_client_does_not_extend_its_deadline() -> None:
     with Bench(keepalive_ms=SERVER_MS, require_hello=1, hello_timeout_ms=5000) as bench:
         bench.answering = False
         client = bench.attach()
@@ -162,7 +162,7 @@ def test_a_promise_of_a_client_that_is_not_admitted_gives_it_no_more_time() -> N
         assert client.closed is not None and client.closed.reason is CloseReason.UNAUTH
 
 
-def test_another_member_of_the_group_has_the_work_of_a_silent_one_at_once(tmp_path: Path) -> None:
+def test_the_messages_of_a_silent_group_member_go_to_another_at_once(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, keepalive_ms=SERVER_MS, ack_timeout_ms=3_600_000) as bench:
         dead, alive, publisher = bench.attach(), bench.attach(), bench.attach(hello=True)
         hello(dead, 10_000)
@@ -203,7 +203,7 @@ def options_of(client: SocketClient) -> tuple[int, ...]:
     "keepalive_ms, idle_interval_count",
     [(60_000, (27, 9, 3)), (2000, (1, 1, 1)), (5000, (2, 1, 3)), (3_600_000, (1620, 540, 3))],
 )
-def test_the_system_probes_from_half_of_the_time_on_and_gives_up_within_it(
+def test_tcp_probes_start_at_half_the_time_and_end_within_it(
     keepalive_ms: int, idle_interval_count: tuple[int, int, int]
 ) -> None:
     idle, interval, count = idle_interval_count
@@ -213,7 +213,7 @@ def test_the_system_probes_from_half_of_the_time_on_and_gives_up_within_it(
         assert options_of(bench.connect()) == (1, *idle_interval_count)
 
 
-def test_a_reload_takes_new_connections_only() -> None:
+def test_a_reload_affects_only_new_connections() -> None:
     with Bench(keepalive_ms=0) as bench:
         bench.listen()
         before = bench.connect()
@@ -224,14 +224,14 @@ def test_a_reload_takes_new_connections_only() -> None:
         assert hello(bench.attach(), 20_000).keepalive_ms == 20_000
 
 
-def test_user_timeouts_are_not_set_for_they_end_readers_that_are_only_slow() -> None:
+def test_tcp_user_timeout_is_not_set_because_it_closes_slow_readers() -> None:
     with Bench(keepalive_ms=60_000) as bench:
         bench.listen()
         with server_side(bench.connect()) as sock:
             assert sys.platform != "linux" or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
-def test_who_has_acknowledged_everything_is_looked_at_no_more() -> None:
+def test_connections_with_no_unacknowledged_output_are_not_checked() -> None:
     with Bench(keepalive_ms=60_000) as bench:
         bench.listen()
         clients: list[Any] = [bench.connect() for _ in range(600)]

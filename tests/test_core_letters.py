@@ -1,6 +1,7 @@
-"""The core's dead letters: what they say, and that a log that is full, small or about to lose its power gets rid of poison.
+"""Dead letters of the core: their content, and the removal of poison messages from a full, small or crashing WAL.
 
-Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
+Invariant: no test waits for a clock. Time passes only when a test advances it, and the tests wait for the disk to
+answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ TICK_MS = 50
 PATIENCE_MS = 30_000
 
 
-def test_a_letter_is_the_message_as_it_was_with_the_reason_beside_it(tmp_path: Path) -> None:
+def test_a_dead_letter_is_the_unchanged_message_with_the_reason_as_properties(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, **QUICK) as bench:
         undertaker, plain, worker = bench.named("undertaker"), bench.named("plain"), bench.named("worker")
         bench.subscribed(undertaker, "$dlq/#")
@@ -47,7 +48,7 @@ def test_a_letter_is_the_message_as_it_was_with_the_reason_beside_it(tmp_path: P
         assert bench.stats()["dead_letters_unclaimed"] == 0
 
 
-def test_the_reference_reader_reads_a_letter_as_it_was_read_here(tmp_path: Path) -> None:
+def test_the_reference_reader_decodes_a_dead_letter_alike(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, **QUICK) as bench:
         undertaker, worker = bench.named("undertaker"), bench.named("worker")
         bodies: list[bytes] = []
@@ -73,7 +74,7 @@ def test_the_reference_reader_reads_a_letter_as_it_was_read_here(tmp_path: Path)
 
 
 @pytest.mark.parametrize("topic", ["t" * 256, "é" * 128, "a/" + "ü" * 127, "t" * 251])
-def test_the_topic_of_a_letter_is_cut_at_a_character_and_its_property_is_whole(tmp_path: Path, topic: str) -> None:
+def test_a_long_dead_letter_topic_is_cut_and_its_property_is_complete(tmp_path: Path, topic: str) -> None:
     with LoggedBench(tmp_path, **QUICK) as bench:
         undertaker, worker = bench.named("undertaker"), bench.named("worker")
         bench.subscribed(undertaker, "$dlq/#")
@@ -86,7 +87,7 @@ def test_the_topic_of_a_letter_is_cut_at_a_character_and_its_property_is_whole(t
         assert whole.startswith(letter.topic) and 255 <= len(letter.topic.encode()) <= 256
 
 
-def test_a_letter_comes_back_from_the_log_with_all_it_said(tmp_path: Path) -> None:
+def test_a_dead_letter_is_read_back_from_the_wal_with_all_properties(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20, **QUICK) as bench:
         absent(bench, "undertaker", "$dlq/#")
         worker = back(bench, "worker", "big")
@@ -101,7 +102,7 @@ def test_a_letter_comes_back_from_the_log_with_all_it_said(tmp_path: Path) -> No
         assert letter.headers == {"reason": "max_deliveries", "topic": "big", "id": str(first), "deliveries": "2"}
 
 
-def test_a_letter_nobody_collects_takes_no_room_in_the_log_and_is_counted(tmp_path: Path) -> None:
+def test_a_dead_letter_without_subscriber_is_counted_and_not_stored(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, **QUICK) as bench:
         back(bench, "worker")
         bench.published(bench.named("writer"), "a", 5)
@@ -110,7 +111,7 @@ def test_a_letter_nobody_collects_takes_no_room_in_the_log_and_is_counted(tmp_pa
         assert stats["dead_letters_unclaimed"] == 5 and stats["published"] == 5 and conserved(stats)
 
 
-def test_the_letters_of_whoever_does_not_acknowledge_letters_are_settled_and_counted(tmp_path: Path) -> None:
+def test_unacknowledged_dead_letters_are_settled_and_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, **QUICK) as bench:
         undertaker = back(bench, "undertaker", "$dlq/#")
         back(bench, "worker")
@@ -123,7 +124,7 @@ SLOW = LOG._replace(flush_interval_ms=1000)
 
 
 def held_letter(bench: LoggedBench) -> Client:
-    """A worker whose message has been given up, and whose letter waits for a disk that is in no hurry."""
+    """A worker whose message was given up, and whose dead letter is pending on a slow disk."""
     undertaker, worker, writer = bench.named("undertaker"), bench.named("worker"), bench.named("writer")
     bench.subscribed(undertaker, "$dlq/#")
     bench.subscribed(worker, "a")
@@ -134,7 +135,7 @@ def held_letter(bench: LoggedBench) -> Client:
     return worker
 
 
-def test_an_acknowledgement_that_comes_while_the_letter_is_written_settles_the_message_once(tmp_path: Path) -> None:
+def test_an_acknowledgement_during_the_dead_letter_write_settles_once(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
         worker = held_letter(bench)
         worker.send(wire.ACK, seq=worker.messages[0].id)
@@ -142,15 +143,15 @@ def test_an_acknowledgement_that_comes_while_the_letter_is_written_settles_the_m
         assert bench.stats()["acked"] == 1 and bench.stats()["dead_lettered"] == 0 and conserved(bench.stats())
 
 
-def test_a_worker_that_leaves_while_the_letter_is_written_does_no_harm(tmp_path: Path) -> None:
+def test_a_disconnect_during_the_dead_letter_write_is_harmless(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
         bench.close(held_letter(bench))
         bench.until(lambda: bench.stats()["held"] == 0, 100)
-        assert bench.stats()["in_flight"] == 1  # the undertaker's
+        assert bench.stats()["in_flight"] == 1  # that of the dead letter subscriber
 
 
 def filled(bench: LoggedBench, writer: Client, topic: str, payload: bytes) -> int:
-    """Publish until the log is full. How many were taken."""
+    """Publish until the WAL is full. Returns the number of accepted messages."""
     before = len(writer.replies)
     while True:
         bench.published(writer, topic, 5 if len(payload) > 1000 else 200, payload)
@@ -166,8 +167,8 @@ def publishes_again(bench: LoggedBench, writer: Client) -> bool:
 
 
 @pytest.mark.parametrize("size", [0, 20, 300, 2000, 7000])
-def test_a_log_full_of_poison_empties_itself_into_letters_and_takes_publishes_again(tmp_path: Path, size: int) -> None:
-    """Each letter needs room that only the letters can make."""
+def test_a_wal_full_of_poison_messages_drains_into_dead_letters(tmp_path: Path, size: int) -> None:
+    """Each dead letter needs space that only dead letters can free."""
     with LoggedBench(tmp_path, SMALL, max_in_flight=64, **QUICK) as bench:
         undertaker, worker, writer = back(bench, "undertaker", "$dlq/#"), back(bench, "worker"), bench.named("writer")
         taken = filled(bench, writer, "a", bytes(size))
@@ -193,7 +194,7 @@ LOWERED = SMALL._replace(max_bytes=SMALL.max_bytes // 2)
 
 
 def poisoned(path: Path, *others: str) -> int:
-    """A log full of messages for an absent worker, and for others. How many there are."""
+    """A WAL full of messages for an absent worker, and for others. Returns their number."""
     with LoggedBench(path, SMALL) as bench:
         absent(bench, "undertaker", "$dlq/#")
         for name in ("worker", *others):
@@ -201,9 +202,7 @@ def poisoned(path: Path, *others: str) -> int:
         return filled(bench, bench.named("writer"), "a", bytes(2000))
 
 
-def test_where_there_is_no_room_at_all_the_oldest_letters_are_dropped_and_counted_until_there_is(
-    tmp_path: Path,
-) -> None:
+def test_the_oldest_dead_letters_are_dropped_and_counted_in_a_full_wal(tmp_path: Path) -> None:
     taken = poisoned(tmp_path)
     with LoggedBench(tmp_path, LOWERED, max_in_flight=64, **QUICK) as bench:
         writer = bench.named("writer")
@@ -228,12 +227,12 @@ def test_where_there_is_no_room_at_all_the_oldest_letters_are_dropped_and_counte
         assert conserved(bench.stats())
 
 
-def test_no_letter_is_dropped_where_another_subscription_keeps_the_log(tmp_path: Path) -> None:
+def test_no_dead_letter_is_dropped_when_another_subscription_fills_the_wal(tmp_path: Path) -> None:
     poisoned(tmp_path, "forgotten")
     with LoggedBench(tmp_path, LOWERED, max_in_flight=64, **QUICK) as bench:
         back(bench, "undertaker", "$dlq/#")
         back(bench, "worker")
-        bench.until(lambda: bench.stats()["log_state"] == 2, TICK_MS)  # the first letter has been refused
+        bench.until(lambda: bench.stats()["log_state"] == 2, TICK_MS)  # the first dead letter was refused
         for _ in range(1200):
             bench.turn(100)  # two minutes
             bench.core.wait(0)
@@ -242,7 +241,7 @@ def test_no_letter_is_dropped_where_another_subscription_keeps_the_log(tmp_path:
 
 
 def fetch_all(bench: LoggedBench, reader: Client, count: int) -> None:
-    """Take and acknowledge `count` messages."""
+    """Receive and acknowledge `count` messages."""
     seen = 0
 
     def caught_up() -> bool:
@@ -255,7 +254,7 @@ def fetch_all(bench: LoggedBench, reader: Client, count: int) -> None:
     bench.until(caught_up)
 
 
-def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_path: Path) -> None:
+def test_one_poison_message_does_not_keep_a_wal_full(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
         back(bench, "undertaker", "$dlq/#")
         back(bench, "worker", "poison")
@@ -267,7 +266,7 @@ def test_one_poison_message_and_a_log_full_of_what_others_have_acknowledged(tmp_
         bench.until(lambda: publishes_again(bench, writer), TICK_MS)
 
 
-def test_letters_of_subscriptions_that_keep_nothing_do_not_go_before_the_one_that_keeps_the_log(tmp_path: Path) -> None:
+def test_dead_letters_of_the_subscription_that_fills_the_wal_are_dropped_first(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, SMALL, **QUICK) as bench:
         back(bench, "undertaker", "$dlq/#")
         idle, writer = bench.named("idle"), bench.named("writer")
@@ -275,7 +274,7 @@ def test_letters_of_subscriptions_that_keep_nothing_do_not_go_before_the_one_tha
             bench.subscribed(idle, "n", group=f"group-{number}")
         back(bench, "worker", "poison")
         absent(bench, "reader")
-        bench.published(writer, "n", 20, bytes(4000))  # 240 letters, in front of the one of the durable worker
+        bench.published(writer, "n", 20, bytes(4000))  # 240 dead letters, in front of the one of the durable worker
         bench.published(writer, "poison", 1)
         taken = filled(bench, writer, "a", bytes(4000))
         fetch_all(bench, back(bench, "reader"), taken)
@@ -283,7 +282,7 @@ def test_letters_of_subscriptions_that_keep_nothing_do_not_go_before_the_one_tha
         assert bench.stats()["dead_letters_dropped"] == 0 and conserved(bench.stats())
 
 
-def test_a_poison_message_larger_than_what_is_taken_today_becomes_a_letter_all_the_same(tmp_path: Path) -> None:
+def test_a_poison_message_over_the_current_limit_becomes_a_dead_letter(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "undertaker", "$dlq/#")
         absent(bench, "worker")
@@ -296,14 +295,14 @@ def test_a_poison_message_larger_than_what_is_taken_today_becomes_a_letter_all_t
         assert undertaker.messages[0].payload == bytes(1_000_000) and bench.stats()["dead_letters_dropped"] == 0
 
 
-def test_after_a_kill_and_with_lowered_limits_the_last_message_is_still_there(tmp_path: Path) -> None:
+def test_after_a_kill_with_lowered_limits_the_last_message_remains(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     with LoggedBench(tmp_path / "log", LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 2, bytes(1_000_000))
         as_killed(tmp_path / "log", killed)
     tiny = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=8 << 10)
-    for _ in range(2):  # the second start reads what the first one carried over
+    for _ in range(2):  # the second start reads the records that the first one carried over
         with LoggedBench(killed, tiny, max_frame_bytes=2048) as bench:
             reader = back(bench, "reader")
             bench.until(lambda: len(reader.messages) == 2)  # noqa: B023
@@ -311,7 +310,7 @@ def test_after_a_kill_and_with_lowered_limits_the_last_message_is_still_there(tm
             assert bench.stats()["lost_lsns"] == 0
 
 
-def test_a_letter_the_log_can_never_take_is_dropped_and_counted(tmp_path: Path) -> None:
+def test_a_dead_letter_too_large_for_the_wal_is_dropped_and_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "undertaker", "$dlq/#")
         absent(bench, "worker")
@@ -324,8 +323,8 @@ def test_a_letter_the_log_can_never_take_is_dropped_and_counted(tmp_path: Path) 
         assert bench.stats()["dead_lettered"] == 1 and conserved(bench.stats())
 
 
-def test_a_message_is_not_settled_before_its_letter_is_on_disk(tmp_path: Path) -> None:
-    """Else a checkpoint could say so, and a power cut take the letter."""
+def test_a_message_is_not_settled_before_its_dead_letter_is_on_disk(tmp_path: Path) -> None:
+    """Otherwise a checkpoint could record it as settled, and a power cut could lose the dead letter."""
     with LoggedBench(tmp_path, SLOW, **QUICK) as bench:
         held_letter(bench)
         before = bench.stats()

@@ -1,4 +1,4 @@
-"""Limits of the core that only its own Python side could break, and ends that come twice."""
+"""Core limits that only the Python side could violate, and repeated stops."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from blipmq.native.events import CloseReason, Stats
 from blipmq.wire import frames as wire
 
 
-def test_a_connection_fed_more_than_its_window_is_closed_and_not_kept_growing() -> None:
+def test_input_beyond_the_in_memory_window_closes_the_connection() -> None:
     with Bench(max_frame_bytes=1024) as bench:
         client = bench.attach()
         bench.answering = False
-        client.send(wire.SUB, "a")  # its input stops until that is answered
+        client.send(wire.SUB, "a")  # its input is paused until that is answered
         bench.settle()
         piece = wire.encode_command(wire.PUB, "a", bytes(900)) * 100
         for _ in range(3 * WINDOW_BYTES // len(piece)):
@@ -28,13 +28,13 @@ def test_a_connection_fed_more_than_its_window_is_closed_and_not_kept_growing() 
         assert bench.stats()["connections"] == 0
 
 
-def test_connections_asked_for_while_the_event_ring_is_full_come_when_it_has_room_and_meanwhile_nothing_spins() -> None:
+def test_connections_wait_without_spinning_while_the_event_ring_is_full() -> None:
     with Bench(ring_bytes=65536) as bench:
         client = bench.attach()
         bench.present = False
         for _ in range(40):
             bench.core.reply(client.conn, 0, 1, "", payload=bytes(8000))
-        bench.settle()  # nothing is taken, so the ring is full
+        bench.settle()  # no events are taken, so the ring is full
         for seq in range(1000, 1900):
             bench.core.attach(seq)
         bench.settle()
@@ -46,7 +46,7 @@ def test_connections_asked_for_while_the_event_ring_is_full_come_when_it_has_roo
         assert bench.stats()["connections"] == 901
 
 
-def test_told_to_stop_twice_it_does_so_at_once() -> None:
+def test_a_second_stop_command_ends_the_core_at_once() -> None:
     with Bench() as bench:
         reader = bench.attach().subscribe("a")
         reader.stall()
@@ -60,7 +60,7 @@ def test_told_to_stop_twice_it_does_so_at_once() -> None:
         assert bench.stopped is not None and bench.stopped.unflushed == 1
 
 
-def test_a_socket_handed_over_while_it_stops_is_closed() -> None:
+def test_a_socket_attached_during_stop_is_closed() -> None:
     with Bench() as bench:
         bench.attach().subscribe("a").stall()
         bench.attach().publish("a", b"x")
@@ -77,7 +77,7 @@ def test_a_socket_handed_over_while_it_stops_is_closed() -> None:
         assert bench.stats()["connections"] == 2
 
 
-def test_the_io_thread_stays_on_the_processor_it_was_given() -> None:
+def test_the_io_thread_stays_on_its_configured_processor() -> None:
     allowed = sorted(os.sched_getaffinity(0))
     core = Core(CoreConfig(io_cpu=allowed[-1]))
     try:
@@ -105,14 +105,14 @@ FRAME = wire.encode_command(wire.PUB, "t", bytes(1000))
 
 
 def _published_in_a_turn(bench: Bench, publishers: list[SocketClient]) -> tuple[list[int], int]:
-    """What waited at each one's socket, in frames, and how many of all of them the core took in its next turn."""
+    """The frames waiting at each socket, and the total that the core read in its next turn."""
     before = bench.stats()["published"]
     waiting = [publisher.offer(FRAME * 400) // len(FRAME) for publisher in publishers]
     bench.turn()
     return waiting, bench.stats()["published"] - before
 
 
-def test_one_publisher_alone_is_read_as_far_as_it_wrote_and_many_share_a_turn() -> None:
+def test_a_single_publisher_is_read_fully_and_many_share_a_turn() -> None:
     with Bench() as bench:
         (waiting,), taken = _published_in_a_turn(bench, [bench.adopt(1 << 18)])
         assert taken == waiting > (64 << 10) // len(FRAME)
@@ -124,7 +124,7 @@ def test_one_publisher_alone_is_read_as_far_as_it_wrote_and_many_share_a_turn() 
         assert taken == share * len(publishers)
 
 
-def test_what_goes_to_several_subscribers_is_taken_in_smaller_pieces_and_comes_whole() -> None:
+def test_fan_out_input_is_read_in_smaller_pieces_and_arrives_whole() -> None:
     with Bench() as bench:
         readers = [bench.attach().subscribe("t") for _ in range(2)]
         publisher = bench.adopt(1 << 18)

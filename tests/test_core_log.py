@@ -1,6 +1,7 @@
-"""The core with its log, turned by hand: limits of QoS 1 sessions, a log that is slow, what is too old to come back.
+"""The core with its WAL, stepped by hand: limits of QoS 1 consumers, a slow disk, expired messages.
 
-Invariant: nothing here waits for a clock. Time passes when a test says so, and the disk is waited for until it has answered.
+Invariant: no test waits for a clock. Time passes only when a test advances it, and the tests wait for the disk to
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ WAITS_MAX = 20_000
 
 
 class LoggedBench(Bench):
-    """A bench whose core has a log in `directory`; subscriptions are made as they are asked for, under the client's name."""
+    """A bench whose core has a WAL in `directory`; subscriptions are created on request, under the name of the
+    client."""
 
     def __init__(self, directory: Path, log: LogConfig = LOG, **limits: Any) -> None:
         super().__init__(**limits)
@@ -52,7 +54,7 @@ class LoggedBench(Bench):
             super().answer(event)
 
     def until(self, happened: Callable[[], object], advance_ms: int = 0) -> None:
-        """Turn, and wait for the disk between, until it has happened."""
+        """Run turns, waiting for the disk in between, until the condition holds."""
         for _ in range(WAITS_MAX):
             self.turn(advance_ms)
             if happened():
@@ -66,14 +68,14 @@ class LoggedBench(Bench):
         self.until(lambda: len(client.subacks) > before)
 
     def published(self, client: Client, topic: str, count: int, payload: bytes = b"x", ttl_ms: int = 0) -> None:
-        """Publish with QoS 1, and have an answer to each."""
+        """Publish with QoS 1 and get an answer to each."""
         before = len(client.replies)
         for seq in range(count):
             client.send(wire.PUB, topic, payload, qos=1, seq=1000 + seq, ttl_ms=ttl_ms)
         self.until(lambda: len(client.replies) == before + count)
 
 
-def test_one_session_too_many_is_answered_429_and_there_is_room_when_one_ends(tmp_path: Path) -> None:
+def test_a_consumer_over_the_limit_is_answered_429_until_one_ends(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_sessions=1) as bench:
         client = bench.named("one")
         bench.subscribed(client, "a")
@@ -86,19 +88,17 @@ def test_one_session_too_many_is_answered_429_and_there_is_room_when_one_ends(tm
         bench.subscribed(client, "b")
 
 
-def test_more_sessions_than_the_tables_begin_with_are_all_found_again_by_their_names_and_after_a_restart(
-    tmp_path: Path,
-) -> None:
+def test_grown_consumer_tables_find_all_consumers_also_after_a_restart(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [{}, {"durable": True}, {"group": "g"}, {"durable": True, "group": "h"}]
     filters = [f"place/{number}" for number in range(60)]
     with LoggedBench(tmp_path) as bench:
         for name in ("one", "two"):
             client = bench.named(name)
             for fields in kinds:
-                for _ in range(2):  # the second time each is found, whatever it is
+                for _ in range(2):  # the second time each exists already
                     for filter in filters:
                         bench.subscribed(client, filter, **fields)
-        # one and two have a subscription each, which has become durable; those of groups they share
+        # one and two have a subscription each, which became durable; they share the group subscriptions
         assert bench.stats()["sessions"] == (2 + 1 + 1) * len(filters)
         bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
     with LoggedBench(tmp_path) as bench:
@@ -118,7 +118,7 @@ def test_more_sessions_than_the_tables_begin_with_are_all_found_again_by_their_n
         assert {reply.code for reply in client.replies} == {0}
 
 
-def test_qos_1_without_a_log_is_refused_by_the_core_too() -> None:
+def test_qos_1_without_a_wal_is_refused_by_the_core_too() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
         bench.core.subscribe(client.conn, 5, "a", qos=1, client_id="one")
@@ -126,7 +126,7 @@ def test_qos_1_without_a_log_is_refused_by_the_core_too() -> None:
         assert [(reply.seq, reply.code) for reply in client.replies] == [(5, 503)] and client.subacks == []
 
 
-def test_a_live_session_that_is_not_durable_has_the_queue_that_any_subscriber_has(tmp_path: Path) -> None:
+def test_a_non_durable_consumer_has_an_ordinary_subscriber_queue(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
@@ -140,12 +140,12 @@ def test_a_live_session_that_is_not_durable_has_the_queue_that_any_subscriber_ha
         assert bench.stats()["dropped_queue_full"] == 0
 
 
-def test_a_live_session_whose_queue_is_full_drops_what_comes_and_counts_it(tmp_path: Path) -> None:
+def test_a_non_durable_consumer_with_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=2, subscriber_messages=4) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 9)
-        bench.until(lambda: len(reader.messages) == 2)  # in flight; two more wait in the window
+        bench.until(lambda: len(reader.messages) == 2)  # in flight; two more are queued in the window
         assert bench.stats()["dropped_queue_full"] == 5
         for message in list(reader.messages):
             reader.send(wire.ACK, seq=message.id)
@@ -153,7 +153,7 @@ def test_a_live_session_whose_queue_is_full_drops_what_comes_and_counts_it(tmp_p
         assert [message.id for message in reader.messages] == sorted(message.id for message in reader.messages)
 
 
-def test_more_in_flight_than_the_table_begins_with_are_all_found_when_they_are_acknowledged(tmp_path: Path) -> None:
+def test_a_grown_in_flight_table_finds_every_acknowledged_message(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_in_flight=1000) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
@@ -166,7 +166,7 @@ def test_more_in_flight_than_the_table_begins_with_are_all_found_when_they_are_a
         assert bench.stats()["in_flight"] == 0 and conserved(bench.stats())
 
 
-def test_what_its_time_runs_out_for_in_flight_is_not_sent_again(tmp_path: Path) -> None:
+def test_a_message_that_expires_in_flight_is_not_redelivered(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, ack_timeout_ms=1000) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
@@ -176,7 +176,7 @@ def test_what_its_time_runs_out_for_in_flight_is_not_sent_again(tmp_path: Path) 
         assert bench.stats()["in_flight"] == 0 and conserved(bench.stats())
 
 
-def test_what_has_expired_in_the_log_does_not_come_back_from_it(tmp_path: Path) -> None:
+def test_an_expired_message_is_not_read_back_from_the_wal(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a", durable=True)
@@ -190,12 +190,12 @@ def test_what_has_expired_in_the_log_does_not_come_back_from_it(tmp_path: Path) 
         assert again.payloads == [b"young"] * 2 and bench.stats()["dropped_ttl"] == 3
 
 
-def test_a_publisher_faster_than_the_disk_is_held_back_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_publisher_faster_than_the_disk_is_paused_and_loses_nothing(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         frame = b"".join(wire.encode_command(wire.PUB, "a", bytes(900), qos=1, seq=1 + seq) for seq in range(60))
-        writer.feed(frame)  # many batches of the log, at once
+        writer.feed(frame)  # many batches of the WAL at once
         bench.until(lambda: len(writer.replies) == 60)
         assert [reply.seq for reply in writer.replies] == list(range(1, 61)) and {r.code for r in writer.replies} == {0}
         bench.until(lambda: len(reader.messages) == 60)
@@ -211,7 +211,7 @@ def test_a_qos_1_publish_to_a_full_blocking_subscriber_is_answered_503(tmp_path:
         assert writer.replies[-1].code == 503 and "block" in writer.replies[-1].message
 
 
-def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:
+def test_a_message_too_large_for_the_wal_is_refused_and_the_connection_stays_open(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         writer = bench.named("writer")
         bench.published(writer, "a", 1, bytes(8000))
@@ -220,11 +220,11 @@ def test_a_message_too_large_for_the_log_is_refused_and_the_connection_goes_on(t
         assert writer.replies[-1].code == 0
 
 
-def test_what_waited_for_order_behind_a_publish_that_the_disk_refuses_is_delivered_and_counted(tmp_path: Path) -> None:
+def test_messages_queued_behind_a_failed_commit_are_delivered_and_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path / "log") as bench:
         reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
         bench.published(writer, "a", 1)
-        shutil.rmtree(tmp_path / "log")  # what is synced from now on is nowhere
+        shutil.rmtree(tmp_path / "log")  # later syncs write to deleted files
         writer.feed(
             wire.encode_command(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
             + b"".join(wire.encode_command(wire.PUB, "b", b"QoS 0") for _ in range(5))
@@ -236,11 +236,11 @@ def test_what_waited_for_order_behind_a_publish_that_the_disk_refuses_is_deliver
 
 
 @pytest.mark.parametrize("kind", [{}, {"group": "g"}], ids=["alone", "group"])
-def test_a_subscription_that_the_disk_refuses_delivers_nothing(tmp_path: Path, kind: dict[str, Any]) -> None:
+def test_a_subscription_whose_commit_fails_delivers_nothing(tmp_path: Path, kind: dict[str, Any]) -> None:
     with LoggedBench(tmp_path / "log") as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.published(writer, "a", 1)
-        shutil.rmtree(tmp_path / "log")  # what is synced from now on is nowhere
+        shutil.rmtree(tmp_path / "log")  # later syncs write to deleted files
         reader.send(wire.SUB, "b", qos=1, durable=True, seq=5, **kind)
         bench.until(lambda: reader.replies)
         assert (reader.replies[-1].seq, reader.replies[-1].code) == (5, 503)
@@ -250,7 +250,7 @@ def test_a_subscription_that_the_disk_refuses_delivers_nothing(tmp_path: Path, k
         assert not reader.messages and (stats["sessions"], stats["subscriptions"], stats["unrouted"]) == (0, 0, 2)
 
 
-def test_what_waits_for_order_when_the_time_to_stop_is_over_is_counted_as_not_sent(tmp_path: Path) -> None:
+def test_messages_pending_at_the_stop_deadline_are_counted_as_unsent(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG._replace(flush_interval_ms=1000)) as bench:
         reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
         writer.send(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
@@ -263,7 +263,7 @@ def test_what_waits_for_order_when_the_time_to_stop_is_over_is_counted_as_not_se
         assert bench.stopped is not None and bench.stopped.unflushed == 5
 
 
-def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> None:
+def test_a_full_wal_writes_no_useless_checkpoint(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         away, publisher = bench.named("away"), bench.named("publisher")
         bench.subscribed(away, "t", durable=True)
@@ -272,7 +272,7 @@ def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> N
             bench.published(publisher, "t", 20, bytes(1000))
         generations = []
         for _ in range(60):
-            bench.turn(100)  # twice as long as a full log waits before it looks whether a checkpoint would help
+            bench.turn(100)  # twice the interval in which a full WAL tries a checkpoint
             bench.core.wait(1)
             generations.append(max((int(file.stem[-10:]) for file in tmp_path.glob("checkpoint-*.ckp")), default=0))
         bench.published(publisher, "t", 1, bytes(1000))
@@ -280,7 +280,7 @@ def test_a_full_log_writes_no_checkpoint_that_makes_no_room(tmp_path: Path) -> N
         assert generations[-1] - generations[0] <= 4, generations
 
 
-def test_what_its_time_runs_out_for_while_it_waits_for_the_disk_is_dropped_and_counted(tmp_path: Path) -> None:
+def test_a_message_that_expires_while_pending_on_disk_is_dropped_and_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         durable, plain, publisher = bench.named("durable"), bench.named("plain"), bench.named("publisher")
         bench.subscribed(durable, "t", durable=True)
@@ -288,7 +288,7 @@ def test_what_its_time_runs_out_for_while_it_waits_for_the_disk_is_dropped_and_c
         bench.settle()
         publisher.send(wire.PUB, "t", b"late", qos=1, seq=1, ttl_ms=500)
         publisher.send(wire.PUB, "t", b"behind it", ttl_ms=500)
-        bench.turn()  # to the log
+        bench.turn()  # to the WAL
         bench.turn(1_000)
         bench.until(lambda: publisher.replies)
         bench.published(publisher, "t", 1, b"in time")

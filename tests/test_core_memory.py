@@ -1,7 +1,8 @@
-"""Whatever can grow stays within limits.memory_bytes: each thing is flooded in turn, and when the flood is over all is as before.
+"""All growing structures stay within limits.memory_bytes: each is flooded in turn, and memory returns to the start
+value afterwards.
 
-`used` is what the core's pools have given out. Allowed on top is what no flood can shrink: the connections' table, a segment that
-is being filled, one message for each queue, the entries of small replies.
+`used` is the memory allocated from the pools of the core. A tolerance covers structures that no flood can shrink: the
+connection table, a partly filled buffer, one message per queue, the entries of small replies.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def publish_frame(topic: str, payload: bytes, **fields: int) -> bytes:
 
 
 @pytest.mark.parametrize("policy", list(Overflow))
-def test_queues_of_groups_that_do_not_read(policy: Overflow) -> None:
+def test_unread_group_queues_stay_within_the_budget(policy: Overflow) -> None:
     with Bench(memory_bytes=BUDGET, segment_bytes=64 << 10, overflow_policy=policy) as bench:
         members = [bench.attach(hello=True) for _ in range(4)]
         for member in members:
@@ -57,7 +58,7 @@ def test_queues_of_groups_that_do_not_read(policy: Overflow) -> None:
 LOG = LogConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=4 << 20, batch_bytes=1 << 20)
 
 
-def test_qos_0_that_waits_behind_the_disk_holds_its_publisher_back_and_loses_nothing(tmp_path: Path) -> None:
+def test_qos_0_messages_pending_behind_a_commit_pause_their_publisher(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG, memory_bytes=4 * BUDGET, max_frame_bytes=1 << 20) as bench:
         reader = bench.named("reader")
         reader.subscribe("t")
@@ -67,7 +68,7 @@ def test_qos_0_that_waits_behind_the_disk_holds_its_publisher_back_and_loses_not
             publisher.feed(
                 b"".join(publish_frame("t", b"%d %d " % (who, number) + bytes(10_000)) for number in range(1, 60))
             )
-        bench.turn()  # all has been fed in one turn: no sync has ended
+        bench.turn()  # all input arrived in one turn: no sync has ended
         assert 20 < bench.stats()["held"] < 2 * 30
         bench.until(lambda: len(reader.messages) == 2 * 60)
         for who in range(2):
@@ -76,7 +77,7 @@ def test_qos_0_that_waits_behind_the_disk_holds_its_publisher_back_and_loses_not
         assert bench.stats()["held"] == 0
 
 
-def test_replies_that_nobody_reads_are_bounded() -> None:
+def test_unread_replies_are_bounded_in_memory() -> None:
     with Bench(memory_bytes=BUDGET, max_connections=500, max_frame_bytes=1 << 20) as bench:
         before = used(bench)
         clients = [bench.attach(hello=True) for _ in range(100)]
@@ -101,7 +102,7 @@ def test_replies_that_nobody_reads_are_bounded() -> None:
         assert used(bench) < before + (1 << 20)
 
 
-def test_subscriptions_are_refused_when_they_fill_their_part() -> None:
+def test_subscriptions_over_their_memory_share_are_refused() -> None:
     with Bench(memory_bytes=BUDGET, max_connections=500) as bench:
         before = used(bench)
         clients = [bench.attach(hello=True) for _ in range(10)]
@@ -124,7 +125,7 @@ def test_subscriptions_are_refused_when_they_fill_their_part() -> None:
         assert used(bench) < before + (1 << 20)
 
 
-def test_output_on_its_way_through_python_is_bounded() -> None:
+def test_output_in_transit_through_python_is_bounded() -> None:
     with Bench(memory_bytes=BUDGET, max_connections=500) as bench:
         readers = [bench.attach().subscribe("t") for _ in range(100)]
         for reader in readers:
@@ -141,7 +142,7 @@ def test_output_on_its_way_through_python_is_bounded() -> None:
         assert all(len(reader.messages) > 0 for reader in readers) and conserved(bench.stats())
 
 
-def test_input_that_is_not_whole_ends_its_connection_at_a_quarter() -> None:
+def test_incomplete_input_over_a_quarter_of_the_budget_closes_its_connection() -> None:
     with Bench(memory_bytes=BUDGET, max_connections=500, max_frame_bytes=1 << 20) as bench:
         before = used(bench)
         senders: list[Client] = [bench.attach() for _ in range(50)]
@@ -157,7 +158,7 @@ def test_input_that_is_not_whole_ends_its_connection_at_a_quarter() -> None:
         assert used(bench) < before + (1 << 20)
 
 
-def test_a_topic_of_a_thousand_subscribers_and_a_flood_of_small_messages() -> None:
+def test_small_messages_to_a_thousand_subscribers_stay_within_the_budget() -> None:
     with Bench(memory_bytes=BUDGET, max_connections=2000, segment_bytes=64 << 10) as bench:
         readers = [bench.attach().subscribe("t") for _ in range(1000)]
         publisher = bench.attach()

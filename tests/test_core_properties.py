@@ -1,7 +1,7 @@
-"""The C core against its Python twin: the same actions, then the same messages and the same counters.
+"""The C core against its Python model: the same actions, then the same messages and the same counters.
 
-Subscribers here read everything or nothing, which makes the twin exact to the byte. Readers in between (a socket that takes a
-part of a frame, a window half used) are in the second half: what must hold for them is said as properties of what arrived.
+Subscribers here read everything or nothing, so the model is exact to the byte. For readers in between (a partly read
+frame, a partly used credit) the second half checks properties of the received messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blipmq.wire import frames as wire
 
 SEGMENT_BYTES = 4096
 
-# Few levels, so that topics and filters meet; empty levels and `$` because they have rules of their own.
+# Few levels, so that topics and filters match often; empty levels and `$` because they have special rules.
 LEVELS = ["a", "b", "", "$s"]
 MANY_TOPICS = [f"many.{number}" for number in range(100)]  # more than the route cache holds
 
@@ -47,7 +47,7 @@ PAYLOADS = st.one_of(
 )
 TTLS_MS = st.sampled_from([0, 0, 1, 10, 11, 25, 60])
 PUBLISHES = st.builds(Publish, TOPICS, PAYLOADS, TTLS_MS)
-# Runs of one topic and one lifetime are what the core handles together; small ones make the caps by messages count.
+# The core handles batches of one topic and one time to live together; small batches make the message limits matter.
 RUNS = st.builds(
     lambda topic, ttl_ms, payloads: [Publish(topic, payload, ttl_ms) for payload in payloads],
     TOPICS,
@@ -75,8 +75,8 @@ def frames_of(batch: list[Publish]) -> bytes:
 
 
 class CoreAndTwin(RuleBasedStateMachine):
-    """Every rule does one thing to both. Under `block` at most one client stalls: with two full queues, which one of them a
-    publisher waits for is the core's own business, and with it the order in which publishers go on."""
+    """Every rule applies one action to both. Under `block` at most one client stalls: with two full queues, the core
+    may choose which one blocks a publisher, and this changes the order of resuming."""
 
     bench: Bench | None = None
 
@@ -108,7 +108,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         return stalled == 0 or self.twin.config.overflow_policy != Overflow.BLOCK
 
     def client(self, name: str) -> str:
-        """The client of that name, attached if need be."""
+        """The client of that name, attached if necessary."""
         if name not in self.clients:
             self.attach(name)
         return name
@@ -130,14 +130,14 @@ class CoreAndTwin(RuleBasedStateMachine):
         own = sorted(self.twin.clients[name].filters)
         if not self.is_filter(filter) or self.twin.is_held_back(name):
             return
-        filter = own[len(filter) % len(own)] if own else filter  # mostly one that is there
+        filter = own[len(filter) % len(own)] if own else filter  # usually an existing one
         self.clients[name].send(wire.UNSUB, filter)
         self.bench.settle()
         self.twin.unsubscribe(name, filter)
 
     @rule(name=NAMES, batch=BATCHES, cuts=st.lists(st.floats(0, 1), max_size=3), slowly=st.booleans())
     def publish(self, name: str, batch: list[Publish], cuts: list[float], slowly: bool) -> None:
-        """A batch in one piece or in a few, cut anywhere, in one turn or over several."""
+        """Publish a batch in one or several pieces, cut anywhere, in one turn or over several."""
         client = self.clients[self.client(name)]
         data = frames_of(batch)
         edges = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
@@ -191,7 +191,7 @@ class CoreAndTwin(RuleBasedStateMachine):
 
     @rule(ms=st.integers(1, 60), name=NAMES)
     def read_after_a_while(self, ms: int, name: str) -> None:
-        """Both in one turn: what has expired is gone before anything is delivered."""
+        """Both in one turn: expired messages are removed before delivery."""
         self.clients[self.client(name)].read()
         self.bench.settle(advance_ms=ms)
         self.twin.advance(ms)
@@ -224,7 +224,8 @@ class CoreAndTwin(RuleBasedStateMachine):
         if self.bench is None:
             return
         stats, twin = self.bench.stats(), self.twin.counters()
-        # Time and a read that come in one turn may save the core a pause that the twin, which takes them in turn, has made.
+        # Advancing time and reading in one turn may avoid a pause in the core that the model, which does both in
+        # sequence, makes.
         assert stats["blocked_pauses"] <= twin.pop("blocked_pauses")
         assert {key: stats[key] for key in twin} == twin
         assert conserved(stats)
@@ -255,7 +256,7 @@ CoreAndTwin.TestCase.settings = settings(
 TestTheCoreAndItsTwinAgree = CoreAndTwin.TestCase
 
 
-# ---- subscribers that read a part ---------------------------------------------------------------------------------------
+# ---- subscribers that read partially ------------------------------------------------------------------------------------
 
 FRAME_BYTES_MAX = message_bytes("t.a", bytes(3 * SEGMENT_BYTES))
 ACTIONS = st.one_of(
@@ -270,7 +271,8 @@ ACTIONS = st.one_of(
 
 
 class Readers:
-    """Two publishers and four subscribers, two of them over sockets with small buffers, two with most of their window used."""
+    """Two publishers and four subscribers, two of them over sockets with small buffers, two with most of their credit
+    used."""
 
     def __init__(self, bench: Bench, ttl_ms: int, rooms: list[int]) -> None:
         self.bench = bench
@@ -291,7 +293,7 @@ class Readers:
         return [*self.sockets, *self.fed]
 
     def publish(self, publisher: int, sizes: list[int]) -> None:
-        """Payloads that tell who sent them, and which one they are; the topic changes now and then, and ends a run."""
+        """Payloads name their sender and number; the topic changes sometimes, which ends a batch."""
         batch = []
         for size in sizes:
             number = len(self.sent[publisher])
@@ -336,7 +338,7 @@ class Readers:
     rooms=st.tuples(st.integers(0, 60_000), st.integers(0, 60_000)),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_part_subscribers_read_their_streams_are_whole_in_order_and_what_is_missing_is_counted(
+def test_streams_are_whole_and_ordered_and_missing_messages_are_counted(
     policy: Overflow,
     ttl_ms: int,
     actions: list[Any],
@@ -345,7 +347,7 @@ def test_whatever_part_subscribers_read_their_streams_are_whole_in_order_and_wha
     lazy_expiry: bool,
     rooms: tuple[int, int],
 ) -> None:
-    """A frame partly on the wire keeps its place, so the byte cap here has room for one more beside it."""
+    """A partly sent frame stays in the queue, so the byte limit here has space for one more frame."""
     limits: dict[str, Any] = {"subscriber_messages": caps[0], "subscriber_bytes": caps[1] * FRAME_BYTES_MAX}
     with Bench(
         overflow_policy=policy, max_batch=max_batch, lazy_expiry=lazy_expiry, segment_bytes=SEGMENT_BYTES, **limits

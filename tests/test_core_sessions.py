@@ -1,4 +1,4 @@
-"""What is left of a subscription that could not be had, or not be ended, and what a log of the version before says of groups."""
+"""The state after a subscription that could not be created or ended, and groups in a WAL of the previous version."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ LONG_NAME = "me, by a name that makes a longer record of a subscription than a p
 
 
 def full_batch(bench: LoggedBench, *publishers: Client) -> None:
-    """Hand over so much at once that the log's batch takes nothing more in this turn: large ones, then small ones."""
+    """Send so much at once that the WAL batch accepts nothing more in this turn: large messages, then small ones."""
     for publisher, size in zip(publishers, (600, 0), strict=True):
         frames = (wire.encode_command(wire.PUB, "fill", bytes(size), qos=1) for _ in range(60))
         bench.core.feed(publisher.conn, b"".join(frames))
 
 
 def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any) -> None:
-    """The request meets a log that has no room for its record: its event is answered after what fills the batch."""
+    """The request meets a WAL batch without space for its record: its event is answered after the messages that fill
+    the batch."""
     bench.answering = False
     client.send(seq=77, **request)
     bench.until(lambda: bench.asked)
@@ -49,7 +50,7 @@ def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any
 
 
 def comes(bench: LoggedBench, client: Client, topic: str) -> list[tuple[bytes, int]]:
-    """What the client gets of a QoS 0 and a QoS 1 publish."""
+    """The messages that the client gets of a QoS 0 and a QoS 1 publish."""
     publisher = bench.attach(hello=True)
     publisher.publish(topic, b"light")
     bench.settle()
@@ -61,7 +62,7 @@ def comes(bench: LoggedBench, client: Client, topic: str) -> list[tuple[bytes, i
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=kind_name)
-def test_a_subscription_refused_for_want_of_places_leaves_nothing_behind(kind: dict[str, Any], tmp_path: Path) -> None:
+def test_a_subscription_refused_at_the_limit_leaves_no_state(kind: dict[str, Any], tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_sessions=1) as bench:
         bench.subscribed(bench.named("other"), "other")
         before = bench.stats()
@@ -78,9 +79,7 @@ def test_a_subscription_refused_for_want_of_places_leaves_nothing_behind(kind: d
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "durable" in kind], ids=kind_name)
-def test_a_durable_subscription_that_cannot_be_logged_leaves_nothing_behind(
-    kind: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_durable_subscription_whose_commit_fails_leaves_no_state(kind: dict[str, Any], tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
         asked_behind_a_full_batch(bench, client, action=wire.SUB, topic="t", **kind)
@@ -91,7 +90,7 @@ def test_a_durable_subscription_that_cannot_be_logged_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("before", [{"qos": 0}, {"qos": 1}, {"qos": 1, "group": "g"}], ids=kind_name)
-def test_a_subscription_that_cannot_become_durable_is_what_it_was(before: dict[str, Any], tmp_path: Path) -> None:
+def test_a_subscription_that_cannot_become_durable_is_unchanged(before: dict[str, Any], tmp_path: Path) -> None:
     group = {"group": before["group"]} if "group" in before else {}
     with LoggedBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
@@ -105,7 +104,7 @@ def test_a_subscription_that_cannot_become_durable_is_what_it_was(before: dict[s
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "durable" in kind], ids=kind_name)
-def test_a_subscription_whose_end_cannot_be_logged_is_what_it_was(kind: dict[str, Any], tmp_path: Path) -> None:
+def test_a_subscription_whose_end_fails_to_commit_is_unchanged(kind: dict[str, Any], tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
         bench.subscribed(client, "t", **{key: value for key, value in kind.items() if key != "qos"})
@@ -116,7 +115,7 @@ def test_a_subscription_whose_end_cannot_be_logged_is_what_it_was(kind: dict[str
         assert bench.stats()["sessions"] == 1
 
 
-def test_what_a_subscription_held_when_it_became_durable_is_kept_from_then_on(tmp_path: Path) -> None:
+def test_messages_queued_before_a_subscription_became_durable_are_kept(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t")
@@ -140,7 +139,7 @@ def test_what_a_subscription_held_when_it_became_durable_is_kept_from_then_on(tm
         assert [message.id for message in last.messages] == first
 
 
-def test_a_group_has_as_many_durable_client_ids_as_it_may_and_each_counts_as_a_session(tmp_path: Path) -> None:
+def test_each_durable_client_id_of_a_group_counts_as_a_consumer(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, max_sessions=3) as bench:
         clients = [bench.named(f"worker {number}") for number in range(4)]
         for client in clients[:3]:
@@ -148,13 +147,13 @@ def test_a_group_has_as_many_durable_client_ids_as_it_may_and_each_counts_as_a_s
         clients[3].send(wire.SUB, "t", qos=1, durable=True, group="g", seq=4)
         bench.until(lambda: clients[3].replies)
         assert clients[3].replies.pop().code == 429
-        bench.subscribed(clients[3], "t", group="g")  # that needs no place
+        bench.subscribed(clients[3], "t", group="g")  # this needs no slot
         clients[0].send(wire.UNSUB, "t", group="g", seq=5)
         bench.until(lambda: clients[0].replies)
         bench.subscribed(clients[3], "t", durable=True, group="g")
 
 
-def test_a_group_takes_1024_durable_client_ids_and_no_more(tmp_path: Path) -> None:
+def test_a_group_has_at_most_1024_durable_client_ids(tmp_path: Path) -> None:
     big = LOG._replace(max_bytes=8 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
     with LoggedBench(tmp_path, big, max_sessions=5000, max_connections=1200) as bench:
         clients = [bench.named(f"worker {number}") for number in range(1025)]
@@ -165,7 +164,7 @@ def test_a_group_takes_1024_durable_client_ids_and_no_more(tmp_path: Path) -> No
         assert [answer.code for answer in refused] == [429] and "1024 durable" in refused[0].message
     with LoggedBench(tmp_path, big, max_sessions=5000) as bench:
         leaving = bench.named("worker 7")
-        for code in (0, 404):  # what a restart has read is ended one by one
+        for code in (0, 404):  # subscriptions read at a restart are ended one by one
             leaving.send(wire.UNSUB, "t", group="g", seq=5)
             bench.until(lambda: leaving.replies)
             assert leaving.replies.pop().code == code
@@ -173,7 +172,7 @@ def test_a_group_takes_1024_durable_client_ids_and_no_more(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_groups_in_a_log_of_the_version_before_are_kept_for_who_made_them(how: str, tmp_path: Path) -> None:
+def test_groups_of_the_previous_wal_version_keep_their_owners(how: str, tmp_path: Path) -> None:
     directory = shutil.copytree(KEPT / how, tmp_path / "log")
     small = LOG._replace(max_bytes=64 << 10)
     with LoggedBench(directory, small) as bench:

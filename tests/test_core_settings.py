@@ -1,4 +1,6 @@
-"""From a declared setting to the C core: the structs, their defaults and what a reload changes are made from the declaration."""
+"""From a declared setting to the C core: the structs, their defaults and the effect of a reload are generated from the
+declaration.
+"""
 
 import shutil
 import subprocess
@@ -41,13 +43,13 @@ def test_the_largest_value_of_each_setting_fits_its_field(name, given, fields):
     assert fields_of(struct) == {field.name: field.high if field.low >= 0 else 0 for field in fields}
 
 
-def test_each_setting_that_names_a_field_reaches_it_alone():
+def test_each_setting_reaches_only_its_core_field():
     for path, key in KEYS.items():
         for name, fields in ((key.core, CORE), (key.wal, WAL)):
             assert not name or [field.help.startswith(f"{path}: ") for field in fields if field.name == name] == [True]
 
 
-def test_a_reload_takes_over_what_is_declared_so_and_nothing_else():
+def test_a_reload_applies_only_settings_declared_reloadable():
     before, changed = struct_of("bq_config"), struct_of("bq_config", {field.name: 7 for field in CORE})
     lib.bq_config_reload(before, changed)
     assert fields_of(before) == {field.name: 7 * field.reload for field in CORE}
@@ -55,7 +57,7 @@ def test_a_reload_takes_over_what_is_declared_so_and_nothing_else():
     assert by_key.items() <= {field.name: field.reload for field in CORE}.items()
 
 
-def test_a_value_that_the_core_cannot_work_with_is_refused():
+def test_a_value_invalid_for_the_core_is_refused():
     defaults = CoreConfig()._asdict()
     assert lib.bq_config_valid(struct_of("bq_config", defaults))
     for field in CORE:
@@ -101,7 +103,7 @@ def run_in(tree, *command):
 
 
 @pytest.mark.slow
-def test_a_setting_is_one_declaration_and_its_use_in_the_core(tmp_path):
+def test_a_setting_needs_one_declaration_and_its_use_in_the_core(tmp_path):
     left_out = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("blipmq", "native"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)

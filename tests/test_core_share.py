@@ -1,7 +1,7 @@
-"""No client stalls another by the work it asks for: what is counted here is turns, never time.
+"""The work for one client does not delay others. The tests count turns, never time.
 
-A turn of the core serves a client for a share of work at most. Somebody who does one thing beside an attack has it done within a
-few turns, however much the attack asked for, and in the end everybody has everything.
+In each turn the core serves a client for at most one share of work. Another client is served within a few turns during
+any attack, and finally all clients have all messages.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from blipmq.wire import frames as wire
 DEEP = 60
 FRESH = 2000
 FEW_TURNS = 4
-SHARE = 1024  # units of work of one connection at a time: WORK_SHARE
+SHARE = 1024  # work units of one connection at a time: WORK_SHARE
 MEMBERS = 1500
 WINDOW = 4000
 BIG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
 
 def overlapping(count: int, levels: int = DEEP) -> list[str]:
-    """Filters that all match `a/a/a/...`, and share no more than their first levels."""
+    """Filters that all match `a/a/a/...` and share only their first levels."""
     return [
         "/".join("+" if number >> level % 10 & 1 else "a" for level in range(levels)) + "/#" for number in range(count)
     ]
@@ -38,7 +38,7 @@ def fresh_topics(count: int, levels: int = DEEP) -> bytes:
 
 
 class Beside:
-    """A publisher and a subscriber that have nothing to do with the attack."""
+    """A publisher and a subscriber that are independent of the attack."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -59,7 +59,7 @@ class Beside:
 
 
 def messages_beside(beside: Beside, done: Callable[[], bool]) -> int:
-    """How many messages went by, each within a few turns, before the attack was done with."""
+    """The number of messages delivered, each within a few turns, before the work of the attack was finished."""
     for count in range(10_000):
         if done():
             beside.bench.settle()
@@ -68,7 +68,7 @@ def messages_beside(beside: Beside, done: Callable[[], bool]) -> int:
     raise AssertionError("the attack has no end")
 
 
-def test_a_thousand_overlapping_filters_and_fresh_topics_hold_up_only_their_publisher() -> None:
+def test_overlapping_filters_and_new_topics_delay_only_their_publisher() -> None:
     with Bench() as bench:
         beside = Beside(bench)
         attacker = bench.attach().subscribe(*overlapping(1000))
@@ -76,18 +76,18 @@ def test_a_thousand_overlapping_filters_and_fresh_topics_hold_up_only_their_publ
         assert messages_beside(beside, lambda: len(attacker.messages) == 40) > 100
 
 
-def test_no_turn_does_more_for_one_publisher_than_a_few_shares_of_work() -> None:
+def test_the_work_for_one_publisher_in_a_turn_is_bounded() -> None:
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(1000))
         attacker.feed(fresh_topics(10))
         done, most = bench.stats()["work"], 0
         while len(attacker.messages) < 10:
-            now = bench.stats()["work"]  # asked for and answered: a turn or two
+            now = bench.stats()["work"]  # request and answer: a turn or two
             done, most = now, max(most, now - done)
         assert 0 < most < 8 * SHARE
 
 
-def test_filters_that_change_all_the_time_do_not_keep_a_search_from_its_end() -> None:
+def test_constantly_changing_filters_do_not_prevent_a_match_from_finishing() -> None:
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(200))
         other = bench.attach()
@@ -101,7 +101,7 @@ def test_filters_that_change_all_the_time_do_not_keep_a_search_from_its_end() ->
         assert len(attacker.messages) == 1
 
 
-def test_filters_that_change_and_do_not_match_leave_a_topic_as_it_is() -> None:
+def test_changes_of_unrelated_filters_do_not_affect_a_topic() -> None:
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(300))
         other = bench.attach()
@@ -114,10 +114,10 @@ def test_filters_that_change_and_do_not_match_leave_a_topic_as_it_is() -> None:
             attacker.feed(fresh_topics(1))
             bench.settle()
         assert len(attacker.messages) == 21
-        assert bench.stats()["work"] - before < 20 * 300  # not one search of 300 filters for each message
+        assert bench.stats()["work"] - before < 20 * 300  # less than one search of 300 filters for each message
 
 
-def test_a_flood_of_small_frames_is_taken_in_shares_and_whole() -> None:
+def test_a_flood_of_small_frames_is_read_in_shares_without_loss() -> None:
     with Bench() as bench:
         beside = Beside(bench)
         attacker = bench.attach(hello=True)
@@ -127,7 +127,7 @@ def test_a_flood_of_small_frames_is_taken_in_shares_and_whole() -> None:
         assert bench.stats()["share_stops"] > 5
 
 
-def test_a_topic_of_many_subscribers_does_not_hold_up_one_of_few() -> None:
+def test_a_topic_with_many_subscribers_does_not_delay_others() -> None:
     with Bench(max_connections=2000) as bench:
         beside = Beside(bench)
         crowd = [bench.attach().subscribe("wide", "too") for _ in range(600)]
@@ -137,7 +137,7 @@ def test_a_topic_of_many_subscribers_does_not_hold_up_one_of_few() -> None:
         assert messages_beside(beside, lambda: all(len(client.messages) == 120 for client in crowd)) > 5
 
 
-def test_a_drop_from_a_queue_walks_past_what_may_not_be_dropped_once() -> None:
+def test_a_queue_drop_scans_undroppable_messages_only_once() -> None:
     with Bench(subscriber_messages=100) as bench:
         slow, attacker = bench.attach(hello=True).subscribe("q0", "q1"), bench.attach()
         slow.stall()
@@ -154,7 +154,7 @@ def test_a_drop_from_a_queue_walks_past_what_may_not_be_dropped_once() -> None:
         assert after["work"] - before["work"] < 20 * 1000
 
 
-def test_the_end_of_many_who_had_many_filters_is_spread_over_turns() -> None:
+def test_closing_many_clients_with_many_filters_is_spread_over_turns() -> None:
     with Bench(max_connections=100) as bench:
         beside = Beside(bench)
         crowd = [bench.attach().subscribe(*overlapping(200, 20)) for _ in range(20)]
@@ -167,11 +167,11 @@ def test_the_end_of_many_who_had_many_filters_is_spread_over_turns() -> None:
         assert after["subscriptions"] == 1 and after["filters"] == 1
 
 
-def test_ten_thousand_messages_that_expire_at_once_do_so_over_turns() -> None:
+def test_ten_thousand_simultaneous_expiries_are_spread_over_turns() -> None:
     with Bench() as bench:
         beside = Beside(bench)
         attacker = bench.attach()
-        for filter in ("t.0", "t.1"):  # what goes to one and the other in turn lies in an entry of its own
+        for filter in ("t.0", "t.1"):  # alternating messages have separate entries
             bench.attach().subscribe(filter).stall()
         for number in range(10_000):
             attacker.publish(f"t.{number % 2}", b"x", ttl_ms=50)
@@ -192,7 +192,7 @@ def held_back(bench: Bench, count: int) -> list[Client]:
     return publishers
 
 
-def test_publishers_held_back_by_the_hundred_go_on_some_at_a_time_in_the_order_in_which_they_stopped() -> None:
+def test_many_blocked_publishers_resume_in_order_over_several_turns() -> None:
     with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=4) as bench:
         reader = bench.attach().subscribe("t")
         reader.stall()
@@ -206,7 +206,7 @@ def test_publishers_held_back_by_the_hundred_go_on_some_at_a_time_in_the_order_i
         assert bench.stats()["blocked_pauses"] - pauses < 500 * 64 / 4
 
 
-def test_a_full_group_holds_its_publishers_back_and_takes_whatever_one_of_its_members_has_room_for() -> None:
+def test_a_full_group_blocks_publishers_until_a_member_has_room() -> None:
     with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=10) as bench:
         members = [bench.attach(hello=True), bench.attach(hello=True)]
         join(bench, members, "t")
@@ -216,7 +216,7 @@ def test_a_full_group_holds_its_publishers_back_and_takes_whatever_one_of_its_me
             publisher.publish("t", b"%d" % number)
         bench.settle()
         assert bench.stats()["blocked_publishers"] == 0
-        assert bench.stats()["queued_messages"] == 10  # one member is full, the other one got all the rest
+        assert bench.stats()["queued_messages"] == 10  # one member is full, the other got all the rest
         assert len(members[1].messages) == 90
         members[1].stall()
         for number in range(100, 200):
@@ -231,7 +231,7 @@ def test_a_full_group_holds_its_publishers_back_and_takes_whatever_one_of_its_me
         assert got == list(range(200)) and conserved(bench.stats())
 
 
-def test_a_member_that_joins_or_leaves_a_full_group_lets_its_publishers_go_on() -> None:
+def test_publishers_to_a_full_group_resume_when_a_member_joins_or_leaves() -> None:
     for leaves in (False, True):
         with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=5) as bench:
             full = bench.attach(hello=True)
@@ -252,7 +252,7 @@ def test_a_member_that_joins_or_leaves_a_full_group_lets_its_publishers_go_on() 
 
 
 @pytest.mark.parametrize("policy", [Overflow.DROP_OLDEST, Overflow.DROP_NEW])
-def test_a_full_group_drops_and_counts_when_the_policy_is_to_drop(policy: Overflow) -> None:
+def test_a_full_group_with_a_drop_policy_drops_and_counts(policy: Overflow) -> None:
     with Bench(overflow_policy=policy, subscriber_messages=5) as bench:
         full = bench.attach(hello=True)
         join(bench, [full], "t")
@@ -271,7 +271,7 @@ def join(bench: Bench, members: list[Client], filter: str) -> None:
     bench.settle()
 
 
-def test_a_group_of_thousands_that_can_take_nothing_is_asked_once_and_the_walk_is_counted(tmp_path: Path) -> None:
+def test_a_full_group_of_thousands_is_searched_once_and_the_search_is_counted(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, BIG, max_connections=3000, max_in_flight=1, ring_bytes=1 << 22) as bench:
         writer = bench.attach(hello=True)
         members = {count: [bench.attach(hello=True) for _ in range(count)] for count in (2, MEMBERS)}
@@ -293,7 +293,7 @@ def test_a_group_of_thousands_that_can_take_nothing_is_asked_once_and_the_walk_i
         bench.until(lambda: len(first.messages) == 2)
 
 
-def test_a_window_that_waits_for_a_member_is_sent_in_parts(tmp_path: Path) -> None:
+def test_a_window_pending_for_a_member_is_sent_in_parts(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, BIG, max_in_flight=WINDOW, ring_bytes=1 << 22) as bench:
         busy, writer = bench.attach(hello=True), bench.attach(hello=True)
         bench.subscribed(busy, "jobs", group="workers")

@@ -1,6 +1,6 @@
-"""What has expired does not hold the log, whoever is away.
+"""Expired messages do not fill the WAL, whichever clients are absent.
 
-Invariant: nothing here waits for a clock; the disk is waited for until it has answered.
+Invariant: no test waits for a clock; the tests wait for the disk to answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def absent(bench: LoggedBench, filter: str, name: str = "away") -> None:
 
 
 def fill(bench: LoggedBench, topic: str, ttl_ms: int) -> int:
-    """Publish until the log is full; how many it took."""
+    """Publish until the WAL is full; returns the number of accepted messages."""
     client = bench.named("publisher")
     for count in range(1_000):
         client.replies.clear()
@@ -52,7 +52,7 @@ def until_taken(bench: LoggedBench) -> None:
     assert takes(bench)
 
 
-def test_a_log_full_of_what_has_expired_takes_messages_again_though_its_subscriber_is_away(tmp_path: Path) -> None:
+def test_a_wal_full_of_expired_messages_accepts_publishes_while_its_subscriber_is_away(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         absent(bench, "t")
         count = fill(bench, "t", ttl_ms=500)
@@ -61,7 +61,7 @@ def test_a_log_full_of_what_has_expired_takes_messages_again_though_its_subscrib
         assert bench.stats()["dropped_ttl"] >= count - 40 and conserved(bench.stats())
 
 
-def test_what_has_not_expired_is_kept_and_comes_in_order(tmp_path: Path) -> None:
+def test_unexpired_messages_are_kept_and_delivered_in_order(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         absent(bench, "t")
         fill(bench, "t", ttl_ms=500)
@@ -79,7 +79,7 @@ def test_what_has_not_expired_is_kept_and_comes_in_order(tmp_path: Path) -> None
         assert conserved(bench.stats())
 
 
-def test_a_message_without_an_end_holds_the_log_and_is_not_looked_for_again_and_again(tmp_path: Path) -> None:
+def test_a_message_without_expiry_keeps_the_wal_and_is_scanned_once(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         absent(bench, "t")
         bench.published(bench.named("publisher"), "t", 1, b"kept")
@@ -99,7 +99,7 @@ def test_a_message_without_an_end_holds_the_log_and_is_not_looked_for_again_and_
 
 
 @pytest.mark.parametrize("sessions", [1, 20])
-def test_each_of_many_absent_subscribers_lets_go(tmp_path: Path, sessions: int) -> None:
+def test_expired_messages_of_many_absent_subscribers_are_released(tmp_path: Path, sessions: int) -> None:
     with LoggedBench(tmp_path, LOG, max_sessions=64) as bench:
         for number in range(sessions):
             absent(bench, "t", f"away-{number}")
@@ -108,7 +108,7 @@ def test_each_of_many_absent_subscribers_lets_go(tmp_path: Path, sessions: int) 
         assert conserved(bench.stats())
 
 
-def test_after_a_restart_too(tmp_path: Path) -> None:
+def test_expired_messages_are_released_after_a_restart(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         absent(bench, "t")
         fill(bench, "t", ttl_ms=5_000)

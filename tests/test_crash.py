@@ -1,6 +1,6 @@
-"""What was promised holds when the broker is killed, the power goes, or the disk fails. `make crash` runs the long forms.
+"""All guarantees hold when the broker is killed, the power is cut, or the disk fails. `make crash` runs the long forms.
 
-Invariant: every test sees the broker from outside only, and each way to find a loss is also shown a loss.
+Invariant: every test observes the broker from outside only, and each loss detector is tested with a real loss.
 """
 
 import errno
@@ -44,7 +44,7 @@ def test_nothing_acknowledged_is_lost_to_power_cuts(tmp_path, shim):
 
 
 @pytest.mark.slow
-def test_what_nobody_acknowledges_in_a_full_log_becomes_dead_letters_over_kills_and_power_cuts(tmp_path, shim):
+def test_unacknowledged_messages_of_a_full_wal_become_dead_letters_over_crashes(tmp_path, shim):
     kept_its_word(*storm.run(tmp_path, kind=storm.PoisonStorm, seed=SEED, cycles=15, shim=shim))
 
 
@@ -55,12 +55,12 @@ def what_is_let_go_is_told(figures, ledger):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [lease.LeaseStorm, lease.DroppingStorm])
-def test_subscriptions_that_end_and_quotas_let_go_of_what_they_may_and_tell_it_over_kills(tmp_path, kind):
+def test_ended_subscriptions_and_quotas_release_and_report_messages_over_kills(tmp_path, kind):
     what_is_let_go_is_told(*storm.run(tmp_path, kind=kind, seed=SEED, cycles=25))
 
 
 @pytest.mark.parametrize("kind", [lease.LeaseStorm, lease.DroppingStorm])
-def test_subscriptions_that_end_and_quotas_let_go_of_what_they_may_and_tell_it_over_power_cuts(tmp_path, shim, kind):
+def test_ended_subscriptions_and_quotas_release_and_report_messages_over_power_cuts(tmp_path, shim, kind):
     what_is_let_go_is_told(*storm.run(tmp_path, kind=kind, seed=SEED, cycles=8, shim=shim))
 
 
@@ -68,16 +68,16 @@ def test_a_few_kills_and_power_cuts_lose_nothing(tmp_path, shim):
     kept_its_word(*storm.run(tmp_path, seed=SEED, cycles=5, shim=shim))
 
 
-def test_the_same_power_cuts_without_syncs_lose_data_and_the_checker_sees_it(tmp_path, shim):
+def test_the_checker_detects_losses_when_power_is_cut_without_syncs(tmp_path, shim):
     figures, ledger = storm.run(tmp_path, seed=SEED, cycles=8, shim=shim, no_sync=True)
     assert figures["lost"] or ledger.faults, figures
 
 
-# ---- a disk that fails ---------------------------------------------------------------------------------------------------
+# ---- disk errors ---------------------------------------------------------------------------------------------------------
 
 
 class Place:
-    """A broker on a disk with faults, started and started again."""
+    """A broker on a disk with simulated errors, which can be restarted."""
 
     def __init__(self, directory, shim, **settings):
         self.directory = directory
@@ -115,12 +115,12 @@ def place(tmp_path, shim):
 
 
 def publish(client, text):
-    """A QoS 1 publish; its Reply."""
+    """Send a QoS 1 publish; returns its Reply."""
     return client.ask(PUB, "disk/fails", text.encode(), qos=1)
 
 
 def collect(broker, last=None):
-    """What the durable subscriber gets up to `last`, each acknowledged; without `last` nothing may come."""
+    """The messages of the durable subscriber up to `last`, each acknowledged; without `last` none may arrive."""
     texts = []
     with HelloClient(broker.address, client_id="collector") as client:
         assert client.ask(SUB, "disk/#", qos=1, durable=True).code == 0
@@ -128,12 +128,12 @@ def collect(broker, last=None):
             message = client.next()
             client.send(command(ACK, seq=message.id))
             texts.append(message.payload.decode())
-        assert client.is_open()  # and nothing comes behind them
+        assert client.is_open()  # and no further message arrives
     return texts
 
 
 def killed_with_a_message(here):
-    """A broker that took one for the durable subscriber, and no longer is."""
+    """A killed broker that stored one message for the durable subscriber."""
     broker = here.start()
     collect(broker)
     with HelloClient(broker.address) as client:
@@ -179,7 +179,7 @@ def test_after_a_failed_write_or_sync_nothing_is_acknowledged_until_a_restart(pl
 
 
 @pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open"])
-def test_a_disk_that_fails_when_a_file_is_made_costs_nothing_that_was_acknowledged(place, call):
+def test_a_disk_error_at_file_creation_loses_nothing_acknowledged(place, call):
     here = place()
     broker = here.start()
     collect(broker)
@@ -199,7 +199,7 @@ def test_a_disk_that_fails_when_a_file_is_made_costs_nothing_that_was_acknowledg
 
 
 @pytest.mark.parametrize("call", ["sync", "sync_directory", "rename", "allocate", "open", "write"])
-def test_a_disk_that_fails_at_start_is_named_and_a_later_start_finds_everything(place, call):
+def test_a_disk_error_at_start_is_reported_and_a_later_start_recovers_everything(place, call):
     here = place()
     killed_with_a_message(here)
     here.faults.fail(call, errno.EIO)
@@ -212,11 +212,12 @@ def test_a_disk_that_fails_at_start_is_named_and_a_later_start_finds_everything(
     assert collect(broker, last="before") == ["before"]
 
 
-# ---- a disk that is full -------------------------------------------------------------------------------------------------
+# ---- full disk -----------------------------------------------------------------------------------------------------------
 
 
 def fill_up(here, full, room):
-    """Publish while `full()` holds and after `room()`: what was acknowledged; a full disk must refuse and then take again."""
+    """Publish while `full()` is true and after `room()`; returns the acknowledged messages. A full disk must refuse
+    publishes and later accept them again."""
     broker = here.start()
     collect(broker)
     acknowledged, number = [], 0
@@ -249,7 +250,7 @@ def fill_up(here, full, room):
     return broker, acknowledged
 
 
-def test_a_full_disk_refuses_and_goes_on_by_itself_when_it_has_room(place):
+def test_a_full_disk_refuses_publishes_and_resumes_when_it_has_room(place):
     here = place()
 
     def full():
@@ -260,7 +261,7 @@ def test_a_full_disk_refuses_and_goes_on_by_itself_when_it_has_room(place):
     assert [text for text in collect(broker, last="the end") if text in set(acknowledged)] == acknowledged
 
 
-def test_a_write_that_meets_a_full_disk_is_answered_when_there_is_room(place):
+def test_a_write_to_a_full_disk_is_answered_when_there_is_room(place):
     here = place()
     broker = here.start()
     collect(broker)
@@ -304,7 +305,7 @@ def check_that_it_refuses_and_says_why(broker):
     assert broker.wait_for("log_full")["disk_free_bytes"] == "0"
 
 
-def test_a_broker_starts_on_a_full_disk_delivers_what_it_has_and_takes_messages_when_there_is_room(place):
+def test_a_broker_on_a_full_disk_delivers_stored_messages_and_resumes_with_room(place):
     here = place(**{"metrics.bind_addr": "127.0.0.1:0"})
     broker = here.start()
     collect(broker)
@@ -315,7 +316,8 @@ def test_a_broker_starts_on_a_full_disk_delivers_what_it_has_and_takes_messages_
     broker = here.start()
     check_that_it_refuses_and_says_why(broker)
     assert collect(broker, last="second") == ["first", "second"]
-    broker = here.restart()  # what was acknowledged found no room either, so it comes again: never lost, never changed
+    # the acknowledgements could not be stored either, so the messages are redelivered: never lost, never changed
+    broker = here.restart()
     check_that_it_refuses_and_says_why(broker)
     assert collect(broker, last="second") == ["first", "second"]
     here.faults.heal()
@@ -326,7 +328,7 @@ def test_a_broker_starts_on_a_full_disk_delivers_what_it_has_and_takes_messages_
     assert collect(broker, last="the end") == ["the end"]
 
 
-def test_what_a_killed_broker_left_is_delivered_once_a_full_disk_lets_the_next_one_make_sure_of_it(place):
+def test_unsynced_messages_are_delivered_once_a_full_disk_allows_a_sync(place):
     here = place(**{"metrics.bind_addr": "127.0.0.1:0"})
     killed_with_a_message(here)
     no_room(here)
@@ -339,7 +341,7 @@ def test_what_a_killed_broker_left_is_delivered_once_a_full_disk_lets_the_next_o
     assert collect(broker, last="before") == ["before"]
 
 
-def test_a_log_at_its_quota_refuses_until_its_subscriber_has_caught_up(place):
+def test_a_full_wal_refuses_publishes_until_its_subscriber_has_caught_up(place):
     here = place(**{"wal.max_bytes": 4 * 1024 * 1024})
     early = []
 
@@ -354,14 +356,14 @@ def test_a_log_at_its_quota_refuses_until_its_subscriber_has_caught_up(place):
 
 
 def ids_of(broker, count=3):
-    """Ids of messages published without the log."""
+    """Ids of messages published without a WAL."""
     with HelloClient(broker.address).subscribe("ids") as subscriber, HelloClient(broker.address) as publisher:
         for _ in range(count):
             publisher.publish("ids", b"")
         return [subscriber.next().id for _ in range(count)]
 
 
-def test_ids_never_go_back_even_if_only_qos_0_was_published_between_two_crashes(place):
+def test_ids_never_go_back_after_crashes_with_only_qos_0_between(place):
     here = place()
     ids = []
     for life in range(4):
@@ -375,13 +377,14 @@ def test_ids_never_go_back_even_if_only_qos_0_was_published_between_two_crashes(
     assert ids == sorted(set(ids))
 
 
-# ---- far behind ----------------------------------------------------------------------------------------------------------
+# ---- large backlog -------------------------------------------------------------------------------------------------------
 
-BESIDE_BYTES = 64 * 1024 * 1024  # the interpreter, the log's batches and read buffers, what the allocator keeps
+# the interpreter, the batches and read buffers of the WAL, and retained allocator memory
+BESIDE_BYTES = 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("count", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_a_subscriber_that_was_away_gets_all_in_order_and_memory_stays_bounded(tmp_path, start_broker, count, capsys):
+def test_a_returning_subscriber_gets_all_in_order_within_bounded_memory(tmp_path, start_broker, count, capsys):
     settings = {**behind.SETTINGS, "wal.directory": str(tmp_path / "wal")}
     figures = behind.fall_behind(start_broker, settings, count, payload_bytes=200)
     with capsys.disabled():

@@ -1,4 +1,6 @@
-"""From files on the FAT partition to what the rest of a device reads: good files, bad ones, none, and cut writes."""
+"""From files on the FAT partition to generated configuration: valid files, invalid files, no files, and interrupted
+writes.
+"""
 
 import json
 import os
@@ -37,10 +39,10 @@ def broker_config(device):
     return config_reader.load(device.paths.broker_settings, {}).config
 
 
-# ---- what is written
+# ---- generated files ----
 
 
-def test_a_device_without_files_asks_dhcp_and_its_broker_serves_itself_alone(device):
+def test_without_files_a_device_uses_dhcp_and_a_loopback_broker(device):
     result = boot(device)
     assert (result.device, result.broker, result.problems, result.notes) == ("default", "default", (), (NO_KEY,))
     assert "DHCP=yes" in device.read(WIRED) and "MulticastDNS=yes" in device.read(WIRED)
@@ -62,14 +64,14 @@ def test_a_device_without_files_asks_dhcp_and_its_broker_serves_itself_alone(dev
         (0, "edge-256m"),
     ],
 )
-def test_the_profile_is_the_one_for_the_memory_there_is(tmp_path, memory_mib, profile):
+def test_the_profile_matches_the_available_memory(tmp_path, memory_mib, profile):
     device = DeviceFolder(tmp_path, memory_mib)
     assert boot(device).profile == f"blipmq-{profile}"
     own = config_reader.load(ROOT / "config" / f"blipmq-{profile}.toml", {}).config
     assert broker_config(device).limits == own.limits and broker_config(device).wal.max_bytes == own.wal.max_bytes
 
 
-def test_every_section_of_device_toml_reaches_the_program_it_is_for(device):
+def test_every_section_of_device_toml_reaches_its_program(device):
     device.put(
         DEVICE,
         f"""hostname = "gate-7"
@@ -107,7 +109,7 @@ def test_an_address_can_be_for_the_wireless_network(device):
     assert "key_mgmt=NONE" in device.read("run/blipmq-device/wpa_supplicant.conf")
 
 
-def test_what_is_taken_out_of_the_file_is_taken_back(device):
+def test_a_removed_setting_returns_to_its_default(device):
     device.put(DEVICE, f'[ssh]\nauthorized_keys = ["{ED25519}"]\n[wifi]\nssid = "a"\ncountry = "DE"\n')
     boot(device)
     assert device.has(WIFI) and device.has("run/blipmq-device/authorized_keys")
@@ -125,7 +127,7 @@ def test_blipmq_toml_is_laid_over_the_profile(device):
     assert result.notes == ()
 
 
-def test_texts_with_quotes_reach_the_broker_as_they_are(device):
+def test_quoted_texts_reach_the_broker_unchanged(device):
     device.put(BROKER, '[performance.network_optimizations]\ncpu_affinity = "0"\n[metrics]\nbind_addr = "[::1]:9091"\n')
     boot(device)
     assert broker_config(device).metrics.bind_addr == "[::1]:9091"
@@ -144,7 +146,7 @@ def test_texts_with_quotes_reach_the_broker_as_they_are(device):
         ("x = " + "9" * 5_000, "blipmq.toml:1: not valid TOML"),
     ],
 )
-def test_a_bad_blipmq_toml_is_told_with_its_line_and_changes_nothing(device, text, problem):
+def test_an_invalid_blipmq_toml_is_reported_with_its_line_and_changes_nothing(device, text, problem):
     device.put(BROKER, "[queues]\nsubscriber_capacity = 77\n")
     boot(device)
     before = device.read("run/blipmq/blipmq.toml")
@@ -154,7 +156,7 @@ def test_a_bad_blipmq_toml_is_told_with_its_line_and_changes_nothing(device, tex
     assert device.read("run/blipmq/blipmq.toml") == before
 
 
-def test_a_bad_device_toml_leaves_the_address_and_blipmq_toml_in_effect_all_the_same(device):
+def test_an_invalid_device_toml_keeps_the_address_and_blipmq_toml(device):
     device.put(DEVICE, '[network]\naddress = "192.168.1.20/24"\n')
     boot(device)
     device.put(DEVICE, '[network]\naddress = "192.168.1.21/24"\n[wifi]\nsid = "a"\n')
@@ -166,18 +168,18 @@ def test_a_bad_device_toml_leaves_the_address_and_blipmq_toml_in_effect_all_the_
     assert result.problems == ("device.toml:4: there is no setting wifi.sid; did you mean wifi.ssid?",)
 
 
-def test_advice_about_a_file_that_does_not_parse_is_part_of_its_problem(device):
+def test_the_error_of_an_unparsable_file_includes_advice(device):
     device.put(DEVICE, "hostname = gate\n")
     assert len(boot(device).problems) == 1 and "Strings need quotes" in boot(device).problems[0]
 
 
-def test_the_first_bad_file_means_the_defaults(device):
+def test_an_invalid_first_file_selects_the_defaults(device):
     device.put(DEVICE, "hostname = 3\n")
     result = boot(device)
     assert result.device == "default" and len(result.problems) == 1 and "DHCP=yes" in device.read(WIRED)
 
 
-def test_a_file_that_has_gone_missing_changes_nothing_and_an_empty_one_returns_to_the_defaults(device):
+def test_a_missing_file_changes_nothing_and_an_empty_file_selects_the_defaults(device):
     device.put(DEVICE, 'hostname = "gate"\n')
     boot(device)
     (device.folder / DEVICE).unlink()
@@ -188,21 +190,21 @@ def test_a_file_that_has_gone_missing_changes_nothing_and_an_empty_one_returns_t
     assert boot(device).problems == () and device.system.hostname == "blipmq"
 
 
-def test_a_kept_file_that_this_version_does_not_take_is_told_too(device):
+def test_a_saved_file_invalid_for_this_version_is_reported(device):
     device.put("data/device/device.toml", "hostnam = 1\n")
     result = boot(device)
     assert result.device == "default"
     assert result.problems[0].startswith("the device.toml that was good before:1: there is no setting hostnam")
 
 
-def test_an_image_whose_profile_is_of_no_use_still_has_a_broker(device):
+def test_an_image_with_an_invalid_profile_still_runs_a_broker(device):
     device.put("usr/share/blipmq/profiles/blipmq-edge-1g.toml", "[server]\nmax_conections = 5\n")
     result = boot(device)
     assert "the profile blipmq-edge-1g is of no use: blipmq-edge-1g:2: there is no setting" in result.problems[0]
     assert broker_config(device).server.bind_addr == "127.0.0.1:7878"
 
 
-def test_without_the_data_partition_the_broker_serves_qos_0_and_the_device_says_why(device):
+def test_without_the_data_partition_the_broker_serves_qos_0_and_the_status_says_why(device):
     device.mount(data="")
     device.put(DEVICE, '[[keys]]\nname = "a"\n')
     result = boot(device)
@@ -220,7 +222,7 @@ def test_without_the_settings_partition_the_last_good_settings_are_in_effect(dev
     assert "the settings partition is not there" in boot(device).problems[0] and device.system.hostname == "gate"
 
 
-def test_a_second_apply_writes_nothing_and_tells_no_one(device):
+def test_a_second_apply_writes_nothing_and_restarts_nothing(device):
     device.put(DEVICE, 'hostname = "gate"\n')
     boot(device)
     stamps = {path: path.stat().st_mtime_ns for path in device.folder.rglob("*") if path.is_file()}
@@ -229,7 +231,7 @@ def test_a_second_apply_writes_nothing_and_tells_no_one(device):
     assert device.system.commands == []
 
 
-def test_an_apply_by_hand_tells_those_whose_settings_changed(device):
+def test_a_manual_apply_restarts_only_changed_services(device):
     boot(device)
     (device.folder / "sys/class/net/wlan0/wireless").mkdir(parents=True)
     device.put(
@@ -249,7 +251,7 @@ def test_an_apply_by_hand_tells_those_whose_settings_changed(device):
     ]
 
 
-def test_the_first_machine_id_is_kept_and_no_later_one(device):
+def test_only_the_first_machine_id_is_saved(device):
     boot(device)
     first = device.read("data/device/machine-id")
     device.put("etc/machine-id", "f" * 32 + "\n")
@@ -257,14 +259,14 @@ def test_the_first_machine_id_is_kept_and_no_later_one(device):
     assert device.read("data/device/machine-id") == first == "0123456789abcdef0123456789abcdef\n"
 
 
-def test_the_command_prints_what_is_wrong_and_at_boot_fails_nothing(device, capsys):
+def test_the_command_prints_problems_and_never_fails_the_boot(device, capsys):
     device.put(DEVICE, "\nhostname = 3\n")
     assert main(["--root", str(device.folder), "apply", "--boot"]) == 0
     assert "device.toml, line 2: hostname: 3 is not a string in quotes" in capsys.readouterr().out
     assert main(["--root", str(device.folder), "apply"]) == 78
 
 
-def test_an_outcome_that_is_not_there_or_not_whole_says_that_nothing_was_applied(device):
+def test_a_missing_or_damaged_result_means_nothing_was_applied(device):
     assert read_result(device.paths) == NOT_APPLIED
     for text in ("{", "[]", '{"hostname": "a"}'):
         device.put("run/blipmq-device/result.json", text)
@@ -279,7 +281,7 @@ def keys_told(device):
     return dict(line.split(" = ") for line in text.split("\r\n") if " = " in line)
 
 
-def test_a_key_without_a_text_is_made_told_once_and_lets_the_broker_listen(device, store):
+def test_a_key_without_a_text_is_generated_shown_once_and_opens_the_listener(device, store):
     device.put(
         DEVICE,
         '[[keys]]\nname = "press"\nallow = ["pub:plant/#"]\n[[keys]]\nname = "board"\nkey = "0123456789abcdef"\n',
@@ -292,7 +294,7 @@ def test_a_key_without_a_text_is_made_told_once_and_lets_the_broker_listen(devic
     assert store.keys["blipmq-device"] == (keyring.own_key(device.paths), keyring.OWN_RIGHTS)
 
 
-def test_at_later_starts_the_keys_stay_and_a_file_that_was_deleted_stays_away(device, store):
+def test_at_later_starts_keys_remain_and_a_deleted_key_file_is_not_rewritten(device, store):
     device.put(DEVICE, '[[keys]]\nname = "press"\n')
     boot(device, store)
     (device.folder / "boot/blipmq/blipmq-new-keys.txt").unlink()
@@ -301,7 +303,7 @@ def test_at_later_starts_the_keys_stay_and_a_file_that_was_deleted_stays_away(de
     assert store.calls == calls and not device.has("boot/blipmq/blipmq-new-keys.txt")
 
 
-def test_a_key_is_revoked_when_its_table_goes_and_made_anew_when_it_changes(device, store):
+def test_a_key_is_revoked_with_its_table_and_replaced_when_it_changes(device, store):
     device.put(DEVICE, '[[keys]]\nname = "a"\n[[keys]]\nname = "b"\n')
     boot(device, store)
     first = store.keys["b"][0]
@@ -313,14 +315,14 @@ def test_a_key_is_revoked_when_its_table_goes_and_made_anew_when_it_changes(devi
     assert store.keys == {} and not result.is_open and result.notes == (NO_KEY,)
 
 
-def test_a_key_made_by_hand_is_left_alone(device, store):
+def test_a_manually_created_key_is_not_changed(device, store):
     store.add("mine", (), "f" * 16)
     device.put("data/blipmq/keys", "")
     result = boot(device, store)
     assert result.keys == ("mine",) and set(store.keys) == {"mine", "blipmq-device"}
 
 
-def test_the_keys_that_are_told_are_those_the_broker_finds(device):
+def test_the_shown_keys_are_valid_for_the_broker(device):
     device.put(DEVICE, '[[keys]]\nname = "press"\nallow = ["pub:plant/#"]\n[[keys]]\nname = "board"\n')
     boot(device, keyring.KeyFile(device.paths))
     told, ring = keys_told(device), keys.read_keyring(device.paths.broker_keys)
@@ -336,7 +338,7 @@ def test_the_keys_that_are_told_are_those_the_broker_finds(device):
 
 
 class CutStore(MemoryStore):
-    """Loses its power at the n-th change."""
+    """Loses power at the n-th change."""
 
     def __init__(self, after):
         super().__init__()
@@ -359,7 +361,7 @@ class CutStore(MemoryStore):
 
 
 @pytest.mark.parametrize("after", range(8))
-def test_a_cut_at_any_step_loses_no_key(device, after):
+def test_a_power_cut_at_any_step_loses_no_key(device, after):
     device.put(DEVICE, '[[keys]]\nname = "a"\n[[keys]]\nname = "b"\n')
     store = CutStore(after)
     try:
@@ -371,7 +373,7 @@ def test_a_cut_at_any_step_loses_no_key(device, after):
     assert store.keys["blipmq-device"][0] == keyring.own_key(device.paths)
 
 
-def test_a_key_that_cannot_be_told_is_not_made(device, store, monkeypatch):
+def test_a_key_that_cannot_be_shown_is_not_created(device, store, monkeypatch):
     def refuse(*_):
         raise OSError(30, os.strerror(30))
 
@@ -381,7 +383,7 @@ def test_a_key_that_cannot_be_told_is_not_made(device, store, monkeypatch):
     assert store.keys == {} and result.problems == ("keys: Read-only file system",) and not result.is_open
 
 
-def test_what_was_made_of_which_table_can_be_forgotten_without_harm(device, store):
+def test_losing_the_record_of_generated_keys_is_harmless(device, store):
     device.put(DEVICE, '[[keys]]\nname = "a"\n')
     boot(device, store)
     for text in ("{", "[]", '{"salt": 1, "keys": []}'):
@@ -391,11 +393,11 @@ def test_what_was_made_of_which_table_can_be_forgotten_without_harm(device, stor
     assert set(json.loads(device.read("data/device/keys.json"))["keys"]) == {"a"}
 
 
-# ---- files that are whole or not at all
+# ---- atomic files ----
 
 
 @pytest.mark.parametrize("step", ["fsync", "fchmod", "replace", "open"])
-def test_a_write_that_fails_at_any_step_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
+def test_a_failed_write_at_any_step_leaves_only_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "file"
     atomic_write.write_file(path, "old")
 
@@ -411,7 +413,7 @@ def test_a_write_that_fails_at_any_step_leaves_the_old_file_and_no_other(tmp_pat
     assert atomic_write.write_file(path, "new") and path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_new_file_is_on_the_medium_before_its_name_changes_and_the_name_after(tmp_path, monkeypatch):
+def test_the_new_file_is_synced_before_its_rename_and_the_rename_after(tmp_path, monkeypatch):
     order = []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
     monkeypatch.setattr(atomic_write.os, "fsync", lambda handle: (order.append("fsync"), real["fsync"](handle)))

@@ -1,4 +1,4 @@
-"""A device tests its broker, a real one, and marks its slot good, or leaves it."""
+"""A device probes its broker, a real one, and marks its slot good or abandons it."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def settings_for(broker, log=True):
 
 
 def run_with(device, broker, log=True):
-    """What `apply` would have written for a broker that listens where this one does."""
+    """The output of `apply` for a broker with the address of this one."""
     lines = [f"[server]\nbind_addr = {json.dumps(broker.address)}\n[wal]\nenabled = {json.dumps(log)}\n"]
     device.put("run/blipmq/blipmq.toml", "".join(lines))
 
@@ -52,17 +52,17 @@ def broker_client(broker):
     return connect_blocking(broker.address)
 
 
-# ---- the self-test
+# ---- probe ----
 
 
 @pytest.mark.parametrize(("log", "published"), [(True, 2), (False, 1)])
-def test_a_message_goes_through_the_broker_and_with_the_log_one_of_qos_1_too(start_broker, tmp_path, log, published):
+def test_the_probe_sends_a_message_and_with_a_wal_a_qos_1_message(start_broker, tmp_path, log, published):
     broker = start_broker({"wal.enabled": log, "wal.directory": str(tmp_path / "wal")})
     selftest.run(config_reader.from_dict(settings_for(broker, log)))
     assert counts(broker) == published
 
 
-def test_the_test_fails_where_nothing_listens_and_where_qos_1_was_promised_and_is_not_there(start_broker, tmp_path):
+def test_the_probe_fails_without_a_listener_or_without_required_qos_1(start_broker, tmp_path):
     broker = start_broker({"wal.enabled": False})
     selftest.run(config_reader.from_dict(settings_for(broker)), qos1=False)
     with pytest.raises(BlipMQError):
@@ -74,7 +74,7 @@ def test_the_test_fails_where_nothing_listens_and_where_qos_1_was_promised_and_i
         selftest.run(config_reader.from_dict({"server": {"bind_addr": ""}}))
 
 
-def test_a_listener_on_all_addresses_is_reached_over_loopback():
+def test_the_probe_reaches_a_wildcard_listener_over_loopback():
     assert [selftest.address_of(addr) for addr in ("[::]:7878", "0.0.0.0:1", "10.0.0.1:5")] == [
         "[::1]:7878",
         "127.0.0.1:1",
@@ -82,7 +82,7 @@ def test_a_listener_on_all_addresses_is_reached_over_loopback():
     ]
 
 
-def test_the_verb_says_whether_it_passed(start_broker, device, tmp_path, capsys):
+def test_the_command_reports_the_probe_result(start_broker, device, tmp_path, capsys):
     broker = start_broker({"wal.directory": str(tmp_path / "wal")})
     run_with(device, broker)
     assert main(["--root", str(device.folder), "selftest"]) == 0 and capsys.readouterr().out == "passed\n"
@@ -90,7 +90,7 @@ def test_the_verb_says_whether_it_passed(start_broker, device, tmp_path, capsys)
     assert main(["--root", str(device.folder), "selftest"]) == 1 and "Cannot reach a broker" in capsys.readouterr().err
 
 
-def test_the_broker_is_asked_how_it_is(start_broker, tmp_path):
+def test_the_health_of_the_broker_is_requested(start_broker, tmp_path):
     broker = start_broker({"metrics.bind_addr": "127.0.0.1:0"})
     metrics = broker.wait_for("metrics")["address"]
     said = broker_probe.ask(metrics, broker.address)
@@ -101,7 +101,7 @@ def test_the_broker_is_asked_how_it_is(start_broker, tmp_path):
     assert broker_probe.ask("", broker.address).status == "silent"
 
 
-# ---- a slot becomes good
+# ---- marking a slot good ----
 
 
 class Waiting:
@@ -131,7 +131,7 @@ def become_healthy(device, waiting=None, patience_s=60.0):
 
 @pytest.fixture
 def passing(monkeypatch):
-    """A self-test that records how it was run; it raises what is put into `fails`, once each."""
+    """A probe that records its calls; it raises the errors in `fails`, once each."""
     runs = []
     runs_fail = []
 
@@ -153,13 +153,13 @@ def test_a_slot_is_marked_good_after_a_message_went_through_its_broker(start_bro
     assert counts(broker) == 2
 
 
-def test_it_waits_until_the_broker_is_there(device, passing):
+def test_the_health_check_waits_for_the_broker(device, passing):
     waiting = Waiting(at3=lambda: device.put("run/blipmq/blipmq.toml", ""))
     passing.fails += [Unreachable("not yet"), Unreachable("not yet")]
     assert become_healthy(device, waiting) == "" and waiting.waits == 5
 
 
-def test_a_broker_that_never_passes_leaves_the_slot_unmarked_and_says_why(device, passing):
+def test_a_broker_that_never_passes_leaves_the_slot_unmarked_with_a_reason(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     passing.fails += [Unreachable("nothing\nlistens")] * 1000
     assert become_healthy(device) == "nothing listens"
@@ -167,7 +167,7 @@ def test_a_broker_that_never_passes_leaves_the_slot_unmarked_and_says_why(device
     assert json.loads(device.read("run/blipmq-device/health.json")) == {"why": "nothing listens"}
 
 
-def test_a_slot_on_trial_must_write_to_the_data_partition_and_one_that_was_good_need_not(device, passing):
+def test_a_trial_slot_must_write_to_the_data_partition_and_a_good_slot_need_not(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     device.mount(data="ro")
     assert become_healthy(device) == TROUBLE and passing.runs == []
@@ -175,7 +175,7 @@ def test_a_slot_on_trial_must_write_to_the_data_partition_and_one_that_was_good_
     assert become_healthy(device) == "" and passing.runs == [("", False)]
 
 
-def test_a_partition_that_came_too_late_for_the_broker_keeps_the_slot_on_trial(device, passing):
+def test_a_late_data_partition_keeps_the_slot_on_trial(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     Result(has_data=False).write(device.paths)
     assert become_healthy(device) == TROUBLE
@@ -189,23 +189,23 @@ def test_another_version_or_slot_is_on_trial(device, passing, good):
     assert become_healthy(device) == "" and passing.runs == [("bq_own", None)] and device.read(GOOD_SLOT) == "A 2.0.1\n"
 
 
-def test_a_boot_loader_that_cannot_be_told_keeps_the_slot_on_trial(device, passing):
+def test_a_boot_loader_error_keeps_the_slot_on_trial(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     device.system.answers["rauc"] = CommandResult(1, "no bus\n")
     assert become_healthy(device) == "the slot could not be marked good: no bus" and not device.has(GOOD_SLOT)
 
 
-def test_a_system_without_slots_has_nothing_to_mark(device, passing):
+def test_a_system_without_slots_marks_nothing(device, passing):
     device.put("run/blipmq/blipmq.toml", "")
     device.put("proc/cmdline", "quiet")
     assert become_healthy(device) == "" and device.system.commands == []
 
 
-# ---- a slot is left
+# ---- abandoning a slot ----
 
 
 def rollback(device, tmp_path, rauc_status=0):
-    """What the unit's script does: its words, and what it ran."""
+    """The actions of the unit's script: its output and its commands."""
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
     for name, status in (("systemctl", 0), ("rauc", rauc_status)):
@@ -223,23 +223,23 @@ def rollback(device, tmp_path, rauc_status=0):
 
 
 @pytest.mark.parametrize("good", [None, "B 2.0.0\n", "A 2.0.0\n", "B 2.0.1\n"])
-def test_a_slot_that_has_never_been_good_is_left(device, tmp_path, good):
+def test_a_slot_that_was_never_good_is_abandoned(device, tmp_path, good):
     if good:
         device.put(GOOD_SLOT, good)
     assert rollback(device, tmp_path).endswith("RAN rauc status mark-bad booted\nRAN systemctl reboot\n")
 
 
-def test_a_slot_is_left_even_if_it_cannot_be_marked_bad(device, tmp_path):
+def test_a_slot_is_abandoned_even_if_it_cannot_be_marked_bad(device, tmp_path):
     said = rollback(device, tmp_path, rauc_status=1)
     assert "could not be marked bad" in said and said.endswith("RAN systemctl reboot\n")
 
 
-def test_a_slot_that_was_good_before_stays(device, tmp_path, passing):
+def test_a_previously_good_slot_is_kept(device, tmp_path, passing):
     device.put("run/blipmq/blipmq.toml", "")
     become_healthy(device)
     assert "was good before and stays" in rollback(device, tmp_path) and "RAN" not in rollback(device, tmp_path)
 
 
-def test_without_slots_nothing_is_left(device, tmp_path):
+def test_without_slots_no_slot_is_abandoned(device, tmp_path):
     device.put("proc/cmdline", "quiet")
     assert "nothing to go back to" in rollback(device, tmp_path)

@@ -1,4 +1,4 @@
-"""device.toml: what is taken, what is refused, and how a person is told."""
+"""device.toml: accepted values, refused values, and error messages."""
 
 import pytest
 from hypothesis import example, given
@@ -41,7 +41,7 @@ def problems(text):
     return str(caught.value).splitlines()
 
 
-def test_an_empty_file_is_the_defaults_and_a_full_one_is_taken_as_it_is():
+def test_an_empty_file_means_the_defaults_and_a_full_file_is_used_as_written():
     assert read_device("") == Device()
     device = read_device(FULL)
     assert (device.hostname, device.network.dns, device.wifi.ssid) == ("gate-7", ("192.168.1.1", "fd00::1"), "Hall 3")
@@ -58,7 +58,7 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path):
     assert read_device(read_text(path)) == read_device(FULL)
 
 
-def test_all_that_is_wrong_is_told_at_once_each_with_its_line():
+def test_all_problems_are_reported_together_with_lines():
     assert problems('hostnam = "x"\n[network]\nadress = "1.2.3.4/8"\n[[keys]]\nname = "a"\n[[keys]]\nname = 3\n') == [
         "device.toml:1: there is no setting hostnam; did you mean hostname?",
         "device.toml:3: there is no setting network.adress; did you mean network.address?",
@@ -104,7 +104,7 @@ def test_all_that_is_wrong_is_told_at_once_each_with_its_line():
         ("hostname." + "a." * 300 + "b = 1", 1, "is not a string"),
     ],
 )
-def test_what_will_not_do_is_refused_with_its_line_and_what_would(text, line, words):
+def test_an_invalid_value_is_refused_with_its_line_and_the_valid_values(text, line, words):
     found = problems(text)[0]
     assert found.startswith(f"device.toml:{line}: " if line else "device.toml: ") and words in found
 
@@ -136,16 +136,16 @@ LINES = st.sampled_from(
 @example("keys = [[1]]")
 @example("[[keys]]\n[keys.a]\n")
 @example("\x00")
-def test_any_text_is_taken_or_refused_in_lines_that_name_the_file(text):
+def test_any_text_is_accepted_or_refused_with_errors_that_name_the_file(text):
     try:
         assert isinstance(read_device(text), Device)
     except ConfigError as error:
-        # What is wrong first; what to do about TOML that does not parse may follow on a line of its own.
+        # The error comes first; advice about unparsable TOML may follow on its own line.
         assert str(error).startswith("device.toml")
 
 
 @given(st.sampled_from(sorted(SETTINGS)), st.text())
-def test_no_text_that_is_taken_can_begin_a_line_in_another_programs_file(path, text):
+def test_no_accepted_text_can_start_a_line_in_a_generated_file(path, text):
     check = SETTINGS[path].check
     if check is not None and text:
         try:
@@ -155,13 +155,13 @@ def test_no_text_that_is_taken_can_begin_a_line_in_another_programs_file(path, t
         assert len(text.splitlines()) == 1 and text.isprintable()
 
 
-def test_every_setting_says_what_it_means():
+def test_every_setting_has_a_description():
     assert all(len(setting.help) > 20 for setting in SETTINGS.values())
     assert len(SETTINGS) == len(set(SETTINGS)) and "keys.allow" in SETTINGS
     assert settings.reference().count("\n| `") == len(SETTINGS)
 
 
-def test_a_passphrase_and_a_key_are_not_repeated_to_whoever_reads_the_error():
+def test_errors_do_not_repeat_a_passphrase_or_key():
     for text in (
         '[wifi]\npassphrase = "s3cret"',
         '[[keys]]\nname = "a"\nkey = "s3cret"',

@@ -1,4 +1,4 @@
-"""What a device says of itself: the status file, the consoles, the light; its clock, and its factory reset."""
+"""Status of a device: the status file, the consoles, the LED; its clock and its factory reset."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def device(tmp_path):
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the broker answers, for a test to change."""
+    """The answer of the broker, which a test can change."""
     answer = [Answer("ok")]
     monkeypatch.setattr(report, "ask", lambda *_: answer[0])
     return answer
@@ -50,7 +50,7 @@ def boot(device):
 # ---- the status file
 
 
-def test_a_device_that_is_well_says_where_it_is_and_how_it_is(device, said):
+def test_a_healthy_device_shows_its_address_and_state(device, said):
     boot(device)
     found = look(device)
     assert (found.state, found.problems, found.notes) == ("ok", (), (NO_KEY,))
@@ -63,7 +63,7 @@ def test_a_device_that_is_well_says_where_it_is_and_how_it_is(device, said):
     assert dict(look(device).moving)["Time"].endswith("UTC, from a time server")
 
 
-def test_a_bad_file_is_in_the_status_with_its_line_and_what_is_in_effect_instead(device, said):
+def test_the_status_shows_an_invalid_file_with_its_line_and_the_settings_in_effect(device, said):
     device.put("boot/blipmq/device.toml", '\n\nhostnam = "x"\n')
     boot(device)
     found = look(device)
@@ -76,7 +76,7 @@ def test_a_bad_file_is_in_the_status_with_its_line_and_what_is_in_effect_instead
 @pytest.mark.parametrize(
     ("answer", "running"), [(Answer("silent", ("no answer",)), False), (Answer("degraded", ("the log is full",)), True)]
 )
-def test_what_the_broker_says_is_told_in_its_words(device, said, answer, running):
+def test_the_status_shows_the_reasons_of_the_broker(device, said, answer, running):
     boot(device)
     said[0] = answer
     found = look(device)
@@ -84,7 +84,7 @@ def test_what_the_broker_says_is_told_in_its_words(device, said, answer, running
     assert dict(found.facts)["Broker"].startswith("NOT running") == (not running)
 
 
-def test_a_broker_that_does_not_run_is_an_answer(device):
+def test_the_status_reports_a_stopped_broker(device):
     device.put("boot/blipmq/blipmq.toml", '[server]\nbind_addr = "127.0.0.1:1"\n[metrics]\nbind_addr = "127.0.0.1:2"\n')
     boot(device)
     assert "the broker does not answer" in look(device).problems[0]
@@ -93,17 +93,17 @@ def test_a_broker_that_does_not_run_is_an_answer(device):
     assert "nothing listens where the broker should" in look(device).problems[0]
 
 
-def test_a_kept_file_is_named_as_what_it_is(device, said):
+def test_a_saved_file_is_named_as_the_last_good_one(device, said):
     device.put("data/device/device.toml", "hostnam = 1\n")
     boot(device)
     assert look(device).problems[0].startswith("the device.toml that was good before, line 1: there is no setting")
 
 
-def test_before_anything_was_applied_the_status_says_so(device):
+def test_the_status_says_when_nothing_was_applied_yet(device):
     assert "the settings have not been applied" in look(device).problems[0]
 
 
-def test_an_address_that_is_not_there_yet_names_what_it_waits_for(device, said):
+def test_the_status_of_a_missing_address_names_the_cause(device, said):
     for answer in (
         CommandResult(0, "[]"),
         CommandResult(127, ""),
@@ -131,7 +131,7 @@ def test_a_failed_self_test_makes_a_device_degraded(device, said):
     assert look(device).problems == ()
 
 
-def test_a_data_partition_that_is_nearly_full_is_told(device, said, monkeypatch):
+def test_a_nearly_full_data_partition_is_reported(device, said, monkeypatch):
     boot(device)
     monkeypatch.setattr(
         report.os, "statvfs", lambda _: os.statvfs_result((4096, 4096, 1 << 20, 20_000, 20_000, 0, 0, 0, 0, 255))
@@ -139,7 +139,7 @@ def test_a_data_partition_that_is_nearly_full_is_told(device, said, monkeypatch)
     assert "nearly full" in look(device).problems[0] and dict(look(device).moving)["Disk"] == "78 of 4096 MiB free"
 
 
-def test_the_file_is_for_notepad_and_written_only_when_something_changed(device, said):
+def test_the_status_file_has_windows_line_ends_and_is_written_only_on_changes(device, said):
     boot(device)
     device.system.time = os.stat(device.folder).st_mtime
     assert report.write(device.paths, device.system, look(device))
@@ -156,7 +156,7 @@ def test_the_file_is_for_notepad_and_written_only_when_something_changed(device,
     assert report.write(device.paths, device.system, look(device))
 
 
-def test_the_verbs_print_what_they_find(device, capsys):
+def test_the_commands_print_their_results(device, capsys):
     root = ["--root", str(device.folder)]
     assert main([*root, "status"]) == 1 and "State:" in capsys.readouterr().out and device.has(STATUS)
     assert main([*root, "banner"]) == 0 and "edit device.toml" in capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_the_verbs_print_what_they_find(device, capsys):
     assert main([*root, "factory-reset"]) == 0 and capsys.readouterr().out == "no file asks for a reset\n"
 
 
-def test_a_settings_partition_that_takes_no_file_is_no_reason_for_dark_consoles(device, monkeypatch, capsys):
+def test_consoles_show_the_status_although_the_settings_partition_is_not_writable(device, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(30, os.strerror(30))
 
@@ -177,10 +177,10 @@ def test_a_settings_partition_that_takes_no_file_is_no_reason_for_dark_consoles(
 # ---- consoles
 
 
-def test_the_banner_goes_to_every_console_once_for_each_change(device, said):
+def test_the_banner_is_written_to_every_console_once_per_change(device, said):
     boot(device)
     device.put("sys/class/tty/console/active", "tty0 ttyAMA0 ttyS9\n")
-    for name in ("tty1", "ttyAMA0"):  # ttyS9 is not there
+    for name in ("tty1", "ttyAMA0"):  # ttyS9 does not exist
         device.put(f"dev/{name}", "")
     assert console.show(device.paths, look(device))
     for name in ("tty1", "ttyAMA0"):
@@ -193,7 +193,7 @@ def test_the_banner_goes_to_every_console_once_for_each_change(device, said):
     )
 
 
-# ---- the light
+# ---- LED ----
 
 
 def light(device, name="ACT", triggers="none [mmc0] timer heartbeat"):
@@ -203,7 +203,7 @@ def light(device, name="ACT", triggers="none [mmc0] timer heartbeat"):
     return folder
 
 
-def test_the_light_is_steady_when_all_is_well_and_blinks_when_it_is_not(device):
+def test_the_led_is_steady_when_healthy_and_blinks_otherwise(device):
     folder = light(device)
     assert led.show(device.paths, degraded=False) == "ACT"
     assert (device.read(folder + "trigger"), device.read(folder + "brightness")) == ("none", "255")
@@ -213,7 +213,7 @@ def test_the_light_is_steady_when_all_is_well_and_blinks_when_it_is_not(device):
     assert (device.read(folder + "trigger"), device.read(folder + "delay_on")) == ("timer", "250")
 
 
-def test_a_light_that_blinks_already_is_not_set_again_and_one_without_a_timer_beats(device):
+def test_a_blinking_led_is_not_set_again_and_without_a_timer_uses_heartbeat(device):
     folder = light(device, triggers="none mmc0 [timer] heartbeat")
     led.show(device.paths, degraded=True)
     assert device.read(folder + "trigger") == "none mmc0 [timer] heartbeat\n"
@@ -222,7 +222,7 @@ def test_a_light_that_blinks_already_is_not_set_again_and_one_without_a_timer_be
     assert device.read(folder + "trigger") == "heartbeat"
 
 
-def test_a_board_without_a_light_is_no_error(device):
+def test_a_board_without_an_led_is_not_an_error(device):
     assert led.show(device.paths, degraded=True) == ""
 
 
@@ -235,7 +235,7 @@ def test_a_clock_that_starts_in_1970_is_set_to_the_date_of_the_image(device):
     assert not clock.restore(device.paths, device.system)
 
 
-def test_a_clock_goes_on_from_the_last_time_that_was_written_down(device):
+def test_a_clock_continues_from_the_last_saved_time(device):
     assert clock.save(device.paths, device.system)
     device.system.time = 0.0
     boot(device)
@@ -249,19 +249,19 @@ def test_a_clock_is_never_set_back(device):
 
 
 @pytest.mark.parametrize("saved", ["", "x", "-5", "9" * 30, "99999999999", "1e9", "\x00\x00"])
-def test_a_saved_time_that_cannot_be_true_is_passed_over(device, saved):
+def test_an_implausible_saved_time_is_ignored(device, saved):
     device.put("data/device/clock", saved)
     device.system.time = 0.0
     clock.restore(device.paths, device.system)
     assert device.system.time == BUILT
 
 
-def test_a_time_before_the_image_was_made_is_not_written_down(device):
+def test_a_time_before_the_image_date_is_not_saved(device):
     device.system.time = 1000.0
     assert not clock.save(device.paths, device.system) and not device.has("data/device/clock")
 
 
-def test_a_clock_that_will_not_be_set_is_told_and_the_settings_are_applied(device):
+def test_a_clock_error_is_reported_and_settings_are_applied(device):
     def refuse(_):
         raise OSError(1, os.strerror(1))
 
@@ -270,7 +270,7 @@ def test_a_clock_that_will_not_be_set_is_told_and_the_settings_are_applied(devic
     assert device.has("run/blipmq/blipmq.toml")
 
 
-def test_the_verb_saves_the_time(device):
+def test_the_command_saves_the_time(device):
     os.utime(device.folder / "usr/lib/clock-epoch", (1.0, 1.0))
     assert (
         main(["--root", str(device.folder), "time-floor", "save"]) == 0
@@ -289,7 +289,7 @@ def ask_for_reset(device, name="factory-reset"):
 
 
 @pytest.mark.parametrize("name", ["factory-reset", "factory-reset.txt", "Factory-Reset.TXT"])
-def test_a_file_asks_for_a_reset_and_goes_when_it_is_done(device, said, name):
+def test_the_reset_file_requests_a_reset_and_is_removed_afterwards(device, said, name):
     ask_for_reset(device, name)
     assert reset.carry_out(device.paths, device.system)
     assert [command.split()[0] for command in device.system.commands] == ["blkdiscard", "mkfs.ext4"]
@@ -300,13 +300,13 @@ def test_a_file_asks_for_a_reset_and_goes_when_it_is_done(device, said, name):
     assert "a factory reset was carried out at this start" in look(device).notes
 
 
-def test_without_that_file_nothing_is_erased(device):
+def test_without_the_reset_file_nothing_is_erased(device):
     device.put("boot/blipmq/factory-reset-howto.txt", "")
     (device.folder / "boot/blipmq/factory-reset").mkdir()
     assert not reset.carry_out(device.paths, device.system) and device.system.commands == []
 
 
-def test_a_reset_that_fails_is_asked_for_again_and_told(device, said):
+def test_a_failed_reset_is_reported_and_repeated(device, said):
     ask_for_reset(device)
     device.system.answers["mkfs.ext4"] = CommandResult(1, "mkfs.ext4: Input/output error\n")
     with pytest.raises(reset.ResetFailed, match="Input/output error"):
@@ -325,7 +325,7 @@ def test_a_partition_in_use_is_not_erased(device):
     assert device.system.commands == [] and device.has("boot/blipmq/factory-reset")
 
 
-def test_a_cut_while_the_partition_is_made_leaves_the_file_that_asks(device):
+def test_a_power_cut_during_the_reset_keeps_the_reset_file(device):
     ask_for_reset(device)
 
     def cut(*_, **__):
@@ -343,7 +343,7 @@ def test_a_cut_while_the_partition_is_made_leaves_the_file_that_asks(device):
 @pytest.mark.parametrize(
     ("name", "answers"), [("blipmq-device", "blipmq-device"), ("blipmq-cli", "blipmq-cli"), ("blipmq", "BlipMQ")]
 )
-def test_the_one_frozen_program_acts_by_its_name(tmp_path, name, answers):
+def test_the_frozen_program_selects_its_role_by_name(tmp_path, name, answers):
     (tmp_path / name).symlink_to(PROGRAM)
     command = [sys.executable, str(tmp_path / name), "--version"]
     done = subprocess.run(
@@ -352,7 +352,7 @@ def test_the_one_frozen_program_acts_by_its_name(tmp_path, name, answers):
     assert done.returncode == 0 and done.stdout.startswith(f"{answers} ")
 
 
-def test_a_command_that_cannot_run_fails_or_hangs_is_a_result():
+def test_a_failed_or_hung_command_returns_a_result():
     system = System(live=True)
     assert system.run("/nowhere/at/all").status == 127
     assert system.run("sh", "-c", "echo a; echo b >&2; exit 3") == CommandResult(3, "a\nb\n")

@@ -1,6 +1,6 @@
-"""A WAL on a real file system that becomes read-only under load, as ext4 does when it finds an error in itself.
+"""A WAL on a real file system that becomes read-only under load, as ext4 does when it detects an internal error.
 
-Invariant: the file system is an image of its own in a mount namespace of its own, so nothing of this machine changes.
+Invariant: the file system is a separate image in a separate mount namespace, so nothing of this machine changes.
 """
 
 import os
@@ -26,7 +26,7 @@ SETTINGS = {
 BEFORE = 100  # messages acknowledged before the error
 
 
-def test_a_file_system_that_becomes_read_only_is_said_and_loses_nothing_acknowledged(tmp_path):
+def test_a_read_only_file_system_is_reported_and_loses_nothing_acknowledged(tmp_path):
     assert os.geteuid() == 0, "this mounts a file system, which needs root: run `make slow` as root"
     command = ["unshare", "--mount", sys.executable, __file__, str(tmp_path)]
     path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -47,7 +47,7 @@ def read_all(address, count):
 
 
 def publish_until_refused(address, image_mounted):
-    """The numbers that were acknowledged. The file system fails behind the first of them."""
+    """The acknowledged numbers. The file system fails behind the first of them."""
     acknowledged = []
     with connect_blocking(address) as client:
         for number in range(1_000_000):
@@ -90,7 +90,7 @@ def main(folder):
     run("mount", "-o", "loop", image, mounted)
     broker = BrokerProcess(folder, settings).get_ready()
     assert broker.info()["state"] == "ok"
-    # What was acknowledged to the failed log is not known any more, so it comes again.
+    # Acknowledgements to the failed WAL are lost, so the message is redelivered.
     assert read_all(broker.address, len(acknowledged)) == acknowledged
     broker.child.terminate()
     assert broker.child.wait(60) == 0

@@ -1,8 +1,8 @@
-"""What README.md and docs/ show is run: shell commands, Python and settings, as they stand, against a broker of the test's own.
+"""Commands, Python and settings of README.md and docs/ are run unchanged against a broker of the test.
 
-Invariant: a block says what it is. ```sh is run, block by block, in the order of the page, or a comment above it gives the
-reason why not; ```python is run and ```toml is checked; ```console is a session that test_readme.py plays; a block without a name
-is a picture, output or bytes, and holds no command. Nothing here repeats a page.
+Invariant: each block declares its kind. ```sh is run block by block, in page order, unless a comment above it gives a
+reason; ```python is run and ```toml is checked; ```console is a transcript that test_readme.py runs; a block without a
+name is a picture, output or bytes, and contains no command. Nothing here repeats a page.
 """
 
 import json
@@ -28,7 +28,7 @@ COMMANDS = re.compile(
 
 
 class Block(NamedTuple):
-    not_run: str  # the reason, or nothing
+    not_run: str  # the reason, or ""
     kind: str
     text: str
 
@@ -42,7 +42,7 @@ def texts(page: Path, kind: str) -> list[str]:
 
 
 def faults(page: str) -> list[str]:
-    """What keeps a block of this page from being run or understood."""
+    """Problems that prevent a block of this page from being run or recognized."""
     found = [f"a block is {block.kind!r}" for block in blocks(page) if block.kind not in KINDS]
     found += [
         f"a command in a picture: {block.text!r}"
@@ -61,11 +61,11 @@ def pages_with(kind: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_says_what_it_is_and_no_command_hides(page: Path) -> None:
+def test_every_code_block_has_a_language_and_no_command_is_untested(page: Path) -> None:
     assert faults(page.read_text("utf-8")) == []
 
 
-def test_a_command_that_no_test_would_run_is_found() -> None:
+def test_an_untested_command_is_found() -> None:
     for page in (
         "```\n$ ls\n```\n",
         "```\nblipmq start\n```\n",
@@ -82,18 +82,18 @@ def test_a_command_that_no_test_would_run_is_found() -> None:
     ]
 
 
-# ---- running them
+# ---- execution ----
 
 
 @pytest.fixture(scope="session")
 def programs() -> None:
-    """What the pages use and a bare system may lack."""
+    """Programs that the pages use and that a minimal system may lack."""
     for name in ("systemd", "curl", "openssl"):
         subprocess.run([ROOT / "packaging" / "setup.sh", name], check=True, timeout=600)
 
 
 class Place:
-    """A folder that looks like the top of the tree, a broker beside it, and an environment in which commands reach it."""
+    """A folder that looks like the source tree, a running broker, and an environment in which commands reach it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "tree"
@@ -111,7 +111,7 @@ class Place:
             "PYTHONPATH": str(ROOT),
             "PYTHONUTF8": "1",
             "BLIPMQ_ADDR": self.broker.address,
-            # For a broker that a page starts itself: it must not take anyone's port.
+            # For a broker that a page starts itself: it must use a free port.
             "BLIPMQ_SERVER__BIND_ADDR": "127.0.0.1:0",
             "BLIPMQ_METRICS__BIND_ADDR": "",
         }
@@ -145,7 +145,7 @@ def test_the_shell_commands_of_a_page_run_in_their_order(programs: None, place: 
 @pytest.mark.parametrize(
     "page", [page for page in pages_with("python") if page.parent != ROOT], ids=lambda page: page.name
 )
-def test_the_python_of_a_page_prints_what_the_page_says(place: Place, page: Path) -> None:
+def test_the_python_of_a_page_prints_the_documented_output(place: Place, page: Path) -> None:
     for text in texts(page, "python"):
         done = place.run(sys.executable, "-c", place.localized(text))
         assert (done.returncode, done.stderr) == (0, "") and done.stdout
@@ -161,7 +161,7 @@ def test_the_settings_of_a_page_are_valid(place: Place, page: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-# ---- what they say
+# ---- content ----
 
 
 def test_every_link_in_the_docs_leads_to_a_file_or_heading_that_exists() -> None:
@@ -180,7 +180,7 @@ def test_every_link_in_the_docs_leads_to_a_file_or_heading_that_exists() -> None
     assert missing == []
 
 
-def test_the_frame_that_the_protocol_page_takes_apart_is_one_of_the_reference_builder() -> None:
+def test_the_example_frame_of_the_protocol_page_matches_the_reference_builder() -> None:
     page = (ROOT / "docs" / "PROTOCOL.md").read_text("utf-8")
     (shown,) = [block.text for block in blocks(page) if block.text.startswith("00000034")]
     rows = [line.split() for line in shown.splitlines()]

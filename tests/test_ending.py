@@ -1,4 +1,4 @@
-"""Clients that end their side and read on, by the thousand, against a broker of its own process."""
+"""Thousands of half-closed clients against a broker in its own process."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ def read_to_end(client):
 
 
 def sockets(broker):
-    """How many sockets the broker has open."""
+    """The number of open sockets of the broker."""
     found = 0
     for name in os.listdir(f"/proc/{broker.pid}/fd"):
         try:
@@ -40,7 +40,7 @@ def frames(data):
     return found
 
 
-def test_a_thousand_clients_that_end_their_side_are_answered_and_leave_nothing_behind(start_broker, connect):
+def test_a_thousand_half_closed_clients_are_answered_and_leak_nothing(start_broker, connect):
     broker = start_broker(SLOW_DISK)
     witness = connect(broker, hello=True)
     host, port = broker.address.rsplit(":", 1)
@@ -61,7 +61,7 @@ def test_a_thousand_clients_that_end_their_side_are_answered_and_leave_nothing_b
     assert witness.info()["messages"]["published"] == CROWD
 
 
-def test_a_thousand_clients_that_end_their_side_and_never_read_are_gone_within_the_limits(start_broker, connect):
+def test_a_thousand_half_closed_clients_that_never_read_are_closed_in_time(start_broker, connect):
     broker = start_broker(SLOW_DISK)
     witness = connect(broker, hello=True)
     host, port = broker.address.rsplit(":", 1)
@@ -78,7 +78,7 @@ def test_a_thousand_clients_that_end_their_side_and_never_read_are_gone_within_t
         client.close()
 
 
-def test_the_log_says_how_a_client_that_ended_its_side_went(start_broker):
+def test_the_log_states_how_a_half_closed_client_ended(start_broker):
     broker = start_broker(SLOW_DISK)
     host, port = broker.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), TIMEOUT_S) as client:
@@ -88,7 +88,7 @@ def test_the_log_says_how_a_client_that_ended_its_side_went(start_broker):
     assert broker.wait_for("closed", client="half")["reason"] == "eof"
 
 
-def test_a_client_inside_the_process_that_writes_no_more_is_answered(tmp_path):
+def test_a_half_closed_in_process_client_is_answered(tmp_path):
     class Far(asyncio.Protocol):
         def __init__(self):
             self.data, self.lost = b"", asyncio.get_running_loop().create_future()
@@ -112,7 +112,7 @@ def test_a_client_inside_the_process_that_writes_no_more_is_answered(tmp_path):
             transport.write(command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"x" * 100_000, qos=1, seq=2))
             transport.write(command(PING, seq=3))
             transport.write_eof()
-            transport.write(command(PING, seq=4))  # nothing more is written
+            transport.write(command(PING, seq=4))  # the client writes nothing more
             assert await asyncio.wait_for(far.lost, TIMEOUT_S) is None
             return frames(far.data)
 

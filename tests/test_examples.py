@@ -1,4 +1,4 @@
-"""The examples run as they are printed, and fail with a sentence instead of a traceback."""
+"""The examples run as printed, and fail with a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUT = {
 
 
 @pytest.mark.parametrize("name", OUTPUT)
-def test_an_example_prints_what_its_reader_expects(name: str) -> None:
+def test_an_example_prints_the_expected_output(name: str) -> None:
     command = [sys.executable, str(ROOT / "examples" / name)]
     with FakeBroker() as broker:
         done = subprocess.run(
@@ -48,7 +48,7 @@ def test_an_example_prints_what_its_reader_expects(name: str) -> None:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[BlockingBroker]:
-    """A broker of this tree with a log, that gives up on a message soon."""
+    """A broker of this source tree with a WAL and a low delivery limit."""
     settings = {
         "server": {"bind_addr": "127.0.0.1:0"},
         "wal": {"directory": str(tmp_path / "wal")},
@@ -71,7 +71,7 @@ def start(*words: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def run(*words: str, stdin: str = "") -> list[str]:
-    """What an example prints; it must end well and have nothing to complain about."""
+    """The output of an example, which must succeed without any error output."""
     process = start(*words)
     printed, errors = process.communicate(stdin, timeout=TIMEOUT_S)
     complaints = [line for line in errors.splitlines() if not line.startswith("-- ")]
@@ -79,7 +79,7 @@ def run(*words: str, stdin: str = "") -> list[str]:
     return printed.splitlines()
 
 
-def test_the_sensors_are_shown_and_the_alarm_goes_off(broker: BlockingBroker) -> None:
+def test_the_sensor_example_shows_values_and_an_alarm(broker: BlockingBroker) -> None:
     assert run("sensors.py", broker.address) == [
         "display: home/cellar/temp 12.5",
         "display: home/attic/temp 31.0",
@@ -89,7 +89,7 @@ def test_the_sensors_are_shown_and_the_alarm_goes_off(broker: BlockingBroker) ->
     ]
 
 
-def test_each_job_is_done_by_one_worker_and_the_impossible_one_is_given_up(broker: BlockingBroker) -> None:
+def test_each_job_is_done_once_and_the_impossible_job_becomes_a_dead_letter(broker: BlockingBroker) -> None:
     *lines, last = run("job_queue.py", broker.address)
     done = [line.partition(": ")[2] for line in lines if "cannot" not in line]
     tried = [line.partition(": ")[2] for line in lines if "cannot" in line]
@@ -98,7 +98,7 @@ def test_each_job_is_done_by_one_worker_and_the_impossible_one_is_given_up(broke
     assert last.startswith("given up after 3 deliveries: jobs/mail, id ")
 
 
-def test_both_caches_forget_what_was_changed_and_nothing_else(broker: BlockingBroker) -> None:
+def test_both_caches_drop_only_changed_entries(broker: BlockingBroker) -> None:
     assert run("cache_invalidation.py", broker.address) == [
         *("here: reads user/1 from the database", "here: reads user/2 from the database", "here: Ann, Bob"),
         *("there: reads user/1 from the database", "there: reads user/2 from the database", "there: Ann, Bob"),
@@ -115,7 +115,7 @@ def wait_for_lines(path: Path, count: int) -> list[str]:
     return lines
 
 
-def test_log_lines_written_while_the_collector_is_away_are_in_its_file_in_the_end(
+def test_log_lines_written_while_the_collector_is_away_are_delivered_later(
     broker: BlockingBroker, tmp_path: Path
 ) -> None:
     kept, host = tmp_path / "kept.log", os.uname().nodename
@@ -139,7 +139,7 @@ def test_every_example_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("name", [*OUTPUT, "sensors.py", "job_queue.py", "cache_invalidation.py"])
-def test_an_example_without_a_broker_says_what_to_do(name: str) -> None:
+def test_an_example_without_a_broker_prints_a_remedy(name: str) -> None:
     command = [sys.executable, str(ROOT / "examples" / name), f"127.0.0.1:{fake_broker.free_port()}"]
     done = subprocess.run(command, capture_output=True, env=environment(), check=False, timeout=30)
     assert done.returncode == 1

@@ -1,9 +1,9 @@
-"""Figures stand in docs/PERFORMANCE.md; another page that gives one quotes it with its name, and the same number.
+"""Figures are defined in docs/PERFORMANCE.md; another page quotes a figure with its name and the same number.
 
     <!-- figure: memory-ready -->21.1 MB             a quote: the text behind the mark begins with the value
     <!-- own figures: the reason -->                 up to the next heading, figures are about something else
 
-Invariant: start times, resident memory, message rates and sizes of downloads are given with a mark, or not at all.
+Invariant: start times, resident memory, message rates and download sizes are given with a mark, or not at all.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def figures(page: str) -> dict[str, str]:
 
 
 def fragments(page: str) -> list[str]:
-    """Sentences, list items and table cells outside of code and of sections with figures of their own. NUL: a mark."""
+    """Sentences, list items and table cells outside code and outside sections with their own figures. NUL: a mark."""
     page = MARK_ALONE.sub("\0", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL))
     found = []
     for section in re.split(r"^(?=#)", page, flags=re.MULTILINE):
@@ -64,7 +64,7 @@ def fragments(page: str) -> list[str]:
 
 
 def faults(page: str, known: dict[str, str]) -> list[str]:
-    """What is wrong with the figures of a page, in words."""
+    """The problems with the figures of a page, as messages."""
     found = ["a mark goes over the end of its line"] * (page.count("<!-- figure:") - len(MARK_ALONE.findall(page)))
     for name, behind in MARK.findall(page):
         text = " ".join(behind.split())
@@ -82,18 +82,18 @@ def faults(page: str, known: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page != SOURCE], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_a_page_gives_only_figures_of_the_performance_page(page: Path) -> None:
+def test_figures_on_all_pages_match_the_performance_page(page: Path) -> None:
     assert faults(page.read_text("utf-8"), figures(SOURCE.read_text("utf-8"))) == []
 
 
-def test_the_performance_page_agrees_with_itself() -> None:
+def test_the_performance_page_is_consistent() -> None:
     page = SOURCE.read_text("utf-8")
     known = figures(page)
     assert len(known) > 20
     marks = MARK.findall(page)
     assert page.count("<!-- figure:") == len(marks)
     assert {name for name, _ in marks} >= {"memory-ready", "start", "memory-10000", "start-million"}
-    for name, behind in marks:  # a table gives the unit in its head
+    for name, behind in marks:  # a table has the unit in its header
         assert behind.split()[0] == known[name].split()[0], name
 
 

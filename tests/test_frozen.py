@@ -1,7 +1,7 @@
-"""The frozen binaries and the packages, as a person meets them: copied alone into a system that has no Python.
+"""The frozen binaries and the packages as a user gets them: copied alone into a system without Python.
 
-Invariant: nothing here runs from the source tree or from this Python; every test takes what packaging/build delivers,
-which is brought up to date first. Needs root on Debian (chroots and namespaces); each trial has a network of its own.
+Invariant: nothing is taken from the source tree or from this Python. Every test uses the output of packaging/build,
+which is brought up to date first. Needs root on Debian (chroots and namespaces); each trial has its own network.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ CACHE = Path(
 )
 DIST = Path(os.environ.get("BLIPMQ_DIST", TOP / "dist"))
 RELEASE = DIST / "release"
-SCHEMA = TOP / "native" / "proto" / "blip.fbs"  # every download has it
+SCHEMA = TOP / "native" / "proto" / "blip.fbs"  # every download contains it
 GLIBC_NEWEST = (2, 31)
 ONEFILE_BYTES_MAX = 14 * 1000 * 1000
-# arm64 and armv7 run under emulation: a chosen share of the tests.
+# arm64 and armv7 run under emulation: only a selection of the tests.
 SYSTEMS = [("x64", "oldest"), ("x64", "newest"), ("arm64", "oldest"), ("armv7", "oldest")]
 TRIAL_SECONDS_MAX = 240
 MACHINES = {"x64": "X86-64", "arm64": "AArch64", "armv7": " ARM\n"}
 
-# What a trial may use: start the broker and wait until it says so, at most as long as it lives.
+# The commands of a trial: start the broker and wait for its ready line, at most while it lives.
 PRELUDE = """
 set -eu
 cd /trial
@@ -42,7 +42,7 @@ start() { "$@" >/trial/log 2>&1 & broker=$!; await ' info ready ' /trial/log; }
 await() { until grep -q "$1" "$2"; do kill -0 "$broker" || { cat /trial/log; exit 90; }; sleep 0.05; done; }
 finish() { kill -TERM "$broker"; wait "$broker"; }
 """
-# A durable subscription that is left behind, and taken up again.
+# A durable subscription that is created, left, and resumed.
 DURABLE = """
 resume() { cli=$1; shift; "$cli" -q sub --qos 1 --durable --client-id me plant/pump "$@"; }
 subscribe() {
@@ -59,7 +59,7 @@ def build(target: str, step: str, **environment: str) -> None:
 
 
 class System:
-    """A bare system that one test may write to: the chroot below, a memory file system above it."""
+    """A minimal system that one test may write to: the chroot below, an in-memory file system above it."""
 
     def __init__(self, root: Path, upper: Path) -> None:
         self.root = root
@@ -72,7 +72,8 @@ class System:
         return f"System({self.root})"
 
     def run(self, script: str, check: bool = True, setup: str = "") -> subprocess.CompletedProcess[str]:
-        """Runs a shell script in the system; `setup` runs before it, outside, with $root as the system's top."""
+        """Runs a shell script in the system; `setup` runs before it, outside, with $root as the top folder of the
+        system."""
         enter = f"""
             ip link set lo up
             root={self.upper}/merged
@@ -94,7 +95,7 @@ def root_user() -> None:
 
 @pytest.fixture
 def upper(tmp_path: Path) -> Iterator[Path]:
-    """A file system for the changes of one test. On memory, because an overlay cannot lie on another overlay."""
+    """A file system for the changes of one test. In memory, because an overlay cannot lie on another overlay."""
     folder = tmp_path / "upper"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "trial", folder], check=True)
@@ -108,7 +109,7 @@ def system(target: str, age: str, upper: Path) -> System:
 
 
 def with_download(target: str, age: str, upper: Path) -> System:
-    """A bare system with the one-file download in an empty folder, under both names."""
+    """A minimal system with the one-file download in an empty folder, under both names."""
     build(target, "onefile")
     bare = system(target, age, upper)
     for name in ("blipmq", "blipmq-cli"):
@@ -125,9 +126,7 @@ def bare(upper: Path) -> System:
 
 
 @pytest.mark.parametrize(("target", "age"), SYSTEMS)
-def test_a_file_copied_alone_into_a_system_without_python_serves_its_first_message(
-    target: str, age: str, upper: Path
-) -> None:
+def test_a_single_copied_file_serves_on_a_system_without_python(target: str, age: str, upper: Path) -> None:
     done = with_download(target, age, upper).run(
         """
         ! command -v python3
@@ -147,7 +146,7 @@ def test_a_file_copied_alone_into_a_system_without_python_serves_its_first_messa
 
 
 @pytest.mark.parametrize(("target", "age"), SYSTEMS)
-def test_what_a_download_acknowledged_outlives_kill_9_and_sigterm(target: str, age: str, upper: Path) -> None:
+def test_messages_acknowledged_by_a_download_survive_kill_9_and_sigterm(target: str, age: str, upper: Path) -> None:
     done = with_download(target, age, upper).run(
         DURABLE
         + """
@@ -171,12 +170,12 @@ def test_what_a_download_acknowledged_outlives_kill_9_and_sigterm(target: str, a
     assert done.stdout == "first\nsecond\nthird\n"
 
 
-def test_the_download_needs_nothing_of_the_system_but_the_c_library(bare: System) -> None:
+def test_the_download_depends_only_on_the_c_library(bare: System) -> None:
     done = bare.run("./blipmq version", setup="rm $root/lib/*-linux-gnu/libz.so*")
     assert done.stdout.startswith("BlipMQ ")
 
 
-def test_kill_9_leaves_no_process_and_the_next_start_no_litter(bare: System) -> None:
+def test_kill_9_leaves_no_process_and_the_next_start_cleans_up(bare: System) -> None:
     done = bare.run(
         """
         start ./blipmq start
@@ -194,7 +193,7 @@ def test_kill_9_leaves_no_process_and_the_next_start_no_litter(bare: System) -> 
     assert done.stdout.split("\n")[:-1] == ["1", "ended with 137", "0", "1", "1", "0"]
 
 
-def test_the_process_that_was_started_is_the_broker_itself(bare: System) -> None:
+def test_the_started_process_is_the_broker_itself(bare: System) -> None:
     done = bare.run(
         """
         start ./blipmq start
@@ -207,7 +206,7 @@ def test_the_process_that_was_started_is_the_broker_itself(bare: System) -> None
     assert said == started
 
 
-def test_brokers_that_run_are_not_swept_away_by_others_that_start(bare: System) -> None:
+def test_a_start_does_not_clean_up_files_of_running_brokers(bare: System) -> None:
     done = bare.run(
         """
         start ./blipmq start
@@ -228,9 +227,7 @@ def test_brokers_that_run_are_not_swept_away_by_others_that_start(bare: System) 
         ("size=4m", "it has only 4 MB free"),
     ],
 )
-def test_a_tmpdir_that_will_not_do_gives_one_line_that_says_why_and_what_to_do(
-    bare: System, options: str, reason: str
-) -> None:
+def test_an_unusable_tmpdir_gives_one_line_with_reason_and_remedy(bare: System, options: str, reason: str) -> None:
     done = bare.run(
         "TMPDIR=/mnt exec ./blipmq version",
         check=False,
@@ -241,13 +238,13 @@ def test_a_tmpdir_that_will_not_do_gives_one_line_that_says_why_and_what_to_do(
     assert done.stderr.startswith(f"blipmq: cannot unpack into /mnt: {reason}; set TMPDIR to a folder")
 
 
-def test_without_tmpdir_a_noexec_tmp_is_passed_over_for_var_tmp(bare: System) -> None:
+def test_without_tmpdir_a_noexec_tmp_is_replaced_by_var_tmp(bare: System) -> None:
     done = bare.run("./blipmq version", setup="mount -t tmpfs -o noexec none $root/tmp")
     assert done.stdout.startswith("BlipMQ ")
 
 
 @pytest.mark.parametrize(("keep", "line"), [(-1, "is incomplete"), (-1000, "is incomplete"), (0, "is damaged")])
-def test_a_broken_download_says_so_in_one_line(bare: System, keep: int, line: str) -> None:
+def test_a_damaged_download_is_reported_in_one_line(bare: System, keep: int, line: str) -> None:
     path = bare.trial / "blipmq"
     data = bytearray(path.read_bytes())
     if keep:
@@ -292,7 +289,7 @@ def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
         )
 
 
-# Files that start the programs as processes, but know the package too and so are not marked as black boxes.
+# Files that start the programs as processes, but also import the package and so are not marked as black-box tests.
 ALSO_BLACK = [
     "test_server.py",
     "test_admin.py",
@@ -307,7 +304,7 @@ ALSO_BLACK = [
 
 
 def black_box_files() -> list[str]:
-    """Those marked in their first lines; what is added to the suite later is tried on the binaries too."""
+    """Those marked in their first lines; new files of the suite are tested on the binaries too."""
     marked = re.compile(r"^pytestmark = .*pytest\.mark\.blackbox", re.MULTILINE)
     return sorted(path.name for path in (TOP / "tests").glob("test_*.py") if marked.search(path.read_text()))
 
@@ -315,10 +312,10 @@ def black_box_files() -> list[str]:
 @pytest.mark.parametrize(
     ("target", "suite", "chosen"),
     [
-        # On libedit a Ctrl-C that falls between two keys may be seen only with the next key: docs/PACKAGING.md.
+        # With libedit a Ctrl-C between two keys may be noticed only at the next key: docs/PACKAGING.md.
         ("x64", [*black_box_files(), *ALSO_BLACK], "not an_interrupt_gives_a_fresh_prompt"),
-        # Under emulation all of them take too long: one of each kind, and all of QoS 1, restarts and kill -9 among it.
-        # What the disk does wrong is made with a library for this machine, which an emulated program cannot load.
+        # Under emulation the whole suite takes too long: one test of each kind, and all of QoS 1, restarts and kill -9.
+        # Disk errors use a library for this machine, which an emulated program cannot load.
         ("arm64", ["test_transcripts_qos1.py", "test_transcripts.py", "test_server.py"], "not after_a_failed_sync"),
     ],
     ids=["x64", "arm64"],
@@ -331,10 +328,10 @@ def test_the_black_box_tests_of_the_suite_pass_against_the_download(target: str,
         "BLIPMQ_BINARY": str(DIST / f"linux-{target}/blipmq"),
         "BLIPMQ_CLI": str(DIST / f"linux-{target}/blipmq-cli"),
         "PYTHONPATH": str(TOP / "tests"),
-        # Where qemu-user finds the C library of another architecture.
+        # The path where qemu-user finds the C library of another architecture.
         "QEMU_LD_PREFIX": str(CACHE / target / "chroot-oldest"),
     }
-    # Slow ones measure memory or take long; they have been passed by the same code outside of the binary.
+    # Slow tests measure memory or take long; the same code has passed them outside the binary.
     plugins = ["-n", "auto", "-p", "frozen_programs", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "-m", "not slow", "-k", chosen]
     subprocess.run([*command, *(str(TOP / "tests" / name) for name in suite)], cwd=TOP, env=environment, check=True)
@@ -343,7 +340,7 @@ def test_the_black_box_tests_of_the_suite_pass_against_the_download(target: str,
 # ---- the release -----------------------------------------------------------------------------------------------------
 
 
-def test_the_release_archive_holds_both_names_settings_and_all_licences(tmp_path: Path) -> None:
+def test_the_release_archive_contains_both_names_settings_and_licences(tmp_path: Path) -> None:
     build("x64", "archive")
     with tarfile.open(RELEASE / "blipmq-linux-x64.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -362,7 +359,7 @@ def test_the_release_archive_holds_both_names_settings_and_all_licences(tmp_path
         assert f"{part['name']} {part['version']}\n" in notices
 
 
-def test_a_signed_list_of_hashes_is_accepted_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_a_signed_hash_list_is_accepted_and_a_changed_one_is_refused(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     release = tmp_path / "release"
     release.mkdir()
@@ -393,9 +390,7 @@ def newer(package: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", ["x64", "arm64"])
-def test_the_debian_package_installs_upgrades_with_its_data_and_purges_without_trace(
-    target: str, upper: Path, tmp_path: Path
-) -> None:
+def test_the_debian_package_installs_upgrades_and_purges_cleanly(target: str, upper: Path, tmp_path: Path) -> None:
     build(target, "deb")
     (package,) = RELEASE.glob(f"blipmq_*_{'amd64' if target == 'x64' else 'arm64'}.deb")
     listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True, text=True).stdout
@@ -449,7 +444,8 @@ gone
 
 
 def image_root(platform: str, folder: Path) -> dict[str, object]:
-    """Unpacks the image of a platform as an engine does, every digest checked; returns its configuration."""
+    """Unpacks the image of a platform as a container engine does, with every digest checked; returns its
+    configuration."""
     with tarfile.open(RELEASE / "blipmq-oci.tar") as archive:
         blobs = {m.name: archive.extractfile(m).read() for m in archive.getmembers()}  # type: ignore[union-attr]
 
@@ -483,7 +479,7 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
     health = " ".join(config["Healthcheck"]["Test"][1:])  # type: ignore[index]
     entry = config["Entrypoint"][0]  # type: ignore[index]
     user, group = str(config["User"]).split(":")
-    # As an engine starts it: devices, the image's user and folder, nothing to write to but the volume.
+    # Started like by a container engine: devices, the user and folder of the image, only the volume is writable.
     script = f"""
         ip link set lo up
         mount --bind {root} {root}
@@ -510,7 +506,7 @@ def test_the_container_image_serves_read_only_without_root_and_without_a_shell(p
 
 
 @pytest.mark.parametrize("target", ["x64", "arm64"])
-def test_the_wheel_serves_every_python_3_on_glibc_2_31_without_a_compiler(target: str) -> None:
+def test_the_wheel_runs_on_every_python_3_with_glibc_2_31_without_a_compiler(target: str) -> None:
     build(target, "manylinux")
     machine = {"x64": "x86_64", "arm64": "aarch64"}[target]
     (wheel,) = RELEASE.glob(f"blipmq-*_{machine}.whl")

@@ -1,6 +1,6 @@
-"""A client that is generated from blip.fbs for another language: examples/typescript, checked and run by deno against a broker.
+"""A client generated from blip.fbs for another language: examples/typescript, checked and run by deno against a broker.
 
-Invariant: nothing of blipmq is in that client; all it knows of the tables comes from the schema.
+Invariant: that client uses nothing of blipmq; it knows the tables only from the schema.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from broker_process import until
 import blipmq
 from blipmq.broker.blocking import BlockingBroker
 
-pytestmark = pytest.mark.slow  # deno is 42 MB; once it is there, this takes some seconds
+pytestmark = pytest.mark.slow  # deno is 42 MB; once installed, this takes a few seconds
 
 EXAMPLE = schema.ROOT / "examples" / "typescript"
 DENO = Path(sys.prefix) / "bin" / "deno"
@@ -27,7 +27,7 @@ DENO = Path(sys.prefix) / "bin" / "deno"
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its generated code; its types have been checked."""
+    """The example with its generated code, after a type check."""
     if not DENO.exists():
         subprocess.run([schema.ROOT / "packaging" / "setup.sh", "deno", sys.prefix], check=True, timeout=600)
     folder = tmp_path_factory.mktemp("typescript") / "client"
@@ -38,7 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def deno(folder: Path, *arguments: str) -> list[str]:
-    """What deno prints. It trusts the authorities that this system trusts, as pip does."""
+    """The output of deno. It trusts the system's certificate authorities, as pip does."""
     environment = os.environ | {"NO_COLOR": "1", "DENO_NO_UPDATE_CHECK": "1", "DENO_TLS_CA_STORE": "system,mozilla"}
     done = subprocess.run([DENO, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +47,7 @@ def deno(folder: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[BlockingBroker]:
-    """A broker with a WAL that makes a dead letter of what has been delivered once in vain."""
+    """A broker with a WAL and a delivery limit of one."""
     settings = {
         "server": {"bind_addr": "127.0.0.1:0"},
         "wal": {"directory": str(tmp_path / "wal")},
@@ -58,7 +58,7 @@ def broker(tmp_path: Path) -> Iterator[BlockingBroker]:
 
 
 def lags(broker: BlockingBroker) -> dict[str, int]:
-    """How many messages wait for the client, by filter."""
+    """The number of stored messages of the client, by filter."""
     rows = broker.sessions()["list"]
     return {row["filter"]: row["lag_messages"] for row in rows if row["client_id"] == "typescript"}
 
@@ -80,4 +80,4 @@ def test_a_client_generated_from_the_schema_speaks_the_protocol(client: Path, br
         "demo/fast qos=0: may be lost",
         "demo/safe qos=1: is stored",
     ]
-    assert lags(broker) == {"demo/#": 0, "$dlq/#": 0}  # everything was acknowledged
+    assert lags(broker) == {"demo/#": 0, "$dlq/#": 0}  # every message was acknowledged

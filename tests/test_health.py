@@ -1,4 +1,4 @@
-"""`blipmq health`, and the container that relies on it."""
+"""`blipmq health`, and the container that uses it."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 def health(folder, settings, *options):
-    """What the command says of a broker that these settings describe: status, output, errors."""
+    """The result of the command for a broker with these settings: status, output, errors."""
     file = folder / "health.toml"
     file.write_text(toml(settings))
     command = [*broker_command(), "health", "--config", str(file), *options]
@@ -32,7 +32,7 @@ def health(folder, settings, *options):
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls", "clients' certificates"])
-def test_it_needs_no_key_where_clients_do(start_broker, tmp_path, kind):
+def test_the_health_check_needs_no_key(start_broker, tmp_path, kind):
     settings = {"auth.api_keys": [KEY], "metrics.bind_addr": "127.0.0.1:0"}
     if kind != "plain":
         authority = Authority(tmp_path)
@@ -49,18 +49,18 @@ def test_it_needs_no_key_where_clients_do(start_broker, tmp_path, kind):
     assert (status, out) == (69, "") and "No answer from " in err
 
 
-def test_metrics_on_every_address_are_asked_for_on_this_machine(tmp_path, start_broker):
+def test_a_wildcard_metrics_address_is_checked_over_loopback(tmp_path, start_broker):
     broker = start_broker({"metrics.bind_addr": "127.0.0.1:0"})
     metrics = broker.wait_for("metrics")["address"]
     assert (
         health(tmp_path, {"metrics.bind_addr": metrics.replace("127.0.0.1", "0.0.0.0")})[0] == 0
-    )  # one address of all
+    )  # one of all addresses
 
 
 @pytest.mark.parametrize(
     ("bind_addr", "why"), [("", "metrics.bind_addr is empty"), ("127.0.0.1:0", "metrics.bind_addr has port 0")]
 )
-def test_where_nobody_can_be_asked_is_an_error_of_the_configuration(tmp_path, bind_addr, why):
+def test_a_disabled_endpoint_is_a_configuration_error(tmp_path, bind_addr, why):
     status, _, err = health(tmp_path, {"metrics.bind_addr": bind_addr})
     assert status == 78 and why in err
 
@@ -78,7 +78,7 @@ def test_where_nobody_can_be_asked_is_an_error_of_the_configuration(tmp_path, bi
         (b"", 69, "Another program answers"),
     ],
 )
-def test_what_is_not_well_or_not_the_broker_is_told(tmp_path, answer, status, words):
+def test_an_unhealthy_broker_or_another_program_is_reported(tmp_path, answer, status, words):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
 
@@ -105,14 +105,14 @@ def image_config():
     return module.CONFIG
 
 
-def test_what_checks_the_container_is_the_same_everywhere_and_works_without_a_key():
+def test_the_container_health_check_is_the_same_everywhere_and_needs_no_key():
     wanted = ["CMD", "/usr/bin/blipmq", "health", "--config", "/etc/blipmq/blipmq.toml"]
     assert image_config()["Healthcheck"]["Test"] == wanted
     assert f"test: {json.dumps(wanted)}\n" in (OCI / "compose.yaml").read_text()
     assert f"CMD {json.dumps(wanted[1:])}\n" in (OCI / "Dockerfile").read_text()
 
 
-def test_what_the_image_exposes_is_what_listens_for_others():
+def test_the_image_exposes_exactly_the_reachable_ports():
     config = load(OCI / "blipmq.toml", {}).config
     addresses = filter(None, (config.server.bind_addr, config.server.tls_bind_addr, config.metrics.bind_addr))
     listening = {port for host, port in map(split_address, addresses) if host == "0.0.0.0"}
@@ -121,10 +121,10 @@ def test_what_the_image_exposes_is_what_listens_for_others():
     assert set(map(int, exposed[1].split())) == listening
 
 
-def test_the_sum_of_the_image_fits_the_memory_of_its_container():
+def test_the_memory_sum_of_the_image_fits_its_container():
     text = (OCI / "compose.yaml").read_text()
     limit, tmp = (int(re.search(pattern, text)[1]) * MIB for pattern in (r"mem_limit: (\d+)m\n", r"/tmp:size=(\d+)m,"))
     config = load(OCI / "blipmq.toml", {}).config
     assert (
         memory.worst_bytes(config) + tmp + memory.INTERPRETER_BYTES <= limit
-    )  # the health check is a Python of its own
+    )  # the health check is a separate Python process

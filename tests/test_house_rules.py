@@ -1,6 +1,6 @@
-"""The house rules that a machine can check. Each rule is a function over text, and each is also shown what it forbids.
+"""The house rules that a machine can check. Each rule is a function over text, and each is tested with a violation.
 
-Invariant: a rule that finds nothing anywhere is not a rule. Every one has a test that feeds it an offender.
+Invariant: every rule has a test with an offending text.
 """
 
 import ast
@@ -25,8 +25,9 @@ TEXT = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".sh", ".cfg", ".yml", ".yaml
 
 
 def read_map(text: str) -> dict[str, tuple[int, set[str]]]:
-    """The map of docs/ARCHITECTURE.md: the row of each package and its modules. Lines `row package/ name · name`; a line without
-    a row goes on with the line above. Modules outside packages have the package ""; each is in the row of its line."""
+    """The map of docs/ARCHITECTURE.md: the row of each package and its modules. Lines have the form `row package/ name
+    · name`; a line without a row continues the previous one. Modules outside packages have the package "", and the row
+    of their line."""
     block = re.search(r"## Map of the package.*?```\n(.*?)```", text, re.DOTALL)
     assert block, "docs/ARCHITECTURE.md has no block below `## Map of the package`"
     places: dict[str, tuple[int, set[str]]] = {}
@@ -45,13 +46,13 @@ def read_map(text: str) -> dict[str, tuple[int, set[str]]]:
 
 
 def noun(module: str) -> str:
-    """The name on the map of a module: `cli.client` is in `cli/`, `errors` is itself."""
+    """The name of a module on the map: `cli.client` is in `cli/`, `errors` is itself."""
     head, _, rest = module.partition(".")
     return f"{head}/" if rest or (PACKAGE / head).is_dir() else head
 
 
 def imported(source: str, module: str) -> Iterator[str]:
-    """Modules of the package that a text imports, without the package's name; `__init__` for the package itself."""
+    """Modules of the package imported by a source text, without the package name; `__init__` for the package itself."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -71,7 +72,8 @@ def imported(source: str, module: str) -> Iterator[str]:
 
 
 def upward_imports(module: str, source: str, rows: dict[str, int]) -> list[str]:
-    """Imports that do not point to a lower row: upwards, or to another package of the same row. `__init__` is above all rows."""
+    """Imports that do not point to a lower row: upwards, or to another package of the same row. `__init__` is above all
+    rows."""
     rows = rows | {"__init__": 0, "_native": max(rows.values()) + 1}
     own = noun(module)
     outside = [name for name in imported(source, module) if noun(name) != own]
@@ -79,7 +81,7 @@ def upward_imports(module: str, source: str, rows: dict[str, int]) -> list[str]:
 
 
 def find_circle(arrows: dict[str, set[str]]) -> list[str]:
-    """Names along a circle of arrows, the first one again at the end; [] if there is none."""
+    """The names of an import cycle, the first one repeated at the end; [] without a cycle."""
     done: set[str] = set()
 
     def walk(name: str, path: list[str]) -> list[str]:
@@ -97,7 +99,7 @@ def find_circle(arrows: dict[str, set[str]]) -> list[str]:
 
 
 def modules() -> Iterator[tuple[str, str]]:
-    """Every module of the package by its dotted name below the package, with its text."""
+    """Every module by its dotted name below the package, with its text."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
@@ -109,7 +111,7 @@ def places() -> dict[str, tuple[int, set[str]]]:
     return read_map((ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
 
-def test_the_map_in_the_docs_names_every_module_and_no_other(places: dict[str, tuple[int, set[str]]]) -> None:
+def test_the_documented_map_names_exactly_the_existing_modules(places: dict[str, tuple[int, set[str]]]) -> None:
     on_disk: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         package = path.parent.relative_to(PACKAGE).as_posix()
@@ -121,7 +123,8 @@ def test_the_map_in_the_docs_names_every_module_and_no_other(places: dict[str, t
 
 
 def files_that_are_not_there(page: str) -> list[str]:
-    """Files between backticks, from the root of the project or from native/, that do not exist; `NAME` stands for any."""
+    """Files between backticks, relative to the project root or to native/, that do not exist; `NAME` is a
+    placeholder."""
     named = re.findall(r"`((?:[a-z][\w.-]*/)+[\w.-]+\.(?:c|h|py|md|fbs))`", page)
     return [name for name in named if "NAME" not in name and not ((ROOT / name).exists() or (NATIVE / name).exists())]
 
@@ -130,12 +133,12 @@ def test_every_file_that_the_architecture_page_names_exists() -> None:
     assert files_that_are_not_there((ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")) == []
 
 
-def test_a_file_that_has_moved_is_found_in_the_page() -> None:
+def test_a_missing_file_named_in_the_page_is_found() -> None:
     page = "`native/core.c` and `net/input.c`, but `net/inputs.c` and `blipmq/here.py`; `native/proto/NAME.c`"
     assert files_that_are_not_there(page) == ["net/inputs.c", "blipmq/here.py"]
 
 
-def test_the_map_of_the_core_names_every_c_file_and_no_other() -> None:
+def test_the_core_map_names_exactly_the_existing_c_files() -> None:
     table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Map of the core")[1]
     named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"[\w/]+\.c", line)}
     assert named == {core_name(path) for path in native_files() if path.suffix == ".c"}
@@ -147,7 +150,7 @@ def test_every_import_points_to_a_lower_row(places: dict[str, tuple[int, set[str
     assert {name: found for name, source in listed if (found := upward_imports(name, source, rows))} == {}
 
 
-def test_no_packages_import_each_other_in_a_circle() -> None:
+def test_packages_have_no_import_cycle() -> None:
     arrows: dict[str, set[str]] = {}
     for name, source in modules():
         targets = {noun(target) for target in imported(source, name)} - {noun(name), "__init__"}
@@ -155,7 +158,7 @@ def test_no_packages_import_each_other_in_a_circle() -> None:
     assert find_circle(arrows) == []
 
 
-def test_an_upward_import_is_found_however_it_is_written() -> None:
+def test_an_upward_import_is_found_in_every_form() -> None:
     rows = {"service/": 1, "auth/": 2, "net/": 2, "wire/": 3, "errors": 4}
     up, side, down = "service.server", "net.listener", "errors"
     for line in (f"import blipmq.{up}", f"from blipmq.{up} import start", "from ..service.server import start"):
@@ -169,7 +172,7 @@ def test_an_upward_import_is_found_however_it_is_written() -> None:
     assert upward_imports("service.server", "from ..wire.topics import match\nfrom .. import _native", rows) == []
 
 
-def test_a_circle_between_packages_is_found() -> None:
+def test_an_import_cycle_between_packages_is_found() -> None:
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
@@ -185,7 +188,7 @@ def test_only_the_package_native_imports_the_c_module() -> None:
     assert {noun(name) for name, source in modules() if imports_the_core(source)} == {"native/"}
 
 
-def test_an_import_of_the_c_module_is_found_however_it_is_written() -> None:
+def test_an_import_of_the_c_module_is_found_in_every_form() -> None:
     for line in (
         "from blipmq import _native",
         "from blipmq._native import ffi",
@@ -204,15 +207,16 @@ def is_product(folder: str) -> bool:
 
 
 def project_files() -> Iterator[Path]:
-    """Files that belong to the project: not what is built, installed or hidden by a leading dot, .ci excepted."""
+    """Files of the project, without build products, installed and hidden files, except .ci."""
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name == ".ci" or not is_product(name)]
-        yield from (Path(folder) / name for name in sorted(names) if name != ".git")  # a file in a linked work tree
+        # in a linked work tree .git is a file
+        yield from (Path(folder) / name for name in sorted(names) if name != ".git")
 
 
 def project_texts() -> Iterator[tuple[str, str]]:
     for path in project_files():
-        # A link of the appliance's may lead to what only the image has.
+        # A symbolic link of the appliance may point to a file that only the image has.
         if path.suffix in TEXT and path.is_file() and path.stat().st_size < 1 << 20:
             try:
                 yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
@@ -231,13 +235,13 @@ def test_no_file_is_named_utils_helpers_or_manager() -> None:
     assert [str(path) for path in project_files() if is_named_for_no_noun(path)] == []
 
 
-def test_a_file_named_for_no_noun_is_found() -> None:
+def test_a_file_with_a_vague_name_is_found() -> None:
     assert is_named_for_no_noun(Path("blipmq/utils.py")) and is_named_for_no_noun(Path("native/helpers.c"))
     assert not is_named_for_no_noun(Path("blipmq/wire/topics.py"))
 
 
 def machine_paths(text: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
-    """Paths of one person's machine: in a home folder, or present here and outside the standard hierarchy."""
+    """Machine-specific paths: in a home folder, or existing here and outside the standard hierarchy."""
     found = re.findall(r"(?<![\w.}$*-])(/(?:root|home|Users)/[\w.]+)", text)
     for path in re.findall(r"(?<![\w.}$:/*-])(/\w[\w.-]*/\w[\w.-]*)", text):
         if path.split("/")[1] not in STANDARD_FOLDERS and exists(path):
@@ -245,11 +249,11 @@ def machine_paths(text: str, exists: Callable[[str], bool] = os.path.exists) -> 
     return sorted({*found, *re.findall(re.escape(str(ROOT)) + r"\b", text if len(ROOT.parts) > 2 else "")})
 
 
-def test_no_file_holds_a_path_of_one_machine() -> None:
+def test_no_file_contains_a_machine_specific_path() -> None:
     assert {name: found for name, text in project_texts() if (found := machine_paths(text))} == {}
 
 
-def test_a_path_of_one_machine_is_found() -> None:
+def test_a_machine_specific_path_is_found() -> None:
     for path in ("root/.cache/x", "home/someone/blipmq", "Users/someone/blipmq"):
         assert machine_paths(f"see '/{path}'")
     assert machine_paths("cp /depot/tree/x .", lambda path: path == "/depot/tree") == ["/depot/tree"]
@@ -257,7 +261,7 @@ def test_a_path_of_one_machine_is_found() -> None:
     assert not machine_paths("/usr/bin/env, $DIR/home/x, docs/home/x, http://depot/tree, /../..", lambda path: True)
 
 
-# The words are spelt in two parts so that this file does not hold them.
+# The words are split in two parts so that this file does not contain them.
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X")) + r")\b")
 SKIPPED = re.compile(r"pytest\.(mark\.)?(" + "|".join(("sk" + "ip", "xf" + "ail")) + ")")
 
@@ -265,22 +269,22 @@ SKIPPED = re.compile(r"pytest\.(mark\.)?(" + "|".join(("sk" + "ip", "xf" + "ail"
 HALF_MERGED = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
 
 
-def test_no_merge_was_left_half_done() -> None:
+def test_no_file_contains_merge_conflict_markers() -> None:
     assert [name for name, text in project_texts() if HALF_MERGED.search(text)] == []
     assert HALF_MERGED.search("a\n" + "<" * 7 + " HEAD\n") and not HALF_MERGED.search("a <<<<<<< b\n")
 
 
-def test_nothing_is_marked_as_left_to_do_and_no_test_is_skipped() -> None:
+def test_no_file_has_a_todo_mark_and_no_test_is_skipped() -> None:
     assert [name for name, text in project_texts() if UNFINISHED.search(text)] == []
     assert [name for name, text in project_texts() if name.startswith("tests/") and SKIPPED.search(text)] == []
 
 
-def test_a_mark_of_unfinished_work_is_found() -> None:
+def test_a_todo_mark_is_found() -> None:
     assert UNFINISHED.search("# TO" + "DO: later") and SKIPPED.search("@pytest.mark.sk" + "ip")
 
 
 def names_no_sentence(text: str) -> list[str]:
-    """Names of tests with fewer than three words: they name a thing and do not say what holds."""
+    """Test names with fewer than three words, which do not state a behaviour."""
     return re.findall(r"^ *(?:async )?def (test_[^_\W]+(?:_[^_\W]+)?)\(", text, re.MULTILINE)
 
 
@@ -289,20 +293,20 @@ def test_every_test_is_named_by_a_sentence() -> None:
     assert {name: found for name, text in tests if (found := names_no_sentence(text))} == {}
 
 
-def test_a_test_named_by_a_word_or_two_is_found() -> None:
+def test_a_test_name_of_one_or_two_words_is_found() -> None:
     indented = "    async def test_the_wheel(self): ..."
     assert names_no_sentence(f"def test_wheel():\n    pass\n{indented}") == ["test_wheel", "test_the_wheel"]
     assert names_no_sentence("def test_the_wheel_turns(): ...\ndef check_wheel(): ...") == []
 
 
-def test_the_makefile_builds_with_what_pyproject_requires() -> None:
+def test_the_makefile_uses_the_build_requirements_of_pyproject() -> None:
     required = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     installed = re.search(r"^BUILD_REQUIRES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert required and installed
     assert re.findall(r'"(.*?)"', required.group(1)) == re.findall(r'"(.*?)"', installed.group(1))
 
 
-def test_the_settings_of_the_core_are_written_as_they_are_declared() -> None:
+def test_the_generated_core_settings_match_their_declarations() -> None:
     done = subprocess.run(
         [sys.executable, NATIVE / "generate_settings.py", "--check"], capture_output=True, text=True, timeout=60
     )
@@ -316,12 +320,12 @@ ONE_SYSTEM = re.compile(r"#\s*include\s*<(sys/(?:epoll|eventfd|timerfd|signalfd|
 
 
 def strip_comments(text: str) -> str:
-    """C without comments and string contents; good enough for code that keeps quotes out of character constants."""
+    """C without comments and string contents; sufficient for code without quotes in character constants."""
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', " ", text, flags=re.DOTALL)
 
 
 def native_files() -> list[Path]:
-    """The core's own: the fuzz targets are programs of their own."""
+    """The files of the core, without the fuzz targets, which are separate programs."""
     files = [*NATIVE.rglob("*.c"), *NATIVE.rglob("*.h")]
     return sorted(path for path in files if NATIVE / "fuzz" not in path.parents)
 
@@ -331,16 +335,16 @@ def core_name(path: Path) -> str:
 
 
 def test_no_two_files_of_the_core_share_a_name() -> None:
-    """Objects, symbols in a profile and questions in a review are named by the base name alone."""
+    """Object files, profiles and review comments use only the base name."""
     names = [path.name for path in native_files()]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 # A file may include headers of its own level and of lower levels.
 CORE_LEVELS = {"api": 0, "base": 1, "wal": 2, "proto": 2, "broker": 3, "net": 4, "": 5}
-# A protocol stands behind its table and uses the whole broker; what it writes and reads frames with stands below the broker.
+# A protocol implements a table of operations and uses the whole broker; its encoding and decoding are below the broker.
 CORE_TOP = {"proto/blip.c", "proto/blip_fast.c"}
-# Headers that lower folders include all the same, and why. A folder that is not named here includes none of them.
+# Headers that lower folders may include, with the reason. All other folders include none of them.
 CORE_UPWARD = {
     "core.h": ({"broker", "net"}, "one structure holds the state of all parts"),
     "net/connection.h": ({"broker"}, "a target of a topic is a connection, not yet an operation of its protocol"),
@@ -352,7 +356,7 @@ def folder_of(name: str) -> str:
 
 
 def upward_includes(name: str, text: str) -> set[str]:
-    """Headers of a folder above the one that `name` stands in, and of another one at its level."""
+    """Headers of a folder above that of `name`, and of another folder at the same level."""
     own = folder_of(name)
     found = set(re.findall(r'^#include "([^"]+)"', text, re.MULTILINE))
     others = {header for header in found if folder_of(header) != own}
@@ -387,7 +391,7 @@ def test_every_include_names_its_folder_from_the_root_of_the_core() -> None:
     assert wrong == {}
 
 
-def test_the_core_calls_no_function_that_cannot_be_bounded() -> None:
+def test_the_core_calls_no_unbounded_function() -> None:
     found = {
         core_name(path): BANNED.findall(strip_comments(path.read_text(encoding="utf-8"))) for path in native_files()
     }
@@ -399,7 +403,7 @@ def test_a_banned_call_is_found_and_a_comment_is_not() -> None:
     assert not BANNED.search(strip_comments('/* strcpy(a, b) */ snprintf(out, n, "gets(x)"); // alloca(3)'))
 
 
-def test_only_poll_c_includes_what_one_system_has() -> None:
+def test_only_poll_c_includes_system_specific_headers() -> None:
     found = {core_name(path): ONE_SYSTEM.findall(path.read_text(encoding="utf-8")) for path in native_files()}
     assert {name for name, headers in found.items() if headers} <= {"base/poll.c"}
     assert found["base/poll.c"], (
@@ -408,7 +412,8 @@ def test_only_poll_c_includes_what_one_system_has() -> None:
 
 
 def compile_core(source: Path, target: Path) -> None:
-    """Without position independence constant tables stay in .rodata, so what nm shows in .data or .bss can change."""
+    """Without position independence constant tables are in .rodata, so symbols that nm shows in .data or .bss are
+    mutable."""
     compiler = shutil.which("cc")
     assert compiler, "no C compiler: packaging/setup.sh installs one"
     flags = ["-std=gnu11", "-O1", "-fno-pic", "-fno-common", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
@@ -416,7 +421,7 @@ def compile_core(source: Path, target: Path) -> None:
 
 
 def mutable_symbols(object_file: Path) -> list[str]:
-    """Names in .data, .bss and common, static ones and those inside functions included."""
+    """Symbols in .data, .bss and common, including static ones and those inside functions."""
     listing = subprocess.run(["nm", object_file], check=True, capture_output=True, text=True, timeout=60).stdout
     return [line.split()[-1] for line in listing.splitlines() if line.split()[-2] in "BbCDdGgSs"]
 
@@ -434,8 +439,10 @@ PROGRAMS = [*sorted((NATIVE / "fuzz").glob("*.c")), *sorted((ROOT / "bench").glo
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_the_fuzz_targets_and_the_benchmarks_follow_the_names_of_the_core(program: Path, tmp_path: Path) -> None:
-    stub = tmp_path / "valgrind" / "callgrind.h"  # only `make guard` needs the real one, which comes first where it is
+def test_fuzz_targets_and_benchmarks_compile_with_the_core_headers(program: Path, tmp_path: Path) -> None:
+    stub = (
+        tmp_path / "valgrind" / "callgrind.h"
+    )  # only `make guard` needs the real one; the compiler prefers it where it exists
     stub.parent.mkdir()
     macros = set(re.findall(r"\bCALLGRIND_\w+\(?", program.read_text("utf-8")))
     stub.write_text("".join(f"#define {macro.replace('(', '(...)')}\n" for macro in macros))
@@ -458,7 +465,7 @@ def test_the_fuzz_targets_and_the_benchmarks_follow_the_names_of_the_core(progra
     assert done.returncode == 0, done.stderr
 
 
-def test_a_mutable_global_is_found_wherever_it_hides(tmp_path: Path) -> None:
+def test_a_mutable_global_is_found_in_every_form(tmp_path: Path) -> None:
     source = tmp_path / "globals.c"
     source.write_text(
         'int zeroed; static int set = 3; static const char *const names[] = {"a", "b"};\n'

@@ -1,7 +1,7 @@
-"""Clients that vanish: their packets are thrown away, as by a power cut, while the broker serves others.
+"""Clients that vanish: their packets are dropped, as in a power cut, while the broker serves others.
 
-A socket filter that takes nothing stands for the power cut: what arrives is dropped before the system acknowledges it. It
-needs no rights and no network of its own.
+A socket filter that accepts nothing simulates the power cut: packets are dropped before the system acknowledges them.
+It needs no privileges and no separate network.
 """
 
 import socket
@@ -18,7 +18,7 @@ QUIET = {"server.keepalive_ms": KEEPALIVE_MS, "metrics.bind_addr": "", "limits.a
 
 
 class Way:
-    """Plain TCP, or TLS over it; `sock` is the one that can vanish."""
+    """Plain TCP, or TLS over it; `sock` is the socket that can vanish."""
 
     def __init__(self, broker, address, context=None, receive_bytes=None):
         host, port = address.rsplit(":", 1)
@@ -52,7 +52,7 @@ class Way:
 
 @pytest.fixture(params=["tcp", "tls"])
 def serve(request, start_broker, tmp_path):
-    """A broker with these settings, and what connects to it."""
+    """A broker with these settings, and a function that connects to it."""
     authority = Authority(tmp_path) if request.param == "tls" else None
     open_ways = []
 
@@ -76,7 +76,7 @@ def serve(request, start_broker, tmp_path):
         way.sock.close()
 
 
-def test_a_quiet_client_that_vanishes_is_closed_and_the_log_says_why(serve):
+def test_a_quiet_client_that_vanishes_is_closed_and_the_reason_is_logged(serve):
     broker, connect = serve()
     alive = connect("alive")
     vanish(connect("dead").sock)
@@ -85,7 +85,7 @@ def test_a_quiet_client_that_vanishes_is_closed_and_the_log_says_why(serve):
     assert alive.ask(6, seq=9).seq == 9  # PING
 
 
-def test_a_subscriber_that_vanishes_with_output_on_its_way_is_closed(serve):
+def test_a_subscriber_that_vanishes_with_pending_output_is_closed(serve):
     broker, connect = serve()
     publisher, dead = connect("publisher"), connect("dead")
     dead.ask(SUB, "t", seq=2)
@@ -94,20 +94,20 @@ def test_a_subscriber_that_vanishes_with_output_on_its_way_is_closed(serve):
     assert broker.wait_for("closed", client="dead")["reason"] == "vanished"
 
 
-def test_a_reader_that_is_only_slow_is_not_closed(serve):
+def test_a_slow_reader_is_not_closed(serve):
     broker, connect = serve()
     publisher, slow, dead = connect("publisher"), connect("slow", receive_bytes=4096), connect("dead")
     slow.ask(SUB, "t", seq=2)
     for _ in range(100):
         publisher.stream.sendall(command(PUB, "t", bytes(100_000)))
-    for name in ("dead", "another"):  # two after one another: the slow one has read nothing for twice the time at least
+    for name in ("dead", "another"):  # two in sequence: the slow one has read nothing for at least twice the time
         vanish((dead if name == "dead" else connect(name)).sock)
         broker.wait_for("closed", client=name)
     assert not broker.lines("closed", client="slow")
     assert slow.frame().topic == "t"
 
 
-def test_a_publisher_that_vanishes_while_it_is_held_back_is_closed(serve):
+def test_a_blocked_publisher_that_vanishes_is_closed(serve):
     broker, connect = serve({"queues.overflow_policy": "block", "queues.subscriber_capacity": 2})
     slow, dead = connect("slow", receive_bytes=4096), connect("dead")
     slow.ask(SUB, "t", seq=2)
@@ -120,7 +120,7 @@ def test_a_publisher_that_vanishes_while_it_is_held_back_is_closed(serve):
     assert not broker.lines("closed", client="slow")
 
 
-def test_a_member_of_a_group_that_vanishes_leaves_its_work_to_the_others(serve):
+def test_messages_of_a_vanished_group_member_go_to_the_others(serve):
     broker, connect = serve({"qos1.ack_timeout_ms": 3_600_000})
     publisher, dead = connect("publisher"), connect("dead")
     dead.ask(SUB, "jobs", seq=2, qos=1, durable=True, group="workers")
@@ -134,9 +134,9 @@ def test_a_member_of_a_group_that_vanishes_leaves_its_work_to_the_others(serve):
     assert broker.wait_for("closed", client="dead")["reason"] == "vanished"
 
 
-def test_devices_that_lose_power_give_their_places_back(start_broker):
+def test_devices_that_lose_power_free_their_connections(start_broker):
     broker = start_broker({**QUIET, "server.max_connections": 6})
-    for _ in range(3):  # more than there are places, in all
+    for _ in range(3):  # more than the number of connection slots, in total
         crowd = [Way(broker, broker.address).hello("") for _ in range(5)]
         for way in crowd:
             vanish(way.sock)

@@ -1,4 +1,4 @@
-"""What one key may have of a broker: connections, QoS 1 subscriptions and queue groups."""
+"""Limits of one key: connections, QoS 1 subscriptions and queue groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from blipmq.wire import frames as wire
 
 
 class KeyedBench(LoggedBench):
-    """Every client comes in with a key: its name is that of the key, a separator and the client_id."""
+    """Every client is admitted with a key: its name is the key name, a separator and the client_id."""
 
     def answer(self, event: Any) -> None:
         if type(event).__name__ == "Sub":
@@ -49,12 +49,12 @@ class KeyedBench(LoggedBench):
         return client.replies[-1].code if len(client.replies) > replies else 0
 
 
-def test_a_key_has_no_more_sessions_than_it_may_and_others_find_room(tmp_path: Path) -> None:
+def test_a_key_cannot_exceed_its_consumer_limit_and_other_keys_are_unaffected(tmp_path: Path) -> None:
     with KeyedBench(tmp_path, max_sessions=10, max_sessions_per_key=3) as bench:
         greedy, other = bench.named("greedy\x1fa"), bench.named("other\x1fa")
         assert [bench.code_of(greedy, f"t.{number}", durable=True) for number in range(4)] == [0, 0, 0, 429]
         assert "limits.max_sessions_per_key" in greedy.replies[-1].message
-        assert bench.code_of(greedy, "t.0", durable=True) == 0  # taken up, not made
+        assert bench.code_of(greedy, "t.0", durable=True) == 0  # resumed, not created
         assert bench.code_of(greedy, "u") == 429 and bench.code_of(greedy, "u", group="g") == 429
         assert bench.code_of(other, "u", group="g", durable=True) == 0
         assert bench.code_of(other, "v") == 0
@@ -64,7 +64,7 @@ def test_a_key_has_no_more_sessions_than_it_may_and_others_find_room(tmp_path: P
         bench.until(lambda: greedy.replies[-1].seq == 50)
         assert bench.code_of(greedy, "u") == 0
         assert bench.code_of(greedy, "w") == 429
-        bench.close(greedy)  # two durable ones stay
+        bench.close(greedy)  # two durable ones remain
         again = bench.named("greedy\x1fb")
         assert [bench.code_of(again, "w", group="x"), bench.code_of(again, "w")] == [0, 429]
     with KeyedBench(tmp_path, max_sessions=10, max_sessions_per_key=3) as bench:
@@ -83,14 +83,14 @@ def test_each_client_id_of_a_durable_group_counts_for_its_own_key(tmp_path: Path
         assert bench.code_of(clients[2], "jobs", durable=True, group="g") == 0
 
 
-def test_a_limit_of_zero_is_three_quarters_of_the_whole() -> None:
+def test_a_limit_of_zero_means_three_quarters_of_the_total() -> None:
     config = Config()
     assert (config.connections_per_key, config.sessions_per_key) == (7500, 7500)
     config = from_dict({"server": {"max_connections": 1}, "limits": {"max_sessions": 8, "max_sessions_per_key": 5}})
     assert (config.connections_per_key, config.sessions_per_key) == (1, 5)
 
 
-def test_a_key_has_no_more_connections_than_it_may_and_a_takeover_is_none(tmp_path: Path) -> None:
+def test_a_key_cannot_exceed_its_connection_limit_and_a_takeover_is_not_counted(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     greedy, other = add_key(keys, "greedy"), add_key(keys, "other")
     limits = {"max_connections_per_key": 2}
@@ -118,7 +118,7 @@ def test_a_key_has_no_more_connections_than_it_may_and_a_takeover_is_none(tmp_pa
         until(lambda: hello(greedy)[1] == 0, "the place of one that has ended is free again")
 
 
-def test_a_key_is_told_which_limit_of_sessions_it_has_reached(tmp_path: Path) -> None:
+def test_the_error_names_the_consumer_limit_that_was_reached(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     key = add_key(keys, "boiler")
     config = settings(tmp_path, auth={"keys_file": str(keys)}, limits={"max_sessions_per_key": 1})
@@ -130,13 +130,13 @@ def test_a_key_is_told_which_limit_of_sessions_it_has_reached(tmp_path: Path) ->
         client.subscribe("t", qos=1)
         with pytest.raises(Refused, match=r"limits\.max_sessions_per_key"):
             named.subscribe("t", qos=1, durable=True)
-        named.subscribe("t")  # QoS 0 is no session
+        named.subscribe("t")  # a QoS 0 subscription is no consumer
         assert broker.info()["sessions"]["refused"] == {"max_sessions": 0, "max_sessions_per_key": 1}
         (row,) = broker.sessions()["list"]
         assert (row["key"], row["client_id"]) == ("boiler", "")
 
 
-def test_check_shows_what_one_key_may_have(tmp_path: Path) -> None:
+def test_check_shows_the_limits_of_one_key(tmp_path: Path) -> None:
     (tmp_path / "blipmq.toml").write_text('[auth]\nkeys_file = "keys"\n[limits]\nmax_sessions_per_key = 12\n')
     add_key(tmp_path / "keys", "boiler")
     command = [sys.executable, "-m", "blipmq", "check"]

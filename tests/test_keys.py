@@ -1,4 +1,4 @@
-"""Keys as a file and as rules: what is kept, what is refused, and that nothing broken lets anybody in."""
+"""The key file and its rules: accepted content, refused content, and that no invalid file admits a client."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def write(path, *lines, end="\n"):
     return path
 
 
-# ---- what is kept
+# ---- accepted content ----
 
 
 def test_a_new_key_is_found_by_its_text_and_only_its_hash_is_in_the_file(path):
@@ -56,7 +56,7 @@ def test_a_new_key_is_found_by_its_text_and_only_its_hash_is_in_the_file(path):
     assert (found.name, found.allow) == ("sensor-7", ("pub:site/1", "sub:site/#"))
 
 
-def test_two_keys_are_never_alike(path):
+def test_generated_keys_are_always_different(path):
     assert len({add_key(path, f"key-{number}") for number in range(20)}) == 20
 
 
@@ -71,7 +71,7 @@ def test_keys_are_listed_in_the_order_they_were_made(path):
     assert [(key.name, len(key.created)) for key in list_keys(path)] == [("c", 10), ("a", 10), ("b", 10)]
 
 
-def test_a_revoked_key_is_gone_and_the_others_and_all_comments_stay(path):
+def test_revoking_removes_one_key_and_keeps_others_and_comments(path):
     kept, gone = add_key(path, "kept"), add_key(path, "gone")
     path.write_text(path.read_text() + "# of the boiler house\n")
     revoke_key(path, "gone")
@@ -88,7 +88,7 @@ def test_a_name_can_be_used_again_for_another_key(path):
     assert first != second and ring.find(first.encode()) is None and ring.find(second.encode()).name == "a"
 
 
-def test_the_file_is_its_owners_alone_and_stays_with_the_group_it_was_given_to(path):
+def test_the_file_is_private_to_its_owner_and_keeps_its_group(path):
     add_key(path, "a")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o644)
@@ -96,7 +96,7 @@ def test_the_file_is_its_owners_alone_and_stays_with_the_group_it_was_given_to(p
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_what_root_writes_belongs_to_whom_the_file_or_else_the_folder_belongs_to(path, monkeypatch):
+def test_a_file_written_by_root_keeps_the_owner_of_the_file_or_folder(path, monkeypatch):
     given_to = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "fchown", lambda _, user, group: given_to.append((user, group)))
@@ -116,7 +116,7 @@ def test_what_root_writes_belongs_to_whom_the_file_or_else_the_folder_belongs_to
     assert given_to == [(12345, 7)]
 
 
-def test_nothing_is_left_beside_the_file(path):
+def test_no_temporary_file_remains(path):
     add_key(path, "a")
     revoke_key(path, "a")
     assert [entry.name for entry in path.parent.iterdir()] == ["keys"]
@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == ["keys"]
 
 
-def test_the_file_is_synced_before_it_is_put_in_place_and_its_folder_after(path, monkeypatch):
+def test_the_file_is_synced_before_the_rename_and_its_folder_after(path, monkeypatch):
     add_key(path, "a")
     done = []
     fsync, replace = os.fsync, os.replace
@@ -155,7 +155,7 @@ def test_the_file_is_synced_before_it_is_put_in_place_and_its_folder_after(path,
     assert done == ["file", "put in place", "folder"]
 
 
-def test_writers_at_the_same_time_lose_none_of_their_keys(path):
+def test_concurrent_writers_lose_no_keys(path):
     threads = [threading.Thread(target=add_key, args=(path, f"key-{number}")) for number in range(16)]
     for thread in threads:
         thread.start()
@@ -164,15 +164,15 @@ def test_writers_at_the_same_time_lose_none_of_their_keys(path):
     assert {key.name for key in list_keys(path)} == {f"key-{number}" for number in range(16)}
 
 
-def test_the_folder_is_made_if_it_is_not_there(tmp_path):
+def test_a_missing_folder_is_created(tmp_path):
     add_key(tmp_path / "data" / "keys", "a")
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
-# ---- finding
+# ---- lookup ----
 
 
-def test_what_is_no_key_is_found_by_nobody(path):
+def test_an_invalid_key_is_not_found(path):
     key = add_key(path, "a")
     ring = read_keyring(path)
     for wrong in ("", key[:-1], key + "x", key.upper(), key + "\0", "\0", "#", "*", "..", "x" * 65536, " " + key):
@@ -180,7 +180,7 @@ def test_what_is_no_key_is_found_by_nobody(path):
     assert ring.find(b"\xff\xfe") is None
 
 
-def test_every_key_that_is_none_takes_the_same_steps(path, monkeypatch):
+def test_every_invalid_key_takes_the_same_steps(path, monkeypatch):
     revoked, _ = add_key(path, "revoked"), add_key(path, "kept")
     revoke_key(path, "revoked")
     ring = read_keyring(path)
@@ -192,25 +192,25 @@ def test_every_key_that_is_none_takes_the_same_steps(path, monkeypatch):
     assert [presented for presented, _ in hashed] == [wrong for wrong in wrongs for _ in ("file", "plain")]
 
 
-def test_an_empty_ring_admits_nobody():
+def test_an_empty_key_ring_admits_no_client():
     assert Keyring().find(b"") is None and len(Keyring()) == 0
 
 
-def test_plain_keys_of_the_configuration_stand_beside_those_of_the_file(path):
+def test_plain_keys_of_the_configuration_and_keys_of_the_file_are_both_valid(path):
     add_key(path, "limited", ["pub:a"], key=GIVEN)
     ring = read_keyring(path, Plain(["plain-key", GIVEN]))
     assert ring.find(b"plain-key").name == "auth.api_keys[0]"
     assert ring.find(GIVEN.encode()).allow == ("pub:a",), "of two with the same text the one with fewer rights counts"
 
 
-def test_a_plain_key_is_current_while_it_stands_in_the_configuration_whatever_the_file_does(path):
+def test_a_plain_key_is_current_while_it_is_in_the_configuration(path):
     found = Keyring(plain=Plain(["plain-key", "other"])).find(b"other")
     add_key(path, "a")
     assert read_keyring(path, Plain(["other"])).current(found).name == "auth.api_keys[0]"
     assert read_keyring(path, Plain(["third"])).current(found) is None
 
 
-def test_a_key_is_current_while_its_text_and_name_are(path):
+def test_a_key_is_current_while_its_text_and_name_exist(path):
     key = add_key(path, "a")
     found = read_keyring(path).find(key.encode())
     assert read_keyring(path).current(found) == found
@@ -225,7 +225,7 @@ def test_a_key_is_current_while_its_text_and_name_are(path):
 LATER, EARLIER = "2999-12-31T23:59:59Z", "2001-01-01T00:00:00Z"
 
 
-def test_both_keys_of_a_rotation_are_found_under_one_name_and_the_old_one_until_its_time(path):
+def test_both_keys_of_a_rotation_have_one_name_until_the_old_key_expires(path):
     old = add_key(path, "a", ["pub:x"])
     new, until = rotate_key(path, "a", 100)
     ring = read_keyring(path)
@@ -245,7 +245,7 @@ def test_an_undone_rotation_leaves_the_file_as_it_was_for_everyone(path):
     assert path.read_text() == before and read_keyring(path).find(old.encode()) is not None
 
 
-def test_what_has_ended_goes_when_the_file_is_written_next_and_all_else_stays(path):
+def test_the_next_write_removes_expired_keys_and_nothing_else(path):
     write(path, HEADER, "# a person's note", line("a", until=EARLIER), line("b", "01" * 32, until=LATER))
     assert [key.name for key in list_keys(path)] == ["a", "b"]
     assert len(read_keyring(path)) == 1
@@ -255,7 +255,7 @@ def test_what_has_ended_goes_when_the_file_is_written_next_and_all_else_stays(pa
     with pytest.raises(KeyNameTaken):
         add_key(path, "b")
     with pytest.raises(NoSuchKey):
-        rotate_key(path, "b", 1)  # there is no successor to make: it ends anyway
+        rotate_key(path, "b", 1)  # no successor is possible: the old key ends anyway
     revoke_key(path, "b")
     assert [key.name for key in list_keys(path)] == ["a"]
 
@@ -263,12 +263,12 @@ def test_what_has_ended_goes_when_the_file_is_written_next_and_all_else_stays(pa
 @pytest.mark.parametrize(
     "until", ["", "tomorrow", "2026-12-01", "2026-13-01T00:00:00Z", "1969-12-31T23:59:59Z", 7, None, LATER + "Z"]
 )
-def test_an_end_that_is_no_time_makes_the_file_broken(path, until):
+def test_an_invalid_expiry_time_makes_the_file_invalid(path, until):
     with pytest.raises(ConfigError, match="`until` is a time such as"):
         read_keyring(write(path, HEADER, line(until=until)))
 
 
-def test_a_name_may_stand_there_twice_only_as_a_rotation(path):
+def test_a_name_may_occur_twice_only_in_a_rotation(path):
     assert len(read_keyring(write(path, HEADER, line(), line(digits="01" * 32, until=LATER)))) == 2
     for second in (line(digits="01" * 32), line(until=LATER)):
         with pytest.raises(ConfigError, match="is there twice"):
@@ -277,7 +277,7 @@ def test_a_name_may_stand_there_twice_only_as_a_rotation(path):
         read_keyring(write(path, HEADER, line(until=LATER), line(digits="01" * 32, until=LATER)))
 
 
-# ---- rights
+# ---- ACLs ----
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_name_may_stand_there_twice_only_as_a_rotation(path):
         (["sub:#"], "a.*", True),
     ],
 )
-def test_a_key_may_subscribe_to_what_lies_within_one_of_its_filters(path, allow, filter_, may):
+def test_a_key_may_subscribe_within_its_filters(path, allow, filter_, may):
     key = add_key(path, "a", allow)
     assert read_keyring(path).find(key.encode()).may_subscribe(filter_) is may
 
@@ -301,13 +301,13 @@ def test_a_key_may_subscribe_to_what_lies_within_one_of_its_filters(path, allow,
 @pytest.mark.parametrize(
     "right", ["", "a", "pub", "pub:", "sub:", "PUB:a", "all:a", "pub:a/*", "sub:a#", "sub:" + "x" * 257, "pub:a\n", 7]
 )
-def test_what_is_no_right_is_refused(path, right):
+def test_an_invalid_acl_is_refused(path, right):
     with pytest.raises(UsageError):
         add_key(path, "a", [right])
     assert not path.exists()
 
 
-def test_rights_have_a_limit(path):
+def test_the_size_of_an_acl_is_limited(path):
     with pytest.raises(UsageError, match="64 rights at most, not 65"):
         add_key(path, "a", [f"pub:{number}" for number in range(65)])
     add_key(path, "a", [f"pub:{number}" for number in range(64)] * 2)
@@ -321,14 +321,14 @@ def test_rights_have_a_limit(path):
     ["", "x" * 65, "a#", "*", "a/b", "..", "a..b", "a\0", "a\nb", "\x1f", " a", "a ", "a+b", "a>b", "a\\b",
      "\ud800", "auth.api_keys[0]"],
 )  # fmt: skip
-def test_a_name_that_means_something_elsewhere_is_refused(path, name):
+def test_a_reserved_name_is_refused(path, name):
     with pytest.raises(UsageError):
         add_key(path, name)
     assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 64, "Heizung Süd", "10.0.0.7", "boiler-room_2", "'quoted'", '"'])
-def test_a_name_people_would_choose_is_taken(path, name):
+def test_a_usual_name_is_accepted(path, name):
     key = add_key(path, name)
     assert read_keyring(path).find(key.encode()).name == name
     revoke_key(path, name)
@@ -338,13 +338,13 @@ def test_a_name_people_would_choose_is_taken(path, name):
 @pytest.mark.parametrize(
     "key", ["", "short", "x" * 513, "two words of a key", "with\ttabulator-in-it", "a-key-with-\0-in-it"]
 )
-def test_a_given_key_that_could_be_guessed_or_not_be_typed_is_refused_and_not_repeated(path, key):
+def test_a_weak_or_untypable_key_is_refused_and_not_repeated(path, key):
     with pytest.raises(UsageError) as refused:
         add_key(path, "a", key=key)
     assert not path.exists() and (not key or key not in str(refused.value))
 
 
-def test_a_name_or_a_text_that_is_there_already_is_refused(path):
+def test_a_duplicate_name_or_key_text_is_refused(path):
     add_key(path, "a", key=GIVEN)
     with pytest.raises(KeyNameTaken, match="Revoke it first"):
         add_key(path, "a")
@@ -352,13 +352,13 @@ def test_a_name_or_a_text_that_is_there_already_is_refused(path):
         add_key(path, "b", key=GIVEN)
 
 
-def test_a_key_that_is_not_there_cannot_be_revoked(path):
+def test_revoking_an_unknown_key_is_an_error(path):
     add_key(path, "a")
     with pytest.raises(NoSuchKey, match="no key 'b'"):
         revoke_key(path, "b")
 
 
-# ---- files that are not as they should be
+# ---- invalid files ----
 
 
 BROKEN = {
@@ -386,7 +386,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("lines", BROKEN.values(), ids=BROKEN)
-def test_a_file_that_cannot_be_understood_is_refused_whole_with_the_line(path, lines):
+def test_an_invalid_file_is_refused_entirely_with_the_line(path, lines):
     write(path, *lines)
     with pytest.raises(ConfigError, match=rf"keys:{len(lines)}: ") as refused:
         read_keyring(path)
@@ -396,7 +396,7 @@ def test_a_file_that_cannot_be_understood_is_refused_whole_with_the_line(path, l
             change()
 
 
-def test_a_file_that_was_cut_short_is_refused(path):
+def test_a_truncated_file_is_refused(path):
     write(path, HEADER, line(), line("b", "11" * 32)[:-9], end="")
     with pytest.raises(ConfigError, match="keys:3: the last line is not complete"):
         read_keyring(path)
@@ -406,19 +406,19 @@ def test_a_file_that_was_cut_short_is_refused(path):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nobody\n", HEADER + "\n", "\ufeff" + HEADER + "\r\n"])
-def test_a_file_without_keys_admits_nobody_and_takes_new_ones(path, text):
+def test_a_file_without_keys_admits_no_client_and_accepts_new_keys(path, text):
     path.write_text(text)
     assert len(read_keyring(path)) == 0
     key = add_key(path, "a")
     assert read_keyring(path).find(key.encode()).name == "a"
 
 
-def test_a_missing_file_is_said_with_the_next_step(path):
+def test_a_missing_file_error_names_the_next_step(path):
     with pytest.raises(ConfigError, match=r"No such file or directory\. Make a key with `blipmq keys add NAME`"):
         read_keyring(path)
 
 
-def test_a_file_that_may_not_be_read_is_another_status(path, monkeypatch):
+def test_an_unreadable_file_has_its_own_exit_status(path, monkeypatch):
     def denied(*_args, **_more):
         raise PermissionError(13, "Permission denied")
 
@@ -428,7 +428,7 @@ def test_a_file_that_may_not_be_read_is_another_status(path, monkeypatch):
     assert refused.value.exit_status == 77
 
 
-def test_what_is_not_text_or_far_too_large_is_refused(path, monkeypatch):
+def test_a_binary_or_oversized_file_is_refused(path, monkeypatch):
     path.write_bytes(HEADER.encode() + b"\n\xff\xfe\n")
     with pytest.raises(ConfigError, match="keys:2: not UTF-8"):
         read_keyring(path)
@@ -438,7 +438,7 @@ def test_what_is_not_text_or_far_too_large_is_refused(path, monkeypatch):
         read_keyring(path)
 
 
-def test_keys_have_a_limit(path, monkeypatch):
+def test_the_number_of_keys_is_limited(path, monkeypatch):
     monkeypatch.setattr(keys, "KEYS_MAX", 2)
     add_key(path, "a")
     add_key(path, "b")
@@ -452,7 +452,7 @@ def test_keys_have_a_limit(path, monkeypatch):
 
 @settings(max_examples=100, deadline=None)
 @given(cut=st.integers(0), flip=st.integers(0), bit=st.integers(0, 7), whole=st.booleans())
-def test_no_cut_and_no_flipped_bit_gives_a_key_more_rights(tmp_path_factory, cut, flip, bit, whole):
+def test_truncated_files_and_flipped_bits_never_extend_an_acl(tmp_path_factory, cut, flip, bit, whole):
     path = tmp_path_factory.mktemp("keys") / "keys"
     key = add_key(path, "a", ["pub:site/1", "sub:site/1"])
     data = bytearray(path.read_bytes())

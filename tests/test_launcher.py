@@ -1,4 +1,6 @@
-"""The launcher of the one-file download, compiled with a zstd that stores: what it hands on to the program it unpacks."""
+"""The launcher of the one-file download, compiled with a zstd stub that only copies: the environment of the unpacked
+program.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ static size_t ZSTD_decompressStream(ZSTD_DStream *stream, ZSTD_outBuffer *out, Z
 }
 """
 
-# Says which of its descriptors 0 to 9 are open: c (closed), d (a folder) or o (another).
+# Prints the state of its descriptors 0 to 9: c (closed), d (a folder) or o (another).
 PROGRAM = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,7 +63,7 @@ def compiled(folder: Path, name: str, source: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The launcher with one program behind it, as packaging/launcher/pack.py makes it."""
+    """The launcher with one program behind it, as packaging/launcher/pack.py builds it."""
     folder = tmp_path_factory.mktemp("launcher")
     (folder / "zstd.h").write_text(STORED, "utf-8")
     (folder / "program.c").write_text(PROGRAM, "utf-8")
@@ -75,9 +77,7 @@ def download(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_standard_descriptor_that_is_closed_is_closed_for_the_program_too(
-    download: Path, tmp_path: Path, closed: str
-) -> None:
+def test_a_closed_standard_descriptor_stays_closed_in_the_program(download: Path, tmp_path: Path, closed: str) -> None:
     told = tmp_path / "told"
     subprocess.run(
         ["sh", "-c", f'exec "$0" {closed}', str(download)],

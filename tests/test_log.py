@@ -1,7 +1,7 @@
 """The write-ahead log: the native test programs on a simulated disk, and proof that they can fail.
 
-Each program says in its first lines what must hold; each test here builds one and runs a share. A program that finds
-something prints the seed: `test_log_crash SEED 1` repeats it. The planted bugs are in planted.py.
+The first lines of each program state its invariants; each test here builds one and runs a share. A failing program
+prints its seed: `test_log_crash SEED 1` repeats it. The planted bugs are in planted.py.
 """
 
 import os
@@ -15,9 +15,10 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 NATIVE = TESTS.parent / "native"
-KEPT = sorted((TESTS / "kept").glob("log-[0-9]*"))  # one for each version of the format; others hold something else
+# one for each version of the format; other files have other purposes
+KEPT = sorted((TESTS / "kept").glob("log-[0-9]*"))
 CC = os.environ.get("CC", "cc").split()
-# The log looks at a full disk again after a millisecond here instead of a tenth of a second.
+# Here the WAL checks a full disk again after a millisecond instead of a tenth of a second.
 FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-DWAL_RETRY_MS=1", "-pthread"]
 LOG = ["wal/writer.c", "wal/tail.c", "wal/ledger.c", "wal/format.c", "wal/directory.c", "wal/recover.c", "wal/reader.c"]
 LOG += ["wal/tool.c", "wal/storage_posix.c"]
@@ -45,65 +46,59 @@ def passes(program: Path, *arguments: object, timeout: float = 300) -> None:
     assert result.returncode == 0, result.stderr[-4000:]
 
 
-# ---- what the log promises -------------------------------------------------------------------------------------------
+# ---- WAL guarantees --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
-def test_whatever_call_a_power_cut_or_a_kill_comes_in_nothing_acknowledged_is_lost(
-    tmp_path: Path, sanitizers: list[str]
-) -> None:
+def test_a_crash_in_any_storage_call_loses_nothing_acknowledged(tmp_path: Path, sanitizers: list[str]) -> None:
     passes(build(tmp_path, "test_log_crash", sanitizers), 1, 4)
 
 
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
-def test_whatever_call_fails_nothing_acknowledged_is_lost(tmp_path: Path, sanitizers: list[str]) -> None:
+def test_an_error_in_any_storage_call_loses_nothing_acknowledged(tmp_path: Path, sanitizers: list[str]) -> None:
     passes(build(tmp_path, "test_log_errors", sanitizers), 1, 3)
 
 
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
-def test_a_start_on_a_full_disk_succeeds_loses_nothing_and_goes_on_when_there_is_room(
-    tmp_path: Path, sanitizers: list[str]
-) -> None:
+def test_a_start_on_a_full_disk_loses_nothing_and_resumes_with_room(tmp_path: Path, sanitizers: list[str]) -> None:
     passes(build(tmp_path, "test_log_full", sanitizers), 1, 6)
 
 
-def test_a_flipped_bit_is_harmless_or_told_exactly(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_harmless_or_reported_exactly(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_flips", MEMORY), 1, 4000)
 
 
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
-def test_whatever_is_done_to_the_files_what_was_acknowledged_is_there_or_named_as_gone(
+def test_after_any_damage_acknowledged_records_are_present_or_reported_lost(
     tmp_path: Path, sanitizers: list[str]
 ) -> None:
     passes(build(tmp_path, "test_log_damage", sanitizers), 1, 150)
 
 
-def test_every_labelled_case_of_recovery_keeps_and_reports_what_it_should(tmp_path: Path) -> None:
+def test_every_labelled_recovery_case_keeps_and_reports_the_expected_records(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_cases", MEMORY))
 
 
 @pytest.mark.parametrize("sanitizers", [MEMORY, THREADS], ids=["memory", "threads"])
-def test_quota_reserve_reading_back_and_reclaiming_work_as_the_core_uses_them(
-    tmp_path: Path, sanitizers: list[str]
-) -> None:
+def test_quota_reserve_reading_and_reclaiming_work_together(tmp_path: Path, sanitizers: list[str]) -> None:
     passes(build(tmp_path, "test_log_use", sanitizers))
 
 
-def test_the_real_disks_calls_survive_interruptions_and_halves(tmp_path: Path) -> None:
+def test_posix_storage_handles_interrupted_and_partial_calls(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_posix", MEMORY, sources=[]), tmp_path)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
-def test_verify_export_and_repair_work_and_the_kept_log_of_each_version_opens(tmp_path: Path, kept: Path) -> None:
+def test_verify_export_and_repair_work_on_the_saved_wal_of_each_version(tmp_path: Path, kept: Path) -> None:
     copy = tmp_path / "kept"
     shutil.copytree(kept, copy)
     passes(build(tmp_path, "test_log_tool", MEMORY), tmp_path, copy)
 
 
-# ---- that these tests can fail ---------------------------------------------------------------------------------------
+# ---- these tests can fail --------------------------------------------------------------------------------------------
 
 
-def test_without_fsync_the_crash_test_finds_losses(tmp_path: Path) -> None:
+def test_the_crash_test_finds_losses_without_fsync(tmp_path: Path) -> None:
     result = run(build(tmp_path, "test_log_crash", []), 1, 3, "no-sync")
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-2]) > 100, result.stdout
@@ -141,25 +136,25 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, program: str, argument
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_flipped_bits_are_harmless_or_told_exactly(tmp_path: Path) -> None:
+def test_a_hundred_thousand_flipped_bits_are_harmless_or_reported_exactly(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_flips", []), 8, 100_000)
 
 
 @pytest.mark.slow
-def test_hundreds_of_workloads_cut_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
+def test_hundreds_of_workloads_with_a_crash_at_every_call_lose_nothing(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_crash", []), 1000, 300)
 
 
 @pytest.mark.slow
-def test_thousands_of_damaged_logs_say_what_is_gone(tmp_path: Path) -> None:
+def test_thousands_of_damaged_wals_report_their_losses(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_damage", []), 1000, 3000)
 
 
 @pytest.mark.slow
-def test_dozens_of_workloads_started_again_on_a_full_disk_lose_nothing_acknowledged(tmp_path: Path) -> None:
+def test_dozens_of_workloads_restarted_on_a_full_disk_lose_nothing(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_full", []), 100, 60)
 
 
 @pytest.mark.slow
-def test_dozens_of_workloads_with_a_failure_at_every_call_lose_nothing_acknowledged(tmp_path: Path) -> None:
+def test_dozens_of_workloads_with_an_error_at_every_call_lose_nothing(tmp_path: Path) -> None:
     passes(build(tmp_path, "test_log_errors", []), 100, 40)

@@ -1,4 +1,4 @@
-"""Log lines: what they look like, and what they never do."""
+"""Log lines: their format, and their limits."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def lines(reader):
     return b"".join(parts).decode().splitlines()
 
 
-def test_a_line_is_time_level_event_and_facts(pipe):
+def test_a_line_has_time_level_event_and_fields(pipe):
     Log(pipe[1], clock=lambda: NOON).info("ready", address="127.0.0.1:7878", connections=3, tls=False, log=None)
     assert lines(pipe[0]) == [f"{STAMP} info ready address=127.0.0.1:7878 connections=3 tls=false log=-"]
 
@@ -48,7 +48,7 @@ def test_values_with_spaces_or_quotes_are_quoted(pipe):
 
 @pytest.mark.parametrize("evil", ["a\nb", "a\r\nb", "\x1b[31mred", "a\x00b", "a\u2028b", "a\u202eb", "\x85", "\udcff"])
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_a_value_can_neither_start_a_line_nor_steer_a_terminal(pipe, evil, format):
+def test_a_value_cannot_start_a_line_or_control_a_terminal(pipe, evil, format):
     Log(pipe[1], format=format, clock=lambda: NOON).info("hello", client_id=evil)
     raw = os.read(pipe[0], 4096)
     assert raw.count(b"\n") == 1 and raw.endswith(b"\n")
@@ -56,7 +56,7 @@ def test_a_value_can_neither_start_a_line_nor_steer_a_terminal(pipe, evil, forma
     assert raw.decode().strip("\n").isprintable()
 
 
-def test_json_lines_carry_the_same_facts(pipe):
+def test_json_lines_contain_the_same_fields(pipe):
     Log(pipe[1], format="json", clock=lambda: NOON).warning("closed", peer="[::1]:4", bytes=7, path=os)
     record = json.loads(lines(pipe[0])[0])
     assert record["time"] == STAMP and record["level"] == "warning" and record["event"] == "closed"
@@ -77,10 +77,10 @@ def test_long_values_are_cut(pipe):
         assert len(os.read(pipe[0], 1 << 20)) < 1000
 
 
-def test_a_reader_that_does_not_read_costs_lines_but_no_time_and_is_told_the_count(pipe):
+def test_a_stuck_reader_loses_lines_without_delay_and_gets_their_count(pipe):
     log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=1_000_000)
     sent = 20_000
-    for number in range(sent):  # far more than the pipe and the buffer hold: the writer must come through
+    for number in range(sent):  # far more than the pipe and the buffer hold: the writer must not block
         log.info("line", number=number)
     assert log.dropped > 0
     dropped = log.dropped
@@ -103,14 +103,14 @@ def test_the_buffer_has_a_limit(pipe):
     assert log._buffer_bytes <= logs.BUFFER_BYTES_MAX
 
 
-def test_a_closed_descriptor_is_no_error(pipe):
+def test_a_closed_descriptor_is_not_an_error(pipe):
     log = Log(pipe[1], clock=lambda: NOON)
     os.close(pipe[1])
     log.info("into the void")
     assert log.dropped == 1
 
 
-def test_a_value_that_cannot_be_shown_is_no_error(pipe):
+def test_a_value_that_cannot_be_formatted_is_not_an_error(pipe):
     class Broken:
         def __str__(self):
             raise RuntimeError("no")
@@ -119,7 +119,7 @@ def test_a_value_that_cannot_be_shown_is_no_error(pipe):
     assert lines(pipe[0]) == [f"{STAMP} error log_failed event=hello error=RuntimeError"]
 
 
-def test_an_event_that_comes_too_often_is_counted_instead_of_written(pipe):
+def test_a_too_frequent_event_is_counted_instead_of_written(pipe):
     now = NOON
     log = Log(pipe[1], clock=lambda: now, lines_per_event_max=3)
     for number in range(10):
@@ -138,7 +138,7 @@ def test_an_event_that_comes_too_often_is_counted_instead_of_written(pipe):
     assert [line.split(" ", 2)[2] for line in lines(pipe[0])] == ["closed number=10"]
 
 
-def test_what_the_last_second_kept_back_is_counted_before_the_end(pipe):
+def test_suppressed_events_are_counted_before_the_end(pipe):
     log = Log(pipe[1], clock=lambda: NOON, lines_per_event_max=3)
     for number in range(10):
         log.warning("closed", number=number)

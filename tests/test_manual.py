@@ -1,4 +1,4 @@
-"""The man pages and completions in packaging/: what the parsers say today, and of use to a shell."""
+"""The man pages and completions in packaging/: they match the current parsers and work in a shell."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def manual() -> ModuleType:
     return module
 
 
-def test_the_manual_and_the_completions_are_what_the_parsers_say(manual: ModuleType) -> None:
+def test_the_manual_and_completions_match_the_parsers(manual: ModuleType) -> None:
     for name, text in manual.files().items():
         on_disk = (PACKAGING / name).read_text(encoding="utf-8")
         assert on_disk == text, f"packaging/{name} is behind its parser: run `python packaging/manual.py`"
 
 
-def test_there_is_no_page_or_completion_of_a_program_that_is_gone(manual: ModuleType) -> None:
+def test_no_page_or_completion_remains_for_a_removed_program(manual: ModuleType) -> None:
     on_disk = {f"{folder}/{path.name}" for folder in ("man", "completions") for path in (PACKAGING / folder).iterdir()}
     assert on_disk == set(manual.files())
 
@@ -47,7 +47,7 @@ def test_every_command_option_and_argument_is_in_the_man_page(manual: ModuleType
         assert ".SH EXIT STATUS" in page
 
 
-def test_text_that_roff_would_take_for_its_own_is_escaped(manual: ModuleType) -> None:
+def test_roff_control_characters_are_escaped(manual: ModuleType) -> None:
     parser = argparse.ArgumentParser(prog="x-y", description="Do it.", epilog="notes:\n  a\n\n  b\n")
     commands = parser.add_subparsers()
     commands.add_parser("go", aliases=["g"], help="begin").add_argument("--at", help=".5 or 100%% of C:\\x")
@@ -77,7 +77,7 @@ def test_commands_of_two_words_are_described_and_completed(manual: ModuleType, t
 def complete(
     line: str, program: str = "blipmq-cli", folder: Path | None = None, packaging: Path = PACKAGING
 ) -> set[str]:
-    """What bash offers behind this line, split into words as bash does."""
+    """The completions that bash offers behind this line, split into words as bash does."""
     script = (
         'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); '
         '_${COMP_WORDS[0]//-/_}; printf "%s\\n" "${COMPREPLY[@]}"'

@@ -1,4 +1,4 @@
-"""Metrics: what is declared is exposed, in both formats, and each moves when what it counts happens."""
+"""Metrics: every declared series is exported in both formats, and each changes when its event happens."""
 
 import contextlib
 import mmap
@@ -41,7 +41,7 @@ DOCUMENTED = [
 
 
 def declared():
-    """Every series that does not belong to one subscriber, as a query names it, with its documented names."""
+    """Every series that does not belong to one subscriber, in query form, with its documented names."""
     for metric in METRICS:
         for series in metric.series:
             labels = ",".join(f'{name}="{value}"' for name, value in series.labels)
@@ -50,7 +50,7 @@ def declared():
                 yield series.documented
 
 
-# ---- each moves when its cause happens
+# ---- each series changes when its cause happens ----
 
 
 class Scene:
@@ -60,12 +60,12 @@ class Scene:
         self.watched = watched
         self.clients = []
         self.open = []
-        self.finish = lambda: None  # what must end before the clients do
+        self.finish = lambda: None  # cleanup that must run before the clients close
 
     def client(self, name="", small_window=False):
         if not small_window:
             client = RawClient(self.watched.address)
-        else:  # a receive buffer of a few KiB, so that little fills it
+        else:  # a receive buffer of a few KiB, so that little data fills it
             client = RawClient.__new__(RawClient)
             client.socket = socket.socket()
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -77,12 +77,12 @@ class Scene:
         return client.hello(name) if name else client
 
     def stuck(self, name="stuck", filter_="slow"):
-        """A subscriber that does not read, and whose socket is full."""
+        """A subscriber that does not read and whose socket is full."""
         client = self.client(name, small_window=True).subscribe(filter_)
         return client
 
     def publish(self, topic, payload=b"x", count=1, ttl_ms=0):
-        """Publish, and wait until the broker has taken all of it."""
+        """Publish, and wait until the broker has read everything."""
         feeder = self.client("feeder-" + str(len(self.clients)))
         frame = wire.encode_command(wire.PUB, topic, payload, ttl_ms=ttl_ms)
         feeder.send(*[frame] * count)
@@ -104,7 +104,8 @@ def messages_flow(scene):
     reader = scene.client("reader").subscribe("a.*")
     scene.publish("a.b", b"hello", 200)
     scene.publish("nobody.listens", b"x", 3)
-    scene.publish("a.b", b"again")  # a burst is routed once, what comes after others have spoken is looked up
+    # a burst is routed once; a topic is looked up again after publishes of other clients
+    scene.publish("a.b", b"again")
     for _ in range(201):
         reader.next()
 
@@ -141,10 +142,10 @@ def a_client_talks_nonsense(scene):
 
 
 def strangers_and_a_key_with_few_rights_come(scene):
-    """The key file is not there when the broker starts."""
+    """The key file does not exist when the broker starts."""
     key = keys.add_key("keys", "sensor", ["pub:site/1"])
     deadline = time.monotonic() + 60
-    while not scene.watched.scrape()["blipmq_keys"]:  # the file is looked at twice a second
+    while not scene.watched.scrape()["blipmq_keys"]:  # the file is checked twice a second
         assert time.monotonic() < deadline, "the key file was not read"
     scene.client().hello(api_key=key).say(wire.PUB, "site/2", b"x")
     scene.client().say(wire.HELLO, protocol=1)
@@ -192,9 +193,9 @@ KEYED = {"auth": {"api_keys": ["a-key-that-nobody-comes-with"]}}
 
 def strangers_stand_in_the_door(scene):
     for _ in range(4):
-        scene.client()  # this machine's: the last two push out the first two, and their own time runs out
+        scene.client()  # loopback clients: the last two displace the first two, and then reach their own deadline
 
-    def others():  # in one go, before the broker finds that it has no use for them
+    def others():  # in one batch, before the broker detects that it does not need them
         for number in range(3):
             scene.watched.broker._core.attach(1_000_000 + number, peer=("198.51.100.7", 1))
 
@@ -222,7 +223,7 @@ def slow_queues_are_compacted(scene):
     scene.stuck("rare", "rare")
     reader = scene.client("bulk").subscribe("bulk")
     feeder = scene.client("feeder")
-    for _ in range(6):  # each segment holds one message that waits, and many that have left
+    for _ in range(6):  # each segment contains one stored message and many delivered ones
         feeder.say(wire.PUB, "rare", bytes(9_000))
         for _ in range(5):
             feeder.say(wire.PUB, "bulk", BIG)
@@ -285,7 +286,7 @@ def a_file_is_written(scene):
 
 LOGGED = {"wal": {"directory": "log"}}
 QUICK = {"qos1": {"ack_timeout_ms": 100, "max_deliveries": 2}}
-# The smallest log there is: four files of twice what is gathered for one sync.
+# The smallest possible WAL: four files, each twice the size of a sync batch.
 SMALL_LOG = {
     "server": {"max_message_size_bytes": 4096},
     "wal": {"directory": "log", "segment_size_bytes": 512 << 10, "max_bytes": 2 << 20, "reserve_bytes": 0},
@@ -300,13 +301,13 @@ def subscribe_qos1(scene, filter_, client_id="", durable=False):
 
 
 def publish_qos1(client, topic, payload=b"x"):
-    """Publish and wait for the answer; its code."""
+    """Publish and wait for the answer; returns its code."""
     client.say(wire.PUB, topic, payload, qos=1, seq=4)
     return client.next().code
 
 
 def until_stats(scene, change, act=lambda: None):
-    """Act until the core's figures are as wanted."""
+    """Repeat an action until the core's counters satisfy the condition."""
     for _ in range(ACTS_MAX):
         if change(scene.watched.run(scene.watched.broker.stats())):
             return
@@ -322,7 +323,7 @@ def qos1_messages_flow(scene):
         if settled:
             reader.say(wire.ACK, seq=message.id)
     before = scene.watched.run(scene.watched.broker.stats())
-    until_stats(  # a sync of no microsecond, or of as many as the one before, shows nowhere
+    until_stats(  # a sync of zero microseconds, or equal to the previous one, changes no series
         scene,
         lambda now: all(now[name] != before[name] for name in ("log_sync_us_last", "log_sync_us_total")),
         lambda: publish_qos1(writer, "elsewhere"),
@@ -336,7 +337,7 @@ def what_is_not_acknowledged_comes_again(scene):
 
 
 def publishes_wait_for_the_disk(scene):
-    """One waits at almost any time: the next is sent as soon as one is answered."""
+    """One publish is pending almost always: the next is sent once one is answered."""
     writer, ended = scene.client("writer"), threading.Event()
 
     def work():
@@ -361,14 +362,15 @@ def the_log_goes_round(scene):
     reader, writer = subscribe_qos1(scene, "orders"), scene.client("writer")
 
     def one():
-        if publish_qos1(writer, "orders", bytes(4000)) == 0:  # else it is full until the next checkpoint frees some
+        # otherwise it is full until the next checkpoint frees space
+        if publish_qos1(writer, "orders", bytes(4000)) == 0:
             reader.say(wire.ACK, seq=reader.next().id)
 
     until_stats(scene, lambda now: now["log_reclaimed_segments"], one)
 
 
 def the_log_fails(scene):
-    """Its directory is gone, so it cannot make the next file."""
+    """Its directory is deleted, so it cannot create the next file."""
     shutil.rmtree("log")
     writer = scene.client("writer")
     until_stats(scene, lambda now: now["log_errno"], lambda: publish_qos1(writer, "orders", bytes(4000)))
@@ -377,7 +379,7 @@ def the_log_fails(scene):
 def the_disk_returns_something_else(scene):
     subscribe_qos1(scene, "orders", "away", durable=True).close()
     assert publish_qos1(scene.client("writer"), "orders", b"a payload to be found") == 0
-    until_stats(scene, lambda now: now["sessions_behind"])  # from here on the log alone has it
+    until_stats(scene, lambda now: now["sessions_behind"])  # from here on the messages are only in the WAL
     for file in Path("log").glob("wal-*"):
         content = file.read_bytes()
         at = content.find(b"a payload to be found")
@@ -418,7 +420,7 @@ def tls_clients_come_and_the_certificate_changes(scene):
     for _ in range(TLS["limits"]["max_pending"] + 20):
         scene.open.append(socket.create_connection((host, int(port))))
     with contextlib.suppress(OSError):
-        scene.open[-1].sendall(b"not TLS at all")  # the last one: nobody pushes it out
+        scene.open[-1].sendall(b"not TLS at all")  # the last one: it is not displaced
 
 
 CAUSES = [
@@ -546,8 +548,8 @@ CAUSES = [
     ),
 ]  # fmt: skip
 
-# What does not move, or not on this machine; each has a test of its own below. That of the descriptors is in test_show_door.py,
-# that of dead letters that were dropped in test_core_letters.py.
+# Series that do not change, or not on this machine; each has its own test below. The descriptor series is tested in
+# test_show_door.py, that of dropped dead letters in test_core_letters.py.
 FIXED = (
     """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
     blipmq_log_limit_bytes blipmq_log_reserve_bytes blipmq_board_temperature_celsius blipmq_board_throttled
@@ -558,7 +560,7 @@ FIXED = (
 
 
 def matching(scrape, query):
-    """The values of the series a query names, labels beside the ones it gives allowed."""
+    """The values of the series that a query names; additional labels are allowed."""
     name, _, labels = query.rstrip("}").partition("{")
     return {
         key: value
@@ -588,12 +590,12 @@ def test_each_metric_moves_when_its_cause_happens(cause, settings, moved, tmp_pa
             scene.close()
 
 
-def test_every_declared_series_is_moved_by_some_cause():
+def test_every_declared_series_has_a_tested_cause():
     moved = {query for _, _, queries in CAUSES for query in queries.split()}
     assert set(declared()) == moved | set(FIXED)
 
 
-# ---- what does not move
+# ---- constant series ----
 
 
 def snapshot(report=None, config=None, **stats):
@@ -622,7 +624,7 @@ def series(*args, **more):
     return read_series(expose(snapshot(*args, **more)).decode())
 
 
-def test_settings_that_need_a_restart_are_told_as_they_are():
+def test_settings_that_need_a_restart_are_exported():
     config = from_dict(
         {
             "server": {"max_connections": 123, "bind_addr": "127.0.0.1:0"},
@@ -635,7 +637,7 @@ def test_settings_that_need_a_restart_are_told_as_they_are():
     assert (told["blipmq_log_limit_bytes"], told["blipmq_log_reserve_bytes"]) == (234_000_000, 345)
 
 
-def test_a_broker_without_a_log_tells_no_figure_of_one_but_that_there_is_none():
+def test_without_a_wal_only_its_absence_is_exported():
     without, with_ = series(), series(log_state=1)
     assert [key for key in without if key.startswith("blipmq_log_")] == ["blipmq_log_state"]
     assert without["blipmq_log_state"] == 0
@@ -643,12 +645,12 @@ def test_a_broker_without_a_log_tells_no_figure_of_one_but_that_there_is_none():
     assert set(without) < set(with_)
 
 
-def test_the_build_says_which_version_runs_on_which_python():
+def test_build_info_contains_the_broker_and_python_versions():
     (key,) = matching(series(), "blipmq_build_info")
     assert f'version="{__version__}"' in key and 'python="3.' in key
 
 
-def test_a_raspberry_pi_tells_its_temperature_and_supply_and_other_machines_nothing():
+def test_temperature_and_supply_are_exported_only_on_a_raspberry_pi():
     board = {"temperature_c": 61.25, "throttled": True, "undervoltage": False}
     told = series(report(hardware=board))
     assert told["blipmq_board_temperature_celsius"] == 61.25
@@ -658,14 +660,14 @@ def test_a_raspberry_pi_tells_its_temperature_and_supply_and_other_machines_noth
     assert not [key for key in silent if key.startswith("blipmq_board")]
 
 
-def test_a_scrape_without_a_list_of_subscribers_says_so_and_has_all_totals():
+def test_a_scrape_without_subscribers_is_marked_and_has_all_totals():
     without, with_ = series(enqueued=5), series(report(row()), enqueued=5)
     assert (without["blipmq_scrape_incomplete"], with_["blipmq_scrape_incomplete"]) == (1, 0)
     assert "blipmq_subscribers" not in without and with_["blipmq_subscribers"] == 1
     assert without["blipmq_messages_enqueued_total"] == 5
 
 
-def test_the_process_figures_are_those_of_the_operating_system(tmp_path):
+def test_process_metrics_match_the_operating_system(tmp_path):
     self = tmp_path / "proc/self"
     (self / "task").mkdir(parents=True)
     for thread in "17", "18":
@@ -679,21 +681,21 @@ def test_the_process_figures_are_those_of_the_operating_system(tmp_path):
     assert figures["cpu_seconds"] > 0
 
 
-def test_a_system_that_tells_nothing_is_asked_in_vain_and_nothing_is_made_up(tmp_path):
+def test_process_metrics_are_absent_when_the_system_has_none(tmp_path):
     assert set(read_process(tmp_path)) == {"cpu_seconds"}
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/stat").write_text("1 (blip) mq) S 1 1")
     assert started_at(tmp_path) > started_at()
 
 
-def test_the_start_of_the_process_does_not_move():
+def test_the_process_start_time_is_constant():
     assert abs(started_at() - started_at()) < 0.05
 
 
 # ---- the formats
 
 
-def test_every_documented_name_is_exposed_as_it_is_written_in_both_formats():
+def test_every_documented_name_is_exported_in_both_formats():
     for openmetrics in (False, True):
         text = expose(snapshot(report()), openmetrics).decode()
         exposed = read_series(text, openmetrics)
@@ -707,7 +709,7 @@ def test_both_formats_have_the_same_series_with_the_same_values():
     assert read_series(expose(taken).decode()) == read_series(expose(taken, True).decode(), True)
 
 
-def test_a_documented_counter_that_openmetrics_forbids_is_of_unknown_type_there():
+def test_a_counter_name_forbidden_by_openmetrics_has_unknown_type_there():
     text, openmetrics = expose(snapshot()).decode(), expose(snapshot(), True).decode()
     assert "# TYPE blipmq_published counter\n" in text
     assert "# TYPE blipmq_published unknown\n" in openmetrics
@@ -716,11 +718,11 @@ def test_a_documented_counter_that_openmetrics_forbids_is_of_unknown_type_there(
     assert "# TYPE blipmq_batch_processing_efficiency gauge\n" in openmetrics
 
 
-def test_no_newer_name_is_a_documented_one_with_an_ending_that_readers_add():
+def test_no_new_name_is_a_documented_name_with_a_standard_suffix():
     assert not {f"{name}_total" for name in DOCUMENTED} & {metric.name for metric in METRICS}
 
 
-def test_names_end_as_their_type_and_unit_want():
+def test_metric_names_end_with_their_type_and_unit():
     for metric in METRICS:
         assert metric.help.endswith(".")
         assert (metric.type == "info") == metric.name.endswith("_info")
@@ -731,18 +733,18 @@ def test_names_end_as_their_type_and_unit_want():
         )
 
 
-def test_every_figure_of_the_core_is_exposed():
+def test_every_counter_of_the_core_is_exported():
     used = {s.source.partition(".")[2] for metric in METRICS for s in metric.series if s.source.startswith("stats.")}
     assert used == set(STATS_FIELDS)
 
 
-def test_what_the_core_counts_once_keeps_both_its_names():
+def test_a_core_counter_with_two_names_is_exported_under_both():
     series = read_series(expose(snapshot(pool_hits=3, pool_misses=4, delivered_bytes=9), False).decode(), False)
     assert series["blipmq_pool_allocations"] == 7
     assert series["blipmq_sent_bytes_total"] == series["blipmq_flush_bytes"] == 9
 
 
-def test_syncs_are_a_histogram_whose_buckets_hold_those_before_them():
+def test_sync_histogram_buckets_are_cumulative():
     names = [f"log_syncs_{name}" for name in ("100us", "300us", "1ms", "3ms", "10ms", "30ms", "100ms", "longer")]
     counted = dict(zip(names, [5, 0, 7, 1, 2, 3, 4, 6], strict=True))
     taken = snapshot(log_state=1, log_sync_us_total=2_345_678, **counted)
@@ -755,13 +757,13 @@ def test_syncs_are_a_histogram_whose_buckets_hold_those_before_them():
     assert bounds == [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, float("inf")]
 
 
-def test_the_longest_sync_is_told_in_seconds():
-    """It need not move with a sync: the first of a run may stay the longest."""
+def test_the_longest_sync_is_exported_in_seconds():
+    """It need not change with a sync: the first of a run may remain the longest."""
     text = expose(snapshot(log_state=1, log_sync_us_max=1_234_567), False).decode()
     assert read_series(text, False)["blipmq_log_sync_max_seconds"] == 1.234567
 
 
-def test_a_running_log_counts_each_sync_in_one_bucket(tmp_path):
+def test_a_running_wal_counts_each_sync_in_one_bucket(tmp_path):
     with WatchedBroker({"wal": {"directory": str(tmp_path)}}) as watched:
         scene = Scene(watched)
         writer = scene.client("writer")
@@ -773,7 +775,7 @@ def test_a_running_log_counts_each_sync_in_one_bucket(tmp_path):
 
 
 @pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "new\nline", '\\"\n', "é漢🎈", "}", 'x",y="z', "a" * 300])
-def test_a_hostile_client_id_stays_inside_its_label(name):
+def test_a_malicious_client_id_is_escaped_in_its_label(name):
     for openmetrics in (False, True):
         text = expose(snapshot(report(row(name, queued_messages=4))), openmetrics).decode()
         read_series(text, openmetrics)
@@ -785,29 +787,29 @@ def test_a_hostile_client_id_stays_inside_its_label(name):
         assert sample.value == 4
 
 
-def test_subscribers_that_nothing_tells_apart_are_one_series():
+def test_indistinguishable_subscribers_share_one_series():
     twins = row(peer="in-process", queued_messages=3), row(peer="in-process", queued_messages=4)
     assert series(report(*twins))['blipmq_subscriber_queue_messages{client="",peer="in-process"}'] == 7
 
 
-def test_only_the_deepest_queues_have_series_of_their_own():
+def test_only_the_deepest_queues_have_their_own_series():
     rows = [row(f"c{number}", queued_messages=1000 - number) for number in range(100)]
     own = matching(series(report(*rows)), "blipmq_subscriber_queue_messages")
     assert len(own) == metrics.SUBSCRIBERS_MAX
     assert min(own.values()) == 1000 - (metrics.SUBSCRIBERS_MAX - 1)
 
 
-def test_the_efficiency_of_batching_is_the_share_of_sends_it_saved():
+def test_batching_efficiency_is_the_share_of_saved_sends():
     assert series()["blipmq_batch_processing_efficiency"] == 0
     assert series(delivered=100, flushes=100)["blipmq_batch_processing_efficiency"] == 0
     assert series(delivered=100, flushes=1)["blipmq_batch_processing_efficiency"] == 0.99
-    assert series(delivered=1, flushes=3)["blipmq_batch_processing_efficiency"] == 0  # sent thrice, acknowledged once
+    assert series(delivered=1, flushes=3)["blipmq_batch_processing_efficiency"] == 0  # three sends, one acknowledgement
 
 
-def test_the_utilization_of_the_pools_is_the_share_that_is_not_free():
+def test_pool_utilization_is_the_share_in_use():
     assert series()["blipmq_memory_pool_utilization"] == 0
     assert series(memory_used_bytes=400, pool_free_bytes=100)["blipmq_memory_pool_utilization"] == 0.75
 
 
-def test_the_reference_in_docs_is_what_the_declarations_say():
+def test_the_documented_reference_matches_the_declarations():
     assert (ROOT / "docs/METRICS.md").read_text(encoding="utf-8") == reference()

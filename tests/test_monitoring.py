@@ -1,7 +1,7 @@
-"""The dashboard and the alert rules: every series they ask for is one that a broker exposes.
+"""The dashboard and the alert rules: every series in their queries is exported by a broker.
 
-Invariant: a query is taken apart here by a reader that knows no more of PromQL than selectors; what it does not know it
-reports, so a name misspelt in a query fails.
+Invariant: a simple parser that knows only PromQL selectors reads the queries. It reports unknown names, so a misspelt
+name in a query fails.
 """
 
 import json
@@ -26,7 +26,7 @@ ADDED_BY_PROMETHEUS = {"instance", "job"}
 
 
 def selectors(query):
-    """The series a query asks for: pairs of a metric's name and its label matchers (label, operator, value)."""
+    """The series of a query: pairs of a metric name and its label matchers (label, operator, value)."""
     query = re.sub(r"\[[^\]]*\]", "", query)
     query = re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
     for match in re.finditer(r'([a-zA-Z_:][\w:]*)\s*(\{(?:[^}"]|"[^"]*")*\})?(\s*\()?', query):
@@ -36,7 +36,7 @@ def selectors(query):
 
 
 def absent(query, exposed):
-    """What a query asks for and no series has."""
+    """The selectors of a query without a matching series."""
     found = []
     for name, matchers in selectors(query):
         own = [(label, operator, value) for label, operator, value in matchers if label not in ADDED_BY_PROMETHEUS]
@@ -54,7 +54,7 @@ def dashboard_queries():
 
 
 def alerts():
-    """Name, expression and everything else of each rule. The file keeps each value on one line."""
+    """Name, expression and the other fields of each rule. The file has each value on one line."""
     text = ALERTS.read_text(encoding="utf-8")
     for rule in re.split(r"^ *- alert: ", text, flags=re.MULTILINE)[1:]:
         name, *lines = rule.splitlines()
@@ -63,7 +63,7 @@ def alerts():
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory):
-    """What a broker exposes that has a subscriber and a log, listens for TLS and runs on a Raspberry Pi."""
+    """The metrics of a broker with a subscriber, a WAL and a TLS listener on a Raspberry Pi."""
     log = str(tmp_path_factory.mktemp("log"))
     board = {"temperature_c": 50.0, "throttled": False, "undervoltage": False}
     cert, key = Authority(tmp_path_factory.mktemp("authority")).sign("broker")
@@ -91,14 +91,14 @@ def test_every_alert_names_series_that_exist(exposed):
     assert {name: found for name, rule in rules.items() if (found := absent(rule["expr"], exposed))} == {}
 
 
-def test_the_broker_that_the_dashboard_lists_is_found_by_a_metric_that_exists(exposed):
+def test_the_dashboard_finds_brokers_by_an_existing_metric(exposed):
     (query,) = re.findall(
         r"label_values\((\w+), instance\)", DASHBOARD.read_text(encoding="utf-8").split('"query": "')[2]
     )
     assert absent(query, exposed) == []
 
 
-def test_every_alert_says_how_bad_it_is_what_happened_and_what_to_do():
+def test_every_alert_has_severity_summary_and_remedy():
     for name, rule in alerts():
         assert re.fullmatch(r"\{severity: (info|warning|critical)\}", rule["labels"]), name
         assert len(rule["summary"]) > 20 and len(rule["description"]) > 60, name
@@ -110,7 +110,7 @@ def test_the_dashboard_filters_every_query_by_the_broker_chosen():
             assert ("instance", "=~", "$instance") in matchers, (title, name)
 
 
-def test_no_two_panels_lie_on_one_another():
+def test_dashboard_panels_do_not_overlap():
     taken = set()
     for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
         at = panel["gridPos"]
@@ -119,7 +119,7 @@ def test_no_two_panels_lie_on_one_another():
         taken |= cells
 
 
-def test_a_name_or_label_that_does_not_exist_is_found(exposed):
+def test_an_unknown_name_or_label_is_found(exposed):
     assert absent("rate(blipmq_mesages_published_total[5m]) > 0", exposed)
     assert absent('blipmq_messages_dropped_total{reason="lost"}', exposed)
     assert absent("sum by (client) (topk(3, nothing)) / on(instance) group_left() blipmq_connections", exposed)

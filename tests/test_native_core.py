@@ -1,4 +1,4 @@
-"""The boundary as Python uses it: a core stepped by hand, commands that wait for room, what is declared."""
+"""The C boundary as Python uses it: a stepped core, waiting commands, and declared structs."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def step(core, advance_ms=1):
 
 
 def events_until(core, wanted):
-    """Turns until `wanted` events have come; a core that does not bring them fails the test."""
+    """Run turns until `wanted` events have arrived; the test fails if they do not."""
     got = []
     for _ in range(10_000):
         got += step(core)
@@ -62,7 +62,7 @@ def attach(core, seq=1):
     return event.conn
 
 
-def test_the_settings_have_the_fields_of_the_declaration_in_its_order():
+def test_the_settings_have_the_declared_fields_in_order():
     assert CoreConfig._fields == tuple(name for name, _ in ffi.typeof("bq_config_t").fields)
 
 
@@ -72,18 +72,18 @@ def test_the_counters_are_unsigned_64_bit_without_gaps():
     assert ffi.sizeof("bq_stats_t") == 8 * len(STATS_FIELDS)
 
 
-def test_what_the_log_is_given_and_reports_has_the_fields_of_the_declaration_in_its_order():
+def test_wal_settings_and_reports_have_the_declared_fields_in_order():
     for declared, ours in (("bq_wal_config_t", LogConfig), ("bq_wal_report_t", LogReport)):
         assert ours._fields == tuple(name for name, _ in ffi.typeof(declared).fields)
 
 
-def test_every_event_of_the_declaration_has_a_reader():
+def test_every_declared_event_has_a_decoder():
     names = [name for name in dir(lib) if name.startswith("BQ_EV_")]
     flags = {"BQ_EV_LEGACY", "BQ_EV_DURABLE", "BQ_EV_TRUSTED"}
     assert {getattr(lib, name) for name in names if name not in flags} == set(_READERS)
 
 
-def test_settings_out_of_range_are_an_error_and_no_core():
+def test_settings_out_of_range_raise_and_create_no_core():
     with pytest.raises(CoreError, match="did not start"):
         Core(CoreConfig(tick_ms=0))
 
@@ -101,7 +101,7 @@ def test_a_core_stepped_by_hand_serves_a_connection_without_a_socket(core):
     assert (message.id, message.payload, message.timestamp_ms // 1000) == (1, b"payload", 1_700_000_000)
 
 
-def test_commands_that_find_the_ring_full_wait_and_arrive_in_order(core):
+def test_commands_for_a_full_ring_wait_and_arrive_in_order(core):
     count = 5000
     for seq in range(1, count + 1):
         core.stats(seq)
@@ -110,7 +110,7 @@ def test_commands_that_find_the_ring_full_wait_and_arrive_in_order(core):
     assert not core._backlog
 
 
-def test_commands_do_not_overtake_those_that_wait(core):
+def test_commands_do_not_overtake_waiting_ones(core):
     seqs = []
     for seq in range(1, 4001):
         core.stats(seq)
@@ -120,7 +120,7 @@ def test_commands_do_not_overtake_those_that_wait(core):
     assert seqs == list(range(1, 4001))
 
 
-def test_the_owner_is_told_once_that_commands_wait():
+def test_the_owner_is_notified_once_of_waiting_commands():
     calls = []
     core = Core(SMALL, on_backlog=lambda: calls.append(1))
     core.now_ms = 0
@@ -132,7 +132,7 @@ def test_the_owner_is_told_once_that_commands_wait():
     core.free()
 
 
-def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatch):
+def test_waiting_input_bytes_are_limited_and_answers_are_not(core, monkeypatch):
     monkeypatch.setattr("blipmq.native.core.BACKLOG_COMMANDS_MAX", 10)
     conn = attach(core)
     with pytest.raises(CoreBusy):
@@ -147,7 +147,7 @@ def test_fed_bytes_that_wait_have_a_limit_and_answers_have_none(core, monkeypatc
     assert core._backlog_count == core._backlog_bytes == 0
 
 
-def test_a_command_that_can_never_be_taken_does_not_hold_up_those_behind_it(core):
+def test_a_command_that_can_never_fit_does_not_block_later_ones(core):
     conn = attach(core)
     while not core._backlog:
         core.stats(0)
@@ -163,7 +163,7 @@ def test_a_command_that_can_never_be_taken_does_not_hold_up_those_behind_it(core
     assert (errors, len(core._backlog)) == (1, 0)
 
 
-def test_a_closed_connection_is_reported_and_its_handle_is_dead(core):
+def test_a_closed_connection_is_reported_and_its_handle_is_invalid(core):
     conn = attach(core)
     core.close(conn)
     (closed,) = events_until(core, 1)
@@ -174,7 +174,7 @@ def test_a_closed_connection_is_reported_and_its_handle_is_dead(core):
     assert [type(event) for event in events_until(core, 1)] == [Stats]
 
 
-def test_fed_bytes_are_reported_as_consumed_frame_by_frame(core):
+def test_in_memory_input_is_reported_as_consumed_per_frame(core):
     conn = attach(core)
     frame = wire.encode_command(wire.PUB, "t", bytes(5000))
     core.feed(conn, frame[:3000])
@@ -202,11 +202,11 @@ def test_events_can_be_taken_a_few_at_a_time(core):
     assert [event.seq for event in core.events()] == [8, 9]
 
 
-# ---- time to live, by advancing time
+# ---- time to live, by advancing time ----
 
 
 def stuck_subscriber(core):
-    """A subscriber whose window is full, so that what comes next waits in its queue. Returns it and a publisher."""
+    """A subscriber with a used-up window, so later messages wait in its queue. Returns it and a publisher."""
     subscriber, publisher = attach(core, 1), attach(core, 2)
     core.feed(subscriber, wire.encode_command(wire.SUB, "t"))
     step(core)
@@ -223,7 +223,7 @@ def counters(core):
 
 
 @pytest.mark.parametrize("lazy", [0, 1], ids=["timers", "lazily"])
-def test_a_message_lives_as_long_as_it_says_and_is_counted_when_it_is_dropped(lazy):
+def test_a_message_expires_after_its_ttl_and_is_counted(lazy):
     core = Core(SMALL._replace(tick_ms=10, lazy_expiry=lazy))
     core.now_ms = 1000
     subscriber, publisher = stuck_subscriber(core)
@@ -233,10 +233,10 @@ def test_a_message_lives_as_long_as_it_says_and_is_counted_when_it_is_dropped(la
     step(core, advance_ms=0)
     assert counters(core)["queued_messages"] == before + 3
     step(core, advance_ms=100)
-    if not lazy:  # the timers do not wait until it is the message's turn to be sent
+    if not lazy:  # the timers do not wait until the message is at the head of the queue
         assert (counters(core)["queued_messages"], counters(core)["dropped_ttl"]) == (before + 2, 1)
     received = bytearray()
-    for _ in range(200):  # the subscriber reads on
+    for _ in range(200):  # the subscriber continues to read
         core.taken(subscriber, 1 << 20)
         for event in step(core, advance_ms=0):
             if isinstance(event, Out):
@@ -255,14 +255,14 @@ def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
     step(core, advance_ms=0)
     queued = counters(core)["queued_messages"]
     step(core, advance_ms=200)
-    # What named none is gone, but for the one that has been sent in part: a frame begun is finished.
+    # Messages with the default time to live are removed, except a partly sent one: it is completed.
     assert counters(core)["queued_messages"] == 2 < queued
     step(core, advance_ms=1000)
     assert counters(core)["queued_messages"] == 1
     core.free()
 
 
-def test_peers_are_written_as_people_write_them():
+def test_peer_addresses_are_formatted_as_usual():
     assert peer_name(bytes(16), 0) == ""
     assert peer_name(bytes(10) + b"\xff\xff\x7f\0\0\x01", 80) == "127.0.0.1:80"
     assert peer_name(bytes(15) + b"\x01", 443) == "[::1]:443"
@@ -274,7 +274,7 @@ def test_freeing_twice_is_harmless(core):
     assert "freed" in repr(core)
 
 
-def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
+def test_a_subscriber_record_is_decoded_as_declared():
     fields = dict(ffi.typeof("bq_subscriber_t").fields)
     names = [name for name in fields if not name.startswith("reserved")]
     assert [{"peer_address": "peer"}.get(name, name) for name in Subscriber._fields] == names
@@ -285,5 +285,5 @@ def test_a_subscriber_is_unpacked_as_its_declaration_lays_it_out():
     assert list(unpacked) == expected
 
 
-def test_a_hello_that_is_printed_does_not_show_its_key():
+def test_the_repr_of_hello_does_not_show_its_key():
     assert "s3cret" not in repr(Hello(1, 2, 1, "me", b"s3cret", ""))

@@ -1,7 +1,8 @@
-"""The leaves of the C core: their test programs under the sanitizers, then differential tests through a shared object.
+"""The leaf modules of the C core: their test programs under the sanitizers, then differential tests through a shared
+object.
 
-Invariant: every expectation comes from elsewhere than the C code: zlib, the reference FlatBuffers reader and builder, a
-few obvious lines of Python, or the published vectors.
+Invariant: every expected value comes from outside the C code: zlib, the reference FlatBuffers reader and builder, a
+short Python model, or the published vectors.
 """
 
 from __future__ import annotations
@@ -63,28 +64,28 @@ def run_program(directory: Path, name: str, sanitizers: str, sources: list[str],
     assert result.returncode == 0, result.stderr.decode(errors="replace")
 
 
-def test_names_that_differ_little_do_not_share_a_bucket(tmp_path: Path) -> None:
+def test_similar_names_are_spread_over_hash_buckets(tmp_path: Path) -> None:
     run_program(tmp_path, "hash", "address,undefined", ["base/hash.c"])
 
 
-def test_the_wheel_agrees_with_an_array(tmp_path: Path) -> None:
+def test_the_timer_wheel_matches_an_array_model(tmp_path: Path) -> None:
     run_program(tmp_path, "wheel", "address,undefined", ["base/wheel.c"])
 
 
-def test_the_pool_agrees_with_sums_kept_by_hand(tmp_path: Path) -> None:
+def test_the_pool_statistics_match_a_model(tmp_path: Path) -> None:
     run_program(tmp_path, "pool", "address,undefined", ["base/pool.c"])
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_the_ring_loses_no_record_and_no_wake_up(tmp_path: Path, sanitizers: str) -> None:
+def test_the_ring_loses_no_record_and_no_wakeup(tmp_path: Path, sanitizers: str) -> None:
     run_program(tmp_path, "ring", sanitizers, ["base/ring.c", "base/poll.c"])
 
 
-def test_the_poller_reports_what_was_asked_for(tmp_path: Path) -> None:
+def test_the_poller_reports_the_requested_events(tmp_path: Path) -> None:
     run_program(tmp_path, "poll", "address,undefined", ["base/poll.c"])
 
 
-def test_no_cut_or_flipped_bit_of_a_vector_makes_the_reader_look_outside_its_frame(tmp_path: Path) -> None:
+def test_damaged_vectors_never_make_the_decoder_read_outside_its_frame(tmp_path: Path) -> None:
     bodies = [
         bytes.fromhex(v["frame"])[4:] for v in VECTORS["valid"] + VECTORS["broken"] if v.get("direction") != "down"
     ]
@@ -151,13 +152,13 @@ def decode(leaf: ctypes.CDLL, body: bytes) -> dict[str, Any] | None:
 
 @LEAVES
 @given(st.binary(max_size=200), st.integers(0, 2**32 - 1), st.integers(0, 200))
-def test_crc32_is_zlibs_and_chunks_chain(leaf: ctypes.CDLL, data: bytes, start: int, cut: int) -> None:
+def test_crc32_matches_zlib_also_in_chunks(leaf: ctypes.CDLL, data: bytes, start: int, cut: int) -> None:
     head, tail = data[:cut], data[cut:]
     assert leaf.bq_crc32(start, data, len(data)) == zlib.crc32(data, start)
     assert leaf.bq_crc32(leaf.bq_crc32(0, head, len(head)), tail, len(tail)) == zlib.crc32(data)
 
 
-def test_crc32_of_every_short_length_and_alignment_is_zlibs(leaf: ctypes.CDLL) -> None:
+def test_crc32_matches_zlib_for_every_short_length_and_alignment(leaf: ctypes.CDLL) -> None:
     data = random.Random(2).randbytes(320)
     for start in range(17):
         for size in range(301):
@@ -166,15 +167,15 @@ def test_crc32_of_every_short_length_and_alignment_is_zlibs(leaf: ctypes.CDLL) -
             )
 
 
-def test_crc32_by_tables_alone_is_zlibs(leaf: ctypes.CDLL) -> None:
-    """Chunks too short for x86's instructions; processors without them take longer ones the same way."""
+def test_table_based_crc32_matches_zlib(leaf: ctypes.CDLL) -> None:
+    """Chunks too short for the x86 instructions; processors without these instructions handle longer ones the same way."""
     data, crc = random.Random(3).randbytes(47 * 300), 0
     for at in range(0, len(data), 47):
         crc = leaf.bq_crc32(crc, data[at : at + 47], 47)
     assert crc == zlib.crc32(data)
 
 
-def test_crc32_of_long_buffers_is_zlibs(leaf: ctypes.CDLL) -> None:
+def test_crc32_of_long_buffers_matches_zlib(leaf: ctypes.CDLL) -> None:
     rng = random.Random(1)
     for size in (1 << 16, (1 << 20) + 13):
         data = rng.randbytes(size)
@@ -185,7 +186,7 @@ def test_crc32_of_long_buffers_is_zlibs(leaf: ctypes.CDLL) -> None:
 
 
 def reference_read(body: bytes) -> dict[str, Any]:
-    """What the flatbuffers package reads; it verifies nothing, so only for bodies that have been accepted."""
+    """The result of the flatbuffers package. It does not verify, so only for accepted bodies."""
     table = Table(bytearray(body), struct.unpack_from("<I", body)[0])
     values: dict[str, Any] = {}
     for slot, name, kind in FIELDS:
@@ -204,7 +205,7 @@ def reference_read(body: bytes) -> dict[str, Any]:
 
 
 def build(values: dict[str, Any], order: list[int], slots: int = SLOTS) -> bytes:
-    """A ClientCommand with the given fields, written in the given order, defaults included."""
+    """A ClientCommand with the given fields, written in the given order, including default values."""
     builder = flatbuffers.Builder(64)
     builder.ForceDefaults(True)
     offsets = {}
@@ -239,7 +240,7 @@ ORDERS = st.permutations(range(len(FIELDS)))
 
 @LEAVES
 @given(COMMANDS, ORDERS, st.integers(SLOTS, SLOTS + 5))
-def test_every_command_of_the_reference_builder_reads_as_it_was_meant(
+def test_every_reference_command_is_decoded_correctly(
     leaf: ctypes.CDLL, values: dict[str, Any], order: list[int], slots: int
 ) -> None:
     body = build(values, order, slots)
@@ -256,7 +257,7 @@ def test_every_command_of_the_reference_builder_reads_as_it_was_meant(
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, 40),
 )
-def test_a_mutated_command_is_refused_or_reads_as_the_reference_reads_it(
+def test_a_mutated_command_is_refused_or_decoded_like_the_reference(
     leaf: ctypes.CDLL, values: dict[str, Any], order: list[int], changes: list[tuple[int, int]], cut: int
 ) -> None:
     body = bytearray(build(values, order))
@@ -270,8 +271,8 @@ def test_a_mutated_command_is_refused_or_reads_as_the_reference_reads_it(
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
-def test_a_field_on_top_of_the_way_to_the_vtable_is_refused(leaf: ctypes.CDLL, offset: int) -> None:
-    # root; vtable of 6 bytes at 4; table of 8 bytes at 12 with nothing but `action`, 7: INFO
+def test_a_field_that_overlaps_the_vtable_offset_is_refused(leaf: ctypes.CDLL, offset: int) -> None:
+    # root; vtable of 6 bytes at 4; table of 8 bytes at 12 with only `action`, 7: INFO
     def body(at: int) -> bytes:
         return struct.pack("<IHHHxxiB3x", 12, 6, 8, at, 8, 7)
 
@@ -281,7 +282,7 @@ def test_a_field_on_top_of_the_way_to_the_vtable_is_refused(leaf: ctypes.CDLL, o
 
 @LEAVES
 @given(COMMANDS, st.integers(1, 7))
-def test_misaligned_frames_read_the_same(leaf: ctypes.CDLL, values: dict[str, Any], shift: int) -> None:
+def test_misaligned_frames_are_decoded_alike(leaf: ctypes.CDLL, values: dict[str, Any], shift: int) -> None:
     body = build(values, list(range(len(FIELDS))))
     memory = ctypes.create_string_buffer(b"\xee" * shift + body, shift + len(body))
     view = View()
@@ -290,7 +291,7 @@ def test_misaligned_frames_read_the_same(leaf: ctypes.CDLL, values: dict[str, An
 
 
 @pytest.mark.parametrize("name", ["client_id", "group"])
-def test_names_that_are_not_utf8_are_refused(leaf: ctypes.CDLL, name: str) -> None:
+def test_names_with_invalid_utf8_are_refused(leaf: ctypes.CDLL, name: str) -> None:
     assert decode(leaf, build({"action": 4, name: b"caf\xc3\xa9"}, list(range(len(FIELDS))))) is not None
     assert decode(leaf, build({"action": 4, name: b"caf\xe9"}, list(range(len(FIELDS))))) is None
 
@@ -314,7 +315,7 @@ def reference_topic(topic: bytes) -> bool:
 
 
 def reference_filter(pattern: bytes) -> int:
-    """0, 1, 2 as bq_filter_check, -1 for a bad filter."""
+    """0, 1, 2 like bq_filter_check, -1 for an invalid filter."""
     dots, slashes = any(c in b"*>" for c in pattern), any(c in b"+#" for c in pattern)
     if not reference_topic(bytes(c for c in pattern if c not in b"*>+#") or b"x") or not 1 <= len(pattern) <= 256:
         return -1
@@ -346,7 +347,7 @@ def reference_match(pattern: bytes, topic: bytes) -> bool:
     return pattern == topic if dialect == 0 else levels_match(pattern.split(separator), topic.split(separator))
 
 
-# Few letters, so that matches are common, and whatever is special.
+# Few letters, so that matches are frequent, and all special characters.
 NAMES = st.lists(
     st.sampled_from([b"a", b"b", b"ab", b".", b".", b"/", b"/", b"$", "é".encode()]), min_size=1, max_size=12
 ).map(b"".join)
@@ -373,7 +374,7 @@ PATTERNS = st.one_of(
 @example(b"#", b"$SYS")
 @example(b"$SYS/#", b"$SYS")
 @example(b"+", b"")
-def test_filters_match_as_a_few_lines_of_python_do(leaf: ctypes.CDLL, pattern: bytes, topic: bytes) -> None:
+def test_filter_matching_agrees_with_a_python_model(leaf: ctypes.CDLL, pattern: bytes, topic: bytes) -> None:
     expected = reference_filter(pattern)
     got = leaf.bq_filter_check(pattern, len(pattern))
     assert got == expected or (got < 0 and expected < 0)
@@ -388,13 +389,13 @@ def test_filters_match_as_a_few_lines_of_python_do(leaf: ctypes.CDLL, pattern: b
 
 @LEAVES
 @given(st.one_of(st.binary(max_size=40), st.text(max_size=40).map(lambda s: s.encode(errors="surrogatepass")), NAMES))
-def test_topics_are_checked_as_python_checks_utf8(leaf: ctypes.CDLL, topic: bytes) -> None:
+def test_topic_validation_agrees_with_the_python_utf8_decoder(leaf: ctypes.CDLL, topic: bytes) -> None:
     assert (leaf.bq_topic_check(topic, len(topic)) == 0) == reference_topic(topic)
 
 
 @pytest.mark.parametrize("position", [0, 7, 8, 15, 20])
-def test_every_character_is_judged_wherever_it_stands(leaf: ctypes.CDLL, position: int) -> None:
-    """Each byte, and each encoding of up to four bytes at the borders of its range, valid or not."""
+def test_every_character_is_checked_at_every_position(leaf: ctypes.CDLL, position: int) -> None:
+    """Each byte, and each encoding of up to four bytes at the limits of its range, valid or not."""
     odd = "c080 c1bf e09fbf eda080 edbfbf f08fbfbf f4908080 f5808080 e282 f09f92".split()
     borders = [0x7F, 0x80, 0x9F, 0xA0, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF]
     for piece in (
@@ -443,7 +444,7 @@ U64 = st.integers(0, 2**64 - 1)
 
 @LEAVES
 @given(st.tuples(U64, U64, U64), st.binary(min_size=1, max_size=256), st.binary(max_size=300))
-def test_the_reference_reader_reads_every_message(
+def test_the_reference_reader_decodes_every_message(
     leaf: ctypes.CDLL, numbers: tuple[int, int, int], topic: bytes, payload: bytes
 ) -> None:
     frame = encode_message(leaf, numbers, topic, payload)
@@ -453,7 +454,7 @@ def test_the_reference_reader_reads_every_message(
     assert frame.endswith(payload)
 
 
-def test_all_before_the_payload_is_constant_per_topic_but_five_numbers(leaf: ctypes.CDLL) -> None:
+def test_a_message_header_is_constant_per_topic_except_five_numbers(leaf: ctypes.CDLL) -> None:
     ones, zeros = 2**64 - 1, 0
     first = encode_message(leaf, (ones, ones, ones), b"chat", b"\xff" * 0x10203)
     second = encode_message(leaf, (zeros, zeros, zeros), b"chat", b"")
@@ -463,7 +464,7 @@ def test_all_before_the_payload_is_constant_per_topic_but_five_numbers(leaf: cty
     assert differing <= {*range(4), *range(29, 53), *range(prefix_size - 4, prefix_size)}
 
 
-def test_a_message_that_does_not_fit_is_refused(leaf: ctypes.CDLL) -> None:
+def test_a_message_too_large_for_the_buffer_is_refused(leaf: ctypes.CDLL) -> None:
     frame = encode_message(leaf, (1, 2, 3), b"chat", b"hello")
     out = ctypes.create_string_buffer(len(frame))
     assert leaf.bq_encode_message(out, len(frame) - 1, 1, 2, 3, b"chat", 4, b"hello", 5) == -5
@@ -480,7 +481,7 @@ def written(write: Callable[[Any], int]) -> bytes:
 
 @LEAVES
 @given(U64, st.integers(0, 2**16 - 1), st.binary(max_size=256), st.sampled_from([b"subscribed", b"", b"no"]))
-def test_the_reference_reader_reads_every_suback(
+def test_the_reference_reader_decodes_every_suback(
     leaf: ctypes.CDLL, seq: int, code: int, topic: bytes, info: bytes
 ) -> None:
     table = root_table(written(lambda out: leaf.frame_write_suback(out, seq, code, topic, len(topic), info)), 0)
@@ -490,7 +491,7 @@ def test_the_reference_reader_reads_every_suback(
 
 @LEAVES
 @given(U64, st.integers(0, 2**16 - 1), st.binary(max_size=300), U64, st.binary(max_size=300))
-def test_the_reference_reader_reads_every_reply(
+def test_the_reference_reader_decodes_every_reply(
     leaf: ctypes.CDLL, seq: int, code: int, text: bytes, identity: int, payload: bytes
 ) -> None:
     frame = written(

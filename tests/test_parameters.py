@@ -1,4 +1,4 @@
-"""What callers give to the verbs of the clients and the broker, and cannot be: one sentence each, and nothing is sent."""
+"""Invalid arguments of client and broker methods: one error message each, and nothing is sent."""
 
 import asyncio
 import inspect
@@ -23,7 +23,7 @@ PAYLOAD, MANY, MESSAGES = (
     "messages as they came",
 )
 
-# Verb, arguments, options, and words of the sentence; the same for both clients.
+# Method, arguments, options, and words of the error message; the same for both clients.
 WRONG_TYPES = [
     ("publish", (7, "x"), {}, TEXT),
     ("publish", (["a"], "x"), {}, TEXT),
@@ -117,7 +117,7 @@ both = pytest.mark.parametrize("call", [call_with_asyncio, call_blocking])
 
 @both
 @pytest.mark.parametrize(("verb", "arguments", "options", "words"), WRONG_TYPES)
-def test_a_value_of_a_wrong_type_is_told_and_nothing_is_sent(broker, call, verb, arguments, options, words):
+def test_a_value_of_a_wrong_type_raises_and_nothing_is_sent(broker, call, verb, arguments, options, words):
     with pytest.raises(TypeError) as caught:
         call(broker, verb, arguments, options)
     assert isinstance(caught.value, WrongType) and isinstance(caught.value, ValueError)
@@ -128,7 +128,7 @@ def test_a_value_of_a_wrong_type_is_told_and_nothing_is_sent(broker, call, verb,
 
 @both
 @pytest.mark.parametrize(("verb", "arguments", "options", "words"), OUT_OF_RANGE)
-def test_a_value_out_of_range_is_told_and_nothing_is_sent(broker, call, verb, arguments, options, words):
+def test_a_value_out_of_range_raises_and_nothing_is_sent(broker, call, verb, arguments, options, words):
     with pytest.raises(UsageError, match=words) as caught:
         call(broker, verb, arguments, options)
     assert not isinstance(caught.value, TypeError)
@@ -137,7 +137,7 @@ def test_a_value_out_of_range_is_told_and_nothing_is_sent(broker, call, verb, ar
 
 @pytest.mark.parametrize("connect", [lambda *a, **o: asyncio.run(opened(*a, **o)), blipmq.connect_blocking])
 @pytest.mark.parametrize(("options", "words"), OPTIONS)
-def test_an_option_of_a_wrong_type_is_told_before_anything_is_connected(connect, options, words):
+def test_an_option_of_a_wrong_type_raises_before_connecting(connect, options, words):
     with pytest.raises(WrongType) as caught:
         connect("tls://127.0.0.1:1", **options)
     assert words in str(caught.value)
@@ -150,7 +150,7 @@ async def opened(*arguments, **options):
     return await blipmq.connect(*arguments, **options)
 
 
-def test_a_time_that_is_none_is_told_by_subscriptions_and_waits(broker):
+def test_an_invalid_time_raises_in_subscriptions_and_waits(broker):
     with blipmq.connect_blocking(broker.address) as client, client.subscribe("a") as messages:
         calls = [messages.next, messages.batch, client.poll, lambda t: client.wait(lambda: False, t)]
         for call in calls:
@@ -174,7 +174,7 @@ def test_a_time_that_is_none_is_told_by_subscriptions_and_waits(broker):
     asyncio.run(scene())
 
 
-def test_truth_values_and_the_numbers_they_are_will_do(broker):
+def test_booleans_and_equal_numbers_are_accepted(broker):
     with blipmq.connect_blocking(broker.address) as client:
         client.publish("a", "x", qos=True, ttl_ms=False)
         client.subscribe("a", qos=1, auto_ack=0)
@@ -193,7 +193,7 @@ BROKER_WRONG = [
 ]
 
 
-def test_the_broker_tells_wrong_types_too(tmp_path):
+def test_the_broker_reports_wrong_types_too(tmp_path):
     for config in (7878, b"file", ["server"], object()):
         with pytest.raises(WrongType, match="config is "):
             blipmq.Broker(config)
@@ -222,10 +222,10 @@ def test_the_broker_tells_wrong_types_too(tmp_path):
     asyncio.run(scene())
 
 
-# ---- the loop that a client or a broker belongs to ---------------------------------------------------------------------
+# ---- the event loop of a client or a broker ----------------------------------------------------------------------------
 
 
-def test_an_asyncio_client_is_refused_outside_of_its_loop(broker):
+def test_an_asyncio_client_refuses_calls_outside_its_loop(broker):
     async def scene():
         async with blipmq.connect(broker.address) as client, client.subscribe("a") as messages:
             calls = [
@@ -273,7 +273,7 @@ def test_an_asyncio_client_is_refused_outside_of_its_loop(broker):
         asyncio.run(blipmq.Client(broker.address).ping())
 
 
-def test_a_broker_is_refused_outside_of_its_loop():
+def test_a_broker_refuses_calls_outside_its_loop():
     async def scene():
         async with blipmq.Broker({"server": {"bind_addr": ""}}) as broker:
 

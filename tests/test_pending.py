@@ -1,4 +1,4 @@
-"""Who stands in the TLS door: the rule of the core's, and the limits that hold for it, before and after a reload."""
+"""Pending TLS connections: the admission rule of the core, and its limits before and after a reload."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ ADDRESSES = ["127.0.0.1", "::1", STRANGER, "::ffff:203.0.113.7", "198.51.100.8",
 ADDRESSES += ["2001:db8:0:1::1"]
 
 
-def test_a_place_is_an_ipv4_address_or_an_ipv6_network_and_this_machine_has_none():
+def test_a_limited_address_is_ipv4_or_an_ipv6_network_and_never_loopback():
     assert place_of("127.0.0.1") == place_of("127.1.2.3") == place_of("::1") == place_of("::ffff:127.0.0.9") == b""
     assert place_of(STRANGER) == place_of("::ffff:203.0.113.7") != place_of("203.0.113.8")
     assert place_of("2001:db8::1") == place_of("2001:db8::ffff:2%eth0") != place_of("2001:db8:0:1::1")
@@ -38,12 +38,12 @@ STEPS = st.lists(
 
 
 def plain(address):
-    """As the twin's library knows it."""
+    """The address in the form that the ipaddress module of the model accepts."""
     return address.partition("%")[0].removeprefix("::ffff:")
 
 
 @given(steps=STEPS, total=st.integers(1, 5), each=st.integers(1, 3))
-def test_who_stands_in_it_is_who_stands_in_the_twin_of_the_core_s_door(steps, total, each):
+def test_admission_matches_reference_model(steps, total, each):
     twin, pending = DoorTwin(total, each, most=1000, hello_ms=1, now_ms=0), Pending()
     bounds = Bounds(total, each, 1.0)
     for step, (what, value) in enumerate(steps):
@@ -66,7 +66,7 @@ def test_who_stands_in_it_is_who_stands_in_the_twin_of_the_core_s_door(steps, to
         assert pending.all() == sorted(twin.pending), f"step {step}: {what} {value}"
 
 
-def test_one_that_was_looked_at_stands_where_it_stood():
+def test_a_checked_connection_keeps_its_position():
     pending, bounds = Pending(), Bounds(2, 2, 1.0)
     pending.enter("a", STRANGER, bounds)
     pending.enter("b", STRANGER, bounds)
@@ -82,7 +82,7 @@ def test_one_that_was_looked_at_stands_where_it_stood():
     assert not len(pending) and repr(pending) == "<Pending 0 looked_at=0 places=0>"
 
 
-# ---- the listener, and the settings it obeys -------------------------------------------------------------------------
+# ---- the listener and its settings -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def with_limits(config, **limits):
 
 
 class Newcomer:
-    """As much of a TLS connection as the listener needs of one that has only come."""
+    """The part of a new TLS connection that the listener needs."""
 
     def __init__(self, host):
         self.peer, self.name, self.aborted = (host, 4711), host, False
@@ -109,14 +109,14 @@ class Newcomer:
         assert name == "socket"
 
 
-def test_a_reload_changes_the_bound_of_each_address_and_the_time_but_not_the_total(config):
+def test_a_reload_changes_the_address_limit_and_timeout_but_not_the_total(config):
     tls = Tls(config, Log(level="error"))
     assert tls.bounds() == Bounds(3, 2, 1.5)
     tls.apply(with_limits(config, max_pending=9, max_pending_per_address=1, hello_timeout_ms=200))
     assert tls.bounds() == Bounds(3, 1, 0.2)
 
 
-def test_the_listener_holds_each_newcomer_to_the_bounds_of_its_moment(config):
+def test_the_listener_applies_current_limits_to_each_new_connection(config):
     async def run():
         tls = Tls(config, Log(level="error"))
         listener = TlsListener("127.0.0.1:0", "x", tls.certificates, lambda _: None, tls.bounds, Log(level="error"))

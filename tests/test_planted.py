@@ -1,7 +1,7 @@
-"""Planted bugs (planted.py) still fit the source, and the tests that should find them do.
+"""Planted bugs (planted.py) fit the current sources, and their tests detect them.
 
-Invariant: the same tests pass on the source as it is, and the same lives do: see test_fuzz.py. Bugs of the write-ahead log are
-found in test_log.py.
+Invariant: the same tests and simulated runs pass on the unchanged sources: see test_fuzz.py. Bugs of the write-ahead
+log are detected in test_log.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pytest
 import test_log
 from fuzz import seeds
 
-# By native/fuzz/fuzz_promise.c, which knows what each durable subscription and group is owed, in one of a hundred lives.
+# Detected by native/fuzz/fuzz_promise.c, which knows the obligations to each durable subscription and group, in one of
+# a hundred simulated runs.
 BY_LIVES = [
     "group_is_durable_as_its_first_member",
     "unsub_of_one_member_ends_the_group",
@@ -34,24 +35,24 @@ BY_LIVES = [
     "output_through_python_never_counted_back",
     "held_bytes_never_counted_back",
 ]
-# By a test of this directory, on the package with that core.
+# Detected by a test of this directory, on the package with that core.
 BY_TESTS = {
-    "refused_sub_delivers": "test_core_log.py::test_a_subscription_that_the_disk_refuses",
-    "group_has_the_qos_of_its_first_member": "test_core_identity.py::test_what_a_second_and_a_third_request",
-    "key_has_as_many_sessions_as_it_wants": "test_key_limits.py::test_a_key_has_no_more_sessions",
-    "expiry_ends_a_connected_session": "test_session_expire.py::test_a_subscription_ends_when_nobody",
-    "quota_drops_instead_of_dead_letters": "test_session_quota.py::test_what_is_over_the_quota_comes_as_dead_letters",
-    "ack_timer_before_it_was_handed_over": "test_core_deliveries.py::test_what_waits_for_a_slow_reader_waits_once",
-    "dead_letter_without_room_dropped_uncounted": "test_core_letters.py::test_where_there_is_no_room_at_all",
-    "message_settled_before_its_letter_is_on_disk": "test_core_letters.py::test_a_message_is_not_settled_before",
-    "time_line_falls_back_after_a_kill": "test_timeline.py::test_a_kill_and_a_new_boot",
-    "filters_matched_in_one_go": "test_core_share.py::test_no_turn_does_more_for_one_publisher",
-    "drops_walk_over_all_that_is_kept": "test_core_share.py::test_a_drop_from_a_queue_walks_past",
-    "qos_0_behind_the_disk_outside_the_budget": "test_core_memory.py::test_qos_0_that_waits_behind_the_disk",
-    "blocked_group_outside_the_budget": "test_core_memory.py::test_queues_of_groups_that_do_not_read",
-    "marked_copies_outside_the_budget": "test_core_deliveries.py::test_what_comes_again_to_many_is_marked_once",
-    "output_through_python_outside_the_budget": "test_core_memory.py::test_replies_that_nobody_reads",
-    "silent_client_keeps_its_place": "test_core_keepalive.py::test_a_client_that_breaks_its_promise",
+    "refused_sub_delivers": "test_core_log.py::test_a_subscription_whose_commit_fails_delivers_nothing",
+    "group_has_the_qos_of_its_first_member": "test_core_identity.py::test_repeated_requests_change_a_subscription_as",
+    "key_has_as_many_sessions_as_it_wants": "test_key_limits.py::test_a_key_cannot_exceed_its_consumer_limit_and",
+    "expiry_ends_a_connected_session": "test_session_expire.py::test_a_subscription_without_connection_expires_and",
+    "quota_drops_instead_of_dead_letters": "test_session_quota.py::test_messages_over_the_quota_become_dead_letters",
+    "ack_timer_before_it_was_handed_over": "test_core_deliveries.py::test_a_message_for_a_slow_reader_is_queued_once",
+    "dead_letter_without_room_dropped_uncounted": "test_core_letters.py::test_the_oldest_dead_letters_are_dropped",
+    "message_settled_before_its_letter_is_on_disk": "test_core_letters.py::test_a_message_is_not_settled_before_its",
+    "time_line_falls_back_after_a_kill": "test_timeline.py::test_a_kill_and_a_reboot_never_move_the_timeline_back",
+    "filters_matched_in_one_go": "test_core_share.py::test_the_work_for_one_publisher_in_a_turn_is_bounded",
+    "drops_walk_over_all_that_is_kept": "test_core_share.py::test_a_queue_drop_scans_undroppable_messages_only_once",
+    "qos_0_behind_the_disk_outside_the_budget": "test_core_memory.py::test_qos_0_messages_pending_behind_a_commit",
+    "blocked_group_outside_the_budget": "test_core_memory.py::test_unread_group_queues_stay_within_the_budget",
+    "marked_copies_outside_the_budget": "test_core_deliveries.py::test_a_redelivery_to_many_is_marked_in_one_shared",
+    "output_through_python_outside_the_budget": "test_core_memory.py::test_unread_replies_are_bounded_in_memory",
+    "silent_client_keeps_its_place": "test_core_keepalive.py::test_a_client_that_misses_its_keep_alive_is_closed_and",
 }
 SHARE = [
     "group_is_durable_as_its_first_member",
@@ -64,7 +65,7 @@ SHARE = [
 
 
 def not_found(directory: Path, names: list[str]) -> list[str]:
-    """Those of the bugs that no test finds."""
+    """The bugs that no test detects."""
     builds = planted_builds.Builds(directory)
     seeds.write("promise", directory / "lives")
     lives = sorted(map(str, (directory / "lives").iterdir()))
@@ -95,12 +96,12 @@ def test_every_planted_bug_has_a_test_that_should_find_it() -> None:
     assert sorted(named) == sorted(planted.BUGS)
 
 
-def test_every_planted_bug_fits_the_source_as_it_is() -> None:
+def test_every_planted_bug_fits_the_current_source() -> None:
     for name, bug in planted.BUGS.items():
         assert planted.text_with(name) != planted.source_of(bug.file).read_text(encoding="utf-8"), name
 
 
-def test_a_planted_bug_that_no_longer_fits_says_which_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_bug_that_no_longer_fits_is_named_with_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(planted.BUGS, "gone", planted.bug("writer.c", ("a text that stands nowhere", "")))
     with pytest.raises(planted.Stale, match=r"'gone' no longer applies.* 0 times in native/.*writer\.c"):
         planted.text_with("gone")

@@ -1,6 +1,7 @@
-"""docs/PROMISES.md names what shows each promise; this checks that what it names exists.
+"""docs/PROMISES.md names the evidence for each promise; this checks that the evidence exists.
 
-Invariant: a row says `yes` or `partly` only with a test, benchmark or page that is there, `not yet` only with a reason.
+Invariant: a row has the state `yes` or `partly` only with an existing test, benchmark or page, and `not yet` only with
+a reason.
 """
 
 import re
@@ -17,7 +18,7 @@ class Promise(NamedTuple):
 
 
 def read_promises(text: str) -> list[Promise]:
-    """Rows of the table whose head is `promise | state | shown by`."""
+    """Rows of the table with the header `promise | state | shown by`."""
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
     ]
@@ -26,7 +27,7 @@ def read_promises(text: str) -> list[Promise]:
 
 
 def faults(promise: Promise, root: Path = ROOT) -> list[str]:
-    """What is wrong with a row, in words: nothing for a row that keeps the rule."""
+    """The problems of a row as messages; [] for a valid row."""
     names = re.findall(r"`([\w./-]+(?:::\w+)?)`", promise.shown_by)
     if promise.state == "not yet":
         return [] if len(promise.shown_by) > 10 else ["`not yet` says neither what is missing nor where it is planned"]
@@ -42,23 +43,23 @@ def faults(promise: Promise, root: Path = ROOT) -> list[str]:
     return found
 
 
-def test_every_proof_that_the_security_page_names_exists() -> None:
+def test_every_test_named_by_the_security_page_exists() -> None:
     page = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:tests|native)/[\w./-]+(?:::\w+)?)`", page)
     assert len(named) > 20
     assert {name: found for name in named if (found := faults(Promise(name, "yes", f"`{name}`")))} == {}
 
 
-def test_every_promise_names_something_that_exists() -> None:
+def test_every_promise_names_existing_evidence() -> None:
     promises = read_promises((ROOT / "docs" / "PROMISES.md").read_text(encoding="utf-8"))
     assert len(promises) > 20
     assert {promise.text: found for promise in promises if (found := faults(promise))} == {}
 
 
-def test_a_row_without_proof_is_found() -> None:
+def test_a_row_without_evidence_is_found() -> None:
     assert faults(Promise("flies", "yes", "it surely does"))
     assert faults(Promise("flies", "yes", "`tests/test_wings.py`"))
     assert faults(Promise("flies", "partly", "`tests/test_promises.py::test_that_is_not_there`"))
     assert faults(Promise("flies", "soon", "`tests/test_promises.py`"))
     assert faults(Promise("flies", "not yet", "-"))
-    assert not faults(Promise("holds", "yes", "`tests/test_promises.py::test_a_row_without_proof_is_found`"))
+    assert not faults(Promise("holds", "yes", "`tests/test_promises.py::test_a_row_without_evidence_is_found`"))

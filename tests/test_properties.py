@@ -1,4 +1,4 @@
-"""Properties of messages, as MQTT 5 writes them: what is read of them, and that no bytes whatever do harm."""
+"""Message properties in the MQTT 5 format: decoding, and that arbitrary bytes are harmless."""
 
 import asyncio
 from pathlib import Path
@@ -20,14 +20,14 @@ def written(name: str, value: str) -> bytes:
 
 
 @given(st.dictionaries(text, text, max_size=5))
-def test_user_properties_read_as_they_were_written(properties: dict[str, str]) -> None:
+def test_user_properties_are_decoded_as_written(properties: dict[str, str]) -> None:
     data = b"".join(written(name, value) for name, value in properties.items())
     assert user_properties(data) == properties
     for cut in range(len(data)):
         assert user_properties(data[:cut]).items() <= properties.items()
 
 
-def test_other_properties_of_mqtt_5_are_passed_over() -> None:
+def test_other_mqtt_5_properties_are_skipped() -> None:
     others = [
         b"\x01\x01",  # payload format indicator: a byte
         b"\x02\0\0\0\x3c",  # message expiry interval: four
@@ -42,16 +42,16 @@ def test_other_properties_of_mqtt_5_are_passed_over() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_do_harm(data: bytes) -> None:
+def test_arbitrary_property_bytes_are_harmless(data: bytes) -> None:
     assert all(isinstance(value, str) for pair in user_properties(data).items() for value in pair)
 
 
-def test_what_makes_no_sense_ends_the_reading_and_not_the_message() -> None:
+def test_invalid_properties_are_ignored_and_the_message_is_delivered() -> None:
     message = wire.Message(1, "a", b"x", 2, 0, 1, False, written("a", "b") + b"\xff" + written("c", "d"))
     assert message.headers == {"a": "b"}
 
 
-def test_the_command_line_shows_headers_where_there_are_any() -> None:
+def test_the_command_line_shows_headers_if_present() -> None:
     letter = wire.Message(1, "$dlq/a", b"x", 2, 0, 1, False, written("reason", "max_deliveries"))
     plain = letter._replace(topic="a", properties=b"")
     lines = message_renderer(quiet=False, json=True, fancy=False)([letter, plain]).decode().splitlines()
@@ -60,8 +60,8 @@ def test_the_command_line_shows_headers_where_there_are_any() -> None:
     assert "[reason: max_deliveries]" in shown[0] and "[" not in shown[1]
 
 
-def test_both_clients_show_what_is_said_of_a_large_dead_letter(tmp_path: Path) -> None:
-    """Of a message as large as the broker takes: its letter is larger than any frame of a client."""
+def test_both_clients_show_the_properties_of_a_large_dead_letter(tmp_path: Path) -> None:
+    """For a message of the maximum size: its dead letter is larger than any client frame."""
     payload = bytes(range(256)) * 4096
     config = {
         "server": {"bind_addr": "127.0.0.1:0"},

@@ -1,4 +1,4 @@
-"""What README.md shows is run: its Python as it stands, its shell commands line by line, against a broker of the test's own.
+"""The content of README.md is run: its Python unchanged, its shell commands line by line, against a broker of the test.
 
 Invariant: nothing here repeats the README; a command that is changed there is the one that runs.
 """
@@ -37,13 +37,13 @@ def broker(tmp_path: Path) -> Iterator[BlockingBroker]:
 
 
 def environment(broker: BlockingBroker) -> dict[str, str]:
-    """The commands of this Python's environment, this tree's package, this test's broker."""
+    """The commands of this Python environment, the package of this tree, the broker of this test."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "BLIPMQ_ADDR": broker.address}
 
 
 @pytest.mark.parametrize(("text", "printed"), list(zip(PYTHON, PRINTED, strict=True)))
-def test_the_python_in_the_readme_runs_as_it_stands(broker: BlockingBroker, text: str, printed: str) -> None:
+def test_the_python_in_the_readme_runs_unchanged(broker: BlockingBroker, text: str, printed: str) -> None:
     program = text.replace(DOCUMENTED_ADDRESS, broker.address)
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, env=environment(broker)
@@ -52,12 +52,12 @@ def test_the_python_in_the_readme_runs_as_it_stands(broker: BlockingBroker, text
 
 
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-ID = re.compile(r" as [0-9]+,")  # of a message: another one each time
+ID = re.compile(r" as [0-9]+,")  # of a message: different each time
 
 
 @pytest.mark.parametrize("session", CONSOLE)
-def test_a_session_in_the_readme_prints_what_the_readme_shows(broker: BlockingBroker, session: str) -> None:
-    """All of its lines; where two programs write at the same time, either may be first."""
+def test_shell_examples_in_the_readme_print_the_shown_output(broker: BlockingBroker, session: str) -> None:
+    """All lines must appear; where two programs write at the same time, their order is free."""
     commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
     shown = re.findall(r"^(?!\$ )(.+)$", session, re.MULTILINE)
     done = subprocess.run(
@@ -71,7 +71,7 @@ def test_a_session_in_the_readme_prints_what_the_readme_shows(broker: BlockingBr
     assert sorted(ID.sub(" as ID,", done.stdout).splitlines()) == sorted(ID.sub(" as ID,", line) for line in shown)
 
 
-def test_the_filters_in_the_readme_match_what_the_readme_says() -> None:
+def test_the_readme_filters_match_the_stated_topics() -> None:
     rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
     assert len(rows) == 4
     for filter_cell, *cells in rows:
@@ -81,7 +81,7 @@ def test_the_filters_in_the_readme_match_what_the_readme_says() -> None:
         assert unmatched and not any(match(filter_, topic) for topic in unmatched), filter_
 
 
-def test_the_picture_is_a_small_drawing_for_light_and_dark_that_loads_nothing() -> None:
+def test_the_picture_is_small_self_contained_and_has_light_and_dark_colors() -> None:
     ((text, target),) = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
     picture = (ROOT / target).read_text(encoding="utf-8")
     assert len(text) > 40 and len(picture) < 8192

@@ -1,4 +1,4 @@
-"""Bytes and ends on their way between a transport and the core: none overtakes another, also while the core takes nothing."""
+"""Bytes and end-of-file between a transport and the core: their order is kept, also while the core accepts nothing."""
 
 import asyncio
 import ssl
@@ -18,7 +18,7 @@ NO_LISTENER = {"server": {"bind_addr": ""}}
 
 
 class BusyCore:
-    """Takes no bytes the first `busy` times; `calls` is all that it took."""
+    """Accepts no bytes in the first `busy` calls; `calls` records everything accepted."""
 
     def __init__(self, busy=0):
         self.busy, self.tries, self.calls = busy, 0, []
@@ -41,7 +41,7 @@ class BusyCore:
 
 
 class Transport:
-    """What a relay needs of one."""
+    """The methods of a transport that a relay needs."""
 
     def __init__(self):
         self.paused = False
@@ -57,7 +57,7 @@ class Transport:
 
 
 class Reader(asyncio.Protocol):
-    """`got` is what its transport told it, in order; it stops reading after each piece if it is told to."""
+    """`got` is the received data in order; if requested, it pauses reading after each piece."""
 
     def __init__(self, pauses=False):
         self.got, self.pauses = [], pauses
@@ -91,7 +91,7 @@ def relay_on(core):
 # ---- a relay ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_end_of_file_waits_behind_bytes_that_found_no_room():
+def test_end_of_file_is_sent_after_waiting_bytes():
     async def scene():
         core = BusyCore(busy=3)
         relay, transport = relay_on(core)
@@ -104,12 +104,12 @@ def test_an_end_of_file_waits_behind_bytes_that_found_no_room():
 
 
 @pytest.mark.parametrize(("error", "reason"), [(None, CloseReason.EOF), (OSError("reset"), CloseReason.RESET)])
-def test_a_connection_that_is_lost_loses_no_bytes_that_came_before(error, reason):
+def test_a_lost_connection_loses_no_earlier_bytes(error, reason):
     async def scene():
         core = BusyCore(busy=2)
         relay, _ = relay_on(core)
         relay.data_received(b"one")
-        relay.data_received(b"two")  # a transport may hand on a piece that it had read already
+        relay.data_received(b"two")  # a transport may deliver a piece that it had already read
         relay.eof_received()
         relay.connection_lost(error)
         await until(lambda: len(core.calls) == 3)
@@ -118,7 +118,7 @@ def test_a_connection_that_is_lost_loses_no_bytes_that_came_before(error, reason
     asyncio.run(scene())
 
 
-def test_reading_goes_on_when_the_core_has_taken_what_waited():
+def test_reading_resumes_when_the_core_accepts_waiting_bytes():
     async def scene():
         core = BusyCore(busy=1)
         relay, transport = relay_on(core)
@@ -131,7 +131,7 @@ def test_reading_goes_on_when_the_core_has_taken_what_waited():
     asyncio.run(scene())
 
 
-def test_nothing_is_told_to_a_core_that_has_closed_the_connection():
+def test_nothing_is_sent_to_the_core_after_it_closed_the_connection():
     async def scene():
         core = BusyCore(busy=1)
         relay, _ = relay_on(core)
@@ -144,10 +144,10 @@ def test_nothing_is_told_to_a_core_that_has_closed_the_connection():
     asyncio.run(scene())
 
 
-# ---- a connection inside the process ---------------------------------------------------------------------------------
+# ---- an in-process connection ----------------------------------------------------------------------------------------
 
 
-def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
+def test_writes_to_a_full_core_wait_in_order_with_one_timer():
     async def scene():
         core = BusyCore(busy=150)
         transport = MemoryTransport(core, 1, 2000, Reader(), asyncio.get_running_loop())
@@ -156,14 +156,14 @@ def test_writes_to_a_core_that_takes_nothing_wait_in_order_and_for_one_timer():
         transport.close()
         assert core.tries == 100
         await asyncio.sleep(2 * memory_transport.RETRY_SECONDS)
-        assert core.tries < 110  # a timer for each write would have made a hundred more
+        assert core.tries < 110  # one timer per write would add a hundred
         await until(lambda: len(core.calls) == 100)
         assert core.calls == [b"%d" % number for number in range(100)]
 
     asyncio.run(scene())
 
 
-def test_the_end_of_a_connection_waits_for_a_protocol_that_has_paused_reading():
+def test_connection_lost_waits_while_the_protocol_has_paused_reading():
     async def scene():
         reader = Reader(pauses=True)
         transport = MemoryTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
@@ -182,7 +182,7 @@ def test_the_end_of_a_connection_waits_for_a_protocol_that_has_paused_reading():
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_a_protocol_that_closes_an_ended_connection_learns_of_the_end_at_once(end):
+def test_closing_an_ended_connection_calls_connection_lost_at_once(end):
     async def scene():
         reader = Reader(pauses=True)
         transport = MemoryTransport(BusyCore(), 1, 2000, reader, asyncio.get_running_loop())
@@ -197,7 +197,7 @@ def test_a_protocol_that_closes_an_ended_connection_learns_of_the_end_at_once(en
     asyncio.run(scene())
 
 
-def test_a_slow_reader_in_the_process_gets_what_was_sent_before_the_broker_stopped():
+def test_a_slow_in_process_reader_gets_messages_sent_before_the_stop():
     async def scene():
         broker = blipmq.Broker(NO_LISTENER)
         await broker.start()
@@ -225,7 +225,7 @@ def test_a_slow_reader_in_the_process_gets_what_was_sent_before_the_broker_stopp
 
 
 class TlsHost:
-    """A host of one TLS connection, over no socket."""
+    """The host of one TLS connection, without a socket."""
 
     def __init__(self, context):
         self.context = context
@@ -249,7 +249,7 @@ class TlsHost:
 
 
 class Wire(asyncio.Transport):
-    """A socket's transport that keeps what it is given to send."""
+    """A socket transport that keeps its output."""
 
     def __init__(self):
         super().__init__({"peername": ("127.0.0.1", 1)})
@@ -280,7 +280,7 @@ class Wire(asyncio.Transport):
         pass
 
 
-def test_what_was_decrypted_before_a_bad_record_reaches_the_far_end(tmp_path):
+def test_bytes_decrypted_before_a_bad_record_are_delivered(tmp_path):
     authority = Authority(tmp_path)
     cert, key = authority.sign("broker")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -312,7 +312,7 @@ def test_what_was_decrypted_before_a_bad_record_reaches_the_far_end(tmp_path):
         hand_over()
         client.write(b"one")
         client.write(b"two")
-        outgoing.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that nobody has encrypted
+        outgoing.write(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record that was never encrypted
         hand_over()
         assert host.far.got == [b"onetwo", ssl.SSLError]
         assert len(host.errors) == 1

@@ -1,6 +1,6 @@
-"""Rights in a core stepped by hand: who may publish what, and what a change does to those who are in already.
+"""ACLs in a stepped core: permitted publishes, and the effect of a change on open connections.
 
-The tests play the Python side: they answer HELLO with ADMIT and say what a key's number may publish to.
+The tests act as the Python side: they answer HELLO with ADMIT and define the ACL with a given id.
 """
 
 import struct
@@ -22,7 +22,7 @@ def packed(*filters):
 
 
 class KeyBench(Bench):
-    """Lets HELLOs in with the number that their api_key spells."""
+    """Admits each HELLO with the ACL id that its api_key spells."""
 
     def answer(self, event):
         if isinstance(event, Hello):
@@ -88,7 +88,7 @@ def test_no_command_before_hello_has_any_effect(bench, frame):
     assert bench.stats()["published"] == 0
 
 
-def test_what_follows_a_hello_waits_for_its_answer_and_is_lost_with_a_refusal(bench):
+def test_frames_after_hello_wait_for_its_answer_and_a_refusal_discards_them(bench):
     bench.answering = False
     client = bench.attach()
     client.feed(wire.encode_command(wire.HELLO, protocol=1) + wire.encode_command(wire.PUB, "a", b"x"))
@@ -104,12 +104,12 @@ def test_what_follows_a_hello_waits_for_its_answer_and_is_lost_with_a_refusal(be
 # ---- publishing
 
 
-def test_a_key_without_rights_objects_publishes_everything(bench):
+def test_a_key_without_an_acl_may_publish_everything(bench):
     publish(bench, bench.enter(0), "a", "b/c", "$own/x")
     assert heard(bench) == ["a", "b/c", "$own/x"]
 
 
-def test_a_key_publishes_to_its_topics_and_filters_and_nothing_else(bench):
+def test_a_key_publishes_only_to_its_topics_and_filters(bench):
     bench.rights(1, "exact", "site/+/temp", "logs.>")
     client = bench.enter(1)
     publish(bench, client, "exact", "site/1/temp", "logs.a.b", seq=5)
@@ -122,14 +122,14 @@ def test_a_key_publishes_to_its_topics_and_filters_and_nothing_else(bench):
     assert client.closed is None and conserved(stats)
 
 
-def test_a_refused_publish_without_a_number_is_answered_with_number_0(bench):
+def test_a_refused_publish_without_seq_is_answered_with_seq_0(bench):
     bench.rights(1, "a")
     client = bench.enter(1)
     publish(bench, client, "b")
     assert [(reply.seq, reply.code) for reply in client.replies] == [(0, 403)]
 
 
-def test_own_topics_need_a_filter_that_names_them(bench):
+def test_internal_topics_need_an_explicit_filter(bench):
     bench.rights(1, "#")
     bench.rights(2, "#", "$own/x")
     publish(bench, bench.enter(1), "$own/x", "a")
@@ -137,24 +137,24 @@ def test_own_topics_need_a_filter_that_names_them(bench):
     assert heard(bench) == ["a", "$own/x"]
 
 
-def test_no_rights_at_all_allow_nothing(bench):
+def test_an_empty_acl_allows_nothing(bench):
     bench.core.rights(1, b"")
     client = bench.enter(1)
     publish(bench, client, "a")
     assert heard(bench) == [] and client.replies[0].code == 403
 
 
-def test_qos_1_publishes_need_the_right_too(bench):
+def test_qos_1_publishes_are_checked_by_the_acl_too(bench):
     bench.rights(1, "a")
     client = bench.enter(1)
     client.send(wire.PUB, "b", b"x", qos=1, seq=9)
     client.send(wire.PUB, "a", b"x", qos=1, seq=10)
     bench.settle()
-    assert [(reply.seq, reply.code) for reply in client.replies] == [(9, 403), (10, 503)]  # 503: the bench has no log
+    assert [(reply.seq, reply.code) for reply in client.replies] == [(9, 403), (10, 503)]  # 503: the bench has no WAL
 
 
-def test_what_is_allowed_is_remembered_for_the_topic_and_not_for_its_place_in_the_cache():
-    """The topic cache has room for 64: names come and go in the same slots, and publishers keep a hint to theirs."""
+def test_cached_acl_results_belong_to_the_topic_and_not_to_its_cache_slot():
+    """The topic cache has 64 slots: names come and go in the same slots, and publishers keep a hint to theirs."""
     with KeyBench(require_hello=1, route_cache_entries=64) as bench:
         bench.everyone = bench.attach(trusted=True).subscribe("#")
         bench.rights(1, "may/+")
@@ -168,7 +168,7 @@ def test_what_is_allowed_is_remembered_for_the_topic_and_not_for_its_place_in_th
         assert bench.stats()["publishes_not_allowed"] == 600
 
 
-def test_many_connections_of_one_key_share_its_rights():
+def test_many_connections_of_one_key_share_its_acl():
     with KeyBench(require_hello=1, max_connections=300) as bench:
         bench.rights(1, *[f"topic/{number}/{'x' * 200}" for number in range(64)])
         clients = [bench.enter(1, f"c{number}") for number in range(60)]
@@ -185,7 +185,7 @@ def test_many_connections_of_one_key_share_its_rights():
 # ---- changes
 
 
-def test_changed_rights_are_in_effect_for_those_who_are_in(bench):
+def test_a_changed_acl_applies_to_open_connections(bench):
     bench.rights(1, "a")
     clients = [bench.enter(1, name) for name in "xyz"]
     for client in clients:
@@ -205,7 +205,7 @@ def test_changed_rights_are_in_effect_for_those_who_are_in(bench):
     assert heard(bench) == []
 
 
-def test_ended_rights_allow_nothing_and_their_number_can_be_given_anew(bench):
+def test_a_removed_acl_allows_nothing_and_its_id_can_be_reused(bench):
     bench.rights(1, "a")
     old = bench.enter(1, "old")
     publish(bench, old, "a")
@@ -234,7 +234,7 @@ def test_ended_rights_allow_nothing_and_their_number_can_be_given_anew(bench):
     ],
     ids=["half a size", "no text", "short text", "trailing", "no filter", "empty filter", "control"],
 )
-def test_rights_that_cannot_be_read_allow_nothing(bench, data):
+def test_an_invalid_acl_allows_nothing(bench, data):
     bench.rights(1, "a")
     client = bench.enter(1)
     bench.core.rights(1, data)
@@ -243,13 +243,13 @@ def test_rights_that_cannot_be_read_allow_nothing(bench, data):
 
 
 @pytest.mark.parametrize("number", [7, 1 << 20, 1 << 40])
-def test_nobody_is_let_in_with_rights_that_are_not_there(bench, number):
+def test_an_unknown_acl_admits_no_connection(bench, number):
     bench.core.rights(1 << 40, packed("a"))
     client = bench.enter(number)
     assert client.closed.reason == CloseReason.MEMORY and client.replies == []
 
 
-def test_a_revoked_subscriber_gets_its_answer_and_nothing_that_waited(bench):
+def test_a_revoked_subscriber_gets_the_error_and_no_queued_message(bench):
     client = bench.enter(0).subscribe("a", "b.*")
     client.stall()
     for number in range(50):
@@ -267,7 +267,7 @@ def test_a_revoked_subscriber_gets_its_answer_and_nothing_that_waited(bench):
     assert (stats["dropped_disconnect"], stats["queued_messages"]) == (50, 0) and conserved(stats)
 
 
-def test_a_frame_that_is_partly_on_the_wire_is_finished_before_the_answer(bench):
+def test_a_partly_sent_frame_is_completed_before_the_answer(bench):
     client = bench.adopt()
     client.feed(wire.encode_command(wire.HELLO, seq=1, protocol=1, api_key="0"))
     client.feed(wire.encode_command(wire.SUB, "a"))
@@ -285,10 +285,10 @@ def test_a_frame_that_is_partly_on_the_wire_is_finished_before_the_answer(bench)
     assert conserved(bench.stats())
 
 
-# ---- when keys begin to be asked for
+# ---- enabling authentication ----
 
 
-def test_asking_for_keys_ends_all_who_are_in_without_and_nobody_else():
+def test_enabling_authentication_closes_only_unauthenticated_connections():
     with KeyBench() as bench:
         inside = bench.attach(trusted=True).subscribe("a")
         plain = bench.attach().subscribe("a")
@@ -321,7 +321,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEPS, max_size=15))
-def test_what_is_published_is_what_the_rules_of_topics_allow_whatever_was_set_when(steps):
+def test_published_topics_match_the_acl_model_after_any_changes(steps):
     with KeyBench(require_hello=1) as bench:
         bench.everyone = bench.attach(trusted=True).subscribe("#", "$a")
         bench.rights(1)

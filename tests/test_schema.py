@@ -1,5 +1,6 @@
-"""blip.fbs, docs/PROTOCOL.md and the codecs in C and in Python have the same tables, and code generated from the schema is
-understood by both codecs and understands both."""
+"""blip.fbs, docs/PROTOCOL.md and the codecs in C and Python have the same tables. Code generated from the schema
+decodes the frames of both codecs, and both decode its frames.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-# ---- the schema, the page and what flatc makes of the schema ---------------------------------------------------------
+# ---- the schema, the page and the output of flatc --------------------------------------------------------------------
 
 
 def rows_of(heading: str) -> list[list[str]]:
-    """The rows of the tables below a heading of the protocol page, their heads left out."""
+    """The rows of the tables below a heading of the protocol page, without their headers."""
     section = re.split(rf"^#+ {re.escape(heading)}$", PROTOCOL_PAGE, flags=re.MULTILINE)[1]
     lines = [line for line in re.split(r"^#", section, flags=re.MULTILINE)[0].splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
@@ -91,7 +92,7 @@ def test_generated_code_has_the_slots_of_the_schema(table: str) -> None:
     assert f"builder.StartObject({len(schema.TABLES[table])})" in source
 
 
-def test_ids_in_the_schema_have_no_gaps_and_every_table_of_the_wire_is_there() -> None:
+def test_schema_ids_have_no_gaps_and_every_wire_table_exists() -> None:
     assert set(schema.TABLES) == {"ClientCommand", *FRAME_TYPES}
     for fields in schema.TABLES.values():
         assert [field.id for field in fields] == list(range(len(fields)))
@@ -115,7 +116,7 @@ def as_command(fields: dict[str, Any]) -> wire.Command:
 
 
 def in_c(body: bytes) -> dict[str, Any]:
-    """A ClientCommand as the core reads it, with the types of wire.Command."""
+    """A ClientCommand decoded by the core, with the types of wire.Command."""
     return {
         name: value.decode() if name in ("topic", "client_id", "api_key", "group") else value
         for name, value in pure.decode(body)._asdict().items()
@@ -124,7 +125,7 @@ def in_c(body: bytes) -> dict[str, Any]:
 
 @LEAVES
 @given(COMMANDS, st.permutations(list(schema.fields("ClientCommand"))), st.booleans())
-def test_a_generated_command_is_read_alike_in_c_and_in_python(
+def test_a_generated_command_is_decoded_alike_in_c_and_python(
     fields: dict[str, Any], order: list[str], defaults: bool
 ) -> None:
     body = schema.encode("ClientCommand", fields, order=order, defaults=defaults)
@@ -134,11 +135,11 @@ def test_a_generated_command_is_read_alike_in_c_and_in_python(
 
 @LEAVES
 @given(COMMANDS)
-def test_generated_code_reads_every_command_that_python_writes(fields: dict[str, Any]) -> None:
+def test_generated_code_decodes_every_command_encoded_by_python(fields: dict[str, Any]) -> None:
     frame = wire.encode_command(**as_command(fields)._asdict() | {"payload": fields["payload"]})
     expected = as_command(fields)._asdict()
     for name, field in schema.fields("ClientCommand").items():
-        if field.type == "string":  # an empty one is left out
+        if field.type == "string":  # an empty one is omitted
             expected[name] = expected[name].encode() or None
     assert schema.decode("ClientCommand", frame[4:]) == expected | {"payload": fields["payload"]}
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
@@ -154,8 +155,8 @@ def one_at_a_time(table: str) -> list[tuple[schema.Field, Any]]:
 
 
 @pytest.mark.parametrize(("field", "value"), one_at_a_time("ClientCommand"), ids=lambda part: getattr(part, "name", ""))
-def test_each_slot_of_a_command_is_the_field_of_that_name_in_both_codecs(field: schema.Field, value: Any) -> None:
-    """Numbers at the largest value of their type, so that a narrower field would show."""
+def test_each_command_slot_has_the_same_field_in_both_codecs(field: schema.Field, value: Any) -> None:
+    """Numbers have the largest value of their type, so that a narrower field is detected."""
     ping = {"action": wire.PING}
     body = schema.encode("ClientCommand", ping | {field.name: value})
     expected = as_command(ping | {field.name: value})
@@ -164,7 +165,7 @@ def test_each_slot_of_a_command_is_the_field_of_that_name_in_both_codecs(field: 
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
-def test_reserved_slots_and_slots_behind_the_last_are_ignored(table: str) -> None:
+def test_reserved_and_unknown_slots_are_ignored(table: str) -> None:
     builder = flatbuffers.Builder(64)
     text = builder.CreateString("topic")
     unused = [field.id for field in schema.TABLES[table] if field.reserved] + [len(schema.TABLES[table])]
@@ -211,7 +212,7 @@ def all_fields(table: str) -> st.SearchStrategy[dict[str, Any]]:
 
 @LEAVES
 @given(st.data(), st.sampled_from(sorted(FRAME_TYPES)), st.booleans())
-def test_python_reads_every_generated_frame(data: st.DataObject, table: str, defaults: bool) -> None:
+def test_python_decodes_every_generated_frame(data: st.DataObject, table: str, defaults: bool) -> None:
     fields = data.draw(all_fields(table))
     order = data.draw(st.permutations(list(fields)))
     body = schema.encode(table, fields, order=order, defaults=defaults)
@@ -219,14 +220,14 @@ def test_python_reads_every_generated_frame(data: st.DataObject, table: str, def
 
 
 @pytest.mark.parametrize("table", FRAME_TYPES)
-def test_each_slot_of_a_frame_is_the_field_of_that_name_in_python(table: str) -> None:
+def test_each_frame_slot_has_the_same_field_in_python(table: str) -> None:
     for field, value in one_at_a_time(table):
         body = schema.encode(table, {field.name: value})
         assert read_in_python(table, body)._asdict() == expected_in_python(table, {field.name: value})
 
 
 def written(table: str, write: Callable[[Any], int]) -> dict[str, Any]:
-    """A frame that C writes, as generated code reads it; Python must read the same."""
+    """A frame encoded in C and decoded by generated code; Python must decode it alike."""
     out = ctypes.create_string_buffer(4096)
     size = write(out)
     frame = out.raw[:size]
@@ -244,7 +245,7 @@ NAME, BYTES = st.text(max_size=60).filter(is_utf8).map(str.encode), st.binary(ma
 
 @LEAVES
 @given(st.tuples(U64, U64, U64), NAME.filter(bool), BYTES)
-def test_generated_code_reads_every_qos_0_message_of_the_core(
+def test_generated_code_decodes_every_qos_0_message_of_the_core(
     leaf: ctypes.CDLL,  # noqa: F811
     numbers: tuple[int, int, int],
     topic: bytes,
@@ -277,7 +278,7 @@ class EncodedMessage(ctypes.Structure):
     st.binary(max_size=600),
     st.sampled_from(("", "qos0", "redelivered")),
 )
-def test_generated_code_reads_every_qos_1_message_of_the_core(
+def test_generated_code_decodes_every_qos_1_message_of_the_core(
     leaf: ctypes.CDLL,  # noqa: F811
     numbers: tuple[int, int, int],
     topic: bytes,
@@ -302,7 +303,7 @@ def test_generated_code_reads_every_qos_1_message_of_the_core(
 
 @LEAVES
 @given(U64, st.integers(0, 0xFFFF), NAME, NAME)
-def test_generated_code_reads_every_suback_of_the_core(
+def test_generated_code_decodes_every_suback_of_the_core(
     leaf: ctypes.CDLL,  # noqa: F811
     seq: int,
     code: int,
@@ -316,7 +317,7 @@ def test_generated_code_reads_every_suback_of_the_core(
 
 @LEAVES
 @given(U64, st.integers(0, 0xFFFF), NAME, U64, BYTES, U64.filter(bool))
-def test_generated_code_reads_every_reply_of_the_core(
+def test_generated_code_decodes_every_reply_of_the_core(
     leaf: ctypes.CDLL,  # noqa: F811
     seq: int,
     code: int,
@@ -343,8 +344,8 @@ def test_generated_code_reads_every_reply_of_the_core(
 # ---- downloads -------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_download_has_the_schema(tmp_path: Path) -> None:
-    """tests/test_frozen.py looks into the downloads themselves; this notices at once when one of them loses it."""
+def test_every_download_contains_the_schema(tmp_path: Path) -> None:
+    """tests/test_frozen.py checks the downloads themselves; this test quickly detects a download without the schema."""
     for recipe in ("release/archive.py", "steps/deb.sh", "steps/image.sh", "oci/Dockerfile"):
         assert re.search(r"native\W+proto\W+blip\.fbs", (schema.ROOT / "packaging" / recipe).read_text("utf-8")), recipe
     for step in ("archive", "deb", "image"):

@@ -1,4 +1,4 @@
-"""The broker as a process: what it logs, what signals do, how it ends. Each test starts the real thing."""
+"""The broker as a process: its log, its signals, its end. Each test starts a real process."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ TIMEOUT_S = 60
 
 
 class Process:
-    """`blipmq start` in a process of its own, its log read line by line."""
+    """`blipmq start` in a separate process, with its log read line by line."""
 
     def __init__(self, directory, toml="", **variables):
         self.config = directory / "broker.toml"
@@ -43,7 +43,7 @@ class Process:
         self.seen = []
 
     def log(self, event):
-        """Read on to the next line of this event; returns it without its time."""
+        """Read to the next line of this event; returns it without its time."""
         for line in self.child.stderr:
             self.seen.append(line.rstrip("\n"))
             words = line.split(" ", 3)
@@ -78,7 +78,7 @@ def start(tmp_path):
         process.child.stderr.close()
 
 
-def test_the_first_line_says_what_runs_with_which_settings_and_how_much_memory_it_may_need(start):
+def test_the_first_line_shows_version_settings_and_maximum_memory(start):
     process = start()
     line = process.log("starting")
     assert line.startswith(f"info starting version={__version__} pid={process.child.pid} address=127.0.0.1:0 ")
@@ -86,7 +86,7 @@ def test_the_first_line_says_what_runs_with_which_settings_and_how_much_memory_i
     assert 'memory_at_rest="' in line and 'memory_worst="' in line
 
 
-def test_sigterm_ends_it_in_order_with_status_0(start):
+def test_sigterm_stops_the_broker_with_status_0(start):
     process = start()
     with RawClient(process.address) as client:
         client.hello("a").subscribe("t")
@@ -100,7 +100,7 @@ def test_sigterm_ends_it_in_order_with_status_0(start):
     assert process.wait() == 0
 
 
-def test_ctrl_c_ends_it_too(start):
+def test_ctrl_c_stops_the_broker(start):
     process = start()
     assert process.address
     process.signal(signal.SIGINT)
@@ -108,13 +108,13 @@ def test_ctrl_c_ends_it_too(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(start, number):
+def test_a_second_signal_stops_the_broker_at_once(start, number):
     process = start("[limits]\nshutdown_timeout_ms = 600000\n")
     address = process.address
     with RawClient(address) as stuck, RawClient(address) as feeder:
         stuck.subscribe("t")
         feeder.hello("feeder")
-        while True:  # until the subscriber's socket takes no more: then the end would be long in coming
+        while True:  # until the socket of the subscriber is full, so that the stop takes long
             feeder.send(*[wire.encode_command(wire.PUB, "t", bytes(10_000))] * 100)
             feeder.say(wire.INFO, seq=1)
             if b'"blocked":true' in feeder.next().payload:
@@ -123,7 +123,7 @@ def test_a_second_signal_ends_it_at_once(start, number):
         process.log("stopping")
         while (
             process.child.poll() is None
-        ):  # one that follows at once counts as the same, so more than one may be needed
+        ):  # a signal directly after the first counts as the same, so several may be needed
             process.signal(number)
             try:
                 process.child.wait(0.05)
@@ -151,20 +151,20 @@ def test_a_wrong_configuration_ends_with_status_78_before_anything_is_opened(sta
     assert error[2].endswith("broker.toml:4: there is no setting auth.key_file; did you mean auth.keys_file?")
 
 
-def test_an_empty_address_is_refused_because_no_one_could_connect(start):
+def test_an_empty_listen_address_is_refused(start):
     process = start(BLIPMQ_SERVER__BIND_ADDR="")
     assert process.wait() == 78
     assert "server.bind_addr is empty" in process.child.stderr.read()
 
 
 @pytest.mark.parametrize("address", ["192.0.2.256:7878", "[1:2:3]:7878", "broker..example:7878", "-broker:7878"])
-def test_what_can_never_be_an_address_is_refused(start, address):
+def test_an_invalid_listen_address_is_refused(start, address):
     process = start("[auth]\nallow_anonymous = true\n", BLIPMQ_SERVER__BIND_ADDR=address)
     assert process.wait() == 78
     assert "is neither an address nor a name" in process.child.stderr.read()
 
 
-def test_sighup_applies_what_can_be_applied_and_names_what_waits_for_a_restart(start):
+def test_sighup_applies_reloadable_settings_and_names_the_others(start):
     process = start()
     address = process.address
     process.config.write_text(
@@ -178,7 +178,7 @@ def test_sighup_applies_what_can_be_applied_and_names_what_waits_for_a_restart(s
         assert client.next().code == 429
 
 
-def test_a_broken_file_at_sighup_changes_nothing(start):
+def test_an_invalid_file_at_sighup_changes_nothing(start):
     process = start("[limits]\nmax_subscriptions_per_connection = 1\n")
     address = process.address
     process.config.write_text("[limits]\nmax_subscriptions_per_connection = many\n")
@@ -190,15 +190,15 @@ def test_a_broken_file_at_sighup_changes_nothing(start):
         assert client.next().code == 429
 
 
-def test_it_logs_json_when_told_to(start):
+def test_json_logging_can_be_configured(start):
     process = start("[logging]\nformat = 'json'\n")
     assert process.child.stderr.readline().startswith('{"time":"')
 
 
-def test_a_log_that_no_one_reads_does_not_stop_the_broker(start):
+def test_an_unread_log_does_not_block_the_broker(start):
     process = start("[logging]\nlevel = 'debug'\n")
     address = process.address
-    for _ in range(30):  # many times what a pipe holds, were it not for the limits
+    for _ in range(30):  # without the limits many times the content of a pipe
         with RawClient(address) as client:
             client.send(*[wire.encode_command(wire.HELLO, client_id="x" * 250, protocol=7)] * 20)
             client.next()
@@ -208,7 +208,7 @@ def test_a_log_that_no_one_reads_does_not_stop_the_broker(start):
     assert process.wait() == 0
 
 
-# ---- what it takes: slow, so that a build with sanitizers, which takes many times the memory, does not run these
+# ---- memory use; marked slow, because a sanitizer build uses many times the memory and must not run these ------
 
 
 def resident_bytes(process):
@@ -222,7 +222,7 @@ def info(client):
 
 
 @pytest.mark.slow
-def test_an_idle_broker_takes_what_the_sum_says_and_no_more(start):
+def test_an_idle_broker_uses_no_more_memory_than_announced(start):
     process = start()
     with RawClient(process.address) as client:
         client.hello()
@@ -230,7 +230,7 @@ def test_an_idle_broker_takes_what_the_sum_says_and_no_more(start):
 
 
 @pytest.mark.slow
-def test_stuck_subscribers_and_a_flood_stay_within_the_memory_that_was_announced(start):
+def test_a_flood_to_stuck_subscribers_stays_within_the_announced_memory(start):
     toml = """
         [server]
         max_connections = 64
@@ -249,7 +249,7 @@ def test_stuck_subscribers_and_a_flood_stay_within_the_memory_that_was_announced
         stuck = [stack.enter_context(RawClient(address)).subscribe("flood") for _ in range(20)]
         feeder = stack.enter_context(RawClient(address)).hello("feeder")
         published = highest = 0
-        while published * payload_bytes < 20 * budget:  # each of them could hold it four times over
+        while published * payload_bytes < 20 * budget:  # each of them could store it four times
             feeder.send(*[wire.encode_command(wire.PUB, "flood", bytes(payload_bytes))] * batch)
             published += batch
             described = info(feeder)
@@ -285,10 +285,10 @@ def test_ten_thousand_connections_are_served(start):
         assert idle - memory.at_rest_bytes(Config()) < count * memory.CONNECTION_BYTES
 
 
-# ---- the limit on open files
+# ---- the limit on open files ----
 
 
-def test_the_soft_limit_on_open_files_is_raised_to_what_the_connections_need(monkeypatch):
+def test_the_soft_descriptor_limit_is_raised_for_the_connections(monkeypatch):
     calls = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 100_000))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: calls.append(limits))
@@ -296,13 +296,13 @@ def test_the_soft_limit_on_open_files_is_raised_to_what_the_connections_need(mon
     assert calls == [(10_000 + server.DESCRIPTORS_RESERVED, 100_000)]
 
 
-def test_a_limit_that_is_high_enough_is_left_alone(monkeypatch):
+def test_a_sufficient_descriptor_limit_is_not_changed(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20_000, 20_000))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("changed"))
     server.raise_descriptor_limit(Config())
 
 
-def test_tls_handshakes_need_open_files_of_their_own():
+def test_tls_handshakes_need_additional_descriptors():
     tls = {"server": {"tls_bind_addr": "127.0.0.1:0"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}}
     plain, secure = server.descriptors_needed(Config()), server.descriptors_needed(from_dict(tls))
     assert secure == plain + Config().limits.max_pending
@@ -313,7 +313,7 @@ def test_tls_handshakes_need_open_files_of_their_own():
     [(2000, "set server.max_connections to 816."), (1100, "lower both.")],
     ids=["enough", "too few"],
 )
-def test_with_tls_the_error_names_the_handshakes_too(monkeypatch, hard, way_out):
+def test_with_tls_the_descriptor_error_names_the_handshakes(monkeypatch, hard, way_out):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
     monkeypatch.setattr(resource, "setrlimit", refuse_to_raise)
     tls = {
@@ -330,7 +330,7 @@ def refuse_to_raise(*_):
     raise ValueError("not allowed to raise maximum limit")
 
 
-def test_a_hard_limit_that_is_too_low_is_an_error_with_both_numbers_and_the_way_out(monkeypatch):
+def test_a_low_hard_limit_is_an_error_with_both_numbers_and_a_remedy(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     monkeypatch.setattr(resource, "setrlimit", refuse_to_raise)
     with pytest.raises(ConfigError) as caught:

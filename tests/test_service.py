@@ -1,4 +1,4 @@
-"""The broker as systemd sees it: what it says on the notify socket of a manager that the test plays, and its unit."""
+"""The broker as a systemd service: its notifications to a service manager simulated by the test, and its unit."""
 
 import contextlib
 import ctypes
@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "packaging" / "deb" / "blipmq.service"
 TIMEOUT_S = 60
 WATCHDOG_S = 0.3
-# Eight questions fit in here while the broker works; none is answered while one of its threads stands still.
+# Eight watchdog queries fit in this time while the broker works; none is answered while one of its threads is stopped.
 SILENCE_S = 8 * WATCHDOG_S / 3
 EXPOSURE_MAX = 1.5
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
 
 
 class Manager:
-    """The far end of $NOTIFY_SOCKET: each datagram as {name: value}."""
+    """The receiving end of $NOTIFY_SOCKET: each datagram as {name: value}."""
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -41,13 +41,13 @@ class Manager:
         return self.told[-1]
 
     def until(self, name):
-        """The next datagram with that name in it."""
+        """The next datagram with that name."""
         while name not in self.next():
             pass
         return self.told[-1]
 
     def count(self, name, seconds):
-        """How many datagrams with that name come until `seconds` have passed without any."""
+        """The number of datagrams with that name until none arrives for `seconds`."""
         before = len(self.told)
         with contextlib.suppress(TimeoutError, socket.timeout):
             while True:
@@ -64,7 +64,7 @@ def manager(tmp_path):
 
 @pytest.fixture
 def service(tmp_path, manager):
-    """`blipmq start` as the manager starts it."""
+    """`blipmq start` as the service manager starts it."""
     (tmp_path / "blipmq.toml").write_text('[metrics]\nbind_addr = ""\n')
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ_")} | {
         "PYTHONPATH": str(ROOT),
@@ -83,14 +83,14 @@ def service(tmp_path, manager):
     child.wait(TIMEOUT_S)
 
 
-def test_it_is_ready_when_it_serves_and_not_before(manager, service):
+def test_ready_is_sent_only_once_the_broker_serves(manager, service):
     first = manager.next()
     assert "READY" not in first and int(first["EXTEND_TIMEOUT_USEC"]) > 0
     host, port = manager.until("READY")["STATUS"].removeprefix("serving ").rsplit(":", 1)
     socket.create_connection((host, int(port)), TIMEOUT_S).close()
 
 
-def test_a_broker_that_works_feeds_the_watchdog_again_and_again(manager, service):
+def test_a_working_broker_notifies_the_watchdog_repeatedly(manager, service):
     manager.until("READY")
     for _ in range(5):
         assert manager.until("WATCHDOG")["WATCHDOG"] == "1"
@@ -98,7 +98,7 @@ def test_a_broker_that_works_feeds_the_watchdog_again_and_again(manager, service
 
 @contextlib.contextmanager
 def standing_still(thread):
-    """Halt one thread of another process, and no other, the way a debugger does."""
+    """Stop one thread of another process, as a debugger does."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.ptrace.argtypes = [ctypes.c_long] * 4
     libc.ptrace.restype = ctypes.c_long
@@ -110,7 +110,7 @@ def standing_still(thread):
 
 
 def core_thread(pid):
-    """The core's I/O thread, by the name it gives itself."""
+    """The I/O thread of the core, by its thread name."""
     names = {int(task.name): (task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()}
     found = [thread for thread, name in names.items() if name == "bq-io"]
     assert len(found) == 1, names
@@ -118,17 +118,17 @@ def core_thread(pid):
 
 
 @pytest.mark.parametrize("which", ["the core's I/O thread", "the event loop"])
-def test_the_watchdog_hears_nothing_while_one_thread_stands_still_and_again_when_it_goes_on(manager, service, which):
+def test_watchdog_notifications_stop_while_a_thread_hangs_and_resume_afterwards(manager, service, which):
     manager.until("READY")
     manager.until("WATCHDOG")
     thread = service.pid if which == "the event loop" else core_thread(service.pid)
     with standing_still(thread):
-        # One answer may have been under way; a second question is not asked before the first is answered.
+        # One answer may have been in transit; a second query is sent only after the first is answered.
         assert manager.count("WATCHDOG", SILENCE_S) <= 1
     manager.until("WATCHDOG")
 
 
-def test_a_reload_begins_and_ends_and_one_that_failed_says_why(manager, service, tmp_path):
+def test_reload_begin_and_end_are_notified_with_the_reason_of_a_failure(manager, service, tmp_path):
     manager.until("READY")
     service.send_signal(signal.SIGHUP)
     assert int(manager.until("RELOADING")["MONOTONIC_USEC"]) > 0
@@ -140,7 +140,7 @@ def test_a_reload_begins_and_ends_and_one_that_failed_says_why(manager, service,
     assert status.startswith("reload failed") and "did you mean server.max_connections?" in status
 
 
-def test_at_sigterm_it_says_that_it_stops_and_how_long_that_may_take(manager, service):
+def test_sigterm_notifies_stopping_and_the_maximum_duration(manager, service):
     manager.until("READY")
     service.send_signal(signal.SIGTERM)
     told = manager.until("STOPPING")
@@ -152,7 +152,7 @@ def test_at_sigterm_it_says_that_it_stops_and_how_long_that_may_take(manager, se
 # ---- the datagrams
 
 
-def test_without_a_manager_nothing_is_said_and_nothing_fails():
+def test_without_a_service_manager_nothing_is_sent_and_nothing_fails():
     for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/at/all"}, {"NOTIFY_SOCKET": "vsock:2:1"}):
         notifier = Notifier(environ)
         notifier.ready("serving")
@@ -162,7 +162,7 @@ def test_without_a_manager_nothing_is_said_and_nothing_fails():
     assert not Notifier({})
 
 
-def test_a_status_is_one_line_and_said_once(manager, tmp_path):
+def test_a_status_is_one_line_and_sent_once(manager, tmp_path):
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
     notifier.well("degraded: a\nREADY=1\n" + "é" * 1000)
     assert manager.next() == {"WATCHDOG": "1", "STATUS": "degraded: a READY=1 " + "é" * 246}
@@ -171,7 +171,7 @@ def test_a_status_is_one_line_and_said_once(manager, tmp_path):
     notifier.close()
 
 
-def test_a_name_that_begins_with_an_at_sign_is_in_the_abstract_name_space():
+def test_a_socket_name_that_starts_with_at_is_abstract():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
         bound.bind(f"\0blipmq-test-{os.getpid()}")
         bound.settimeout(TIMEOUT_S)
@@ -181,7 +181,7 @@ def test_a_name_that_begins_with_an_at_sign_is_in_the_abstract_name_space():
         notifier.close()
 
 
-def test_a_watchdog_meant_for_another_process_is_none_of_ours():
+def test_a_watchdog_of_another_process_is_ignored():
     assert Notifier({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_s == 3
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s == 0
@@ -193,7 +193,7 @@ def test_a_watchdog_meant_for_another_process_is_none_of_ours():
 
 @pytest.fixture(scope="session")
 def systemd_analyze():
-    """The tool, installed from Debian where it is missing: `packaging/setup.sh systemd`."""
+    """The tool, installed from Debian if missing: `packaging/setup.sh systemd`."""
     subprocess.run([ROOT / "packaging" / "setup.sh", "systemd"], check=True, timeout=600)
     return shutil.which("systemd-analyze")
 
@@ -205,14 +205,14 @@ def exposure(tool, unit):
     return float(re.search(r"Overall exposure level for \S+: (\d+\.\d+)", text).group(1))
 
 
-def test_the_unit_exposes_little_and_the_measure_tells_the_difference(systemd_analyze, tmp_path):
+def test_the_unit_has_low_exposure_and_the_check_detects_higher_exposure(systemd_analyze, tmp_path):
     assert exposure(systemd_analyze, UNIT) <= EXPOSURE_MAX
     softer = tmp_path / UNIT.name
     softer.write_text(re.sub(r"^(Protect|Private|SystemCall)\w+=.*\n", "", UNIT.read_text(), flags=re.MULTILINE))
     assert exposure(systemd_analyze, softer) > EXPOSURE_MAX
 
 
-def test_systemd_reads_the_unit_without_a_complaint_about_a_line_of_it(systemd_analyze, tmp_path):
+def test_systemd_reports_no_problem_in_the_unit(systemd_analyze, tmp_path):
     program = tmp_path / "blipmq"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -225,7 +225,7 @@ def test_systemd_reads_the_unit_without_a_complaint_about_a_line_of_it(systemd_a
     assert UNIT.name in done.stderr and "often" in done.stderr
 
 
-def test_what_the_unit_reloads_with_needs_no_program_but_the_shell(start_broker):
+def test_the_reload_command_of_the_unit_needs_only_a_shell(start_broker):
     broker = start_broker()
     (line,) = re.findall(r"^ExecReload=(.*)$", UNIT.read_text(), re.MULTILINE)
     command = [word.replace("$$", "$") for word in shlex.split(line)]  # as systemd does
@@ -233,7 +233,7 @@ def test_what_the_unit_reloads_with_needs_no_program_but_the_shell(start_broker)
     broker.wait_for("reloaded")
 
 
-def test_the_unit_says_what_the_broker_needs_of_it():
+def test_the_unit_declares_the_requirements_of_the_broker():
     lines = UNIT.read_text().splitlines()
     for line in (
         "Type=notify",

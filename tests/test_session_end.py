@@ -1,6 +1,7 @@
-"""Durable subscriptions and queue groups that an operator ends: by the core, over the wire, from a program, on the command line.
+"""Durable subscriptions and queue groups ended by an operator: by the core, over the wire, from a program, on the
+command line.
 
-Invariant: nothing here waits for a clock; a state is waited for with a bound.
+Invariant: no test waits for a clock; each wait for a state is bounded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from blipmq.wire import frames as wire
 
 
 def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
-    """What comes of ending the session of this id."""
+    """The result of ending the consumer with this id."""
     bench._seq += 1
     seq, answers = bench._seq, list[SessionEnded]()
     bench.core.end_session(seq, id, client_id)
@@ -40,7 +41,7 @@ def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
 # ---- the core
 
 
-def test_an_ended_session_is_gone_and_stays_gone_over_a_restart(tmp_path: Path) -> None:
+def test_an_ended_subscription_stays_removed_after_a_restart(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client, writer = durable(bench, "gone", "t"), bench.named("writer")
         bench.close(client)
@@ -55,7 +56,7 @@ def test_an_ended_session_is_gone_and_stays_gone_over_a_restart(tmp_path: Path) 
         assert bench.stats()["sessions"] == 0
 
 
-def test_whoever_is_connected_to_an_ended_session_is_told_and_stays(tmp_path: Path) -> None:
+def test_the_client_of_an_ended_subscription_is_notified_and_stays_connected(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client, writer = durable(bench, "a", "t.*"), bench.named("writer")
         bench.subscribed(client, "other")
@@ -76,7 +77,7 @@ def test_whoever_is_connected_to_an_ended_session_is_told_and_stays(tmp_path: Pa
         bench.until(lambda: len(client.messages) == 2)
 
 
-def test_all_members_of_an_ended_group_are_told(tmp_path: Path) -> None:
+def test_all_members_of_an_ended_group_are_notified(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         members = [bench.named(f"m{number}") for number in range(3)]
         for member in members:
@@ -87,7 +88,7 @@ def test_all_members_of_an_ended_group_are_told(tmp_path: Path) -> None:
         assert bench.stats()["subscriptions"] == 0
 
 
-def test_each_of_a_thousand_members_of_an_ended_group_is_told_though_the_events_have_no_room_at_once(
+def test_ending_a_group_of_a_thousand_tells_every_member_though_the_event_ring_is_small(
     tmp_path: Path,
 ) -> None:
     with LoggedBench(tmp_path, ring_bytes=65536, max_connections=1100, work_share=1 << 20) as bench:
@@ -101,7 +102,7 @@ def test_each_of_a_thousand_members_of_an_ended_group_is_told_though_the_events_
         assert (bench.session_rows(), bench.stats()["sessions"]) == ([], 0)
 
 
-def test_a_client_id_is_taken_out_of_a_durable_group_and_with_the_last_it_ends(tmp_path: Path) -> None:
+def test_removing_the_last_client_id_ends_a_durable_group(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         for name in ("boiler\x1fone", "boiler\x1ftwo", "press\x1ftwo"):
             client = bench.named(name)
@@ -121,7 +122,7 @@ def test_a_client_id_is_taken_out_of_a_durable_group_and_with_the_last_it_ends(t
         assert not bench.session_rows()
 
 
-def test_an_ended_session_lets_a_full_log_go(tmp_path: Path) -> None:
+def test_ending_a_subscription_frees_a_full_wal(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         writer = bench.named("writer")
@@ -139,7 +140,7 @@ def test_an_ended_session_lets_a_full_log_go(tmp_path: Path) -> None:
         bench.until(lambda: publish() == 0, advance_ms=100)
 
 
-def test_an_answer_that_finds_no_room_among_the_events_comes_when_there_is(tmp_path: Path) -> None:
+def test_an_answer_for_a_full_event_ring_is_sent_later(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, ring_bytes=65536) as bench:
         bench.close(durable(bench, "gone", "t"))
         (row,) = bench.session_rows()
@@ -156,17 +157,17 @@ def test_an_answer_that_finds_no_room_among_the_events_comes_when_there_is(tmp_p
         assert bench.stats()["log_durable_lsn"] == bench.stats()["log_next_lsn"] - 1
 
 
-# ---- who may
+# ---- permissions ----
 
 
-def test_admin_is_a_right_of_its_own() -> None:
+def test_admin_is_a_separate_permission() -> None:
     assert check_allow(["admin", "sub:a", "admin"]) == ("admin", "sub:a")
     for wrong in ("admin:", "admin:x", "Admin", "adm"):
         with pytest.raises(BlipMQError, match="admin"):
             check_allow([wrong])
 
 
-def test_loopback_is_told_from_other_addresses() -> None:
+def test_loopback_is_distinguished_from_other_addresses() -> None:
     assert all(map(is_this_machine, ["", "127.0.0.1:5", "127.9.9.9:1", "[::1]:5"]))
     assert not any(map(is_this_machine, ["10.0.0.1:5", "[fe80::1]:5", "198.51.100.7:1", "nonsense", "[::2]:5"]))
 
@@ -181,7 +182,7 @@ def asked(client: RawClient, request: Any, seq: int = 9) -> wire.Reply:
 END = {"do": "sessions.end", "filter": "t", "client_id": "gone"}
 
 
-def test_a_key_with_the_right_ends_those_of_other_keys_and_one_without_is_refused(tmp_path: Path) -> None:
+def test_only_an_admin_key_ends_subscriptions_of_other_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     boiler, press = add_key(keys, "boiler", ["sub:t"]), add_key(keys, "press", ["sub:t"])
     operator, chief = add_key(keys, "operator", ["admin"]), add_key(keys, "chief", [])
@@ -200,13 +201,13 @@ def test_a_key_with_the_right_ends_those_of_other_keys_and_one_without_is_refuse
             assert reply.code == 0 and json.loads(reply.payload)["ended"]["key"] == "press"
             assert asked(client, {**END, "key": "press"}).code == 404
         with blipmq.connect_blocking(broker.address, api_key=operator) as own:
-            assert own.sessions()["total"] == 1  # whoever may end them is shown all of them
+            assert own.sessions()["total"] == 1  # a key that may end them sees all of them
         with RawClient(broker.address) as client:
             client.hello(api_key=chief)
             assert asked(client, END).code == 0
 
 
-def test_without_keys_others_than_this_machine_may_not(tmp_path: Path) -> None:
+def test_without_keys_only_loopback_clients_may_end_subscriptions(tmp_path: Path) -> None:
     from blipmq.native.events import AdminAsked
     from blipmq.protocols.blip_admin import NOT_LOCAL, Operators
 
@@ -219,7 +220,7 @@ def test_without_keys_others_than_this_machine_may_not(tmp_path: Path) -> None:
     assert operators._problem(AdminAsked(1, 1, b"", "", trusted=True), None) == ""
 
 
-def test_a_request_that_is_not_understood_changes_nothing_and_is_answered_400(tmp_path: Path) -> None:
+def test_an_invalid_request_changes_nothing_and_is_answered_400(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker:
         collecting(broker.address, "gone", "t")
         with RawClient(broker.address) as client:
@@ -235,17 +236,17 @@ def test_a_request_that_is_not_understood_changes_nothing_and_is_answered_400(tm
         assert broker.sessions()["total"] == 1
 
 
-def test_one_that_is_not_durable_is_not_ended(tmp_path: Path) -> None:
+def test_a_non_durable_subscription_cannot_be_ended(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address, client_id="gone") as own:
         own.subscribe("t", qos=1)
         with pytest.raises(Refused, match="it ends with its connection"):
             broker.end_session("t", client_id="gone")
 
 
-# ---- programs and people
+# ---- programs and the command line ----
 
 
-def test_a_program_ends_what_its_broker_collects(tmp_path: Path) -> None:
+def test_a_program_ends_a_durable_subscription_of_its_broker(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker:
         collecting(broker.address, "gone", "t")
         row = broker.end_session("t", client_id="gone")
@@ -255,7 +256,7 @@ def test_a_program_ends_what_its_broker_collects(tmp_path: Path) -> None:
             broker.end_session("t", client_id="gone")
 
 
-def test_a_program_takes_a_client_out_of_a_group_or_ends_all_of_it(tmp_path: Path) -> None:
+def test_a_program_removes_a_client_from_a_group_or_ends_the_group(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker:
         for name in ("one", "two"):
             with blipmq.connect_blocking(broker.address, client_id=name) as client:
@@ -269,7 +270,7 @@ def test_a_program_takes_a_client_out_of_a_group_or_ends_all_of_it(tmp_path: Pat
         assert broker.sessions()["total"] == 0
 
 
-def test_readers_of_an_ended_subscription_are_told_and_their_client_goes_on(tmp_path: Path) -> None:
+def test_readers_of_an_ended_subscription_get_an_error_and_the_client_continues(tmp_path: Path) -> None:
     async def scene() -> None:
         async with blipmq.Broker(settings(tmp_path)) as broker, broker.connect(client_id="reader") as client:
             reading = await client.subscribe("t", qos=1, durable=True)
@@ -286,7 +287,7 @@ def test_readers_of_an_ended_subscription_are_told_and_their_client_goes_on(tmp_
     asyncio.run(asyncio.wait_for(scene(), 60))
 
 
-def test_the_command_line_ends_a_subscription_and_the_log_says_who_did(tmp_path: Path) -> None:
+def test_the_command_line_ends_a_subscription_and_the_log_names_the_operator(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path, {"wal.reserve_bytes": 0}).get_ready()
     try:
         collecting(broker.address, "gone", "logs.>")
@@ -309,7 +310,7 @@ def test_the_command_line_ends_a_subscription_and_the_log_says_who_did(tmp_path:
         assert broker.wait() == 0
 
 
-def test_the_command_line_says_which_part_of_a_group_it_has_ended(tmp_path: Path) -> None:
+def test_the_command_line_reports_the_ended_part_of_a_group(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path, {"wal.reserve_bytes": 0}).get_ready()
     try:
         for name in ("one", "two"):
@@ -328,7 +329,7 @@ def test_the_command_line_says_which_part_of_a_group_it_has_ended(tmp_path: Path
         assert broker.wait() == 0
 
 
-def test_a_key_alone_does_not_end_a_whole_group(tmp_path: Path) -> None:
+def test_a_key_name_without_client_id_cannot_end_a_group(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as operator:
         collecting(broker.address, "one", "jobs", group="g")
         refused = cli(broker.address, "sessions", "end", "jobs", "--group", "g", "--key", "alice")
@@ -338,7 +339,7 @@ def test_a_key_alone_does_not_end_a_whole_group(tmp_path: Path) -> None:
         assert (caught.value.code, operator.sessions()["total"]) == (400, 1)
 
 
-def test_a_subscriber_whose_subscription_an_operator_ends_is_told_so(tmp_path: Path) -> None:
+def test_a_subscriber_is_notified_when_an_operator_ends_its_subscription(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as operator:
         words = ("sub", "jobs", "--qos", "1", "--durable", "--client-id", "me")
         command = [sys.executable, "-m", "blipmq.cli.client", "--addr", broker.address, *words]

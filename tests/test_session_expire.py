@@ -1,6 +1,6 @@
-"""Since when nobody is connected to a durable subscription, over restarts, and the end of those nobody comes back to.
+"""How long a durable subscription has had no connection, over restarts, and its expiry.
 
-Invariant: time passes when a test says so.
+Invariant: time passes only when a test advances it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOUR_MS = 3_600_000
 
 
 def left(bench: LoggedBench, name: str, filter: str = "t") -> None:
-    """A durable subscription whose client has gone."""
+    """A durable subscription whose client has disconnected."""
     bench.close(durable(bench, name, filter))
 
 
@@ -34,7 +34,7 @@ def on_disk(bench: LoggedBench) -> None:
     bench.until(lambda: bench.stats()["log_durable_lsn"] == bench.stats()["log_next_lsn"] - 1)
 
 
-def test_a_subscription_ends_when_nobody_has_been_connected_for_so_long_and_stays_ended(tmp_path: Path) -> None:
+def test_a_subscription_without_connection_expires_and_stays_removed(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
         left(bench, "gone")
         here, writer = durable(bench, "here", "t"), bench.named("writer")
@@ -53,7 +53,7 @@ def test_a_subscription_ends_when_nobody_has_been_connected_for_so_long_and_stay
         assert [row.client_ids for row in bench.session_rows()] == [("here",)]
 
 
-def test_who_comes_back_in_time_keeps_it(tmp_path: Path) -> None:
+def test_a_client_that_returns_in_time_keeps_its_subscription(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
         for _ in range(3):
             left(bench, "often")
@@ -76,7 +76,7 @@ def test_a_group_with_a_member_does_not_expire(tmp_path: Path) -> None:
         assert [event.row.group for event in bench.expired] == ["g"]
 
 
-def test_nothing_expires_where_no_time_is_set_and_a_reload_sets_it(tmp_path: Path) -> None:
+def test_without_an_expiry_time_nothing_expires_and_a_reload_can_set_one(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         left(bench, "gone")
         passes(bench, 5)
@@ -86,13 +86,13 @@ def test_nothing_expires_where_no_time_is_set_and_a_reload_sets_it(tmp_path: Pat
         assert len(bench.expired) == 1
 
 
-def test_absence_goes_on_over_a_restart_and_time_off_that_is_not_known_does_not_count(tmp_path: Path) -> None:
+def test_absence_continues_over_a_restart_without_unknown_downtime(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
         left(bench, "gone")
         seen_ms = bench.now_ms + bench.wall_offset_ms
         passes(bench, 3)
     with LoggedBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
-        bench.wall_offset_ms += 1000 * HOUR_MS  # a wall clock that nobody vouches for
+        bench.wall_offset_ms += 1000 * HOUR_MS  # an unsynchronized wall clock
         passes(bench, 0.5)
         (row,) = bench.session_rows()
         assert 3 * HOUR_MS <= (row.away_ms or 0) <= 3.6 * HOUR_MS
@@ -102,7 +102,7 @@ def test_absence_goes_on_over_a_restart_and_time_off_that_is_not_known_does_not_
         assert len(bench.expired) == 1
 
 
-def test_who_was_connected_when_the_broker_was_killed_was_seen_then(tmp_path: Path) -> None:
+def test_a_client_connected_at_a_kill_was_last_seen_at_the_kill(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
     with LoggedBench(log, session_expiry_ms=2 * HOUR_MS) as bench:
         client = durable(bench, "here", "t")
@@ -118,7 +118,7 @@ def test_who_was_connected_when_the_broker_was_killed_was_seen_then(tmp_path: Pa
         assert len(bench.expired) == 1
 
 
-def test_coming_and_going_on_a_quiet_broker_is_known_after_a_kill_within_minutes(tmp_path: Path) -> None:
+def test_after_a_kill_connection_times_are_accurate_to_minutes(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
     with LoggedBench(log, session_expiry_ms=4 * HOUR_MS) as bench:
         left(bench, "visitor")
@@ -135,7 +135,7 @@ def test_coming_and_going_on_a_quiet_broker_is_known_after_a_kill_within_minutes
         assert not bench.expired
 
 
-def test_the_lag_is_known_again_after_an_orderly_restart_and_at_most_so_large_after_a_kill(tmp_path: Path) -> None:
+def test_the_lag_is_exact_after_a_restart_and_bounded_after_a_kill(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
     with LoggedBench(log) as bench:
         left(bench, "gone")
@@ -160,7 +160,7 @@ def test_the_lag_is_known_again_after_an_orderly_restart_and_at_most_so_large_af
         assert not bench.session_rows()[0].unsure
 
 
-def test_an_end_that_the_log_has_no_room_for_is_tried_again(tmp_path: Path) -> None:
+def test_an_expiry_that_finds_the_wal_full_is_retried(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, session_expiry_ms=HOUR_MS) as bench:
         for number in range(50):
             left(bench, f"gone{number}")
@@ -169,7 +169,7 @@ def test_an_end_that_the_log_has_no_room_for_is_tried_again(tmp_path: Path) -> N
         assert bench.stats()["sessions"] == 0
 
 
-def test_the_setting_reaches_the_core_and_the_log_says_what_has_expired(tmp_path: Path) -> None:
+def test_the_setting_reaches_the_core_and_expiries_are_logged(tmp_path: Path) -> None:
     assert Config().qos1.session_expiry_ms == 0
     assert from_dict({"qos1": {"session_expiry_ms": 5}}).qos1.session_expiry_ms == 5
     broker = BrokerProcess(tmp_path, {"wal.reserve_bytes": 0, "qos1.session_expiry_ms": 300}).get_ready()

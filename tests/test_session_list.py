@@ -1,6 +1,6 @@
-"""What an operator is shown of QoS 1 subscriptions and queue groups: the core's pages, INFO, metrics, the command line.
+"""The list of QoS 1 subscriptions and queue groups for operators: pages of the core, INFO, metrics, the command line.
 
-Invariant: nothing here waits for a clock: time passes when a test says so, or a state is waited for with a bound.
+Invariant: no test waits for a clock: a test advances time, or waits for a state with a bound.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def acknowledged(bench: LoggedBench, client: Client, count: int) -> None:
 # ---- lag
 
 
-def test_the_lag_of_a_subscription_is_exact_whether_it_is_in_memory_or_in_the_log_alone(tmp_path: Path) -> None:
+def test_the_lag_of_a_subscription_is_exact_in_memory_and_in_the_wal(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE_LOG, max_in_flight=10) as bench:
         client, writer = durable(bench, "archive", "logs.>"), bench.named("writer")
         bench.published(writer, "logs.a", 300)
@@ -62,10 +62,10 @@ def test_the_lag_of_a_subscription_is_exact_whether_it_is_in_memory_or_in_the_lo
             again.messages.pop(0)
         (row,) = bench.session_rows()
         assert (row.lag_messages, row.lag_bytes, row.oldest_ms) == (0, 0, None)
-        bench.until(lambda: bench.session_rows()[0].log_bytes == 0)  # once the rest of the log has been looked through
+        bench.until(lambda: bench.session_rows()[0].log_bytes == 0)  # once the rest of the WAL has been scanned
 
 
-def test_one_that_is_not_durable_has_a_lag_and_keeps_nothing_of_the_log(tmp_path: Path) -> None:
+def test_a_non_durable_subscription_has_a_lag_and_keeps_no_wal_data(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, subscriber_messages=7, max_in_flight=3) as bench:
         client = bench.named("now")
         bench.subscribed(client, "a")
@@ -75,7 +75,7 @@ def test_one_that_is_not_durable_has_a_lag_and_keeps_nothing_of_the_log(tmp_path
         assert row.conn == client.conn
 
 
-def test_what_one_message_keeps_of_the_log_is_told_however_small_its_lag_is(tmp_path: Path) -> None:
+def test_the_wal_size_kept_by_one_message_is_reported_at_any_lag(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE_LOG) as bench:
         durable(bench, "stuck", "rare")
         busy, writer = durable(bench, "busy", "often"), bench.named("writer")
@@ -88,11 +88,11 @@ def test_what_one_message_keeps_of_the_log_is_told_however_small_its_lag_is(tmp_
         assert rows["rare"].lag_messages == 1
         assert 30 * 30 * 4000 * 0.9 < rows["rare"].log_bytes < 30 * 30 * 4000 * 1.3
         assert rows["often"].log_bytes == 0
-        # asked for those with a lag of two, the one that keeps most of the log is told all the same
+        # with a minimum lag of two, the subscription that keeps most of the WAL is still listed
         assert [row.filter for row in bench.session_rows(lag_min=2)] == ["rare"]
 
 
-def test_the_age_of_the_oldest_message_and_when_somebody_was_there_are_told(tmp_path: Path) -> None:
+def test_the_list_shows_the_oldest_message_age_and_the_last_connection(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client, writer = durable(bench, "a", "t"), bench.named("writer")
         bench.published(writer, "t", 1)
@@ -110,7 +110,7 @@ def test_the_age_of_the_oldest_message_and_when_somebody_was_there_are_told(tmp_
 # ---- pages
 
 
-def test_a_walk_tells_each_of_many_once_in_bounded_pages_and_their_sums(tmp_path: Path) -> None:
+def test_a_walk_lists_each_subscription_once_in_bounded_pages_with_sums(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE_LOG, max_sessions=5000) as bench:
         client = bench.named("many")
         for number in range(3000):
@@ -122,17 +122,17 @@ def test_a_walk_tells_each_of_many_once_in_bounded_pages_and_their_sums(tmp_path
         assert len({row.filter for page in pages for row in page.rows}) == 3000
         sums = pages[-1].sums
         assert (sums["sessions"], sums["durable"], sums["absent"], sums["lag_messages"]) == (3000, 3000, 0, 5)
-        # those without a lag are passed over, a thousand a page
+        # those without a lag are skipped, a thousand a page
         pages = bench.session_pages(lag_min=1)
         assert len(pages) == 3 and [row.lag_messages for page in pages for row in page.rows] == [5]
 
 
-def test_sessions_that_end_or_begin_during_a_walk_do_not_disturb_it(tmp_path: Path) -> None:
+def test_subscriptions_that_start_or_end_do_not_disturb_a_walk(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LARGE_LOG) as bench:
         client = durable(bench, "many", *(f"{'x' * 200}.{number}" for number in range(200)))
         bench.core.sessions(77, begin=True)
         seen = [row.filter for row in bench._await(77).rows]
-        for number in range(0, 200, 2):  # the next of the walk is among them, whichever it is
+        for number in range(0, 200, 2):  # the next one of the walk is always among them
             client.send(wire.UNSUB, f"{'x' * 200}.{number}", seq=number + 1)
         bench.until(lambda: len(client.replies) == 100)
         more = True
@@ -144,7 +144,7 @@ def test_sessions_that_end_or_begin_during_a_walk_do_not_disturb_it(tmp_path: Pa
         assert len(seen) == len(set(seen)) and odd <= set(seen)
 
 
-def test_a_walk_finds_those_whose_filter_client_id_or_group_holds_a_text(tmp_path: Path) -> None:
+def test_a_walk_can_search_in_filter_client_id_and_group(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         durable(bench, "boiler-1", "site/1/#")
         durable(bench, "boiler-2", "site/2/#")
@@ -159,7 +159,7 @@ def test_a_walk_finds_those_whose_filter_client_id_or_group_holds_a_text(tmp_pat
         assert found("nobody") == set() and found("x" * 300) == set()
 
 
-def test_a_walk_that_another_has_taken_the_place_of_ends(tmp_path: Path) -> None:
+def test_a_walk_ends_when_another_replaces_it(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         durable(bench, "a", *(f"{'x' * 200}.{number}" for number in range(100)))
         bench.core.sessions(1001, begin=True)
@@ -174,7 +174,7 @@ def test_a_walk_that_another_has_taken_the_place_of_ends(tmp_path: Path) -> None
 # ---- counts
 
 
-def test_each_subscription_is_counted_once_whatever_its_kind(tmp_path: Path) -> None:
+def test_each_subscription_of_any_kind_is_counted_once(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         one, two = bench.named("one"), bench.named("two")
 
@@ -209,7 +209,7 @@ def test_a_member_of_a_queue_group_is_listed_among_the_subscribers(tmp_path: Pat
         assert not bench.subscribers()
 
 
-# ---- INFO, metrics and words
+# ---- INFO, metrics and text ----
 
 
 def settings(directory: Path, **sections: Any) -> dict[str, Any]:
@@ -221,12 +221,12 @@ def settings(directory: Path, **sections: Any) -> dict[str, Any]:
 
 
 def collecting(address: str, name: str, filter: str, group: str = "", **options: Any) -> None:
-    """A durable subscription whose client is away."""
+    """A durable subscription of an absent client."""
     with blipmq.connect_blocking(address, client_id=name, **options) as client:
         client.subscribe(filter, qos=1, durable=True, group=group)
 
 
-def test_info_lists_those_with_the_largest_lag_first(tmp_path: Path) -> None:
+def test_info_sorts_subscriptions_by_largest_lag(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as writer:
         for number in range(3):
             collecting(broker.address, f"c{number}", f"t.{number}")
@@ -246,7 +246,7 @@ def test_info_lists_those_with_the_largest_lag_first(tmp_path: Path) -> None:
         assert [row["client_id"] for row in writer.sessions("c1")["list"]] == ["c1"]
 
 
-def test_the_json_of_info_stays_bounded_however_long_its_rows_are(tmp_path: Path) -> None:
+def test_the_json_of_info_is_bounded_for_rows_of_any_length(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker:
         name = "é" * 128
         with blipmq.connect_blocking(broker.address, client_id=name) as client:
@@ -260,7 +260,7 @@ def test_the_json_of_info_stays_bounded_however_long_its_rows_are(tmp_path: Path
             assert listed["total"] == 900 and 100 < len(listed["list"]) < 900
 
 
-def test_what_info_is_asked_that_it_does_not_understand_brings_all_of_it(tmp_path: Path) -> None:
+def test_an_unknown_info_section_returns_the_whole_answer(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, RawClient(broker.address) as asker:
         asker.hello("")
         for asked in (b"", b"{", b"[]", b'{"sessions": 1}', b'{"sessions": {"find": 1}}', b"[" * 4000):
@@ -268,7 +268,7 @@ def test_what_info_is_asked_that_it_does_not_understand_brings_all_of_it(tmp_pat
             assert "uptime_s" in json.loads(asker.next().payload)
 
 
-def test_a_key_with_rights_is_shown_its_own_sessions_alone(tmp_path: Path) -> None:
+def test_a_key_with_an_acl_sees_only_its_own_subscriptions(tmp_path: Path) -> None:
     from blipmq.auth.keys import add_key
 
     keys = tmp_path / "keys"
@@ -288,7 +288,7 @@ def test_a_key_with_rights_is_shown_its_own_sessions_alone(tmp_path: Path) -> No
                 assert all_of_them.sessions()["total"] == 3
 
 
-def test_a_key_with_rights_is_shown_its_own_part_of_a_group_alone(tmp_path: Path) -> None:
+def test_a_key_with_an_acl_sees_only_its_own_part_of_a_group(tmp_path: Path) -> None:
     from blipmq.auth.keys import add_key
 
     keys = tmp_path / "keys"
@@ -311,7 +311,7 @@ def test_a_key_with_rights_is_shown_its_own_part_of_a_group_alone(tmp_path: Path
         ]
 
 
-def test_metrics_have_series_for_those_with_the_largest_lag_alone(tmp_path: Path) -> None:
+def test_only_subscriptions_with_the_largest_lag_have_metric_series(tmp_path: Path) -> None:
     from prometheus_client.parser import text_string_to_metric_families
     from watched_broker import WatchedBroker
 
@@ -331,7 +331,7 @@ def test_metrics_have_series_for_those_with_the_largest_lag_alone(tmp_path: Path
         assert len(families["blipmq_session_oldest_seconds"].samples) == 1  # the others have none
 
 
-def test_the_words_of_info_name_those_for_whom_messages_wait() -> None:
+def test_info_text_names_subscriptions_with_stored_messages() -> None:
     row = {
         "key": "", "client_id": "archive", "filter": "logs.>", "group": "", "durable": True, "qos": 1, "connected": 0,
         "members": [], "lag_messages": 12_345, "lag_bytes": 3 << 20, "lag_exact": False, "log_bytes": 64 << 20,
@@ -351,7 +351,7 @@ def test_the_words_of_info_name_those_for_whom_messages_wait() -> None:
     assert text.endswith("  idle  logs.>: 0 messages, away for 1 day 1 hour\n") and "quick" not in text
 
 
-def test_the_words_of_info_say_how_many_subscriptions_are_not_shown() -> None:
+def test_info_text_counts_the_subscriptions_that_are_not_shown() -> None:
     away = {"client_id": "c", "filter": "t", "connected": 0, "lag_messages": 1, "in_flight": 0}
     late = {**away, "connected": 1, "lag_messages": 9, "in_flight": 2}
 
@@ -364,7 +364,7 @@ def test_the_words_of_info_say_how_many_subscriptions_are_not_shown() -> None:
     assert last_line(5, 5, [away] * 5) == "  c  t: 1 message, away"
 
 
-def test_info_shows_each_subscription_that_is_away_and_no_connected_one_is_missing(tmp_path: Path) -> None:
+def test_info_shows_every_absent_and_every_connected_subscription(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, blipmq.connect_blocking(broker.address) as reader:
         collecting(broker.address, "archive", "logs.>")
         reader.subscribe("logs.>")

@@ -1,6 +1,6 @@
-"""How much of the log one durable subscription may keep. What is over it becomes dead letters or is dropped; QoS 1 goes on.
+"""The WAL quota of one durable subscription. Messages over it become dead letters or are dropped; QoS 1 continues.
 
-Invariant: time passes when a test says so; the disk is waited for until it has answered.
+Invariant: time passes only when a test advances it; the tests wait for the disk to answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def quota_bench(directory: Path, **limits: Any) -> LoggedBench:
 
 
 def publish(bench: LoggedBench, writer: Client, topic: str, count: int, bytes_each: int = 1000) -> None:
-    """Each is accepted, however often it has to be tried."""
+    """Each message is accepted, after any number of attempts."""
     for _ in range(count):
         for _ in range(400):
             writer.replies.clear()
@@ -49,11 +49,11 @@ def settled(bench: LoggedBench) -> None:
 
 
 @pytest.mark.parametrize("overflow", list(SessionOverflow))
-def test_a_forgotten_subscription_does_not_stop_publishing(tmp_path: Path, overflow: SessionOverflow) -> None:
+def test_an_abandoned_subscription_does_not_stop_publishing(tmp_path: Path, overflow: SessionOverflow) -> None:
     with quota_bench(tmp_path, session_overflow=overflow) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         writer = bench.named("writer")
-        publish(bench, writer, "t", 4000)  # four times what the log holds
+        publish(bench, writer, "t", 4000)  # four times the size of the WAL
         settled(bench)
         (row,) = bench.session_rows()
         stats = bench.stats()
@@ -68,7 +68,7 @@ def test_a_forgotten_subscription_does_not_stop_publishing(tmp_path: Path, overf
         assert client.messages[0].id > 1
 
 
-def test_one_message_that_nobody_acknowledges_keeps_the_log_no_longer(tmp_path: Path) -> None:
+def test_the_quota_releases_wal_kept_by_one_unacknowledged_message(tmp_path: Path) -> None:
     with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP, ack_timeout_ms=3_600_000) as bench:
         stuck, busy = durable(bench, "stuck", "rare"), durable(bench, "busy", "often")
         writer = bench.named("writer")
@@ -83,13 +83,13 @@ def test_one_message_that_nobody_acknowledges_keeps_the_log_no_longer(tmp_path: 
         rows = {row.filter: row for row in bench.session_rows()}
         assert (rows["rare"].lag_messages, rows["rare"].over_quota) == (0, 1)
         assert rows["often"].over_quota == 0
-        stuck.send(wire.ACK, seq=stuck.messages[0].id)  # too late, and no harm
+        stuck.send(wire.ACK, seq=stuck.messages[0].id)  # too late, and harmless
         publish(bench, writer, "rare", 1)
         bench.until(lambda: len(stuck.messages) == 2)
         assert conserved(bench.stats())
 
 
-def test_what_is_over_the_quota_comes_as_dead_letters_with_the_reason(tmp_path: Path) -> None:
+def test_messages_over_the_quota_become_dead_letters_with_the_reason(tmp_path: Path) -> None:
     with quota_bench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         undertaker, writer = bench.named("undertaker"), bench.named("writer")
@@ -117,7 +117,7 @@ def test_what_is_over_the_quota_comes_as_dead_letters_with_the_reason(tmp_path: 
         assert letters[0].payload == bytes(1000)
 
 
-def test_a_quota_that_is_set_on_a_full_log_makes_room(tmp_path: Path) -> None:
+def test_setting_a_quota_on_a_full_wal_frees_space(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         for number in range(3):
             bench.close(durable(bench, f"forgotten{number}", "t"))
@@ -136,7 +136,7 @@ def test_a_quota_that_is_set_on_a_full_log_makes_room(tmp_path: Path) -> None:
         assert conserved(bench.stats())
 
 
-def test_absent_ones_found_at_the_start_are_cut_too(tmp_path: Path) -> None:
+def test_the_quota_applies_to_absent_subscriptions_at_start(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         publish(bench, bench.named("writer"), "t", 600)
@@ -146,7 +146,7 @@ def test_absent_ones_found_at_the_start_are_cut_too(tmp_path: Path) -> None:
         assert row.lag_messages + row.over_quota == 600
 
 
-def test_each_is_told_with_the_ids_once_a_minute(tmp_path: Path) -> None:
+def test_each_quota_cut_is_logged_with_ids_once_a_minute(tmp_path: Path) -> None:
     with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         writer = bench.named("writer")
@@ -161,7 +161,7 @@ def test_each_is_told_with_the_ids_once_a_minute(tmp_path: Path) -> None:
         assert first.first_id <= first.last_id < second.first_id <= second.last_id
 
 
-def test_who_keeps_up_loses_nothing(tmp_path: Path) -> None:
+def test_a_subscription_that_keeps_up_loses_nothing(tmp_path: Path) -> None:
     with quota_bench(tmp_path, max_in_flight=16) as bench:
         client, writer = durable(bench, "quick", "t"), bench.named("writer")
         got = 0
@@ -179,7 +179,7 @@ def test_who_keeps_up_loses_nothing(tmp_path: Path) -> None:
         assert bench.stats()["over_session_log"] == 0
 
 
-def test_health_names_the_subscription_that_fills_the_log_and_the_command_that_ends_it(tmp_path: Path) -> None:
+def test_health_names_the_subscription_that_fills_the_wal_and_the_remedy(tmp_path: Path) -> None:
     wal = {
         "segment_size_bytes": 512 << 10,
         "max_bytes": 8 << 20,
@@ -200,13 +200,13 @@ def test_health_names_the_subscription_that_fills_the_log_and_the_command_that_e
         until(lambda: not broker.info()["reasons"], "there is room again")
 
 
-def test_a_quota_that_a_log_has_no_room_for_is_warned_of(tmp_path: Path) -> None:
+def test_a_quota_larger_than_the_wal_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "blipmq.toml").write_text("[qos1]\nsession_log_bytes = 1_000_000_000\n")
     loaded = config_reader.load(str(tmp_path / "blipmq.toml"), {})
     assert any("session_log_bytes" in warning for warning in config_reader.warnings(loaded))
 
 
-def test_the_settings_reach_the_core_and_the_log_says_what_was_lost(tmp_path: Path) -> None:
+def test_the_settings_reach_the_core_and_losses_are_logged(tmp_path: Path) -> None:
     from blipmq.native.config import CoreConfig
 
     core = CoreConfig.of(from_dict({"qos1": {"session_log_bytes": 5, "session_overflow": "drop"}}))
@@ -234,11 +234,11 @@ def test_the_settings_reach_the_core_and_the_log_says_what_was_lost(tmp_path: Pa
         assert broker.wait() == 0
 
 
-def test_a_letter_of_a_message_that_was_never_acknowledged_does_not_name_the_quota(tmp_path: Path) -> None:
+def test_a_dead_letter_after_too_many_deliveries_does_not_name_the_quota(tmp_path: Path) -> None:
     with quota_bench(tmp_path, max_deliveries=1, ack_timeout_ms=100) as bench:
         reader, undertaker = durable(bench, "reader", "t"), durable(bench, "undertaker", "$dlq/#")
         writer = bench.named("writer")
-        for _ in range(3):  # in memory that others have used before
+        for _ in range(3):  # in reused memory
             publish(bench, writer, "elsewhere", 100)
             publish(bench, writer, "t", 20)
             bench.until(lambda: reader.messages)
@@ -251,7 +251,7 @@ def test_a_letter_of_a_message_that_was_never_acknowledged_does_not_name_the_quo
 
 
 def collected(bench: LoggedBench, client: Client) -> int:
-    """How many have come to a client since, each acknowledged."""
+    """The number of messages delivered to a client since, each acknowledged."""
     count = len(client.messages)
     for message in client.messages:
         client.send(wire.ACK, seq=message.id)
@@ -270,7 +270,7 @@ def letters_until_no_more_come(bench: LoggedBench, undertaker: Client) -> int:
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-def test_dead_letters_of_a_quota_do_not_push_more_messages_over_it(tmp_path: Path, restarts: bool) -> None:
+def test_dead_letters_of_the_quota_cause_no_further_losses(tmp_path: Path, restarts: bool) -> None:
     log = LOG._replace(max_bytes=4 << 20)
     limits: dict[str, Any] = {"session_log_bytes": QUOTA}
     with LoggedBench(tmp_path, log, **limits) as bench:
@@ -278,7 +278,7 @@ def test_dead_letters_of_a_quota_do_not_push_more_messages_over_it(tmp_path: Pat
         undertaker = bench.named("undertaker")
         bench.subscribed(undertaker, "$dlq/t", durable=True)
         letters, writer = 0, bench.named("writer")
-        for _ in range(12):  # 300 messages of 1,000 bytes: a little more than the quota
+        for _ in range(12):  # 300 messages of 1,000 bytes: slightly more than the quota
             publish(bench, writer, "t", 25)
             letters += collected(bench, undertaker)
         letters += letters_until_no_more_come(bench, undertaker)
@@ -290,12 +290,12 @@ def test_dead_letters_of_a_quota_do_not_push_more_messages_over_it(tmp_path: Pat
     with LoggedBench(tmp_path, log, **limits) as bench:
         undertaker = bench.named("undertaker")
         bench.subscribed(undertaker, "$dlq/t", durable=True)
-        more = letters_until_no_more_come(bench, undertaker)  # what a start writes is in the log too
+        more = letters_until_no_more_come(bench, undertaker)  # records written at a start are in the WAL too
         (row,) = [row for row in bench.session_rows() if row.filter == "t"]
         assert row.over_quota == more < 10 and row.lag_messages + letters + more == 300
 
 
-def test_a_subscription_to_dead_letters_has_half_of_the_log_and_not_the_quota(tmp_path: Path) -> None:
+def test_a_dead_letter_subscription_may_use_half_of_the_wal(tmp_path: Path) -> None:
     with LoggedBench(tmp_path, LOG._replace(max_bytes=8 << 20), session_log_bytes=QUOTA) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         bench.close(durable(bench, "undertaker", "$dlq/t"))
@@ -306,12 +306,12 @@ def test_a_subscription_to_dead_letters_has_half_of_the_log_and_not_the_quota(tm
         assert rows["$dlq/t"].over_quota == 0 == bench.stats()["dead_letters_dropped"]
 
 
-def test_dead_letters_that_nobody_fetches_are_let_go_of_and_counted_and_publishing_goes_on(tmp_path: Path) -> None:
+def test_unfetched_dead_letters_are_dropped_and_counted_and_publishing_continues(tmp_path: Path) -> None:
     with quota_bench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         bench.close(durable(bench, "undertaker", "$dlq/t"))
         writer = bench.named("writer")
-        for _ in range(3000):  # three times what the log holds
+        for _ in range(3000):  # three times the size of the WAL
             for _ in range(3000):
                 writer.replies.clear()
                 writer.send(wire.PUB, "t", bytes(1000), qos=1, seq=5)

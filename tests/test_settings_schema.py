@@ -1,4 +1,4 @@
-"""The engine that reads declared settings: of a broker, of a device, or, here, of a lamp."""
+"""The parser of declared settings, used for the broker and the device. Here the settings are those of a lamp."""
 
 import re
 
@@ -40,7 +40,7 @@ def read(text, reading=None):
     return reading
 
 
-def test_each_kind_of_value_is_taken_with_its_origin_and_the_rest_has_its_default():
+def test_each_kind_of_value_has_its_origin_and_missing_values_are_defaults():
     text = 'height = -5\n[light]\ncolours = ["#000000"]\n[[bulbs]]\nname = "a"\n[[bulbs]]\nwatts = 100\n'
     reading = read(text)
     assert reading.problems == []
@@ -51,7 +51,7 @@ def test_each_kind_of_value_is_taken_with_its_origin_and_the_rest_has_its_defaul
     assert reading.origins["light.colours"] == "lamp.toml:3" and reading.origins["bulbs"] == "lamp.toml:4"
 
 
-def test_a_later_file_lies_over_those_before_it_key_by_key():
+def test_a_later_file_overrides_earlier_ones_key_by_key():
     reading = read("[light]\non = false\n", read('height = 3\n[light]\nmode = "blinking"\n'))
     assert reading.build() == Lamp(height=3, light=Light(on=False, mode="blinking"))
 
@@ -82,11 +82,11 @@ def test_a_later_file_lies_over_those_before_it_key_by_key():
         ("[[bulbs]]\npin = 1234", "2: bulbs.pin: what stands there is not a string"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line_and_what_would_do(text, problem):
+def test_an_invalid_value_is_reported_with_its_line_and_valid_values(text, problem):
     assert read(text).problems == [f"lamp.toml:{problem}"]
 
 
-def test_all_problems_are_kept_and_the_values_that_are_right_are_taken():
+def test_all_problems_are_collected_and_valid_values_are_applied():
     reading = read("height = 7\n[light]\non = 1\nmode = 2\n")
     assert [problem.split(":")[1] for problem in reading.problems] == ["3", "4"]
     assert reading.build() == Lamp(height=7)

@@ -25,7 +25,7 @@ def broker() -> Iterator[FakeBroker]:
 
 
 def sit_down(broker: FakeBroker, **extra: str) -> Terminal:
-    """A person who has connected and sees the first prompt."""
+    """A connected terminal at the first prompt."""
     terminal = Terminal([*SHELL, broker.address], extra)
     terminal.expect("Type help for the commands.")
     terminal.expect(PROMPT)
@@ -33,7 +33,7 @@ def sit_down(broker: FakeBroker, **extra: str) -> Terminal:
 
 
 def script(address: str, text: str, **extra: str) -> tuple[int, str, str]:
-    """Exit status, standard output, standard error of a shell that reads `text` from a pipe."""
+    """Exit status, standard output and standard error of a shell that reads `text` from a pipe."""
     done = subprocess.run(
         [sys.executable, *SHELL, address],
         input=text.encode(),
@@ -49,10 +49,10 @@ def deliver(broker: FakeBroker, topic: str, payload: bytes) -> None:
     broker.call(lambda: broker.publish(topic, payload))
 
 
-# ---- a person --------------------------------------------------------------------------------------------------------
+# ---- interactive use -------------------------------------------------------------------------------------------------
 
 
-def test_a_session_reads_like_this(broker: FakeBroker) -> None:
+def test_a_shell_transcript_matches_the_expected_text(broker: FakeBroker) -> None:
     with Terminal([*SHELL, broker.address]) as terminal:
         assert terminal.expect(PROMPT).endswith(
             f"✅ Connected to {broker.address}. Type help for the commands.\r\n{PROMPT}"
@@ -77,7 +77,7 @@ def test_a_session_reads_like_this(broker: FakeBroker) -> None:
     assert broker.wait_for("QUIT")
 
 
-def test_a_message_appears_above_the_line_being_typed(broker: FakeBroker) -> None:
+def test_a_message_is_printed_above_the_edited_line(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         terminal.type("sub a\n")
         terminal.expect("Subscribed to a.")
@@ -94,7 +94,7 @@ def test_a_message_appears_above_the_line_being_typed(broker: FakeBroker) -> Non
     assert broker.wait_for("PUB")[0]["payload"] == b"half a line"
 
 
-def test_the_last_line_comes_back_with_the_arrow_key(broker: FakeBroker) -> None:
+def test_the_arrow_key_recalls_the_last_line(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         terminal.type("pub a first\n")
         terminal.expect("Sent 5 bytes")
@@ -107,7 +107,7 @@ def test_the_last_line_comes_back_with_the_arrow_key(broker: FakeBroker) -> None
     assert [command["payload"] for command in broker.wait_for("PUB", 2)] == [b"first", b"first"]
 
 
-def test_an_interrupt_gives_a_fresh_prompt_and_ctrl_d_leaves(broker: FakeBroker) -> None:
+def test_ctrl_c_gives_a_new_prompt_and_ctrl_d_exits(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         terminal.type("pub a never")
         terminal.expect("never")
@@ -120,7 +120,7 @@ def test_an_interrupt_gives_a_fresh_prompt_and_ctrl_d_leaves(broker: FakeBroker)
     assert [command["payload"] for command in broker.wait_for("PUB")] == [b"yes"]
 
 
-def test_mistakes_are_explained_and_the_shell_goes_on(broker: FakeBroker) -> None:
+def test_errors_are_explained_and_the_shell_continues(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         for line, words in (
             ("nonsense", "❌ There is no command 'nonsense'. Type help"),
@@ -157,7 +157,7 @@ def test_the_shell_survives_a_restart_of_the_broker_with_a_notice(broker: FakeBr
         assert terminal.end() == 0
 
 
-def test_a_client_id_or_key_that_is_taken_away_ends_the_shell_with_the_reason(broker: FakeBroker) -> None:
+def test_a_takeover_or_revoked_key_ends_the_shell_with_the_reason(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         broker.refusals["HELLO"] = (401, "this key was revoked")
         broker.kick()
@@ -179,7 +179,7 @@ def test_no_color_gives_plain_text(broker: FakeBroker) -> None:
 # ---- history and completion ------------------------------------------------------------------------------------------
 
 
-def test_lines_of_an_earlier_session_come_back_and_are_nobody_elses(broker: FakeBroker, tmp_path: Path) -> None:
+def test_history_of_earlier_sessions_is_restored_and_private(broker: FakeBroker, tmp_path: Path) -> None:
     with sit_down(broker, XDG_STATE_HOME=str(tmp_path)) as terminal:
         for line in ("pub a first", " pub a secret"):
             terminal.type(line + "\n")
@@ -200,7 +200,7 @@ def test_lines_of_an_earlier_session_come_back_and_are_nobody_elses(broker: Fake
     assert [command["payload"] for command in broker.wait_for("PUB", 3)] == [b"first", b"secret", b"first"]
 
 
-def test_where_no_history_can_be_kept_the_shell_works_without(broker: FakeBroker) -> None:
+def test_the_shell_works_without_a_history_file(broker: FakeBroker) -> None:
     with sit_down(broker, XDG_STATE_HOME="/dev/null/nowhere") as terminal:
         terminal.type("pub a x\n")
         terminal.expect("Sent 1 byte to a.")
@@ -209,7 +209,7 @@ def test_where_no_history_can_be_kept_the_shell_works_without(broker: FakeBroker
         assert terminal.end() == 0
 
 
-def test_the_tab_key_completes_commands_and_topics_that_were_seen(broker: FakeBroker) -> None:
+def test_the_tab_key_completes_commands_and_known_topics(broker: FakeBroker) -> None:
     with sit_down(broker) as terminal:
         terminal.type("su\tsite/+/temp\n")
         terminal.expect("✅ Subscribed to site/+/temp.")
@@ -226,7 +226,7 @@ def test_the_tab_key_completes_commands_and_topics_that_were_seen(broker: FakeBr
         assert terminal.end() == 0
 
 
-def test_what_tab_offers_depends_on_the_words_before() -> None:
+def test_tab_completion_depends_on_the_preceding_words() -> None:
     words = Vocabulary(("pub", "sub", "unsub"))
     for topic in ("b.one", "a.two", "a two", "a.\x1b"):
         words.saw_topic(topic)
@@ -241,7 +241,7 @@ def test_what_tab_offers_depends_on_the_words_before() -> None:
     assert len(words.completions("pub ", "")) == TOPICS_MAX
 
 
-def test_a_history_is_bounded_and_two_sessions_keep_both_their_lines(tmp_path: Path) -> None:
+def test_the_history_is_bounded_and_keeps_lines_of_two_sessions(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "history"
     one, two = History(path), History(path)
     for number in range(HISTORY_LINES_MAX + 5):
@@ -267,16 +267,14 @@ def test_a_history_is_bounded_and_two_sessions_keep_both_their_lines(tmp_path: P
         ({}, None),
     ],
 )
-def test_the_history_is_where_the_specification_of_base_directories_says(
-    variables: dict[str, str], path: str | None
-) -> None:
+def test_the_history_path_follows_the_xdg_specification(variables: dict[str, str], path: str | None) -> None:
     assert history_path(variables) == (None if path is None else Path(path))
 
 
-# ---- a script --------------------------------------------------------------------------------------------------------
+# ---- scripts ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_script_gets_plain_lines_and_what_it_publishes_itself(broker: FakeBroker) -> None:
+def test_a_script_gets_plain_lines_and_its_own_messages(broker: FakeBroker) -> None:
     text = "sub a.*\npub a.b hello world\npub a.b 500 short\npub a.b 500\nunsub a.*\nexit\npub a.b never\n"
     status, out, err = script(broker.address, text)
     assert (status, err) == (0, "")
@@ -292,7 +290,7 @@ def test_the_end_of_the_input_ends_the_shell_after_the_last_line_without_newline
     assert script(broker.address, "\n  \n") == (0, "", "")
 
 
-def test_a_script_that_made_a_mistake_ends_with_its_status_and_the_error_on_standard_error(broker: FakeBroker) -> None:
+def test_a_failed_script_ends_with_its_status_and_an_error_message(broker: FakeBroker) -> None:
     status, out, err = script(broker.address, "nonsense\npub a x\n")
     assert (status, out) == (2, "Sent 1 byte to a.\n")
     assert err.startswith("blipmq connect: There is no command 'nonsense'.")
@@ -300,7 +298,7 @@ def test_a_script_that_made_a_mistake_ends_with_its_status_and_the_error_on_stan
     assert script(broker.address, "sub a\n")[0] == 77
 
 
-def test_nobody_at_the_address_is_said_with_status_69() -> None:
+def test_no_broker_at_the_address_is_reported_with_status_69() -> None:
     status, out, err = script(f"127.0.0.1:{fake_broker.free_port()}", "")
     assert (status, out) == (69, "")
     assert "nothing listens there. Start the broker" in err

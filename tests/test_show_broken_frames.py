@@ -1,7 +1,8 @@
-"""Acceptance: a hundred thousand broken frames, and the broker is as it was: memory, descriptors, service.
+"""Acceptance: after a hundred thousand broken frames memory, descriptors and service of the broker are unchanged.
 
-Half of the connections say HELLO first. What is closed for cause makes one line in the log, or, past the limit on lines
-of one event a second, is counted in the next `logs_suppressed` line; together they must say exactly what was closed.
+Half of the connections send HELLO first. Each connection closed for cause writes one log line or, above the line limit
+of one event per second, is counted in the next `logs_suppressed` line. The sum must equal the number of closed
+connections.
 """
 
 import json
@@ -21,7 +22,7 @@ BROKEN = [bytes.fromhex(vector["frame"]) for vector in VECTORS["broken"]]
 TOTAL = 100_000
 WARM_UP = 10_000
 AT_ONCE = 100
-RSS_GROWTH_BYTES_MAX = 1 << 20  # over 90,000 connections: less than twelve bytes for each
+RSS_GROWTH_BYTES_MAX = 1 << 20  # over 90,000 connections: less than twelve bytes each
 
 HELLO_FRAME = command(HELLO, protocol=1, seq=1)
 MARKER = v1_command(SUB, "marker")
@@ -32,7 +33,7 @@ def read_to_the_end(client):
     try:
         while piece := client.recv(65536):
             data += piece
-            if is_acknowledged(data):  # the broker keeps this one
+            if is_acknowledged(data):  # the broker keeps this connection open
                 break
     except ConnectionResetError:
         pass
@@ -44,10 +45,11 @@ def is_acknowledged(data):
 
 
 def attack(address, frames, hello):
-    """Each frame on a connection of its own, many at once. Returns how many the broker closed, and the Replies' codes."""
+    """Each frame on its own connection, many in parallel. Returns the number of connections closed by the broker, and
+    the codes of the Replies."""
     clients = [socket.create_connection(address, timeout=60) for _ in frames]
     for client, frame in zip(clients, frames, strict=True):
-        # The marker is answered only where the frame is not fatal: some flipped bits make a valid command.
+        # The marker is answered only if the frame is not fatal: some flipped bits make a valid command.
         client.sendall((HELLO_FRAME if hello else b"") + frame + MARKER)
     closed, codes = 0, []
     for client in clients:
@@ -59,7 +61,7 @@ def attack(address, frames, hello):
 
 
 def replies(data):
-    """The Replies in what was received; its last frame may be cut off."""
+    """The Replies in the received bytes; the last frame may be incomplete."""
     at = 0
     while at + 4 < len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -73,20 +75,20 @@ def rotation(start, count):
 
 
 def log_for_cause_only(broker):
-    """From here on the log holds warnings; clients that close by themselves are an `info`."""
-    # The other setting waits for a restart; the warning that says so also says that the level has changed.
+    """From here on the log contains warnings only; connections closed by clients are logged at `info`."""
+    # The other setting requires a restart; the warning about it also shows that the level has changed.
     broker.configure({"logging.level": "warning", "performance.timer_config.resolution_ms": 20})
     broker.signal(signal.SIGHUP)
     broker.wait_for("reload_needs_restart")
 
 
 def logged_closings(broker):
-    """Lines that say a connection was closed for cause, those that were only counted included."""
+    """The number of logged closes for cause, including those only counted."""
     suppressed = sum(int(line["count"]) for line in broker.lines("logs_suppressed", of="closed"))
     return len(broker.lines("closed")) + suppressed
 
 
-def test_memory_and_descriptors_are_flat_after_100_000_broken_frames_and_each_closing_is_in_the_log(broker):
+def test_a_hundred_thousand_broken_frames_leak_nothing_and_each_close_is_logged(broker):
     log_for_cause_only(broker)
     host, _, port = broker.address.rpartition(":")
     address = (host, int(port))
@@ -117,10 +119,10 @@ def test_memory_and_descriptors_are_flat_after_100_000_broken_frames_and_each_cl
 
 
 def go_round_the_rings(witness):
-    """Let 8 MiB of requests and answers pass between the broker's threads.
+    """Send 8 MiB of requests and answers through the rings between the threads of the broker.
 
-    Its rings take memory page by page until they have gone round once; that is no growth, and belongs before measuring.
-    """
+    The rings allocate memory page by page until each page was used once. That is no leak, so it must happen before the
+    measurement."""
     requests = [command(UNSUB, "f" * 250, seq=n) for n in range(1, 257)]
     for _ in range(128):
         witness.send(*requests)
@@ -129,5 +131,5 @@ def go_round_the_rings(witness):
 
 
 def settled(witness):
-    """Wait until the broker has buried what was closed."""
+    """Wait until the broker has freed the closed connections."""
     until(lambda: witness.info()["clients"] == 1, "only the witness is left")

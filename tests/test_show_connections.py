@@ -1,4 +1,4 @@
-"""Acceptance: ten thousand connections open and idle, traffic beside them, and one too many."""
+"""Acceptance: ten thousand open idle connections with parallel traffic, and one connection over the limit."""
 
 import contextlib
 import resource
@@ -17,7 +17,7 @@ BYTES_PER_IDLE_CONNECTION_MAX = 1024
 
 @pytest.fixture(autouse=True)
 def enough_descriptors():
-    """Both ends of a connection take a descriptor, and this end is ours."""
+    """Both ends of a connection need a descriptor, and this end is in this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
@@ -27,7 +27,7 @@ def enough_descriptors():
 
 @pytest.fixture
 def crowd():
-    """Sockets that are closed in the end."""
+    """Sockets that are closed after the test."""
     with contextlib.ExitStack() as stack:
         yield lambda address: stack.enter_context(socket.create_connection(address, timeout=60))
 
@@ -41,12 +41,10 @@ def wait_for_clients(asker, count):
     until(lambda: asker.info()["clients"] == count, f"{count} clients are connected")
 
 
-def test_ten_thousand_idle_connections_cost_a_kib_each_and_slow_no_message_down(
-    broker, connect, crowd, record_property
-):
+def test_ten_thousand_idle_connections_use_one_kib_each_and_add_no_latency(broker, connect, crowd, record_property):
     asker = connect(broker, hello=True)
     reader, writer = connect(broker).subscribe("traffic"), connect(broker)
-    for _ in range(100):  # what is needed only once is paid before measuring
+    for _ in range(100):  # one-time costs happen before the measurement
         crowd(where(broker))
     wait_for_clients(asker, 103)
     before = broker.rss_bytes()
@@ -60,7 +58,7 @@ def test_ten_thousand_idle_connections_cost_a_kib_each_and_slow_no_message_down(
             assert [reader.next().payload for _ in range(1000)] == [b"%d" % m for m in range(n - 999, n + 1)]
     assert each <= BYTES_PER_IDLE_CONNECTION_MAX, f"{each:.0f} bytes for each idle connection"
     assert not broker.lines("closed", level="warning"), "one was refused below max_connections"
-    # Every one of them is alive: each subscribes, and hears one message.
+    # All of them are alive: each subscribes and receives one message.
     for client in idle:
         client.sendall(v1_command(SUB, "all"))
     until(lambda: asker.info()["subscriptions_total"] == len(idle) + 1, "all have subscribed")
@@ -76,7 +74,7 @@ def test_ten_thousand_idle_connections_cost_a_kib_each_and_slow_no_message_down(
 
 
 @pytest.mark.parametrize("broker", [{"server.max_connections": CONNECTIONS}], indirect=True)
-def test_one_connection_too_many_is_refused_clearly_and_the_next_place_is_given(broker, connect, crowd):
+def test_a_connection_over_the_limit_is_refused_and_a_freed_slot_is_reused(broker, connect, crowd):
     asker = connect(broker, hello=True)
     idle = [crowd(where(broker)) for _ in range(CONNECTIONS - 1)]
     wait_for_clients(asker, CONNECTIONS)
@@ -108,7 +106,7 @@ def test_one_connection_too_many_is_refused_clearly_and_the_next_place_is_given(
 
 
 @pytest.mark.parametrize("broker", [{"server.max_connections": 2}], indirect=True)
-def test_a_crowd_at_the_door_does_not_disturb_those_inside(broker, connect, crowd):
+def test_many_pending_connections_do_not_disturb_clients(broker, connect, crowd):
     reader, writer = connect(broker).subscribe("inside"), connect(broker)
     for n in range(500):
         crowd(where(broker))

@@ -1,7 +1,7 @@
-"""Acceptance: a crowd of strangers at the door of a broker that asks for HELLO, and a broker without descriptors.
+"""Acceptance: many unauthenticated connections to a broker that requires HELLO, and a broker without descriptors.
 
-The machine's own clients are bounded in total only, so that one address stands for many here; tests/test_core_door.py has the
-bounds of each address.
+Loopback clients are bounded only in total, so one address is sufficient here; tests/test_core_door.py tests the limits
+of each address.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from watched_broker import get
 STRANGERS = 10_000
 GROWTH_BYTES_MAX = 64 << 20
 GUARDED = {"auth.api_keys": ["the-key-of-those-who-are-inside"]}
-# A frame of 1 KiB that never gets there.
+# A frame of 1 KiB that is never completed.
 SLOW_FRAME = struct.pack(">I", 1024) + bytes(64)
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
 
 
 @pytest.fixture
 def descriptors():
-    """Enough of them for so many sockets in this process; the soft limit is put back."""
+    """Raise the descriptor limit for this many sockets in this process; the soft limit is restored."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def need(count):
@@ -62,11 +62,11 @@ def metric(broker, name, **labels):
 
 
 class Strangers:
-    """Sockets that send a byte a second and never say HELLO. `ended`: those the broker has closed."""
+    """Sockets that send a byte a second and never send HELLO. `ended`: those closed by the broker."""
 
     def __init__(self, address):
         self.address = address
-        self.open = {}  # descriptor: socket, bytes sent
+        self.open = {}  # descriptor: socket, number of bytes sent
         self.ended = 0
         self._poll = select.epoll()
 
@@ -80,7 +80,7 @@ class Strangers:
     def send_a_byte_each(self):
         for entry in list(self.open.values()):
             one, sent = entry
-            with contextlib.suppress(OSError):  # it will be seen to have ended
+            with contextlib.suppress(OSError):  # the close is detected later
                 one.send(SLOW_FRAME[sent : sent + 1])
                 entry[1] += 1
 
@@ -113,7 +113,7 @@ def strangers():
 
 
 def served(reader, writer, n):
-    """A message makes its way from one client to another."""
+    """A message is delivered from one client to another."""
     writer.send(command(PUB, "inside", b"%d" % n))
     assert reader.next().payload == b"%d" % n
 
@@ -122,12 +122,12 @@ def served(reader, writer, n):
 @pytest.mark.parametrize(
     "limits",
     [
-        {},  # as it comes: most are pushed out by those who come after them
+        {},  # at full speed: most are displaced by later ones
         {"limits.max_pending": STRANGERS, "limits.accept_rate": 0, "server.max_connections": STRANGERS + 100},
     ],
     ids=["default limits", "room for all of them"],
 )
-def test_ten_thousand_strangers_that_send_a_byte_a_second(
+def test_ten_thousand_slow_unauthenticated_connections_cost_little(
     guarded, descriptors, strangers, connect, limits, record_property
 ):
     descriptors(STRANGERS + 1000)
@@ -148,7 +148,7 @@ def test_ten_thousand_strangers_that_send_a_byte_a_second(
             next_byte += 1
         crowd.look()
         ended += 1
-        served(reader, writer, ended)  # all along
+        served(reader, writer, ended)  # during the whole time
         most = max(most, broker.rss_bytes())
     record_property("growth_bytes", most - before)
     assert most - before < GROWTH_BYTES_MAX
@@ -165,7 +165,7 @@ def test_ten_thousand_strangers_that_send_a_byte_a_second(
         assert first["level"] == "warning" and int(first["max_pending"]) > 0
 
 
-def test_nothing_but_hello_has_an_effect(guarded, connect):
+def test_commands_before_hello_have_no_effect(guarded, connect):
     broker = guarded()
     witness = connect(broker, hello=True).subscribe("t", "u")
     for frame in (
@@ -184,12 +184,12 @@ def test_nothing_but_hello_has_an_effect(guarded, connect):
         hasty = connect(broker)
         hasty.send(frame + command(HELLO, client_id="late", protocol=1, seq=2))
         assert hasty.is_closed()
-    served(witness.subscribe("inside"), witness, 1)  # and nothing came before it
+    served(witness.subscribe("inside"), witness, 1)  # and no earlier message arrived
     assert broker.info()["clients"] == 2
     assert metric(broker, "blipmq_messages_published_total") == 1
 
 
-def test_one_line_tells_of_all_who_were_pushed_out_and_info_says_so(guarded, strangers):
+def test_displaced_pending_connections_are_counted_in_one_log_line_and_info(guarded, strangers):
     broker = guarded({"limits.max_pending": 8})
     with HelloClient(broker.address, api_key=broker.api_key) as inside:
         crowd = strangers(broker)
@@ -209,7 +209,7 @@ def test_one_line_tells_of_all_who_were_pushed_out_and_info_says_so(guarded, str
 
 
 @pytest.mark.parametrize("broker", [{**METRICS, "limits.accept_rate": 1, "limits.accept_burst": 3}], indirect=True)
-def test_a_burst_of_connections_is_spread_out_and_those_inside_go_on(broker, connect):
+def test_a_connection_burst_is_accepted_gradually_and_clients_are_served(broker, connect):
     reader, writer = connect(broker).subscribe("inside"), connect(broker)
     crowd = [connect(broker) for _ in range(20)]
     for n in range(200):
@@ -223,26 +223,26 @@ def test_a_burst_of_connections_is_spread_out_and_those_inside_go_on(broker, con
 
 
 def limit_descriptors(broker, count):
-    """From now on the broker may have so many, whatever it has."""
+    """Set the descriptor limit of the broker, below its current use if requested."""
     resource.prlimit(
         broker.pid, resource.RLIMIT_NOFILE, (count, resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)[1])
     )
 
 
 def leave_no_descriptor(broker):
-    """Whatever it closes meanwhile: only the first three numbers are allowed, and they are taken."""
+    """Independent of closed descriptors: only the first three numbers are allowed, and they are in use."""
     limit_descriptors(broker, 3)
 
 
 def turns_in_a_while(broker):
-    """Turns of the I/O thread for each second of the broker's own clock."""
+    """Turns of the I/O thread per second of the broker's own clock."""
     turns, since = metric(broker, "blipmq_core_turns_total"), time.monotonic()
     time.sleep(1)
     return (metric(broker, "blipmq_core_turns_total") - turns) / (time.monotonic() - since)
 
 
 @pytest.mark.parametrize("broker", [{**METRICS, "limits.max_subscriptions_per_connection": 3}], indirect=True)
-def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(broker, connect):
+def test_without_descriptors_accepting_pauses_without_spinning_and_resumes(broker, connect):
     witness = connect(broker, hello=True).subscribe("t")
     limit = 200
     limit_descriptors(broker, limit)
@@ -255,14 +255,14 @@ def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(bro
 
     assert metric(broker, "blipmq_connections_refused_total", reason="descriptors") == 1
 
-    # One of those it kept is enough to be reconfigured.
+    # One reserved descriptor is sufficient for a reload.
     broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 4})
     broker.signal(signal.SIGHUP)
     broker.wait_for("reloaded", applied="limits.max_subscriptions_per_connection")
     witness.subscribe("u", "v", "w")
     assert witness.ask(SUB, "x").code == 429
 
-    # Without any the file cannot be read: nothing changes, and nothing is taken for granted.
+    # Without any the file cannot be read: nothing changes, and no default is applied.
     leave_no_descriptor(broker)
     broker.configure({**METRICS, "limits.max_subscriptions_per_connection": 9})
     broker.signal(signal.SIGHUP)
@@ -283,8 +283,8 @@ def test_without_descriptors_it_neither_spins_nor_forgets_and_takes_up_again(bro
     assert broker.info()["reasons"] == []
 
 
-def test_a_broker_without_descriptors_lets_nobody_in_who_said_no_hello(guarded, connect):
-    """The lesson of a broker that dropped its settings when they could not be read again."""
+def test_without_descriptors_no_client_is_admitted_before_hello(guarded, connect):
+    """From a vulnerability of another broker, which dropped its settings when it could not read them again."""
     broker = guarded()
     inside = connect(broker, hello=True).subscribe("t")
     stranger = connect(broker)
@@ -305,7 +305,7 @@ def test_a_broker_without_descriptors_lets_nobody_in_who_said_no_hello(guarded, 
 @pytest.mark.parametrize(
     "broker", [{"server.max_message_size_bytes": 8192, "wal.segment_size_bytes": 1 << 19}], indirect=True
 )
-def test_the_log_goes_on_while_no_connection_can_be_taken(broker, connect):
+def test_wal_segments_are_created_while_no_connection_can_be_accepted(broker, connect):
     witness = connect(broker, hello=True)
     keeper = connect(broker, hello=True)
     keeper.send(command(SUB, "t", qos=1, seq=9))
@@ -313,7 +313,7 @@ def test_the_log_goes_on_while_no_connection_can_be_taken(broker, connect):
     limit_descriptors(broker, broker.descriptors() + 60)
     crowd = [socket.create_connection(where(broker), timeout=60) for _ in range(80)]
     broker.wait_for("accept_paused")
-    for n in range(300):  # several files of the log, each a descriptor
+    for n in range(300):  # several files of the WAL, each with a descriptor
         witness.send(command(PUB, "t", bytes(8000), qos=1, seq=n + 1))
         assert witness.next().code == 0
     assert witness.info()["log"]["state"] == "ok" and witness.info()["log"]["segments"] > 3

@@ -1,4 +1,4 @@
-"""Acceptance: SIGTERM while messages pour in and out ends the broker in order, with status 0, within its bound."""
+"""Acceptance: SIGTERM under load stops the broker in order, with status 0, within its time limit."""
 
 import contextlib
 import datetime
@@ -14,14 +14,14 @@ from text_readers import SocketReader
 pytestmark = [pytest.mark.blackbox, pytest.mark.slow]
 
 TIMEOUT_MS = 500
-GRACE_S = 5  # what the core may take beyond it to close everything
+GRACE_S = 5  # additional time of the core to close everything
 PUBLISHERS = 4
 PAYLOADS = [b"%06d " % n + bytes(n % 500) for n in range(2000)]
 FRAMES = b"".join(v1_command(PUB, f"load.{n % 7}", payload) for n, payload in enumerate(PAYLOADS))
 
 
 class Flood(threading.Thread):
-    """Publishes as fast as it can until the broker closes; then it knows how the end looked."""
+    """Publishes at full speed until the broker closes; then it has recorded how the connection ended."""
 
     def __init__(self, broker):
         super().__init__(daemon=True)
@@ -79,7 +79,7 @@ def test_sigterm_under_load_ends_with_status_0_within_its_bound(broker, connect)
         assert int(stopped["unflushed"]) > 0, "the stuck one cannot have had everything"
         assert not broker.lines("stop_overdue")
 
-        # A client that waits quietly is told, and closed in order.
+        # An idle client is notified and closed in order.
         assert greeted.next()[:2] == (0, 503)
         assert greeted.is_closed()
         for flood in floods:
@@ -90,7 +90,7 @@ def test_sigterm_under_load_ends_with_status_0_within_its_bound(broker, connect)
             assert whole.issuperset(reader.lines())
 
 
-def test_what_was_accepted_before_sigterm_is_delivered_when_there_is_time(broker, connect):
+def test_messages_accepted_before_sigterm_are_delivered_within_the_stop_time(broker, connect):
     reader, writer = connect(broker).subscribe("t"), connect(broker, hello=True)
     writer.send(*[v1_command(PUB, "t", b"%d" % n) for n in range(20_000)])
     assert writer.is_open()  # so all of them have been accepted

@@ -1,6 +1,7 @@
-"""Acceptance: the profile for 256 MB devices in 256 MB of memory, flooded: nothing is killed, and who reads gets everything.
+"""Acceptance: the profile for 256 MB devices, flooded in 256 MB of memory: nothing is killed, and a reading client gets
+everything.
 
-BLIPMQ_FLOOD_SECONDS=600 makes ten minutes of it.
+BLIPMQ_FLOOD_SECONDS=600 runs it for ten minutes.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.blackbox, pytest.mark.slow]
 SECONDS = float(os.environ.get("BLIPMQ_FLOOD_SECONDS", "20"))
 PROFILE = ROOT / "config/blipmq-edge-256m.toml"
 DEVICE_BYTES = 256 << 20
-PROMISED_BYTES = 128 << 20  # in the profile's first lines
+PROMISED_BYTES = 128 << 20  # in the first lines of the profile
 BUDGET_BYTES = 48 << 20  # its limits.memory_bytes
 STUCK = 50
 PUBLISHERS = 2
@@ -30,8 +31,8 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 
 @contextlib.contextmanager
 def device_memory():
-    """A command line to put before another, which then has the memory of the device and not a byte more: a control group where
-    this user may make one, else a limit on the memory it may map for itself."""
+    """A command prefix that limits a program to the memory of the device: with a control group if this user may create
+    one, else with a limit on mapped memory."""
     group = GROUPS / f"blipmq-flood-{os.getpid()}"
     try:
         group.mkdir()
@@ -47,7 +48,7 @@ def device_memory():
 
 
 class ProfiledBroker(BrokerProcess):
-    """A broker with the profile as it is shipped."""
+    """A broker with the shipped profile."""
 
     def configure(self, settings):
         self.config.write_bytes(PROFILE.read_bytes())
@@ -66,7 +67,7 @@ def device(tmp_path):
 
 
 class Flood:
-    """Publishers that send as fast as the broker takes it, until they are told to stop."""
+    """Publishers that send at full speed until they are stopped."""
 
     def __init__(self, connect, broker):
         self._ending = threading.Event()
@@ -84,7 +85,7 @@ class Flood:
             self._sent[which] += len(SIZES)
 
     def stop(self):
-        """How many messages they sent, once they have stopped."""
+        """Stop them; returns the number of sent messages."""
         self._ending.set()
         for thread in self._threads:
             thread.join()
@@ -92,14 +93,14 @@ class Flood:
 
 
 def exchange(reader, writer, first):
-    """A window of numbered messages, sent and read; the number after them."""
+    """Send and receive a window of numbered messages; returns the next number."""
     writer.send(*[v1_command(PUB, "vital", b"%d" % number) for number in range(first, first + WINDOW)])
     for number in range(first, first + WINDOW):
         assert reader.next().payload == b"%d" % number
     return first + WINDOW
 
 
-def test_a_small_device_with_stuck_subscribers_outlives_a_flood_and_who_reads_loses_nothing(device, connect):
+def test_a_small_device_survives_a_flood_and_a_reading_subscriber_loses_nothing(device, connect):
     stuck = [connect(device, receive_buffer_bytes=4096).subscribe("flood") for _ in range(STUCK)]
     reader, writer, asker = connect(device).subscribe("vital"), connect(device), connect(device, hello=True)
     flood, number, rss_bytes, used_bytes = Flood(connect, device), 0, 0, 0

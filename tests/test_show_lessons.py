@@ -1,6 +1,6 @@
-"""Lessons of other brokers' vulnerabilities, replayed: each test is one that cost someone else a CVE.
+"""Vulnerabilities of other brokers, reproduced: each test corresponds to a CVE of another broker.
 
-Rights that outlive their key, and those that are not looked at when a message is delivered, are with the tests of keys.
+Permissions that outlive their key, and permissions not checked at delivery, are tested with the keys.
 """
 
 import contextlib
@@ -54,16 +54,16 @@ def scrape(broker):
 
 
 def in_use(broker):
-    """What the core holds, without the free blocks it keeps and the segments, of which one more or less is in use."""
+    """Memory used by the core, without free blocks, and without buffers, whose number varies by one."""
     values = scrape(broker)
     segments = values["blipmq_segments"] * SEGMENT_BYTES
     return values["blipmq_memory_used_bytes"] - values["blipmq_memory_free_bytes"] - segments
 
 
-# ---- a length from the wire, allocated before the client is known
+# ---- allocation from a received length before authentication ----
 
 
-def test_a_stranger_can_have_nothing_allocated_by_announcing_it(start_broker, connect):
+def test_announced_lengths_allocate_nothing_before_admission(start_broker, connect):
     broker = start_broker({**METRICS, "auth.api_keys": ["the-key-of-the-witness"]})
     witness = connect(broker, hello=True)
     witness.info()
@@ -72,11 +72,11 @@ def test_a_stranger_can_have_nothing_allocated_by_announcing_it(start_broker, co
         for rest in (b"", bytes(1000)):
             for _ in range(20):
                 stranger = connect(broker)
-                with contextlib.suppress(ConnectionError):  # closed at the length, what follows may not leave any more
+                with contextlib.suppress(ConnectionError):  # closed at the length; later writes may fail
                     stranger.send(struct.pack(">I", size) + rest)
                 assert stranger.is_closed()
                 stranger.close()
-    # Inside a frame of a size that may be: strings and vectors that say they are longer than it.
+    # Inside a frame of a valid size: strings and vectors whose length exceeds it.
     for lie in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\1\0"):
         frame = command(HELLO, client_id="c" * 100, protocol=1, seq=1)
         at = frame.index(struct.pack("<I", 100) + b"ccc")
@@ -88,12 +88,12 @@ def test_a_stranger_can_have_nothing_allocated_by_announcing_it(start_broker, co
     assert broker.rss_bytes() - before < 4 << 20
 
 
-# ---- wildcards in an identity
+# ---- wildcards in a client_id ----
 
 NAMES = ["#", "+", "*", ">", "+/+", "$SYS/#", "..", "../../etc/passwd", "%2e%2e", "a b", "'; --", "${HOME}", "é" * 128]
 
 
-def test_an_identity_is_a_name_and_never_a_pattern_or_a_path(start_broker, connect):
+def test_a_client_id_is_never_used_as_a_pattern_or_path(start_broker, connect):
     broker = start_broker()
     clients = {name: connect(broker, hello=True, client_id=name) for name in NAMES}
     for name, client in clients.items():
@@ -105,7 +105,7 @@ def test_an_identity_is_a_name_and_never_a_pattern_or_a_path(start_broker, conne
         message = client.next()
         assert isinstance(message, Message) and message.payload == b"for each"
         client.send(command(ACK, seq=message.id))
-    # One that ends its subscription, or comes back, touches no other's.
+    # Ending or reconnecting one client does not affect subscriptions of others.
     assert clients["#"].ask(UNSUB, "site/1").code == 0
     assert clients["+"].ask(UNSUB, "site/1").code == 0
     again = connect(broker, hello=True, client_id="*")
@@ -122,20 +122,20 @@ def test_an_identity_is_a_name_and_never_a_pattern_or_a_path(start_broker, conne
 
 
 @pytest.mark.parametrize("name", ["\0", "a\0b", "line\nbreak", "\x1b[31m", "x" * 257, "x" * 5000], ids=ascii)
-def test_an_identity_that_is_no_name_is_refused_and_the_log_stays_one_line_a_fact(broker, connect, name):
+def test_an_invalid_client_id_is_refused_and_cannot_split_a_log_line(broker, connect, name):
     client = connect(broker)
     client.send(command(HELLO, client_id=name, protocol=1, seq=1))
-    answer = client.next()  # nobody yet, so there may be no Reply: then it is closed
+    answer = client.next()  # not admitted, so there may be no Reply: then the connection is closed
     assert answer is None or (isinstance(answer, Reply) and answer.code == 400)
     assert broker.info()["clients"] <= 2
     assert all("\x1b" not in line and "\0" not in line for line in broker.log)
 
 
-# ---- thousands of levels
+# ---- thousands of topic levels ----
 
 
 @pytest.mark.parametrize("broker", [{"limits.max_topic_levels": 257}], indirect=True)
-def test_as_many_levels_as_there_is_room_for_are_walked_without_recursion(broker, connect):
+def test_the_maximum_topic_levels_are_matched_without_recursion(broker, connect):
     reader, writer = connect(broker, hello=True), connect(broker, hello=True)
     deep = "/" * 256
     filters = ["#", "/#", "/" * 255 + "#", "+" + "/+" * 127 + "/#"[:0], deep, ">", "." * 255 + ">"]
@@ -145,7 +145,7 @@ def test_as_many_levels_as_there_is_room_for_are_walked_without_recursion(broker
         assert reader.next().payload == topic.encode()
     for filter_ in filters:
         assert reader.ask(UNSUB, filter_).code == 0
-    # Every filter over nine levels that "a/a/a/a/a/a/a/a/a" matches: all are found, once.
+    # Every filter of nine levels that matches "a/a/a/a/a/a/a/a/a": all are found, once.
     for levels in itertools.product("a+", repeat=9):
         reader.subscribe("/".join(levels))
     writer.publish("/".join("a" * 9), b"once")
@@ -153,7 +153,7 @@ def test_as_many_levels_as_there_is_room_for_are_walked_without_recursion(broker
     assert [reader.next().payload for _ in range(2)] == [b"once", b"by one"]
 
 
-def test_more_levels_than_may_be_are_refused_and_cost_no_search(broker, connect):
+def test_too_many_topic_levels_are_refused_without_matching(broker, connect):
     client = connect(broker, hello=True)
     for name in ("/" * 64, "." * 64, "a/" * 64 + "b.c"):
         for action in (PUB, SUB):
@@ -171,7 +171,7 @@ def test_more_levels_than_may_be_are_refused_and_cost_no_search(broker, connect)
 @pytest.mark.parametrize(
     "broker", [{"limits.max_topic_levels": 3, "qos1.ack_timeout_ms": 100, "qos1.max_deliveries": 1}], indirect=True
 )
-def test_the_level_that_the_broker_puts_in_front_of_a_dead_letter_is_not_counted(broker, connect):
+def test_the_dead_letter_prefix_does_not_count_as_a_topic_level(broker, connect):
     undertaker = connect(broker, hello=True).subscribe("$dlq/a/b/c")
     silent, writer = connect(broker, hello=True), connect(broker, hello=True)
     assert silent.ask(SUB, "a/b/c", qos=1).code == 0
@@ -180,11 +180,11 @@ def test_the_level_that_the_broker_puts_in_front_of_a_dead_letter_is_not_counted
     assert writer.ask(PUB, "$dlq/a/b/c/d", b"").code == 400
 
 
-# ---- flows that are begun and left
+# ---- unfinished exchanges ----
 
 
 def begin_and_leave(broker, n):
-    """One client that begins what takes an answer, and is gone before it has it."""
+    """A client that sends a request and disconnects before the answer."""
     hello = command(HELLO, client_id=f"visitor {n % 5}", protocol=1, seq=1)
     frames = [
         hello,
@@ -198,23 +198,23 @@ def begin_and_leave(broker, n):
     ]
     with socket.create_connection(where(broker), timeout=60) as client:
         client.sendall(frames[n % len(frames)])
-        if n // len(frames) % 2:  # a reset instead of an end
+        if n // len(frames) % 2:  # a reset instead of an orderly end
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def test_flows_that_nobody_finishes_leave_nothing(start_broker, connect):
+def test_unfinished_exchanges_leak_nothing(start_broker, connect):
     broker = start_broker(
         {**METRICS, "limits.accept_rate": 0, "qos1.max_in_flight": 8, "queues.subscriber_capacity": 16}
     )
     witness = connect(broker, hello=True)
-    slow = connect(broker, hello=True)  # gets, and never acknowledges
+    slow = connect(broker, hello=True)  # receives and never acknowledges
     assert slow.ask(SUB, "t/#", qos=1).code == 0
     subscriptions = witness.info()["subscriptions_total"]
 
     def flows(count):
         for n in range(count):
             begin_and_leave(broker, n)
-            if n % 100 == 99:  # as many at once each time: the core keeps the places it once needed
+            if n % 100 == 99:  # the same number at once each time: the core keeps its slots for reuse
                 until(lambda: witness.info()["clients"] == 2, "they are gone")
         until(lambda: scrape(broker)["blipmq_log_held"] == 0, "nothing waits for the disk")
         return in_use(broker)
@@ -232,11 +232,12 @@ def test_flows_that_nobody_finishes_leave_nothing(start_broker, connect):
     assert (witness.info()["sessions"]["total"], witness.info()["subscriptions_total"]) == (0, 0)
 
 
-# ---- times that a client chooses
+# ---- times chosen by a client ----
 
 
-def test_no_field_of_a_client_gives_it_more_time_than_the_broker_allows():
-    """Every number at its largest, the keep-alive and the reserved fields too, changes nothing for one that is not admitted."""
+def test_no_client_field_extends_a_broker_timeout():
+    """Every number, including keep-alive and reserved fields, at its maximum does not extend the time before
+    admission."""
     most = long(2**64 - 1)
     fields = [byte(HELLO), None, None, most, byte(1), most, ["c"], None, short(1), byte(1), None, *[most] * 6]
     body = table(fields)
@@ -253,17 +254,17 @@ def test_no_field_of_a_client_gives_it_more_time_than_the_broker_allows():
 
 
 @pytest.mark.parametrize("broker", [{"performance.timer_config.max_timeout_ms": 60_000}], indirect=True)
-def test_a_time_to_live_is_cut_to_what_the_broker_allows(broker, connect):
+def test_a_time_to_live_is_limited_to_the_broker_maximum(broker, connect):
     client = connect(broker, hello=True).subscribe("t")
     for ttl_ms in (60_001, 2**32, 2**63, 2**64 - 1):
         client.publish("t", b"", ttl_ms=ttl_ms)
         assert 0 < client.next().ttl_ms <= 60_000
 
 
-# ---- one client_id, taken over again and again
+# ---- repeated takeovers of one client_id ----
 
 
-def test_a_client_id_that_thousands_fight_over_leaves_one_session_and_no_memory(start_broker, connect):
+def test_thousands_of_takeovers_leave_one_session_and_leak_nothing(start_broker, connect):
     broker = start_broker({**METRICS, "limits.accept_rate": 0, "limits.max_subscriptions_per_connection": 50_000})
     witness = connect(broker, hello=True)
 
@@ -293,7 +294,7 @@ def test_a_client_id_that_thousands_fight_over_leaves_one_session_and_no_memory(
     assert (told["sessions"]["total"], told["subscriptions_total"]) == (1, 1), "one durable subscription, and no other"
 
 
-def test_a_hundred_at_once_with_one_client_id_end_as_one(broker, connect):
+def test_a_hundred_simultaneous_clients_with_one_id_leave_one_connection(broker, connect):
     witness = connect(broker, hello=True)
     rivals = [connect(broker) for _ in range(100)]
     for rival in rivals:
@@ -306,10 +307,10 @@ def test_a_hundred_at_once_with_one_client_id_end_as_one(broker, connect):
     )
 
 
-# ---- settings that cannot be read again: see also test_show_door.py
+# ---- unreadable settings at a reload: see also test_show_door.py ----
 
 
-def test_a_configuration_that_cannot_be_read_again_leaves_the_old_one_in_effect(broker, connect):
+def test_a_failed_configuration_reload_keeps_the_old_configuration(broker, connect):
     client = connect(broker, hello=True)
     for break_it in (lambda path: path.unlink(), lambda path: path.mkdir(), lambda path: path.rmdir()):
         break_it(broker.config)
@@ -320,10 +321,10 @@ def test_a_configuration_that_cannot_be_read_again_leaves_the_old_one_in_effect(
     assert any("the old one is in effect" in reason for reason in client.info()["reasons"])
 
 
-# ---- what the broker shows of what it was told in confidence
+# ---- confidential values in the output of the broker ----
 
 
-def test_what_a_client_identifies_with_is_in_no_log_metric_answer_or_process_list(start_broker, connect):
+def test_credentials_appear_in_no_log_metric_answer_or_process_list(start_broker, connect):
     secret = "s3cr3t-0f-a-c1ient"
     broker = start_broker({**METRICS, "logging.level": "debug", "auth.api_keys": [secret]})
     client = connect(broker)
@@ -349,10 +350,10 @@ def test_what_a_client_identifies_with_is_in_no_log_metric_answer_or_process_lis
     assert not [text for text in shown if secret in text]
 
 
-# ---- stores that others can read
+# ---- files readable by other users ----
 
 
-def test_what_is_kept_on_disk_is_the_brokers_alone_whatever_the_umask(start_broker, connect):
+def test_files_on_disk_are_private_with_any_umask(start_broker, connect):
     broker = start_broker(command=["sh", "-c", 'umask 0 && exec "$0" -m blipmq "$@"', sys.executable])
     client = connect(broker, hello=True, client_id="me")
     assert client.ask(SUB, "t", qos=1, durable=True).code == 0

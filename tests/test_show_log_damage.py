@@ -1,7 +1,7 @@
-"""What a broker says of its log after somebody has been at the files: wiped, cut, deleted, exchanged, open to others.
+"""The reports of a broker after its WAL files were changed: wiped, cut, deleted, exchanged, or opened to other users.
 
-Each test kills a broker with SIGKILL, changes files and starts it again. What was acknowledged comes, or it is named as gone; a
-plain kill names nothing.
+Each test kills a broker with SIGKILL, changes files and starts it again. Acknowledged messages are delivered or
+reported lost; a plain kill reports nothing.
 """
 
 import os
@@ -61,7 +61,7 @@ def subscribe(broker, filter_="orders"):
 
 
 def publish(broker, count, size=100):
-    """So many messages, each with the mark; their ids."""
+    """This many messages, each with the mark; returns their ids."""
     with HelloClient(broker.address) as client:
         answers = [client.ask(PUB, "orders", MARK + b" %d " % n + bytes(size), qos=1) for n in range(count)]
     assert {answer.code for answer in answers} <= {0}
@@ -69,7 +69,7 @@ def publish(broker, count, size=100):
 
 
 def ids_for(client, last):
-    """The ids that come, each acknowledged, up to `last`."""
+    """The ids of the received messages, each acknowledged, up to `last`."""
     seen = []
     while not seen or seen[-1] < last:
         message = client.next()
@@ -80,7 +80,7 @@ def ids_for(client, last):
 
 
 def killed_broker(start_broker, messages, size=100):
-    """A broker that was killed, and the ids of what a subscription that is away was to get."""
+    """A killed broker, and the ids of the messages stored for an absent subscription."""
     broker = start_broker(SMALL)
     subscribe(broker).close()
     ids = publish(broker, messages, size)
@@ -129,7 +129,7 @@ def verify(broker):
 @pytest.mark.parametrize("checkpoints", [True, False], ids=["", "without-checkpoints"])
 @pytest.mark.parametrize(("messages", "size"), [(5, 100), (400, 3000)], ids=["first-segment", "later-segment"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_to_the_newest_segment_after_a_kill_is_an_error_and_says_what_is_gone(
+def test_damage_to_the_newest_segment_after_a_kill_is_an_error_that_names_the_loss(
     start_broker, damage, messages, size, checkpoints
 ):
     first, ids = killed_broker(start_broker, messages, size)
@@ -153,14 +153,14 @@ def test_damage_to_the_newest_segment_after_a_kill_is_an_error_and_says_what_is_
     came = ids_for(subscriber, again)
     assert came[:-1] == ids[: len(came) - 1] if "wipe_first" not in damage.__name__ else set(came[:-1]) <= set(ids)
     assert len(came) - 1 < len(ids)
-    if damage is wipe_first_page and size > 1000:  # all that lies behind the page is there
+    if damage is wipe_first_page and size > 1000:  # all data behind the page is intact
         assert line["exact"] == "true" and len(came) - 1 == len(ids) - (
             int(line["last_lsn"]) - int(line["first_lsn"]) + 1
         )
         assert len(ids) - len(came) + 1 <= 3
 
 
-def test_a_directory_that_was_emptied_but_for_lock_is_an_error(start_broker):
+def test_a_directory_with_only_a_lock_file_is_an_error(start_broker):
     first, ids = killed_broker(start_broker, 5)
     for file in wal_of(first).iterdir():
         if file.name != "LOCK":
@@ -172,15 +172,15 @@ def test_a_directory_that_was_emptied_but_for_lock_is_an_error(start_broker):
     assert publish(second, 1)[0] > ids[-1]
 
 
-def test_a_newest_segment_that_is_gone_shows_without_lock_as_well(start_broker):
+def test_a_missing_newest_segment_is_detected_without_a_lock_file(start_broker):
     first, _ = killed_broker(start_broker, 400, 3000)
     newest_used(wal_of(first)).unlink()
     (wal_of(first) / "LOCK").unlink()
     assert start_broker(SMALL, after=first).wait_for("log_damaged")["level"] == "error"
 
 
-def test_what_was_lost_is_told_as_far_as_it_is_known(start_broker):
-    """A later start tells it again only until a checkpoint has passed it."""
+def test_the_loss_report_states_the_known_bounds(start_broker):
+    """A later start repeats it only until a checkpoint has passed it."""
     first, _ = killed_broker(start_broker, 5)
     newest_used(wal_of(first)).unlink()
     facts = start_broker(SMALL, after=first).wait_for("log_damaged")
@@ -188,7 +188,7 @@ def test_what_was_lost_is_told_as_far_as_it_is_known(start_broker):
 
 
 @pytest.mark.parametrize("messages", [0, 5, 400])
-def test_a_kill_alone_is_no_damage(start_broker, messages):
+def test_a_kill_alone_is_not_reported_as_damage(start_broker, messages):
     first, ids = killed_broker(start_broker, messages, 3000)
     for _ in range(2):
         verified = verify(first)
@@ -200,7 +200,7 @@ def test_a_kill_alone_is_no_damage(start_broker, messages):
         second.kill()
 
 
-# ---- who may have it -----------------------------------------------------------------------------------------------------
+# ---- access --------------------------------------------------------------------------------------------------------------
 
 
 def refused_start(directory, settings, text, status):
@@ -210,7 +210,7 @@ def refused_start(directory, settings, text, status):
 
 
 @pytest.mark.parametrize("removed", [False, True], ids=["", "without-LOCK"])
-def test_a_second_broker_or_a_repair_on_a_log_in_use_is_refused(start_broker, tmp_path, removed):
+def test_a_second_broker_or_repair_on_a_wal_in_use_is_refused(start_broker, tmp_path, removed):
     first = start_broker(SMALL)
     if removed:
         (wal_of(first) / "LOCK").unlink()
@@ -229,7 +229,7 @@ def test_a_second_broker_or_a_repair_on_a_log_in_use_is_refused(start_broker, tm
     publish(first, 3)
 
 
-def test_its_files_in_another_directory_are_still_in_use(start_broker, tmp_path):
+def test_wal_files_moved_to_another_directory_are_still_locked(start_broker, tmp_path):
     first = start_broker(SMALL)
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -240,7 +240,7 @@ def test_its_files_in_another_directory_are_still_in_use(start_broker, tmp_path)
 
 
 @pytest.mark.parametrize("way", ["removed", "replaced", "moved"])
-def test_a_log_that_is_taken_away_from_a_running_broker_acknowledges_nothing_more(start_broker, way):
+def test_a_removed_wal_directory_stops_all_acknowledgements(start_broker, way):
     first = start_broker(SMALL)
     with HelloClient(first.address) as client:
         assert client.ask(PUB, "orders", b"kept", qos=1).code == 0
@@ -258,7 +258,7 @@ def test_a_log_that_is_taken_away_from_a_running_broker_acknowledges_nothing_mor
     first.kill()
 
 
-def test_a_directory_of_ours_that_others_may_write_to_is_closed_with_a_line(start_broker, tmp_path):
+def test_a_wal_directory_writable_by_others_is_made_private_with_a_log_line(start_broker, tmp_path):
     wal = tmp_path / "open"
     wal.mkdir()
     wal.chmod(0o777)
@@ -284,9 +284,7 @@ STRANGE = [link, hard_link, os.mkfifo, Path.mkdir]
 
 @pytest.mark.parametrize("name", ["wal-0000000001.log", "checkpoint-0000000001.ckp", "wal.tmp", "checkpoint.tmp"])
 @pytest.mark.parametrize("make", STRANGE, ids=lambda make: make.__name__)
-def test_links_pipes_and_directories_with_the_names_of_the_logs_files_are_not_followed(
-    start_broker, tmp_path, name, make
-):
+def test_links_pipes_and_directories_named_like_wal_files_are_not_followed(start_broker, tmp_path, name, make):
     (tmp_path / "victim").write_bytes(b"precious")
     wal = tmp_path / "wal"
     wal.mkdir(0o700)
@@ -300,7 +298,7 @@ def test_links_pipes_and_directories_with_the_names_of_the_logs_files_are_not_fo
 
 
 @pytest.mark.parametrize("make", [link, os.mkfifo, Path.mkdir], ids=lambda make: make.__name__)
-def test_a_lock_that_is_no_file_is_refused_with_a_remedy(tmp_path, make):
+def test_a_lock_that_is_not_a_regular_file_is_refused_with_a_remedy(tmp_path, make):
     (tmp_path / "victim").write_bytes(b"precious")
     wal = tmp_path / "wal"
     wal.mkdir(0o700)
@@ -309,7 +307,7 @@ def test_a_lock_that_is_no_file_is_refused_with_a_remedy(tmp_path, make):
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
-def test_a_lock_that_is_a_second_name_of_another_file_is_not_written_to(start_broker, tmp_path):
+def test_a_lock_that_is_a_hard_link_is_not_written_to(start_broker, tmp_path):
     (tmp_path / "victim").write_bytes(b"precious")
     wal = tmp_path / "wal"
     wal.mkdir(0o700)
@@ -319,7 +317,7 @@ def test_a_lock_that_is_a_second_name_of_another_file_is_not_written_to(start_br
 
 
 @pytest.mark.parametrize("name", ["wal-9999999999999999999.log", "wal-999999999999999.log", "wal-9999999999.log"])
-def test_a_stray_name_does_not_poison_the_numbers(start_broker, tmp_path, name):
+def test_an_unrelated_file_name_does_not_affect_segment_numbers(start_broker, tmp_path, name):
     wal = tmp_path / "wal"
     wal.mkdir(0o700)
     (wal / name).touch()
@@ -333,10 +331,10 @@ def test_a_stray_name_does_not_poison_the_numbers(start_broker, tmp_path, name):
     assert ids_for(subscribe(second), ids[-1]) == ids and second.info()["state"] == "ok"
 
 
-# ---- a log of version 1.0 --------------------------------------------------------------------------------------------------
+# ---- a WAL of version 1.0 --------------------------------------------------------------------------------------------------
 
 
-def test_the_kept_log_of_a_broker_of_1_0_is_served(start_broker, tmp_path):
+def test_the_saved_wal_of_a_1_0_broker_is_served(start_broker, tmp_path):
     shutil.copytree(KEPT, tmp_path / "wal")
     broker = start_broker({**SMALL, "wal.directory": str(tmp_path / "wal")})
     assert not broker.lines("log_damaged") and broker.info()["state"] == "ok"
@@ -354,7 +352,7 @@ def test_the_kept_log_of_a_broker_of_1_0_is_served(start_broker, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["log-1.0", "log-1.1"])
-def test_kept_logs_that_no_broker_wrote_do_not_keep_one_down(start_broker, tmp_path, version):
+def test_artificial_saved_wals_do_not_prevent_a_start(start_broker, tmp_path, version):
     shutil.copytree(KEPT.parent / version, tmp_path / "wal")
     broker = start_broker({**SMALL, "wal.directory": str(tmp_path / "wal")})
     assert not broker.lines("log_damaged")
@@ -364,7 +362,7 @@ def test_kept_logs_that_no_broker_wrote_do_not_keep_one_down(start_broker, tmp_p
     assert ids[-1] < 2**53
 
 
-# ---- ids, and an end that the disk holds up --------------------------------------------------------------------------------
+# ---- ids, and a stop delayed by the disk -----------------------------------------------------------------------------------
 
 
 def test_ids_do_not_go_back_when_the_last_checkpoint_could_not_be_written(start_broker):
@@ -375,14 +373,14 @@ def test_ids_do_not_go_back_when_the_last_checkpoint_could_not_be_written(start_
             client.publish("orders", b"QoS 0")
     last = max(subscriber.next().id for _ in range(50))
     first.stop()
-    for file in wal_of(first).glob("checkpoint-*"):  # as if there had been no room for it
+    for file in wal_of(first).glob("checkpoint-*"):  # as if there had been no space for it
         file.unlink()
     second = start_broker(SMALL, after=first)
     assert publish(second, 1)[0] > last
 
 
 @pytest.mark.parametrize("ends", ["stop", "kill"])
-def test_ids_without_a_log_do_not_go_back_with_the_clock(start_broker, ends):
+def test_ids_without_a_wal_do_not_go_back_with_the_clock(start_broker, ends):
     settings = {"wal.enabled": False}
     first = start_broker(settings)
     kept = wal_of(first) / "ids"
@@ -416,9 +414,9 @@ def test_a_second_signal_ends_at_once_while_the_disk_hangs_in_the_last_sync(star
         until(lambda: broker.info()["log"]["unsynced"], "the publish waits for the disk")
         broker.signal(signal.SIGTERM)
         broker.wait_for("stopping")
-        while client.frame() is not None:  # until it is closed: the last sync is waited for
+        while client.frame() is not None:  # until it is closed: it waits for the last sync
             pass
-    time.sleep(0.2)  # longer than a signal that is merely passed on twice may take
+    time.sleep(0.2)  # longer than a signal sent twice in forwarding may take
     broker.signal(signal.SIGTERM)
     assert broker.wait() == 128 + signal.SIGTERM
     assert broker.lines("killed")

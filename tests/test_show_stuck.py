@@ -1,4 +1,4 @@
-"""Acceptance: a subscriber that has stopped (SIGSTOP: alive to its kernel, dead to everyone else) harms only itself."""
+"""Acceptance: a stopped subscriber (SIGSTOP: its kernel still accepts data) harms only itself."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.blackbox, pytest.mark.slow]
 
 LINES = 100_000
 CAPACITY = 2_000
-BATCH = 1_000  # below the capacity: who reads is never full
+BATCH = 1_000  # below the queue capacity, so a reading subscriber's queue is never full
 QUEUE_BYTES = 1 << 20
 SETTINGS = {
     "queues.subscriber_capacity": CAPACITY,
@@ -32,7 +32,7 @@ def text():
 
 @pytest.fixture
 def stopped(broker):
-    """A `blipmq-cli sub` that is stopped once it has subscribed; it goes on, and ends, after the test."""
+    """A `blipmq-cli sub` that is stopped after it has subscribed; it resumes and ends after the test."""
     with contextlib.ExitStack() as stack:
         reader = CliReader(broker, "text", LINES)
         stack.callback(reader.kill)
@@ -52,7 +52,7 @@ def publish(writer, lines):
 
 
 @pytest.mark.parametrize("broker", [settings("drop_oldest"), settings("drop_new")], indirect=True, ids=str)
-def test_when_it_drops_a_stopped_subscriber_loses_its_own_messages_only(broker, stopped, text, connect):
+def test_with_a_drop_policy_a_stopped_subscriber_loses_only_its_own_messages(broker, stopped, text, connect):
     asker, writer = connect(broker, hello=True), connect(broker)
     with contextlib.ExitStack() as stack:
         readers = [SocketReader(broker, filter_).start() for filter_ in ("text", "*")]
@@ -77,7 +77,7 @@ def test_when_it_drops_a_stopped_subscriber_loses_its_own_messages_only(broker, 
         assert any("full queues dropped" in reason for reason in asker.info()["reasons"])
         for reader in readers:
             assert digest(reader.lines()) == digest(text)
-        # It wakes up, and what its queue had is there.
+        # It resumes and gets the messages of its queue.
         stopped.process.send_signal(signal.SIGCONT)
         until(lambda: row_of(asker, peers)["queued_messages"] == 0, "its queue is empty")
         row = row_of(asker, peers)
@@ -86,7 +86,7 @@ def test_when_it_drops_a_stopped_subscriber_loses_its_own_messages_only(broker, 
 
 
 @pytest.mark.parametrize("broker", [settings("block")], indirect=True)
-def test_when_it_blocks_a_stopped_subscriber_holds_back_its_publishers_and_no_one_else(broker, stopped, text, connect):
+def test_with_block_a_stopped_subscriber_pauses_only_its_publishers(broker, stopped, text, connect):
     asker, writer, other = connect(broker, hello=True), connect(broker), connect(broker).subscribe("other")
     with contextlib.ExitStack() as stack:
         reader = SocketReader(broker, "text").start()
@@ -100,7 +100,7 @@ def test_when_it_blocks_a_stopped_subscriber_holds_back_its_publishers_and_no_on
         for n in range(1000):
             other.publish("other", b"%d" % n)
             assert other.next().payload == b"%d" % n
-        # It goes on, so its publisher does: all of the text arrives, at both.
+        # It resumes, so its publisher does too: the whole text arrives at both.
         stopped.process.send_signal(signal.SIGCONT)
         writer.socket.settimeout(60)
         writer.socket.sendall(b"".join([v1_command(PUB, "text", line) for line in text])[sent:])
@@ -116,7 +116,7 @@ def test_when_it_blocks_a_stopped_subscriber_holds_back_its_publishers_and_no_on
 
 
 def send_until_it_waits(writer, lines):
-    """Send lines until the broker takes no more for a while; how many bytes it took."""
+    """Send lines until the broker accepts no more for a while; returns the number of bytes."""
     stream = memoryview(b"".join([v1_command(PUB, "text", line) for line in lines]))
     sent = 0
     with contextlib.suppress(TimeoutError):

@@ -1,8 +1,8 @@
-"""Acceptance: a real text of 210,000 lines through a topic, to eight subscribers of every temper.
+"""Acceptance: a real text of 210,000 lines through a topic, to eight different subscribers.
 
-Seven are there from the beginning: two that read plain sockets (one by wildcard), four `blipmq-cli sub -q`, and one that
-reads nothing until told to. The eighth connects half-way. Fast ones must get every line in order with identical bytes,
-the slow one what its queue's policy promises, and the counters must add up to the message.
+Seven subscribe at the start: two plain sockets (one with a wildcard), four `blipmq-cli sub -q`, and one that reads
+nothing until requested. The eighth connects half-way. Fast ones must get every line in order with identical bytes, the
+slow one must get the messages that its queue policy guarantees, and the counters must add up exactly.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ HALF = TOTAL // 2
 TOPIC = "text/stdlib"
 SMALL_BUFFERS = {"performance.network_optimizations.send_buffer_size": 65_536}
 DROPPING = {"queues.subscriber_capacity": 30_000, **SMALL_BUFFERS}
-WINDOW = 10_000  # lines on their way at once: a fast subscriber's queue never gets full, however slow the machine is
+WINDOW = 10_000  # lines in transit at once: the queue of a fast subscriber is never full, on any machine
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ class Run:
             until(lambda reader=reader: reader.count >= count, f"{count} lines have arrived at {reader}")
 
     def feed(self, lines, window):
-        """Give lines to the publisher, at most `window` ahead of the slowest of the fast subscribers."""
+        """Send lines to the publisher, at most `window` ahead of the slowest fast subscriber."""
         sent = self.wildcard.count
         for at in range(0, len(lines), window):
             self.publisher.feed(lines[at : at + window])
@@ -80,7 +80,7 @@ class Run:
         return messages
 
     def wait_for_the_rest(self):
-        """Until every queue is empty and the slow one has what was sent to it."""
+        """Wait until every queue is empty and the slow subscriber has received everything sent to it."""
         until(lambda: self.asker.info()["messages"]["queued"] == 0, "all queues are empty")
         until(lambda: self.slow.count == self.row(self.slow)["delivered"], "the slow one has read what it was sent")
 
@@ -128,7 +128,7 @@ def test_by_default_even_a_slow_subscriber_gets_every_line(run, text):
 
 
 @pytest.mark.parametrize("broker", [{"queues.overflow_policy": "drop_oldest", **DROPPING}], indirect=True)
-def test_drop_oldest_leaves_a_slow_subscriber_what_its_socket_had_and_the_newest(run, text):
+def test_drop_oldest_delivers_the_socket_content_and_the_newest_messages(run, text):
     publish_all(run, text, WINDOW)
     assert 0 < run.check_sums()["queued"] <= DROPPING["queues.subscriber_capacity"]
     run.slow.start()
@@ -147,7 +147,7 @@ def test_drop_oldest_leaves_a_slow_subscriber_what_its_socket_had_and_the_newest
 
 
 @pytest.mark.parametrize("broker", [{"queues.overflow_policy": "drop_new", **DROPPING}], indirect=True)
-def test_drop_new_leaves_a_slow_subscriber_the_oldest_and_nothing_after_them(run, text):
+def test_drop_new_delivers_only_the_oldest_messages(run, text):
     publish_all(run, text, WINDOW)
     assert 0 < run.check_sums()["queued"] <= DROPPING["queues.subscriber_capacity"]
     run.slow.start()
@@ -165,12 +165,12 @@ def test_drop_new_leaves_a_slow_subscriber_the_oldest_and_nothing_after_them(run
 @pytest.mark.parametrize(
     "broker", [{"queues.overflow_policy": "block", "queues.subscriber_capacity": 5_000, **SMALL_BUFFERS}], indirect=True
 )
-def test_block_holds_the_publisher_back_and_loses_nothing(run, text, connect):
+def test_block_pauses_the_publisher_and_loses_nothing(run, text, connect):
     feeding = threading.Thread(target=run.publisher.feed, args=(text[:HALF],))
     feeding.start()
     until(lambda: run.row(run.slow)["queued_messages"] == 5_000, "the slow one's queue is full")
     assert run.asker.info()["messages"]["published"] < HALF
-    # Only publishers to that queue wait: another topic flows.
+    # Only publishers to that queue are blocked: another topic is delivered.
     elsewhere = connect(run.broker).subscribe("elsewhere")
     elsewhere.publish("elsewhere", b"flows")
     assert elsewhere.next().payload == b"flows"

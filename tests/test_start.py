@@ -1,7 +1,8 @@
-"""What a start loads: nothing a plain broker does not use, and all that a configured one needs, before it is ready.
+"""Modules loaded at a start: an unencrypted broker loads no unused module, and a configured one loads all it needs
+before it is ready.
 
-Not a time: what is not imported costs none, on any machine. Each broker here is a process that writes down, at its end, which
-modules it came to hold.
+Not a time measurement: a module that is not imported costs no time on any machine. Each broker here is a process that
+lists its loaded modules at its end.
 """
 
 import signal
@@ -24,7 +25,7 @@ with open(sys.argv[1], "w") as file:
 sys.exit(status)
 """
 
-# Of the package, what `blipmq start` holds that has served nobody, with its log and its metrics on.
+# Modules of the package that `blipmq start` loads with its log and metrics before any client.
 OURS = set(
     """__main__ auth auth.auth base base.affinity base.bind_address base.hardware base.logs base.loop base.peer
     base.process base.stdio base.tcp_keepalive base.validation broker broker.broker broker.clock_sync
@@ -35,8 +36,9 @@ OURS = set(
     ops.metrics protocols protocols.blip service service.sd_notify service.server service.systemd sessions
     sessions.connections sessions.listing version""".split()
 )
-# What it must not hold, because the modules above do not need it: TLS and its loop, hashes of keys, files of settings, command
-# lines with more than one word, answers to those who ask, international names, archives, and what drags many others in.
+# Modules that it must not load, because the modules above do not need them: TLS, key hashes, settings files, command
+# lines with more than one word, answers to requests, international names, archives, and modules that import many
+# others.
 UNUSED = set(
     """ssl _ssl uvloop hashlib _hashlib base64 json tomllib tomli argparse gettext shutil zlib bz2 lzma zipfile tarfile
     tempfile random datetime decimal uuid pathlib urllib.parse urllib.request http.client email html xml dataclasses
@@ -73,12 +75,12 @@ def modules_of_a_plain_broker(tmp_path):
     return held(tmp_path / "modules")
 
 
-def test_a_plain_broker_loads_what_it_uses_and_nothing_else(modules_of_a_plain_broker):
+def test_a_broker_without_tls_loads_only_the_modules_it_uses(modules_of_a_plain_broker):
     assert ours(modules_of_a_plain_broker) == OURS
     assert modules_of_a_plain_broker & UNUSED == set()
 
 
-def test_what_tls_and_keys_need_is_loaded_by_the_broker_that_is_configured_for_them(tmp_path):
+def test_a_broker_with_tls_and_keys_loads_their_modules(tmp_path):
     cert, key = Authority(tmp_path).sign("broker")
     settings = {
         "server.tls_bind_addr": "127.0.0.1:0",
@@ -94,7 +96,7 @@ def test_what_tls_and_keys_need_is_loaded_by_the_broker_that_is_configured_for_t
     assert {"ssl", "asyncio.sslproto", "hashlib", "blipmq.auth.keys", "blipmq.net.tls"} <= held(tmp_path / "modules")
 
 
-def test_ssl_is_there_for_whoever_asks_after_asyncio_was_loaded_without():
+def test_ssl_can_be_imported_after_asyncio_was_loaded_without_it():
     code = """
 import sys
 from blipmq.base.loop import load_asyncio, new_loop
@@ -109,7 +111,7 @@ loop.close()
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
 
 
-def test_a_process_that_has_ssl_or_asyncio_already_is_left_as_it_is():
+def test_a_process_with_ssl_or_asyncio_loaded_is_not_changed():
     for first in "ssl", "asyncio":
         code = (
             f"import {first}; from blipmq.base.loop import load_asyncio; load_asyncio(tls=False); "
@@ -118,7 +120,7 @@ def test_a_process_that_has_ssl_or_asyncio_already_is_left_as_it_is():
         subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
 
 
-def test_the_version_is_told_without_a_parser_a_configuration_or_a_loop():
+def test_the_version_is_printed_without_parser_configuration_or_loop():
     code = "import sys; from blipmq.__main__ import main; main(['version']); print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=60
@@ -136,7 +138,7 @@ def test_the_version_is_told_without_a_parser_a_configuration_or_a_loop():
         (["start", "--conf", "d.toml"], "d.toml"),
     ],
 )
-def test_a_start_that_needs_no_parser_is_the_one_the_parser_would_have_made(monkeypatch, words, path):
+def test_a_start_without_the_parser_equals_one_with_it(monkeypatch, words, path):
     started = []
     monkeypatch.setattr(cli, "_start", lambda path: started.append(path) or 0)
     assert cli.main(words) == 0
@@ -146,7 +148,7 @@ def test_a_start_that_needs_no_parser_is_the_one_the_parser_would_have_made(monk
 
 
 @pytest.mark.parametrize("words", [["start", "--config"], ["start", "--config", "--help-me"], ["start", "now"]])
-def test_a_start_that_is_written_wrongly_is_the_parsers_to_explain(capsys, words):
+def test_an_invalid_command_line_is_explained_by_the_parser(capsys, words):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""What INFO and operators are told: degraded and why, the board's own sensors, the memory budget."""
+"""State reported in INFO and to operators: degraded with reasons, the sensors of the board, the memory budget."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ class Clock:
 
 @pytest.fixture
 def stepped():
-    """A core that is stepped by hand, its status, and a function that brings the next report."""
+    """A stepped core, its status, and a function that returns the next report."""
     core, clock = Core(CoreConfig(ring_bytes=1 << 16)), Clock()
     gathering = Status(core, Connections(), clock, budget_bytes=0)
 
@@ -60,7 +60,7 @@ def stepped():
     core.free()
 
 
-def test_a_quiet_broker_is_ok(stepped):
+def test_an_idle_broker_is_ok(stepped):
     assert (stepped[1]()["state"], stepped[1]()["reasons"]) == ("ok", [])
 
 
@@ -70,7 +70,7 @@ def test_uptime_counts_from_the_start(stepped):
     assert report()["uptime_s"] == 90
 
 
-def test_accepting_that_has_paused_is_a_reason_until_it_resumes(stepped):
+def test_paused_accepting_is_a_reason_until_it_resumes(stepped):
     gathering, report = stepped
     gathering.accepting(Accepting(True, errno.EMFILE))
     (reason,) = report()["reasons"]
@@ -85,13 +85,13 @@ def test_memory_near_its_budget_is_a_reason(stepped):
     described = report()
     assert described["state"] == "degraded" and described["reasons"][0].startswith("memory: ")
     assert described["memory"]["budget_bytes"] == 1
-    assert not gathering.memory_is_short  # not asked yet
+    assert not gathering.memory_is_short  # not requested yet
     gathering.tick()
     gathering.settle()
     assert gathering.memory_is_short
 
 
-def test_all_who_ask_during_one_round_get_one_answer(stepped):
+def test_concurrent_requests_share_one_answer(stepped):
     gathering, _ = stepped
     answers = []
     for _ in range(1000):
@@ -101,7 +101,7 @@ def test_all_who_ask_during_one_round_get_one_answer(stepped):
     assert all(answer is answers[0] for answer in answers)
 
 
-def test_rates_are_over_the_last_seconds(stepped):
+def test_rates_cover_the_last_seconds(stepped):
     gathering, _ = stepped
     base = dict.fromkeys(STATS_FIELDS, 0)
     gathering._history.append((1000.0, base))
@@ -119,7 +119,7 @@ def test_history_is_bounded(stepped):
     assert len(gathering._history) == status.RATE_SECONDS + 1
 
 
-def test_subscriptions_past_the_memory_budget_are_refused_with_the_reason(monkeypatch):
+def test_subscriptions_over_the_memory_budget_are_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr(Status, "memory_is_short", True)
     with blipmq.Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker, RawClient(broker.address) as client:
         client.hello("a").say(wire.SUB, "t", seq=4)
@@ -145,7 +145,7 @@ def test_a_flood_of_subscriptions_ends_at_the_budget():
     asyncio.run(asyncio.wait_for(scene(), 60))
 
 
-# ---- settings on their way to the core
+# ---- settings passed to the core ----
 
 
 def test_every_setting_reaches_the_core():
@@ -194,7 +194,7 @@ def test_pools_and_batches_can_be_switched_off():
 # ---- processors
 
 
-def test_processors_are_chosen_among_those_allowed(monkeypatch):
+def test_processors_are_chosen_from_the_allowed_set(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 3})
     assert choose_processors("") == (ANY, frozenset())
     assert choose_processors("auto") == (3, {0, 2})
@@ -204,20 +204,20 @@ def test_processors_are_chosen_among_those_allowed(monkeypatch):
         choose_processors("0,1")
 
 
-def test_a_single_processor_is_shared_whatever_auto_would_like(monkeypatch):
+def test_auto_shares_a_single_processor(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert choose_processors("auto") == (ANY, frozenset())
 
 
 @pytest.mark.parametrize("text", ["Auto", "0;1", "-1", "0,", "all"])
-def test_what_names_no_processors_is_refused(text):
+def test_an_invalid_processor_list_is_refused(text):
     with pytest.raises(ValueError, match="expected"):
         processor_numbers(text)
     with pytest.raises(ConfigError, match="cpu_affinity"):
         from_dict({"performance": {"network_optimizations": {"cpu_affinity": text}}})
 
 
-# ---- the board
+# ---- board ----
 
 
 def board(root, model="Raspberry Pi 4 Model B Rev 1.4\0", temperature="48312\n", throttled="0\n"):
@@ -232,11 +232,11 @@ def board(root, model="Raspberry Pi 4 Model B Rev 1.4\0", temperature="48312\n",
     return read_hardware(str(root))
 
 
-def test_a_pi_tells_its_temperature(tmp_path):
+def test_a_raspberry_pi_reports_its_temperature(tmp_path):
     assert board(tmp_path) == {"temperature_c": 48.312, "throttled": False, "undervoltage": False}
 
 
-def test_a_pi_is_known_to_a_service_that_sees_only_processes_in_proc(tmp_path):
+def test_a_raspberry_pi_is_recognized_with_a_restricted_proc(tmp_path):
     board(tmp_path, model=None)
     (tmp_path / "sys/firmware/devicetree/base").mkdir(parents=True)
     (tmp_path / "sys/firmware/devicetree/base/model").write_text("Raspberry Pi 4 Model B Rev 1.4\0")
@@ -247,17 +247,17 @@ def test_a_pi_is_known_to_a_service_that_sees_only_processes_in_proc(tmp_path):
     ("word", "throttled", "undervoltage"),
     [("1", False, True), ("4", True, False), ("2", True, False), ("50005", True, True), ("50000", False, False)],
 )
-def test_the_firmware_word_is_read_as_of_now_and_not_since_boot(tmp_path, word, throttled, undervoltage):
+def test_the_current_firmware_flags_are_used_and_not_those_since_boot(tmp_path, word, throttled, undervoltage):
     described = board(tmp_path, throttled=word)
     assert (described["throttled"], described["undervoltage"]) == (throttled, undervoltage)
 
 
-def test_other_machines_have_nothing_to_tell(tmp_path):
+def test_other_machines_report_no_hardware_values(tmp_path):
     assert read_hardware(str(tmp_path)) is None
     assert board(tmp_path, model="Some Other Board") is None
 
 
-def test_a_pi_without_sensors_says_so(tmp_path):
+def test_a_raspberry_pi_without_sensors_is_reported(tmp_path):
     assert board(tmp_path, temperature=None, throttled="?") == {
         "temperature_c": None, "throttled": None, "undervoltage": None,
     }  # fmt: skip
@@ -271,7 +271,7 @@ def test_a_weak_power_supply_is_a_reason(stepped, monkeypatch):
     assert [reason.split(":")[0] for reason in described["reasons"]] == ["under-voltage", "throttled"]
 
 
-def test_the_deepest_queues_are_found_wherever_they_are_listed(stepped):
+def test_the_deepest_queues_are_found_on_any_page(stepped):
     gathering, _ = stepped
     empty = Subscriber(0, 0, 0, 0, 0, 0, 0, 1, 0, bytes(16), 0)
     depths = [(number * 7919) % 1000 for number in range(1000)]

@@ -1,6 +1,6 @@
-"""Programs whose standard input, output or error is closed, full, non-blocking or has nobody at its far end.
+"""Programs whose standard input, output or error is closed, full, non-blocking or has no reader.
 
-Each is a process: what it says, the exit status, and what became of its work. A traceback is a failure of any of them.
+Each is a process: the tests check its output, its exit status and the result of its work. Any traceback is a failure.
 """
 
 import ast
@@ -34,7 +34,7 @@ def fake():
 
 
 def run(command, redirection="", stdin=b"", cwd=None, **variables):
-    """Run a command with a redirection of the shell's behind it; exit status, standard output and standard error."""
+    """Run a command with a shell redirection; returns exit status, standard output and standard error."""
     line = " ".join(shlex.quote(str(word)) for word in command)
     done = subprocess.run(
         ["sh", "-c", f"exec {line} {redirection}"],
@@ -50,7 +50,7 @@ def run(command, redirection="", stdin=b"", cwd=None, **variables):
 
 
 def made_log(directory, damaged=False):
-    """A log that a broker has left behind."""
+    """A WAL left by a broker."""
     place = directory / "damaged" if damaged else directory
     place.mkdir(exist_ok=True)
     broker = BrokerProcess(place, {"wal.directory": str(place / "wal"), "metrics.bind_addr": ""}).get_ready()
@@ -97,7 +97,7 @@ def files(tmp_path_factory):
         *(f"blipmq-device {words}" for words in DEVICE_WORDS),
     ],
 )
-def test_an_output_that_cannot_be_written_is_status_74_and_one_sentence(fake, files, words, redirection, why):
+def test_an_output_error_is_status_74_and_one_sentence(fake, files, words, redirection, why):
     fake.durables.add(("me", "a"))
     program, *arguments = words.split()
     command = {"blipmq": broker_command(), "blipmq-cli": cli_command(), "blipmq-device": DEVICE}[program]
@@ -107,7 +107,7 @@ def test_an_output_that_cannot_be_written_is_status_74_and_one_sentence(fake, fi
     assert err.splitlines()[-1].startswith(f"{program}: {why}")
 
 
-def test_a_key_that_could_not_be_shown_is_revoked_again(files, tmp_path):
+def test_a_key_that_could_not_be_shown_is_revoked(files, tmp_path):
     for redirection in ("> /dev/full", ">&-", "| true"):
         words = [*broker_command(), "keys", "add", "lost", "--file", tmp_path / "keys"]
         status, _, err = run(words, redirection)
@@ -115,21 +115,21 @@ def test_a_key_that_could_not_be_shown_is_revoked_again(files, tmp_path):
     assert run([*broker_command(), "keys", "list", "--file", tmp_path / "keys"])[1] == ""
 
 
-def test_a_command_whose_result_could_not_be_told_says_that_it_was_carried_out(fake):
+def test_a_command_whose_output_fails_reports_that_it_was_executed(fake):
     status, _, err = run([*cli_command(), "pub", "a", "x", "--qos", "1"], "> /dev/full", BLIPMQ_ADDR=fake.address)
     assert status == 74 and err.endswith("The command itself was carried out: Sent 1 byte to a as 1.\n")
     assert run([*cli_command(), "pub", "a", "x", "-q"], ">&-", BLIPMQ_ADDR=fake.address) == (0, "", "")
 
 
-def test_a_repair_goes_on_to_its_end_when_nobody_reads_what_it_says(tmp_path):
+def test_a_repair_completes_although_its_output_is_not_read(tmp_path):
     log = made_log(tmp_path, damaged=True)
     assert run([*broker_command(), "wal", "verify", "--directory", log])[0] == 1
     assert run([*broker_command(), "wal", "repair", "--directory", log], "> /dev/full")[0] == 74
     assert list(log.rglob("damaged-*"))
 
 
-def test_no_module_prints_in_another_way():
-    """What only developers run, below `if __name__`, is their own."""
+def test_every_module_prints_through_the_output_module():
+    """Code below `if __name__`, which only developers run, is exempt."""
     for path in Path(stdio.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for part in tree.body if not is_for_developers(part) for node in ast.walk(part)]
@@ -150,7 +150,7 @@ def is_for_developers(part):
     return isinstance(part, ast.If) and "__name__" in ast.unparse(part.test)
 
 
-# ---- subscribers: acknowledged is what standard output has taken -------------------------------------------------------
+# ---- subscribers: only messages written to standard output are acknowledged --------------------------------------------
 
 
 class Subscriber:
@@ -193,12 +193,12 @@ class Subscriber:
     ids=["closed", "input", "full"],
 )
 @pytest.mark.parametrize("words", ["sub a --qos 1", "bench --seconds 60"])
-def test_a_long_command_whose_output_takes_nothing_ends_before_it_connects(fake, words, redirection, why):
+def test_a_long_command_with_a_failed_output_ends_before_connecting(fake, words, redirection, why):
     status, _, err = run([*cli_command(), *words.split()], f"</dev/null {redirection}", BLIPMQ_ADDR=fake.address)
     assert status == 74 and why in err and fake.commands == []
 
 
-def test_a_subscriber_whose_reader_has_gone_ends_before_it_connects(fake):
+def test_a_subscriber_with_a_closed_output_ends_before_connecting(fake):
     reader, writer = os.pipe()
     os.close(reader)
     command = [*cli_command(), "sub", "a", "--qos", "1"]
@@ -210,7 +210,7 @@ def test_a_subscriber_whose_reader_has_gone_ends_before_it_connects(fake):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_what_a_full_disk_took_the_beginning_of_is_not_acknowledged(fake, tmp_path, unbuffered):
+def test_a_message_partly_written_to_a_full_disk_is_not_acknowledged(fake, tmp_path, unbuffered):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
@@ -226,7 +226,7 @@ def test_what_a_full_disk_took_the_beginning_of_is_not_acknowledged(fake, tmp_pa
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_non_blocking_pipe_gets_all_and_no_more_is_acknowledged_than_it_has_taken(fake, unbuffered):
+def test_a_non_blocking_pipe_gets_all_messages_and_only_written_ones_are_acknowledged(fake, unbuffered):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     payloads = [b"%06d" % number + bytes(2000) for number in range(300)]
@@ -243,7 +243,7 @@ def test_a_non_blocking_pipe_gets_all_and_no_more_is_acknowledged_than_it_has_ta
                 piece = os.read(reader, 10_000)
                 assert piece == lines[taken : taken + len(piece)]
                 taken += len(piece)
-                assert acked * 2007 <= taken + (64 << 10)  # a pipe's room
+                assert acked * 2007 <= taken + (64 << 10)  # capacity of a pipe
             fake.wait_for("ACK", 300)
             subscriber.process.send_signal(signal.SIGINT)
             assert subscriber.end()[0] == 130
@@ -253,7 +253,7 @@ def test_a_non_blocking_pipe_gets_all_and_no_more_is_acknowledged_than_it_has_ta
 
 
 def select_full(reader):
-    """Whether the pipe holds as much as it can."""
+    """Whether the pipe is full."""
     import array
     import fcntl
     import termios
@@ -263,7 +263,7 @@ def select_full(reader):
     return held[0] >= 60_000
 
 
-def test_a_reader_that_goes_away_behind_a_non_blocking_pipe_is_status_141(fake):
+def test_a_closed_non_blocking_pipe_is_status_141(fake):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with Subscriber(fake, writer) as subscriber:
@@ -291,7 +291,7 @@ def test_a_reader_that_goes_away_behind_a_non_blocking_pipe_is_status_141(fake):
         ([*DEVICE, "no-such-word"], 2),
     ],
 )
-def test_an_error_that_cannot_be_told_keeps_its_status_and_stays_out_of_the_output(command, status, redirection):
+def test_an_error_that_cannot_be_written_keeps_its_status_and_is_not_in_the_output(command, status, redirection):
     assert run(command, redirection) == (status, "", "")
 
 
@@ -314,14 +314,14 @@ def test_a_non_blocking_standard_error_gets_the_whole_message(fake):
 
 
 @pytest.mark.parametrize("redirection", ["<&-", "0> /dev/null"])
-def test_an_input_that_cannot_be_read_is_status_74_and_one_sentence(fake, redirection):
+def test_an_input_error_is_status_74_and_one_sentence(fake, redirection):
     for command in ([*cli_command(), "pub", "a", "-"], [*broker_command(), "connect", fake.address]):
         status, out, err = run(command, redirection, BLIPMQ_ADDR=fake.address)
         assert (status, out) == (74, "")
         assert ": Cannot read standard input: it is closed, or not open for reading." in err and err.count("\n") == 1
 
 
-def test_lines_come_in_through_a_non_blocking_pipe(fake):
+def test_lines_are_read_from_a_non_blocking_pipe(fake):
     for command in ([*cli_command(), "pub", "a", "-", "-q"], [*broker_command(), "connect", fake.address]):
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
@@ -337,22 +337,22 @@ def test_lines_come_in_through_a_non_blocking_pipe(fake):
             assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_script_of_the_shell_may_hold_any_bytes(fake):
+def test_a_shell_script_may_contain_any_bytes(fake):
     assert run([*broker_command(), "connect", fake.address], stdin=b"pub a \xff\xfe\n")[0] == 0
     assert fake.wait_for("PUB")[0]["payload"] == b"\xff\xfe"
 
 
-def test_a_shell_whose_output_fails_carries_out_its_script_and_says_so(fake):
+def test_a_shell_with_a_failed_output_executes_its_script_and_reports_it(fake):
     status, _, err = run([*broker_command(), "connect", fake.address], "> /dev/full", stdin=b"pub a 1\npub a 2\n")
     assert status == 74 and NO_SPACE in err and "The commands are carried out all the same." in err
     assert [command["payload"] for command in fake.wait_for("PUB", 2)] == [b"1", b"2"]
 
 
-# ---- a broker whose descriptors are closed -----------------------------------------------------------------------------
+# ---- a broker with closed descriptors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_nothing_of_a_broker_gets_the_number_of_a_closed_stream(tmp_path, closed):
+def test_a_broker_never_reuses_the_descriptor_of_a_closed_stream(tmp_path, closed):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -389,7 +389,7 @@ def reachable(port):
         return True
 
 
-def test_descriptors_that_are_open_stay_as_they_are():
+def test_open_descriptors_are_not_changed():
     before = [os.fstat(descriptor) for descriptor in range(3)]
     stdin, stdout, stderr = sys.stdin, sys.stdout, sys.stderr
     stdio.take_descriptors()
@@ -397,7 +397,7 @@ def test_descriptors_that_are_open_stay_as_they_are():
     assert (sys.stdin, sys.stdout, sys.stderr) == (stdin, stdout, stderr)
 
 
-def test_an_embedded_broker_opens_no_descriptor_of_its_program():
+def test_an_embedded_broker_opens_no_standard_descriptor():
     code = """
 import os, blipmq
 with blipmq.Broker({"server": {"bind_addr": ""}}) as broker:
@@ -415,7 +415,7 @@ print(mine, os.readlink("/proc/self/fd/0") == os.devnull)
     assert done.returncode == 0 and done.stdout.endswith(b"True\n")
 
 
-def test_a_slow_reader_of_a_non_blocking_error_is_not_waited_for_for_ever(monkeypatch):
+def test_the_wait_for_a_slow_standard_error_reader_is_bounded(monkeypatch):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:

@@ -1,6 +1,7 @@
-"""The broker's own time: how old a stored message is after restarts, by what is known of the time between them.
+"""The internal time of the broker: the age of stored messages after restarts, from the known downtime.
 
-Invariant: no test waits for a clock. A machine is a boot and two clocks that the test moves; the core is told what they show.
+Invariant: no test waits for a clock. A machine is a boot and two clocks that the test changes; the core gets their
+values.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WALL_MS = 1_700_000_000_000
 
 
 class Machine:
-    """What the clocks of one machine show. `tells_boot = False`: a system that does not say which boot this is."""
+    """The clock values of one machine. `tells_boot = False`: a system without a boot id."""
 
     def __init__(self, tells_boot: bool = True) -> None:
         self.tells_boot = tells_boot
@@ -36,7 +37,7 @@ class Machine:
         self.wall_ms += ms
 
     def off(self, ms: int, wall_goes_on: bool = True) -> None:
-        """The power is off for so long; a clock with a battery goes on."""
+        """The power is off for this time; a clock with a battery continues."""
         self.boots += 1
         self.boot_ms = 5_000
         self.wall_ms += ms if wall_goes_on else 0
@@ -47,9 +48,9 @@ class Machine:
 
 @contextmanager
 def running(directory: Path, machine: Machine) -> Iterator[LoggedBench]:
-    """A broker on the log, told the machine's clocks before its first turn. It ends in order."""
+    """A broker on the WAL; it gets the clock values of the machine before its first turn. It ends in order."""
     with LoggedBench(directory) as bench:
-        bench.now_ms = 7_000_000 // machine.boots  # each boot has monotonic times of its own
+        bench.now_ms = 7_000_000 // machine.boots  # monotonic times differ in each boot
         bench.core.clock(machine.clock())
         bench.turn()
         yield bench
@@ -61,7 +62,7 @@ def live(bench: LoggedBench, machine: Machine, ms: int) -> None:
 
 
 def store(directory: Path, machine: Machine, ttl_ms: int, lived_ms: int = 0) -> None:
-    """One message for an absent durable subscriber; the broker lives for `lived_ms` more."""
+    """One message for an absent durable subscriber; the broker runs for `lived_ms` more."""
     with running(directory, machine) as bench:
         client = bench.named("away")
         bench.subscribed(client, "valve", durable=True)
@@ -71,7 +72,7 @@ def store(directory: Path, machine: Machine, ttl_ms: int, lived_ms: int = 0) -> 
 
 
 def fetched(bench: LoggedBench) -> list[bytes]:
-    """What the durable subscriber gets, not acknowledged."""
+    """The messages delivered to the durable subscriber, not acknowledged."""
     client = bench.named("away")
     bench.subscribed(client, "valve", durable=True)
     bench.until(lambda: bench.stats()["sessions_behind"] == 0)
@@ -84,14 +85,14 @@ def restarted(directory: Path, machine: Machine) -> list[bytes]:
         return fetched(bench)
 
 
-def test_a_restart_in_the_same_boot_counts_the_time_between(tmp_path: Path) -> None:
+def test_a_restart_in_the_same_boot_counts_the_downtime(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=1_000)
     machine.pass_(4_000)
     assert restarted(tmp_path, machine) == []
 
 
-def test_restarts_do_not_give_a_message_more_than_its_life(tmp_path: Path) -> None:
+def test_restarts_do_not_extend_a_time_to_live(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=1_000, lived_ms=100)
     for _ in range(2):
@@ -101,7 +102,7 @@ def test_restarts_do_not_give_a_message_more_than_its_life(tmp_path: Path) -> No
     assert restarted(tmp_path, machine) == []
 
 
-def test_what_expired_while_the_broker_was_away_is_counted(tmp_path: Path) -> None:
+def test_messages_expired_during_downtime_are_counted(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=1_000)
     machine.pass_(4_000)
@@ -110,7 +111,7 @@ def test_what_expired_while_the_broker_was_away_is_counted(tmp_path: Path) -> No
         assert bench.stats()["dropped_ttl"] == 1
 
 
-def test_a_boot_between_counts_nothing_where_no_clock_was_right(tmp_path: Path) -> None:
+def test_a_reboot_with_a_wrong_clock_counts_no_downtime(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=1_000, lived_ms=300)
     machine.off(10_000)
@@ -121,10 +122,10 @@ def test_a_boot_between_counts_nothing_where_no_clock_was_right(tmp_path: Path) 
         assert fetched(bench) == [b"open"]
         live(bench, machine, 500)
     machine.off(10_000)
-    assert restarted(tmp_path, machine) == []  # 300 + 300 + 500 while it ran
+    assert restarted(tmp_path, machine) == []  # 300 + 300 + 500 ms of run time
 
 
-def test_a_boot_between_counts_in_full_where_the_clock_was_right_before_and_after(tmp_path: Path) -> None:
+def test_a_reboot_with_a_synchronized_clock_counts_the_full_downtime(tmp_path: Path) -> None:
     machine = Machine()
     machine.synchronized = True
     store(tmp_path, machine, ttl_ms=DAY_MS)
@@ -134,14 +135,14 @@ def test_a_boot_between_counts_in_full_where_the_clock_was_right_before_and_afte
     assert restarted(tmp_path, machine) == []
 
 
-def test_a_clock_that_becomes_right_after_the_start_makes_up_for_the_time_off(tmp_path: Path) -> None:
+def test_a_clock_synchronized_after_the_start_adds_the_downtime(tmp_path: Path) -> None:
     machine = Machine()
     machine.synchronized = True
     store(tmp_path, machine, ttl_ms=DAY_MS)
     machine.off(2 * DAY_MS, wall_goes_on=False)
     machine.synchronized = False
     with running(tmp_path, machine) as bench:
-        assert fetched(bench) == [b"open"]  # nobody can know yet
+        assert fetched(bench) == [b"open"]  # the downtime is not known yet
     with running(tmp_path, machine) as bench:
         live(bench, machine, 5_000)
         machine.wall_ms += 2 * DAY_MS
@@ -149,10 +150,10 @@ def test_a_clock_that_becomes_right_after_the_start_makes_up_for_the_time_off(tm
         bench.core.clock(machine.clock())
         assert fetched(bench) == []
         bench.published(bench.named("publisher"), "valve", 1, b"shut", ttl_ms=60_000)
-    assert restarted(tmp_path, machine) == [b"shut"]  # what came in this run is not older than it is
+    assert restarted(tmp_path, machine) == [b"shut"]  # messages of this run are not older than the run
 
 
-def test_what_waits_in_a_window_expires_when_the_clock_becomes_right(tmp_path: Path) -> None:
+def test_messages_in_a_window_expire_when_the_clock_is_synchronized(tmp_path: Path) -> None:
     machine = Machine()
     machine.synchronized = True
     store(tmp_path, machine, ttl_ms=DAY_MS)
@@ -167,7 +168,7 @@ def test_what_waits_in_a_window_expires_when_the_clock_becomes_right(tmp_path: P
 
 
 @pytest.mark.parametrize("moved_ms", [TEN_YEARS_MS, -TEN_YEARS_MS])
-def test_a_clock_that_nobody_synchronizes_may_jump_ten_years_and_nothing_expires(tmp_path: Path, moved_ms: int) -> None:
+def test_a_jump_of_an_unsynchronized_clock_expires_nothing(tmp_path: Path, moved_ms: int) -> None:
     for number, tells_boot in enumerate((True, False)):
         machine = Machine(tells_boot)
         store(tmp_path / str(number), machine, ttl_ms=60_000)
@@ -185,12 +186,12 @@ def test_a_synchronized_clock_that_goes_back_adds_nothing(tmp_path: Path) -> Non
     assert restarted(tmp_path, machine) == [b"open"]
 
 
-def test_each_of_many_restarts_counts(tmp_path: Path) -> None:
+def test_the_downtime_of_each_restart_counts(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=10_000)
     for number in range(80):
         machine.pass_(120)
-        with running(tmp_path, machine) as bench:  # each has records of its own in the log
+        with running(tmp_path, machine) as bench:  # each run has its own records in the WAL
             bench.published(bench.named("publisher"), "other", 1)
             if number == 50:
                 assert fetched(bench) == [b"open"]
@@ -198,10 +199,10 @@ def test_each_of_many_restarts_counts(tmp_path: Path) -> None:
     assert restarted(tmp_path, machine) == []
 
 
-def test_a_run_that_is_forgotten_is_as_old_as_the_oldest_that_is_remembered(tmp_path: Path) -> None:
+def test_a_forgotten_run_has_the_age_of_the_oldest_known_run(tmp_path: Path) -> None:
     machine = Machine()
     store(tmp_path, machine, ttl_ms=10_000)
-    for _ in range(300):  # 256 are remembered
+    for _ in range(300):  # 256 are stored
         machine.pass_(10)
         with running(tmp_path, machine) as bench:
             bench.published(bench.named("publisher"), "other", 1)
@@ -211,19 +212,19 @@ def test_a_run_that_is_forgotten_is_as_old_as_the_oldest_that_is_remembered(tmp_
     assert restarted(tmp_path, machine) == []
 
 
-def test_a_kill_loses_nothing_of_the_time_line(tmp_path: Path) -> None:
+def test_a_kill_loses_no_timeline_data(tmp_path: Path) -> None:
     machine = Machine()
     with running(tmp_path / "log", machine) as bench:
         client = bench.named("away")
         bench.subscribed(client, "valve", durable=True)
         bench.close(client)
         bench.published(bench.named("publisher"), "valve", 1, b"open", ttl_ms=1_000)
-        as_killed(tmp_path / "log", tmp_path / "killed")  # the disk as a kill would leave it
+        as_killed(tmp_path / "log", tmp_path / "killed")  # the disk as after a kill
     machine.pass_(4_000)
     assert restarted(tmp_path / "killed", machine) == []
 
 
-def test_a_kill_and_a_new_boot_take_back_no_time_that_a_record_has_seen(tmp_path: Path) -> None:
+def test_a_kill_and_a_reboot_never_move_the_timeline_back(tmp_path: Path) -> None:
     machine = Machine()
     with running(tmp_path / "log", machine) as bench:
         client = bench.named("away")
@@ -240,7 +241,7 @@ def test_a_kill_and_a_new_boot_take_back_no_time_that_a_record_has_seen(tmp_path
     assert restarted(tmp_path / "killed", machine) == []
 
 
-def test_a_core_that_is_told_no_clock_still_counts_the_time_it_runs(tmp_path: Path) -> None:
+def test_a_core_without_clock_readings_counts_its_run_time(tmp_path: Path) -> None:
     with LoggedBench(tmp_path) as bench:
         client = bench.named("away")
         bench.subscribed(client, "valve", durable=True)
@@ -255,17 +256,17 @@ def test_a_core_that_is_told_no_clock_still_counts_the_time_it_runs(tmp_path: Pa
             bench.published(bench.named("other"), "other", 1)
 
 
-# -- when the core is told
+# -- when the core gets clock values
 
 
-def test_the_watch_tells_the_first_reading_and_then_only_changes() -> None:
+def test_the_clock_watch_reports_the_first_reading_and_then_changes() -> None:
     told: list[Clock] = []
     readings = [
         Clock(1, 0, 100, 0),
         Clock(1, 5_000, 5_100, 0),
         Clock(1, 6_000, 6_100 + 900, 0),  # it is being adjusted
         Clock(1, 7_000, 7_100 + 5_000, 0),  # it was set
-        Clock(1, 8_000, 8_100 + 5_000, 1),  # it is right
+        Clock(1, 8_000, 8_100 + 5_000, 1),  # it is synchronized
         Clock(1, 9_000, 9_100 + 5_000, 1),
     ]
     following = iter(readings)
@@ -275,7 +276,7 @@ def test_the_watch_tells_the_first_reading_and_then_only_changes() -> None:
     assert told == [readings[0], readings[3], readings[4]]
 
 
-def test_the_system_tells_its_boot_and_both_clocks() -> None:
+def test_the_system_provides_a_boot_id_and_both_clocks() -> None:
     first, second = read_clock(), read_clock()
     assert first.boot_id == second.boot_id
     assert 0 < first.boot_ms <= second.boot_ms

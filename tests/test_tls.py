@@ -1,6 +1,7 @@
-"""TLS, seen from outside: clients that may come in and those that may not, flows both ways, certificates that change.
+"""TLS, seen from outside: accepted and refused clients, traffic in both directions, certificate changes.
 
-The broker is a process of its own ($BLIPMQ_BINARY: a frozen one); the clients are `ssl`, raw sockets and the command line.
+The broker is a separate process ($BLIPMQ_BINARY: a frozen one); the clients are `ssl`, raw sockets and the command
+line.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from certificates import Authority, openssl
 from hand_client import HELLO, INFO, PUB, SUB, HelloClient, command, decode
 
 API_KEY = "a-key-of-the-tests-over-TLS"
-# Longer than any test takes, whatever else the machine does: nobody is ended for slowness then.
+# Longer than any test takes on any machine, so no client is closed for slowness.
 NO_HURRY_MS = 60_000
 
 
@@ -38,7 +39,7 @@ def stranger(tmp_path_factory):
 
 
 class TlsBroker(BrokerProcess):
-    """A broker that listens for plain clients and for TLS; `secure` is where the latter."""
+    """A broker that listens for unencrypted and TLS clients; `secure` is the TLS address."""
 
     def __init__(self, directory, authority, settings=None, certificate=None, **variables):
         self.authority = authority
@@ -56,7 +57,7 @@ class TlsBroker(BrokerProcess):
         super().__init__(directory, self.settings, **variables)
 
     def install(self, cert, key):
-        """Put these files in the place of those it uses, each at once, as tools that renew certificates do."""
+        """Replace the files that it uses, each atomically, like tools that renew certificates."""
         for source, target in (cert, self.cert), (key, self.key):
             fresh = target.with_suffix(".new")
             fresh.write_bytes(Path(source).read_bytes())
@@ -64,7 +65,7 @@ class TlsBroker(BrokerProcess):
             fresh.replace(target)
 
     def reconfigure(self, settings):
-        """Other settings of its own, and SIGHUP; back when they are in effect."""
+        """Change its settings and send SIGHUP; returns once they are in effect."""
         self.configure({**self.settings, **settings})
         before = len(self.lines("reloaded"))
         self.signal(signal.SIGHUP)
@@ -86,7 +87,7 @@ class TlsBroker(BrokerProcess):
         return context
 
     def dial(self, context=None, timeout_s=TIMEOUT_S):
-        """A TLS socket, its handshake done."""
+        """A TLS socket after its handshake."""
         host, port = self.secure.rsplit(":", 1)
         plain = socket.create_connection((host, int(port)), timeout_s)
         return (context or self.context()).wrap_socket(plain, server_hostname=host)
@@ -100,7 +101,7 @@ class TlsBroker(BrokerProcess):
             return client.getpeercert()["serialNumber"]
 
     def start_cli(self, address, *arguments):
-        """A command that goes on; at the end of the test it does not."""
+        """A command in the background; it is ended after the test."""
         child = start_cli(address, *arguments, stdout=subprocess.PIPE)
         self.children.append(child)
         return child
@@ -129,7 +130,7 @@ def start(tmp_path, authority):
 
 
 def read_frame(client):
-    """The next frame from a socket, decoded."""
+    """The next frame of a socket, decoded."""
     return decode(read_exactly(client, struct.unpack(">I", read_exactly(client, 4))[0]))
 
 
@@ -143,7 +144,7 @@ def read_exactly(client, size):
 
 
 def read_to_end(client):
-    """What still comes before the broker closes, be it in order or not."""
+    """The remaining data before the broker closes, in order or not."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while part := client.recv(4096):
@@ -152,15 +153,15 @@ def read_to_end(client):
 
 
 def ask(client, frame):
-    """Send one frame and read one."""
+    """Send one frame and receive one."""
     client.sendall(frame)
     return read_frame(client)
 
 
-# ---- what clients can do ---------------------------------------------------------------------------------------------
+# ---- client features -------------------------------------------------------------------------------------------------
 
 
-def test_messages_cross_between_tls_and_plain_clients(start):
+def test_messages_pass_between_tls_and_unencrypted_clients(start):
     broker = start()
     ca = str(broker.authority.file)
     secure = broker.start_cli(broker.secure_url, "--ca-file", ca, "sub", "t", "-n", "2")
@@ -181,14 +182,14 @@ def test_qos_1_and_durable_subscriptions_work_over_tls(start):
     until(lambda: broker.info()["subscriptions_total"], "it is subscribed")
     assert broker.cli("pub", "d", "one", "--qos", "1").returncode == 0
     assert first.communicate(timeout=TIMEOUT_S)[0] == b"d\tone\n"
-    assert broker.cli("pub", "d", "two", "--qos", "1").returncode == 0  # while no one is there
+    assert broker.cli("pub", "d", "two", "--qos", "1").returncode == 0  # without a connected subscriber
     again = broker.cli(*durable)
     assert (again.returncode, again.stdout) == (0, b"d\ttwo\n")
     broker.stop()
 
 
-def test_close_notify_right_behind_requests_does_not_swallow_their_answers(start):
-    broker = start({"wal.flush_interval_ms": 300})  # the answer to the publish comes that much later
+def test_requests_followed_by_close_notify_are_answered(start):
+    broker = start({"wal.flush_interval_ms": 300})  # delays the answer to the publish
     host, port = broker.secure.rsplit(":", 1)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = broker.context().wrap_bio(incoming, outgoing, server_hostname=host)
@@ -202,8 +203,8 @@ def test_close_notify_right_behind_requests_does_not_swallow_their_answers(start
                 incoming.write(plain.recv(65536))
         tls.write(command(HELLO, seq=1, protocol=1) + command(PUB, "t", b"kept", qos=1, seq=5) + command(INFO, seq=6))
         with contextlib.suppress(ssl.SSLWantReadError):
-            tls.unwrap()  # says goodbye; the broker's is not there yet
-        plain.sendall(outgoing.read())  # all of it in one piece
+            tls.unwrap()  # sends close_notify; the answer of the broker arrives later
+        plain.sendall(outgoing.read())  # everything in one piece
         answers = b""
         while data := plain.recv(65536):
             incoming.write(data)
@@ -220,7 +221,7 @@ def test_close_notify_right_behind_requests_does_not_swallow_their_answers(start
     broker.stop()
 
 
-def test_tls_alone_without_a_plain_listener_serves(start):
+def test_a_broker_with_only_a_tls_listener_serves(start):
     broker = start({"server.bind_addr": ""})
     assert broker.address == ""
     assert broker.cli("pub", "t", "x").returncode == 0
@@ -252,13 +253,13 @@ def test_a_tls_client_has_its_address_in_info_and_in_the_log(start):
     broker.stop()
 
 
-def test_what_was_published_before_the_end_of_file_arrives_although_the_subscriber_holds_the_publisher_back(start):
+def test_messages_before_end_of_file_arrive_although_the_publisher_is_blocked(start):
     broker = start({"queues.overflow_policy": "block", "queues.subscriber_capacity": 50})
     with HelloClient(broker.address) as reader:
         reader.subscribe("t")
         with broker.dial() as client:
             client.sendall(b"".join(command(PUB, "t", b"%d" % n) for n in range(5000)))
-            client.unwrap()  # its end of file; the broker has not taken all of that yet
+            client.unwrap()  # sends end of file; the broker has not read everything yet
         for n in range(5000):
             assert reader.next().payload == b"%d" % n
     broker.stop()
@@ -288,7 +289,7 @@ def test_large_flows_with_slow_readers_on_both_sides_arrive_unchanged(start):
     broker.stop()
 
 
-def test_a_stopping_broker_sends_what_is_queued_and_says_goodbye(start):
+def test_a_stopping_broker_sends_queued_messages_and_close_notify(start):
     broker = start()
     with broker.dial() as client:
         ask(client, command(SUB, "t"))
@@ -298,17 +299,17 @@ def test_a_stopping_broker_sends_what_is_queued_and_says_goodbye(start):
         assert client.recv(1) == b""  # in order: a cut connection would raise
 
 
-def test_an_authority_made_with_one_openssl_command_will_do(start, tmp_path):
+def test_an_authority_made_with_one_openssl_command_is_accepted(start, tmp_path):
     own = Authority(tmp_path, "Made by hand", strict=False)
     broker = start(certificate=own.sign("by hand"))
     assert run_cli(broker.secure_url, "--ca-file", str(own.file), "pub", "t", "x").returncode == 0
     broker.stop()
 
 
-# ---- who may not come in ---------------------------------------------------------------------------------------------
+# ---- refused clients -------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_know_the_authority_refuses_and_says_what_to_do(start, stranger):
+def test_a_client_refuses_an_unknown_authority_with_a_remedy(start, stranger):
     broker = start()
     done = run_cli(broker.secure_url, "--ca-file", str(stranger.file), "pub", "t", "x")
     assert done.returncode == 77
@@ -355,7 +356,7 @@ def test_min_version_1_3_refuses_1_2(start):
     broker.stop()
 
 
-def test_plain_bytes_at_the_tls_port_have_no_effect_and_the_log_says_what_they_were(start):
+def test_unencrypted_bytes_at_the_tls_port_have_no_effect_and_are_logged(start):
     broker = start()
     with broker.dial_plain() as client:
         client.sendall(command(PUB, "t", b"not encrypted"))
@@ -371,19 +372,19 @@ def test_plain_bytes_at_the_tls_port_have_no_effect_and_the_log_says_what_they_w
     broker.stop()
 
 
-def test_a_tls_client_at_the_plain_port_says_so(start):
+def test_a_tls_client_at_the_unencrypted_port_reports_it(start):
     broker = start()
     done = run_cli(f"tls://{broker.address}", "--ca-file", str(broker.authority.file), "pub", "t", "x")
     assert done.returncode == 69 and b"server.tls_bind_addr" in done.stderr
     broker.stop()
 
 
-def test_a_handshake_that_is_not_done_in_time_is_ended_and_a_reload_changes_the_time(start):
+def test_a_handshake_is_ended_at_its_deadline_and_a_reload_changes_it(start):
     broker = start({"limits.hello_timeout_ms": 700})
     with broker.dial_plain() as silent, broker.dial_plain() as slow:
         hello = client_hello(broker)
         for byte in hello[:20]:
-            with contextlib.suppress(OSError):  # it may have been ended by then
+            with contextlib.suppress(OSError):  # it may have been closed by then
                 slow.sendall(bytes([byte]))
             time.sleep(0.01)
         assert read_to_end(silent) == read_to_end(slow) == b""
@@ -395,7 +396,7 @@ def test_a_handshake_that_is_not_done_in_time_is_ended_and_a_reload_changes_the_
     broker.stop()
 
 
-def test_a_client_that_is_silent_after_its_handshake_goes_as_a_plain_one_does(start):
+def test_a_client_silent_after_its_handshake_is_closed_like_an_unencrypted_one(start):
     broker = start({"auth.api_keys": [API_KEY], "limits.hello_timeout_ms": 1500})
 
     def silent():
@@ -408,7 +409,7 @@ def test_a_client_that_is_silent_after_its_handshake_goes_as_a_plain_one_does(st
 
 
 def client_hello(broker):
-    """The first bytes a TLS client sends."""
+    """The first bytes of a TLS client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = broker.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -416,7 +417,7 @@ def client_hello(broker):
     return outgoing.read()
 
 
-def test_as_many_handshakes_as_max_pending_are_under_way_and_the_oldest_makes_room(start):
+def test_at_most_max_pending_handshakes_run_and_the_oldest_is_displaced(start):
     broker = start({"limits.max_pending": 4, "limits.hello_timeout_ms": NO_HURRY_MS})
     with broker.dial() as early, contextlib.ExitStack() as stack:
         assert ask(early, command(HELLO, seq=1, protocol=1)).code == 0
@@ -438,7 +439,7 @@ def test_as_many_handshakes_as_max_pending_are_under_way_and_the_oldest_makes_ro
     broker.stop()
 
 
-def test_a_storm_of_handshakes_and_garbage_leaves_nothing_behind(start):
+def test_many_handshakes_and_invalid_bytes_leak_nothing(start):
     broker = start()
     before = broker.descriptors()
     for n in range(60):
@@ -450,12 +451,10 @@ def test_a_storm_of_handshakes_and_garbage_leaves_nothing_behind(start):
     broker.stop()
 
 
-# ---- clients' certificates -------------------------------------------------------------------------------------------
+# ---- client certificates ---------------------------------------------------------------------------------------------
 
 
-def test_required_client_certificates_let_in_those_that_are_vouched_for_and_name_them_in_the_log(
-    start, authority, stranger
-):
+def test_required_client_certificates_are_verified_and_their_names_logged(start, authority, stranger):
     broker = start({"tls.client_ca_file": str(authority.file), "tls.require_client_cert": True})
     done = broker.cli("pub", "t", "x")
     assert done.returncode == 77 and b"it asks for a client's certificate" in done.stderr
@@ -474,7 +473,7 @@ def test_required_client_certificates_let_in_those_that_are_vouched_for_and_name
     broker.stop()
 
 
-def test_client_certificates_that_are_not_required_are_still_checked(start, authority, stranger):
+def test_optional_client_certificates_are_verified(start, authority, stranger):
     broker = start({"tls.client_ca_file": str(authority.file)})
     assert broker.cli("pub", "t", "x").returncode == 0
     cert, key = stranger.sign("intruder-2")
@@ -482,10 +481,10 @@ def test_client_certificates_that_are_not_required_are_still_checked(start, auth
     broker.stop()
 
 
-# ---- certificates that change ----------------------------------------------------------------------------------------
+# ---- certificate changes ---------------------------------------------------------------------------------------------
 
 
-def test_a_renewed_certificate_is_shown_to_new_clients_and_old_ones_go_on(start, authority):
+def test_a_renewed_certificate_is_used_for_new_clients_and_open_connections_stay(start, authority):
     broker = start()
     with broker.dial() as old:
         first = old.getpeercert()["serialNumber"]
@@ -498,7 +497,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_old_ones_go_on(start,
     broker.stop()
 
 
-def test_a_broken_new_certificate_keeps_the_old_one_and_is_told_everywhere(start, authority):
+def test_an_invalid_new_certificate_keeps_the_old_one_and_is_reported(start, authority):
     broker = start({"metrics.bind_addr": "127.0.0.1:0"})
     first = broker.serial_shown()
     cert, key = broker.cert.read_bytes(), broker.key.read_bytes()
@@ -516,7 +515,7 @@ def test_a_broken_new_certificate_keeps_the_old_one_and_is_told_everywhere(start
     broker.stop()
 
 
-def test_sighup_puts_other_files_into_effect_or_refuses_them(start, authority, tmp_path):
+def test_sighup_loads_or_refuses_other_certificate_files(start, authority, tmp_path):
     broker = start()
     cert, key = authority.sign("moved")
     settings = {"server.tls_bind_addr": "127.0.0.1:0", "metrics.bind_addr": "", "tls.cert_file": str(cert)}
@@ -551,7 +550,7 @@ def test_metrics_are_served_over_https_with_the_expiry_of_the_certificate(start)
 # ---- secrets and settings --------------------------------------------------------------------------------------------
 
 
-def test_the_key_is_in_no_log_no_info_and_no_process_list(start):
+def test_the_private_key_is_in_no_log_info_or_process_list(start):
     broker = start({"logging.level": "debug"})
     secret = broker.key.read_text().splitlines()[1]
     with broker.dial() as client:
@@ -572,7 +571,7 @@ def check(tmp_path, **settings):
     return subprocess.run(command_, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_S)
 
 
-def test_check_finds_files_that_cannot_be_used_and_says_why(tmp_path, authority):
+def test_check_reports_unusable_files_with_the_reason(tmp_path, authority):
     cert, key = authority.sign("checked")
     _, other_key = authority.sign("other")
     empty = tmp_path / "empty.pem"
@@ -583,7 +582,7 @@ def test_check_finds_files_that_cannot_be_used_and_says_why(tmp_path, authority)
         (78, (cert, ""), "tls.key_file is not; TLS needs both"),
         (78, ("", key), "tls.cert_file is not; TLS needs both"),
         (78, ("", ""), "TLS needs a certificate"),
-        # What is wrong with a file may be over in a second: a volume that comes later, a renewal under way.
+        # A bad file may be valid a second later: a volume mounted late, a renewal in progress.
         (66, (tmp_path / "missing.pem", key), "No such file"),
         (66, (empty, key), "holds no certificate in PEM"),
         (66, (cert, empty), "holds no private key in PEM"),
@@ -606,7 +605,7 @@ def test_check_finds_files_that_cannot_be_used_and_says_why(tmp_path, authority)
         assert done.returncode == status and words in done.stderr, (more, done.stderr)
 
 
-def test_check_warns_of_a_key_that_everyone_can_read_and_of_an_expired_certificate(tmp_path, authority):
+def test_check_warns_of_a_world_readable_key_and_an_expired_certificate(tmp_path, authority):
     cert, key = authority.sign("careless", days=-1)
     key.chmod(0o644)
     done = check(tmp_path, **{"tls.cert_file": str(cert), "tls.key_file": str(key)})

@@ -1,4 +1,4 @@
-"""A client that makes TLS itself answer, and reads none of the answers, is not read until it does."""
+"""A TLS client that causes answers from the TLS layer itself and reads none of them is paused."""
 
 import asyncio
 import ssl
@@ -12,7 +12,7 @@ ANSWER = b"as long as what refuses a renegotiation"
 
 
 class SlowWire(Wire):
-    """Keeps what is sent, as a socket that takes nothing does, and what it was told about reading."""
+    """Keeps its output, like a full socket, and records the reading state."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class SlowWire(Wire):
         self.reading = True
 
 
-def test_a_client_that_reads_no_answer_of_tls_is_not_read_until_it_does(tmp_path):
+def test_a_tls_client_that_reads_no_answers_is_paused(tmp_path):
     authority = Authority(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority.sign("broker"))
@@ -58,7 +58,7 @@ def test_a_client_that_reads_no_answer_of_tls_is_not_read_until_it_does(tmp_path
                 wire.sent.clear()
         send()
         sent = 0
-        while wire.reading:  # each record is answered, and the client takes none of it
+        while wire.reading:  # each record is answered, and the client reads nothing
             connection._outgoing.write(ANSWER * 100)
             client.write(b"%d " % sent)
             send()
@@ -66,7 +66,7 @@ def test_a_client_that_reads_no_answer_of_tls_is_not_read_until_it_does(tmp_path
         assert HIGH_WATER_BYTES < len(wire.sent) < HIGH_WATER_BYTES + 2 * 100 * len(ANSWER)
         connection.pause_reading()
         connection.resume_reading()
-        assert not wire.reading  # its far end does not change that
+        assert not wire.reading  # the peer does not change that
         wire.sent.clear()
         connection.resume_writing()
         assert wire.reading

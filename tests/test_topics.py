@@ -1,4 +1,6 @@
-"""The rules of topics and filters: the protocol page's examples, and the regular expressions of the fake broker."""
+"""The rules for topics and filters: the examples of the protocol page, and the regular expressions of the fake
+broker.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ levels = st.lists(st.sampled_from(["", "a", "b", "$c", "x y"]), min_size=1, max_
 
 
 @pytest.mark.parametrize("topic", ["a", "a.b/c", "température/küche", "$SYS/x", "t" * 256, "a b", "."])
-def test_these_are_topics(topic: str) -> None:
+def test_valid_topics_are_accepted(topic: str) -> None:
     check_topic(topic)
     assert check_filter(topic) == LITERAL
 
@@ -24,7 +26,7 @@ def test_these_are_topics(topic: str) -> None:
 @pytest.mark.parametrize(
     "topic", ["", "t" * 257, "é" * 129, "a\nb", "a\0", "\x7f", "\x85", "a.*", "a>", "a+b", "#", "\ud800"]
 )
-def test_these_are_not_topics(topic: str) -> None:
+def test_invalid_topics_are_refused(topic: str) -> None:
     with pytest.raises(UsageError, match="topic"):
         check_topic(topic)
 
@@ -32,12 +34,12 @@ def test_these_are_not_topics(topic: str) -> None:
 @pytest.mark.parametrize(
     ("filter_", "dialect"), [("user.*", DOT), ("logs.>", DOT), ("*", DOT), ("site/+/temp", SLASH), ("#", SLASH)]
 )
-def test_these_are_filters_of_their_dialect(filter_: str, dialect: int) -> None:
+def test_valid_filters_have_their_wildcard_syntax(filter_: str, dialect: int) -> None:
     assert check_filter(filter_) == dialect
 
 
 @pytest.mark.parametrize("filter_", ["a.*/+", "a*", "a.b>", "a.>.b", "#/a", "a/b+", "a/*/b", "**", "a.+", "a\tb", ""])
-def test_these_are_not_filters(filter_: str) -> None:
+def test_invalid_filters_are_refused(filter_: str) -> None:
     with pytest.raises(UsageError, match="filter"):
         check_filter(filter_)
 
@@ -68,13 +70,13 @@ def test_these_are_not_filters(filter_: str) -> None:
         ("a.*", "a.b/c", True),
     ],
 )
-def test_a_filter_matches_what_the_protocol_page_says(filter_: str, topic: str, matched: bool) -> None:
+def test_a_filter_matches_as_the_protocol_page_defines(filter_: str, topic: str, matched: bool) -> None:
     assert match(filter_, topic) is matched
     assert fake_broker.matches(filter_, topic) is matched
 
 
 @given(levels, levels, st.sampled_from([("*", ">", "."), ("+", "#", "/")]), st.data())
-def test_matching_agrees_with_the_regular_expressions(
+def test_matching_agrees_with_equivalent_regular_expressions(
     wanted: list[str], given_: list[str], dialect: tuple[str, str, str], data: st.DataObject
 ) -> None:
     one, rest, separator = dialect
@@ -84,7 +86,7 @@ def test_matching_agrees_with_the_regular_expressions(
         assert match(filter_, topic) is fake_broker.matches(filter_, topic)
 
 
-# ---- which filters are within others
+# ---- filters within other filters ----
 
 SMALL_TOPICS = [
     "".join(characters)
@@ -109,7 +111,7 @@ def is_filter(text: str) -> bool:
 
 @settings(max_examples=400, deadline=None)
 @given(outer=SMALL_FILTERS | LEVELLED, inner=SMALL_FILTERS | LEVELLED)
-def test_a_filter_covers_another_exactly_if_no_topic_says_otherwise(outer: str, inner: str) -> None:
+def test_a_filter_covers_another_exactly_if_no_topic_disproves_it(outer: str, inner: str) -> None:
     topic = uncovered(outer, inner)
     if topic is None:
         assert [t for t in SMALL_TOPICS if match(inner, t) and not match(outer, t)] == []
@@ -153,7 +155,7 @@ def test_examples_of_filters_within_others(outer: str, inner: str, topic: str | 
         assert match(inner, topic) and not match(outer, topic)
 
 
-def test_the_longest_filters_are_compared_without_much_work() -> None:
+def test_comparing_the_longest_filters_is_cheap() -> None:
     dots, slashes = ".".join("*" * 128), "/".join("+" * 128)
     assert not covers(slashes, dots) and not covers(dots, slashes)
     assert covers("/".join("+" * 127) + "/#", slashes)

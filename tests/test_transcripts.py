@@ -1,7 +1,7 @@
-"""Transcripts: what a client says, what the broker answers, frame by frame over real sockets.
+"""Transcripts: client requests and broker answers, frame by frame over real sockets.
 
-Each test is one sentence of the protocol, tried against a broker in a process of its own by clients written by hand.
-That nothing is answered is shown by what comes next: the answer to a later request.
+Each test is one sentence of the protocol, run with hand-written clients against a broker in a separate process. To show
+that a request is not answered, a test checks the answer to a later request.
 """
 
 import signal
@@ -34,22 +34,22 @@ UNVERIFIABLE = struct.pack(">I", 8) + b"\xff" * 8
 
 
 def closed_lines(broker, client):
-    """The lines that say why the broker closed a connection."""
+    """The log lines with the reason of a close."""
     return broker.lines("closed", peer=client.peer)
 
 
 def why_closed(broker, client):
-    """What the one line about it says, once the broker has ended and no other line can come."""
+    """The reason in its only log line, read after the broker has ended."""
     broker.stop()
     lines = closed_lines(broker, client)
     assert len(lines) == 1, broker.log
     return lines[0]
 
 
-# ---- plain clients ---------------------------------------------------------------------------------------------------
+# ---- legacy clients --------------------------------------------------------------------------------------------------
 
 
-def test_a_v1_client_subscribes_and_gets_what_another_publishes(broker, connect):
+def test_a_v1_client_receives_messages_of_another_v1_client(broker, connect):
     reader, writer = connect(broker), connect(broker)
     reader.send(v1_command(SUB, "chat"))
     assert reader.next() == SubAck("chat", "subscribed")
@@ -60,27 +60,27 @@ def test_a_v1_client_subscribes_and_gets_what_another_publishes(broker, connect)
     assert 1_700_000_000_000 < message.timestamp_ms < 1 << 45
 
 
-def test_a_v1_client_hears_its_own_messages_too(broker, connect):
+def test_a_v1_client_receives_its_own_messages(broker, connect):
     client = connect(broker).subscribe("echo")
     client.publish("echo", b"me")
     assert client.next().payload == b"me"
 
 
-def test_payloads_arrive_byte_for_byte_from_none_to_the_largest(broker, connect):
+def test_payloads_of_every_size_arrive_unchanged(broker, connect):
     reader, writer = connect(broker).subscribe("bytes"), connect(broker)
     for payload in (b"", b"\0", bytes(range(256)), b"\xff" * 1023, bytes(range(256)) * 4096):
         writer.publish("bytes", payload)
         assert reader.next().payload == payload
 
 
-def test_a_plain_client_is_answered_nothing_but_sub_acks_and_messages(broker, connect):
+def test_a_legacy_client_gets_only_subacks_and_messages(broker, connect):
     client = connect(broker)
     client.publish("nobody", b"listens")
     client.send(command(PING, seq=1), command(INFO, seq=2), command(ACK, seq=3), v1_command(UNSUB, "never"))
     client.subscribe("still here")
 
 
-def test_a_plain_client_that_unsubscribes_gets_no_more(broker, connect):
+def test_a_legacy_client_gets_no_messages_after_unsub(broker, connect):
     client = connect(broker).subscribe("news", "marker")
     client.send(v1_command(UNSUB, "news"))
     client.publish("news", b"too late")
@@ -96,7 +96,7 @@ def test_a_topic_subscribed_twice_is_acknowledged_twice_and_delivered_once(broke
 
 
 @pytest.mark.parametrize("broker", [{"logging.level": "debug"}], indirect=True)
-def test_a_client_that_says_quit_is_closed_without_a_warning(broker, connect):
+def test_a_client_that_sends_quit_is_closed_without_a_warning(broker, connect):
     client = connect(broker).subscribe("t")
     client.send(v1_command(QUIT))
     assert client.is_closed()
@@ -104,7 +104,7 @@ def test_a_client_that_says_quit_is_closed_without_a_warning(broker, connect):
     assert (line["level"], line["reason"]) == ("debug", "quit")
 
 
-def test_what_was_published_before_quit_is_delivered(broker, connect):
+def test_messages_published_before_quit_are_delivered(broker, connect):
     reader, writer = connect(broker).subscribe("last"), connect(broker)
     writer.send(*[v1_command(PUB, "last", b"%d" % n) for n in range(100)], v1_command(QUIT))
     assert [reader.next().payload for _ in range(100)] == [b"%d" % n for n in range(100)]
@@ -125,7 +125,7 @@ def test_what_was_published_before_quit_is_delivered(broker, connect):
     ],
     ids=["no table", "length 0", "HTTP", "no such action", "bad topic", "bad filter", "bad group", "durable"],
 )
-def test_a_plain_client_is_closed_at_what_is_refused_with_one_line_that_says_why(broker, connect, frame):
+def test_a_refused_request_of_a_legacy_client_closes_it_with_one_log_line(broker, connect, frame):
     client = connect(broker)
     client.send(frame)
     assert client.is_closed()
@@ -138,7 +138,7 @@ def test_a_plain_client_is_closed_at_what_is_refused_with_one_line_that_says_why
 # ---- HELLO -----------------------------------------------------------------------------------------------------------
 
 
-def test_hello_is_answered_with_its_number_and_the_version(broker, connect):
+def test_hello_is_answered_with_its_seq_and_the_version(broker, connect):
     client = connect(broker)
     client.send(command(HELLO, client_id="gateway-17", protocol=1, seq=7))
     seq, code, text, id_, payload = client.next()
@@ -146,19 +146,19 @@ def test_hello_is_answered_with_its_number_and_the_version(broker, connect):
     assert text.startswith("BlipMQ ")
 
 
-def test_the_largest_request_number_comes_back_whole(broker, connect):
+def test_the_largest_request_number_is_returned_complete(broker, connect):
     client = connect(broker, hello=True)
     client.send(command(PING, seq=2**64 - 1))
     assert client.next() == Reply(2**64 - 1, 0, "", 0, b"")
 
 
-def test_a_qos_0_publish_stays_silent(broker, connect):
+def test_a_qos_0_publish_is_not_answered(broker, connect):
     client = connect(broker, hello=True)
     client.send(command(PUB, "quiet", b"x", seq=50))
     assert client.is_open()
 
 
-def test_unsub_is_answered_0_once_and_404_when_there_is_nothing_to_end(broker, connect):
+def test_unsub_is_answered_0_once_and_404_afterwards(broker, connect):
     client = connect(broker, hello=True).subscribe("a")
     assert client.ask(UNSUB, "a").code == 0
     assert client.ask(UNSUB, "a").code == 404
@@ -166,7 +166,7 @@ def test_unsub_is_answered_0_once_and_404_when_there_is_nothing_to_end(broker, c
     assert client.is_open()
 
 
-def test_info_is_json_that_tells_how_the_broker_is(broker, connect):
+def test_info_is_json_with_the_state_of_the_broker(broker, connect):
     client = connect(broker, hello=True, client_id="asker").subscribe("a", "b.>")
     info = client.info()
     assert info["address"] == broker.address
@@ -188,7 +188,7 @@ def test_another_protocol_version_is_answered_426_and_closed(broker, connect):
     assert client.is_closed()
 
 
-def test_a_second_hello_is_answered_400_and_the_connection_kept(broker, connect):
+def test_a_second_hello_is_answered_400_and_the_connection_stays_open(broker, connect):
     client = connect(broker, hello=True, client_id="first").subscribe("t")
     assert client.ask(HELLO, client_id="second", protocol=1).code == 400
     client.publish("t", b"still subscribed")
@@ -196,7 +196,7 @@ def test_a_second_hello_is_answered_400_and_the_connection_kept(broker, connect)
     assert client.info()["subscriptions"][0]["client"] == "first"
 
 
-def test_the_newer_connection_of_a_client_id_wins_and_the_older_is_told_409(broker, connect):
+def test_a_newer_connection_takes_over_its_client_id_and_the_older_gets_409(broker, connect):
     older = connect(broker, hello=True, client_id="pump").subscribe("t")
     newer = connect(broker, hello=True, client_id="pump").subscribe("t")
     assert older.next()[:2] == (0, 409)
@@ -206,7 +206,7 @@ def test_the_newer_connection_of_a_client_id_wins_and_the_older_is_told_409(brok
     assert newer.is_open()
 
 
-def test_clients_without_a_client_id_do_not_take_each_others_place(broker, connect):
+def test_clients_without_a_client_id_do_not_take_over_each_other(broker, connect):
     first, second = connect(broker, hello=True), connect(broker, hello=True)
     assert first.is_open() and second.is_open()
 
@@ -229,7 +229,7 @@ def test_a_bad_filter_is_answered_400_and_the_connection_kept(broker, connect):
     assert client.is_open()
 
 
-def test_no_such_action_and_no_such_qos_are_answered_400_and_the_connection_kept(broker, connect):
+def test_unknown_actions_and_qos_are_answered_400_and_the_connection_kept(broker, connect):
     client = connect(broker, hello=True)
     assert client.ask(99).code == 400
     assert client.ask(PUB, "t", b"x", qos=2).code == 400
@@ -255,12 +255,12 @@ def test_a_topic_that_is_not_utf_8_cannot_be_verified(broker, connect):
 
 
 @pytest.mark.parametrize("broker", [{"server.max_message_size_bytes": 1000}], indirect=True)
-def test_a_frame_that_is_too_large_is_answered_413_even_to_a_client_in_the_middle_of_sending_it(broker, connect):
+def test_an_oversized_frame_is_answered_413_before_it_is_complete(broker, connect):
     client = connect(broker, hello=True)
     size = 8 << 20
     client.send(struct.pack(">I", size))
     try:
-        client.send(bytes(size))  # the broker throws it away, so that the Reply is not lost to a reset
+        client.send(bytes(size))  # the broker discards the input, so that a reset does not lose the Reply
     except ConnectionError:
         pytest.fail("the broker reset the connection before its Reply could be read")
     answer = client.next()
@@ -271,7 +271,7 @@ def test_a_frame_that_is_too_large_is_answered_413_even_to_a_client_in_the_middl
 
 
 @pytest.mark.parametrize("broker", [{"server.max_message_size_bytes": 1000}], indirect=True)
-def test_a_payload_of_just_the_limit_is_taken_with_the_longest_topic(broker, connect):
+def test_a_payload_at_the_limit_is_accepted_with_the_longest_topic(broker, connect):
     topic = "t" * 256
     client = connect(broker, hello=True).subscribe(topic)
     client.send(command(PUB, topic, bytes(1000), seq=2**63, ttl_ms=2**40))
@@ -302,10 +302,10 @@ def test_many_requests_sent_at_once_are_answered_in_their_order(broker, connect)
         assert client.next()[:2] == (n + 3, 0)
 
 
-# ---- connections that end in half --------------------------------------------------------------------------------------
+# ---- half-closed connections -------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_shuts_its_sending_side_has_said_all_it_has_to_say(broker, connect):
+def test_a_half_closed_client_is_answered_and_closed(broker, connect):
     reader, writer = connect(broker).subscribe("pipe"), connect(broker)
     writer.publish("pipe", b"from a pipe")
     writer.socket.shutdown(socket.SHUT_WR)
@@ -313,7 +313,7 @@ def test_a_client_that_shuts_its_sending_side_has_said_all_it_has_to_say(broker,
     assert writer.is_closed()
 
 
-def test_a_frame_that_stops_half_way_waits_for_its_rest_and_nobody_waits_with_it(broker, connect):
+def test_an_incomplete_frame_delays_no_other_client(broker, connect):
     slow, reader, writer = connect(broker), connect(broker).subscribe("half", "other"), connect(broker)
     frame = v1_command(PUB, "half", b"whole" * 1000)
     slow.send(frame[:100])
@@ -323,7 +323,7 @@ def test_a_frame_that_stops_half_way_waits_for_its_rest_and_nobody_waits_with_it
     assert reader.next().payload == b"whole" * 1000
 
 
-def test_a_frame_that_never_gets_its_rest_is_forgotten_with_its_connection(broker, connect):
+def test_an_incomplete_frame_is_discarded_with_its_connection(broker, connect):
     half, reader = connect(broker), connect(broker, hello=True).subscribe("half")
     half.send(v1_command(PUB, "half", b"never")[:-1])
     half.socket.shutdown(socket.SHUT_WR)
@@ -331,7 +331,7 @@ def test_a_frame_that_never_gets_its_rest_is_forgotten_with_its_connection(broke
     assert reader.is_open()
 
 
-def test_a_subscriber_that_resets_costs_no_one_else_a_message(broker, connect):
+def test_a_reset_subscriber_loses_no_message_of_others(broker, connect):
     gone, reader, writer = connect(broker).subscribe("r"), connect(broker).subscribe("r"), connect(broker)
     gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     gone.close()
@@ -369,7 +369,7 @@ FILTERS = {
 }
 
 
-def test_each_filter_gets_the_topics_its_dialect_says(broker, connect):
+def test_each_filter_matches_by_its_wildcard_syntax(broker, connect):
     readers = {filter_: connect(broker).subscribe(filter_, "the end") for filter_ in FILTERS}
     writer = connect(broker)
     for topic in TOPICS:
@@ -382,7 +382,7 @@ def test_each_filter_gets_the_topics_its_dialect_says(broker, connect):
 
 
 def ends(message, reader):
-    """Whether this is the last message; then the stream is closed, so that reading on finds its end."""
+    """Whether this is the last message; then the stream is closed, so that further reading finds its end."""
     if message.topic == "the end":
         reader.send(v1_command(QUIT))
         return True
@@ -390,7 +390,7 @@ def ends(message, reader):
     return False
 
 
-def test_filters_that_overlap_deliver_a_message_once(broker, connect):
+def test_overlapping_filters_deliver_a_message_once(broker, connect):
     client = connect(broker, hello=True).subscribe("a.b", "a.*", "a.>", ">", "#", "+")
     client.publish("a.b", b"once")
     assert client.next().payload == b"once"
@@ -401,7 +401,7 @@ def test_filters_that_overlap_deliver_a_message_once(broker, connect):
     assert client.is_open()
 
 
-def test_a_filter_that_comes_or_goes_takes_effect_on_a_topic_in_use(broker, connect):
+def test_filter_changes_take_effect_on_a_topic_in_use(broker, connect):
     early, late, writer = (
         connect(broker, hello=True).subscribe("a.b"),
         connect(broker, hello=True),
@@ -432,7 +432,7 @@ def test_the_order_of_each_publisher_is_kept(broker, connect):
         assert [n for writer, n in got if writer == number] == list(range(2000))
 
 
-def test_message_ids_grow_by_one_for_each_publish_whoever_hears_it(broker, connect):
+def test_message_ids_increase_by_one_for_each_publish(broker, connect):
     client = connect(broker, hello=True).subscribe("heard")
     client.publish("heard", b"")
     first = client.next().id
@@ -459,7 +459,7 @@ def test_message_ids_do_not_go_back_over_a_restart(start_broker):
 
 
 @pytest.mark.parametrize("broker", [{"performance.network_optimizations.send_buffer_size": 65536}], indirect=True)
-def test_what_expires_while_a_slow_reader_does_not_read_is_counted_and_never_sent(broker, connect):
+def test_messages_that_expire_for_a_slow_reader_are_counted_and_not_sent(broker, connect):
     slow, writer = connect(broker, receive_buffer_bytes=4096).subscribe("slow"), connect(broker, hello=True)
     sent = 0
 
@@ -490,10 +490,10 @@ def test_a_message_without_a_ttl_gets_the_default(broker, connect):
     assert [client.next().ttl_ms, client.next().ttl_ms] == [777_000, 600_000]
 
 
-# ---- the end -----------------------------------------------------------------------------------------------------------
+# ---- shutdown ----------------------------------------------------------------------------------------------------------
 
 
-def test_at_shutdown_clients_get_what_is_queued_and_those_that_said_hello_a_503(broker, connect):
+def test_at_shutdown_clients_get_queued_messages_and_503(broker, connect):
     plain, greeted = connect(broker).subscribe("t"), connect(broker, hello=True).subscribe("t")
     plain.publish("t", b"last words")
     assert greeted.next().payload == b"last words"
@@ -506,7 +506,7 @@ def test_at_shutdown_clients_get_what_is_queued_and_those_that_said_hello_a_503(
     assert broker.lines("stopped", unflushed=0)
 
 
-def test_at_shutdown_nobody_new_is_let_in(broker):
+def test_at_shutdown_new_connections_are_refused(broker):
     host, _, port = broker.address.rpartition(":")
     broker.stop()
     with pytest.raises(ConnectionRefusedError):
@@ -514,7 +514,7 @@ def test_at_shutdown_nobody_new_is_let_in(broker):
 
 
 @pytest.mark.parametrize("broker", [{"limits.shutdown_timeout_ms": 600_000}], indirect=True)
-def test_a_second_signal_ends_it_at_once(broker, connect):
+def test_a_second_signal_stops_the_broker_at_once(broker, connect):
     stuck, writer = connect(broker, receive_buffer_bytes=4096).subscribe("t"), connect(broker, hello=True)
 
     def is_stuck():
@@ -524,6 +524,6 @@ def test_a_second_signal_ends_it_at_once(broker, connect):
     until(is_stuck, "the subscriber takes no more")
     broker.signal(signal.SIGTERM)
     broker.wait_for("stopping")
-    # The same signal may come twice for one key press, so one that follows at once does not count as the second.
+    # One key press may send the same signal twice, so a signal directly after the first does not count as the second.
     until(lambda: broker.signal(signal.SIGTERM) or broker.child.poll() is not None, "it ends")
     assert broker.wait() == 128 + signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Transcripts of the policy `block`: whatever ends the wait for a full queue lets the publisher go on."""
+"""Transcripts of the policy `block`: every end of a full queue lets the publisher resume."""
 
 import contextlib
 import signal
@@ -23,13 +23,13 @@ SETTINGS = {
 
 
 def send(client, frames):
-    """To the end, or until the connection is ended from either side."""
+    """Send everything, or until the connection is closed by either side."""
     with contextlib.suppress(OSError):
         client.socket.sendall(frames)
 
 
 class Stalled:
-    """A subscriber that does not read, its queue full, and a publisher that the broker does not listen to any more."""
+    """A stuck subscriber with a full queue, and a publisher that the broker has paused."""
 
     def __init__(self, broker, connect, ttl_ms=0):
         self.asker = connect(broker, hello=True)
@@ -49,7 +49,7 @@ class Stalled:
         return self.asker.info()["messages"]["published"]
 
     def goes_on(self):
-        """All of it is published in the end."""
+        """Everything is published in the end."""
         until(lambda: self.published() == COUNT, "the publisher goes on to its end")
         self.sending.join()
 
@@ -67,7 +67,7 @@ def read_all(stalled):
     assert [int(message.payload[:6]) for message in messages] == list(range(COUNT))
 
 
-def test_the_subscriber_reads_on_and_has_lost_nothing(stalled):
+def test_a_blocked_publisher_resumes_when_the_subscriber_reads(stalled):
     read_all(stalled)
     stalled.goes_on()
     assert stalled.asker.info()["messages"]["dropped"] == {
@@ -78,14 +78,14 @@ def test_the_subscriber_reads_on_and_has_lost_nothing(stalled):
     }
 
 
-def test_the_subscriber_is_reset(stalled):
+def test_a_blocked_publisher_resumes_when_the_subscriber_resets(stalled):
     stalled.stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stalled.stuck.close()
     stalled.goes_on()
     assert stalled.asker.info()["messages"]["dropped"]["disconnect"] > 0
 
 
-def test_the_subscriber_unsubscribes(stalled):
+def test_a_blocked_publisher_resumes_when_the_subscriber_unsubscribes(stalled):
     stalled.stuck.send(command(UNSUB, "t", seq=99))
     stalled.goes_on()
     frames = []
@@ -95,26 +95,26 @@ def test_the_subscriber_unsubscribes(stalled):
     assert [int(message.payload[:6]) for message in frames[:-1]] == list(range(len(frames) - 1))
 
 
-def test_the_subscriber_loses_its_name_to_another_connection(stalled, connect):
+def test_a_blocked_publisher_resumes_at_a_takeover_of_the_subscriber(stalled, connect):
     connect(stalled.broker, hello=True, client_id="stuck")
     stalled.goes_on()
 
 
-def test_the_policy_is_changed_to_one_that_drops(stalled):
+def test_a_blocked_publisher_resumes_when_the_policy_becomes_drop(stalled):
     stalled.broker.configure({**SETTINGS, "queues.overflow_policy": "drop_oldest"})
     stalled.broker.signal(signal.SIGHUP)
     stalled.goes_on()
     assert stalled.asker.info()["messages"]["dropped"]["queue_full"] > 0
 
 
-def test_the_queue_is_made_larger(stalled):
+def test_a_blocked_publisher_resumes_when_the_queue_limit_is_raised(stalled):
     stalled.broker.configure({**SETTINGS, "queues.subscriber_capacity": COUNT})
     stalled.broker.signal(signal.SIGHUP)
     stalled.goes_on()
     read_all(stalled)
 
 
-def test_the_broker_ends(stalled):
+def test_the_broker_stops_in_order_with_a_blocked_publisher(stalled):
     stalled.broker.configure({**SETTINGS, "limits.shutdown_timeout_ms": 100})
     stalled.broker.signal(signal.SIGHUP)
     stalled.broker.wait_for("reloaded")
@@ -122,7 +122,7 @@ def test_the_broker_ends(stalled):
     assert stalled.stuck.next().payload[:6] == b"000000"
 
 
-def test_the_messages_in_the_full_queue_expire(start_broker, connect):
+def test_a_blocked_publisher_resumes_when_queued_messages_expire(start_broker, connect):
     stalled = Stalled(start_broker(SETTINGS), connect, ttl_ms=1)
     stalled.goes_on()
     messages = stalled.asker.info()["messages"]
@@ -130,9 +130,7 @@ def test_the_messages_in_the_full_queue_expire(start_broker, connect):
     assert messages["dropped"]["queue_full"] == 0
 
 
-def test_a_client_that_subscribes_to_what_it_publishes_waits_for_itself_and_goes_on_when_it_reads(
-    start_broker, connect
-):
+def test_a_client_blocked_by_its_own_queue_resumes_when_it_reads(start_broker, connect):
     client = connect(start_broker(SETTINGS)).subscribe("t")
     frames = b"".join(v1_command(PUB, "t", b"%06d" % n + bytes(994)) for n in range(COUNT))
     sending = threading.Thread(target=send, args=(client, frames), daemon=True)
@@ -141,7 +139,7 @@ def test_a_client_that_subscribes_to_what_it_publishes_waits_for_itself_and_goes
     sending.join()
 
 
-def test_a_publisher_that_goes_away_while_it_waits_leaves_what_was_accepted(stalled):
+def test_messages_of_a_blocked_publisher_that_disconnects_are_delivered(stalled):
     accepted = stalled.published()
     stalled.writer.socket.shutdown(socket.SHUT_RDWR)
     assert [int(stalled.stuck.next().payload[:6]) for _ in range(accepted)] == list(range(accepted))

@@ -1,4 +1,4 @@
-"""Transcripts of the two command lines against a broker in a process of its own: what people's scripts rely on."""
+"""Transcripts of the two command lines against a broker in a separate process: the behaviour that scripts rely on."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ class Subscriber:
 
 @pytest.fixture
 def sub(broker):
-    """Start `blipmq-cli ARGUMENTS` that subscribes, and go on once the broker knows of it."""
+    """Start `blipmq-cli ARGUMENTS` that subscribes; returns once the broker has its subscription."""
     running = []
 
     def start(*arguments):
@@ -47,14 +47,14 @@ def sub(broker):
 
 
 def done(result, out=None):
-    """A command that ended well; its standard output."""
+    """The standard output of a successful command."""
     assert (result.returncode, result.stderr) == (0, b"")
     assert out is None or result.stdout == out
     return result.stdout
 
 
 def failed(result, status):
-    """A command that ended with this status, nothing on standard output and a message of sentences; the message."""
+    """The error message of a command that ended with this status and without standard output."""
     assert (result.returncode, result.stdout) == (status, b""), result
     text = result.stderr.decode()
     assert text.startswith("blipmq-cli: ") and len(text) > 40, text
@@ -65,20 +65,20 @@ def failed(result, status):
 # ---- pub and sub -----------------------------------------------------------------------------------------------------
 
 
-def test_hello_goes_from_pub_to_sub(broker, sub):
+def test_a_message_goes_from_pub_to_sub(broker, sub):
     reader = sub("sub", "chat", "-n", "1")
     done(run_cli(broker.address, "pub", "chat", "Hello"), b"Sent 5 bytes to chat.\n")
     assert reader.output() == b"chat\tHello\n"
 
 
-def test_the_short_names_are_the_same_commands(broker, sub):
+def test_short_names_are_the_same_commands(broker, sub):
     reader = sub("s", "chat", "-n", "1")
     done(run_cli(broker.address, "p", "chat", "Hello"))
     assert reader.output() == b"chat\tHello\n"
     assert done(run_cli(broker.address, "stats", "-f", "json"))
 
 
-def test_quiet_prints_messages_and_nothing_else(broker, sub):
+def test_quiet_prints_only_messages(broker, sub):
     reader = sub("-q", "sub", "chat", "--count", "2")
     done(run_cli(broker.address, "-q", "pub", "chat", "one"), b"")
     done(run_cli(broker.address, "pub", "-q", "chat", "two words"), b"")
@@ -92,18 +92,18 @@ def test_lines_of_standard_input_are_messages_in_order(broker, sub):
     assert reader.output() == text + b"\n"
 
 
-def test_standard_input_that_is_empty_sends_nothing(broker):
+def test_empty_standard_input_sends_nothing(broker):
     done(run_cli(broker.address, "pub", "log", "-"), b"Sent 0 messages to log.\n")
 
 
-def test_a_file_goes_as_one_message_byte_for_byte(broker, sub, tmp_path):
+def test_a_file_is_sent_unchanged_as_one_message(broker, sub, tmp_path):
     (tmp_path / "image.bin").write_bytes(BINARY)
     reader = sub("sub", "-q", "files", "-n", "1")
     done(run_cli(broker.address, "pub", "files", "--file", str(tmp_path / "image.bin")))
     assert hashlib.sha256(reader.output()).digest() == hashlib.sha256(BINARY + b"\n").digest()
 
 
-def test_json_is_one_object_a_line_with_all_that_is_known_of_a_message(broker, sub):
+def test_json_is_one_object_a_line_with_all_message_fields(broker, sub):
     reader = sub("sub", "user.*", "--format", "json", "--count", "2")
     done(run_cli(broker.address, "pub", "user.1", 'He said "hi" äöü\t😀', "--ttl", "60000"))
     done(run_cli(broker.address, "pub", "user.2", "second"))
@@ -121,7 +121,7 @@ def test_json_is_one_object_a_line_with_all_that_is_known_of_a_message(broker, s
     assert (second["ttl_ms"], second["sequence"]) == (0, 2)
 
 
-def test_json_gives_what_is_not_utf_8_in_base64(broker, sub, tmp_path):
+def test_json_encodes_invalid_utf_8_as_base64(broker, sub, tmp_path):
     (tmp_path / "raw").write_bytes(b"\xff\xfe\0")
     reader = sub("sub", "raw", "-f", "json", "-n", "1")
     done(run_cli(broker.address, "pub", "raw", "--file", str(tmp_path / "raw")))
@@ -130,7 +130,7 @@ def test_json_gives_what_is_not_utf_8_in_base64(broker, sub, tmp_path):
     assert "payload" not in message
 
 
-def test_sub_ends_by_itself_only_when_it_has_counted(broker, sub):
+def test_sub_ends_by_itself_only_after_its_count(broker, sub):
     reader = sub("sub", "-q", "t", "-n", "3")
     done(run_cli(broker.address, "pub", "t", "-", stdin=b"1\n2\n"))
     done(run_cli(broker.address, "pub", "t", "-", stdin=b"3\n4\n5\n"))
@@ -143,7 +143,7 @@ def test_a_message_that_looks_like_an_option_can_be_sent(broker, sub):
     assert reader.output() == b"--ttl\n"
 
 
-def test_verbose_says_what_is_done_on_standard_error(broker):
+def test_verbose_describes_each_step_on_standard_error(broker):
     result = run_cli(broker.address, "-v", "pub", "t", "x")
     assert result.returncode == 0
     assert result.stderr.decode() == f"Connected to {broker.address}.\n"
@@ -158,7 +158,7 @@ def test_the_address_can_be_given_before_and_after_the_command(broker):
 # ---- info ------------------------------------------------------------------------------------------------------------
 
 
-def test_info_can_be_read_out_and_be_parsed(broker, sub):
+def test_info_has_a_readable_and_a_json_form(broker, sub):
     sub("sub", "site/+/temp")
     text = done(run_cli(broker.address, "info")).decode()
     assert text.startswith("BlipMQ ") and broker.address in text.splitlines()[0]
@@ -168,17 +168,17 @@ def test_info_can_be_read_out_and_be_parsed(broker, sub):
     assert (info["state"], info["subscriptions_total"]) == ("ok", 1)
 
 
-# ---- at a terminal ---------------------------------------------------------------------------------------------------
+# ---- terminal --------------------------------------------------------------------------------------------------------
 
 
 def at_a_terminal(command, **variables):
-    """Run a command with standard output on a pseudo-terminal; what a person sees."""
+    """Run a command with standard output on a pseudo-terminal; returns the screen text."""
     ours, theirs = os.openpty()
     with open(ours, "rb", buffering=0) as screen:
         process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**variables))
         os.close(theirs)
         seen = b""
-        with contextlib.suppress(OSError):  # the terminal is gone with its last user
+        with contextlib.suppress(OSError):  # the terminal closes with its last user
             while piece := screen.read(4096):
                 seen += piece
         assert process.wait(60) == 0, seen
@@ -189,13 +189,13 @@ def cli_at_a_terminal(broker, *arguments, **variables):
     return at_a_terminal([*cli_command(), *arguments], BLIPMQ_ADDR=broker.address, TERM="xterm", **variables)
 
 
-def test_a_person_at_a_terminal_gets_emoji_and_no_color_means_plain(broker):
+def test_a_terminal_gets_emoji_and_no_color_gets_plain_text(broker):
     assert cli_at_a_terminal(broker, "pub", "chat", "Hello") == "📤 Sent 5 bytes to chat.\r\n"
     assert cli_at_a_terminal(broker, "pub", "chat", "Hello", NO_COLOR="1") == "Sent 5 bytes to chat.\r\n"
     assert cli_at_a_terminal(broker, "info").startswith("📊 BlipMQ ")
 
 
-def test_what_others_publish_cannot_move_the_cursor_of_a_terminal(broker):
+def test_published_control_characters_cannot_move_the_terminal_cursor(broker):
     ready = threading.Thread(target=publish_when_subscribed, args=(broker, b"\x1b[2J\x07bell"))
     ready.start()
     seen = cli_at_a_terminal(broker, "sub", "chat", "-n", "1")
@@ -210,7 +210,7 @@ def publish_when_subscribed(broker, payload):
         assert client.is_open()
 
 
-def test_the_shell_takes_lines_from_a_pipe(broker):
+def test_the_shell_reads_lines_from_a_pipe(broker):
     lines = b"sub chat\npub chat 60000 hello from the shell\nunsub chat\npub chat unheard\nexit\n"
     result = subprocess.run(
         [*broker_command(), "connect", broker.address], input=lines, capture_output=True, timeout=60, env=environment()
@@ -255,13 +255,13 @@ def test_status_1_when_a_message_is_too_large(broker, tmp_path):
     ],
     ids=" ".join,
 )
-def test_status_2_when_the_command_line_is_wrong_and_the_message_says_how(broker, arguments):
+def test_status_2_when_the_command_line_is_wrong_with_an_explanation(broker, arguments):
     result = run_cli(broker.address, *arguments)
     assert (result.returncode, result.stdout) == (2, b"")
     assert len(result.stderr) > 40 and b"Traceback" not in result.stderr
 
 
-def test_status_69_when_no_one_answers():
+def test_status_69_when_no_broker_answers():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     for arguments in (["pub", "t", "x"], ["sub", "t"], ["info"], ["unsub", "t", "--client-id", "me"]):
@@ -289,7 +289,7 @@ def refuse_one(listener, code):
             pass
 
 
-def test_status_78_when_the_configuration_is_of_no_use(broker, tmp_path):
+def test_status_78_when_the_configuration_is_invalid(broker, tmp_path):
     assert "$BLIPMQ_ADDR" in failed(run_cli("localhost:port", "pub", "t", "x"), 78)
     missing = str(tmp_path / "missing")
     assert missing in failed(run_cli(broker.address, "--key-file", missing, "pub", "t", "x"), 78)
@@ -304,7 +304,7 @@ def test_status_78_when_the_configuration_is_of_no_use(broker, tmp_path):
     assert b"bad.toml:2" in result.stderr and b"did you mean" in result.stderr
 
 
-def test_a_reader_that_goes_away_ends_sub_without_a_traceback(broker, sub):
+def test_a_closed_output_pipe_ends_sub_without_a_traceback(broker, sub):
     reader = sub("sub", "-q", "t")
     reader.process.stdout.close()
     with HelloClient(broker.address) as client:
@@ -319,7 +319,7 @@ def test_a_reader_that_goes_away_ends_sub_without_a_traceback(broker, sub):
     reader.process.stderr.close()
 
 
-# ---- the broker's own command ----------------------------------------------------------------------------------------
+# ---- the command of the broker ---------------------------------------------------------------------------------------
 
 
 def blipmq(*arguments, **variables):
@@ -328,14 +328,14 @@ def blipmq(*arguments, **variables):
     )
 
 
-def test_blipmq_says_its_version_and_so_does_the_broker(broker):
+def test_blipmq_and_the_broker_print_their_version(broker):
     version = done(blipmq("version")).decode().strip()
     assert version.startswith("BlipMQ ")
     with HelloClient(broker.address) as client:
         assert client.greeting.message == version
 
 
-def test_check_shows_where_each_setting_comes_from_and_starts_nothing(tmp_path):
+def test_check_shows_the_origin_of_each_setting_and_starts_nothing(tmp_path):
     (tmp_path / "b.toml").write_text('[server]\nbind_addr = "127.0.0.1:0"\n[queues]\nsubscriber_capacity = 77\n')
     result = blipmq("check", "--config", str(tmp_path / "b.toml"), BLIPMQ_SERVER__MAX_CONNECTIONS="88")
     text = done(result).decode()
@@ -344,7 +344,7 @@ def test_check_shows_where_each_setting_comes_from_and_starts_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["b.toml"]
 
 
-def test_a_client_without_a_name_leaves_no_line_at_info(broker, connect):
+def test_a_client_without_an_id_is_not_listed_by_info(broker, connect):
     for words in (("info",), ("sessions",), ("pub", "a", "x")):
         assert run_cli(broker.address, *words).returncode == 0
     connect(broker, hello=True, client_id="named").close()
@@ -353,27 +353,27 @@ def test_a_client_without_a_name_leaves_no_line_at_info(broker, connect):
     assert events[events.index("ready") + 1 :] == ["hello", "closed"]
 
 
-def test_count_0_makes_a_durable_subscription_that_collects_from_then_on(broker):
+def test_count_0_creates_a_durable_subscription(broker):
     mine = ("sub", "orders", "--qos", "1", "--durable", "--client-id", "till")
     assert done(run_cli(broker.address, *mine, "--count", "0"), b"") == b""
     done(run_cli(broker.address, "pub", "orders", "two coffees", "--qos", "1"))
     assert done(run_cli(broker.address, *mine, "--count", "1")) == b"orders\ttwo coffees\n"
 
 
-def test_wait_ends_when_the_filter_is_subscribed_to(broker, connect):
+def test_wait_ends_when_the_filter_has_a_subscriber(broker, connect):
     waiting = start_cli(broker.address, "wait", "logs.>", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    connect(broker, hello=True).subscribe("logs.*")  # another one
+    connect(broker, hello=True).subscribe("logs.*")  # another filter
     until(lambda: broker.info()["clients"] >= 3, "it waits")
     assert waiting.poll() is None
     connect(broker, hello=True).subscribe("logs.>")
     assert (*waiting.communicate(timeout=60), waiting.returncode) == (b"", b"", 0)
 
 
-def test_wait_takes_a_durable_subscription_whose_client_is_away(broker):
+def test_wait_accepts_a_durable_subscription_of_an_absent_client(broker):
     done(run_cli(broker.address, "sub", "a", "--qos", "1", "--durable", "--client-id", "me", "--count", "0"))
     assert done(run_cli(broker.address, "wait", "a", "--seconds", "0"), b"") == b""
 
 
-def test_wait_ends_with_1_when_nobody_has_subscribed_in_time(broker):
+def test_wait_ends_with_1_at_its_timeout(broker):
     text = failed(run_cli(broker.address, "wait", "a", "--seconds", "0"), 1)
     assert "Nobody has subscribed to a in 0 s." in text

@@ -1,6 +1,6 @@
-"""Transcripts of keys and rights: who is let in, what each may do, and how soon a change reaches those who are in.
+"""Transcripts of keys and ACLs: admission, permissions, and the time until a change reaches open connections.
 
-Each test is one sentence about a broker in a process of its own, whose keys are made with `blipmq keys` as a person would.
+Each test is one sentence about a broker in a separate process, whose keys are created with `blipmq keys`.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class Door:
         return self
 
     def add(self, name, *allow):
-        """Make a key, and wait until the broker, if it runs, knows it."""
+        """Create a key, and wait until the broker, if running, has loaded it."""
         rights = [word for right in allow for word in ("--allow", right)]
         result = blipmq("keys", "add", name, *rights, "--file", str(self.path))
         assert result.returncode == 0, result
@@ -55,7 +55,7 @@ class Door:
         assert blipmq("keys", "revoke", name, "--file", str(self.path)).returncode == 0
 
     def try_key(self, key):
-        """What HELLO with this key is answered: code and text."""
+        """The answer to HELLO with this key: code and text."""
         with PlainClient(self.broker.address) as client:
             client.send(command(HELLO, api_key=key, protocol=1, seq=1))
             answer = client.next()
@@ -76,7 +76,7 @@ def door(start_broker, tmp_path):
 
 @pytest.fixture
 def entered():
-    """Clients that are closed in the end."""
+    """Clients that are closed after the test."""
     clients = []
 
     def keep(client):
@@ -89,17 +89,17 @@ def entered():
 
 
 def drained(client):
-    """All that the broker still sends, until it closes."""
+    """All remaining data from the broker until it closes."""
     frames = []
     while (frame := client.next()) is not None:
         frames.append(frame)
     return frames
 
 
-# ---- who is let in
+# ---- admission ----
 
 
-def test_wrong_revoked_empty_and_over_long_keys_are_refused_with_the_same_words(door):
+def test_every_invalid_key_gets_the_same_refusal(door):
     revoked = door.add("revoked")
     door.revoke("revoked")
     door.start()
@@ -137,14 +137,14 @@ def test_no_command_before_hello_has_any_effect(door, entered, action):
 
 @pytest.mark.parametrize("field", ["client_id", "api_key"])
 @pytest.mark.parametrize("value", ["#", "*", "..", "../../etc/passwd", "a\0b", "\0", "\x1f", "admin\x1fx", "x" * 65536])
-def test_odd_client_ids_and_keys_do_nothing_odd(door, entered, field, value):
+def test_unusual_client_ids_and_keys_are_handled_safely(door, entered, field, value):
     door.start()
     durable = entered(door.enter("admin", "x"))
     assert durable.ask(SUB, "a", qos=1, durable=True).code == 0
     with PlainClient(door.broker.address) as client:
         fields = {"api_key": door.keys["admin"], field: value}
         hello = command(HELLO, protocol=1, seq=1, **fields)
-        if len(hello) > 1024:  # refused from its length alone, before all of it has been sent
+        if len(hello) > 1024:  # refused from its length, before all of it has been sent
             with contextlib.suppress(ConnectionError):
                 client.send(hello)
             assert client.is_closed()
@@ -161,7 +161,7 @@ def test_odd_client_ids_and_keys_do_nothing_odd(door, entered, field, value):
     assert sorted(os.listdir(door.broker.config.parent)) == ["blipmq.toml", "data"]
 
 
-def test_with_no_key_file_or_an_empty_one_nobody_is_let_in_until_there_is_a_key(start_broker, tmp_path):
+def test_without_any_key_no_client_is_admitted_until_one_is_created(start_broker, tmp_path):
     for name, text in (("missing", None), ("empty", "")):
         path = tmp_path / name
         if text is not None:
@@ -177,7 +177,7 @@ def test_with_no_key_file_or_an_empty_one_nobody_is_let_in_until_there_is_a_key(
 
 
 @pytest.mark.parametrize("how", ["broken", "a folder", "more rights than there are"])
-def test_a_key_file_that_cannot_be_read_admits_nobody(start_broker, tmp_path, how):
+def test_an_unreadable_key_file_admits_no_client(start_broker, tmp_path, how):
     path = tmp_path / "keys"
     door = Door(start_broker, path)
     key = door.add("admin")
@@ -193,7 +193,7 @@ def test_a_key_file_that_cannot_be_read_admits_nobody(start_broker, tmp_path, ho
     assert door.broker.wait_for("keys_failed")["hint"] == "nobody is let in"
 
 
-def test_plain_keys_of_the_configuration_are_honoured(start_broker):
+def test_plain_keys_of_the_configuration_are_accepted(start_broker):
     broker = start_broker({"auth.api_keys": [PLAIN]})
     with HelloClient(broker.address, api_key=PLAIN) as client:
         assert client.greeting.code == 0
@@ -202,7 +202,7 @@ def test_plain_keys_of_the_configuration_are_honoured(start_broker):
     broker.wait_for("hello", key="auth.api_keys[0]")
 
 
-def test_a_configuration_with_keys_that_everybody_can_read_is_warned_of(start_broker):
+def test_a_world_readable_configuration_with_keys_is_warned_of(start_broker):
     broker = start_broker({"auth.api_keys": [PLAIN]})
     assert "every user of this machine can read it" in broker.wait_for("unwise")["what"]
     broker.config.chmod(0o600)
@@ -210,7 +210,7 @@ def test_a_configuration_with_keys_that_everybody_can_read_is_warned_of(start_br
     assert (checked.returncode, checked.stderr) == (0, b"")
 
 
-def test_keys_may_come_in_a_file_that_a_variable_names(start_broker, tmp_path):
+def test_a_variable_may_name_a_file_with_keys(start_broker, tmp_path):
     (tmp_path / "secret").write_text(f"{PLAIN}\nanother-plain-key\n")
     broker = start_broker({}, BLIPMQ_AUTH__API_KEYS_FILE=str(tmp_path / "secret"))
     for key in (PLAIN, "another-plain-key"):
@@ -227,7 +227,7 @@ def test_a_file_of_keys_without_a_key_does_not_open_the_broker(tmp_path, text):
     assert result.returncode == 78 and b"BLIPMQ_AUTH__API_KEYS_FILE" in result.stderr
 
 
-def test_an_address_that_others_can_reach_needs_keys(tmp_path):
+def test_a_non_loopback_address_needs_keys(tmp_path):
     asked = {"BLIPMQ_SERVER__BIND_ADDR": "0.0.0.0:7878"}
     refused = blipmq("check", cwd=tmp_path, **asked)
     assert refused.returncode == 78 and b"blipmq keys add NAME" in refused.stderr
@@ -237,10 +237,10 @@ def test_an_address_that_others_can_reach_needs_keys(tmp_path):
     assert both.returncode == 78 and b"auth.allow_anonymous" in both.stderr
 
 
-# ---- what each may do
+# ---- permissions ----
 
 
-def test_a_key_with_rights_may_do_what_they_say_and_nothing_else(door, entered):
+def test_a_key_with_an_acl_may_do_only_what_the_acl_allows(door, entered):
     door.add("sensor", "pub:site/1/temp", "sub:site/1/#")
     door.start()
     watcher = entered(door.enter("admin")).subscribe("#")
@@ -257,7 +257,7 @@ def test_a_key_with_rights_may_do_what_they_say_and_nothing_else(door, entered):
     assert sensor.is_open()
 
 
-def test_rights_to_publish_alone_allow_no_subscription_and_the_other_way_round(door, entered):
+def test_publish_and_subscribe_permissions_are_independent(door, entered):
     door.add("writer", "pub:a")
     door.add("reader", "sub:a")
     door.start()
@@ -269,7 +269,7 @@ def test_rights_to_publish_alone_allow_no_subscription_and_the_other_way_round(d
     assert reader.next().payload == b"mine"
 
 
-def test_a_client_id_of_one_key_is_nothing_to_another_key(door, entered):
+def test_client_ids_of_different_keys_are_separate(door, entered):
     door.add("thief")
     door.start()
     mine = entered(door.enter("admin", "gauge"))
@@ -290,7 +290,7 @@ def test_a_client_id_of_one_key_is_nothing_to_another_key(door, entered):
     assert again.next().code == 409 and again.is_closed() and newer.is_open()
 
 
-def test_durable_subscriptions_belong_to_their_key_over_a_restart(door):
+def test_durable_subscriptions_belong_to_their_key_after_a_restart(door):
     door.add("other")
     door.start()
     with door.enter("admin", "gauge") as mine:
@@ -312,7 +312,7 @@ def test_durable_subscriptions_belong_to_their_key_over_a_restart(door):
     assert (made["key"], made["client_id"], made["filter"]) == ("admin", "gauge", "a")
 
 
-def test_info_shows_a_key_with_rights_its_own_subscribers_only(door, entered):
+def test_info_shows_a_key_with_an_acl_only_its_own_subscribers(door, entered):
     door.add("limited", "sub:a")
     door.start()
     entered(door.enter("admin", "one")).subscribe("b")
@@ -323,10 +323,10 @@ def test_info_shows_a_key_with_rights_its_own_subscribers_only(door, entered):
     assert everything == {"one": "admin", "two": "limited"}
 
 
-# ---- changes reach those who are in
+# ---- changes reach open connections ----
 
 
-def test_revoking_a_key_ends_its_connections_and_no_others(door, entered):
+def test_revoking_a_key_closes_only_its_connections(door, entered):
     door.add("gone")
     door.start()
     stays = entered(door.enter("admin", "stays")).subscribe("a")
@@ -348,7 +348,7 @@ def test_revoking_a_key_ends_its_connections_and_no_others(door, entered):
 
 
 def rotate(door, name, *options):
-    """Make a new key for a name; its text, and what was said about it."""
+    """Create a new key for a name; returns its text and the output."""
     result = blipmq("keys", "rotate", name, *options, "--file", str(door.path))
     assert result.returncode == 0, result
     return result.stdout.decode().strip(), result.stderr.decode()
@@ -359,7 +359,7 @@ def listed(door):
     return [(row["name"], bool(row["until"]), row["allow"]) for row in map(json.loads, lines)]
 
 
-def test_a_rotated_key_and_its_successor_are_the_same_client_until_the_rotation_is_finished(door, entered):
+def test_a_rotated_key_and_its_successor_are_the_same_client_during_the_rotation(door, entered):
     door.add("sensor", "pub:a", "sub:a")
     door.start()
     admin, old = entered(door.enter("admin")), entered(door.enter("sensor", "gauge"))
@@ -375,13 +375,13 @@ def test_a_rotated_key_and_its_successor_are_the_same_client_until_the_rotation_
     until(lambda: door.try_key(new)[0] == 0, "the broker knows the new key")
     assert door.try_key(door.keys["sensor"])[0] == 0 and stays.is_open()
 
-    # The new one takes the client_id over, and what was collected for it.
+    # The new one takes over the client_id and its stored messages.
     took_over = entered(HelloClient(door.broker.address, "gauge", api_key=new))
     assert took_over.greeting.code == 0 and drained(old)[-1].code == 409
     admin.ask(PUB, "a", b"collected", qos=1)
     assert took_over.ask(SUB, "a", qos=1, durable=True).code == 0
     assert took_over.next().payload == b"collected"
-    assert took_over.ask(PUB, "b", b"x", qos=1).code == 403  # with the rights of the old one
+    assert took_over.ask(PUB, "b", b"x", qos=1).code == 403  # with the ACL of the old one
 
     blocked = blipmq("keys", "rotate", "sensor", "--file", str(door.path))
     assert blocked.returncode == 1 and b"--finish" in blocked.stderr
@@ -393,7 +393,7 @@ def test_a_rotated_key_and_its_successor_are_the_same_client_until_the_rotation_
     assert again.returncode == 1 and b"is not being rotated" in again.stderr
 
 
-def test_the_overlap_of_a_rotation_ends_by_itself(door, entered):
+def test_the_overlap_of_a_rotation_ends_automatically(door, entered):
     door.add("sensor")
     door.start()
     old = entered(door.enter("sensor"))
@@ -401,15 +401,14 @@ def test_the_overlap_of_a_rotation_ends_by_itself(door, entered):
     assert drained(old) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
     assert door.try_key(door.keys["sensor"]) == UNKNOWN and door.try_key(new)[0] == 0
     assert door.broker.wait_for("key_ended", name="sensor")["keys"] == "2"
-    assert rotate(door, "sensor", "--overlap", "0s")[1].startswith(
-        "Created a new key"
-    )  # the one that ended is in no way
+    # the ended key does not block another rotation
+    assert rotate(door, "sensor", "--overlap", "0s")[1].startswith("Created a new key")
     until(lambda: door.try_key(new) == UNKNOWN, "an overlap of nothing ends the old key at once")
     door.revoke("sensor")
     assert listed(door) == [("admin", False, [])]
 
 
-def test_an_overlap_that_has_ended_while_the_broker_was_away_has_ended(door):
+def test_an_overlap_that_ended_during_downtime_has_ended(door):
     door.add("sensor")
     new, _ = rotate(door, "sensor", "--overlap", "0s")
     door.start()
@@ -417,7 +416,7 @@ def test_an_overlap_that_has_ended_while_the_broker_was_away_has_ended(door):
 
 
 @pytest.mark.parametrize("overlap", ["1", "h", "-1h", "400d", "1w", ""])
-def test_an_overlap_that_is_no_time_is_refused_and_changes_nothing(door, overlap):
+def test_an_invalid_overlap_time_is_refused_and_changes_nothing(door, overlap):
     before = door.path.read_text()
     refused = blipmq("keys", "rotate", "admin", f"--overlap={overlap}", "--file", str(door.path))
     assert refused.returncode == 2 and b"verlap" in refused.stderr and door.path.read_text() == before
@@ -427,7 +426,7 @@ def test_an_overlap_that_is_no_time_is_refused_and_changes_nothing(door, overlap
     assert nobody.returncode == 1 and b"There is no key 'nobody'" in nobody.stderr and door.path.read_text() == before
 
 
-def test_messages_that_wait_for_a_revoked_client_are_not_sent(door, entered):
+def test_queued_messages_of_a_revoked_client_are_not_sent(door, entered):
     door.add("gone")
     door.start()
     admin = entered(door.enter("admin"))
@@ -460,7 +459,7 @@ def test_unacknowledged_messages_of_a_revoked_group_member_go_to_another(door, e
 
 
 def change_rights(door, name, *allow):
-    """A new line for the key with the same text, as one who edits the file would write it."""
+    """A new line for the key with the same text, as written in an editor."""
     lines = door.path.read_text().splitlines()
     for place, line in enumerate(lines):
         if f'"name": "{name}"' in line:
@@ -472,7 +471,7 @@ def change_rights(door, name, *allow):
     fresh.replace(door.path)
 
 
-def test_changed_publish_rights_reach_live_connections(door, entered):
+def test_changed_publish_permissions_apply_to_open_connections(door, entered):
     door.add("sensor", "pub:a")
     door.start()
     sensor = entered(door.enter("sensor"))
@@ -482,7 +481,7 @@ def test_changed_publish_rights_reach_live_connections(door, entered):
     assert sensor.ask(PUB, "a", b"x", qos=1).code == 403
 
 
-def test_a_lost_right_to_subscribe_ends_the_connections_that_lean_on_it_and_no_others(door, entered):
+def test_a_removed_subscribe_permission_closes_only_affected_connections(door, entered):
     door.add("reader", "sub:a/#", "sub:b")
     door.start()
     on_a, on_b = entered(door.enter("reader")).subscribe("a/+"), entered(door.enter("reader")).subscribe("b")
@@ -494,7 +493,7 @@ def test_a_lost_right_to_subscribe_ends_the_connections_that_lean_on_it_and_no_o
         again.subscribe("a/1")
 
 
-def test_a_broken_new_file_keeps_the_keys_there_were_and_says_so(door, entered):
+def test_an_invalid_new_key_file_keeps_the_old_keys_and_is_reported(door, entered):
     door.start()
     admin = entered(door.enter("admin")).subscribe("a")
     good = door.path.read_text()
@@ -511,7 +510,7 @@ def test_a_broken_new_file_keeps_the_keys_there_were_and_says_so(door, entered):
     until(lambda: door.broker.info()["state"] == "ok", "the mended file is in effect")
 
 
-def test_an_emptied_file_ends_everybody(door, entered):
+def test_an_emptied_key_file_closes_all_connections(door, entered):
     door.start()
     admin = entered(door.enter("admin"))
     door.path.write_text("")
@@ -519,7 +518,7 @@ def test_an_emptied_file_ends_everybody(door, entered):
     assert door.try_key(door.keys["admin"]) == UNKNOWN
 
 
-def test_sighup_brings_keys_in_and_takes_them_out_again(start_broker, entered):
+def test_sighup_enables_and_disables_keys(start_broker, entered):
     broker = start_broker({})
     anonymous = entered(HelloClient(broker.address)).subscribe("a")
     plain = entered(PlainClient(broker.address)).subscribe("a")
@@ -540,7 +539,7 @@ def test_sighup_brings_keys_in_and_takes_them_out_again(start_broker, entered):
     entered(PlainClient(broker.address)).subscribe("a")
 
 
-def test_sighup_with_a_broken_key_file_changes_nothing(door, entered):
+def test_sighup_with_an_invalid_key_file_changes_nothing(door, entered):
     door.start()
     admin = entered(door.enter("admin"))
     broken = door.path.with_name("broken")
@@ -551,8 +550,8 @@ def test_sighup_with_a_broken_key_file_changes_nothing(door, entered):
     assert admin.is_open() and door.try_key(door.keys["admin"])[0] == 0
 
 
-def test_out_of_descriptors_a_changed_file_is_read_as_soon_as_there_is_one(door, entered):
-    """What a reload cannot read must not open anything, and must not be forgotten."""
+def test_without_descriptors_a_changed_key_file_is_read_once_one_is_free(door, entered):
+    """A failed reload must not open anything and must be retried."""
     door.start()
     admin = entered(door.enter("admin"))
     soft, hard = resource.prlimit(door.broker.pid, resource.RLIMIT_NOFILE)
@@ -565,7 +564,7 @@ def test_out_of_descriptors_a_changed_file_is_read_as_soon_as_there_is_one(door,
     assert admin.is_open()
 
 
-# ---- secrets stay secret
+# ---- secrets are not shown ----
 
 
 def test_no_key_is_in_any_log_info_metric_process_list_or_error(door, entered, start_broker, tmp_path):
@@ -596,10 +595,10 @@ def test_no_key_is_in_any_log_info_metric_process_list_or_error(door, entered, s
         assert [text for text in shown if secret in text] == []
 
 
-# ---- the command lines
+# ---- command lines ----
 
 
-def test_keys_are_made_listed_and_revoked_by_the_command(tmp_path):
+def test_keys_are_created_listed_and_revoked_by_the_command(tmp_path):
     (tmp_path / "blipmq.toml").write_text('[auth]\nkeys_file = "keys"\n')
     added = blipmq("keys", "add", "boiler", "--allow", "pub:a/b", "--allow", "sub:c.>", cwd=tmp_path)
     assert added.returncode == 0 and added.stdout.startswith(b"bq_") and added.stdout.count(b"\n") == 1
@@ -629,14 +628,14 @@ def test_keys_are_made_listed_and_revoked_by_the_command(tmp_path):
         ([], 2, "required: ACTION"),
     ],
 )
-def test_a_mistake_with_keys_has_its_status_and_says_what_to_do(tmp_path, arguments, status, text):
+def test_key_command_errors_have_a_status_and_a_remedy(tmp_path, arguments, status, text):
     assert blipmq("keys", "add", "known", "--file", "keys", cwd=tmp_path).returncode == 0
     (tmp_path / "broken").write_text("nonsense\n")
     result = blipmq("keys", *arguments, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (status, b"") and text in result.stderr.decode(), result
 
 
-def test_a_key_that_nobody_could_read_is_taken_back(tmp_path):
+def test_a_key_that_could_not_be_printed_is_revoked(tmp_path):
     def unreadable(*words):
         with open("/dev/full", "wb") as full:
             command = [*broker_command(), "keys", *words, "--file", "keys"]
@@ -669,7 +668,7 @@ def test_the_command_line_takes_the_key_from_the_environment_or_a_file(door, tmp
         assert all(word in result.stderr.decode() for word in words), result
 
 
-def test_the_shell_takes_the_key_from_a_file_too(door, tmp_path):
+def test_the_shell_reads_the_key_from_a_file(door, tmp_path):
     door.start()
     (tmp_path / "key").write_text(door.keys["admin"])
     asked = [*broker_command(), "connect", door.broker.address]
@@ -686,7 +685,7 @@ def test_the_shell_takes_the_key_from_a_file_too(door, tmp_path):
 
 
 def sub_until_ended(door, key, change):
-    """Start `blipmq-cli sub a`, change something once it has subscribed; its exit status and what it printed."""
+    """Start `blipmq-cli sub a` and apply a change once it has subscribed; returns its exit status and output."""
     reader = subprocess.Popen(
         [*cli_command(), "sub", "a"],
         stdout=subprocess.PIPE,
@@ -710,14 +709,14 @@ def test_a_subscriber_whose_key_is_revoked_ends_with_the_reason(door):
     assert (status, out) == (77, b"") and b"401" in err
 
 
-def test_a_subscriber_that_loses_its_right_ends_with_the_reason(door):
+def test_a_subscriber_that_loses_its_permission_ends_with_the_reason(door):
     key = door.add("reader", "sub:a", "sub:b")
     door.start()
     status, out, err = sub_until_ended(door, key, lambda: change_rights(door, "reader", "sub:b"))
     assert (status, out) == (77, b"") and b"403" in err
 
 
-def test_check_says_that_nobody_will_be_let_in(tmp_path):
+def test_check_warns_when_no_client_can_be_admitted(tmp_path):
     asked = {"BLIPMQ_AUTH__KEYS_FILE": "keys"}
     result = blipmq("check", cwd=tmp_path, **asked)
     assert result.returncode == 0 and b"nobody will be let in: keys: the key file cannot be read" in result.stderr

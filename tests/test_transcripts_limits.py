@@ -1,4 +1,4 @@
-"""Transcripts at the limits: what one client cannot do to the broker or to the others, whatever it sends or leaves unread."""
+"""Transcripts of limits: one client cannot harm the broker or other clients, with any input or unread output."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def send_until_it_waits(client, piece):
-    """Send `piece` again and again until the broker has taken no more for a while; how often it went out whole."""
+    """Send `piece` repeatedly until the broker accepts no more for a while; returns the number of complete sends."""
     sent, left = 0, b""
     client.socket.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
@@ -24,26 +24,27 @@ def send_until_it_waits(client, piece):
             left = left[client.socket.send(left) :]
             sent += not left
     client.socket.settimeout(60)
-    if left and left is not piece:  # finish what was begun, from a thread: the broker waits for us to read
+    # complete the partial frame in a thread, because the broker waits for this client to read
+    if left and left is not piece:
         threading.Thread(target=client.socket.sendall, args=(left,), daemon=True).start()
         sent += 1
     return sent
 
 
-# ---- what is not read --------------------------------------------------------------------------------------------------
+# ---- unread output -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # because a build with sanitizers, which takes many times the memory, does not run the slow ones
+@pytest.mark.slow  # because a sanitizer build, which uses many times the memory, does not run the slow tests
 @pytest.mark.parametrize("broker", [{"performance.network_optimizations.send_buffer_size": 65_536}], indirect=True)
 @pytest.mark.parametrize("action", [PING, UNSUB], ids=["PING", "UNSUB"])
-def test_who_asks_and_does_not_read_the_answers_is_not_listened_to_any_more(broker, connect, action):
+def test_a_client_that_does_not_read_its_answers_is_paused(broker, connect, action):
     client = connect(broker, hello=True, receive_buffer_bytes=4096)
     before = broker.rss_bytes()
     topic = "never" if action == UNSUB else None
     requests = b"".join(command(action, topic, seq=n) for n in range(1, 501))
     sent = send_until_it_waits(client, requests)
     assert sent < 10_000, "the broker took requests without end"
-    assert broker.rss_bytes() - before < 16 * MIB  # rings that are used for the first time are 8 of them
+    assert broker.rss_bytes() - before < 16 * MIB  # 8 MiB of it are rings used for the first time
     for n in range(1, 501):
         assert client.next().seq == n
     for _ in range(sent - 1):
@@ -53,7 +54,7 @@ def test_who_asks_and_does_not_read_the_answers_is_not_listened_to_any_more(brok
 
 
 @pytest.mark.parametrize("broker", [{"performance.network_optimizations.send_buffer_size": 65_536}], indirect=True)
-def test_a_stuck_client_loses_its_name_to_the_newer_connection_all_the_same(broker, connect):
+def test_a_newer_connection_takes_over_the_id_of_a_stuck_client(broker, connect):
     stuck = connect(broker, hello=True, client_id="pump", receive_buffer_bytes=4096).subscribe("t")
     writer = connect(broker, hello=True)
 
@@ -69,11 +70,11 @@ def test_a_stuck_client_loses_its_name_to_the_newer_connection_all_the_same(brok
     broker.wait_for("client_id_taken", client="pump", older=stuck.peer, newer=newer.peer)
 
 
-# ---- what is announced and never comes ---------------------------------------------------------------------------------
+# ---- incomplete frames -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # for the same reason
-def test_a_length_that_is_announced_costs_no_memory_until_the_bytes_come(broker, connect):
+def test_an_announced_length_allocates_no_memory(broker, connect):
     before = broker.rss_bytes()
     clients = [connect(broker) for _ in range(500)]
     for client in clients:
@@ -82,25 +83,25 @@ def test_a_length_that_is_announced_costs_no_memory_until_the_bytes_come(broker,
     assert broker.rss_bytes() - before < 4 * MIB
 
 
-def test_a_client_that_comes_and_goes_a_thousand_times_leaves_nothing(broker, connect):
+def test_a_thousand_reconnects_leak_nothing(broker, connect):
     witness = connect(broker, hello=True)
     host, _, port = broker.address.rpartition(":")
     descriptors = broker.descriptors()
     for n in range(1000):
         with socket.create_connection((host, int(port)), timeout=60) as client:
             client.sendall(command(HELLO, client_id=f"visitor {n % 10}", protocol=1, seq=1) + command(SUB, f"t{n % 7}"))
-            if n % 2:  # a reset instead of an end
+            if n % 2:  # a reset instead of an orderly end
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: witness.info()["clients"] == 1, "they are gone")
     assert witness.info()["subscriptions_total"] == 0
-    assert broker.descriptors() <= descriptors  # the log may have closed one of its own
+    assert broker.descriptors() <= descriptors  # the WAL may have closed a descriptor
 
 
-# ---- limits of the configuration ----------------------------------------------------------------------------------------
+# ---- configured limits --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broker", [{"limits.max_subscriptions_per_connection": 2}], indirect=True)
-def test_one_filter_too_many_is_answered_429_and_the_same_one_again_is_not_one_more(broker, connect):
+def test_a_filter_over_the_limit_is_answered_429_and_repeats_are_not_counted(broker, connect):
     client = connect(broker, hello=True).subscribe("a", "b", "a")
     assert client.ask(SUB, "c").code == 429
     assert client.ask(UNSUB, "a").code == 0
@@ -111,7 +112,7 @@ def test_one_filter_too_many_is_answered_429_and_the_same_one_again_is_not_one_m
 
 
 @pytest.mark.parametrize("broker", [{"limits.route_cache_entries": 16}], indirect=True)
-def test_more_topics_than_are_remembered_all_find_their_subscribers(broker, connect):
+def test_topics_beyond_the_cache_size_reach_their_subscribers(broker, connect):
     readers = {filter_: connect(broker).subscribe(filter_, "end") for filter_ in (">", "n.*", "n.7", "*.3", "n.>")}
     writer = connect(broker)
     topics = [f"n.{n % 101}" for n in range(5000)]
@@ -137,7 +138,7 @@ def ends(message, reader):
     return False
 
 
-def test_one_message_reaches_a_thousand_subscribers_once_each(broker, connect):
+def test_one_message_reaches_each_of_a_thousand_subscribers_once(broker, connect):
     readers = [connect(broker).subscribe("all") for _ in range(1000)]
     writer = connect(broker)
     for n in range(20):
@@ -147,13 +148,13 @@ def test_one_message_reaches_a_thousand_subscribers_once_each(broker, connect):
     info = broker.info()
     assert info["messages"]["delivered"] == info["messages"]["enqueued"] == 20_000
     assert info["subscriptions_total"] == 1000
-    assert len(info["subscriptions"]) == 100  # the report has a limit too
+    assert len(info["subscriptions"]) == 100  # the report is limited too
 
 
-# ---- what a client says out of order -------------------------------------------------------------------------------------
+# ---- requests in an unusual order ----------------------------------------------------------------------------------------
 
 
-def test_a_plain_client_may_say_hello_later_and_keeps_what_it_subscribed(broker, connect):
+def test_a_legacy_client_may_send_hello_later_and_keeps_its_subscriptions(broker, connect):
     client = connect(broker).subscribe("t")
     client.send(command(HELLO, client_id="late", protocol=1, seq=1))
     assert client.next()[:2] == (1, 0)
@@ -163,7 +164,7 @@ def test_a_plain_client_may_say_hello_later_and_keeps_what_it_subscribed(broker,
     assert client.next() == Reply(2, 0, "", 0, b"")
 
 
-def test_hello_without_a_protocol_number_is_another_protocol(broker, connect):
+def test_hello_without_a_protocol_number_is_refused(broker, connect):
     client = connect(broker)
     client.send(command(HELLO, client_id="x", seq=3))
     assert client.next()[:2] == (3, 426)
@@ -171,7 +172,7 @@ def test_hello_without_a_protocol_number_is_another_protocol(broker, connect):
 
 
 @pytest.mark.parametrize("client_id", ["x" * 257, "two\nlines", "bell\a"], ids=["long", "newline", "bell"])
-def test_a_client_id_that_no_log_should_hold_is_answered_400_and_another_may_be_tried(broker, connect, client_id):
+def test_a_client_id_unsuitable_for_logs_is_answered_400_and_another_may_follow(broker, connect, client_id):
     client = connect(broker)
     client.send(command(HELLO, client_id=client_id, protocol=1, seq=1))
     assert client.next()[:2] == (1, 400)
@@ -185,14 +186,14 @@ def test_an_info_request_that_is_too_long_is_answered_400(broker, connect):
     assert client.ask(INFO, None, bytes(100)).code == 0
 
 
-def test_nothing_a_client_sends_can_start_a_line_of_its_own_in_the_log(broker, connect):
+def test_client_input_cannot_start_a_log_line(broker, connect):
     forged = 'x" level=error\n2026-01-01T00:00:00.000Z error forged by=client'
     for filter_ in (forged, "\x1b[31mred", "\udcff\udcfe"):
         client = connect(broker)
         client.send(command(SUB, filter_, durable=True))
         assert client.is_closed()
     greeted = connect(broker, hello=True)
-    greeted.ask(SUB, 'quo"te = \\ é', durable=True)  # refused: it gave no client_id
+    greeted.ask(SUB, 'quo"te = \\ é', durable=True)  # refused: no client_id was given
     broker.stop()
     assert not broker.lines("forged")
     assert all(line.isprintable() for line in broker.log)

@@ -1,7 +1,8 @@
-"""Transcripts of QoS 1: what is acknowledged, what comes again and to whom, what outlives connections and brokers.
+"""Transcripts of QoS 1: acknowledgements, redeliveries and their receivers, and state that survives connections and
+restarts.
 
-Each test is one sentence of the protocol, tried against a broker in a process of its own by clients written by hand.
-That nothing more comes is shown by what comes next, never by waiting.
+Each test is one sentence of the protocol, run with hand-written clients against a broker in a separate process. To show
+that no further message arrives, a test checks the next frame instead of waiting.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import blipmq
 pytestmark = pytest.mark.blackbox
 
 QUICK = {"qos1.ack_timeout_ms": 100}
-# The smallest log there is: four files of twice what is gathered for one sync.
+# The smallest possible WAL: four files, each twice the size of a sync batch.
 FAILING_DISK = """
 #include <errno.h>
 #include <stdlib.h>
@@ -35,7 +36,7 @@ SMALL_LOG = {"server.max_message_size_bytes": 4096, "wal.segment_size_bytes": 52
 
 
 def publish(client, topic, *payloads):
-    """Publish each with QoS 1 and wait until it is acknowledged; their ids."""
+    """Publish each with QoS 1 and wait for its acknowledgement; returns their ids."""
     answers = [client.ask(PUB, topic, payload, qos=1) for payload in payloads]
     assert [(type(answer), answer.code) for answer in answers] == [(Reply, 0)] * len(payloads), answers
     return [answer.id for answer in answers]
@@ -56,18 +57,19 @@ def acknowledge(client, *messages):
 
 
 def user_property(name, value):
-    """As MQTT 5 writes one."""
+    """A user property in the MQTT 5 encoding."""
     texts = [text.encode() for text in (name, value)]
     return b"\x26" + b"".join(len(text).to_bytes(2, "big") + text for text in texts)
 
 
 def settled(broker, count):
-    """Wait until so many deliveries have been acknowledged."""
+    """Wait until this many deliveries have been acknowledged."""
     until(lambda: broker.info()["sessions"]["acked"] == count, f"{count} deliveries are acknowledged")
 
 
 def firsts(client, count):
-    """Messages until `count` different ones have come, each acknowledged; ids in the order of first delivery."""
+    """Receive until `count` different messages have arrived, each acknowledged; returns ids in the order of first
+    delivery."""
     seen = {}
     while len(seen) < count:
         message = client.next()
@@ -103,7 +105,7 @@ def test_a_qos_1_subscriber_gets_a_qos_0_message_once_and_with_qos_0(broker, con
     assert (message.payload, message.qos) == (b"light", 0)
 
 
-def test_a_plain_clients_qos_1_publish_is_kept_and_not_answered(broker, connect):
+def test_a_qos_1_publish_of_a_legacy_client_is_stored_and_not_answered(broker, connect):
     reader, plain = durable(connect, broker, "orders"), connect(broker)
     plain.send(command(PUB, "orders", b"one", qos=1, seq=7))
     assert (reader.next().payload, broker.info()["log"]["unsynced"]) == (b"one", 0)
@@ -111,7 +113,7 @@ def test_a_plain_clients_qos_1_publish_is_kept_and_not_answered(broker, connect)
 
 
 @pytest.mark.parametrize("broker", [QUICK], indirect=True)
-def test_what_is_not_acknowledged_comes_again_marked_and_with_its_id(broker, connect):
+def test_an_unacknowledged_message_is_redelivered_marked_with_its_id(broker, connect):
     reader = subscribe(connect(broker, hello=True), "orders")
     publish(connect(broker, hello=True), "orders", b"one")
     first, again = reader.next(), reader.next()
@@ -120,7 +122,7 @@ def test_what_is_not_acknowledged_comes_again_marked_and_with_its_id(broker, con
 
 
 @pytest.mark.parametrize("broker", [QUICK], indirect=True)
-def test_what_is_acknowledged_does_not_come_again(broker, connect):
+def test_an_acknowledged_message_is_not_redelivered(broker, connect):
     reader, writer = subscribe(connect(broker, hello=True), "orders"), connect(broker, hello=True)
     publish(writer, "orders", b"acknowledged")
     acknowledge(reader, reader.next())
@@ -130,22 +132,22 @@ def test_what_is_acknowledged_does_not_come_again(broker, connect):
         b"not",
         b"not",
         b"not",
-    ]  # the other's turn would have come first
+    ]  # the other member would be next in turn
 
 
 @pytest.mark.parametrize("broker", [{"qos1.max_in_flight": 2}], indirect=True)
-def test_no_more_is_sent_than_may_be_in_flight(broker, connect):
+def test_the_in_flight_window_is_respected(broker, connect):
     reader, writer = durable(connect, broker, "orders"), connect(broker, hello=True)
     publish(writer, "orders", *[b"%d" % n for n in range(5)])
     held = [reader.next(), reader.next()]
     assert broker.info()["sessions"]["in_flight"] == 2
-    assert reader.is_open()  # its answer comes before any third message
+    assert reader.is_open()  # its answer arrives before any third message
     acknowledge(reader, *held)
     assert [reader.next().payload, reader.next().payload] == [b"2", b"3"]
 
 
 @pytest.mark.parametrize("broker", [{**QUICK, "qos1.max_deliveries": 2}], indirect=True)
-def test_what_is_never_acknowledged_goes_to_the_dead_letters_with_the_reason(broker, connect):
+def test_a_never_acknowledged_message_becomes_a_dead_letter_with_the_reason(broker, connect):
     undertaker = subscribe(connect(broker, hello=True), "$dlq/#")
     reader = subscribe(connect(broker, hello=True), "jobs/heavy")
     (id_,) = publish(connect(broker, hello=True), "jobs/heavy", b"\xff\0poison")
@@ -158,7 +160,7 @@ def test_what_is_never_acknowledged_goes_to_the_dead_letters_with_the_reason(bro
     assert reader.next().payload == b"next"
 
 
-def test_what_one_publisher_sends_arrives_in_order_whatever_its_qos(broker, connect):
+def test_messages_of_one_publisher_arrive_in_order_with_mixed_qos(broker, connect):
     both, light = subscribe(connect(broker, hello=True), "orders"), connect(broker).subscribe("orders")
     writer = connect(broker, hello=True)
     expected = [b"%d" % n for n in range(300)]
@@ -170,7 +172,7 @@ def test_what_one_publisher_sends_arrives_in_order_whatever_its_qos(broker, conn
     assert sorted(int(m.payload) for m in got) == list(range(300))
 
 
-# ---- who may ask for what ----------------------------------------------------------------------------------------------
+# ---- permitted requests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_what_one_publisher_sends_arrives_in_order_whatever_its_qos(broker, conn
         ({"group": "a\nb"}, 400, "the group holds control characters"),
     ],
 )
-def test_a_subscription_that_cannot_be_is_refused_with_the_reason(broker, connect, asked, code, reason):
+def test_an_invalid_subscription_is_refused_with_the_reason(broker, connect, asked, code, reason):
     client = connect(broker, hello=True)
     answer = client.ask(SUB, "t", **asked)
     assert (answer.code, answer.message.startswith(reason)) == (code, True), answer
@@ -190,7 +192,7 @@ def test_a_subscription_that_cannot_be_is_refused_with_the_reason(broker, connec
 
 
 @pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
-def test_without_a_log_qos_1_is_refused_with_the_line_that_changes_it(broker, connect):
+def test_without_a_wal_qos_1_is_refused_with_the_setting_that_enables_it(broker, connect):
     client = connect(broker, hello=True)
     for answer in (client.ask(SUB, "t", qos=1), client.ask(PUB, "t", b"x", qos=1)):
         assert answer.code == 503 and "set wal.enabled = true" in answer.message, answer
@@ -201,7 +203,7 @@ def test_without_a_log_qos_1_is_refused_with_the_line_that_changes_it(broker, co
 
 
 @pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
-def test_a_queue_group_of_qos_0_needs_no_log(broker, connect):
+def test_a_queue_group_of_qos_0_needs_no_wal(broker, connect):
     members = [connect(broker, hello=True) for _ in range(2)]
     for member in members:
         assert member.ask(SUB, "jobs", group="workers") == SubAck("jobs", "subscribed", member.seq)
@@ -215,14 +217,14 @@ def test_a_queue_group_of_qos_0_needs_no_log(broker, connect):
 # ---- durable subscriptions ---------------------------------------------------------------------------------------------
 
 
-def test_a_durable_subscription_collects_while_its_client_is_away(broker, connect):
+def test_a_durable_subscription_stores_messages_while_its_client_is_away(broker, connect):
     durable(connect, broker, "orders").close()
     writer = connect(broker, hello=True)
     ids = publish(writer, "orders", b"one", b"two", b"three")
     assert firsts(durable(connect, broker, "orders"), 3) == dict(zip(ids, [b"one", b"two", b"three"], strict=True))
 
 
-def test_what_was_in_flight_when_the_connection_ended_comes_again_to_the_next(broker, connect):
+def test_messages_in_flight_at_a_disconnect_are_redelivered(broker, connect):
     reader = durable(connect, broker, "orders")
     ids = publish(connect(broker, hello=True), "orders", b"one", b"two")
     acknowledge(reader, reader.next())
@@ -233,7 +235,7 @@ def test_what_was_in_flight_when_the_connection_ended_comes_again_to_the_next(br
     assert (again.id, again.payload, again.redelivered) == (ids[1], b"two", True)
 
 
-def test_a_newer_connection_takes_a_client_ids_subscription_over(broker, connect):
+def test_a_newer_connection_takes_over_the_subscription_of_its_client_id(broker, connect):
     older = durable(connect, broker, "orders")
     newer = durable(connect, broker, "orders")
     assert older.next().code == 409 and older.is_closed()
@@ -243,7 +245,7 @@ def test_a_newer_connection_takes_a_client_ids_subscription_over(broker, connect
 
 def test_unsubscribing_ends_a_durable_subscription(broker, connect):
     durable(connect, broker, "orders").close()
-    client = connect(broker, hello=True, client_id="me")  # a connection that has not subscribed itself
+    client = connect(broker, hello=True, client_id="me")  # a connection without its own subscription
     assert client.ask(UNSUB, "orders").code == 0
     assert client.ask(UNSUB, "orders").code == 404
     publish(connect(broker, hello=True), "orders", b"unheard")
@@ -253,7 +255,7 @@ def test_unsubscribing_ends_a_durable_subscription(broker, connect):
     assert reader.next().payload == b"heard"
 
 
-def test_nobody_ends_the_subscription_of_another_client_id(broker, connect):
+def test_a_client_cannot_end_the_subscription_of_another_client_id(broker, connect):
     durable(connect, broker, "orders").close()
     assert connect(broker, hello=True, client_id="you").ask(UNSUB, "orders").code == 404
     publish(connect(broker, hello=True), "orders", b"one")
@@ -264,7 +266,7 @@ def test_nobody_ends_the_subscription_of_another_client_id(broker, connect):
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_what_was_acknowledged_to_the_publisher_outlives_the_broker(start_broker, connect, end):
+def test_publishes_acknowledged_by_the_broker_survive_a_kill(start_broker, connect, end):
     first = start_broker()
     durable(connect, first, "orders").close()
     ids = publish(connect(first, hello=True), "orders", *[b"%d" % n for n in range(100)])
@@ -275,7 +277,7 @@ def test_what_was_acknowledged_to_the_publisher_outlives_the_broker(start_broker
     ]
 
 
-def test_what_was_acknowledged_by_the_subscriber_does_not_come_again_after_a_restart(start_broker, connect):
+def test_messages_acknowledged_by_the_subscriber_are_not_redelivered_after_a_restart(start_broker, connect):
     first = start_broker()
     reader = durable(connect, first, "orders")
     publish(connect(first, hello=True), "orders", b"one", b"two")
@@ -302,7 +304,7 @@ def test_message_ids_never_go_back_over_a_restart(start_broker, connect, end):
     assert next_id > light_id
 
 
-def test_message_ids_do_not_go_back_when_the_log_is_switched_off_and_on_again(start_broker, connect):
+def test_message_ids_do_not_go_back_when_the_wal_is_disabled_and_enabled(start_broker, connect):
     ids, broker = [], None
     for enabled in (True, False, True):
         broker = start_broker({"wal.enabled": enabled}, after=broker)
@@ -313,7 +315,7 @@ def test_message_ids_do_not_go_back_when_the_log_is_switched_off_and_on_again(st
     assert ids == sorted(set(ids))
 
 
-def test_ids_of_a_broker_without_a_log_begin_at_the_clock(start_broker, connect):
+def test_ids_without_a_wal_start_at_the_clock(start_broker, connect):
     broker = start_broker({"wal.enabled": False})
     reader = connect(broker).subscribe("t")
     reader.publish("t", b"x")
@@ -332,7 +334,7 @@ def test_an_ended_durable_subscription_stays_ended_after_a_crash(start_broker, c
     assert start_broker(after=first).wait_for("log_opened")["subscriptions"] == "0"
 
 
-def test_the_log_is_recovered_before_the_broker_listens(start_broker, connect):
+def test_the_wal_is_recovered_before_the_broker_listens(start_broker, connect):
     first = start_broker()
     durable(connect, first, "orders").close()
     publish(connect(first, hello=True), "orders", b"one", b"two")
@@ -344,7 +346,7 @@ def test_the_log_is_recovered_before_the_broker_listens(start_broker, connect):
     assert events.index("log_opened") < events.index("ready")
 
 
-def test_a_second_broker_on_the_same_log_ends_with_status_69_and_one_clear_line(broker):
+def test_a_second_broker_on_the_same_wal_ends_with_status_69_and_one_line(broker):
     second = BrokerProcess(broker.config.parent, {})
     assert second.wait() == 69
     assert second.log[-2].startswith("blipmq: another broker uses the log in data/wal. Stop that one, or give this one")
@@ -376,7 +378,7 @@ def test_each_message_goes_to_one_member_of_a_group(broker, connect):
     assert got == [sorted(share) for share in got]
 
 
-def test_what_a_member_leaves_behind_when_it_dies_goes_to_another(broker, connect):
+def test_messages_of_a_dead_group_member_go_to_another(broker, connect):
     one, two = (subscribe(connect(broker, hello=True), "jobs", group="workers") for _ in range(2))
     publish(connect(broker, hello=True), "jobs", b"0", b"1", b"2", b"3")
     held = [one.next(), one.next()]
@@ -388,11 +390,11 @@ def test_what_a_member_leaves_behind_when_it_dies_goes_to_another(broker, connec
     assert all(m.redelivered for m in again)
 
 
-# ---- a full log, a broken disk, a damaged log ---------------------------------------------------------------------------
+# ---- full WAL, disk errors, damaged WAL ---------------------------------------------------------------------------------
 
 
 def fill(writer, payload):
-    """Publish until the log is full; the ids of what it took, and the answer that says no."""
+    """Publish until the WAL is full; returns the ids of the accepted messages, and the refusal."""
     ids = []
     while True:
         answer = writer.ask(PUB, "orders", payload, qos=1)
@@ -403,7 +405,7 @@ def fill(writer, payload):
 
 
 @pytest.mark.parametrize("broker", [SMALL_LOG], indirect=True)
-def test_a_full_log_refuses_until_the_subscriber_has_caught_up_and_nothing_is_lost(broker, connect):
+def test_a_full_wal_refuses_publishes_until_the_subscriber_has_caught_up(broker, connect):
     durable(connect, broker, "orders").close()
     writer = connect(broker, hello=True)
     ids, answer = fill(writer, b"x" * 4000)
@@ -423,7 +425,7 @@ def test_a_full_log_refuses_until_the_subscriber_has_caught_up_and_nothing_is_lo
 
 @pytest.fixture
 def failing_disk(tmp_path):
-    """Variables with which a broker's fdatasync fails as soon as the file `broken` exists, and that file."""
+    """Variables that make fdatasync of a broker fail once the file `broken` exists, and that file."""
     source, library, broken = (tmp_path / name for name in ("disk.c", "disk.so", "broken"))
     source.write_text(FAILING_DISK)
     compiler = shutil.which("cc")
@@ -433,9 +435,7 @@ def failing_disk(tmp_path):
     return {"LD_PRELOAD": preloaded, "DISK_BROKEN": str(broken)}, broken
 
 
-def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart_and_qos_0_goes_on(
-    start_broker, connect, failing_disk
-):
+def test_after_a_failed_sync_only_qos_0_works_until_a_restart(start_broker, connect, failing_disk):
     variables, broken = failing_disk
     first = start_broker(**variables)
     durable(connect, first, "orders").close()
@@ -445,7 +445,7 @@ def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart_and_qos_0_g
     broken.touch()
     answer = writer.ask(PUB, "orders", b"not safe", qos=1)
     assert (answer.code, answer.id) == (503, 0) and "the log has failed" in answer.message, answer
-    broken.unlink()  # a disk that answers again is not believed
+    broken.unlink()  # after a failed sync the disk is not used again before a restart
     assert writer.ask(PUB, "orders", b"nor this", qos=1).code == 503
     writer.publish("orders", b"QoS 0")
     assert light.next().payload == b"QoS 0"
@@ -461,7 +461,7 @@ def test_after_a_failed_sync_nothing_is_acknowledged_until_a_restart_and_qos_0_g
     assert publish(connect(second, hello=True), "orders", b"again")[0] > ids[0]
 
 
-def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(start_broker, connect):
+def test_a_damaged_wal_does_not_prevent_a_start_and_losses_are_reported(start_broker, connect):
     first = start_broker()
     durable(connect, first, "orders").close()
     payloads = [b"payload %d" % n for n in range(200)]
@@ -485,7 +485,7 @@ def test_a_damaged_log_does_not_keep_the_broker_down_and_what_is_lost_is_named(s
     assert list(got) == ids[:100] + ids[101:]
 
 
-def test_a_durable_subscription_that_a_failed_sync_refuses_leaves_nothing_behind(start_broker, connect, failing_disk):
+def test_a_durable_subscription_refused_by_a_failed_sync_leaves_no_state(start_broker, connect, failing_disk):
     variables, broken = failing_disk
     broker = start_broker({"limits.max_subscriptions_per_connection": 2}, **variables)
     light = connect(broker).subscribe("orders")
@@ -499,7 +499,7 @@ def test_a_durable_subscription_that_a_failed_sync_refuses_leaves_nothing_behind
     writer.publish("kept", b"for it")
     assert light.next().payload == b"not for it"
     assert client.next().payload == b"for it"
-    # what was refused is none of the two that a connection may have
+    # the refused subscription does not count towards the limit of two per connection
     assert client.ask(SUB, "other", qos=0) == SubAck("other", "subscribed", client.seq)
     broken.unlink()
 
@@ -507,11 +507,11 @@ def test_a_durable_subscription_that_a_failed_sync_refuses_leaves_nothing_behind
 @pytest.mark.parametrize(
     "broker", [{"limits.max_sessions": 1, "limits.max_subscriptions_per_connection": 2}], indirect=True
 )
-def test_a_refused_subscription_does_not_count_and_an_ended_one_no_longer(broker, connect):
+def test_refused_and_ended_subscriptions_are_not_counted(broker, connect):
     client = subscribe(connect(broker, hello=True, client_id="me"), "one", durable=True)
     for _ in range(3):
         assert client.ask(SUB, "two", qos=1, durable=True).code == 429
-    for filter_, group in (("three", ""), ("three", "g")):  # each group of a filter is a subscription of its own
+    for filter_, group in (("three", ""), ("three", "g")):  # each group of a filter is a separate subscription
         assert type(client.ask(SUB, filter_, group=group)) is (SubAck if not group else Reply)
     assert client.ask(UNSUB, "one").code == 0
     assert client.ask(SUB, "three", group="g") == SubAck("three", "subscribed", client.seq)
@@ -521,7 +521,7 @@ def test_a_refused_subscription_does_not_count_and_an_ended_one_no_longer(broker
     assert client.ask(UNSUB, "three").code == 0, "leaving the group has not ended this one"
 
 
-def test_a_durable_group_ends_with_the_last_client_id_that_keeps_it(broker, connect):
+def test_a_durable_group_ends_with_its_last_durable_client_id(broker, connect):
     one = subscribe(connect(broker, hello=True, client_id="one"), "jobs", durable=True, group="workers")
     two = subscribe(connect(broker, hello=True, client_id="two"), "jobs", durable=True, group="workers")
     two.close()
@@ -536,17 +536,17 @@ def test_a_durable_group_ends_with_the_last_client_id_that_keeps_it(broker, conn
     assert third.ask(UNSUB, "jobs", group="workers").code == 404
 
 
-# ---- for how many a message is stored ----------------------------------------------------------------------------------
+# ---- number of storing subscriptions -----------------------------------------------------------------------------------
 
 
-def test_a_publisher_learns_for_how_many_subscriptions_its_message_is_stored(broker, connect):
+def test_the_publish_answer_counts_the_subscriptions_that_store_the_message(broker, connect):
     with blipmq.connect_blocking(broker.address) as writer:
         assert writer.publish("orders", b"nobody", qos=1).subscriptions == 0
         durable(connect, broker, "orders").close()
         subscribe(connect(broker, hello=True), "orders")
         for number in range(2):
             subscribe(connect(broker, hello=True, client_id=f"w{number}"), "#", durable=True, group="workers")
-        connect(broker).subscribe("orders")  # with QoS 0: nothing is stored for it
+        connect(broker).subscribe("orders")  # QoS 0: nothing is stored for it
         connect(broker, hello=True).ask(SUB, "orders", group="light")
         receipt = writer.publish("orders", b"three", qos=1)
         assert (receipt.subscriptions, receipt + 1) == (3, writer.publish("nobody", b"", qos=1))
@@ -560,7 +560,7 @@ def test_a_publisher_learns_for_how_many_subscriptions_its_message_is_stored(bro
     assert (heavy.subscriptions, light.subscriptions, light) == (1, None, 0)
 
 
-def test_the_command_line_says_for_how_many_subscriptions_a_message_is_stored(broker, connect):
+def test_the_command_line_shows_how_many_subscriptions_store_a_message(broker, connect):
     told = run_cli(broker.address, "pub", "orders", "x", "--qos", "1").stdout
     assert told.endswith(b". No QoS 1 subscription took it, so the broker did not keep it.\n")
     durable(connect, broker, "orders").close()
@@ -571,7 +571,7 @@ def test_the_command_line_says_for_how_many_subscriptions_a_message_is_stored(br
     assert run_cli(broker.address, "pub", "orders", "x").stdout == b"Sent 1 byte to orders.\n"
 
 
-def test_publish_many_counts_the_messages_that_no_subscription_takes(broker, connect):
+def test_publish_many_counts_the_messages_without_subscription(broker, connect):
     with blipmq.connect_blocking(broker.address) as writer:
         lost = writer.publish_many("orders", [b"1", b"2"], qos=1)
         durable(connect, broker, "orders").close()
@@ -586,7 +586,7 @@ def test_publish_many_counts_the_messages_that_no_subscription_takes(broker, con
     assert [(count, count.unrouted) for count in counts] == [(2, 2), (1, 0), (1, None), (3, 3)]
 
 
-def test_the_command_line_says_how_many_lines_no_subscription_takes(broker, connect):
+def test_the_command_line_counts_lines_without_subscription(broker, connect):
     def told(lines):
         return run_cli(broker.address, "pub", "orders", "-", "--qos", "1", stdin=lines).stdout.decode()
 
@@ -598,7 +598,7 @@ def test_the_command_line_says_how_many_lines_no_subscription_takes(broker, conn
     assert told(b"a\nb\n") == "Sent 2 messages to orders.\n"
 
 
-def test_the_command_line_says_how_many_lines_of_a_live_pipe_no_subscription_takes(broker, connect):
+def test_the_command_line_counts_lines_of_a_live_pipe_without_subscription(broker, connect):
     process = start_cli(
         broker.address, "pub", "orders", "-", "--qos", "1", stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -606,14 +606,14 @@ def test_the_command_line_says_how_many_lines_of_a_live_pipe_no_subscription_tak
     process.stdin.flush()
     until(lambda: broker.info()["messages"]["published"] == 1, "first line is published")
     with blipmq.connect_blocking(broker.address) as other:
-        other.publish("elsewhere", b"", qos=1)  # answered behind the first line, so nobody gets that one later
+        other.publish("elsewhere", b"", qos=1)  # answered after the first line, so no later subscription gets that line
     durable(connect, broker, "orders").close()
     told, _ = process.communicate(b"late\n", timeout=30)
     assert told == b"Sent 2 messages to orders. No QoS 1 subscription took 1 of them, so the broker did not keep it.\n"
 
 
 @pytest.mark.parametrize("broker", [{"queues.subscriber_capacity": 1, "qos1.max_in_flight": 1}], indirect=True)
-def test_what_a_full_queue_in_memory_does_not_take_is_not_stored_for_it(broker, connect):
+def test_messages_dropped_by_a_full_memory_queue_are_not_counted_as_stored(broker, connect):
     subscribe(connect(broker, hello=True), "orders")
     with blipmq.connect_blocking(broker.address) as writer:
         stored = [writer.publish("orders", b"x", qos=1).subscriptions for _ in range(4)]
@@ -621,7 +621,7 @@ def test_what_a_full_queue_in_memory_does_not_take_is_not_stored_for_it(broker, 
 
 
 @pytest.mark.parametrize("group", ["", "workers"])
-def test_closing_a_subscription_ends_no_durable_one(broker, connect, group):
+def test_closing_a_subscription_keeps_the_durable_one(broker, connect, group):
     def kept():
         return [(row["durable"], row["connected"]) for row in broker.info()["sessions"]["list"]]
 
@@ -639,7 +639,7 @@ def test_closing_a_subscription_ends_no_durable_one(broker, connect, group):
 
 
 @pytest.mark.parametrize("group", ["", "workers"])
-def test_closing_a_subscription_of_the_asyncio_client_ends_no_durable_one(broker, connect, group):
+def test_closing_an_asyncio_subscription_keeps_the_durable_one(broker, connect, group):
     async def main():
         async with await blipmq.connect(broker.address, client_id="me") as client:
             await client.subscribe("orders", qos=1, durable=True, group=group)

@@ -1,4 +1,4 @@
-"""Every frame of vectors.json through a live broker: byte by byte, in odd splits, and in one piece."""
+"""Every frame of vectors.json through a running broker: byte by byte, in odd splits, and in one piece."""
 
 import json
 import random
@@ -16,7 +16,7 @@ BROKEN = [vector for vector in VECTORS["broken"] if not vector["name"].startswit
 FLIPPED = [vector for vector in VECTORS["broken"] if vector["name"].startswith("bit flips")]
 PUBLISHED = [vector["expect"] for vector in COMMANDS if vector["expect"]["action"] == "PUB"]
 
-# Verified, and still not a request: a client that said HELLO is told so and may go on.
+# Verified but not a valid request: a client that sent HELLO gets an error and stays connected.
 REFUSED_AND_KEPT = {
     "topic empty",
     "topic missing",
@@ -57,19 +57,19 @@ def send(client, vector, split):
 
 
 def expected_answer(expect):
-    """What the protocol says to a client that said HELLO: (seq, code), a SubAck, or None for silence."""
+    """The specified answer to a client that sent HELLO: (seq, code), a SubAck, or None for no answer."""
     action, seq = expect["action"], expect.get("seq", 0)
     if action == "PUB":
         return (seq, 0) if expect.get("qos") else None
     if action == "SUB":
         return SubAck(expect["topic"], "subscribed", seq)
     if action == "UNSUB":
-        return (seq, 0)  # the vector before it subscribed to the same topic
+        return (seq, 0)  # the previous vector subscribed to the same topic
     return {"HELLO": (seq, 400), "PING": (seq, 0), "INFO": (seq, 0), "ADMIN": (seq, 404), "ACK": None}[action]
 
 
 @splits
-def test_each_valid_command_does_what_it_says_and_keeps_the_connection(broker, connect, split):
+def test_each_valid_command_takes_effect_and_keeps_the_connection(broker, connect, split):
     client = connect(broker, hello=True, client_id="vectors")
     for vector in COMMANDS:
         expect = vector["expect"]
@@ -83,14 +83,14 @@ def test_each_valid_command_does_what_it_says_and_keeps_the_connection(broker, c
         assert client.is_open(), vector["name"]
 
 
-# Some of the vectors live for a millisecond. Without a log nothing waits for a disk first.
+# Some of the vectors have a time to live of a millisecond. Without a WAL no message waits for a disk first.
 without_log = pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
 SHORT_LIFE_MS = 60_000
 
 
 def expect_all(published, reader, writer, broker):
-    """All that was published arrives, in order and unchanged; only where the machine was too slow for a short life may a
-    message be missing, and then the broker has counted it as expired."""
+    """All published messages arrive, in order and unchanged. On a slow machine a message with a short time to live may
+    be missing; then the broker has counted it as expired."""
     writer.send(command(PUB, "end"))
     message, expired = reader.next(), 0
     for expect in published:
@@ -115,8 +115,8 @@ def test_each_valid_publish_reaches_a_subscriber_with_identical_bytes(broker, co
 
 
 @without_log
-def test_all_commands_in_one_stream_are_read_as_one_by_one(broker, connect):
-    """Frames glued together and cut at all the wrong places."""
+def test_all_commands_in_one_stream_work_like_single_commands(broker, connect):
+    """Frames concatenated and split at unfavourable positions."""
     reader, writer = connect(broker).subscribe("#"), connect(broker)
     stream = b"".join(bytes.fromhex(v["frame"]) for v in COMMANDS if v["expect"]["action"] == "PUB") * 20
     for piece in in_odd_splits(stream):
@@ -125,7 +125,7 @@ def test_all_commands_in_one_stream_are_read_as_one_by_one(broker, connect):
 
 
 @splits
-def test_the_quit_vector_closes(broker, connect, split):
+def test_the_quit_vector_closes_the_connection(broker, connect, split):
     (vector,) = [vector for vector in COMMANDS if vector["expect"]["action"] == "QUIT"]
     client = connect(broker, hello=True)
     send(client, vector, split)
@@ -141,7 +141,7 @@ def send_broken(client, vector, split):
 
 
 @splits
-def test_each_broken_command_closes_a_plain_client_with_one_line(broker, connect, split):
+def test_each_broken_command_closes_a_legacy_client_with_one_log_line(broker, connect, split):
     clients = {}
     for vector in BROKEN:
         client = clients[vector["name"]] = connect(broker)
@@ -156,7 +156,7 @@ def test_each_broken_command_closes_a_plain_client_with_one_line(broker, connect
 
 
 @splits
-def test_each_broken_command_is_answered_to_a_client_that_said_hello(broker, connect, split):
+def test_each_broken_command_after_hello_is_answered(broker, connect, split):
     for vector in BROKEN:
         client = connect(broker, hello=True)
         send_broken(client, vector, split)
@@ -172,7 +172,7 @@ def test_each_broken_command_is_answered_to_a_client_that_said_hello(broker, con
 
 
 @splits
-def test_a_flipped_bit_is_refused_or_read_as_some_command_and_nobody_else_notices(broker, connect, split):
+def test_a_flipped_bit_is_refused_or_decoded_and_affects_no_other_client(broker, connect, split):
     witness = connect(broker, hello=True)
     for vector in FLIPPED:
         client = connect(broker)
@@ -180,13 +180,13 @@ def test_a_flipped_bit_is_refused_or_read_as_some_command_and_nobody_else_notice
         try:
             client.send(v1_command(SUB, "after"), v1_command(QUIT))
             frames = list(iter(client.next, None))
-        except ConnectionError:  # closed at the frame, before all this was sent
+        except ConnectionError:  # closed at the frame, before everything was sent
             frames = []
         assert frames == [] or SubAck("after", "subscribed") in frames, vector["name"]
         assert witness.is_open()
 
 
-def test_request_numbers_of_all_sizes_come_back(broker, connect):
+def test_request_numbers_of_all_sizes_are_returned(broker, connect):
     client = connect(broker, hello=True)
     for bits in range(64):
         client.send(command(PING, seq=1 << bits))

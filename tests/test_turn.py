@@ -1,4 +1,4 @@
-"""One blocking client and several threads: they take turns, or are told why not, and no message gets lost."""
+"""One blocking client and several threads: calls are serialized or refused, and no message is lost."""
 
 import threading
 
@@ -17,7 +17,7 @@ def broker():
 
 
 def in_threads(count, work):
-    """Run `work(number)` in so many threads at once; what went wrong in any of them."""
+    """Run `work(number)` in this many threads at once; returns their errors."""
     errors, start = [], threading.Barrier(count)
 
     def run(number):
@@ -35,7 +35,7 @@ def in_threads(count, work):
     return errors
 
 
-def test_threads_that_publish_through_one_client_take_turns_and_lose_nothing(broker):
+def test_threads_that_share_one_client_publish_without_losses(broker):
     with blipmq.connect_blocking(broker.address) as client:
 
         def work(number):
@@ -54,7 +54,7 @@ def test_threads_that_publish_through_one_client_take_turns_and_lose_nothing(bro
         assert own == list(range(200))
 
 
-def test_every_answer_goes_to_the_thread_that_asked(broker):
+def test_every_answer_goes_to_the_requesting_thread(broker):
     with blipmq.connect_blocking(broker.address) as client:
 
         def work(number):
@@ -71,7 +71,7 @@ def waits(client):
         threading.Event().wait(0.001)
 
 
-def test_a_call_beside_a_thread_that_waits_for_messages_is_refused_and_harms_nobody(broker):
+def test_a_call_during_a_blocking_receive_of_another_thread_is_refused(broker):
     got = []
     with blipmq.connect_blocking(broker.address) as client:
         messages = client.subscribe("a")
@@ -99,7 +99,7 @@ def test_a_call_beside_a_thread_that_waits_for_messages_is_refused_and_harms_nob
         assert messages.next(20).text == "now it is free"
 
 
-def test_a_client_may_be_handed_from_one_thread_to_another(broker):
+def test_a_client_may_be_passed_between_threads(broker):
     client = blipmq.connect_blocking(broker.address)
     messages = client.subscribe("a")
 
@@ -112,7 +112,7 @@ def test_a_client_may_be_handed_from_one_thread_to_another(broker):
     client.close()
 
 
-def test_a_thread_acknowledges_what_it_took_and_nothing_that_another_works_on(broker):
+def test_a_thread_acknowledges_only_its_own_messages(broker):
     with blipmq.connect_blocking(broker.address) as client, client.subscribe("a", qos=1) as messages:
         broker.call(lambda: [broker.publish("a", b"%d" % number, qos=1) for number in range(3)] and None)
         first = messages.next(20)

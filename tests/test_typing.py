@@ -1,6 +1,6 @@
-"""What type checkers see of the package: as a user has it, from the wheel, under mypy --strict.
+"""The package as type checkers see it: installed from the wheel, under mypy --strict.
 
-The wheel is built from the files that belong to the project alone, so one that is forgotten is missing here too.
+The wheel is built only from the files of the project, so a forgotten file is missing here too.
 """
 
 import os
@@ -20,7 +20,8 @@ TIMEOUT_S = 300
 
 
 def tracked(folder):
-    """The files of `folder` that version control has; where there is none (a source archive), all that are not built."""
+    """The files of `folder` under version control; without version control (a source archive), all files except build
+    products."""
     listed = subprocess.run(["git", "ls-files", "-z", folder], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0 and listed.stdout:
         return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -30,7 +31,7 @@ def tracked(folder):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, without the core, which has no types."""
+    """The wheel without the core, which has no types."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
     for name in [*tracked("blipmq"), "native/proto/blip.fbs", "pyproject.toml", "setup.py", "README.md", "LICENSE"]:
@@ -51,7 +52,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checked(wheel, tmp_path_factory):
-    """What mypy says of the programs, for a user who has installed the wheel: lines of "file:line: error: …"."""
+    """The mypy output for the programs of a user who has installed the wheel: lines of "file:line: error: …"."""
     place = tmp_path_factory.mktemp("user")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(place / "site")
@@ -70,18 +71,18 @@ def checked(wheel, tmp_path_factory):
     return done.stdout.splitlines()
 
 
-def test_the_wheel_holds_every_module_and_the_marks_of_a_typed_package(wheel):
+def test_the_wheel_contains_every_module_and_its_type_markers(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"blipmq/py.typed", "blipmq/_native.pyi"} <= names
     assert {name for name in tracked("blipmq") if name.endswith((".py", ".pyi"))} <= names
 
 
-def test_a_program_that_uses_every_verb_passes_the_strictest_check(checked):
+def test_a_program_that_uses_every_method_passes_strict_type_checks(checked):
     assert [line for line in checked if not line.startswith("mistakes.py:")] == []
 
 
-def test_a_mistake_in_a_program_is_found_where_it_is_made(checked):
+def test_a_type_error_in_a_program_is_reported_at_its_line(checked):
     lines = (PROGRAMS / "mistakes.py").read_text().splitlines()
     wanted = {number for number, line in enumerate(lines, 1) if line.endswith("# a mistake")}
     found = {int(m[1]) for line in checked if (m := re.match(r"mistakes\.py:(\d+): error:", line))}

@@ -1,4 +1,6 @@
-"""Every frame of vectors.json through the C core: decoded at once, and fed to a core whole, byte by byte and in odd pieces."""
+"""Every frame of vectors.json through the C core: decoded at once, and sent to a core whole, byte by byte and in odd
+pieces.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ MAY_BE_VALID = "bit flips"
 
 
 def fields_of(view: View) -> dict[str, Any]:
-    """A view as `wire.Command` has it."""
+    """A view as a `wire.Command`."""
     fields = view._asdict()
     for name in ("topic", "client_id", "api_key", "group"):
         fields[name] = fields[name].decode()
@@ -28,12 +30,12 @@ def fields_of(view: View) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("vector", UP, ids=by_name)
-def test_a_valid_command_is_read_as_expected(vector: dict[str, Any]) -> None:
+def test_a_valid_command_is_decoded_as_expected(vector: dict[str, Any]) -> None:
     assert fields_of(decode(bytes.fromhex(vector["frame"])[4:])) == command_of(vector["expect"])._asdict()
 
 
 @pytest.mark.parametrize("vector", BROKEN, ids=by_name)
-def test_a_broken_frame_is_refused_with_a_reason_by_both_readers_or_read_alike(vector: dict[str, Any]) -> None:
+def test_both_decoders_refuse_a_broken_frame_or_decode_it_alike(vector: dict[str, Any]) -> None:
     body = bytes.fromhex(vector["frame"])[4:]
     try:
         expected = wire.decode_command(body)
@@ -46,7 +48,7 @@ def test_a_broken_frame_is_refused_with_a_reason_by_both_readers_or_read_alike(v
 
 
 @pytest.mark.parametrize("vector", [*UP, *BROKEN], ids=by_name)
-def test_a_frame_that_is_cut_short_is_refused_or_reads_what_is_there(vector: dict[str, Any]) -> None:
+def test_a_truncated_frame_is_refused_or_decoded_from_its_remaining_bytes(vector: dict[str, Any]) -> None:
     body = bytes.fromhex(vector["frame"])[4:]
     for size in range(len(body)):
         try:
@@ -64,7 +66,7 @@ def pieces(data: bytes, size: int | None) -> Iterator[bytes]:
 
 
 def outcome(bench: Bench, frame: bytes, size: int | None, hello: bool) -> tuple[Any, ...]:
-    """What a client and a subscriber of everything see when the frame comes, and a publish behind it."""
+    """The observations of a client and of a subscriber of everything when the frame arrives, followed by a publish."""
     reader = bench.attach().subscribe(">", "$s.>")
     sender = bench.attach(hello=hello)
     for piece in pieces(frame + wire.encode_command(wire.PUB, "next", b"behind it"), size):
@@ -86,7 +88,7 @@ def seen_by(client: Client) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("hello", [False, True], ids=["plain", "hello"])
 @pytest.mark.parametrize("vector", [*UP, *BROKEN], ids=by_name)
-def test_a_frame_has_the_same_outcome_in_whatever_pieces_it_comes(vector: dict[str, Any], hello: bool) -> None:
+def test_a_frame_has_the_same_result_in_pieces_of_any_size(vector: dict[str, Any], hello: bool) -> None:
     frame = bytes.fromhex(vector["frame"])
     with Bench() as bench:
         whole, *others = [outcome(bench, frame, size, hello) for size in PIECES]
@@ -94,7 +96,7 @@ def test_a_frame_has_the_same_outcome_in_whatever_pieces_it_comes(vector: dict[s
 
 
 @pytest.mark.parametrize("vector", [v for v in UP if v["expect"]["action"] == "PUB"], ids=by_name)
-def test_a_valid_publish_of_a_plain_client_reaches_the_subscriber_and_the_next_one_too(vector: dict[str, Any]) -> None:
+def test_valid_publishes_of_a_legacy_client_reach_the_subscriber(vector: dict[str, Any]) -> None:
     expect = command_of(vector["expect"])
     with Bench(max_ttl_ms=(1 << 63) - 1) as bench:
         messages, (_, replies, _, closed) = outcome(bench, bytes.fromhex(vector["frame"]), None, False)
@@ -103,7 +105,7 @@ def test_a_valid_publish_of_a_plain_client_reaches_the_subscriber_and_the_next_o
 
 
 @pytest.mark.parametrize("vector", [v for v in BROKEN if not v["name"].startswith(MAY_BE_VALID)], ids=by_name)
-def test_a_broken_frame_ends_a_plain_connection_and_nothing_behind_it_is_read(vector: dict[str, Any]) -> None:
+def test_a_broken_frame_closes_a_legacy_connection_and_later_frames_are_ignored(vector: dict[str, Any]) -> None:
     with Bench() as bench:
         messages, (_, replies, _, closed) = outcome(bench, bytes.fromhex(vector["frame"]), None, False)
         assert messages == [] and replies == []

@@ -1,4 +1,4 @@
-"""The log from Python's side: settings that go together, an embedded broker's QoS 1, what is said when it fails, and the tool."""
+"""The WAL from the Python side: combined settings, QoS 1 of an embedded broker, error reports, and the tool."""
 
 import asyncio
 import base64
@@ -51,7 +51,7 @@ def directory(tmp_path):
         ({"segment_size_bytes": 1 << 20}, "which messages of server.max_message_size_bytes"),
     ],
 )
-def test_settings_of_the_log_that_cannot_go_together_are_refused(log, message):
+def test_conflicting_wal_settings_are_refused(log, message):
     with pytest.raises(ConfigError) as caught:
         from_dict({"wal": log})
     assert message in str(caught.value)
@@ -66,14 +66,14 @@ def test_a_block_larger_than_an_eighth_of_a_segment_is_refused():
 
 
 @pytest.mark.parametrize("size", [64, 4096, 65536, 1 << 20, 4 << 20])
-def test_a_dead_letter_of_the_largest_message_fits_half_a_batch(size):
+def test_a_dead_letter_of_the_largest_message_fits_in_half_a_batch(size):
     config = from_dict({"server": {"max_message_size_bytes": size}})
     letter = size + 2 * 256 + 512
     assert letter <= memory.log_batch_bytes(config) // 2
     assert LogConfig.of(config).batch_bytes == memory.log_batch_bytes(config) <= config.wal.segment_size_bytes // 2
 
 
-def test_every_pair_of_sizes_that_is_accepted_opens_a_log(tmp_path):
+def test_every_accepted_pair_of_sizes_opens_a_wal(tmp_path):
     for number, (size, segment) in enumerate([(64, 1 << 19), (65536, 1 << 20), (1 << 20, 8 << 20)]):
         config = from_dict(
             {
@@ -86,7 +86,7 @@ def test_every_pair_of_sizes_that_is_accepted_opens_a_log(tmp_path):
         core.free()
 
 
-def test_the_memory_sum_grows_with_the_settings_of_qos_1_and_of_the_log():
+def test_the_memory_sum_grows_with_qos_1_and_wal_settings():
     unbounded = {"limits": {"memory_bytes": 0}, "queues": {"subscriber_capacity": 100}}
     base = memory.worst_bytes(from_dict(unbounded))
     assert memory.worst_bytes(from_dict({**unbounded, "qos1": {"max_in_flight": 512}})) > base
@@ -94,7 +94,7 @@ def test_the_memory_sum_grows_with_the_settings_of_qos_1_and_of_the_log():
     assert memory.worst_bytes(from_dict({**unbounded, "wal": {"enabled": False}})) < base
 
 
-def test_the_command_line_has_a_log_by_default_and_an_embedded_broker_only_where_it_is_told(tmp_path):
+def test_the_command_line_has_a_wal_by_default_and_an_embedded_broker_only_if_configured(tmp_path):
     assert load(None, {}).config.wal.enabled
     for settings in (None, {}, {"wal": {"flush_interval_ms": 1}}):
         assert not blipmq.Broker(settings).config.wal.enabled
@@ -105,16 +105,16 @@ def test_the_command_line_has_a_log_by_default_and_an_embedded_broker_only_where
         blipmq.Broker({"wal": 1})
 
 
-def test_ids_without_a_log_rise_with_the_clock_and_stay_exact_in_json():
+def test_ids_without_a_wal_follow_the_clock_and_are_exact_in_json():
     assert first_message_id(0) == 1  # a board without a clock
     in_2026, a_moment_later, in_2090 = 1_790_000_000.0, 1_790_000_000.001, 3_786_000_000.0
     assert 1 < first_message_id(in_2026) < first_message_id(a_moment_later) < first_message_id(in_2090) < 1 << 53
 
 
-# ---- embedded ----------------------------------------------------------------------------------------------------------
+# ---- embedded brokers --------------------------------------------------------------------------------------------------
 
 
-def test_an_embedded_broker_with_a_directory_keeps_what_was_published_with_qos_1(directory):
+def test_an_embedded_broker_with_a_directory_stores_qos_1_messages(directory):
     async def first():
         async with blipmq.Broker(embedded(directory)) as broker:
             async with broker.connect(client_id="me") as client, client.subscribe("t", qos=1, durable=True):
@@ -133,13 +133,13 @@ def test_an_embedded_broker_with_a_directory_keeps_what_was_published_with_qos_1
     assert (message.id, message.payload, message.qos) == (id_, b"kept", 1)
 
 
-def test_the_directories_above_the_log_are_made(directory):
+def test_missing_parent_directories_of_the_wal_are_created(directory):
     with blipmq.Broker(embedded(directory)) as broker:
         assert broker.info()["log"]["directory"] == str(directory)
     assert any(file.name.startswith("wal-") for file in directory.iterdir())
 
 
-def test_two_embedded_brokers_cannot_share_a_log(directory):
+def test_two_embedded_brokers_cannot_share_a_wal(directory):
     async def scene():
         async with blipmq.Broker(embedded(directory)):
             with pytest.raises(LogLocked, match="another broker uses the log"):
@@ -148,7 +148,7 @@ def test_two_embedded_brokers_cannot_share_a_log(directory):
     asyncio.run(scene())
 
 
-def test_a_broker_that_could_not_open_its_log_can_be_started_again(directory):
+def test_a_broker_that_could_not_open_its_wal_can_be_restarted(directory):
     async def scene():
         directory.parent.mkdir()
         directory.write_text("a file where the log should be")
@@ -174,29 +174,29 @@ def test_a_broker_that_could_not_open_its_log_can_be_started_again(directory):
         (0, 71),
     ],
 )
-def test_what_the_system_denies_is_said_with_its_words_and_a_next_step(error, status):
+def test_system_errors_are_reported_with_their_text_and_a_remedy(error, status):
     denied = log_denied("data/wal", error)
     assert denied.exit_status == status
     assert "data/wal" in str(denied) and "wal.directory" in str(denied)
 
 
-def test_a_log_that_could_not_be_restored_is_refused_with_one_clear_line():
+def test_an_unrecoverable_wal_is_refused_with_one_line():
     refused = log_error(LOG_REFUSED, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "durable subscriptions could not be restored" in str(refused) and "nothing in it was changed" in str(refused)
 
 
-def test_a_log_of_a_newer_version_is_refused_with_one_clear_line():
+def test_a_wal_of_a_newer_version_is_refused_with_one_line():
     refused = log_error(LOG_VERSION, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "written by a newer version of BlipMQ, and nothing in it was changed" in str(refused)
 
 
-# ---- what is said about it ---------------------------------------------------------------------------------------------
+# ---- reports -----------------------------------------------------------------------------------------------------------
 
 
 class Lines:
-    """In place of a log: remembers what was written."""
+    """A replacement for a log: records the lines."""
 
     def __init__(self):
         self.written = []
@@ -213,7 +213,7 @@ def counters(**values):
     return {**dict.fromkeys(STATS_FIELDS, 0), "log_state": LogState.OK, **values}
 
 
-def test_a_log_that_fails_is_said_once_and_is_a_reason_in_plain_words():
+def test_a_failed_wal_is_reported_once_and_is_a_health_reason():
     log = wal_with()
     failed = counters(log_state=LogState.FAILED, log_errno=errno.EIO)
     for _ in range(3):
@@ -225,7 +225,7 @@ def test_a_log_that_fails_is_said_once_and_is_a_reason_in_plain_words():
     assert log.facts(failed)["state"] == "failed"
 
 
-def test_a_log_that_fills_up_and_has_room_again_is_said_each_time():
+def test_a_full_wal_and_its_recovery_are_reported_each_time():
     log = wal_with()
     for state in (LogState.OK, LogState.FULL, LogState.FULL, LogState.OK):
         log.observe(counters(log_state=state))
@@ -233,7 +233,7 @@ def test_a_log_that_fills_up_and_has_room_again_is_said_each_time():
     assert log.reasons(counters()) == []
 
 
-def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
+def test_a_loss_remains_a_health_reason_with_its_exact_bounds():
     log = wal_with(lost_first_lsn=5, lost_last_lsn=9, lost_ranges=1)
     (reason,) = log.reasons(counters())
     assert reason.startswith("log: damaged; records 5 to 9 (1 range) are gone")
@@ -242,11 +242,11 @@ def test_what_was_lost_stays_a_reason_with_its_exact_bounds():
     assert [event for _, event, _ in log._log.written] == ["log_opened", "log_damaged"]
 
 
-def test_records_that_could_not_be_read_back_are_a_reason():
+def test_unreadable_records_are_a_health_reason():
     assert "3 records could not be read back" in wal_with().reasons(counters(lost_lsns=3))[0]
 
 
-def test_dead_letters_that_are_gone_are_told_of_once_and_those_dropped_are_a_reason():
+def test_lost_dead_letters_are_reported_once_and_dropped_ones_are_a_health_reason():
     log = wal_with()
     for now in (counters(dead_letters_unclaimed=2), counters(dead_letters_unclaimed=2, dead_letters_dropped=3)):
         log.observe(now)
@@ -259,7 +259,7 @@ def test_dead_letters_that_are_gone_are_told_of_once_and_those_dropped_are_a_rea
     assert log.reasons(counters(dead_letters_dropped=3))[0].startswith("log: 3 dead letters are gone")
 
 
-def test_a_dead_letter_is_exported_with_what_is_said_beside_it():
+def test_a_dead_letter_is_exported_with_its_properties():
     from blipmq.cli.wal import record_fact
 
     def record(topic, payload, properties, flags):
@@ -274,13 +274,13 @@ def test_a_dead_letter_is_exported_with_what_is_said_beside_it():
     assert "headers" not in record(b"jobs", b"x", b"", 0)
 
 
-def test_subscriptions_that_cannot_be_read_for_are_a_reason():
+def test_subscriptions_with_failed_wal_reads_are_a_health_reason():
     (reason,) = wal_with().reasons(counters(sessions_unread=2))
     assert reason.startswith("log: reading back fails for 2 subscriptions")
 
 
-def test_a_long_replay_says_how_far_it_is(monkeypatch):
-    """The replay goes on until it has been reported: the test is the log's thread."""
+def test_a_long_replay_reports_its_progress(monkeypatch):
+    """The replay continues until its progress is reported: the test simulates the WAL thread."""
     lines, seen = Lines(), []
 
     class SlowCore:
@@ -299,12 +299,12 @@ def test_a_long_replay_says_how_far_it_is(monkeypatch):
     assert lines.written[-1][1] == "log_opened"
 
 
-# ---- the tool ----------------------------------------------------------------------------------------------------------
+# ---- tool --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kept(directory):
-    """The log of a broker that has ended: a durable subscription and three messages."""
+    """The WAL of a stopped broker: a durable subscription and three messages."""
 
     async def scene():
         async with blipmq.Broker(embedded(directory)) as broker, broker.connect(client_id="me") as client:
@@ -321,7 +321,7 @@ def tool(capsys, *arguments):
 
 
 def damage(directory, text):
-    """Flip a bit of the first place that holds `text`."""
+    """Flip a bit at the first position of `text`."""
     for file in directory.iterdir():
         data = bytearray(file.read_bytes())
         if text in data:
@@ -329,7 +329,7 @@ def damage(directory, text):
             file.write_bytes(data)
 
 
-def test_verify_calls_a_whole_log_whole_and_changes_nothing(capsys, directory, kept):
+def test_verify_accepts_an_intact_wal_and_changes_nothing(capsys, directory, kept):
     before = {file.name: file.read_bytes() for file in directory.iterdir()}
     status, out, err = tool(capsys, "verify", "--directory", str(directory))
     assert (status, err) == (0, "")
@@ -337,7 +337,7 @@ def test_verify_calls_a_whole_log_whole_and_changes_nothing(capsys, directory, k
     assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
 
 
-def test_verify_names_what_is_damaged_and_repair_keeps_the_rest(capsys, directory, kept):
+def test_verify_names_the_damage_and_repair_keeps_the_rest(capsys, directory, kept):
     damage(directory, b"site/1two")
     status, out, _ = tool(capsys, "verify", "--directory", str(directory))
     assert status == 1
@@ -352,7 +352,7 @@ def test_verify_names_what_is_damaged_and_repair_keeps_the_rest(capsys, director
     assert ids == [kept[0], kept[2]]
 
 
-def test_export_writes_every_record_as_a_line_of_json(capsys, directory, kept):
+def test_export_writes_every_record_as_a_json_line(capsys, directory, kept):
     status, out, err = tool(capsys, "export", "--directory", str(directory))
     records = [json.loads(line) for line in out.splitlines()]
     assert (status, err) == (0, "")
@@ -367,7 +367,7 @@ def test_export_writes_every_record_as_a_line_of_json(capsys, directory, kept):
     assert lsns == sorted(set(lsns))
 
 
-def test_the_tool_finds_the_log_where_the_configuration_says(capsys, directory, kept, tmp_path):
+def test_the_tool_finds_the_configured_wal(capsys, directory, kept, tmp_path):
     file = tmp_path / "blipmq.toml"
     file.write_text(f'[wal]\ndirectory = "{directory}"\n')
     assert tool(capsys, "verify", "--config", str(file))[0] == 0
@@ -380,20 +380,20 @@ def test_the_tool_does_not_run_beside_a_broker(capsys, directory):
     assert err.startswith("blipmq: a broker runs on the log in ") and "Stop it first" in err
 
 
-def test_a_directory_without_a_log_is_not_made_into_one(capsys, tmp_path):
+def test_the_tool_creates_no_wal_in_an_empty_directory(capsys, tmp_path):
     status, _, err = tool(capsys, "verify", "--directory", str(tmp_path / "none"))
     assert status == 71 and "No such file or directory" in err
     assert not (tmp_path / "none").exists()
 
 
-def test_a_record_of_a_later_version_is_exported_whole():
+def test_a_record_of_a_later_version_is_exported_completely():
     from blipmq.cli.wal import record_fact
 
     assert record_fact(WalRecord(9, 13, b"\x01")) == {"type": "type 13", "data_base64": "AQ=="}
     assert record_fact(WalRecord(9, 1, b"short")) == {"type": "type 1", "data_base64": "c2hvcnQ="}
 
 
-def test_progress_is_a_line_for_terminals_only(capsys, directory, kept):
+def test_progress_is_shown_only_on_terminals(capsys, directory, kept):
     from blipmq.cli.wal import _Progress
 
     half = WalProgress(1 << 20, 2 << 20)
@@ -405,7 +405,7 @@ def test_progress_is_a_line_for_terminals_only(capsys, directory, kept):
     assert capsys.readouterr().err == "\r 50.0% of 2 MiB read\r\x1b[K"
 
 
-def test_the_walk_ends_with_the_sums(directory, kept):
+def test_the_record_iteration_ends_with_the_totals(directory, kept):
     items = list(walk_log(str(directory), WalMode.VERIFY))
     assert not [item for item in items if isinstance(item, WalFinding)]
     assert (items[-1].lost_ranges, items[-1].clean) == (0, 1)

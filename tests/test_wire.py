@@ -1,4 +1,4 @@
-"""The wire against the reference: vectors, the flatbuffers package, and bytes that no one would send."""
+"""The wire codec against the reference: vectors, the flatbuffers package, and invalid bytes."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def by_name(vector: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("vector", UP, ids=by_name)
-def test_every_valid_command_decodes_to_what_the_vector_expects(vector: dict[str, Any]) -> None:
+def test_every_valid_command_is_decoded_as_the_vector_expects(vector: dict[str, Any]) -> None:
     assert list(wire.CommandReader().feed(bytes.fromhex(vector["frame"]))) == [command_of(vector["expect"])]
 
 
 @pytest.mark.parametrize("vector", UP, ids=by_name)
-def test_every_command_encoded_here_decodes_to_the_same(vector: dict[str, Any]) -> None:
+def test_every_command_is_unchanged_by_encoding_and_decoding(vector: dict[str, Any]) -> None:
     command = command_of(vector["expect"])
     frame = wire.encode_command(**command._asdict())
     assert list(wire.CommandReader().feed(frame)) == [command]
 
 
 @pytest.mark.parametrize("vector", DOWN, ids=by_name)
-def test_every_valid_frame_from_the_broker_decodes_to_what_the_vector_expects(vector: dict[str, Any]) -> None:
+def test_every_valid_broker_frame_is_decoded_as_the_vector_expects(vector: dict[str, Any]) -> None:
     frame = bytes.fromhex(vector["frame"])
     expected = frame_of(vector["expect"])
     assert wire.FrameReader().feed(frame) == [expected]
@@ -81,14 +81,14 @@ def test_every_broken_command_is_refused(vector: dict[str, Any]) -> None:
             list(reader.feed(frame))
 
 
-def test_an_api_key_may_be_any_bytes() -> None:
+def test_an_api_key_may_contain_any_bytes() -> None:
     key = b"\xff\xfe key".decode("utf-8", "surrogateescape")
     (command,) = wire.CommandReader().feed(wire.encode_command(wire.HELLO, api_key=key))
     assert command.api_key == key
 
 
 @pytest.mark.parametrize("action", [-1, 8, 10])
-def test_an_action_that_does_not_exist_is_not_encoded(action: int) -> None:
+def test_an_unknown_action_is_not_encoded(action: int) -> None:
     with pytest.raises(UsageError, match="action"):
         wire.encode_command(action)
 
@@ -124,7 +124,7 @@ def is_utf8(value: str) -> bool:
 
 
 @given(commands)
-def test_the_reference_reads_every_command_as_it_was_written(fields: dict[str, Any]) -> None:
+def test_the_reference_decodes_every_command_as_encoded(fields: dict[str, Any]) -> None:
     frame = wire.encode_command(**fields)
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
     expected = {
@@ -137,7 +137,7 @@ def test_the_reference_reads_every_command_as_it_was_written(fields: dict[str, A
 
 
 @given(commands)
-def test_wide_fields_are_aligned_for_readers_that_insist(fields: dict[str, Any]) -> None:
+def test_wide_fields_are_aligned_for_strict_decoders(fields: dict[str, Any]) -> None:
     body = wire.encode_command(**fields)[4:]
     table = Table(body)
     for slot, alignment in ((1, 4), (2, 4), (3, 8), (5, 8), (6, 4), (7, 4), (8, 2), (10, 4)):
@@ -146,7 +146,7 @@ def test_wide_fields_are_aligned_for_readers_that_insist(fields: dict[str, Any])
 
 
 @given(st.binary(max_size=3000), st.integers(0, 1 << 40), st.integers(0, 1))
-def test_a_publish_made_from_a_kept_head_reads_like_any_other(payload: bytes, ttl_ms: int, qos: int) -> None:
+def test_a_publish_from_a_header_template_is_decoded_like_any_other(payload: bytes, ttl_ms: int, qos: int) -> None:
     encoder = wire.PublishEncoder("site/1/temp", ttl_ms=ttl_ms, qos=qos)
     expected = wire.Command(wire.PUB, "site/1/temp", payload, ttl_ms, qos)
     assert list(wire.CommandReader().feed(encoder.frame(payload))) == [expected]
@@ -195,10 +195,11 @@ def expected_message(fields: dict[str, Any]) -> wire.Message:
 
 
 @given(st.lists(st.tuples(messages, st.permutations(MESSAGE_FIELDS), st.booleans()), max_size=4), st.data())
-def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
+def test_messages_of_any_layout_are_decoded_as_the_reference_encoded_them(
     written: list[tuple[dict[str, Any], list[str], bool]], data: st.DataObject
 ) -> None:
-    """Each message thrice, so that layouts learned from the first are used for the others, in pieces of any size."""
+    """Each message three times, so that layouts cached from the first are used for the others, in pieces of any
+    size."""
     items = data.draw(st.permutations(written * 3))
     stream = b"".join(built(*item) for item in items)
     reader = wire.FrameReader()
@@ -211,7 +212,7 @@ def test_messages_of_any_layout_and_mix_read_as_the_reference_wrote_them(
 
 
 @given(messages, st.integers(0, 400), st.integers(0, 255), st.booleans())
-def test_a_damaged_message_reads_the_same_with_and_without_a_learned_layout(
+def test_a_damaged_message_is_decoded_alike_with_and_without_a_cached_layout(
     fields: dict[str, Any], at: int, value: int, defaults: bool
 ) -> None:
     good = built(fields, MESSAGE_FIELDS, defaults)
@@ -233,7 +234,7 @@ def test_a_damaged_message_reads_the_same_with_and_without_a_learned_layout(
 
 
 @given(st.binary(max_size=200), st.integers(0, 2))
-def test_random_bodies_are_refused_or_read_but_nothing_else_happens(body: bytes, kind: int) -> None:
+def test_random_bodies_are_refused_or_decoded_without_other_errors(body: bytes, kind: int) -> None:
     try:
         assert len(wire.FrameReader().feed(fake_broker.frame(kind, body))) == 1
     except ProtocolError:
@@ -245,7 +246,9 @@ def test_random_bodies_are_refused_or_read_but_nothing_else_happens(body: bytes,
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 65535), text, st.none() | st.binary(max_size=50))
-def test_answers_read_as_the_reference_wrote_them(seq: int, code: int, words: str, payload: bytes | None) -> None:
+def test_answers_are_decoded_as_the_reference_encoded_them(
+    seq: int, code: int, words: str, payload: bytes | None
+) -> None:
     stream = fake_broker.suback(words, "subscribed", seq, code) + fake_broker.reply(seq, code, words, 42, payload)
     assert wire.FrameReader().feed(stream) == [
         wire.SubAck(words, "subscribed", seq, code),
@@ -254,7 +257,7 @@ def test_answers_read_as_the_reference_wrote_them(seq: int, code: int, words: st
 
 
 def reference_frame(kind: int, body: bytes) -> wire.Frame:
-    """A frame from the broker as generated code reads it."""
+    """A frame from the broker, decoded by generated code."""
     table = ("SubAck", "Message", "Reply")[kind]
     values = schema.decode(table, body)
     for name, field in schema.fields(table).items():
@@ -276,13 +279,13 @@ frames_to_mutate = st.one_of(
 
 @settings(max_examples=1000)
 @given(frames_to_mutate, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=3))
-def test_a_mutated_frame_from_a_broker_is_refused_or_reads_as_the_reference_reads_it(
+def test_a_mutated_broker_frame_is_refused_or_decoded_like_the_reference(
     good: bytes, changes: list[tuple[int, int]]
 ) -> None:
-    """Behind good ones of the same layout, which the reader has learned from."""
+    """After valid frames of the same layout, which the reader has cached."""
     bad = bytearray(good)
     for position, value in changes:
-        bad[4 + position % (len(bad) - 4)] = value  # the length stays
+        bad[4 + position % (len(bad) - 4)] = value  # the length is unchanged
     reader = wire.FrameReader()
     reader.feed(good * 3)
     try:
@@ -295,7 +298,7 @@ def test_a_mutated_frame_from_a_broker_is_refused_or_reads_as_the_reference_read
 # ---- streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_frames_before_a_broken_one_are_returned_and_the_break_is_remembered() -> None:
+def test_frames_before_a_broken_one_are_returned_and_the_error_is_kept() -> None:
     reader = wire.FrameReader()
     good = fake_broker.message(1, b"x", "a")
     assert len(reader.feed(good + good + b"\0\0\0\0")) == 2
@@ -318,12 +321,12 @@ def test_a_message_over_the_limit_is_refused_after_the_layout_is_known() -> None
         reader.feed(fake_broker.message(1, b"x" * 200, "a"))
 
 
-def test_a_frame_type_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_frame_type_is_refused() -> None:
     with pytest.raises(ProtocolError, match="frame type 3"):
         wire.FrameReader().feed(b"\0\0\0\x09\x03" + bytes(8))
 
 
-def test_a_large_frame_in_small_pieces_is_put_together_once() -> None:
+def test_a_large_frame_in_small_pieces_is_assembled_once() -> None:
     frame = fake_broker.message(1, bytes(1 << 20), "a")
     reader = wire.FrameReader()
     for at in range(0, len(frame) - 1, 1000):
@@ -333,7 +336,7 @@ def test_a_large_frame_in_small_pieces_is_put_together_once() -> None:
     assert len(message.payload) == 1 << 20
 
 
-def test_more_topics_and_layouts_than_are_remembered_still_read_right() -> None:
+def test_topics_and_layouts_beyond_the_cache_are_decoded_correctly() -> None:
     reader = wire.FrameReader()
     for number in range(3000):
         (message,) = reader.feed(fake_broker.message(number + 1, b"x", f"t{number}", ttl_ms=number % 2))
@@ -344,6 +347,6 @@ def test_more_topics_and_layouts_than_are_remembered_still_read_right() -> None:
 @pytest.mark.parametrize(
     "field", [{"ttl_ms": -1}, {"ttl_ms": 1 << 64}, {"qos": 2}, {"seq": -1}, {"protocol": 1 << 16}], ids=str
 )
-def test_a_value_outside_its_field_is_an_error_of_the_caller(field: dict[str, int]) -> None:
+def test_a_value_out_of_range_is_a_caller_error(field: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(field))):
         wire.encode_command(wire.PUB, "a", b"", **field)

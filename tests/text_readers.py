@@ -1,7 +1,7 @@
-"""Subscribers for the acceptance tests that take hundreds of thousands of lines, and tell what they got.
+"""Subscribers for the acceptance tests that receive hundreds of thousands of lines and report them.
 
-Invariant: while messages flow a reader does as little as it can, in a thread of its own; what it got is looked at when
-it has ended.
+Invariant: during the traffic a reader does as little as possible, in its own thread; received data is checked after its
+end.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ def real_lines(count):
 
 
 def digest(lines):
-    """One hash for lines in their order."""
+    """One hash of lines in their order."""
     return hashlib.sha256(b"".join([line + b"\n" for line in lines])).hexdigest()
 
 
 class SocketReader:
-    """A subscription over a plain socket. It reads nothing but its SubAck until `start` is called."""
+    """A subscription over a plain socket. It reads only its SubAck until `start` is called."""
 
     def __init__(self, broker, filter_, receive_buffer_bytes=0):
         self.client = PlainClient(broker.address, receive_buffer_bytes).subscribe(filter_)
-        self.client.socket.settimeout(None)  # it may have nothing to read for as long as the others take
+        self.client.socket.settimeout(None)  # no data may arrive for as long as the other clients take
         self.peer = self.client.peer
         self.count = 0
         self._stream = bytearray()
@@ -63,7 +63,7 @@ class SocketReader:
             buffered = self.client.socket.recv(READ_BYTES)
 
     def close(self):
-        """End the connection and the thread. Closing twice is harmless."""
+        """Close the connection and end the thread. Closing twice is harmless."""
         with contextlib.suppress(OSError):
             self.client.socket.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
@@ -71,7 +71,7 @@ class SocketReader:
         self.client.close()
 
     def lines(self):
-        """The payloads it got, in order. Ends the connection."""
+        """The received payloads in order. Closes the connection."""
         self.close()
         lines, at = [], 0
         for _ in range(self.count):
@@ -97,7 +97,7 @@ class CliReader:
             self.count += piece.count(b"\n")
 
     def digest(self):
-        """The hash of all it printed, once it has ended."""
+        """The hash of its whole output, after its end."""
         assert self.process.wait(60) == 0
         self._thread.join()
         self.process.stdout.close()
@@ -112,7 +112,7 @@ class CliReader:
 
 
 class CliPublisher:
-    """`blipmq-cli pub TOPIC -` whose standard input is a pipe that lines are written to."""
+    """`blipmq-cli pub TOPIC -` whose standard input is a pipe."""
 
     def __init__(self, broker, topic):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -123,7 +123,7 @@ class CliPublisher:
         self.process.stdin.flush()
 
     def end(self):
-        """Close its input; what it says, once it has ended well."""
+        """Close its input; returns its output after a successful end."""
         out, err = self.process.communicate(timeout=60)
         assert (self.process.returncode, err) == (0, b"")
         return out.decode()

@@ -1,10 +1,11 @@
-"""The broker, slow and obvious: what the C core must do, written to be read.
+"""Reference model of the broker: slow and simple; it defines the behaviour of the C core.
 
-A message goes once to each client with a filter that matches. A client that reads has it at once. A client that does not has a
-queue with two caps, and what happens at the caps is the policy: drop_oldest, drop_new, or block, which holds the publisher back.
-A message is gone when its time is up, in whole ticks. Every message put into a queue is counted once on its way out.
+A message goes once to each client with a matching filter. A reading client receives it at once. Another client has a
+queue with two limits and a policy at the limits: drop_oldest, drop_new, or block, which pauses the publisher. A message
+is removed when its time to live is over, in whole ticks. Every queued message is counted once when it is removed.
 
-Invariant: `enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued`, always. Time is an argument.
+Invariant: `enqueued = delivered + dropped_ttl + dropped_queue_full + dropped_disconnect + queued`, always. Time is an
+argument.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Publish(NamedTuple):
 class Queued(NamedTuple):
     message: Message
     size: int
-    tick: int  # it is gone from this tick on; 0: never
+    tick: int  # it is expired from this tick on; 0: never
 
 
 def message_bytes(topic: str, payload: bytes) -> int:
-    """What a message takes on the wire: length and type, table, topic with its NUL padded to four, payload with its length."""
+    """The size of a message on the wire: length and type, table, topic with its NUL padded to four, payload with its
+    length."""
     return 5 + (56 + 4 + len(topic.encode()) + 1 + 3) // 4 * 4 + 4 + len(payload)
 
 
@@ -41,10 +43,10 @@ def message_bytes(topic: str, payload: bytes) -> int:
 class TwinClient:
     filters: set[str] = field(default_factory=set)
     reading: bool = True
-    gone: bool = False  # on the way out: still on the routes for what its end sets free, and given nothing
+    gone: bool = False  # closing: still routed to until its end has released everything, but it gets no messages
     queue: deque[Queued] = field(default_factory=deque)
     messages: list[Message] = field(default_factory=list)
-    held: deque[Publish] = field(default_factory=deque)  # its own publishes, while someone's full queue holds it back
+    held: deque[Publish] = field(default_factory=deque)  # its own pending publishes while a full queue blocks it
     enqueued: int = 0
     delivered: int = 0
     dropped_ttl: int = 0
@@ -59,14 +61,14 @@ class TwinClient:
 
 
 class Twin:
-    """Clients have names; every method is one thing that happens, and its consequences, at `now_ms`."""
+    """Clients have names; each method is one event with its consequences at `now_ms`."""
 
     def __init__(self, config: CoreConfig, now_ms: int, wall_offset_ms: int) -> None:
         self.config = config
         self.now_ms = now_ms
         self.wall_offset_ms = wall_offset_ms
         self.clients: dict[str, TwinClient] = {}
-        self.waiting: dict[str, list[str]] = {}  # a full client: the publishers it holds back, the first one first
+        self.waiting: dict[str, list[str]] = {}  # a full client: the publishers that it blocks, in order
         self.frames = 0
         self.published = 0
         self.published_bytes = 0
@@ -75,7 +77,7 @@ class Twin:
         self.dropped_disconnect = 0
         self._closed: list[TwinClient] = []
 
-    # -- what clients do
+    # -- client actions
 
     def attach(self, name: str) -> None:
         self.clients[name] = TwinClient()
@@ -88,10 +90,10 @@ class Twin:
         self.frames += 1
         if filter in self.clients[name].filters:
             self.clients[name].filters.discard(filter)
-            self._wake(name)  # its full queue may no longer be in the way
+            self._wake(name)  # its full queue may no longer block publishers
 
     def publish(self, name: str, batch: list[Publish]) -> None:
-        """A publisher that is held back waits with all it sends, so its messages keep their order."""
+        """A blocked publisher queues everything it sends, so its messages keep their order."""
         self.clients[name].held.extend(batch)
         if not self.is_held_back(name):
             self._go_on(name)
@@ -107,7 +109,7 @@ class Twin:
         self._wake(name)
 
     def close(self, name: str) -> None:
-        """A publisher's end does not take back what it published; a subscriber's end drops what it did not read."""
+        """The end of a publisher does not withdraw its messages; the end of a subscriber drops its unread messages."""
         client = self.clients[name]
         client.gone = True
         self.dropped_disconnect += len(client.queue)
@@ -119,7 +121,7 @@ class Twin:
         self._wake(name)
         del self.clients[name]
 
-    # -- what happens to them
+    # -- events
 
     def advance(self, ms: int) -> None:
         self.now_ms += ms
@@ -133,7 +135,8 @@ class Twin:
                 self._wake(name)
 
     def reload(self, config: CoreConfig) -> None:
-        """New limits hold for what comes; a queue over its new cap keeps what it has. All who wait look again."""
+        """New limits apply to new messages; a queue over its new limit keeps its messages. All blocked publishers are
+        checked again."""
         self.config = config
         self._wake(*self.waiting)
 
@@ -160,7 +163,7 @@ class Twin:
         self.published_bytes += len(publish.payload)
         self.unrouted += not targets
         ttl_ms = min(publish.ttl_ms or self.config.default_ttl_ms, self.config.max_ttl_ms)
-        tick = -(-(self.now_ms + ttl_ms) // self.config.tick_ms) if ttl_ms else 0  # rounded up: never gone too early
+        tick = -(-(self.now_ms + ttl_ms) // self.config.tick_ms) if ttl_ms else 0  # rounded up: it never expires early
         wall_ms = self.now_ms + self.wall_offset_ms
         message = Message(self.published, publish.topic, publish.payload, wall_ms, ttl_ms, 0, False)
         for client in targets:
@@ -189,13 +192,13 @@ class Twin:
         return not client.reading and not client.gone and not self._fits(client, size)
 
     def _fits(self, client: TwinClient, size: int) -> bool:
-        """Both caps hold, but an empty queue takes one message of any size."""
+        """Both limits hold, but an empty queue accepts one message of any size."""
         if len(client.queue) + 1 > self.config.subscriber_messages:
             return False
         return client.queued_bytes + size <= self.config.subscriber_bytes or not client.queue
 
     def _has_room_again(self, client: TwinClient) -> bool:
-        """Publishers are let go on at three quarters, so that they do not stop and go for every message."""
+        """Publishers resume at three quarters, so that they do not stop and resume for every message."""
         config = self.config
         few = len(client.queue) <= config.subscriber_messages // 4 * 3
         return few and client.queued_bytes <= config.subscriber_bytes // 4 * 3
@@ -204,7 +207,7 @@ class Twin:
         for publisher in [name for key in full for name in self.waiting.pop(key, [])]:
             self._go_on(publisher)
 
-    # -- what can be seen
+    # -- observable state
 
     def is_held_back(self, name: str) -> bool:
         return any(name in waiting for waiting in self.waiting.values())

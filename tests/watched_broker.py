@@ -1,4 +1,4 @@
-"""A broker and its HTTP edge in a thread, and a client of that edge that is nothing but a socket."""
+"""A broker and its HTTP endpoint in a thread, and a client of that endpoint that is only a socket."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ class Response(NamedTuple):
 
 
 def exchange(address, request):
-    """Send bytes, return all that comes until the end."""
+    """Send bytes and return everything received until the end."""
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
         connection.sendall(request)
@@ -52,19 +52,20 @@ def parse_response(raw):
 
 
 def get(address, path, method="GET", **fields):
-    """One request with the header fields given (`accept_encoding` is Accept-Encoding)."""
+    """One request with the given header fields (`accept_encoding` is Accept-Encoding)."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
     return parse_response(exchange(address, ("\r\n".join(lines) + "\r\n\r\n").encode()))
 
 
 def read_series(text, openmetrics=False):
-    """An exposition's values by `name` or `name{label="value",...}`; fails on whatever the format forbids."""
+    """The values of an exposition by `name` or `name{label="value",...}`; fails on any format violation."""
     (check_openmetrics if openmetrics else check_text)(text)
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     values = {key: float(value) for key, _, value in lines}
     assert len(values) == len(lines), "a series comes twice"
-    # The text parser adds _total to the names of counters, so the values are compared, and that no two names have become one.
+    # The text parser adds _total to the names of counters, so compare the values, and check that no two names became
+    # one.
     samples = [s for family in (parse_openmetrics if openmetrics else parse_text)(text) for s in family.samples]
     assert sorted(s.value for s in samples) == sorted(values.values())
     assert len({(s.name, *sorted(s.labels.items())) for s in samples}) == len(samples)
@@ -77,7 +78,8 @@ SAMPLE = re.compile(rf"({NAME})(?:\{{{LABEL}(?:,{LABEL})*\}})? -?[0-9]+(?:\.[0-9
 
 
 def check_text(text):
-    """What text 0.0.4 says and its parser lets pass: each metric once, in one group, HELP and TYPE before its samples."""
+    """Rules of text 0.0.4 that its parser does not check: each metric once, in one group, HELP and TYPE before its
+    samples."""
     seen, own, current, helped = set(), set(), "", ""
     assert text.endswith("\n")
     for line in text.splitlines():
@@ -95,14 +97,14 @@ def check_text(text):
 
 
 def check_openmetrics(text):
-    """Beyond what its parser, a strict one, checks: no line that is neither known metadata nor a sample."""
+    """Rules that its strict parser does not check: each line is known metadata or a sample."""
     assert text.endswith("\n# EOF\n")
     for line in text.splitlines()[:-1]:
         assert re.match(r"# (TYPE|UNIT|HELP) ", line) or SAMPLE.fullmatch(line), line
 
 
 class WatchedBroker:
-    """Broker and edge, run by a loop in a thread of its own. `broker` may be any object that stands in for one."""
+    """Broker and endpoint, run by a loop in a separate thread. `broker` may be any substitute object."""
 
     def __init__(self, settings=None, broker=None, new_loop=asyncio.new_event_loop):
         self._loop = new_loop()

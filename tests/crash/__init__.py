@@ -1,1 +1,3 @@
-"""The storm: a real broker killed, cut from its power and given a failing disk under load, and what checks its promises."""
+"""The crash test: a real broker under load is killed, loses power and gets disk errors; a checker verifies its
+guarantees.
+"""

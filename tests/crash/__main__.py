@@ -1,6 +1,6 @@
-"""`make crash`: the long form of tests/test_crash.py, and its figures into docs/DURABILITY.md.
+"""`make crash`: the long form of tests/test_crash.py. It writes its figures into docs/DURABILITY.md.
 
-Invariant: the figures are written only if every promise was kept and the control run, which syncs nothing, lost data.
+Invariant: the figures are written only if every guarantee held and the control run, which does not sync, lost data.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from broker_process import ROOT, BrokerProcess
 from crash import behind, disk, lease, storm
 
 PAGE = ROOT / "docs" / "DURABILITY.md"
-SECTION = "## Figures\n"  # the page's last one
+SECTION = "## Figures\n"  # the last section of the page
 MIB = 1024 * 1024
 ROWS = (
     ("crashes", lambda figures: sum(figures["crashes"].values())),
@@ -47,7 +47,7 @@ def shown(value):
 
 def progress_of(title, until):
     def progress(run, cycle):
-        """True: no more cycles."""
+        """True: start no more cycles."""
         ledger = run.ledger
         if cycle % 50 == 49:
             print(
@@ -60,7 +60,7 @@ def progress_of(title, until):
 
 
 def in_directory(work):
-    """`work(directory)` in a directory that goes when it is done, and stays if it fails, for a look."""
+    """Run `work(directory)` in a new directory, which is deleted after success and kept after a failure."""
     directory = Path(tempfile.mkdtemp(prefix="blipmq-crash-"))
     try:
         result = work(directory)
@@ -72,7 +72,7 @@ def in_directory(work):
 
 
 def storm_of(title, until, control=False, **options):
-    """Run one; its figures. Exits if a promise was broken, or, for the control run, if none was."""
+    """Run one storm; returns its figures. Exits if a guarantee was violated or, in the control run, if none was."""
     print(f"==> {title}, seed {options['seed']}", flush=True)
     figures, ledger = in_directory(lambda directory: storm.run(directory, progress_of(title, until), **options))
     lost = ledger.lost()
@@ -80,7 +80,7 @@ def storm_of(title, until, control=False, **options):
         sys.exit("the control run lost nothing: the checker proves nothing")
     if not control and (lost or ledger.faults):
         told = "\n".join([f"{title}: a promise was broken: {figures}", *ledger.faults, str(lost)[:2000]])
-        print(told, flush=True)  # at once: other storms go on
+        print(told, flush=True)  # at once, because other storms are running
         sys.exit(told)
     print(f"    {title}: {figures}", flush=True)
     return figures
@@ -139,7 +139,7 @@ def section(runs, behind_figures):
 
 
 def all_storms(seed, cycles, until, shim):
-    """{title: figures} of them all, two at a time, the short ones first."""
+    """{title: figures} of all storms, two at a time, the short ones first."""
     some = max(1, cycles // 10)
     storms = {
         "kill -9": {"seed": seed + 2, "cycles": cycles},

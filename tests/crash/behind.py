@@ -1,6 +1,6 @@
-"""A subscriber that was away while a great many messages were published, and a broker that may not keep them in memory.
+"""A subscriber that is away while very many messages are published, and a broker that may not keep them in memory.
 
-Invariant: the broker is looked at from outside only: its memory is what /proc says of its process.
+Invariant: the broker is observed from outside only; its memory is read from /proc.
 """
 
 import signal
@@ -27,7 +27,8 @@ MARK_BYTES = struct.pack("<Q", MARK)
 
 
 class Frames:
-    """Whole frames from a client, many at a time, from its buffer on: what came behind its last answer is there already."""
+    """Many whole frames of a client at a time, starting with its buffer, which may contain bytes behind its last
+    answer."""
 
     def __init__(self, client):
         self.stream, self.held = client.stream, b""
@@ -61,7 +62,8 @@ def subscribe(broker):
 
 
 def publish(broker, count, payload_bytes):
-    """Publish `count` messages with QoS 1, each numbered; all must be acknowledged. Returns the broker's largest memory."""
+    """Publish `count` numbered QoS 1 messages; all must be acknowledged. Returns the peak memory of the broker in
+    bytes."""
     frame = command(PUB, TOPIC, MARK_BYTES + bytes(payload_bytes - 8), qos=1, seq=MARK)
     first, second = frame.index(MARK_BYTES), frame.rindex(MARK_BYTES)
     assert first != second
@@ -87,7 +89,7 @@ def publish(broker, count, payload_bytes):
 
 
 def catch_up(broker, count):
-    """Receive and acknowledge all of them, in order. Returns the broker's largest memory."""
+    """Receive and acknowledge all messages in order. Returns the peak memory of the broker in bytes."""
     expected = rss_most = 0
     with subscribe(broker) as client:
         frames = Frames(client)
@@ -108,14 +110,14 @@ def catch_up(broker, count):
 
 
 def client_is_quiet(client):
-    """True if the next thing the broker says is the answer to a PING."""
+    """True if the next frame of the broker is the answer to a PING."""
     client.send(command(PING, seq=99))
     answer = client.next()
     return getattr(answer, "seq", None) == 99
 
 
 def fall_behind(start, settings, count, payload_bytes):
-    """Away for `count` messages, and over a kill -9 of the broker. Figures: seconds and bytes."""
+    """Be absent for `count` messages and for a kill -9 of the broker. Returns figures in seconds and bytes."""
     broker = start(settings)
     subscribe(broker).close()
     began = time.monotonic()

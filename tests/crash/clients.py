@@ -1,7 +1,7 @@
-"""The load: publishers with windows of outstanding publishes and subscribers of several habits, in one event loop.
+"""The load: publishers with windows of unanswered publishes, and several kinds of subscribers, in one event loop.
 
-Invariant: frames are made and read by hand (hand_client). A client that loses its connection comes back for as long as the
-storm lasts; a publish without an answer is not sent again, so that every copy of a message is the broker's doing.
+Invariant: frames are encoded and decoded by hand (hand_client). A client reconnects during the whole storm. A publish
+without an answer is not sent again, so every duplicate comes from the broker.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ def ack_frame(id_):
 
 
 class Link(asyncio.Protocol):
-    """One connection: whole frames in, `closed` set at its end."""
+    """One connection: receives whole frames; `closed` is set at its end."""
 
     def __init__(self, on_frame):
         self.on_frame = on_frame
@@ -52,9 +52,9 @@ class Link(asyncio.Protocol):
 
 
 class Client:
-    """Connects, says HELLO, stays until the connection ends, and comes back."""
+    """Connects, sends HELLO, stays until the connection ends, and reconnects."""
 
-    answer_seconds = 30  # after which the broker is at fault
+    answer_seconds = 30  # a later answer is an error of the broker
 
     def __init__(self, storm, client_id):
         self.storm, self.client_id = storm, client_id
@@ -67,7 +67,7 @@ class Client:
         return self.link is not None and not self.link.closed.is_set()
 
     async def connect(self):
-        """True if the broker took it."""
+        """True if the broker accepted the connection."""
         loop = asyncio.get_running_loop()
         try:
             _, self.link = await loop.create_connection(lambda: Link(self.frame), self.storm.host, self.storm.port)
@@ -77,7 +77,7 @@ class Client:
         return await self.ask(HELLO, client_id=self.client_id, protocol=1) is not None
 
     async def ask(self, action, *args, **fields):
-        """Send a request; its answer, or None if the connection ended first."""
+        """Send a request. Returns its answer, or None if the connection ended first."""
         self.seq += 1
         answer = self.answers[self.seq] = asyncio.get_running_loop().create_future()
         self.link.send(command(action, *args, seq=self.seq, **fields))
@@ -99,7 +99,7 @@ class Client:
                 self.reply(answer)
 
     def reply(self, answer):
-        """An answer that nobody waits for."""
+        """An answer to a request without a waiting caller."""
 
     def leave(self):
         if self.is_open:
@@ -125,7 +125,7 @@ class Publisher(Client):
     async def stay(self):
         self.outstanding = {}
         dice, ledger = self.storm.dice, self.storm.ledger
-        bytes_max = self.storm.bytes_max  # of the broker that this connection is to
+        bytes_max = self.storm.bytes_max  # the limit of the broker for this connection
         while self.is_open and not self.storm.publishing_over:
             burst = []
             ledger.segment = self.storm.newest_segment()
@@ -142,7 +142,7 @@ class Publisher(Client):
             await self.link.closed.wait()
 
     def size(self, bytes_max):
-        """Of the next payload: mostly small, and of any size up to the limit."""
+        """Size of the next payload in bytes: mostly small, up to the limit."""
         dice = self.storm.dice
         kind = dice.random()
         most = bytes_max if kind < self.storm.large_share else 4096 if kind < 0.1 else 430
@@ -161,8 +161,9 @@ class Publisher(Client):
 
 
 class Subscriber(Client):
-    """Habits: `ack_seconds` each acknowledgement takes (None: it never acknowledges); `away_seconds` it stays away at most after
-    each connection; `leaves_after` messages at most it goes by itself; `absent`: it comes only when the storm lets it."""
+    """Behaviour: `ack_seconds` per acknowledgement (None: it never acknowledges); `away_seconds` maximum absence after
+    each connection; `leaves_after` maximum messages before it disconnects; `absent`: it connects only when the storm
+    allows it."""
 
     def __init__(self, storm, view, filter_, client_id=None, group=None, ack_seconds=0.0, away_seconds=0.0, leaves_after=0,
                  absent=False, durable=True):  # fmt: skip
@@ -210,7 +211,7 @@ class Subscriber(Client):
 
     def frame(self, body):
         if body[0] == SUBACK and self.durable and decode(body).code == 0:
-            self.view.begin()  # at once: what follows may be behind it in one piece
+            self.view.begin()  # at once: messages may follow in the same segment
         if body[0] != MESSAGE:
             return super().frame(body)
         message = Reader(memoryview(body)[1:])

@@ -1,7 +1,8 @@
-"""The disk under a broker that is about to lose its power, as the journal of power.c tells it.
+"""The simulated disk of a broker before a power cut, read from the journal of power.c.
 
-Invariant: `names` and each file's `content` hold only what was synced. A power cut keeps that, and of what was not synced any
-sectors of the files and any first part of the changes of names: the directory is then written anew, and that is the disk.
+Invariant: `names` and the `content` of each file contain only synced data. A power cut keeps that data. Of the unsynced
+data it keeps any sectors of the files and any prefix of the name changes. The directory is then rewritten with the
+result.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ SECTOR_BYTES = 512
 
 
 def build(directory, compiler="cc"):
-    """Compile the shim; its path."""
+    """Compile the shim library; returns its path."""
     library = Path(directory) / "power.so"
     source = Path(__file__).with_name("power.c")
     subprocess.run(
@@ -42,7 +43,7 @@ class FaultPage(ctypes.Structure):
 
 
 class Faults:
-    """What the disk does wrong, changed while the broker runs."""
+    """Simulated disk errors, which can be changed while the broker runs."""
 
     def __init__(self, path):
         self.path = path
@@ -55,7 +56,7 @@ class Faults:
     def fail(self, call, error, after=0, times=-1):
         """`after` calls succeed, then `times` (-1: all) fail with errno `error`."""
         fault = self.page.calls[CALLS.index(call)]
-        fault.error = 0  # so that no half of the new fault is seen
+        fault.error = 0  # so that the broker never sees half of the new fault
         fault.after, fault.times = after, times
         fault.error = error
 
@@ -71,7 +72,7 @@ class Faults:
 class File:
     def __init__(self):
         self.content = bytearray()
-        self.pending = []  # (place in the journal, offset, bytes), or (place, size, None)
+        self.pending = []  # (position in the journal, offset, bytes), or (position, size, None)
 
     def apply(self, offset, data):
         if data is None:
@@ -94,7 +95,7 @@ class File:
         self.pending = kept
 
     def cut(self, dice, kept):
-        """Each sector that was not synced stays with probability `kept`; sizes too. Returns the bytes that are lost."""
+        """Each unsynced sector remains with probability `kept`; sizes too. Returns the number of lost bytes."""
         lost = 0
         for _, offset, data in self.pending:
             if data is None:
@@ -117,27 +118,28 @@ class Disk:
     def __init__(self, directory, journal):
         self.directory, self.journal = Path(directory), Path(journal)
         self.names = {}  # name: File
-        self.lost_bytes = self.lost_names = 0  # in all cuts so far
+        self.lost_bytes = self.lost_names = 0  # by all cuts so far
         self.directory.mkdir()
         self._begin()
 
     def _begin(self):
-        """The directory is as `names` says. Remember which inode is which file: the journal names them so."""
+        """The directory matches `names`. Record the inode of each file, because the journal identifies files by
+        inode."""
         self.journal.write_bytes(b"")
         self._inodes = {os.stat(self.directory / name).st_ino: file for name, file in self.names.items()}
 
     def _notes(self):
-        """(kind, inode, place, offset, data) of everything that was done since."""
+        """(kind, inode, position, offset, data) of all operations since then."""
         notes = self.journal.read_bytes()
         at = 0
         while at + NOTE.size <= len(notes):
             kind, size, inode, offset = NOTE.unpack_from(notes, at)
             place, at = at, at + NOTE.size + size
-            if at <= len(notes):  # else the broker was killed while it noted
+            if at <= len(notes):  # else the broker was killed while it wrote the entry
                 yield kind, inode, place, offset, notes[place + NOTE.size : at]
 
     def _replay(self):
-        """Sync what the broker synced. Returns the changes of names that it did not, in their order."""
+        """Apply the syncs of the broker. Returns the unsynced name changes in order."""
         inodes, live, pending = dict(self._inodes), dict(self.names), []
         for kind, inode, place, offset, data in self._notes():
             if kind == CREATE:
@@ -171,7 +173,7 @@ class Disk:
                 self.names[name] = file
 
     def cut(self, dice):
-        """The broker is dead, and so is the power: write what is left into the directory."""
+        """The broker is dead and the power is off: write the remaining data into the directory."""
         pending = self._replay()
         names_kept = dice.randint(0, len(pending))
         self._rename(pending[:names_kept])

@@ -1,8 +1,8 @@
-"""The storm of subscriptions that end by themselves and of the quota of the log: what the broker may let go of, what it must say.
+"""The storm for expiring subscriptions and the WAL quota: the broker may drop certain messages and must report them.
 
-Invariant: what is owed follows from what clients know. A subscription may end only in a life of the broker in which nobody was
-connected to it for `qos1.session_expiry_ms`. Then all that waited for it goes, or nothing. A message may be let go for the quota
-only if `qos1.session_log_bytes` of the log's files can have been written since.
+Invariant: obligations follow from the observations of the clients. A subscription may end only in a run of the broker
+in which no client was connected to it for `qos1.session_expiry_ms`; then all or none of its stored messages are
+dropped. The quota may drop a message only if `qos1.session_log_bytes` of WAL data may have been written since.
 """
 
 import os
@@ -18,42 +18,40 @@ from crash.clients import Subscriber
 from crash.ledger import ACKNOWLEDGED, HEAD, DeadLetters, View
 from crash.storm import SITE, Storm
 
-MARGIN_SECONDS = 0.1  # what a client may notice of its connection's end later than the broker
+MARGIN_SECONDS = 0.1  # a client may notice the end of its connection this much later than the broker
 SEGMENT_BYTES = 512 * 1024
 QUOTA_BYTES = 3 * 1024 * 1024
 EXPIRY_MS = 1000
 NEVER = 10_000
 SEGMENT_NAME = re.compile(r"wal-(\d+)\.log")
-LAST_BYTES = 8000  # of each message of the count at the end
+LAST_BYTES = 8000  # of each message of the final count
 LAST_COUNT = 3 * QUOTA_BYTES // LAST_BYTES
 
 
 class Gap:
-    """A time in which a subscription may have ended."""
+    """A period in which a subscription may have ended."""
 
     def __init__(self, asked, upto, passed, must_tell):
-        self.asked = asked  # by lane: acknowledged before the client asked for its subscription again
-        self.upto = upto  # by lane: sent before it had the answer
-        self.passed = passed  # by lane: what had come before
-        self.must_tell = (
-            must_tell  # the life in which it must have been told, if it ended; 0: a kill may have hidden it
-        )
-        self.kept = False  # something came that waited before
+        self.asked = asked  # by lane: acknowledged before the client subscribed again
+        self.upto = upto  # by lane: sent before the SubAck arrived
+        self.passed = passed  # by lane: received before
+        self.must_tell = must_tell  # the run that must have logged the end, if it ended; 0: a kill may have hidden it
+        self.kept = False  # an older stored message arrived
 
     def covers(self, key, number):
         return not self.kept and self.passed[key] <= number < self.upto[key]
 
 
 class Lease(View):
-    """A view whose subscription may end when nobody has been connected to it for long."""
+    """A view whose subscription may expire after a long absence."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.away_since = None  # in this life of the broker
-        self.may, self.may_ever = set(), set()  # lives in which it may have ended: since its last SubAck, and in all
+        self.away_since = None  # in this run of the broker
+        self.may, self.may_ever = set(), set()  # runs in which it may have ended: since its last SubAck, and in total
         self.asked = self.passed_then = None
         self.confirmed = False
-        self.passed = {}  # by lane: one more than the last that came
+        self.passed = {}  # by lane: the last received number plus one
         self.gaps = []
 
     def spawned(self, now):
@@ -68,7 +66,7 @@ class Lease(View):
     def asks(self):
         if self.since and self.asked is None:
             self.asked = {key: self.ledger.lanes[key].acknowledged for key in self.since}
-            self.passed_then = dict(self.passed)  # it may be served before it has the answer
+            self.passed_then = dict(self.passed)  # messages may arrive before the answer
 
     def begin(self):
         first = not self.since
@@ -100,12 +98,12 @@ class Lease(View):
 
 
 class Leased(Lease):
-    """What is missing is in the dead letters, was let go with the whole subscription or, if that is what is done over the
-    quota, lay far behind."""
+    """Missing messages are in the dead letters, were dropped with the whole subscription or, if the overflow policy is
+    to drop, were over the quota."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.far = set()  # passed over when the quota may have taken them
+        self.far = set()  # skipped when the quota may have dropped them
 
     def deliver(self, topic, payload, id_, redelivered):
         super().deliver(topic, payload, id_, redelivered)
@@ -121,12 +119,13 @@ class Leased(Lease):
             gap.kept |= number < gap.asked[key]
 
     def crash(self):
-        """What was to become a dead letter, or was dropped, and is not on the disk, comes after what was behind it."""
+        """A message that was to become a dead letter or was dropped, but whose record is not on disk, is delivered
+        after later messages."""
         super().crash()
         self.last = {}
 
     def forget(self):
-        """None of it was acknowledged: all of it must come again, or have been let go."""
+        """No message was acknowledged: each must be redelivered or have been dropped."""
         self.seen, self.last, self.passed = {}, {}, dict(self.since)
         for gap in self.gaps:
             gap.passed = dict(self.since)
@@ -141,7 +140,7 @@ class Leased(Lease):
         ]
 
     def ended(self):
-        """The gaps in which it has ended: something waited for it, and nothing of that came."""
+        """The gaps in which it has ended: messages were stored, and none of them was delivered."""
         return [gap for gap in self.gaps if any(self._waited(gap, key) for key in gap.asked if not gap.kept)]
 
     def _waited(self, gap, key):
@@ -153,7 +152,7 @@ class Leased(Lease):
 
 
 class Letters(Lease, DeadLetters):
-    """Dead letters, of which each is of a message that the quota may take."""
+    """Dead letters; the quota must be allowed to drop each of their messages."""
 
     def deliver(self, topic, payload, id_, redelivered):
         super().deliver(topic, payload, id_, redelivered)
@@ -163,7 +162,7 @@ class Letters(Lease, DeadLetters):
 
 
 class Stuck(Subscriber):
-    """It acknowledges nothing before the end: what it was given is settled only then, or as a dead letter."""
+    """Acknowledges nothing before the end: its messages are settled only then, or become dead letters."""
 
     settles = False
 
@@ -185,7 +184,7 @@ def take(client):
 
 
 def stays(look, seconds=0.5):
-    """What `look` says once it says it twice in a row."""
+    """The value of `look` once it is the same twice in a row."""
     was = None
     while (now := look()) != was:
         was = now
@@ -194,7 +193,7 @@ def stays(look, seconds=0.5):
 
 
 class LeaseStorm(Storm):
-    """Subscriptions that end, and a quota of the log that `overflow` says what to do with."""
+    """Expiring subscriptions, and a WAL quota with the policy `overflow`."""
 
     publishes = SITE
     limits = (16 * 1024,)
@@ -210,7 +209,7 @@ class LeaseStorm(Storm):
             "server.max_message_size_bytes": self.limits[0],
             "wal.segment_size_bytes": SEGMENT_BYTES,
         }
-        self.segment_bytes, self.told = {}, set()  # by number, as long as each was when it was last seen
+        self.segment_bytes, self.told = {}, set()  # by number: the size of each file when last seen
         super().__init__(directory, settings=settings, **options)
         self.ledger.life = 0
         self.ledger.lies_far_behind = self._lies_far_behind
@@ -244,13 +243,13 @@ class LeaseStorm(Storm):
             for file in files:
                 name = SEGMENT_NAME.fullmatch(file.name)
                 if name:
-                    with suppress(FileNotFoundError):  # deleted just now
+                    with suppress(FileNotFoundError):  # just deleted
                         self.segment_bytes[int(name[1])] = file.stat().st_size
         return max(self.segment_bytes)
 
     def _lies_far_behind(self, key, number):
-        """Whether what was sent no earlier than a message, and the file it is in, can be more than the quota. The newest file
-        was made ahead of need, so the message is in that or in the one before it."""
+        """Whether the WAL data written since a message, including its file, can exceed the quota. The newest file is
+        preallocated, so the message is in that file or in the previous one."""
         first, newest = self.ledger.lanes[key].segments[number] - 1, self.newest_segment()
         return sum(self.segment_bytes.get(number, 0) for number in range(first, newest + 1)) > QUOTA_BYTES
 
@@ -264,11 +263,11 @@ class LeaseStorm(Storm):
             lease.spawned(now)
 
     def life_seconds(self, starting):
-        """One in three is long enough for a subscription to end in it."""
+        """One run in three is long enough for a subscription to expire."""
         return self.dice.uniform(1.1, 2.2) if self.dice.random() < 0.35 else super().life_seconds(starting)
 
     def life_ended(self):
-        """What the log of the life that is over says has ended must have been away for long enough."""
+        """Each subscription that the log of the finished run reports as ended must have been absent long enough."""
         views = {lease.name: lease for lease in self.leases}
         for line in self.broker.lines("session_expired"):
             view = views.get(line.get("group") or line.get("client_id"))
@@ -289,7 +288,8 @@ class LeaseStorm(Storm):
         return all(each.settles for each in self.subscribers if isinstance(each, Stuck))
 
     def afterwards(self):
-        """Nobody else is there: each subscription of the storm is told to have ended, the quota takes an exact number."""
+        """No other client is left: the end of each subscription of the storm is reported, and the quota drops an exact
+        number."""
         self.life_ended()
         for lease in self.leases:
             for gap in lease.ended() if isinstance(lease, Leased) else ():
@@ -309,7 +309,8 @@ class LeaseStorm(Storm):
             self.ledger.fault(f"{expired} subscriptions have ended, and the log tells of these: {lines}")
 
     def _quota_counts(self):
-        """One that acknowledges nothing is given three quotas: its oldest messages are let go, and all others come."""
+        """A consumer that acknowledges nothing gets three quotas of messages: the oldest are dropped, and all others
+        are delivered."""
         with (
             HelloClient(self.broker.address, client_id="collector") as collector,
             HelloClient(self.broker.address) as other,
@@ -335,7 +336,7 @@ class LeaseStorm(Storm):
             with HelloClient(self.broker.address, client_id="last") as owner:
                 owner.ask(SUB, "last/#", qos=1, durable=True)
                 came = [take(owner) for _ in range(LAST_COUNT - over)]
-                owner.is_open()  # and no more comes
+                owner.is_open()  # and no further message arrives
             if not 0 < over == over_quota() or came != list(range(over, LAST_COUNT)):
                 self.ledger.fault(f"of {LAST_COUNT} messages {over} were over the quota, and these came: {came}")
             if letters != (list(range(over)) if self.ledger.dead else []):
@@ -355,7 +356,7 @@ class LeaseStorm(Storm):
         }
 
     def _over_quota(self, leased):
-        """Messages that became dead letters, or were dropped, of all subscriptions."""
+        """Messages of all subscriptions that became dead letters or were dropped."""
         if self.ledger.dead:
             return sum(map(sum, self.ledger.dead.seen.values()))
         return sum(
@@ -366,6 +367,6 @@ class LeaseStorm(Storm):
 
 
 class DroppingStorm(LeaseStorm):
-    """The same, and what is over the quota is dropped."""
+    """The same with a policy that drops messages over the quota."""
 
     overflow = "drop"

@@ -1,7 +1,7 @@
-"""What was sent, what was acknowledged, who has got what: the checker of the storm.
+"""The checker of the storm: which messages were sent, acknowledged and received.
 
-Invariant: it learns only from what clients see. A message is known by its lane (publisher, topic) and its number in it, both
-in the payload, with a checksum; each number is sent once, so a second copy is the broker's doing.
+Invariant: it uses only observations of clients. A message is identified by its lane (publisher, topic) and its number
+in the lane, both in the payload with a checksum. Each number is sent once, so a second copy comes from the broker.
 """
 
 import struct
@@ -11,16 +11,16 @@ from random import Random
 from zlib import crc32
 
 HEAD = struct.Struct(">HHQ")
-SIZE_MIN, SIZE_MAX = HEAD.size + 16 + 4, 64 * 1024  # of a payload: head, salt and checksum at least
+SIZE_MIN, SIZE_MAX = HEAD.size + 16 + 4, 64 * 1024  # of a payload: at least header, salt and checksum
 FILL = Random(7).randbytes(SIZE_MAX + 600)
 FAULTS_KEPT = 20
-LATE_SECONDS = 2.0  # what the clients of a busy machine may add to a time to live
+LATE_SECONDS = 2.0  # clients on a busy machine may exceed a time to live by this much
 
 SENT, ACKNOWLEDGED = 0, 1
 
 
 def payload_of(publisher, topic, number, salt, size):
-    """All of it follows from the arguments, so that any byte that changes shows."""
+    """Fully determined by the arguments, so any changed byte is detected."""
     body = HEAD.pack(publisher, topic, number) + salt
     start = crc32(body) % 600
     body += FILL[start : start + size - len(body) - 4]
@@ -28,23 +28,23 @@ def payload_of(publisher, topic, number, salt, size):
 
 
 class Lane:
-    """One publisher's messages of one topic."""
+    """The messages of one publisher for one topic."""
 
     def __init__(self):
         self.state = bytearray()  # by number
         self.ids = array("Q")  # by number; 0: not known
-        self.sizes = array("I")  # of the payloads
-        self.times = array("d")  # when each was handed to the socket, in monotonic seconds
-        self.segments = array("I")  # the newest segment of the log at that time, where the storm looks
-        self.acknowledged = 0  # one more than the last number that was
+        self.sizes = array("I")  # of the payloads, in bytes
+        self.times = array("d")  # time of the socket write, in monotonic seconds
+        self.segments = array("I")  # the newest WAL segment at that time, if the storm records it
+        self.acknowledged = 0  # the last acknowledged number plus one
 
 
 class View:
-    """What one subscriber has got: by lane a flag for each number, and the last one in order."""
+    """The received messages of one subscriber: for each lane a flag per number, and the last number in order."""
 
     def __init__(self, ledger, name, topics, members=1):
         self.ledger, self.name, self.topics, self.members = ledger, name, set(topics), members
-        self.since = {}  # lane: first number that must come; empty until its first SubAck
+        self.since = {}  # lane: first number that must arrive; empty until its first SubAck
         self.seen = {}
         self.last = {}
         self.delivered = self.duplicates = 0
@@ -52,18 +52,18 @@ class View:
         self.connects_since_crash = 0  # subscriptions of its members
 
     def asks(self):
-        """Its client is about to ask for the subscription."""
+        """Its client is about to subscribe."""
 
     def left(self):
-        """Its client is no longer connected."""
+        """Its client has disconnected."""
 
     def begin(self):
-        """The subscription holds from now on: what is sent later must come."""
+        """The subscription is active from now on: all later messages must arrive."""
         if not self.since:
             self.since = {key: len(lane.state) for key, lane in self.ledger.lanes.items() if key[1] in self.topics}
 
     def crash(self):
-        """Twice a window may come again after a crash, and one whenever a member comes back."""
+        """After a crash two windows may be redelivered, and one after each reconnect of a member."""
         window = self.ledger.max_in_flight
         back = max(0, self.connects_since_crash - self.members)
         if self.duplicates_since_crash > window * (2 * self.members + back):
@@ -111,7 +111,7 @@ class View:
             self.ledger.fault(f"{self.name} got {number} of {key} again, and it did not say so")
 
     def missing(self):
-        """[(lane, number)] of what was acknowledged and has not come."""
+        """[(lane, number)] of acknowledged messages that did not arrive."""
         return [
             (key, number)
             for key, first in self.since.items()
@@ -127,7 +127,7 @@ class View:
 
 
 class Impatient(View):
-    """One whose broker waits only shortly for acknowledgements: each may come often, or end as a dead letter."""
+    """A view with a short acknowledgement timeout: each message may arrive often or become a dead letter."""
 
     def crash(self):
         self.duplicates_most = max(self.duplicates_most, self.duplicates_since_crash)
@@ -138,14 +138,14 @@ class Impatient(View):
 
 
 class Unacknowledging(Impatient):
-    """One that never acknowledges: it has what it is due when that has come as a dead letter."""
+    """A view that never acknowledges: its messages must arrive as dead letters."""
 
     def has(self, key, number):
         return False
 
 
 class DeadLetters(View):
-    """What was given up. A crash may give a message up twice, each time under an id of its own."""
+    """The dead letters. After a crash a message may become a dead letter twice, each with its own id."""
 
     def deliver(self, topic, payload, id_, redelivered):
         self.delivered += 1
@@ -168,18 +168,18 @@ class DeadLetters(View):
 
 
 class Ledger:
-    """`ttl_ms`: by topic, the time to live of its messages. They may go, but not come late."""
+    """`ttl_ms`: time to live by topic. Such messages may be missing, but must not arrive late."""
 
     def __init__(self, topics, publishers, salt, max_in_flight, ttl_ms=None):
         self.topics, self.salt, self.max_in_flight, self.ttl_ms = topics, salt, max_in_flight, ttl_ms or {}
         self.lanes = {(publisher, topic): Lane() for publisher in range(publishers) for topic in range(len(topics))}
         self.views = []
-        self.dead = None  # the view of dead letters, where there is one
+        self.dead = None  # the view of dead letters, if any
         self.faults, self.faults_count = [], 0
         self.sent = self.acknowledged = self.refused = 0
         self.last_ids = {}  # by publisher
-        self.segment = 0  # of the log: the newest
-        self.id_most = self.id_floor = 0  # floor: the highest one acknowledged before the last crash
+        self.segment = 0  # the newest WAL segment
+        self.id_most = self.id_floor = 0  # floor: the highest id acknowledged before the last crash
 
     def fault(self, text):
         self.faults_count += 1
@@ -228,5 +228,5 @@ class Ledger:
         return len(ids) == len(set(ids))
 
     def lost(self):
-        """{subscriber: [(lane, number)]} of what was acknowledged and not delivered."""
+        """{subscriber: [(lane, number)]} of acknowledged messages that were not delivered."""
         return {view.name: missing for view in self.views if (missing := view.missing())}

@@ -1,7 +1,7 @@
-"""The storm: a broker under load is killed again and again, and whoever loaded it checks what it was promised.
+"""The storm: a broker under load is killed repeatedly, and its clients verify the guarantees.
 
-Invariant: the broker is the real one in a process of its own, killed with SIGKILL at moments it cannot know: while it starts
-and recovers too. With `power` each death is a power cut: what was not synced is lost, in part or whole.
+Invariant: the broker is a real process, killed with SIGKILL at unpredictable moments, also during start and recovery.
+With `power` each kill is a power cut that loses some or all unsynced data.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from crash.ledger import DeadLetters, Impatient, Ledger, Unacknowledging
 TOPICS = ("site/a/temp", "site/a/state", "site/b/temp", "site/b/state", "command/valve", "job/poison")
 SITE, COMMAND, POISON = range(4), 4, 5
 TTL_MS = {COMMAND: 1000}
-BYTES_MAX = (16 * 1024, 16 * 1024, 4 * 1024)  # the limits that a start may find in its settings
-DRAIN_SECONDS = 40  # without one new message
+BYTES_MAX = (16 * 1024, 16 * 1024, 4 * 1024)  # the possible limits at a start
+DRAIN_SECONDS = 40  # without any new message
 MAX_IN_FLIGHT = 64
 SETTINGS = {
     "metrics.bind_addr": "",
@@ -31,7 +31,7 @@ SETTINGS = {
     "wal.max_bytes": 512 * 1024 * 1024,
     "wal.reserve_bytes": 0,
     "qos1.max_in_flight": MAX_IN_FLIGHT,
-    "qos1.ack_timeout_ms": 3_600_000,  # what comes again comes because of a crash or a reconnect
+    "qos1.ack_timeout_ms": 3_600_000,  # redeliveries come only from crashes or reconnects
     "logging.level": "info",
 }
 WITHOUT_SYNC = Path(__file__).with_name("without_sync.py")
@@ -70,7 +70,7 @@ class Storm:
 
     publishes = (*SITE, COMMAND)
     limits = BYTES_MAX
-    large_share = 0.02  # of payloads that are of any size
+    large_share = 0.02  # the share of payloads with any size
 
     def _add_subscribers(self):
         every, view = SITE, self.ledger.view
@@ -87,7 +87,7 @@ class Storm:
             Subscriber(self, shared, "site/+/state", client_id=f"worker-{number}", group="workers", leaves_after=leaves)
             for number, leaves in enumerate((0, 300, 700))
         ]
-        # Whoever is first makes the group, durable or not; what it is given must come all the same.
+        # The first member creates the group, durable or not; messages sent to it must arrive in both cases.
         mixed = view("mixed group", every, members=3)
         self.subscribers += [
             Subscriber(self, mixed, "site/#", f"mixed-{number}", "mixed", leaves_after=leaves, durable=durable)
@@ -96,7 +96,7 @@ class Storm:
         self.clients += self.subscribers
 
     def newest_segment(self):
-        """The number of the log's newest file, where a storm needs to know."""
+        """The number of the newest WAL file, for storms that need it."""
         return 0
 
     # ---- the broker ----
@@ -122,7 +122,7 @@ class Storm:
         self.lost_ranges += len(self.broker.lines("log_damaged"))
 
     async def _dies_at_a_change(self):
-        """Wait for it to be killed right after a write, a sync or a change of names. False: there was none."""
+        """Wait until it is killed directly after a write, a sync or a name change. False: there was none."""
         self.faults.page.die_after = self.dice.randint(1, 150)
         for _ in range(200):
             await asyncio.sleep(0.01)
@@ -135,10 +135,10 @@ class Storm:
         return self.dice.uniform(0.0, 0.35 if starting else 0.5)
 
     def life_ended(self):
-        """The log of the broker that was killed is complete."""
+        """The log of the killed broker is complete."""
 
     async def _crash(self):
-        """Kill it at some moment, and the power with it now and then."""
+        """Kill it at a random moment, sometimes with a power cut."""
         starting, exact = self.dice.random() < 0.25, bool(self.shim) and self.dice.random() < 0.5
         if not starting:
             await self._ready()
@@ -152,21 +152,21 @@ class Storm:
         if status != -signal.SIGKILL:
             self.ledger.fault(f"the broker ended by itself, {status}: " + "\n".join(self.broker.log[-30:]))
         self.crashes[kind] += 1
-        # The cache of a machine that goes on outlives a process: only now and then does the power go too.
+        # The page cache survives a process kill, so some of the kills also cut the power.
         if self.disk and (kind != "at a write or sync" or self.dice.random() < 0.6):
             self.disk.cut(self.dice)
             self.cuts += 1
         await asyncio.sleep(
             0.002
-        )  # the clients see their connections end: what came before the crash is counted before it
+        )  # the clients see the end of their connections: earlier events are recorded before the crash
         self.ledger.crash()
         self.life_ended()
 
     # ---- the run ----
 
     async def run(self, progress=lambda storm, cycle: False):
-        """`progress` is called after each cycle, and true ends the storm. Returns the figures.
-        The ledger's faults and `lost` say whether the broker kept its word."""
+        """`progress` is called after each cycle and returns true to end the storm. Returns the figures. `lost` and the
+        faults of the ledger show whether all guarantees held."""
         began = time.monotonic()
         self._start()
         try:
@@ -194,7 +194,7 @@ class Storm:
         return self.figures(time.monotonic() - began)
 
     async def _drain(self):
-        """Until every subscriber has what was acknowledged, or nothing more comes."""
+        """Wait until every subscriber has all acknowledged messages, or no new message arrives."""
         await asyncio.sleep(0.3)
         self.publishing_over = self.absent_may_come = True
         delivered, waited = -1, 0.0
@@ -215,7 +215,7 @@ class Storm:
         return True
 
     def afterwards(self):
-        """Every client has left a broker that still runs."""
+        """All clients have disconnected from a running broker."""
 
     def figures(self, seconds):
         ledger = self.ledger
@@ -240,7 +240,7 @@ class Storm:
 
 
 class PoisonStorm(Storm):
-    """Messages that nobody acknowledges fill a log: they become dead letters, and publishing goes on."""
+    """Messages that are never acknowledged fill the WAL: they become dead letters, and publishing continues."""
 
     publishes = (SITE[0], POISON)
     limits = (8 * 1024,)
@@ -269,6 +269,6 @@ class PoisonStorm(Storm):
 
 
 def run(directory, progress=lambda storm, cycle: False, kind=Storm, **options):
-    """A storm from beginning to end: (figures, ledger)."""
+    """One complete storm: (figures, ledger)."""
     storm = kind(directory, **options)
     return asyncio.run(storm.run(progress)), storm.ledger

@@ -1,6 +1,6 @@
-"""A broker that does not sync its log: the control run of the storm, which must lose data.
+"""A broker that does not sync its WAL: the control run of the storm, which must lose data.
 
-Invariant: all but one field of its configuration is the real broker's.
+Invariant: its configuration differs from the real one in one field only.
 """
 
 from blipmq.__main__ import main

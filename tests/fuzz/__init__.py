@@ -1,5 +1,6 @@
-"""Fuzzing every parser of bytes that strangers or disks control: `make fuzz`, `make fuzz-long`, `python -m fuzz --help`.
+"""Fuzzing of every parser of untrusted bytes from clients or disks: `make fuzz`, `make fuzz-long`, `python -m fuzz
+--help`.
 
-Invariant: each target has a kept corpus (tests/kept/fuzz/TARGET.zip) and each input that ever broke it is kept beside it
-(tests/kept/fuzz/TARGET/); both are run before new inputs are made, and by the test suite.
+Invariant: each target has a saved corpus (tests/kept/fuzz/TARGET.zip). Each input that ever failed is saved too
+(tests/kept/fuzz/TARGET/). Both are run before new inputs are generated, and by the test suite.
 """

@@ -1,6 +1,6 @@
-"""`make fuzz`, `make fuzz-long`, `make fuzz-keep`: every target for its share of the time, and what came of it.
+"""`make fuzz`, `make fuzz-long`, `make fuzz-keep`: run every target for its share of the time and report the results.
 
-Invariant: a target that was not run, or was broken, makes the exit status 1, and how to repeat it is printed.
+Invariant: if a target failed or was not run, the exit status is 1 and the command to repeat it is printed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run(directory: Path, name: str, seconds: int, seed: int) -> bool:
 
 
 def keep(directory: Path, name: str) -> None:
-    """The minimal corpus of what has been gathered, into the tree."""
+    """Save the minimal corpus of the gathered inputs in the source tree."""
     if name in native.TARGETS:
         inputs = native.minimize(directory, name)
     else:
@@ -132,7 +132,7 @@ def main() -> int:
     seconds = max(1, chosen.minutes * 60 // len(targets)) if chosen.minutes else chosen.seconds
     seconds_each = ["--seconds", str(seconds), "--seed", str(chosen.seed), "--directory", str(directory), "--built"]
 
-    def one(name: str) -> bool:  # in a process of its own: its alarm and its trace are its alone
+    def one(name: str) -> bool:  # in its own process, because the alarm and the trace are per process
         return subprocess.run([sys.executable, "-m", "fuzz", *seconds_each, name], check=False).returncode == 0
 
     if chosen.built:

@@ -1,6 +1,6 @@
-"""The kept inputs of a target: a zip of its minimal corpus, and a file for each input that ever broke it.
+"""The saved inputs of a target: a zip of its minimal corpus, and a file for each input that ever failed.
 
-Invariant: a corpus is the same bytes whenever it is packed from the same inputs: sorted, dated 1980.
+Invariant: the same inputs are always packed to the same bytes: sorted, dated 1980.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def corpus(target: str) -> list[bytes]:
 
 
 def findings(target: str) -> dict[str, bytes]:
-    """The inputs that broke it once, by what they are."""
+    """The inputs that once failed, by name."""
     return {path.stem: path.read_bytes() for path in sorted((KEPT / target).glob("*.bin"))}
 
 
 def pack(target: str, inputs: list[bytes]) -> Path:
-    """Write the corpus; returns where."""
+    """Write the corpus; returns its path."""
     KEPT.mkdir(parents=True, exist_ok=True)
     archive = KEPT / f"{target}.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
@@ -38,7 +38,8 @@ def pack(target: str, inputs: list[bytes]) -> Path:
 
 
 def unpack(target: str, directory: Path) -> list[Path]:
-    """Write corpus and findings as files, and an empty one: a libFuzzer without files would not end. Returns them."""
+    """Write corpus and findings as files, plus an empty one, because libFuzzer without files would not end. Returns the
+    paths."""
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / "empty"]
     files[0].write_bytes(b"")

@@ -1,6 +1,6 @@
-"""A small fuzzer for Python code: inputs that reach lines no other has reached are kept and changed further.
+"""A small fuzzer for Python code: inputs that reach new lines are kept and mutated further.
 
-Invariant: the same seed, inputs and code do the same again. The target sees bytes and raises only for a finding.
+Invariant: deterministic for the same seed, inputs and code. The target gets bytes and raises only for a finding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Line = tuple[CodeType, int]
 
 
 class Outcome(NamedTuple):
-    """What a run came to. `broken` is the input that broke the target, with its error; `corpus` are the inputs kept."""
+    """The result of a run. `broken` is the failing input with its error; `corpus` contains the inputs kept."""
 
     inputs: int
     lines: int
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 class Trace:
-    """The lines of the watched files that run inside the `with`."""
+    """Records the executed lines of the watched files inside the `with`."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self.lines: set[Line] = set()
@@ -52,7 +52,7 @@ class Trace:
 
 
 def mutated(data: bytes, others: Sequence[bytes], words: Sequence[bytes], chance: random.Random) -> bytes:
-    """`data` changed in one to five places, with parts of `others`, of `words` and of itself."""
+    """`data` mutated at one to five positions, with parts of `others`, of `words` and of itself."""
     out = bytearray(data)
     for _ in range(chance.randint(1, 5)):
         at = chance.randrange(len(out) + 1)
@@ -83,7 +83,7 @@ def mutated(data: bytes, others: Sequence[bytes], words: Sequence[bytes], chance
 
 
 def minimal(target: Callable[[bytes], object], inputs: Sequence[bytes], files: Sequence[str]) -> list[bytes]:
-    """Those inputs, in their order, that reach a line which none before them does."""
+    """The inputs, in order, that reach a line not reached by earlier ones."""
     seen: set[Line] = set()
     chosen = []
     for data in inputs:
@@ -104,7 +104,7 @@ def fuzz(
     seconds: float,
     seed: int,
 ) -> Outcome:
-    """Run `target` on `first`, then on inputs made from them, until the time is over or one breaks it."""
+    """Run `target` on `first`, then on mutated inputs, until the time is over or one fails."""
     chance = random.Random(seed)
     seen: set[Line] = set()
     corpus: list[bytes] = []

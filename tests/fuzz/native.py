@@ -1,6 +1,6 @@
-"""The fuzz targets in C: native/fuzz/fuzz_NAME.c, built with clang's libFuzzer, or to replay inputs with any compiler.
+"""The fuzz targets in C: native/fuzz/fuzz_NAME.c, built with clang's libFuzzer, or with any compiler to replay inputs.
 
-Invariant: a target's program takes the files to run as its arguments; without libFuzzer that is all it does (replay.c).
+Invariant: the program of a target takes input files as its arguments; without libFuzzer it only runs them (replay.c).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLAGS = [
     f"-I{NATIVE}",
     "-pthread",
 ]
-# A target that stands in for a function of others (the disk, the allocator) defines what the linker gives their callers.
+# A target that replaces functions (the disk, the allocator) defines the symbols that the linker redirects calls to.
 WRAPPED = re.compile(r"__wrap_(\w+)")
 INPUT_SECONDS_MAX = 25
 INPUT_BYTES_MAX = 4096
@@ -37,7 +37,7 @@ RSS_MB_MAX = 2048
 
 
 class Outcome(NamedTuple):
-    """What a run of a target came to. `artifact` is the input that broke it, None if none did."""
+    """The result of a target run. `artifact` is the failing input, None if none failed."""
 
     inputs: int
     edges: int
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> None:
-    """Build the programs DIRECTORY/fuzz_NAME; with `fuzzer`, libFuzzer is in them (clang), else only a replay (CC)."""
+    """Build the programs DIRECTORY/fuzz_NAME; with `fuzzer` they contain libFuzzer (clang), else only a replay (CC)."""
     compiler = ["clang"] if fuzzer else os.environ.get("CC", "cc").split()
     objects = directory / "objects"
     shutil.rmtree(objects, ignore_errors=True)
@@ -74,27 +74,27 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
 
 
 def wrapped(target: str) -> list[str]:
-    """What the linker is told of the functions that a target stands in for."""
+    """Linker options for the functions that a target replaces."""
     names = sorted(set(WRAPPED.findall(_with_includes(SOURCES / f"fuzz_{target}.c"))))
     return [f"-Wl,--wrap={name}" for name in names]
 
 
 def _with_includes(source: Path) -> str:
-    """A target's text with that of the headers beside it."""
+    """The source of a target with the headers next to it."""
     text = source.read_text(encoding="utf-8")
     beside = [SOURCES / name for name in re.findall(r'#include "(\w+\.h)"', text)]
     return text + "".join(_with_includes(header) for header in beside if header.exists())
 
 
 def replay(directory: Path, target: str) -> subprocess.CompletedProcess[str]:
-    """Run all kept inputs of a target through its program."""
+    """Run all saved inputs of a target through its program."""
     program = str(directory / f"fuzz_{target}")
     files = kept.unpack(target, directory / "kept" / target)
     return subprocess.run([program, *map(str, files)], capture_output=True, text=True, check=False, timeout=900)
 
 
 def run(directory: Path, target: str, seconds: int) -> Outcome:
-    """Fuzz one target, beginning with its kept inputs and its seeds; new ones gather in DIRECTORY/corpus/NAME."""
+    """Fuzz one target, starting with its saved inputs and seeds. New inputs are collected in DIRECTORY/corpus/NAME."""
     corpus, first = directory / "corpus" / target, directory / "seeds" / target
     corpus.mkdir(parents=True, exist_ok=True)
     seeds.write(target, first)
@@ -119,7 +119,7 @@ def run(directory: Path, target: str, seconds: int) -> Outcome:
 
 
 def minimize(directory: Path, target: str) -> list[bytes]:
-    """The smallest set of the inputs gathered, the seeds and the kept ones that reaches all they reach."""
+    """The smallest set of collected, seed and saved inputs with the same coverage."""
     merged = directory / "minimal" / target
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir(parents=True)

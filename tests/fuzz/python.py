@@ -1,8 +1,8 @@
-"""The fuzz targets in Python: what a hostile broker sends a client, what a stranger sends the admin port, what a disk holds
-as configuration and keys. A target returns for every input, or raises for a finding.
+"""The fuzz targets in Python: bytes from a hostile broker, from clients of the admin port, and from configuration and
+key files. A target returns for every input, or raises for a finding.
 
-Invariant: the only errors let through are those that the function under test documents. To add a target: a function of
-bytes, and a line in TARGETS.
+Invariant: only errors that the tested function documents are accepted. To add a target, write a function of bytes and
+add a line to TARGETS.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FRAME_BYTES_MAX = 1 << 16
 
 
 class Target(NamedTuple):
-    """What is run, on what first, with which words to put in, and whose lines count as new."""
+    """The function, its first inputs, the dictionary words, and the files whose lines count as coverage."""
 
     run: Callable[[bytes], object]
     first: Callable[[], list[bytes]]
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 def pieces(data: bytes) -> list[bytes]:
-    """The rest of `data`, cut as its first byte says: into that many bytes each, whole for 0."""
+    """Split the rest of `data` into pieces of the size in its first byte; 0 means one piece."""
     size, rest = (data[0], data[1:]) if data else (0, b"")
     return [rest[at : at + size] for at in range(0, len(rest), size)] if size else [rest]
 
@@ -52,11 +52,11 @@ def vectors(direction: str) -> list[bytes]:
     return [bytes.fromhex(vector["frame"]) for vector in known if vector.get("direction", "up") == direction]
 
 
-# ---- what a broker sends ----------------------------------------------------------------------------------------------
+# ---- broker to client -------------------------------------------------------------------------------------------------
 
 
 def frames(data: bytes) -> None:
-    """The client's reader: the same frames whatever pieces they come in, then the same refusal."""
+    """The frame reader of the client: any split gives the same frames, then the same refusal."""
 
     def read(parts: list[bytes]) -> tuple[list[wire.Frame], str]:
         reader = wire.FrameReader(FRAME_BYTES_MAX)
@@ -82,11 +82,11 @@ def frames_first() -> list[bytes]:
     return [bytes([size]) + frame for frame in down + made for size in (0, 1, 9)]
 
 
-# ---- what a client sends: the twin against the core -------------------------------------------------------------------
+# ---- client to broker: Python model against the core ------------------------------------------------------------------
 
 
 def commands(data: bytes) -> None:
-    """The twin in Python and the core's reader in C agree on every body, as the reference package reads it."""
+    """The Python model and the C decoder of the core agree on every body, as the reference package decodes it."""
     try:
         twin: wire.Command | None = wire.decode_command(data)
     except ProtocolError:
@@ -101,7 +101,8 @@ def commands(data: bytes) -> None:
     names = ("topic", "client_id", "api_key", "group")
     read = {name: view[name].decode(errors="surrogateescape") if name in names else view[name] for name in view}
     assert read == twin._asdict()
-    if not any("\ud800" <= character <= "\udfff" for character in twin.api_key):  # any bytes: the reference wants UTF-8
+    # any bytes, but the reference requires UTF-8
+    if not any("\ud800" <= character <= "\udfff" for character in twin.api_key):
         reference = fake_broker.read_command(data)
         assert {**twin._asdict(), "action": wire.ACTIONS[twin.action]} == {
             **reference,
@@ -110,7 +111,7 @@ def commands(data: bytes) -> None:
 
 
 def command_stream(data: bytes) -> None:
-    """The twin's stream of commands: pieces make no difference."""
+    """The command stream of the Python model: any split gives the same result."""
 
     def read(parts: list[bytes]) -> tuple[list[wire.Command], str]:
         reader = wire.CommandReader(FRAME_BYTES_MAX)
@@ -126,11 +127,11 @@ def command_stream(data: bytes) -> None:
     assert read(parts) == read([b"".join(parts)])
 
 
-# ---- the admin port ---------------------------------------------------------------------------------------------------
+# ---- admin port -------------------------------------------------------------------------------------------------------
 
 
 class Transport(asyncio.Transport):
-    """What an exchange writes, kept."""
+    """Records the output of an exchange."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 5)})
@@ -151,7 +152,7 @@ class Transport(asyncio.Transport):
 
 
 class Loop:
-    """As much of an event loop as an exchange uses: no timer fires, and a task runs at once."""
+    """The part of an event loop that an exchange uses: no timer fires, and a task runs at once."""
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
         return asyncio.TimerHandle(0.0, function, (), self)  # type: ignore[arg-type]
@@ -188,7 +189,7 @@ class Host:
 
 
 def requests(data: bytes) -> None:
-    """One exchange: at most one answer, a whole one, at most so much kept of what comes."""
+    """One exchange: at most one complete answer, and a bounded amount of stored input."""
     host, transport = Host(), Transport()
     exchange = http.Exchange(host, Loop())  # type: ignore[arg-type]
     exchange.connection_made(transport)
@@ -224,8 +225,8 @@ def requests_first() -> list[bytes]:
 
 
 def configuration(data: bytes) -> None:
-    """A configuration file: read whole, or refused with the file's name and no trace of Python; taken for one of 1.0.0 it is
-    converted, if it is TOML at all."""
+    """A configuration file: accepted, or refused with the file name and without a Python traceback. As a 1.0.0 file it
+    is converted, if it is valid TOML."""
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
         file.write(data)
         file.flush()
@@ -256,7 +257,7 @@ def configuration_first() -> list[bytes]:
 
 
 def device_settings(data: bytes) -> None:
-    """A device.toml: read whole, or refused with a line for each problem."""
+    """A device.toml: accepted, or refused with a line for each problem."""
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
         file.write(data)
         file.flush()
@@ -278,7 +279,7 @@ def device_settings_first() -> list[bytes]:
 
 
 def key_file(data: bytes) -> None:
-    """A key file: all of its keys, or none and the line; never a key that may do more than its line says."""
+    """A key file: all of its keys, or none and the line number; never a key with more permissions than its line."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -304,7 +305,7 @@ def key_file_first() -> list[bytes]:
 
 
 def log_lines(data: bytes) -> None:
-    """Whatever a stranger's bytes are, a log line that quotes them is one line that a terminal obeys in nothing."""
+    """A log line that quotes untrusted bytes is one line and contains no terminal control characters."""
     text = data.decode("utf-8", "surrogateescape")
     for form in ("text", "json"):
         with tempfile.TemporaryFile() as file:

@@ -1,7 +1,7 @@
-"""The C fuzzers' first inputs: from tests/vectors.json, the kept logs, and a few programs of steps written down here.
+"""The seed inputs of the C fuzzers: from tests/vectors.json, the saved WALs, and several step programs in this file.
 
-Invariant: a seed's name is its place, so writing them twice writes the same files. What a byte means is said in
-native/fuzz/stepped.h and the target's own file.
+Invariant: a seed is named by its position, so writing twice gives the same files. native/fuzz/stepped.h and the file of
+each target define the meaning of the bytes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def pairs() -> list[bytes]:
 
 
 def logs() -> list[bytes]:
-    """Each kept file under each of fuzz_log's first bytes: what is mended and how it is split."""
+    """Each saved file with each first byte of fuzz_log, which selects the repair and the split."""
     files = [path.read_bytes() for path in sorted((TESTS / "kept").glob("log-*/*.*"))]
     return [bytes([mend]) + file for file in files for mend in range(64)]
 
 
-# ---- programs of steps: see `step` in native/fuzz/stepped.h -----------------------------------------------------------
+# ---- step programs: see `step` in native/fuzz/stepped.h ---------------------------------------------------------------
 
 ATTACH, COMMAND, RAW, ANSWER, TAKE, READ, TURN, SETTLE, CLOSE, ANSWERING, AWAY, LIMITS, RECORD = (
     0, 1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
@@ -54,12 +54,13 @@ CONFIGS = [
 
 
 def command(who: int, action: int, name: int = 0, size: int = 5, how: int = 0, extra: bytes = b"") -> bytes:
-    """A command of client `who`: a name of the tables, a payload's size, what else `how` says stands in `extra`."""
+    """A command of client `who`: an index into the name tables, a payload size; `how` says which fields are in
+    `extra`."""
     return bytes([COMMAND, who, action, how, size, 7, name]) + extra
 
 
 def steps() -> list[bytes]:
-    """Everyday flows under each configuration."""
+    """Ordinary exchanges under each configuration."""
     both = bytes([ATTACH, 0, 0, ATTACH, 1, 0])
     hello = command(0, HELLO) + command(1, HELLO) + bytes([TURN, 0, 0])
     turn, second = bytes([TURN, 0, 0]), bytes([TURN, 0, 6])
@@ -79,7 +80,7 @@ def steps() -> list[bytes]:
 
 
 def durable_steps() -> list[bytes]:
-    """QoS 1: acknowledged and not, restarts, a disk that fills."""
+    """QoS 1: acknowledged and unacknowledged messages, restarts, a full disk."""
     both = bytes([ATTACH, 0, 0, ATTACH, 1, 0]) + command(0, HELLO) + command(1, HELLO) + bytes([TURN, 0, 0])
     settle, later = bytes([SETTLE, 0, 3, 5]), bytes([SETTLE, 0, 7, 5])
     durable = command(0, SUB | QOS1 | DURABLE, 3) + settle
@@ -103,7 +104,7 @@ def durable_steps() -> list[bytes]:
     return [config + flow for config in CONFIGS for flow in flows] + steps()
 
 
-# ---- lives: programs of steps of native/fuzz/fuzz_promise.c ------------------------------------------------------------
+# ---- step programs of native/fuzz/fuzz_promise.c -----------------------------------------------------------------------
 
 LIVES = 100
 COME, SUBSCRIBE, GO, PUBLISH, ACKNOWLEDGE, ACKNOWLEDGE_ALL, READS, WAIT, UNSUBSCRIBE, AGAIN, ROOM, SETTLE_SOME = (
@@ -117,13 +118,12 @@ IN_ORDER_KILLED_CUT = (0, 3, 6, 9, 1, 4, 7, 2, 5, 8)
 
 
 def life(seed: int) -> bytes:
-    """Three clients come, and then anything happens, each kind of step as often as it does in a life, most of it about one
-    filter."""
+    """Three clients connect, then random steps follow with their usual frequencies, most of them for one filter."""
     dice = random.Random(seed)
     program = [dice.choice((0, 0, 16, 32, 2)), dice.randrange(256), dice.randrange(256), dice.choice((4, 132, 12, 140))]
     program += [COME, 0, COME, 1, COME, 2]
     favourite, quota = dice.randrange(3), program[2] & 32
-    often = {**OFTEN, PUBLISH: 60, GO: 12} if quota else OFTEN  # enough for one to be over it
+    often = {**OFTEN, PUBLISH: 60, GO: 12} if quota else OFTEN  # enough to exceed the quota of one consumer
     for what in dice.choices([*often], [*often.values()], k=dice.randrange(60, 150)):
         filter_ = favourite if dice.random() < 0.7 else dice.randrange(3)
         if what == AGAIN:
@@ -200,7 +200,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
 
 
 def write(target: str, directory: Path) -> None:
-    """Write a target's first inputs; a target without any begins with nothing."""
+    """Write the seed inputs of a target; a target without seeds starts with none."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(SEEDS.get(target, list)()):
         (directory / f"{number:04}").write_bytes(seed)

@@ -1,4 +1,4 @@
-"""A user's program, for mypy --strict alone: every public verb, with the types that its documentation gives."""
+"""A user's program for mypy --strict: every public method, with the types in its documentation."""
 
 from __future__ import annotations
 
