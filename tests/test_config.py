@@ -194,6 +194,11 @@ def test_all_errors_of_a_file_are_reported_together_with_lines(tmp_path):
     assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
 
 
+def test_a_default_that_clashes_with_a_setting_is_reported_at_the_setting(tmp_path):
+    message = refused(tmp_path, "[wal]\n\nmax_bytes = 67108864\n")
+    assert "blipmq.toml:3: wal.segment_size_bytes: 33554432 is over a quarter of wal.max_bytes (67108864)" in message
+
+
 def test_more_than_one_io_thread_is_refused_with_the_reason(tmp_path):
     for count in (0, 1):
         assert read(tmp_path, f"[delivery]\nfanout_shards = {count}\n").config.delivery.fanout_shards == count

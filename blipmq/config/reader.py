@@ -239,7 +239,10 @@ class _Reading(Reading):
             )
 
     def _clash(self, path: str, what: str) -> None:
-        self.problems.append(f"{self.origins[path]}: {path}: {what}")
+        """Report a problem where the setting was made; of a default, where another setting that the text names was made."""
+        named = [path, *re.findall(r"[a-z_]+(?:\.[a-z_]+)+", what)]
+        origins = [origin for name in named if (origin := self.origins.get(name, "default")) != "default"]
+        self.problems.append(f"{origins[0] if origins else 'default'}: {path}: {what}")
 
 
 def _from_text(k: Key, text: str) -> Any:

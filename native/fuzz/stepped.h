@@ -536,8 +536,8 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
     bool lets_in = command.type == BQ_CMD_ADMIT || command.type == BQ_CMD_SUBSCRIBE || command.flags & BQ_CONN_TRUSTED;
     machine->someone_admitted |= lets_in; /* Python admits it, with or without a HELLO */
     for (uint32_t i = 0; i < CLIENTS && command.type == BQ_CMD_ADMIT; i++) machine->clients[i].admitted = true;
-    /* It may end the wait for another answer */
-    for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_REPLY; i++)
+    /* It may end the wait for another answer, or the connection, with any code. */
+    for (uint32_t i = 0; i < CLIENTS && command.type <= BQ_CMD_CLOSE; i++)
         machine->clients[i].answers_unknown |= machine->clients[i].conn == command.conn;
     if (command.type == BQ_CMD_SUBSCRIBE && filter_check(text.bytes, text.size) < 0) return;
     if (command.type == BQ_CMD_CREDIT) command.value = 0; /* any other value would break the credit window */
