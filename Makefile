@@ -1,14 +1,14 @@
-# Every way into the project. On a fresh Debian or Ubuntu machine `make run` and `make test` need nothing but make:
-# packaging/setup.sh brings what is missing from the system, .venv/ holds the rest, and each step is done only when what
-# it is made from has changed.
+# All commands of the project. On a fresh Debian or Ubuntu machine `make run` and `make test` need only make:
+# packaging/setup.sh installs missing system packages, .venv/ holds the rest, and each step runs only when its inputs have
+# changed.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CORE := blipmq/_native.abi3.so
-# As [build-system] in pyproject.toml says (a house rule compares them): builds in place run outside pip.
+# The same as [build-system] in pyproject.toml (a house rule compares them): builds in place run outside pip.
 BUILD_REQUIRES := "setuptools>=77" "cffi>=1.17"
-# What the interpreter builds extensions with, run by the shell: `cc` may be another compiler with other run-times.
+# The compiler with which the interpreter builds extensions, found by the shell: `cc` may be another one with other run-time libraries.
 BUILD_CC = $$($(CURDIR)/$(PY) -c 'import os, sysconfig; print(os.environ.get("CC") or sysconfig.get_config_var("CC"))')
 FUZZ_SECONDS ?= 20
 FUZZ_MINUTES ?= 60
@@ -23,15 +23,15 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .NOTPARALLEL:
 .PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
-help: ## this list
+help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
-# ---- what is installed ------------------------------------------------------------------------------------------------
+# ---- installation -----------------------------------------------------------------------------------------------------
 
 $(PY):
 	@packaging/setup.sh venv $(VENV)
 
-# Installing leaves the core to the rule below: built once, and its compiler's messages come without pip's around them.
+# The installation does not build the core. The rule below builds it once, and shows the compiler's messages without those of pip.
 INSTALL = $(PIP) $(BUILD_REQUIRES) && BLIPMQ_WITHOUT_CORE=1 $(PIP) --no-build-isolation --editable
 
 $(VENV)/.run: pyproject.toml setup.py | $(PY)
@@ -60,31 +60,31 @@ $(CORE): setup.py native/build_native.py $(CORE_FILES) | $(VENV)/.run
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-core: $(CORE) ## build the core alone
+core: $(CORE) ## build only the core
 
-# ---- what is done with it ---------------------------------------------------------------------------------------------
+# ---- run, test, measure -----------------------------------------------------------------------------------------------
 
 run: $(VENV)/.run $(CORE) ## start a broker in the foreground; CONFIG=file.toml to configure it
 	@exec $(VENV)/bin/blipmq start $(if $(CONFIG),--config '$(CONFIG)')
 
-# Who may not install programs still runs the tests that need none; the others fail and name what they need.
+# Without the right to install programs, tests that need none still run; the others fail and name the program.
 TEST_PROGRAMS = packaging/setup.sh tests || echo "==> tests that call these programs will fail"
 
-test: $(VENV)/.test $(CORE) ## run the test suite, slow tests excepted; ARGS='-k name' to choose
+test: $(VENV)/.test $(CORE) ## run the test suite without slow tests; ARGS='-k name' to choose
 	@$(TEST_PROGRAMS)
 	@$(PY) -m pytest -q -n auto -m 'not slow' $(ARGS)
 
-# A new user's first day, on systems that have nothing but git, make and certificates.
+# The first steps of a new user, on systems with only git, make and certificates.
 test-bare: ## `make run` to its first message and `make test` on bare Debian 12 and 13 (root, Debian)
 	@packaging/bare bookworm run test
 	@packaging/bare trixie run test
 
-test-bare-all: ## the same with the slow tests
+test-bare-all: ## `make test-bare` with the slow tests
 	@packaging/bare bookworm run test slow
 	@packaging/bare trixie run test slow
 
-# The core has no 64-bit machine in mind, and this keeps it so: the smallest width it is made for, at the cost of a minute or two.
-test-armv7: ## the core without a warning, and its C tests, on 32-bit ARM (under qemu-user)
+# The core supports 32-bit machines. This checks it in a minute or two.
+test-armv7: ## compile the core without warnings for 32-bit ARM and run its C tests (under qemu-user)
 	@packaging/setup.sh armv7
 	@tests/native/foreign arm-linux-gnueabihf qemu-arm-static
 
@@ -101,14 +101,14 @@ check: $(VENV)/.dev $(CORE) ## style and types: ruff, mypy, clang-format, compil
 	for file in $(filter %.c,$(CORE_FILES)); do $$cc -std=gnu11 -Inative -O2 -Wall -Wextra -Werror -c -o /dev/null "$$file" || exit 1; done; fi; done
 	@echo "==> house rules" && $(PY) -m pytest -q tests/test_house_rules.py tests/test_promises.py
 
-format: $(VENV)/.dev ## lay out Python and C as `make check` wants them
+format: $(VENV)/.dev ## format Python and C for `make check`
 	@$(VENV)/bin/ruff check --quiet --fix-only --select I . && $(VENV)/bin/ruff format --quiet .
 	@$(VENV)/bin/clang-format -i $(C_FILES)
 
-# The suite again on a copy of the tree whose core carries AddressSanitizer and UndefinedBehaviorSanitizer. Brokers that
-# tests start as processes of their own write their findings to files too, so none is lost with its standard error;
-# libubsan comes first because gcc's two run-times share the name of the function that sets the file. Left out: tests without
-# a core, those that build sanitized programs of their own or run others' (curl), and test_crash, which preloads a disk of its own.
+# The suite on a copy of the tree whose core is built with AddressSanitizer and UndefinedBehaviorSanitizer. Brokers in separate
+# processes write their findings to files, so a finding is not lost with the standard error. libubsan comes first because both
+# run-time libraries of gcc define the function that sets the file. Left out are tests without a core, tests that build sanitized
+# programs or run other programs (curl), and test_crash, which preloads its own disk.
 WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
 	test_fuzz.py test_planted.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
@@ -127,7 +127,7 @@ asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	|| { cat report.* 2>/dev/null; exit 1; }
 	@for report in $(ASAN)/report.*; do if [ -e "$$report" ]; then cat "$$report"; exit 1; fi; done
 
-settings: $(VENV)/.run ## write what is made from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md, tables of docs/APPLIANCE.md
+settings: $(VENV)/.run ## write the files generated from the declarations of settings: native/api/settings.[ch], docs/CONFIGURATION.md, tables of docs/APPLIANCE.md
 	@$(PY) native/generate_settings.py
 	@$(PY) -m blipmq.config.settings > docs/CONFIGURATION.md
 	@$(PY) -m blipmq.device.settings docs/APPLIANCE.md
@@ -135,38 +135,38 @@ settings: $(VENV)/.run ## write what is made from the declarations of settings: 
 bench: $(VENV)/.bench $(CORE) ## measure against other brokers and the relay; a table and a chart in bench/results/
 	@$(PY) -m bench $(ARGS)
 
-bench-quick: $(VENV)/.bench $(CORE) ## the same in a minute or two, for a look
+bench-quick: $(VENV)/.bench $(CORE) ## the key shapes in a minute or two
 	@$(PY) -m bench --quick $(ARGS)
 
 guard: $(VENV)/.run ## count the core's instructions per message and compare with bench/guard.json; ARGS=--record
 	@packaging/setup.sh valgrind
 	@$(PY) -m bench.guard $(ARGS)
 
-bench-micro: $(VENV)/.run ## what one operation of the core's parts costs: timer wheel, pools, CRC, frames, routes
+bench-micro: $(VENV)/.run ## measure single operations of the core: timer wheel, pools, CRC, frames, routes
 	@$(PY) -m bench.micro $(ARGS)
 
 planted: $(VENV)/.test $(CORE) ## plant bugs into copies of the core's source, one at a time; the tests must find each
 	@$(PY) -m pytest -q --durations=10 tests/test_planted.py tests/test_log.py -k "planted or plants or fits" $(ARGS)
 
-crash: $(VENV)/.test $(CORE) ## 1,000 kill -9s, as many power cuts, a million messages behind; ARGS='--cycles 100'
+crash: $(VENV)/.test $(CORE) ## test 1,000 kill -9s, 1,000 power cuts and a backlog of a million messages; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
 
 fuzz: $(VENV)/.test $(CORE) ## fuzz every parser; FUZZ_SECONDS=20 for each target, ARGS='core py-http' to choose
 	@packaging/setup.sh clang
 	@PYTHONPATH=tests $(PY) -m fuzz --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(ARGS)
 
-fuzz-long: $(VENV)/.test $(CORE) ## the same for FUZZ_MINUTES=60 in all
+fuzz-long: $(VENV)/.test $(CORE) ## fuzz every parser for FUZZ_MINUTES=60 in total
 	@packaging/setup.sh clang
 	@PYTHONPATH=tests $(PY) -m fuzz --minutes $(FUZZ_MINUTES) --jobs $(FUZZ_JOBS) $(ARGS)
 
-fuzz-keep: $(VENV)/.test $(CORE) ## put what fuzzing has reached so far, in as few inputs as do, into tests/kept/fuzz
+fuzz-keep: $(VENV)/.test $(CORE) ## store the smallest set of inputs with the coverage reached so far in tests/kept/fuzz
 	@packaging/setup.sh clang
 	@PYTHONPATH=tests $(PY) -m fuzz --keep $(ARGS)
 
-# The suite on a copy of the tree whose core counts what it runs, and the C tests with it, all by clang. A process that is killed
-# leaves no counts, so the crash tests are left out; so is what needs no core.
+# The suite and the C tests on a copy of the tree whose core is built by clang and counts the lines that run. A killed process
+# writes no counts, so the crash tests are left out, and so are tests without a core.
 WITHOUT_COUNTS := test_house_rules.py test_promises.py test_docs.py test_crash.py test_fuzz.py test_planted.py
-coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and build/coverage/html/index.html
+coverage: $(VENV)/.test ## measure how much of the C core the tests run: a table, and build/coverage/html/index.html
 	@packaging/setup.sh clang
 	@packaging/setup.sh llvm
 	@$(TEST_PROGRAMS)
@@ -179,13 +179,13 @@ coverage: $(VENV)/.test ## how much of the C core the tests run: a table, and bu
 	$(addprefix --ignore=tests/,$(WITHOUT_COUNTS)) $(ARGS); status=$$?; \
 	cd $(CURDIR) && $(PY) tests/core_coverage.py $(COVERAGE) && exit $$status
 
-# ---- what it is made of -------------------------------------------------------------------------------------------------
+# ---- dependencies -------------------------------------------------------------------------------------------------------
 
-audit: $(VENV)/.test ## known vulnerabilities in what BlipMQ runs on and is built with; status 2: nobody could be asked
+audit: $(VENV)/.test ## list known vulnerabilities in the dependencies; status 2: no service answered
 	@test -x build/audit/bin/pip-audit || { $(PY) -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit; }
 	@$(PY) packaging/audit.py build/audit/bin/pip-audit $(PY)
 
-sbom: $(VENV)/.test ## what BlipMQ runs on and its binaries carry, as CycloneDX: dist/blipmq-VERSION.cdx.json
+sbom: $(VENV)/.test ## list the dependencies and the contents of the binaries, as CycloneDX: dist/blipmq-VERSION.cdx.json
 	@mkdir -p dist
 	@version=$$(packaging/version) && $(PY) packaging/release/source_sbom.py \
 	"$${BLIPMQ_BUILD_CACHE:-$$HOME/.cache/blipmq}" "$$version" "$$(packaging/epoch)" "dist/blipmq-$$version.cdx.json"
@@ -196,6 +196,6 @@ sbom: $(VENV)/.test ## what BlipMQ runs on and its binaries carry, as CycloneDX:
 -include images/images.mk
 -include hardware-tests/hardware-tests.mk
 
-clean: ## remove what was built; .venv stays (delete it to start afresh)
+clean: ## remove the build results; .venv stays (delete it for a fresh start)
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache blipmq/*.so
 	@find blipmq tests bench native -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say: what builds the C core, and that one wheel serves every Python from 3.10 on.
+"""Settings that pyproject.toml cannot express: how to build the C core, and one wheel for every Python from 3.10 on.
 
-`BLIPMQ_WITHOUT_CORE=1` leaves the core out, for an editable install whose core is built in place by make.
+`BLIPMQ_WITHOUT_CORE=1` leaves the core out, for an editable install; make builds its core in place.
 """
 
 import os
@@ -9,7 +9,7 @@ import sysconfig
 from setuptools import setup
 
 with_core = os.environ.get("BLIPMQ_WITHOUT_CORE") != "1"
-# The core uses the limited API, which a free-threaded interpreter does not offer.
+# The core uses the limited API, which a free-threaded interpreter does not have.
 limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 setup(

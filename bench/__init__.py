@@ -1,1 +1,1 @@
-"""Measures BlipMQ beside other brokers and beside a relay that only moves bytes: `python -m bench`."""
+"""Benchmarks of BlipMQ, other brokers, and a relay that only copies bytes: `python -m bench`."""

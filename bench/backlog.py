@@ -1,10 +1,10 @@
-"""`python -m bench.backlog [--messages N] [--bytes B] [--readers R] [--rounds N]`: a durable backlog read back from the log.
+"""`python -m bench.backlog [--messages N] [--bytes B] [--readers R] [--rounds N]`: a durable backlog read back from the WAL.
 
-Durable subscribers are away while messages are published. Then they come and take all of them, with the broker's default window,
-and acknowledge each. What is counted: bytes read from the log's files for each byte of the log, and the broker's processor time
-for each message delivered, all its threads together. With --share 100 every hundredth message matches the subscribers' filter.
+Durable subscribers are away while messages are published. Then they connect, receive all messages with the broker's default
+window, and acknowledge each. Figures: bytes read from the WAL's files for each byte of the WAL, and the processor time of all
+threads of the broker for each delivered message. With --share 100 every hundredth message matches the subscribers' filter.
 
-Invariant: each subscriber gets every message of its filter once, in order; else there is no figure.
+Invariant: each subscriber gets every message of its filter once, in order; otherwise there is no figure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LENGTH = struct.Struct(">I")
 
 
 class Peer:
-    """A client by hand: a socket and the frames of it."""
+    """A minimal client: a socket and its frames."""
 
     def __init__(self, port: int, client_id: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -73,7 +73,7 @@ def publish(port: int, topics: list[str], count: int, size: int) -> None:
 
 
 def catch_up(port: int, readers: int, filter_: str, count: int) -> float:
-    """Seconds until every reader has everything."""
+    """Seconds until every reader has all its messages."""
     peers = [Peer(port, f"reader{number}") for number in range(readers)]
     began = time.monotonic()
     for peer in peers:

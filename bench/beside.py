@@ -1,12 +1,12 @@
 """A quiet client beside each attack: `make bench ARGS='beside'`, or `python -m bench.beside [--rounds 5] [--seconds 2]`.
 
-Each attack asks a broker for as much work or memory as a client may. A quiet pair sends 500 small messages a second through the
-same broker; the time of each is taken from when it was due. Three kinds of spells take turns, because the machine is not the same
-from minute to minute: without the attack; with the attack on another broker of this machine, which is what such a load costs
-whoever shares its processors; with the attack on this broker. A ratio is that of two p99 of one round.
+Each attack causes as much work or memory in a broker as a client can. A quiet pair sends 500 small messages a second through the
+same broker; latency counts from the time when a message was due. A round has three phases, because the speed of the machine
+changes: without the attack; with the attack on another broker of this machine, to show the cost of sharing the processors; with
+the attack on this broker. A ratio compares two p99 of one round.
 
-Invariant: nothing here is asserted. It prints a table. The goal is met where the p99 beside the attack is at most twice
-that without it, or that of the attack on another broker.
+Invariant: this prints a table and asserts nothing. The goal is met if the p99 beside the attack is at most twice that without it,
+or that with the attack on another broker.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ RATE = 500  # messages a second of the quiet pair
 GOAL = 2.0
 ROUNDS, SECONDS = 5, 2.0
 SETTLE_S, AFTER_S, MISSING_S = 1.0, 0.4, 10.0
-START_S, BROKERS_S = 0.5, 3.0  # of an attack's process, of two brokers: to tell how long it takes
+START_S, BROKERS_S = 0.5, 3.0  # start times of an attack's process and of two brokers, to estimate the duration
 QUIET_KEY, ATTACK_KEY = "the-key-of-the-quiet-pair-0123456789", "the-key-of-the-attack-0123456789abcd"
 LIMITS = "[limits]\nmemory_bytes = 67108864\naccept_rate = 0\n"
 PLACES = ("without", "on another broker", "on this broker")
 
 
-# ---- attacks: each runs until it is killed, and says when it has begun -------------------------------------------------
+# ---- attacks: each reports when it has begun and runs until it is killed -----------------------------------------------
 
 
 def client(address: Address, name: str = "", receive_bytes: int = 0) -> socket.socket:
-    """One that has said HELLO, and nothing has been read of the answer."""
+    """A client that has sent HELLO and has not read the answer."""
     one = socket.socket()
     if receive_bytes:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -62,7 +62,7 @@ def publish(topic: str, payload: bytes, qos: int = 0) -> bytes:
 
 
 def drain(one: socket.socket) -> None:
-    """Read and forget, in a thread, whatever comes."""
+    """Read and discard all input, in a thread."""
 
     def read() -> None:
         while one.recv(1 << 20):
@@ -76,14 +76,14 @@ def begun() -> None:
 
 
 def send_for_ever(sockets: list[socket.socket], blocks: Iterator[bytes]) -> None:
-    """As fast as the broker takes it."""
+    """Send as fast as the broker reads."""
     begun()
     for one, block in zip(itertools.cycle(sockets), blocks, strict=False):
         one.sendall(block)
 
 
 def overlapping_filters(address: Address, _: str) -> None:
-    """1,000 filters that all match, and ever new topics."""
+    """1,000 filters that all match, and a new topic for each message."""
     one = client(address)
     drain(one)
     levels = 60
@@ -113,7 +113,7 @@ def drops_past_what_is_kept(address: Address, _: str) -> None:
 
 
 def qos_0_behind_the_disk(address: Address, _: str) -> None:
-    """QoS 0 of several publishers, each behind a QoS 1 message that waits for its sync."""
+    """QoS 0 messages of several publishers, each behind a QoS 1 message that waits for its sync."""
     writers = [client(address) for _ in range(8)]
     for writer in writers:
         drain(writer)
@@ -121,7 +121,7 @@ def qos_0_behind_the_disk(address: Address, _: str) -> None:
 
 
 def full_group_that_blocks(address: Address, _: str) -> None:
-    """A queue group that does not read, under the policy `block`, and publishers that would fill it."""
+    """A queue group that does not read, under the policy `block`, and publishers that fill it."""
     members = [client(address, receive_bytes=4096) for _ in range(4)]
     for member in members:
         member.sendall(wire.encode_command(wire.SUB, "jobs", group="g", seq=2))
@@ -131,7 +131,7 @@ def full_group_that_blocks(address: Address, _: str) -> None:
     frame = publish("jobs", bytes(50_000))
     for writer in writers:
         writer.setblocking(False)
-    while True:  # those that are not held back yet
+    while True:  # publishers that are not held back yet
         for writer in select.select([], writers, [], 1)[1]:
             with contextlib.suppress(BlockingIOError):
                 writer.send(frame)
@@ -152,7 +152,7 @@ def copies_for_who_does_not_acknowledge(address: Address, _: str) -> None:
 
 
 def answers_nobody_reads_over_tls(address: Address, certificate: str) -> None:
-    """TLS clients that ask for answer upon answer and read none."""
+    """TLS clients that send requests and do not read the answers."""
     asking = []
     for _number in range(8):
         plain = socket.socket()
@@ -175,7 +175,7 @@ def answers_nobody_reads_over_tls(address: Address, certificate: str) -> None:
 
 
 def peers_that_are_gone(address: Address, _: str) -> None:
-    """Subscribers whose machines take nothing more, and a flood for them."""
+    """Subscribers with full socket buffers, and a flood for them."""
     gone, writer = [client(address, receive_bytes=4096) for _ in range(300)], client(address)
     for one in gone:
         one.sendall(wire.encode_command(wire.SUB, "flood", seq=2))
@@ -185,7 +185,7 @@ def peers_that_are_gone(address: Address, _: str) -> None:
 
 
 def one_key_takes_all_it_may(address: Address, _: str) -> None:
-    """Connections and durable subscriptions of one key, again and again, until the broker refuses, and beyond."""
+    """Connections and durable subscriptions of one key, repeated until the broker refuses, and further."""
     begun()
     inside: list[socket.socket] = []
     for number in itertools.count():
@@ -222,7 +222,7 @@ ATTACKS = {
 
 
 class Quiet:
-    """A publisher and a subscriber with a key of their own."""
+    """A publisher and a subscriber with their own key."""
 
     def __init__(self, address: Address, ending: contextlib.ExitStack) -> None:
         self.reader, self.writer = (ending.enter_context(self._connect(address, name)) for name in ("reader", "writer"))
@@ -236,7 +236,7 @@ class Quiet:
         return one
 
     def p99_ms(self, seconds: float) -> float:
-        """Of the times from when a message was due to when it was there. One that never comes counts as long as it was waited."""
+        """p99 of the times from due to received. A lost message counts with the time that was waited for it."""
         self.spell += 1
         count, taken = int(RATE * seconds), list[float]()
         mark, started = b"%d " % self.spell, time.perf_counter() + 0.01
@@ -271,7 +271,7 @@ class Quiet:
 
 @contextlib.contextmanager
 def attacked(name: str, address: Address, certificate: str) -> Iterator[None]:
-    """While the attack goes on, from a process of its own that stands for other machines."""
+    """Runs the attack in a separate process, in place of other machines."""
     command = [sys.executable, "-m", "bench.beside", "--attack", name, address[0], str(address[1]), certificate]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -288,7 +288,7 @@ def attacked(name: str, address: Address, certificate: str) -> Iterator[None]:
 
 
 def configuration(directory: Path, port: int, attack: Attack) -> Path:
-    """Of one broker; its log lies beside it."""
+    """Writes the configuration of one broker; its WAL is in the same directory."""
     directory.mkdir()
     tls = f'tls_bind_addr = "127.0.0.1:{port}"\n' if port else ""
     files = (
@@ -310,7 +310,7 @@ def free_port() -> int:
 
 
 def measure(name: str, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """The p99 of each round, by the place of the attack."""
+    """The p99 of each round, by the target of the attack."""
     attack, found = ATTACKS[name], {place: list[float]() for place in PLACES}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
         directory = Path(folder)
@@ -324,7 +324,7 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, list[float]]:
             targets.append((address[0], port) if port else address)
         assert quiet_at is not None
         quiet = Quiet(quiet_at, ending)
-        quiet.p99_ms(0.3)  # warm
+        quiet.p99_ms(0.3)  # warm-up
         for _ in range(rounds):
             for place, target in zip(PLACES, (None, targets[1], targets[0]), strict=True):
                 with attacked(name, target, certificate) if target else contextlib.nullcontext():
@@ -333,7 +333,7 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, list[float]]:
 
 
 def expected_s(attacks: int, rounds: int, seconds: float) -> float:
-    """How long it takes, roughly."""
+    """An estimate of the duration, in seconds."""
     round_s = len(PLACES) * seconds + 2 * (START_S + SETTLE_S + AFTER_S)
     return attacks * (rounds * round_s + BROKERS_S)
 
@@ -346,7 +346,9 @@ def row(name: str, found: dict[str, list[float]]) -> str:
     without, elsewhere, here = PLACES
     figures = " | ".join(f"{median(found[place]):.2f}" for place in PLACES)
     beside, control = ratio(found, here, without), ratio(found, here, elsewhere)
-    met = "met" if min(beside, control) <= GOAL else "not met"  # what the load costs anybody is not the broker's doing
+    met = (
+        "met" if min(beside, control) <= GOAL else "not met"
+    )  # the broker is not responsible for the cost of sharing the machine
     ratios = f"{ratio(found, elsewhere, without):.2f} | {beside:.2f} | {control:.2f}"
     return f"| {name.replace('_', ' ')} | {figures} | {ratios} | {met} |"
 

@@ -1,6 +1,6 @@
-"""Brokers under test: started on a free port of 127.0.0.1 in a directory of their own, watched, stopped.
+"""Brokers under test: started on a free port of 127.0.0.1 in their own directory, measured, stopped.
 
-Invariant: a process started here is ended here, by its own id, however the run ends (but for a SIGKILL).
+Invariant: a process started here is ended here, by its own id, at any end of the run except a SIGKILL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POLL_S = 0.002
 
 
 class BrokerError(Exception):
-    """A broker could not be used; the text says why and what to do."""
+    """A broker cannot be used; the text gives the reason and the next step."""
 
 
 def find_program(name: str) -> str:
@@ -34,7 +34,7 @@ def find_program(name: str) -> str:
 
 
 def find_disk() -> Path | None:
-    """A directory for temporary files that is on a disk: on a RAM disk a sync costs nothing and proves nothing."""
+    """A directory for temporary files on a disk. On a RAM disk a sync has no cost, so the result is meaningless."""
     for place in (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()):
         if place.is_dir() and os.access(place, os.W_OK) and _file_system(place) not in ("tmpfs", "ramfs", ""):
             return place
@@ -76,7 +76,7 @@ class Broker:
     def start(self, within_s: float = START_TIMEOUT_S) -> None:
         """Returns once it can be used: the port accepts, and Redis, which listens while it loads, answers.
 
-        Raises BrokerError with the end of the broker's own output if it cannot in time.
+        Raises BrokerError with the end of the broker's output after the time limit.
         """
         command = [filled(word, self._places) for word in self.plan.command]
         begin = time.monotonic()
@@ -96,15 +96,15 @@ class Broker:
             time.sleep(POLL_S)
         self.ready_ms = (time.monotonic() - begin) * 1000
         self.pid = _listener(self.port, self._process.pid)
-        time.sleep(0.05)  # what it still does behind its first accept is not the load's
+        time.sleep(0.05)  # its work after the first accept does not belong to the load
         self.rss_ready_bytes = self.rss_bytes()
 
     def rss_bytes(self) -> int:
-        """Its resident memory now; 0 if it has ended."""
+        """Resident memory in bytes; 0 if the broker has ended."""
         return _rss_bytes(self.pid)
 
     def kill(self) -> None:
-        """As a crash ends it; its store stays, and start() starts it again."""
+        """Ends the broker with SIGKILL. Its store stays, and start() starts it again."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -129,7 +129,7 @@ class Broker:
 
 @contextlib.contextmanager
 def running(plan: BrokerPlan, places: dict[str, str], parent: Path | None = None) -> Iterator[Broker]:
-    """Its directory lies in `parent`, else where temporary files go."""
+    """Its directory is in `parent`, else in the directory for temporary files."""
     broker = Broker(plan, places, parent)
     try:
         broker.start()
@@ -139,7 +139,7 @@ def running(plan: BrokerPlan, places: dict[str, str], parent: Path | None = None
 
 
 def filled(text: str, places: dict[str, str]) -> str:
-    """`{name}` replaced for the names in places; other braces stay as they are (configurations have their own)."""
+    """Replaces `{name}` for the names in places. Other braces stay, because configurations contain braces."""
     for name, value in places.items():
         text = text.replace("{" + name + "}", value)
     return text
@@ -151,7 +151,7 @@ def missing(plan: BrokerPlan, places: dict[str, str]) -> bool:
 
 
 def version_of(plan: BrokerPlan, places: dict[str, str]) -> str:
-    """The first line of the broker's own version command; empty if it has none."""
+    """The first line of the output of the broker's version command; empty if it has none."""
     if not plan.version:
         return ""
     command = [filled(word, places) for word in plan.version]
@@ -189,7 +189,7 @@ def _accepts(port: int) -> bool:
 
 
 def _answers(port: int) -> bool:
-    """Whether Redis does; it says LOADING until its file has been read."""
+    """Whether Redis answers PING; it answers LOADING until it has read its file."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(b"PING\r\n")
@@ -199,7 +199,7 @@ def _answers(port: int) -> bool:
 
 
 def _listener(port: int, started: int) -> int:
-    """The process among `started` and what it started that listens on port: a shell around a broker uses no CPU."""
+    """The process that listens on port, `started` or one of its children, because a shell around a broker uses no CPU."""
     inode = ""
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()

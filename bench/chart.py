@@ -1,6 +1,6 @@
 """One PNG: the broker's CPU per delivered message, a group of bars for each shape, on a logarithmic axis.
 
-Needs Pillow, and only here: without it the tables are written and the chart is left out.
+Only this module needs Pillow. Without it the tables are written and the chart is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BAR, GAP = 15, 16
 
 
 def draw(path: Path, title: str, shapes: list[Shape], brokers: list[str], results: Results) -> bool:
-    """Returns whether a chart was written: not without Pillow, nor without values."""
+    """Returns whether a chart was written: False without Pillow or without values."""
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:

@@ -1,15 +1,15 @@
-"""The guard: how many instructions the core spends on one delivered message, compared with what is on record.
+"""The guard: the core's instructions for one delivered message, compared with the record.
 
     make guard                                  or: python -m bench.guard
-    make guard ARGS=--record                    what is measured becomes the record of this compiler
-    make guard ARGS='--functions 1x1/64'        where a shape's instructions go
+    make guard ARGS=--record                    write the measured figures as the record of this compiler
+    make guard ARGS='--functions 1x1/64'        show the instructions of a shape by function
 
-guard.c drives the core, callgrind counts. Other programs, caches and clocks do not touch the figures. What counts is what
-the compiler made of native/ and the memory functions called from there (as plain loops, see plain_memory.c); the driver,
-the C library and the kernel do not. One thing of the processor does: without carry-less multiplication QoS 1 takes 9 % more.
+guard.c drives the core and callgrind counts. Other programs, caches and clocks do not change the figures. Counted are the code
+of native/ and the memory functions called from there (as plain loops, see plain_memory.c), not the driver, the C library and
+the kernel. One property of the processor matters: without carry-less multiplication QoS 1 takes 9 % more.
 
-Invariant: figures are compared with those of the same architecture and compiler, by its major version. Any other compiler
-has no record: it is compared with the nearest one, and only half as many again fail.
+Invariant: figures are compared with those of the same architecture, compiler and major version. A compiler without a record is
+compared with the nearest one, and fails only with more than 50 % above it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAGE = ROOT / "docs" / "PERFORMANCE.md"
 PAGE_TABLE = re.compile(r"(?<=<!-- guard -->\n).*?(?=<!-- /guard -->)", re.DOTALL)
 TOLERANCE = 0.10
 TOLERANCE_OF_STRANGERS = 0.5  # gcc 11 and clang 14 are within a sixth of gcc 12
-NOT_COMPILED = {"storage_posix.c"}  # guard.c has a disk in memory in its place
+NOT_COMPILED = {"storage_posix.c"}  # guard.c has a disk in memory instead
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset", "memcmp"}
 OF_THE_CORE = re.compile(r"(?<!tests)/native/(?:\w+/)?\w+\.[ch]$")
 
@@ -54,12 +54,15 @@ def compiler_name(command: list[str]) -> str:
 
 
 def build(command: list[str]) -> None:
-    """Compiles the driver and the core as setup.py does, but for the library's checked copies, which would hide ours."""
+    """Compiles the driver and the core as setup.py does, without the library's checked copies, which hide plain_memory.c."""
     BUILD.mkdir(parents=True, exist_ok=True)
     flags = [flag for flag in compile_flags(False) if "FORTIFY" not in flag] + ["-U_FORTIFY_SOURCE", "-gdwarf-4"]
     includes = [f"-I{ROOT / place}" for place in ("native", "tests/native", "bench")]
     memory = BUILD / "plain_memory.o"
-    plain = ["-fno-builtin", "-fno-tree-vectorize"]  # gcc would make calls of memcpy of its loops, and call itself
+    plain = [
+        "-fno-builtin",
+        "-fno-tree-vectorize",
+    ]  # otherwise gcc turns its loops into calls of memcpy, which call themselves
     plain += [] if "clang" in compiler_name(command) else ["-fno-tree-loop-distribute-patterns"]
     sources = [ROOT / "bench" / "guard.c", ROOT / "bench" / "wire.c", ROOT / "tests" / "native" / "sim_disk.c"]
     sources += [path for path in core_files("*.c") if path.name not in NOT_COMPILED]
@@ -68,7 +71,7 @@ def build(command: list[str]) -> None:
 
 
 def run(command: list[str]) -> str:
-    """What it prints. Raises SystemExit with the end of what it said when it fails."""
+    """Its output. Raises SystemExit with the end of its error text on failure."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -81,7 +84,7 @@ def run(command: list[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """One shape: messages delivered, and instructions spent on all of them by function of the core."""
+    """One shape: delivered messages, and the instructions for all of them by function of the core."""
 
     delivered: int
     functions: Counter[str]
@@ -108,8 +111,8 @@ def count() -> dict[str, Count]:
 def instructions(profile: str) -> Counter[str]:
     """Instructions by function: lines of the core's files, and calls from there to the memory functions.
 
-    `fl=`, `fi=` and `fe=` name the file of what is below: of a function, or of lines that were inlined into it. A line
-    `calls=` is followed by one with the callee's cost.
+    `fl=`, `fi=` and `fe=` name the file of the following lines: of a function, or of lines inlined into it. The line after
+    `calls=` has the cost of the callee.
     """
     costs: Counter[str] = Counter()
     file, core, function, callee = "", False, "", ""
@@ -133,7 +136,7 @@ def instructions(profile: str) -> Counter[str]:
 
 
 def compare(counts: dict[str, Count], name: str, records: dict[str, dict[str, float]]) -> tuple[list[str], bool]:
-    """The lines to print, and whether all is well."""
+    """The lines to print, and whether all figures are within the limits."""
     record = name if name in records else nearest(name, records)
     known = records.get(record or "", {})
     limit = 1 + (TOLERANCE if record == name else TOLERANCE_OF_STRANGERS)
@@ -169,7 +172,7 @@ def remarks(name: str, record: str | None, worse: list[str], better: list[str], 
 
 
 def nearest(name: str, records: dict[str, dict[str, float]]) -> str | None:
-    """A record of the same architecture, of the same compiler if there is one."""
+    """A record of the same architecture, if possible of the same compiler."""
     machine, _, brand = name.partition(", ")
     same = [other for other in records if other.partition(", ")[0] == machine]
     return max(same, key=lambda other: other.split()[1] == brand.split()[0], default=None)
@@ -183,7 +186,7 @@ def write_record(counts: dict[str, Count], name: str, records: dict[str, dict[st
 
 
 def table(records: dict[str, dict[str, float]]) -> str:
-    """The record as docs/PERFORMANCE.md shows it: a column for each compiler."""
+    """The record as a table of docs/PERFORMANCE.md, with a column for each compiler."""
     names = sorted(records)
     shapes = list(dict.fromkeys(shape for name in names for shape in records[name]))
     cells = [[shape, *(f"{records[name].get(shape, 0):,.1f}" for name in names)] for shape in shapes]

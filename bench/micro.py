@@ -1,8 +1,8 @@
-"""The micro benchmarks: builds micro.c as the core is built, runs it, writes a table and JSON beside the other results.
+"""The micro benchmarks: builds micro.c as the core is built, runs it, and writes a table and JSON to bench/results/.
 
     make bench-micro                            or: python -m bench.micro
 
-Invariant: like the others, it never fails for being slow; it says whether the goal for the timer wheel is met.
+Invariant: a slow result is never a failure. The output says whether the goal for the timer wheel is met.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCUMENTED = "20–45"
 
 
 def build() -> Path:
-    """Raises SystemExit with what to install when there is no compiler."""
+    """Raises SystemExit with the package to install if there is no compiler."""
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / "micro"
     sources = [ROOT / "bench" / "micro.c", *core_files("*.c")]
@@ -41,7 +41,7 @@ def build() -> Path:
 
 
 def rate(unit: str, ns: float) -> str:
-    """Units a second: GB for bytes, else millions."""
+    """Units a second: GB for bytes, otherwise millions."""
     return f"{1 / ns:.2f} GB/s" if unit == "byte" else f"{report.number(1000 / ns)} M/s"
 
 

@@ -1,6 +1,6 @@
-"""What is to be measured: shapes.toml as checked values.
+"""The plan of a run: shapes.toml as checked values.
 
-Invariant: a key that nobody reads is refused, so a typing error in shapes.toml never measures something else.
+Invariant: an unknown key is refused, so a typing error in shapes.toml never changes a measurement silently.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ else:
 
 KINDS = ("throughput", "latency", "memory", "soak", "durable", "restart")
 CONTROL_KINDS = ("", "subscribers", "subscriptions", "scrapes", "reloads")
-# What a run takes beside its duration, roughly and on two cores: to compute how long a plan takes, not to measure anything.
+# Estimated overhead of a run on two cores, to compute the duration of a plan.
 RUN_S, START_S, CONNECTION_S, RECORD_S = 0.2, 0.4, 0.0004, 0.00001
 PLAN_FILE = Path(__file__).with_name("shapes.toml")
 
 
 @dataclasses.dataclass(frozen=True)
 class BrokerPlan:
-    """How one broker is started. `{port}`, `{dir}`, `{config}` and the like in its words are filled in at start.
+    """How one broker is started. `{port}`, `{dir}`, `{config}` and similar names in its command are replaced at start.
 
-    Without a command it takes part only in the shapes of brokers with a store, for which it is started as `durable` says.
+    Without `command` it takes part only in the shapes of brokers with a store, and is started by `durable`.
     """
 
     name: str
@@ -39,7 +39,7 @@ class BrokerPlan:
     durable: BrokerPlan | None = None
 
     def first(self) -> BrokerPlan:
-        """As it is started for most shapes; the durable one if that is all there is."""
+        """The command for most shapes; the durable one if there is no other."""
         return self if self.command or self.durable is None else self.durable
 
 
@@ -78,7 +78,7 @@ class Shape:
 
     @property
     def stored(self) -> bool:
-        """Whether its brokers are those with a store, each started for this shape alone."""
+        """Whether it is for brokers with a store, each started only for this shape."""
         return self.kind in ("durable", "restart")
 
     @property
@@ -86,7 +86,7 @@ class Shape:
         return self.publishers + self.subscribers + self.wildcards + self.stalled + self.idle
 
     def load_options(self) -> list[str]:
-        """The load generator's words for this shape, but for rate, duration and window, which depend on more."""
+        """The load generator's options for this shape, except rate, duration and window, which depend on the run."""
         words = []
         fields = ["publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"]
         for field in ["publishers", "payload"] if self.stored else fields:
@@ -96,7 +96,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """What must hold for the subject: a value, or its ratio to others, at most `limit`."""
+    """A limit for the subject: for a value, or for its ratio to others."""
 
     text: str
     of: str
@@ -108,7 +108,7 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How long: `duration` and `warmup` of one run, and the seconds after which no further round begins."""
+    """Seconds: `duration` and `warmup` of one run, and the time after which no further round begins."""
 
     rounds: int
     duration: float
@@ -155,7 +155,7 @@ def _entry(kind: Any, entry: dict[str, Any], where: str) -> Any:
 
 
 def expected_s(plan: Plan, mode: Mode, shapes: list[Shape]) -> float:
-    """How long these shapes take on all brokers that can do them, with all rounds; the mode's budget not applied."""
+    """Seconds that these shapes take on all brokers that support them, with all rounds, without the mode's budget."""
     standing = [broker for broker in plan.brokers if broker.command]
     total = mode.rounds * len(standing) * START_S if any(not shape.stored for shape in shapes) else 0.0
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""Results as a Markdown page: tables to quote from, the guard table, and what it was measured on."""
+"""Results as a Markdown page: the tables, the table of goals, and the machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from bench.plan import Plan, Shape
 from bench.results import Results, Verdict
 
-OWN_BUSY_MAX = 0.85  # above it, the load generator was at its limit too, and the wall rate is not the broker's
-SPINNING_MIN = 0.85  # below it, a load generator that spins did not get its processor, and latency is the machine's
+OWN_BUSY_MAX = 0.85  # above it, the load generator limits the wall rate
+SPINNING_MIN = (
+    0.85  # below it, the spinning load generator had to wait for its processor, so latency depends on the machine
+)
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, kernel: what a figure means nothing without."""
+    """Processor, cores, memory, kernel."""
     model = platform.processor() or platform.machine()
     for line in _lines("/proc/cpuinfo"):
         if line.startswith(("model name", "Model")):
@@ -32,7 +34,7 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(plan: Plan, shapes: list[Shape], brokers: list[str], results: Results, facts: dict[str, Any]) -> str:
-    """The whole page. `facts` says when, on what, with which versions, how many rounds."""
+    """The whole page. `facts` has the date, the machine, the versions and the number of rounds."""
     throughput = [shape for shape in shapes if shape.kind == "throughput"]
     timed = [shape for shape in shapes if shape.kind == "latency"]
     durable = [shape for shape in shapes if shape.kind == "durable"]
@@ -71,7 +73,7 @@ def _loads(plan: Plan, throughput: list[Shape], timed: list[Shape], brokers: lis
 
 
 def _durable(plan: Plan, shapes: list[Shape], brokers: list[str], results: Results) -> list[str]:
-    """Publishes that are answered from the disk: here a "delivered" message is an acknowledged one."""
+    """Publishes that are answered after the sync. Here "delivered" means acknowledged."""
     brokers = _measured(shapes, brokers, results)
     cells = {
         "acknowledged": lambda s, b: _spread(results, s.name, b, "delivered_per_s"),

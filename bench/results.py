@@ -1,7 +1,7 @@
-"""What was measured, and what follows from it: medians, ratios, goals.
+"""Measured values and their medians, ratios and goals.
 
-Invariant: a ratio is the median of the ratios within each round, because the machine may be faster in one round than in
-the next; and what did not run or lost messages is said, never averaged away.
+Invariant: a ratio is the median of the ratios within each round, because the speed of the machine may change between rounds.
+Failed runs and lost messages are reported, never averaged away.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One line of the guard table: `value` is what was measured (a ratio where the goal compares), None if nothing."""
+    """One line of the table of goals. `value` is the measured value (a ratio if the goal compares), None without one."""
 
     goal: Goal
     shape: str
@@ -48,7 +48,7 @@ class Results:
         self.samples.setdefault((shape, broker), {})[round_number] = sample
 
     def values(self, shape: str, broker: str, field: str) -> dict[int, float]:
-        """The field's value by round, of the rounds that have it."""
+        """The field's value by round, for the rounds that have it."""
         rounds = self.samples.get((shape, broker), {})
         return {number: sample[field] for number, sample in rounds.items() if field in sample}
 
@@ -57,14 +57,14 @@ class Results:
         return Spread(statistics.median(values), min(values), max(values)) if values else None
 
     def ratio(self, shape: str, broker: str, field: str, other: str, other_shape: str = "") -> float | None:
-        """Median over rounds of broker's value to other's, in other_shape if given."""
+        """Median over rounds of the ratio of broker's value to other's value, in other_shape if given."""
         mine = self.values(shape, broker, field)
         theirs = self.values(other_shape or shape, other, field)
         ratios = [mine[number] / theirs[number] for number in mine if theirs.get(number)]
         return statistics.median(ratios) if ratios else None
 
     def ratios(self, subject: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The subject's to every other broker's, of every shape and field that both have."""
+        """Ratios of the subject to every other broker, for every shape and field that both have."""
         found = []
         for shape, broker in self.samples:
             for field in fields if broker != subject else ():
@@ -74,12 +74,12 @@ class Results:
         return found
 
     def median_of_all(self, field: str) -> float:
-        """Over every run of every broker; 0 if none has the field."""
+        """The median over all runs of all brokers; 0 if none has the field."""
         values = [sample[field] for rounds in self.samples.values() for sample in rounds.values() if field in sample]
         return statistics.median(values) if values else 0.0
 
     def troubles(self) -> list[str]:
-        """One line for each shape and broker where a run failed or something was lost."""
+        """One line for each shape and broker with a failed run or lost messages."""
         lines = []
         for (shape, broker), rounds in self.samples.items():
             failed = [sample["failed"] for sample in rounds.values() if "failed" in sample]
@@ -93,7 +93,7 @@ class Results:
         return lines
 
     def verdicts(self, goals: list[Goal], subject: str, shapes: list[Shape]) -> list[Verdict]:
-        """For the shapes of this run only; a peer that cannot do a shape is no goal for it."""
+        """Goals for the shapes of this run. A peer that does not support a shape has no goal for it."""
         names = {shape.name for shape in shapes} | {"start"}
         unable = {(shape.name, broker) for shape in shapes for broker in shape.without}
         every = [shape.name for shape in shapes if shape.kind == "throughput"]

@@ -1,7 +1,7 @@
-"""The command: builds the load generator, runs every shape against every broker in turn, writes what came out.
+"""The command: builds the load generator, runs every shape against every broker in turn, writes the results.
 
-Invariant: timing never fails a run. The exit code is 1 when the subject could not be measured, 2 for a wrong command,
-else 0; what lost messages or did not start is in the report.
+Invariant: a slow result never fails a run. The exit status is 1 if the subject could not be measured, 2 for a wrong command,
+otherwise 0. The report has lost messages and failed starts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def say(text: str) -> None:
 
 
 def build_programs() -> None:
-    """Compiles loadgen and relay into build/bench. Raises SystemExit with what to install when that fails."""
+    """Compiles loadgen and relay into build/bench. Raises SystemExit with the package to install on failure."""
     BUILD.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CC", "cc")
     for program, sources in PROGRAMS.items():
@@ -65,7 +65,7 @@ def build_programs() -> None:
 
 
 class Session:
-    """One measurement: the plan as narrowed by the command line, and what has been measured so far."""
+    """One measurement: the plan as restricted by the command line, and the results so far."""
 
     def __init__(
         self, plan: Plan, mode: Mode, shapes: list[Shape], brokers: list[BrokerPlan], places: dict[str, str]
@@ -76,11 +76,11 @@ class Session:
         self.brokers = brokers
         self.places = places
         self.results = Results()
-        self.rounds = 0  # completed
+        self.rounds = 0  # number of completed rounds
         self.notes: list[str] = []
 
     def run(self) -> None:
-        """All rounds that fit into the budget."""
+        """Runs all rounds that fit into the budget."""
         begin = time.monotonic()
         for number in range(self.mode.rounds):
             round_begin = time.monotonic()
@@ -100,15 +100,15 @@ class Session:
             say(f"bench: {text}")
 
     def leave_out(self, plan: BrokerPlan, why: str) -> None:
-        """Goes on without a peer; without the subject (unless --brokers left it out) there is nothing to find out."""
+        """Continues without a peer that failed; fails without the subject, unless --brokers left it out."""
         if plan.name == self.plan.subject:
             raise SystemExit(f"bench: {why}")
         self.note(f"Left out {plan.name}: {why}")
 
     def run_round(self, number: int) -> None:
-        """Starts all brokers; then, shape by shape, loads each in turn, beginning with another one each round.
+        """Starts all brokers. Then, for each shape, loads each broker in turn; each round begins with another one.
 
-        Those with a store are started for each run, so that each begins with an empty one.
+        Brokers with a store are started for each run, so each run begins with an empty store.
         """
         standing = any(not shape.stored for shape in self.shapes)
         with contextlib.ExitStack() as stack:
@@ -155,7 +155,7 @@ class Session:
         self.add_sample(shape, plan, number, sample)
 
     def run_durable(self, shape: Shape, plan: BrokerPlan, number: int) -> None:
-        """All stores lie on one disk, in a directory that is gone afterwards."""
+        """All stores are on one disk, in a directory that is removed afterwards."""
         sample: dict[str, Any] = {"failed": "the broker did not start"}
         with self.noted(plan), running(plan, self.places, find_disk()) as broker:
             with counting(broker.pid) as syncs:
@@ -179,7 +179,7 @@ class Session:
         self.add_sample(shape, plan, number, sample)
 
     def fill(self, shape: Shape, broker: Broker) -> int:
-        """Publishes until the store has the shape's records, or a few more. Returns how many were acknowledged."""
+        """Publishes until the store has at least the shape's records. Returns the number of acknowledged messages."""
         kept, begin = 0, time.monotonic()
         duration = 0.25
         while kept < shape.records:
@@ -221,7 +221,7 @@ class Session:
             grown = sample["rss_joined_bytes"] - sample["rss_before_bytes"]
             sample["bytes_per_connection"] = grown / sample["connections"]
         if shape.kind == "soak":
-            time.sleep(SETTLE_S)  # its connections have gone; what it gives back at once is given back
+            time.sleep(SETTLE_S)  # after the connections closed, the broker frees memory
             sample["rss_begun_mb"] = sample.get("rss_before_bytes", 0) / 1e6
             sample["rss_settled_mb"] = broker.rss_bytes() / 1e6
         return sample
@@ -240,7 +240,7 @@ class Session:
         return sample
 
     def subscribe_wave(self, broker: Broker) -> None:
-        """A thousand connections that each subscribe to a topic of their own, and go."""
+        """A thousand connections that each subscribe to their own topic and close."""
         words = (
             f"--publishers 0 --subscribers 0 --idle {CONTROL_SUBSCRIPTIONS} --idle-subscribe --duration 0.05".split()
         )
@@ -249,7 +249,7 @@ class Session:
             raise BrokerError(wave["failed"])
 
     def subscribe_at_once(self, broker: Broker) -> None:
-        """A connection that subscribes to a thousand topics in one write, and goes when all have been confirmed."""
+        """A connection that subscribes to a thousand topics in one write, and closes after all confirmations."""
         frames, received = wire.FrameReader(), list[Any]()
         with socket.create_connection(("127.0.0.1", broker.port), timeout=10) as client:
             client.sendall(SUBSCRIPTIONS)
@@ -260,20 +260,20 @@ class Session:
             raise BrokerError(f"{confirmed} of {CONTROL_SUBSCRIPTIONS} subscriptions were confirmed")
 
     def scrape(self, broker: Broker) -> None:
-        """One look at /metrics, as Prometheus takes it."""
+        """One scrape of /metrics, as by Prometheus."""
         with urllib.request.urlopen(f"http://127.0.0.1:{broker.metrics_port}/metrics", timeout=10) as answer:
             if not answer.read():
                 raise BrokerError("the metrics were empty")
 
     def reload(self, broker: Broker) -> None:
-        """A setting is changed and SIGHUP sent."""
+        """Changes a setting and sends SIGHUP."""
         broker.reloads += 1
         broker.configure(f"\n[delivery]\nmax_batch = {60_000 + broker.reloads % 2}\n")
         os.kill(broker.pid, signal.SIGHUP)
 
     @contextlib.contextmanager
     def control_work(self, broker: Broker, kind: str) -> Iterator[None]:
-        """One kind of control work beside the load, over and over; none for an empty name."""
+        """Repeats one kind of control work beside the load; none for an empty name."""
         kinds = {
             "subscribers": self.subscribe_wave,
             "subscriptions": self.subscribe_at_once,
@@ -363,7 +363,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def narrowed(plan: Plan, arguments: argparse.Namespace) -> tuple[Plan, Mode, list[Shape]]:
-    """The plan, its mode and its shapes as the command line changes them."""
+    """The plan, its mode and its shapes, as changed by the command line."""
     mode = plan.modes["quick" if arguments.quick else "full"]
     changes = {"rounds": arguments.rounds, "duration": arguments.duration, "budget_s": arguments.budget}
     mode = dataclasses.replace(mode, **{name: value for name, value in changes.items() if value is not None})
@@ -385,14 +385,14 @@ def narrowed(plan: Plan, arguments: argparse.Namespace) -> tuple[Plan, Mode, lis
 
 
 def open_files_raise() -> int:
-    """Raises the limit on open files to what is allowed, for the brokers too. Returns it."""
+    """Raises the limit on open files to the maximum allowed, also for the brokers. Returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else sys.maxsize
 
 
 def available(session: Session) -> None:
-    """Leaves out what this machine cannot run, and says how to get it."""
+    """Leaves out the brokers that this machine cannot run, and prints how to install them."""
     for plan in [plan for plan in session.brokers if missing(plan.first(), session.places)]:
         session.leave_out(plan, f"{plan.name} is not installed; {plan.install or 'its command was not found'}")
         session.brokers.remove(plan)
@@ -455,7 +455,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     if sys.platform != "linux":
         raise SystemExit("bench: CPU time and memory of the brokers are read from /proc: this runs on Linux only")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the brokers are to be ended then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM also ends the brokers
     build_programs()
     places = {"bench": str(BUILD), "blipmq": arguments.blipmq or find_program("blipmq")}
     places["newest_nats"] = find_program("nats-server")

@@ -1,13 +1,13 @@
-"""What a crowd at the door costs those inside: `python -m bench.strangers [--count 10000] [--seconds 10] [--rounds 3]`.
+"""Unauthenticated connections beside admitted clients: `python -m bench.strangers [--count 10000] [--seconds 10] [--rounds 3]`.
 
-A broker with keys runs in a process of its own. One client publishes 500 small messages a second to another, and the time of
-each is taken from when it was due. A stranger connects, sends a byte a second of a frame that never gets whole, and comes again
-when it is closed: as fast as it can be done, from a process of its own.
+A broker with keys runs in its own process. One client publishes 500 small messages a second to another; latency counts from the
+time when a message was due. A stranger connects, sends one byte a second of a frame that never becomes complete, and reconnects
+at once when it is closed. The strangers run in another process.
 
-Three kinds of spells take turns, because the machine is not the same from minute to minute: nobody at the door; the crowd at the
-door of a second broker, which is what such a crowd costs whoever shares the machine with it; the crowd at the door of this one.
+A round has three phases, because the speed of the machine changes: no strangers; strangers at a second broker, to show the
+cost of sharing the machine; strangers at this broker.
 
-Invariant: nothing here is asserted. It prints a table in Markdown; what it is compared with is a person's business.
+Invariant: this prints a table in Markdown and asserts nothing.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Row(NamedTuple):
     connections_per_second: float
 
 
-# ---- the crowd -------------------------------------------------------------------------------------------------------
+# ---- strangers -------------------------------------------------------------------------------------------------------
 
 
 def crowd(address: Address, count: int, come: Event, tally: multiprocessing.sharedctypes.Synchronized[int]) -> None:
-    """While `come` is set keep `count` strangers at the door; `tally` counts the connections made."""
-    os.nice(19)  # it stands for other machines
+    """While `come` is set, keep `count` strangers connected; `tally` counts the connections made."""
+    os.nice(19)  # it represents other machines
     poll = select.epoll()
     inside: dict[int, tuple[socket.socket, float]] = {}
     while True:
@@ -84,7 +84,7 @@ def crowd(address: Address, count: int, come: Event, tally: multiprocessing.shar
 
 
 class Crowd:
-    """A process full of strangers, who come to `address` while `come` is set."""
+    """The process of the strangers, which connect to `address` while `come` is set."""
 
     def __init__(self, address: Address, count: int) -> None:
         self.come, self.tally = multiprocessing.Event(), multiprocessing.Value("q", 0)
@@ -107,12 +107,12 @@ def send_a_byte_each(inside: dict[int, tuple[socket.socket, float]]) -> None:
         try:
             one.send(SLOW_FRAME[:1])
         except OSError:
-            pass  # still on its way in, or closed: seen soon enough
+            pass  # still connecting, or closed: checked again later
         del inside[number]
         inside[number] = one, now + 1
 
 
-# ---- those inside ----------------------------------------------------------------------------------------------------
+# ---- admitted clients ------------------------------------------------------------------------------------------------
 
 
 def connect(address: Address, name: str) -> socket.socket:
@@ -123,7 +123,7 @@ def connect(address: Address, name: str) -> socket.socket:
 
 
 def latencies_ms(reader: socket.socket, writer: socket.socket, seconds: float) -> list[float]:
-    """Times from when a message was due to when it was there."""
+    """Seconds from due to received, for each message."""
     count, taken = int(RATE * seconds), list[float]()
     started = time.perf_counter() + 0.01
 
@@ -165,7 +165,7 @@ def measure(settings: str, count: int, seconds: float, rounds: int) -> list[Row]
             for place, present in zip(PLACES, (None, at_another, at_the_door), strict=True):
                 for one in (at_another, at_the_door):
                     (one.come.set if one is present else one.come.clear)()
-                time.sleep(6)  # until the crowd stands there, or the last of it is gone
+                time.sleep(6)  # until all strangers are connected, or the last one has closed
                 connections, cpu_ms = present.tally.value if present else 0, io_cpu_ms(pid)
                 times = latencies_ms(reader, writer, seconds)
                 rows.append(
@@ -185,7 +185,7 @@ def measure(settings: str, count: int, seconds: float, rounds: int) -> list[Row]
 
 @contextlib.contextmanager
 def broker(config: Path) -> Iterator[tuple[int, Address]]:
-    """A broker of its own: its process and where it listens."""
+    """A broker: its process and its address."""
     command = [sys.executable, "-m", "blipmq", "start", "--config", str(config)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -199,7 +199,7 @@ def broker(config: Path) -> Iterator[tuple[int, Address]]:
 
 
 def io_cpu_ms(pid: int) -> float:
-    """Processor time of the broker's I/O thread: what depends least on who else runs on this machine."""
+    """Processor time of the broker's I/O thread: the figure that depends least on other programs."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         if (task / "comm").read_text().strip() == "bq-io":
             return int((task / "schedstat").read_text().split()[0]) / 1e6

@@ -1,6 +1,6 @@
-"""How often a process asked for its files to be synced, counted by the kernel.
+"""The number of sync calls of a process, counted by the kernel.
 
-Invariant: a count is whole or absent, never partial: without `perf`, or without the right to use it, there is none.
+Invariant: a count is complete or absent: there is none without `perf`, or without the right to use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ATTACHED = "Events enabled"
 
 
 class SyncCount:
-    """`calls` once the counting has ended; None if it could not be counted."""
+    """`calls` is set after the counting has ended; None if counting was impossible."""
 
     def __init__(self) -> None:
         self.calls: int | None = None
@@ -27,13 +27,13 @@ class SyncCount:
 
 @contextlib.contextmanager
 def counting(pid: int) -> Iterator[SyncCount]:
-    """Counts the calls of all threads of the process, those it starts meanwhile too."""
+    """Counts the calls of all threads of the process, including threads started meanwhile."""
     count = SyncCount()
     if shutil.which("perf") is None:
         yield count
         return
     events = ",".join(f"syscalls:sys_enter_{call}" for call in CALLS)
-    # With a delay perf says when it has begun, so that nothing runs before it.
+    # With a delay perf prints a line when it begins, so that no call runs before it.
     command = ["perf", "stat", "-x", ",", "-D", "1", "-e", events, "-p", str(pid)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -47,7 +47,7 @@ def counting(pid: int) -> Iterator[SyncCount]:
 
 
 def _wait_attached(process: subprocess.Popen[str]) -> bool:
-    """perf prints a line when it begins; if it cannot, it ends."""
+    """Waits for the line that perf prints when it begins; perf ends if it cannot count."""
     assert process.stderr is not None
     deadline = time.monotonic() + ATTACH_TIMEOUT_S
     while time.monotonic() < deadline:

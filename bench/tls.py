@@ -1,13 +1,14 @@
-"""`python -m bench.tls [--rounds N] [--seconds S]`: TLS beside plain TCP, of one broker, in one run.
+"""`python -m bench.tls [--rounds N] [--seconds S]`: TLS and plain TCP of one broker, in one run.
 
-One publisher and one subscriber are processes of their own, each a plain socket or `ssl` over one; publishes are encoded ahead
-and written 64 KiB at a time. The overflow policy is `block`, so nothing is dropped and the slowest of the three sets the
-pace. What is counted is what the subscriber has read, and the broker's processor time over the same seconds.
+One publisher and one subscriber are separate processes, each with a plain socket or `ssl` over one. Publishes are
+encoded ahead and written 64 KiB at a time. The overflow policy is `block`, so nothing is dropped and the slowest of the
+three limits the rate. Counted are the messages that the subscriber has read, and the broker's processor time in the
+same seconds.
 
-The third table is a plain pair while a TLS pair keeps the broker busy: whether TLS slows down the plain clients beside it.
+The third table shows a plain pair while a TLS pair loads the broker: whether TLS slows down plain clients.
 
-Invariant: the shapes of one round follow one another at once, and a figure is the median over the rounds: on a machine with
-other work read the ratios.
+Invariant: the shapes of one round run directly after each other, and a figure is the median over the rounds. On a machine with
+other work use the ratios.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BLOCK_BYTES = 64 << 10
 SHAPES = [("tcp", "tcp"), ("tls", "tcp"), ("tcp", "tls"), ("tls", "tls")]
 
 
-# ---- a client, in a process of its own -------------------------------------------------------------------------------
+# ---- a client, in its own process ------------------------------------------------------------------------------------
 
 
 def dial(address: str, ca_file: str) -> socket.socket:
@@ -56,7 +57,7 @@ def publish(address: str, ca_file: str, topic: str) -> None:
 
 
 def subscribe(address: str, ca_file: str, topic: str) -> None:
-    """Read until killed; at each line on standard input, say how many bytes have come so far."""
+    """Read until killed. For each line on standard input print the number of bytes received so far."""
     buffer, count = bytearray(256 << 10), 0
     with dial(address, ca_file) as client:
         client.sendall(wire.encode_command(wire.SUB, topic))
@@ -108,7 +109,7 @@ def _start(what: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def message_bytes(topic: str) -> int:
-    """One delivered message on the wire: as the subscriber gets it, from the core itself."""
+    """The bytes of one delivered message, encoded by the core."""
     from blipmq.native.pure import encode_message
 
     return len(encode_message(1, 1, 0, topic.encode(), bytes(PAYLOAD_BYTES)))
@@ -121,7 +122,7 @@ def processor_seconds(pid: int) -> float:
 
 def measure(pair: Pair, pid: int, seconds: float, topic: str) -> tuple[float, float]:
     """Messages a second, and the broker's nanoseconds for each."""
-    time.sleep(0.5)  # until all queues are as full as they will be
+    time.sleep(0.5)  # until the queues are full
     began, bytes_before, busy_before = time.monotonic(), pair.received_bytes(), processor_seconds(pid)
     time.sleep(seconds)
     count = (pair.received_bytes() - bytes_before) / message_bytes(topic)

@@ -1,6 +1,7 @@
 """Publish and subscribe with asyncio. Start a broker (`blipmq start`), then: python examples/basic_async.py [HOST:PORT]
 
-The client reconnects and subscribes again by itself; a slow reader holds the broker back instead of filling the memory.
+The client reconnects and subscribes again automatically. If the program reads slowly, the client stops reading from the
+broker, so memory does not grow.
 """
 
 import asyncio
@@ -13,9 +14,9 @@ async def main(address: str) -> None:
     async with blipmq.connect(address, on_state=lambda state, error: print(f"-- {state}")) as client:
         async with client.subscribe("site/+/temp") as readings:
             await client.publish("site/1/temp", "21.5")
-            await client.publish("site/2/temp", b"19.0", ttl_ms=60_000)  # worth nothing after a minute
+            await client.publish("site/2/temp", b"19.0", ttl_ms=60_000)  # dropped if not delivered within a minute
             await client.publish_many("site/3/temp", (f"{degrees}" for degrees in range(3)))
-            await client.flush()  # returns when the broker has read it all; raises if it refused something
+            await client.flush()  # returns when the broker has read all messages; raises if it refused one
             for _ in range(5):
                 message = await readings.next(timeout_s=5)
                 print(f"{message.topic}: {message.text}")

@@ -1,6 +1,6 @@
 """Publish and subscribe without asyncio. Start a broker, then: python examples/basic_blocking.py [HOST:PORT]
 
-Nothing runs in the background: messages are taken in while a call waits for them.
+The client has no background thread: it receives messages only while a call waits for them.
 """
 
 import sys

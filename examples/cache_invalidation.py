@@ -1,8 +1,8 @@
-"""Two programs with a cache each, and a database behind them. Start a broker, then:
+"""Two programs with a cache each, in front of one database. Start a broker, then:
 python examples/cache_invalidation.py [HOST:PORT]
 
-Whoever changes a row says which; everyone forgets it and reads it anew when it is next wanted. What is said while a
-program is not connected it never hears, so a cache that was cut off begins empty.
+A program that changes a row publishes its key. All programs remove the row from their caches and read it again when they next
+need it. A program misses messages while it is not connected, so it empties its cache after a disconnection.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ DATABASE = {"user/1": "Ann", "user/2": "Bob"}
 
 
 class Cache:
-    """Rows as one program remembers them."""
+    """The rows that one program has read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,10 +28,10 @@ class Cache:
         return self.rows[key]
 
     def on_state(self, state: str, error: blipmq.errors.BlipMQError | None) -> None:
-        self.rows.clear()  # connected, or cut off: either way something may have been missed
+        self.rows.clear()  # connected or disconnected: messages may have been missed
 
     async def follow(self, changes: Subscription) -> None:
-        """Forget the next row that was changed."""
+        """Wait for the next change and remove its row."""
         change = await changes.next(timeout_s=5)
         self.rows.pop(change.topic.removeprefix("changed/"), None)
 

@@ -1,6 +1,6 @@
-"""A bus inside one program: no server to install, no port, no socket. Run it: python examples/embedded.py
+"""A broker inside one program, without a server, port or socket. Run it: python examples/embedded.py
 
-Two parts of a program talk through topics; the same broker could listen too (server.bind_addr), for parts elsewhere.
+Two parts of the program exchange messages by topics. With server.bind_addr the same broker also serves other programs.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import blipmq
 
 
 async def watch(broker: blipmq.Broker, watching: asyncio.Event) -> None:
-    """Print what any sensor reports, until the last one has said goodbye."""
+    """Print the readings of all sensors, until one of them is `off`."""
     async with broker.connect() as client, client.subscribe("site/+/temp") as readings:
         watching.set()
         async for message in readings:

@@ -1,12 +1,12 @@
-"""Jobs shared by workers; each is done at least once, and one that nobody can do ends in the dead letters.
+"""Jobs shared by workers. Each job is done at least once; a job that always fails becomes a dead letter.
 
-Start a broker that gives up soon, so that there is something to see:
+Start a broker with few deliveries and a short timeout, so that the dead letter comes soon:
     BLIPMQ_QOS1__ACK_TIMEOUT_MS=200 BLIPMQ_QOS1__MAX_DELIVERIES=3 blipmq start
 then: python examples/job_queue.py [HOST:PORT]
 
-A worker acknowledges what is done (`auto_ack=False`, then `jobs.ack`). What it does not acknowledge comes again, to it or
-to another member of its group. The same job can therefore come twice: give each a name of its own, and let doing it twice
-do no harm.
+A worker acknowledges a job when it is done (`auto_ack=False`, then `jobs.ack`). A job without an acknowledgement comes
+again, to the same worker or to another member of its group. A job can therefore come twice: give each job an id, and make
+a second run of it harmless.
 """
 
 import asyncio

@@ -1,10 +1,10 @@
-"""Log lines from many machines into one file, none of them lost.
+"""Collect log lines from many machines in one file, without losing any.
 
-    python examples/log_shipping.py collect FILE [HOST:PORT]      on the machine that keeps them; Ctrl-C ends it
-    some-program | python examples/log_shipping.py ship [HOST:PORT]   on every other
+    python examples/log_shipping.py collect FILE [HOST:PORT]      on the collecting machine; Ctrl-C ends it
+    some-program | python examples/log_shipping.py ship [HOST:PORT]   on each of the others
 
-Each line is on the broker's disk before the next batch is read, and waits there while the collector is away. The
-collector acknowledges what is on its own disk, so after a crash a line may be written twice, and none is missing.
+Each line is on the broker's disk before the next batch is read, and waits there while the collector is away. The collector
+acknowledges a line after it is on the collector's own disk. After a crash a line may therefore be written twice; none is lost.
 """
 
 import asyncio

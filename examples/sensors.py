@@ -1,7 +1,7 @@
-"""Readings of many sensors, and who wants which. Start a broker, then: python examples/sensors.py [HOST:PORT]
+"""Many sensors, and subscribers with different filters. Start a broker, then: python examples/sensors.py [HOST:PORT]
 
-A reading is worth nothing when it is old, so it has a time to live: a display that was away sees the present, not the
-past. Each reader picks what it wants by a filter; the sensors know of none of them.
+An old reading is useless, so each has a time to live: a display that was away gets only recent readings. Each subscriber
+chooses its readings by a filter. The sensors need not know the subscribers.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ TOO_WARM = 30.0
 
 
 async def display(readings: Subscription) -> None:
-    """Shows whatever comes from anywhere."""
+    """Show the readings of all sensors."""
     for _ in READINGS:
         reading = await readings.next(timeout_s=5)
         print(f"display: {reading.topic} {reading.text}")
 
 
 async def alarm(temperatures: Subscription) -> None:
-    """Looks at temperatures alone, until one is too high."""
+    """Read temperatures until one is too high."""
     async for reading in temperatures:
         if float(reading.text) > TOO_WARM:
             print(f"alarm: {reading.topic} is at {reading.text}")

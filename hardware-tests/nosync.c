@@ -1,5 +1,5 @@
-/* Preloaded into the broker of the control guest: every sync succeeds and does nothing. Whoever loses nothing with this in
- * place has not cut the power. */
+/* Preloaded into the broker of the control guest: every sync succeeds and does nothing. If a test loses no message with it, the test did
+ * not cut the power. */
 #define _GNU_SOURCE
 #include <sys/types.h>
 #include <unistd.h>

@@ -1,7 +1,7 @@
-"""`manifest.py IMAGE PACKED VERSION EPOCH TITLE DEVICES URL OUT`: the entry Raspberry Pi Imager reads (os_list.json).
+"""`manifest.py IMAGE PACKED VERSION EPOCH TITLE DEVICES URL OUT`: the entry for Raspberry Pi Imager (os_list.json).
 
-IMAGE is the medium, PACKED what is downloaded; DEVICES are Imager's names of boards, none for an image that is no board's.
-URL is the folder PACKED will be found in; without one the entry names the file alone, for a list that is kept beside it.
+IMAGE is the medium, PACKED the downloaded file. DEVICES are Imager's names of boards, empty for an image that is not for a board.
+URL is the folder of PACKED; without it the entry has only the name of the file, for a list in the same folder.
 
 Invariant: sizes and hashes are read from the files themselves.
 """
@@ -37,7 +37,7 @@ def entry(image: Path, packed: Path, version: str, epoch: int, title: str, devic
         "image_download_size": packed.stat().st_size,
         "image_download_sha256": sha256(packed),
         "release_date": datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%d"),
-        # Imager's own questions (user, password, Wi-Fi) would be answered in vain: device.toml is where they are asked.
+        # Imager's own settings (user, password, Wi-Fi) have no effect: device.toml has them.
         "init_format": "none",
     }
     if devices:

@@ -1,7 +1,7 @@
-"""`sbom.py CACHE TARGET PACKAGING_TARGET VERSION EPOCH PACKED OUT`: what is in an image, as CycloneDX 1.6 JSON.
+"""`sbom.py CACHE TARGET PACKAGING_TARGET VERSION EPOCH PACKED OUT`: contents of an image, as CycloneDX 1.6 JSON.
 
-Two sources: the broker's own components as its release has them (packaging/release), and every Debian package that was
-installed, or of which files were taken, as the build listed them.
+Two sources: the components of the broker's release (packaging/release), and the build's list of Debian packages that were
+installed or from which files were taken.
 
 Invariant: the same image gives the same bytes, as with packaging/release/sbom.py.
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "packaging/relea
 from components import components
 from sbom import sbom
 
-# Of what was unpacked rather than installed, that which is in the image; the rest came along as dependencies.
+# The unpacked packages whose files are in the image; the others were only dependencies.
 TAKEN = {
     "busybox-static": "the initrd",
     "firmware-brcm80211": "firmware of wireless chips",
@@ -30,7 +30,7 @@ ONLY_WITH_BOARD = {"firmware-brcm80211", "raspi-firmware", "u-boot-rpi"}
 
 
 def packages(path: Path) -> list[tuple[str, str, str, str]]:
-    """Name, version, architecture and source of each line images/debian has left."""
+    """Name, version, architecture and source of each line written by images/debian."""
     return [(name, version, arch, source) for name, version, arch, source in map(str.split, path.open())]
 
 

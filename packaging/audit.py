@@ -1,12 +1,13 @@
-"""`make audit`: are there known vulnerabilities in what BlipMQ runs on and is built with?
+"""`make audit`: list known vulnerabilities in the packages that BlipMQ needs and is built with.
 
     audit.py PIP_AUDIT SITE
 
-asks pip-audit about the pinned requirements of the binaries and about what is installed in SITE (a virtual environment's
-interpreter), service by service until one answers. Exit status: 0 nothing is known, 1 something is, 2 nobody could be asked.
+asks pip-audit about the pinned requirements of the binaries and the packages installed in SITE (a virtual environment's
+interpreter), one service after the other until one answers. Exit status: 0 no vulnerability known, 1 at least one, 2 no service
+answered.
 
-Invariant: a package that no service answered for never counts as clean. What is not on PyPI (the interpreter, OpenSSL, zlib
-inside the binaries) comes from Debian's archive with its security patches and is not asked about here.
+Invariant: a package without an answer never counts as clean. Parts that are not on PyPI (the interpreter, OpenSSL and zlib
+inside the binaries) come from Debian's archive with its security patches and are not checked here.
 """
 
 import json
@@ -20,7 +21,7 @@ SERVICES = {"pypi": "PyPI's JSON interface", "osv": "api.osv.dev"}
 
 
 def plain(name: str) -> str:
-    """A package's name as an index compares it."""
+    """A package's name in the normal form of package indexes."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
@@ -31,7 +32,7 @@ def pinned(path: Path) -> list[str]:
 
 
 def installed(interpreter: str) -> list[str]:
-    """What pip says is installed there, the project itself left out."""
+    """The packages that pip lists there, without the project itself."""
     command = [interpreter, "-m", "pip", "list", "--format=json", "--exclude-editable", "--disable-pip-version-check"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return [
@@ -40,7 +41,7 @@ def installed(interpreter: str) -> list[str]:
 
 
 def ask(pip_audit: str, service: str, wanted: list[str]) -> tuple[dict[str, list[str]], list[str], str]:
-    """Vulnerabilities by package, the packages it did not answer for, and what it said when it failed."""
+    """Vulnerabilities by package, the packages without an answer, and the error text of a failure."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write("\n".join(wanted) + "\n")
         file.flush()

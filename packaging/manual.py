@@ -2,8 +2,8 @@
 
     python packaging/manual.py          writes packaging/man/ and packaging/completions/; a test compares them
 
-Invariant: a command, an option or a word of help is written down in the parser and nowhere else. Not imported at run time,
-not installed.
+Invariant: the parser is the only source of commands, options and help texts. This module is not imported at run time and not
+installed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from blipmq.cli import client, server  # noqa: E402
 MADE_BY = "made by packaging/manual.py from the parser of its command line"
 
 
-# ---- what the parsers know -------------------------------------------------------------------------------------------
+# ---- contents of the parsers ------------------------------------------------------------------------------------------
 
 
 class Option(NamedTuple):
     names: tuple[str, ...]
-    value: str  # what the value is called; empty: takes none
+    value: str  # name of the value; empty: the option takes none
     choices: tuple[str, ...]
     help: str
 
@@ -52,14 +52,14 @@ class Command(NamedTuple):
 
     @property
     def every_option(self) -> tuple[Option, ...]:
-        """Its own and those of its actions, each once."""
+        """Its own options and those of its actions, each once."""
         return tuple(dict.fromkeys([*self.options, *(option for action in self.actions for option in action.options)]))
 
 
 class Program(NamedTuple):
     name: str
     summary: str
-    sections: dict[str, str]  # of the text behind the options: title, lines
+    sections: dict[str, str]  # sections of the text behind the options: title, lines
     options: tuple[Option, ...]
     commands: tuple[Command, ...]
 
@@ -69,7 +69,7 @@ class Program(NamedTuple):
 
 
 def read_program(parser: argparse.ArgumentParser, sections: dict[str, str]) -> Program:
-    """`sections` come first; those of the parser's own text follow."""
+    """`sections` come first, then those of the parser's own text."""
     told = re.findall(r"^(\w[\w ]*):\n((?:  .*\n|\n)+)", (parser.epilog or "") + "\n", re.MULTILINE)
     every = {**sections, **{title: text.rstrip() for title, text in told}}
     return Program(parser.prog, parser.description or "", every, read_options(parser), read_commands(parser))
@@ -129,7 +129,7 @@ def programs() -> list[Program]:
 
 
 def roff(text: str) -> str:
-    """Text that roff shows as it is."""
+    """Escape text for roff."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\n".join(f"\\&{line}" if line.startswith((".", "'")) else line for line in text.splitlines())
 
@@ -163,7 +163,7 @@ def man_page(program: Program, others: list[Program]) -> str:
 
 
 def flat(commands: tuple[Command, ...]) -> list[Command]:
-    """Commands with actions replaced by their actions, under both names."""
+    """Commands, with their actions in place of a command that has actions, under both names."""
     every: list[Command] = []
     for command in commands:
         every += [
@@ -206,7 +206,7 @@ def action_names(command: Command) -> list[str]:
 
 
 def bash_values(options: tuple[Option, ...], indent: str) -> Iterator[str]:
-    """Cases of the word before, for options that take a value."""
+    """Shell cases of the preceding word, for options that take a value."""
     for option in options:
         if option.value:
             yield f"{indent}{' | '.join(option.names)})"
@@ -272,7 +272,7 @@ def zsh_quote(text: str) -> str:
 
 
 def zsh_text(text: str) -> str:
-    """Text inside the brackets of _arguments."""
+    """Escape text for the brackets of _arguments."""
     return re.sub(r"([\\\[\]:])", r"\\\1", text)
 
 

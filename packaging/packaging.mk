@@ -1,15 +1,15 @@
-# Binaries and packages, included by the Makefile. docs/PACKAGING.md says what comes out and what it was tried on.
-# Each target brings its steps up to date (packaging/build, in a cache outside of the tree) and copies the result to dist/.
+# Binaries and packages, included by the Makefile. docs/PACKAGING.md describes the results and the systems on which they were tested.
+# Each target updates its steps (packaging/build, with a cache outside the tree) and copies the result to dist/.
 
 .PHONY: binary binary-arm64 binary-armv7 test-frozen deb oci wheels release
 
 binary: ## freeze blipmq for linux x64: dist/linux-x64/blipmq, one file that needs no Python (root, Debian)
 	@packaging/build x64 onefile
 
-binary-arm64: ## the same for linux arm64, under qemu-user
+binary-arm64: ## freeze blipmq for linux arm64, under qemu-user
 	@packaging/build arm64 onefile
 
-binary-armv7: ## the same for linux armv7 (32-bit, hard float); not part of the release
+binary-armv7: ## freeze blipmq for linux armv7 (32-bit, hard float); not part of the release
 	@packaging/build armv7 onefile
 
 test-frozen: $(VENV)/.test $(CORE) ## run the suite's black-box tests against the linux x64 download (root, Debian)
@@ -28,7 +28,7 @@ wheels: ## Python wheels for x86_64 and aarch64
 	@packaging/build x64 manylinux
 	@packaging/build arm64 manylinux
 
-release: ## all of it in dist/release, with hashes and, if BLIPMQ_SIGNING_KEY names a key, a signature
+release: ## make all of these in dist/release, with hashes and, if BLIPMQ_SIGNING_KEY names a key, a signature
 	@rm -rf dist/release
 	@packaging/build x64 archive
 	@packaging/build arm64 archive

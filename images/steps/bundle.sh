@@ -1,7 +1,7 @@
-# The update of one target: what a slot holds, signed.
+# The update of one target: the signed contents of a slot.
 #
 # $BLIPMQ_BUNDLE_CERT and $BLIPMQ_BUNDLE_KEY name certificate and private key (a file or a PKCS#11 URI), $BLIPMQ_BUNDLE_KEYRING
-# what it is checked against; without them the development key signs.
+# the certificates to check it with. Without them the development key signs.
 # needs: slot keys
 # inputs: images/tool =BLIPMQ_BUNDLE_CERT =BLIPMQ_BUNDLE_KEY EPOCH VERSION
 work=$OUT/bundle

@@ -1,4 +1,4 @@
-# The whole medium, as it is flashed: partition table, FAT, both slots, and a small data partition that grows.
+# The whole medium as it is flashed: partition table, FAT, both slots, and a small data partition that grows later.
 # needs: slot boot
 # inputs: images/layout.env images/tool
 . images/layout.env
@@ -9,7 +9,7 @@ mkdir -p "$work"/{root,input,tmp}
 ln "$OUT/root.squashfs" "$OUT/kernel.img" "$OUT/boot.vfat" "$work/input/"
 
 uuid=$(images/uuid "$TARGET data")
-# Its structures are those of a large file system; the journal does not grow with it.
+# Made with the structures of a large file system, because the journal does not grow with the partition.
 images/tool mke2fs -q -t ext4 -b 4096 -i 16384 -m 1 -J size=16 -L blipmq-data -U "$uuid" \
     -E "hash_seed=$uuid,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$at/disk/input/data.ext4" "${DATA_MIB}M"
 

@@ -1,4 +1,4 @@
-# What an update replaces: the system (squashfs) and its kernel (ext2, because the boot loader does not read zstd).
+# The parts that an update replaces: the system (squashfs) and its kernel (ext2, because the boot loader does not read zstd).
 # needs: tree initrd
 # inputs: images/layout.env images/tool
 . images/layout.env
@@ -12,7 +12,7 @@ cp "$arch"/parts/boot/vmlinuz-* "$OUT/kernel/vmlinuz"
 cp "$arch/initrd.img" "$OUT/kernel/initrd.img"
 find "$OUT/kernel" -exec touch --date="@$(images/epoch)" {} +
 uuid=$(images/uuid "$TARGET kernel")
-# As large as its contents and a little: an update carries no empty blocks.
+# Only slightly larger than its contents, to keep the update small.
 size=$(($(du -sm "$OUT/kernel" | cut -f1) + 3))
 images/tool mke2fs -q -t ext2 -b 4096 -m 0 -N 32 -O ^resize_inode,^dir_index,^ext_attr -L blipmq-kernel -U "$uuid" \
     -E "hash_seed=$uuid,root_owner=0:0,lazy_itable_init=0" -d "$at/kernel" "$at/kernel.img" "${size}M"

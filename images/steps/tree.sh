@@ -1,4 +1,4 @@
-# The system of one target as a folder: Debian, drivers, broker, and what images/root lays over it.
+# The system of one target as a folder: Debian, drivers, the broker, and the files of images/root over them.
 # needs: root parts tools keys packaging/deb
 # inputs: images/layout.env images/root images/rauc images/firmware images/modules images/os-release images/tool config EPOCH VERSION
 . images/layout.env
@@ -10,7 +10,7 @@ rm -rf "$tree"
 mkdir -p "$OUT"
 cp -a "$arch/root" "$tree"
 
-# Nothing is installed here any more: the package manager's own things go, all but the list of what is installed.
+# No package is installed later, so remove the package manager's files, except the list of installed packages.
 rm -rf "$tree"/var/{cache,log,lib/apt,backups,mail} "$tree"/etc/{apt,cron.d,cron.daily,init.d,runit,sv,ufw,logrotate.d,update-motd.d}
 rm -rf "$tree"/etc/rc?.d "$tree"/etc/{passwd,group,shadow,gshadow}- "$tree"/etc/ssh/ssh_host_* "$tree/etc/.pwd.lock"
 find "$tree/var/lib/dpkg" -mindepth 1 ! -name status -delete
@@ -20,14 +20,14 @@ rm -rf "$tree"/usr/lib/"$TRIPLET"/{perl-base,gconv,krb5,engines-3,ossl-modules/l
 rm -rf "$tree"/usr/lib/udev/{hwdb.d,hwdb.bin} "$tree"/usr/lib/systemd/catalog "$tree"/usr/lib/kernel
 mkdir -p "$tree"/var/{cache,log} "$tree/var/lib/private"
 
-# The drivers, and the program RAUC tells the boot loader with.
+# The drivers, and the program by which RAUC informs the boot loader.
 release=$(ls "$arch/parts/usr/lib/modules")
 modules=usr/lib/modules/$release
 mkdir -p "$tree/$modules/kernel"
 (cd "$arch/parts/$modules/kernel" && sed 's/#.*//' "$top/images/modules" | xargs ls -d 2>/dev/null || true) >"$OUT/modules"
 grep -q '^fs/ext4$' "$OUT/modules"
 tar -C "$arch/parts/$modules/kernel" --files-from="$OUT/modules" --create | tar -C "$tree/$modules/kernel" --extract
-# Virtual machines are not run here.
+# The device runs no virtual machines.
 rm -rf "$tree/$modules/kernel/arch/x86/kvm" "$tree/$modules/kernel/arch/arm64/kvm"
 cp "$arch/parts/$modules"/modules.{builtin,builtin.modinfo,order} "$tree/$modules/"
 images/tool depmod --basedir "/cache/${tree#"$CACHE"/}" "$release"
@@ -36,7 +36,7 @@ if [ -n "${FIRMWARE:-}" ]; then
     (cd "$arch/parts" && sed 's/#.*//' "$top/images/firmware/$FIRMWARE/root" | xargs bash -c 'cp -a --parents $* "$0"' "$tree")
 fi
 
-# The overlay first, for it gives the broker's user its number; the package's own scripts are not needed then.
+# The overlay first, because it sets the number of the broker's user. The package's own scripts are then not needed.
 cp -a images/root/. "$tree/"
 chown -R root:root "$tree"/{boot,data} "$tree/etc/systemd" "$tree/usr/lib/blipmq-device"
 images/tool systemd-sysusers --root="/cache/${tree#"$CACHE"/}"
@@ -48,7 +48,7 @@ ln -sf ../lib/blipmq/blipmq "$tree/usr/bin/blipmq-device"
 install -d "$tree/usr/share/blipmq/profiles"
 install -m 0644 config/blipmq-*.toml "$tree/usr/share/blipmq/profiles/"
 
-# Names, times, and no way in: root has no password ("*": SSH with a key goes through, nothing else does).
+# Names, times, and a locked root password ("*": only SSH with a key works).
 sed "s/@VERSION@/$version/; s/@TARGET@/$TARGET/" images/os-release >"$tree/usr/lib/os-release"
 ln -sf ../usr/lib/os-release "$tree/etc/os-release"
 rm -f "$tree/etc/machine-id" "$tree/var/lib/dbus/machine-id" "$tree/etc/hostname.dpkg-new"

@@ -15,6 +15,6 @@ find /build/dist -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --d
 rm -rf "/cache/$TARGET/onedir"
 mkdir -p "/cache/$TARGET/onedir"
 cp -a /build/dist/blipmq "/cache/$TARGET/onedir/"
-# What went in, what was dropped and who asked for what: for the SBOM, and for a person who wonders.
+# The modules included and dropped, and the imports that caused them: for the SBOM and for debugging.
 cp /build/build/blipmq/{PYZ-00.toc,COLLECT-00.toc,warn-blipmq.txt,xref-blipmq.html} "/cache/$TARGET/onedir/"
 rm -rf /build

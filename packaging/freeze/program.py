@@ -1,4 +1,4 @@
-"""One program under three names: the client as blipmq-cli, the appliance as blipmq-device, the broker under any other name."""
+"""One program with three names: blipmq-cli is the client, blipmq-device the appliance, any other name the broker."""
 
 import os
 import sys

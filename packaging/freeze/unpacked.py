@@ -1,7 +1,7 @@
 """Run before the program in every frozen binary: the one-file download removes its folder on an orderly exit.
 
-The launcher (packaging/launcher/launcher.c) says in one environment variable which folder it unpacked, and passes on the
-descriptor that holds the folder's lock. Invariant: a folder is removed only if this program runs from it and holds that lock.
+The launcher (packaging/launcher/launcher.c) passes the unpacked folder in an environment variable, and the descriptor that holds
+the folder's lock. Invariant: a folder is removed only if this program runs from it and holds that lock.
 """
 
 import atexit
@@ -24,7 +24,7 @@ def adopt(note: str) -> None:
         lock = int(descriptor)
         if not os.path.samestat(os.fstat(lock), os.stat(folder)) or os.path.dirname(sys._MEIPASS) != folder:
             return
-        # Programs that the broker starts must not keep the folder locked after it is gone.
+        # Child programs must not keep the folder locked after the broker has ended.
         os.set_inheritable(lock, False)
     except (OSError, ValueError):
         return
@@ -35,7 +35,7 @@ def adopt(note: str) -> None:
             try:
                 remove(folder)
             except OSError:
-                # What is left is not locked any more: the next start sweeps it.
+                # A remaining folder is no longer locked: the next start removes it.
                 pass
 
     atexit.register(at_exit)

@@ -1,5 +1,5 @@
-# Runs in the build chroot: the launcher for the target, as /cache/TARGET/onefile/launcher. Static, so that it can say
-# what is wrong where the program itself could not even be loaded.
+# Runs in the build chroot: the launcher for the target, as /cache/TARGET/onefile/launcher. Static, so that it can
+# report errors on systems that cannot load the program itself.
 set -a
 . "/source/packaging/targets/$TARGET.env"
 set +a

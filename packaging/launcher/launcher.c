@@ -1,18 +1,18 @@
-/* The one-file download: unpacks the program that follows this code in the same file, and becomes it.
+/* The one-file download: unpacks the program that follows this code in the same file, and runs it by exec.
  *
  *   blipmq = [ this program | zstd frame | trailer ]       trailer = magic[8] frame_bytes[8] unpacked_bytes[8]
  *   inside the frame, for each file: mode[4] name_bytes[4] data_bytes[8] name data          (little endian)
  *   a directory has the directory bit in its mode and no data
  *
- * Invariant: there is only ever one process. The launcher replaces itself (exec) instead of watching a child, so a
- * signal arrives once, kill -9 leaves no orphan, and the process id that a supervisor started is the broker's.
+ * Invariant: there is only one process. The launcher replaces itself (exec) and does not watch a child, so a signal arrives once,
+ * kill -9 leaves no orphan, and the supervisor's process id is that of the broker.
  *
- * The folder it unpacks into is locked (flock on the folder) for as long as that process lives. A folder of this user
- * that is not locked belongs to a process that was killed: the next start removes it. systemd-tmpfiles, which ages /tmp,
- * leaves locked folders alone for the same reason. An orderly exit removes the folder itself (packaging/freeze/unpacked.py).
+ * The unpacked folder is locked (flock on the folder) while that process runs. An unlocked folder of this user belongs to a killed
+ * process: the next start removes it. systemd-tmpfiles, which cleans /tmp, does not remove locked folders. An orderly exit
+ * removes the folder (packaging/freeze/unpacked.py).
  */
 #define _GNU_SOURCE
-#define _FILE_OFFSET_BITS 64 /* on 32-bit systems too: stat and readdir refuse what does not fit otherwise */
+#define _FILE_OFFSET_BITS 64 /* also on 32-bit systems: otherwise stat and readdir fail for large values */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -35,9 +35,9 @@
 #define MAGIC "BLIPMQ\x1a\x01"
 #define TRAILER_BYTES 24
 #define NAME_BYTES_MAX 512
-#define SWEEPS_MAX 64  /* folders looked at in one start */
+#define SWEEPS_MAX 64  /* folders examined in one start */
 #define DEPTH_MAX 16   /* of a folder that is removed */
-#define ATTEMPTS_MAX 8 /* at making a folder that no sweeper takes away first */
+#define ATTEMPTS_MAX 8 /* attempts to make a folder before another start removes it */
 #define SPARE_BYTES (1u << 20)
 
 enum { EXIT_BROKEN_FILE = 70, EXIT_SYSTEM = 71, EXIT_CANNOT_UNPACK = 73 };
@@ -57,7 +57,7 @@ static int folder_fd = -1;
 
 static int remove_tree(int parent, const char *name, int depth);
 
-/* One line for a person, nothing left behind. */
+/* Print one line and remove the folder. */
 __attribute__((format(printf, 2, 3), noreturn)) static void fail(int code, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -140,8 +140,8 @@ static int remove_tree(int parent, const char *name, int depth) {
     return unlinkat(parent, name, AT_REMOVEDIR);
 }
 
-/* Removes what killed processes of this user left in `base`. Whoever holds a folder's lock owns it: an owner that finds
- * its new folder locked by a sweeper makes another one. */
+/* Removes the folders of killed processes of this user in `base`. The process that holds a folder's lock owns it: if another start
+ * has locked a new folder to remove it, its owner makes another one. */
 static void sweep(const char *base) {
     DIR *dir = opendir(base);
     int looked_at = 0;
@@ -183,7 +183,7 @@ static int folder_make(const char *base) {
     return -1;
 }
 
-/* Whether code can be mapped from the folder: noexec shows only now, not when the folder is made. */
+/* Whether code can be mapped from the folder. Making a folder does not show noexec. */
 static int folder_executable(void) {
     int fd = openat(folder_fd, ".probe", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0700);
     int result = -1;
@@ -201,7 +201,7 @@ static int folder_executable(void) {
     return result;
 }
 
-/* Why `base` will not do, as the end of a sentence; NULL if it will, and then the folder is there. */
+/* Why `base` cannot be used, as the end of a sentence; NULL: it can, and the folder exists now. */
 static const char *folder_try(const char *base, uint64_t bytes) {
     static char reason[128];
     struct statvfs fs;
@@ -231,7 +231,7 @@ static const char *folder_try(const char *base, uint64_t bytes) {
     return why;
 }
 
-/* $TMPDIR alone if it is set: who sets it wants it used. Otherwise /tmp, then /var/tmp. */
+/* Only $TMPDIR if it is set. Otherwise /tmp, then /var/tmp. */
 static void folder_find(uint64_t bytes) {
     const char *chosen = getenv("TMPDIR");
     const char *bases[] = {chosen && *chosen ? chosen : "/tmp", chosen && *chosen ? NULL : "/var/tmp", NULL};
@@ -293,7 +293,7 @@ static void unpack(payload_t *payload) {
         fail(EXIT_BROKEN_FILE, "this file ends too early; download it again and compare its SHA-256 with the published list");
 }
 
-/* Where the start-up code finds zlib on a system that has none; what the caller had set goes on behind it. */
+/* The start-up code finds zlib here on a system without it; the caller's value follows. */
 static void library_path_set(void) {
     const char *before = getenv("LD_LIBRARY_PATH");
     char *path = NULL;
@@ -303,8 +303,8 @@ static void library_path_set(void) {
     free(path);
 }
 
-/* What the caller has closed of descriptors 0 to 2 is taken until exec, which closes it again: no file opened here becomes one of
- * them, where a message would be written into it, or where the program would take the folder for its output. */
+/* Opens those of descriptors 0 to 2 that the caller closed, until exec closes them again. Otherwise a file opened here could get such a
+ * number, and messages or the program's output would be written into it. */
 static void standard_descriptors_hold(void) {
     int fd;
     do fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

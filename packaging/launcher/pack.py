@@ -1,7 +1,7 @@
 """Makes the one-file download: `pack.py archive FOLDER OUT`, then `pack.py join LAUNCHER ARCHIVE COMPRESSED OUT`.
 
-The layout is drawn at the top of launcher.c. Invariant: the same folder gives the same bytes: names are sorted, and
-times, owners and all but the executable bit are left out.
+The top of launcher.c shows the layout. Invariant: the same folder gives the same bytes: names are sorted; times, owners and
+all mode bits except the executable bit are left out.
 """
 
 import os
@@ -29,13 +29,13 @@ def entry(path: Path, name: str) -> bytes:
 
 def archive(folder: Path, out: Path) -> None:
     with out.open("wb") as file:
-        # Sorted by parts, so that a folder comes before what is in it.
+        # Sorted by parts, so that a folder comes before its contents.
         for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
             file.write(entry(path, path.relative_to(folder).as_posix()))
 
 
 def unpacked_bytes(archive: Path) -> int:
-    """Room that the archive takes on disk: whole blocks, which is at most one more for each entry."""
+    """Bytes that the archive takes on disk, in whole blocks: at most one more block for each entry."""
     data = archive.read_bytes()
     position = total = 0
     while position < len(data):
@@ -48,7 +48,7 @@ def unpacked_bytes(archive: Path) -> int:
 def join(launcher: Path, packed: Path, compressed: Path, out: Path) -> None:
     frame = compressed.read_bytes()
     trailer = MAGIC + struct.pack("<QQ", len(frame), unpacked_bytes(packed))
-    # A running binary cannot be written to; a new file takes its name instead.
+    # A running binary cannot be overwritten, so a new file replaces it.
     fresh = out.with_name(out.name + ".new")
     fresh.write_bytes(launcher.read_bytes() + frame + trailer)
     fresh.chmod(0o755)

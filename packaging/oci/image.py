@@ -1,10 +1,10 @@
 """Makes the container image without a container engine.
 
-  image.py layer FOLDER EPOCH OUT                    one layer: a tar of FOLDER, owned by root but for what RUNS_AS owns
-  image.py join EPOCH VERSION OUT PLATFORM=LAYER,... ...   one archive in OCI layout with an image per platform
+  image.py layer FOLDER EPOCH OUT                    one layer: a tar of FOLDER, owned by root except the folders of RUNS_AS
+  image.py join EPOCH VERSION OUT PLATFORM=LAYER,... ...   one archive in OCI layout with an image for each platform
 
-Invariant: the same contents give the same bytes. Blobs are named by their SHA-256; names are sorted and times are the
-commit's, so a layer that did not change keeps its name and is not fetched again.
+Invariant: the same contents give the same bytes. Blobs are named by their SHA-256, names are sorted, and times are those of the
+commit, so an unchanged layer keeps its name and is not downloaded again.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS_AS = 65532
-# Folders that the broker writes to, and nothing else: the rest of the image can be mounted read-only.
+# The only folders that the broker writes to; the rest of the image can be mounted read-only.
 WRITABLE = ("var/lib/blipmq", "tmp")
 CONFIG: dict[str, Any] = {
     "User": f"{RUNS_AS}:{RUNS_AS}",
@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "Volumes": {"/etc/blipmq": {}, "/var/lib/blipmq": {}},
     "WorkingDir": "/var/lib/blipmq",
     "StopSignal": "SIGTERM",
-    # No shell, no curl, and no key either, which a broker with keys would ask for. Docker reads this; OCI has no such field and
+    # Needs no shell, no curl and no key. Docker reads this field; OCI does not define it, and
     # others ignore it.
     "Healthcheck": {
         "Test": ["CMD", "/usr/bin/blipmq", "health", "--config", "/etc/blipmq/blipmq.toml"],
@@ -78,7 +78,7 @@ def layer(folder: Path, epoch: int, out: Path) -> None:
 
 
 class Layout:
-    """An OCI layout in the making: blobs by digest."""
+    """An OCI layout under construction: blobs by digest."""
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}

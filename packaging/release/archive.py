@@ -18,7 +18,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 
 
 def contents(cache: Path, target: str, binary: Path) -> dict[str, tuple[bytes, int]]:
-    """Name in the archive to data and mode."""
+    """Data and mode by name in the archive."""
     files = {
         "LICENSE": ((TOP / "LICENSE").read_bytes(), 0o644),
         "README.md": ((TOP / "README.md").read_bytes(), 0o644),

@@ -1,6 +1,6 @@
-"""Everything a binary carries that others wrote: the one list from which the licences and the SBOM are made.
+"""The components of a binary that others wrote. Licences and SBOM are made from this list.
 
-Invariant: versions and licence texts are read from what was really built in (the cache), never written here.
+Invariant: versions and licence texts are read from the built parts (the cache), never written here.
 """
 
 import re
@@ -12,22 +12,22 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Component:
-    """One foreign component: its version, SPDX licence expression, package URL, and the licence's text."""
+    """A component: version, SPDX licence expression, package URL, licence text."""
 
     name: str
     version: str
     licence: str
     purl: str
     text: str
-    # Where in the binary: a sentence for the reader of the licences.
+    # Place in the binary: a sentence for the page of licences.
     role: str
 
 
-# Parts of a wheel that have licences of their own and no metadata: name, licence, where, the wheel, its version's pattern.
+# Parts of a wheel with their own licence and no metadata: name, licence, place, wheel, pattern of the version.
 INSIDE_WHEELS = [("libuv", "MIT", "the event loop inside uvloop", "uvloop", rb"\x00(1\.[0-9]{2}\.[0-9]+)\x00")]
-# The libffi inside cffi's wheel comes without its licence and its version; the userland's package has the text.
+# libffi inside cffi's wheel has no licence text and no version; the text is in the userland's package.
 LIBFFI_TEXT = "chroot-freeze/usr/share/doc/libffi7/copyright"
-# Name to licence, where, and the module that shows whether it went into the program (none: it always does).
+# By name: licence, place, and the module that shows whether the program contains it (none: always).
 WHEELS = {
     "uvloop": ("MIT OR Apache-2.0", "the event loop", "uvloop"),
     "cffi": ("MIT-0 AND MIT", "the boundary to the C core (with libffi)", "_cffi_backend"),
@@ -42,8 +42,8 @@ SOURCES = {
     "openssl": ("OPENSSL_SOURCE", "Apache-2.0", "LICENSE.txt", "TLS"),
     "zlib": ("ZLIB_SOURCE", "Zlib", "LICENSE", "compression"),
 }
-# Packages of the old userland: name to package, licence, where. The launcher's come from the build chroot, the program's
-# from the freezer's.
+# Packages of the old userland, by name: package, licence, place. Those of the launcher are in the build chroot, those of the
+# program in the freezer's chroot.
 LAUNCHER = {
     "zstd": ("libzstd-dev", "BSD-3-Clause", "unpacks the one-file download"),
     "glibc": (
@@ -72,7 +72,7 @@ def from_sources(cache: Path, names: dict[str, str]) -> list[Component]:
     found = []
     for name, (variable, licence, file, role) in SOURCES.items():
         source = names[variable]
-        # Debian's version: upstream's with the security patches that were applied.
+        # Debian's version: upstream's version and the applied security patches.
         version = versions[source]
         text = (cache / "any/sources" / source / file).read_text(errors="replace")
         found.append(Component(name, version, licence, f"pkg:deb/debian/{source}@{version}?arch=source", text, role))

@@ -1,6 +1,6 @@
-"""`sbom.py CACHE TARGET VERSION EPOCH BINARY OUT`: what is in a binary, as CycloneDX 1.6 JSON.
+"""`sbom.py CACHE TARGET VERSION EPOCH BINARY OUT`: contents of a binary, as CycloneDX 1.6 JSON.
 
-Invariant: the same binary gives the same bytes: the serial number is derived from its hash, the time is the commit's.
+Invariant: the same binary gives the same bytes: the serial number is derived from its hash, the time is that of the commit.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def component(part: Component) -> dict[str, object]:
 
 
 def document(main: dict[str, object], epoch: int, identity: str) -> dict[str, object]:
-    """A BOM about `main`, its components left out. The serial number follows from `identity`, the time is `epoch`."""
+    """A BOM of `main` without components. The serial number is derived from `identity`; the time is `epoch`."""
     stamp = datetime.fromtimestamp(epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -1,7 +1,7 @@
-"""`source_sbom.py CACHE VERSION EPOCH OUT`: what BlipMQ runs on, as CycloneDX 1.6 JSON: the source tree's own dependencies as
-they are installed with it here, and what each binary that has been built (in CACHE) carries besides.
+"""`source_sbom.py CACHE VERSION EPOCH OUT`: the dependencies of BlipMQ, as CycloneDX 1.6 JSON: those of the source tree as
+installed here, and the additional components of each binary built in CACHE.
 
-Invariant: the requirements of the installed package decide what is in it, not a list written here; the same versions and time
+Invariant: the contents come from the requirements of the installed package, not from a list here; the same versions and time
 give the same bytes.
 """
 
@@ -16,7 +16,7 @@ from sbom import component, document
 
 
 def licence_of(name: str, about: metadata.PackageMetadata) -> str:
-    """The SPDX expression that the package gives, or the one found in its text when it was first built in."""
+    """The SPDX expression of the package, or the one found in its licence text by hand."""
     known = about.get("License-Expression") or WHEELS.get(name.lower(), ("",))[0]
     return known or sys.exit(
         f"source_sbom: {name} states no SPDX licence: read its licence and add it to WHEELS in components.py"
@@ -24,13 +24,13 @@ def licence_of(name: str, about: metadata.PackageMetadata) -> str:
 
 
 def requirements(package: str) -> list[str]:
-    """Names of what `package` needs on this interpreter and system, extras left out."""
+    """Names of the requirements of `package` on this interpreter and system, without extras."""
     wanted = (Requirement(line) for line in metadata.requires(package) or [])
     return [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
 def runtime(package: str) -> dict[str, tuple[Component, list[str]]]:
-    """All that `package` needs, and they need, by name, each with the names of its own needs."""
+    """All direct and indirect requirements of `package`: their own requirements by name."""
     found: dict[str, tuple[Component, list[str]]] = {}
     waiting = requirements(package)
     while waiting:

@@ -19,7 +19,7 @@ cp packaging/deb/blipmq.service "$root/usr/lib/systemd/system/"
 cp packaging/deb/blipmq.toml "$root/etc/blipmq/"
 cp config/*.toml "$doc/examples/"
 cp native/proto/blip.fbs "$doc/"
-# The pages carry neither version nor date in the tree, where they would be behind at once; here both are known.
+# The man pages in the tree have no version and date, because they would be outdated at once. Both are added here.
 today=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%F)
 for page in packaging/man/*.1; do
     sed "/^\.TH /s/\"\" \"BlipMQ\"/\"$today\" \"BlipMQ $version\"/" "$page" | gzip -9n >"$share/man/man1/$(basename "$page").gz"

@@ -10,7 +10,7 @@ program=$OUT/image/program
 rm -rf "$OUT/image"
 mkdir -p "$OUT/image"
 
-# Checks signatures and unpacks without running anything: no emulation. Security fixes come first where the mirror has them.
+# Checks signatures and unpacks without running programs, so no emulation is needed. Security fixes have priority if the mirror has them.
 sources=("deb $mirror $SOURCE_RELEASE main")
 [ -z "$security" ] || sources+=("deb $security $SOURCE_RELEASE-security main")
 unpack() {
@@ -19,7 +19,7 @@ unpack() {
 }
 unpack "${sources[@]}" || { rm -rf "$root"; echo "security mirror incomplete; the release alone"; unpack "${sources[0]}"; }
 
-# The C library and zlib of a current release and nothing else: no shell, no package manager, no certificates (nothing goes out).
+# Only the C library and zlib of a current release: no shell, no package manager, no certificates (the broker opens no connection).
 mkdir -p "$base"/{dev,etc,proc,run,sys,tmp,usr/bin,var/lib/blipmq}
 cp -a "$root"/usr/lib "$base/usr/"
 if [ -d "$root/usr/lib64" ]; then cp -a "$root/usr/lib64" "$base/usr/" && ln -s usr/lib64 "$base/lib64"; fi

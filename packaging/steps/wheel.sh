@@ -1,4 +1,4 @@
-# The Python wheel: compiled once per target against the stable ABI, used by pip and by the freezer alike.
+# The Python wheel: compiled once per target for the stable ABI, used by pip and by the freezer.
 # needs: readline wheels-build
 # inputs: packaging/freeze/wheel.sh packaging/freeze/site.sh EPOCH blipmq native pyproject.toml setup.py README.md LICENSE
 packaging/emulation

@@ -22,20 +22,20 @@ SECTION = "## Figures\n"  # the last section of the page
 MIB = 1024 * 1024
 ROWS = (
     ("crashes", lambda figures: sum(figures["crashes"].values())),
-    ("of them while it started or recovered", lambda figures: figures["crashes"]["while it started"]),
+    ("of them during a start or recovery", lambda figures: figures["crashes"]["while it started"]),
     ("of them with a power cut", lambda figures: figures["cuts"]),
     ("published with QoS 1", lambda figures: figures["sent"]),
-    ("refused, because the log was full", lambda figures: figures["refused"]),
+    ("refused, because the WAL was full", lambda figures: figures["refused"]),
     ("acknowledged", lambda figures: figures["acknowledged"]),
     ("delivered to all subscriptions", lambda figures: figures["delivered"]),
     ("subscriptions that ended", lambda figures: figures.get("expired", 0)),
-    ("of them told before a kill", lambda figures: figures.get("expired_told", 0)),
+    ("of them reported before a kill", lambda figures: figures.get("expired_told", 0)),
     ("over the quota: dead letters, or dropped", lambda figures: figures.get("over_quota", 0)),
     ("acknowledged and lost", lambda figures: figures["lost"]),
-    ("invented, changed, reordered, late, unmarked or too often", lambda figures: figures["faults"]),
+    ("never published, changed, reordered, late, unmarked or too often", lambda figures: figures["faults"]),
     ("most duplicates of one subscription after one crash", lambda figures: max(figures["duplicates_most"].values())),
-    ("bytes written, not synced and cut", lambda figures: (figures["cut"] or {"bytes": 0})["bytes"]),
-    ("names changed, not synced and cut", lambda figures: (figures["cut"] or {"names": 0})["names"]),
+    ("unsynced bytes lost in cuts", lambda figures: (figures["cut"] or {"bytes": 0})["bytes"]),
+    ("unsynced changes of names lost in cuts", lambda figures: (figures["cut"] or {"names": 0})["names"]),
     ("seconds", lambda figures: figures["seconds"]),
     ("seed", lambda figures: figures["seed"]),
 )
@@ -112,17 +112,17 @@ def far_behind(count):
 
 def section(runs, behind_figures):
     lines = [
-        "Written by `make crash`. What the rows mean and how the storm works: tests/crash/.",
+        "Written by `make crash`. tests/crash/ defines the rows and the storm.",
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors, "
         "two storms at a time.",
         "",
-        "The storm has subscribers of several habits, a group whose members differ in their flags, and payloads of",
-        "every size up to a limit that changes between two starts. Messages with a time to live must not come late.",
-        "The storm with poison has messages that nobody acknowledges. They fill a log of 2 MiB, and each must come as a",
-        "dead letter. In the storms with a quota `qos1.session_log_bytes` is 3 MiB and `qos1.session_expiry_ms` is 1,000.",
-        "A subscription may end only if nobody was connected to it for so long, and then all that waits for it ends with",
-        "it, or nothing. A message may become a dead letter, or be dropped, only if the log grew by the quota since.",
+        "The storm has subscribers with different behaviour, a group whose members differ in their flags, and payloads of",
+        "all sizes up to a limit that changes between two starts. Messages with a time to live must not come late.",
+        "The storm with poison has messages that nobody acknowledges. They fill a WAL of 2 MiB, and each must become a",
+        "dead letter. In the storms with a quota `qos1.session_log_bytes` is 3 MiB and `qos1.session_expiry_ms` is 1,000. A",
+        "subscription may end only if nobody was connected to it for that long. Then either all its messages end with it, or",
+        "none. A message may become a dead letter, or be dropped, only if the WAL grew by the quota since it was stored.",
         "",
         f"| | {' | '.join(runs)} |",
         f"|---|{'---:|' * len(runs)}",
@@ -131,8 +131,8 @@ def section(runs, behind_figures):
     lines += [
         "",
         f"A durable subscriber that was away for {behind_figures['messages']:,} messages of 200 bytes, with",
-        f"`limits.memory_bytes` of 64 MiB: all came, in order, in {behind_figures['catch_up_seconds']} s; the broker had "
-        f"{behind_figures['rss_bytes_most'] // MIB} MiB of its own resident at most.",
+        f"`limits.memory_bytes` of 64 MiB: all messages came, in order, in {behind_figures['catch_up_seconds']} s; "
+        f"the broker had {behind_figures['rss_bytes_most'] // MIB} MiB of its own resident memory at most.",
         f"A restart after a kill -9 with all of them pending was ready after {behind_figures['ready_seconds']} s.",
     ]
     return "\n".join(lines) + "\n"
