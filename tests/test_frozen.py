@@ -313,7 +313,7 @@ def black_box_files() -> list[str]:
     ("target", "suite", "chosen"),
     [
         # With libedit a Ctrl-C between two keys may be noticed only at the next key: docs/PACKAGING.md.
-        ("x64", [*black_box_files(), *ALSO_BLACK], "not an_interrupt_gives_a_fresh_prompt"),
+        ("x64", [*black_box_files(), *ALSO_BLACK], "not ctrl_c_gives_a_new_prompt"),
         # Under emulation the whole suite takes too long: one test of each kind, and all of QoS 1, restarts and kill -9.
         # Disk errors use a library for this machine, which an emulated program cannot load.
         ("arm64", ["test_transcripts_qos1.py", "test_transcripts.py", "test_server.py"], "not failed_sync"),

@@ -313,6 +313,19 @@ def test_the_generated_core_settings_match_their_declarations() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_filter_of_test_names_in_a_test_matches_a_test() -> None:
+    """A renamed test would be run where it was meant to be left out."""
+    text = (ROOT / "tests" / "test_frozen.py").read_text(encoding="utf-8")
+    filters = re.findall(r'"not (\w+)"', text)
+    names = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text("utf-8"))
+    }
+    assert len(filters) >= 2
+    assert [chosen for chosen in filters if chosen != "slow" and not any(chosen in name for name in names)] == []
+
+
 # ---- the C core ------------------------------------------------------------------------------------------------------
 
 BANNED = re.compile(r"\b(strcpy|strcat|sprintf|vsprintf|gets|alloca)\s*\(")
