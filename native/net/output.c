@@ -23,7 +23,7 @@ static NOINLINE void replies_grow(bq_t *bq, connection_t *connection) {
         connection_close(bq, connection, BQ_CLOSE_MEMORY, "it does not read its replies, and limits.memory_bytes is used up");
 }
 
-static inline void send_now(bq_t *bq, connection_t *connection) {
+void connection_send(bq_t *bq, connection_t *connection) {
     if (BQ_UNLIKELY(connection->send_error)) return;
     if (bq->config.lazy_expiry) {
         queue_expire_head(&connection->queue, &bq->queues, bq->now_ms / bq->config.tick_ms);
@@ -33,11 +33,9 @@ static inline void send_now(bq_t *bq, connection_t *connection) {
     connection->transport->flush(bq, connection);
 }
 
-void connection_send(bq_t *bq, connection_t *connection) { send_now(bq, connection); }
-
 void connection_flush(bq_t *bq, connection_t *connection) {
     if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
-    send_now(bq, connection);
+    connection_send(bq, connection);
     if (BQ_UNLIKELY(connection->send_error)) {
         connection_broken(bq, connection, connection->send_error);
         return;
