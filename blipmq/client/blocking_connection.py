@@ -22,7 +22,15 @@ from blipmq.client.call_lock import CallLock
 from blipmq.client.in_flight import Request
 from blipmq.client.inbox import OVERRUN, Inbox
 from blipmq.client.protocol import ClientProtocol
-from blipmq.client.reconnect import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
+from blipmq.client.reconnect import (
+    FINAL_CODES,
+    attempt_s,
+    connection_ended,
+    is_permanent,
+    keep_alive,
+    unanswered,
+    waited,
+)
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
 from blipmq.wire.frames import Reply
 
@@ -293,23 +301,12 @@ class BlockingConnection:
             if not request.done:
                 self.protocol.forget(request)
         if not request.done:
-            raise self.no_answer(request, timeout_s)
+            raise unanswered(
+                request.what, self.address, timeout_s, self._socket is not None, "it is not a BlipMQ broker"
+            )
         if request.error is not None:
             raise request.error
         return request.reply
-
-    def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
-        """Return the error for a request without an answer. A QoS 1 publish survives an outage and may still wait for a
-        connection."""
-        if self._socket is None:
-            return Disconnected(
-                f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
-                "The broker or the network is down. Unconfirmed messages may be lost."
-            )
-        return TimedOut(
-            f"{request.what}: the broker at {self.address} did not answer in {timeout_s:g} s. "
-            "It is overloaded, or it is not a BlipMQ broker."
-        )
 
 
 def _must_wait(error: OSError) -> bool:

@@ -23,7 +23,15 @@ from blipmq.client.happy_eyeballs import dial, look_up
 from blipmq.client.in_flight import Request
 from blipmq.client.inbox import OVERRUN
 from blipmq.client.protocol import ClientProtocol
-from blipmq.client.reconnect import FINAL_CODES, attempt_s, connection_ended, is_permanent, keep_alive, waited
+from blipmq.client.reconnect import (
+    FINAL_CODES,
+    attempt_s,
+    connection_ended,
+    is_permanent,
+    keep_alive,
+    unanswered,
+    waited,
+)
 from blipmq.errors import BlipMQError, Disconnected, ProtocolError, TimedOut, UsageError
 from blipmq.wire.frames import Reply
 
@@ -408,26 +416,19 @@ class Connection:
             try:
                 await asyncio.wait_for(future, timeout_s)
             except asyncio.TimeoutError:
-                raise self.no_answer(request, timeout_s) from None
+                raise unanswered(
+                    request.what,
+                    self.address,
+                    timeout_s,
+                    self._link is not None,
+                    "this client's subscriptions are not being read",
+                ) from None
             finally:
                 if not request.done:
                     self.protocol.forget(request)
         if request.error is not None:
             raise request.error
         return request.reply
-
-    def no_answer(self, request: Request, timeout_s: float) -> BlipMQError:
-        """Return the error for a request without an answer. A QoS 1 publish survives an outage and may still wait for a
-        connection."""
-        if self._link is None:
-            return Disconnected(
-                f"{request.what}: no connection to {self.address}, and no answer in {timeout_s:g} s. "
-                "The broker or the network is down. Unconfirmed messages may be lost."
-            )
-        return TimedOut(
-            f"{request.what}: the broker at {self.address} did not answer in {timeout_s:g} s. "
-            "It is overloaded, or this client's subscriptions are not being read."
-        )
 
     # ---- back-pressure ----
 

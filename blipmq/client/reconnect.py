@@ -13,7 +13,7 @@ from blipmq import errors
 from blipmq.base import tcp_keepalive
 from blipmq.base.validation import check_callable, check_flag, check_seconds
 from blipmq.client.trust import refused_certificate
-from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotTrusted, ProtocolError, UsageError
+from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotTrusted, ProtocolError, TimedOut, UsageError
 
 FINAL_CODES = frozenset(
     {
@@ -62,6 +62,19 @@ def waited(error: BlipMQError, address: object, wait_s: float, attempts: int) ->
     times = "once" if attempts == 1 else f"{attempts} times"
     error.args = (f"No connection to {address} in {wait_s:g} s, tried {times}. The last error: {error}",)
     return error
+
+
+def unanswered(what: str, address: object, timeout_s: float, connected: bool, likely: str) -> BlipMQError:
+    """The error for a request without an answer. A QoS 1 publish survives an outage and may still wait for a connection.
+    `likely` completes the sentence about a broker that is connected."""
+    if not connected:
+        return Disconnected(
+            f"{what}: no connection to {address}, and no answer in {timeout_s:g} s. "
+            "The broker or the network is down. Unconfirmed messages may be lost."
+        )
+    return TimedOut(
+        f"{what}: the broker at {address} did not answer in {timeout_s:g} s. It is overloaded, or {likely}."
+    )
 
 
 def connection_ended(
