@@ -44,7 +44,7 @@ static bool emptied(bq_t *bq, consumer_end_t *end) {
 /* Ends the whole consumer. Returns the LSN, or wal_append's error. */
 static int64_t end_all(bq_t *bq, consumer_t *consumer, consumer_end_t *end) {
     wal_part_t part = {&consumer->id, sizeof consumer->id};
-    int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, true);
+    int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, WAL_URGENT);
     if (lsn <= 0) return lsn;
     end->consumer_id = consumer->id;
     emptied(bq, end);

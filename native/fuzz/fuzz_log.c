@@ -44,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         wal_report_t before, after;
         CHECK(wal_open(&wal, sim_disk_storage(disk), &config, NULL, NULL, &before, NULL) == BQ_OK);
         CHECK(before.records == first.records);
-        CHECK(wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, true) == (int64_t)before.next_lsn);
+        CHECK(wal_append(wal, 1, 0, &(wal_part_t){"x", 1}, 1, WAL_URGENT) == (int64_t)before.next_lsn);
         wal_close(wal);
         CHECK(wal_open(&wal, sim_disk_storage(disk), &config, NULL, NULL, &after, NULL) == BQ_OK);
         CHECK(after.next_lsn == before.next_lsn + 1);

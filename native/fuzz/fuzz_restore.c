@@ -70,7 +70,7 @@ static void wal_write(const item_t *entries, uint32_t count) {
         if (!entries[i].type)
             checkpoint = checkpoint ? checkpoint : &entries[i];
         else
-            wal_append(wal, entries[i].type == 6 ? 13 : entries[i].type, 0, &part, 1, true);
+            wal_append(wal, entries[i].type == 6 ? 13 : entries[i].type, 0, &part, 1, WAL_URGENT);
         wal_commit(wal);
         wal_settle(wal);
     }
