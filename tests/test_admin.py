@@ -21,8 +21,8 @@ from watched_broker import OPENMETRICS, WatchedBroker, exchange, get, parse_resp
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, UsageError
 from blipmq.net.tls_connection import TlsConnection
-from blipmq.ops import admin, http, metrics
-from blipmq.ops.admin import Shared
+from blipmq.ops import admin, http
+from blipmq.ops.admin import OPENMETRICS_TYPE, TEXT_TYPE, Shared
 from blipmq.ops.http import BadRequest, Exchange, quality, read_request
 from blipmq.version import __version__
 from blipmq.wire import frames as wire
@@ -66,7 +66,7 @@ REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 def test_a_scrape_is_text_unless_openmetrics_is_preferred(watched):
     plain = watched.get("/metrics")
-    assert plain.fields["content-type"] == metrics.TEXT_TYPE
+    assert plain.fields["content-type"] == TEXT_TYPE
     read_series(plain.body.decode())
     for accept in (
         OPENMETRICS,
@@ -74,7 +74,7 @@ def test_a_scrape_is_text_unless_openmetrics_is_preferred(watched):
         "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
     ):
         told = watched.get("/metrics", accept=accept)
-        assert told.fields["content-type"] == metrics.OPENMETRICS_TYPE
+        assert told.fields["content-type"] == OPENMETRICS_TYPE
         read_series(told.body.decode(), openmetrics=True)
     for accept in (
         "text/plain",
@@ -83,7 +83,7 @@ def test_a_scrape_is_text_unless_openmetrics_is_preferred(watched):
         "application/json",
         OPENMETRICS + ";q=0.2,text/plain",
     ):
-        assert watched.get("/metrics", accept=accept).fields["content-type"] == metrics.TEXT_TYPE
+        assert watched.get("/metrics", accept=accept).fields["content-type"] == TEXT_TYPE
 
 
 def test_a_scrape_is_packed_if_the_client_takes_gzip(watched):

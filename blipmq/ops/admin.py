@@ -23,7 +23,6 @@ from blipmq.base.process import read_process, started_at
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError
 from blipmq.net.listener import address_of, open_listener
-from blipmq.ops import metrics
 from blipmq.ops.http import EXCHANGE_SECONDS, JSON, Answer, Exchange, Request, quality
 from blipmq.version import __version__
 
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KEY = "metrics.bind_addr"
+TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 CONNECTIONS_MAX = 16
 # The time for an answer of the core, after which it counts as stuck; and for a list of all subscribers, after which it
 # is left out.
@@ -211,7 +212,7 @@ class Admin:
         body = await self._exposing[openmetrics].ask()
         if body is None:
             return Answer(503, (STUCK + "\n").encode())
-        return Answer(200, body, metrics.OPENMETRICS_TYPE if openmetrics else metrics.TEXT_TYPE)
+        return Answer(200, body, OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
 
     async def _livez(self, request: Request) -> Answer:
         problem = await self._not_live()
@@ -249,6 +250,8 @@ class Admin:
 
     async def _expose(self, openmetrics: bool) -> bytes | None:
         """Return the exposition; None if the core did not answer."""
+        from blipmq.ops import metrics  # imported at the first scrape: it takes a twentieth of a start
+
         self._listing.begin()
         self._reasons.begin()
         stats = await self._stats.ask(ANSWER_SECONDS)

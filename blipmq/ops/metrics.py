@@ -27,8 +27,6 @@ SUBSCRIBERS_MAX = 50
 SESSIONS_MAX = 20
 LABEL_CHARS_MAX = 256
 
-TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Number = int | float
 _NOTHING: Mapping[str, Number] = MappingProxyType({})
