@@ -127,8 +127,8 @@ bool connection_free(struct bq *bq, connection_t *connection);
 
 /* Input. */
 void connection_readable(struct bq *bq, connection_t *connection);
-/* For transports. `bytes` may be inside the connection's own buffer. input_reserve: make space in that buffer; false: no
- * memory, the connection was closed. input_end: the input ended. */
+/* For transports; see net/transport_io.h too. `bytes` may be inside the connection's own buffer. input_reserve: make space in
+ * that buffer; false: no memory, the connection was closed. input_end: the input ended. */
 void input_process(struct bq *bq, connection_t *connection, const uint8_t *bytes, uint32_t size);
 bool input_reserve(struct bq *bq, connection_t *connection, uint32_t more);
 void input_end(struct bq *bq, connection_t *connection, int error);
@@ -148,8 +148,7 @@ void connection_send(struct bq *bq, connection_t *connection);
  * more), or no memory. output_push: `size` bytes were written there. */
 uint8_t *output_reserve(struct bq *bq, connection_t *connection, uint32_t size);
 void output_push(struct bq *bq, connection_t *connection, uint32_t size);
-void output_sent(struct bq *bq, connection_t *connection, uint64_t bytes); /* for transports: `bytes` of the queue have left */
-void connection_release_waiters(struct bq *bq, connection_t *connection);  /* also if its queue has no space */
+void connection_release_waiters(struct bq *bq, connection_t *connection); /* also if its queue has no space */
 void connection_update_interest(struct bq *bq, connection_t *connection);
 
 /* true: a Reply may still be queued. */

@@ -2,6 +2,32 @@
 #include "broker/budget.h"
 #include "core.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
+
+/* Gather whole entries up to the batch limits, at least one. Small entries are copied together if there are others. */
+int output_gather_several(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
+    uint64_t messages = 0;
+    uint32_t copied = 0, part_end = UINT32_MAX; /* end of the last part in the buffer; UINT32_MAX: it is not in the buffer */
+    int count = 0;
+    *bytes = 0;
+    for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
+        if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
+        uint8_t *from = entry->buffer->bytes + entry->offset;
+        bool copy = entry->size <= SEND_COPY_MAX && entry->size <= SEND_BUFFER_BYTES - copied && (count || entry->next);
+        if (copy) from = memcpy(bq->send_buffer + copied, from, entry->size);
+        if (copy && part_end == copied) {
+            parts[count - 1].iov_len += entry->size;
+        } else {
+            if (count == SEND_PARTS_MAX) break;
+            parts[count++] = (struct iovec){from, entry->size};
+        }
+        copied += copy ? entry->size : 0;
+        part_end = copy ? copied : UINT32_MAX;
+        messages += entry->count;
+        *bytes += entry->size;
+    }
+    return count;
+}
 
 void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes) {
     uint64_t delivered = bq->stats.delivered;

@@ -3,6 +3,7 @@
 #include "broker/budget.h"
 #include "core.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
 
 #define TRANSIT_MS 1000u /* input of the client may be in transit through Python for this long */
 

@@ -1,10 +1,10 @@
 /* net/transport_tcp.c: a connection over a socket. See transport.h. */
 #include "core.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
 
 #include <errno.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 static bool tcp_begin(bq_t *bq, connection_t *connection) {
@@ -37,31 +37,6 @@ static void tcp_interest(bq_t *bq, connection_t *connection) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
 
-/* Gather whole entries up to the batch limits, at least one. Small entries are copied together if there are others. */
-static int gather(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes) {
-    uint64_t messages = 0;
-    uint32_t copied = 0, part_end = UINT32_MAX; /* end of the last part in the buffer; UINT32_MAX: it is not in the buffer */
-    int count = 0;
-    *bytes = 0;
-    for (const queue_entry_t *entry = queue->head; entry; entry = entry->next) {
-        if (count && (messages + entry->count > bq->config.max_batch || *bytes + entry->size > bq->config.max_batch_bytes)) break;
-        uint8_t *from = entry->buffer->bytes + entry->offset;
-        bool copy = entry->size <= SEND_COPY_MAX && entry->size <= SEND_BUFFER_BYTES - copied && (count || entry->next);
-        if (copy) from = memcpy(bq->send_buffer + copied, from, entry->size);
-        if (copy && part_end == copied) {
-            parts[count - 1].iov_len += entry->size;
-        } else {
-            if (count == SEND_PARTS_MAX) break;
-            parts[count++] = (struct iovec){from, entry->size};
-        }
-        copied += copy ? entry->size : 0;
-        part_end = copy ? copied : UINT32_MAX;
-        messages += entry->count;
-        *bytes += entry->size;
-    }
-    return count;
-}
-
 static ssize_t send_parts(int fd, struct iovec *parts, int count) {
     ssize_t sent;
     do {
@@ -78,7 +53,7 @@ static ssize_t send_parts(int fd, struct iovec *parts, int count) {
 static void tcp_flush(bq_t *bq, connection_t *connection) {
     struct iovec parts[SEND_PARTS_MAX];
     uint64_t bytes;
-    int count = gather(bq, &connection->queue, parts, &bytes);
+    int count = output_gather(bq, connection, parts, &bytes);
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
     bq->stats.work += WORK_SEND;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
@@ -91,25 +66,14 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
         connection->blocked = blocked;
         connection_update_interest(bq, connection);
     }
-    if (!blocked && connection->queue.head)
+    if (!blocked && output_left(connection))
         connection_mark_dirty(bq, connection, FLUSH_NARROW); /* more than one batch: continue next turn */
 }
 
 /* ---- input ----------------------------------------------------------------------------------------------------------- */
 
-/* Bytes to read at once. From an unadmitted client only its one frame is read; further input stays in the kernel until the
- * answer. Input for several subscribers is read in pieces that stay in the processor cache until they are sent to all of
- * them. */
-static uint32_t read_limit(const bq_t *bq, const connection_t *connection) {
-    if (BQ_UNLIKELY(connection->unadmitted)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    if (connection->heavy || connection->pending_commits) return READ_BYTES_HEAVY; /* unparsed input may have to wait */
-    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
-    if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
-    return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
-}
-
 static void tcp_readable(bq_t *bq, connection_t *connection) {
-    uint32_t limit = read_limit(bq, connection);
+    uint32_t limit = input_limit(bq, connection);
     bool gather_own = connection->in_size >= GATHER_BYTES;
     if (gather_own && limit > READ_BYTES_OWN) limit = READ_BYTES_OWN;
     if (gather_own && !input_reserve(bq, connection, limit)) return;
@@ -126,7 +90,7 @@ static void tcp_readable(bq_t *bq, connection_t *connection) {
     }
     bq->turn_bytes += (uint64_t)got;
     connection->heard_ms = bq->now_ms;
-    input_process(bq, connection, buffer, kept + (uint32_t)got);
+    input_received(bq, connection, buffer, kept, (uint32_t)got);
 }
 
 /* Discard the input of a lingering client until it closes too. */
