@@ -21,8 +21,8 @@ from watched_broker import OPENMETRICS, WatchedBroker, exchange, get, parse_resp
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, UsageError
 from blipmq.net.tls_connection import TlsConnection
-from blipmq.ops import admin, http
-from blipmq.ops.admin import OPENMETRICS_TYPE, TEXT_TYPE, Shared
+from blipmq.ops import admin, endpoints, http
+from blipmq.ops.endpoints import OPENMETRICS_TYPE, TEXT_TYPE, Shared
 from blipmq.ops.http import BadRequest, Exchange, quality, read_request
 from blipmq.version import __version__
 from blipmq.wire import frames as wire
@@ -159,8 +159,8 @@ class StandIn:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(admin, "ANSWER_SECONDS", 0.05)
-    monkeypatch.setattr(admin, "LISTING_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "LISTING_SECONDS", 0.05)
     with WatchedBroker(broker=StandIn()) as watched:
         yield watched
 
