@@ -8,6 +8,7 @@
 #include "broker/budget.h"
 #include "core.h"
 #include "proto/protocol.h"
+#include "net/secure.h"
 #include "net/transport.h"
 
 #include <errno.h>
@@ -178,9 +179,13 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
 }
 
 /* Room for one more connection that comes from Python, not from a listener. */
-static bool room_for(bq_t *bq, const uint8_t peer[16], bool trusted) {
+static bool room_for(bq_t *bq, const transport_ops_t *transport, const bq_peer_t *peer, bool trusted) {
     if (bq->stopping || bq->open_count >= bq->config.max_connections) return false;
-    return trusted || !bq->config.require_hello || admission_make_room(bq, peer);
+    return trusted || admission_make_room(bq, transport, peer->address, peer->port);
+}
+
+static const transport_ops_t *transport_of(const bq_command_t *command) {
+    return command->flags & BQ_CONN_SECURE ? &transport_secure : &transport_tcp;
 }
 
 static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
@@ -188,8 +193,9 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
-    connection_t *connection =
-        room_for(bq, peer.address, trusted) ? connection_open(bq, &transport_memory, -1, peer.address, peer.port, trusted) : NULL;
+    connection_t *connection = room_for(bq, &transport_memory, &peer, trusted)
+                                   ? connection_open(bq, &transport_memory, -1, peer.address, peer.port, trusted)
+                                   : NULL;
     event_push(bq,
                &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
     if (!connection) return true;
@@ -229,9 +235,10 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     return true;
 }
 
-static void adopt(bq_t *bq, int fd) {
-    static const uint8_t no_peer[16];
-    connection_t *connection = room_for(bq, no_peer, false) ? connection_open(bq, &transport_tcp, fd, no_peer, 0, false) : NULL;
+static void adopt(bq_t *bq, int fd, const transport_ops_t *transport) {
+    static const bq_peer_t none;
+    connection_t *connection =
+        room_for(bq, transport, &none, false) ? connection_open(bq, transport, fd, none.address, 0, false) : NULL;
     if (!connection) {
         poll_close(fd);
         return;
@@ -249,6 +256,14 @@ static void acl(bq_t *bq, const record_t *record, const uint8_t *data) {
         acl_set(&bq->acl, &bq->pool, command->value, command->flags & BQ_ACL_ALL, data, record->data_size);
 }
 
+static const bq_secure_ops_t *table_of(const bq_command_t *command) { return (const bq_secure_ops_t *)(uintptr_t)command->value; }
+
+static void *context_of(const bq_command_t *command) { return (void *)(uintptr_t)command->seq; }
+
+static void secure_by(bq_t *bq, const bq_command_t *command) {
+    secure_context(bq, table_of(command), context_of(command), command->flags & BQ_SECURE_TELL);
+}
+
 static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     return event_consumers(bq, &(consumer_list_request_t){.seq = record->command.seq,
                                                           .lag_min = record->command.value,
@@ -264,9 +279,9 @@ static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN: admission_listen(bq, (int)command->value); return true;
+    case BQ_CMD_LISTEN: admission_listen(bq, (int)command->value, transport_of(command)); return true;
     case BQ_CMD_UNLISTEN: admission_unlisten(bq); return true;
-    case BQ_CMD_ADOPT: adopt(bq, (int)command->value); return true;
+    case BQ_CMD_ADOPT: adopt(bq, (int)command->value, transport_of(command)); return true;
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
@@ -275,6 +290,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_ACL: acl(bq, record, data); return true;
+    case BQ_CMD_SECURE: secure_by(bq, command); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: return for_connection(bq, record, text, data);
     }
@@ -306,6 +322,7 @@ void command_discard_all(bq_t *bq) {
     while ((bytes = ring_peek(&bq->commands, &size))) {
         record_t record;
         memcpy(&record, bytes, sizeof record);
+        if (record.command.type == BQ_CMD_SECURE) table_of(&record.command)->context_free(context_of(&record.command));
         blob_free(bq, &record);
         ring_pop(&bq->commands);
     }

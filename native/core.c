@@ -3,6 +3,7 @@
  *      timers      remove expired messages before any delivery
  *      commands    apply Python's decisions: a route exists before the messages it is for
  *      commits     answer confirmed records and offer them to their consumers (broker/commit.c, broker/consumer.c)
+ *      secure      connections whose handshake made a step (net/secure.h)
  *      resume      connections whose wait has ended continue with their buffered input
  *      ready       sockets: send pending output; read, parse, route and queue input (broker/publish.c)
  *      line        serve heavy connections in line, as many as this turn has room for (net/fair_share.c)
@@ -17,6 +18,7 @@
  */
 #include "core.h"
 #include "proto/protocol.h"
+#include "net/secure.h"
 #include "net/transport.h"
 
 #include <limits.h>
@@ -51,6 +53,7 @@ static void connection_timeout(bq_t *bq, connection_t *connection) {
         return;
     }
     bq->stats.hello_timeouts++;
+    if (connection->transport->shakes && secure_late(bq, connection)) return;
     connection_close(bq, connection, BQ_CLOSE_UNAUTH, "no HELLO in time");
 }
 
@@ -244,6 +247,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bool work = run_timers(bq);
     work |= command_run_all(bq);
     commit_turn(bq);
+    if (BQ_UNLIKELY(bq->secure != NULL)) secure_turn(bq);
     if (bq->consumers.ending) consumer_end_turn(bq);
     if (bq->share.light.first) share_run_light(bq);
     bq->read_bytes = read_share(bq->poll_events, bq->poll_count);
@@ -353,7 +357,7 @@ void core_stop(bq_t *bq, uint64_t within_ms, uint64_t seq) {
 static bool all_sent(bq_t *bq) {
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
         const connection_t *connection = core_slot(bq, slot);
-        if (connection->state != CONNECTION_FREE && connection->queue.head) return false;
+        if (connection->state != CONNECTION_FREE && (connection->queue.head || connection->blocked)) return false;
     }
     return true;
 }
@@ -454,6 +458,7 @@ bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
 void bq_free(bq_t *bq) {
     if (!bq) return;
     admission_unlisten(bq);
+    secure_release(bq);
     for_each_open(bq, close_for_good);
     bq->ends_stop = UINT64_MAX;
     for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
@@ -474,6 +479,7 @@ void bq_free(bq_t *bq) {
     poll_wake_close(&bq->event_wake);
     if (bq->poller >= 0) poll_close(bq->poller);
     admission_release(bq);
+    secure_free(bq);
     free(bq->chunks);
     free(bq->free_slots);
     for (uint32_t i = 0; i < FLUSH_LISTS; i++) free(bq->dirty[i].items);
@@ -492,11 +498,13 @@ uint32_t bq_wal_progress(bq_t *bq) { return atomic_load_explicit(&bq->wal_progre
 
 static void *thread_main(void *argument) {
     bq_t *bq = argument;
+    bq->in_thread = true;
     if (bq->config.io_cpu >= 0) poll_thread_pin(bq->config.io_cpu); /* optional: continue without that CPU */
     while (!bq->stopped) {
         if (bq_wait(bq, -1) < 0) break; /* the poller is broken: the thread cannot continue */
         bq_turn(bq, poll_clock_mono_ms(), poll_clock_wall_ms());
     }
+    if (bq->secure) handshakes_stop(&bq->secure->handshakes);
     return NULL;
 }
 

@@ -22,6 +22,8 @@
 #include "net/fair_share.h"
 #include "broker/waiters.h"
 
+struct secure_core;
+
 #define POLL_EVENTS_MAX 512
 #define CONNECTION_CHUNK 64u
 #define REFUSED_MAX 64u              /* connections over the limit that are being refused at the same time */
@@ -102,6 +104,7 @@ struct bq {
     bool event_out;              /* Python's side: an event is handed out and not popped yet */
     _Atomic uint64_t blob_bytes; /* command data too large for the ring and not yet processed by the core */
     admission_t admission;
+    struct secure_core *secure; /* NULL: no TLS */
     keepalive_t keepalive;
     poll_event_t poll_events[POLL_EVENTS_MAX];
     int poll_count;
@@ -130,7 +133,7 @@ struct bq {
 
     bool stopping, stop_closed, stopped; /* stop_closed: all connections are closed; stopped: Python has been told */
     uint64_t stop_deadline_ms, stop_seq, stop_unsent;
-    bool threaded;
+    bool threaded, in_thread; /* in_thread is of the I/O thread: it is not a stepped core */
     poll_thread_t thread;
 };
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from enum import IntEnum
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from blipmq.config.settings import KEYS
 from blipmq.native.config import CoreConfig
@@ -26,6 +26,7 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    Secured,
     SessionEnded,
     SessionExpired,
     SessionOver,
@@ -186,6 +187,9 @@ class SocketClient(Client):
         raise AssertionError("the core does not come to rest")
 
 
+ClientType = TypeVar("ClientType", bound=SocketClient)
+
+
 class Bench:
     """A stepped core and the clients attached to it. Keyword arguments are fields of CoreConfig."""
 
@@ -204,6 +208,7 @@ class Bench:
         self.expired: list[SessionExpired] = []
         self.over: list[SessionOver] = []
         self.unsubscribed: list[Unsubscribed] = []
+        self.secured: list[Secured] = []
         self._seq = 0
         self._clients: dict[int, Client] = {}
         self._sockets: list[SocketClient] = []
@@ -238,19 +243,24 @@ class Bench:
 
     def adopt(self, buffer_bytes: int = 4096) -> SocketClient:
         """A client over a socketpair with the smallest buffers that the system allows."""
+        ours = self.adopted(buffer_bytes)
+        return self._over(ours)
+
+    def adopted(self, buffer_bytes: int = 4096, secure: bool = False) -> socket.socket:
+        """The other end of a socketpair that the core serves."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        self.core.adopt(theirs.detach())
-        return self._over(ours)
+        self.core.adopt(theirs.detach(), secure)
+        return ours
 
-    def listen(self) -> None:
+    def listen(self, secure: bool = False) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         self.address = listener.getsockname()
-        self.core.listen(listener.detach())
+        self.core.listen(listener.detach(), secure)
         self.turn()
 
     def connect(self) -> SocketClient:
@@ -258,7 +268,10 @@ class Bench:
         return self._over(socket.create_connection(self.address))
 
     def _over(self, ours: socket.socket) -> SocketClient:
-        client = SocketClient(self, ours)
+        return self.use(SocketClient(self, ours))
+
+    def use(self, client: ClientType) -> ClientType:
+        """Close its socket with the bench."""
         self._sockets.append(client)
         self.settle()
         return client
@@ -363,6 +376,8 @@ class Bench:
             self.stopped = event
         elif isinstance(event, Unsubscribed):
             self.unsubscribed.append(event)
+        elif isinstance(event, Secured):
+            self.secured.append(event)
         elif isinstance(event, Accepting):
             self.accepting.append(event)
         elif self.answering:

@@ -140,17 +140,25 @@ class Core:
 
     # -- commands
 
-    def listen(self, fd: int) -> None:
-        """Accept on this listening socket. The core owns it from now on."""
-        self._push(lib.BQ_CMD_LISTEN, value=fd)
+    def listen(self, fd: int, secure: bool = False) -> None:
+        """Accept on this listening socket. The core owns it from now on. `secure`: its clients speak TLS, with the context
+        that the method `secure` set before."""
+        self._push(lib.BQ_CMD_LISTEN, value=fd, flags=lib.BQ_CONN_SECURE if secure else 0)
 
     def unlisten(self) -> None:
         """Stop accepting: close every listener."""
         self._push(lib.BQ_CMD_UNLISTEN)
 
-    def adopt(self, fd: int) -> None:
-        """Serve this connected socket. The core owns it from now on."""
-        self._push(lib.BQ_CMD_ADOPT, value=fd)
+    def adopt(self, fd: int, secure: bool = False) -> None:
+        """Serve this connected socket. The core owns it from now on. `secure`: as in `listen`."""
+        self._push(lib.BQ_CMD_ADOPT, value=fd, flags=lib.BQ_CONN_SECURE if secure else 0)
+
+    def secure(self, table: int, context: int, tell: bool = False) -> None:
+        """Use this context for the TLS connections accepted from now on. `table` and `context` are addresses: of the
+        functions of a TLS module, and of a context of that module, which the core owns from now on. `tell`: report every
+        handshake, not only those with a certificate."""
+        check(lib.bq_secure_fits(table), "the TLS module is of another version than the core")
+        self._push(lib.BQ_CMD_SECURE, value=table, seq=context, flags=lib.BQ_SECURE_TELL if tell else 0)
 
     def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None, passed_ms: int = 0) -> None:
         """Open an in-memory connection. `Attached` with this seq returns its handle, or 0 if there is no room.

@@ -34,6 +34,32 @@ class CloseReason(IntEnum):
     VANISHED = lib.BQ_CLOSE_VANISHED
 
 
+class Handshake(IntEnum):
+    """How a TLS handshake ended."""
+
+    DONE = lib.BQ_HANDSHAKE_DONE
+    FAILED = lib.BQ_HANDSHAKE_FAILED
+    LATE = lib.BQ_HANDSHAKE_LATE
+    DISPLACED = lib.BQ_HANDSHAKE_DISPLACED
+    REFUSED = lib.BQ_HANDSHAKE_REFUSED
+    REFUSED_ADDRESS = lib.BQ_HANDSHAKE_REFUSED_ADDRESS
+
+
+class Secured(NamedTuple):
+    """A TLS handshake ended, or a record after it was invalid. `conn` is 0 for a connection that was not accepted."""
+
+    conn: int
+    result: Handshake
+    peer: str
+    certificate: str | None = (
+        None  # DONE: the name in the client's certificate, "" if it has none; None: no certificate
+    )
+    version: str = ""  # DONE: of TLS
+    reason: str = ""  # FAILED: the error of the TLS library
+    detail: str = ""  # FAILED: why the client's certificate was refused
+    limit_ms: int = 0  # LATE: the time that it had
+
+
 class Hello(NamedTuple):
     """A client sent HELLO. Answered by `admit`, `reply` or `close`; until then the core does not read its input."""
 
@@ -275,7 +301,7 @@ class Stopped(NamedTuple):
 
 Event: TypeAlias = (
     "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed"
-    " | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped"
+    " | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
 )
 
 
@@ -318,6 +344,14 @@ def _info(e: CData) -> Event:
 
 def _admin(e: CData) -> Event:
     return AdminAsked(e.conn, e.seq, _data(e), _peer(e), bool(e.flags & lib.BQ_EV_TRUSTED))
+
+
+def _secured(e: CData) -> Event:
+    result, text, data = Handshake(e.code), _text(e), _data(e).decode("utf-8", "replace")
+    if result is Handshake.DONE:
+        name = text if e.flags & lib.BQ_EV_CERTIFICATE else None
+        return Secured(e.conn, result, _peer(e), certificate=name, version=data)
+    return Secured(e.conn, result, _peer(e), reason=text, detail=data, limit_ms=e.value)
 
 
 def _closed(e: CData) -> Event:
@@ -426,6 +460,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_ACCEPT: _accepting,
     lib.BQ_EV_STOPPED: _stopped,
     lib.BQ_EV_UNSUBSCRIBED: _unsubscribed,
+    lib.BQ_EV_SECURE: _secured,
 }
 
 

@@ -36,9 +36,9 @@ enum bq_outcome {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on */
+    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on; flags may hold BQ_CONN_SECURE */
     BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
-    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on */
+    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on; flags may hold BQ_CONN_SECURE */
     /* A new in-memory connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
      * bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
     BQ_CMD_ATTACH = 4,
@@ -76,7 +76,11 @@ enum bq_command_type {
     /* value: the id of a durable consumer, which ends; data: for a queue group, the client_id that is removed instead, with
      * or without its key in front; answered by BQ_EV_CONSUMER_ENDED with this seq. Its connections get a Reply 410 that
      * answers no request, and stay open */
-    BQ_CMD_CONSUMER_END = 18
+    BQ_CMD_CONSUMER_END = 18,
+    /* value: address of a bq_secure_ops_t for which bq_secure_fits returned BQ_OK; it is valid as long as the process. seq:
+     * address of a context of that module, owned by the core from now on. New connections use it; open connections keep the
+     * context that they began with. flags may hold BQ_SECURE_TELL */
+    BQ_CMD_SECURE = 25
 };
 
 typedef struct bq_clock {
@@ -101,7 +105,9 @@ enum bq_command_flags {
     BQ_INPUT_END = 256,
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
-    BQ_SUB_KEYED = 2048 /* the client uses a key: its client_id begins with the key's owner, if the key has one */
+    BQ_SUB_KEYED = 2048,    /* the client uses a key: its client_id begins with the key's owner, if the key has one */
+    BQ_CONN_SECURE = 65536, /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
+    BQ_SECURE_TELL = 131072 /* report every handshake, not only those with a certificate */
 };
 
 /* The peer of a connection. */
@@ -150,10 +156,23 @@ enum bq_event_type {
     BQ_EV_CONSUMER_ENDED = 15,
     BQ_EV_ADMIN = 16,            /* conn, seq; data: the request */
     BQ_EV_CONSUMER_EXPIRED = 17, /* data: the row of a durable consumer that expired, as in BQ_EV_CONSUMERS */
-    BQ_EV_CONSUMER_OVER = 18     /* data: a bq_consumer_over_t, then the row of a consumer that exceeded session_log_bytes */
+    BQ_EV_CONSUMER_OVER = 18,    /* data: a bq_consumer_over_t, then the row of a consumer that exceeded session_log_bytes */
+    /* code: enum bq_handshake; conn, peer. At most 50 a second, the others are only counted in bq_stats_t. One with
+     * BQ_EV_CERTIFICATE always comes, and before any request of this connection */
+    BQ_EV_SECURE = 25
 };
 
-enum bq_event_flags { BQ_EV_LEGACY = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8 };
+enum bq_event_flags { BQ_EV_LEGACY = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8, BQ_EV_CERTIFICATE = 16 };
+
+enum bq_handshake {
+    BQ_HANDSHAKE_DONE = 1, /* text: name of the client's verified certificate, if flags hold BQ_EV_CERTIFICATE; data: version */
+    BQ_HANDSHAKE_FAILED =
+        2, /* the handshake, or a record after it. text: reason of the module; data: why it refused a certificate */
+    BQ_HANDSHAKE_LATE = 3,           /* not done after hello_timeout_ms, which is in value */
+    BQ_HANDSHAKE_DISPLACED = 4,      /* it made room for another: max_pending is reached */
+    BQ_HANDSHAKE_REFUSED = 5,        /* max_pending is reached, and none could be closed for it */
+    BQ_HANDSHAKE_REFUSED_ADDRESS = 6 /* max_pending_per_address is reached */
+};
 
 enum bq_close {
     BQ_CLOSE_EOF = 0,   /* the client closed */
@@ -283,6 +302,11 @@ typedef struct bq_stats {
     uint64_t share_stops;             /* a counter: times a client used up its share of a turn and waited for the next */
     uint64_t dead_letters_unclaimed;  /* counters: of dead_lettered, those without a subscriber */
     uint64_t dead_letters_dropped;    /* of dead_lettered, those for which the WAL had no space */
+    uint64_t secure_done;             /* counters: TLS handshakes that were completed */
+    uint64_t secure_failed;           /* that failed, were not completed in time, or whose client left */
+    uint64_t secure_refused;          /* displaced or refused: limits.max_pending, max_pending_per_address */
+    uint64_t secure_open;             /* gauges: TLS connections after their handshake */
+    uint64_t secure_pending;          /* before it */
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -377,6 +401,8 @@ uint32_t bq_wal_progress(bq_t *bq); /* 0 to 1000, from another thread while bq_w
 
 int bq_start(bq_t *bq); /* run the core in its own thread */
 int bq_join(bq_t *bq);  /* wait for the thread to end, after BQ_EV_STOPPED */
+
+int bq_secure_fits(uint64_t table); /* BQ_OK, or BQ_E_ARGUMENT: the bq_secure_ops_t at this address is of another version */
 
 int bq_wait(bq_t *bq, int timeout_ms);                     /* stepped: wait for readiness; -1: as long as timers allow */
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms); /* stepped: one turn; returns > 0 if there was work */

@@ -1,4 +1,4 @@
-/* base/monitor.h: a mutex with one condition, used by the WAL's threads to hand over work. The only file that uses pthread
+/* base/monitor.h: a mutex with one condition, with which threads hand over work. The only file that uses pthread
  * mutexes.
  *
  * Invariant: waits are timed by a clock that does not jump, so a wrong wall clock can neither delay nor wake a thread.

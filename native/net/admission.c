@@ -4,6 +4,7 @@
  * rest ends by a timer, when the token bucket is refilled, or as soon as a connection closes its descriptor.
  */
 #include "core.h"
+#include "net/secure.h"
 #include "net/transport.h"
 
 #include <errno.h>
@@ -102,17 +103,28 @@ static void silent_prepend(admission_t *admission, connection_t *connection) {
     admission->silent_first = connection;
 }
 
-bool admission_make_room(bq_t *bq, const uint8_t peer[16]) {
+static connection_t *longest_silent(const admission_t *admission) {
+    connection_t *connection = admission->silent_first;
+    while (connection && connection->away) connection = connection->silent_next;
+    return connection;
+}
+
+bool admission_make_room(bq_t *bq, const transport_ops_t *transport, const uint8_t peer[16], uint16_t port) {
     admission_t *admission = &bq->admission;
+    if (!bq->config.require_hello && !transport->shakes) return true;
     if (address_counts(peer) && place_count(admission, peer) >= bq->config.max_pending_per_address) {
         bq->stats.refused_pending_address++;
+        if (transport->shakes) secure_refused(bq, peer, port, true);
         return false;
     }
     if (admission->unadmitted < bq->config.max_pending) return true;
     bq->stats.refused_pending++;
-    if (!admission->silent_first) return false;
-    connection_close(bq, admission->silent_first, BQ_CLOSE_CROWDED, "made room for a newcomer: limits.max_pending is reached");
-    return true;
+    connection_t *other = longest_silent(admission);
+    if (other)
+        connection_close(bq, other, BQ_CLOSE_CROWDED, "made room for a newcomer: limits.max_pending is reached");
+    else if (transport->shakes)
+        secure_refused(bq, peer, port, false);
+    return other != NULL;
 }
 
 void admission_enter(bq_t *bq, connection_t *connection) {
@@ -169,7 +181,7 @@ static void token_take(bq_t *bq) {
 static void listeners_watch(bq_t *bq, bool watch) {
     const admission_t *admission = &bq->admission;
     for (uint32_t i = 0; i < admission->listener_count; i++)
-        poll_set(bq->poller, admission->listeners[i], KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
+        poll_set(bq->poller, admission->listeners[i].fd, KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
 }
 
 static void rest(bq_t *bq, uint64_t for_ms) {
@@ -178,20 +190,20 @@ static void rest(bq_t *bq, uint64_t for_ms) {
     core_timer_set(bq, &bq->admission.timer, for_ms);
 }
 
-void admission_listen(bq_t *bq, int fd) {
+void admission_listen(bq_t *bq, int fd, const transport_ops_t *transport) {
     admission_t *admission = &bq->admission;
-    if (bq->stopping || admission->listener_count == LISTENERS_MAX ||
+    if (bq->stopping || admission->listener_count == LISTENERS_MAX || (transport->shakes && !bq->secure) ||
         (!admission->resting && poll_set(bq->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
-    admission->listeners[admission->listener_count++] = fd;
+    admission->listeners[admission->listener_count++] = (listener_t){fd, transport};
 }
 
 void admission_unlisten(bq_t *bq) {
     admission_t *admission = &bq->admission;
     if (!admission->resting) listeners_watch(bq, false);
-    for (uint32_t i = 0; i < admission->listener_count; i++) close(admission->listeners[i]);
+    for (uint32_t i = 0; i < admission->listener_count; i++) close(admission->listeners[i].fd);
     admission->listener_count = 0;
     admission->look = admission->resting = admission->exhausted = false;
     wheel_remove(&bq->wheel, &admission->timer.wheel);
@@ -208,8 +220,8 @@ static void socket_options(bq_t *bq, int fd) {
 }
 
 /* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
-static void turn_away(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
-    connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, &transport_tcp, fd, peer, port, true) : NULL;
+static void turn_away(bq_t *bq, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
+    connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, transport, fd, peer, port, true) : NULL;
     bq->stats.refused++;
     if (!connection) {
         close(fd);
@@ -221,13 +233,13 @@ static void turn_away(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
     core_timer_set(bq, &connection->timer, REFUSED_MS);
 }
 
-static void welcome(bq_t *bq, int fd, const uint8_t peer[16], uint16_t port) {
+static void welcome(bq_t *bq, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
     if (bq->open_count >= bq->config.max_connections) {
-        turn_away(bq, fd, peer, port);
+        turn_away(bq, transport, fd, peer, port);
         return;
     }
-    bool room = !bq->config.require_hello || admission_make_room(bq, peer);
-    connection_t *connection = room ? connection_open(bq, &transport_tcp, fd, peer, port, false) : NULL;
+    bool room = admission_make_room(bq, transport, peer, port);
+    connection_t *connection = room ? connection_open(bq, transport, fd, peer, port, false) : NULL;
     if (!connection) {
         bq->stats.refused += room; /* no memory for it */
         close(fd);
@@ -255,7 +267,7 @@ static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], 
 }
 
 /* false: stop for now, the listeners rest. */
-static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
+static bool accept_from(bq_t *bq, const listener_t *listener, int64_t fd_end) {
     for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
         uint8_t peer[16];
         uint16_t port;
@@ -265,9 +277,9 @@ static bool accept_from(bq_t *bq, int listener, int64_t fd_end) {
             rest(bq, tokens_wait_ms(bq));
             return false;
         }
-        int fd = accept_one(bq, listener, fd_end, peer, &port);
+        int fd = accept_one(bq, listener->fd, fd_end, peer, &port);
         if (fd >= 0) {
-            welcome(bq, fd, peer, port);
+            welcome(bq, listener->transport, fd, peer, port);
             continue;
         }
         if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall rejected this one */
@@ -294,7 +306,7 @@ static bool accept_all(bq_t *bq) {
     tokens_fill(bq);
     uint32_t first = admission->first++;
     for (uint32_t i = 0; i < admission->listener_count; i++)
-        if (!accept_from(bq, admission->listeners[(first + i) % admission->listener_count], fd_end)) return false;
+        if (!accept_from(bq, &admission->listeners[(first + i) % admission->listener_count], fd_end)) return false;
     return true;
 }
 

@@ -9,6 +9,9 @@
  * admitted. A connection whose HELLO Python is checking is not closed for others: its answer comes next, and during a reconnect
  * storm all of them are in this state.
  *
+ * A connection that speaks TLS is unadmitted from its first moment, also if no HELLO is required: its handshake admits it then. A
+ * connection whose handshake is being computed is not closed for others.
+ *
  * Invariants: `unadmitted` counts the open connections that are not admitted. A place counts those of one address; a place with
  * count 0 is free. The silent list holds the unadmitted connections whose HELLO is not with Python. The first to be closed is
  * at its head.
@@ -23,6 +26,7 @@
 
 struct bq;
 struct connection;
+struct transport_ops;
 
 /* Number of unadmitted connections of one address: an IPv4 address, or the /64 network of an IPv6 host. */
 typedef struct admission_place {
@@ -30,8 +34,13 @@ typedef struct admission_place {
     uint32_t count;      /* 0: a free slot */
 } admission_place_t;
 
+typedef struct listener {
+    int fd;
+    const struct transport_ops *transport; /* of its connections */
+} listener_t;
+
 typedef struct admission {
-    int listeners[LISTENERS_MAX];
+    listener_t listeners[LISTENERS_MAX];
     uint32_t listener_count, first; /* first: index of the listener that accepts first */
     bool look;                      /* a listener may be readable */
     bool resting;                   /* the poller does not watch the listeners until the timer fires or a descriptor is freed */
@@ -52,7 +61,8 @@ bool admission_init(struct bq *bq); /* false: no memory */
 void admission_release(struct bq *bq);
 
 /* Listeners. */
-void admission_listen(struct bq *bq, int fd); /* the core owns fd from now on */
+/* The core owns fd from now on */
+void admission_listen(struct bq *bq, int fd, const struct transport_ops *transport);
 void admission_unlisten(struct bq *bq);
 void admission_timeout(struct bq *bq); /* the timer fired: check the backlog again */
 void admission_accept(struct bq *bq);  /* accept, at most ACCEPTS_MAX per listener; last step of a turn */
@@ -60,7 +70,8 @@ static inline void admission_look(admission_t *admission) { admission->look = tr
 static inline void admission_descriptor_freed(admission_t *admission) { admission->look |= admission->exhausted; }
 
 /* Connections that are not admitted. */
-bool admission_make_room(struct bq *bq, const uint8_t peer[16]); /* before a connection that must send HELLO; may close another */
+/* Before a connection whose transport is this one; may close another. false: refused. */
+bool admission_make_room(struct bq *bq, const struct transport_ops *transport, const uint8_t peer[16], uint16_t port);
 void admission_enter(struct bq *bq, struct connection *connection);
 void admission_heard(struct bq *bq, struct connection *connection);    /* its HELLO is with Python */
 void admission_answered(struct bq *bq, struct connection *connection); /* Python has answered its HELLO */

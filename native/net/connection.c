@@ -36,7 +36,7 @@ connection_t *connection_open(bq_t *bq, const transport_ops_t *transport, int fd
     connection->timer.kind = TIMER_CONNECTION;
     memcpy(connection->peer, peer, sizeof connection->peer);
     connection->peer_port = port;
-    if (!connection->admitted) {
+    if (!connection->admitted || (transport->shakes && !trusted)) {
         core_timer_set(bq, &connection->timer, bq->config.hello_timeout_ms);
         admission_enter(bq, connection);
     }

@@ -63,7 +63,9 @@ typedef struct connection {
     bool wal_waiting;         /* on the list of connections that wait for the WAL */
     bool retrying;            /* on the list of connections that wait for space in the event ring */
     bool input_ended;         /* no more input will come */
+    bool away;                /* a step of its handshake is with the thread bq-tls: see net/secure.h */
     const char *close_detail; /* static text */
+    struct secure *secure;    /* of a connection that speaks TLS, from its first byte on: see net/secure.h */
     int send_error;           /* errno: its transport failed, and the next flush closes it */
     queue_t queue;
     uint8_t *in; /* unparsed input (a partial frame, or received while paused): in_size bytes from in_start */

@@ -77,7 +77,7 @@ void connection_input_ended(bq_t *bq, connection_t *connection, uint8_t code) {
         connection->state = CONNECTION_ENDING;
         end_within(bq, connection, ENDING_MS);
         connection_update_interest(bq, connection);
-    } else if (connection->queue.head) {
+    } else if (connection->queue.head || connection->blocked) {
         connection_finish(bq, connection, code, NULL);
     } else {
         connection_close(bq, connection, code, NULL);
@@ -122,6 +122,7 @@ void connection_broken(bq_t *bq, connection_t *connection, int error) {
 /* The poller reports an error on a socket that is currently not read. After a reset, input that came earlier is still
  * processed when the pause ends, because a client may publish and close at once. Other errors end the connection now. */
 void connection_error(bq_t *bq, connection_t *connection) {
+    if (connection->away) return; /* reported again when it is back */
     int error = poll_socket_error(connection->fd);
     bool reset = !error || error == ECONNRESET || error == EPIPE;
     if (reset && connection->state == CONNECTION_OPEN && connection->pause && !connection->blocked) {
@@ -187,6 +188,7 @@ static bool let_go(bq_t *bq, connection_t *connection) {
 
 bool connection_free(bq_t *bq, connection_t *connection) {
     core_assert(connection->state == CONNECTION_DEAD && !connection->waiters.first);
+    if (connection->away) return false;
     connection->transport->end(bq, connection); /* first: free the descriptor even if the event must wait for space */
     connection_input_drop(bq, connection);
     if (!let_go(bq, connection)) return false;

@@ -67,7 +67,8 @@ void connection_flush(bq_t *bq, connection_t *connection) {
         return;
     }
     if (BQ_UNLIKELY(connection->blocked) && connection->queue.control_bytes > CONTROL_BYTES_MAX) replies_grow(bq, connection);
-    if (connection->state == CONNECTION_CLOSING && !connection->queue.head) connection_all_sent(bq, connection);
+    if (connection->state == CONNECTION_CLOSING && !connection->queue.head && !connection->blocked)
+        connection_all_sent(bq, connection);
 }
 
 /* Append a written control frame to the queue, in order. */

@@ -2,7 +2,7 @@
  *
  *      protocol    takes whole frames from the input; puts frames into the queue
  *      input.c     keeps partial frames                   output.c    decides when a queue is sent
- *      transport   tcp: a socket   memory: events and commands, with credit
+ *      transport   tcp: a socket   secure: a socket with TLS   memory: events and commands, with credit
  *
  * Invariant: a connection has one transport from connection_open to connection_free. Only transport_*.c and the listener use
  * its descriptor.
@@ -29,10 +29,15 @@ typedef struct transport_ops {
     void (*silence)(struct bq *bq, struct connection *connection); /* it is dead: report no more events of it */
     void (*end)(struct bq *bq, struct connection *connection);     /* release its resources */
     bool (*input_waits)(const struct connection *connection);      /* there is input that was not read yet */
+    bool shakes;                                                   /* a handshake comes first: see net/secure.h */
     bool acknowledged;                                             /* the system reports acknowledged output: see keepalive.c */
     uint32_t transit_ms;                                           /* how long input may be in transit inside this machine */
 } transport_ops_t;
 
-extern const transport_ops_t transport_tcp, transport_memory;
+extern const transport_ops_t transport_tcp, transport_secure, transport_memory;
+
+/* For transports over a socket: the events to wait for (enum poll_interest), and a failure with this errno. */
+void transport_tcp_watch(struct bq *bq, struct connection *connection, uint8_t want);
+void transport_tcp_failed(struct bq *bq, struct connection *connection, int error);
 
 #endif

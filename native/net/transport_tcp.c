@@ -14,10 +14,19 @@ static bool tcp_begin(bq_t *bq, connection_t *connection) {
 }
 
 /* The caller may be iterating over a list with this connection, so the next flush closes it. */
-static NOINLINE void tcp_failed(bq_t *bq, connection_t *connection, int error) {
+NOINLINE void transport_tcp_failed(bq_t *bq, connection_t *connection, int error) {
     connection->send_error = error;
     connection->blocked = false;
     connection_mark_dirty(bq, connection, FLUSH_NARROW);
+}
+
+void transport_tcp_watch(bq_t *bq, connection_t *connection, uint8_t want) {
+    if (want == connection->interest) return;
+    if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
+        transport_tcp_failed(bq, connection, errno);
+        return;
+    }
+    connection->interest = want;
 }
 
 static void tcp_interest(bq_t *bq, connection_t *connection) {
@@ -27,12 +36,7 @@ static void tcp_interest(bq_t *bq, connection_t *connection) {
         want |= POLL_READ;
     if (connection->blocked) want |= POLL_WRITE;
     if (!want && !connection->broken) want = POLL_ERROR;
-    if (want == connection->interest) return;
-    if (poll_set(bq->poller, connection->fd, connection->handle, connection->interest, want) < 0) {
-        tcp_failed(bq, connection, errno);
-        return;
-    }
-    connection->interest = want;
+    transport_tcp_watch(bq, connection, want);
 }
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
@@ -57,7 +61,7 @@ static void tcp_flush(bq_t *bq, connection_t *connection) {
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
     bq->stats.work += WORK_SEND;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
-        tcp_failed(bq, connection, errno);
+        transport_tcp_failed(bq, connection, errno);
         return;
     }
     if (done > 0) output_sent(bq, connection, (uint64_t)done);

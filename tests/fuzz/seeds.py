@@ -13,6 +13,8 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
+from blipmq.wire import frames as wire
+
 TESTS = Path(__file__).resolve().parent.parent
 FILTERS = [
     "user.*", "logs.>", "*.b.*", ">", "site/+/temp", "site/#", "+/+", "#", "$SYS/#", "a.*/+", "a*", "#/a", "plain",
@@ -147,6 +149,38 @@ def lives() -> list[bytes]:
     return [life(seed) for seed in range(LIVES)]
 
 
+# ---- step programs of native/fuzz/fuzz_secure.c ------------------------------------------------------------------------
+
+DIAL, SHAKE, SAY, END, ASKS, ANYTHING, HALF, LEAVE, HEAR, SEND, CUT, CONTEXT, BUSY, SCARCE, ON = range(15)
+
+
+def said(what: int, client: int, content: bytes = b"") -> bytes:
+    return bytes((what, client, len(content))) + content
+
+
+def handshakes() -> list[bytes]:
+    """Handshakes, requests and ends, whole and cut, with slow readers."""
+    on, hear = bytes((ON, 0, 2)), bytes((HEAR, 0, 255))
+    shake = bytes((DIAL, 0)) + on + said(SHAKE, 0) + on + said(SHAKE, 0, b"Cname") + on
+    requests = [
+        wire.encode_command(wire.HELLO, seq=1, client_id="c", protocol=1),
+        wire.encode_command(wire.SUB, "t", seq=2),
+    ]
+    asks, publish = wire.encode_command(wire.INFO, seq=3), wire.encode_command(wire.PUB, "t", b"payload")
+    served = shake + b"".join(said(SAY, 0, frame) + on for frame in requests)
+    flows = [
+        served + (said(SAY, 0, publish) + on) * 3 + hear + bytes((END, 0)) + on + hear * 2,
+        served + (said(SAY, 0, asks) + on) * 4 + hear * 3 + on + bytes((HALF, 0)) + on + hear * 9,
+        served + bytes((ASKS, 0, 255)) * 4 + on + bytes((ASKS, 0, 255)) * 4 + on + hear * 3 + on,
+        served + said(ANYTHING, 0, b"\xff" * 9) + bytes((SEND, 0, 255)) + on + hear + bytes((ON, 0, 4)),
+        bytes((DIAL, 0)) + on + said(SHAKE, 0, b"Fno") + on + hear + bytes((ON, 0, 4)),
+        bytes((DIAL, 0, DIAL, 1, DIAL, 2, DIAL, 3)) + on + said(SHAKE, 2) + on + bytes((LEAVE, 2)) + bytes((ON, 0, 5)),
+        bytes((CUT, 0)) + shake + (bytes((SEND, 0, 2)) + on) * 9 + bytes((CONTEXT, 0, 1, 200)) + shake + hear * 9,
+        bytes((BUSY, 0)) + served + bytes((END, 0)) + on + bytes((SCARCE, 0, 1)) + shake,
+    ]  # fmt: skip
+    return [bytes((flags, 2, size)) + flow for flow in flows for flags, size in ((0, 1), (1, 250), (8, 250), (23, 3))]
+
+
 # ---- records: see broker/consumer_store.c and broker/commit.h --------------------------------------------------------
 
 
@@ -195,7 +229,7 @@ def rings() -> list[bytes]:
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
-    "route": routes, "ring": rings, "promise": lives,
+    "route": routes, "ring": rings, "promise": lives, "secure": handshakes,
 }  # fmt: skip
 
 
