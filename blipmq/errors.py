@@ -23,17 +23,17 @@ CLOSING_CODES = frozenset({NOT_AUTHENTICATED, TOO_LARGE, PROTOCOL_VERSION})
 """Codes after which the broker closes the connection, as it does after a frame that does not verify."""
 
 _ADVICE = {
-    BAD_REQUEST: "The request breaks a rule of the protocol; check topic, filter and QoS.",
-    NOT_AUTHENTICATED: "Set $BLIPMQ_API_KEY or --key-file to a key that `blipmq keys list` shows on the broker.",
-    NOT_ALLOWED: "The key has no right to this topic; use another key, or change its rights with `blipmq keys`.",
+    BAD_REQUEST: "The request is not valid; check topic, filter and QoS.",
+    NOT_AUTHENTICATED: "Set $BLIPMQ_API_KEY or --key-file to a valid key. `blipmq keys list` on the broker lists the keys.",
+    NOT_ALLOWED: "Use a key with this right. `blipmq keys list` on the broker shows the rights of each key.",
     NO_SUBSCRIPTION: "Check the filter, the client_id and the group; `blipmq-cli sessions` lists QoS 1 subscriptions.",
-    CLIENT_ID_IN_USE: "Another connection has taken this client id; give each client its own.",
-    ENDED: "Subscribe again if it is still wanted.",
-    TOO_LARGE: "Send less at once, or raise server.max_message_size_bytes on the broker.",
-    PROTOCOL_VERSION: "Client and broker are of different generations; update the older one.",
-    TOO_MANY: "The broker is at one of its limits (connections, rate, subscriptions); try later or raise the limit.",
-    INTERNAL: "The broker failed inside; its log has the cause.",
-    NOT_NOW: "The broker cannot do this now; its answer says why. Try again later.",
+    CLIENT_ID_IN_USE: "Give each client its own client_id.",
+    ENDED: "Subscribe again if you still need the messages.",
+    TOO_LARGE: "Send smaller messages, or raise server.max_message_size_bytes on the broker.",
+    PROTOCOL_VERSION: "Client and broker use different protocol versions; update the older one.",
+    TOO_MANY: "A limit of the broker is reached; try again later, or raise the limit.",
+    INTERNAL: "The broker had an internal error; its log has the cause.",
+    NOT_NOW: "Repeat the request when the cause is gone.",
 }
 
 
@@ -139,6 +139,6 @@ def refusal(what: str, code: int, reason: str) -> Refused:
     """Return the exception for a Reply or SubAck with a code other than 0. `what` names the attempt: "publish to
     orders"."""
     kind = NotAllowed if code in (NOT_AUTHENTICATED, NOT_ALLOWED) else Ended if code == ENDED else Refused
-    advice = _ADVICE.get(code, "The broker is newer than this client; its answer is all there is.")
+    advice = _ADVICE.get(code, "This client does not know the code; the broker may be newer.")
     happened = "has ended" if kind is Ended else "was refused"
     return kind(f"{what} {happened} ({code}): {reason or 'no reason given'}. {advice}", code=code, reason=reason)

@@ -71,7 +71,7 @@ static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
     acl_t *acl = record->command.value ? acl_ref(&bq->acl, record->command.value) : NULL;
     if (record->command.value && !acl) { /* refused: without its ACL the client could publish to every topic */
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its key's rights");
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for the ACL of its key");
         return;
     }
     acl_unref(&bq->pool, connection->acl);
@@ -110,7 +110,7 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
     }
     if (!budget_part(bq, route_bytes(bq->routes))) {
         refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE,
-                         "subscriptions fill a quarter of limits.memory_bytes: end some, or raise it");
+                         "subscriptions use a quarter of limits.memory_bytes, their maximum: end some, or raise it");
         return false;
     }
     int added = 0;
@@ -120,7 +120,7 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
     if (added < 0) {
         bool memory = added == BQ_E_MEMORY;
         refuse_subscribe(bq, connection, seq, memory ? BQ_OUTCOME_UNAVAILABLE : BQ_OUTCOME_INVALID,
-                         memory ? "the broker is out of memory" : "not a filter");
+                         memory ? "the broker is out of memory: try again later" : "the filter is not valid");
         return false;
     }
     if (added) connection->subscription_count++;
@@ -208,7 +208,7 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
 }
 
 static void close_for(bq_t *bq, connection_t *connection, uint8_t code) {
-    connection_close(bq, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine does not answer any more" : NULL);
+    connection_close(bq, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine no longer answers" : NULL);
 }
 
 /* Commands for one connection. A connection that has closed meanwhile is not an error: Python will get its end event. */

@@ -159,7 +159,7 @@ class _Connection(asyncio.Protocol):
     def on_sub(self, command: dict[str, Any], seq: int) -> None:
         if command["qos"] or command["durable"] or command["group"]:
             if not self.broker.has_log:
-                self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+                self.transport.write(reply(seq, 503, "QoS 1 needs the WAL, which this broker does not have"))
                 return
             self.transport.write(suback(command["topic"], "subscribed", seq))
             self.broker.join(self, command)
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
     def on_pub(self, command: dict[str, Any], seq: int) -> None:
         broker = self.broker
         if command["qos"] and not broker.has_log:
-            self.transport.write(reply(seq, 503, "QoS 1 needs the log, which this broker does not have"))
+            self.transport.write(reply(seq, 503, "QoS 1 needs the WAL, which this broker does not have"))
             return
         broker.publish(command["topic"], command["payload"], command["ttl_ms"], command["qos"])
         if command["qos"] and not broker.loses_answers:

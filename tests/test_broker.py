@@ -119,7 +119,7 @@ def test_an_unsupported_request_of_a_legacy_client_closes_it_and_logs_the_reason
     line = next(line for line in lines() if line.startswith("warning refused"))
     assert line == (
         f'warning refused what=sub client="" peer={client.name} code=503 '
-        'reason="QoS 1 needs the log: set wal.enabled = true, or ask for qos 0" filter=a'
+        'reason="QoS 1 needs the WAL: set wal.enabled = true, or subscribe with QoS 0" filter=a'
     )
 
 
@@ -266,7 +266,9 @@ def test_a_client_id_unsuitable_for_logs_is_refused(broker, connect, client_id):
 def test_requests_that_need_a_wal_are_refused_without_one(broker, connect, asked):
     client = connect(broker).hello("a")
     client.say(wire.SUB, "a", seq=7, **asked)
-    assert client.next() == wire.Reply(7, 503, "QoS 1 needs the log: set wal.enabled = true, or ask for qos 0", 0, b"")
+    assert client.next() == wire.Reply(
+        7, 503, "QoS 1 needs the WAL: set wal.enabled = true, or subscribe with QoS 0", 0, b""
+    )
     client.subscribe("a", seq=8)
 
 

@@ -251,7 +251,7 @@ def test_acknowledging_sends_the_id(broker: FakeBroker) -> None:
 def test_a_qos_1_refusal_raises_and_the_connection_stays_open(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker) as client:
-            with pytest.raises(Refused, match=r"Publish to a was refused \(503\): QoS 1 needs the log") as caught:
+            with pytest.raises(Refused, match=r"Publish to a was refused \(503\): QoS 1 needs the WAL") as caught:
                 await client.publish("a", "x", qos=1)
             assert (caught.value.code, caught.value.exit_status) == (503, 1)
             with pytest.raises(Refused, match=r"^Subscribe to Orders/EU was refused"):

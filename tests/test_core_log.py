@@ -215,7 +215,7 @@ def test_a_message_too_large_for_the_wal_is_refused_and_the_connection_stays_ope
     with LoggedBench(tmp_path) as bench:
         writer = bench.named("writer")
         bench.published(writer, "a", 1, bytes(8000))
-        assert writer.replies[-1].code == 503 and "larger than the log takes" in writer.replies[-1].message
+        assert writer.replies[-1].code == 503 and "too large for the WAL" in writer.replies[-1].message
         bench.published(writer, "a", 1)
         assert writer.replies[-1].code == 0
 

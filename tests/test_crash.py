@@ -292,7 +292,7 @@ def said(broker, path):
 def check_that_it_refuses_and_says_why(broker):
     with HelloClient(broker.address) as client, HelloClient(broker.address) as light:
         refusal = publish(client, "refused")
-        assert refusal.code == 503 and "the log is full" in refusal.message, refusal
+        assert refusal.code == 503 and "the WAL is full" in refusal.message, refusal
         light.subscribe("disk/fails")
         client.publish("disk/fails", b"without a log")
         assert light.next().payload == b"without a log"

@@ -74,7 +74,7 @@ def test_the_status_shows_an_invalid_file_with_its_line_and_the_settings_in_effe
 
 
 @pytest.mark.parametrize(
-    ("answer", "running"), [(Answer("silent", ("no answer",)), False), (Answer("degraded", ("the log is full",)), True)]
+    ("answer", "running"), [(Answer("silent", ("no answer",)), False), (Answer("degraded", ("the WAL is full",)), True)]
 )
 def test_the_status_shows_the_reasons_of_the_broker(device, said, answer, running):
     boot(device)
@@ -187,9 +187,9 @@ def test_the_banner_is_written_to_every_console_once_per_change(device, said):
         shown = (device.folder / "dev" / name).read_bytes()
         assert b"state    ok\r\n" in shown and b"192.168.1.20" in shown and b"edit device.toml" in shown
     assert not console.show(device.paths, look(device))
-    said[0] = Answer("degraded", ("the log is full",))
+    said[0] = Answer("degraded", ("the WAL is full",))
     assert (
-        console.show(device.paths, look(device)) and b"- the log is full" in (device.folder / "dev/tty1").read_bytes()
+        console.show(device.paths, look(device)) and b"- the WAL is full" in (device.folder / "dev/tty1").read_bytes()
     )
 
 

@@ -352,4 +352,4 @@ def test_a_subscriber_is_notified_when_an_operator_ends_its_subscription(tmp_pat
             out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
     assert err.startswith("blipmq-cli: The subscription to jobs has ended (410): an operator ended this subscription")
-    assert err.endswith("Subscribe again if it is still wanted.\n")
+    assert err.endswith("Subscribe again if you still need the messages.\n")

@@ -139,7 +139,7 @@ def test_damage_to_the_newest_segment_after_a_kill_is_an_error_that_names_the_lo
             file.unlink()
     verified = verify(first)
     assert verified.returncode == 1, verified.stdout
-    assert "records are gone" in verified.stdout.splitlines()[-1], verified.stdout
+    assert "records are lost" in verified.stdout.splitlines()[-1], verified.stdout
     second = start_broker(SMALL, after=first)
     line = second.wait_for("log_damaged")
     assert line["level"] == "error" and int(line["last_lsn"]) >= int(line["first_lsn"]) > 0

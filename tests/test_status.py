@@ -123,7 +123,9 @@ def test_subscriptions_over_the_memory_budget_are_refused_with_the_reason(monkey
     monkeypatch.setattr(Status, "memory_is_short", True)
     with blipmq.Broker({"server": {"bind_addr": "127.0.0.1:0"}}) as broker, RawClient(broker.address) as client:
         client.hello("a").say(wire.SUB, "t", seq=4)
-        assert client.next() == wire.Reply(4, 503, "memory is short: limits.memory_bytes is reached", 0, b"")
+        assert client.next() == wire.Reply(
+            4, 503, "limits.memory_bytes is reached: try again later, or raise it", 0, b""
+        )
 
 
 def test_a_flood_of_subscriptions_ends_at_the_budget():

@@ -225,8 +225,8 @@ def test_the_shell_reads_lines_from_a_pipe(broker):
 
 @pytest.mark.parametrize("broker", [{"wal.enabled": False}], indirect=True)
 def test_status_1_when_the_broker_refuses(broker):
-    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "pub", "t", "x", "--qos", "1"), 1)
-    assert "QoS 1 needs the log" in failed(run_cli(broker.address, "sub", "t", "--qos", "1"), 1)
+    assert "QoS 1 needs the WAL" in failed(run_cli(broker.address, "pub", "t", "x", "--qos", "1"), 1)
+    assert "QoS 1 needs the WAL" in failed(run_cli(broker.address, "sub", "t", "--qos", "1"), 1)
     failed(run_cli(broker.address, "unsub", "never", "--client-id", "me"), 1)
 
 

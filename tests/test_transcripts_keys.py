@@ -19,7 +19,7 @@ from hand_client import ACK, HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, Pl
 pytestmark = pytest.mark.blackbox
 
 PLAIN = "a-plain-key-of-the-configuration"
-UNKNOWN = (401, "no key, or none that is known here")
+UNKNOWN = (401, "no API key was sent, or the broker does not know it")
 
 
 def blipmq(*arguments, cwd=None, **variables):
@@ -154,7 +154,7 @@ def test_unusual_client_ids_and_keys_are_handled_safely(door, entered, field, va
             if field == "api_key":
                 assert (answer.code, answer.message) == UNKNOWN and client.is_closed()
             elif not value.isprintable():
-                assert (answer.code, answer.message) == (400, "the client_id holds control characters")
+                assert (answer.code, answer.message) == (400, "the client_id contains control characters")
             else:
                 assert answer.code == 0
     assert durable.is_open(), "nobody has taken it over"
@@ -338,7 +338,7 @@ def test_revoking_a_key_closes_only_its_connections(door, entered):
     assert colleague.ask(SUB, "a", qos=1, group="workers").code == 0
     door.revoke("gone")
     for client in (plain, durable, member):
-        assert drained(client) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+        assert drained(client) == [Reply(0, 401, "the API key is no longer valid", 0, b"")]
     for number in range(4):
         stays.publish("a", b"%d" % number)
     for client in (stays, colleague):
@@ -386,7 +386,7 @@ def test_a_rotated_key_and_its_successor_are_the_same_client_during_the_rotation
     blocked = blipmq("keys", "rotate", "sensor", "--file", str(door.path))
     assert blocked.returncode == 1 and b"--finish" in blocked.stderr
     assert rotate(door, "sensor", "--finish")[0] == ""
-    assert drained(stays) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+    assert drained(stays) == [Reply(0, 401, "the API key is no longer valid", 0, b"")]
     assert door.try_key(door.keys["sensor"]) == UNKNOWN and took_over.is_open()
     assert listed(door) == [("admin", False, []), ("sensor", False, ["pub:a", "sub:a"])]
     again = blipmq("keys", "rotate", "sensor", "--finish", "--file", str(door.path))
@@ -398,7 +398,7 @@ def test_the_overlap_of_a_rotation_ends_automatically(door, entered):
     door.start()
     old = entered(door.enter("sensor"))
     new, _ = rotate(door, "sensor", "--overlap", "2s")
-    assert drained(old) == [Reply(0, 401, "the key is not known here any more", 0, b"")]
+    assert drained(old) == [Reply(0, 401, "the API key is no longer valid", 0, b"")]
     assert door.try_key(door.keys["sensor"]) == UNKNOWN and door.try_key(new)[0] == 0
     assert door.broker.wait_for("key_ended", name="sensor")["keys"] == "2"
     # the ended key does not block another rotation
@@ -486,7 +486,7 @@ def test_a_removed_subscribe_permission_closes_only_affected_connections(door, e
     door.start()
     on_a, on_b = entered(door.enter("reader")).subscribe("a/+"), entered(door.enter("reader")).subscribe("b")
     change_rights(door, "reader", "sub:a/1", "sub:b")
-    assert drained(on_a) == [Reply(0, 403, "this key may not subscribe to a/+ any more", 0, b"")]
+    assert drained(on_a) == [Reply(0, 403, "this key may no longer subscribe to a/+", 0, b"")]
     assert on_b.is_open()
     with door.enter("reader") as again:
         assert again.ask(SUB, "a/+").code == 403
@@ -660,7 +660,7 @@ def test_the_command_line_takes_the_key_from_the_environment_or_a_file(door, tmp
     for result, words in [
         (run_cli(door.broker.address, "pub", "a", "x"), ("401", "$BLIPMQ_API_KEY")),
         (run_cli(door.broker.address, "pub", "a", "x", BLIPMQ_API_KEY="wrong"), ("401", "--key-file")),
-        (run_cli(door.broker.address, "sub", "a", "-n", "1", BLIPMQ_API_KEY=key), ("403", "no right")),
+        (run_cli(door.broker.address, "sub", "a", "-n", "1", BLIPMQ_API_KEY=key), ("403", "rights of each key")),
         (run_cli(door.broker.address, "pub", "b", "x", "--qos", "1", BLIPMQ_API_KEY=key), ("403", "blipmq keys")),
         (run_cli(door.broker.address, "info"), ("401", "blipmq keys list")),
     ]:

@@ -178,10 +178,10 @@ def test_messages_of_one_publisher_arrive_in_order_with_mixed_qos(broker, connec
 @pytest.mark.parametrize(
     ("asked", "code", "reason"),
     [
-        ({"qos": 1, "durable": True}, 400, "a durable subscription is known by its client_id"),
-        ({"durable": True}, 400, "a durable subscription collects QoS 1 messages"),
+        ({"qos": 1, "durable": True}, 400, "a durable subscription needs a client_id"),
+        ({"durable": True}, 400, "a durable subscription needs QoS 1"),
         ({"qos": 1, "group": "g" * 257}, 400, "the group is longer than 256 bytes"),
-        ({"group": "a\nb"}, 400, "the group holds control characters"),
+        ({"group": "a\nb"}, 400, "the group contains control characters"),
     ],
 )
 def test_an_invalid_subscription_is_refused_with_the_reason(broker, connect, asked, code, reason):
@@ -409,7 +409,7 @@ def test_a_full_wal_refuses_publishes_until_the_subscriber_has_caught_up(broker,
     durable(connect, broker, "orders").close()
     writer = connect(broker, hello=True)
     ids, answer = fill(writer, b"x" * 4000)
-    assert answer.code == 503 and "the log is full" in answer.message
+    assert answer.code == 503 and "the WAL is full" in answer.message
     described = broker.info()
     assert described["state"] == "degraded" and described["log"]["state"] == "full"
     assert any(reason.startswith("log: full at ") for reason in described["reasons"])
@@ -444,7 +444,7 @@ def test_after_a_failed_sync_only_qos_0_works_until_a_restart(start_broker, conn
     assert light.next().payload == b"safe"
     broken.touch()
     answer = writer.ask(PUB, "orders", b"not safe", qos=1)
-    assert (answer.code, answer.id) == (503, 0) and "the log has failed" in answer.message, answer
+    assert (answer.code, answer.id) == (503, 0) and "the WAL has stopped" in answer.message, answer
     broken.unlink()  # after a failed sync the disk is not used again before a restart
     assert writer.ask(PUB, "orders", b"nor this", qos=1).code == 503
     writer.publish("orders", b"QoS 0")

@@ -341,7 +341,7 @@ def test_verify_names_the_damage_and_repair_keeps_the_rest(capsys, directory, ke
     damage(directory, b"site/1two")
     status, out, _ = tool(capsys, "verify", "--directory", str(directory))
     assert status == 1
-    assert "damaged: segment 1, " in out and "1 records are gone in 1 ranges" in out
+    assert "damaged: segment 1, " in out and "1 records are lost in 1 ranges" in out
     status, out, _ = tool(capsys, "verify", "--directory", str(directory), "--format", "json")
     items = [json.loads(line) for line in out.splitlines()]
     assert status == 1 and {"damaged", "lost"} <= {item.get("finding") for item in items}

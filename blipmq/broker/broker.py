@@ -285,7 +285,7 @@ class Broker:
         """
         self._running()
         if qos and not self.config.wal.enabled:
-            raise UsageError("QoS 1 needs the log: name its place in wal.directory, or publish with qos 0")
+            raise UsageError("QoS 1 needs the WAL: set wal.directory to its directory, or publish with QoS 0")
         if self._publisher is None:
             from blipmq.broker.publisher import Publisher  # imported here because a standalone broker never needs it
 

@@ -72,7 +72,7 @@ class EventPump:
     def _failed(self, event: Any, error: Exception) -> None:
         self._log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
         if isinstance(event, (Hello, Sub, Unsub, Info, AdminAsked)):
-            text = "the broker failed inside; its log has the cause"
+            text = "the broker had an internal error; its log has the cause"
             self._core.reply(event.conn, event.seq, INTERNAL, text, close=True)
 
     def _retry(self) -> None:

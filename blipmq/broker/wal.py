@@ -28,8 +28,10 @@ from blipmq.native.log import LogReport, LogState, log_denied
 
 PROGRESS_SECONDS = 1.0
 LOG_NAMES = ("wal", "checkpoint", "LOCK")
-HINT_LOST = "records are gone, all others are kept; `blipmq wal verify` lists them; check the disk"
-HINT_AT_MOST = "records are gone, at most these; how many is not known; all others are kept; check the disk"
+HINT_LOST = "some records are lost, all others are kept: list them with `blipmq wal verify`, and check the disk"
+HINT_AT_MOST = (
+    "some records are lost, at most these; all others are kept: list them with `blipmq wal verify`, and check the disk"
+)
 # The meaning of an errno that a disk error cannot cause.
 GONE = "the log's directory, or the file that was written to, has been removed or replaced"
 Counters = dict[str, int]

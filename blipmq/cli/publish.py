@@ -92,7 +92,7 @@ def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches
 def how_far(sent: int, qos: int) -> str:
     if qos:
         return f"{render.count(sent, 'line')} before are on the broker's disk; some of those behind may be."
-    return f"Of {render.count(sent, 'line')} sent, it is not known how many arrived."
+    return f"{render.count(sent, 'line')} were sent. Some or all of them may be lost."
 
 
 def read_file(path: str) -> bytes:

@@ -151,7 +151,7 @@ def _sums_line(action: str, item: WalSums) -> str:
     parts.append("closed in order" if item.clean else "not closed in order")
     if item.lost_ranges:
         most = "at most " if item.lost_unknown else ""
-        parts.append(f"{most}{item.lost_records} records are gone in {item.lost_ranges} ranges")
+        parts.append(f"{most}{item.lost_records} records are lost in {item.lost_ranges} ranges")
     else:
         parts.append("no record is missing")
     return f"{'repaired' if action == 'repair' else 'verified'}: " + "; ".join(parts)

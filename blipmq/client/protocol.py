@@ -435,6 +435,6 @@ def decode_info(reply: Reply) -> dict[str, Any]:
         info = None
     if not isinstance(info, dict):
         raise ProtocolError(
-            "The answer to INFO is not a JSON object. Client and broker may be of different generations."
+            "The answer to INFO is not a JSON object. Update the client or the broker: their versions may not fit together."
         )
     return info

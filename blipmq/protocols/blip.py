@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 NAME_BYTES_MAX = 256  # of a client_id or a group
 GREETING = f"BlipMQ {__version__}"
-NO_LOG = "QoS 1 needs the log: set wal.enabled = true, or ask for qos 0"
-NO_CLIENT_ID = "a durable subscription is known by its client_id: say HELLO with one first"
-NO_KEY = "no key, or none that is known here"
-KEY_ENDED = "the key is not known here any more"
-NO_QOS1 = "a durable subscription collects QoS 1 messages: ask for qos 1"
+NO_WAL = "QoS 1 needs the WAL: set wal.enabled = true, or subscribe with QoS 0"
+NO_CLIENT_ID = "a durable subscription needs a client_id: send one in HELLO"
+NO_KEY = "no API key was sent, or the broker does not know it"
+KEY_ENDED = "the API key is no longer valid"
+NO_QOS1 = "a durable subscription needs QoS 1: subscribe with QoS 1"
 _ORDINARY = (CloseReason.EOF, CloseReason.QUIT)
 
 
@@ -92,11 +92,11 @@ class NativeProtocol:
         if connection.closing:
             return
         if connection.said_hello:
-            self._core.reply(event.conn, event.seq, BAD_REQUEST, "HELLO was said already on this connection")
+            self._core.reply(event.conn, event.seq, BAD_REQUEST, "this connection has already sent HELLO: send it once")
             return
         if event.protocol != PROTOCOL:
             connection.closing = True
-            text = f"this broker speaks protocol {PROTOCOL}, the client asked for {event.protocol}"
+            text = f"this broker supports protocol version {PROTOCOL}, not {event.protocol}: use a client of another version"
             self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
             self._refused(connection, "hello", PROTOCOL_VERSION, text)
             return
@@ -126,7 +126,7 @@ class NativeProtocol:
             return False
         connection.closing = True
         self._auth.over_limit += 1
-        text = f"limits.max_connections_per_key is reached: the key {name} has {limit} connections"
+        text = f"limits.max_connections_per_key is reached: the key {name} has {limit} connections. Close some, or raise it"
         self._core.reply(event.conn, event.seq, TOO_MANY, text, close=True)
         self._refused(connection, "hello", TOO_MANY, text)
         return True
@@ -154,7 +154,7 @@ class NativeProtocol:
             connection.key = now
             lost = next((f for f in connection.filters if now.allow != before and not now.may_subscribe(f)), None)
             if lost is not None:
-                self._end(connection, NOT_ALLOWED, f"this key may not subscribe to {lost} any more")
+                self._end(connection, NOT_ALLOWED, f"this key may no longer subscribe to {lost}")
 
     def _end(self, connection: Connection, code: int, text: str) -> None:
         """Close the connection. The client gets only this answer; its queued messages are discarded."""
@@ -202,12 +202,15 @@ class NativeProtocol:
         if problem := _name_problem("group", event.group):
             return BAD_REQUEST, problem
         if event.qos and not self.config.wal.enabled:
-            return NOT_NOW, NO_LOG
+            return NOT_NOW, NO_WAL
         known = connection.subscriptions if connection is not None else {}
         if len(known) >= limit and (event.filter, event.group) not in known:
-            return TOO_MANY, f"{limit} subscriptions are the most one connection may have"
+            return (
+                TOO_MANY,
+                f"limits.max_subscriptions_per_connection ({limit}) is reached: end some subscriptions, or raise it",
+            )
         if self._status.memory_is_short:
-            return NOT_NOW, "memory is short: limits.memory_bytes is reached"
+            return NOT_NOW, "limits.memory_bytes is reached: try again later, or raise it"
         return 0, ""
 
     def unsubscribe(self, event: Unsub) -> None:
@@ -281,7 +284,7 @@ class NativeProtocol:
 
     def _take_over(self, older: Connection, newer_peer: str) -> None:
         older.closing = True
-        text = "another connection has taken this client_id"
+        text = "another connection uses this client_id now"
         self._core.reply(older.conn, 0, CLIENT_ID_IN_USE, text, close=True, unasked=True)
         self._log.warning(
             "client_id_taken",
@@ -321,9 +324,9 @@ def _is_named(connection: Connection) -> bool:
 
 def _name_problem(what: str, name: str) -> str:
     if len(name.encode()) > NAME_BYTES_MAX:
-        return f"the {what} is longer than {NAME_BYTES_MAX} bytes"
+        return f"the {what} may have at most {NAME_BYTES_MAX} bytes"
     if not name.isprintable():
-        return f"the {what} holds control characters"
+        return f"the {what} contains control characters"
     return ""
 
 

@@ -16,11 +16,9 @@ from blipmq.native.events import AdminAsked
 from blipmq.sessions.connections import Connection
 from blipmq.sessions.end import End, SessionEnds, Target
 
-NO_RIGHT = "this needs a key with the right admin (blipmq keys add NAME --allow admin)"
-NOT_LOCAL = "without keys this can be done from the broker's own machine alone"
-UNKNOWN = (
-    'not understood: {"do": "sessions.end", "filter": ..., "client_id": ..., "group": ..., "key": ...} is expected'
-)
+NO_RIGHT = "this request needs a key with the right admin. To create one: blipmq keys add NAME --allow admin"
+NOT_LOCAL = "without keys, only clients on the broker's machine may do this"
+UNKNOWN = 'not valid: {"do": "sessions.end", "filter": ..., "client_id": ..., "group": ..., "key": ...} is expected'
 TEXT_CHARS_MAX = 1024
 
 

@@ -59,10 +59,10 @@ class SessionEnds:
         """End the subscription that `target` names, and call `answer` when that is on disk. `who` names the operator:
         fields for the log line."""
         if not (target.client_id or target.group):
-            answer(End(BAD_REQUEST, "name the client_id or the group that the subscription belongs to", {}))
+            answer(End(BAD_REQUEST, "the request needs the client_id or the group of the subscription", {}))
             return
         if target.group and target.key is not None and not target.client_id:
-            answer(End(BAD_REQUEST, "a key names no member of a group by itself: name the client_id, too", {}))
+            answer(End(BAD_REQUEST, "a request with a group and a key also needs the client_id of the member", {}))
             return
         wanted = Wanted(target.filter, owner=target.client_id, limit=ASKED_ROWS_MAX, exact=True)
         self._lists.ask(lambda listing: self._listed(target, who, answer, listing), wanted)
@@ -80,9 +80,15 @@ class SessionEnds:
             self._end(*durable[0], target, who, answer)
         elif durable:
             keys = ", ".join(sorted(repr(fact["key"]) for _, fact in durable)[:NAMES_TOLD])
-            answer(End(BAD_REQUEST, f"{len(durable)} keys have such a subscription ({keys}): name one of them", {}))
+            answer(
+                End(
+                    BAD_REQUEST,
+                    f"{len(durable)} keys have such a subscription ({keys}): add one of these keys to the request",
+                    {},
+                )
+            )
         elif found and key is None:
-            answer(End(BAD_REQUEST, "it is not durable: it ends with its connection", {}))
+            answer(End(BAD_REQUEST, "the subscription is not durable: it ends with its connection", {}))
         else:
             answer(End(NO_SUBSCRIPTION, "there is no such subscription", {}))
 
@@ -110,7 +116,7 @@ _CODES = {
 
 _REASONS = {
     OK: "",
-    BAD_REQUEST: "several keys have that client_id in the group: name one of them",
-    NO_SUBSCRIPTION: "it has ended meanwhile",
-    NOT_NOW: "the log takes nothing now, so the end would not last: see the state of the log",
+    BAD_REQUEST: "clients of several keys have that client_id in the group: add the key to the request",
+    NO_SUBSCRIPTION: "the subscription has ended in the meantime",
+    NOT_NOW: "the WAL is full or has stopped, so the end cannot be stored: blipmq-cli info shows the cause",
 }

@@ -16,9 +16,9 @@
     X(UTF8, "a string is not valid UTF-8")                                                                                       \
     X(CONTROL, "the topic or filter contains a control character")                                                               \
     X(WILDCARD, "the topic contains one of * > + #, which are for filters only")                                                 \
-    X(NOT_ALONE, "a wildcard in the filter shares its level with other characters")                                              \
-    X(NOT_LAST, "> or # in the filter is not its last level")                                                                    \
-    X(MIXED, "the filter mixes the wildcards of dot levels (* >) with those of slash levels (+ #)")                              \
+    X(NOT_ALONE, "a wildcard must be a whole level of the filter")                                                               \
+    X(NOT_LAST, "> and # may only be the last level of a filter")                                                                \
+    X(MIXED, "the filter mixes wildcards for dots (* >) with wildcards for slashes (+ #)")                                       \
     X(LEVELS, "the topic or filter has more levels than limits.max_topic_levels")
 
 #define TOPIC_E_BASE (-130) /* distinct from enum bq_error and the codes of protocols */

@@ -15,13 +15,13 @@
 #define IDS_BLOCK (1ull << 32)      /* ids reserved by one record; after a crash, ids continue after this block */
 
 const char *commit_refusal(const bq_t *bq) {
-    if (!bq->wal) return "QoS 1 needs the log: set wal.enabled = true, or publish with qos 0";
+    if (!bq->wal) return "QoS 1 needs the WAL: set wal.enabled = true, or publish with QoS 0";
     switch (wal_state(bq->wal)) {
     case 0: return NULL;
     case WAL_E_FULL:
-        return "the log is full: its quota (wal.max_bytes) or the disk's reserve is reached. blipmq-cli sessions shows which "
-               "subscriptions keep it; free space or let them catch up";
-    default: return "the log has failed on a disk error and takes nothing more: see the broker's log, mend the disk, restart";
+        return "the WAL is full: wal.max_bytes or the disk reserve is reached. Free disk space, or end unused durable "
+               "subscriptions (to list them: blipmq-cli sessions)";
+    default: return "the WAL has stopped after a disk error: check the disk, then restart the broker";
     }
 }
 
@@ -135,9 +135,9 @@ static void reserve_first_ids(bq_t *bq) {
 static enum commit_outcome refused(const bq_t *bq, int64_t error, const char **why) {
     if (error == BQ_E_AGAIN) return COMMIT_LATER;
     const char *refusal = commit_refusal(bq);
-    *why = error == BQ_E_TOO_LARGE ? "the message is larger than the log takes"
+    *why = error == BQ_E_TOO_LARGE ? "the message is too large for the WAL: send a smaller one"
            : refusal               ? refusal
-                                   : "the log refused the message";
+                                   : "the WAL did not accept the message: try again later";
     return COMMIT_REFUSED;
 }
 
@@ -156,7 +156,7 @@ enum commit_outcome commit_publish(bq_t *bq, connection_t *connection, uint64_t 
     if (timed < 0) return refused(bq, timed, why);
     if (!reserve_ids(bq)) return refused(bq, BQ_E_AGAIN, why);
     pending_commit_t *pending = pending_message_new(bq, connection, PENDING_PUBLISH, message);
-    *why = "the broker is out of memory";
+    *why = "the broker is out of memory: try again later";
     if (!pending) return COMMIT_REFUSED;
     pending->seq = seq;
     int64_t lsn = pending_log(bq, pending, message, (wal_part_t){message->properties, message->properties_size}, 0, WAL_ORDINARY);

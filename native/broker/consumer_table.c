@@ -291,13 +291,14 @@ void consumer_free(bq_t *bq, consumer_t *consumer) {
 
 /* ---- requests: SUB ----------------------------------------------------------------------------------------------- */
 
-static const char *NO_ROOM = "the broker is out of memory, or its log takes nothing now";
+static const char *NO_ROOM = "the broker is out of memory, or its WAL is full or has stopped: see the broker's log";
 static const char *TOO_MANY_CONSUMERS =
-    "limits.max_sessions is reached: end durable subscriptions that nobody uses: blipmq-cli sessions";
+    "limits.max_sessions is reached: end unused durable subscriptions (to list them: blipmq-cli sessions), or raise it";
 static const char *TOO_MANY_OF_KEY =
-    "limits.max_sessions_per_key is reached: this key has as many QoS 1 subscriptions and queue groups as one may have";
-static const char *TOO_MANY_REGISTRATIONS = "a queue group has at most 1024 durable client_ids: end those that nobody uses "
-                                            "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
+    "limits.max_sessions_per_key is reached: end unused QoS 1 subscriptions and queue groups of this key, or raise it";
+static const char *TOO_MANY_REGISTRATIONS =
+    "the queue group has 1024 durable client_ids, which is the maximum: remove unused ones "
+    "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
 static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     connection->protocol->refuse(bq, connection, seq, outcome, why);

@@ -121,7 +121,7 @@ bool admission_make_room(bq_t *bq, const transport_ops_t *transport, const uint8
     bq->stats.refused_pending++;
     connection_t *other = longest_silent(admission);
     if (other)
-        connection_close(bq, other, BQ_CLOSE_CROWDED, "made room for a newcomer: limits.max_pending is reached");
+        connection_close(bq, other, BQ_CLOSE_CROWDED, "closed to make room for a new connection: limits.max_pending is reached");
     else if (transport->shakes)
         secure_refused(bq, peer, port, false);
     return other != NULL;

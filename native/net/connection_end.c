@@ -101,7 +101,7 @@ void connection_all_sent(bq_t *bq, connection_t *connection) {
 
 void connection_end_late(bq_t *bq, connection_t *connection) {
     if (connection->state == CONNECTION_ENDING)
-        connection->close_detail = "what it had asked for was not answered in time: the disk is slow, or full";
+        connection->close_detail = "its requests were not answered in time: the disk is slow or full";
     connection_close(bq, connection, connection->close_code, connection->close_detail);
 }
 
@@ -113,10 +113,10 @@ void connection_broken(bq_t *bq, connection_t *connection, int error) {
         return;
     }
     if (error == ENOMEM || error == ENOSPC) {
-        connection_close(bq, connection, BQ_CLOSE_RESET, "the system had no memory for its socket");
+        connection_close(bq, connection, BQ_CLOSE_RESET, "the system had no memory for the socket");
         return;
     }
-    connection_close(bq, connection, BQ_CLOSE_VANISHED, "the client's machine does not answer any more");
+    connection_close(bq, connection, BQ_CLOSE_VANISHED, "the client's machine no longer answers");
 }
 
 /* The poller reports an error on a socket that is currently not read. After a reset, input that came earlier is still
@@ -146,7 +146,7 @@ void connection_discard(bq_t *bq, connection_t *connection) {
 
 void connection_need_hello(bq_t *bq, connection_t *connection) {
     if (connection->trusted || connection->acl || !connection->admitted) return;
-    static const char why[] = "keys are asked for since the broker's settings were changed";
+    static const char why[] = "authentication is now required: reconnect with an API key";
     if (connection->hello && connection->state == CONNECTION_OPEN) {
         connection_discard(bq, connection);
         connection->protocol->answer(bq, connection, 0, BQ_OUTCOME_UNAUTHENTICATED, why);

@@ -53,7 +53,7 @@ void input_process(bq_t *bq, connection_t *connection, const uint8_t *bytes, uin
 /* No memory for the rest of its input. If the only pause is its used-up share, process the rest now. */
 static NOINLINE void rest_without_memory(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->pause != PAUSE_SHARE) {
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for the client's input");
         return;
     }
     connection->pause = 0;
@@ -74,7 +74,7 @@ bool input_reserve(bq_t *bq, connection_t *connection, uint32_t more) {
     bool over = input_over_budget(bq, capacity - connection->in_capacity);
     uint8_t *in = over ? NULL : pool_resize(&bq->pool, connection->in, connection->in_capacity, capacity);
     if (!in) {
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for its input");
+        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for the client's input");
         return false;
     }
     bq->input_bytes += capacity - connection->in_capacity;

@@ -44,7 +44,7 @@ void keepalive_due(bq_t *bq, connection_t *connection) {
         core_timer_set(bq, &connection->timer, connection->transport->transit_ms);
     } else {
         connection_close(bq, connection, BQ_CLOSE_SILENT,
-                         "it sent nothing, not even PING, for one and a half times the keepalive_ms of its HELLO");
+                         "the client sent nothing, not even PING, for 1.5 times the keepalive_ms of its HELLO");
     }
 }
 
@@ -107,7 +107,7 @@ static void look_at(bq_t *bq, connection_t *connection) {
         connection->doubt_ms = bq->now_ms;
     } else if (doubted_ms >= bq->config.keepalive_ms / LOOKS * (LOOKS - 1ull) && sent_ms < doubted_ms) {
         connection_close(bq, connection, BQ_CLOSE_VANISHED,
-                         "its machine acknowledged nothing that was sent for server.keepalive_ms");
+                         "the client's machine acknowledged no output for server.keepalive_ms");
     }
 }
 

@@ -46,7 +46,8 @@ static NOINLINE void replies_grow(bq_t *bq, connection_t *connection) {
     bool large = connection->queue.control_bytes > CONTROL_BYTES_MAX, over = connection->blocked && budget_over(bq);
     if (large || over) connection->pause |= PAUSE_OUTPUT;
     if (large && over)
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "it does not read its replies, and limits.memory_bytes is used up");
+        connection_close(bq, connection, BQ_CLOSE_MEMORY,
+                         "the client does not read its replies, and limits.memory_bytes is reached");
 }
 
 void connection_send(bq_t *bq, connection_t *connection) {

@@ -82,7 +82,7 @@ static void memory_parsed(bq_t *bq, connection_t *connection, uint32_t bytes) {
 void connection_memory_input(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
     if (connection->state != CONNECTION_OPEN || connection->input_ended || !size) return;
     if (connection->in_size + (uint64_t)size > bq->config.max_frame_bytes + 2ull * CREDIT_BYTES) {
-        connection_close(bq, connection, BQ_CLOSE_BROKER, "more input than its credit window");
+        connection_close(bq, connection, BQ_CLOSE_BROKER, "the client sent more input than its credit window");
         return;
     }
     if (!input_reserve(bq, connection, size)) return;

@@ -153,7 +153,7 @@ static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, to
 static NOINLINE enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
                                                  enum publish_outcome outcome, wait_list_t *blocker) {
     if (outcome == PUBLISH_NO_MEMORY)
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     if (outcome == PUBLISH_LATER)
         connection->pause |= PAUSE_SHARE;
     else
@@ -165,7 +165,8 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
     int error = 0;
     topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
     if (BQ_UNLIKELY(!topic)) {
-        if (error == BQ_E_MEMORY) return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+        if (error == BQ_E_MEMORY)
+            return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
         return bad_frame(bq, connection, view->seq, error);
     }
     connection->last_topic = topic;
@@ -181,7 +182,7 @@ static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, co
         }
         const message_t message = message_of(view);
         if (commit_follow(bq, connection, &message)) return FRAME_TAKEN;
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory");
+        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     }
     wait_list_t *blocker = NULL;
     enum publish_outcome outcome = publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
@@ -193,7 +194,7 @@ static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *ev
     /* An event that never fits into the ring would be retried without end. */
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
         return refuse(bq, connection, event->seq, BQ_OUTCOME_INVALID,
-                      "client_id, api_key, group and what INFO or ADMIN ask for are at most 4 KiB each");
+                      "client_id, api_key, group and the request of INFO or ADMIN may have at most 4 KiB each");
     event->conn = connection->handle;
     event->flags |= (connection->hello ? 0 : BQ_EV_LEGACY) | (connection->trusted ? BQ_EV_TRUSTED : 0);
     memcpy(event->peer, connection->peer, sizeof event->peer);
@@ -250,7 +251,7 @@ static enum frame_outcome request_json(bq_t *bq, connection_t *connection, const
 
 static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
     if (!connection->admitted && view->action != FRAME_HELLO) {
-        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO, while authentication is on");
+        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO: authentication is required");
         return FRAME_TAKEN;
     }
     if (connection->refused && view->action != FRAME_HELLO) {
@@ -318,7 +319,7 @@ static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes,
 static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
     bq->stats.frames_bad++;
     const char *why =
-        size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows (or not BlipMQ at all)";
+        size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows, or another protocol";
     if (size == 0)
         refuse_and_close(bq, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
     else

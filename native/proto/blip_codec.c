@@ -10,7 +10,7 @@
 /* ---- errors -------------------------------------------------------------------------------------------------------- */
 
 #define FRAME_ERRORS(X)                                                                                                          \
-    X(ROOT, "no table: the root offset points outside the frame; is the client speaking this protocol?")                         \
+    X(ROOT, "no table: the root offset points outside the frame; the client may use another protocol")                           \
     X(VTABLE, "the table's vtable is outside the frame or has an impossible length")                                             \
     X(TABLE, "the table runs past the end of the frame")                                                                         \
     X(FIELD, "a field lies outside its table")                                                                                   \

@@ -5,7 +5,7 @@
  *      one of the first two (and the last)     as in the last        whole
  *      only the last                           as in the last        beheaded: bytes near the other headers are damaged too
  *      only one of the first two               different             cut
- *      none                                                          headless: moved aside, its records are gone; or a stray file
+ *      none                                                          headless: moved aside, its records are lost; or a stray file
  *
  * Invariant: nothing here changes the directory. Only recover_keep_aside in wal/recover.c does.
  */

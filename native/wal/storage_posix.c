@@ -23,7 +23,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(off_t) == 8, "the log needs file offsets of 64 bits: define _FILE_OFFSET_BITS before any system header");
+_Static_assert(sizeof(off_t) == 8, "the WAL needs file offsets of 64 bits: define _FILE_OFFSET_BITS before any system header");
 
 #define CHUNK_BYTES_MAX (1u << 30) /* per call; some systems refuse more */
 #define NAME_BYTES_MAX 256u

@@ -12,7 +12,7 @@
 
 _Static_assert((int)BQ_WAL_E_FULL == (int)WAL_E_FULL && (int)BQ_WAL_E_LOCKED == (int)WAL_E_LOCKED &&
                    (int)BQ_WAL_E_VERSION == (int)WAL_E_VERSION,
-               "the boundary's codes are the log's");
+               "the codes of the boundary are those of the WAL");
 
 struct bq_wal_tool {
     storage_t *storage;

@@ -64,25 +64,25 @@ enum recover_action {
     ACTION_MOVE_ASIDE  /* rename the file out of the way */
 };
 
-/* All cases that recovery distinguishes. LOST and LOST_AT_MOST mean that records are gone. */
+/* All cases that recovery distinguishes. LOST and LOST_AT_MOST mean that records are lost. */
 #define RECOVER_CASES(X)                                                                                                         \
-    X(HEADER_COPY, ACTION_NONE, "one of a segment's headers is damaged, another is used")                                        \
+    X(HEADER_COPY, ACTION_NONE, "one header of a segment is damaged; another copy is used")                                      \
     X(HEADER_PAGE, ACTION_NONE, "the beginning of a segment is damaged; the header at its end is used")                          \
-    X(HEADER_BAD, ACTION_MOVE_ASIDE, "all headers of a segment are damaged, so nothing in it can be verified")                   \
+    X(HEADER_BAD, ACTION_MOVE_ASIDE, "all headers of a segment are damaged, so its records cannot be verified")                  \
     X(HEADER_MISSING, ACTION_MOVE_ASIDE, "a segment file is empty or too short for a header")                                    \
-    X(CUT, ACTION_NONE, "a segment's file is not as long as it was made")                                                        \
-    X(NOT_A_FILE, ACTION_MOVE_ASIDE, "a link, a directory or a pipe has a segment's name")                                       \
-    X(STRAY, ACTION_MOVE_ASIDE, "a file with a segment's name that this log has not made")                                       \
-    X(FOREIGN, ACTION_MOVE_ASIDE, "a segment belongs to another log")                                                            \
-    X(DUPLICATE, ACTION_MOVE_ASIDE, "two files hold the same segment; the one with the right name is used")                      \
-    X(MISNAMED, ACTION_NONE, "a segment's file has another segment's name; its own header is believed")                          \
-    X(MISSING, ACTION_NONE, "a segment between two others is not there")                                                         \
-    X(TORN, ACTION_COPY_ASIDE, "the end of the newest segment was never synced: normal after a power cut")                       \
-    X(DAMAGED, ACTION_COPY_ASIDE, "bytes in the middle of the log do not verify")                                                \
-    X(LOST, ACTION_NONE, "records are gone")                                                                                     \
-    X(GONE, ACTION_NONE, "the newest segment, which was in use, is not there any more or has nothing left in it")                \
-    X(LOST_AT_MOST, ACTION_NONE, "records are gone; how many is not known, but no more than these")                              \
-    X(CHECKPOINT_BAD, ACTION_NONE, "a checkpoint does not verify; an older one or a longer replay takes its place")
+    X(CUT, ACTION_NONE, "the length of a segment file has changed")                                                              \
+    X(NOT_A_FILE, ACTION_MOVE_ASIDE, "a link, a directory or a pipe has the name of a segment")                                  \
+    X(STRAY, ACTION_MOVE_ASIDE, "a file has the name of a segment, but this WAL did not create it")                              \
+    X(FOREIGN, ACTION_MOVE_ASIDE, "a segment belongs to another WAL")                                                            \
+    X(DUPLICATE, ACTION_MOVE_ASIDE, "two files contain the same segment; the one with the correct name is used")                 \
+    X(MISNAMED, ACTION_NONE, "a segment file has the name of another segment; its header is used")                               \
+    X(MISSING, ACTION_NONE, "a segment between two others is missing")                                                           \
+    X(TORN, ACTION_COPY_ASIDE, "the end of the newest segment was not synced: normal after a power cut")                         \
+    X(DAMAGED, ACTION_COPY_ASIDE, "bytes in the middle of the WAL are damaged")                                                  \
+    X(LOST, ACTION_NONE, "records are lost")                                                                                     \
+    X(GONE, ACTION_NONE, "the newest segment, which was in use, is missing or empty")                                            \
+    X(LOST_AT_MOST, ACTION_NONE, "records are lost: at most these; the exact number is unknown")                                 \
+    X(CHECKPOINT_BAD, ACTION_NONE, "a checkpoint is damaged; an older one or a longer replay is used")
 
 enum recover_case {
 #define X(name, action, text) RECOVER_##name,
