@@ -31,7 +31,7 @@ _ADVICE = {
     ENDED: "Subscribe again if you still need the messages.",
     TOO_LARGE: "Send smaller messages, or raise server.max_message_size_bytes on the broker.",
     PROTOCOL_VERSION: "Client and broker use different protocol versions; update the older one.",
-    TOO_MANY: "A limit of the broker is reached; try again later, or raise the limit.",
+    TOO_MANY: "Try again later, or raise the limit.",
     INTERNAL: "The broker had an internal error; its log has the cause.",
     NOT_NOW: "Repeat the request when the cause is gone.",
 }

@@ -96,7 +96,7 @@ class NativeProtocol:
             return
         if event.protocol != PROTOCOL:
             connection.closing = True
-            text = f"this broker supports protocol version {PROTOCOL}, not {event.protocol}: use a client of another version"
+            text = f"this broker supports protocol {PROTOCOL}, not protocol {event.protocol}"
             self._core.reply(event.conn, event.seq, PROTOCOL_VERSION, text, close=True)
             self._refused(connection, "hello", PROTOCOL_VERSION, text)
             return
