@@ -108,7 +108,7 @@ def test_the_asyncio_client_closes_a_connection_without_tcp_acknowledgements():
 
         client = await blipmq.connect(address, keepalive_s=1.0, on_state=on_state)
         error = await asyncio.wait_for(gone, TIMEOUT_S)
-        assert "acknowledged nothing" in str(error)
+        assert "acknowledged no data" in str(error)
         await client.close()
 
     with Mute() as broker:
@@ -120,7 +120,7 @@ def test_the_blocking_client_closes_a_connection_without_tcp_acknowledgements(mo
     with Mute() as broker:
         client = blipmq.connect_blocking(broker.address, reconnect=False, timeout_s=TIMEOUT_S)
         assert broker.is_gone.wait(TIMEOUT_S)
-        with pytest.raises(Disconnected, match="acknowledged nothing"):
+        with pytest.raises(Disconnected, match="acknowledged no data"):
             client.ping()
 
 

@@ -299,9 +299,9 @@ def check_that_it_refuses_and_says_why(broker):
         described = client.info()
         assert (described["state"], described["log"]["state"]) == ("degraded", "full")
         assert any(
-            reason.startswith("log: full at ") and "the disk has room" in reason for reason in described["reasons"]
+            reason.startswith("WAL: full at ") and "free disk space" in reason for reason in described["reasons"]
         )
-    assert "log: full at " in said(broker, "/healthz") and said(broker, "/readyz")
+    assert "WAL: full at " in said(broker, "/healthz") and said(broker, "/readyz")
     assert broker.wait_for("log_full")["disk_free_bytes"] == "0"
 
 

@@ -139,7 +139,7 @@ def test_quoted_texts_reach_the_broker_unchanged(device):
     [
         ("[server]\nmax_conections = 5\n", "blipmq.toml:2: there is no setting server.max_conections; did you mean"),
         ('[server]\nbind_addr = "0.0.0.0:7878"\n', "blipmq.toml:2: server.bind_addr"),
-        ('[wal]\ndirectory = "/mnt"\n', "blipmq.toml:2: wal.directory: the log is on the data partition"),
+        ('[wal]\ndirectory = "/mnt"\n', "blipmq.toml:2: wal.directory: the WAL is on the data partition"),
         ("[queues\n", "blipmq.toml:1: not valid TOML"),
         (b"[queues]\n# caf\xe9\n", "blipmq.toml:2: not UTF-8"),
         ("x = " + "[" * 10_000, "blipmq.toml: lists or tables are nested too deeply"),

@@ -19,8 +19,8 @@ TEXT, NUMBER, FLAG, SECONDS, FUNCTION = (
 )
 PAYLOAD, MANY, MESSAGES = (
     "A payload is bytes or str",
-    "a list, or anything else that gives payloads",
-    "messages as they came",
+    "a list or another iterable of payloads",
+    "a received message: ack(message)",
 )
 
 # Method, arguments, options, and words of the error message; the same for both clients.

@@ -336,6 +336,6 @@ def test_a_low_hard_limit_is_an_error_with_both_numbers_and_a_remedy(monkeypatch
     with pytest.raises(ConfigError) as caught:
         server.raise_descriptor_limit(from_dict({"server": {"max_connections": 5000}}))
     assert str(caught.value) == (
-        "server.max_connections = 5000 needs 5160 open files, but this process may have 1024 at most. Raise the limit "
+        "server.max_connections = 5000 needs 5160 open files, but this process may have at most 1024. Raise the limit "
         "(LimitNOFILE=5160 in the service, `ulimit -Hn` in a shell), or set server.max_connections to 864."
     )

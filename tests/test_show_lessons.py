@@ -318,7 +318,7 @@ def test_a_failed_configuration_reload_keeps_the_old_configuration(broker, conne
         broker.signal(signal.SIGHUP)
         until(lambda count=count: len(broker.lines("reload_failed")) == count + 1, "it says so")
         assert client.is_open()
-    assert any("the old one is in effect" in reason for reason in client.info()["reasons"])
+    assert any("the old one stays in effect" in reason for reason in client.info()["reasons"])
 
 
 # ---- confidential values in the output of the broker ----

@@ -145,7 +145,7 @@ def test_damage_to_the_newest_segment_after_a_kill_is_an_error_that_names_the_lo
     assert line["level"] == "error" and int(line["last_lsn"]) >= int(line["first_lsn"]) > 0
     described = second.info()
     assert described["state"] == "degraded"
-    assert any(reason.startswith("log: damaged; ") for reason in described["reasons"]), described["reasons"]
+    assert any(reason.startswith("WAL: damaged; ") for reason in described["reasons"]), described["reasons"]
     assert described["log"]["lost"]["exact"] == (line["exact"] == "true")
     subscriber = subscribe(second)
     (again,) = publish(second, 1)
@@ -216,7 +216,7 @@ def test_a_second_broker_or_repair_on_a_wal_in_use_is_refused(start_broker, tmp_
         (wal_of(first) / "LOCK").unlink()
     (tmp_path / "second").mkdir()
     directory = {**SMALL, "wal.directory": str(wal_of(first))}
-    refused_start(tmp_path / "second", directory, "another broker uses the log", 69)
+    refused_start(tmp_path / "second", directory, "another broker uses the WAL", 69)
     for action in ("repair", "verify", "export"):
         tried = subprocess.run(
             [*broker_command(), "wal", action, "--directory", str(wal_of(first))],
@@ -225,7 +225,7 @@ def test_a_second_broker_or_repair_on_a_wal_in_use_is_refused(start_broker, tmp_
             timeout=60,
             env=environment(),
         )
-        assert tried.returncode == 69 and "a broker runs on the log" in tried.stderr
+        assert tried.returncode == 69 and "a broker uses the WAL" in tried.stderr
     publish(first, 3)
 
 
@@ -235,7 +235,7 @@ def test_wal_files_moved_to_another_directory_are_still_locked(start_broker, tmp
     moved.mkdir()
     for file in wal_of(first).glob("wal-*.log"):
         file.rename(moved / file.name)
-    refused_start(moved, {**SMALL, "wal.directory": str(moved)}, "another broker uses the log", 69)
+    refused_start(moved, {**SMALL, "wal.directory": str(moved)}, "another broker uses the WAL", 69)
     first.kill()
 
 

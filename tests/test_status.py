@@ -74,7 +74,7 @@ def test_paused_accepting_is_a_reason_until_it_resumes(stepped):
     gathering, report = stepped
     gathering.accepting(Accepting(True, errno.EMFILE))
     (reason,) = report()["reasons"]
-    assert reason.startswith("new connections wait: Too many open files; raise the limit on open files")
+    assert reason.startswith("new connections are not accepted: Too many open files; raise the limit on open files")
     gathering.accepting(Accepting(False, 0))
     assert report()["state"] == "ok"
 

@@ -190,7 +190,7 @@ def test_an_unreadable_key_file_admits_no_client(start_broker, tmp_path, how):
         path.write_text(path.read_text().replace('"created"', '"rank": "admin", "created"'))
     door.start()
     assert door.try_key(key) == UNKNOWN
-    assert door.broker.wait_for("keys_failed")["hint"] == "nobody is let in"
+    assert door.broker.wait_for("keys_failed")["hint"] == "every client is refused until the file is correct"
 
 
 def test_plain_keys_of_the_configuration_are_accepted(start_broker):
@@ -498,10 +498,10 @@ def test_an_invalid_new_key_file_keeps_the_old_keys_and_is_reported(door, entere
     admin = entered(door.enter("admin")).subscribe("a")
     good = door.path.read_text()
     door.path.write_text(good + '{"name": "half a')
-    assert "the 1 keys from before stay in effect" in door.broker.wait_for("keys_failed")["hint"]
+    assert "the 1 old keys stay in effect" in door.broker.wait_for("keys_failed")["hint"]
     assert admin.is_open() and door.try_key(door.keys["admin"])[0] == 0
     info = door.broker.info()
-    assert info["state"] == "degraded" and "the last line is not complete" in info["reasons"][0]
+    assert info["state"] == "degraded" and "the last line is incomplete" in info["reasons"][0]
     assert info["auth"] == {"keys": 1, "file_ok": False, "refused": 0, "over_limit": 0}
     door.path.unlink()
     until(lambda: "No such file" in door.broker.info()["reasons"][0], "it is said that the file is gone")
@@ -719,7 +719,9 @@ def test_a_subscriber_that_loses_its_permission_ends_with_the_reason(door):
 def test_check_warns_when_no_client_can_be_admitted(tmp_path):
     asked = {"BLIPMQ_AUTH__KEYS_FILE": "keys"}
     result = blipmq("check", cwd=tmp_path, **asked)
-    assert result.returncode == 0 and b"nobody will be let in: keys: the key file cannot be read" in result.stderr
+    assert (
+        result.returncode == 0 and b"every client will be refused: keys: the key file cannot be read" in result.stderr
+    )
     (tmp_path / "keys").write_text("")
     assert b"there is no key in keys" in blipmq("check", cwd=tmp_path, **asked).stderr
     assert blipmq("keys", "add", "a", cwd=tmp_path, **asked).returncode == 0

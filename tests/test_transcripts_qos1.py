@@ -349,7 +349,7 @@ def test_the_wal_is_recovered_before_the_broker_listens(start_broker, connect):
 def test_a_second_broker_on_the_same_wal_ends_with_status_69_and_one_line(broker):
     second = BrokerProcess(broker.config.parent, {})
     assert second.wait() == 69
-    assert second.log[-2].startswith("blipmq: another broker uses the log in data/wal. Stop that one, or give this one")
+    assert second.log[-2].startswith("blipmq: another broker uses the WAL in data/wal. Stop it, or give this broker")
     assert broker.info()["log"]["state"] == "ok"
 
 
@@ -412,7 +412,7 @@ def test_a_full_wal_refuses_publishes_until_the_subscriber_has_caught_up(broker,
     assert answer.code == 503 and "the WAL is full" in answer.message
     described = broker.info()
     assert described["state"] == "degraded" and described["log"]["state"] == "full"
-    assert any(reason.startswith("log: full at ") for reason in described["reasons"])
+    assert any(reason.startswith("WAL: full at ") for reason in described["reasons"])
     broker.wait_for("log_full")
     reader = connect(broker).subscribe("orders")
     writer.publish("orders", b"QoS 0 goes on")
@@ -453,7 +453,7 @@ def test_after_a_failed_sync_only_qos_0_works_until_a_restart(start_broker, conn
     assert (line["level"], line["error"]) == ("error", "Input/output error")
     described = first.info()
     assert (described["state"], described["log"]["state"]) == ("degraded", "failed")
-    assert described["reasons"][0].startswith("log: the disk failed (Input/output error); QoS 1 publishes are refused")
+    assert described["reasons"][0].startswith("WAL: disk error (Input/output error); QoS 1 publishes are refused")
     first.stop()
     second = start_broker(after=first)
     reader = durable(connect, second, "orders")

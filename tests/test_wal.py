@@ -142,7 +142,7 @@ def test_missing_parent_directories_of_the_wal_are_created(directory):
 def test_two_embedded_brokers_cannot_share_a_wal(directory):
     async def scene():
         async with blipmq.Broker(embedded(directory)):
-            with pytest.raises(LogLocked, match="another broker uses the log"):
+            with pytest.raises(LogLocked, match="another broker uses the WAL"):
                 await blipmq.Broker(embedded(directory)).start()
 
     asyncio.run(scene())
@@ -189,7 +189,7 @@ def test_an_unrecoverable_wal_is_refused_with_one_line():
 def test_a_wal_of_a_newer_version_is_refused_with_one_line():
     refused = log_error(LOG_VERSION, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
-    assert "written by a newer version of BlipMQ, and nothing in it was changed" in str(refused)
+    assert "a newer version of BlipMQ wrote the WAL" in str(refused) and "Nothing was changed" in str(refused)
 
 
 # ---- reports -----------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_failed_wal_is_reported_once_and_is_a_health_reason():
     ((level, event, facts),) = log._log.written
     assert (level, event, facts["error"]) == ("error", "log_failed", "Input/output error")
     (reason,) = log.reasons(failed)
-    assert reason.startswith("log: the disk failed (Input/output error); QoS 1 publishes are refused")
+    assert reason.startswith("WAL: disk error (Input/output error); QoS 1 publishes are refused")
     assert log.facts(failed)["state"] == "failed"
 
 
@@ -236,7 +236,7 @@ def test_a_full_wal_and_its_recovery_are_reported_each_time():
 def test_a_loss_remains_a_health_reason_with_its_exact_bounds():
     log = wal_with(lost_first_lsn=5, lost_last_lsn=9, lost_ranges=1)
     (reason,) = log.reasons(counters())
-    assert reason.startswith("log: damaged; records 5 to 9 (1 range) are gone")
+    assert reason.startswith("WAL: damaged; records between 5 and 9 (1 range) are lost")
     assert log.facts(counters())["lost"] == {"first_lsn": 5, "last_lsn": 9, "ranges": 1, "exact": True}
     log._tell(0.1)
     assert [event for _, event, _ in log._log.written] == ["log_opened", "log_damaged"]
@@ -256,7 +256,7 @@ def test_lost_dead_letters_are_reported_once_and_dropped_ones_are_a_health_reaso
         ("dead_letters_dropped", 3),
     ]
     assert log.reasons(counters(dead_letters_unclaimed=2)) == []
-    assert log.reasons(counters(dead_letters_dropped=3))[0].startswith("log: 3 dead letters are gone")
+    assert log.reasons(counters(dead_letters_dropped=3))[0].startswith("WAL: 3 dead letters are lost")
 
 
 def test_a_dead_letter_is_exported_with_its_properties():
@@ -276,7 +276,7 @@ def test_a_dead_letter_is_exported_with_its_properties():
 
 def test_subscriptions_with_failed_wal_reads_are_a_health_reason():
     (reason,) = wal_with().reasons(counters(sessions_unread=2))
-    assert reason.startswith("log: reading back fails for 2 subscriptions")
+    assert reason.startswith("WAL: 2 subscriptions get no messages")
 
 
 def test_a_long_replay_reports_its_progress(monkeypatch):
@@ -377,7 +377,7 @@ def test_the_tool_does_not_run_beside_a_broker(capsys, directory):
     with blipmq.Broker(embedded(directory)):
         status, out, err = tool(capsys, "verify", "--directory", str(directory))
     assert (status, out) == (69, "")
-    assert err.startswith("blipmq: a broker runs on the log in ") and "Stop it first" in err
+    assert err.startswith("blipmq: a broker uses the WAL in ") and "Stop it first" in err
 
 
 def test_the_tool_creates_no_wal_in_an_empty_directory(capsys, tmp_path):

@@ -99,7 +99,9 @@ class Auth:
         self._log.info("keys_loaded", file=path, keys=self.count)
         if seen[-1] & 0o004:
             self._log.warning(
-                "keys_readable", file=path, hint="every user can read it; chmod 600, or 640 with the group"
+                "keys_readable",
+                file=path,
+                hint="every user can read the file: run chmod 600, or chmod 640 for its group",
             )
         self._tell_core()
         return True
@@ -115,7 +117,11 @@ class Auth:
 
     def _failed(self, problem: str, again: bool) -> None:
         if problem != self.problem:
-            left = f"the {self.count} keys from before stay in effect" if self.count else "nobody is let in"
+            left = (
+                f"the {self.count} old keys stay in effect"
+                if self.count
+                else "every client is refused until the file is correct"
+            )
             self._log.error("keys_failed", error=problem, hint=left)
         self.problem = problem
         if again:  # for example out of descriptors: the next attempt can succeed without a change of the file

@@ -189,7 +189,7 @@ class _File:
         self.keys: dict[str, Key] = {}
         self.ending: dict[str, Key] = {}  # by name, those with `until`
         if self.lines.pop():  # each line must end in a newline; otherwise the file may be truncated
-            raise self._error(len(self.lines) + 1, "the last line is not complete")
+            raise self._error(len(self.lines) + 1, "the last line is incomplete")
         self._digests: dict[bytes, str] = {}
         for number, line in enumerate(self.lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
@@ -223,9 +223,9 @@ class _File:
         key = self._key(number, record)
         alike = self.ending if key.until else self.keys
         if key.name in alike or key.digest in self._digests:
-            raise self._error(number, f"the key {key.name!r} is there twice")
+            raise self._error(number, f"the key {key.name!r} exists twice")
         if len(self.all) == KEYS_MAX:
-            raise self._error(number, f"more than {KEYS_MAX} keys")
+            raise self._error(number, f"more than {KEYS_MAX} keys; revoke unused ones")
         alike[key.name] = key
         self.all.append(key)
         self._digests[key.digest] = key.name
@@ -240,7 +240,7 @@ class _File:
         kept = _bytes_of(digest)
         if not isinstance(name, str) or kept is None or not isinstance(created, str) or not isinstance(allow, list):
             raise self._error(
-                number, "a key has a name, a hash of 64 hexadecimal digits, a date and, perhaps, a list `allow`"
+                number, "a key has `name`, `hash` (64 hexadecimal digits), `created` and optionally a list `allow`"
             )
         if until is None:
             raise self._error(
@@ -280,19 +280,23 @@ def _read(path: str) -> str:
     except OSError as error:
         raise _system_error(path, "read", error) from None
     if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a key file of this broker.")
+        raise ConfigError(
+            f"{path}: larger than {FILE_BYTES_MAX} bytes, so it is not a key file. Correct auth.keys_file."
+        )
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}:{raw.count(10, 0, error.start) + 1}: not UTF-8 text; this is no key file.") from None
+        raise ConfigError(
+            f"{path}:{raw.count(10, 0, error.start) + 1}: not UTF-8 text, so it is not a key file. Correct auth.keys_file."
+        ) from None
 
 
 def _system_error(path: str, what: str, error: OSError) -> ConfigError:
     kind = KeysDenied if isinstance(error, PermissionError) else ConfigError
     advice = {
-        FileNotFoundError: "Make a key with `blipmq keys add NAME`, or correct auth.keys_file.",
-        PermissionError: "Run this as the broker's user or as root, or give that user the file.",
-    }.get(type(error), "Correct the file, or name another one.")
+        FileNotFoundError: "Create a key with `blipmq keys add NAME`, or correct auth.keys_file.",
+        PermissionError: "Run the command as the broker's user or as root, or make that user the owner of the file.",
+    }.get(type(error), "Correct the file, or set auth.keys_file to another one.")
     return kind(f"{path}: the key file cannot be {what}: {error.strerror or error}. {advice}")
 
 
@@ -303,14 +307,14 @@ def check_name(name: str) -> None:
     """Raise UsageError unless the name is valid for a key: printable, without characters that are special in filters or
     paths."""
     if not 1 <= len(name) <= NAME_CHARS_MAX:
-        raise UsageError(f"A key's name has 1 to {NAME_CHARS_MAX} characters; this one has {len(name)}.")
+        raise UsageError(f"The name of a key has 1 to {NAME_CHARS_MAX} characters; this one has {len(name)}.")
     if not name.isprintable() or name != name.strip():
-        raise UsageError(f"The key's name {name!r} holds control characters, or begins or ends with a space.")
+        raise UsageError(f"The name {name!r} contains control characters, or begins or ends with a space; remove them.")
     for part in ("#", "*", "+", ">", "/", "\\", ".."):
         if part in name:
-            raise UsageError(f"The key's name {name!r} holds {part!r}; use letters, digits, '-', '_' and single dots.")
+            raise UsageError(f"The name {name!r} contains {part!r}; use letters, digits, '-', '_' and single dots.")
     if name.startswith(PLAIN_NAME):
-        raise UsageError(f"The name {name!r} is kept for keys of the setting {PLAIN_NAME}; choose another.")
+        raise UsageError(f"The name {name!r} is reserved for keys of the setting {PLAIN_NAME}; choose another.")
 
 
 def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
@@ -327,7 +331,7 @@ def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
             check_filter(filter_)
         rights[right] = None
     if len(rights) > ALLOW_MAX:
-        raise UsageError(f"A key may have {ALLOW_MAX} rights at most, not {len(rights)}; use wildcards.")
+        raise UsageError(f"A key may have at most {ALLOW_MAX} rights, not {len(rights)}; use wildcards.")
     return tuple(rights)
 
 
@@ -335,8 +339,8 @@ def _check_key(key: str) -> None:
     size_bytes = len(key.encode("utf-8", "surrogateescape"))
     if not KEY_BYTES_MIN <= size_bytes <= KEY_BYTES_MAX or not key.isprintable() or len(key.split()) != 1:
         raise UsageError(
-            f"A key has {KEY_BYTES_MIN} to {KEY_BYTES_MAX} printable bytes and no spaces, and should be random; the one given "
-            "does not. Leave it out to have one made."
+            f"The text of a key has {KEY_BYTES_MIN} to {KEY_BYTES_MAX} printable bytes and no spaces; this one does not. Leave "
+            "it out, and BlipMQ generates a random key."
         )
 
 
@@ -355,7 +359,7 @@ def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = 
         now = time.time()
         if name in file.keys or (name in file.ending and not file.ending[name].has_ended(now)):
             raise KeyNameTaken(
-                f"There is a key {name!r} in {file.path} already. Revoke it first, replace it with `blipmq keys rotate`, or "
+                f"The file {file.path} already holds a key {name!r}. Revoke it first, replace it with `blipmq keys rotate`, or "
                 "choose another name."
             )
         _replace(file.path, [*_unended(file, now), _new_line(file, name, rights, text)])
@@ -373,7 +377,7 @@ def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
     if known is not None:
         raise KeyNameTaken(f"The key {known!r} in {file.path} has the same text. Give each client a key of its own.")
     if len(file.all) == KEYS_MAX:
-        raise ConfigError(f"{file.path} holds {KEYS_MAX} keys, and more are not allowed. Revoke those not used.")
+        raise ConfigError(f"{file.path} holds {KEYS_MAX} keys, the maximum. Revoke unused keys first.")
     record: dict[str, Any] = {
         "name": name,
         "hash": digest.hex(),
@@ -389,7 +393,7 @@ def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
     key's text, which is not stored, and the expiry of the old one. Raises NoSuchKey, RotationUnderWay, UsageError,
     ConfigError."""
     if not 0 <= overlap_s <= OVERLAP_SECONDS_MAX:
-        raise UsageError(f"Old and new key can overlap by 0 seconds to a year, not by {overlap_s} seconds.")
+        raise UsageError(f"The overlap of old and new key is 0 seconds to a year, not {overlap_s} seconds.")
     with _locked(path):
         file = _File(path)
         now = time.time()
@@ -398,7 +402,7 @@ def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
             raise _no_key(file, name)
         if ending is not None and not ending.has_ended(now):
             raise RotationUnderWay(
-                f"The key {name!r} is being rotated: its old one ends {written(ending.until)}. End that now with "
+                f"The key {name!r} is already being rotated; the old key ends at {written(ending.until)}. End it now with "
                 f"`blipmq keys rotate {name} --finish`, then rotate again."
             )
         text, until = _new_text(), int(now) + overlap_s
@@ -413,7 +417,7 @@ def finish_rotation(path: Path, name: str) -> None:
         file = _File(path)
         if name not in file.ending or file.ending[name].has_ended(time.time()) or name not in file.keys:
             raise NoSuchKey(
-                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows which keys are."
+                f"The key {name!r} in {file.path} is not being rotated. `blipmq keys list` shows the keys that are."
             )
         _replace(file.path, [line for line in file.lines if not _is(line, file.ending[name])])
 

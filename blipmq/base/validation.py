@@ -54,7 +54,7 @@ def check_seconds(name: str, value: Any, *, none: bool = False) -> None:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise wrong_type(name, value, "a number of seconds or None" if none else "a number of seconds")
     if math.isnan(value) or value < 0:
-        raise UsageError(f"{name} is {value}; it must be a number of seconds from 0.")
+        raise UsageError(f"{name} is {value}; it must be a number of seconds, 0 or more.")
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -67,13 +67,11 @@ def many(payloads: Iterable[T]) -> Iterator[T]:
     """Return an iterator over the payloads of publish_many. A single text or bytes object is iterable too, but is an
     error."""
     if isinstance(payloads, (str, bytes, bytearray, memoryview)):
-        raise wrong_type(
-            "payloads", payloads, "a list, or anything else that gives payloads; publish sends a single one"
-        )
+        raise wrong_type("payloads", payloads, "a list or another iterable of payloads; publish() sends a single one")
     try:
         return iter(payloads)
     except TypeError:
-        raise wrong_type("payloads", payloads, "a list, or anything else that gives payloads") from None
+        raise wrong_type("payloads", payloads, "a list or another iterable of payloads") from None
 
 
 def ids_of(messages: Iterable[Any], qos_least: int = 0) -> list[int]:
@@ -82,7 +80,7 @@ def ids_of(messages: Iterable[Any], qos_least: int = 0) -> list[int]:
         return [message.id for message in messages if message.qos >= qos_least]
     except AttributeError:
         wrong = next(message for message in messages if not (hasattr(message, "id") and hasattr(message, "qos")))
-        raise wrong_type("what ack is given", wrong, "messages as they came: ack(message) or ack(*messages)") from None
+        raise wrong_type("the argument of ack", wrong, "a received message: ack(message) or ack(*messages)") from None
 
 
 def wrong_type(name: str, value: Any, expected: str) -> WrongType:

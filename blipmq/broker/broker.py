@@ -130,7 +130,7 @@ class Broker:
         instead. Returns when the broker serves. With `bind_retry` it also returns if an address is not available yet;
         the broker listens there as soon as it is."""
         if self._core is not None or self._starting:
-            raise UsageError("this broker has been started already")
+            raise UsageError("this broker has already been started")
         self._starting = True
         self._bind_retry = bind_retry
         logged = self.config.wal.enabled
@@ -490,7 +490,7 @@ class Broker:
 
     def _stop_waits(self) -> None:
         self.log.warning(
-            "stop_waits", hint="the disk has not answered the last write yet; a second signal ends at once"
+            "stop_waits", hint="the last write to disk has not finished; a second signal ends the broker at once"
         )
 
     def _has_ended(self, unflushed: int) -> None:
@@ -528,7 +528,9 @@ class Broker:
             self._pump.retry_soon()
 
     def _stop_overdue(self) -> None:
-        self.log.error("stop_overdue", hint="the core did not end in time; the process can be killed without loss")
+        self.log.error(
+            "stop_overdue", hint="the I/O thread did not end in time; kill the process: no confirmed message is lost"
+        )
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(BlipMQError("the core did not stop in time"))
 

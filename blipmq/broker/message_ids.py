@@ -67,7 +67,7 @@ class IdFile:
                 "ids_not_kept",
                 directory=self._directory,
                 error=error.strerror or str(error),
-                hint="without a log, and with a clock that goes back, message ids may go back over a restart",
+                hint="without the WAL, message ids may be used again after a restart if the clock went back",
             )
 
 

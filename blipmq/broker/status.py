@@ -93,7 +93,7 @@ class Status:
     @property
     def accept_problem(self) -> str:
         """Why new connections are not accepted at the moment; "" if they are."""
-        return f"new connections wait: {os.strerror(self._accept_errno)}" if self._accept_errno else ""
+        return f"new connections are not accepted: {os.strerror(self._accept_errno)}" if self._accept_errno else ""
 
     @property
     def memory_is_short(self) -> bool:
@@ -309,7 +309,7 @@ class Status:
         whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
         key = f" --key {fact['key']}" if fact["key"] and not fact["group"] else ""
         return [
-            f"log: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes "
+            f"WAL: the subscription to {fact['filter']} ({whose}{key}) keeps {holder.log_bytes} of {counters['log_bytes']} bytes "
             f"from being deleted; bring its client back, or end it: blipmq-cli sessions end '{fact['filter']}' {whose}{key}"
         ]
 
@@ -324,26 +324,28 @@ class Status:
         if self.reload_error:
             why = "; ".join(self.reload_error.splitlines())
             reasons.append(
-                f"the changed configuration was refused and the old one is in effect: {why[:REASON_CHARS_MAX]}"
+                f"the new configuration is not valid, and the old one stays in effect: {why[:REASON_CHARS_MAX]}"
             )
         if self._auth and self._auth.problem:
-            reasons.append(f"the key file is not in effect as it stands: {self._auth.problem[:REASON_CHARS_MAX]}")
+            reasons.append(
+                f"the key file is not valid, and the old keys stay in effect: {self._auth.problem[:REASON_CHARS_MAX]}"
+            )
         if hardware and hardware["undervoltage"]:
-            reasons.append("under-voltage: the power supply or its cable is too weak")
+            reasons.append("under-voltage: use a stronger power supply or a better cable")
         if hardware and hardware["throttled"]:
-            reasons.append("throttled: the processor is too hot or short of power")
+            reasons.append("throttled: the processor is too hot, or its power supply is too weak")
         return reasons
 
     def _reasons(self, dropping: int, in_use: int) -> list[str]:
         reasons = []
         if self.budget_bytes and in_use > self.budget_bytes * NEARLY_FULL:
             reasons.append(
-                f"memory: {in_use} of {self.budget_bytes} bytes in use; slow subscribers lose messages first, see subscriptions"
+                f"memory: {in_use} of {self.budget_bytes} bytes in use; slow subscribers lose messages first: see subscriptions"
             )
         if self._accept_errno:
             reasons.append(f"{self.accept_problem}; raise the limit on open files or lower server.max_connections")
         if dropping > 0:
-            reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s; see subscriptions")
+            reasons.append(f"full queues dropped {dropping} messages in the last {RATE_SECONDS} s: see subscriptions")
         return reasons
 
 

@@ -33,7 +33,7 @@ HINT_AT_MOST = (
     "some records are lost, at most these; all others are kept: list them with `blipmq wal verify`, and check the disk"
 )
 # The meaning of an errno that a disk error cannot cause.
-GONE = "the log's directory, or the file that was written to, has been removed or replaced"
+GONE = "the WAL directory or the newest segment was removed or replaced"
 Counters = dict[str, int]
 
 
@@ -75,7 +75,11 @@ def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if count:
         yield (
             "log_files_open",
-            {"directory": directory, "count": count, "hint": "others could write into them; they are closed now"},
+            {
+                "directory": directory,
+                "count": count,
+                "hint": "other users could write to them; the broker has removed that permission",
+            },
         )
 
 
@@ -83,9 +87,9 @@ def _closed(directory: str, found: os.stat_result) -> tuple[str, dict[str, Any]]
     was = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid():
         raise LogUnusable(
-            f"the log's directory {directory} belongs to user {found.st_uid} and others may write there (mode {was:04o}), so "
-            f"anyone could change what was acknowledged. Close it (`chmod go-w {directory}`, or `chown` it to the broker's "
-            "user), or give the broker a directory of its own inside: set wal.directory.",
+            f"the WAL directory {directory} belongs to user {found.st_uid}, and other users may write there (mode {was:04o}), so "
+            f"they could change stored messages. Run `chmod go-w {directory}`, or `chown` it to the broker's user, or set "
+            "wal.directory to a directory inside it.",
             exit_status=77,
         )
     now = was & ~WRITABLE_BY_OTHERS
@@ -96,7 +100,7 @@ def _closed(directory: str, found: os.stat_result) -> tuple[str, dict[str, Any]]
             "directory": directory,
             "was": f"{was:04o}",
             "now": f"{now:04o}",
-            "hint": "others could write there; it is closed now",
+            "hint": "other users could write there; the broker has removed that permission",
         },
     )
 
@@ -177,12 +181,16 @@ class Wal:
             ms=int(seconds * 1000),
         )
         if report.torn_bytes:
-            hint = "the end of the log had not been synced, so no one was told it was; normal after a power cut"
+            hint = "the end of the WAL was not synced, and nothing in it was confirmed: normal after a power cut"
             self._log.warning("log_torn", bytes=report.torn_bytes, hint=hint)
         if report.checkpoints_bad:
-            self._log.warning("log_checkpoint_bad", count=report.checkpoints_bad, hint="it cost only a longer replay")
+            self._log.warning(
+                "log_checkpoint_bad", count=report.checkpoints_bad, hint="the start took longer; nothing is lost"
+            )
         if report.strange_files:
-            hint = "files that are not this log's: set aside as aside-* or passed over; `blipmq wal verify` names what is left"
+            hint = (
+                "files that this WAL did not create: renamed to aside-* or ignored; list them with `blipmq wal verify`"
+            )
             self._log.warning("log_strange_files", count=report.strange_files, hint=hint)
         if report.lost_ranges:
             self._log.error(
@@ -195,7 +203,7 @@ class Wal:
                 hint=HINT_AT_MOST if report.lost_unknown else HINT_LOST,
             )
         elif report.damaged_files:
-            hint = "a segment has lost a header, or its file; no record is known to be missing; check the disk"
+            hint = "a header or a segment file is lost; no record is known to be lost: check the disk"
             self._log.error("log_damaged", files=report.damaged_files, hint=hint)
 
     def observe(self, counters: Counters) -> None:
@@ -210,7 +218,7 @@ class Wal:
                 "log_failed",
                 directory=self.directory,
                 error=_why(counters["log_errno"]),
-                hint="QoS 1 publishes are refused until a restart, QoS 0 goes on; check the disk first",
+                hint="QoS 1 publishes are refused until a restart, QoS 0 continues: check the disk, then restart the broker",
             )
         elif state == LogState.FULL:
             self._log.error("log_full", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
@@ -224,14 +232,14 @@ class Wal:
             self._log.warning(
                 "dead_letters_unclaimed",
                 messages=unclaimed - self._unclaimed,
-                hint="they were never acknowledged or over qos1.session_log_bytes, and nobody collects dead "
-                "letters: subscribe to $dlq/# with QoS 1, durably",
+                hint="unacknowledged or over qos1.session_log_bytes, and discarded, because nobody subscribes to dead letters: "
+                "subscribe to $dlq/# with QoS 1, durably",
             )
         if dropped > self._dropped:
             self._log.error(
                 "dead_letters_dropped",
                 messages=dropped - self._dropped,
-                hint="the log had no room for them: let the subscribers of $dlq/# catch up, or raise wal.max_bytes",
+                hint="the WAL was full: acknowledge the messages of $dlq/#, or raise wal.max_bytes",
             )
         self._unclaimed, self._dropped = unclaimed, dropped
 
@@ -272,46 +280,46 @@ class Wal:
         if state == LogState.FAILED:
             why = _why(counters["log_errno"])
             reasons.append(
-                f"log: {why}; QoS 1 publishes are refused; put it back or leave it, then restart the broker"
+                f"WAL: {why}; QoS 1 publishes are refused; restore it if you can, then restart the broker"
                 if why == GONE
-                else f"log: the disk failed ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
+                else f"WAL: disk error ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
             )
         if state == LogState.FULL:
             size, free = memory.size(counters["log_bytes"]), memory.size(counters["log_free_bytes"])
             reasons.append(
-                f"log: full at {size} with {free} free on its disk; QoS 1 publishes are refused until subscribers catch up, "
-                "their durable subscriptions are ended, the disk has room, or wal.max_bytes is raised"
+                f"WAL: full at {size} with {free} free on its disk; QoS 1 publishes are refused; end unused durable "
+                "subscriptions, free disk space, or raise wal.max_bytes"
             )
         if report.lost_unknown:
             reasons.append(
-                f"log: damaged; of the records {report.lost_first_lsn} to {report.lost_last_lsn} some or all are gone, and how "
-                "many there were is not known; `blipmq wal verify` lists them; check the disk"
+                f"WAL: damaged; some or all of the records {report.lost_first_lsn} to {report.lost_last_lsn} are lost; list them "
+                "with `blipmq wal verify`, and check the disk"
             )
         elif report.lost_ranges:
             reasons.append(
-                f"log: damaged; records {report.lost_first_lsn} to {report.lost_last_lsn} "
-                f"({report.lost_ranges} range{'s'[: report.lost_ranges != 1]}) are gone or partly gone; "
-                "`blipmq wal verify` lists them"
+                f"WAL: damaged; records between {report.lost_first_lsn} and {report.lost_last_lsn} "
+                f"({report.lost_ranges} range{'s'[: report.lost_ranges != 1]}) are lost; list them with `blipmq wal verify`, "
+                "and check the disk"
             )
         elif report.damaged_files:
             reasons.append(
-                f"log: damaged; a header or the file of a segment was lost ({report.damaged_files}); no record is known to be "
-                "missing; check the disk"
+                f"WAL: damaged; a header or a segment file is lost ({report.damaged_files}); no record is known to be lost; "
+                "check the disk"
             )
         if counters["lost_lsns"]:
             up_to = "up to " if report.lost_unknown else ""
             reasons.append(
-                f"log: {up_to}{counters['lost_lsns']} records could not be read back for a subscriber; check the disk"
+                f"WAL: {up_to}{counters['lost_lsns']} records could not be read for a subscriber and are lost; check the disk"
             )
         if counters["dead_letters_dropped"]:
             reasons.append(
-                f"log: {counters['dead_letters_dropped']} dead letters are gone because the log was full; let the "
-                "subscribers of $dlq/# catch up, or raise wal.max_bytes"
+                f"WAL: {counters['dead_letters_dropped']} dead letters are lost, because the WAL was full; acknowledge the "
+                "messages of $dlq/#, or raise wal.max_bytes"
             )
         if counters["sessions_unread"]:
             reasons.append(
-                f"log: reading back fails for {counters['sessions_unread']} subscriptions, which get nothing until it "
-                "succeeds; check the disk and the memory that is free. The broker tries again by itself"
+                f"WAL: {counters['sessions_unread']} subscriptions get no messages, because reading their messages fails; check "
+                "the disk and the free memory. The broker tries again"
             )
         return reasons
 

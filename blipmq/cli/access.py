@@ -72,7 +72,9 @@ def read_key(arguments: argparse.Namespace, environment: Mapping[str, str]) -> s
         why = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"Cannot read the key file {path}: {why}. Check the path and its permissions.") from None
     if not key or len(key.split()) > 1:
-        raise ConfigError(f"The key file {path} must hold one key and nothing else; it holds {len(key.split())} words.")
+        raise ConfigError(
+            f"The key file {path} must hold one key and nothing else, but it holds {len(key.split())} words."
+        )
     return key
 
 

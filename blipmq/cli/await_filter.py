@@ -47,7 +47,7 @@ def is_subscribed(info: Mapping[str, Any], filter_: str) -> bool:
 
 
 def _too_late(info: Mapping[str, Any], arguments: argparse.Namespace) -> str:
-    text = f"Nobody has subscribed to {arguments.filter} in {arguments.seconds:,} s."
+    text = f"No client has subscribed to {arguments.filter} in {arguments.seconds:,} s."
     shown, total = len(_list(info.get("subscriptions"))), _map(info.get("subscribers")).get("total")
     if isinstance(total, int) and total > shown:
         return f"{text} The broker told of {shown:,} of its {total:,} connected subscribers only, so there may be one."

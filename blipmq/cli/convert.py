@@ -34,7 +34,7 @@ def run(old: str, output: str | None) -> int:
 
 
 def _summary(fates: list[Fate]) -> str:
-    words = ("kept", "renamed", "replaced", "added", "left out", "without effect")
+    words = ("kept", "renamed", "replaced", "added", "left out", "no effect")
     counts = {word: sum(fate.said.startswith(word) for fate in fates) for word in words}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
@@ -44,8 +44,8 @@ def _write(path: str, text: str) -> None:
         # The file may contain keys.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise UsageError(f"{path} exists already and is not overwritten. Name another file with --output.") from None
+        raise UsageError(f"{path} already exists and is not overwritten. Name another file with --output.") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}. Name another file with --output.") from None
     with open(handle, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)

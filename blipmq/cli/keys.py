@@ -34,7 +34,7 @@ def add(path: str, name: str, allow: list[str]) -> int:
     """Create a key and print it."""
     _print(add_key(path, name, allow), lambda: revoke_key(path, name))
     _say(f"Created key {name!r} in file {path}. {_rights(allow)}")
-    _say_how_to_give_it()
+    _say_how_to_use_it()
     return 0
 
 
@@ -42,7 +42,7 @@ def rotate(path: str, name: str, overlap: str | None, finish: bool) -> int:
     """Replace a key with a new one of the same name, or end the old one of the two."""
     if finish:
         if overlap is not None:
-            raise UsageError("--finish ends the overlap now; leave out --overlap.")
+            raise UsageError("--finish ends the overlap at once; do not use it with --overlap.")
         finish_rotation(path, name)
         _say(f"Ended the old key of {name!r}. A running broker disconnects its clients within a second.")
         return 0
@@ -53,14 +53,14 @@ def rotate(path: str, name: str, overlap: str | None, finish: bool) -> int:
         _say(f"The old key is valid until {written(until)}. To end it now: blipmq keys rotate {name} --finish")
     else:
         _say("The old key has ended.")
-    _say_how_to_give_it()
+    _say_how_to_use_it()
     return 0
 
 
 def _seconds(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if match is None:
-        raise UsageError(f"--overlap is a number with s, m, h or d behind it, such as 24h or 7d, not {text!r}.")
+        raise UsageError(f"--overlap is a number followed by s, m, h or d, such as 24h or 7d, not {text!r}.")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -69,7 +69,9 @@ def _print(key: str, take_back: Callable[[], None]) -> None:
         print_out(key)
     except BrokenPipeError:
         take_back()  # no one has read the key
-        raise StreamError("The key could not be printed: nobody reads the output. It was removed again.") from None
+        raise StreamError(
+            "The key could not be printed, because standard output has no reader. The key was removed again."
+        ) from None
     except BaseException as error:
         take_back()
         if isinstance(error, StreamError):
@@ -77,7 +79,7 @@ def _print(key: str, take_back: Callable[[], None]) -> None:
         raise
 
 
-def _say_how_to_give_it() -> None:
+def _say_how_to_use_it() -> None:
     _say("Copy it now; it cannot be shown again. A running broker accepts it within a second.")
     _say("Clients read it from $BLIPMQ_API_KEY or from a file named with --key-file, never from a command line.")
 

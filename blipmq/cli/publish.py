@@ -26,7 +26,7 @@ LINE_BYTES_MAX = 64 << 20
 def publish(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     check_topic(arguments.topic)
     if (arguments.message is None) == (arguments.file is None):
-        raise UsageError("Give one of MESSAGE, - for standard input, or --file F.")
+        raise UsageError("Give one message source: MESSAGE, - for standard input, or --file FILE.")
     payload: bytes | None = None
     if arguments.file is not None:
         payload = read_file(arguments.file)
@@ -91,7 +91,7 @@ def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches
 
 def how_far(sent: int, qos: int) -> str:
     if qos:
-        return f"{render.count(sent, 'line')} before are on the broker's disk; some of those behind may be."
+        return f"The first {render.count(sent, 'line')} are on the broker's disk; later lines may be lost."
     return f"{render.count(sent, 'line')} were sent. Some or all of them may be lost."
 
 

@@ -179,7 +179,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
         return convert.run(arguments.convert, arguments.output)
     if arguments.output is not None:
-        raise UsageError("--output says where --convert writes to; what `blipmq check` prints goes to standard output.")
+        raise UsageError("--output needs --convert. To store the output of `blipmq check`, redirect standard output.")
     loaded = _load(arguments.config, os.environ)
     from blipmq.config import memory
     from blipmq.config import reader as config_reader
@@ -215,9 +215,13 @@ def _key_file_problems(path: str) -> list[str]:
     from blipmq.auth.keys import list_keys
 
     try:
-        return [] if list_keys(path) else [f"there is no key in {path}, so nobody will be let in: blipmq keys add NAME"]
+        return (
+            []
+            if list_keys(path)
+            else [f"{path} holds no key, so every client will be refused. Create one: blipmq keys add NAME"]
+        )
     except ConfigError as error:
-        return [f"nobody will be let in: {error}"]
+        return [f"every client will be refused: {error}"]
 
 
 def _check_certificate(config: Config) -> None:
@@ -244,8 +248,8 @@ def _keys(arguments: argparse.Namespace) -> int:
     path = arguments.file or _load(arguments.config, os.environ).config.auth.keys_file
     if not path:
         raise ConfigError(
-            "No key file is set. Write auth.keys_file into the configuration (such as /var/lib/blipmq/keys), name the "
-            "configuration with --config, or the file with --file."
+            "No key file is set. Set auth.keys_file in the configuration (for example /var/lib/blipmq/keys), or name the "
+            "configuration with --config or the key file with --file."
         )
     if arguments.action == "add":
         return keys.add(path, arguments.name, arguments.allow)

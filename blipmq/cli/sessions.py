@@ -36,9 +36,11 @@ def show(arguments: argparse.Namespace, environment: Mapping[str, str], terminal
 
 def end(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     if not (arguments.client_id or arguments.group):
-        raise UsageError("Say whose it is: --client-id ID, or --group GROUP. `blipmq-cli sessions` lists them.")
+        raise UsageError(
+            "Name the owner of the subscription: --client-id ID or --group GROUP. `blipmq-cli sessions` lists them."
+        )
     if arguments.group and arguments.key is not None and not arguments.client_id:
-        raise UsageError("--key and --group together need --client-id: the member of the group that is to be removed.")
+        raise UsageError("--key with --group also needs --client-id, the member to remove from the group.")
     client = open_client(arguments, environment, terminal, reconnect=False)
     try:
         row = client.end_session(

@@ -224,7 +224,7 @@ class Worker(threading.Thread):
         if space and first.isascii() and first.isdigit():
             ttl_ms, text = int(first), after.lstrip(" ")
         if not topic or not text:
-            raise UsageError("Write it as: pub TOPIC [TTL] TEXT")
+            raise UsageError("Usage: pub TOPIC [TTL] TEXT")
         payload = text.encode("utf-8", "surrogateescape")
         self._client.publish(topic, payload, ttl_ms=ttl_ms)
         try:
@@ -239,11 +239,11 @@ class Worker(threading.Thread):
 
     def _subscribe(self, filter_: str) -> None:
         if not filter_:
-            raise UsageError("Write it as: sub TOPIC")
+            raise UsageError("Usage: sub TOPIC")
         if filter_ in self._subscriptions:
             raise UsageError(f"You have already subscribed to {filter_}.")
         if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
-            raise UsageError(f"One shell has at most {SUBSCRIPTIONS_MAX} subscriptions. Unsubscribe from one first.")
+            raise UsageError(f"A shell may have at most {SUBSCRIPTIONS_MAX} subscriptions. End one first: unsub TOPIC")
         self._subscriptions[filter_] = self._client.subscribe(filter_)
         self._vocabulary.subscribed(self._subscriptions)
         self._screen.say("✅", f"Subscribed to {filter_}.")

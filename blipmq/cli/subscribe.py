@@ -22,7 +22,7 @@ from blipmq.wire.topics import check_filter
 def subscribe(arguments: argparse.Namespace, environment: Mapping[str, str], terminal: Terminal) -> int:
     check_filter(arguments.topic)
     if arguments.durable and not (arguments.client_id and arguments.qos):
-        raise UsageError("A durable subscription needs a name to come back to and QoS 1: add --client-id ID --qos 1.")
+        raise UsageError("A durable subscription needs a client_id and QoS 1: add --client-id ID --qos 1.")
     terminal.check_output()
     renderer = render.message_renderer(quiet=terminal.quiet, json=arguments.format == "json", fancy=terminal.fancy_out)
     client = open_client(arguments, environment, terminal, reconnect=True, client_id=arguments.client_id)

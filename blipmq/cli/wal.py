@@ -136,7 +136,7 @@ def _text_line(action: str, item: WalItem) -> bytes:
 
 
 def _finding_line(item: WalFinding) -> str:
-    where = f"segment {item.segment}" if item.segment else "the log"
+    where = f"segment {item.segment}" if item.segment else "the WAL"
     if item.bytes:
         where += f", {item.bytes} bytes at {item.offset}"
     if item.last_lsn:

@@ -40,7 +40,9 @@ def parse_address(text: str, tls: bool | None = None) -> Address:
             "or as tls://HOST:PORT."
         )
     if tls is not None and tls != (scheme == "tls"):
-        raise UsageError(f"The address {text!r} and the options for TLS contradict each other; leave one of them out.")
+        raise UsageError(
+            f"The address {text!r} excludes TLS, but TLS options are set; use tls:// or remove the options."
+        )
     return _parse(rest, scheme == "tls")
 
 
@@ -48,7 +50,7 @@ def _parse(text: str, tls: bool) -> Address:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise UsageError(f"The address {text!r} is not complete; write IPv6 as [::1]:{PORT}.")
+            raise UsageError(f"The address {text!r} is incomplete; write IPv6 as [::1]:{PORT}.")
         port_text = rest[1:]
     elif text.count(":") > 1:
         raise UsageError(f"The address {text!r} has more than one colon; write IPv6 in brackets, as [::1]:{PORT}.")

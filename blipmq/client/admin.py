@@ -29,7 +29,7 @@ def decode_sessions(reply: Reply) -> dict[str, Any]:
     old."""
     listed = decode_info(reply).get("sessions")
     if not isinstance(listed, dict) or not isinstance(listed.get("list"), list):
-        raise ProtocolError("The broker does not list its sessions: it is older than this client.")
+        raise ProtocolError("The broker does not support the list of sessions. Update the broker.")
     return listed
 
 
@@ -48,5 +48,7 @@ def decode_end(reply: Reply) -> dict[str, Any]:
     """Decode the answer to `end_asked`: the ended subscription with its last state."""
     row = decode_info(reply).get("ended")
     if not isinstance(row, dict):
-        raise ProtocolError("The answer to ADMIN is not what was asked for: the broker is of another generation.")
+        raise ProtocolError(
+            "The answer to ADMIN is not valid. Update the client or the broker: their versions may not fit together."
+        )
     return row

@@ -215,7 +215,7 @@ class BlockingConnection:
         if self._selector.select(look_s if timeout_s is None else min(timeout_s, look_s)):
             self._receive()
         elif self._owed.is_lost(self._socket, self.clock(), LOST_MS / 1000):
-            self._lost(Disconnected(f"its machine has acknowledged nothing for {LOST_MS // 1000} s"))
+            self._lost(Disconnected(f"its machine has acknowledged no data for {LOST_MS // 1000} s"))
 
     def _receive(self) -> None:
         assert self._socket is not None

@@ -65,8 +65,8 @@ class BlockingSubscription(Inbox):
         if self.messages:
             return self.pop()
         if self.ended:
-            raise Disconnected(f"The subscription to {self.filter} has been closed.")
-        raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?")
+            raise Disconnected(f"The subscription to {self.filter} is closed. Subscribe again.")
+        raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Check that messages are published to it.")
 
     @locked
     def batch(self, timeout_s: float | None = None) -> list[Message]:

@@ -185,7 +185,7 @@ class Connection:
         except RuntimeError:  # no event loop runs in this thread
             pass
         if self._loop is None:
-            raise UsageError("This client has not been opened: `await client.open()`, or make it with blipmq.connect.")
+            raise UsageError("This client is not open: call `await client.open()`, or create it with blipmq.connect.")
         raise UsageError(
             "This client belongs to the event loop that opened it. From another thread use "
             "asyncio.run_coroutine_threadsafe, or a client of its own (blipmq.connect_blocking)."
@@ -338,7 +338,7 @@ class Connection:
             return
         sock = link.transport.get_extra_info("socket")
         if sock is not None and self._owed.is_lost(sock, asyncio.get_running_loop().time(), interval_s):
-            link.error = Disconnected(f"its machine has acknowledged nothing for {interval_s:g} s")
+            link.error = Disconnected(f"its machine has acknowledged no data for {interval_s:g} s")
             link.abort()
             return
         if not self._sent:

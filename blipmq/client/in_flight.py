@@ -72,7 +72,7 @@ class InFlight:
         """Add a request. With a `frame` it is sent again after a reconnect. Raises UsageError if too many requests are
         unanswered."""
         if len(self._requests) >= PENDING_MAX:
-            raise UsageError(f"{PENDING_MAX} requests wait for an answer; await some before you send more.")
+            raise UsageError(f"{PENDING_MAX} requests wait for an answer, the maximum; await some before sending more.")
         self._last_seq += 1
         request = self._requests[self._last_seq] = Request(self._last_seq, what)
         if frame:

@@ -46,7 +46,7 @@ class Inbox:
         check_whole("queue_messages_max", messages_max, 1)
         check_whole("queue_bytes_max", bytes_max, 1)
         if durable and not qos:
-            raise UsageError(f"A durable subscription to {filter_} needs QoS 1: what is kept must be acknowledged.")
+            raise UsageError(f"A durable subscription to {filter_} needs QoS 1: set qos=1.")
         self.filter = filter_
         self.options = (qos, durable, group)
         self.acknowledges = qos > 0
@@ -134,4 +134,4 @@ def check_identity(noun: str, text: str) -> None:
     except UnicodeEncodeError:
         raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
     if size_bytes > IDENTITY_BYTES_MAX:
-        raise UsageError(f"The {noun} has {size_bytes} bytes; {IDENTITY_BYTES_MAX} is the most. Shorten it.")
+        raise UsageError(f"The {noun} has {size_bytes} bytes; the maximum is {IDENTITY_BYTES_MAX}. Shorten it.")

@@ -196,7 +196,7 @@ class ClientProtocol:
     def subscribe(self, inbox: Inbox) -> Request:
         """Route messages into the inbox and send SUB. If the broker refuses, the driver must call drop()."""
         if inbox.durable and not self._client_id:
-            raise UsageError(f"A durable subscription to {inbox.filter} needs a client_id: the name it is kept under.")
+            raise UsageError(f"A durable subscription to {inbox.filter} needs a client_id: set it when you connect.")
         group = self._inboxes.get(inbox.filter, [])
         if any(other.options != inbox.options for other in group):
             raise UsageError(

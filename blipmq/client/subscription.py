@@ -61,9 +61,11 @@ class Subscription(Inbox):
         try:
             return await asyncio.wait_for(self.__anext__(), timeout_s)
         except asyncio.TimeoutError:
-            raise TimedOut(f"No message on {self.filter} in {timeout_s} s. Is anything published there?") from None
+            raise TimedOut(
+                f"No message on {self.filter} in {timeout_s} s. Check that messages are published to it."
+            ) from None
         except StopAsyncIteration:
-            raise Disconnected(f"The subscription to {self.filter} has been closed.") from None
+            raise Disconnected(f"The subscription to {self.filter} is closed. Subscribe again.") from None
 
     async def batch(self) -> list[Message]:
         """All queued messages, at least one; an empty list once the subscription has ended. Cheaper than one by one.

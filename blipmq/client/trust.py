@@ -42,7 +42,7 @@ def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -
                 f"{what} is not usable: {_why(error)}. Both are PEM, and the key not encrypted."
             ) from None
     elif key_file:
-        raise ConfigError(f"The key {key_file} is of no use without its certificate. Name that too.")
+        raise ConfigError(f"The key {key_file} needs its certificate. Name the certificate too.")
     return context
 
 

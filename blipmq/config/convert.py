@@ -131,9 +131,9 @@ def _together(fates: Sequence[Fate]) -> list[Fate]:
             return settings.fates
         key, why = wrong
         if not settings.has(key):
-            raise ConfigError(f"What the old settings come to cannot be used: {key}: {why}")
+            raise ConfigError(f"The converted settings are not valid: {key}: {why}")
         settings.drop(key, f"{why}; the default holds, {literal(KEYS[key].default)}")
-    raise ConfigError("What the old settings come to cannot be used.")
+    raise ConfigError("The converted settings are not valid.")
 
 
 def _fit_log(settings: _Settings) -> None:
@@ -155,7 +155,7 @@ def _fit_log(settings: _Settings) -> None:
         )
         settings.put("wal.segment_size_bytes", wanted, why)
     if settings.get("wal.max_bytes") < 4 * wanted:
-        settings.put("wal.max_bytes", 4 * wanted, "the log needs room for four of its files (wal.segment_size_bytes)")
+        settings.put("wal.max_bytes", 4 * wanted, "the WAL needs room for four segments (wal.segment_size_bytes)")
 
 
 def _fit_times(settings: _Settings) -> None:

@@ -14,13 +14,13 @@ from blipmq.config.settings import KEYS, MIB
 from blipmq.errors import ConfigError
 
 _SYNC = (
-    "there it was how long a message could be lost; here no QoS 1 publish is answered before it is on disk, and each would wait "
-    "for this"
+    "in 1.0.0, messages of this time could be lost; here each QoS 1 publish is on disk before it is answered, and this value "
+    "would delay it"
 )
-_ONE_THREAD = "there is one I/O thread, and several would save no processor time per message"
-_PINNING = "performance.network_optimizations.cpu_affinity names processors for the I/O thread and the rest"
-_NO_WAIT = "nothing waits for more to come: what is there is handled together"
-_KERNEL = "it is a setting of the kernel (sysctl)"
+_ONE_THREAD = "there is one I/O thread"
+_PINNING = "use performance.network_optimizations.cpu_affinity instead"
+_NO_WAIT = "the broker does not delay messages to collect more of them"
+_KERNEL = "it is a setting of the kernel: use sysctl"
 _KEEPALIVE = "server.keepalive_ms"
 
 
@@ -56,15 +56,15 @@ def _one_key(value: Any) -> Any:
 _NETWORK, _TIMER = "performance.network_optimizations", "performance.timer_config"
 # Settings with the same name and meaning in both versions are not listed.
 _RULES = {
-    "server.auth_enabled": _Rule(why="keys are asked for as soon as there are any"),
+    "server.auth_enabled": _Rule(why="authentication is on as soon as a key is configured"),
     "server.api_key": _Rule("auth.api_keys", change=_one_key),
-    "auth.enabled": _Rule(why="keys are asked for as soon as there are any"),
+    "auth.enabled": _Rule(why="authentication is on as soon as a key is configured"),
     "auth.api_key": _Rule("auth.api_keys", change=_one_key),
     "queues.max_queue_depth": _Rule("queues.topic_capacity"),
     "queues.default_ttl_ms": _Rule("delivery.default_ttl_ms"),
     "wal.segment_size_mb": _Rule("wal.segment_size_bytes", "a MiB has 1048576 bytes", _times(MIB)),
-    "metrics.enabled": _Rule(why="metrics are served wherever metrics.bind_addr says"),
-    f"{_TIMER}.wheel_size": _Rule(why="the wheel sizes itself"),
+    "metrics.enabled": _Rule(why="metrics.bind_addr turns metrics on"),
+    f"{_TIMER}.wheel_size": _Rule(why="the size is automatic"),
     "performance.timer_wheel_resolution_ms": _Rule(f"{_TIMER}.resolution_ms"),
     "performance.batch_config.ttl_max_batch_delay_ms": _Rule(why=_NO_WAIT),
     "performance.batch_config.fanout_max_batch_delay_ms": _Rule(why=_NO_WAIT),
@@ -73,12 +73,12 @@ _RULES = {
     "performance.tcp_nodelay": _Rule(f"{_NETWORK}.tcp_nodelay"),
     "performance.tcp_recv_buffer": _Rule(f"{_NETWORK}.recv_buffer_size"),
     "performance.tcp_send_buffer": _Rule(f"{_NETWORK}.send_buffer_size"),
-    "performance.allocator": _Rule(why="the core has pools of its own, and the C library's allocator below them"),
+    "performance.allocator": _Rule(why="the core has its own memory pools"),
     f"{_NETWORK}.reuse_addr": _Rule(why="it is always on"),
     f"{_NETWORK}.reuse_port": _Rule(why=_ONE_THREAD),
     f"{_NETWORK}.keepalive_timeout_secs": _Rule(
         _KEEPALIVE,
-        "" if _KEEPALIVE in KEYS else "how soon a client that has gone is noticed is not set here",
+        "" if _KEEPALIVE in KEYS else "this version has no such setting",
         _times(1000),
     ),
     f"{_NETWORK}.tcp_window_scaling": _Rule(why=_KERNEL),
@@ -86,13 +86,15 @@ _RULES = {
     f"{_NETWORK}.tcp_sack": _Rule(why=_KERNEL),
     "logging.level": _Rule("logging.level", change=_level),
     "logging.format": _Rule("logging.format", change=_format),
-    "logging.file": _Rule(why="the log goes to standard error; the service manager or the shell puts it into a file"),
-    "logging.async_logging": _Rule(why="a slow reader of the log never holds the broker up"),
-    "logging.buffer_size": _Rule(why="the log's buffer has one size"),
+    "logging.file": _Rule(
+        why="the log goes to standard error; the service manager or the shell can store it in a file"
+    ),
+    "logging.async_logging": _Rule(why="a slow reader of the log never delays the broker"),
+    "logging.buffer_size": _Rule(why="the size of the log buffer is fixed"),
 }
 _SECTIONS = {
     "performance.cpu_affinity.": _PINNING,
-    "performance.memory.": "limits.memory_bytes bounds the memory; pages and nodes are left to the system",
+    "performance.memory.": "use limits.memory_bytes instead",
 }
 
 
@@ -110,7 +112,7 @@ def read_v1(text: str, name: str) -> list[Fate]:
             fate = fate._replace(above=above, beside=beside if kept else "")
         fates.append(fate)
     if not fates:
-        raise ConfigError(f"{name}: there is no setting in it, so there is nothing to convert.")
+        raise ConfigError(f"{name}: the file has no settings, so there is nothing to convert.")
     return sorted(fates, key=lambda fate: fate.line)
 
 
@@ -138,10 +140,10 @@ def _fate(path: str, value: Any, line: int, table: Mapping[str, Any]) -> Fate:
         return fate_of(line, old, rule.key, value, changed, renamed=rule.key != path, why=rule.why)
     why = rule.why if rule is not None else next((why for head, why in _SECTIONS.items() if path.startswith(head)), "")
     if why:
-        return Fate(line, old, f"without effect here: {why}")
+        return Fate(line, old, f"no effect in this version: {why}")
     near = nearest(path, tuple(KEYS))
-    meant = f"; {near} is the nearest that there is" if near else ""
-    return Fate(line, old, f"left out: neither 1.0.0 nor this broker knows it{meant}")
+    meant = f"; did you mean {near}?" if near else ""
+    return Fate(line, old, f"left out: unknown to 1.0.0 and to this version{meant}")
 
 
 def _special(path: str, value: Any, line: int, old: str, table: Mapping[str, Any]) -> Fate | None:
@@ -154,7 +156,7 @@ def _special(path: str, value: Any, line: int, old: str, table: Mapping[str, Any
             return Fate(line, old, f"{renamed}replaced by 0: {_SYNC}", "wal.flush_interval_ms", 0)
     if path in ("wal.directory", "wal.wal_dir") and isinstance(value, str) and value:
         fresh = f"{value.rstrip('/')}/v2"
-        why = "the files of 1.0.0 have the same names and cannot be read here, so the log gets a folder of its own"
+        why = "this version cannot read the files of 1.0.0, which have the same names, so the WAL gets a new directory"
         return Fate(line, old, f"replaced by {shown(fresh)}: {why}", "wal.directory", fresh)
     if path == "metrics.enabled" and value is False:
         return Fate(line, old, 'renamed to metrics.bind_addr, which is ""', "metrics.bind_addr", "")
@@ -164,7 +166,7 @@ def _special(path: str, value: Any, line: int, old: str, table: Mapping[str, Any
         size = wal.get("segment_size_bytes", mib * MIB if isinstance(mib, int) else 64 * MIB)
         whole = value * size if isinstance(size, int) else value * 64 * MIB
         return fate_of(
-            line, old, "wal.max_bytes", value, whole, renamed=True, why="the number of files times their size"
+            line, old, "wal.max_bytes", value, whole, renamed=True, why="the number of files multiplied by their size"
         )
     if path in ("auth.api_key", "auth.api_keys", "server.api_key", "security.api_keys"):
         return _keys(path, value, line, old, table)
@@ -174,18 +176,18 @@ def _special(path: str, value: Any, line: int, old: str, table: Mapping[str, Any
 def _keys(path: str, value: Any, line: int, old: str, table: Mapping[str, Any]) -> Fate:
     section = table[path.partition(".")[0]]
     if any(section.get(name) is False for name in ("enabled", "auth_enabled", "enable_authentication")):
-        return Fate(line, old, "left out: keys were not asked for")
+        return Fate(line, old, "left out: authentication was off")
     texts = [value] if isinstance(value, str) else value
     if texts in ([], [""]):
-        return Fate(line, old, "left out: there is no key in it, so none was asked for")
+        return Fate(line, old, "left out: it is empty, so authentication was off")
     texts = texts if isinstance(texts, list) else []
     usable = [text for text in dict.fromkeys(text for text in texts if isinstance(text, str)) if _is_key(text)]
     if not usable:
         return Fate(line, old, KEYS_LOST)
     fate = fate_of(line, old, "auth.api_keys", usable, usable, renamed=path != "auth.api_keys")
     lost = len(texts) - len(usable)
-    said = fate.said + (f", but for {lost} that cannot be used (empty, with spaces, or there twice)" if lost else "")
-    note = "1.0.0's protocol has no place for a key, so its clients are refused until they say HELLO with one"
+    said = fate.said + (f", except {lost} that are not valid (empty, with spaces, or repeated)" if lost else "")
+    note = "clients of 1.0.0 cannot send a key, so they are refused: update them"
     return fate._replace(said=f"{said}; {note}")
 
 

@@ -94,9 +94,9 @@ def _log_terms(config: Config) -> list[Term]:
     batch, scan = log_batch_bytes(config), LOG_SCAN_BYTES + max_frame_bytes(config)
     places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
     return [
-        Term("log batches", f"2 x {size(batch)}", 2 * batch),
-        Term("log reading", size(scan), scan),
-        Term("log places", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
+        Term("WAL batches", f"2 x {size(batch)}", 2 * batch),
+        Term("WAL reading", size(scan), scan),
+        Term("WAL positions", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
     ]
 
 
@@ -126,7 +126,7 @@ def memory_of(config: Config) -> Memory:
         Term("large commands", f"4 x {size(frame)} + 4 MiB", 4 * frame + 4 * MIB),
         Term("sessions", f"{n} x {size(SESSION_BYTES)}", n * SESSION_BYTES),
         Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
-        Term("strangers' addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
+        Term("pending addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
         *_tls_terms(config),
         *_log_terms(config),
     ]
@@ -145,10 +145,10 @@ def _core_terms(config: Config) -> list[Term]:
         Term("connections", f"{n} x {size(CONNECTION_BYTES)}", n * CONNECTION_BYTES),
         Term("subscriptions", f"{n} x {filters} x {SUBSCRIPTION_BYTES} B", n * filters * SUBSCRIPTION_BYTES),
         Term("route cache", f"{routes} topics x {ROUTE_BYTES} B", routes * ROUTE_BYTES),
-        Term("frames coming in", f"{n} x {size(frame)}", n * frame),
+        Term("incoming frames", f"{n} x {size(frame)}", n * frame),
         Term("queues", f"{n} x {size(queue)}", n * queue),
         *_qos1_terms(config),
-        Term("open segment", size(SEGMENT_BYTES), SEGMENT_BYTES),
+        Term("open buffer", size(SEGMENT_BYTES), SEGMENT_BYTES),
         Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
     ]
 
@@ -166,7 +166,7 @@ def _qos1_terms(config: Config) -> list[Term]:
     formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
     return [
         Term("QoS 1 windows", formula, n * each),
-        Term("log readers", f"{LOG_READERS} x {size(block)}", LOG_READERS * block),
+        Term("WAL readers", f"{LOG_READERS} x {size(block)}", LOG_READERS * block),
     ]
 
 
@@ -201,8 +201,8 @@ def table(config: Config) -> str:
     )
     demand = sum(term.worst for term in total.core)
     rows = [(term.name, size(term.worst), term.formula) for term in total.outside]
-    rows.append(("core", size(total.held), f"{bound}; its limits alone would come to {size(demand)}:"))
+    rows.append(("core", size(total.held), f"{bound}; the sum of the other limits is {size(demand)}:"))
     rows += [("  " + term.name, size(term.worst), term.formula) for term in total.core]
-    rows.append(("worst case", size(total.worst), "every limit reached at once, every subscriber stuck"))
-    rows.append(("at rest", size(at_rest_bytes(config)), "no one connected"))
+    rows.append(("worst case", size(total.worst), "every limit reached at once, and no subscriber reads"))
+    rows.append(("at rest", size(at_rest_bytes(config)), "no client connected"))
     return "\n".join(f"  {name:<22} {amount:>11}  {formula}" for name, amount, formula in rows)

@@ -210,9 +210,7 @@ class _Reading(Reading):
     def _check_log(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
         if not wal.directory:
-            self._clash(
-                "wal.directory", "empty, but the log needs a place; name a directory, or set wal.enabled = false"
-            )
+            self._clash("wal.directory", "empty, but the WAL needs a directory; set one, or set wal.enabled = false")
         if segment % 4096:
             self._clash(
                 "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up"
@@ -222,7 +220,7 @@ class _Reading(Reading):
         if segment > wal.max_bytes // 4:
             self._clash(
                 "wal.segment_size_bytes",
-                f"{segment} is over a quarter of wal.max_bytes ({wal.max_bytes}), so the log could hardly ever shrink; "
+                f"{segment} is over a quarter of wal.max_bytes ({wal.max_bytes}), so the WAL could rarely shrink; "
                 "raise one or lower the other",
             )
         batch = memory.log_batch_bytes(config)

@@ -33,7 +33,7 @@ def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
             hint = "Raise the limit on open files, or lower server.max_connections."
         raise ConfigError(f"{path}: cannot be read: {error.strerror}\n{hint}") from None
     if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so not a configuration of this broker")
+        raise ConfigError(f"{path}: larger than {FILE_BYTES_MAX} bytes, so it is not a configuration file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -54,7 +54,7 @@ def parse_toml(text: str, path: str) -> dict[str, Any]:
         table: dict[str, Any] = tomllib.loads(text)
         return table
     except RecursionError:
-        raise ConfigError(f"{path}: lists or tables are nested too deeply to be settings") from None
+        raise ConfigError(f"{path}: lists or tables are nested too deeply for a configuration file") from None
     except ValueError as error:  # TOML errors, and numbers of thousands of digits
         message = str(error)
         at = re.search(r" \(at line (\d+), column (\d+)\)", message)

@@ -26,7 +26,7 @@ PROFILES = (
 LARGEST = "blipmq-production"
 OPEN_ADDR = "[::]:7878"
 DECIDED = {
-    "wal.directory": "the log is on the data partition of this device",
+    "wal.directory": "the WAL is on the data partition of this device",
     "auth.keys_file": "the keys of this device are those of [[keys]] in device.toml",
 }
 

@@ -28,7 +28,7 @@ def address_of(bind_addr: str) -> str:
 def run(config: Config, api_key: str = "", qos1: bool | None = None, timeout_s: float = TIMEOUT_SECONDS) -> None:
     """Run the test. Raises `BlipMQError` with the failed step. `qos1`: also test QoS 1; None: if the broker has a WAL."""
     if not config.server.bind_addr:
-        raise BlipMQError("The broker listens nowhere (server.bind_addr is empty), so nobody can use it.")
+        raise BlipMQError("server.bind_addr is empty, so no client can connect. Set an address.")
     client = BlockingClient(address_of(config.server.bind_addr), api_key=api_key, reconnect=False, timeout_s=timeout_s)
     with client.open():
         _pass_one(client, 0, timeout_s)
@@ -43,4 +43,4 @@ def _pass_one(client: BlockingClient, qos: int, timeout_s: float) -> None:
         for _ in range(1000):  # other clients may publish there
             if bytes(subscription.next(timeout_s).payload) == payload:
                 return
-    raise TimedOut(f"The broker took a message of QoS {qos} and did not give it back.")
+    raise TimedOut(f"The broker accepted a QoS {qos} message but did not deliver it.")

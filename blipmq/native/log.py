@@ -54,36 +54,36 @@ def log_error(code: int, directory: str, error: int) -> BlipMQError:
     """Return the exception for a negative code of the WAL in `directory`; `error` is the errno of BQ_E_SYSTEM."""
     if code == LOG_LOCKED:
         return LogLocked(
-            f"another broker uses the log in {directory}. Stop that one, or give this one a wal.directory of its own."
+            f"another broker uses the WAL in {directory}. Stop it, or give this broker another wal.directory."
         )
     if code == LOG_VERSION:
         return LogUnusable(
-            f"the log in {directory} was written by a newer version of BlipMQ, and nothing in it was changed. "
-            "Start that version, or give this one another wal.directory."
+            f"a newer version of BlipMQ wrote the WAL in {directory}. Nothing was changed. Start the newer version, or give "
+            "this broker another wal.directory."
         )
     if code == LOG_REFUSED:
         return LogUnusable(
-            f"the log in {directory} was not opened, and nothing in it was changed: its checkpoint or its durable "
-            "subscriptions could not be restored. A newer version of BlipMQ may have written them: start that one. If memory "
-            "is short, free some. `blipmq wal export` shows what there is."
+            f"the WAL in {directory} cannot be opened: its checkpoint or its durable subscriptions could not be restored. "
+            "Nothing was changed. If a newer version of BlipMQ wrote it, start that version. If memory is short, free some. "
+            "`blipmq wal export` shows the records."
         )
     if code != lib.BQ_E_SYSTEM:
-        return CoreError(code, f"the log in {directory} cannot be opened")
+        return CoreError(code, f"the WAL in {directory} cannot be opened")
     return log_denied(directory, error)
 
 
 def log_denied(directory: str, error: int) -> LogUnusable:
     """Return the exception for a WAL that the system cannot open: `error` is its errno."""
-    text = f"the log in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
+    text = f"the WAL in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
     if error == errno.ELOOP:
         return LogUnusable(
-            f"the log in {directory} cannot be opened: LOCK in it is a link, a directory or a pipe, and the broker follows none. "
-            "Find out who made it, remove it, and start the broker again."
+            f"the WAL in {directory} cannot be opened: its file LOCK is a link, a directory or a pipe, which the broker does not "
+            "use. Remove it, and start the broker again."
         )
     if error in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += "Let the broker's user write there, give it another wal.directory, or set wal.enabled = false."
+        text += "Allow the broker's user to write there, set another wal.directory, or set wal.enabled = false."
         return LogUnusable(text, exit_status=77)
     # An invalid name stays invalid; a disk, a mount or memory may be available at the next start.
     never = error in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-    text += "Correct it, or give the broker another wal.directory."
+    text += "Correct the cause, or set another wal.directory."
     return LogUnusable(text, exit_status=78 if never else 71)

@@ -78,7 +78,7 @@ def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
     wal = lib.bq_wal_tool_open(os.fsencode(directory), mode, error)
     if wal == ffi.NULL:
         if error[0] == LOG_LOCKED:
-            raise LogLocked(f"a broker runs on the log in {directory}. Stop it first, or look at a copy.")
+            raise LogLocked(f"a broker uses the WAL in {directory}. Stop it first, or use a copy of the directory.")
         raise log_error(error[0], directory, ffi.errno)
     try:
         item = ffi.new("bq_wal_item_t *")

@@ -53,12 +53,14 @@ class Pending(Generic[T]):
         Raises `Crowded`."""
         place = place_of(host)
         if place and self._counts[place] >= bounds.each:
-            raise Crowded(f"{bounds.each} handshakes of its address are under way")
+            raise Crowded(f"{bounds.each} handshakes of its address are in progress: limits.max_pending_per_address")
         gone = None
         if len(self._places) >= bounds.total:
             gone = next((other for other in self._places if other not in self._looked_at), None)
             if gone is None:
-                raise Crowded(f"{bounds.total} handshakes are under way, and all of them are being looked at")
+                raise Crowded(
+                    f"{bounds.total} handshakes are in progress, and all wait for the broker: limits.max_pending"
+                )
             self.leave(gone)
         self._places[one] = place
         if place:

@@ -48,7 +48,7 @@ class AdmissionLog:
             **causes,
             hello_timeouts=new["hello_timeouts"],
             pending=counters["pending"],
-            hint="docs/SECURITY.md, Connections",
+            hint="see Connections in docs/SECURITY.md",
         )
 
 
@@ -69,12 +69,12 @@ def reasons(counters: Counters, old: Counters, seconds: int) -> list[str]:
     told = []
     if new["max_connections"]:
         told.append(
-            f"{new['max_connections']} connections were refused in the last {seconds} s: server.max_connections is reached"
+            f"{new['max_connections']} connections were refused in the last {seconds} s: server.max_connections was reached"
         )
     pending = new["max_pending"] + new["max_pending_per_address"]
     if pending:
         told.append(
-            f"{pending} connections that had not said HELLO were closed in the last {seconds} s to keep to limits.max_pending "
-            f"and limits.max_pending_per_address; {counters['pending']} are waiting to be admitted"
+            f"{pending} connections without a valid HELLO were closed in the last {seconds} s: limits.max_pending or "
+            f"limits.max_pending_per_address was reached; {counters['pending']} connections are pending"
         )
     return told

@@ -66,7 +66,7 @@ class AttachedConnections:
         self._core.attach(self._attach(attached), trusted=True)
         transport = await opened
         if transport.has_ended:
-            raise Disconnected("the broker stopped before the connection was there")
+            raise Disconnected("the broker stopped before the connection was open")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         transport.resume_reading()

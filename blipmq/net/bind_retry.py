@@ -91,7 +91,11 @@ class BindRetry:
     def _waits(self, key: str, bind_addr: str, error: BlipMQError) -> None:
         if self._why.get(key) != str(error):  # logged once, and again when the error changes
             self._log.warning(
-                "waiting_for_address", setting=key, address=bind_addr, error=str(error), hint="it is tried every second"
+                "waiting_for_address",
+                setting=key,
+                address=bind_addr,
+                error=str(error),
+                hint="the broker tries again every second",
             )
         self._why[key] = str(error)
 

@@ -222,7 +222,7 @@ def _read(key: str, path: str, holds: str) -> str:
         ) from None
     if len(text) > FILE_BYTES_MAX or holds not in text:
         what = "private key" if "KEY" in holds else "certificate"
-        raise FileUnusable(f"{key}: {path} holds no {what} in PEM, the text form that begins with five hyphens.")
+        raise FileUnusable(f"{key}: {path} holds no {what} in PEM format. Name a PEM file.")
     return text
 
 
@@ -238,7 +238,9 @@ def _first(path: str, chain: str) -> Certificate:
 
 
 def _refuse_pass_phrase() -> str:
-    raise ValueError("the key is encrypted, and no one is there to type its pass phrase when a broker starts")
+    raise ValueError(
+        "the key is encrypted, but the broker cannot ask for a pass phrase; store the key without encryption"
+    )
 
 
 def _explained(settings: Tls, error: Exception) -> str:

@@ -84,7 +84,11 @@ class Tls:
     def _tell(self) -> None:
         files = self.certificates
         if files.problem:
-            self._log.error("tls_certificate_refused", error=files.problem, hint="the certificate is what it was")
+            self._log.error(
+                "tls_certificate_refused",
+                error=files.problem,
+                hint="the old certificate stays in use: correct the files",
+            )
             return
         about = files.certificate
         self._log.info(

@@ -66,15 +66,15 @@ def read_request(head: bytes) -> Request:
     first, *rest = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/"):
-        raise BadRequest(400, "this is not HTTP; try: curl http://ADDRESS/metrics")
+        raise BadRequest(400, "the request is not HTTP; try: curl http://ADDRESS/metrics")
     method, target, version = words
     if version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are supported")
     fields = _read_fields(rest)
     if version == "HTTP/1.1" and "host" not in fields:
-        raise BadRequest(400, "a request of HTTP/1.1 needs a Host field")
+        raise BadRequest(400, "an HTTP/1.1 request needs the header field Host")
     if method not in ("GET", "HEAD"):
-        raise BadRequest(405, "GET and HEAD are answered here", ("Allow", "GET, HEAD"))
+        raise BadRequest(405, "only GET and HEAD are supported", ("Allow", "GET, HEAD"))
     if target.startswith("http://"):  # the form for a proxy
         target = "/" + target[len("http://") :].partition("/")[2]
     return Request(method, target.partition("?")[0], fields)
@@ -86,7 +86,7 @@ def _read_fields(lines: list[str]) -> dict[str, str]:
         name, colon, value = line.partition(":")
         # also a folded line, which is obsolete and used for request smuggling
         if not colon or not name or name != name.strip():
-            raise BadRequest(400, "a header field is not NAME: VALUE")
+            raise BadRequest(400, "a header field does not have the form NAME: VALUE")
         name, value = name.lower(), value.strip()
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return fields
@@ -202,7 +202,7 @@ class Exchange(asyncio.Protocol):
         if end >= 0:
             self._take(bytes(self._head[:end]))
         elif len(self._head) >= HEAD_BYTES_MAX:
-            self._refuse(BadRequest(431, f"a request's head is at most {HEAD_BYTES_MAX} bytes here"))
+            self._refuse(BadRequest(431, f"the request line and header fields may have at most {HEAD_BYTES_MAX} bytes"))
 
     def eof_received(self) -> bool:
         self._half_closed = True

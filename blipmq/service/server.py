@@ -46,7 +46,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     config = loaded.config
     if not config.server.bind_addr and not config.server.tls_bind_addr:
         raise ConfigError(
-            "server.bind_addr is empty, so no one could connect. Write an address, such as 127.0.0.1:7878."
+            "server.bind_addr is empty, so no client can connect. Set an address, such as 127.0.0.1:7878."
         )
     raise_descriptor_limit(config)
     stay_on(choose_processors(config.performance.network_optimizations.cpu_affinity)[1])
@@ -142,7 +142,9 @@ class Process:
             if not by_default:
                 raise
             self._log.warning(
-                "metrics_off", error=str(error), hint="set metrics.bind_addr to an address, or to nothing"
+                "metrics_off",
+                error=str(error),
+                hint='set metrics.bind_addr to a free address, or to "" to turn metrics off',
             )
             return None
         if admin.address:
@@ -167,7 +169,9 @@ class Process:
             self._service.stopping(timeout_ms)
             self._end.set()
         elif now - self._signal_at >= SAME_SIGNAL_SECONDS:
-            self._log.warning("killed", signal=number.name, hint="second signal: queues were not sent")
+            self._log.warning(
+                "killed", signal=number.name, hint="a second signal ended the broker: queued messages were not sent"
+            )
             self._log.finish()
             os._exit(128 + number)
 
@@ -179,7 +183,11 @@ class Process:
             config, applied, waiting = config_reader.reloaded(old, loaded.config)
             self._broker.apply(config)
         except BlipMQError as error:
-            self._log.error("reload_failed", error=str(error), hint="the settings are what they were")
+            self._log.error(
+                "reload_failed",
+                error=str(error),
+                hint="the old settings stay in effect: correct the file, then send SIGHUP again",
+            )
             self._service.reloaded(str(error))
             self._broker.reload_refused(str(error))
             return
@@ -212,7 +220,7 @@ def raise_descriptor_limit(config: Config) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard if enough else need))
     except (OSError, ValueError):
         raise ConfigError(
-            f"{_asked(config)} needs {need} open files, but this process may have {hard} at most. Raise the limit "
+            f"{_asked(config)} needs {need} open files, but this process may have at most {hard}. Raise the limit "
             f"(LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), or {_way_out(config, need - hard)}."
         ) from None
 

@@ -53,7 +53,7 @@ class Service:
 
     def reloaded(self, error: str = "") -> None:
         """The settings have been read: the new ones are in effect, or with an `error` the old ones."""
-        self._notifier.ready(f"reload failed, the settings are what they were: {error}" if error else "reloaded")
+        self._notifier.ready(f"reload failed, the old settings stay in effect: {error}" if error else "reloaded")
 
     def stopping(self, timeout_ms: int) -> None:
         """The broker is stopping; sending queued messages may take `timeout_ms` milliseconds."""
@@ -77,7 +77,7 @@ class Service:
 
     async def _keep_waiting(self) -> None:
         while True:
-            self._notifier.starting("starting: reading the log", STARTING_PATIENCE_SECONDS)
+            self._notifier.starting("starting: reading the WAL", STARTING_PATIENCE_SECONDS)
             await asyncio.sleep(STARTING_SECONDS)
 
     async def _watch(self) -> None:

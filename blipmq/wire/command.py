@@ -66,7 +66,7 @@ def encode_command(
     UsageError."""
     check_whole("action", action, 0, ADMIN)
     if action == STREAM:
-        raise UsageError("There is no action 8 yet.")
+        raise UsageError("Action 8 is not in use.")
     check_whole("ttl_ms", ttl_ms, 0, _U64_MAX)
     check_whole("qos", qos, 0, 1)
     check_whole("seq", seq, 0, _U64_MAX)

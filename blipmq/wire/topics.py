@@ -30,10 +30,10 @@ def _check_text(text: str, noun: str) -> None:
     except UnicodeEncodeError:
         raise UsageError(f"The {noun} {text!r} is not UTF-8; check the terminal's or the script's encoding.") from None
     if size_bytes > TOPIC_BYTES_MAX:
-        raise UsageError(f"The {noun} has {size_bytes} bytes; {TOPIC_BYTES_MAX} is the most. Shorten it.")
+        raise UsageError(f"The {noun} has {size_bytes} bytes; the maximum is {TOPIC_BYTES_MAX}. Shorten it.")
     for character in text:
         if character < " " or "\x7f" <= character <= "\x9f":
-            raise UsageError(f"The {noun} {text!r} holds the control character {character!r}; remove it.")
+            raise UsageError(f"The {noun} {text!r} contains the control character {character!r}; remove it.")
 
 
 def check_topic(topic: str) -> None:
@@ -64,7 +64,7 @@ def check_filter(filter_: str) -> int:
                 f"In the filter {filter_!r} the level {level!r} mixes a wildcard with text; it must stand alone."
             )
         if level in (">", "#") and index != len(levels) - 1:
-            raise UsageError(f"In the filter {filter_!r} {level!r} stands for all that follows, so it must come last.")
+            raise UsageError(f"In the filter {filter_!r} the wildcard {level!r} must be the last level.")
     return dialect
 
 
