@@ -84,7 +84,7 @@ def test_the_broker_waits_for_a_name_that_does_not_resolve_yet(machine, key):
         settings |= {"tls.cert_file": str(cert), "tls.key_file": str(cert_key)}
     broker = machine.start({**settings, key: f"{NAME}:0", "auth.allow_anonymous": True})
     waiting = broker.wait_for("waiting_for_address", setting=key)
-    assert "is not a name this machine can resolve" in waiting["error"] and waiting["level"] == "warning"
+    assert "this machine cannot resolve the name" in waiting["error"] and waiting["level"] == "warning"
     if key != "metrics.bind_addr":
         metrics = broker.wait_for("metrics")["address"]
         until(lambda: get(metrics, "/readyz")[1] != "starting\n", "the broker has started")
@@ -94,7 +94,7 @@ def test_the_broker_waits_for_a_name_that_does_not_resolve_yet(machine, key):
         assert not broker.lines("ready")
     machine.knows(NOWHERE)
     broker.wait_for("waiting_for_address", setting=key, error=f"{key}: {NAME}:0 is not an address of this machine. "
-                    "`ip address` lists those it has; 0.0.0.0 stands for all of them.")  # fmt: skip
+                    "List its addresses with `ip address`, or set 0.0.0.0 for all of them.")  # fmt: skip
     machine.knows("127.0.0.1")
     address = broker.wait_for("listening", setting=key)["address"]
     ready = broker.wait_for("ready")

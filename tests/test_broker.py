@@ -207,7 +207,7 @@ def test_hello_with_another_protocol_version_is_refused_and_closed(broker, conne
     client.say(wire.HELLO, client_id="from-the-future", protocol=1, seq=6)  # too late for another version
     reply = client.next()
     assert (reply.seq, reply.code) == (5, 426)
-    assert "protocol 1" in reply.message and "asked for 2" in reply.message
+    assert "protocol 1" in reply.message and "not protocol 2" in reply.message
     assert client.next() is None
 
 
@@ -601,7 +601,7 @@ def test_a_request_during_stop_gets_an_answer_or_an_error_without_hanging():
 
 def test_an_address_in_use_is_one_clear_error_and_leaves_nothing_open(broker):
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(AddressInUse, match=r"is in use: another process.*listens there") as caught:
+    with pytest.raises(AddressInUse, match=r"is in use by another process") as caught:
         with blipmq.Broker({"server": {"bind_addr": broker.address}}):
             pass
     assert caught.value.exit_status == 69
@@ -637,9 +637,7 @@ def test_a_name_with_both_address_families_is_served_on_ipv4():
 
 
 def test_an_unresolvable_name_is_an_error_with_a_remedy():
-    with pytest.raises(
-        ConfigError, match=r"'no-such-host.invalid' is not a name this machine can resolve .* Write an address"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot resolve the name 'no-such-host.invalid' .* Set an address"):
         open_listener("no-such-host.invalid:7878")
 
 

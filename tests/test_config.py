@@ -189,7 +189,7 @@ def test_all_errors_of_a_file_are_reported_together_with_lines(tmp_path):
     assert "blipmq.toml:3: there is no setting server.port" in message
     assert "blipmq.toml:5: queues.overflow_policy: 'drop_oldst' is not one of " in message
     assert "did you mean drop_oldest?" in message
-    assert "blipmq.toml:7: auth.api_keys: what stands there is not a list of strings, 1000 at most" in message
+    assert "blipmq.toml:7: auth.api_keys: the value is not a list of strings, 1000 at most" in message
     assert "k3y" not in message
     assert "BLIPMQ_LOGGING__LEVEL: logging.level: 'loud' is not one of" in message
 
@@ -446,7 +446,7 @@ def test_a_reload_applies_changeable_settings_and_names_the_others():
 
 def test_a_reload_that_is_valid_only_after_a_restart_is_refused():
     new = from_dict({"server": {"max_message_size_bytes": 4096}, "queues": {"subscriber_bytes": 8192}})
-    with pytest.raises(ConfigError, match=r"with what cannot change before a restart: queues.subscriber_bytes: 8192"):
+    with pytest.raises(ConfigError, match=r"with the settings that need a restart: queues.subscriber_bytes: 8192"):
         config_reader.reloaded(from_dict({}), new)
 
 
@@ -493,7 +493,7 @@ def test_a_variable_may_name_a_file_with_the_secret(tmp_path):
 
 
 def test_keys_and_open_access_exclude_each_other(tmp_path):
-    assert "auth.allow_anonymous: true, but there are keys" in refused(
+    assert "auth.allow_anonymous: true, but keys are configured" in refused(
         tmp_path, "[auth]\nallow_anonymous = true\nkeys_file = 'keys'\n"
     )
 

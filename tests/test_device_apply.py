@@ -185,7 +185,7 @@ def test_a_missing_file_changes_nothing_and_an_empty_file_selects_the_defaults(d
     (device.folder / DEVICE).unlink()
     result = boot(device)
     assert device.system.hostname == "gate" and result.device == "kept"
-    assert result.problems == ("device.toml: missing. To return to the defaults put an empty file of that name there",)
+    assert result.problems == ("device.toml: missing. To use the defaults, create an empty file of that name",)
     device.put(DEVICE, "")
     assert boot(device).problems == () and device.system.hostname == "blipmq"
 
@@ -194,13 +194,13 @@ def test_a_saved_file_invalid_for_this_version_is_reported(device):
     device.put("data/device/device.toml", "hostnam = 1\n")
     result = boot(device)
     assert result.device == "default"
-    assert result.problems[0].startswith("the device.toml that was good before:1: there is no setting hostnam")
+    assert result.problems[0].startswith("the last good device.toml:1: there is no setting hostnam")
 
 
 def test_an_image_with_an_invalid_profile_still_runs_a_broker(device):
     device.put("usr/share/blipmq/profiles/blipmq-edge-1g.toml", "[server]\nmax_conections = 5\n")
     result = boot(device)
-    assert "the profile blipmq-edge-1g is of no use: blipmq-edge-1g:2: there is no setting" in result.problems[0]
+    assert "the profile blipmq-edge-1g is not valid: blipmq-edge-1g:2: there is no setting" in result.problems[0]
     assert broker_config(device).server.bind_addr == "127.0.0.1:7878"
 
 
@@ -209,7 +209,7 @@ def test_without_the_data_partition_the_broker_serves_qos_0_and_the_status_says_
     device.put(DEVICE, '[[keys]]\nname = "a"\n')
     result = boot(device)
     assert not broker_config(device).wal.enabled and not result.has_log
-    assert result.problems == (NO_DATA[""], "keys: none can be used without the data partition")
+    assert result.problems == (NO_DATA[""], "keys: they need the data partition, which is missing")
     device.mount(data="ro")
     assert boot(device).problems[0] == NO_DATA["ro"]
 
@@ -219,7 +219,7 @@ def test_without_the_settings_partition_the_last_good_settings_are_in_effect(dev
     boot(device)
     (device.folder / DEVICE).unlink()
     device.mount(boot="")
-    assert "the settings partition is not there" in boot(device).problems[0] and device.system.hostname == "gate"
+    assert "the settings partition is missing" in boot(device).problems[0] and device.system.hostname == "gate"
 
 
 def test_a_second_apply_writes_nothing_and_restarts_nothing(device):

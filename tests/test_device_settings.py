@@ -78,15 +78,15 @@ def test_all_problems_are_reported_together_with_lines():
         ('[network]\ninterface = "wifi"', 2, "there is no [wifi] section"),
         ('[network]\ndns = "1.1.1.1"', 2, "a list of strings"),
         ("network = 3", 1, "write [network] on a line of its own"),
-        ('[wifi]\nssid = "a"', 1, "where the device stands"),
+        ('[wifi]\nssid = "a"', 1, "radio rules depend on it"),
         ('[wifi]\ncountry = "DE"', 1, "wifi.ssid: missing"),
         ('[wifi]\npassphrase = "short"', 2, "8 to 63 characters"),
         ('[wifi]\nssid = "ab\\u0007"', 2, "control characters"),
         ('[wifi]\ncountry = "Germany"', 2, "two capital letters"),
         ('[time]\nservers = ["a b"]', 2, "pool.ntp.org"),
-        ('[ssh]\nauthorized_keys = ["-----BEGIN OPENSSH PRIVATE KEY-----"]', 2, "this is the private key"),
+        ('[ssh]\nauthorized_keys = ["-----BEGIN OPENSSH PRIVATE KEY-----"]', 2, "this is a private key"),
         ('[ssh]\nauthorized_keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1"]', 2, "copy the whole line"),
-        (f'[ssh]\nauthorized_keys = ["{NO_KEY}"]', 2, "no such key can exist"),
+        (f'[ssh]\nauthorized_keys = ["{NO_KEY}"]', 2, "the key is damaged"),
         (f'[ssh]\nauthorized_keys = ["{ED25519[:-12]}"]', 2, "copy the whole line"),
         ("[ssh]\nauthorized_keys = ['command=\"x\" ssh-ed25519 AAAA']", 2, "the line of a .pub file"),
         ("keys = 3", 1, "write [[keys]]"),
@@ -110,9 +110,10 @@ def test_an_invalid_value_is_refused_with_its_line_and_the_valid_values(text, li
 
 
 def test_no_list_is_longer_than_its_limit():
-    assert "64 are the most" in problems("[time]\nservers = [" + '"a",' * 65 + "]")[0]
+    assert "the maximum is 64" in problems("[time]\nservers = [" + '"a",' * 65 + "]")[0]
     assert (
-        "64 keys" not in problems("[[keys]]\n" * 65)[0] and "65 keys; 64 are the most" in problems("[[keys]]\n" * 65)[0]
+        "64 keys" not in problems("[[keys]]\n" * 65)[0]
+        and "65 keys; the maximum is 64" in problems("[[keys]]\n" * 65)[0]
     )
 
 

@@ -58,7 +58,7 @@ def test_a_healthy_device_shows_its_address_and_state(device, said):
     assert facts["Name"] == "blipmq.local" and facts["Address"] == "192.168.1.20, fd00::7"
     assert facts["Broker"] == "port 7878, reachable from the device itself only, QoS 0 and 1"
     assert facts["Version"].endswith("image 2.0.1, slot A")
-    assert "no time server has answered yet" in dict(found.moving)["Time"]
+    assert "no time server has answered" in dict(found.moving)["Time"]
     device.put("run/systemd/timesync/synchronized", "")
     assert dict(look(device).moving)["Time"].endswith("UTC, from a time server")
 
@@ -90,13 +90,13 @@ def test_the_status_reports_a_stopped_broker(device):
     assert "the broker does not answer" in look(device).problems[0]
     device.put("boot/blipmq/blipmq.toml", '[server]\nbind_addr = "127.0.0.1:1"\n[metrics]\nbind_addr = ""\n')
     boot(device)
-    assert "nothing listens where the broker should" in look(device).problems[0]
+    assert "the broker does not listen at its address" in look(device).problems[0]
 
 
 def test_a_saved_file_is_named_as_the_last_good_one(device, said):
     device.put("data/device/device.toml", "hostnam = 1\n")
     boot(device)
-    assert look(device).problems[0].startswith("the device.toml that was good before, line 1: there is no setting")
+    assert look(device).problems[0].startswith("the last good device.toml, line 1: there is no setting")
 
 
 def test_the_status_says_when_nothing_was_applied_yet(device):
@@ -112,7 +112,7 @@ def test_the_status_of_a_missing_address_names_the_cause(device, said):
     ):
         device.system.answers["ip -json"] = answer
         boot(device)
-        assert dict(look(device).facts)["Address"] == "none yet (waiting for a DHCP server); is the cable in?"
+        assert dict(look(device).facts)["Address"] == "none yet (waiting for a DHCP server); check the cable"
 
 
 def test_new_keys_are_mentioned_until_their_file_is_deleted(device, said):
@@ -126,7 +126,7 @@ def test_new_keys_are_mentioned_until_their_file_is_deleted(device, said):
 def test_a_failed_self_test_makes_a_device_degraded(device, said):
     boot(device)
     device.put("run/blipmq-device/health.json", '{"why": "no message came back"}')
-    assert look(device).problems == ("the broker does not pass its own test: no message came back",)
+    assert look(device).problems == ("the self-test of the broker failed: no message came back",)
     device.put("run/blipmq-device/health.json", '{"why": ""}')
     assert look(device).problems == ()
 
@@ -161,8 +161,8 @@ def test_the_commands_print_their_results(device, capsys):
     assert main([*root, "status"]) == 1 and "State:" in capsys.readouterr().out and device.has(STATUS)
     assert main([*root, "banner"]) == 0 and "edit device.toml" in capsys.readouterr().out
     assert main([*root, "refresh"]) == 0 and device.has("run/blipmq-device/banner")
-    assert main([*root, "led"]) == 0 and capsys.readouterr().out == "no light that this program knows\n"
-    assert main([*root, "factory-reset"]) == 0 and capsys.readouterr().out == "no file asks for a reset\n"
+    assert main([*root, "led"]) == 0 and capsys.readouterr().out == "no known LED\n"
+    assert main([*root, "factory-reset"]) == 0 and capsys.readouterr().out == "no file requests a reset\n"
 
 
 def test_consoles_show_the_status_although_the_settings_partition_is_not_writable(device, monkeypatch, capsys):
@@ -314,7 +314,7 @@ def test_a_failed_reset_is_reported_and_repeated(device, said):
     assert device.has("boot/blipmq/factory-reset")
     device.mount()
     boot(device)
-    assert "the factory reset did not work (mkfs.ext4: Input/output error)" in look(device).problems[0]
+    assert "the factory reset failed (mkfs.ext4: Input/output error)" in look(device).problems[0]
 
 
 def test_a_partition_in_use_is_not_erased(device):

@@ -414,7 +414,7 @@ def test_a_file_without_keys_admits_no_client_and_accepts_new_keys(path, text):
 
 
 def test_a_missing_file_error_names_the_next_step(path):
-    with pytest.raises(ConfigError, match=r"No such file or directory\. Make a key with `blipmq keys add NAME`"):
+    with pytest.raises(ConfigError, match=r"No such file or directory\. Create a key with `blipmq keys add NAME`"):
         read_keyring(path)
 
 

@@ -78,7 +78,7 @@ OUT_OF_RANGE = [
 OPTIONS = [
     ({"client_id": 5}, TEXT),
     ({"api_key": b"k"}, TEXT),
-    ({"tls": 5}, "tls is True, the path of a file"),
+    ({"tls": 5}, "tls must be True, the path of a file"),
     ({"reconnect": "yes"}, FLAG),
     ({"timeout_s": "5"}, SECONDS),
     ({"timeout_s": None}, SECONDS),

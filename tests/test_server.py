@@ -139,7 +139,7 @@ def test_an_address_in_use_ends_with_status_69_and_one_clear_line(start):
     second = start(BLIPMQ_SERVER__BIND_ADDR=address, BLIPMQ_WAL__DIRECTORY="another")
     assert second.wait() == 69
     error = second.child.stderr.read().splitlines()[-1]
-    assert error.startswith(f"blipmq: {address} is in use: another process")
+    assert error.startswith(f"blipmq: {address} is in use by another process")
 
 
 def test_a_wrong_configuration_ends_with_status_78_before_anything_is_opened(start):
@@ -161,7 +161,7 @@ def test_an_empty_listen_address_is_refused(start):
 def test_an_invalid_listen_address_is_refused(start, address):
     process = start("[auth]\nallow_anonymous = true\n", BLIPMQ_SERVER__BIND_ADDR=address)
     assert process.wait() == 78
-    assert "is neither an address nor a name" in process.child.stderr.read()
+    assert "is neither an address nor a host name" in process.child.stderr.read()
 
 
 def test_sighup_applies_reloadable_settings_and_names_the_others(start):

@@ -68,18 +68,18 @@ def test_a_later_file_overrides_earlier_ones_key_by_key():
         ("light = 3", "1: light is a section, not a setting; write [light] on a line of its own"),
         ("[light]\non = 1", "2: light.on: 1 is not true or false"),
         ("[light]\ncolours = [1]", '2: light.colours: [1] is not a list of strings, 2 at most: ["one", "another"]'),
-        ('[light]\ncolours = ["", "#0"]', "2: light.colours: an entry is empty; take it out"),
+        ('[light]\ncolours = ["", "#0"]', "2: light.colours: an entry is empty; remove it"),
         ('[light]\ncolours = ["#0"]', "2: light.colours: '#0': expected a colour such as \"#00ff7f\""),
-        ('[light]\ncolours = ["a", "b", "c"]', "2: light.colours: 3 entries; 2 are the most"),
+        ('[light]\ncolours = ["a", "b", "c"]', "2: light.colours: 3 entries; the maximum is 2"),
         (
             '[light]\nmode = "blink"',
             '2: light.mode: \'blink\' is not one of "steady", "blinking": others hurt the eyes; did you mean blinking?',
         ),
         ("[bulbs]\nwatts = 1", "1: bulbs is a list of tables; write [[bulbs]] on a line of its own, once for each"),
-        ("[[bulbs]]\n" * 3, "1: 3 bulbs; 2 are the most"),
+        ("[[bulbs]]\n" * 3, "1: 3 bulbs; the maximum is 2"),
         ("[[bulbs]]\n[[bulbs]]\nwatts = 0", "3: bulbs.watts: 0 is not a whole number from 1 to 100 (W)"),
         ('[[bulbs]]\npin = "1234"', '2: bulbs.pin: expected a colour such as "#00ff7f"'),
-        ("[[bulbs]]\npin = 1234", "2: bulbs.pin: what stands there is not a string"),
+        ("[[bulbs]]\npin = 1234", "2: bulbs.pin: the value is not a string"),
     ],
 )
 def test_an_invalid_value_is_reported_with_its_line_and_valid_values(text, problem):

@@ -327,7 +327,7 @@ def test_a_certificate_for_another_name_is_refused_by_the_client(start, authorit
 
 def test_an_expired_certificate_is_warned_of_and_refused_by_the_client(start, authority):
     broker = start(certificate=authority.sign("old", days=-1))
-    assert "has expired on" in broker.wait_for("tls_certificate_warning")["warning"]
+    assert "expired on" in broker.wait_for("tls_certificate_warning")["warning"]
     done = broker.cli("pub", "t", "x")
     assert done.returncode == 77 and b"it has expired" in done.stderr
     assert any("has expired" in reason for reason in broker.info()["reasons"])
@@ -457,8 +457,8 @@ def test_many_handshakes_and_invalid_bytes_leak_nothing(start):
 def test_required_client_certificates_are_verified_and_their_names_logged(start, authority, stranger):
     broker = start({"tls.client_ca_file": str(authority.file), "tls.require_client_cert": True})
     done = broker.cli("pub", "t", "x")
-    assert done.returncode == 77 and b"it asks for a client's certificate" in done.stderr
-    assert "showed no certificate" in broker.wait_for("tls_failed")["error"]
+    assert done.returncode == 77 and b"it requires a client certificate" in done.stderr
+    assert "sent no certificate" in broker.wait_for("tls_failed")["error"]
 
     cert, key = stranger.sign("intruder")
     done = broker.cli("--cert", str(cert), "--cert-key", str(key), "pub", "t", "x")
@@ -610,4 +610,4 @@ def test_check_warns_of_a_world_readable_key_and_an_expired_certificate(tmp_path
     key.chmod(0o644)
     done = check(tmp_path, **{"tls.cert_file": str(cert), "tls.key_file": str(key)})
     assert done.returncode == 0
-    assert "everyone on this machine can read" in done.stdout and "has expired on" in done.stdout
+    assert "everyone on this machine can read" in done.stdout and "expired on" in done.stdout

@@ -32,7 +32,7 @@ def choose_processors(text: str) -> tuple[int, frozenset[int]]:
     if sys.platform != "linux":
         raise ConfigError(
             "performance.network_optimizations.cpu_affinity: this system does not let a program choose its processors; "
-            "take the line out"
+            "remove the line"
         )
     allowed = os.sched_getaffinity(0)
     if text == "auto":
@@ -43,7 +43,7 @@ def choose_processors(text: str) -> tuple[int, frozenset[int]]:
     foreign = [number for number in numbers if number not in allowed]
     if foreign:
         raise ConfigError(
-            f"performance.network_optimizations.cpu_affinity: processor {foreign[0]} is not one that this process may use "
+            f"performance.network_optimizations.cpu_affinity: this process may not use processor {foreign[0]} "
             f'({", ".join(map(str, sorted(allowed)))}). Name one of these, or write "auto".'
         )
     return numbers[0], frozenset(numbers[1:])

@@ -16,14 +16,14 @@ def split_address(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^\[\]:\s]+)):([0-9]{1,5})", text)
     if match is None:
         if text.count(":") > 1 and not text.startswith("["):
-            raise ValueError("an IPv6 address goes in brackets: [::1]:7878")
+            raise ValueError("an IPv6 address needs brackets: [::1]:7878")
         raise ValueError("expected ADDRESS:PORT, [IPv6]:PORT or NAME:PORT, such as 127.0.0.1:7878")
     port = int(match[3])
     if port > 65535:
-        raise ValueError(f"port {port} is over 65535")
+        raise ValueError(f"port {port} is above the maximum of 65535")
     host: str = match[1] or match[2]
     if not _could_be_a_host(host, in_brackets=bool(match[1])):
-        raise ValueError(f"{host} is neither an address nor a name")
+        raise ValueError(f"{host} is neither an address nor a host name")
     return host, port
 
 

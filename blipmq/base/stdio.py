@@ -164,13 +164,13 @@ def _wait(descriptor: int, event: str, deadline_s: float | None) -> bool:
 
 
 _INPUT = {
-    errno.EBADF: "it is closed, or not open for reading. Give the program a file or a pipe to read",
+    errno.EBADF: "it is closed, or not open for reading. Redirect it from a file or a pipe",
 }
 _OUTPUT = {
     errno.EBADF: "it is closed, or not open for writing. Redirect it to a file, or to /dev/null",
-    errno.ENOSPC: "no space is left where it goes. Free some, or write it elsewhere",
-    errno.EDQUOT: "the quota is used up where it goes. Free some space, or write it elsewhere",
-    errno.EFBIG: "the file is as large as a file may become. Write to another one",
+    errno.ENOSPC: "its disk is full. Free space, or write to another disk",
+    errno.EDQUOT: "its disk quota is used up. Free space, or write to another disk",
+    errno.EFBIG: "the file has its maximum size. Write to another file",
 }
 
 

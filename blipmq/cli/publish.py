@@ -91,7 +91,7 @@ def publish_lines(client: BlockingClient, arguments: argparse.Namespace, batches
 
 def how_far(sent: int, qos: int) -> str:
     if qos:
-        return f"The first {render.count(sent, 'line')} are on the broker's disk; later lines may be lost."
+        return f"{render.count(sent, 'line')} confirmed; later lines may be lost."
     return f"{render.count(sent, 'line')} were sent. Some or all of them may be lost."
 
 

@@ -79,7 +79,7 @@ class Screen:
                 self._silent = True
             except StreamError as error:
                 self._silent, self.status = True, error.exit_status
-                say(f"blipmq connect: {error} The commands are carried out all the same.")
+                say(f"blipmq connect: {error} The commands still run.")
 
     def say(self, emoji: str, text: str) -> None:
         text = render.printable(text.encode("utf-8", "backslashreplace"))
@@ -241,7 +241,7 @@ class Worker(threading.Thread):
         if not filter_:
             raise UsageError("Usage: sub TOPIC")
         if filter_ in self._subscriptions:
-            raise UsageError(f"You have already subscribed to {filter_}.")
+            raise UsageError(f"This shell is already subscribed to {filter_}.")
         if len(self._subscriptions) >= SUBSCRIPTIONS_MAX:
             raise UsageError(f"A shell may have at most {SUBSCRIPTIONS_MAX} subscriptions. End one first: unsub TOPIC")
         self._subscriptions[filter_] = self._client.subscribe(filter_)

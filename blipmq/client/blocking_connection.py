@@ -199,7 +199,7 @@ class BlockingConnection:
             for inbox in self.protocol.all_inboxes():
                 if inbox is not reader and inbox.is_full(OVERRUN):
                     raise UsageError(
-                        f"The subscription to {inbox.filter} holds {len(inbox.messages)} messages that nobody reads, "
+                        f"The subscription to {inbox.filter} holds {len(inbox.messages)} unread messages, "
                         "so nothing behind them can be read. Read it, close it, or use a client for each."
                     )
             self.step(deadline_s)

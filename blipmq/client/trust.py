@@ -28,7 +28,7 @@ def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The file of authorities {ca_file} is not usable: {_why(error)}. It holds certificates in PEM."
+            f"The authority file {ca_file} is not usable: {_why(error)}. It must hold certificates in PEM."
         ) from None
     # Python 3.13 made strict checks the default. They reject authorities made with one openssl command, which many
     # sites use. All versions behave alike.
@@ -39,7 +39,7 @@ def client_context(ca_file: str = "", cert_file: str = "", key_file: str = "") -
         except (OSError, ValueError) as error:
             what = f"The certificate {cert_file} with the key {key_file or 'in it'}"
             raise ConfigError(
-                f"{what} is not usable: {_why(error)}. Both are PEM, and the key not encrypted."
+                f"{what} is not usable: {_why(error)}. Both must be PEM, and the key not encrypted."
             ) from None
     elif key_file:
         raise ConfigError(f"The key {key_file} needs its certificate. Name the certificate too.")
@@ -56,7 +56,7 @@ def context_for(tls: Tls) -> ssl.SSLContext:
         return client_context()
     if isinstance(tls, (str, os.PathLike)):
         return client_context(os.fspath(tls))
-    raise WrongType(f"tls is True, the path of a file or an ssl.SSLContext, not {type(tls).__name__}.")
+    raise WrongType(f"tls must be True, the path of a file or an ssl.SSLContext, not {type(tls).__name__}.")
 
 
 def _refuse_pass_phrase() -> str:
@@ -74,15 +74,15 @@ def _why(error: Exception) -> str:
 # OpenSSL's numbers of certificate errors: X509_V_ERR_...
 _NOT_YET_VALID, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 _OURS = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a client's certificate. Give one: --cert and "
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires a client certificate. Set one: --cert and "
     "--cert-key, or a context that has it",
-    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority that signed this client's certificate. Use one that its "
-    "tls.client_ca_file vouches for",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority that signed this client's certificate. Use one signed by "
+    "an authority in its tls.client_ca_file",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept this client's certificate",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept this client's certificate",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this client's certificate has expired. Renew it",
     "TLSV1_ALERT_DECRYPT_ERROR": "it does not accept this client's certificate",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it has no cipher in common with this client, or asks for a client's certificate",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it has no cipher in common with this client, or requires a client certificate",
 }
 _VERSIONS = ("TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE")
 _NOT_TLS = (
@@ -120,7 +120,7 @@ def handshake_failed(address: object, host: str, error: BaseException) -> BlipMQ
     if reason in _NOT_TLS or isinstance(error, ended):
         return Unreachable(
             f"Cannot reach a broker at {address}: it ended the TLS handshake. "
-            "Is that the port of its server.tls_bind_addr? Its log has the cause."
+            "Check that the port is that of server.tls_bind_addr. The broker's log has the cause."
         )
     return Unreachable(f"Cannot reach a broker at {address}: TLS failed: {_why(error)}.") if reason else None  # type: ignore[arg-type]
 
@@ -132,5 +132,5 @@ def _distrust(code: int, host: str, error: BaseException) -> str:
         return "it is not valid yet. Set the clock of this machine, or of the machine that made it"
     if code in (_OTHER_NAME, _OTHER_ADDRESS):
         return f"it is not for {host}. Connect with a name in the certificate, or get a certificate for {host}"
-    said = getattr(error, "verify_message", "") or "it does not verify"
+    said = getattr(error, "verify_message", "") or "verification failed"
     return f"this machine does not know its authority ({said}). Name the file of the authority: --ca-file, or tls=FILE"

@@ -132,7 +132,7 @@ def _together(fates: Sequence[Fate]) -> list[Fate]:
         key, why = wrong
         if not settings.has(key):
             raise ConfigError(f"The converted settings are not valid: {key}: {why}")
-        settings.drop(key, f"{why}; the default holds, {literal(KEYS[key].default)}")
+        settings.drop(key, f"{why}; the default is used: {literal(KEYS[key].default)}")
     raise ConfigError("The converted settings are not valid.")
 
 
@@ -151,7 +151,7 @@ def _fit_log(settings: _Settings) -> None:
         why = (
             f"messages of server.max_message_size_bytes ({message_bytes}) need {needed}"
             if given < needed
-            else f"a multiple of {BLOCK_BYTES}, which disks write, is needed"
+            else f"it must be a multiple of {BLOCK_BYTES}, the block size of disks"
         )
         settings.put("wal.segment_size_bytes", wanted, why)
     if settings.get("wal.max_bytes") < 4 * wanted:
@@ -161,9 +161,7 @@ def _fit_log(settings: _Settings) -> None:
 def _fit_times(settings: _Settings) -> None:
     longest = settings.get("performance.timer_config.max_timeout_ms")
     if settings.get("delivery.default_ttl_ms") > longest:
-        settings.put(
-            "delivery.default_ttl_ms", longest, "performance.timer_config.max_timeout_ms would cut a longer one to this"
-        )
+        settings.put("delivery.default_ttl_ms", longest, "performance.timer_config.max_timeout_ms is the maximum")
 
 
 def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
@@ -176,10 +174,10 @@ def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
             continue
         if keys_were_meant:
             port = split_address(address)[1]
-            why = "no key of the old file can be used, and without keys nobody else may come in. Make some: `blipmq keys add`"
+            why = "no old key is valid, and without keys only this machine may connect. Create one: `blipmq keys add`"
             settings.put(key, f"127.0.0.1:{port}", why)
         else:
-            why = "the old broker served everyone who could reach it. Safer: make keys (`blipmq keys add`) and take this out"
+            why = "the old broker served everyone who could reach it. Safer: create keys (`blipmq keys add`), and remove this"
             settings.put("auth.allow_anonymous", True, why)
 
 

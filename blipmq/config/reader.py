@@ -131,38 +131,37 @@ class _Reading(Reading):
             )
         self._check_tls(config)
         if len(set(config.auth.api_keys)) != len(config.auth.api_keys):
-            self._clash("auth.api_keys", "a key stands there twice; take one out")
+            self._clash("auth.api_keys", "contains a key twice; remove one")
         addr = config.server.bind_addr
         if config.auth.allow_anonymous and config.auth.required:
             self._clash(
                 "auth.allow_anonymous",
-                "true, but there are keys, which nobody would need; take out either this or auth.api_keys and auth.keys_file",
+                "true, but keys are configured; remove either this setting or auth.api_keys and auth.keys_file",
             )
         if addr and addr == config.metrics.bind_addr and split_address(addr)[1]:
             self._clash(
                 "metrics.bind_addr",
-                f'"{addr}" is where server.bind_addr listens already; give the metrics a port of their own, '
-                'or "" to have none',
+                f'"{addr}" is also server.bind_addr; set another port, or "" to turn metrics off',
             )
         if config.queues.subscriber_bytes < config.server.max_message_size_bytes:
             self._clash(
                 "queues.subscriber_bytes",
                 f"{config.queues.subscriber_bytes} is less than server.max_message_size_bytes "
-                f"({config.server.max_message_size_bytes}), so the largest message would never fit; "
+                f"({config.server.max_message_size_bytes}), so the largest message would not fit; "
                 "raise one or lower the other",
             )
         budget, frame = config.limits.memory_bytes, memory.max_frame_bytes(config)
         if budget and budget < 4 * frame:
             self._clash(
                 "limits.memory_bytes",
-                f"{budget} is less than four frames of server.max_message_size_bytes ({4 * frame} bytes), and messages "
-                "on their way in may hold a quarter of it; raise one or lower the other",
+                f"{budget} is less than four frames of server.max_message_size_bytes ({4 * frame} bytes), and "
+                "incoming messages may use a quarter of it; raise one or lower the other",
             )
         if config.delivery.default_ttl_ms > config.performance.timer_config.max_timeout_ms:
             self._clash(
                 "delivery.default_ttl_ms",
                 f"{config.delivery.default_ttl_ms} is over performance.timer_config.max_timeout_ms "
-                f"({config.performance.timer_config.max_timeout_ms}), which would cut it; raise one or lower the other",
+                f"({config.performance.timer_config.max_timeout_ms}), the maximum; raise one or lower the other",
             )
 
         if config.wal.enabled:
@@ -172,8 +171,8 @@ class _Reading(Reading):
         """Without authentication only this machine may reach the broker, unless allow_anonymous is set."""
         if config.auth.required or config.auth.allow_anonymous:
             return
-        server, keys = config.server, "Set auth.keys_file and make a key (`blipmq keys add NAME`), or "
-        anyone = ", or set auth.allow_anonymous = true if everyone who can reach it may use it"
+        server, keys = config.server, "Set auth.keys_file and create a key (`blipmq keys add NAME`), or "
+        anyone = ", or set auth.allow_anonymous = true to serve everyone who can reach it"
         for path, addr, otherwise in (
             ("server.bind_addr", server.bind_addr, "listen on 127.0.0.1"),
             ("server.tls_bind_addr", server.tls_bind_addr, "set tls.require_client_cert = true"),
@@ -182,17 +181,17 @@ class _Reading(Reading):
             if addr and not certified and not is_loopback(split_address(addr)[0]):
                 self._clash(
                     path,
-                    f'"{addr}" can be reached from other machines, and there are no keys. {keys}{otherwise}{anyone}',
+                    f'"{addr}" can be reached from other machines, but no key is configured. {keys}{otherwise}{anyone}',
                 )
 
     def _check_tls(self, config: Config) -> None:
         """Check the TLS settings together. `blipmq.net.certificate` checks the files."""
         tls, addr = config.tls, config.server.tls_bind_addr
         if addr and addr in (config.server.bind_addr, config.metrics.bind_addr) and split_address(addr)[1]:
-            self._clash("server.tls_bind_addr", f'"{addr}" is taken by another setting; give TLS a port of its own')
+            self._clash("server.tls_bind_addr", f'"{addr}" is used by another setting too; set another port for TLS')
         if tls.require_client_cert and not tls.client_ca_file:
             self._clash(
-                "tls.require_client_cert", "tls.client_ca_file is empty, so no certificate could pass; name the file"
+                "tls.require_client_cert", "tls.client_ca_file is empty, so no certificate can be verified; set it"
             )
         for this, other in ("cert_file", "key_file"), ("key_file", "cert_file"):
             if getattr(tls, this) and not getattr(tls, other):
@@ -203,9 +202,7 @@ class _Reading(Reading):
         if not addr and not config.metrics.tls:
             for name in ("cert_file", "key_file", "client_ca_file"):
                 if getattr(tls, name):
-                    self._clash(
-                        f"tls.{name}", "is set, but nothing speaks TLS; set server.tls_bind_addr or metrics.tls"
-                    )
+                    self._clash(f"tls.{name}", "is set, but TLS is not used; set server.tls_bind_addr or metrics.tls")
 
     def _check_log(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
@@ -213,7 +210,7 @@ class _Reading(Reading):
             self._clash("wal.directory", "empty, but the WAL needs a directory; set one, or set wal.enabled = false")
         if segment % 4096:
             self._clash(
-                "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, which disks write; round it up"
+                "wal.segment_size_bytes", f"{segment} is not a multiple of 4096, the block size of disks; round it up"
             )
         if wal.block_bytes & (wal.block_bytes - 1):
             self._clash("wal.block_bytes", f"{wal.block_bytes} is not a power of two, such as 4096; round it up")
@@ -311,7 +308,7 @@ def reloaded(old: Config, new: Config) -> tuple[Config, list[Key], list[Key]]:
     effect, and the keys that need a restart. Raises `ConfigError` if the old and new values contradict each other."""
     changed = [k for path, k in KEYS.items() if value_of(old, path) != value_of(new, path)]
     reading = _Reading()
-    reading.origins = dict.fromkeys(KEYS, "with what cannot change before a restart")
+    reading.origins = dict.fromkeys(KEYS, "with the settings that need a restart")
     for path, k in KEYS.items():
         reading.values[path] = value_of(new if k.reload else old, path)
     applied = [k for k in changed if k.reload]

@@ -163,7 +163,7 @@ class Reading:
             what = f"{path} is a list of tables; write [[{path}]] on a line of its own, once for each"
             self.problems.append(f"{origin}: {what}")
         elif len(value) > declared.most:
-            self.problems.append(f"{origin}: {len(value)} {path}; {declared.most} are the most")
+            self.problems.append(f"{origin}: {len(value)} {path}; the maximum is {declared.most}")
         else:
             into[path] = tuple(
                 self._entry(declared, entry, path, f"{path}.{n}", source) for n, entry in enumerate(value)
@@ -215,13 +215,13 @@ def problem_with(k: Key, value: Any) -> str:
     """The problem with `value` for this key; "" if there is none."""
     if not _is_of_type(k, value) or (k.choices and value not in k.choices):
         if k.secret:
-            return f"what stands there is not {k.expected}"
+            return f"the value is not {k.expected}"
         hint = "" if k.choices else _HINTS.get(k.type, "")
         return f"{shown(value)} is not {k.expected}{hint}{k.reason}" + meant(value, k.choices)
     if k.type == "int":
         return "" if k.low <= value <= k.high else f"{shown(value)} is not {k.expected}{k.reason}"
     if k.type == "list" and len(value) > k.high:
-        return f"{len(value)} entries; {k.high} are the most"
+        return f"{len(value)} entries; the maximum is {k.high}"
     return _problem_with_texts(k, value if k.type == "list" else [value])
 
 
@@ -238,7 +238,7 @@ def _is_of_type(k: Key, value: Any) -> bool:
 def _problem_with_texts(k: Key, texts: Iterable[Any]) -> str:
     for number, text in enumerate(texts, 1):
         if k.type == "list" and not text:
-            return "an entry is empty; take it out"
+            return "an entry is empty; remove it"
         if k.check is not None and text:
             try:
                 k.check(text)

@@ -655,7 +655,7 @@ A variable that begins with `BLIPMQ_` and names no setting is an error. Exceptio
 
 `blipmq check --convert OLD` reads a configuration of BlipMQ 1.0.0 and prints one for this version. `--output FILE` writes it to a
 new file and never overwrites one. The result always passes `blipmq check`. Comments of kept lines stay. Standard error says for
-each old line: kept, renamed, replaced (with the reason), without effect, or left out. Check three things:
+each old line: kept, renamed, replaced (with the reason), no effect, or left out. Check three things:
 
 | setting | change | reason |
 |---|---|---|

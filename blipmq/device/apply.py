@@ -29,8 +29,8 @@ NO_KEY = (
     "add a [[keys]] section to device.toml"
 )
 NO_DATA = {
-    "": "the data partition is not there: QoS 1, keys and settings of before are out of use; "
-    "restart, try a factory reset, then another medium",
+    "": "the data partition is missing: QoS 1, keys and earlier settings cannot be used; "
+    "restart, then try a factory reset, then another medium",
     "ro": "the data partition has become read-only after errors: its medium is failing; restart, then replace it",
 }
 
@@ -46,7 +46,7 @@ def apply(paths: Paths, system: System, boot: bool, store: Store | None = None) 
     state = paths.mounted(paths.data)
     problems += [NO_DATA[state]] if state in NO_DATA else []
     if not paths.mounted(paths.boot):
-        problems.append("the settings partition is not there; what was good before is in effect")
+        problems.append("the settings partition is missing; the last good settings are in effect")
 
     keep = state == "rw"
     device = choose("device.toml", paths.boot, paths.kept, read_device, Device(), keep)
@@ -80,14 +80,14 @@ def _keep_machine_id(paths: Paths) -> None:
 
 def _apply_keys(paths: Paths, device: Device, data: str, store: Store | None) -> Keys:
     if data != "rw":
-        lost = ["keys: none can be used without the data partition"] if device.keys else []
+        lost = ["keys: they need the data partition, which is missing"] if device.keys else []
         return Keys([], lost)
     if not device.keys and not paths.broker_keys.exists() and not paths.made_keys.exists():
         return Keys([], [])
     try:
         store = store or KeyFile(paths)
     except ImportError:
-        return Keys([], ["keys: this version of the broker does not know keys yet"])
+        return Keys([], ["keys: this version of the broker does not support keys"])
     return keyring.apply_keys(paths, device.keys, store)
 
 
@@ -96,7 +96,7 @@ def _choose_broker(paths: Paths, has_keys: bool, keep: bool) -> LastKnownGood[Br
     try:
         default = read_broker("", "the defaults", ground)
     except ConfigError as error:  # an image must have a broker even if the broker refuses its profile
-        problems = [f"the profile {ground.profile} is of no use: {error}"]
+        problems = [f"the profile {ground.profile} is not valid: {error}"]
         ground = ground._replace(profile="the defaults", profile_text="", has_keys=False)
         default = read_broker("", "the defaults", ground)
 

@@ -34,7 +34,7 @@ def ask(metrics_addr: str, bind_addr: str) -> Answer:
         told = json.loads(body)
         return Answer(str(told["status"]), tuple(map(str, told["reasons"])), str(told["version"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return Answer("silent", ("the broker does not answer: `systemctl status blipmq` says why",))
+        return Answer("silent", ("the broker does not answer; `systemctl status blipmq` shows the cause",))
 
 
 def _knock(bind_addr: str) -> Answer:
@@ -42,7 +42,9 @@ def _knock(bind_addr: str) -> Answer:
         socket.create_connection(_place(bind_addr), ANSWER_SECONDS).close()
         return Answer("ok")
     except (OSError, ValueError):
-        return Answer("silent", ("nothing listens where the broker should: `systemctl status blipmq` says why",))
+        return Answer(
+            "silent", ("the broker does not listen at its address; `systemctl status blipmq` shows the cause",)
+        )
 
 
 def _place(addr: str) -> tuple[str, int]:

@@ -86,13 +86,13 @@ def read_broker(text: str, name: str, ground: Ground) -> Broker:
         raise ConfigError("\n".join(str(error).splitlines()[1:]) or str(error)) from None
     defaults = Config()
     chosen = {path: value_of(config, path) for path in KEYS if value_of(config, path) != value_of(defaults, path)}
-    head = f"# Written by blipmq-device from {ground.profile} and blipmq.toml; what is changed here is lost at the next start.\n"
+    head = f"# Written by blipmq-device from {ground.profile} and blipmq.toml; changes in this file are lost at the next start.\n"
     return Broker(config, head + _toml(chosen), ground.profile)
 
 
 def _refuse_decided(table: dict[str, Any], lines: Lines, name: str) -> None:
     problems = [
-        f"{name}:{lines.find(path)}: {path}: {why}; take this line out"
+        f"{name}:{lines.find(path)}: {path}: {why}; remove this line"
         for path, why in DECIDED.items()
         if _value(table, path) is not None
     ]

@@ -31,9 +31,7 @@ _KEY_KINDS = (
 
 def check_hostname(text: str) -> None:
     if not _LABEL.fullmatch(text):
-        raise ValueError(
-            "a name has letters, digits and hyphens, at most 63, and neither begins nor ends with a hyphen"
-        )
+        raise ValueError("a name has at most 63 letters, digits and hyphens, and does not begin or end with a hyphen")
 
 
 def check_host(text: str) -> None:
@@ -51,7 +49,7 @@ def check_address(text: str) -> None:
     except ValueError:
         raise ValueError('expected an address such as "192.168.1.1"') from None
     if "%" in text:
-        raise ValueError("an address without the name of an interface")
+        raise ValueError("expected an address without an interface name")
 
 
 def check_interface_address(text: str) -> None:
@@ -62,7 +60,7 @@ def check_interface_address(text: str) -> None:
     except ValueError:
         raise ValueError('expected "dhcp", or an address with the length of its network: "192.168.1.20/24"') from None
     if "%" in text:
-        raise ValueError("an address without the name of an interface")
+        raise ValueError("expected an address without an interface name")
     if "/" not in text:
         raise ValueError(f'the length of the network is missing; most often "{text}/24" is meant')
     network = interface.network
@@ -72,7 +70,7 @@ def check_interface_address(text: str) -> None:
         and interface.ip in (network.network_address, network.broadcast_address)
     ):
         raise ValueError(
-            f"this is the network {network} itself or its broadcast address; a device needs one in between"
+            f"this is the address of the network {network} or its broadcast address; use another address of that network"
         )
 
 
@@ -96,9 +94,7 @@ def check_ssh_key(text: str) -> None:
     if not text.isprintable():
         raise ValueError("a public key is one line")
     if "PRIVATE KEY" in text:
-        raise ValueError(
-            "this is the private key, which must stay with you; the line of the file that ends in .pub goes here"
-        )
+        raise ValueError("this is a private key, which must stay secret; use the line of the .pub file")
     if len(words) < 2 or words[0] not in _KEY_KINDS:
         raise ValueError('expected the line of a .pub file, such as "ssh-ed25519 AAAA... name"')
     try:
@@ -108,9 +104,9 @@ def check_ssh_key(text: str) -> None:
     kind = words[0].encode()
     is_ed25519 = words[0] == "ssh-ed25519"
     if blob[4 : 4 + len(kind)] != kind or blob[:4] != len(kind).to_bytes(4, "big") or (is_ed25519 and len(blob) != 51):
-        raise ValueError("the key is not complete; copy the whole line of the .pub file")
+        raise ValueError("the key is incomplete; copy the whole line of the .pub file")
     if is_ed25519 and not _is_on_curve(blob[19:]):
-        raise ValueError("no such key can exist: the example's, or damaged; copy the line of your own .pub file")
+        raise ValueError("the key is damaged, or is that of the example; copy the line of your own .pub file")
 
 
 def _is_on_curve(point: bytes) -> bool:
@@ -124,7 +120,7 @@ def _is_on_curve(point: bytes) -> bool:
 
 def check_key_name(text: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
-        raise ValueError("a name has letters, digits, -, _ and ., at most 64")
+        raise ValueError("a name has at most 64 letters, digits, -, _ and .")
     if text == OWN_KEY_NAME:
         raise ValueError("this is the name of the device's own key; choose another")
 

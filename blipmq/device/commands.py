@@ -42,16 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="blipmq-device", description="Settings, status and health of a BlipMQ appliance.")
     parser.add_argument("--version", action="version", version=f"blipmq-device {__version__}")
-    parser.add_argument("--root", metavar="DIR", default="/", help="where the device's files are; default: /")
+    parser.add_argument("--root", metavar="DIR", default="/", help="directory of the device's files; default: /")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     apply = verbs.add_parser("apply", help="read device.toml and blipmq.toml and put them into effect")
-    apply.add_argument("--boot", action="store_true", help="nothing runs yet that would have to be told")
+    apply.add_argument("--boot", action="store_true", help="during boot: no service has to be restarted")
     apply.set_defaults(run=_apply)
-    status = verbs.add_parser("status", help="print how the device is, and write it to blipmq-status.txt; 1: degraded")
+    status = verbs.add_parser(
+        "status", help="print the status and write it to blipmq-status.txt; exit status 1: degraded"
+    )
     status.set_defaults(run=_status)
-    refresh = verbs.add_parser("refresh", help="bring blipmq-status.txt, the consoles and the LED up to date")
+    refresh = verbs.add_parser("refresh", help="update blipmq-status.txt, the consoles and the LED")
     refresh.set_defaults(run=_refresh)
-    test = verbs.add_parser("selftest", help="publish and subscribe through the broker that runs")
+    test = verbs.add_parser("selftest", help="publish and subscribe through the running broker")
     test.set_defaults(run=_selftest)
     healthy = verbs.add_parser("healthy", help="wait until the broker passes its test, then mark the slot good")
     healthy.add_argument("--patience", metavar="SECONDS", type=float, default=240.0, help="how long; default: 240")
@@ -60,13 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
         "factory-reset", help="erase the data partition, if a file on the settings partition asks for it"
     )
     reset.set_defaults(run=_factory_reset)
-    floor = verbs.add_parser("time-floor", help="keep the time over a restart: save it, or restore it")
+    floor = verbs.add_parser("time-floor", help="save or restore the time, for a restart")
     floor.add_argument("action", choices=("save", "restore"))
     floor.set_defaults(run=_time_floor)
-    led = verbs.add_parser("led", help="set the light: on, or blinking for degraded")
-    led.add_argument("state", nargs="?", choices=("ok", "degraded"), help="else what `status` finds")
+    led = verbs.add_parser("led", help="set the LED: on, or blinking for degraded")
+    led.add_argument("state", nargs="?", choices=("ok", "degraded"), help="default: the result of `status`")
     led.set_defaults(run=_led)
-    banner = verbs.add_parser("banner", help="print what the consoles show")
+    banner = verbs.add_parser("banner", help="print the text of the consoles")
     banner.set_defaults(run=_banner)
     return parser
 
@@ -129,7 +131,7 @@ def _factory_reset(paths: Paths, system: System, arguments: argparse.Namespace) 
     from blipmq.device import reset
 
     made = reset.carry_out(paths, system)
-    print_out("the data partition has been made anew" if made else "no file asks for a reset")
+    print_out("the data partition has been created again" if made else "no file requests a reset")
     return 0
 
 
@@ -144,7 +146,7 @@ def _led(paths: Paths, system: System, arguments: argparse.Namespace) -> int:
     from blipmq.device import led, report
 
     degraded = arguments.state == "degraded" if arguments.state else bool(report.look(paths, system).problems)
-    print_out(led.show(paths, degraded) or "no light that this program knows")
+    print_out(led.show(paths, degraded) or "no known LED")
     return 0
 
 

@@ -15,7 +15,7 @@ from blipmq.device.report import Report
 PROBLEMS_SHOWN_MAX = 5
 HOW_TO = (
     "To configure: switch off, put the card into a computer, edit device.toml, and switch on again.",
-    "blipmq-status.txt beside it says what came of it.",
+    "blipmq-status.txt in the same folder shows the result.",
 )
 
 

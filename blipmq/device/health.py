@@ -58,7 +58,7 @@ def test(paths: Paths, strictly: bool) -> str:
     """Run one test and return the problem, "" if there is none. `strictly`: require everything that this device should
     support."""
     if strictly and (paths.mounted(paths.data) != "rw" or not read_result(paths).has_data):
-        return "the data partition cannot be written to, or was not there when the settings were applied"
+        return "the data partition cannot be written to, or was missing when the settings were applied"
     try:
         config = running_config(paths)
         selftest.run(config, own_key(paths), qos1=None if strictly else False)

@@ -83,7 +83,9 @@ def apply_keys(paths: Paths, wanted: Sequence[BrokerKey], store: Store) -> Keys:
         try:
             names = [name for name in store.names() if name != OWN_KEY_NAME]
         except BlipMQError:
-            problems.append("keys: nobody is let in until the key file can be read; a factory reset makes a new one")
+            problems.append(
+                "keys: every client is refused until the key file can be read; a factory reset creates a new one"
+            )
     return Keys(names, problems)
 
 

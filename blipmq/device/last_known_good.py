@@ -51,11 +51,11 @@ def _fall_back(
         text = _read(kept / name, name)
         if text is None:
             return LastKnownGood(default, "default", problems)
-        value = check(text, f"the {name} that was good before")
+        value = check(text, f"the last good {name}")
     except ConfigError as error:
         return LastKnownGood(default, "default", problems + _sentences(error, "the "))
     if not problems:
-        problems = [f"{name}: missing. To return to the defaults put an empty file of that name there"]
+        problems = [f"{name}: missing. To use the defaults, create an empty file of that name"]
     return LastKnownGood(value, "kept", problems)
 
 
@@ -84,5 +84,5 @@ def _keep(path: Path, text: str) -> list[str]:
     try:
         write_file(path, text, 0o600)
     except OSError as error:
-        return [f"{path.name}: in effect, but it could not be kept for the next start: {error.strerror}"]
+        return [f"{path.name}: in effect, but not stored for the next start: {error.strerror}"]
     return []

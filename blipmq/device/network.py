@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from blipmq.device.settings import Device, Network
 
-HEAD = "# Written by blipmq-device from device.toml; what is changed here is lost at the next start.\n"
+HEAD = "# Written by blipmq-device from device.toml; changes in this file are lost at the next start.\n"
 WIRED, WIFI = "10-blipmq-wired.network", "20-blipmq-wifi.network"
 # If both are connected, the wired network is preferred.
 WIFI_METRIC = 600

@@ -28,7 +28,7 @@ DISK_FULL = 0.95
 STALE_SECONDS = 86400.0
 ORIGINS = {
     "file": "in effect",
-    "kept": "NOT in effect, see below; the last one that was good is",
+    "kept": "NOT in effect, see below; the last good one is",
     "default": "none; the defaults are in effect",
 }
 REFUSED = "NOT in effect, see below; the defaults are"
@@ -74,15 +74,17 @@ def look(paths: Paths, system: System) -> Report:
     problems += _health_problems(paths)
     disk, full = _disk(paths)
     problems += (
-        ["the data partition is nearly full; QoS 1 publishes will be refused until there is room"] if full else []
+        [
+            "the data partition is nearly full; when it is full, QoS 1 publishes are refused; end unused durable subscriptions"
+        ]
+        if full
+        else []
     )
     if reset.startswith("failed"):
-        problems.append(
-            f"the factory reset did not work ({reset.removeprefix('failed: ')}); it is tried again at the next start"
-        )
+        problems.append(f"the factory reset failed ({reset.removeprefix('failed: ')}); the next start tries again")
     notes = list(result.notes)
     if paths.new_keys.exists():
-        notes.append(f"{paths.new_keys.name} holds keys that were made; copy them to their clients and delete the file")
+        notes.append(f"{paths.new_keys.name} holds new keys; copy them to their clients, then delete the file")
     if reset == "done":
         notes.append("a factory reset was carried out at this start")
     return Report(
@@ -118,7 +120,7 @@ def _facts(paths: Paths, system: System, result: Result, said: Answer) -> Iterat
     yield "Name", f"{result.hostname}.local"
     addresses = list_addresses(system)
     asked = "a DHCP server" if result.address == "dhcp" else result.address
-    yield "Address", ", ".join(addresses) or f"none yet (waiting for {asked}); is the cable in?"
+    yield "Address", ", ".join(addresses) or f"none yet (waiting for {asked}); check the cable"
     yield "Broker", _broker(result, said)
     yield "Keys", ", ".join(result.keys) or "none"
     slot = f", slot {paths.slot}" if paths.slot else ""
@@ -159,7 +161,7 @@ def _health_problems(paths: Paths) -> list[str]:
         why = json.loads(paths.text("run/blipmq-device/health.json"))["why"]
     except (ValueError, KeyError, TypeError):
         return []
-    return [f"the broker does not pass its own test: {why}"] if why else []
+    return [f"the self-test of the broker failed: {why}"] if why else []
 
 
 def _disk(paths: Paths) -> tuple[str, bool]:
@@ -175,9 +177,7 @@ def _disk(paths: Paths) -> tuple[str, bool]:
 
 
 def _time(paths: Paths, system: System) -> str:
-    source = (
-        "from a time server" if clock.is_synchronised(paths) else "no time server has answered yet, so it may be behind"
-    )
+    source = "from a time server" if clock.is_synchronised(paths) else "no time server has answered, so it may be wrong"
     return f"{_stamp(system.now())}, {source}"
 
 

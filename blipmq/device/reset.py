@@ -39,7 +39,9 @@ def carry_out(paths: Paths, system: System) -> bool:
     if not asking:
         return False
     if paths.mounted(paths.data):
-        raise ResetFailed("The data partition is in use. Restart the device: a reset is done before it is opened.")
+        raise ResetFailed(
+            "The data partition is in use. Restart the device: the reset runs before the partition is opened."
+        )
     # erases the medium if it supports that; many do not
     system.run("blkdiscard", "--force", DEVICE, seconds=ERASE_SECONDS)
     made = system.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "1", DEVICE, seconds=MAKE_SECONDS)
@@ -47,7 +49,7 @@ def carry_out(paths: Paths, system: System) -> bool:
         why = made.output.strip().splitlines()[-1:] or ["no reason given"]
         write_file(paths.reset_note, f"failed: {why[0][:200]}\n")
         raise ResetFailed(
-            f"The data partition could not be made anew: {why[0]}. The medium may be at its end; try another."
+            f"The data partition could not be created again: {why[0]}. The medium may be failing; try another one."
         )
     for path in [*asking, paths.new_keys]:  # the keys in that file are no longer valid
         remove_file(path)

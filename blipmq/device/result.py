@@ -37,7 +37,7 @@ class Result:
 
 
 NOT_APPLIED = Result(
-    problems=("the settings have not been applied since the start: `systemctl status blipmq-apply` says why",)
+    problems=("the settings have not been applied since the start; `systemctl status blipmq-apply` shows the cause",)
 )
 
 

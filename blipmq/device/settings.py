@@ -25,10 +25,8 @@ class Network(Section):
         '`"dhcp"`, or an address with the length of its network: `"192.168.1.20/24"`.',
         check=checks.check_interface_address,
     )
-    gateway: str = setting(
-        "", "With an address of its own: where other networks are reached.", check=checks.check_address
-    )
-    dns: tuple[str, ...] = setting((), "With an address of its own: name servers.", check=checks.check_address)
+    gateway: str = setting("", "With a fixed address: the gateway to other networks.", check=checks.check_address)
+    dns: tuple[str, ...] = setting((), "With a fixed address: name servers.", check=checks.check_address)
 
 
 class Wifi(Section):
@@ -40,13 +38,13 @@ class Wifi(Section):
         secret=True,
     )
     country: str = setting(
-        "", "Where the device stands, two capital letters (ISO 3166). Needed with Wi-Fi.", check=checks.check_country
+        "", "Country of the device, two capital letters (ISO 3166). Needed with Wi-Fi.", check=checks.check_country
     )
 
 
 class Time(Section):
     servers: tuple[str, ...] = setting(
-        (), "Time servers, names or addresses. None: those that DHCP names, else Debian's.", check=checks.check_host
+        (), "Time servers, names or addresses. None: those from DHCP, else those of Debian.", check=checks.check_host
     )
 
 
@@ -61,15 +59,15 @@ class Ssh(Section):
 class BrokerKey(Section):
     """A table of the list `[[keys]]`."""
 
-    name: str = setting("", "What the key is called: letters, digits, `-`, `_` and `.`.", check=checks.check_key_name)
+    name: str = setting("", "Name of the key: letters, digits, `-`, `_` and `.`.", check=checks.check_key_name)
     allow: tuple[str, ...] = setting(
         (),
-        '`"pub:TOPIC"`, `"sub:FILTER"` and `"admin"`, what its holder may do. None: everything.',
+        '`"pub:TOPIC"`, `"sub:FILTER"` and `"admin"`: its rights. None: everything.',
         check=checks.check_right,
     )
     key: str = setting(
         "",
-        "The key itself, if you have one already. Empty: one is made, and `blipmq-new-keys.txt` tells it to you.",
+        "Text of the key. Empty: one is generated and written to `blipmq-new-keys.txt`.",
         check=checks.check_key,
         secret=True,
     )
@@ -79,7 +77,7 @@ class Device(Section):
     """All settings of device.toml. `Device()` has the defaults of an image."""
 
     hostname: str = setting(
-        "blipmq", "The device answers to this name with `.local` behind it.", check=checks.check_hostname
+        "blipmq", "Host name of the device; it answers to this name followed by `.local`.", check=checks.check_hostname
     )
     network: Network = section(Network)
     wifi: Wifi = section(Wifi)
@@ -110,7 +108,7 @@ def page_with_reference(page: str) -> str:
     head, begin, rest = page.partition(_BEGIN)
     _, end, tail = rest.partition(_END)
     if not begin or not end:
-        raise ValueError("the page has no place for the tables")
+        raise ValueError("the page has no markers for the tables")
     return head + begin + reference() + end + tail
 
 

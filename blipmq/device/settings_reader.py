@@ -36,9 +36,9 @@ def _clashes(device: Device) -> Iterator[tuple[str, str]]:
                 what = f'network.{word}: with address = "dhcp" the network names it; take it out'
                 yield f"network.{word}", what
     if wifi.ssid and not wifi.country:
-        yield "wifi", 'wifi.country: missing; radio rules differ, so say where the device stands: country = "DE"'
+        yield "wifi", 'wifi.country: missing; radio rules depend on it; set it, for example country = "DE"'
     if not wifi.ssid and (wifi.passphrase or wifi.country):
-        yield "wifi", "wifi.ssid: missing; which network is it?"
+        yield "wifi", "wifi.ssid: missing; set the name of the network"
     if network.interface == "wifi" and not wifi.ssid:
         yield "network.interface", 'network.interface: "wifi", but there is no [wifi] section with an ssid'
     names: set[str] = set()

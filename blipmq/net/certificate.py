@@ -205,7 +205,7 @@ def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[
         except (OSError, ValueError) as error:
             raise FileUnusable(
                 f"tls.client_ca_file: {settings.client_ca_file}: {_reason(error)}. "
-                "Write the certificates of the authorities that sign your clients', in PEM."
+                "The file must hold the certificates of the authorities that signed the client certificates, in PEM."
             ) from None
         context.verify_mode = ssl.CERT_REQUIRED if settings.require_client_cert else ssl.CERT_OPTIONAL
     return context, certificate, list(_warnings(settings, certificate, now))
@@ -218,7 +218,7 @@ def _read(key: str, path: str, holds: str) -> str:
             text = file.read(FILE_BYTES_MAX + 1).decode("latin-1")
     except OSError as error:
         raise FileUnusable(
-            f"{key}: {path} cannot be read: {error.strerror}. Give the right path, and let the broker's user read the file."
+            f"{key}: {path} cannot be read: {error.strerror}. Correct the path, or allow the broker's user to read the file."
         ) from None
     if len(text) > FILE_BYTES_MAX or holds not in text:
         what = "private key" if "KEY" in holds else "certificate"
@@ -248,12 +248,12 @@ def _explained(settings: Tls, error: Exception) -> str:
     if reason == "KEY_VALUES_MISMATCH":
         return (
             f"tls.key_file: {settings.key_file} is not the key of the certificate in {settings.cert_file}. "
-            "Give the two that belong together; the certificate comes first in its file, before those of its issuers."
+            "Set two files that belong together; in the first, the certificate comes before those of its issuers."
         )
     if "pass phrase" in str(error):
         return (
             f"tls.key_file: {settings.key_file}: {error}. "
-            "Decrypt it (`openssl pkey -in OLD -out NEW`), and let no one but the broker's user read the file."
+            "Decrypt it (`openssl pkey -in OLD -out NEW`), and make the file readable only for the broker's user."
         )
     return (
         f"tls.cert_file: {settings.cert_file} with {settings.key_file}: {_reason(error)}. "
@@ -269,11 +269,11 @@ def _reason(error: Exception) -> str:
 def _warnings(settings: Tls, certificate: Certificate, now: float) -> Iterator[str]:
     path = settings.cert_file
     if certificate.not_after <= now:
-        yield f"tls.cert_file: {path} has expired on {date(certificate.not_after)}: clients that check it refuse to connect"
+        yield f"tls.cert_file: {path} expired on {date(certificate.not_after)}, so clients refuse to connect: renew it"
     elif certificate.not_after - now < EXPIRES_SOON_SECONDS:
-        yield f"tls.cert_file: {path} expires on {date(certificate.not_after)}: renew it before"
+        yield f"tls.cert_file: {path} expires on {date(certificate.not_after)}: renew it before that date"
     if certificate.not_before > now:
-        yield f"tls.cert_file: {path} is valid from {date(certificate.not_before)} on, and not before: is the clock right?"
+        yield f"tls.cert_file: {path} is not valid before {date(certificate.not_before)}: check the clock of this machine"
     if os.name == "posix":
         mode = os.stat(settings.key_file).st_mode
         if mode & (stat.S_IROTH | stat.S_IWOTH):

@@ -40,8 +40,8 @@ def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socke
     except OSError as error:
         reason = error.strerror or str(error)
         raise AddressMissing(
-            f"{key}: {host!r} is not a name this machine can resolve ({reason}). "
-            "Write an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them."
+            f"{key}: this machine cannot resolve the name {host!r} ({reason}). "
+            "Set an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all its addresses."
         ) from None
     # A name may have addresses of both families. IPv4 comes first, as users expect of localhost.
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
@@ -71,7 +71,7 @@ def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQErr
     if error.errno == errno.EADDRINUSE:
         look = f"ss -ltnp 'sport = :{port}'" if sys.platform == "linux" else f"lsof -i :{port}"
         return AddressInUse(
-            f"{bind_addr} is in use: another process, perhaps another broker, listens there. "
+            f"{bind_addr} is in use by another process, perhaps another broker. "
             f"Find it with `{look}`, or choose another {key}."
         )
     if error.errno == errno.EACCES:
@@ -81,7 +81,7 @@ def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQErr
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return AddressMissing(
-            f"{key}: {bind_addr} is not an address of this machine. `ip address` lists those it has; "
-            "0.0.0.0 stands for all of them."
+            f"{key}: {bind_addr} is not an address of this machine. List its addresses with `ip address`, or "
+            "set 0.0.0.0 for all of them."
         )
-    return ConfigError(f"{key}: cannot listen on {bind_addr}: {error.strerror}.")
+    return ConfigError(f"{key}: cannot listen on {bind_addr}: {error.strerror}. Set another address.")

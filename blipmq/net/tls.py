@@ -127,7 +127,7 @@ class Tls:
         files, now = self.certificates, time.time()
         reasons = []
         if files.problem:
-            reasons.append(f"the changed certificate was refused and the old one is in use: {files.problem}")
+            reasons.append(f"the new certificate is not valid, and the old one stays in use: {files.problem}")
         left = files.certificate.not_after - now
         if left <= EXPIRES_SOON_SECONDS:
             ends = "has expired" if left <= 0 else "expires"

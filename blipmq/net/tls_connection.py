@@ -353,18 +353,18 @@ class TlsConnection(asyncio.BufferedProtocol):
 
 
 _CAUSES = {
-    "HTTP_REQUEST": "the client spoke plain HTTP; use https://",
-    "HTTPS_PROXY_REQUEST": "the client took this for an HTTP proxy",
-    "WRONG_VERSION_NUMBER": "the client did not speak TLS; does it know that this port does?",
-    "UNSUPPORTED_PROTOCOL": "the client speaks no version of TLS from tls.min_version up",
+    "HTTP_REQUEST": "the client sent plain HTTP: use https://",
+    "HTTPS_PROXY_REQUEST": "the client sent a request for an HTTP proxy",
+    "WRONG_VERSION_NUMBER": "the client did not use TLS, which this port requires",
+    "UNSUPPORTED_PROTOCOL": "the client does not support TLS from tls.min_version up",
     "NO_SHARED_CIPHER": "the client has no cipher in common with this broker",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client showed no certificate, and tls.require_client_cert asks for one",
-    "CERTIFICATE_VERIFY_FAILED": "the client's certificate is not one that tls.client_ca_file vouches for",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client sent no certificate, but tls.require_client_cert is set",
+    "CERTIFICATE_VERIFY_FAILED": "no authority in tls.client_ca_file signed the client's certificate",
     "TLSV1_ALERT_UNKNOWN_CA": "the client does not know the authority that signed this broker's certificate",
     "SSLV3_ALERT_BAD_CERTIFICATE": "the client does not accept this broker's certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "this broker's certificate has expired, says the client",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the client reports that this broker's certificate has expired",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the client does not accept this broker's certificate",
-    "UNEXPECTED_EOF_WHILE_READING": "the client closed in the middle of a record",
+    "UNEXPECTED_EOF_WHILE_READING": "the client closed the connection within a record",
 }
 # OpenSSL's errors, by version, for a frame of this protocol or anything else that is not TLS.
 _NOT_TLS = (
