@@ -123,7 +123,7 @@ class Admin:
         """Add a connection. At the limit the oldest one is closed, preferably one without a complete request."""
         if len(self._open) >= CONNECTIONS_MAX:
             oldest = next(iter(self._open))
-            self.cut(next((e for e in self._open if e.reading), oldest), "others need its place")
+            self.cut(next((e for e in self._open if e.reading), oldest), "closed for a newer connection")
         self._open[exchange] = None
 
     def closed(self, exchange: Exchange) -> None:

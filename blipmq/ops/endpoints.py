@@ -89,14 +89,14 @@ class Endpoints:
         self._counts["requests"] += 1
         route = self._routes.get(request.path)
         if route is None:
-            return Answer(404, f"there is nothing here; try {', '.join(list(self._routes)[1:])}\n".encode())
+            return Answer(404, f"there is no such page; try {', '.join(list(self._routes)[1:])}\n".encode())
         try:
             return await route(request)
         except BlipMQError as error:
             return Answer(503, f"{error}\n".encode())
         except Exception as error:  # an error of one request must be logged, and must not stop the endpoint
             self._log.error("internal_error", on=request.path, error=f"{type(error).__name__}: {error}")
-            return Answer(500, b"the broker failed inside; its log has the cause\n")
+            return Answer(500, b"the broker had an internal error; its log has the cause\n")
 
     # -- routes
 
@@ -168,8 +168,8 @@ class Endpoints:
 
 
 STUCK = (
-    f"the core's I/O thread has not answered within {ANSWER_SECONDS:g} s: it is stuck, or the machine is overloaded; "
-    "if it stays so, restart the broker"
+    f"the broker's I/O thread has not answered within {ANSWER_SECONDS:g} s: it hangs, or the machine is overloaded; "
+    "if this message stays, restart the broker"
 )
 
 
