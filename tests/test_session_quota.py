@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from broker_process import BrokerProcess, until
@@ -19,6 +20,9 @@ from blipmq.config import reader as config_reader
 from blipmq.config.reader import from_dict
 from blipmq.errors import Refused
 from blipmq.native.config import LogConfig
+from blipmq.native.events import SessionOver
+from blipmq.protocols.blip import NativeProtocol
+from blipmq.sessions.connections import Connections
 from blipmq.wire import frames as wire
 
 LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
@@ -326,3 +330,16 @@ def test_unfetched_dead_letters_are_dropped_and_counted_and_publishing_continues
         rows = {row.filter: row for row in bench.session_rows()}
         assert stats["log_state"] == 1 and conserved(stats)
         assert 0 < stats["dead_letters_dropped"] == rows["$dlq/t"].over_quota
+        lines = {line["filter"]: line for line in map(logged, bench.over)}
+        assert (lines["t"]["became"], lines["t"]["quota_bytes"]) == ("dead letters", QUOTA)
+        assert (lines["$dlq/t"]["became"], lines["$dlq/t"]["quota_bytes"]) == ("dropped", LOG.max_bytes // 2)
+
+
+def logged(event: SessionOver) -> dict[str, Any]:
+    """The fields of the log line about `event`, from a broker with the quota of these tests."""
+    log = MagicMock()
+    config = from_dict({"qos1": {"session_log_bytes": QUOTA}, "wal": {"enabled": False, "max_bytes": LOG.max_bytes}})
+    unused = MagicMock()
+    NativeProtocol(unused, Connections(), config, log, unused, unused, unused).session_over(event)
+    fields: dict[str, Any] = log.warning.call_args.kwargs
+    return fields

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 NAME_BYTES_MAX = 256  # of a client_id or a group
+DEAD_LETTERS = "$dlq/"  # the beginning of their topics
 GREETING = f"BlipMQ {__version__}"
 NO_WAL = "QoS 1 needs the WAL: set wal.enabled = true, or subscribe with QoS 0"
 NO_CLIENT_ID = "a durable subscription needs a client_id: send one in HELLO"
@@ -266,8 +267,12 @@ class NativeProtocol:
         fact = session_list.facts(event.row, self._connections)
         names = {name: fact[name] for name in ("client_id", "key", "filter", "group") if fact[name]}
         ids = {"messages": event.messages, "first_id": event.first_id, "last_id": event.last_id}
-        became = "dropped" if event.dropped else "dead letters"
-        self._log.warning("session_over_log_bytes", **names, **ids, became=became)
+        quota_bytes, became = self.config.qos1.session_log_bytes, "dropped" if event.dropped else "dead letters"
+        if fact["filter"].startswith(
+            DEAD_LETTERS
+        ):  # a dead letter never becomes another one, and may use more of the WAL
+            quota_bytes, became = max(quota_bytes, self.config.wal.max_bytes // 2), "dropped"
+        self._log.warning("session_over_log_bytes", **names, **ids, quota_bytes=quota_bytes, became=became)
 
     def closed(self, event: Closed) -> None:
         """Forget the connection. Log it if it was known or if it ended for an unusual reason."""
