@@ -20,7 +20,7 @@ TEXT, NUMBER, FLAG, SECONDS, FUNCTION = (
 PAYLOAD, MANY, MESSAGES = (
     "A payload is bytes or str",
     "a list or another iterable of payloads",
-    "a received message: ack(message)",
+    "it must be a received message",
 )
 
 # Method, arguments, options, and words of the error message; the same for both clients.

@@ -17,6 +17,7 @@ from test_core_log import LoggedBench
 
 import blipmq
 from blipmq.cli import report
+from blipmq.client.admin import decode_filter
 from blipmq.native.config import LogConfig
 from blipmq.ops.metrics import SESSIONS_MAX
 from blipmq.wire import frames as wire
@@ -263,9 +264,27 @@ def test_the_json_of_info_is_bounded_for_rows_of_any_length(tmp_path: Path) -> N
 def test_an_unknown_info_section_returns_the_whole_answer(tmp_path: Path) -> None:
     with blipmq.Broker(settings(tmp_path)) as broker, RawClient(broker.address) as asker:
         asker.hello("")
-        for asked in (b"", b"{", b"[]", b'{"sessions": 1}', b'{"sessions": {"find": 1}}', b"[" * 4000):
+        for asked in (
+            b"",
+            b"{",
+            b"[]",
+            b'{"sessions": 1}',
+            b'{"sessions": {"find": 1}}',
+            b"[" * 4000,
+            b'{"sessions": {"find": "\\ud800"}}',
+            b'{"filter": "\\ud800"}',
+            b'{"filter": ""}',
+            b'{"filter": 1}',
+        ):
             asker.say(wire.INFO, payload=asked, seq=5)
             assert "uptime_s" in json.loads(asker.next().payload)
+
+
+def test_a_client_asks_an_earlier_broker_for_a_filter_by_its_whole_report() -> None:
+    report = {"subscriptions": [{"filters": ["a", "b"]}, {}], "sessions": {"list": [{"filter": "c"}, 5]}}
+    for info in (report, {}, {"subscriptions": 1, "sessions": [], "filter": "a"}):
+        reply = wire.Reply(1, 0, "", 0, json.dumps(info).encode())
+        assert [decode_filter(reply, filter_) for filter_ in "abcd"] == [info is report] * 3 + [False]
 
 
 def test_a_key_with_an_acl_sees_only_its_own_subscriptions(tmp_path: Path) -> None:

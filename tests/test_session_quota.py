@@ -16,6 +16,7 @@ from test_core_log import LoggedBench
 from test_session_list import collecting, durable
 
 import blipmq
+from blipmq.auth.keys import add_key
 from blipmq.config import reader as config_reader
 from blipmq.config.reader import from_dict
 from blipmq.errors import Refused
@@ -202,6 +203,32 @@ def test_health_names_the_subscription_that_fills_the_wal_and_the_remedy(tmp_pat
         assert any(command in reason for reason in broker._wait(broker._broker.reasons()))
         broker.end_session("t.>", client_id="gone")
         until(lambda: not broker.info()["reasons"], "there is room again")
+
+
+def test_a_key_with_rights_is_not_told_whose_subscription_fills_the_wal(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    chief, boiler = add_key(keys, "chief"), add_key(keys, "boiler", ["sub:t"])
+    wal = {
+        "segment_size_bytes": 512 << 10,
+        "max_bytes": 8 << 20,
+        "directory": str(tmp_path / "wal"),
+        "reserve_bytes": 0,
+    }
+    server = {"bind_addr": "127.0.0.1:0", "max_message_size_bytes": 4096}
+    with blipmq.Broker({"server": server, "wal": wal, "auth": {"keys_file": str(keys)}}) as broker:
+        collecting(broker.address, "gone", "t", api_key=chief)
+        with (
+            blipmq.connect_blocking(broker.address, api_key=chief) as writer,
+            blipmq.connect_blocking(broker.address, api_key=boiler) as other,
+        ):
+            with pytest.raises(Refused):
+                for _ in range(3000):
+                    writer.publish("t", bytes(4000), qos=1)
+            shown, told = writer.info(), other.info()
+            assert any("--client-id gone --key chief" in reason for reason in shown["reasons"])
+            assert told["state"] == "degraded" and len(told["reasons"]) == len(shown["reasons"])
+            assert "gone" not in str(told) and "chief" not in str(told)
+            assert told["messages"]["published"] == shown["messages"]["published"]
 
 
 def test_a_quota_larger_than_the_wal_is_warned_of(tmp_path: Path) -> None:

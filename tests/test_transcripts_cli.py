@@ -12,6 +12,8 @@ import pytest
 from broker_process import broker_command, cli_command, environment, parse_line, run_cli, start_cli, until
 from hand_client import HelloClient, reply
 
+from blipmq import connect_blocking
+
 pytestmark = pytest.mark.blackbox
 
 BINARY = bytes(range(256)) * 300
@@ -374,6 +376,26 @@ def test_wait_accepts_a_durable_subscription_of_an_absent_client(broker):
     assert done(run_cli(broker.address, "wait", "a", "--seconds", "0"), b"") == b""
 
 
+def test_wait_finds_a_subscription_behind_more_than_info_lists(broker, connect):
+    with connect_blocking(broker.address, client_id="many") as client:
+        for number in range(120):
+            client.subscribe(f"late.{number}", qos=1, durable=True)
+        client.abort()
+    with connect_blocking(broker.address) as writer:
+        for number in range(120):
+            writer.publish(f"late.{number}", b"x", qos=1)
+    done(run_cli(broker.address, "sub", "quiet", "--qos", "1", "--durable", "--client-id", "me", "--count", "0"))
+    readers = [connect(broker, hello=True).subscribe("others") for _ in range(120)]
+    connect(broker, hello=True).subscribe("last")
+    info = broker.info()
+    assert "quiet" not in [row["filter"] for row in info["sessions"]["list"]]
+    assert "last" not in [filter_ for row in info["subscriptions"] for filter_ in row["filters"]]
+    for filter_ in ("quiet", "last"):
+        assert done(run_cli(broker.address, "wait", filter_, "--seconds", "0"), b"") == b""
+    failed(run_cli(broker.address, "wait", "late", "--seconds", "0"), 1)  # a part of a filter is not the filter
+    assert len(readers) == 120
+
+
 def test_wait_ends_with_1_at_its_timeout(broker):
     text = failed(run_cli(broker.address, "wait", "a", "--seconds", "0"), 1)
-    assert "Nobody has subscribed to a in 0 s." in text
+    assert "No client has subscribed to a in 0 s." in text

@@ -16,6 +16,8 @@ import pytest
 from broker_process import broker_command, cli_command, environment, run_cli, until
 from hand_client import ACK, HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, PlainClient, Reply, SubAck, command
 
+from blipmq import connect_blocking
+
 pytestmark = pytest.mark.blackbox
 
 PLAIN = "a-plain-key-of-the-configuration"
@@ -510,6 +512,16 @@ def test_an_invalid_new_key_file_keeps_the_old_keys_and_is_reported(door, entere
     until(lambda: door.broker.info()["state"] == "ok", "the mended file is in effect")
 
 
+def test_a_key_with_rights_is_not_told_the_names_in_a_wrong_key_file(door, entered):
+    door.add("sensor", "sub:a")
+    door.start()
+    sensor = entered(door.enter("sensor"))
+    good = door.path.read_text()
+    door.path.write_text(good + good.splitlines()[2] + "\n")  # a key of the same name again
+    until(lambda: "'admin' exists twice" in str(door.broker.info()["reasons"]), "an operator sees the name")
+    assert sensor.info()["reasons"] == ["the key file is not valid, and the old keys stay in effect"]
+
+
 def test_an_emptied_key_file_closes_all_connections(door, entered):
     door.start()
     admin = entered(door.enter("admin"))
@@ -621,7 +633,7 @@ def test_keys_are_created_listed_and_revoked_by_the_command(tmp_path):
         (["add", "a/b", "--file", "keys"], 2, "'/'"),
         (["add", "known", "--file", "keys"], 1, "Revoke it first"),
         (["revoke", "unknown", "--file", "keys"], 1, "no key 'unknown'"),
-        (["list", "--file", "none"], 78, "Make a key with"),
+        (["list", "--file", "none"], 78, "Create a key with"),
         (["list", "--file", "broken"], 78, "broken:1: not a key"),
         (["list"], 78, "No key file is set"),
         (["list", "--file", "keys", "--config", "x"], 2, "not allowed with"),
@@ -649,6 +661,22 @@ def test_a_key_that_could_not_be_printed_is_revoked(tmp_path):
     for overlap in ("0s", "24h"):
         unreadable("rotate", "a", "--overlap", overlap)
         assert (tmp_path / "keys").read_text() == before
+
+
+def test_a_key_with_rights_learns_only_of_its_own_subscriptions(door, entered):
+    reader = door.add("reader", "sub:a")
+    door.start()
+    other = entered(door.enter("admin", "gauge")).subscribe("a", "secret")
+    assert other.ask(SUB, "kept", qos=1, durable=True).code == 0
+    with (
+        connect_blocking(door.broker.address, api_key=reader, client_id="me") as client,
+        connect_blocking(door.broker.address, api_key=door.keys["admin"]) as admin,
+    ):
+        asked = ("a", "secret", "kept", "none")
+        assert [admin.has_subscriber(filter_) for filter_ in asked] == [True, True, True, False]
+        assert not any(client.has_subscriber(filter_) for filter_ in asked)
+        client.subscribe("a", qos=1, durable=True)
+        assert client.has_subscriber("a")
 
 
 def test_the_command_line_takes_the_key_from_the_environment_or_a_file(door, tmp_path):

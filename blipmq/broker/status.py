@@ -30,6 +30,8 @@ INFO_BYTES_MAX = 256 * 1024
 RATE_SECONDS = 5
 REASON_CHARS_MAX = 500
 EVERYTHING = Wanted()
+KEY_FILE_REASON = "the key file is not valid, and the old keys stay in effect"
+HOLDER_REASON = "WAL: nearly full, and one subscription keeps most of it; a key with the right admin sees which one"
 LOG_FILLING = 0.75  # share of wal.max_bytes; above it, a reason names the subscription that keeps most of the WAL
 NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degraded
 
@@ -86,6 +88,7 @@ class Status:
         self._counters: Counters = {}
         self._deepest: list[Subscriber] = []
         self._listed = self._stuck = 0
+        self._unnamed: dict[str, str] = {}  # of the last report: reasons with names in them, and the same without names
 
     def __repr__(self) -> str:
         return f"<Status waiting={len(self._reports_for)} round={self._round} history={len(self._history)}>"
@@ -139,9 +142,24 @@ class Status:
 
         def listed(listing: Listing) -> None:
             sessions = self._listed_facts(listing, own)
-            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, sessions))))
+            self.ask_report(lambda report: answer(_bounded_json(_only(report, key, sessions, self._unnamed))))
 
         self.session_lists.ask(listed, own)
+
+    def ask_filter(self, answer: Callable[[bytes], None], filter_: str, key: str | None, own: Wanted) -> None:
+        """Call `answer` with JSON: whether exactly this filter has a subscription, of a connected client or a durable one.
+        `key`: only subscriptions of that key count."""
+
+        def found(is_subscribed: bool) -> None:
+            answer(_bounded_json({"filter": filter_, "subscribed": is_subscribed}))
+
+        # Groups and durable subscriptions are in the core's list, the others in that of the connections.
+        connections = (c for c in self._connections if key is None or (c.key is not None and c.key.name == key))
+        if any((filter_, "") in connection.subscriptions for connection in connections):
+            found(True)
+        else:
+            wanted = own._replace(find=filter_, filter=filter_, limit=1)
+            self.session_lists.ask(lambda listing: found(bool(listing.rows)), wanted)
 
     def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None:
         """Call `answer` with the selected sessions, as JSON of at most INFO_BYTES_MAX bytes."""
@@ -203,6 +221,8 @@ class Status:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
         reasons = self._all_reasons(counters, hardware, listing)
+        self._unnamed = dict.fromkeys(self._who_fills_the_log(counters, listing), HOLDER_REASON)
+        self._unnamed |= dict.fromkeys(self._key_file_reasons(), KEY_FILE_REASON)
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
@@ -326,15 +346,16 @@ class Status:
             reasons.append(
                 f"the new configuration is not valid, and the old one stays in effect: {why[:REASON_CHARS_MAX]}"
             )
-        if self._auth and self._auth.problem:
-            reasons.append(
-                f"the key file is not valid, and the old keys stay in effect: {self._auth.problem[:REASON_CHARS_MAX]}"
-            )
+        reasons += self._key_file_reasons()
         if hardware and hardware["undervoltage"]:
             reasons.append("under-voltage: use a stronger power supply or a better cable")
         if hardware and hardware["throttled"]:
             reasons.append("throttled: the processor is too hot, or its power supply is too weak")
         return reasons
+
+    def _key_file_reasons(self) -> list[str]:
+        problem = self._auth.problem if self._auth else ""
+        return [f"{KEY_FILE_REASON}: {problem[:REASON_CHARS_MAX]}"] if problem else []
 
     def _reasons(self, dropping: int, in_use: int) -> list[str]:
         reasons = []
@@ -358,11 +379,12 @@ def _depth(row: Subscriber) -> tuple[int, int]:
     return row.queued_messages, row.dropped_queue_full
 
 
-def _only(report: Report, key: str, sessions: Report) -> Report:
-    """The report with the subscribers of one key only, and with `sessions`, the key's own: their totals, and rows in
-    `list`."""
+def _only(report: Report, key: str, sessions: Report, unnamed: dict[str, str]) -> Report:
+    """The report for a client of one key: with its subscribers only, with `sessions`, the key's own (totals, and rows in
+    `list`), and without names in the reasons (`unnamed`). The other totals are those of the whole broker."""
     rows = [row for row in report["subscriptions"] if row["key"] == key]
-    return {**report, "subscriptions": rows, "sessions": {**report["sessions"], **sessions}}
+    reasons = [unnamed.get(reason, reason) for reason in report["reasons"]]
+    return {**report, "reasons": reasons, "subscriptions": rows, "sessions": {**report["sessions"], **sessions}}
 
 
 def _bounded_json(report: Report) -> bytes:

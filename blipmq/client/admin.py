@@ -5,6 +5,7 @@ Invariant: nothing here does I/O. An unexpected answer raises ProtocolError.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from blipmq.base.validation import check_text, check_whole
@@ -31,6 +32,34 @@ def decode_sessions(reply: Reply) -> dict[str, Any]:
     if not isinstance(listed, dict) or not isinstance(listed.get("list"), list):
         raise ProtocolError("The broker does not support the list of sessions. Update the broker.")
     return listed
+
+
+def filter_asked(filter_: str) -> bytes:
+    """Return the payload of INFO that asks whether exactly this filter has a subscription."""
+    import json
+
+    return json.dumps({"filter": filter_}, ensure_ascii=False).encode()
+
+
+def decode_filter(reply: Reply, filter_: str) -> bool:
+    """Decode the answer to `filter_asked`. A broker of an earlier version sends its whole report, in which the rows of
+    some subscriptions may be missing."""
+    info = decode_info(reply)
+    if "subscribed" in info:
+        return info["subscribed"] is True
+    sessions = info.get("sessions")
+    listed = sessions.get("list") if isinstance(sessions, dict) else None
+    return any(filter_ in _list(row.get("filters")) for row in _rows(info.get("subscriptions"))) or any(
+        row.get("filter") == filter_ for row in _rows(listed)
+    )
+
+
+def _rows(value: object) -> Iterator[dict[str, Any]]:
+    return (row for row in _list(value) if isinstance(row, dict))
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def end_asked(filter_: str, client_id: str, group: str, key: str | None) -> bytes:

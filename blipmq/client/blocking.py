@@ -21,7 +21,15 @@ from typing import Any
 
 from blipmq.base.validation import check_callable, check_qos, check_seconds, ids_of, many
 from blipmq.client.address import Address, parse_address
-from blipmq.client.admin import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
+from blipmq.client.admin import (
+    SESSIONS_SHOWN,
+    decode_end,
+    decode_filter,
+    decode_sessions,
+    end_asked,
+    filter_asked,
+    sessions_asked,
+)
 from blipmq.client.blocking_connection import BlockingConnection, StateCallback
 from blipmq.client.blocking_subscription import BlockingSubscription as BlockingSubscription
 from blipmq.client.call_lock import locked
@@ -32,6 +40,7 @@ from blipmq.client.reconnect import check_options, seconds_to_wait
 from blipmq.client.trust import Tls, context_for
 from blipmq.errors import BlipMQError, Disconnected
 from blipmq.wire.frames import Message
+from blipmq.wire.topics import check_filter
 
 Payload = bytes | bytearray | memoryview | str
 
@@ -266,6 +275,13 @@ class BlockingClient:
         """The broker's state as a dict. docs/ describes the keys."""
         self._connection.wait_connected()
         return decode_info(self._connection.answer(self._protocol.info()))
+
+    @locked
+    def has_subscriber(self, filter: str) -> bool:
+        """Whether exactly this filter has a subscription: of a connected client, or a durable one of an absent client."""
+        check_filter(filter)
+        self._connection.wait_connected()
+        return decode_filter(self._connection.answer(self._protocol.info(filter_asked(filter))), filter)
 
     @locked
     def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:

@@ -23,7 +23,15 @@ from typing import Any
 
 from blipmq.base.validation import check_qos, ids_of, many
 from blipmq.client.address import Address, parse_address
-from blipmq.client.admin import SESSIONS_SHOWN, decode_end, decode_sessions, end_asked, sessions_asked
+from blipmq.client.admin import (
+    SESSIONS_SHOWN,
+    decode_end,
+    decode_filter,
+    decode_sessions,
+    end_asked,
+    filter_asked,
+    sessions_asked,
+)
 from blipmq.client.awaitable_context import AwaitableContext as AwaitableContext
 from blipmq.client.connection import Connection, Opener, StateCallback
 from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
@@ -34,6 +42,7 @@ from blipmq.client.subscription import Subscription as Subscription
 from blipmq.client.trust import Tls, context_for
 from blipmq.errors import BlipMQError, Disconnected, UsageError
 from blipmq.wire.frames import Message, Reply
+from blipmq.wire.topics import check_filter
 
 Payload = bytes | bytearray | memoryview | str
 
@@ -313,6 +322,13 @@ class Client:
         self._connection.check_loop()
         await self._connection.wait_writable()
         return decode_info(await self._connection.answer(self._protocol.info()))
+
+    async def has_subscriber(self, filter: str) -> bool:
+        """Whether exactly this filter has a subscription: of a connected client, or a durable one of an absent client."""
+        check_filter(filter)
+        self._connection.check_loop()
+        await self._connection.wait_writable()
+        return decode_filter(await self._connection.answer(self._protocol.info(filter_asked(filter))), filter)
 
     async def sessions(self, find: str = "", limit: int = SESSIONS_SHOWN) -> dict[str, Any]:
         """List QoS 1 subscriptions and queue groups, also those of absent clients: totals, and in `list` the rows with

@@ -7,7 +7,7 @@ core does not read that connection's input. Messages do not pass through here; t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from blipmq.auth.auth import Auth
 from blipmq.base.logs import Log
@@ -61,6 +61,8 @@ class Reports(Protocol):
     def memory_is_short(self) -> bool: ...
 
     def ask_json(self, answer: Callable[[bytes], None], key: str | None, own: Wanted) -> None: ...
+
+    def ask_filter(self, answer: Callable[[bytes], None], filter_: str, key: str | None, own: Wanted) -> None: ...
 
     def ask_sessions(self, answer: Callable[[bytes], None], wanted: Wanted) -> None: ...
 
@@ -243,9 +245,12 @@ class NativeProtocol:
         def answer(payload: bytes) -> None:
             self._core.reply(event.conn, event.seq, 0, "", payload)
 
-        wanted = _sessions_wanted(event.asked, own)
+        options = _options(event.asked)
+        wanted, filter_ = _sessions_wanted(options.get("sessions"), own), options.get("filter")
         if wanted is not None:
             self._status.ask_sessions(answer, wanted)
+        elif filter_ and _is_short_text(filter_):
+            self._status.ask_filter(answer, filter_, only, own)
         else:
             self._status.ask_json(answer, only, own)
 
@@ -335,22 +340,34 @@ def _name_problem(what: str, name: str) -> str:
     return ""
 
 
-def _sessions_wanted(asked: bytes, own: Wanted) -> Wanted | None:
-    """Parse `{"sessions": {"find": TEXT, "limit": NUMBER}}`; None for any other text: the whole report is asked for."""
+def _options(asked: bytes) -> dict[str, Any]:
+    """The JSON object in the payload of INFO; {} for any other payload: the whole report is asked for."""
     if not asked:
-        return None
+        return {}
     import json  # imported here because few clients ask
 
     try:
-        options = json.loads(asked).get("sessions")
-    except (ValueError, AttributeError, RecursionError):
-        return None
+        options = json.loads(asked)
+    except (ValueError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _sessions_wanted(options: Any, own: Wanted) -> Wanted | None:
+    """The selection `{"find": TEXT, "limit": NUMBER}`; None for anything else."""
     if not isinstance(options, dict):
         return None
     find, limit = options.get("find", ""), options.get("limit", ROWS_MAX)
-    if not isinstance(find, str) or not isinstance(limit, int) or len(find.encode()) > FIND_BYTES_MAX:
+    if not _is_short_text(find) or not isinstance(limit, int):
         return None
     return own._replace(find=find, limit=min(max(limit, 1), ASKED_ROWS_MAX))
+
+
+def _is_short_text(value: Any) -> TypeGuard[str]:
+    try:
+        return isinstance(value, str) and len(value.encode()) <= FIND_BYTES_MAX
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
+        return False
 
 
 def _peer(peer: str) -> str:

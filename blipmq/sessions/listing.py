@@ -27,6 +27,7 @@ class Wanted(NamedTuple):
     owner: str = ""
     limit: int = ROWS_MAX
     exact: bool = False  # `find` is the filter, `owner` a client_id or ""
+    filter: str = ""  # rows with exactly this filter only; the totals do not follow it
 
     @property
     def key(self) -> str | None:
@@ -70,10 +71,11 @@ class SessionLists:
         if self._now is None or event.seq != self._seq:
             return
         wanted, answers = self._now
+        rows = [row for row in event.rows if not wanted.filter or row.filter == wanted.filter]
         for row in event.rows:
             if row.log_bytes and (self._holder is None or row.log_bytes > self._holder.log_bytes):
                 self._holder = row
-        self._rows = heapq.nlargest(wanted.limit, [*self._rows, *event.rows], key=_lag)
+        self._rows = heapq.nlargest(wanted.limit, [*self._rows, *rows], key=_lag)
         if event.more:
             least = self._rows[-1].lag_messages + 1 if len(self._rows) == wanted.limit else 0
             self._push(begin=False, lag_min=least)
