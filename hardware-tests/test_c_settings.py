@@ -46,7 +46,7 @@ def test_invalid_files_keep_the_last_good_settings_and_the_status_names_the_line
     assert status["State"] == "degraded"
     assert "max_conections" in status[""]
     assert "device.toml, line 2" in status[""]
-    assert "the last one that was good is" in status["blipmq.toml"]
+    assert "the last good one is" in status["blipmq.toml"]
     assert passes_a_message(own_device)
     own_device.wait_for_shell()  # the key of the last good device.toml is valid
     own_device.restart_with({"blipmq.toml": b"\xef\xbb\xbf" + OPEN_BROKER.replace(b"\n", b"\r\n"), "device.toml": good})

@@ -194,7 +194,7 @@ def test_a_broker_that_is_starting_or_stopping_is_live_but_not_ready(stand_in):
 
 
 def test_a_degraded_broker_is_ready_and_names_the_reason(stand_in):
-    stand_in.broker.told = ["full queues dropped 3 messages in the last 5 s; see subscriptions"]
+    stand_in.broker.told = ["full queues dropped 3 messages in the last 5 s: see subscriptions"]
     health = stand_in.get("/healthz")
     assert health.status == 200
     assert json.loads(health.body)["status"] == "degraded"

@@ -700,7 +700,7 @@ def test_an_unread_blocking_subscription_is_named_in_the_error(broker: FakeBroke
         client.subscribe("a", queue_messages_max=1)
         other = client.subscribe("b")
         broker.send(b"".join(fake_broker.message(number + 1, b"x", "a") for number in range(4)))
-        with pytest.raises(UsageError, match="subscription to a holds 4 messages"):
+        with pytest.raises(UsageError, match="subscription to a holds 4 unread messages"):
             other.next(10)
 
 

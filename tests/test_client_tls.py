@@ -171,9 +171,9 @@ def test_both_clients_report_a_missing_client_certificate(settings, authority):
     known.load_cert_chain(cert, key)
     with blipmq.Broker(settings) as broker:
         address = broker.tls_address
-        with pytest.raises(NotTrusted, match="asks for a client's certificate"):
+        with pytest.raises(NotTrusted, match="requires a client certificate"):
             blipmq.connect_blocking(address, tls=authority.file, reconnect=False)
-        with pytest.raises(NotTrusted, match="asks for a client's certificate"):
+        with pytest.raises(NotTrusted, match="requires a client certificate"):
             asyncio.run(opened(address, tls=authority.file))
         asyncio.run(opened(address, tls=known))
         blipmq.connect_blocking(address, tls=known).close()

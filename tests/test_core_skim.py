@@ -35,7 +35,7 @@ def fill(bench: LoggedBench, topic: str, ttl_ms: int) -> int:
             bench.close(client)
             return count
         assert client.replies[0].code == 0
-    raise AssertionError("the log was never full")
+    raise AssertionError("the WAL was never full")
 
 
 def takes(bench: LoggedBench, topic: str = "other") -> bool:

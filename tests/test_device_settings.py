@@ -72,7 +72,7 @@ def test_all_problems_are_reported_together_with_lines():
     [
         ('hostname = "my gate"', 1, "letters, digits and hyphens"),
         ('\n[network]\naddress = "192.168.1.20"', 3, '"192.168.1.20/24" is meant'),
-        ('[network]\naddress = "192.168.1.0/24"', 2, "the network 192.168.1.0/24 itself"),
+        ('[network]\naddress = "192.168.1.0/24"', 2, "the address of the network 192.168.1.0/24"),
         ('[network]\naddress = "192.168.1.300/24"', 2, "length of its network"),
         ('[network]\ngateway = "192.168.1.1"', 2, 'with address = "dhcp"'),
         ('[network]\ninterface = "wifi"', 2, "there is no [wifi] section"),
@@ -92,7 +92,7 @@ def test_all_problems_are_reported_together_with_lines():
         ("keys = 3", 1, "write [[keys]]"),
         ('[keys]\nname = "a"', 1, "write [[keys]]"),
         ('[[keys]]\nallow = ["pub:a"]', 1, "name: missing"),
-        ('[[keys]]\nname = "a"\n[[keys]]\nname = "a"', 4, "is there twice"),
+        ('[[keys]]\nname = "a"\n[[keys]]\nname = "a"', 4, "exists twice"),
         ('[[keys]]\nname = "a"\nallow = ["publish:a"]', 3, '"pub:TOPIC"'),
         ('[[keys]]\nname = "a"\nallow = ["sub:a/#/b"]', 3, "keys.allow"),
         ('[[keys]]\nname = "a"\nkey = "short"', 3, "16 to 256"),

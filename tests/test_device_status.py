@@ -118,7 +118,7 @@ def test_the_status_of_a_missing_address_names_the_cause(device, said):
 def test_new_keys_are_mentioned_until_their_file_is_deleted(device, said):
     boot(device)
     device.put("boot/blipmq/blipmq-new-keys.txt", "a = b")
-    assert "blipmq-new-keys.txt holds keys" in look(device).notes[-1] and look(device).state == "ok"
+    assert "blipmq-new-keys.txt holds new keys" in look(device).notes[-1] and look(device).state == "ok"
     (device.folder / "boot/blipmq/blipmq-new-keys.txt").unlink()
     assert look(device).notes == (NO_KEY,)
 

@@ -55,7 +55,7 @@ def publish_until_refused(address, image_mounted):
                 client.publish("jobs", b"%d" % number, qos=1)
             except errors.Refused as refused:
                 assert refused.code == 503
-                assert "failed on a disk error" in str(refused)
+                assert "has stopped after a disk error" in str(refused)
                 client.publish("other", b"QoS 0 goes on")
                 client.ping()
                 return acknowledged

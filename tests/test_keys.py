@@ -271,9 +271,9 @@ def test_an_invalid_expiry_time_makes_the_file_invalid(path, until):
 def test_a_name_may_occur_twice_only_in_a_rotation(path):
     assert len(read_keyring(write(path, HEADER, line(), line(digits="01" * 32, until=LATER)))) == 2
     for second in (line(digits="01" * 32), line(until=LATER)):
-        with pytest.raises(ConfigError, match="is there twice"):
+        with pytest.raises(ConfigError, match="exists twice"):
             read_keyring(write(path, HEADER, line(), second))
-    with pytest.raises(ConfigError, match="is there twice"):
+    with pytest.raises(ConfigError, match="exists twice"):
         read_keyring(write(path, HEADER, line(until=LATER), line(digits="01" * 32, until=LATER)))
 
 
@@ -308,7 +308,7 @@ def test_an_invalid_acl_is_refused(path, right):
 
 
 def test_the_size_of_an_acl_is_limited(path):
-    with pytest.raises(UsageError, match="64 rights at most, not 65"):
+    with pytest.raises(UsageError, match="at most 64 rights, not 65"):
         add_key(path, "a", [f"pub:{number}" for number in range(65)])
     add_key(path, "a", [f"pub:{number}" for number in range(64)] * 2)
 
@@ -398,10 +398,10 @@ def test_an_invalid_file_is_refused_entirely_with_the_line(path, lines):
 
 def test_a_truncated_file_is_refused(path):
     write(path, HEADER, line(), line("b", "11" * 32)[:-9], end="")
-    with pytest.raises(ConfigError, match="keys:3: the last line is not complete"):
+    with pytest.raises(ConfigError, match="keys:3: the last line is incomplete"):
         read_keyring(path)
     write(path, HEADER, line(allow=["pub:a"]), end="")
-    with pytest.raises(ConfigError, match="keys:2: the last line is not complete"):
+    with pytest.raises(ConfigError, match="keys:2: the last line is incomplete"):
         read_keyring(path)
 
 

@@ -269,7 +269,7 @@ def test_an_asyncio_client_refuses_calls_outside_its_loop(broker):
             assert (await messages.next(20)).text == "still of use"
 
     asyncio.run(asyncio.wait_for(scene(), 60))
-    with pytest.raises(UsageError, match="has not been opened"):
+    with pytest.raises(UsageError, match="This client is not open"):
         asyncio.run(blipmq.Client(broker.address).ping())
 
 

@@ -75,7 +75,7 @@ def test_a_checked_connection_keeps_its_position():
     assert pending.enter("c", "198.51.100.8", bounds) == "a"
     pending.look("b")
     pending.look("c")
-    with pytest.raises(Crowded, match="being looked at"):
+    with pytest.raises(Crowded, match="all wait for the broker"):
         pending.enter("d", "198.51.100.9", bounds)
     for one in "b", "c", "never there":
         pending.leave(one)

@@ -124,9 +124,9 @@ def test_errors_are_explained_and_the_shell_continues(broker: FakeBroker) -> Non
     with sit_down(broker) as terminal:
         for line, words in (
             ("nonsense", "❌ There is no command 'nonsense'. Type help"),
-            ("pub", "❌ Write it as: pub TOPIC [TTL] TEXT"),
+            ("pub", "❌ Usage: pub TOPIC [TTL] TEXT"),
             ("pub a.* x", "❌ The topic 'a.*' holds '*'"),
-            ("sub", "❌ Write it as: sub TOPIC"),
+            ("sub", "❌ Usage: sub TOPIC"),
             ("unsub b", "❌ b is not subscribed. Subscribed: nothing."),
         ):
             terminal.type(line + "\n")

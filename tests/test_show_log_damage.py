@@ -251,7 +251,7 @@ def test_a_removed_wal_directory_stops_all_acknowledgements(start_broker, way):
         if way == "replaced":
             wal_of(first).mkdir()
         assert client.ask(PUB, "orders", b"for nobody", qos=1).code == 503
-        assert first.wait_for("log_failed")["error"].startswith("the log's directory, or the file that was written to")
+        assert first.wait_for("log_failed")["error"].startswith("the WAL directory or the newest segment was removed")
         client.publish("orders", b"QoS 0 goes on")
         assert client.is_open()
     assert first.info()["state"] == "degraded"
@@ -303,7 +303,7 @@ def test_a_lock_that_is_not_a_regular_file_is_refused_with_a_remedy(tmp_path, ma
     wal = tmp_path / "wal"
     wal.mkdir(0o700)
     make(wal / "LOCK")
-    refused_start(tmp_path, {**SMALL, "wal.directory": str(wal)}, "LOCK in it is a link, a directory or a pipe", 78)
+    refused_start(tmp_path, {**SMALL, "wal.directory": str(wal)}, "LOCK is a link, a directory or a pipe", 78)
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 

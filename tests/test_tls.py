@@ -361,7 +361,7 @@ def test_unencrypted_bytes_at_the_tls_port_have_no_effect_and_are_logged(start):
     with broker.dial_plain() as client:
         client.sendall(command(PUB, "t", b"not encrypted"))
         read_to_end(client)
-    assert "did not speak TLS" in broker.wait_for("tls_failed")["error"]
+    assert "did not use TLS" in broker.wait_for("tls_failed")["error"]
     with broker.dial_plain() as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         read_to_end(client)
@@ -596,7 +596,7 @@ def test_check_reports_unusable_files_with_the_reason(tmp_path, authority):
     assert done.returncode == 0 and "checked, until 20" in done.stdout and "warning" not in done.stdout
     assert not list(tmp_path.glob("data*")), "check changes nothing"
     for status, more, words in (
-        (78, {"server.tls_bind_addr": ""}, "nothing speaks TLS"),
+        (78, {"server.tls_bind_addr": ""}, "TLS is not used"),
         (78, {"tls.require_client_cert": True}, "tls.client_ca_file is empty"),
         (78, {"server.tls_bind_addr": "0.0.0.0:0"}, "can be reached from other machines"),
         (66, {"tls.client_ca_file": str(empty)}, "holds no certificate in PEM"),

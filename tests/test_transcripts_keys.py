@@ -751,6 +751,6 @@ def test_check_warns_when_no_client_can_be_admitted(tmp_path):
         result.returncode == 0 and b"every client will be refused: keys: the key file cannot be read" in result.stderr
     )
     (tmp_path / "keys").write_text("")
-    assert b"there is no key in keys" in blipmq("check", cwd=tmp_path, **asked).stderr
+    assert b"keys holds no key" in blipmq("check", cwd=tmp_path, **asked).stderr
     assert blipmq("keys", "add", "a", cwd=tmp_path, **asked).returncode == 0
     assert blipmq("check", cwd=tmp_path, **asked).stderr == b""

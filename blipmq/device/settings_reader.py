@@ -46,5 +46,5 @@ def _clashes(device: Device) -> Iterator[tuple[str, str]]:
         if not key.name:
             yield f"keys.{n}", 'keys.name: missing; write name = "..."'
         elif key.name in names:
-            yield f"keys.{n}.name", f'keys.name: "{key.name}" is there twice'
+            yield f"keys.{n}.name", f'keys.name: "{key.name}" exists twice'
         names.add(key.name)

@@ -237,7 +237,7 @@ def configuration(data: bytes) -> None:
             assert all(fate.line or fate.key for fate in made.fates)
         except ConfigError as error:
             assert any(
-                words in str(error) for words in (file.name, "old.toml:", "old.toml: lists", "no setting in it")
+                words in str(error) for words in (file.name, "old.toml:", "old.toml: lists", "has no settings")
             ), str(error)
         try:
             loaded = config_reader.load(file.name, {})
