@@ -463,7 +463,12 @@ def test_required_client_certificates_are_verified_and_their_names_logged(start,
     cert, key = stranger.sign("intruder")
     done = broker.cli("--cert", str(cert), "--cert-key", str(key), "pub", "t", "x")
     assert done.returncode == 77 and b"refused this client" in done.stderr
-    until(lambda: any("no authority in tls.client_ca_file signed" in line["error"] for line in broker.lines("tls_failed")), "the cause is in the log")
+    until(
+        lambda: any(
+            "no authority in tls.client_ca_file signed" in line["error"] for line in broker.lines("tls_failed")
+        ),
+        "the cause is in the log",
+    )
 
     cert, key = authority.sign("sensor-12")
     done = broker.cli("pub", "t", "x", BLIPMQ_TLS_CERT=str(cert), BLIPMQ_TLS_KEY=str(key))
