@@ -110,7 +110,7 @@ format: $(VENV)/.dev ## format Python and C for `make check`
 # run-time libraries of gcc define the function that sets the file. Left out are tests without a core, tests that build sanitized
 # programs or run other programs (curl), and test_crash, which preloads its own disk.
 WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
-	test_fuzz.py test_planted.py
+	test_fuzz.py test_planted.py test_mqtt_codec.py test_mqtt_twins.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"

@@ -17,6 +17,7 @@
 #include "net/connection.h"
 #include "base/crc32.h"
 #include "proto/blip_codec.h"
+#include "proto/mqtt_codec.h"
 #include "base/pool.h"
 #include "base/ring.h"
 #include "broker/router.h"
@@ -154,6 +155,23 @@ static uint64_t verify_publish(void) {
 
 static const char topic[] = "plant/7/line/3/temperature";
 
+/* A PUBLISH of MQTT 5 with QoS 0 and 64 bytes of payload. */
+static uint64_t read_mqtt_publish(void) {
+    const uint64_t operations = 5000000;
+    uint8_t packet[128];
+    const mqtt_text_t name = {(const uint8_t *)topic, sizeof topic - 1};
+    uint32_t header_size = mqtt_template_write(packet + 64, MQTT_5, name);
+    uint32_t size = mqtt_template_header(packet, false, packet + 64, header_size, PAYLOAD_BYTES) + PAYLOAD_BYTES;
+    for (uint64_t i = 0; i < operations; i++) {
+        mqtt_frame_t frame;
+        mqtt_publish_t read;
+        int header = mqtt_frame_read(packet, size, MQTT_5, sizeof packet, &frame);
+        if (header <= 0 || mqtt_publish_read(&frame, packet + header, MQTT_5, &read) != 0) abort();
+        sink += read.topic.size;
+    }
+    return operations;
+}
+
 static uint64_t check_topic(void) {
     const uint64_t operations = 5000000;
     for (uint64_t i = 0; i < operations; i++) sink += (uint64_t)topic_check((const uint8_t *)topic, sizeof topic - 1);
@@ -262,6 +280,7 @@ int main(void) {
     report("crc32: 1 MiB at a time", crc32_bulk, "byte");
     report("crc32: 100 bytes at a time", crc32_short, "100 bytes");
     report("decode: verify a publish with a time to live", verify_publish, "frame");
+    report("decode: read a PUBLISH of MQTT 5, 64 bytes", read_mqtt_publish, "packet");
     report("decode: check a topic of 26 bytes", check_topic, "topic");
     report("encode: message of 64 bytes into a segment", encode_message, "frame");
     report("encode: Reply", encode_reply, "frame");

@@ -1,5 +1,6 @@
 /* base/topic_name.c: see base/topic_name.h. Most names are plain ASCII, so eight bytes are checked at once. */
 #include "base/topic_name.h"
+#include "base/utf8.h"
 
 #define ERROR_PHRASE(name, phrase) [TOPIC_E_BASE - TOPIC_E_##name] = phrase,
 static const char *const phrases[] = {TOPIC_ERRORS(ERROR_PHRASE)};
@@ -10,45 +11,22 @@ const char *topic_error(int code) {
     return code < 0 ? "unknown error" : "no error";
 }
 
-#define ONES (~0ull / 255)
-#define HIGHS (ONES * 128)
-
-/* Not 0 if a byte of the word is v. It may mark more bytes than match. */
-static inline uint64_t word_has(uint64_t word, uint8_t v) {
-    uint64_t x = word ^ ONES * v;
-    return (x - ONES) & ~x & HIGHS;
-}
-
 /* Not 0 if a byte is not ASCII, a control character or a wildcard. Plain topics contain none of these. */
 static inline uint64_t word_special(uint64_t word) {
-    uint64_t below_space = (word - ONES * ' ') & ~word;
-    uint64_t star_or_plus = word_has(word | ONES, '+'); /* '*' with its lowest bit set */
-    return ((word | below_space) & HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
-}
-
-/* Length of the UTF-8 character at p, 2 to 4 bytes. 0: invalid (overlong, a surrogate, above U+10FFFF, or cut off). */
-static uint32_t character_bytes(const uint8_t *p, uint64_t size) {
-    uint8_t lead = p[0];
-    uint32_t bytes = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || bytes > size) return 0;
-    /* Only the range of the second byte depends on the first: Unicode, table 3-7. */
-    uint8_t lowest = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    uint8_t highest = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (p[1] < lowest || p[1] > highest) return 0;
-    for (uint32_t i = 2; i < bytes; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    return bytes;
+    uint64_t below_space = (word - BYTE_ONES * ' ') & ~word;
+    uint64_t star_or_plus = word_has(word | BYTE_ONES, '+'); /* '*' with its lowest bit set */
+    return ((word | below_space) & BYTE_HIGHS) | star_or_plus | word_has(word, '>') | word_has(word, '#') | word_has(word, 0x7f);
 }
 
 int utf8_check(const uint8_t *text, uint64_t size) {
     uint64_t i = 0;
     while (i < size) {
-        if (size - i >= 8 && !(load_u64(text + i) & HIGHS)) {
+        if (size - i >= 8 && !(load_u64(text + i) & BYTE_HIGHS)) {
             i += 8;
         } else if (text[i] < 0x80) {
             i++;
         } else {
-            uint32_t bytes = character_bytes(text + i, size - i);
+            uint32_t bytes = utf8_character_bytes(text + i, size - i);
             if (!bytes) return TOPIC_E_UTF8;
             i += bytes;
         }
@@ -72,7 +50,7 @@ static int name_check(const uint8_t *name, uint32_t size) {
             wildcards |= is_wildcard(c);
             i++;
         } else {
-            uint32_t bytes = character_bytes(name + i, size - i);
+            uint32_t bytes = utf8_character_bytes(name + i, size - i);
             if (!bytes) return TOPIC_E_UTF8;
             if (c == 0xc2 && name[i + 1] < 0xa0) return TOPIC_E_CONTROL; /* C1: U+0080 to U+009F */
             i += bytes;
@@ -121,14 +99,16 @@ int filter_match(const uint8_t *filter, uint32_t filter_size, const uint8_t *top
     return syntax < 0 ? syntax : filter_matches(syntax, filter, filter_size, topic, topic_size);
 }
 
-/* Compares both names byte by byte. In a valid filter a wildcard is a whole level. Levels may be empty. */
+/* Compares both names byte by byte. In a valid filter a wildcard is a whole level. Levels may be empty. The wildcards of the
+ * other syntax are ordinary characters, as MQTT has them. */
 int filter_matches(int syntax, const uint8_t *filter, uint32_t filter_size, const uint8_t *topic, uint32_t topic_size) {
     if (topic_size == 0 || (topic[0] == '$' && filter[0] != '$')) return 0;
-    const uint8_t separator = syntax == SYNTAX_DOTS ? '.' : '/';
+    const bool dots = syntax == SYNTAX_DOTS;
+    const uint8_t separator = dots ? '.' : '/', one = dots ? '*' : '+', rest = dots ? '>' : '#';
     uint32_t t = 0;
     for (uint32_t f = 0; f < filter_size; f++) {
-        if (syntax != SYNTAX_LITERAL && (filter[f] == '>' || filter[f] == '#')) return 1;
-        if (syntax != SYNTAX_LITERAL && (filter[f] == '*' || filter[f] == '+')) {
+        if (syntax != SYNTAX_LITERAL && filter[f] == rest) return 1;
+        if (syntax != SYNTAX_LITERAL && filter[f] == one) {
             while (t < topic_size && topic[t] != separator) t++;
         } else if (t < topic_size && topic[t] == filter[f]) {
             t++;

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
+from mqtt_rows import ROWS
+
 from blipmq.wire import frames as wire
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -227,9 +229,18 @@ def rings() -> list[bytes]:
     return [bytes([size]) + bytes([9, 201, 3, 255, 0, 2] * 20) + bytes(range(256)) for size in range(14)]
 
 
+def streams() -> list[bytes]:
+    """Each packet of the tables alone, and all accepted packets of a version one behind the other."""
+    alone = {bytes([row.version - 3]) + row.packet for row in ROWS if len(row.packet) < 200}
+    good = [
+        [row.packet for row in ROWS if row.version == version and isinstance(row.expected, dict)] for version in (4, 5)
+    ]
+    return [*sorted(alone), *(bytes([place + 1]) + b"".join(packets)[:4000] for place, packets in enumerate(good))]
+
+
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
-    "route": routes, "ring": rings, "promise": lives, "secure": handshakes,
+    "route": routes, "ring": rings, "promise": lives, "secure": handshakes, "mqtt_codec": streams,
 }  # fmt: skip
 
 
