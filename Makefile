@@ -54,13 +54,15 @@ $(VENV)/.bench: pyproject.toml setup.py | $(PY)
 	@$(INSTALL) '.[bench]'
 	@touch $(VENV)/.run $@
 
-$(CORE): setup.py native/build_native.py $(CORE_FILES) | $(VENV)/.run
+# Both C modules. BLIPMQ_WITHOUT_TLS=1 leaves out blipmq/_tls, the one that needs OpenSSL.
+$(CORE): setup.py native/build_native.py native/tls/build_tls.py $(CORE_FILES) | $(VENV)/.run
 	@$(PY) native/generate_settings.py --check
+	@[ "$(BLIPMQ_WITHOUT_TLS)" = 1 ] || CC="$(BUILD_CC)" packaging/setup.sh libssl
 	@echo "==> building the core"
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-core: $(CORE) ## build only the core
+core: $(CORE) ## build only the C modules: the core, and TLS
 
 # ---- run, test, measure -----------------------------------------------------------------------------------------------
 

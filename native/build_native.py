@@ -1,4 +1,4 @@
-"""Builds blipmq._native from every C file below native/ and the declarations of api/settings.h and api/bq.h (cffi, API mode).
+"""Builds blipmq._native from every C file of the core and the declarations of api/settings.h and api/bq.h (cffi, API mode).
 
 Invariant: these two headers are the only description of the boundary. gcc and cffi read the same text, so both sides always
 have the same structures. setup.py runs this file from the root of the source tree. `BLIPMQ_SANITIZE=1` builds with
@@ -61,8 +61,9 @@ def link_flags(sanitize: bool) -> list[str]:
 
 
 def core_files(pattern: str) -> list[Path]:
-    """Files of the core, without the fuzz targets, which are separate programs."""
-    return [path for path in sorted(NATIVE.rglob(pattern)) if NATIVE / "fuzz" not in path.parents]
+    """Files of the core, without the fuzz targets, which are separate programs, and without blipmq._tls."""
+    apart = {NATIVE / "fuzz", NATIVE / "tls"}
+    return [path for path in sorted(NATIVE.rglob(pattern)) if apart.isdisjoint(path.parents)]
 
 
 def relative(path: Path) -> str:

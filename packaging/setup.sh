@@ -2,6 +2,7 @@
 # Prepares a machine for building and testing BlipMQ. All requirements for system packages are in this file.
 #
 #   packaging/setup.sh venv DIR     make a virtual environment from a Python that can build the core
+#   packaging/setup.sh libssl       OpenSSL 3.0 or newer with its headers, for blipmq/_tls
 #   packaging/setup.sh make         make
 #   packaging/setup.sh clang        a clang with libFuzzer
 #   packaging/setup.sh llvm         llvm-cov and llvm-profdata, for the coverage of tests
@@ -108,6 +109,19 @@ compiler_works() {
     printf '#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n' | $compiler -x c -o /dev/null - >/dev/null 2>&1
 }
 
+libssl_works() {
+    # shellcheck disable=SC2086  # CC may come with flags
+    printf '#include <openssl/ssl.h>\n#if OPENSSL_VERSION_NUMBER < 0x30000000L\n#error old\n#endif\nint main(void) { return !TLS_method(); }\n' |
+        ${CC:-cc} -x c -o /dev/null - -lssl -lcrypto >/dev/null 2>&1
+}
+
+# A broker without it can be built: BLIPMQ_WITHOUT_TLS=1.
+find_libssl() {
+    libssl_works && return
+    apt_install "OpenSSL 3.0 or newer with its headers (or build without TLS: BLIPMQ_WITHOUT_TLS=1 make)" libssl-dev
+    libssl_works || fail "this system's OpenSSL is older than 3.0. Install a newer one with its headers, or build without TLS: BLIPMQ_WITHOUT_TLS=1 make"
+}
+
 fuzzer_works() {
     printf '#include <stddef.h>\n#include <stdint.h>\nint LLVMFuzzerTestOneInput(const uint8_t *p, size_t n) { return p && n ? 0 : 0; }\n' |
         clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - >/dev/null 2>&1
@@ -157,6 +171,7 @@ find_qemu() {
 
 case ${1:-} in
 venv) make_venv "${2:?usage: setup.sh venv DIR}" ;;
+libssl) find_libssl ;;
 make) command -v make >/dev/null 2>&1 || apt_install make make ;;
 clang) find_fuzzer ;;
 llvm) command -v llvm-cov >/dev/null 2>&1 && command -v llvm-profdata >/dev/null 2>&1 || apt_install "llvm-cov and llvm-profdata" llvm ;;
@@ -181,5 +196,5 @@ deno)
     ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | make | tests | clang | llvm | systemd | curl | openssl | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac

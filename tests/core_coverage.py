@@ -1,6 +1,6 @@
 """`core_coverage.py DIRECTORY`: the coverage of the core in the instrumented run in DIRECTORY, as a table and as pages.
 
-Invariant: includes the counts of all processes and programs built from the core: the extension, and the programs of the
+Invariant: includes the counts of all processes and programs built from the core: the extensions, and the programs of the
 C tests left in DIRECTORY/tmp.
 """
 
@@ -15,10 +15,10 @@ KINDS = ("lines", "branches", "functions")
 
 
 def programs(directory: Path) -> list[Path]:
-    """The extension, and the newest copy of each test program: shared objects or executables."""
-    extension = next((directory / "tree" / "blipmq").glob("_native*.so"))
+    """The extensions, and the newest copy of each test program: shared objects or executables."""
+    extensions = sorted((directory / "tree" / "blipmq").glob("_*.so"))
     built = [path for path in sorted((directory / "tmp").rglob("*")) if path.is_file() and is_program(path)]
-    return [extension, *built]
+    return [*extensions, *built]
 
 
 def is_program(path: Path) -> bool:

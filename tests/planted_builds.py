@@ -34,7 +34,9 @@ class Builds:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        sources = sorted(path for path in planted.NATIVE.rglob("*.c") if path.parent != native.SOURCES)
+        sources = sorted(
+            path for path in planted.NATIVE.rglob("*.c") if path.parent not in (native.SOURCES, native.TLS)
+        )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = pool.map(lambda source: compiled(source, directory / f"{source.stem}.o"), sources)
             self.objects = dict(zip((source.name for source in sources), objects, strict=True))
@@ -57,7 +59,9 @@ class Builds:
     def package(self, name: str, objects: list[str]) -> Path:
         """A source tree whose blipmq has that core; its tests are the real ones."""
         tree = self.directory / f"{name}-tree"
-        shutil.copytree(planted.ROOT / "blipmq", tree / "blipmq", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(
+            planted.ROOT / "blipmq", tree / "blipmq", ignore=shutil.ignore_patterns("_native*.so", "__pycache__")
+        )
         for part in ("tests", "native", "pyproject.toml"):
             (tree / part).symlink_to(planted.ROOT / part)
         module = tree / "blipmq" / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"

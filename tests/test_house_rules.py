@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "blipmq"
 NATIVE = ROOT / "native"
+C_MODULES = {"_native", "_tls"}
 PRODUCTS = {"build", "dist", "__pycache__", "node_modules", "results"}
 TEXT = {".py", ".pyi", ".c", ".h", ".md", ".toml", ".sh", ".cfg", ".yml", ".yaml", ".service", ".json", ".env", ""}
 
@@ -66,7 +67,7 @@ def imported(source: str, module: str) -> Iterator[str]:
             if base == "blipmq":
                 for alias in node.names:
                     known = (PACKAGE / f"{alias.name}.py").exists() or (PACKAGE / alias.name).is_dir()
-                    yield alias.name if known or alias.name == "_native" else "__init__"
+                    yield alias.name if known or alias.name in C_MODULES else "__init__"
             elif base.startswith("blipmq."):
                 yield base.removeprefix("blipmq.")
 
@@ -74,7 +75,7 @@ def imported(source: str, module: str) -> Iterator[str]:
 def upward_imports(module: str, source: str, rows: dict[str, int]) -> list[str]:
     """Imports that do not point to a lower row: upwards, or to another package of the same row. `__init__` is above all
     rows."""
-    rows = rows | {"__init__": 0, "_native": max(rows.values()) + 1}
+    rows = rows | {"__init__": 0, **dict.fromkeys(C_MODULES, max(rows.values()) + 1)}
     own = noun(module)
     outside = [name for name in imported(source, module) if noun(name) != own]
     return [name for name in outside if rows[noun(name)] <= rows[own]]
@@ -181,10 +182,10 @@ def imports_the_core(source: str) -> bool:
     tree = ast.walk(ast.parse(source))
     names = [alias.name for node in tree if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
     bases = [node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    return any(name.split(".")[-1] == "_native" or name.split(".")[0] == "cffi" for name in [*names, *bases])
+    return any(name.split(".")[-1] in C_MODULES or name.split(".")[0] == "cffi" for name in [*names, *bases])
 
 
-def test_only_the_package_native_imports_the_c_module() -> None:
+def test_only_the_package_native_imports_the_c_modules() -> None:
     assert {noun(name) for name, source in modules() if imports_the_core(source)} == {"native/"}
 
 
@@ -192,6 +193,7 @@ def test_an_import_of_the_c_module_is_found_in_every_form() -> None:
     for line in (
         "from blipmq import _native",
         "from blipmq._native import ffi",
+        "from blipmq._tls import lib",
         "from . import _native",
         "import cffi",
     ):
@@ -354,7 +356,8 @@ def test_no_two_files_of_the_core_share_a_name() -> None:
 
 
 # A file may include headers of its own level and of lower levels.
-CORE_LEVELS = {"api": 0, "base": 1, "wal": 2, "proto": 2, "broker": 3, "net": 4, "": 5}
+# tls/ is a module of its own, which shares one header with the core.
+CORE_LEVELS = {"api": 0, "base": 1, "wal": 2, "proto": 2, "broker": 3, "net": 4, "": 5, "tls": 5}
 # A protocol implements a table of operations and uses the whole broker; its encoding and decoding are below the broker.
 CORE_TOP = {"proto/blip.c", "proto/blip_fast.c"}
 # Headers that lower folders may include, with the reason. All other folders include none of them.

@@ -1,6 +1,6 @@
-"""The state of a Raspberry Pi: temperature, throttling, under-voltage.
+"""The state of a Raspberry Pi: temperature, throttling, under-voltage. Whether the processor has instructions for AES.
 
-Invariant: reads a few files of the kernel, never waits, never raises. On any other machine the result is None.
+Invariant: reads a few files of the kernel, never waits, never raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Hardware(TypedDict):
 
 
 def read_hardware(root: str = "") -> Hardware | None:
-    """The state of the board, or None if it is not a Raspberry Pi. `root` is put in front of /proc and /sys."""
+    """The state of the board; None on any other machine. `root` is put in front of /proc and /sys."""
     # The same file at two paths: a service that sees only processes in /proc (ProcSubset=pid) has it in /sys.
     model = _text(f"{root}/proc/device-tree/model") or _text(f"{root}/sys/firmware/devicetree/base/model")
     if not model.startswith("Raspberry Pi"):
@@ -39,9 +39,19 @@ def read_hardware(root: str = "") -> Hardware | None:
     return {"temperature_c": temperature, "throttled": throttled, "undervoltage": bool(flags & UNDERVOLTAGE)}
 
 
-def _text(path: str) -> str:
+def has_aes(root: str = "") -> bool:
+    """Whether the processor encrypts with AES in hardware; then AES is faster than ChaCha20. True if the system does not tell,
+    as every processor of a desktop or server has it."""
+    for line in _text(f"{root}/proc/cpuinfo", 64 << 10).split("\n"):
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):  # x86, ARM
+            return "aes" in words.split()
+    return True
+
+
+def _text(path: str, size: int = 256) -> str:
     try:
         with open(path, "rb") as file:
-            return file.read(256).decode("ascii", "replace").strip("\0\n ")
+            return file.read(size).decode("ascii", "replace").strip("\0\n ")
     except OSError:
         return ""

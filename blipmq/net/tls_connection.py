@@ -20,6 +20,7 @@ import ssl
 from typing import Any, Protocol, cast
 
 from blipmq.base.tcp_keepalive import Owed
+from blipmq.net.tls_reason import explain
 
 # From close_notify until the client has closed too.
 CLOSING_SECONDS = 5.0
@@ -352,35 +353,7 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._deadline = None
 
 
-_CAUSES = {
-    "HTTP_REQUEST": "the client sent plain HTTP: use https://",
-    "HTTPS_PROXY_REQUEST": "the client sent a request for an HTTP proxy",
-    "WRONG_VERSION_NUMBER": "the client did not use TLS, which this port requires",
-    "UNSUPPORTED_PROTOCOL": "the client does not support TLS from tls.min_version up",
-    "NO_SHARED_CIPHER": "the client has no cipher in common with this broker",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the client sent no certificate, but tls.require_client_cert is set",
-    "CERTIFICATE_VERIFY_FAILED": "no authority in tls.client_ca_file signed the client's certificate",
-    "TLSV1_ALERT_UNKNOWN_CA": "the client does not know the authority that signed this broker's certificate",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "the client does not accept this broker's certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the client reports that this broker's certificate has expired",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the client does not accept this broker's certificate",
-    "UNEXPECTED_EOF_WHILE_READING": "the client closed the connection within a record",
-}
-# OpenSSL's errors, by version, for a frame of this protocol or anything else that is not TLS.
-_NOT_TLS = (
-    "BAD_RECORD_TYPE",
-    "PACKET_LENGTH_TOO_LONG",
-    "RECORD_LAYER_FAILURE",
-    "INVALID_RECORD_TYPE",
-    "BAD_PROTOCOL_VERSION_NUMBER",
-)
-
-
 def explained(error: Exception) -> str:
     """The error in a client's bytes, as text for the log."""
-    reason = getattr(error, "reason", None) or ""
-    if reason in _NOT_TLS:
-        reason = "WRONG_VERSION_NUMBER"
-    detail = getattr(error, "verify_message", "")
-    text = _CAUSES.get(reason) or reason.lower().replace("_", " ") or str(error)
-    return f"{text} ({detail})" if detail else text
+    reason = getattr(error, "reason", None)
+    return explain(reason, getattr(error, "verify_message", "")) if reason else str(error)
