@@ -29,6 +29,9 @@ FLAGS = [
     f"-I{NATIVE}",
     "-pthread",
 ]
+# The module with OpenSSL: its objects and libraries are only in its own target.
+TLS = NATIVE / "tls"
+TLS_LIBRARIES = ["-lssl", "-lcrypto"]
 # A target that replaces functions (the disk, the allocator) defines the symbols that the linker redirects calls to.
 WRAPPED = re.compile(r"__wrap_(\w+)")
 INPUT_SECONDS_MAX = 25
@@ -51,19 +54,19 @@ def build(directory: Path, fuzzer: bool, targets: list[str] | None = None) -> No
     compiler = ["clang"] if fuzzer else os.environ.get("CC", "cc").split()
     objects = directory / "objects"
     shutil.rmtree(objects, ignore_errors=True)
-    objects.mkdir(parents=True)
+    (objects / "tls").mkdir(parents=True)
     core = "-fsanitize=address,undefined" + (",fuzzer-no-link" if fuzzer else "")
     whole = "-fsanitize=address,undefined" + (",fuzzer" if fuzzer else "")
 
     def compile_one(source: Path) -> None:
-        subprocess.run(
-            [*compiler, *FLAGS, core, "-c", str(source), "-o", str(objects / f"{source.stem}.o")], check=True
-        )
+        place = objects / "tls" if source.parent == TLS else objects
+        subprocess.run([*compiler, *FLAGS, core, "-c", str(source), "-o", str(place / f"{source.stem}.o")], check=True)
 
     def link_one(target: str) -> None:
         source = SOURCES / f"fuzz_{target}.c"
         replay = [] if fuzzer else [str(SOURCES / "replay.c")]
-        files = [str(source), *replay, *map(str, sorted(objects.glob("*.o")))]
+        secure = [*map(str, sorted((objects / "tls").glob("*.o"))), *TLS_LIBRARIES] if target == "tls" else []
+        files = [str(source), *replay, *map(str, sorted(objects.glob("*.o"))), *secure]
         subprocess.run(
             [*compiler, *FLAGS, whole, *files, *wrapped(target), "-o", str(directory / f"fuzz_{target}")], check=True
         )

@@ -238,9 +238,37 @@ def streams() -> list[bytes]:
     return [*sorted(alone), *(bytes([place + 1]) + b"".join(packets)[:4000] for place, packets in enumerate(good))]
 
 
+# ---- connections: see `step` in native/fuzz/fuzz_tls.c -----------------------------------------------------------------
+
+
+def connections() -> list[bytes]:
+    """A handshake with each kind of client, then data, new keys, damage and ends, in whole flights and in pieces."""
+    client, all_of_it, bend, take, write, answer, room, update, end = 0, 3, 4, 5, 7, 8, 9, 10, 11
+    whole = bytes([client, all_of_it, take, 0])
+    pieces = bytes([client, *[2, 40, take, 0] * 8, all_of_it, take, 0])
+    data = bytes([write, 0, 50, write, 64, 0, all_of_it, take, 255, answer, 127, 0, answer, 0, 9, client])
+    tails = [
+        data,
+        bytes([update, update]) + data,
+        bytes([room, 2]) + data + bytes([room, 4]) + data,
+        bytes([write, 0, 50, bend, 0, 9, 0, 3, all_of_it, take, 9]),
+        bytes([end, 0, client, end, 1, all_of_it, take, 9, take, 9]),
+    ]
+    flows = [step * 4 + tail for step in (whole, pieces) for tail in tails]
+    flows += [
+        bytes([client, bend, at >> 8, at & 255, how, 7, all_of_it, take, 0]) for at in (0, 5, 80) for how in range(4)
+    ]
+    flows += [
+        bytes([bend, 0, 0, len(text)]) + text + bytes([all_of_it, take, 0])
+        for text in (b"GET / HTTP/1.1", b"\x15\3\3\0\2\1\0")
+    ]
+    return [bytes([kind]) + flow for flow in flows for kind in range(6)]
+
+
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
     "route": routes, "ring": rings, "promise": lives, "secure": handshakes, "mqtt_codec": streams,
+    "tls": connections,
 }  # fmt: skip
 
 
