@@ -7,7 +7,7 @@ interpreter), one service after the other until one answers. Exit status: 0 no v
 answered.
 
 Invariant: a package without an answer never counts as clean. Parts that are not on PyPI (the interpreter, OpenSSL and zlib
-inside the binaries) come from Debian's archive with its security patches and are not checked here.
+inside the binaries and wheels) come from Debian's archive with its security patches and are not checked here.
 """
 
 import json

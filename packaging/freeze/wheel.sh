@@ -8,6 +8,9 @@ mkdir -p /build/source /build/wheel
 cd /source
 cp -a blipmq native pyproject.toml setup.py README.md LICENSE /build/source/
 . /source/packaging/freeze/site.sh "/cache/$TARGET/wheels"/{setuptools,packaging,cffi,pycparser}-*.whl
+# OpenSSL becomes a part of the module for TLS, so its licence becomes a part of the wheel.
+export BLIPMQ_OPENSSL=/cache/$TARGET/libraries
+cp "/cache/any/sources/$OPENSSL_SOURCE/LICENSE.txt" /build/source/LICENSE.OpenSSL
 cd /build/source
 find . -name '*.so' -delete
 PYTHONPATH=/build/site "/opt/python/bin/python$PYTHON_VERSION" -c '

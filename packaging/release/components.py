@@ -1,4 +1,4 @@
-"""The components of a binary that others wrote. Licences and SBOM are made from this list.
+"""The components of a binary or a wheel that others wrote. Licences and SBOM are made from this list.
 
 Invariant: versions and licence texts are read from the built parts (the cache), never written here.
 """
@@ -39,7 +39,7 @@ WHEELS = {
 }
 SOURCES = {
     "python": ("PYTHON_SOURCE", "PSF-2.0", "LICENSE", "the interpreter"),
-    "openssl": ("OPENSSL_SOURCE", "Apache-2.0", "LICENSE.txt", "TLS"),
+    "openssl": ("OPENSSL_SOURCE", "Apache-2.0", "LICENSE.txt", "TLS, for the broker and for clients"),
     "zlib": ("ZLIB_SOURCE", "Zlib", "LICENSE", "compression"),
 }
 # Packages of the old userland, by name: package, licence, place. Those of the launcher are in the build chroot, those of the
@@ -131,6 +131,12 @@ def components(cache: Path, target: str) -> list[Component]:
     found += from_userland(cache / "any/chroot-build", LAUNCHER)
     found += from_userland(cache / target / "chroot-freeze", PROGRAM)
     return sorted(found, key=lambda component: component.name)
+
+
+def wheel_components(cache: Path) -> list[Component]:
+    """The components of the wheel: what is linked into its modules."""
+    names = variables(Path(__file__).parent.parent / "versions.env")
+    return [part for part in from_sources(cache, names) if part.name == "openssl"]
 
 
 def table(parts: list[Component]) -> str:

@@ -1,4 +1,4 @@
-"""`sbom.py CACHE TARGET VERSION EPOCH BINARY OUT`: contents of a binary, as CycloneDX 1.6 JSON.
+"""`sbom.py CACHE TARGET VERSION EPOCH BINARY OUT`: contents of a binary or a wheel, as CycloneDX 1.6 JSON.
 
 Invariant: the same binary gives the same bytes: the serial number is derived from its hash, the time is that of the commit.
 """
@@ -10,7 +10,7 @@ import uuid
 from datetime import datetime, timezone
 from pathlib import Path
 
-from components import Component, components
+from components import Component, components, wheel_components
 
 
 def component(part: Component) -> dict[str, object]:
@@ -62,6 +62,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 7:
         sys.exit(__doc__)
     cache, target, version, epoch, binary, out = sys.argv[1:]
-    parts = components(Path(cache), target)
+    parts = wheel_components(Path(cache)) if binary.endswith(".whl") else components(Path(cache), target)
     made = sbom(parts, target, version, int(epoch), Path(binary).read_bytes())
     Path(out).write_text(json.dumps(made, indent=2) + "\n")
